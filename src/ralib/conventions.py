@@ -1,0 +1,78 @@
+"""Centre, axes, signs, mirror: the one file that owns them. Everything else points here.
+
+Index coordinates: x is the column, y the row, the origin is pixel (n // 2, n // 2). A pose maps a particle point p
+onto its class average,
+
+    p_ref = M(R(psi)(p + origin)),    R(psi) = [[cos, -sin], [sin, cos]] on (x, y),    M: x -> -x if mirrored:
+
+shift first, then rotate, mirror last. This is RELION's order, so psi and origin go into rlnAnglePsi and
+rlnOriginX/YAngst (times the pixel size) as they are.
+
+Angles are degrees, shifts pixels; the functions take and return torch tensors of shape (n,) and (n, 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PoseTriple = tuple[Tensor, Tensor, Tensor]
+
+
+def wrap_deg(angle_deg: Tensor) -> Tensor:
+    """The same angle in [-180, 180)."""
+    return torch.remainder(angle_deg + 180.0, 360.0) - 180.0
+
+
+def rotate_xy(psi_deg: Tensor, xy: Tensor) -> Tensor:
+    """R(psi) applied to points; psi (...,), xy (..., 2)."""
+    psi = torch.deg2rad(psi_deg)
+    c, s = torch.cos(psi), torch.sin(psi)
+    x, y = xy[..., 0], xy[..., 1]
+    return torch.stack([c * x - s * y, s * x + c * y], dim=-1)
+
+
+def apply_pose(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, xy: Tensor) -> Tensor:
+    """Where particle points (..., 2) land on the class average."""
+    return mirror_x(rotate_xy(psi_deg, xy + origin_xy_px), mirror)
+
+
+def mirror_x(xy: Tensor, mirror: Tensor) -> Tensor:
+    """Points with x -> -x where `mirror` is true."""
+    return torch.stack([torch.where(mirror, -xy[..., 0], xy[..., 0]), xy[..., 1]], dim=-1)
+
+
+def compose(first: PoseTriple, second: PoseTriple) -> PoseTriple:
+    """The pose that does `first`, then `second`."""
+    psi_1, origin_1, mirror_1 = first
+    psi_2, origin_2, mirror_2 = second
+    # M2 R2 (M1 R1 (p + o1) + o2): moving M1 to the left turns R2 into its inverse.
+    psi = psi_1 + torch.where(mirror_1, -psi_2, psi_2)
+    origin = origin_1 + rotate_xy(-psi_1, mirror_x(origin_2, mirror_1))
+    return wrap_deg(psi), origin, mirror_1 ^ mirror_2
+
+
+def invert(pose: PoseTriple) -> PoseTriple:
+    """The pose that takes the class average back onto the particle."""
+    psi, origin, mirror = pose
+    shift_ref = mirror_x(rotate_xy(psi, origin), mirror)
+    return wrap_deg(torch.where(mirror, psi, -psi)), -shift_ref, mirror
+
+
+def eman2_to_pose(alpha_deg: Tensor, shift_xy_px: Tensor, mirror: Tensor) -> PoseTriple:
+    """EMAN2/SPARX xform.align2d, p_ref = M(R(-alpha) p + t), as (psi_deg, origin_xy_px, mirror)."""
+    return wrap_deg(-alpha_deg), rotate_xy(alpha_deg, shift_xy_px), mirror
+
+
+def pose_to_eman2(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> PoseTriple:
+    """(alpha_deg in [0, 360), shift_xy_px, mirror) of EMAN2/SPARX's xform.align2d."""
+    return torch.remainder(-psi_deg, 360.0), rotate_xy(psi_deg, origin_xy_px), mirror
+
+
+def pose_error(pose: PoseTriple, truth: PoseTriple) -> tuple[Tensor, Tensor]:
+    """Angle between two poses on the circle (degrees) and distance of their shifts in the class frame (pixels).
+
+    Only meaningful where both agree on the mirror.
+    """
+    angle = wrap_deg(pose[0] - truth[0]).abs()
+    return angle, torch.linalg.vector_norm(pose[1] - truth[1], dim=-1)

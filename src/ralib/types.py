@@ -1,0 +1,188 @@
+"""The few shapes of data every room shares: poses, CTF parameters, particle sets, class averages, run results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RalibError(Exception):
+    """A mistake in the input or the options, told in one line: what, where, what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class Poses:
+    """How each particle maps onto its class average: p_ref = M(R(psi)(p + origin)); see `conventions`.
+
+    psi_deg         (n,)   in-plane rotation, degrees
+    origin_xy_px    (n, 2) origin shift, pixels, applied before the rotation
+    mirror          (n,)   bool, x -> -x after the rotation
+    class_index     (n,)   int64, from 0; -1 where the particle belongs to no class
+    score           (n,)   the criterion reached (its meaning is the search's); NaN where unknown
+    """
+
+    psi_deg: Tensor
+    origin_xy_px: Tensor
+    mirror: Tensor
+    class_index: Tensor
+    score: Tensor
+
+    @classmethod
+    def identity(cls, n: int, device: torch.device | str = "cpu") -> Poses:
+        """Poses that leave every particle as it is, in class 0."""
+        return cls(
+            psi_deg=torch.zeros(n, device=device),
+            origin_xy_px=torch.zeros(n, 2, device=device),
+            mirror=torch.zeros(n, dtype=torch.bool, device=device),
+            class_index=torch.zeros(n, dtype=torch.int64, device=device),
+            score=torch.full((n,), float("nan"), device=device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.psi_deg)
+
+    def __getitem__(self, index: Tensor | slice) -> Poses:
+        return Poses(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Poses:
+        return Poses(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def replace(self, **changes: Tensor) -> Poses:
+        return replace(self, **changes)
+
+    @staticmethod
+    def cat(parts: Sequence[Poses]) -> Poses:
+        return Poses(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Poses)})
+
+
+@dataclass(frozen=True)
+class CtfParameters:
+    """Contrast transfer function of each particle; every array has shape (n,).
+
+    Defocus is positive for underfocus, in Angstrom; `astigmatism_angle_deg` is the angle from the x axis to the
+    direction of `defocus_u_A`; `amplitude_contrast` is a fraction; spherical aberration in millimetres.
+    """
+
+    defocus_u_A: np.ndarray
+    defocus_v_A: np.ndarray
+    astigmatism_angle_deg: np.ndarray
+    voltage_kV: np.ndarray
+    spherical_aberration_mm: np.ndarray
+    amplitude_contrast: np.ndarray
+    phase_shift_deg: np.ndarray
+    bfactor_A2: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.defocus_u_A)
+
+    def __getitem__(self, index: np.ndarray | slice) -> CtfParameters:
+        return CtfParameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images that are read when asked for: n_images square images of box x box pixels."""
+
+    n_images: int
+    box: int
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """float32 images (len(index), box, box), in the order of `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """An image source over an array already in memory."""
+
+    images: np.ndarray
+
+    @property
+    def n_images(self) -> int:  # type: ignore[override]
+        return len(self.images)
+
+    @property
+    def box(self) -> int:  # type: ignore[override]
+        return int(self.images.shape[-1])
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(self.images[index], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a particle file held beyond what we understand, kept so that writing it back loses nothing.
+
+    source_format   'relion', 'cryosparc', 'eman2', 'mrc', ...
+    tables          block name -> table, as the reader of that format keeps them; the particle table has one row
+                    per particle, in order
+    """
+
+    source_format: str
+    path: str = ""
+    tables: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParticleSet:
+    """A stack of particles and what is known of each.
+
+    pixel_size_A    one number for the stack, or None where no file says it
+    ctf, poses      None where the input has none
+    group           (n,) int, micrograph (or optics group) of each particle, for noise estimates
+    """
+
+    images: ImageSource
+    pixel_size_A: float | None = None
+    ctf: CtfParameters | None = None
+    poses: Poses | None = None
+    group: np.ndarray | None = None
+    metadata: Metadata = field(default_factory=lambda: Metadata("memory"))
+
+    def __len__(self) -> int:
+        return self.images.n_images
+
+    @property
+    def box(self) -> int:
+        return self.images.box
+
+    def replace(self, **changes: Any) -> ParticleSet:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ClassAverages:
+    """Averages of k classes, with what is needed to judge them.
+
+    images          (k, n, n) the averages
+    half_images     (2, k, n, n) averages of the even and the odd members, or None
+    members         (k,) particles in each class
+    frc             (k, n // 2 + 1) Fourier ring correlation between the half averages, or None
+    """
+
+    images: Tensor
+    members: Tensor
+    half_images: Tensor | None = None
+    frc: Tensor | None = None
+    pixel_size_A: float | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What an aligner found: poses, averages, one dict of figures an iteration, warnings with what to do."""
+
+    kind: str
+    poses: Poses
+    averages: ClassAverages
+    iterations: list[dict[str, Any]]
+    options: dict[str, Any]
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
