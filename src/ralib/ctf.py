@@ -45,7 +45,9 @@ def ctf_2d(
 ) -> Tensor:
     """CTF of each particle in rfft2's layout: (b, box, box // 2 + 1), zero frequency at [0, 0]."""
     if not pixel_size_A > 0:
-        raise RalibError(f"the CTF needs a pixel size above 0 A, got {pixel_size_A}: give one with --pixel-size")
+        raise RalibError(
+            f"the CTF needs a pixel size above 0 A, got {pixel_size_A}: give one with --pixel-size"
+        )
     kx, ky = frequency_grid(box, device=device, dtype=dtype)
     return _ctf(params, kx / pixel_size_A, ky / pixel_size_A)
 
