@@ -1,7 +1,7 @@
 """Centre, axes, signs, mirror: the one file that owns them. Everything else points here.
 
-Index coordinates: x is the column, y the row, the origin is pixel (n // 2, n // 2). A pose maps a particle point p
-onto its class average,
+Index coordinates: x is the column, y the row, the origin is pixel (n // 2, n // 2). A pose maps a particle
+point p onto its class average,
 
     p_ref = M(R(psi)(p + origin)),    R(psi) = [[cos, -sin], [sin, cos]] on (x, y),    M: x -> -x if mirrored:
 
@@ -39,7 +39,8 @@ def apply_pose(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, xy: Tensor
 
 def mirror_x(xy: Tensor, mirror: Tensor) -> Tensor:
     """Points with x -> -x where `mirror` is true."""
-    return torch.stack([torch.where(mirror, -xy[..., 0], xy[..., 0]), xy[..., 1]], dim=-1)
+    x = torch.where(mirror, -xy[..., 0], xy[..., 0])
+    return torch.stack([x, xy[..., 1].expand_as(x)], dim=-1)
 
 
 def compose(first: PoseTriple, second: PoseTriple) -> PoseTriple:
@@ -70,9 +71,25 @@ def pose_to_eman2(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> Pose
 
 
 def pose_error(pose: PoseTriple, truth: PoseTriple) -> tuple[Tensor, Tensor]:
-    """Angle between two poses on the circle (degrees) and distance of their shifts in the class frame (pixels).
+    """Angle between two poses on the circle (degrees) and distance of their shifts in the class frame
+    (pixels).
 
     Only meaningful where both agree on the mirror.
     """
     angle = wrap_deg(pose[0] - truth[0]).abs()
     return angle, torch.linalg.vector_norm(pose[1] - truth[1], dim=-1)
+
+
+def mirror_to_class(class_index: Tensor, mirror: Tensor, n_classes: int) -> Tensor:
+    """Class index for programs without a mirror: a mirrored member of class k joins class K + k.
+
+    The average of class K + k is that of class k under x -> -x, so psi and origin stay: M R(psi)(p + o) lies
+    on the one exactly where R(psi)(p + o) lies on the other. Particles without a class (-1) stay without.
+    """
+    return torch.where(mirror & (class_index >= 0), class_index + n_classes, class_index)
+
+
+def class_to_mirror(class_index: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """(class_index, mirror) back from `mirror_to_class`."""
+    mirror = class_index >= n_classes
+    return torch.where(mirror, class_index - n_classes, class_index), mirror
