@@ -1,0 +1,84 @@
+"""Files that are whole or not there: written beside their target, synced, then renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ralib.types import RalibError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """A temporary path in the folder of `path`; renamed to `path` on success, removed on any failure.
+
+    The temporary name keeps the suffix, since some writers choose the format by it. The file and its folder
+    are synced, so that after a power cut either the old or the new file is there. OSError (disk full, quota,
+    read-only) becomes a RalibError naming `path`.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name}"[:255])
+    try:
+        if target.is_dir():
+            raise RalibError(
+                f"cannot write {target}: a folder of that name is in the way; choose another name"
+            )
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            _sync(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RalibError(
+            f"cannot write {target}: {reason}; nothing was changed, free some space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all; NaN and infinity become null, which every JSON reader
+    takes."""
+    write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False, default=_plain) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and torch scalars and arrays as lists, paths as text."""
+    if hasattr(value, "tolist"):
+        return _without_nan(value.tolist())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    return value

@@ -1,0 +1,169 @@
+"""MRC and MRCS stacks: modes 0, 1, 2, 6 and 12, both byte orders; written as mode 2 or 12 (MRC2014)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
+
+from ralib.io.atomic import PathLike, atomic_path
+from ralib.io.stacks import RawLayout, RawStack
+from ralib.types import RalibError
+
+_HEADER_BYTES = 1024
+_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_MODE_OF = {np.dtype("f4"): 2, np.dtype("f2"): 12}
+_IMOD_STAMP = 1146047817
+
+
+def open_stack(path: PathLike) -> RawStack:
+    """The images of an MRC file, whatever its space group says: a .mrc that is a stack is a stack.
+
+    Raises RalibError for a file that is not MRC, is truncated, holds no images, or none that are square.
+    """
+    path = Path(path)
+    header, order = _read_header(path)
+    mode, nx, ny, nz = (int(header[k]) for k in ("mode", "nx", "ny", "nz"))
+    dtype = np.dtype(order + _MODES[mode])
+    if mode == 0 and _imod_unsigned_bytes(header, order):
+        dtype = np.dtype("u1")
+    offset = _HEADER_BYTES + int(header["nsymbt"])
+    return RawStack(
+        path, RawLayout(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, _pixel_size_A(header))
+    )
+
+
+def _read_header(path: Path) -> tuple[np.void, str]:
+    """The header record and its byte order: the one that makes mode and size plausible."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    if len(raw) < _HEADER_BYTES:
+        raise RalibError(
+            f"{path} is no MRC file: {len(raw)} bytes, its header alone would be {_HEADER_BYTES}"
+        )
+    for order in "<>":
+        header = np.frombuffer(raw, dtype=HEADER_DTYPE.newbyteorder(order))[0]
+        if (
+            int(header["mode"]) in _MODES
+            and min(int(header[k]) for k in ("nx", "ny")) > 0
+            and header["nsymbt"] >= 0
+        ):
+            return header, order
+    header = np.frombuffer(raw, dtype=HEADER_DTYPE)[0]
+    raise RalibError(
+        f"{path} is no MRC stack ralib can read: mode {header['mode']}, size {header['nx']} x {header['ny']} x "
+        f"{header['nz']} (modes 0, 1, 2, 6 and 12 are read)"
+    )
+
+
+def _imod_unsigned_bytes(header: np.void, order: str) -> bool:
+    """IMOD marks its files with a stamp at byte 152; bit 0 of the flags after it says that bytes are
+    signed."""
+    stamp, flags = np.frombuffer(bytes(header["extra2"])[40:48], dtype=order + "i4")
+    return bool(stamp == _IMOD_STAMP and not flags & 1)
+
+
+def _pixel_size_A(header: np.void) -> float | None:
+    """cella.x / mx where both make sense, else None."""
+    cell, samples = float(header["cella"]["x"]), int(header["mx"])
+    if samples <= 0 or not math.isfinite(cell) or cell <= 0:
+        return None
+    return float(np.float32(cell / samples))
+
+
+class MrcsWriter:
+    """Write a stack batch by batch; `append` images (b, n, n). Use it through `stack_writer`."""
+
+    def __init__(self, path: Path, pixel_size_A: float | None, dtype: np.dtype) -> None:
+        self._file = path.open("wb")
+        self._file.write(bytes(_HEADER_BYTES))
+        self._pixel_size_A = pixel_size_A
+        self._dtype = dtype
+        self._box = 0
+        self._count = 0
+        self._range = [math.inf, -math.inf]
+        self._sums = [0.0, 0.0]
+
+    def append(self, images: Any) -> None:
+        """Add images (b, n, n), or one (n, n)."""
+        images = _as_array(images)
+        images = images[None] if images.ndim == 2 else images
+        if images.ndim != 3 or images.shape[1] != images.shape[2]:
+            raise RalibError(f"images of shape {images.shape} cannot go into a stack: (k, n, n) is needed")
+        if self._box not in (0, images.shape[-1]):
+            raise RalibError(f"images of {images.shape[-1]} px cannot join a stack of {self._box} px")
+        self._box = images.shape[-1]
+        data = np.ascontiguousarray(images, dtype=self._dtype)
+        self._file.write(data.data)
+        if data.size:
+            self._count += len(data)
+            self._range = [min(self._range[0], float(data.min())), max(self._range[1], float(data.max()))]
+            self._sums[0] += float(data.sum(dtype=np.float64))
+            self._sums[1] += float(np.square(data, dtype=np.float64).sum())
+
+    def __enter__(self) -> MrcsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._file.seek(0)
+                self._file.write(self._header().tobytes())
+        finally:
+            self._file.close()
+
+    def _header(self) -> np.ndarray:
+        header = np.zeros((), dtype=HEADER_DTYPE.newbyteorder("<"))
+        n, box, pixels = self._count, self._box, max(1, self._count * self._box**2)
+        mean = self._sums[0] / pixels
+        size = self._pixel_size_A or 0.0
+        values: dict[str, Any] = {
+            "nx": box, "ny": box, "nz": n, "mode": _MODE_OF[self._dtype], "mx": box, "my": box, "mz": 1,
+            "cella": (size * box, size * box, size), "cellb": (90, 90, 90), "mapc": 1, "mapr": 2, "maps": 3,
+            "dmin": self._range[0] if n else 0, "dmax": self._range[1] if n else 0, "dmean": mean,
+            "rms": math.sqrt(max(0.0, self._sums[1] / pixels - mean**2)),
+            "ispg": 0, "nversion": 20140, "map": b"MAP ", "nlabl": 1,
+        }  # fmt: skip
+        for name, value in values.items():
+            header[name] = value
+        header["machst"][:] = (0x44, 0x44, 0, 0)
+        header["label"][0] = b"Written by ralib"
+        return header
+
+
+@contextlib.contextmanager
+def stack_writer(
+    path: PathLike, pixel_size_A: float | None, *, dtype: Any = np.float32
+) -> Iterator[MrcsWriter]:
+    """`with stack_writer(path, 1.3) as stack: stack.append(images)`: a stack larger than memory, whole or not
+    there.
+
+    dtype is float32 (mode 2) or float16 (mode 12).
+    """
+    if np.dtype(dtype) not in _MODE_OF:
+        raise RalibError(f"MRC stacks are written as float32 or float16, not {np.dtype(dtype)}")
+    with atomic_path(path) as temporary, MrcsWriter(temporary, pixel_size_A, np.dtype(dtype)) as writer:
+        yield writer
+
+
+def write_mrcs(path: PathLike, images: Any, pixel_size_A: float | None, *, dtype: Any = np.float32) -> None:
+    """Write images (k, n, n), a NumPy array or a torch tensor, as an MRC image stack (space group 0)."""
+    with stack_writer(path, pixel_size_A, dtype=dtype) as writer:
+        writer.append(images)
+
+
+def _as_array(images: Any) -> np.ndarray:
+    if hasattr(images, "detach"):
+        images = images.detach().cpu().numpy()
+    return np.asarray(images)

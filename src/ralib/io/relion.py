@@ -1,0 +1,245 @@
+"""RELION particle STAR files, 1 to 5, as a ParticleSet: images, CTF, poses, micrograph groups, all else kept.
+
+Before 3.1 one table holds everything: pixel size is DetectorPixelSize (um) / Magnification, origins are
+pixels. Since 3.1 `data_optics` holds what a session shares, and origins are Angstrom; files with pixels under
+a 3.1 header exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ralib.io.atomic import PathLike
+from ralib.io.paths import resolve_images
+from ralib.io.stacks import FilesSource, MissingImages, StackFile
+from ralib.io.star import Table, read_star
+from ralib.types import CtfParameters, ImageSource, Metadata, ParticleSet, Poses, RalibError
+
+DEFAULT_AMPLITUDE_CONTRAST = 0.1
+
+
+def open_star(
+    path: PathLike,
+    open_stack: Callable[[Path], StackFile],
+    *,
+    datadir: PathLike | None = None,
+    require_images: bool = True,
+) -> ParticleSet:
+    """Open a particle STAR file. With `require_images` false, missing stacks only matter when an image is
+    read.
+
+    Metadata.tables keeps every block; `metadata.tables[particle_block(tables)]` has one row a particle.
+    """
+    path = Path(path)
+    tables = read_star(path)
+    particles = _particle_table(tables, path)
+    table = _with_optics(particles, tables, path)
+    pixel_size_A = _pixel_size_A(table)
+    images, header_pixel_A = _images(path, table, open_stack, datadir, require_images)
+    stack_pixel_A = _common(pixel_size_A) if pixel_size_A is not None else header_pixel_A
+    per_particle_A = (
+        pixel_size_A if pixel_size_A is not None else np.full(len(table), stack_pixel_A or np.nan)
+    )
+    return ParticleSet(
+        images=images,
+        pixel_size_A=stack_pixel_A,
+        ctf=_ctf(table, path),
+        poses=_poses(table, per_particle_A, path),
+        group=_groups(table),
+        metadata=Metadata("relion", str(path), dict(tables)),
+    )
+
+
+def particle_block(tables: dict[str, Table]) -> str | None:
+    """The name of the block with one row a particle, or None."""
+    loops = {n: t for n, t in tables.items() if isinstance(t, pd.DataFrame)}
+    named = [n for n, t in loops.items() if "rlnImageName" in t.columns]
+    return "particles" if "particles" in named else (named[0] if named else None)
+
+
+def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """(file number, file names, slice from 0) of `000012@stack.mrcs` names; a name without @ is a single
+    image.
+
+    The stack part repeats, so it is cut off by length-independent text methods once and then factorised.
+    """
+    text = names.astype(str).tolist()
+    numbers = np.empty(len(text), dtype=np.int64)
+    files: dict[str, int] = {}
+    file_index = np.empty(len(text), dtype=np.int32)
+    for i, name in enumerate(text):
+        number, at, stack = name.partition("@")
+        numbers[i] = (
+            int(number)
+            if at and number.isascii() and number.isdigit() and len(number) < 12
+            else (0 if at else 1)
+        )
+        file_index[i] = files.setdefault(stack if at else number, len(files))
+    return file_index, list(files), numbers - 1
+
+
+def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
+    block = particle_block(tables)
+    if block is None:
+        raise RalibError(f"{path} has no table with the column rlnImageName: it is no particle file")
+    table = tables[block]
+    assert isinstance(table, pd.DataFrame)
+    if not len(table):
+        raise RalibError(f"{path}: the table data_{block} is empty, there are no particles")
+    return table
+
+
+def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) -> pd.DataFrame:
+    """The particle table with the columns of its optics group joined in; a particle's own value goes
+    first."""
+    optics = tables.get("optics")
+    if isinstance(optics, dict):  # one group written as single values
+        optics = pd.DataFrame({k: [v] for k, v in optics.items()}).apply(_numeric_if_possible)
+    if optics is None or not len(optics):
+        return particles
+    if "rlnOpticsGroup" in particles.columns and "rlnOpticsGroup" in optics.columns:
+        group = _numbers(particles, "rlnOpticsGroup", path)
+        known = pd.Index(_numbers(optics, "rlnOpticsGroup", path))
+        if not known.is_unique:
+            raise RalibError(
+                f"{path}: data_optics lists one rlnOpticsGroup twice; give each group its own number"
+            )
+        row = known.get_indexer(group)
+        if (row < 0).any():
+            raise RalibError(
+                f"{path}: particles of optics group {group[row < 0][0]:g}, which data_optics does not list"
+            )
+    elif len(optics) == 1:
+        row = np.zeros(len(particles), dtype=np.int64)
+    else:
+        raise RalibError(f"{path}: {len(optics)} optics groups, but the column rlnOpticsGroup is missing")
+    shared = {c: optics[c].to_numpy()[row] for c in optics.columns if c not in particles.columns}
+    return pd.concat([particles, pd.DataFrame(shared, index=particles.index)], axis=1)
+
+
+def _numeric_if_possible(column: pd.Series) -> pd.Series:
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
+
+
+def _numbers(table: pd.DataFrame, name: str, path: Path | str) -> np.ndarray:
+    """A column as float64, or an error naming it."""
+    try:
+        return pd.to_numeric(table[name]).to_numpy(dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise RalibError(f"{path}: the column {name} should hold numbers; {error}") from error
+
+
+def _optional(table: pd.DataFrame, name: str, default: float, path: Path) -> np.ndarray:
+    return _numbers(table, name, path) if name in table.columns else np.full(len(table), default)
+
+
+def _pixel_size_A(table: pd.DataFrame) -> np.ndarray | None:
+    """(n,) pixel size of each particle's image, or None where the file does not say."""
+    if "rlnImagePixelSize" in table.columns:
+        size = _numbers(table, "rlnImagePixelSize", "rlnImagePixelSize")
+    elif "rlnDetectorPixelSize" in table.columns and "rlnMagnification" in table.columns:
+        magnification = _numbers(table, "rlnMagnification", "rlnMagnification")
+        detector_um = _numbers(table, "rlnDetectorPixelSize", "rlnDetectorPixelSize")
+        size = detector_um * 1e4 / np.where(magnification > 0, magnification, np.nan)
+    elif "rlnPixelSize" in table.columns:
+        size = _numbers(table, "rlnPixelSize", "rlnPixelSize")
+    else:
+        return None
+    if not (np.isfinite(size) & (size > 0)).all():
+        raise RalibError(
+            f"pixel size {size[~(np.isfinite(size) & (size > 0))][0]} A/px in the STAR file: correct it"
+        )
+    return size
+
+
+def _common(values: np.ndarray) -> float:
+    """The most frequent value."""
+    unique, counts = np.unique(values, return_counts=True)
+    return float(unique[np.argmax(counts)])
+
+
+def _images(
+    path: Path, table: pd.DataFrame, open_stack: Callable, datadir: PathLike | None, required: bool
+) -> tuple[ImageSource, float | None]:
+    file_index, files, slices = split_image_names(table["rlnImageName"])
+    if (slices < 0).any():
+        bad = table["rlnImageName"].iloc[int(np.argmax(slices < 0))]
+        raise RalibError(f"{path}: image name {bad!r}: a number from 1 is needed before @")
+    try:
+        source = FilesSource(resolve_images(files, path, datadir), file_index, slices, open_stack)
+    except RalibError as error:
+        if required:
+            raise
+        size = table["rlnImageSize"].iloc[0] if "rlnImageSize" in table.columns else 0
+        return MissingImages(len(table), int(size), str(error)), None
+    return source, source.pixel_size_A
+
+
+def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
+    """CTF of each particle, or None where defocus, voltage or spherical aberration are missing.
+
+    Amplitude contrast is 0.1 where the file has none (RELION 3.0 allowed that).
+    """
+    needed = ("rlnDefocusU", "rlnVoltage", "rlnSphericalAberration")
+    if any(c not in table.columns for c in needed):
+        return None
+    u = _numbers(table, "rlnDefocusU", path)
+    return CtfParameters(
+        defocus_u_A=u,
+        defocus_v_A=_numbers(table, "rlnDefocusV", path) if "rlnDefocusV" in table.columns else u.copy(),
+        astigmatism_angle_deg=_optional(table, "rlnDefocusAngle", 0.0, path),
+        voltage_kV=_numbers(table, "rlnVoltage", path),
+        spherical_aberration_mm=_numbers(table, "rlnSphericalAberration", path),
+        amplitude_contrast=_optional(table, "rlnAmplitudeContrast", DEFAULT_AMPLITUDE_CONTRAST, path),
+        phase_shift_deg=_optional(table, "rlnPhaseShift", 0.0, path),
+        bfactor_A2=_optional(table, "rlnCtfBfactor", 0.0, path),
+    )
+
+
+def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses | None:
+    """Psi, origin, class, mirror; None where the file has neither psi nor a class. ralib's own columns go
+    first."""
+    if not {"rlnAnglePsi", "rlnClassNumber"} & set(table.columns):
+        return None
+    origin = np.stack([_origin_px(table, axis, pixel_size_A, path) for axis in "XY"], axis=1)
+    label = "ralibClass" if "ralibClass" in table.columns else "rlnClassNumber"
+    return Poses(
+        psi_deg=torch.tensor(_optional(table, "rlnAnglePsi", 0.0, path), dtype=torch.float32),
+        origin_xy_px=torch.tensor(origin, dtype=torch.float32),
+        mirror=torch.tensor(_optional(table, "ralibMirror", 0.0, path) != 0),
+        class_index=torch.tensor(_class_index(_optional(table, label, 1.0, path), label, path)),
+        score=torch.tensor(_optional(table, "ralibScore", np.nan, path), dtype=torch.float32),
+    )
+
+
+def _class_index(number: np.ndarray, label: str, path: Path) -> np.ndarray:
+    if not (np.isfinite(number) & (np.abs(number) < 2**31)).all():
+        raise RalibError(f"{path}: the column {label} should hold class numbers from 1")
+    return np.maximum(number.astype(np.int64) - 1, -1)
+
+
+def _origin_px(table: pd.DataFrame, axis: str, pixel_size_A: np.ndarray, path: Path) -> np.ndarray:
+    if f"rlnOrigin{axis}Angst" in table.columns:
+        origin_A = _numbers(table, f"rlnOrigin{axis}Angst", path)
+        if np.isnan(pixel_size_A).any() and origin_A.any():
+            raise RalibError(
+                f"{path}: origins are in Angstrom, but no pixel size is given; add rlnImagePixelSize"
+            )
+        return np.where(origin_A == 0, 0.0, origin_A / pixel_size_A)
+    return _optional(table, f"rlnOrigin{axis}", 0.0, path)
+
+
+def _groups(table: pd.DataFrame) -> np.ndarray | None:
+    """Micrograph of each particle, else its optics group, numbered from 0 in order of appearance."""
+    for column in ("rlnMicrographName", "rlnGroupNumber", "rlnOpticsGroup"):
+        if column in table.columns:
+            return pd.factorize(table[column])[0].astype(np.int64)
+    return None
