@@ -36,15 +36,13 @@ def make_params(**changes: float | list[float]) -> CtfParameters:
 
 def eman2_params(golden: Path) -> tuple[CtfParameters, float]:
     """The golden CTF with SPARX's rounded electron wavelength undone: same phase, to the last digit."""
-    df, cs, kv, apix, bfactor, amplitude, astigmatism, angle = np.load(golden / "operations.npz")[
-        "ctf_params"
-    ]
+    df, cs, kv, apix, bfactor, contrast, astigmatism, angle = np.load(golden / "operations.npz")["ctf_params"]
     ratio = 12.398 / np.sqrt(kv * (1022.0 + kv)) / electron_wavelength_A(np.array([kv]))
     params = ctf_from_eman2(
         defocus_um=df * ratio,
         cs_mm=cs * ratio**3,
         voltage_kV=[kv],
-        amplitude_contrast_percent=[amplitude],
+        amplitude_contrast_percent=[contrast],
         bfactor_A2=[bfactor],
         astigmatism_um=astigmatism * ratio,
         astigmatism_angle_deg=[angle],

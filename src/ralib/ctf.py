@@ -29,7 +29,7 @@ def electron_wavelength_A(voltage_kV: np.ndarray) -> np.ndarray:
 def frequency_grid(
     box: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Frequencies (kx, ky) in cycles per pixel of rfft2's layout, each broadcastable to (box, box // 2 + 1)."""
+    """Frequencies (kx, ky) in cycles per pixel, rfft2 layout; they broadcast to (box, box // 2 + 1)."""
     kx = torch.fft.rfftfreq(box, device=device, dtype=dtype)[None, :]
     ky = torch.fft.fftfreq(box, device=device, dtype=dtype)[:, None]
     return kx, ky
@@ -46,7 +46,7 @@ def ctf_2d(
     """CTF of each particle in rfft2's layout: (b, box, box // 2 + 1), zero frequency at [0, 0]."""
     if not pixel_size_A > 0:
         raise RalibError(
-            f"the CTF needs a pixel size above 0 A, got {pixel_size_A}: give one with --pixel-size"
+            f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with --pixel-size"
         )
     kx, ky = frequency_grid(box, device=device, dtype=dtype)
     return _ctf(params, kx / pixel_size_A, ky / pixel_size_A)

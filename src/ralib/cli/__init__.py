@@ -1,0 +1,48 @@
+"""The command `ralib`: one typer app; each module beside this one registers its commands."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import typer
+
+from ralib import __version__
+from ralib.cli.common import run
+
+COMMAND_MODULES = ("align", "classify", "data", "report", "watch", "bench")
+
+app = typer.Typer(
+    name="ralib",
+    help="2D alignment, classification and averaging of cryo-EM particle images, on GPUs and CPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ralib {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and stop."
+    ),
+) -> None:
+    """Options of `ralib` itself."""
+
+
+for _name in COMMAND_MODULES:
+    if find_spec(f"{__name__}.{_name}") is not None:
+        import_module(f"{__name__}.{_name}").register(app)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0, or 2 for a mistake told in one line)."""
+    return run(app, argv)

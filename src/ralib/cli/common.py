@@ -1,0 +1,113 @@
+"""What every command shares: the device line, errors told in one line, the exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import typer
+
+from ralib.types import RalibError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+DEVICE_HELP = "Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:K."
+
+
+def resolve_device(text: str = "auto") -> torch.device:
+    """The device named by `auto`, `cpu`, `cuda` or `cuda:K`; prints which one is used.
+
+    Under torchrun, `auto` and `cuda` mean the GPU of the local rank.
+    """
+    device = _parse_device(text.strip().lower(), torch.cuda.device_count())
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(f"device: {describe_device(device)}")
+    return device
+
+
+def _parse_device(text: str, n_gpus: int) -> torch.device:
+    if text == "auto":
+        text = "cuda" if n_gpus > 0 else "cpu"
+    if text == "cpu":
+        return torch.device("cpu")
+    name, _, number = text.partition(":")
+    if name != "cuda" or not (number.isdecimal() or text == "cuda"):
+        raise RalibError(f"--device {text!r} is not a device: use auto, cpu, cuda or cuda:K")
+    if n_gpus == 0:
+        raise RalibError("--device cuda: PyTorch finds no GPU here: use --device cpu, or see 'ralib info'")
+    index = int(number) if number else int(os.environ.get("LOCAL_RANK", "0")) % n_gpus
+    if index >= n_gpus:
+        raise RalibError(f"--device {text}: there are {n_gpus} GPUs, numbered from 0: use a smaller number")
+    return torch.device("cuda", index)
+
+
+def describe_device(device: torch.device) -> str:
+    """One line for a person: `cuda:0 (name, 80 GiB)` or `cpu (2 threads)`."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
+    """Call a typer app; every error becomes one line on stderr and a status, never a traceback.
+
+    Mistakes in the input, the options or the file system give 2, an interruption 130. Anything else is a bug
+    of ours: status 1. RALIB_DEBUG=1 shows the traceback as well.
+    """
+    try:
+        status = app(args=argv, prog_name="ralib", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except typer.Abort:
+        return _fail("aborted", EXIT_ERROR)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except BrokenPipeError:
+        # The reader went away (`ralib ... | head`): nothing to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as error:
+        return _explain(error)
+    return status if isinstance(status, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    if os.environ.get("RALIB_DEBUG"):
+        traceback.print_exc()
+    if isinstance(error, RalibError):
+        return _fail(str(error), EXIT_ERROR)
+    if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
+        message = error.format_message()  # empty where it has just shown the help
+        return _fail(f"{message} (see 'ralib --help')", EXIT_ERROR) if message else EXIT_ERROR
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _fail(f"out of memory: {error}: use smaller batches (--batch) or a smaller box", EXIT_ERROR)
+    if isinstance(error, OSError):
+        return _fail(_describe_os_error(error), EXIT_ERROR)
+    what = f"{type(error).__name__}: {error}"
+    return _fail(f"internal error, please report it: {what} (RALIB_DEBUG=1 shows where)", 1)
+
+
+def _describe_os_error(error: OSError) -> str:
+    hints = {
+        errno.ENOSPC: "free some space or choose another output folder",
+        errno.EDQUOT: "your quota is used up: free some space or choose another output folder",
+        errno.EACCES: "check the permissions",
+        errno.EROFS: "choose an output folder that can be written",
+        errno.ENOENT: "check the path",
+    }
+    where = f"{error.filename}: " if error.filename else ""
+    what = error.strerror or str(error)
+    hint = hints.get(error.errno or 0)
+    return f"{where}{what}" + (f": {hint}" if hint else "")
+
+
+def _fail(message: str, status: int) -> int:
+    """Print one line on stderr, whatever line breaks a library put into its message; returns the status."""
+    typer.echo(f"ralib: {' '.join(message.split())}", err=True)
+    return status
