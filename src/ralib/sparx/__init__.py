@@ -1,0 +1,30 @@
+"""The parity room: EMAN2/SPARX's 2D algorithms exactly, batched in torch on any device.
+
+EMAN2's quirks live here and nowhere else; each has a comment that says why it is there.
+"""
+
+from ralib.sparx.centering import average_shift, ccf, center_2D, center_shift, phase_cog
+from ralib.sparx.filters import filt_table, filt_tanl, fit_tanh, fsc, fsc_mask, model_circle
+from ralib.sparx.resample import fshift, mirror_images, rot_shift2D
+from ralib.sparx.transforms import combine_params2, inverse_transform2, params_to_poses, poses_to_params
+
+__all__ = [
+    "average_shift",
+    "ccf",
+    "center_2D",
+    "center_shift",
+    "combine_params2",
+    "filt_table",
+    "filt_tanl",
+    "fit_tanh",
+    "fsc",
+    "fsc_mask",
+    "fshift",
+    "inverse_transform2",
+    "mirror_images",
+    "model_circle",
+    "params_to_poses",
+    "phase_cog",
+    "poses_to_params",
+    "rot_shift2D",
+]

@@ -1,0 +1,199 @@
+"""SPARX's Fourier ring correlation, the low-pass fitted to it, and radial filters; batches of images (k, n, n).
+
+Follows statistics.fsc / fsc_mask, filter.fit_tanh / filt_tanl / filt_table and utilities.amoeba (EMAN2 2.99).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.types import RalibError
+
+
+def frequency_px(n: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    """Spatial frequency of each rfft2 coefficient, cycles per pixel, (n, n // 2 + 1)."""
+    ky = torch.fft.fftfreq(n, device=device, dtype=dtype)
+    kx = torch.fft.rfftfreq(n, device=device, dtype=dtype)
+    return torch.sqrt(ky[:, None] ** 2 + kx[None, :] ** 2)
+
+
+def fsc(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fourier ring correlation of images (k, n, n) with images (k, n, n).
+
+    Returns frequency_per_px (n // 2 + 1,), correlation (k, n // 2 + 1) in float64, and count (n // 2 + 1,), twice
+    the coefficients in each ring as SPARX counts them. A ring without power (an empty half) correlates 0.
+    """
+    if first.shape != second.shape or first.ndim != 3:
+        raise RalibError(
+            f"fsc compares stacks of one shape (k, n, n), got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    n = first.shape[-1]
+    ring, counted = _rings(n, first.device)
+    a = torch.fft.rfft2(first.double())[:, counted]
+    b = torch.fft.rfft2(second.double())[:, counted]
+
+    def ring_sum(values: Tensor) -> Tensor:
+        total = torch.zeros(len(values), n // 2 + 1, dtype=torch.float64, device=values.device)
+        return total.index_add_(1, ring, values)
+
+    power = ring_sum(a.abs() ** 2) * ring_sum(b.abs() ** 2)
+    cross = ring_sum((a * b.conj()).real)
+    correlation = torch.where(power > 0, cross / power.clamp_min(1e-300).sqrt(), torch.zeros_like(cross))
+    count = 2.0 * torch.bincount(ring, minlength=n // 2 + 1).double()
+    frequency = torch.arange(n // 2 + 1, device=first.device, dtype=torch.float64) / (2 * (n // 2))
+    return frequency, correlation, count
+
+
+def fsc_mask(first: Tensor, second: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """`fsc` under a mask (n, n), each image less its mean inside (mask > 0.5); default a circle of n // 2 px."""
+    n = first.shape[-1]
+    if mask is None:
+        mask = model_circle(n // 2, n, first.device)
+    if mask.shape != first.shape[-2:]:
+        raise RalibError(f"the mask is {tuple(mask.shape)} px, the images {tuple(first.shape[-2:])}: they must agree")
+
+    def centred(images: Tensor) -> Tensor:
+        return (images.double() - mean_under(images, mask)[:, None, None]) * mask.double()
+
+    return fsc(centred(first), centred(second))
+
+
+def model_circle(radius: float, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """A disc of ones (n, n), |x - n // 2| <= radius (utilities.model_circle)."""
+    axis = torch.arange(n, device=device, dtype=torch.float32) - n // 2
+    return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius * radius).float()
+
+
+def mean_under(images: Tensor, mask: Tensor, inside: bool = True) -> Tensor:
+    """Mean (k,) of each image where mask > 0.5 (or, outside, where it is not), float64."""
+    return statistics_under(images, mask, inside)[0]
+
+
+def statistics_under(images: Tensor, mask: Tensor, inside: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n - 1) of each image under or outside the mask (Util.infomask), (k,) float64."""
+    chosen = (mask > 0.5) == inside
+    count = int(chosen.sum())
+    if count < 2:
+        where = "inside" if inside else "outside"
+        raise RalibError(f"the mask has {count} pixels {where} it: give one with pixels on both sides of 0.5")
+    values = images[:, chosen.to(images.device)].double()
+    return values.mean(dim=1), values.std(dim=1)
+
+
+def filt_tanl(images: Tensor, cutoff_per_px: Tensor | float, fall_off: Tensor | float) -> Tensor:
+    """Hyperbolic-tangent low-pass of images (k, n, n); cutoff (half height) and fall_off are numbers or (k,)."""
+    f = frequency_px(images.shape[-1], images.device)
+    cutoff = torch.as_tensor(cutoff_per_px, dtype=torch.float64, device=images.device).reshape(-1, 1, 1)
+    width = torch.as_tensor(fall_off, dtype=torch.float64, device=images.device).reshape(-1, 1, 1)
+    slope = 0.5 * math.pi / (width * cutoff)
+    return filter_fourier(images, 0.5 * (torch.tanh(slope * (f + cutoff)) - torch.tanh(slope * (f - cutoff))))
+
+
+def filt_table(images: Tensor, table: Tensor) -> Tensor:
+    """Images (k, n, n) times a radial table (k, m) or (m,), by ring index with linear interpolation, zero beyond it."""
+    n = images.shape[-1]
+    table = torch.atleast_2d(table).to(images.device, torch.float64)
+    table = torch.nn.functional.pad(table, (0, n + 2))  # longer than any ring index of the square
+    radius = frequency_px(n, images.device) * n
+    index = radius.floor().long()
+    low, high = table[:, index], table[:, index + 1]
+    return filter_fourier(images, low + (radius - index) * (high - low))
+
+
+def filter_fourier(images: Tensor, response: Tensor) -> Tensor:
+    """Images (k, n, n) times a real response in the rfft2 layout, (n, n // 2 + 1) or (k, ...)."""
+    return torch.fft.irfft2(torch.fft.rfft2(images) * response.to(images.dtype), s=images.shape[-2:])
+
+
+def fit_tanh(frequency_per_px: Tensor, correlation: Tensor, low: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Cut-off and fall-off (k,) of the tanh low-pass that fits each row of `correlation` (k, m).
+
+    The half-set FRC is taken to the whole set by 2r / (1 + r), and is zero from where that first falls below `low`.
+    """
+    frequency = frequency_per_px.detach().cpu().double().numpy()
+    rows = torch.atleast_2d(correlation).detach().cpu().double().numpy()
+    fitted = np.array([_fit_tanh_one(frequency, row, low) for row in rows]).reshape(-1, 2)
+    result = torch.from_numpy(fitted).to(correlation.device)
+    return result[:, 0], result[:, 1]
+
+
+def _fit_tanh_one(frequency: np.ndarray, correlation: np.ndarray, low: float) -> tuple[float, float]:
+    full = _to_whole_set(correlation)
+    below = np.flatnonzero(full[1:] < low)
+    if len(below):
+        full[1 + below[0] :] = 0.0
+    half = np.flatnonzero(full[1:-1] < 0.5)
+    if not len(half):
+        return 0.4, 0.2  # the curve never falls: SPARX's own fallback
+    start = frequency[half[0]]
+    full[0] = _to_whole_set(np.abs(correlation[:1]))[0]  # SPARX fits |r| at the origin
+
+    def goodness(point: np.ndarray) -> float:
+        cutoff, width = point
+        if cutoff == 0 or width == 0:
+            return 0.0  # SPARX takes the residual as nothing there, so the fit may end on a zero cut-off
+        slope = 0.5 * math.pi / width / cutoff
+        model = 0.5 * (np.tanh(slope * (frequency + cutoff)) - np.tanh(slope * (frequency - cutoff)))
+        return -float(np.sum((full - model) ** 2))
+
+    cutoff, width = _simplex_maximum(goodness, np.array([start, 0.1]), step=0.05)
+    return float(cutoff), float(width)
+
+
+def _to_whole_set(correlation: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(2.0 * correlation / (1.0 + correlation), nan=0.0, neginf=-1e6, posinf=1e6)
+
+
+def _simplex_maximum(
+    function: Callable[[np.ndarray], float], start: np.ndarray, step: float, tolerance: float = 1e-4
+) -> np.ndarray:
+    """The maximum by Nelder and Mead's simplex with SPARX's steps: reflect, expand by 3, or shrink to the best.
+
+    SPARX's own stopping rule is kept (relative range of the values and size of the simplex, both below 1e-4, or 500
+    steps): its cut-off is where this walk stops, not the exact maximum.
+    """
+    d = len(start)
+    simplex = np.vstack([start, start + step * np.eye(d)])
+    value = np.array([function(p) for p in simplex])
+    for _ in range(500):
+        best, worst = int(value.argmax()), int(value.argmin())
+        centre = np.delete(simplex, worst, axis=0).mean(axis=0)
+        size = np.abs(centre - simplex[worst]).mean() / step
+        scale = 0.5 * (abs(value[best]) + abs(value[worst]))
+        spread = abs(value[best] - value[worst]) / scale if scale else 0.0
+        if spread < tolerance and size < tolerance:
+            break
+        point = 2.0 * centre - simplex[worst]
+        reached = function(point)
+        if reached <= value[worst]:
+            for i in set(range(d + 1)) - {best, worst}:
+                simplex[i] = 0.5 * (simplex[best] + simplex[i])
+                value[i] = function(simplex[i])
+            point = 0.5 * (simplex[best] + simplex[worst])
+            reached = function(point)
+        elif reached >= value[best]:
+            further = 3.0 * centre - 2.0 * simplex[worst]
+            if (far := function(further)) > reached:
+                point, reached = further, far
+        simplex[worst], value[worst] = point, reached
+    return simplex[int(value.argmax())]
+
+
+def _rings(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ring index of the coefficients that count, and which of (n, n // 2 + 1) do.
+
+    Of the column kx = 0 only one of each Friedel pair counts; the column of the Nyquist frequency counts whole.
+    """
+    index = torch.arange(n, device=device)
+    ky = torch.where(index > n // 2, index - n, index)
+    kx = torch.arange(n // 2 + 1, device=device)
+    radius = torch.sqrt((ky[:, None] ** 2 + kx[None, :] ** 2).double())
+    ring = torch.floor(radius + 0.5).long()
+    counted = (ring <= n // 2) & ((kx[None, :] > 0) | (ky[:, None] >= 0))
+    return ring[counted], counted

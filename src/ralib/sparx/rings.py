@@ -1,0 +1,129 @@
+"""Polar rings as SPARX samples, transforms and weights them; batches of images and shifts.
+
+Follows alignment.Numrinit / ringwe and Util::Polar2Dm (bilinear since 2014), Frngs, Applyws (EMAN2 2.99). A set of
+rings is kept as full half-spectra (r, m), shorter rings filled with zeros, so a correlation over all rings is one
+matrix product a frequency.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ralib.types import RalibError
+
+LONGEST_RING = 32768
+
+
+@dataclass(frozen=True)
+class Rings:
+    """The rings of one search: radii (r,), lengths (r,), weights (r,), and 'F'ull or 'H'alf circles."""
+
+    radius_px: tuple[int, ...]
+    length: tuple[int, ...]
+    weight: tuple[float, ...]
+    mode: str
+
+    @property
+    def longest(self) -> int:
+        return self.length[-1]
+
+    @property
+    def period_deg(self) -> float:
+        return 360.0 if self.mode == "F" else 180.0
+
+
+def make_rings(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -> Rings:
+    """Rings first..last by step with SPARX's lengths and weights; radii in pixels."""
+    if not (0 < first_px <= last_px and step_px > 0):
+        raise RalibError(f"rings run from --ir > 0 to --ou by --rs > 0, got {first_px}, {last_px}, {step_px}")
+    if mode not in ("F", "H"):
+        raise RalibError(f"--mode is F (full rings) or H (half rings), not {mode!r}")
+    table = numrinit(first_px, last_px, step_px, mode)
+    return Rings(tuple(t[0] for t in table), tuple(t[2] for t in table), tuple(ringwe(table, mode)), mode)
+
+
+def numrinit(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -> list[tuple[int, int, int]]:
+    """Radius, place of the first sample (from 1) and length of each ring (alignment.Numrinit)."""
+    circle = 2.0 * math.pi if mode == "F" else math.pi
+    table, begin = [], 1
+    for radius in range(first_px, last_px + 1, step_px):
+        samples = int(circle * radius + 0.5)
+        length = 2 ** samples.bit_length()  # the power of two above, hence at least twice oversampled ...
+        spare = 2 if radius + step_px <= last_px else 5
+        if samples > length + length // spare:  # ... so this never doubles it; kept as SPARX has it
+            length = min(LONGEST_RING, 2 * length)
+        table.append((radius, begin, length))
+        begin += length
+    return table
+
+
+def ringwe(table: list[tuple[int, int, int]], mode: str = "F") -> list[float]:
+    """Weight of each ring, r dr dphi times longest / length (alignment.ringwe)."""
+    circle = 2.0 * math.pi if mode == "F" else math.pi
+    longest = table[-1][2]
+    return [radius * circle / length * longest / length for radius, _, length in table]
+
+
+def sample_rings(images: Tensor, centre_xy_px: Tensor, rings: Rings) -> list[Tensor]:
+    """Ring samples (b, s, length) of images (b, n, n) around centres (b, s, 2); one tensor a ring.
+
+    Centres are pixel coordinates from 0. Sample j lies at angle 2 pi j / length (pi for half rings) from the y axis
+    towards x. Bilinear; a ring that leaves the image reads its edge pixels, where EMAN2 reads past the row.
+    """
+    n = images.shape[-1]
+    flat = images.flatten(1)
+    sampled = []
+    for radius, length in zip(rings.radius_px, rings.length, strict=True):
+        step = math.radians(rings.period_deg) / length
+        angle = step * torch.arange(length, device=images.device, dtype=torch.float64)
+        offset = torch.stack([radius * torch.sin(angle), radius * torch.cos(angle)], dim=-1)
+        xy = (centre_xy_px[:, :, None, :].double() + offset).clamp(0, n - 1)
+        sampled.append(_bilinear(flat, xy, n))
+    return sampled
+
+
+def _bilinear(flat: Tensor, xy: Tensor, n: int) -> Tensor:
+    """Values at xy (b, s, l, 2) of images given as rows (b, n * n)."""
+    corner = xy.floor().clamp_max(n - 2)
+    part = (xy - corner).to(flat.dtype)
+    corner = corner.long()
+    index = (corner[..., 1] * n + corner[..., 0]).flatten(1)
+
+    def pixel(step: int) -> Tensor:
+        return flat.gather(1, index + step).view(xy.shape[:-1])
+
+    p00, p10, p01, p11 = pixel(0), pixel(1), pixel(n), pixel(n + 1)
+    dx, dy = part[..., 0], part[..., 1]
+    return p00 + dy * (p01 - p00) + dx * (p10 - p00 + dy * (p11 - p10 - p01 + p00))
+
+
+def normalise_rings(sampled: list[Tensor], rings: Rings) -> list[Tensor]:
+    """Samples of mean 0 and standard deviation 1 under the area weight r dphi (Util::Normalize_ring)."""
+    area = [r * 2.0 * math.pi / length for r, length in zip(rings.radius_px, rings.length, strict=True)]
+    total = sum(a * length for a, length in zip(area, rings.length, strict=True))
+    first = torch.stack([a * s.sum(-1) for a, s in zip(area, sampled, strict=True)]).sum(0) / total
+    second = torch.stack([a * (s * s).sum(-1) for a, s in zip(area, sampled, strict=True)]).sum(0) / total
+    spread = (second - first**2).clamp_min(0).sqrt()
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))  # an empty image stays zero
+    return [(s - first[..., None]) / spread[..., None] for s in sampled]
+
+
+def ring_spectra(sampled: list[Tensor], rings: Rings, *, weighted: bool = False) -> Tensor:
+    """Half-spectra (b, s, r, longest // 2 + 1) of ring samples; `weighted` (for references) by the ring weights."""
+    shape = (*sampled[0].shape[:-1], len(sampled), rings.longest // 2 + 1)
+    dtype = torch.complex128 if sampled[0].dtype == torch.float64 else torch.complex64
+    spectra = torch.zeros(shape, dtype=dtype, device=sampled[0].device)
+    for i, samples in enumerate(sampled):
+        length = rings.length[i]
+        spectrum = torch.fft.rfft(samples)
+        if weighted:
+            spectrum = spectrum * rings.weight[i]
+            if length != rings.longest:
+                # A short ring's Nyquist term lands inside the long spectrum, where it counts for both signs.
+                spectrum[..., -1] *= 0.5
+        spectra[..., i, : length // 2 + 1] = spectrum
+    return spectra
