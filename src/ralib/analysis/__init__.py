@@ -1,0 +1,39 @@
+"""Looking at particles and classes: components, clusters, embeddings, agreement, figures."""
+
+from ralib.analysis import plots
+from ralib.analysis.aligned import AlignedImages
+from ralib.analysis.clusters import agreement, class_purity, embed, has_umap, kmeans
+from ralib.analysis.mpca import MPCA
+from ralib.analysis.pca import PCA
+from ralib.analysis.steerable import SteerablePCA
+from ralib.analysis.tables import (
+    ctf_table,
+    euler_eman2_to_relion,
+    euler_matrix_eman2,
+    euler_matrix_relion,
+    euler_relion_to_eman2,
+    pose_table,
+    poses_from_table,
+)
+from ralib.analysis.twosdr import TwoSDR
+
+__all__ = [
+    "MPCA",
+    "PCA",
+    "AlignedImages",
+    "SteerablePCA",
+    "TwoSDR",
+    "agreement",
+    "class_purity",
+    "ctf_table",
+    "embed",
+    "euler_eman2_to_relion",
+    "euler_matrix_eman2",
+    "euler_matrix_relion",
+    "euler_relion_to_eman2",
+    "has_umap",
+    "kmeans",
+    "plots",
+    "pose_table",
+    "poses_from_table",
+]

@@ -1,0 +1,159 @@
+"""Figures: galleries, clusters, poses, defocus, CTF, spectra. Each function returns a matplotlib Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ralib.ctf import ctf_2d, ctf_polar
+from ralib.types import CtfParameters, Poses, RalibError
+
+MAX_LEGEND = 20
+
+
+def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 10, size_inch: float = 1.0) -> Figure:
+    """Images (k, h, w) side by side, each with its own contrast between its 0.5 and 99.5 percentiles."""
+    images = _array(images)
+    if images.ndim != 3 or not len(images):
+        raise RalibError(f"a gallery of shape {images.shape}: give (k, h, w) images, at least one")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    title_inch = 0.25 if titles is not None else 0.0
+    figure = Figure(figsize=(columns * size_inch, rows * (size_inch + title_inch)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_axis_off()
+    for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
+        low, high = np.nanpercentile(image, [0.5, 99.5])
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", origin="lower")
+        if titles is not None:
+            ax.set_title(titles[i], fontsize=7, pad=2)
+    return figure
+
+
+def class_gallery(averages: Any, members: Any, *, columns: int = 10) -> Figure:
+    """Class averages (k, n, n), the largest first, titled with class (from 1) and number of members."""
+    members = _array(members)
+    order = np.argsort(-members, kind="stable")
+    return gallery(_array(averages)[order], titles=[f"{i + 1}: {members[i]:,}" for i in order], columns=columns)
+
+
+def scatter_by_cluster(coordinates: np.ndarray, labels: np.ndarray | None = None, *, title: str = "") -> Figure:
+    """Particles (n, 2) as points, coloured by label; labels of many values are coloured on a scale."""
+    figure, ax = _one_axes(title)
+    points = dict(s=max(1.0, 12.0 - np.log2(len(coordinates) + 1)), linewidths=0, alpha=0.7, rasterized=True)
+    values = np.zeros(len(coordinates), int) if labels is None else np.asarray(labels)
+    distinct = np.unique(values)
+    if len(distinct) <= MAX_LEGEND:
+        for k, value in enumerate(distinct):
+            chosen = coordinates[values == value]
+            label = None if labels is None else f"{value} ({len(chosen):,})"
+            ax.scatter(chosen[:, 0], chosen[:, 1], color=_colour(k), label=label, **points)
+        if labels is not None:
+            ax.legend(markerscale=3, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    else:
+        figure.colorbar(ax.scatter(coordinates[:, 0], coordinates[:, 1], c=values, cmap="turbo", **points), ax=ax)
+    ax.set(xlabel="first coordinate", ylabel="second coordinate")
+    return figure
+
+
+def class_histogram(class_index: Any, *, n_classes: int | None = None) -> Figure:
+    """Members of each class; particles without a class (-1) are told in the title."""
+    classes = _array(class_index).astype(int)
+    counts = np.bincount(classes[classes >= 0], minlength=n_classes or 1)
+    outside = int((classes < 0).sum())
+    figure, ax = _one_axes(f"{outside:,} particles without a class" if outside else "")
+    ax.bar(np.arange(1, len(counts) + 1), counts, color=_colour(0))
+    ax.set(xlabel="class", ylabel="particles")
+    return figure
+
+
+def pose_figure(poses: Poses) -> Figure:
+    """Where the origins lie (hexagonal bins), and how psi is distributed, unmirrored and mirrored."""
+    poses = poses.to("cpu")
+    shift, psi, mirror = poses.origin_xy_px.numpy(), poses.psi_deg.numpy() % 360.0, poses.mirror.numpy()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    reach = max(1.0, float(np.abs(shift).max()) * 1.05)
+    bins = left.hexbin(
+        shift[:, 0], shift[:, 1], gridsize=30, extent=(-reach, reach, -reach, reach), cmap="viridis", mincnt=1
+    )
+    figure.colorbar(bins, ax=left, label="particles")
+    left.set(xlabel="origin x (px)", ylabel="origin y (px)", aspect="equal", title="origin")
+    right.hist([psi[~mirror], psi[mirror]], bins=np.arange(0, 361, 10), stacked=True, label=["as is", "mirrored"])
+    right.set(xlabel="psi (degrees)", ylabel="particles", title="in-plane rotation", xlim=(0, 360))
+    right.legend(frameon=False)
+    return figure
+
+
+def defocus_figure(ctf: CtfParameters) -> Figure:
+    """Distribution of the mean defocus, and of the astigmatism by direction."""
+    u, v = np.asarray(ctf.defocus_u_A) * 1e-4, np.asarray(ctf.defocus_v_A) * 1e-4
+    angle = np.deg2rad(ctf.astigmatism_angle_deg)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist((u + v) / 2, bins=50, color=_colour(0))
+    left.set(xlabel="defocus (um)", ylabel="particles", title="mean defocus")
+    difference = np.abs(u - v)
+    right.scatter(difference * np.cos(2 * angle), difference * np.sin(2 * angle), s=3, alpha=0.5, rasterized=True)
+    right.set(xlabel="astigmatism x (um)", ylabel="astigmatism y (um)", aspect="equal", title="astigmatism")
+    return figure
+
+
+def ctf_figure(ctf: CtfParameters, index: int = 0, *, pixel_size_A: float, box: int = 256) -> Figure:
+    """The CTF of one particle: along the two defocus axes, and over the Fourier plane."""
+    one = ctf[np.array([index])]
+    frequency = torch.linspace(0, 0.5 / pixel_size_A, 1000, dtype=torch.float64)
+    along = np.deg2rad(float(one.astigmatism_angle_deg[0])) + np.array([0, np.pi / 2])
+    curves = ctf_polar(one, frequency, torch.from_numpy(along))[0]
+    half = ctf_2d(one, box, pixel_size_A)[0].numpy()
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    for k, defocus in enumerate((one.defocus_u_A[0], one.defocus_v_A[0])):
+        left.plot(frequency, curves[:, k], color=_colour(k), lw=1, label=f"along {float(defocus) * 1e-4:.2f} um")
+    left.axhline(0, color="0.7", lw=0.8)
+    left.set(xlabel="spatial frequency (1/A)", ylabel="CTF", ylim=(-1.05, 1.05), title=f"particle {index}")
+    left.legend(frameon=False)
+    right.imshow(_whole_plane(half, box), cmap="gray", vmin=-1, vmax=1, origin="lower")
+    right.set_axis_off()
+    return figure
+
+
+def scree_figure(explained_variance_ratio: np.ndarray) -> Figure:
+    """Variance explained by each component, and by all up to it."""
+    ratio = np.asarray(explained_variance_ratio)
+    figure, ax = _one_axes("")
+    number = np.arange(1, len(ratio) + 1)
+    ax.bar(number, ratio, color=_colour(0))
+    ax.set(xlabel="component", ylabel="fraction of the variance")
+    total = ax.twinx()
+    total.plot(number, ratio.cumsum(), color=_colour(1))
+    total.set(ylabel="sum of the fractions", ylim=(0, None))
+    return figure
+
+
+def _whole_plane(half: np.ndarray, box: int) -> np.ndarray:
+    """rfft2's layout (n, n//2+1) of an even real function as the centred plane (n, n)."""
+    ky, kx = (np.fft.fftfreq(box) * box).astype(int)[:, None], (np.fft.fftfreq(box) * box).astype(int)[None, :]
+    row = np.where(kx < 0, -ky, ky) % box
+    return np.fft.fftshift(half[row, np.abs(np.broadcast_to(kx, (box, box)))])
+
+
+def _one_axes(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    ax = figure.subplots()
+    ax.set_title(title, fontsize=9)
+    return figure, ax
+
+
+def _colour(k: int) -> str:
+    return f"C{k % 10}"
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -1,0 +1,113 @@
+"""Images as the rows of a matrix that need not fit in memory: read in chunks, centred, on the device that computes.
+
+Every estimator here walks over such rows a few times and only ever holds one chunk, unless all of them fit on the
+device, where they are then read once and stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.types import ImageSource, ParticleSet, RalibError
+
+CHUNK_BYTES = 64 * 2**20
+CPU_CACHE_BYTES = 4 * 2**30
+
+
+class ImageRows:
+    """n images of h x w pixels as rows of h * w numbers.
+
+    source          array (n, h, w) or (n, h * w) with `image_shape`, torch tensor, `ImageSource` or `ParticleSet`
+    image_shape     (h, w) where the source is a matrix of rows
+    dtype           what the chunks are computed in; float64 for the exact solvers on small data
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        image_shape: tuple[int, int] | None = None,
+    ) -> None:
+        images = source.images if isinstance(source, ParticleSet) else source
+        self.device, self.dtype = torch.device(device), dtype
+        self._source: ImageSource | None = None
+        self._array: Tensor | None = None
+        if isinstance(images, ImageSource):
+            self._source = images
+            self.n_rows = images.n_images
+            self.image_shape = (images.box, images.box)
+        else:
+            array = torch.as_tensor(images)
+            self._array = array
+            self.n_rows = len(array)
+            self.image_shape = _image_shape(array, image_shape)
+        self._cached: list[Tensor] | None = None
+
+    @property
+    def n_pixels(self) -> int:
+        return math.prod(self.image_shape)
+
+    @property
+    def chunk_rows(self) -> int:
+        return max(1, CHUNK_BYTES // (self.n_pixels * self.dtype.itemsize))
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Rows (b, h * w) in order, on the device; the last chunk may be shorter."""
+        if self._cached is not None:
+            yield from self._cached
+            return
+        keep: list[Tensor] | None = [] if self._fits() else None
+        for start in range(0, self.n_rows, self.chunk_rows):
+            chunk = self._read(start, min(start + self.chunk_rows, self.n_rows))
+            if keep is not None:
+                keep.append(chunk)
+            yield chunk
+        self._cached = keep
+
+    def mean(self) -> Tensor:
+        """The mean row (h * w,), summed in float64."""
+        total = torch.zeros(self.n_pixels, dtype=torch.float64, device=self.device)
+        for chunk in self.chunks():
+            total += chunk.sum(dim=0, dtype=torch.float64)
+        mean = total / self.n_rows
+        if not bool(torch.isfinite(mean).all()):
+            raise RalibError("the images hold NaN or infinite pixels: leave those particles out, or repair them")
+        return mean.to(self.dtype)
+
+    def _read(self, start: int, stop: int) -> Tensor:
+        if self._source is not None:
+            rows = torch.from_numpy(self._source.read(np.arange(start, stop)))
+        else:
+            assert self._array is not None
+            rows = self._array[start:stop]
+        return rows.reshape(stop - start, -1).to(device=self.device, dtype=self.dtype)
+
+    def _fits(self) -> bool:
+        """Whether all rows may stay on the device: a third of a GPU's free memory, 4 GiB on a CPU."""
+        needed = self.n_rows * self.n_pixels * self.dtype.itemsize
+        if self.device.type == "cuda":
+            return needed < torch.cuda.mem_get_info(self.device)[0] // 3
+        return needed < CPU_CACHE_BYTES
+
+
+def _image_shape(array: Tensor, image_shape: tuple[int, int] | None) -> tuple[int, int]:
+    """(h, w) of images (n, h, w); of rows as told, else a square, else a single column of pixels."""
+    if array.ndim == 3:
+        return int(array.shape[1]), int(array.shape[2])
+    if array.ndim != 2:
+        raise RalibError(f"images of shape {tuple(array.shape)}: give (n, h, w) images or (n, h * w) rows")
+    n_pixels = array.shape[1]
+    if image_shape is not None:
+        if math.prod(image_shape) != n_pixels:
+            raise RalibError(f"rows of {n_pixels} pixels are no images of {image_shape}: give a fitting image_shape")
+        return image_shape
+    side = math.isqrt(n_pixels)
+    return (side, side) if side * side == n_pixels else (n_pixels, 1)

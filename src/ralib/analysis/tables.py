@@ -1,0 +1,134 @@
+"""Poses and CTF parameters as tables in each program's terms, and orientations as matrices."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ralib.conventions import eman2_to_pose, pose_to_eman2
+from ralib.types import CtfParameters, Poses, RalibError
+
+
+def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float | None = None) -> pd.DataFrame:
+    """Poses as the columns another program uses; classes counted as it counts them.
+
+    'relion'        rlnAnglePsi (degrees), rlnOriginX/YAngst, rlnClassNumber from 1, ralibMirror; needs pixel_size_A
+    'eman2'         alpha (degrees), sx, sy (pixels), mirror, class from 0
+
+    For cryoSPARC see `ralib.io`, which reads and writes .cs files.
+    """
+    poses = poses.to("cpu")
+    psi, origin = poses.psi_deg.double(), poses.origin_xy_px.double()
+    mirror, classes = poses.mirror.numpy(), poses.class_index.numpy()
+    if convention == "relion":
+        if pixel_size_A is None:
+            raise RalibError("RELION's origins are in Angstrom: give pixel_size_A")
+        origin_A = origin.numpy() * pixel_size_A
+        return pd.DataFrame(
+            {
+                "rlnAnglePsi": psi.numpy(),
+                "rlnOriginXAngst": origin_A[:, 0],
+                "rlnOriginYAngst": origin_A[:, 1],
+                "rlnClassNumber": classes + 1,
+                "ralibMirror": mirror.astype(int),
+            }
+        )
+    if convention == "eman2":
+        alpha, shift, _ = pose_to_eman2(psi, origin, poses.mirror)
+        return pd.DataFrame(
+            {
+                "alpha": alpha.numpy(),
+                "sx": shift[:, 0].numpy(),
+                "sy": shift[:, 1].numpy(),
+                "mirror": mirror.astype(int),
+                "class": classes,
+            }
+        )
+    raise RalibError(f"no convention {convention!r}: give 'relion' or 'eman2'")
+
+
+def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) -> Poses:
+    """Poses from a table with RELION's columns (either origin unit) or EMAN2's, as `pose_table` writes them."""
+    n = len(table)
+    if "rlnAnglePsi" in table:
+        origin = _relion_origin(table, pixel_size_A)
+        psi = torch.as_tensor(table["rlnAnglePsi"].to_numpy(float))
+        flags = table.get("ralibMirror", pd.Series(np.zeros(n))).to_numpy().astype(bool)
+        classes = table.get("rlnClassNumber", pd.Series(np.ones(n))).to_numpy().astype(np.int64) - 1
+        pose = psi, torch.as_tensor(origin), torch.as_tensor(flags)
+    elif {"alpha", "sx", "sy", "mirror"} <= set(table.columns):
+        shift = torch.as_tensor(table[["sx", "sy"]].to_numpy(float))
+        mirror = torch.as_tensor(table["mirror"].to_numpy().astype(bool))
+        pose = eman2_to_pose(torch.as_tensor(table["alpha"].to_numpy(float)), shift, mirror)
+        classes = table.get("class", pd.Series(np.zeros(n))).to_numpy().astype(np.int64)
+    else:
+        raise RalibError(f"columns {list(table.columns)[:8]} are no poses: give RELION's rlnAnglePsi or EMAN2's alpha")
+    return Poses(
+        psi_deg=pose[0].float(),
+        origin_xy_px=pose[1].float(),
+        mirror=pose[2],
+        class_index=torch.as_tensor(classes),
+        score=torch.full((n,), float("nan")),
+    )
+
+
+def _relion_origin(table: pd.DataFrame, pixel_size_A: float | None) -> np.ndarray:
+    """Origins (n, 2) in pixels: RELION 3.1 and later write Angstrom, earlier ones pixels."""
+    if "rlnOriginXAngst" in table:
+        if pixel_size_A is None:
+            raise RalibError("rlnOriginXAngst is in Angstrom: give pixel_size_A")
+        return table[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy(float) / pixel_size_A
+    if "rlnOriginX" in table:
+        return table[["rlnOriginX", "rlnOriginY"]].to_numpy(float)
+    return np.zeros((len(table), 2))
+
+
+def ctf_table(ctf: CtfParameters) -> pd.DataFrame:
+    """One row per particle; columns named with their units as in `CtfParameters`."""
+    return pd.DataFrame({f.name: np.asarray(getattr(ctf, f.name)) for f in fields(ctf)})
+
+
+def euler_matrix_relion(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np.ndarray) -> np.ndarray:
+    """Matrices (..., 3, 3) of RELION, XMIPP and SPIDER: about z by rot, about the new y by tilt, about z by psi.
+
+    They act on column vectors (x, y, z) of the volume and give its coordinates in the image, whose z is the beam.
+    """
+    return _about_z(psi_deg) @ _about_y(tilt_deg) @ _about_z(rot_deg)
+
+
+def euler_matrix_eman2(az_deg: np.ndarray, alt_deg: np.ndarray, phi_deg: np.ndarray) -> np.ndarray:
+    """Matrices (..., 3, 3) of EMAN2: about z by az, about the new x by alt, about z by phi."""
+    return _about_z(phi_deg) @ _about_x(alt_deg) @ _about_z(az_deg)
+
+
+def euler_relion_to_eman2(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(az, alt, phi) with the same matrix."""
+    return np.asarray(rot_deg) + 90.0, np.asarray(tilt_deg) + 0.0, np.asarray(psi_deg) - 90.0
+
+
+def euler_eman2_to_relion(az_deg: np.ndarray, alt_deg: np.ndarray, phi_deg: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(rot, tilt, psi) with the same matrix."""
+    return np.asarray(az_deg) - 90.0, np.asarray(alt_deg) + 0.0, np.asarray(phi_deg) + 90.0
+
+
+def _about_z(angle_deg: np.ndarray) -> np.ndarray:
+    c, s, zero, one = _parts(angle_deg)
+    return np.stack([c, s, zero, -s, c, zero, zero, zero, one], axis=-1).reshape(*c.shape, 3, 3)
+
+
+def _about_y(angle_deg: np.ndarray) -> np.ndarray:
+    c, s, zero, one = _parts(angle_deg)
+    return np.stack([c, zero, -s, zero, one, zero, s, zero, c], axis=-1).reshape(*c.shape, 3, 3)
+
+
+def _about_x(angle_deg: np.ndarray) -> np.ndarray:
+    c, s, zero, one = _parts(angle_deg)
+    return np.stack([one, zero, zero, zero, c, s, zero, -s, c], axis=-1).reshape(*c.shape, 3, 3)
+
+
+def _parts(angle_deg: np.ndarray) -> tuple[np.ndarray, ...]:
+    angle = np.deg2rad(np.asarray(angle_deg, dtype=float))
+    return np.cos(angle), np.sin(angle), np.zeros_like(angle), np.ones_like(angle)
