@@ -1,4 +1,4 @@
-"""Numbers that judge a result: ring correlation, resolution, pose errors, their lower bound, class balance."""
+"""Numbers that judge a result: ring correlation, resolution, pose errors, their lower bound, balance."""
 
 from __future__ import annotations
 

@@ -91,8 +91,11 @@ class CtfParameters:
 class ImageSource(Protocol):
     """Images that are read when asked for: n_images square images of box x box pixels."""
 
-    n_images: int
-    box: int
+    @property
+    def n_images(self) -> int: ...
+
+    @property
+    def box(self) -> int: ...
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """float32 images (len(index), box, box), in the order of `index`."""
@@ -106,11 +109,11 @@ class ArraySource:
     images: np.ndarray
 
     @property
-    def n_images(self) -> int:  # type: ignore[override]
+    def n_images(self) -> int:
         return len(self.images)
 
     @property
-    def box(self) -> int:  # type: ignore[override]
+    def box(self) -> int:
         return int(self.images.shape[-1])
 
     def read(self, index: np.ndarray) -> np.ndarray:
@@ -173,6 +176,10 @@ class ClassAverages:
     half_images: Tensor | None = None
     frc: Tensor | None = None
     pixel_size_A: float | None = None
+
+    def to(self, device: torch.device | str) -> ClassAverages:
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,189 @@
+"""Particles in batches on the device: read ahead, checked, normalised, CTF applied; kept there if they fit."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from ralib.ctf import apply_ctf, ctf_2d, phase_flip
+from ralib.types import CtfParameters, ParticleSet, RalibError
+
+READ_AHEAD = 2
+CTF_MODES = ("off", "wiener", "flip")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few particles: which ones (b,) on the host, their images (b, n, n) and whether each is usable (b,)."""
+
+    number: int
+    index: np.ndarray
+    images: Tensor
+    usable: Tensor
+
+    @property
+    def rows(self) -> slice:
+        return slice(int(self.index[0]), int(self.index[-1]) + 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+class ParticleBatches:
+    """One rank's particles, batch after batch, the same each time.
+
+    Images are scaled to mean 0 and standard deviation 1 of the background (outside `background_radius`). With
+    ctf='wiener' they are multiplied by their CTF (the matched filter; the averages divide by the sum of CTF^2),
+    with 'flip' only the phases are turned. Images that are not finite or constant come out as zeros, not usable;
+    `bad` holds their numbers, and strict=True raises instead.
+    """
+
+    def __init__(
+        self,
+        particles: ParticleSet,
+        rows: range,
+        *,
+        batch_size: int,
+        device: torch.device,
+        background_radius: float,
+        ctf: str = "off",
+        strict: bool = False,
+        resident_bytes: int | None = None,
+    ) -> None:
+        if ctf not in CTF_MODES:
+            raise RalibError(f"ctf {ctf!r} is unknown: choose one of {', '.join(CTF_MODES)}")
+        if ctf != "off" and particles.ctf is None:
+            raise RalibError("the particles have no CTF parameters: leave --CTF out, or give a file that has them")
+        if ctf != "off" and particles.pixel_size_A is None:
+            raise RalibError("the CTF needs a pixel size and no file says it: give one with --pixel-size")
+        self.particles, self.rows, self.device = particles, rows, device
+        self.batch_size, self.ctf, self.strict = batch_size, ctf, strict
+        self.bad: set[int] = set()
+        self._background = _outside(particles.box, background_radius, device)
+        need = len(rows) * particles.box**2 * 4
+        budget = int(0.4 * free_memory(device)) if resident_bytes is None else resident_bytes
+        self._kept: dict[int, Batch] | None = {} if need <= budget else None
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        blocks = [
+            np.arange(start, min(start + self.batch_size, self.rows.stop))
+            for start in range(self.rows.start, self.rows.stop, self.batch_size)
+        ]
+        missing = [i for i in range(len(blocks)) if self._kept is None or i not in self._kept]
+        read = _read_ahead(lambda i: self._read(blocks[i]), missing)
+        for number, block in enumerate(blocks):
+            if self._kept is not None and number in self._kept:
+                yield self._kept[number]
+                continue
+            batch = Batch(number, block, *self._prepare(block, next(read)))
+            if self._kept is not None:
+                self._kept[number] = batch
+            yield batch
+
+    def select(self, index: np.ndarray) -> Iterator[Batch]:
+        """Only the particles of this rank among `index` (sorted), in batches of any size."""
+        mine = index[(index >= self.rows.start) & (index < self.rows.stop)]
+        if self._kept is None or len(self._kept) < len(self):
+            for start in range(0, len(mine), self.batch_size):
+                block = mine[start : start + self.batch_size]
+                yield Batch(-1, block, *self._prepare(block, self._read(block)))
+            return
+        for batch in self._kept.values():
+            wanted = np.flatnonzero(np.isin(batch.index, mine))
+            if len(wanted):
+                at = torch.from_numpy(wanted).to(self.device)
+                yield Batch(-1, batch.index[wanted], batch.images[at], batch.usable[at])
+
+    def ctf_parameters(self, index: np.ndarray) -> CtfParameters | None:
+        """CTF of these particles where averages are to be corrected for it."""
+        return None if self.particles.ctf is None or self.ctf != "wiener" else self.particles.ctf[index]
+
+    def _read(self, block: np.ndarray) -> Tensor:
+        images = torch.from_numpy(self.particles.images.read(block))
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
+        images = raw.to(self.device, torch.float32, non_blocking=True)
+        usable = torch.isfinite(images).flatten(1).all(1)
+        usable &= images.flatten(1).amax(1) > images.flatten(1).amin(1)
+        images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self._background)
+        if not bool(usable.all()):
+            self._note_bad(block[~usable.cpu().numpy()])
+        if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
+            ctf = ctf_2d(self.particles.ctf[block], images.shape[-1], self.particles.pixel_size_A, device=self.device)
+            images = apply_ctf(images, ctf) if self.ctf == "wiener" else phase_flip(images, ctf)
+        return images, usable
+
+    def _note_bad(self, numbers: np.ndarray) -> None:
+        if self.strict:
+            raise RalibError(
+                f"particle {numbers[0] + 1} is not a usable image (not finite, or constant): "
+                "repair the stack, or leave --strict out to go on without it"
+            )
+        self.bad.update(int(i) for i in numbers)
+
+
+def normalise_background(images: Tensor, background: Tensor) -> Tensor:
+    """Images (b, n, n) less their mean and over their standard deviation where `background` (n, n) is true.
+
+    A constant background leaves the scale to the whole image; a constant image becomes zero.
+    """
+    outside = images[:, background]
+    mean = outside.mean(1)
+    sd = outside.std(1)
+    sd = torch.where(sd > 1e-6 * images.abs().amax((1, 2)), sd, images.std((1, 2)))
+    return (images - mean[:, None, None]) / torch.where(sd > 0, sd, 1.0)[:, None, None]
+
+
+def _outside(box: int, radius: float, device: torch.device) -> Tensor:
+    c = torch.arange(box, device=device) - box // 2
+    return c[:, None] ** 2 + c[None, :] ** 2 > radius**2
+
+
+def _read_ahead(read: Callable[[int], Tensor], numbers: list[int]) -> Iterator[Tensor]:
+    """Results of read(number), made by a thread that stays READ_AHEAD blocks in front."""
+    results: queue.Queue[Tensor | BaseException] = queue.Queue(READ_AHEAD)
+    stop = threading.Event()
+
+    def work() -> None:
+        for number in numbers:
+            try:
+                item: Tensor | BaseException = read(number)
+            except BaseException as error:  # handed to the consumer, whoever's it is
+                item = error
+            while not stop.is_set():
+                try:
+                    results.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set() or isinstance(item, BaseException):
+                return
+
+    thread = threading.Thread(target=work, name="ralib-read-ahead", daemon=True)
+    if numbers:
+        thread.start()
+    try:
+        for _ in numbers:
+            item = results.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        if numbers:
+            thread.join()
