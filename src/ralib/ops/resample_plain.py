@@ -24,8 +24,9 @@ BOUNDARIES = ("zero", "mean", "cyclic", "background")
 
 # Samples of the cubic o-Moms at 0 and at +-1: what the prefilter undoes.
 OMOMS_CENTRE, OMOMS_SIDE = 13 / 21, 4 / 21
-# A tap may start this far outside the box before its value is surely background.
-_PAD = 4
+# Samples are padded by this much all round. A coordinate clamped to [-3, n + 1] then has all its taps in memory, and
+# those of a clamped one are all padding.
+PAD = 4
 # Chunks of about a megabyte a temporary stay in a core's cache; a GPU wants enough work a launch instead.
 _CHUNK_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 24}
 
@@ -76,14 +77,11 @@ def resample(
     images: Tensor, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, method: str, boundary: str
 ) -> Tensor:
     """One chunk of `rotate_shift_images`."""
-    images = images.to(compute_dtype(images))
-    if boundary == "mean":
-        mean = images.mean(dim=(-2, -1), keepdim=True)
-        return mean + resample(images - mean, psi_deg, origin_xy_px, mirror, method, "zero")
-    x, y = sample_points(psi_deg.to(images), origin_xy_px.to(images), mirror, images.shape[-1], boundary)
-    if method == "cubic":
-        images = prefilter(images, cyclic=boundary != "zero")
-    return _interpolate(images, x, y, method, cyclic=boundary != "zero")
+    n = images.shape[-1]
+    samples, mean = padded_samples(images, method, boundary)
+    x, y = sample_points(psi_deg.to(samples), origin_xy_px.to(samples), mirror, n, boundary)
+    turned = _interpolate(samples, x.clamp(-3.0, n + 1.0), y.clamp(-3.0, n + 1.0), method)
+    return turned if mean is None else turned + mean[:, None, None]
 
 
 def sample_points(
@@ -110,33 +108,43 @@ def sample_points(
     return x, y
 
 
-def prefilter(images: Tensor, *, cyclic: bool) -> Tensor:
-    """Coefficients (b, n, n) of which cubic o-Moms interpolation gives the samples back exactly."""
-    inverse = inverse_sampling_matrix(images.shape[-1], cyclic).to(images)
-    return inverse @ images @ inverse
+def padded_samples(images: Tensor, method: str, boundary: str) -> tuple[Tensor, Tensor | None]:
+    """What interpolation reads: samples (b, w, w), w = n + 2 PAD, prefiltered for 'cubic', zero or wrapped around
+    outside the box; and the mean (b,) that was taken off each image where the boundary asks for that."""
+    images = images.to(compute_dtype(images))
+    mean = None
+    if boundary == "mean":
+        mean = images.mean(dim=(-2, -1))
+        images = images - mean[:, None, None]
+    cyclic = boundary in ("cyclic", "background")
+    if method != "cubic":
+        padded = torch.nn.functional.pad(images[:, None], (PAD,) * 4, mode="circular" if cyclic else "constant")
+        return padded[:, 0], mean
+    matrix = prefilter_matrix(images.shape[-1], cyclic=cyclic, dtype=images.dtype, device=images.device)
+    return matrix @ (images @ matrix.T), mean
 
 
-def inverse_sampling_matrix(n: int, cyclic: bool) -> Tensor:
-    """(n, n) float64, symmetric: undoes the o-Moms' own smoothing along one axis."""
+def prefilter_matrix(n: int, *, cyclic: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n + 2 PAD, n): samples along one axis to padded coefficients, from which cubic o-Moms interpolation gives the
+    samples back exactly."""
     offset = (torch.arange(n)[:, None] - torch.arange(n)[None, :]).abs()
     if cyclic:
         offset = torch.minimum(offset, n - offset)
     sampling = OMOMS_CENTRE * (offset == 0).double() + OMOMS_SIDE * (offset == 1).double()
-    return torch.linalg.inv(sampling)
+    padded = torch.zeros(n + 2 * PAD, n, dtype=torch.float64)
+    padded[PAD : PAD + n] = torch.linalg.inv(sampling)
+    if cyclic:
+        padded[:PAD], padded[PAD + n :] = padded[n : n + PAD], padded[PAD : 2 * PAD]
+    return padded.to(device=device, dtype=dtype)
 
 
-def _interpolate(images: Tensor, x: Tensor, y: Tensor, method: str, *, cyclic: bool) -> Tensor:
-    """images (b, n, n) at x, y (b, n, n): background zero, or closed on itself where cyclic."""
-    b, n = images.shape[:2]
-    mode = "circular" if cyclic else "constant"
-    padded = torch.nn.functional.pad(images[:, None], (_PAD,) * 4, mode=mode)[:, 0]
-    width = n + 2 * _PAD
-    # Clamped coordinates whose taps all fall into the zero padding give the background by themselves.
-    x, y = x.clamp(-3.0, n + 1.0), y.clamp(-3.0, n + 1.0)
+def _interpolate(samples: Tensor, x: Tensor, y: Tensor, method: str) -> Tensor:
+    """Padded samples (b, w, w) at box coordinates x, y (b, n, n) within [-3, n + 1]."""
+    b, width = samples.shape[:2]
     x0, y0 = x.floor(), y.floor()
-    image = torch.arange(b, device=images.device, dtype=torch.int32)[:, None, None] * (width * width)
-    first = (y0.int() + (_PAD - 1)) * width + (x0.int() + (_PAD - 1)) + image
-    taps = _Taps(padded.reshape(-1), first.reshape(-1), width, x.shape)
+    image = torch.arange(b, device=samples.device, dtype=torch.int32)[:, None, None] * (width * width)
+    first = (y0.int() + (PAD - 1)) * width + (x0.int() + (PAD - 1)) + image
+    taps = _Taps(samples.reshape(-1), first.reshape(-1), width, x.shape)
     if method == "quadratic":
         return _quadratic(taps, x - x0, y - y0)
     weights = _cubic_weights if method == "cubic" else _linear_weights
