@@ -1,0 +1,128 @@
+// The run's data, the picture sheets, and the few helpers every other part uses.
+// Text from the run reaches the page only through textContent (see `el`): markup in a label stays text.
+
+const started = performance.now();
+const run = JSON.parse(document.getElementById("ralib-data").textContent);
+const byId = (id) => document.getElementById(id);
+
+function el(tag, attributes = {}, ...children) {
+  const node = tag === "svg" || el.svg.has(tag)
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (key === "style") Object.assign(node.style, value);
+    else node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+el.svg = new Set(["g", "path", "line", "rect", "circle", "text", "polyline", "title", "desc"]);
+
+function unpack(packed) {
+  if (!packed) return null;
+  const bytes = Uint8Array.from(atob(packed.base64), (character) => character.charCodeAt(0));
+  const kind = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array }[packed.dtype];
+  return { shape: packed.shape, values: new kind(bytes.buffer) };
+}
+
+const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
+const count = (value) => Math.round(value).toLocaleString("en");
+const percent = (part, whole) => `${whole ? (100 * part / whole).toFixed(part === whole || part === 0 ? 0 : 1) : 0} %`;
+
+// Three significant digits, without trailing noise: 0.00123, 1.23, 123, 12,300.
+function short(value) {
+  if (!known(value)) return "–";
+  const size = Math.abs(value);
+  if (size >= 1000) return size >= 1e7 ? value.toExponential(1) : count(value);
+  if (size !== 0 && size < 0.001) return value.toExponential(1);
+  return String(Number(value.toPrecision(3)));
+}
+const withUnit = (value, unit) => (known(value) ? `${short(value)} ${unit}`.trim() : "–");
+function duration(seconds) {
+  if (!known(seconds)) return "–";
+  if (seconds < 60) return `${short(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+// ---- pictures -------------------------------------------------------------------------------------------------
+const decoded = new Map();
+function sheetImage(sheet) {
+  if (!decoded.has(sheet.id)) {
+    const image = new Image();
+    image.src = `data:image/webp;base64,${byId(sheet.id).textContent}`;
+    decoded.set(sheet.id, image.decode().then(() => image));
+  }
+  return decoded.get(sheet.id);
+}
+
+// Draws picture `index` of a list of sheets to fill `canvas`; the canvas gets that picture's own number of pixels.
+async function draw(canvas, sheets, index) {
+  const sheet = sheets.find((candidate) => index >= candidate.first && index < candidate.first + candidate.count);
+  if (!sheet) return;
+  const wanted = `${sheet.id}/${index}`;
+  canvas.dataset.picture = wanted;
+  const image = await sheetImage(sheet);
+  if (canvas.dataset.picture !== wanted) return; // another picture was asked for while this one was decoded
+  const at = index - sheet.first, { size, stride, columns } = sheet;
+  canvas.width = canvas.height = size;
+  canvas.getContext("2d").drawImage(image, (at % columns) * stride, Math.floor(at / columns) * stride, size, size, 0, 0, size, size);
+  canvas.dataset.drawn = "yes";
+}
+function picture(sheets, index, label) {
+  const canvas = el("canvas", { class: "picture", role: "img", "aria-label": label, width: 1, height: 1 });
+  draw(canvas, sheets, index);
+  return canvas;
+}
+
+// ---- the classes, once unpacked -------------------------------------------------------------------------------
+const K = run.classes.length;
+const members = run.classes.map((item) => item.members);
+const total = members.reduce((sum, value) => sum + value, 0);
+const scores = (() => {
+  const all = unpack(run.scores);
+  if (!all) return null;
+  let start = 0;
+  const split = members.map((size) => all.values.subarray(start, (start += size)));
+  return start === all.values.length ? split : null;
+})();
+const frc = run.frc && { x: run.frc.frequency_per_px, ...unpack(run.frc.values) };
+const frcOf = (k) => Array.from(frc.values.subarray(k * frc.shape[1], (k + 1) * frc.shape[1]));
+const histograms = Object.fromEntries(Object.entries(run.histograms).map(([name, item]) => [name, { ...item, counts: unpack(item.counts) }]));
+const shifts = run.shift_map && { edges: run.shift_map.edges_px, counts: unpack(run.shift_map.counts) };
+
+// Sum of the rows of a (k, ...) count array over the classes in `keep` (all of them when it is null).
+function summed(counts, keep) {
+  const width = counts.values.length / counts.shape[0], sum = new Float64Array(width);
+  for (let k = 0; k < counts.shape[0]; k++) {
+    if (keep && !keep.has(k)) continue;
+    for (let i = 0; i < width; i++) sum[i] += counts.values[k * width + i];
+  }
+  return sum;
+}
+
+// ---- the tooltip ----------------------------------------------------------------------------------------------
+const tip = byId("tip");
+function showTip(x, y, ...children) {
+  tip.replaceChildren(...children);
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect(), gap = 14;
+  tip.style.left = `${Math.max(6, x + gap + box.width > innerWidth ? x - gap - box.width : x + gap)}px`;
+  tip.style.top = `${Math.max(6, Math.min(y + gap, innerHeight - box.height - 6))}px`;
+}
+const hideTip = () => { tip.hidden = true; };
+async function copy(text, button) {
+  const before = button.textContent;
+  try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
+  catch { button.textContent = "Select it and copy"; }
+  setTimeout(() => { button.textContent = before; }, 1600);
+}
+function save(name, text, type) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  const link = el("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}

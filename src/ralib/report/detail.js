@@ -1,0 +1,94 @@
+// One class in full: its average, curves, history over the iterations, and members.
+
+let shown = null;
+const detail = byId("detail");
+
+function openDetail(k) {
+  shown = k;
+  fillDetail();
+  if (!detail.open) detail.showModal();
+  detail.scrollTop = 0;
+  history.replaceState(null, "", `#class-${run.classes[k].class}`);
+}
+function stepDetail(by) {
+  openDetail(order[(order.indexOf(shown) + by + order.length) % order.length]);
+}
+
+function fillDetail() {
+  const item = run.classes[shown], k = shown;
+  const button = (text, name, action, more = {}) => el("button", { type: "button", "aria-label": name, title: name, onclick: action, ...more }, text);
+  const keep = button("Keep", "Keep this class (K)", () => toggle(k), { id: "detail-keep", "aria-pressed": kept.has(k) });
+  detail.replaceChildren(
+    el("header", {}, el("h2", { id: "detail-title" }, `Class ${item.class}`), keep,
+      button("‹", "Previous class (left arrow)", () => stepDetail(-1), { class: "icon" }), button("›", "Next class (right arrow)", () => stepDetail(1), { class: "icon" }),
+      button("×", "Close (Escape)", () => detail.close(), { class: "icon", id: "detail-close" })),
+    el("div", { class: "body" },
+      el("div", {}, bigPicture(k), el("dl", { class: "figures" }, facts(item).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))))),
+      el("div", {}, el("div", { class: "plots" }, detailPlots(k)), historyOf(k)),
+      el("div", { class: "wide" }, montage(k))));
+}
+
+function bigPicture(k) {
+  const canvas = picture(run.averages, k, `Average of class ${run.classes[k].class}`);
+  canvas.classList.add("big");
+  return canvas;
+}
+
+function facts(item) {
+  return [
+    ["Members", `${count(item.members)} (${percent(item.members, total)})`], ["FRC resolution", withUnit(item.resolution_A, "Å")],
+    ["In-plane spread", withUnit(item.inplane_spread_deg, "°")], ["Shift spread", withUnit(item.shift_spread_px, "px")],
+    ["Mirrored", known(item.mirror_fraction) ? percent(item.mirror_fraction, 1) : "–"], ["Mean score", short(item.mean_score)],
+    ["Stability", known(item.stability) ? percent(item.stability, 1) : null], ["Median defocus", known(item.median_defocus_A) ? `${short(item.median_defocus_A / 1e4)} µm` : null],
+  ].filter(([, value]) => value !== null);
+}
+
+function detailPlots(k) {
+  const only = new Set([k]), plots = [];
+  if (frc) plots.push(frcChart({ id: "class-frc", title: "Fourier ring correlation", height: 170, series: [{ name: "FRC", x: frequencies(), y: frcOf(k), color: "var(--c1)" }] }));
+  if (histograms.psi) plots.push(distribution("psi", { id: "class-psi", title: "In-plane angle", height: 150, counts: () => summed(histograms.psi.counts, only) }));
+  if (shifts) plots.push(heatMap({ id: "class-shifts", title: "Origin shift", edges: shifts.edges, counts: () => summed(shifts.counts, only) }));
+  if (histograms.score) plots.push(distribution("score", { id: "class-score", title: "Score", height: 150, counts: () => summed(histograms.score.counts, only) }));
+  return plots;
+}
+
+function historyOf(k) {
+  const sizes = run.iterations.map((item) => item.class_sizes?.[k]), node = el("div", { style: { marginTop: "16px" } });
+  if (run.history) {
+    const { iterations, sheets } = run.history;
+    node.append(el("h3", {}, "Over the iterations"), el("div", { class: "strip", tabindex: 0, "aria-label": "Average at each iteration" }, iterations.map((iteration, t) => {
+      const size = run.iterations.find((item) => item.iteration === iteration)?.class_sizes?.[k];
+      return el("figure", {}, picture(sheets, t * K + k, `Iteration ${iteration}`), el("figcaption", {}, `${iteration}`, el("br"), known(size) ? count(size) : ""));
+    })));
+  }
+  const x = run.iterations.map((item) => item.iteration), resolution = run.iterations.map((item) => item.resolution_A?.[k]), plots = el("div", { class: "plots", style: { marginTop: "10px" } });
+  if (x.length > 1 && sizes.some(known)) plots.append(lineChart({ id: "class-members", title: "Members", height: 130, xName: "Iteration", series: [{ name: "Members", x, y: sizes, color: "var(--c3)", dots: x.length < 30 }] }));
+  if (x.length > 1 && resolution.some(known)) plots.append(lineChart({ id: "class-resolution", title: "Resolution (Å)", height: 130, xName: "Iteration", series: [{ name: "Å", x, y: resolution, color: "var(--c2)", dots: x.length < 30 }] }));
+  node.append(plots);
+  return node;
+}
+
+function montage(k) {
+  if (!run.members) return null;
+  const { kind, row, score, sheets } = run.members, node = el("div"), groups = new Map();
+  kind.forEach((name, m) => { if (row[k][m] >= 0) groups.set(name, [...(groups.get(name) || []), m]); });
+  for (const [name, list] of groups) {
+    node.append(el("h3", {}, `${name[0].toUpperCase()}${name.slice(1)} members`), el("div", { class: "montage" }, list.map((m) =>
+      el("figure", {}, picture(sheets, k * kind.length + m, `Particle ${row[k][m] + 1}`), el("figcaption", {}, `${count(row[k][m] + 1)}`, known(score[k][m]) ? ` · ${short(score[k][m])}` : "")))));
+  }
+  if (groups.size) node.append(el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its score."));
+  return node;
+}
+
+detail.addEventListener("close", () => {
+  history.replaceState(null, "", location.pathname + location.search);
+  if (shown !== null) cards[shown].open.focus({ preventScroll: true });
+  shown = null;
+});
+detail.addEventListener("click", (event) => { if (event.target === detail) detail.close(); });
+detail.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") stepDetail(-1);
+  else if (event.key === "ArrowRight") stepDetail(1);
+  else if (event.key === "k" || event.key === "K") toggle(shown);
+});
+onSelection(() => byId("detail-keep")?.setAttribute("aria-pressed", kept.has(shown)));

@@ -1,0 +1,43 @@
+"""Report contents as one HTML file that needs nothing else: styles, script, data and pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ralib.report.contents import ReportContents
+from ralib.report.payload import page, plain, script_safe
+
+SCRIPTS = ("data.js", "charts.js", "selection.js", "gallery.js", "detail.js", "map.js", "sections.js", "main.js")
+
+
+def render_report(contents: ReportContents) -> str:
+    """The whole page as text.
+
+    Texts from the run reach the page only as JSON data and through textContent, and the content security policy lets
+    no script run but ours (by its hash) and no request out: a label or file name cannot inject anything.
+    """
+    data, sheets = page(contents)
+    script = '"use strict";\n(() => {\n' + "\n".join(_part(name) for name in SCRIPTS) + "\n})();"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_part("report.html"))
+    return template.render(
+        title=contents.title,
+        classes=plain(contents.classes),
+        warnings=contents.warnings,
+        policy=policy,
+        style=Markup(_part("report.css")),
+        script=Markup(script),
+        data=Markup(script_safe(data)),
+        sheets=[(name, Markup(text)) for name, text in sheets.items()],
+    )
+
+
+def _part(name: str) -> str:
+    return files("ralib.report").joinpath(name).read_text(encoding="utf-8")

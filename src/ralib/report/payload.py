@@ -1,0 +1,130 @@
+"""Report contents as JSON: numbers for machines (`figures`), and the page's own data with packed arrays (`page`)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from ralib.report.contents import Embedding, ReportContents
+from ralib.report.sheets import pack
+
+FORMAT = "ralib-report"
+FORMAT_VERSION = 1
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; NaN and infinity become None, keys become text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    return str(value)
+
+
+def figures(contents: ReportContents) -> dict[str, Any]:
+    """The report's numbers without its pictures, for machines."""
+    c = contents
+    shown: dict[str, Any] = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "title": c.title,
+        "fingerprint": c.fingerprint,
+        "facts": c.facts,
+        "classes": c.classes,
+        "iterations": c.iterations,
+        "warnings": c.warnings,
+        "box_px": c.box_px,
+        "pixel_size_A": c.pixel_size_A,
+        "histograms": {name: vars(h) for name, h in c.histograms.items()},
+        "shift_map": vars(c.shift_map) if c.shift_map else None,
+        "ctf": vars(c.ctf) if c.ctf else None,
+        "frc": None,
+        "members": None,
+        "embedding": None,
+    }
+    if c.frc is not None:
+        shown["frc"] = {"frequency_per_px": c.frc_frequency_per_px, "values": c.frc}
+    if c.members is not None:
+        shown["members"] = {"kind": c.members.kind, "row": c.members.row, "score": c.members.score}
+    if c.embedding is not None:
+        shown["embedding"] = {k: v for k, v in vars(c.embedding).items() if k != "images"}
+    return dict(plain(shown))
+
+
+def packed(array: np.ndarray, dtype: str) -> dict[str, Any]:
+    """An array as base64 of its little-endian bytes: {dtype, shape, base64}; dtype 'u1', 'u2', 'u4' or 'f4'."""
+    data = np.ascontiguousarray(array, dtype="<" + dtype)
+    return {"dtype": dtype, "shape": list(data.shape), "base64": base64.b64encode(data.tobytes()).decode("ascii")}
+
+
+def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
+    """(data, sheets): the page's JSON, and the image sheets as text by element name, which `data` refers to."""
+    sheets: dict[str, str] = {}
+
+    def pictures(name: str, images: np.ndarray, quality: int, *, together: bool = False) -> list[dict[str, Any]]:
+        listing = []
+        flat = images.reshape(-1, *images.shape[-2:])
+        for number, sheet in enumerate(pack(flat, quality=quality, together=together)):
+            sheets[f"sheet-{name}-{number}"] = sheet.pop("webp")
+            listing.append({"id": f"sheet-{name}-{number}", **sheet})
+        return listing
+
+    c = contents
+    data: dict[str, Any] = {
+        key: getattr(c, key)
+        for key in ("title", "fingerprint", "facts", "classes", "iterations", "warnings", "box_px", "pixel_size_A")
+    }
+    data["averages"] = pictures("averages", c.averages, 82)
+    data["frc"] = data["scores"] = data["shift_map"] = data["members"] = data["history"] = data["ctf"] = None
+    if c.frc is not None and c.frc_frequency_per_px is not None:
+        data["frc"] = {"frequency_per_px": c.frc_frequency_per_px, "values": packed(c.frc, "f4")}
+    if c.scores is not None:
+        data["scores"] = packed(np.concatenate([*c.scores, np.empty(0)]), "f4")
+    data["histograms"] = {
+        name: {"label": h.label, "unit": h.unit, "edges": h.edges, "counts": packed(h.counts, "u4")}
+        for name, h in c.histograms.items()
+    }
+    if c.shift_map is not None:
+        data["shift_map"] = {"edges_px": c.shift_map.edges_px, "counts": packed(c.shift_map.counts, "u4")}
+    if c.members is not None:
+        m = c.members
+        data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "sheets": pictures("members", m.images, 55)}
+    if c.history is not None:
+        h = c.history
+        data["history"] = {"iterations": h.iterations, "sheets": pictures("history", h.images, 60)}
+    if c.ctf is not None:
+        data["ctf"] = vars(c.ctf)
+    data["embedding"] = None if c.embedding is None else _embedding(c.embedding, pictures)
+    return dict(plain(data)), sheets
+
+
+def _embedding(e: Embedding, pictures: Any) -> dict[str, Any]:
+    return {
+        "xy": packed(e.xy, "f4"),
+        "row": packed(e.row, "u4"),
+        "class_index": packed(e.class_index, "u2"),
+        "score": packed(e.score, "f4"),
+        "defocus_A": packed(e.defocus_A, "f4"),
+        "sheets": pictures("points", e.images, 35),
+        "class_xy": packed(e.class_xy, "f4"),
+        "class_tsne_xy": None if e.class_tsne_xy is None else packed(e.class_tsne_xy, "f4"),
+        "explained": e.explained,
+    }
+
+
+def script_safe(value: Any) -> str:
+    """JSON that may stand inside <script>: no character in it can end the element or open another."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

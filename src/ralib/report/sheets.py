@@ -1,0 +1,65 @@
+"""Many small grey images as a few WebP sheets: one decode in the browser instead of thousands."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+BLOCK_PX = 16
+"""WebP codes 16 px blocks; tiles on that grid do not bleed into their neighbours."""
+MAX_SHEET_PX = 4096
+"""Side of the largest sheet: what every phone decodes."""
+
+
+def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool = False) -> np.ndarray:
+    """Images (n, s, s) as uint8, each stretched between its own percentiles (or all by the same, with `together`)."""
+    finite = np.nan_to_num(np.asarray(images, dtype=np.float32), posinf=0.0, neginf=0.0)
+    axes = None if together else (-2, -1)
+    low, high = np.percentile(finite, [clip_percent, 100 - clip_percent], axis=axes, keepdims=True)
+    span = np.where(high > low, high - low, 1.0)
+    return np.asarray(np.clip((finite - low) / span, 0, 1) * 255).round().astype(np.uint8)
+
+
+def pack(images: np.ndarray, *, quality: int, together: bool = False) -> list[dict[str, Any]]:
+    """Sheets holding images (n, s, s) in reading order.
+
+    Each sheet is {first, count, columns, stride, size, webp}: image `first + i` is the size x size square at column
+    i % columns and row i // columns of the stride grid; webp is base64.
+    """
+    n, size = len(images), int(images.shape[-1])
+    stride = -(-size // BLOCK_PX) * BLOCK_PX
+    per_side = max(1, MAX_SHEET_PX // stride)
+    sheets = []
+    for first in range(0, n, per_side * per_side):
+        levels = grey_levels(images[first : first + per_side * per_side], together=together)
+        sheets.append({"first": first, **_sheet(levels, stride, per_side, quality)})
+    return sheets
+
+
+def _sheet(levels: np.ndarray, stride: int, per_side: int, quality: int) -> dict[str, Any]:
+    count, size = len(levels), int(levels.shape[-1])
+    columns = min(per_side, max(1, int(np.ceil(np.sqrt(count)))))
+    rows = -(-count // columns)
+    padding = ((0, rows * columns - count), (0, stride - size), (0, stride - size))
+    # The image's own edge fills the padding: a black border would cost bytes and ring into the picture.
+    tiles = np.pad(levels, (padding[0], (0, 0), (0, 0)))
+    tiles = np.pad(tiles, ((0, 0), padding[1], padding[2]), mode="edge")
+    canvas = tiles.reshape(rows, columns, stride, stride).swapaxes(1, 2).reshape(rows * stride, columns * stride)
+    return {
+        "count": count,
+        "columns": columns,
+        "stride": stride,
+        "size": size,
+        "webp": encode(canvas, quality=quality),
+    }
+
+
+def encode(levels: np.ndarray, *, quality: int = 85, kind: str = "WEBP") -> str:
+    """A uint8 image (h, w) as base64 of a WebP or PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, format=kind, quality=quality, method=4)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

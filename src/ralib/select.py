@@ -1,0 +1,158 @@
+"""Choosing classes of a run, by a file from the report or by rules, and the particles that remain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ralib.types import ImageSource, Metadata, ParticleSet, Poses, RalibError
+
+FORMAT = "ralib-selection"
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Classes to keep, numbered from 1, and the lowest score a particle may have (None: any)."""
+
+    classes: tuple[int, ...]
+    min_score: float | None = None
+
+
+def fingerprint(members: Sequence[int] | np.ndarray) -> str:
+    """A short name for a classification: the same class sizes in the same order give the same one."""
+    text = ",".join(str(int(size)) for size in members)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parse_classes(text: str, n_classes: int) -> tuple[int, ...]:
+    """'1,4-9' as class numbers from 1, each once and in order; RalibError for anything else."""
+    chosen: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, flags=re.ASCII)
+        if match is None:
+            raise RalibError(f"--classes {text!r}: {part!r} is no class or range: write for example 1,4-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= n_classes:
+            raise RalibError(f"--classes {text!r}: {part} is outside 1 to {n_classes}, the classes of this run")
+        chosen.update(range(first, last + 1))
+    return tuple(sorted(chosen))
+
+
+def read_selection(path: Path | str, members: Sequence[int] | np.ndarray) -> Selection:
+    """The selection file the report hands out, checked against the run's class sizes `members` (k,)."""
+    path = Path(path)
+    value = _load(path)
+    run = value.get("run")
+    classes, score = value.get("classes"), value.get("min_score")
+    numbers = isinstance(classes, list) and all(type(c) is int and 1 <= c <= len(members) for c in classes)
+    if not isinstance(run, dict) or not numbers or not (score is None or type(score) in (int, float)):
+        raise RalibError(f"{path} is damaged: 'classes' must list class numbers from 1 to {len(members)}")
+    if run.get("fingerprint") != fingerprint(members):
+        raise RalibError(
+            f"{path} was made for another run ({str(run.get('title'))[:80]!r}): open this run's report and select there"
+        )
+    assert isinstance(classes, list)
+    return Selection(tuple(sorted(set(classes))), None if score is None else float(score))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise RalibError(f"{path} is too large for a selection file: download it from the report again")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RalibError(f"{path} is not JSON: download the selection from the report again ({error})") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
+        raise RalibError(f"{path} is no selection file of this version: download it from the run's report")
+    return value
+
+
+def choose_classes(
+    figures: Sequence[dict[str, Any]],
+    *,
+    classes: Sequence[int] | None = None,
+    min_resolution_A: float | None = None,
+    min_members: int | None = None,
+) -> tuple[int, ...]:
+    """Numbers of the classes that meet every rule given, and have members.
+
+    figures           one dict a class with class, members, resolution_A
+    min_resolution_A  the class is resolved to this or better (to a smaller number of Angstrom)
+    """
+    chosen = []
+    for item in figures:
+        number, size, resolution_A = int(item["class"]), int(item["members"]), item.get("resolution_A")
+        if classes is not None and number not in classes:
+            continue
+        if min_resolution_A is not None and (resolution_A is None or not resolution_A <= min_resolution_A):
+            continue
+        if size >= max(1, min_members or 0):
+            chosen.append(number)
+    return tuple(chosen)
+
+
+def selected_rows(poses: Poses, selection: Selection) -> np.ndarray:
+    """Rows of the particles that remain, in order."""
+    keep = np.isin(poses.class_index.numpy(), np.array(selection.classes, dtype=np.int64) - 1)
+    if selection.min_score is not None:
+        score = poses.score.numpy()
+        if not np.isfinite(score).any():
+            raise RalibError("--min-score: this run wrote no scores; leave the option out")
+        # float32 against float32, as in the page: a threshold read off a score keeps that particle.
+        keep &= score >= np.float32(selection.min_score)
+    return np.flatnonzero(keep)
+
+
+@dataclass(frozen=True)
+class SubsetSource:
+    """Some images of another source, in the given order."""
+
+    source: ImageSource
+    rows: np.ndarray
+
+    @property
+    def n_images(self) -> int:
+        return len(self.rows)
+
+    @property
+    def box(self) -> int:
+        return self.source.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.source.read(self.rows[index])
+
+
+def take(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:
+    """The particles of `rows` with all that is known of them; images are still read only when asked for."""
+    n = len(particles)
+    tables = {name: _take_table(table, rows, n) for name, table in particles.metadata.tables.items()}
+    index = np.asarray(rows, dtype=np.int64)
+    poses = particles.poses
+    return particles.replace(
+        images=SubsetSource(particles.images, index),
+        ctf=None if particles.ctf is None else particles.ctf[index],
+        poses=None if poses is None else Poses(**{k: v[index] for k, v in vars(poses).items()}),
+        group=None if particles.group is None else particles.group[index],
+        metadata=Metadata(particles.metadata.source_format, particles.metadata.path, tables),
+    )
+
+
+def _take_table(table: Any, rows: np.ndarray, n: int) -> Any:
+    """The rows of a particle table; a table of another length (optics groups) stays whole."""
+    if isinstance(table, pd.DataFrame) and len(table) == n and "rlnImageName" in table.columns:
+        return table.iloc[rows].reset_index(drop=True)
+    if isinstance(table, np.ndarray) and len(table) == n:
+        return table[rows]
+    return table
