@@ -181,7 +181,7 @@ class Alignment:
         averages = class_averages(
             sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A
         )
-        references, move = self.references_from(averages, poses)
+        references, move = self.references_from(averages, poses, max(search.shift_range_xy_px))
         poses = shift_poses(poses, move.cpu())
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
@@ -205,10 +205,11 @@ class Alignment:
         self.observer.iteration(done)
         return done
 
-    def references_from(self, averages: ClassAverages, poses: Poses) -> tuple[Tensor, Tensor]:
+    def references_from(self, averages: ClassAverages, poses: Poses, shift_range_px: float) -> tuple[Tensor, Tensor]:
         """The next references and the shift (k, 2) that centred them, by the user's function where there is one."""
         if self.options.user_function is None:
-            return prepare_references(averages, self.plan, poses)
+            room = max(0.0, shift_limit_px(self.box, self.outer_radius) - shift_range_px)
+            return prepare_references(averages, self.plan, poses, room)
         return _user_references(self.options.user_function, averages, self.plan)
 
     def average(self, poses: Poses, n_classes: int) -> ClassAverages:

@@ -196,7 +196,7 @@ class ReferencePlan:
 
     mask              (n, n) soft mask, 1 where the particle is
     center            SPARX's centring method -1..7; see `sparx.centering`
-    outer_radius      the mask's radius, pixels; an average moves at most until its disc touches the box's edge
+    outer_radius      the mask's radius, pixels
     cutoff_range      the low-pass cut-off stays in it, cycles per pixel
     max_falloff       of the low-pass
     center_reference  (n, n) for centring method 4
@@ -206,14 +206,10 @@ class ReferencePlan:
     mask: Tensor
     center: int
     outer_radius: float
-    cutoff_range: tuple[float, float] = (0.05, 0.45)
+    cutoff_range: tuple[float, float] = (0.1, 0.45)
     max_falloff: float = 0.2
     center_reference: Tensor | None = None
     fourier_variance: bool = False
-
-    @property
-    def shift_limit_px(self) -> float:
-        return shift_limit_px(self.mask.shape[-1], self.outer_radius)
 
 
 def shift_limit_px(box: int, outer_radius: float) -> float:
@@ -222,11 +218,12 @@ def shift_limit_px(box: int, outer_radius: float) -> float:
 
 
 def prepare_references(
-    averages: ClassAverages, plan: ReferencePlan, poses: Poses | None = None
+    averages: ClassAverages, plan: ReferencePlan, poses: Poses, room_px: float
 ) -> tuple[Tensor, Tensor]:
     """References (k, n, n) for the next iteration, and how far each was moved to its centre, (k, 2) pixels.
 
-    Low-pass by the FRC, centre, mask. `poses` are needed for centring method -1 only.
+    Low-pass by the FRC, centre, mask. An average moves only as far as its members' mean shift stays within `room_px`,
+    however many iterations push it: beyond that its disc, or its members', would leave the box.
     """
     if averages.frc is None:
         raise ValueError("references need the averages' FRC")
@@ -234,7 +231,9 @@ def prepare_references(
     if plan.fourier_variance:
         images = _divide_by_noise(averages)
     images = low_pass(images, *fit_low_pass(averages.frc, plan.cutoff_range, plan.max_falloff))
-    move = limit_shift(-_off_centre(images * plan.mask, plan, poses), plan.shift_limit_px)
+    mean = mean_member_shift(poses, len(images)).to(images.device)
+    off = mean if plan.center == -1 else _off_centre(images * plan.mask, plan, room_px)
+    move = limit_shift(mean - off, room_px) - mean if plan.center != 0 else torch.zeros_like(mean)
     move = torch.where((averages.members > 0)[:, None], move, 0.0).float()
     if plan.center != 0:
         images = shift_images(images, move)
@@ -244,19 +243,15 @@ def prepare_references(
 def limit_shift(shift_xy_px: Tensor, limit_px: float) -> Tensor:
     """Shifts (k, 2) no longer than the limit, their direction kept."""
     length = torch.linalg.vector_norm(shift_xy_px, dim=-1, keepdim=True)
-    return shift_xy_px * (limit_px / length.clamp_min(limit_px))
+    return shift_xy_px * (limit_px / length.clamp_min(max(limit_px, 1e-6)))
 
 
-def _off_centre(images: Tensor, plan: ReferencePlan, poses: Poses | None) -> Tensor:
+def _off_centre(images: Tensor, plan: ReferencePlan, room_px: float) -> Tensor:
     """How far (k, 2) each average lies from the centre, by the method of the plan."""
-    if plan.center == -1:
-        if poses is None:
-            raise ValueError("centring by the average shift needs the poses")
-        return mean_member_shift(poses, len(images)).to(images.device)
     shift = center_shift(
         images,
         plan.center,
-        search_range_px=-1 if plan.center in (1, 6) else 2 * round(plan.shift_limit_px) + 1,
+        search_range_px=-1 if plan.center in (1, 6) else 2 * max(1, round(room_px)) + 1,
         inner_radius_px=plan.outer_radius / 3,
         outer_radius_px=plan.outer_radius / 2,
         reference=plan.mask if plan.center_reference is None else plan.center_reference,

@@ -107,7 +107,7 @@ class MultiReferenceAligner:
     def _start(self, run: Alignment) -> LoopState:
         poses = starting_poses(run.particles)
         if isinstance(self.references, int | np.integer):
-            references = random_averages(run, poses, int(self.references), self.seed)
+            references = random_averages(run, poses, int(self.references), self.seed, max(self.shift_range_xy_px))
         else:
             references = given_references(self.references, run.box, run.device)
         return LoopState(0, references, poses)
@@ -139,7 +139,7 @@ def starting_poses(particles: ParticleSet) -> Poses:
     )
 
 
-def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int) -> Tensor:
+def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shift_range_px: float) -> Tensor:
     """References (k, n, n): averages of equal random parts of the particles, as generate_random_averages."""
     n = len(poses)
     if not 1 <= n_classes <= n:
@@ -149,7 +149,7 @@ def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int) -> 
     label[order] = np.arange(n) % n_classes
     poses = poses.replace(class_index=torch.from_numpy(label))
     averages = run.average(poses, n_classes)
-    return run.references_from(averages, poses)[0]
+    return run.references_from(averages, poses, shift_range_px)[0]
 
 
 def given_references(references: np.ndarray | Tensor, box: int, device: torch.device) -> Tensor:
