@@ -93,3 +93,20 @@ def class_to_mirror(class_index: Tensor, n_classes: int) -> tuple[Tensor, Tensor
     """(class_index, mirror) back from `mirror_to_class`."""
     mirror = class_index >= n_classes
     return torch.where(mirror, class_index - n_classes, class_index), mirror
+
+
+def cryosparc_to_pose(pose_rad: Tensor, shift_xy_px: Tensor) -> PoseTriple:
+    """cryoSPARC alignments2D/pose and shift as (psi_deg, origin_xy_px, mirror); there is no mirror.
+
+    A class average is drawn onto its particle by p = R(-pose) p_ref - shift, x first: so does every program
+    that subtracts class averages from cryoSPARC's particles, and cryosparc-tools moves a particle's
+    coordinates by -shift. Hence psi = pose and origin = shift, RELION's signs. Shifts are pixels of
+    alignments2D/psize_A; the caller scales them. (Some converters turn both signs around.)
+    """
+    psi_deg = wrap_deg(torch.rad2deg(pose_rad))
+    return psi_deg, shift_xy_px, torch.zeros(psi_deg.shape, dtype=torch.bool, device=psi_deg.device)
+
+
+def pose_to_cryosparc(psi_deg: Tensor, origin_xy_px: Tensor) -> tuple[Tensor, Tensor]:
+    """(pose_rad in [0, 2 pi), shift_xy_px); a mirrored particle first becomes a member of class K + k."""
+    return torch.deg2rad(torch.remainder(psi_deg, 360.0)), origin_xy_px

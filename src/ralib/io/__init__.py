@@ -1,36 +1,65 @@
-"""Read and write particle files: MRC, RELION STAR, cryoSPARC, EMAN2 HDF and LST, SPIDER, IMAGIC, by
-suffix."""
+"""Read and write particle files: MRC, RELION, cryoSPARC, EMAN2 HDF and LST, SPIDER, IMAGIC, by suffix."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from ralib.io import mrc
+from ralib.io import mrc, spider_imagic
 from ralib.io.atomic import PathLike, atomic_path, write_json, write_text
+from ralib.io.cryosparc import open_cs
+from ralib.io.cryosparc_write import write_particles_cs
+from ralib.io.eman_hdf import HdfStack, open_hdf
+from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, write_headers
+from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
 from ralib.io.relion import open_star
+from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import write_particles_star
 from ralib.io.stacks import StackFile
 from ralib.io.star import read_star, write_star
+from ralib.io.subset import take
+from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
 
 __all__ = [
     "atomic_path",
+    "class_headers",
     "open_images",
     "open_particles",
     "open_stack",
+    "pose_headers",
+    "read_params",
     "read_star",
     "stack_writer",
+    "take",
+    "write_class_stack",
+    "write_hdf",
+    "write_headers",
+    "write_job_exit",
     "write_json",
+    "write_model_star",
     "write_mrcs",
+    "write_output_nodes",
+    "write_params",
+    "write_particles_cs",
     "write_particles_star",
     "write_star",
     "write_text",
 ]
 
-_STACKS = {s: mrc.open_stack for s in (".mrc", ".mrcs", ".map", ".st", ".ccp4")}
+_HDF = (".hdf", ".h5", ".hdf5")
+_STACKS: dict[str, Callable[[Path], StackFile]] = {
+    **dict.fromkeys((".mrc", ".mrcs", ".map", ".st", ".ccp4"), mrc.open_stack),
+    **dict.fromkeys((".spi", ".stk", ".spider"), spider_imagic.open_spider),
+    **dict.fromkeys((".hed", ".img"), spider_imagic.open_imagic),
+    **dict.fromkeys(_HDF, HdfStack),
+    ".npy": spider_imagic.open_npy,
+}
+_LISTS = {".star": open_star, ".cs": open_cs, ".lst": open_lst, ".lsx": open_lst}
 
 
 def open_stack(path: PathLike) -> StackFile:
@@ -38,37 +67,54 @@ def open_stack(path: PathLike) -> StackFile:
     path = Path(path)
     opener = _STACKS.get(path.suffix.lower())
     if opener is None:
-        raise RalibError(
-            f"{path}: ralib knows no image stack {path.suffix or 'without a suffix'}; it reads {_known()}"
-        )
-    if path.is_dir():
-        raise RalibError(f"{path} is a folder, not an image stack")
+        known = ", ".join(sorted({*_STACKS, *_LISTS}))
+        raise RalibError(f"{path}: ralib knows no image file {path.suffix or 'without a suffix'}; it reads {known}")
+    _check_there(path)
     return opener(path)
 
 
-def open_particles(
-    path: PathLike, *, datadir: PathLike | None = None, require_images: bool = True
-) -> ParticleSet:
+def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_images: bool = True) -> ParticleSet:
     """Particles and what is known of them, from any file ralib reads; images are read when asked for.
 
     datadir          where the image files named in a STAR, .cs or .lst file lie, if not where it says
     require_images   False: a file whose images are elsewhere opens for its metadata
+    Raises RalibError in one line for everything that is wrong with the file.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix == ".star":
-        return open_star(path, open_stack, datadir=datadir, require_images=require_images)
+    if suffix in _LISTS:
+        _check_there(path)
+        return _LISTS[suffix](path, open_stack, datadir=datadir, require_images=require_images)
+    if suffix in _HDF:
+        _check_there(path)
+        return open_hdf(path)
     stack = open_stack(path)
-    return ParticleSet(
-        images=stack, pixel_size_A=stack.pixel_size_A, metadata=Metadata(suffix[1:], str(path))
-    )
+    return ParticleSet(images=stack, pixel_size_A=stack.pixel_size_A, metadata=Metadata(suffix[1:], str(path)))
 
 
 def open_images(path: PathLike) -> np.ndarray:
-    """All images of a file, (k, n, n) float32: references, masks."""
+    """All images of a file, (k, n, n) float32: references, masks. A RELION _model.star gives its class
+    averages."""
+    path = Path(path)
+    if path.suffix.lower() == ".star":
+        classes = read_star(path).get("model_classes")
+        if isinstance(classes, pd.DataFrame) and "rlnReferenceImage" in classes.columns:
+            return _reference_images(path, classes["rlnReferenceImage"])
     source = open_particles(path).images
     return source.read(np.arange(source.n_images))
 
 
-def _known() -> str:
-    return ", ".join(sorted({*_STACKS, ".star"}))
+def _reference_images(path: Path, names: pd.Series) -> np.ndarray:
+    from ralib.io.paths import resolve_images
+    from ralib.io.relion import split_image_names
+    from ralib.io.stacks import FilesSource
+
+    file_index, files, slices = split_image_names(names)
+    return FilesSource(resolve_images(files, path, None), file_index, slices, open_stack).read(np.arange(len(names)))
+
+
+def _check_there(path: Path) -> None:
+    if path.is_dir():
+        raise RalibError(f"{path} is a folder, not a particle file")
+    if not path.is_file():
+        raise RalibError(f"cannot read {path}: there is no such file")

@@ -27,9 +27,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name}"[:255])
     try:
         if target.is_dir():
-            raise RalibError(
-                f"cannot write {target}: a folder of that name is in the way; choose another name"
-            )
+            raise RalibError(f"cannot write {target}: a folder of that name is in the way; choose another name")
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)

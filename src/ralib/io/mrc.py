@@ -34,9 +34,7 @@ def open_stack(path: PathLike) -> RawStack:
     if mode == 0 and _imod_unsigned_bytes(header, order):
         dtype = np.dtype("u1")
     offset = _HEADER_BYTES + int(header["nsymbt"])
-    return RawStack(
-        path, RawLayout(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, _pixel_size_A(header))
-    )
+    return RawStack(path, RawLayout(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, _pixel_size_A(header)))
 
 
 def _read_header(path: Path) -> tuple[np.void, str]:
@@ -47,16 +45,10 @@ def _read_header(path: Path) -> tuple[np.void, str]:
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
     if len(raw) < _HEADER_BYTES:
-        raise RalibError(
-            f"{path} is no MRC file: {len(raw)} bytes, its header alone would be {_HEADER_BYTES}"
-        )
+        raise RalibError(f"{path} is no MRC file: {len(raw)} bytes, its header alone would be {_HEADER_BYTES}")
     for order in "<>":
         header = np.frombuffer(raw, dtype=HEADER_DTYPE.newbyteorder(order))[0]
-        if (
-            int(header["mode"]) in _MODES
-            and min(int(header[k]) for k in ("nx", "ny")) > 0
-            and header["nsymbt"] >= 0
-        ):
+        if int(header["mode"]) in _MODES and min(int(header[k]) for k in ("nx", "ny")) > 0 and header["nsymbt"] >= 0:
             return header, order
     header = np.frombuffer(raw, dtype=HEADER_DTYPE)[0]
     raise RalibError(
@@ -113,9 +105,7 @@ class MrcsWriter:
     def __enter__(self) -> MrcsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         try:
             if kind is None:
                 self._file.seek(0)
@@ -143,9 +133,7 @@ class MrcsWriter:
 
 
 @contextlib.contextmanager
-def stack_writer(
-    path: PathLike, pixel_size_A: float | None, *, dtype: Any = np.float32
-) -> Iterator[MrcsWriter]:
+def stack_writer(path: PathLike, pixel_size_A: float | None, *, dtype: Any = np.float32) -> Iterator[MrcsWriter]:
     """`with stack_writer(path, 1.3) as stack: stack.append(images)`: a stack larger than memory, whole or not
     there.
 

@@ -42,9 +42,7 @@ def open_star(
     pixel_size_A = _pixel_size_A(table)
     images, header_pixel_A = _images(path, table, open_stack, datadir, require_images)
     stack_pixel_A = _common(pixel_size_A) if pixel_size_A is not None else header_pixel_A
-    per_particle_A = (
-        pixel_size_A if pixel_size_A is not None else np.full(len(table), stack_pixel_A or np.nan)
-    )
+    per_particle_A = pixel_size_A if pixel_size_A is not None else np.full(len(table), stack_pixel_A or np.nan)
     return ParticleSet(
         images=images,
         pixel_size_A=stack_pixel_A,
@@ -75,9 +73,7 @@ def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarr
     for i, name in enumerate(text):
         number, at, stack = name.partition("@")
         numbers[i] = (
-            int(number)
-            if at and number.isascii() and number.isdigit() and len(number) < 12
-            else (0 if at else 1)
+            int(number) if at and number.isascii() and number.isdigit() and len(number) < 12 else (0 if at else 1)
         )
         file_index[i] = files.setdefault(stack if at else number, len(files))
     return file_index, list(files), numbers - 1
@@ -106,9 +102,7 @@ def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) 
         group = _numbers(particles, "rlnOpticsGroup", path)
         known = pd.Index(_numbers(optics, "rlnOpticsGroup", path))
         if not known.is_unique:
-            raise RalibError(
-                f"{path}: data_optics lists one rlnOpticsGroup twice; give each group its own number"
-            )
+            raise RalibError(f"{path}: data_optics lists one rlnOpticsGroup twice; give each group its own number")
         row = known.get_indexer(group)
         if (row < 0).any():
             raise RalibError(
@@ -154,9 +148,7 @@ def _pixel_size_A(table: pd.DataFrame) -> np.ndarray | None:
     else:
         return None
     if not (np.isfinite(size) & (size > 0)).all():
-        raise RalibError(
-            f"pixel size {size[~(np.isfinite(size) & (size > 0))][0]} A/px in the STAR file: correct it"
-        )
+        raise RalibError(f"pixel size {size[~(np.isfinite(size) & (size > 0))][0]} A/px in the STAR file: correct it")
     return size
 
 
@@ -230,9 +222,7 @@ def _origin_px(table: pd.DataFrame, axis: str, pixel_size_A: np.ndarray, path: P
     if f"rlnOrigin{axis}Angst" in table.columns:
         origin_A = _numbers(table, f"rlnOrigin{axis}Angst", path)
         if np.isnan(pixel_size_A).any() and origin_A.any():
-            raise RalibError(
-                f"{path}: origins are in Angstrom, but no pixel size is given; add rlnImagePixelSize"
-            )
+            raise RalibError(f"{path}: origins are in Angstrom, but no pixel size is given; add rlnImagePixelSize")
         return np.where(origin_A == 0, 0.0, origin_A / pixel_size_A)
     return _optional(table, f"rlnOrigin{axis}", 0.0, path)
 

@@ -19,7 +19,7 @@ from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import name_for_project
 from ralib.io.relion import particle_block
-from ralib.io.stacks import FilesSource
+from ralib.io.stacks import file_references
 from ralib.io.star import Table, write_star
 from ralib.types import ParticleSet, Poses, RalibError
 
@@ -70,9 +70,7 @@ def particle_tables(
     """The blocks that `write_particles_star` writes."""
     poses = particles.poses if poses is None else poses
     if poses is not None and len(poses) != len(particles):
-        raise RalibError(
-            f"{len(poses)} poses for {len(particles)} particles: they must come from the same file"
-        )
+        raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
     kept = particles.metadata.tables if particles.metadata.source_format == "relion" else {}
     block = particle_block(kept)
     old = kept[block] if block is not None else pd.DataFrame(index=range(len(particles)))
@@ -118,21 +116,14 @@ def pose_columns(
 
 
 def _image_names(particles: ParticleSet, project: Path | None) -> list[str]:
-    source = particles.images
-    if isinstance(source, FilesSource):
-        files = [name_for_project(p, project) for p in source.paths]
-        pairs = zip(source.slice_index.tolist(), source.file_index.tolist(), strict=True)
-        return [f"{i + 1:06d}@{files[f]}" for i, f in pairs]
-    path = getattr(source, "path", None)
-    if path is not None:
-        name = name_for_project(Path(path), project)
-        return [f"{i + 1:06d}@{name}" for i in range(len(particles))]
+    files = file_references(particles.images)
+    if files is not None:
+        names = [name_for_project(p, project) for p in files[0]]
+        return [f"{i + 1:06d}@{names[f]}" for i, f in zip(files[2].tolist(), files[1].tolist(), strict=True)]
     block = particle_block(particles.metadata.tables)
     if block is not None:
         return particles.metadata.tables[block]["rlnImageName"].tolist()
-    raise RalibError(
-        "these particles are in memory only: write the images first (write_mrcs), then open that file"
-    )
+    raise RalibError("these particles are in memory only: write the images first (write_mrcs), then open that file")
 
 
 def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[dict[str, Any], np.ndarray]:
@@ -157,31 +148,20 @@ def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[dict
     return {"table": optics, "group_of_particle": group.reshape(-1) + 1}, np.full(n, size)
 
 
-def _kept_optics(
-    particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame
-) -> tuple[dict[str, Any], np.ndarray]:
+def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[str, Any], np.ndarray]:
     """The optics table that came with the particles, completed; pixel size and box are those of the images
     now."""
     optics = old.copy()
     n = len(particles)
     if "rlnOpticsGroup" not in optics.columns:
         optics["rlnOpticsGroup"] = np.arange(1, len(optics) + 1)
-    group = (
-        table["rlnOpticsGroup"].to_numpy()
-        if "rlnOpticsGroup" in table.columns
-        else np.ones(n, dtype=np.int64)
-    )
+    group = table["rlnOpticsGroup"].to_numpy() if "rlnOpticsGroup" in table.columns else np.ones(n, dtype=np.int64)
     if "rlnImagePixelSize" not in optics.columns:
         optics["rlnImagePixelSize"] = particles.pixel_size_A or 1.0
-    elif (
-        particles.pixel_size_A is not None
-        and not (optics["rlnImagePixelSize"] == particles.pixel_size_A).any()
-    ):
+    elif particles.pixel_size_A is not None and not (optics["rlnImagePixelSize"] == particles.pixel_size_A).any():
         optics["rlnImagePixelSize"] = particles.pixel_size_A  # the images were rescaled
     if particles.box:
         optics["rlnImageSize"] = particles.box
     optics["rlnImageDimensionality"] = 2
-    sizes = dict(
-        zip(optics["rlnOpticsGroup"].tolist(), optics["rlnImagePixelSize"].astype(float), strict=True)
-    )
+    sizes = dict(zip(optics["rlnOpticsGroup"].tolist(), optics["rlnImagePixelSize"].astype(float), strict=True))
     return {"table": optics, "group_of_particle": group}, np.array([sizes[g] for g in group.tolist()])

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ralib.types import RalibError
+from ralib.types import ImageSource, RalibError
 
 MAX_OPEN_FILES = 64
 MAX_BOX = 1 << 15
@@ -72,11 +72,7 @@ class RawStack:
 
     def __init__(self, path: Path, layout: RawLayout) -> None:
         check_square(path, layout.ny, layout.nx)
-        needed = (
-            layout.offset
-            + (layout.n_images - 1) * layout.stride
-            + layout.ny * layout.nx * layout.dtype.itemsize
-        )
+        needed = layout.offset + (layout.n_images - 1) * layout.stride + layout.ny * layout.nx * layout.dtype.itemsize
         present = path.stat().st_size
         if layout.n_images < 1:
             raise RalibError(f"{path} holds no images (its header says {layout.n_images})")
@@ -103,29 +99,23 @@ class RawStack:
         return raw if native else raw.astype(np.float32)
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         while len(view):
             try:
                 got = os.preadv(self._file.number, [view[:_READ_LIMIT]], offset)
             except OSError as error:
                 raise RalibError(f"reading {self.path} failed: {error.strerror}") from error
             if got == 0:
-                raise RalibError(
-                    f"{self.path} has become shorter while it was read; is another program writing it?"
-                )
+                raise RalibError(f"{self.path} has become shorter while it was read; is another program writing it?")
             view, offset = view[got:], offset + got
 
 
 def check_square(path: Path, ny: int, nx: int) -> None:
     """Refuse boxes that are not square or not plausible."""
     if ny != nx:
-        raise RalibError(
-            f"{path} holds images of {nx} x {ny} px: particles must be square; extract or crop them again"
-        )
+        raise RalibError(f"{path} holds images of {nx} x {ny} px: particles must be square; extract or crop them again")
     if not 1 <= nx <= MAX_BOX:
-        raise RalibError(
-            f"{path}: its header says a box of {nx} px, which cannot be right (1 to {MAX_BOX} px)"
-        )
+        raise RalibError(f"{path}: its header says a box of {nx} px, which cannot be right (1 to {MAX_BOX} px)")
 
 
 def check_index(path: Path, index: np.ndarray, n_images: int) -> np.ndarray:
@@ -190,6 +180,10 @@ class FilesSource:
                 out[where] = self._stack(int(files[where[0]])).read(slices[where])
         return out
 
+    def taken(self, index: np.ndarray) -> FilesSource:
+        """The same source of the particles `index` only."""
+        return FilesSource(self.paths, self.file_index[index], self.slice_index[index], self._open_stack, check=False)
+
     def _stack(self, number: int) -> StackFile:
         with self._lock:
             stack = self._open.get(number)
@@ -217,6 +211,16 @@ class FilesSource:
                 raise RalibError(
                     f"image {top + 1} of {self.paths[number]} is listed, but that stack holds {stack.n_images} images"
                 )
+
+
+def file_references(source: ImageSource) -> tuple[list[Path], np.ndarray, np.ndarray] | None:
+    """(files, file of each image, slice of each image) of images that lie in files, None for those in memory."""
+    if isinstance(source, FilesSource):
+        return source.paths, source.file_index, source.slice_index
+    path = getattr(source, "path", None)
+    if path is None:
+        return None
+    return [Path(path)], np.zeros(source.n_images, dtype=np.int32), np.arange(source.n_images, dtype=np.int32)
 
 
 class MissingImages:

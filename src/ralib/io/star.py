@@ -21,9 +21,7 @@ Table = pd.DataFrame | dict[str, str]
 _BLOCK = re.compile(r"^[ \t]*data_(\S*)[^\n]*\n?", re.MULTILINE)
 _SINGLE_QUOTED = re.compile(r"(?:^|\s)'", re.MULTILINE)
 _TOKEN = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
-_TEXT_COLUMN = re.compile(
-    r"name|path|file|label|image(?!size|pixel|dim|id)|micrograph(?!.*size)", re.IGNORECASE
-)
+_TEXT_COLUMN = re.compile(r"name|path|file|label|image(?!size|pixel|dim|id)|micrograph(?!.*size)", re.IGNORECASE)
 _NAN = ["nan", "-nan", "NaN", "<NA>"]
 
 
@@ -55,9 +53,7 @@ def parse_star(text: str, where: str) -> dict[str, Table]:
     for head, following in zip(heads, [*heads[1:], None], strict=True):
         body = text[head.end() : following.start() if following else len(text)]
         if head[1] in tables:
-            raise RalibError(
-                f"{where} line {line}: a second block data_{head[1]}; rename or remove one of the two"
-            )
+            raise RalibError(f"{where} line {line}: a second block data_{head[1]}; rename or remove one of the two")
         line += head[0].count("\n")
         tables[head[1]] = _parse_block(body, where, line)
         line += body.count("\n")
@@ -95,14 +91,8 @@ def _parse_block(body: str, where: str, line: int) -> Table:
 
 def _parse_pair(content: str, where: str, line: int) -> tuple[str, str]:
     tokens = _tokens(content)
-    if (
-        len(tokens) < 2
-        or not tokens[0].startswith("_")
-        or (len(tokens) > 2 and not tokens[2].startswith("#"))
-    ):
-        raise RalibError(
-            f"{where} line {line}: {_shown(content)} is neither a comment nor '_name value'; correct it"
-        )
+    if len(tokens) < 2 or not tokens[0].startswith("_") or (len(tokens) > 2 and not tokens[2].startswith("#")):
+        raise RalibError(f"{where} line {line}: {_shown(content)} is neither a comment nor '_name value'; correct it")
     return tokens[0][1:], tokens[1]
 
 

@@ -1,0 +1,224 @@
+"""cryoSPARC .cs files: NumPy structured arrays, one row a particle, fields like `blob/path` and
+`alignments2D/pose`.
+
+A job writes what it computed, and passes the rest through in a second file; the two are joined by `uid`.
+Signs: see `conventions.cryosparc_to_pose`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from ralib import conventions
+from ralib.io.atomic import PathLike
+from ralib.io.paths import resolve_images
+from ralib.io.stacks import FilesSource, MissingImages, StackFile
+from ralib.types import CtfParameters, ImageSource, Metadata, ParticleSet, Poses, RalibError
+
+
+def open_cs(
+    path: PathLike,
+    open_stack: Callable[[Path], StackFile],
+    *,
+    datadir: PathLike | None = None,
+    require_images: bool = True,
+    passthrough: Sequence[PathLike] | None = None,
+) -> ParticleSet:
+    """Open a particle .cs file. Fields it lacks come from `passthrough` files; where None is given, from
+    those next to it with `passthrough` in their names that hold all its uids.
+
+    Metadata.tables["cs"] is the structured array of all fields, one row a particle.
+    """
+    path = Path(path)
+    rows = load_cs(path)
+    if not len(rows):
+        raise RalibError(f"{path} holds no particles")
+    for extra in _passthrough_files(path, passthrough):
+        rows = _joined(rows, load_cs(extra), extra, must_match=passthrough is not None)
+    for name in ("blob/path", "blob/idx"):
+        if name not in _names(rows):
+            raise RalibError(
+                f"{path} has no field {name}: give its passthrough file too, or export the particles again"
+            )
+    images, header_pixel_A = _images(path, rows, open_stack, datadir, require_images)
+    pixel_size_A = _pixel_size_A(rows, path) or header_pixel_A
+    return ParticleSet(
+        images=images,
+        pixel_size_A=pixel_size_A,
+        ctf=_ctf(rows),
+        poses=poses_of(rows, pixel_size_A),
+        group=_groups(rows),
+        metadata=Metadata("cryosparc", str(path), {"cs": rows}),
+    )
+
+
+def load_cs(path: Path) -> np.ndarray:
+    """The structured array of a .cs file, without ever running a pickle."""
+    try:
+        with path.open("rb") as file:
+            if file.read(6) == b"\x94CSDAT":
+                raise RalibError(f"{path} is a compressed cryoSPARC stream: save it in cryosparc-tools' numpy format")
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = reader[version](file)
+            _check_header(path, shape, dtype, path.stat().st_size - file.tell())
+            data = file.read(shape[0] * dtype.itemsize)
+            return np.frombuffer(data, dtype=dtype).copy()
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
+        raise RalibError(f"{path} is no cryoSPARC .cs file (no NumPy array in it: {str(error)[:80]})") from error
+
+
+def _check_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, present: int) -> None:
+    if dtype.names is None or dtype.hasobject or len(shape) != 1 or dtype.itemsize < 1:
+        raise RalibError(f"{path} is no cryoSPARC .cs file: it must be a table of plain fields, without pickles")
+    if shape[0] * dtype.itemsize > present:
+        raise RalibError(
+            f"{path} is truncated: its header says {shape[0]} particles ({shape[0] * dtype.itemsize} bytes), "
+            f"{present} bytes are there; copy or export it again"
+        )
+
+
+def _names(rows: np.ndarray) -> tuple[str, ...]:
+    return rows.dtype.names or ()
+
+
+def _passthrough_files(path: Path, given: Sequence[PathLike] | None) -> list[Path]:
+    if given is not None:
+        return [Path(p) for p in given]
+    return sorted(p for p in path.parent.glob("*passthrough*.cs") if p != path)
+
+
+def _joined(rows: np.ndarray, extra: np.ndarray, where: Path, *, must_match: bool) -> np.ndarray:
+    """`rows` with the fields of `extra` it lacks, matched by uid."""
+    new = [n for n in _names(extra) if n not in _names(rows)]
+    if "uid" not in _names(rows) or "uid" not in _names(extra):
+        if must_match:
+            raise RalibError(f"{where} cannot be joined: the field uid is missing")
+        return rows
+    order = np.argsort(extra["uid"], kind="stable")
+    position = np.searchsorted(extra["uid"][order], rows["uid"]).clip(max=max(0, len(extra) - 1))
+    if not len(extra) or not (extra["uid"][order][position] == rows["uid"]).all():
+        if must_match:
+            raise RalibError(f"{where} does not hold all particles (uid): it belongs to another job")
+        return rows
+    joined = np.zeros(len(rows), dtype=rows.dtype.descr + [(n, *_field(extra.dtype[n])) for n in new])
+    for name in _names(rows):
+        joined[name] = rows[name]
+    for name in new:
+        joined[name] = extra[name][order][position]
+    return joined
+
+
+def _field(dtype: np.dtype) -> tuple:
+    return (dtype.base.str, dtype.shape) if dtype.shape else (dtype.str,)
+
+
+def image_paths(rows: np.ndarray) -> list[str]:
+    """blob/path as text; cryoSPARC marks paths inside its project by a leading '>'."""
+    paths = rows["blob/path"]
+    decoded = np.char.decode(paths, "utf-8", "replace") if paths.dtype.kind == "S" else paths
+    return [str(p).removeprefix(">") for p in decoded.tolist()]
+
+
+def _images(
+    path: Path, rows: np.ndarray, open_stack: Callable, datadir: PathLike | None, required: bool
+) -> tuple[ImageSource, float | None]:
+    try:
+        names, file_index = np.unique(np.array(image_paths(rows)), return_inverse=True)
+        files = resolve_images(names.tolist(), path, datadir)
+        slices = rows["blob/idx"].astype(np.int64)
+        if (slices < 0).any():
+            raise RalibError(f"{path}: blob/idx {slices.min()} is negative")
+        source = FilesSource(files, file_index, slices, open_stack)
+    except RalibError as error:
+        if required:
+            raise
+        shape = rows["blob/shape"][0] if "blob/shape" in _names(rows) else np.zeros(1)
+        return MissingImages(len(rows), int(np.ravel(shape)[0]), str(error)), None
+    except (TypeError, ValueError) as error:
+        raise RalibError(f"{path}: blob/path or blob/idx hold something else than paths and numbers") from error
+    return source, source.pixel_size_A
+
+
+def _floats(rows: np.ndarray, name: str, default: float = 0.0) -> np.ndarray:
+    if name not in _names(rows):
+        return np.full(len(rows), default)
+    values = rows[name]
+    if values.dtype.kind not in "fiu" or values.ndim != 1:
+        raise RalibError(f"the field {name} of the .cs file should hold one number a particle")
+    return values.astype(np.float64)
+
+
+def _pixel_size_A(rows: np.ndarray, path: Path) -> float | None:
+    if "blob/psize_A" not in _names(rows):
+        return None
+    sizes, counts = np.unique(_floats(rows, "blob/psize_A"), return_counts=True)
+    size = float(sizes[np.argmax(counts)])
+    if not np.isfinite(size) or size <= 0:
+        raise RalibError(f"{path}: pixel size {size} A/px in blob/psize_A: correct it")
+    return size
+
+
+def _ctf(rows: np.ndarray) -> CtfParameters | None:
+    """CTF of each particle, or None where its fields are missing. Radians become degrees."""
+    if any(f"ctf/{n}" not in _names(rows) for n in ("df1_A", "df2_A", "accel_kv", "cs_mm")):
+        return None
+    return CtfParameters(
+        defocus_u_A=_floats(rows, "ctf/df1_A"),
+        defocus_v_A=_floats(rows, "ctf/df2_A"),
+        astigmatism_angle_deg=np.rad2deg(_floats(rows, "ctf/df_angle_rad")),
+        voltage_kV=_floats(rows, "ctf/accel_kv"),
+        spherical_aberration_mm=_floats(rows, "ctf/cs_mm"),
+        amplitude_contrast=_floats(rows, "ctf/amp_contrast", 0.1),
+        phase_shift_deg=np.rad2deg(_floats(rows, "ctf/phase_shift_rad")),
+        bfactor_A2=_floats(rows, "ctf/bfactor"),
+    )
+
+
+def poses_of(rows: np.ndarray, pixel_size_A: float | None) -> Poses | None:
+    """alignments2D, else the in-plane part of alignments3D (its third Euler angle), else None."""
+    names = _names(rows)
+    kind = next((k for k in ("alignments2D", "alignments3D") if f"{k}/pose" in names and f"{k}/shift" in names), None)
+    if kind is None:
+        return None
+    pose, shift = rows[f"{kind}/pose"].astype(np.float64), rows[f"{kind}/shift"].astype(np.float64)
+    if shift.shape != (len(rows), 2) or pose.shape != ((len(rows),) if kind == "alignments2D" else (len(rows), 3)):
+        raise RalibError(f"{kind}/pose or shift of the .cs file have the shape {pose.shape}, {shift.shape}")
+    if kind == "alignments3D":
+        pose = _inplane_rad(pose)
+    scale = _floats(rows, f"{kind}/psize_A", pixel_size_A or 1.0) / (pixel_size_A or 1.0)
+    psi_deg, origin, mirror = conventions.cryosparc_to_pose(torch.tensor(pose), torch.tensor(shift * scale[:, None]))
+    index = torch.tensor(_floats(rows, f"{kind}/class").astype(np.int64).clip(-1, 2**31))
+    if "ralib/mirror" in names and "ralib/class" in names:
+        mirror = torch.tensor(_floats(rows, "ralib/mirror") != 0)
+        index = torch.tensor(_floats(rows, "ralib/class").astype(np.int64))
+    score = torch.full((len(rows),), float("nan"))
+    return Poses(psi_deg.float(), origin.float(), mirror, index, score)
+
+
+def _inplane_rad(rotation_vector: np.ndarray) -> np.ndarray:
+    """The in-plane angle psi of RELION's (rot, tilt, psi) for cryoSPARC's rotation vectors (n, 3)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tilt 0: rot and psi are one angle, scipy puts it all into rot
+        angles = Rotation.from_rotvec(np.nan_to_num(rotation_vector)).as_euler("ZYZ")
+    straight = np.abs(np.sin(angles[:, 1])) < 1e-6
+    return np.where(straight, angles[:, 0] + angles[:, 2], angles[:, 2])
+
+
+def _groups(rows: np.ndarray) -> np.ndarray:
+    """Micrograph of each particle, else its stack, else its exposure group."""
+    for name in ("location/micrograph_path", "location/micrograph_uid", "blob/path", "ctf/exp_group_id"):
+        if name in _names(rows):
+            group = np.unique(rows[name], return_inverse=True)[1].reshape(-1)
+            if group.max() > 0 or name == "ctf/exp_group_id":
+                return group.astype(np.int64)
+    return np.zeros(len(rows), dtype=np.int64)

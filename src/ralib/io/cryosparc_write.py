@@ -1,0 +1,209 @@
+"""Write cryoSPARC .cs files, and carry their fields through a STAR file and back without loss.
+
+In a STAR file every .cs field is a column `cs/<field>` (`cs/<field>/0`, /1 ... for vectors), and the block
+data_cryosparc_fields keeps their types. Values that another program changed since (poses, CTF) are told by
+comparing both copies; the changed rows win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ralib import conventions
+from ralib.io.atomic import PathLike, atomic_path
+from ralib.io.cryosparc import _ctf, poses_of
+from ralib.io.stacks import file_references
+from ralib.io.star import Table
+from ralib.types import CtfParameters, ParticleSet, Poses, RalibError
+
+PREFIX = "cs/"
+FIELDS_BLOCK = "cryosparc_fields"
+_CTF_FIELDS = {
+    "ctf/df1_A": ("defocus_u_A", 1.0),
+    "ctf/df2_A": ("defocus_v_A", 1.0),
+    "ctf/df_angle_rad": ("astigmatism_angle_deg", np.pi / 180),
+    "ctf/accel_kv": ("voltage_kV", 1.0),
+    "ctf/cs_mm": ("spherical_aberration_mm", 1.0),
+    "ctf/amp_contrast": ("amplitude_contrast", 1.0),
+    "ctf/phase_shift_rad": ("phase_shift_deg", np.pi / 180),
+    "ctf/bfactor": ("bfactor_A2", 1.0),
+}
+
+
+def write_particles_cs(
+    path: PathLike,
+    particles: ParticleSet,
+    poses: Poses | None = None,
+    *,
+    n_classes: int | None = None,
+    mirror_as_class: bool = True,
+) -> None:
+    """Write `particles` with `poses` (the particles' own if None) as a .cs file that cryosparc-tools loads.
+
+    cryoSPARC has no mirror: a mirrored member of class k goes into class K + k (see `relion_write`); the
+    fields ralib/class and ralib/mirror keep the original, and our reader takes them first.
+    """
+    if poses is not None and len(poses) != len(particles):
+        raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
+    rows = _base_rows(particles)
+    if particles.ctf is not None:
+        rows = _with_ctf(rows, particles.ctf)
+    chosen = particles.poses if poses is None else poses
+    if chosen is not None:
+        rows = _with_poses(rows, chosen, particles.pixel_size_A, n_classes, mirror_as_class, poses is not None)
+    save_cs(path, rows)
+
+
+def save_cs(path: PathLike, rows: np.ndarray) -> None:
+    """A structured array as a .cs file, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array(file, rows, allow_pickle=False)
+
+
+def star_columns(rows: np.ndarray) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The columns that carry every field of a .cs table, and the table of their types."""
+    columns: dict[str, Any] = {}
+    types = []
+    for name in rows.dtype.names or ():
+        dtype = rows.dtype[name]
+        size = int(np.prod(dtype.shape, dtype=int)) if dtype.shape else 0
+        types.append({"csField": name, "csType": dtype.base.str.lstrip("|<>="), "csSize": size})
+        flat = rows[name].reshape(len(rows), -1) if dtype.shape else rows[name]
+        if not dtype.shape:
+            columns[PREFIX + name] = _plain(flat)
+        else:
+            columns |= {f"{PREFIX}{name}/{i}": _plain(flat[:, i]) for i in range(flat.shape[1])}
+    return columns, pd.DataFrame(types)
+
+
+def _plain(values: np.ndarray) -> Any:
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "surrogateescape").astype(object)
+    return values.astype(np.float64) if values.dtype.kind == "f" else values
+
+
+def rows_from_star(table: pd.DataFrame, types: Table | None) -> np.ndarray | None:
+    """The .cs table that `star_columns` put into a STAR file, or None where there is none."""
+    if not isinstance(types, pd.DataFrame) or not {"csField", "csType", "csSize"} <= set(types.columns):
+        return None
+    described = list(zip(types["csField"], types["csType"], types["csSize"].astype(int), strict=True))
+    try:
+        rows = np.zeros(len(table), dtype=[(f, t, (s,)) if s else (f, t) for f, t, s in described])
+        for name, kind, size in described:
+            if not size:
+                rows[name] = _packed(table[PREFIX + name], kind)
+            for i in range(size):
+                rows[name][:, i] = _packed(table[f"{PREFIX}{name}/{i}"], kind)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise RalibError(f"the cryoSPARC columns of the STAR file are incomplete or damaged: {error}") from error
+    return rows
+
+
+def _packed(column: pd.Series, kind: str) -> np.ndarray:
+    if kind.startswith("S"):
+        return np.array([str(v).encode("utf-8", "surrogateescape") for v in column])
+    return column.to_numpy()
+
+
+def _base_rows(particles: ParticleSet) -> np.ndarray:
+    """Everything known so far: the .cs the particles came from, directly or through a STAR file, or a new
+    table."""
+    tables = particles.metadata.tables
+    if particles.metadata.source_format == "cryosparc":
+        return tables["cs"].copy()
+    for table in tables.values():
+        if isinstance(table, pd.DataFrame) and PREFIX + "uid" in table.columns:
+            rows = rows_from_star(table, tables.get(FIELDS_BLOCK))
+            if rows is not None:
+                return rows
+    return _new_rows(particles)
+
+
+def _new_rows(particles: ParticleSet) -> np.ndarray:
+    files = file_references(particles.images)
+    if files is None:
+        raise RalibError("these particles are in memory only: write the images first (write_mrcs), then open that file")
+    names = [str(p) for p in files[0]]
+    path, index = [names[f] for f in files[1].tolist()], files[2]
+    rows = np.zeros(
+        len(particles),
+        dtype=[("uid", "u8"), ("blob/path", f"S{max(len(p.encode()) for p in path)}"), ("blob/idx", "u4"),
+               ("blob/shape", "u4", (2,)), ("blob/psize_A", "f4"), ("blob/sign", "f4"), ("blob/import_sig", "u8")],
+    )  # fmt: skip
+    # uids must be unique across a project: random, yet the same for the same particles
+    rows["uid"] = np.random.default_rng([len(particles), *"".join(path[:1]).encode()]).integers(
+        1, 2**63, size=len(particles), dtype=np.uint64
+    )
+    rows["blob/path"] = [p.encode() for p in path]
+    rows["blob/idx"], rows["blob/shape"] = index, particles.box
+    rows["blob/psize_A"], rows["blob/sign"] = particles.pixel_size_A or 1.0, 1.0
+    return rows
+
+
+def _with_fields(rows: np.ndarray, wanted: list[tuple]) -> np.ndarray:
+    """`rows` with the fields of `wanted` that are missing added, as zeros."""
+    missing = [w for w in wanted if w[0] not in (rows.dtype.names or ())]
+    if not missing:
+        return rows
+    out = np.zeros(len(rows), dtype=rows.dtype.descr + missing)
+    for name in rows.dtype.names or ():
+        out[name] = rows[name]
+    return out
+
+
+def _with_ctf(rows: np.ndarray, ctf: CtfParameters) -> np.ndarray:
+    old = _ctf(rows)
+    if old is None:
+        rows = _with_fields(rows, [("ctf/type", "S8"), ("ctf/exp_group_id", "u4"), *[(n, "f4") for n in _CTF_FIELDS]])
+        rows = _with_fields(rows, [("ctf/scale", "f4"), ("ctf/scale_const", "f4")])
+        rows["ctf/type"], rows["ctf/scale"] = b"imported", 1.0
+    changed = np.ones(len(rows), dtype=bool)
+    if old is not None:
+        pairs = [(getattr(old, f.name), getattr(ctf, f.name)) for f in fields(CtfParameters)]
+        changed = ~np.logical_and.reduce([np.isclose(a, b, rtol=1e-5, atol=2e-5) for a, b in pairs])
+    for name, (attribute, factor) in _CTF_FIELDS.items():
+        if name in (rows.dtype.names or ()):
+            rows[name][changed] = getattr(ctf, attribute)[changed] * factor
+    return rows
+
+
+def _with_poses(
+    rows: np.ndarray, poses: Poses, pixel_size_A: float | None, n_classes: int | None, mirror_as_class: bool, new: bool
+) -> np.ndarray:
+    old = None if new else poses_of(rows, pixel_size_A)
+    changed = np.ones(len(rows), dtype=bool) if old is None else _pose_changed(old, poses)
+    if not changed.any():
+        return rows
+    poses = poses.to("cpu")
+    k = n_classes if n_classes is not None else int(poses.class_index.max()) + 1
+    index = conventions.mirror_to_class(poses.class_index, poses.mirror, k) if mirror_as_class else poses.class_index
+    pose_rad, shift = conventions.pose_to_cryosparc(poses.psi_deg.double(), poses.origin_xy_px.double())
+    name = "alignments2D"
+    added = f"{name}/psize_A" not in (rows.dtype.names or ())
+    rows = _with_fields(
+        rows,
+        [(f"{name}/split", "u4"), (f"{name}/shift", "f4", (2,)), (f"{name}/pose", "f4"), (f"{name}/psize_A", "f4"),
+         (f"{name}/class", "u4"), (f"{name}/class_posterior", "f4"), ("ralib/class", "i4"), ("ralib/mirror", "u4")],
+    )  # fmt: skip
+    rows[f"{name}/pose"][changed] = pose_rad.numpy()[changed]
+    rows[f"{name}/psize_A"][changed] = pixel_size_A or 1.0
+    rows[f"{name}/shift"][changed] = shift.numpy()[changed]
+    rows[f"{name}/class"][changed] = index.numpy()[changed].clip(min=0)
+    rows["ralib/class"] = poses.class_index.numpy()
+    rows["ralib/mirror"] = poses.mirror.numpy()
+    if added:
+        rows[f"{name}/class_posterior"] = 1.0
+    return rows
+
+
+def _pose_changed(old: Poses, new: Poses) -> np.ndarray:
+    """Rows whose poses differ by more than the digits of a STAR file."""
+    angle = conventions.wrap_deg(old.psi_deg - new.psi_deg).abs() > 1e-3
+    shift = (old.origin_xy_px - new.origin_xy_px).abs().amax(dim=1) > 1e-3
+    other = (old.class_index != new.class_index) | (old.mirror != new.mirror)
+    return (angle | shift | other | torch.isnan(new.psi_deg)).numpy()

@@ -1,0 +1,77 @@
+"""EMAN2/SPARX CTF headers, the text E<defocus> <dfdiff> <dfang> <bfactor> <ampcont> <voltage> <cs> <apix> ...
+
+Defocus and its difference are micrometres, amplitude contrast per cent. As in SPARX's ctf_img, defocus along
+the direction a is defocus + dfdiff / 2 cos(2 (a - (135 - dfang))), so that defocus_u_A lies at 135 - dfang
+degrees. A phase plate is hidden in an amplitude contrast beyond 100 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ralib.types import CtfParameters
+
+_PHASE_PLATE_CONTRAST = 0.1
+
+
+def ctf_of_strings(headers: Sequence[Any]) -> CtfParameters | None:
+    """CTF of each particle from its header text, or None unless every particle has one."""
+    parsed = [_numbers(h) for h in headers]
+    if any(p is None for p in parsed):
+        return None
+    defocus, difference, angle, bfactor, contrast, voltage, cs, _ = np.array(parsed, dtype=np.float64).T
+    amplitude, phase = zip(*(_contrast_and_phase(c) for c in contrast), strict=True)
+    return CtfParameters(
+        defocus_u_A=1e4 * (defocus + difference / 2),
+        defocus_v_A=1e4 * (defocus - difference / 2),
+        astigmatism_angle_deg=np.mod(135.0 - angle, 180.0),
+        voltage_kV=voltage,
+        spherical_aberration_mm=cs,
+        amplitude_contrast=np.array(amplitude),
+        phase_shift_deg=np.array(phase),
+        bfactor_A2=bfactor,
+    )
+
+
+def ctf_to_strings(ctf: CtfParameters, pixel_size_A: float) -> list[str]:
+    """The header text of each particle; the phase shift goes into the amplitude contrast, as EMAN2 has it."""
+    mean, difference = (ctf.defocus_u_A + ctf.defocus_v_A) / 2e4, (ctf.defocus_u_A - ctf.defocus_v_A) / 1e4
+    angle = np.mod(135.0 - ctf.astigmatism_angle_deg, 180.0)
+    contrast = [_percent(a, p) for a, p in zip(ctf.amplitude_contrast, ctf.phase_shift_deg, strict=True)]
+    columns = (mean, difference, angle, ctf.bfactor_A2, contrast, ctf.voltage_kV, ctf.spherical_aberration_mm)
+    return ["E" + " ".join(f"{v:.10g}" for v in (*row, pixel_size_A)) + " 0 0 0" for row in zip(*columns, strict=True)]
+
+
+def _numbers(header: Any) -> list[float] | None:
+    """The first eight numbers of an EMAN2 CTF text, or None."""
+    if not isinstance(header, str) or not header.startswith("E"):
+        return None
+    try:
+        values = [float(v) for v in header[1:].split()[:8]]
+    except ValueError:
+        return None
+    return values if len(values) == 8 and all(math.isfinite(v) for v in values) else None
+
+
+def _contrast_and_phase(percent: float) -> tuple[float, float]:
+    """(amplitude contrast as a fraction, phase shift in degrees)."""
+    if abs(percent) <= 100:
+        return percent / 100, 0.0
+    folded = min(1.0, abs(2 - abs(percent) / 100))
+    phase = math.copysign(math.pi - math.asin(folded), percent)
+    return _PHASE_PLATE_CONTRAST, math.degrees(phase - math.asin(_PHASE_PLATE_CONTRAST))
+
+
+def _percent(amplitude_contrast: float, phase_shift_deg: float) -> float:
+    """EMAN2's per cent for a total phase asin(amplitude contrast) + phase shift."""
+    if phase_shift_deg == 0:
+        return 100 * amplitude_contrast
+    total = math.asin(max(-1.0, min(1.0, amplitude_contrast))) + math.radians(phase_shift_deg)
+    total = math.remainder(total, 2 * math.pi)
+    if abs(total) <= math.pi / 2:
+        return 100 * math.sin(total)
+    return math.copysign(100 * (2 - math.sin(abs(total))), total)

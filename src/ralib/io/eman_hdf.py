@@ -1,0 +1,201 @@
+"""EMAN2 HDF stacks, plain and bit-compressed, with their attributes.
+
+Layout: group /MDF/images with attribute imageid_max; image i is the dataset /MDF/images/<i>/image, its header
+the attributes `EMAN.*` of that group; a transform is a compound of twelve floats 00..23 (rows of a 3 x 4
+matrix). Compressed images are integers: value = rendermin + raw (rendermax - rendermin) / (2^bits - 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from ralib import conventions
+from ralib.io.atomic import PathLike
+from ralib.io.eman_ctf import ctf_of_strings
+from ralib.io.stacks import check_index, check_square
+from ralib.types import Metadata, ParticleSet, Poses, RalibError
+
+IMAGES = "/MDF/images"
+MATRIX = [f"{row}{column}" for row in range(3) for column in range(4)]
+_READ = ("xform.align2d", "assign", "ctf", "apix_x", "ptcl_source_image", "score_align")
+
+
+class HdfStack:
+    """Images of an EMAN2 HDF file. HDF5 takes one thread at a time; a lock keeps it so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        with _told(path):
+            self._file = _open(path)
+            group = self._file.get(IMAGES)
+            if not isinstance(group, h5py.Group):
+                raise RalibError(f"{path} is no EMAN2 stack: it has no group {IMAGES}")
+            self._numbers = _image_numbers(group)
+            if not len(self._numbers):
+                raise RalibError(f"{path} holds no images")
+            first = self._dataset(0)
+            ny, nx = _plane(path, first.shape)
+            check_square(path, ny, nx)
+            self.n_images, self.box = len(self._numbers), nx
+            size = _attribute(self._file[f"{IMAGES}/{self._numbers[0]}"], "apix_x")
+            self.pixel_size_A = _positive(size)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        index = check_index(self.path, index, self.n_images)
+        out = np.empty((len(index), self.box, self.box), dtype=np.float32)
+        with self._lock, _told(self.path):
+            for row, i in enumerate(index.tolist()):
+                out[row] = self._image(i)
+        return out
+
+    def attributes(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """One dict an image, of the attributes `names` (without EMAN.) that it has."""
+        with self._lock, _told(self.path):
+            group = self._file[IMAGES]
+            return [_attributes(group[str(i)], names) for i in self._numbers]
+
+    def _dataset(self, index: int) -> h5py.Dataset:
+        number = self._numbers[index]
+        dataset = self._file[IMAGES].get(f"{number}/image")
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
+            raise RalibError(f"image {number} of {self.path} has no pixels; the file is incomplete")
+        return dataset
+
+    def _image(self, index: int) -> np.ndarray:
+        dataset = self._dataset(index)
+        if _plane(self.path, dataset.shape) != (self.box, self.box):
+            raise RalibError(f"image {index + 1} of {self.path} is {dataset.shape}, the first one {self.box} px")
+        if dataset.id.get_storage_size() == 0:
+            raise RalibError(f"image {index + 1} of {self.path} was never written; the file is incomplete")
+        pixels = dataset[()].reshape(self.box, self.box).astype(np.float32)
+        header = self._file[f"{IMAGES}/{self._numbers[index]}"]
+        bits = _attribute(header, "stored_renderbits")
+        if dataset.dtype.kind == "f" or not bits or not 0 < int(bits) <= 32:
+            return pixels
+        low, high = _attribute(header, "stored_rendermin"), _attribute(header, "stored_rendermax")
+        if low is None or high is None:
+            raise RalibError(f"image {index + 1} of {self.path} is compressed, but its rendermin or rendermax is gone")
+        return pixels * np.float32((high - low) / (2.0 ** int(bits) - 1)) + np.float32(low)
+
+
+def open_hdf(path: PathLike) -> ParticleSet:
+    """An EMAN2 stack as particles: pixel size, CTF, xform.align2d and assign where every image has them."""
+    stack = HdfStack(Path(path))
+    headers = stack.attributes(_READ)
+    sources = [h.get("ptcl_source_image") for h in headers]
+    group = np.unique(np.array(sources, dtype=str), return_inverse=True)[1] if all(sources) else None
+    return ParticleSet(
+        images=stack,
+        pixel_size_A=stack.pixel_size_A,
+        ctf=ctf_of_strings([h.get("ctf") for h in headers]),
+        poses=_poses(headers),
+        group=None if group is None else group.reshape(-1).astype(np.int64),
+        metadata=Metadata("eman2", str(path), {}),
+    )
+
+
+def matrix_to_align2d(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """EMAN2's 3 x 4 matrices (n, 12) as (alpha_deg (n,), shift_xy_px (n, 2), mirror (n,)).
+
+    Rows are M (R_e(alpha) | t), R_e = [[c, s], [-s, c]], M: the first row changes sign. A scale is taken out.
+    """
+    m = matrix.reshape(-1, 3, 4).astype(np.float64)
+    mirror = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0] < 0
+    sign = np.where(mirror, -1.0, 1.0)
+    alpha = np.degrees(np.arctan2(-m[:, 1, 0], m[:, 1, 1]))
+    return np.mod(alpha, 360.0), np.stack([sign * m[:, 0, 3], m[:, 1, 3]], axis=1), mirror
+
+
+def align2d_to_matrix(alpha_deg: np.ndarray, shift_xy_px: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+    """(n, 12) float32, the reverse of `matrix_to_align2d`."""
+    c, s = np.cos(np.radians(alpha_deg)), np.sin(np.radians(alpha_deg))
+    sign = np.where(mirror, -1.0, 1.0)
+    zero, one = np.zeros_like(c), np.ones_like(c)
+    rows = [sign * c, sign * s, zero, sign * shift_xy_px[:, 0], -s, c, zero, shift_xy_px[:, 1], zero, zero, one, zero]
+    return np.stack(rows, axis=1).astype(np.float32)
+
+
+def _poses(headers: list[dict[str, Any]]) -> Poses | None:
+    if any("xform.align2d" not in h for h in headers):
+        return None
+    alpha, shift, mirror = matrix_to_align2d(np.array([h["xform.align2d"] for h in headers]))
+    psi, origin, flipped = conventions.eman2_to_pose(torch.tensor(alpha), torch.tensor(shift), torch.tensor(mirror))
+    index = torch.tensor([int(h.get("assign", 0)) for h in headers])
+    return Poses(psi.float(), origin.float(), flipped, index, torch.full((len(headers),), float("nan")))
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """libhdf5's and h5py's many errors as one line."""
+    try:
+        yield
+    except RalibError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise RalibError(f"{path} is damaged or no EMAN2 HDF file: {text}; write it again") from error
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise RalibError(f"cannot read {path}: no such file")
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89HDF\r\n\x1a\n":
+            raise RalibError(f"{path} is no HDF5 file")
+    return h5py.File(path, "r", locking=False)
+
+
+def _image_numbers(group: h5py.Group) -> list[int]:
+    return sorted(int(name) for name in group if name.isascii() and name.isdigit() and len(name) < 10)
+
+
+def _plane(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) != 2:
+        raise RalibError(f"{path} holds images of shape {shape}: particles must be two-dimensional")
+    return int(shape[0]), int(shape[1])
+
+
+def _attributes(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: _attribute(group, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _attribute(group: Any, name: str) -> Any:
+    """EMAN.<name>: a number, text, or the twelve floats of a transform; None where it is missing."""
+    name = f"EMAN.{name}"
+    if not isinstance(group, h5py.Group) or name not in group.attrs:
+        return None
+    value = np.asarray(group.attrs[name])
+    if value.dtype.names:
+        record = value.reshape(-1)[0]
+        whole = set(MATRIX) <= set(value.dtype.names)
+        return np.array([record[n] for n in MATRIX], dtype=np.float64) if whole else None
+    if value.dtype.kind in "SUO":
+        first = value.reshape(-1)[0] if value.size else ""
+        return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)
+    return value.reshape(-1)[0].item() if value.size == 1 else value
+
+
+def _positive(value: Any) -> float | None:
+    good = isinstance(value, int | float) and 0 < value < 1e4
+    return float(value) if good else None

@@ -1,0 +1,134 @@
+"""Write EMAN2 HDF stacks as EMAN2 itself does, and update the headers of an existing stack when asked to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from ralib import conventions
+from ralib.io.atomic import PathLike, atomic_path
+from ralib.io.eman_ctf import ctf_to_strings
+from ralib.io.eman_hdf import IMAGES, MATRIX, _image_numbers, _open, _told, align2d_to_matrix
+from ralib.types import CtfParameters, Poses, RalibError
+
+_TRANSFORM = np.dtype([(name, "<f4") for name in MATRIX])
+_EM_FLOAT = 7  # EMAN2's number for float32 pixels
+
+
+def write_hdf(
+    path: PathLike,
+    images: Any,
+    headers: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    pixel_size_A: float | None = None,
+) -> None:
+    """Write images (k, n, n) as an EMAN2 HDF stack, whole or not at all.
+
+    headers     one mapping an image of EMAN2 attributes (without EMAN.): int, float, text, lists of these,
+    and
+                (12,) float32 arrays for names beginning with xform
+    """
+    images = images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
+    if images.ndim != 3:
+        raise RalibError(f"images of shape {images.shape} cannot go into a stack: (k, n, n) is needed")
+    if headers is not None and len(headers) != len(images):
+        raise RalibError(f"{len(headers)} headers for {len(images)} images")
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
+        group = file.create_group(IMAGES)
+        group.attrs["imageid_max"] = np.array([len(images) - 1], dtype=np.int32)
+        for i, image in enumerate(images):
+            pixels = np.ascontiguousarray(image, dtype=np.float32)
+            one = group.create_group(str(i))
+            one.create_dataset("image", data=pixels)
+            header = {**_statistics(pixels), **_sizes(pixels, pixel_size_A), **(headers[i] if headers else {})}
+            for name, value in header.items():
+                _set(one, name, value)
+
+
+def pose_headers(
+    poses: Poses, ctf: CtfParameters | None = None, pixel_size_A: float | None = None
+) -> list[dict[str, Any]]:
+    """xform.align2d, assign and ID (as SPARX's mref_ali2d leaves them) of each particle, and its ctf."""
+    poses = poses.to("cpu")
+    alpha, shift, mirror = conventions.pose_to_eman2(poses.psi_deg.double(), poses.origin_xy_px.double(), poses.mirror)
+    matrices = align2d_to_matrix(alpha.numpy(), shift.numpy(), mirror.numpy())
+    rows = zip(matrices, poses.class_index.tolist(), strict=True)
+    headers: list[dict[str, Any]] = [{"xform.align2d": m, "assign": c, "ID": i} for i, (m, c) in enumerate(rows)]
+    if ctf is not None:
+        for header, text in zip(headers, ctf_to_strings(ctf, pixel_size_A or 1.0), strict=True):
+            header["ctf"] = text
+    return headers
+
+
+def class_headers(class_index: torch.Tensor, n_classes: int) -> list[dict[str, Any]]:
+    """Headers of class averages: ave_n and ptcl_repr (how many) and members (which), as EMAN2 and SPARX read
+    them."""
+    assigned = class_index.cpu().numpy()
+    members = [np.flatnonzero(assigned == k) for k in range(n_classes)]
+    return [
+        {"ave_n": len(m), "ptcl_repr": len(m), "ID": k, **({"members": m.tolist()} if len(m) else {})}
+        for k, m in enumerate(members)
+    ]
+
+
+def write_headers(path: PathLike, poses: Poses) -> None:
+    """Set xform.align2d, assign and ID in an existing EMAN2 stack. The one function that changes an input
+    file.
+
+    The pixels are copied along in a second file that replaces the first when complete, so that a crash leaves
+    either the old or the new headers.
+    """
+    path = Path(path)
+    with _told(path), _open(path) as file:
+        numbers = _image_numbers(file[IMAGES])
+    if len(numbers) != len(poses):
+        raise RalibError(f"{len(poses)} poses for the {len(numbers)} images of {path}")
+    if not os.access(path, os.W_OK):
+        raise RalibError(f"{path} is read-only: its headers cannot be written")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(path.read_bytes())
+        with _told(path), h5py.File(temporary, "r+") as file:
+            for number, header in zip(numbers, pose_headers(poses), strict=True):
+                for name, value in header.items():
+                    _set(file[f"{IMAGES}/{number}"], name, value)
+
+
+def _set(group: h5py.Group, name: str, value: Any) -> None:
+    """One attribute, in the type EMAN2 gives it."""
+    attribute = f"EMAN.{name}"
+    if attribute in group.attrs:
+        del group.attrs[attribute]
+    if name.startswith("xform"):
+        group.attrs[attribute] = np.array([tuple(np.asarray(value, dtype=np.float32))], dtype=_TRANSFORM)
+    elif isinstance(value, str):
+        group.attrs[attribute] = np.bytes_(value.encode("utf-8") or b" ")
+    elif name.startswith("apix"):
+        group.attrs[attribute] = np.array([value], dtype=np.float64)
+    else:
+        array = np.atleast_1d(np.asarray(value))
+        group.attrs[attribute] = array.astype(np.int32 if array.dtype.kind in "iub" else np.float32)
+
+
+def _statistics(pixels: np.ndarray) -> dict[str, Any]:
+    values = pixels.astype(np.float64)
+    nonzero = values[values != 0]
+    sigma = float(values.std(ddof=1)) if values.size > 1 else 0.0
+    return {
+        "minimum": float(values.min()), "maximum": float(values.max()), "mean": float(values.mean()), "sigma": sigma,
+        "square_sum": float((values**2).sum()), "mean_nonzero": float(nonzero.mean()) if nonzero.size else 0.0,
+        "sigma_nonzero": float(nonzero.std(ddof=1)) if nonzero.size > 1 else 0.0,
+    }  # fmt: skip
+
+
+def _sizes(pixels: np.ndarray, pixel_size_A: float | None) -> dict[str, Any]:
+    size = pixel_size_A or 1.0
+    return {
+        "nx": pixels.shape[1], "ny": pixels.shape[0], "nz": 1, "apix_x": size, "apix_y": size, "apix_z": size,
+        "datatype": _EM_FLOAT, "is_complex": 0, "is_complex_ri": 0, "changecount": 1, "all_int": 0,
+    }  # fmt: skip

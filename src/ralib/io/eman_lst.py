@@ -1,0 +1,99 @@
+"""EMAN2 LST files: a text list of images in other stacks, plain (#LST) or with fixed-length lines (#LSX).
+
+A line is `number <tab> file [<tab> comment or JSON]`, numbers from 0; newer files keep xform.align2d and the
+class in the JSON part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ralib import conventions
+from ralib.io.atomic import PathLike
+from ralib.io.eman_hdf import matrix_to_align2d
+from ralib.io.paths import resolve_images
+from ralib.io.stacks import FilesSource, MissingImages, StackFile
+from ralib.types import ImageSource, Metadata, ParticleSet, Poses, RalibError
+
+
+def open_lst(
+    path: PathLike,
+    open_stack: Callable[[Path], StackFile],
+    *,
+    datadir: PathLike | None = None,
+    require_images: bool = True,
+) -> ParticleSet:
+    """The images an LST file lists, with their alignments where every line has one."""
+    path = Path(path)
+    numbers, names, extras = _parse(path)
+    files: dict[str, int] = {}
+    file_index = np.array([files.setdefault(name, len(files)) for name in names], dtype=np.int32)
+    images: ImageSource
+    try:
+        found = resolve_images(files, path, datadir)
+        source = FilesSource(found, file_index, np.array(numbers, dtype=np.int64), open_stack)
+        images, pixel_size_A = source, source.pixel_size_A
+    except RalibError as error:
+        if require_images:
+            raise
+        images, pixel_size_A = MissingImages(len(numbers), 0, str(error)), None
+    group = file_index.astype(np.int64)
+    return ParticleSet(images, pixel_size_A, None, _poses(extras), group, Metadata("lst", str(path), {}))
+
+
+def _parse(path: Path) -> tuple[list[int], list[str], list[Any]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    lines = text.split("\n")
+    if not lines[0].startswith(("#LST", "#LSX")):
+        raise RalibError(f"{path} is no EMAN2 list: its first line is not #LST or #LSX")
+    numbers, names, extras = [], [], []
+    for line, content in enumerate(lines, 1):
+        if not content.strip() or content.startswith("#"):
+            continue
+        parts = content.rstrip().split("\t") if "\t" in content else content.split(None, 2)
+        if len(parts) < 2 or not parts[0].strip().isdecimal() or len(parts[0]) > 9 or "\0" in parts[1]:
+            raise RalibError(f"{path} line {line}: {content.strip()[:60]!r} is not 'number file'; correct it")
+        numbers.append(int(parts[0]))
+        names.append(parts[1].strip())
+        extras.append(_json(parts[2]) if len(parts) > 2 else {})
+    if not numbers:
+        raise RalibError(f"{path} lists no images")
+    return numbers, names, extras
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _poses(extras: list[dict[str, Any]]) -> Poses | None:
+    """Poses from the JSON parts; None unless every line has a matrix."""
+    try:
+        matrices = np.array([_matrix(e["xform.align2d"]) for e in extras], dtype=np.float64)
+        index = torch.tensor([int(e.get("class", 0)) for e in extras])
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    if matrices.shape != (len(extras), 12) or not np.isfinite(matrices).all():
+        return None
+    alpha, shift, mirror = matrix_to_align2d(matrices)
+    psi, origin, flipped = conventions.eman2_to_pose(torch.tensor(alpha), torch.tensor(shift), torch.tensor(mirror))
+    return Poses(psi.float(), origin.float(), flipped, index, torch.full((len(extras),), float("nan")))
+
+
+def _matrix(transform: Any) -> list[float]:
+    """The twelve numbers of a transform written by EMAN2's JSON: {"__class__": "Transform", "matrix":
+    "[...]"}."""
+    matrix = transform["matrix"] if isinstance(transform, dict) else transform
+    return [float(v) for v in (json.loads(matrix) if isinstance(matrix, str) else matrix)]

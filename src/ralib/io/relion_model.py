@@ -1,0 +1,156 @@
+"""RELION `_model.star` tables of a 2D classification, and the files that let `ralib` run as RELION's External
+job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ralib.io.atomic import PathLike, write_text
+from ralib.io.mrc import write_mrcs
+from ralib.io.paths import name_for_project
+from ralib.io.star import Table, write_star
+from ralib.types import ClassAverages, Poses, RalibError
+
+_NO_RESOLUTION_A = 999.0
+
+
+def write_model_star(
+    path: PathLike,
+    averages: ClassAverages,
+    *,
+    averages_path: PathLike,
+    poses: Poses | None = None,
+    resolution_A: Sequence[float] | None = None,
+    log_likelihood: float = 0.0,
+    project: Path | None = None,
+) -> None:
+    """Write the tables of RELION's run_it025_model.star: general figures, one row a class, one table a class.
+
+    averages_path   the stack of class averages the rows point to
+    poses           where given, classes K + 1 ... 2K of mirrored members are listed too (see `relion_write`);
+    then
+                    `averages_path` must hold 2K images, as `write_class_stack` writes them
+    resolution_A    (K,) resolution of each class; from the FRC at 0.143 if None
+    """
+    k, n = averages.images.shape[0], averages.images.shape[-1]
+    pixel_A = averages.pixel_size_A or 1.0
+    frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
+    resolution = list(resolution_A or [_resolution_A(frc, i, n, pixel_A) for i in range(k)])
+    members = averages.members.cpu().numpy().astype(np.float64)
+    if poses is not None:
+        counts = [_count(poses, k, mirrored) for mirrored in (False, True)]
+        members, resolution = np.concatenate(counts), resolution * 2
+    name = name_for_project(Path(averages_path), project)
+    tables: dict[str, Table] = {
+        "model_general": _general(n, pixel_A, len(members), min(resolution, default=_NO_RESOLUTION_A), log_likelihood),
+        "model_classes": pd.DataFrame(
+            {
+                "rlnReferenceImage": [f"{i + 1:06d}@{name}" for i in range(len(members))],
+                "rlnClassDistribution": members / max(1.0, members.sum()),
+                "rlnAccuracyRotations": _NO_RESOLUTION_A,
+                "rlnAccuracyTranslationsAngst": _NO_RESOLUTION_A,
+                "rlnEstimatedResolution": resolution,
+                "rlnOverallFourierCompleteness": np.where(members > 0, 1.0, 0.0),
+                "rlnClassPriorOffsetX": 0.0,
+                "rlnClassPriorOffsetY": 0.0,
+            }
+        ),
+    }
+    for i in range(len(members)):
+        tables[f"model_class_{i + 1}"] = _class_table(frc, i % k, n, pixel_A)
+    tables["model_groups"] = pd.DataFrame(
+        {
+            "rlnGroupNumber": [1],
+            "rlnGroupName": ["all"],
+            "rlnGroupNrParticles": [int(members.sum())],
+            "rlnGroupScaleCorrection": [1.0],
+        }
+    )
+    write_star(path, tables)
+
+
+def write_class_stack(path: PathLike, images: torch.Tensor, pixel_size_A: float | None) -> None:
+    """Averages (K, n, n) followed by their mirror images: the references of RELION's classes 1 ... 2K.
+
+    x -> -x about pixel n // 2: for even n column 0 stays, all others change sides.
+    """
+    write_mrcs(path, torch.cat([images, mirrored(images)]), pixel_size_A)
+
+
+def mirrored(images: torch.Tensor) -> torch.Tensor:
+    """Images (..., n, n) under x -> -x about the centre pixel n // 2 (column 0 of an even box stays)."""
+    flipped = images.flip(-1)
+    return flipped.roll(1, dims=-1) if images.shape[-1] % 2 == 0 else flipped
+
+
+def write_output_nodes(folder: PathLike, nodes: Mapping[str, str]) -> None:
+    """RELION_OUTPUT_NODES.star: what a job leaves, e.g. {'particles.star': 'ParticlesData.star.relion'}.
+
+    Names are as RELION's project folder sees them.
+    """
+    names, kinds = list(nodes), list(nodes.values())
+    table = pd.DataFrame({"rlnPipeLineNodeName": names, "rlnPipeLineNodeTypeLabel": kinds})
+    write_star(Path(folder) / "RELION_OUTPUT_NODES.star", {"output_nodes": table})
+
+
+def write_job_exit(folder: PathLike, *, ok: bool) -> None:
+    """The empty file by which RELION's pipeliner learns that an External job is over."""
+    write_text(Path(folder) / f"RELION_JOB_EXIT_{'SUCCESS' if ok else 'FAILURE'}", "")
+
+
+def _general(n: int, pixel_A: float, k: int, best_A: float, log_likelihood: float) -> dict[str, str]:
+    values = {
+        "rlnReferenceDimensionality": 2, "rlnDataDimensionality": 2, "rlnOriginalImageSize": n,
+        "rlnCurrentResolution": best_A, "rlnCurrentImageSize": n, "rlnPaddingFactor": 2.0, "rlnIsHelix": 0,
+        "rlnFourierSpaceInterpolator": 1, "rlnMinRadiusNnInterpolation": 10, "rlnPixelSize": pixel_A,
+        "rlnNrClasses": k, "rlnNrBodies": 1, "rlnNrGroups": 1, "rlnNrOpticsGroups": 1, "rlnTau2FudgeFactor": 1.0,
+        "rlnNormCorrectionAverage": 1.0, "rlnSigmaOffsetsAngst": 10.0, "rlnOrientationalPriorMode": 0,
+        "rlnSigmaPriorRotAngle": 0.0, "rlnSigmaPriorTiltAngle": 0.0, "rlnSigmaPriorPsiAngle": 0.0,
+        "rlnLogLikelihood": log_likelihood, "rlnAveragePmax": 1.0,
+    }  # fmt: skip
+    return {name: f"{v:.6f}" if isinstance(v, float) else str(v) for name, v in values.items()}
+
+
+def _class_table(frc: np.ndarray | None, index: int, n: int, pixel_A: float) -> pd.DataFrame:
+    """One row a Fourier ring: FRC between half averages, and the SSNR of the whole average, 2 FRC / (1 -
+    FRC)."""
+    ring = np.arange(n // 2 + 1)
+    curve = np.zeros(n // 2 + 1)
+    if frc is not None:
+        if frc.shape[-1] != len(ring):
+            raise RalibError(f"FRC curves of {frc.shape[-1]} rings do not fit averages of {n} px ({len(ring)} rings)")
+        curve = np.nan_to_num(frc[index]).clip(-1, 1)
+    inside = curve.clip(0, 0.9999)
+    per_A = ring / (n * pixel_A)
+    return pd.DataFrame(
+        {
+            "rlnSpectralIndex": ring,
+            "rlnResolution": per_A,
+            "rlnAngstromResolution": np.where(ring > 0, 1 / np.where(ring > 0, per_A, 1), _NO_RESOLUTION_A),
+            "rlnSsnrMap": 2 * inside / (1 - inside),
+            "rlnGoldStandardFsc": curve,
+            "rlnFourierCompleteness": 1.0,
+            "rlnReferenceSigma2": 1.0,
+            "rlnReferenceTau2": 2 * inside / (1 - inside),
+            "rlnSpectralOrientabilityContribution": 0.0,
+        }
+    )
+
+
+def _resolution_A(frc: np.ndarray | None, index: int, n: int, pixel_A: float) -> float:
+    """The last ring before the FRC first falls below 0.143."""
+    if frc is None:
+        return _NO_RESOLUTION_A
+    below = np.flatnonzero(np.nan_to_num(frc[index][1:]) < 0.143)
+    ring = int(below[0]) if len(below) else n // 2
+    return n * pixel_A / ring if ring else _NO_RESOLUTION_A
+
+
+def _count(poses: Poses, k: int, mirrored_members: bool) -> np.ndarray:
+    index = poses.class_index[(poses.mirror == mirrored_members) & (poses.class_index >= 0)].cpu()
+    return torch.bincount(index, minlength=k)[:k].double().numpy()

@@ -1,0 +1,77 @@
+"""Alignment parameters as text, in EMAN2/SPARX's convention.
+
+params.txt      rows `idx alpha sx sy mirror class`, what the earlier Cryo-RAlib's notebooks read
+sxheader text   rows `alpha sx sy mirror [scale]`, what sxheader.py exports and imports
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ralib import conventions
+from ralib.io.atomic import PathLike, write_text
+from ralib.types import Poses, RalibError
+
+
+def write_params(path: PathLike, poses: Poses, *, form: str = "class") -> None:
+    """Write poses as text. form 'class': idx alpha sx sy mirror class; 'sxheader': alpha sx sy mirror
+    scale."""
+    if form not in ("class", "sxheader"):
+        raise RalibError(f"there is no parameter file of the form {form!r}: class or sxheader")
+    poses = poses.to("cpu")
+    alpha, shift, mirror = conventions.pose_to_eman2(poses.psi_deg.double(), poses.origin_xy_px.double(), poses.mirror)
+    rows = zip(alpha.tolist(), *shift.T.tolist(), mirror.int().tolist(), poses.class_index.tolist(), strict=True)
+    if form == "class":
+        lines = [f"{i} {a:.6f} {x:.6f} {y:.6f} {m} {c}" for i, (a, x, y, m, c) in enumerate(rows)]
+    else:
+        lines = [f"{a:15.5f} {x:15.5f} {y:15.5f} {m:10d} {1.0:10.3f}" for a, x, y, m, _ in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_params(path: PathLike) -> Poses:
+    """Read either form; the number of columns tells which. Particles come in the order of idx."""
+    path = Path(path)
+    rows = _rows(path)
+    if rows.shape[1] == 6:
+        order = np.argsort(rows[:, 0], kind="stable")
+        if not np.array_equal(rows[order, 0], np.arange(len(rows))):
+            raise RalibError(f"{path}: the first column must count the particles from 0, each once")
+        rows, index = rows[order, 1:5], rows[order, 5]
+    else:
+        index = np.zeros(len(rows))
+    if not np.isin(rows[:, 3], (0, 1)).all() or not (np.abs(index) < 2**31).all():
+        raise RalibError(f"{path}: the mirror column must be 0 or 1, the class a whole number")
+    psi, origin, mirror = conventions.eman2_to_pose(
+        torch.tensor(rows[:, 0]), torch.tensor(rows[:, 1:3]), torch.tensor(rows[:, 3] != 0)
+    )
+    score = torch.full((len(rows),), float("nan"))
+    return Poses(psi.float(), origin.float(), mirror, torch.tensor(index.astype(np.int64)), score)
+
+
+def _rows(path: Path) -> np.ndarray:
+    """(n, 4, 5 or 6) numbers; an error names the line that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    rows: list[list[float]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        tokens = line.split("#")[0].split()
+        if not tokens:
+            continue
+        try:
+            row = [float(t) for t in tokens]
+        except ValueError:
+            row = []
+        if len(row) not in (4, 5, 6) or not np.isfinite(row).all() or (rows and len(row) != len(rows[0])):
+            raise RalibError(
+                f"{path} line {number}: {line.strip()[:60]!r} is neither 'alpha sx sy mirror [scale]' nor "
+                "'idx alpha sx sy mirror class'; correct it"
+            )
+        rows.append(row)
+    if not rows:
+        raise RalibError(f"{path} holds no parameters")
+    return np.array(rows)
