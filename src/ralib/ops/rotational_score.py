@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 
-def angular_tables(
-    n_orders: int, n_half: int, *, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """cos(m psi_j) and sin(m psi_j), each (n_half, n_orders), for psi_j = pi (j + 1/2) / n_half."""
-    psi = (torch.arange(n_half, device=device, dtype=torch.float64) + 0.5) * (math.pi / n_half)
-    turn = psi[:, None] * torch.arange(n_orders, device=device, dtype=torch.float64)
+def angular_tables(orders: Tensor, n_half: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos(m psi_j) and sin(m psi_j), each (n_half, m), for psi_j = pi (j + 1/2) / n_half."""
+    psi = (torch.arange(n_half, device=orders.device, dtype=torch.float64) + 0.5) * (math.pi / n_half)
+    turn = psi[:, None] * orders
     return torch.cos(turn).to(dtype), torch.sin(turn).to(dtype)
 
 

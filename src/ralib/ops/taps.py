@@ -27,8 +27,7 @@ def gather_taps_plain(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     size = (n_points, values.shape[1])
     signed = torch.where(conjugate, -weight, weight)
     real, imag = (
-        torch.sparse_csr_tensor(start, column, w.flatten(), size=size, check_invariants=False)
-        @ part.T.contiguous()
+        torch.sparse_csr_tensor(start, column, w.flatten(), size=size, check_invariants=False) @ part.T.contiguous()
         for w, part in ((weight, values.real), (signed, values.imag))
     )
     return torch.complex(real, imag).T.contiguous()

@@ -1,0 +1,87 @@
+"""Triton form of `rotational_score`: two matrix products and a maximum that never leaves the chip."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _rotational_max(
+    spectra, cosine, sine, penalty, value, code,
+    n_orders, n_pairs, n_particles, n_half, n_penalty,
+    HAS_PENALTY: tl.constexpr, ORDERS: tl.constexpr, ANGLES: tl.constexpr, N_BLOCKS: tl.constexpr,
+    PARTICLES: tl.constexpr, PAIRS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: PAIRS pairings of a block of particles, all angles.
+
+    Products are (angles, orders) @ (orders, particles); the running maximum over angles stays in registers.
+    """
+    b = tl.program_id(1) * PARTICLES + tl.arange(0, PARTICLES)
+    m = tl.arange(0, ORDERS)
+    a = tl.arange(0, ANGLES)
+    order_stride = n_pairs.to(tl.int64) * 2 * n_particles
+    for i in range(PAIRS):
+        g = tl.program_id(0) * PAIRS + i
+        particles_here = tl.where(g < n_pairs, n_particles, 0)
+        here = (m[:, None] < n_orders) & (b[None, :] < particles_here)
+        at = spectra + m[:, None] * order_stride + g.to(tl.int64) * 2 * n_particles + b[None, :]
+        x = tl.load(at, mask=here, other=0.0)
+        y = tl.load(at + n_particles, mask=here, other=0.0)
+        best = tl.full((PARTICLES,), float("-inf"), tl.float32)
+        best_code = tl.zeros((PARTICLES,), tl.int32)
+        for j in tl.static_range(N_BLOCKS):
+            angle = j * ANGLES + a
+            table_ok = (angle[:, None] < n_half) & (m[None, :] < n_orders)
+            c = tl.load(cosine + angle[:, None] * n_orders + m[None, :], mask=table_ok, other=0.0)
+            s = tl.load(sine + angle[:, None] * n_orders + m[None, :], mask=table_ok, other=0.0)
+            even = tl.dot(c, x, input_precision=PRECISION)
+            odd = tl.dot(s, y, input_precision=PRECISION)
+            if HAS_PENALTY:
+                row = penalty + (g % n_penalty) * 2 * n_half + angle
+                toll_plus = tl.load(row, mask=angle < n_half, other=float("-inf"))
+                toll_minus = tl.load(row + n_half, mask=angle < n_half, other=float("-inf"))
+                plus = even + odd + toll_plus[:, None]
+                minus = even - odd + toll_minus[:, None]
+                total = tl.maximum(plus, minus)
+                negative = (minus > plus).to(tl.int32)
+            else:
+                total = tl.where(angle[:, None] < n_half, even + tl.abs(odd), float("-inf"))
+                negative = (odd < 0).to(tl.int32)
+            top = tl.max(total, axis=0)
+            # The lowest code among equals, so that the answer does not depend on the blocks.
+            codes = tl.where(total == top[None, :], 2 * angle[:, None] + negative, 2147483647)
+            at_top = tl.min(codes, axis=0)
+            better = top > best
+            best_code = tl.where(better, at_top, best_code)
+            best = tl.where(better, top, best)
+        to = g.to(tl.int64) * n_particles + b
+        tl.store(value + to, best, mask=b < particles_here)
+        tl.store(code + to, best_code, mask=b < particles_here)
+
+
+def rotational_max_triton(
+    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `rotational_score.rotational_max`."""
+    n_orders, n_pairs, _, n_particles = spectra.shape
+    n_half = len(cosine)
+    value = torch.empty(n_pairs, n_particles, dtype=torch.float32, device=spectra.device)
+    code = torch.empty(n_pairs, n_particles, dtype=torch.int32, device=spectra.device)
+    angles, particles, pairs = 32, 64, 8
+    grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
+    _rotational_max[grid](
+        spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, code,
+        n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty),
+        HAS_PENALTY=penalty is not None,
+        ORDERS=max(16, triton.next_power_of_2(n_orders)),
+        ANGLES=angles,
+        N_BLOCKS=triton.cdiv(n_half, angles),
+        PARTICLES=particles,
+        PAIRS=pairs,
+        PRECISION="ieee" if spectra.dtype == torch.float32 else "tf32",
+        num_warps=4,
+    )  # fmt: skip
+    return value, code

@@ -1,0 +1,114 @@
+"""The search's kernels against their plain twins, in Triton's interpreter; ragged sizes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ralib.ops.phase import shifted_parts_plain
+from ralib.ops.pose_moments import pose_moments_plain
+from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max_plain
+from ralib.ops.taps import gather_taps_plain
+
+CHILD = "RALIB_INTERPRETED"
+
+
+def _random_complex(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def _moments_case(k: int = 5, h: int = 6, fine: int = 4) -> tuple:
+    g = torch.Generator().manual_seed(3)
+    samples = _random_complex(7, k, h, seed=1)
+    circle = _random_complex(3, fine, k, 2 * h, seed=2)
+    table = torch.cat([circle, circle[..., :h]], dim=-1)
+    particle = torch.randint(0, 7, (11,), generator=g)
+    row = torch.randint(0, 3, (11,), generator=g)
+    position = torch.randint(-60, 60, (11,), generator=g)
+    shift = torch.randn(11, 2, generator=g)
+    basis = torch.randn(3, k, h, generator=g)
+    return samples, particle, shift, table, row, position, 2, basis
+
+
+def test_moments_are_the_score_and_its_derivatives() -> None:
+    samples, particle, shift, table, row, position, stride, basis = _moments_case()
+
+    def moments(xy: torch.Tensor) -> torch.Tensor:
+        return pose_moments_plain(samples, particle, xy, table, row, position, stride, basis)
+
+    step = 1e-2
+    along_x = torch.tensor([step, 0.0])
+    here, ahead, behind = moments(shift), moments(shift + along_x), moments(shift - along_x)
+    slope = (ahead[..., :3] - behind[..., :3]) / (2 * step)
+    assert torch.allclose(slope[..., 0], here[..., 1], atol=2e-2, rtol=1e-2)
+    assert torch.allclose(slope[..., 1], here[..., 3], atol=2e-2, rtol=1e-2)
+    assert torch.allclose(slope[..., 2], here[..., 4], atol=2e-2, rtol=1e-2)
+    assert not torch.allclose(slope[..., 1], here[..., 5], atol=2e-2, rtol=1e-2)
+
+
+def test_rotational_max_finds_the_direct_maximum() -> None:
+    spectra = torch.randn(6, 5, 2, 4, generator=torch.Generator().manual_seed(0))
+    cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
+    value, code = rotational_max_plain(spectra, cosine, sine)
+    psi = torch.deg2rad(torch.cat([decode_angle_deg(torch.arange(32), 16)]))
+    turn = psi[:, None] * torch.arange(6)
+    direct = torch.einsum("am,mgb->agb", turn.cos(), spectra[:, :, 0])
+    direct += torch.einsum("am,mgb->agb", turn.sin(), spectra[:, :, 1])
+    assert torch.allclose(value, direct.amax(0), atol=1e-4)
+    assert torch.equal(code.long(), direct.argmax(0))
+
+
+def test_rotational_max_respects_the_penalty() -> None:
+    spectra = torch.randn(6, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
+    _, free = rotational_max_plain(spectra, cosine, sine)
+    penalty = torch.zeros(4, 2, 16)
+    penalty[torch.arange(4)[:, None], free.long() % 2, free.long() // 2] = -torch.inf
+    value, code = rotational_max_plain(spectra, cosine, sine, penalty)
+    assert not (code == free).any()
+    assert (value < rotational_max_plain(spectra, cosine, sine)[0]).all()
+
+
+@pytest.mark.skipif(CHILD in os.environ, reason="this is the child that runs the interpreter")
+def test_triton_twins_in_the_interpreter() -> None:
+    """A child process, because Triton decides at import whether it interprets."""
+    pytest.importorskip("triton", reason="triton is not installed on this platform")
+    environment = os.environ | {"TRITON_INTERPRET": "1", CHILD: "1"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _compare_twins() -> None:
+    from ralib.ops.phase_triton import shifted_parts_triton
+    from ralib.ops.pose_moments_triton import pose_moments_triton
+    from ralib.ops.rotational_score_triton import rotational_max_triton
+    from ralib.ops.taps_triton import gather_taps_triton
+
+    values = _random_complex(3, 50, seed=4)
+    index = torch.randint(-50, 50, (300, 5), generator=torch.Generator().manual_seed(5), dtype=torch.int32)
+    weight = torch.randn(300, 5, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(gather_taps_triton(values, index, weight), gather_taps_plain(values, index, weight))
+
+    case = _moments_case()
+    shift = torch.randn(7, 2, generator=torch.Generator().manual_seed(9))
+    for move in (None, shift):
+        given = (case[0], move, case[-1], 3, torch.float32)
+        torch.testing.assert_close(shifted_parts_triton(*given), shifted_parts_plain(*given))
+    torch.testing.assert_close(pose_moments_triton(*case), pose_moments_plain(*case), atol=1e-4, rtol=1e-4)
+
+    cosine, sine = angular_tables(torch.arange(24), 40, dtype=torch.float32)
+    spectra = torch.randn(24, 11, 2, 70, generator=torch.Generator().manual_seed(7))
+    penalty = torch.where(torch.rand(11, 2, 40, generator=torch.Generator().manual_seed(8)) < 0.5, 0.0, -torch.inf)
+    for toll in (None, penalty):
+        value, code = rotational_max_triton(spectra, cosine, sine, toll)
+        expected, expected_code = rotational_max_plain(spectra, cosine, sine, toll)
+        torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
+        assert (code == expected_code).float().mean() > 0.99, "only exact ties may differ"
+
+
+if __name__ == "__main__":
+    _compare_twins()
