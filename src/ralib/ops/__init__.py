@@ -6,7 +6,15 @@ an error: nothing falls back silently. The twins are importable from `*_plain` a
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from torch import Tensor
+
+
+def twin(room: str, tensor: Tensor) -> Any:
+    """The module of a room that serves this tensor: `room`_triton on a GPU, `room`_plain elsewhere."""
+    return import_module(f"ralib.ops.{room}_{'triton' if tensor.is_cuda else 'plain'}")
 
 
 def rotate_shift_images(
@@ -19,11 +27,10 @@ def rotate_shift_images(
     boundary: str = "zero",
 ) -> Tensor:
     """Particles (b, n, n) in the frame of their class average; see `resample_plain.rotate_shift_images`."""
-    if images.is_cuda:
-        from ralib.ops.resample_triton import rotate_shift_images as form
-    else:
-        from ralib.ops.resample_plain import rotate_shift_images as form
-    return form(images, psi_deg, origin_xy_px, mirror, method=method, boundary=boundary)
+    turned: Tensor = twin("resample", images).rotate_shift_images(
+        images, psi_deg, origin_xy_px, mirror, method=method, boundary=boundary
+    )
+    return turned
 
 
 def rotate_shift_sum(
@@ -40,11 +47,7 @@ def rotate_shift_sum(
     boundary: str = "zero",
 ) -> Tensor:
     """Class sums (k, n, n), or (2, k, n, n) by half, of such images; see `accumulate_plain.rotate_shift_sum`."""
-    if images.is_cuda:
-        from ralib.ops.accumulate_triton import rotate_shift_sum as form
-    else:
-        from ralib.ops.accumulate_plain import rotate_shift_sum as form
-    return form(
-        images, psi_deg, origin_xy_px, mirror, class_index, n_classes,
-        weights=weights, half_index=half_index, method=method, boundary=boundary,
-    )  # fmt: skip
+    pose = (psi_deg, origin_xy_px, mirror, class_index)
+    options = {"weights": weights, "half_index": half_index, "method": method, "boundary": boundary}
+    sums: Tensor = twin("accumulate", images).rotate_shift_sum(images, *pose, n_classes, **options)
+    return sums
