@@ -36,9 +36,7 @@ def test_frc_of_signal_with_noise_gives_its_snr() -> None:
     halves = [signal + 0.5 * torch.randn(200, 32, 32, generator=g) for _ in range(2)]
     curve = metrics.frc(*halves).mean(0)
     assert curve[3:].mean() == pytest.approx(1 / 1.25, abs=0.01)
-    assert metrics.ssnr(curve)[3:].mean() == pytest.approx(8.0, rel=0.06), (
-        "the average of two has half the noise"
-    )
+    assert metrics.ssnr(curve)[3:].mean() == pytest.approx(8.0, rel=0.06), "the average of two has half the noise"
     assert metrics.frc(signal, signal)[:, 1:].min() > 0.999
 
 
@@ -83,9 +81,7 @@ def test_pose_bound_matches_numerical_fisher_information() -> None:
 
     def image(psi: float, x: float, y: float) -> torch.Tensor:
         c, s = math.cos(psi), math.sin(psi)
-        return sum(
-            blob(n, c * u - s * v + x, s * u + c * v + y) for u, v in ((6.0, 0.0), (-4.0, 5.0), (0.0, -9.0))
-        )
+        return sum(blob(n, c * u - s * v + x, s * u + c * v + y) for u, v in ((6.0, 0.0), (-4.0, 5.0), (0.0, -9.0)))
 
     h = 1e-4
     columns = []
@@ -117,6 +113,4 @@ def test_partition_measures() -> None:
     a, b = torch.randint(0, 4, (300,), generator=g), torch.randint(0, 5, (300,), generator=g)
     assert metrics.adjusted_rand_index(a, b) == pytest.approx(adjusted_rand_score(b, a), abs=1e-12)
     assert metrics.adjusted_rand_index(a, (a + 1) % 4) == pytest.approx(1.0)
-    assert metrics.purity(
-        torch.tensor([0, 0, 0, 1, 1, -1]), torch.tensor([0, 0, 1, 1, 1, 1])
-    ) == pytest.approx(0.8)
+    assert metrics.purity(torch.tensor([0, 0, 0, 1, 1, -1]), torch.tensor([0, 0, 1, 1, 1, 1])) == pytest.approx(0.8)

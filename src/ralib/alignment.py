@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from ralib.average import (
 )
 from ralib.batches import Batch, ParticleBatches, free_memory
 from ralib.figures import iteration_figures
+from ralib.loop_state import LoopState
 from ralib.ranks import Ranks, SingleProcess, shard
 from ralib.search import PoseSearch
 from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibError
@@ -56,28 +57,6 @@ class Silent:
 
     def iteration(self, state: LoopState) -> None:
         return None
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """All that the next iteration needs, and all that a checkpoint holds.
-
-    iteration   iterations done; stage: the stage of shift ranges it belongs to (reference-free)
-    references  (k, n, n) prepared for the next search
-    poses       (n,) of all particles, on the host, onto `averages`; previous: those of the iteration before
-    averages    unfiltered class averages, centred
-    figures     one dict an iteration; warnings: dicts of what, where, do
-    """
-
-    iteration: int
-    references: Tensor
-    poses: Poses
-    previous: Poses | None = None
-    averages: ClassAverages | None = None
-    figures: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[dict[str, str]] = field(default_factory=list)
-    stage: int = 0
-    best_criterion: float = -float("inf")
 
 
 @dataclass(frozen=True)
@@ -115,6 +94,14 @@ class AlignmentOptions:
         if self.batch_size is not None and self.batch_size < 1:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
         return replace(self, outer_radius=float(radius), device=torch.device(self.device))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pose search, and the shift range (x, y) in pixels it was made for."""
+
+    search: PoseSearch
+    shift_range_xy_px: tuple[float, float]
 
 
 class Alignment:
@@ -155,33 +142,44 @@ class Alignment:
         self._samples: dict[int, Tensor] = {}
         self._samples_of: PoseSearch | None = None
 
-    def new_search(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> PoseSearch:
+    def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
         """A pose search for these particles; shifts stay where the disc remains inside the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
-        x, y = (min(float(r), limit) for r in shift_range_xy_px)
-        return PoseSearch(
+        span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
+        search = PoseSearch(
             box=self.box,
             outer_radius=self.outer_radius,
             inner_radius=self.options.inner_radius,
-            shift_range_xy_px=(x, y),
-            shift_step_px=step_px,
+            shift_range_xy_px=span,
+            shift_step_px=step_px or 1.0,
             mirror=self.options.mirror,
             device=self.device,
         )
+        return Stage(search, span)
 
-    def iterate(self, search: PoseSearch, state: LoopState, *, last: bool) -> LoopState:
-        """One iteration: `state.references` and poses in, the next ones out; the same on every rank."""
+    def iterate(
+        self,
+        stage: Stage,
+        state: LoopState,
+        *,
+        last: bool,
+        closing: Callable[[LoopState], LoopState] | None = None,
+    ) -> LoopState:
+        """One iteration: `state.references` and poses in, the next ones out; the same on every rank.
+
+        `closing` may change the state before the observer sees it.
+        """
         start = time.perf_counter()
-        search.set_references(state.references)
-        target = self._equal_classes(search, state) if self.options.equal_sizes else None
-        poses, sums = self._search_and_sum(search, state.poses, len(state.references), target)
+        stage.search.set_references(state.references)
+        target = self._equal_classes(stage, state) if self.options.equal_sizes else None
+        poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
         # A class found starving in the last iteration is reported, not refilled with members never searched.
         poses, warnings = (poses, []) if last else self._reseed(poses, sums)
         sums.all_reduce_(self.ranks)
         averages = class_averages(
             sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A
         )
-        references, move = self.references_from(averages, poses, max(search.shift_range_xy_px))
+        references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         poses = shift_poses(poses, move.cpu())
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
@@ -202,6 +200,7 @@ class Alignment:
             figures=[*state.figures, figures],
             warnings=[*state.warnings, *warnings],
         )
+        done = closing(done) if closing else done
         self.observer.iteration(done)
         return done
 
@@ -224,20 +223,20 @@ class Alignment:
     # -- passes over this rank's particles --------------------------------------------------------------------------
 
     def _search_and_sum(
-        self, search: PoseSearch, previous: Poses, n_classes: int, target: Tensor | None
+        self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None
     ) -> tuple[Poses, ClassSums]:
         """Poses of all particles, gathered over the ranks, and this rank's class sums under them."""
         sums = self._empty_sums(n_classes)
         found = []
         clock = _Clock(self.timings)
         for batch in self.batches:
-            samples = self._polar_samples(search, batch)
+            samples = self._polar_samples(stage.search, batch)
             clock.lap("prepare_s")
-            centre = self._centre(search, previous, batch)
+            centre = self._centre(stage, previous, batch)
             if target is None:
-                poses = search.search(samples, centre)
+                poses = stage.search.search(samples, centre)
             else:
-                poses = search.search_within(samples, target[batch.rows].to(self.device), centre)
+                poses = stage.search.search_within(samples, target[batch.rows].to(self.device), centre)
             poses = poses.replace(class_index=torch.where(batch.usable, poses.class_index, -1))
             clock.lap("search_s")
             self._add(sums, batch, poses)
@@ -247,13 +246,13 @@ class Alignment:
         local = Poses.cat(found) if found else Poses.identity(0, self.device)
         return self._gather(local.to("cpu")), sums
 
-    def _equal_classes(self, search: PoseSearch, state: LoopState) -> Tensor:
+    def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
         scores = torch.zeros(len(self.particles), len(state.references), device=self.device)
         usable = torch.zeros(len(self.particles), device=self.device)
         for batch in self.batches:
-            samples = self._polar_samples(search, batch)
-            scores[batch.rows] = search.scores(samples, self._centre(search, state.poses, batch))
+            samples = self._polar_samples(stage.search, batch)
+            scores[batch.rows] = stage.search.scores(samples, self._centre(stage, state.poses, batch))
             usable[batch.rows] = batch.usable.float()
         self.ranks.all_reduce_(scores)
         keep = self.ranks.all_reduce_(usable) > 0
@@ -305,10 +304,10 @@ class Alignment:
             self._samples[batch.number] = samples
         return samples
 
-    def _centre(self, search: PoseSearch, previous: Poses, batch: Batch) -> Tensor:
+    def _centre(self, stage: Stage, previous: Poses, batch: Batch) -> Tensor:
         """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
-        room = (limit - torch.tensor(search.shift_range_xy_px)).clamp_min(0.0)
+        room = (limit - torch.tensor(stage.shift_range_xy_px)).clamp_min(0.0)
         origin = previous.origin_xy_px[batch.rows]
         return torch.maximum(torch.minimum(origin, room), -room).to(self.device)
 

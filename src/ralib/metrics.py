@@ -117,9 +117,7 @@ def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
     return torch.where(poses.mirror == previous.mirror, rms, torch.full_like(rms, float("nan")))
 
 
-def pose_bound(
-    reference: Tensor, noise_sd: float, outer_radius: float | None = None
-) -> tuple[float, float, float]:
+def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = None) -> tuple[float, float, float]:
     """Cramer-Rao bound of the pose of one particle: standard deviations (angle in degrees, x and y in
     pixels).
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from ralib.alignment import (
     Alignment,
     AlignmentOptions,
-    LoopState,
     Observer,
     as_particles,
 )
 from ralib.figures import class_figures
+from ralib.loop_state import LoopState
 from ralib.ranks import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
@@ -99,9 +99,9 @@ class MultiReferenceAligner:
         """Align; `resume` goes on from the state after some iteration, to the bit as if never interrupted."""
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
         state = resume or self._start(run)
-        search = run.new_search(self.shift_range_xy_px, self.shift_step_px)
+        stage = run.stage(self.shift_range_xy_px, self.shift_step_px)
         while state.iteration < self.iterations:
-            state = run.iterate(search, state, last=state.iteration + 1 == self.iterations)
+            state = run.iterate(stage, state, last=state.iteration + 1 == self.iterations)
         return self._finish(run, state)
 
     def _start(self, run: Alignment) -> LoopState:

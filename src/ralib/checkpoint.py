@@ -1,0 +1,80 @@
+"""Checkpoints: whole or not there, checked by a digest, free of pickles.
+
+A file is one line with the SHA-256 of the rest, then an .npz of the arrays and of `meta` as JSON text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ralib.io.atomic import atomic_path
+
+KEEP = 2
+_NAME = re.compile(r"checkpoint_(\d{4,})\.ralib")
+_META = "meta.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: its number, named arrays, and plain values."""
+
+    number: int
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint into `folder` and remove all but the newest KEEP; RalibError where it cannot."""
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(checkpoint.meta).encode(), dtype=np.uint8)
+    np.savez(buffer, allow_pickle=False, **{_META: text, **checkpoint.arrays})
+    payload = buffer.getbuffer()
+    path = folder / f"checkpoint_{checkpoint.number:04d}.ralib"
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(hashlib.sha256(payload).hexdigest().encode() + b"\n")
+        file.write(payload)
+    for old in _numbered(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Checkpoint | None:
+    """The checkpoint in a file, or None where it is not whole."""
+    match = _NAME.fullmatch(path.name)
+    try:
+        digest, _, payload = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if match is None or hashlib.sha256(payload).hexdigest().encode() != digest:
+        return None
+    try:
+        with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        meta = json.loads(arrays.pop(_META).tobytes())
+    except (ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return Checkpoint(int(match[1]), arrays, meta)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a folder, None where there is none."""
+    for path in reversed(_numbered(folder)):
+        found = load(path)
+        if found is not None:
+            return found
+    return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Checkpoint files, oldest first."""
+    found = [(int(m[1]), p) for p in folder.glob("checkpoint_*.ralib") if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
