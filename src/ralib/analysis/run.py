@@ -1,0 +1,208 @@
+"""A whole analysis: particles to components, clusters, an embedding, agreement with other labels, and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ralib.analysis import plots
+from ralib.analysis.aligned import AlignedImages
+from ralib.analysis.clusters import agreement, class_purity, embed, kmeans
+from ralib.analysis.mpca import MPCA
+from ralib.analysis.pca import PCA
+from ralib.analysis.steerable import SteerablePCA
+from ralib.analysis.twosdr import TwoSDR
+from ralib.io import write_mrcs
+from ralib.types import ImageSource, ParticleSet, RalibError
+
+METHODS = ("pca", "mpca", "2sdr", "steerable")
+EMBEDDINGS = ("pca", "tsne", "umap", "none")
+BATCH = 2048
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """Features (n, d), clusters (n,) from 0, coordinates of some particles, and what there was to compare with.
+
+    eigenimages (k, h, w), cluster_averages (clusters, h, w), explained (k,) fraction of the variance or None,
+    drawn (m,) particles that have coordinates (m, 2), agreements: name of the other labels -> figures
+    """
+
+    options: dict[str, Any]
+    features: np.ndarray
+    clusters: np.ndarray
+    eigenimages: np.ndarray
+    cluster_averages: np.ndarray
+    explained: np.ndarray | None
+    drawn: np.ndarray
+    coordinates: np.ndarray | None
+    agreements: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def in_one_line(self) -> str:
+        """What a person wants to know first."""
+        held = "" if self.explained is None else f" holding {float(self.explained.sum()):.1%} of the variance"
+        sizes = np.bincount(self.clusters)
+        line = f"{self.features.shape[1]} components{held}; {len(sizes)} clusters of {sizes.min():,} to {sizes.max():,}"
+        for name, figures in self.agreements.items():
+            line += f"; with {name}: purity {figures['purity']:.3f}, ARI {figures['adjusted_rand_index']:.3f}"
+        return line
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How to look at particles; the fields are `ralib analyze`'s options.
+
+    method      'pca', 'mpca', '2sdr' or 'steerable' (whose features do not depend on in-plane rotations)
+    core        rows and columns of the core of mpca and 2sdr
+    aligned     bring particles onto their class averages first
+    """
+
+    method: str = "2sdr"
+    n_components: int | None = 50
+    core: int = 20
+    aligned: bool = False
+    n_clusters: int = 10
+    embedding: str = "tsne"
+    embed_at_most: int = 5000
+    seed: int = 1000
+    device: torch.device | str = "cpu"
+
+    def run(self, particles: ParticleSet, *, truth: np.ndarray | None = None) -> AnalysisResult:
+        """Analyse particles; `truth` (n,) are the true classes where they are known."""
+        if self.method not in METHODS or self.embedding not in EMBEDDINGS:
+            raise RalibError(
+                f"method {self.method!r}, embedding {self.embedding!r}: "
+                f"give one of {', '.join(METHODS)} and of {', '.join(EMBEDDINGS)}"
+            )
+        source = AlignedImages(particles, device=self.device) if self.aligned else particles.images
+        model = self._model(min(source.n_images, source.box**2), source.box)
+        scores = model.fit_transform(source)
+        features = np.abs(scores) if self.method == "steerable" else scores
+        clusters = kmeans(features, self.n_clusters, seed=self.seed)
+        rng = np.random.default_rng(self.seed)
+        n = len(features)
+        drawn = np.sort(rng.permutation(n)[: self.embed_at_most])
+        explained = getattr(model, "explained_variance_ratio_", None)
+        return AnalysisResult(
+            options={**asdict(self), "device": str(self.device)},
+            features=features,
+            clusters=clusters,
+            eigenimages=model.eigenimages_[:100],
+            cluster_averages=cluster_averages(source, clusters, self.n_clusters),
+            explained=None if explained is None else np.atleast_1d(explained),
+            drawn=drawn,
+            coordinates=None if self.embedding == "none" else embed(features[drawn], self.embedding, seed=self.seed),
+            agreements=_agreements(clusters, _known_labels(particles, truth)),
+        )
+
+    def _model(self, at_most: int, box: int) -> Any:
+        k = None if self.n_components is None else min(self.n_components, at_most)
+        core = (min(self.core, box), min(self.core, box))
+        if self.method == "pca":
+            return PCA(k, random_state=self.seed, device=self.device)
+        if self.method == "mpca":
+            return MPCA(core, device=self.device)
+        if self.method == "steerable":
+            return SteerablePCA(k or 50, device=self.device)
+        k = None if k is None else min(k, core[0] * core[1])
+        return TwoSDR(k, core_shape=core, random_state=self.seed, device=self.device)
+
+
+def cluster_averages(source: ImageSource, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
+    """The mean image of each cluster (n_clusters, box, box), zero for an empty one."""
+    total = np.zeros((n_clusters, source.box, source.box))
+    for start in range(0, source.n_images, BATCH):
+        index = np.arange(start, min(start + BATCH, source.n_images))
+        images, labels = source.read(index), clusters[index]
+        for k in np.unique(labels):
+            total[k] += images[labels == k].sum(axis=0)
+    counts = np.bincount(clusters, minlength=n_clusters)
+    return (total / np.maximum(counts, 1)[:, None, None]).astype(np.float32)
+
+
+def _known_labels(particles: ParticleSet, truth: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Labels to compare clusters with: the file's classes where there are several, and the truth."""
+    labels = {}
+    if particles.poses is not None:
+        classes = particles.poses.class_index.cpu().numpy()
+        if len(np.unique(classes)) > 1:
+            labels["classes"] = classes
+    if truth is not None:
+        if len(truth) != len(particles):
+            raise RalibError(f"{len(truth)} true classes for {len(particles)} particles: they must be as many")
+        labels["truth"] = np.asarray(truth)
+    return labels
+
+
+def _agreements(clusters: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in labels.items():
+        known = values >= 0
+        if known.any():
+            found[name] = agreement(clusters[known], values[known])
+            by_cluster = class_purity(clusters[known], values[known])
+            found[name]["class_purity"] = {str(int(k) + 1): v for k, v in by_cluster.items()}
+    return found
+
+
+def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult) -> None:
+    """Everything into a new folder, which appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        np.savez(made / "features.npz", features=result.features, clusters=result.clusters)
+        write_mrcs(made / "eigenimages.mrcs", result.eigenimages.astype(np.float32), particles.pixel_size_A)
+        write_mrcs(made / "cluster_averages.mrcs", result.cluster_averages, particles.pixel_size_A)
+        rows = np.column_stack([np.arange(len(result.clusters)), result.clusters + 1])
+        np.savetxt(made / "clusters.txt", rows, fmt="%d", header="particle (from 0)  cluster (from 1)")
+        (made / "analysis.json").write_text(json.dumps(_summary(result), indent=1) + "\n")
+        for name, figure in _figures(particles, result).items():
+            figure.savefig(made / f"{name}.png", dpi=120)
+        made.chmod(0o755)
+        os.rename(made, folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _summary(result: AnalysisResult) -> dict[str, Any]:
+    return {
+        "options": result.options,
+        "particles": len(result.clusters),
+        "components": int(result.features.shape[1]),
+        "explained_variance_ratio": None if result.explained is None else result.explained.tolist(),
+        "cluster_sizes": np.bincount(result.clusters).tolist(),
+        "agreement": result.agreements,
+    }
+
+
+def _figures(particles: ParticleSet, result: AnalysisResult) -> dict[str, Any]:
+    sizes = np.bincount(result.clusters, minlength=len(result.cluster_averages))
+    figures = {
+        "eigenimages": plots.gallery(result.eigenimages[:50]),
+        "clusters": plots.class_gallery(result.cluster_averages, sizes),
+        "cluster_sizes": plots.class_histogram(result.clusters),
+    }
+    if result.explained is not None and len(result.explained) > 1:
+        figures["variance"] = plots.scree_figure(result.explained)
+    if result.coordinates is not None:
+        labels = result.clusters[result.drawn] + 1
+        figures["embedding"] = plots.scatter_by_cluster(result.coordinates, labels, title="by cluster")
+        if particles.poses is not None:
+            classes = particles.poses.class_index.cpu().numpy()[result.drawn] + 1
+            figures["embedding_classes"] = plots.scatter_by_cluster(result.coordinates, classes, title="by class")
+    if particles.poses is not None:
+        figures["poses"] = plots.pose_figure(particles.poses)
+    if particles.ctf is not None:
+        figures["defocus"] = plots.defocus_figure(particles.ctf)
+        if particles.pixel_size_A is not None:
+            figures["ctf"] = plots.ctf_figure(particles.ctf, pixel_size_A=particles.pixel_size_A)
+    return figures

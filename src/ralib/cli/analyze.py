@@ -1,0 +1,103 @@
+"""`ralib analyze`: components, clusters and an embedding of particles, with the figures to judge them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ralib.cli.common import DEVICE_HELP, resolve_device
+from ralib.types import RalibError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def register(app: typer.Typer) -> None:
+    app.command("analyze")(analyze)
+
+
+def analyze(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|STACK", help="A run's folder, or any particle file ralib reads.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; must not exist. Otherwise RUN/analysis, or STACK's name + _analysis."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Components: pca, mpca, 2sdr or steerable.")] = "2sdr",
+    components: Annotated[int, typer.Option(min=0, help="How many; 0: as many as the data supports (pca, 2sdr).")] = 50,
+    core: Annotated[int, typer.Option(min=1, help="mpca and 2sdr: rows and columns of the core.")] = 20,
+    aligned: Annotated[
+        bool,
+        typer.Option("--aligned/--raw", help="Bring particles onto their class averages first, where they have poses."),
+    ] = True,
+    clusters: Annotated[int, typer.Option("--clusters", "--K", min=1, help="k-means clusters.")] = 10,
+    embedding: Annotated[str, typer.Option(help="Drawn by: pca, tsne, umap (where installed) or none.")] = "tsne",
+    embed_at_most: Annotated[int, typer.Option(min=10, help="Particles drawn in the embedding.")] = 5000,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Text file with the true class of each particle, one a line, or a .npz of simulate."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", "--rand_seed", help="Seed of everything random.")] = 1000,
+    datadir: Annotated[Path | None, typer.Option(help="Where the images named in the file lie.")] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+) -> None:
+    """Reduce particles to a few numbers, cluster them, and draw both.
+
+    Writes eigenimages.mrcs, cluster_averages.mrcs, features.npz, clusters.txt, analysis.json and figures.
+    """
+    from ralib.analysis.run import Analysis, write_analysis
+    from ralib.io import open_particles
+
+    target = out or default_folder(source)
+    if target.exists():
+        raise RalibError(f"{target} exists: remove it, or name another folder with --out")
+    particles = open_particles(particle_file(source), datadir=datadir)
+    analysis = Analysis(
+        method=method,
+        n_components=components or None,
+        core=core,
+        aligned=aligned and particles.poses is not None,
+        n_clusters=clusters,
+        embedding=embedding,
+        embed_at_most=embed_at_most,
+        seed=seed,
+        device=resolve_device(device),
+    )
+    result = analysis.run(particles, truth=None if truth is None else read_truth(truth, len(particles)))
+    write_analysis(target, particles, result)
+    typer.echo(result.in_one_line())
+    typer.echo(f"wrote {target}")
+
+
+def particle_file(source: Path) -> Path:
+    """The particles of a run's folder, or the file itself."""
+    if not source.is_dir():
+        return source
+    for name in ("particles.star", "particles.cs", "particles.hdf"):
+        if (source / name).is_file():
+            return source / name
+    raise RalibError(f"{source} holds no particles.star: give the folder of a finished run, or a particle file")
+
+
+def default_folder(source: Path) -> Path:
+    return source / "analysis" if source.is_dir() else source.with_name(f"{source.stem}_analysis")
+
+
+def read_truth(path: Path, n: int) -> np.ndarray:
+    """True classes (n,) from a text file of one number a line, or from a simulation's truth.npz; -1 is left out."""
+    import numpy as np
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                values = arrays["class_index"]
+        else:
+            values = np.loadtxt(path, dtype=int, ndmin=1)
+    except (OSError, KeyError, ValueError) as error:
+        raise RalibError(f"{path} holds no true classes ({error}): give one number a line, or truth.npz") from error
+    if values.shape != (n,):
+        raise RalibError(f"{path} has {len(values)} true classes for {n} particles: they must be as many")
+    return values
