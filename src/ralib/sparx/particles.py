@@ -1,0 +1,100 @@
+"""The particles of a parity run: read, checked and prepared batch by batch as mref_ali2d and ali2d prepare them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.sparx.ctf import ctf_2, filt_ctf
+from ralib.sparx.filters import mean_under, model_circle, statistics_under
+from ralib.types import ArraySource, ParticleSet, RalibError
+
+BATCH_SIZE = 256
+Input = ParticleSet | np.ndarray | Tensor
+
+
+def as_particle_set(given: Input) -> ParticleSet:
+    """Particles from a set, or from images (n, box, box) as an array or tensor."""
+    if isinstance(given, ParticleSet):
+        return given
+    images = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if images.ndim != 3 or images.shape[-1] != images.shape[-2]:
+        raise RalibError(f"particles are square images (n, box, box), not {images.shape}")
+    return ParticleSet(ArraySource(images))
+
+
+def ring_mask(mask: np.ndarray | Tensor | None, outer_radius: int, box: int, device: torch.device) -> Tensor:
+    """The mask given, or the disc of the outer radius."""
+    if mask is None:
+        return model_circle(outer_radius, box, device)
+    given = torch.as_tensor(mask, dtype=torch.float32, device=device)
+    if given.shape != (box, box):
+        raise RalibError(f"the mask is {tuple(given.shape)} px, the particles {box}: bring one to the other's box")
+    return given
+
+
+@dataclass(frozen=True)
+class ParityParticles:
+    """Particles in batches on a device.
+
+    mask        (n, n), what SPARX takes image statistics under
+    scaled      mref: mean 0, sd 1 under the mask; else (ali2d) only the mean outside the mask is taken off
+    ctf         False, or True: mref multiplies by the CTF, ali2d flips phases
+    """
+
+    particles: ParticleSet
+    mask: Tensor
+    scaled: bool
+    ctf: bool
+    device: torch.device
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        if len(self.particles) == 0:
+            raise RalibError("the stack holds no particles: nothing to align")
+        if self.batch_size < 1:
+            raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
+        if self.ctf and (self.particles.ctf is None or self.particles.pixel_size_A is None):
+            raise RalibError("--CTF needs CTF parameters and a pixel size: give a file that has them, or leave it out")
+
+    def __len__(self) -> int:
+        return len(self.particles)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Particle numbers (b,) on the device and their prepared images (b, n, n)."""
+        for index in torch.arange(len(self)).split(self.batch_size):
+            yield index.to(self.device), self.read(index)
+
+    def read(self, index: Tensor) -> Tensor:
+        """Prepared images (b, n, n) of the particles `index` (b,)."""
+        rows = index.cpu().numpy()
+        images = torch.from_numpy(self.particles.images.read(rows)).to(self.device, torch.float32)
+        bad = ~torch.isfinite(images).flatten(1).all(1) | (images.flatten(1).amax(1) == images.flatten(1).amin(1))
+        if bool(bad.any()):
+            first = int(rows[int(bad.int().argmax())]) + 1
+            raise RalibError(f"particle {first} is constant or not finite, and SPARX has no use for it: take it out")
+        if self.ctf or not self.scaled:
+            images = images - mean_under(images, self.mask, inside=False)[:, None, None].float()
+        if self.ctf:
+            images = self._ctf_applied(images, rows)
+        if self.scaled:
+            mean, sd = statistics_under(images, self.mask)
+            images = (images - mean[:, None, None].float()) / sd[:, None, None].float()
+        return images
+
+    def ctf_squared(self, index: Tensor) -> Tensor:
+        """Squared CTF profiles (b, m) of the particles `index`."""
+        ctf, pixel_size_A = self.particles.ctf, self.particles.pixel_size_A
+        assert ctf is not None
+        assert pixel_size_A is not None
+        return ctf_2(ctf[index.cpu().numpy()], self.particles.box, pixel_size_A, self.device)
+
+    def _ctf_applied(self, images: Tensor, rows: np.ndarray) -> Tensor:
+        ctf, pixel_size_A = self.particles.ctf, self.particles.pixel_size_A
+        assert ctf is not None
+        assert pixel_size_A is not None
+        return filt_ctf(images, ctf[rows], pixel_size_A, binary=not self.scaled)
