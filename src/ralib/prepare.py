@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ralib.ctf import ctf_2d, phase_flip
-from ralib.types import CtfParameters, ParticleSet, RalibError
+from ralib.ops import rotate_shift_images
+from ralib.types import CtfParameters, ImageSource, ParticleSet, Poses, RalibError
 
 NORMALISATIONS = ("none", "background", "variance")
 
@@ -226,3 +227,47 @@ def soft_circle(box: int, radius_px: float, edge_px: float) -> Tensor:
     distance = torch.hypot(grid[:, None], grid[None, :])
     fade = ((distance - radius_px) / max(edge_px, 1e-6)).clamp(0.0, 1.0)
     return 0.5 + 0.5 * torch.cos(torch.pi * fade)
+
+
+def align_particles(
+    particles: ParticleSet, *, method: str = "cubic", device: torch.device | str = "cpu"
+) -> ParticleSet:
+    """The particle set with its stored poses applied when images are read (SPARX's transform2d).
+
+    Poses become the identity (classes stay), and the direction of astigmatism turns with the image. Raises
+    RalibError where there are no poses.
+    """
+    poses = particles.poses
+    if poses is None:
+        raise RalibError("these particles have no poses to apply: give the particles.star of an alignment")
+    ctf = particles.ctf
+    if ctf is not None:
+        turned = ctf.astigmatism_angle_deg + poses.psi_deg.numpy()
+        ctf = replace(ctf, astigmatism_angle_deg=np.where(poses.mirror.numpy(), -turned, turned) % 180.0)
+    identity = Poses.identity(len(poses)).replace(class_index=poses.class_index, score=poses.score)
+    source = AlignedSource(particles.images, poses, method, torch.device(device))
+    return particles.replace(images=source, poses=identity, ctf=ctf)
+
+
+@dataclass
+class AlignedSource:
+    """An image source that brings what it reads into the frame of its class average."""
+
+    source: ImageSource
+    poses: Poses
+    method: str
+    device: torch.device
+
+    @property
+    def n_images(self) -> int:
+        return self.source.n_images
+
+    @property
+    def box(self) -> int:
+        return self.source.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(self.source.read(index)).to(self.device)
+        p = self.poses[torch.as_tensor(index)].to(self.device)
+        turned = rotate_shift_images(images, p.psi_deg, p.origin_xy_px, p.mirror, method=self.method, boundary="mean")
+        return turned.float().cpu().numpy()

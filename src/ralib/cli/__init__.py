@@ -10,7 +10,7 @@ import typer
 from ralib import __version__
 from ralib.cli.common import run
 
-COMMAND_MODULES = ("align", "classify", "data", "report", "analyze", "watch", "bench")
+COMMAND_MODULES = ("align", "classify", "data", "simulate", "report", "analyze", "watch", "bench", "info")
 
 app = typer.Typer(
     name="ralib",

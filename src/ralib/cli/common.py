@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from ralib.types import RalibError
+
+T = TypeVar("T")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -52,6 +61,33 @@ def describe_device(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
     return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def progress(items: Sequence[T], label: str) -> Iterable[T]:
+    """The items, with a progress bar on a terminal."""
+    return track(items, description=label, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> Iterator[np.ndarray]:
+    """Consecutive indices of n images, in batches of about `batch_bytes`."""
+    size = max(1, batch_bytes // (4 * box * box))
+    for start in progress(range(0, n, size), label):
+        yield np.arange(start, min(start + size, n))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when all went well and disappears otherwise."""
+    if path.exists():
+        raise RalibError(f"{path} exists already: choose another folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:

@@ -1,0 +1,286 @@
+"""Commands on particle files: prepare, transform (apply poses), average, params (poses as text)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device
+from ralib.types import ParticleSet, Poses, RalibError
+
+if TYPE_CHECKING:
+    from ralib.average import ClassSums
+    from ralib.types import ClassAverages
+
+_STACK = typer.Argument(metavar="STACK", help="Particles: .star .cs .mrcs .mrc .hdf .spi .hed ...")
+_OUT = typer.Argument(metavar="OUT", help="New file: .star (with its .mrcs beside it), .mrcs or .hdf.")
+_DATADIR = typer.Option(help="Where the image files named in STACK lie.")
+_INPUT_PIXEL = typer.Option("--input-pixel-size", help="A/px, where STACK does not say it or is wrong.")
+_DEVICE = typer.Option(help=DEVICE_HELP)
+_IMAGE, _GREY = "Size and CTF", "Grey values"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("prepare")(prepare)
+    app.command("transform")(transform)
+    app.command("average")(average)
+    app.command("params")(params)
+
+
+def prepare(
+    stack: Annotated[Path, _STACK],
+    out: Annotated[Path, _OUT],
+    box: Annotated[
+        int | None, typer.Option(help="Fourier-crop or pad to this box, px.", rich_help_panel=_IMAGE)
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(
+            "--pixel-size", "--apix", help="Fourier-crop to about this pixel size, A/px.", rich_help_panel=_IMAGE
+        ),
+    ] = None,
+    clip: Annotated[
+        int | None, typer.Option(help="First cut or pad to this box in real space, px.", rich_help_panel=_IMAGE)
+    ] = None,
+    phase_flip: Annotated[
+        bool, typer.Option("--phase-flip", help="Set the CTF's signs right.", rich_help_panel=_IMAGE)
+    ] = False,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Turn the contrast round: protein must end bright.", rich_help_panel=_GREY)
+    ] = False,
+    normalise: Annotated[
+        str,
+        typer.Option(
+            "--normalise",
+            "--normalize",
+            help="background (mean 0, sd 1 outside a circle, no ramp), variance (of the whole image) or none.",
+            rich_help_panel=_GREY,
+        ),
+    ] = "none",
+    background_radius: Annotated[
+        float | None,
+        typer.Option(help="That circle, px of the result. [default: 3/4 of half the box]", rich_help_panel=_GREY),
+    ] = None,
+    mask_radius: Annotated[
+        float | None, typer.Option(help="Fade to 0 beyond this radius, px of the result.", rich_help_panel=_GREY)
+    ] = None,
+    mask_edge: Annotated[float, typer.Option(help="Width of that fade, px.", rich_help_panel=_GREY)] = 5.0,
+    input_pixel_size: Annotated[float | None, _INPUT_PIXEL] = None,
+    datadir: Annotated[Path | None, _DATADIR] = None,
+    device: Annotated[str, _DEVICE] = "auto",
+) -> None:
+    """Cut, phase-flip, Fourier-crop, invert, normalise and mask particles, in this order.
+
+    Pixel size, image size and poses follow in the new metadata; the input stays as it is.
+    """
+    from ralib.prepare import Preparation, PreparedSource, prepare_particles
+
+    preparation = Preparation(
+        clip_px=clip,
+        flip_phases=phase_flip,
+        box_px=box,
+        pixel_size_A=pixel_size,
+        invert=invert,
+        normalise=normalise,
+        background_radius_px=background_radius,
+        mask_radius_px=mask_radius,
+        mask_edge_px=mask_edge,
+    )
+    particles = prepare_particles(_open(stack, datadir, input_pixel_size), preparation, device=resolve_device(device))
+    _save(out, particles, "preparing")
+    source = particles.images
+    if isinstance(source, PreparedSource) and source.bad:
+        _warn_bad(source.bad)
+
+
+def transform(
+    stack: Annotated[Path, _STACK],
+    out: Annotated[Path, _OUT],
+    method: Annotated[str, typer.Option(help="Interpolation: cubic, quadratic (EMAN2's) or linear.")] = "cubic",
+    input_pixel_size: Annotated[float | None, _INPUT_PIXEL] = None,
+    datadir: Annotated[Path | None, _DATADIR] = None,
+    device: Annotated[str, _DEVICE] = "auto",
+) -> None:
+    """Apply the stored poses to the images (sxtransform2d): each comes out as its class average sees it."""
+    from ralib.prepare import align_particles
+
+    particles = _open(stack, datadir, input_pixel_size)
+    _save(out, align_particles(particles, method=method, device=resolve_device(device)), "transforming")
+
+
+def average(
+    stack: Annotated[Path, _STACK],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New stack of averages: .mrcs or .hdf.")],
+    ctf: Annotated[bool, typer.Option("--CTF", "--ctf-correct", help="Weight by the CTF (Wiener).")] = False,
+    snr: Annotated[
+        float | None, typer.Option(help="SNR of one particle, for --CTF. [default: measured from the halves]")
+    ] = None,
+    input_pixel_size: Annotated[float | None, _INPUT_PIXEL] = None,
+    datadir: Annotated[Path | None, _DATADIR] = None,
+    device: Annotated[str, _DEVICE] = "auto",
+) -> None:
+    """Average the particles of each class under their stored poses; prints members and resolution."""
+    from ralib.average import class_averages
+    from ralib.io import class_headers, write_hdf, write_mrcs
+
+    if out.suffix.lower() not in (".mrcs", ".mrc", ".hdf"):
+        raise RalibError(f"{out}: averages are written as .mrcs or .hdf")
+    _refuse_existing(out)
+    particles = _open(stack, datadir, input_pixel_size)
+    poses = _poses_of(particles, stack)
+    if ctf and (particles.ctf is None or particles.pixel_size_A is None):
+        raise RalibError(f"--CTF: {stack} has no CTF parameters or no pixel size; leave --CTF out")
+    sums = _sum_classes(particles, poses, ctf, resolve_device(device))
+    averages = class_averages(sums, snr=snr, pixel_size_A=particles.pixel_size_A)
+    if out.suffix.lower() == ".hdf":
+        headers = class_headers(poses.class_index, sums.n_classes)
+        write_hdf(out, averages.images, headers, pixel_size_A=particles.pixel_size_A)
+    else:
+        write_mrcs(out, averages.images, particles.pixel_size_A)
+    _show_classes(averages)
+    typer.echo(f"wrote {out}")
+
+
+def params(
+    stack: Annotated[Path, _STACK],
+    export_to: Annotated[
+        Path | None, typer.Option("--export", help="Write the stored poses to this text file.")
+    ] = None,
+    import_from: Annotated[Path | None, typer.Option("--import", help="Take poses from this text file.")] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            help="--export writes rows 'idx alpha sx sy mirror class' (class) or "
+            "'alpha sx sy mirror scale' (sxheader); --import tells them apart."
+        ),
+    ] = "class",
+    out: Annotated[Path | None, typer.Option(help="--import: new .star file, the input with these poses.")] = None,
+    write_headers: Annotated[
+        bool, typer.Option("--write-headers", help="--import: change STACK itself (EMAN2 HDF only).")
+    ] = False,
+    datadir: Annotated[Path | None, _DATADIR] = None,
+) -> None:
+    """Poses out of and into particle files, as text in EMAN2's convention (sxheader)."""
+    from ralib.io import open_particles, read_params, write_params
+
+    if (export_to is None) == (import_from is None):
+        raise RalibError("give one of --export FILE and --import FILE")
+    particles = open_particles(stack, datadir=datadir, require_images=False)
+    if export_to is not None:
+        _refuse_existing(export_to)
+        write_params(export_to, _poses_of(particles, stack), form=form)
+        typer.echo(f"wrote {export_to}: {len(particles)} poses")
+        return
+    assert import_from is not None
+    poses = read_params(import_from)
+    if len(poses) != len(particles):
+        raise RalibError(f"{import_from} holds {len(poses)} poses, {stack} {len(particles)} particles")
+    _store_poses(stack, particles, poses, out, write_headers)
+
+
+def _store_poses(stack: Path, particles: ParticleSet, poses: Poses, out: Path | None, in_place: bool) -> None:
+    from ralib.io import write_headers, write_particles_star
+
+    if in_place == (out is not None):
+        raise RalibError("--import: give --out NEW.star, or --write-headers to change an EMAN2 HDF stack itself")
+    if out is None:
+        write_headers(stack, poses)
+        typer.echo(f"changed {stack}: {len(poses)} poses")
+        return
+    if out.suffix.lower() != ".star":
+        raise RalibError(f"--out {out}: poses are written into a .star file")
+    _refuse_existing(out)
+    write_particles_star(out, particles, poses)
+    typer.echo(f"wrote {out}: {len(poses)} poses")
+
+
+def _open(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
+    from ralib.io import open_particles
+
+    particles = open_particles(stack, datadir=datadir)
+    if pixel_size_A is None:
+        return particles
+    if not pixel_size_A > 0:
+        raise RalibError(f"--input-pixel-size {pixel_size_A}: give a number above 0")
+    return particles.replace(pixel_size_A=pixel_size_A)
+
+
+def _poses_of(particles: ParticleSet, stack: Path) -> Poses:
+    if particles.poses is None:
+        raise RalibError(f"{stack} holds no poses: give the particles.star of an alignment")
+    return particles.poses
+
+
+def _refuse_existing(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise RalibError(f"{path} exists already: choose another name, or remove it")
+
+
+def _save(out: Path, particles: ParticleSet, label: str) -> None:
+    """Images and metadata of a lazily made particle set into new files; says what it wrote."""
+    from ralib.io import open_stack, pose_headers, stack_writer, write_hdf, write_particles_star
+
+    suffix = out.suffix.lower()
+    if suffix not in (".star", ".mrcs", ".mrc", ".hdf"):
+        raise RalibError(f"{out}: particles are written as .star, .mrcs or .hdf")
+    n, box, pixel_size_A = len(particles), particles.box, particles.pixel_size_A
+    if suffix == ".hdf":
+        _refuse_existing(out)
+        images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
+        headers = None if particles.poses is None else pose_headers(particles.poses, particles.ctf, pixel_size_A)
+        write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
+        typer.echo(f"wrote {out}: {n} images of {box} px")
+        return
+    stack = out.with_suffix(".mrcs") if suffix == ".star" else out
+    _refuse_existing(out, stack)
+    with stack_writer(stack, pixel_size_A) as writer:
+        for index in in_batches(n, box, label):
+            writer.append(particles.images.read(index))
+    known = f"{pixel_size_A:.4g} A/px" if pixel_size_A else "pixel size not known"
+    typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
+    if suffix == ".star":
+        write_particles_star(out, particles.replace(images=open_stack(stack)))
+        typer.echo(f"wrote {out}")
+
+
+def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.device) -> ClassSums:
+    """Class sums of all particles, even and odd ones apart."""
+    from ralib.average import ClassSums, ctf_power_in_class_frame
+    from ralib.ctf import apply_ctf, ctf_2d
+
+    n_classes = max(1, int(poses.class_index.max()) + 1)
+    sums = ClassSums.empty(n_classes, particles.box, device, ctf=ctf)
+    for index in in_batches(len(particles), particles.box, "averaging"):
+        rows = torch.as_tensor(index)
+        images, mine, power = torch.from_numpy(particles.images.read(index)).to(device), poses[rows].to(device), None
+        if ctf and particles.ctf is not None and particles.pixel_size_A is not None:
+            own, size_A = particles.ctf[index], particles.pixel_size_A
+            images = apply_ctf(images, ctf_2d(own, particles.box, size_A, device=device))
+            power = ctf_power_in_class_frame(own, mine, particles.box, size_A)
+        finite = torch.isfinite(images).flatten(1).all(1)
+        kept = torch.where(finite, mine.class_index, -1)
+        images = torch.where(finite[:, None, None], images, 0.0)
+        sums.add_(images, mine.replace(class_index=kept), rows.to(device) % 2, power)
+    return sums
+
+
+def _show_classes(averages: ClassAverages) -> None:
+    """One line a class: members, resolution where the halves' FRC falls below 0.143."""
+    from ralib.metrics import resolution_frequency
+
+    assert averages.frc is not None
+    frequency = resolution_frequency(averages.frc)
+    for k, (members, f) in enumerate(zip(averages.members.tolist(), frequency.tolist(), strict=True)):
+        size_A = averages.pixel_size_A
+        resolution = f"{size_A / f:.1f} A" if size_A and f > 0 else f"{f:.3f} cycles/px"
+        typer.echo(f"class {k + 1}: {members} particles, FRC 0.143 at {resolution}")
+
+
+def _warn_bad(bad: set[int]) -> None:
+    first = ", ".join(str(i + 1) for i in sorted(bad)[:5])
+    more = ", ..." if len(bad) > 5 else ""
+    typer.echo(f"warning: {len(bad)} images are not finite or constant and became zero: {first}{more}", err=True)
