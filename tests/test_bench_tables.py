@@ -1,0 +1,71 @@
+"""The README's table and the benchmark page are what bench/results says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("bench_tables", ROOT / "bench" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results(tables, tmp_path: Path) -> list[dict]:
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "bench": "mref",
+                "device": "NVIDIA H100 80GB HBM3",
+                "commit": "0123456789abcdef",
+                "versions": {"torch": "2.13"},
+                "rows": [
+                    {"case": "fast", "ours": 1.2345, "unit": "s", "goal": 2, "other": 1200, "parity": "98.7% same"},
+                    {"case": "slow", "ours": 12.0, "unit": "s", "goal": 10, "other": None, "parity": "ok"},
+                    {"case": "rate", "ours": 90.0, "unit": "particles/s", "goal": 100},
+                    {"case": "no | goal", "ours": "n/a", "unit": "s"},
+                ],
+            }
+        )
+    )
+    other = {"what": "rotate", "rows": [{"case": "cubic", "median_ms": 3.4567, "relative_error": 1.5e-6}, {"bad": 1}]}
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    (tmp_path / "c.json").write_text("[]")
+    return tables.load_results(tmp_path)
+
+
+def test_readme_table_shows_goals_met_and_missed(tables, tmp_path: Path) -> None:
+    lines = tables.readme_table(results(tables, tmp_path)).splitlines()
+    assert lines[0] == "| Case | Device | Measured | Goal | Elsewhere | Parity first |"
+    assert lines[2] == "| fast | H100 80GB | 1.23 s | ≤ 2 s | 1,200 s | 98.7% same |"
+    assert lines[3] == "| slow | H100 80GB | 12 s | ≤ 10 s (missed) |  | ok |"
+    assert lines[4] == "| rate | H100 80GB | 90 particles/s | ≥ 100 particles/s (missed) |  |  |"
+    assert len(lines) == 5
+
+
+def test_benchmark_page_holds_every_row(tables, tmp_path: Path) -> None:
+    page = tables.benchmarks_page(results(tables, tmp_path))
+    for expected in ("## Mref, H100 80GB", "no / goal", "3.46 ms", "within 1.5e-06", "0123456789ab.", "torch 2.13"):
+        assert expected in page
+    assert "No measurement" in tables.benchmarks_page([])
+    assert tables.readme_table([]) == tables.NOTHING_YET
+
+
+def test_table_goes_between_the_markers(tables) -> None:
+    text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter"
+    assert tables.with_table(text, "NEW") == f"before\n{tables.BEGIN}\nNEW\n{tables.END}\nafter"
+    with pytest.raises(SystemExit, match="markers"):
+        tables.with_table("no markers", "NEW")
+
+
+def test_readme_and_page_are_in_step(tables) -> None:
+    for path, text in tables.wanted_files().items():
+        assert path.read_text() == text, f"{path.name} is out of step: run python bench/tables.py"
