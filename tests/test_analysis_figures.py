@@ -10,7 +10,6 @@ import torch
 
 from ralib import conventions
 from ralib.analysis import (
-    AlignedImages,
     agreement,
     class_purity,
     ctf_table,
@@ -25,7 +24,7 @@ from ralib.analysis import (
     pose_table,
     poses_from_table,
 )
-from ralib.types import ArraySource, CtfParameters, ParticleSet, Poses, RalibError
+from ralib.types import CtfParameters, Poses, RalibError
 
 
 def blobs(n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -149,20 +148,6 @@ def test_ctf_table_names_units() -> None:
     table = ctf_table(some_ctf())
     assert table.shape == (20, 8)
     assert {"defocus_u_A", "voltage_kV", "spherical_aberration_mm"} <= set(table.columns)
-
-
-def test_aligned_images_read_as_the_resampler_makes_them() -> None:
-    images = np.random.default_rng(0).standard_normal((50, 12, 12)).astype(np.float32)
-    poses = random_poses()
-    still = AlignedImages(ArraySource(images), Poses.identity(50))
-    np.testing.assert_allclose(still.read(np.arange(50)), images, atol=1e-5)
-    aligned = AlignedImages(ParticleSet(ArraySource(images), poses=poses))
-    index = np.array([7, 3])
-    np.testing.assert_array_equal(aligned.read(index), aligned.read(np.arange(50))[index])
-    with pytest.raises(RalibError, match="no poses"):
-        AlignedImages(ArraySource(images))
-    with pytest.raises(RalibError, match="3 poses for 50"):
-        AlignedImages(ArraySource(images), Poses.identity(3))
 
 
 def test_figures_draw(tmp_path) -> None:

@@ -1,7 +1,6 @@
 """Looking at particles and classes: components, clusters, embeddings, agreement, figures."""
 
 from ralib.analysis import plots
-from ralib.analysis.aligned import AlignedImages
 from ralib.analysis.clusters import agreement, class_purity, embed, has_umap, kmeans
 from ralib.analysis.mpca import MPCA
 from ralib.analysis.pca import PCA
@@ -20,7 +19,6 @@ from ralib.analysis.twosdr import TwoSDR
 __all__ = [
     "MPCA",
     "PCA",
-    "AlignedImages",
     "SteerablePCA",
     "TwoSDR",
     "agreement",

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from ralib.analysis import plots
-from ralib.analysis.aligned import AlignedImages
 from ralib.analysis.clusters import agreement, class_purity, embed, kmeans
 from ralib.analysis.mpca import MPCA
 from ralib.analysis.pca import PCA
 from ralib.analysis.steerable import SteerablePCA
 from ralib.analysis.twosdr import TwoSDR
 from ralib.io import write_mrcs
+from ralib.prepare import align_particles
 from ralib.types import ImageSource, ParticleSet, RalibError
 
 METHODS = ("pca", "mpca", "2sdr", "steerable")
@@ -82,7 +82,7 @@ class Analysis:
                 f"method {self.method!r}, embedding {self.embedding!r}: "
                 f"give one of {', '.join(METHODS)} and of {', '.join(EMBEDDINGS)}"
             )
-        source = AlignedImages(particles, device=self.device) if self.aligned else particles.images
+        source = (align_particles(particles, device=self.device) if self.aligned else particles).images
         model = self._model(min(source.n_images, source.box**2), source.box)
         scores = model.fit_transform(source)
         features = np.abs(scores) if self.method == "steerable" else scores
