@@ -70,7 +70,7 @@ class MultiReferenceAligner:
         ranks: Ranks | None = None,
     ) -> None:
         if iterations < 1:
-            raise RalibError(f"{iterations} iterations do nothing: use --maxit 1 or more")
+            raise RalibError(f"{iterations} iterations: multi-reference alignment needs a number of 1 or more, set --maxit")
         self.references, self.iterations, self.seed, self.ranks = references, iterations, seed, ranks
         self.shift_range_xy_px, self.shift_step_px = shift_range_xy_px, shift_step_px
         self.options = AlignmentOptions(

@@ -47,3 +47,8 @@ class SingleProcess:
 def shard(n: int, ranks: Ranks) -> range:
     """The contiguous block of 0..n-1 that this rank works on; blocks differ by at most one in length."""
     return range(n * ranks.rank // ranks.size, n * (ranks.rank + 1) // ranks.size)
+
+
+def join() -> Ranks:
+    """The processes of this run: one, unless a launcher started more."""
+    return SingleProcess()

@@ -1,0 +1,279 @@
+"""What `mref` and `reffree` do once their options are parsed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from ralib import io
+from ralib.cli.running import (
+    Reporter,
+    SignalFlag,
+    Stopped,
+    finish_record,
+    new_record,
+    resumed_state,
+    stopped_message,
+)
+from ralib.loop_state import LoopState
+from ralib.multireference import MultiReferenceAligner
+from ralib.ranks import Ranks, join
+from ralib.referencefree import ReferenceFreeAligner
+from ralib.rundir import RunDirectory
+from ralib.types import ParticleSet, RalibError, RunResult
+
+HDF_SUFFIXES = (".hdf", ".h5", ".hdf5")
+
+
+class AlignmentRun:
+    """One command from opened files to written ones."""
+
+    def __init__(
+        self,
+        kind: str,
+        stack: Path,
+        outdir: Path,
+        options: dict[str, Any],
+        device: torch.device,
+        *,
+        resume: bool,
+        report: bool,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.kind, self.stack, self.outdir, self.device = kind, stack, outdir, device
+        self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        self.resume, self.report = resume, report
+        self.ranks: Ranks = join()
+        self.hdf_input = stack.suffix.lower() in HDF_SUFFIXES
+
+    def execute(self, **search: Any) -> None:
+        """Open, align, write; `search` holds the shift ranges."""
+        o = self.options
+        self._refuse()
+        particles = self._particles()
+        references = self._references() if self.kind == "mref" else None
+        mask = _single_image(o["mask"]) if o["mask"] else None
+        function = user_function(o["function"])
+        flag = SignalFlag()
+        with ExitStack() as stack:
+            directory = None
+            if self.ranks.rank == 0:
+                directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
+            record = new_record(self.kind, o, particles, self.stack, self.device)
+            state = self._resumed(record)
+            reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations()).showing())
+            try:
+                if o["sparx"]:
+                    result = self._fit_sparx(particles, references, mask, function, search, reporter)
+                else:
+                    result = self._fit(particles, references, mask, function, search, reporter, state)
+            except Stopped as stop:
+                saved = directory is not None and directory.newest_checkpoint() is not None
+                typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
+                raise typer.Exit(stop.status) from None
+            if directory is not None:
+                self._write(directory, result, particles, reporter)
+
+    def _fit(
+        self,
+        particles: ParticleSet,
+        references: Any,
+        mask: np.ndarray | None,
+        function: Any,
+        search: dict[str, Any],
+        reporter: Reporter,
+        state: LoopState | None,
+    ) -> RunResult:
+        o = self.options
+        common: dict[str, Any] = {
+            "outer_radius": o["ou"],
+            "inner_radius": o["ir"],
+            "mirror": not o["nomirror"],
+            "center": o["center"],
+            "iterations": o["maxit"],
+            "mask": mask,
+            "ctf": o["ctf_mode"],
+            "snr": o["snr"],
+            "user_function": function,
+            "seed": o["seed"],
+            "strict": o["strict"],
+            "device": self.device,
+            "batch_size": o["batch"],
+            "ranks": self.ranks,
+        }
+        if self.kind == "mref":
+            aligner: MultiReferenceAligner | ReferenceFreeAligner = MultiReferenceAligner(
+                references=references,
+                shift_range_xy_px=(search["x_range"], search["y_range"]),
+                shift_step_px=search["step"],
+                min_members=o["min_members"],
+                equal_sizes=o["equal"],
+                **common,
+            )
+        else:
+            aligner = ReferenceFreeAligner(
+                stages=search["stages"],
+                randomize=o["randomize"],
+                fourier_variance=o["fourvar"],
+                **common,
+            )
+        return aligner.fit(particles, observer=reporter, resume=state).result_
+
+    def _fit_sparx(
+        self,
+        particles: ParticleSet,
+        references: Any,
+        mask: np.ndarray | None,
+        function: Any,
+        search: dict[str, Any],
+        reporter: Reporter,
+    ) -> RunResult:
+        from ralib.cli.sparx_runs import fit_sparx
+
+        return fit_sparx(self.kind, particles, references, mask, function, search, self.options, self.device, reporter)
+
+    def _write(self, directory: RunDirectory, result: RunResult, particles: ParticleSet, reporter: Reporter) -> None:
+        o, start = self.options, time.perf_counter()
+        record = finish_record(reporter.record, result, self.device, self.started, reporter.write_s)
+        directory.write_result(result, particles, record, hdf=o["hdf"] or self.hdf_input)
+        if o["write_headers"]:
+            io.write_headers(self.stack, result.poses)
+        record["timings"]["write_s"] += time.perf_counter() - start
+        record["timings"]["total_s"] = time.perf_counter() - self.started
+        directory.write_record(record)
+        known = reporter.record["warnings"]
+        for warning in result.warnings:
+            if warning not in known:
+                typer.echo(f"warning: {warning['what']}; {warning['do']}")
+        if self.report:
+            from ralib.summary import write_report
+
+            write_report(self.outdir, device=self.device, datadir=o["datadir"])
+        typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+
+    def _refuse(self) -> None:
+        """Options this mode cannot honour are refused, never dropped."""
+        o = self.options
+        if o["write_headers"] and not self.hdf_input:
+            raise RalibError(f"--write-headers: {self.stack.name} is no EMAN2 HDF file; poses are in OUTDIR/params.txt")
+        if o["sparx"]:
+            if self.resume:
+                raise RalibError("--continue: the parity mode keeps no checkpoints: start again without --continue")
+            return
+        if o["rs"] != 1:
+            raise RalibError(
+                f"--rs {o['rs']} thins out SPARX's polar rings; this search compares all frequencies: "
+                "leave it out, or add --sparx"
+            )
+        if self.kind == "mref":
+            return
+        for name, given, neutral in (
+            ("--dst", o["dst"], 0.0),
+            ("--mode", o["mode"], "F"),
+            ("--random_method", o["random_method"], ""),
+        ):
+            if given != neutral:
+                raise RalibError(
+                    f"{name} {given} changes SPARX's ring search; here every angle is searched in every iteration: "
+                    "leave it out, or add --sparx"
+                )
+
+    def _particles(self) -> ParticleSet:
+        o = self.options
+        particles = io.open_particles(self.stack, datadir=o["datadir"])
+        if o["pixel_size"] is not None:
+            if not o["pixel_size"] > 0:
+                raise RalibError(f"--pixel-size {o['pixel_size']:g} A must be above 0")
+            particles = particles.replace(pixel_size_A=o["pixel_size"])
+        return particles
+
+    def _references(self) -> Any:
+        text = self.options["references"]
+        if text.isdecimal() and not Path(text).exists():
+            return int(text)
+        return io.open_images(text)
+
+    def _resumed(self, record: dict[str, Any]) -> LoopState | None:
+        """The newest checkpoint's state; every rank reads it for itself."""
+        if not self.resume:
+            return None
+        state = resumed_state(self.outdir, self.options, self.device)
+        if state is None:
+            typer.echo("no iteration was finished: beginning anew")
+            return None
+        record |= {"iterations": state.figures, "warnings": list(state.warnings)}
+        typer.echo(f"going on after iteration {state.iteration}")
+        return state
+
+    def _iterations(self) -> int | None:
+        return self.options["maxit"] if self.kind == "mref" else None
+
+
+def ctf_choice(ctf: bool, mode: str | None) -> str:
+    """--CTF and --ctf MODE as one of off, wiener, flip."""
+    if mode is None:
+        return "wiener" if ctf else "off"
+    if mode not in ("off", "wiener", "flip"):
+        raise RalibError(f"--ctf {mode!r} is unknown: choose off, wiener or flip")
+    if ctf and mode != "wiener":
+        raise RalibError(f"--CTF and --ctf {mode} contradict each other: give one of them")
+    return mode
+
+
+def shift_ranges(xr: str, yr: str, ts: str) -> list[tuple[float, float, float]]:
+    """(x range, y range, step) of each stage, from numbers separated by blanks or commas.
+
+    As sxali2d: yr -1 stands for xr, and one number for yr or ts serves all stages.
+    """
+    x, y, step = (_numbers(name, text) for name, text in (("--xr", xr), ("--yr", yr), ("--ts", ts)))
+    y = x if y == [-1.0] else y * len(x) if len(y) == 1 else y
+    step = step * len(x) if len(step) == 1 else step
+    if not len(x) == len(y) == len(step):
+        raise RalibError(f"--xr has {len(x)} stages, --yr {len(y)}, --ts {len(step)}: give as many numbers for each")
+    if min(*x, *y) < 0 or min(step) <= 0:
+        raise RalibError(f"--xr {xr!r} and --yr {yr!r} must not be below 0, --ts {ts!r} must be above 0")
+    return list(zip(x, y, step, strict=True))
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        numbers = [float(t) for t in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if not numbers or not np.isfinite(numbers).all():
+        raise RalibError(f"{name} {text!r} is no list of numbers: use e.g. {name} '2 1'")
+    return numbers
+
+
+def user_function(name: str) -> Any:
+    """The callable of MODULE:CALLABLE, looked for in the current folder too; None for the built-in ref_ali2d."""
+    if name == "ref_ali2d":
+        return None
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise RalibError(f"--function {name!r}: use ref_ali2d, or MODULE:CALLABLE of a Python module")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RalibError(f"--function {name!r} cannot be loaded: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(function):
+        raise RalibError(f"--function {name!r} is not callable: name a function(average, mask, frc)")
+    return function
+
+
+def _single_image(path: str) -> np.ndarray:
+    images = io.open_images(path)
+    if len(images) != 1:
+        raise RalibError(f"the mask {path} holds {len(images)} images: give a file with one")
+    return images[0]

@@ -1,0 +1,190 @@
+"""What every command that runs a loop shares: the run's folder, its log or progress bar, signals, the record."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ralib import __version__
+from ralib.checkpoint import newest
+from ralib.cli.common import describe_device
+from ralib.figures import log_line
+from ralib.loop_state import LoopState
+from ralib.rundir import RunDirectory
+from ralib.types import ParticleSet, RalibError, RunResult
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class SignalFlag:
+    """Notes SIGINT and SIGTERM instead of dying; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def raise_if_set(self) -> None:
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        def note(number: int, _: object) -> None:
+            if self.number is not None:
+                raise KeyboardInterrupt
+            self.number = number
+
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Reporter:
+    """The observer of a run: a log line an iteration, a progress bar on a terminal, files and checkpoints.
+
+    directory   None on all ranks but the first: those only look out for signals
+    """
+
+    def __init__(
+        self, directory: RunDirectory | None, record: dict[str, Any], flag: SignalFlag, iterations: int | None
+    ) -> None:
+        self.directory, self.record, self.flag, self.iterations = directory, record, flag, iterations
+        self.write_s = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    @contextlib.contextmanager
+    def showing(self) -> Iterator[Reporter]:
+        """With the progress bar, where there is a terminal to show it on."""
+        with self.flag.watching():
+            if self.directory is None or not sys.stderr.isatty():
+                yield self
+                return
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            from rich.console import Console
+
+            with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+                self._bar, self._task = bar, bar.add_task("iteration 1", total=1.0)
+                yield self
+
+    def batch(self, done: int, total: int) -> None:
+        self.flag.raise_if_set()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def iteration(self, state: LoopState) -> None:
+        if self.directory is not None:
+            self.note(state.figures, state.warnings, state.averages)
+            start = time.perf_counter()
+            arrays, meta = state.pack()
+            self.directory.save_checkpoint(state.iteration, arrays, meta | {"options": self.record["options"]})
+            self.write_s += time.perf_counter() - start
+        self.flag.raise_if_set()
+
+    def note(self, figures: list[dict[str, Any]], warnings: list[dict[str, str]], averages: Any) -> None:
+        """Log an iteration and write its folder and the record so far."""
+        if self.directory is None:
+            return
+        start = time.perf_counter()
+        self._say(log_line(figures[-1], self.iterations))
+        number = figures[-1]["iteration"]
+        for warning in warnings[len(self.record["warnings"]) :]:
+            self._say(f"warning: {warning['what']}; {warning['do']}")
+        self.record |= {"iterations": figures, "warnings": list(warnings)}
+        self.directory.write_iteration(number, averages)
+        self.directory.write_record(self.record)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=f"iteration {number + 1}", completed=0)
+        self.write_s += time.perf_counter() - start
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            typer.echo(line)
+
+
+def new_record(
+    kind: str, options: dict[str, Any], particles: ParticleSet, stack: Path, device: torch.device
+) -> dict[str, Any]:
+    """run.json as it stands before the first iteration."""
+    return {
+        "program": "ralib",
+        "version": __version__,
+        "kind": kind,
+        "state": "running",
+        "command": ["ralib", *sys.argv[1:]],
+        "options": options,
+        "seed": options.get("seed"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": describe_device(device),
+        "input": {
+            "path": str(stack),
+            "particles": len(particles),
+            "box": particles.box,
+            "pixel_size_A": particles.pixel_size_A,
+        },
+        "iterations": [],
+        "classes": [],
+        "warnings": [],
+        "timings": {},
+    }
+
+
+def resumed_state(outdir: Path, options: dict[str, Any], device: torch.device) -> LoopState | None:
+    """Where to go on after `--continue`; None where no iteration was finished. RalibError for other options."""
+    found = newest(outdir / "checkpoints")
+    if found is None:
+        return None
+    before = found.meta.get("options", {})
+    changed = sorted(k for k in options if k in before and before[k] != options[k] and k not in ("maxit", "device"))
+    if changed:
+        told = ", ".join(f"{k} was {before[k]!r}, is {options[k]!r}" for k in changed)
+        raise RalibError(f"--continue needs the options the run was begun with: {told}")
+    return LoopState.unpack(found.arrays, found.meta, device)
+
+
+def stopped_message(stop: Stopped, outdir: Path, state_saved: bool) -> str:
+    """What to tell when a signal ended the run."""
+    if not state_saved:
+        return f"stopped by {stop} before the first iteration was done: start again"
+    arguments = [a for a in sys.argv[1:] if a != "--continue"]
+    return f"stopped by {stop}; go on with: ralib {shlex.join([*arguments, '--continue'])}  ({outdir})"
+
+
+def finish_record(
+    record: dict[str, Any], result: RunResult, device: torch.device, started: float, write_s: float
+) -> dict[str, Any]:
+    """The record of a finished run, all but the time its files will take."""
+    timings = {"read_s": 0.0, **result.extra.get("timings", {}), "write_s": write_s}
+    timings["total_s"] = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return record | {
+        "state": "finished",
+        "iterations": result.iterations,
+        "classes": result.extra.get("classes", []),
+        "warnings": result.warnings,
+        "bad_particles": [i + 1 for i in result.extra.get("bad_particles", [])],
+        "timings": timings,
+        "peak_device_memory_bytes": peak,
+    }
