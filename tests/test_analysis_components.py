@@ -70,6 +70,9 @@ def test_sources_chunks_and_seeds_change_nothing(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(chunked, whole, atol=2e-3 * np.abs(whole).max())
     again = PCA(4, solver="randomized", random_state=7).fit_transform(particles)
     np.testing.assert_array_equal(again, chunked)
+    read_only = images.copy()
+    read_only.setflags(write=False)
+    np.testing.assert_array_equal(PCA(4, solver="randomized", random_state=7).fit_transform(read_only), chunked)
     from_tensor = PCA(4, solver="randomized", random_state=7).fit_transform(torch.from_numpy(images))
     np.testing.assert_array_equal(from_tensor, chunked)
 

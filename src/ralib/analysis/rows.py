@@ -39,13 +39,13 @@ class ImageRows:
         images = source.images if isinstance(source, ParticleSet) else source
         self.device, self.dtype = torch.device(device), dtype
         self._source: ImageSource | None = None
-        self._array: Tensor | None = None
+        self._array: Tensor | np.ndarray | None = None
         if isinstance(images, ImageSource):
             self._source = images
             self.n_rows = images.n_images
             self.image_shape = (images.box, images.box)
         else:
-            array = torch.as_tensor(images)
+            array = images if isinstance(images, Tensor) else np.asarray(images)
             self._array = array
             self.n_rows = len(array)
             self.image_shape = _image_shape(array, image_shape)
@@ -87,7 +87,9 @@ class ImageRows:
             rows = torch.from_numpy(self._source.read(np.arange(start, stop)))
         else:
             assert self._array is not None
-            rows = self._array[start:stop]
+            part = self._array[start:stop]
+            # torch refuses read-only arrays, which memory maps are.
+            rows = part if isinstance(part, Tensor) else torch.from_numpy(np.require(part, requirements="W"))
         return rows.reshape(stop - start, -1).to(device=self.device, dtype=self.dtype)
 
     def _fits(self) -> bool:
@@ -98,7 +100,7 @@ class ImageRows:
         return needed < CPU_CACHE_BYTES
 
 
-def _image_shape(array: Tensor, image_shape: tuple[int, int] | None) -> tuple[int, int]:
+def _image_shape(array: Tensor | np.ndarray, image_shape: tuple[int, int] | None) -> tuple[int, int]:
     """(h, w) of images (n, h, w); of rows as told, else a square, else a single column of pixels."""
     if array.ndim == 3:
         return int(array.shape[1]), int(array.shape[2])

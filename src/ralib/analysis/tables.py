@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ralib.conventions import eman2_to_pose, pose_to_eman2
 from ralib.types import CtfParameters, Poses, RalibError
@@ -52,38 +53,38 @@ def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float 
 
 def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) -> Poses:
     """Poses from a table with RELION's columns (either origin unit) or EMAN2's, as `pose_table` writes them."""
-    n = len(table)
     if "rlnAnglePsi" in table:
-        origin = _relion_origin(table, pixel_size_A)
-        psi = torch.as_tensor(table["rlnAnglePsi"].to_numpy(float))
-        flags = table.get("ralibMirror", pd.Series(np.zeros(n))).to_numpy().astype(bool)
-        classes = table.get("rlnClassNumber", pd.Series(np.ones(n))).to_numpy().astype(np.int64) - 1
-        pose = psi, torch.as_tensor(origin), torch.as_tensor(flags)
+        psi, mirror = _column(table, "rlnAnglePsi", 0.0), _column(table, "ralibMirror", 0) != 0
+        pose = psi, _relion_origin(table, pixel_size_A), mirror
+        classes = _column(table, "rlnClassNumber", 1) - 1
     elif {"alpha", "sx", "sy", "mirror"} <= set(table.columns):
-        shift = torch.as_tensor(table[["sx", "sy"]].to_numpy(float))
-        mirror = torch.as_tensor(table["mirror"].to_numpy().astype(bool))
-        pose = eman2_to_pose(torch.as_tensor(table["alpha"].to_numpy(float)), shift, mirror)
-        classes = table.get("class", pd.Series(np.zeros(n))).to_numpy().astype(np.int64)
+        shift = torch.stack([_column(table, "sx", 0.0), _column(table, "sy", 0.0)], dim=1)
+        pose = eman2_to_pose(_column(table, "alpha", 0.0), shift, _column(table, "mirror", 0) != 0)
+        classes = _column(table, "class", 0)
     else:
         raise RalibError(f"columns {list(table.columns)[:8]} are no poses: give RELION's rlnAnglePsi or EMAN2's alpha")
     return Poses(
         psi_deg=pose[0].float(),
         origin_xy_px=pose[1].float(),
         mirror=pose[2],
-        class_index=torch.as_tensor(classes),
-        score=torch.full((n,), float("nan")),
+        class_index=classes.long(),
+        score=torch.full((len(table),), float("nan")),
     )
 
 
-def _relion_origin(table: pd.DataFrame, pixel_size_A: float | None) -> np.ndarray:
+def _relion_origin(table: pd.DataFrame, pixel_size_A: float | None) -> Tensor:
     """Origins (n, 2) in pixels: RELION 3.1 and later write Angstrom, earlier ones pixels."""
-    if "rlnOriginXAngst" in table:
-        if pixel_size_A is None:
-            raise RalibError("rlnOriginXAngst is in Angstrom: give pixel_size_A")
-        return table[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy(float) / pixel_size_A
-    if "rlnOriginX" in table:
-        return table[["rlnOriginX", "rlnOriginY"]].to_numpy(float)
-    return np.zeros((len(table), 2))
+    if "rlnOriginXAngst" not in table:
+        return torch.stack([_column(table, "rlnOriginX", 0.0), _column(table, "rlnOriginY", 0.0)], dim=1)
+    if pixel_size_A is None:
+        raise RalibError("rlnOriginXAngst is in Angstrom: give pixel_size_A")
+    return torch.stack([_column(table, f"rlnOrigin{axis}Angst", 0.0) for axis in "XY"], dim=1) / pixel_size_A
+
+
+def _column(table: pd.DataFrame, name: str, default: float) -> Tensor:
+    """A column as float64 (n,), or the default throughout where there is none."""
+    values = table[name].to_numpy(dtype=float) if name in table else np.full(len(table), float(default))
+    return torch.tensor(values)
 
 
 def ctf_table(ctf: CtfParameters) -> pd.DataFrame:
