@@ -17,7 +17,7 @@ app = typer.Typer(
     help="2D alignment, classification and averaging of cryo-EM particle images, on GPUs and CPUs.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
