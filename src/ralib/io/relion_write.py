@@ -17,6 +17,8 @@ import pandas as pd
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
+from ralib.io.cryosparc import image_paths
+from ralib.io.cryosparc_write import FIELDS_BLOCK, star_columns
 from ralib.io.paths import name_for_project
 from ralib.io.relion import particle_block
 from ralib.io.stacks import file_references
@@ -71,12 +73,12 @@ def particle_tables(
     poses = particles.poses if poses is None else poses
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
-    kept = particles.metadata.tables if particles.metadata.source_format == "relion" else {}
+    kept = _kept_tables(particles)
     block = particle_block(kept)
     old = kept[block] if block is not None else pd.DataFrame(index=range(len(particles)))
     assert isinstance(old, pd.DataFrame)
     table = old.reset_index(drop=True).copy(deep=False)
-    names = image_names or _image_names(particles, project)
+    names = image_names or _image_names(particles, old, project)
     columns: dict[str, Any] = {"rlnImageName": names}
     if particles.group is not None and "rlnMicrographName" not in table.columns:
         columns["rlnMicrographName"] = [f"group{g + 1:06d}.mrc" for g in particles.group.tolist()]
@@ -90,6 +92,20 @@ def particle_tables(
     table = table.assign(**columns)
     rest = {n: t for n, t in kept.items() if n not in (block, "optics")}
     return {"optics": pd.DataFrame(optics["table"]), "particles": table, **rest}
+
+
+def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
+    """The blocks the particles came with; a .cs table becomes columns cs/... of a particle table."""
+    metadata = particles.metadata
+    if metadata.source_format == "relion":
+        return metadata.tables
+    if metadata.source_format != "cryosparc":
+        return {}
+    rows = metadata.tables["cs"]
+    columns, types = star_columns(rows)
+    slices = (rows["blob/idx"].astype(np.int64) + 1).tolist()
+    names = [f"{i:06d}@{p}" for i, p in zip(slices, image_paths(rows), strict=True)]
+    return {"particles": pd.DataFrame({"rlnImageName": names, **columns}), FIELDS_BLOCK: types}
 
 
 def pose_columns(
@@ -115,14 +131,13 @@ def pose_columns(
     return columns
 
 
-def _image_names(particles: ParticleSet, project: Path | None) -> list[str]:
+def _image_names(particles: ParticleSet, old: pd.DataFrame, project: Path | None) -> list[str]:
     files = file_references(particles.images)
     if files is not None:
         names = [name_for_project(p, project) for p in files[0]]
         return [f"{i + 1:06d}@{names[f]}" for i, f in zip(files[2].tolist(), files[1].tolist(), strict=True)]
-    block = particle_block(particles.metadata.tables)
-    if block is not None:
-        return particles.metadata.tables[block]["rlnImageName"].tolist()
+    if "rlnImageName" in old.columns:
+        return old["rlnImageName"].tolist()
     raise RalibError("these particles are in memory only: write the images first (write_mrcs), then open that file")
 
 

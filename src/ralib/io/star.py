@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,9 @@ Table = pd.DataFrame | dict[str, str]
 _BLOCK = re.compile(r"^[ \t]*data_(\S*)[^\n]*\n?", re.MULTILINE)
 _SINGLE_QUOTED = re.compile(r"(?:^|\s)'", re.MULTILINE)
 _TOKEN = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
-_TEXT_COLUMN = re.compile(r"name|path|file|label|image(?!size|pixel|dim|id)|micrograph(?!.*size)", re.IGNORECASE)
+_TEXT_COLUMN = re.compile(r"(name|path|file|label)$", re.IGNORECASE)
+_EXTRA = "\0"  # no column can have this name
+_EXACT: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
 _NAN = ["nan", "-nan", "NaN", "<NA>"]
 
 
@@ -38,7 +41,9 @@ def read_star(path: PathLike) -> dict[str, Table]:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
     if b"\0" in raw:
         raise RalibError(f"{path} is no STAR file: it holds binary data")
-    text = raw.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    text = raw.decode("utf-8", errors="replace")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     return parse_star(text, str(path))
 
 
@@ -120,20 +125,20 @@ def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFr
     value there or as a gap in the last proper column; only then are the lines counted one by one."""
     if not rows.strip():
         return pd.DataFrame(columns=names, dtype=object)
-    if _SINGLE_QUOTED.search(rows) or "#" in rows:
+    if "#" in rows or ("'" in rows and _SINGLE_QUOTED.search(rows)):
         return _parse_rows_slowly(rows, names, where, line)
     text = {n: str for n in names if _TEXT_COLUMN.search(n)}
-    extra = "\0"
+    missing = {n: _NAN for n in names if n not in text} | {_EXTRA: [""]}
     try:
         table = pd.read_csv(
-            io.StringIO(rows), sep=r"\s+", header=None, names=[*names, extra], index_col=False, engine="c",
-            dtype=text, keep_default_na=False, na_values={n: _NAN for n in names if n not in text},
-            low_memory=False, float_precision="round_trip", skip_blank_lines=True,
+            io.BytesIO(rows.encode()), sep=r"\s+", header=None, names=[*names, _EXTRA], index_col=False, engine="c",
+            dtype=text, keep_default_na=False, na_values=missing, low_memory=False, **_EXACT,
         )  # fmt: skip
     except (ValueError, OverflowError):  # pandas' ParserError is a ValueError
         return _parse_rows_slowly(rows, names, where, line)
-    overflow, last = table.pop(extra), table[names[-1]]
-    if overflow.notna().any() or last.isna().any() or (last.dtype == object and (last == "").any()):
+    last = table[names[-1]]
+    short = last.isna().any() or (not pd.api.types.is_numeric_dtype(last) and (last == "").any())
+    if short or table.pop(_EXTRA).notna().any():
         return _parse_rows_slowly(rows, names, where, line)
     return table
 
@@ -199,22 +204,16 @@ def _format_block(name: str, table: Table) -> str:
 
 
 def _format_column(column: pd.Series) -> list[str]:
-    """One text a row, right-aligned as RELION does for numbers."""
-    if column.dtype == bool:
-        return ["1" if v else "0" for v in column]
-    if np.issubdtype(column.dtype, np.integer) if isinstance(column.dtype, np.dtype) else False:
-        return [f"{v:12d}" for v in column.tolist()]
-    if isinstance(column.dtype, np.dtype) and np.issubdtype(column.dtype, np.floating):
-        return [_number(v) for v in column.tolist()]
-    return [_quoted(v) if isinstance(v, str) else _number(v) for v in column.tolist()]
-
-
-def _number(value: object) -> str:
-    """Six decimals where they say it all, else as many digits as the number has."""
-    if not isinstance(value, float):
-        return str(value)
-    text = f"{value:12.6f}"
-    return text if float(text) == value else repr(value)
+    """One text a row. Six decimals, as RELION writes, where they say it all, else as many as the number has."""
+    values = column.to_numpy()
+    if values.dtype == bool or values.dtype.kind in "iu":
+        return [f"{v:12d}" for v in values.astype(np.int64 if values.dtype == bool else values.dtype).tolist()]
+    if values.dtype.kind != "f":
+        return [_quoted(v) if isinstance(v, str) else str(v) for v in column.tolist()]
+    values = values.astype(np.float64)
+    if (np.abs(values) < 1e9).all() and (np.round(values, 6) == values).all():
+        return [f"{v:12.6f}" for v in values.tolist()]
+    return [repr(v) for v in values.tolist()]
 
 
 def _quoted(value: str) -> str:
