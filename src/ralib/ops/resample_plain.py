@@ -22,13 +22,16 @@ from torch import Tensor
 METHODS = ("cubic", "quadratic", "linear")
 BOUNDARIES = ("zero", "mean", "cyclic", "background")
 
+# Rounding must not throw the first column out of the box under an exact quarter turn.
+EDGE_PX = 1e-4
 # Samples of the cubic o-Moms at 0 and at +-1: what the prefilter undoes.
 OMOMS_CENTRE, OMOMS_SIDE = 13 / 21, 4 / 21
 # Samples are padded by this much all round. A coordinate clamped to [-3, n + 1] then has all its taps in memory, and
 # those of a clamped one are all padding.
 PAD = 4
 # Chunks of about a megabyte a temporary stay in a core's cache; a GPU wants enough work a launch instead.
-_CHUNK_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 24}
+_CPU_CHUNK_PIXELS = 1 << 17
+_GPU_CHUNK_PIXELS = 1 << 24
 
 
 def rotate_shift_images(
@@ -67,7 +70,7 @@ def compute_dtype(images: Tensor) -> torch.dtype:
 
 def chunks(images: Tensor) -> Iterator[slice]:
     """Slices over the first axis that keep every temporary small, however many images there are."""
-    pixels = _CHUNK_PIXELS.get(images.device.type, _CHUNK_PIXELS["cuda"])
+    pixels = _CPU_CHUNK_PIXELS if images.device.type == "cpu" else _GPU_CHUNK_PIXELS
     step = max(1, pixels // max(1, images[0].numel() if len(images) else 1))
     for start in range(0, len(images), step):
         yield slice(start, start + step)
@@ -103,7 +106,7 @@ def sample_points(
     if boundary == "cyclic":
         x, y = x - n * torch.floor(x / n), y - n * torch.floor(y / n)
     if boundary == "background":
-        inside = (x >= 0) & (x < n) & (y >= 0) & (y < n)
+        inside = (x > -EDGE_PX) & (x < n) & (y > -EDGE_PX) & (y < n)
         x, y = torch.where(inside, x, column), torch.where(inside, y, row)
     return x, y
 

@@ -127,7 +127,7 @@ def class_frame_value(
         x -= N * tl.floor(x / N)
         y -= N * tl.floor(y / N)
     if BOUNDARY == "background":
-        inside = (x >= 0) & (x < N) & (y >= 0) & (y < N)
+        inside = (x > -1e-4) & (x < N) & (y > -1e-4) & (y < N)  # EDGE_PX of the plain form
         x = tl.where(inside, x, source.to(cos.dtype))
         y = tl.where(inside, y, row.to(cos.dtype))
     # Where the clamp moves a point all its taps are padding; where a shift is NaN it keeps the address in range.

@@ -1,0 +1,78 @@
+"""Arrays of any library in, the same kind out, on their device, without a copy.
+
+NumPy, PyTorch, CuPy, JAX and whatever else speaks DLPack or `__cuda_array_interface__` (Numba) become torch tensors
+over the same memory; results go back by the library's own `from_dlpack`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from ralib.types import RalibError
+
+
+def as_tensor(array: Any, what: str = "array") -> Tensor:
+    """A torch tensor over the memory of `array`, on its device; never write to it.
+
+    Copies only what torch cannot hold: NumPy arrays of foreign byte order or negative strides, lists, numbers.
+    RalibError, naming `what`, for anything that is no array of numbers.
+    """
+    if isinstance(array, Tensor):
+        return array.detach()
+    if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
+        return _from_numpy(np.asarray(array), what)
+    if hasattr(array, "__dlpack__"):
+        return from_dlpack(array).detach()
+    if hasattr(array, "__cuda_array_interface__"):
+        return torch.as_tensor(array, device="cuda")
+    if hasattr(array, "__array__"):
+        return _from_numpy(np.asarray(array), what)
+    raise RalibError(
+        f"{what} is a {type(array).__name__}: pass a NumPy, PyTorch, CuPy or JAX array, or one that has "
+        "__dlpack__ or __cuda_array_interface__"
+    )
+
+
+def same_kind(tensor: Tensor, example: Any) -> Any:
+    """`tensor` as an array of the library that `example` came from, on the example's kind of device.
+
+    A list, a number, or an array whose library cannot take tensors gives a NumPy array or the tensor itself.
+    """
+    if isinstance(example, Tensor):
+        return tensor.to(example.device)
+    if isinstance(example, np.ndarray | np.generic | list | tuple | int | float):
+        return tensor.cpu().numpy()
+    library = type(example).__module__.partition(".")[0]
+    if library == "numba":
+        return import_module("numba.cuda").as_cuda_array(tensor)
+    take = getattr(_namespace(example), "from_dlpack", None)
+    if take is None:
+        return tensor if hasattr(example, "__dlpack__") else tensor.cpu().numpy()
+    return take(tensor.to(as_tensor(example).device))
+
+
+def _from_numpy(array: np.ndarray, what: str) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise RalibError(f"{what} holds {array.dtype}: numbers or booleans are needed")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        # A read-only array (a memory map) is as good as any: tensors made here are only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(array)
+
+
+def _namespace(array: Any) -> Any:
+    """The module with the array's functions, by the array API standard or by the name of its package."""
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__()
+    return import_module(type(array).__module__.partition(".")[0])

@@ -1,0 +1,120 @@
+"""The Triton forms against their plain twins: on the GPU where there is one, else in Triton's interpreter.
+
+The interpreter has to be chosen before Triton is imported, so without a GPU one test runs this file again in a
+process of its own with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+here = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs in the interpreter, in its own process")
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests below run in this process")
+def test_in_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="the Triton twins need the package triton: pip install 'cryo-ralib[test]'")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def case(b: int, n: int, k: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Ragged stack with far shifts, a class 1 without members, and particles of no class."""
+    generator = torch.Generator().manual_seed(100 * b + n)
+    images = torch.randn(b, n, n, generator=generator, dtype=dtype)
+    psi = torch.rand(b, generator=generator, dtype=dtype) * 720 - 360
+    origin = torch.randn(b, 2, generator=generator, dtype=dtype) * n / 6
+    mirror = torch.rand(b, generator=generator) > 0.5
+    index = torch.randint(-1, k, (b,), generator=generator)
+    index[index == 1] = 0
+    return images.to(DEVICE), (psi.to(DEVICE), origin.to(DEVICE), mirror.to(DEVICE)), index.to(DEVICE)
+
+
+def assert_twins(out: Tensor, plain: Tensor, tolerance: float = 1e-12) -> None:
+    assert out.shape == plain.shape
+    assert out.dtype == plain.dtype
+    error = torch.linalg.vector_norm(out - plain) / torch.linalg.vector_norm(plain)
+    assert error < tolerance, f"relative error {error:.1e}"
+
+
+@here
+@pytest.mark.parametrize("boundary", ["zero", "mean", "cyclic", "background"])
+@pytest.mark.parametrize("method", ["cubic", "quadratic", "linear"])
+def test_twins_agree(method: str, boundary: str) -> None:
+    from ralib.ops import accumulate_plain, accumulate_triton, resample_plain, resample_triton
+
+    tiling = resample_triton.Tiling(8, 8, 8, 1)
+    images, pose, index = case(5, 13, 3)
+    options = {"method": method, "boundary": boundary}
+    turned = resample_triton.rotate_shift_images(images, *pose, tiling=tiling, **options)
+    assert_twins(turned, resample_plain.rotate_shift_images(images, *pose, **options))
+    sums = accumulate_triton.rotate_shift_sum(images, *pose, index, 3, tiling=tiling, **options)
+    assert_twins(sums, accumulate_plain.rotate_shift_sum(images, *pose, index, 3, **options))
+
+
+@here
+@pytest.mark.parametrize(("b", "n", "k"), [(1, 4, 1), (7, 16, 4), (12, 9, 30), (6, 17, 2)])
+def test_ragged_sizes(b: int, n: int, k: int) -> None:
+    """Boxes that do not fill their tiles, runs and batches that end early, more classes than particles."""
+    from ralib.ops import accumulate_plain, accumulate_triton, resample_triton
+
+    images, pose, index = case(b, n, k)
+    index[0] = 0
+    extra = {
+        "weights": torch.rand(b, dtype=torch.float64, device=DEVICE),
+        "half_index": torch.arange(b, device=DEVICE) % 2,
+    }
+    small = {"tiling": resample_triton.Tiling(16, 8, 4, 1), "run_length": 2, "batch_pixels": 5 * n * n}
+    sums = accumulate_triton.rotate_shift_sum(images, *pose, index, k, **extra, **small)
+    plain = accumulate_plain.rotate_shift_sum(images, *pose, index, k, **extra)
+    assert sums.shape == (2, k, n, n)
+    assert_twins(sums, plain)
+    wrong = accumulate_plain.rotate_shift_sum(images, pose[0] + 0.01, *pose[1:], index, k, **extra)
+    assert torch.linalg.vector_norm(sums - wrong) > 1e-5 * torch.linalg.vector_norm(plain)
+
+
+@here
+def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
+    from ralib.ops import accumulate_plain, accumulate_triton
+
+    images, pose, index = case(9, 12, 2, torch.float32)
+    first = accumulate_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4)
+    assert torch.equal(first, accumulate_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4))
+    assert_twins(first, accumulate_plain.rotate_shift_sum(images, *pose, index, 2), 2e-6)
+    assert first.isfinite().all()
+
+
+@here
+def test_no_particles() -> None:
+    from ralib.ops import accumulate_triton, resample_triton
+
+    images, pose, index = (value for value in case(1, 8, 1))
+    nothing = images[:0], *(value[:0] for value in pose)
+    assert resample_triton.rotate_shift_images(*nothing).shape == (0, 8, 8)
+    assert torch.equal(
+        accumulate_triton.rotate_shift_sum(*nothing, index[:0], 3), torch.zeros_like(images).expand(3, 8, 8)
+    )
+
+
+@here
+def test_runs_cover_every_member_once() -> None:
+    from ralib.ops.accumulate_triton import _cut_runs
+
+    row = torch.tensor([2, 0, 5, 2, 2, 0, 2, 2, 4, 5], device=DEVICE)  # 5 is the row of no class
+    runs = _cut_runs(row, 5, 2)
+    taken = [runs.order[a:b].tolist() for a, b in zip(runs.start.tolist(), runs.stop.tolist(), strict=True)]
+    assert taken[: int(runs.first[-1])] == [[1, 5], [0, 3], [4, 6], [7], [8]]
+    assert all(not part for part in taken[int(runs.first[-1]) :])
+    assert runs.first.tolist() == [0, 1, 1, 4, 4, 5]

@@ -1,0 +1,125 @@
+"""The public calls: EMAN2's numbers, the same kind of array out, mistakes told in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.rotate import rotate_shift, rotate_shift_average
+from ralib.types import RalibError
+
+
+@pytest.fixture(scope="module")
+def eman2(golden: Path) -> dict[str, np.ndarray]:
+    with np.load(golden / "operations.npz") as data:
+        names = ("images", "alpha_sx_sy_mirror", "rot_shift2D_quadratic_background", "rot_shift2D_linear_cyclic")
+        return {name: data[name] for name in names}
+
+
+def parameters(eman2: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip(("alpha", "sx", "sy", "mirror"), eman2["alpha_sx_sy_mirror"].T, strict=True))
+
+
+def test_rot_shift2D_in_one_call(eman2: dict[str, np.ndarray]) -> None:
+    expected = eman2["rot_shift2D_quadratic_background"]
+    turned = rotate_shift(eman2["images"], **parameters(eman2), method="quadratic")
+    assert isinstance(turned, np.ndarray)
+    assert turned.dtype == np.float32
+    assert np.abs(turned - expected).max() < 1e-4 * expected.std()
+    other = rotate_shift(eman2["images"], **parameters(eman2), method="linear", boundary="cyclic")
+    expected = eman2["rot_shift2D_linear_cyclic"]
+    assert np.abs(other - expected).max() < 1e-4 * expected.std()
+
+
+def test_averages_replace_the_loop(eman2: dict[str, np.ndarray]) -> None:
+    classes = np.array([0, 2, 2, 0, -1, 2, 0, 2])
+    averages = rotate_shift_average(eman2["images"], **parameters(eman2), classes=classes, method="quadratic")
+    turned = eman2["rot_shift2D_quadratic_background"]
+    for k in (0, 2):
+        expected = turned[classes == k].mean(0)
+        assert np.abs(averages[k] - expected).max() < 1e-4 * turned.std()
+        assert np.abs(averages[k] - turned[:4].mean(0)).max() > 1e-2 * turned.std()
+    assert averages.shape == (3, 64, 64)
+    assert not averages[1].any()
+    assert len(rotate_shift_average(eman2["images"], 0, 0, 0, 0, classes, n_classes=5)) == 5
+
+
+def test_one_image_and_plain_numbers() -> None:
+    image = np.random.default_rng(0).standard_normal((9, 9))
+    turned = rotate_shift(image, 90, 0, 0, method="linear")
+    assert turned.shape == (9, 9)
+    assert turned.dtype == np.float64
+    # EMAN2's alpha runs the other way than ours: 90 degrees take the y axis, down the rows, to the x axis.
+    np.testing.assert_allclose(turned, np.rot90(image), atol=1e-6)
+
+
+def test_torch_in_torch_out_and_the_device_option() -> None:
+    images = torch.randn(5, 12, 12, generator=torch.Generator().manual_seed(0))
+    alpha = torch.tensor([0.0, 10, 20, 30, 40])
+    turned = rotate_shift(images, alpha, 1.5, 0.0, alpha > 20)
+    assert isinstance(turned, torch.Tensor)
+    assert torch.equal(turned, rotate_shift(images, alpha, 1.5, 0.0, alpha > 20, device="cpu"))
+    average = rotate_shift_average(images, alpha, 1.5, 0.0, alpha > 20, torch.zeros(5, dtype=torch.int32))
+    torch.testing.assert_close(average[0], turned.mean(0), atol=1e-6, rtol=0)
+
+
+def test_jax_in_jax_out() -> None:
+    jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
+    images = np.random.default_rng(1).standard_normal((3, 8, 8)).astype(np.float32)
+    alpha = np.array([0.0, 45.0, 90.0])
+    turned = rotate_shift(jnp.asarray(images), jnp.asarray(alpha), 0, 1, jnp.array([True, False, True]))
+    assert isinstance(turned, jnp.ndarray)
+    np.testing.assert_allclose(np.asarray(turned), rotate_shift(images, alpha, 0, 1, [1, 0, 1]), atol=1e-5)
+    averages = rotate_shift_average(jnp.asarray(images), alpha, 0, 1, 0, jnp.array([0, 1, 1]))
+    assert isinstance(averages, jnp.ndarray)
+
+
+def test_the_input_stays_as_it_was() -> None:
+    images = np.random.default_rng(2).standard_normal((3, 8, 8)).astype(np.float32)
+    before = images.copy()
+    rotate_shift_average(images, 10, 1, 1, 1, [0, 0, 1], boundary="mean")
+    assert np.array_equal(images, before)
+
+
+GOOD: dict[str, Any] = {
+    "images": np.zeros((3, 8, 8), np.float32),
+    "alpha": np.zeros(3),
+    "sx": 0,
+    "sy": 0,
+    "mirror": 0,
+    "classes": np.array([0, 1, 1]),
+}
+MISTAKES = [
+    ({"images": np.zeros((3, 8, 7))}, r"images have shape \(3, 8, 7\): pass"),
+    ({"images": np.zeros(8)}, r"images have shape \(8,\): pass"),
+    ({"images": np.zeros((3, 3, 3))}, "images are 3 px: at least 4"),
+    ({"images": np.zeros((3, 8, 8), complex)}, "images holds complex128: numbers"),
+    ({"images": torch.zeros(3, 8, 8, dtype=torch.complex64)}, "images are torch.complex64: transform"),
+    ({"images": np.zeros((0, 8, 8)), "alpha": 0, "classes": []}, "there are no images"),
+    ({"images": np.full((3, 8, 8), np.nan)}, r"image 0 \(3 in all\) holds NaN"),
+    ({"images": "stack.hdf"}, "images is a str: pass"),
+    ({"alpha": np.zeros(2)}, "alpha has 2 values for 3 images"),
+    ({"sx": np.array([0, np.nan, 0])}, "sx is nan for image 1"),
+    ({"sy": np.inf}, "sy is inf for image 0"),
+    ({"classes": np.array([0, 1])}, "classes has 2 values for 3 images"),
+    ({"classes": np.array([0, 1, 0.5])}, "classes holds numbers that are not whole"),
+    ({"classes": np.array([0, 1, -2])}, "classes run from -2 to 1 with 2 classes"),
+    ({"n_classes": 1}, "classes run from 0 to 1 with 1 classes"),
+    ({"method": "best"}, "method 'best' is unknown: choose one of"),
+    ({"boundary": "black"}, "boundary 'black' is unknown: choose one of"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_mistakes_are_told(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RalibError, match=message) as told:
+        rotate_shift_average(**{**GOOD, **change})
+    assert "\n" not in str(told.value)
+
+
+def test_a_good_call_is_not_refused() -> None:
+    assert rotate_shift_average(**GOOD).shape == (2, 8, 8)
