@@ -21,33 +21,40 @@ def _random_complex(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
 
 
-def _moments_case(k: int = 5, h: int = 6, fine: int = 4) -> tuple:
+def _moments_case(k: int = 5, h: int = 6, fine: int = 4) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(3)
     samples = _random_complex(7, k, h, seed=1)
-    circle = _random_complex(3, fine, k, 2 * h, seed=2)
-    table = torch.cat([circle, circle[..., :h]], dim=-1)
+    circle = torch.randn(3, fine, 2, k, 2 * h, generator=g)
+    table = torch.cat([circle[..., -1:], circle, circle[..., : h + 1]], dim=-1)
     particle = torch.randint(0, 7, (11,), generator=g)
     row = torch.randint(0, 3, (11,), generator=g)
     position = torch.randint(-60, 60, (11,), generator=g)
     shift = torch.randn(11, 2, generator=g)
-    basis = torch.randn(3, k, h, generator=g)
-    return samples, particle, shift, table, row, position, 2, basis
+    radius, weight = torch.rand(4, generator=g), torch.rand(4, generator=g)
+    angle = torch.arange(h) * (torch.pi / h)
+    return samples, particle, shift, table, row, position, radius, angle, weight
 
 
 def test_moments_are_the_score_and_its_derivatives() -> None:
-    samples, particle, shift, table, row, position, stride, basis = _moments_case()
+    case = list(_moments_case())
 
-    def moments(xy: torch.Tensor) -> torch.Tensor:
-        return pose_moments_plain(samples, particle, xy, table, row, position, stride, basis)
+    def moments(shift: torch.Tensor) -> torch.Tensor:
+        return pose_moments_plain(*case[:2], shift, *case[3:])
 
     step = 1e-2
     along_x = torch.tensor([step, 0.0])
-    here, ahead, behind = moments(shift), moments(shift + along_x), moments(shift - along_x)
-    slope = (ahead[..., :3] - behind[..., :3]) / (2 * step)
-    assert torch.allclose(slope[..., 0], here[..., 1], atol=2e-2, rtol=1e-2)
-    assert torch.allclose(slope[..., 1], here[..., 3], atol=2e-2, rtol=1e-2)
-    assert torch.allclose(slope[..., 2], here[..., 4], atol=2e-2, rtol=1e-2)
-    assert not torch.allclose(slope[..., 1], here[..., 5], atol=2e-2, rtol=1e-2)
+    here, ahead, behind = moments(case[2]), moments(case[2] + along_x), moments(case[2] - along_x)
+    slope = (ahead - behind) / (2 * step)
+    for score, derivative in ((0, 1), (3, 4), (6, 7), (4, 9), (5, 10)):
+        assert torch.allclose(slope[:, score], here[:, derivative], atol=2e-2, rtol=1e-2)
+    assert not torch.allclose(slope[:, 4], here[:, 11], atol=2e-2, rtol=1e-2)
+
+
+def test_a_rotation_by_whole_samples_rolls_the_template() -> None:
+    case = list(_moments_case())
+    here = pose_moments_plain(*case)
+    case[5] = case[5] + 4
+    assert torch.allclose(pose_moments_plain(*case)[:, :6], here[:, 3:9], atol=1e-5)
 
 
 def test_rotational_max_finds_the_direct_maximum() -> None:
@@ -94,11 +101,11 @@ def _compare_twins() -> None:
     torch.testing.assert_close(gather_taps_triton(values, index, weight), gather_taps_plain(values, index, weight))
 
     case = _moments_case()
-    shift = torch.randn(7, 2, generator=torch.Generator().manual_seed(9))
-    for move in (None, shift):
-        given = (case[0], move, case[-1], 3, torch.float32)
-        torch.testing.assert_close(shifted_parts_triton(*given), shifted_parts_plain(*given))
     torch.testing.assert_close(pose_moments_triton(*case), pose_moments_plain(*case), atol=1e-4, rtol=1e-4)
+    basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
+    for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):
+        given = (case[0], shift, basis, 3, torch.float32)
+        torch.testing.assert_close(shifted_parts_triton(*given), shifted_parts_plain(*given))
 
     cosine, sine = angular_tables(torch.arange(24), 40, dtype=torch.float32)
     spectra = torch.randn(24, 11, 2, 70, generator=torch.Generator().manual_seed(7))

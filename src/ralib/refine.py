@@ -5,25 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STENCIL_DEG = 0.6
-"""Half width of the three rotations a step's quadratic in psi is fitted to."""
 
-
-def newton_step(moments: Tensor, h_deg: float) -> tuple[Tensor, Tensor]:
+def newton_step(moments: Tensor, h_deg: float, bound_px: float) -> tuple[Tensor, Tensor]:
     """Step (..., 3) in (psi degrees, x, y) to the maximum of the local quadratic, and the gain expected there.
 
-    moments (..., 3, 6) of `ops.pose_moments` at psi - h, psi, psi + h. Where the quadratic has no maximum each
-    coordinate steps by itself; no step is longer than the quadratic can be trusted.
+    moments (..., 12) of `ops.pose_moments`, at psi - h, psi and psi + h. Where the quadratic has no maximum each
+    coordinate steps by itself; no step is longer than `h_deg` and `bound_px`.
     """
-    below, here, above = moments.unbind(-2)
+    below, here, above, second = moments.split(3, dim=-1)
     per_deg = 1.0 / h_deg
     gradient = torch.stack([0.5 * per_deg * (above[..., 0] - below[..., 0]), here[..., 1], here[..., 2]], dim=-1)
     psi_psi = per_deg**2 * (above[..., 0] - 2 * here[..., 0] + below[..., 0])
     psi_x = 0.5 * per_deg * (above[..., 1] - below[..., 1])
     psi_y = 0.5 * per_deg * (above[..., 2] - below[..., 2])
-    curvature = (psi_psi, psi_x, psi_y, here[..., 3], here[..., 4], here[..., 5])
+    curvature = (psi_psi, psi_x, psi_y, *second.unbind(-1))
     step = _ascent(curvature, gradient)
-    bound = step.new_tensor([2.0 * h_deg, 0.6, 0.6])
+    bound = step.new_tensor([h_deg, bound_px, bound_px])
     step = step * (bound / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
     return step, _gain(curvature, gradient, step)
 

@@ -31,7 +31,7 @@ from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.pose_moments import pose_moments
 from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max
 from ralib.polar import PolarGrid
-from ralib.refine import STENCIL_DEG, newton_step
+from ralib.refine import newton_step
 from ralib.templates import FINE, TemplateBank, angular_orders, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
@@ -62,7 +62,7 @@ class PoseSearch:
     outer_radius           the templates' disc, pixels
     inner_radius           radius of a hole in it; 1 or less means none
     shift_range_xy_px      how far a particle may move from its centre, along x and y; 0 holds it fixed
-    shift_step_px          grid step of the shifts, before they are refined
+    shift_step_px          grid step of the shifts, before they are refined; None takes what the templates need
     mirror                 whether mirrored poses are searched
     max_frequency_per_px   band limit of the score
     candidates             how many grid poses take the first, second, ... Newton step
@@ -77,7 +77,7 @@ class PoseSearch:
         outer_radius: float,
         inner_radius: float = 1,
         shift_range_xy_px: tuple[float, float] = (3.0, 3.0),
-        shift_step_px: float = 1.0,
+        shift_step_px: float | None = None,
         mirror: bool = True,
         max_frequency_per_px: float = 0.5,
         candidates: tuple[int, ...] = (12, 4, 2, 1),
@@ -87,7 +87,7 @@ class PoseSearch:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        self.shift_step_px, self.mirror = shift_step_px, mirror
+        self.shift_range_xy_px, self.shift_step_px, self.mirror = shift_range_xy_px, shift_step_px, mirror
         self.candidates, self.grid_loss = candidates, grid_loss
         reach = min(math.hypot(*shift_range_xy_px), max(0.0, box / 2 - outer_radius))
         self.grid = PolarGrid.create(
@@ -98,11 +98,10 @@ class PoseSearch:
         )
         self.mask = ring_mask(box, inner_radius, outer_radius, device=self.device)
         fx, fy = (2 * math.pi * f for f in self.grid.frequency_xy())
-        self._basis = torch.stack([fx, fy, self.grid.weight[:, None].expand_as(fx)]).contiguous()
+        self._basis = torch.stack([fx, fy])
         span = torch.tensor(shift_range_xy_px, dtype=torch.float32, device=self.device)
-        self._limit = torch.where(span > 0, span + 0.5 * shift_step_px, 0.0)
-        self._rings = shift_rings(shift_range_xy_px, shift_step_px, self.device)
-        self._needs_check = [bool((s.norm(dim=1) > self._limit.min()).any()) for s in self._rings]
+        # A pose may leave the range by the half pixel that a whole-pixel grid would have rounded away.
+        self._limit = torch.where(span > 0, span + 0.5, 0.0)
         self._bank: TemplateBank | None = None
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -117,7 +116,13 @@ class PoseSearch:
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
         self._bank = TemplateBank.build(
-            self.grid, samples, self._rings, mirror=self.mirror, loss=self.grid_loss, dtype=self.dtype
+            self.grid,
+            samples,
+            self.shift_range_xy_px,
+            shift_step_px=self.shift_step_px,
+            mirror=self.mirror,
+            loss=self.grid_loss,
+            dtype=self.dtype,
         )
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
@@ -167,11 +172,11 @@ class PoseSearch:
         """Particles, and references, in one matrix product: sized for a CPU's cache, or a GPU's matrix units."""
         bank = self._ready()
         on_gpu = self.device.type == "cuda"
-        budget, least = (256 * 2**20, 256) if on_gpu else (8 * 2**20, 16)
-        shifts = max(len(s) for s in self._rings)
+        budget, least = (2**30, 512) if on_gpu else (8 * 2**20, 16)
+        shifts = max(len(s) for s in bank.rings)
         per_reference = len(bank.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
         references = max(1, min(bank.n_references, budget // (per_reference * least)))
-        particles = max(least, budget // (per_reference * references))
+        particles = max(least, budget // (per_reference * references) // least * least)
         return min(particles, 8192), references
 
     def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
@@ -186,9 +191,9 @@ class PoseSearch:
         n_half = self._n_half()
         cosine, sine = angular_tables(bank.orders, n_half, dtype=self.dtype)
         _, group = self.plan()
-        for ring, (rows, shifts) in enumerate(zip(bank.rows, self._rings, strict=True)):
+        for ring, (rows, shifts) in enumerate(zip(bank.rows, bank.rings, strict=True)):
             per_reference = len(shifts) * (1 + self.mirror) * 2
-            penalty = self._penalty(shifts, n_half) if self._needs_check[ring] else None
+            penalty = None if ring == 0 else self._penalty(shifts, n_half)
             for first in range(0, bank.n_references, group):
                 block = rows[:, first * per_reference : (first + group) * per_reference]
                 spectra = torch.bmm(block, columns).view(len(bank.orders), -1, 2, len(samples))
@@ -206,12 +211,12 @@ class PoseSearch:
         flips = torch.arange(1 + self.mirror, device=self.device) == 1
         s = mirror_x(shifts[:, None], flips)
         origin = rotate_xy(-torch.stack([psi, -psi]), s[:, :, None, None])
-        inside = (origin.abs() <= self._limit + 1e-4).all(-1)
+        inside = (origin.abs() <= self._limit + 0.5 * self._ready().step_px).all(-1)
         return torch.where(inside, 0.0, -math.inf).flatten(0, 1)
 
     def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> _Candidates:
         """The best grid poses of each particle."""
-        n_mirror, found = 1 + self.mirror, []
+        n_mirror, rings, found = 1 + self.mirror, self._ready().rings, []
         for value, code, first, ring in self._grid_values(samples, centre):
             if class_index is not None:
                 reference = torch.arange(first, first + len(value), device=self.device)
@@ -220,9 +225,9 @@ class PoseSearch:
             score, at = flat.topk(min(self.candidates[0], len(flat)), dim=0)
             psi = decode_angle_deg(code.flatten(0, 2).gather(0, at), self._n_half())
             mirror = at % n_mirror == 1
-            shift = self._rings[ring][at // n_mirror % len(self._rings[ring])]
+            shift = rings[ring][at // n_mirror % len(rings[ring])]
             offset = rotate_xy(-psi, mirror_x(shift, mirror))
-            reference = first + at // (n_mirror * len(self._rings[ring]))
+            reference = first + at // (n_mirror * len(rings[ring]))
             found.append(_Candidates(reference, mirror, psi, offset, score))
         return _concatenate(found).best(self.candidates[0])
 
@@ -232,8 +237,10 @@ class PoseSearch:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
-        for n in self.candidates:
-            candidates = self._newton(samples, centre, candidates.best(n))
+        for i, n in enumerate(self.candidates):
+            # The first step only has to rank: the radii of the grid search do.
+            n_radii = self._ready().n_radii if i == 0 and len(self.candidates) > 1 else self.grid.n_radii
+            candidates = self._newton(samples, centre, candidates.best(n), n_radii)
         best = candidates.best(1)
         return Poses(
             psi_deg=wrap_deg(best.psi_deg[0]),
@@ -243,11 +250,10 @@ class PoseSearch:
             score=best.score[0],
         )
 
-    def _newton(self, samples: Tensor, centre: Tensor, at: _Candidates) -> _Candidates:
+    def _newton(self, samples: Tensor, centre: Tensor, at: _Candidates, n_radii: int) -> _Candidates:
         """One Newton step of every candidate, with the score expected after it."""
-        bank = self._ready()
-        step_deg = 360.0 / (FINE * self.grid.n_angles)
-        stride = max(1, round(STENCIL_DEG / step_deg))
+        bank, grid = self._ready(), self.grid
+        step_deg = 360.0 / (FINE * grid.n_angles)
         position = torch.round(at.psi_deg / step_deg).long()
         particle = torch.arange(len(samples), device=self.device).expand_as(position)
         moments = pose_moments(
@@ -257,13 +263,14 @@ class PoseSearch:
             bank.table,
             (at.reference + bank.n_references * at.mirror).flatten(),
             position.flatten(),
-            stride,
-            self._basis,
-        ).view(*position.shape, 3, 6)
-        step, gain = newton_step(moments, stride * step_deg)
+            2 * math.pi * grid.radius_per_px[:n_radii],
+            grid.angle_rad,
+            grid.weight[:n_radii],
+        ).view(*position.shape, -1)
+        step, gain = newton_step(moments, FINE * step_deg, bound_px=0.4 * bank.step_px)
         offset = torch.clamp(at.offset_xy_px + step[..., 1:], -self._limit, self._limit)
         psi = position * step_deg + step[..., 0]
-        return _Candidates(at.reference, at.mirror, psi, offset, moments[..., 1, 0] + gain)
+        return _Candidates(at.reference, at.mirror, psi, offset, moments[..., 3] + gain)
 
     def _ready(self) -> TemplateBank:
         if self._bank is None:
@@ -274,19 +281,3 @@ class PoseSearch:
 def _concatenate(parts: list[_Candidates]) -> _Candidates:
     names = ("reference", "mirror", "psi_deg", "offset_xy_px", "score")
     return _Candidates(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
-
-
-def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
-    """Template shifts (s, 2) on a square grid that covers the shift range in any rotation.
-
-    The first ring holds the shifts allowed at every rotation, the second the rest, whose angles need a check.
-    """
-    reach = math.hypot(*range_xy_px) + 0.25 * step_px
-    n = math.floor(reach / step_px)
-    axis = torch.arange(-n, n + 1, device=device) * step_px
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    shifts = torch.stack([x.flatten(), y.flatten()], dim=1)
-    length = torch.linalg.vector_norm(shifts, dim=1)
-    shifts, length = shifts[length <= reach], length[length <= reach]
-    free = length <= min(range_xy_px) + 0.5 * step_px
-    return [s for s in (shifts[free], shifts[~free]) if len(s)]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ralib.polar import PolarGrid
 
+GRID_SCORE_LOSS = 0.1
+"""How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
+
 FINE = 4
 """Fine rotations per angular sample of the polar grid, where templates are tabulated for the Newton steps."""
 
@@ -38,28 +41,53 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
 class TemplateBank:
     """Templates in the two forms the search needs.
 
-    spectra   (k, K, H) complex64 polar Fourier samples
     orders    (m,) angular orders the grid search uses: even ones first, then odd ones
     n_radii   radii the grid search uses, from the innermost
-    rows      per shift ring (m, k * shifts * mirror * 2, 2 n_radii): left factors of the grid's matrix products
-    table     (k * mirror, FINE, K, A + H) complex64: templates, then their mirror images, at fine rotations
+    rings     template shifts (s, 2) of the grid: those allowed at every rotation, then those whose angles need a check
+    rows      per ring (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's matrix products
+    table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations
     """
 
     n_references: int
     orders: Tensor
     n_radii: int
+    step_px: float
+    rings: list[Tensor]
     rows: list[Tensor]
     table: Tensor
 
     @classmethod
     def build(
-        cls, grid: PolarGrid, samples: Tensor, rings: list[Tensor], *, mirror: bool, loss: float, dtype: torch.dtype
+        cls,
+        grid: PolarGrid,
+        samples: Tensor,
+        shift_range_xy_px: tuple[float, float],
+        *,
+        shift_step_px: float | None,
+        mirror: bool,
+        loss: float,
+        dtype: torch.dtype,
     ) -> TemplateBank:
-        """From polar samples (k, K, H) of the templates and their shifts (s, 2), ring by ring."""
-        n_orders, n_radii = _extent(grid, samples, loss)
+        """From polar samples (k, K, H) of the templates; without a step, shifts are as close as the templates need."""
+        n_orders, n_radii, step = _extent(grid, samples, loss)
+        step = shift_step_px or step
+        rings = shift_rings(shift_range_xy_px, step, grid.device)
         orders = parity_orders(n_orders, grid.device)
-        rows = [_rows(grid, samples, shifts, orders, n_radii, mirror).to(dtype) for shifts in rings]
-        return cls(len(samples), orders, n_radii, rows, fine_table(grid, samples, mirror))
+        rows = [_rows(grid, samples[:, :n_radii], shifts, orders, mirror, dtype) for shifts in rings]
+        return cls(len(samples), orders, n_radii, step, rings, rows, fine_table(grid, samples, mirror))
+
+
+def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
+    """Shifts (s, 2) on a square grid that covers the shift range in any rotation, in two rings; see `TemplateBank`."""
+    reach = math.hypot(*range_xy_px) + 0.25 * step_px
+    n = math.floor(reach / step_px)
+    axis = torch.arange(-n, n + 1, device=device) * step_px
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    shifts = torch.stack([x.flatten(), y.flatten()], dim=1)
+    length = torch.linalg.vector_norm(shifts, dim=1)
+    shifts, length = shifts[length <= reach], length[length <= reach]
+    free = length <= min(range_xy_px) + 1e-4
+    return [s for s in (shifts[free], shifts[~free]) if len(s)]
 
 
 def parity_orders(n_orders: int, device: torch.device) -> Tensor:
@@ -87,56 +115,64 @@ def angular_orders(grid: PolarGrid, parts: Tensor, orders: Tensor) -> tuple[Tens
     return real, imag
 
 
-def _extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int]:
-    """How many orders, and up to which radius, hold all but the fraction `loss` of the templates' power."""
+def _extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int, float]:
+    """Orders and radii that hold all but the fraction `loss` of the templates' power, and the shift step they need."""
     spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
     power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0)
     power = power / power.sum().clamp(min=1e-30)
     kept = 1 - 0.5 * loss
-    n_orders = int((power.sum(0).cumsum(0) < kept).sum()) + 1
-    n_radii = int((power.sum(1).cumsum(0) < kept).sum()) + 1
+    by_order, by_radius = power.sum(0), power.sum(1)
+    mean_square = (by_radius * (2 * math.pi * grid.radius_per_px) ** 2).sum()
+    n_orders, n_radii, curvature = torch.stack(
+        [(by_order.cumsum(0) < kept).sum() + 1, (by_radius.cumsum(0) < kept).sum() + 1, mean_square]
+    ).tolist()
     # Matrix units work on multiples of 8 and 16.
     n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
-    return n_orders, min(8 * math.ceil(n_radii / 8), grid.n_radii)
+    n_radii = min(8 * math.ceil(n_radii / 8), grid.n_radii)
+    # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
+    step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
+    return n_orders, n_radii, min(max(step, 0.5), 0.05 * grid.box)
 
 
-def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, orders: Tensor, n_radii: int, mirror: bool) -> Tensor:
-    """Left factors of the grid's products, scaled so that the largest is 1 in size."""
+def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, orders: Tensor, mirror: bool, dtype: torch.dtype) -> Tensor:
+    """Left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
+    n_radii = samples.shape[1]
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
     scale = grid.n_angles * grid.weight[:n_radii, None].expand(-1, len(orders)).clone()
     scale[:, 0] *= 0.5
-    inner = samples[:, :n_radii]
+    scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30) / grid.n_angles
     phase = grid.shift_phase(-shifts)[:, :n_radii]
     out = []
-    for reference in inner:
-        moved = reference * phase
-        real, imag = angular_orders(grid, torch.stack([moved.real, moved.imag]), orders)
+    group = max(1, 2**27 // (phase.numel() * 8))
+    for part in samples.split(group):
+        moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
+        real, imag = angular_orders(grid, moved, orders)
         re, im = ((f * scale[..., None]).permute(1, 2, 0) for f in (real, imag))
-        pair = torch.stack([torch.cat([re, im], -1), torch.cat([-im, re], -1)], dim=2)
-        if mirror:
-            flipped = torch.stack([torch.cat([re, -im], -1), torch.cat([im, re], -1)], dim=2)
-            out.append(torch.stack([pair, flipped], dim=2))
-        else:
-            out.append(pair[:, :, None])
-    rows = torch.stack(out, dim=1)
-    return (rows / rows.abs().amax().clamp(min=1e-30)).flatten(1, 4).contiguous()
+        plain = torch.stack([torch.cat([re, im], -1), torch.cat([-im, re], -1)], dim=2)
+        flipped = torch.stack([torch.cat([re, -im], -1), torch.cat([im, re], -1)], dim=2)
+        out.append(torch.cat([plain, flipped] if mirror else [plain], dim=2).flatten(1, 2).to(dtype))
+    return torch.cat(out, dim=1)
 
 
 def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool) -> Tensor:
-    """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, K, A + H)."""
-    n_orders = grid.n_angles // 2
-    b = grid.angular_spectrum(samples, n_orders)
-    both = torch.cat([b, b.conj()]) if mirror else b
+    """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, 2, K, A + H + 2)."""
+    n_orders, half = grid.n_angles // 2, grid.n_angles // 2
     m = torch.arange(n_orders, device=grid.device)
     fraction = torch.arange(FINE, device=grid.device) * (2 * math.pi / (FINE * grid.n_angles))
     turn = torch.polar(torch.ones(FINE, n_orders, device=grid.device), fraction[:, None] * m)
     # A real image: order -m is (-1)^m times the conjugate of order m.
     sign = 1.0 - 2.0 * (m[1:] % 2)
-    table = []
-    for reference in both:
-        spectrum = reference[None] * turn[:, None]
-        negative = (spectrum[..., 1:].conj() * sign).flip(-1)
-        full = torch.cat([spectrum, torch.zeros_like(spectrum[..., :1]), negative], dim=-1)
-        circle = torch.fft.ifft(full, dim=-1, norm="forward")
-        table.append(torch.cat([circle, circle[..., : grid.n_angles // 2]], dim=-1))
-    return torch.stack(table)
+    shape = (2, grid.n_radii, grid.n_angles + half + 2)
+    table = torch.empty((1 + mirror) * len(samples), FINE, *shape, device=grid.device)
+    group = max(1, 2**26 // (FINE * grid.n_radii * grid.n_angles * 8))
+    for i in range(0, len(samples), group):
+        b = grid.angular_spectrum(samples[i : i + group], n_orders)
+        for flip in range(1 + mirror):
+            spectrum = (b.conj() if flip else b)[:, None] * turn[:, None]
+            negative = (spectrum[..., 1:].conj() * sign).flip(-1)
+            full = torch.cat([spectrum, torch.zeros_like(spectrum[..., :1]), negative], dim=-1)
+            circle = torch.fft.ifft(full, dim=-1, norm="forward")
+            wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
+            first = flip * len(samples) + i
+            table[first : first + len(b)] = torch.view_as_real(wrapped).movedim(-1, 2)
+    return table

@@ -11,7 +11,7 @@ def shifted_parts(
 ) -> Tensor:
     """Real and imaginary parts (2, b, n_radii, H) of the innermost radii, moved by a shift and scaled to unit norm.
 
-    samples (b, K, H) complex64; shift (b, 2) pixels or None; basis (>= 2, K, H): frequency x and y, radians per pixel.
+    samples (b, K, H) complex64; shift (b, 2) pixels or None; basis (2, K, H): frequency x and y, radians per pixel.
     The scale of each particle, its root sum of squares, is `part_norm`; without it half precision could overflow.
     """
     if samples.is_cuda:

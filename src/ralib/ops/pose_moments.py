@@ -1,11 +1,11 @@
-"""Score of a particle against a posed template, with what a Newton step in the shift needs."""
+"""Score of a particle against a posed template, with what a Newton step in rotation and shift needs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-N_MOMENTS = 6
+N_MOMENTS = 12
 
 
 def pose_moments(
@@ -15,27 +15,30 @@ def pose_moments(
     table: Tensor,
     row: Tensor,
     position: Tensor,
-    stride: int,
-    basis: Tensor,
+    radius: Tensor,
+    angle: Tensor,
+    weight: Tensor,
 ) -> Tensor:
-    """Moments (c, 3, 6) of particles against rotated templates: S, dS/dx, dS/dy, d2S/dx2, d2S/dxdy, d2S/dy2.
+    """Moments (c, 12) of c candidates: (S, dS/dx, dS/dy) at three rotations, then d2S/dx2, d2S/dxdy, d2S/dy2.
 
     samples      (b, K, H) complex64 polar Fourier samples of the particles
-    particle     (c,) which particle each of the c candidates is about
-    shift_xy_px  (c, 2) shift of the particle (pixels), applied as a phase
-    table        (t, F, K, A + H) complex64: templates at angles a + f / F of the grid; columns past A repeat the first
+    particle     (c,) which particle each candidate is about
+    shift_xy_px  (c, 2) shift of the particle, pixels, applied as a phase
+    table        (t, F, 2, K, A + H + 2) real and imaginary parts of templates at angles (a + f / F); column 0 is angle
+                 -1, columns past A + 1 repeat the first
     row          (c,) which template
-    position     (c,) rotation in fine steps (1 / F of an angular sample); the three are position - stride, position,
-                 position + stride
-    basis        (3, K, H): frequency x and y in radians per pixel, and the weight w of each sample
+    position     (c,) rotation in fine steps (1 / F of an angular sample); the three rotations are one whole sample
+                 below it, at it, and one above
+    radius       (k,) of the k <= K innermost radii to use, radians per pixel; weight (k,) of their samples
+    angle        (H,) radians
 
-    The score is S = sum w Re[F exp(-i (fx x + fy y)) conj(T)]; its derivatives in (x, y) are exact.
+    S = sum w Re[F exp(-i r (x cos a + y sin a)) conj(T)]; derivatives in (x, y) are exact.
     """
     if samples.is_cuda:
-        from ralib.ops.pose_moments_triton import pose_moments_triton
-
-        return pose_moments_triton(samples, particle, shift_xy_px, table, row, position, stride, basis)
-    return pose_moments_plain(samples, particle, shift_xy_px, table, row, position, stride, basis)
+        from ralib.ops.pose_moments_triton import pose_moments_triton as compute
+    else:
+        compute = pose_moments_plain
+    return compute(samples, particle, shift_xy_px, table, row, position, radius, angle, weight)
 
 
 def pose_moments_plain(
@@ -45,30 +48,36 @@ def pose_moments_plain(
     table: Tensor,
     row: Tensor,
     position: Tensor,
-    stride: int,
-    basis: Tensor,
+    radius: Tensor,
+    angle: Tensor,
+    weight: Tensor,
 ) -> Tensor:
     """The plain form of `pose_moments`, a chunk of candidates at a time."""
-    n_half = samples.shape[-1]
-    n_fine, n_angles = table.shape[1], 2 * n_half
-    fx, fy, w = (f.flatten() for f in basis)
+    n_half, n_radii, n_fine = samples.shape[-1], len(radius), table.shape[1]
+    fx = (radius[:, None] * torch.cos(angle)).flatten()
+    fy = (radius[:, None] * torch.sin(angle)).flatten()
+    w = weight[:, None].expand(-1, n_half).flatten()
     even_basis = torch.stack([w, -w * fx * fx, -w * fx * fy, -w * fy * fy], dim=1)
     odd_basis = torch.stack([w * fx, w * fy], dim=1)
-    out = basis.new_empty(len(particle), 3, N_MOMENTS)
+    out = weight.new_empty(len(particle), N_MOMENTS)
     column = torch.arange(n_half, device=samples.device)
     chunk = max(1, 400_000 // samples[0].numel())
     for c in range(0, len(particle), chunk):
         cut = slice(c, c + chunk)
-        turn = torch.tensordot(shift_xy_px[cut], basis[:2], dims=1)
-        moved = samples[particle[cut]] * torch.polar(torch.ones_like(turn), -turn)
+        turn = shift_xy_px[cut, :1] * fx + shift_xy_px[cut, 1:] * fy
+        mine = samples[particle[cut], :n_radii].flatten(1)
+        co, si = torch.cos(turn), torch.sin(turn)
+        moved_re, moved_im = mine.real * co + mine.imag * si, mine.imag * co - mine.real * si
+        fine = position[cut] % (2 * n_half * n_fine)
+        template = table[row[cut], fine % n_fine, :, :n_radii]
         for i in range(3):
-            fine = (position[cut] + (i - 1) * stride) % (n_angles * n_fine)
-            templates = table[row[cut], fine % n_fine]
-            start = (fine // n_fine)[:, None, None] + column
-            window = templates.gather(2, start.expand(-1, templates.shape[1], -1))
+            at = (fine // n_fine + i)[:, None, None, None] + column
+            re, im = template.gather(3, at.expand(-1, 2, n_radii, -1)).flatten(2).unbind(1)
             # d/dx of Re[P exp(-i fx x)] is fx Im[P], the second derivative -fx fx Re[P].
-            product = (moved * window.conj()).flatten(1)
-            s, xx, xy, yy = (product.real @ even_basis).unbind(1)
-            x, y = (product.imag @ odd_basis).unbind(1)
-            out[cut, i] = torch.stack([s, x, y, xx, xy, yy], dim=1)
+            even = (moved_re * re + moved_im * im) @ even_basis
+            odd = (moved_im * re - moved_re * im) @ odd_basis
+            out[cut, 3 * i] = even[:, 0]
+            out[cut, 3 * i + 1 : 3 * i + 3] = odd
+            if i == 1:
+                out[cut, 9:] = even[:, 1:]
     return out

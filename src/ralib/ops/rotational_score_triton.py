@@ -12,8 +12,8 @@ from torch import Tensor
 def _rotational_max(
     spectra, cosine, sine, penalty, value, code,
     n_orders, n_pairs, n_particles, n_half, n_penalty,
-    HAS_PENALTY: tl.constexpr, ORDERS: tl.constexpr, ANGLES: tl.constexpr, N_BLOCKS: tl.constexpr,
-    PARTICLES: tl.constexpr, PAIRS: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ANGLE_BLOCKS: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr,
+    ANGLES: tl.constexpr, ORDERS: tl.constexpr, PARTICLES: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One program: PAIRS pairings of a block of particles, all angles.
 
@@ -26,19 +26,23 @@ def _rotational_max(
     for i in range(PAIRS):
         g = tl.program_id(0) * PAIRS + i
         particles_here = tl.where(g < n_pairs, n_particles, 0)
-        here = (m[:, None] < n_orders) & (b[None, :] < particles_here)
-        at = spectra + m[:, None] * order_stride + g.to(tl.int64) * 2 * n_particles + b[None, :]
-        x = tl.load(at, mask=here, other=0.0)
-        y = tl.load(at + n_particles, mask=here, other=0.0)
+        column = spectra + g.to(tl.int64) * 2 * n_particles + b[None, :]
         best = tl.full((PARTICLES,), float("-inf"), tl.float32)
         best_code = tl.zeros((PARTICLES,), tl.int32)
-        for j in tl.static_range(N_BLOCKS):
+        for j in range(N_ANGLE_BLOCKS):
             angle = j * ANGLES + a
-            table_ok = (angle[:, None] < n_half) & (m[None, :] < n_orders)
-            c = tl.load(cosine + angle[:, None] * n_orders + m[None, :], mask=table_ok, other=0.0)
-            s = tl.load(sine + angle[:, None] * n_orders + m[None, :], mask=table_ok, other=0.0)
-            even = tl.dot(c, x, input_precision=PRECISION)
-            odd = tl.dot(s, y, input_precision=PRECISION)
+            even = tl.zeros((ANGLES, PARTICLES), tl.float32)
+            odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
+            for k in tl.static_range(N_ORDER_BLOCKS):
+                order = k * ORDERS + m
+                here = (order[:, None] < n_orders) & (b[None, :] < particles_here)
+                x = tl.load(column + order[:, None] * order_stride, mask=here, other=0.0)
+                y = tl.load(column + order[:, None] * order_stride + n_particles, mask=here, other=0.0)
+                table_ok = (angle[:, None] < n_half) & (order[None, :] < n_orders)
+                c = tl.load(cosine + angle[:, None] * n_orders + order[None, :], mask=table_ok, other=0.0)
+                s = tl.load(sine + angle[:, None] * n_orders + order[None, :], mask=table_ok, other=0.0)
+                even = tl.dot(c, x, even, input_precision=PRECISION)
+                odd = tl.dot(s, y, odd, input_precision=PRECISION)
             if HAS_PENALTY:
                 row = penalty + (g % n_penalty) * 2 * n_half + angle
                 toll_plus = tl.load(row, mask=angle < n_half, other=float("-inf"))
@@ -63,25 +67,34 @@ def _rotational_max(
 
 
 def rotational_max_triton(
-    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None
+    spectra: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    penalty: Tensor | None = None,
+    *,
+    angles: int = 32,
+    particles: int = 64,
+    pairs: int = 8,
+    num_warps: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """See `rotational_score.rotational_max`."""
     n_orders, n_pairs, _, n_particles = spectra.shape
     n_half = len(cosine)
     value = torch.empty(n_pairs, n_particles, dtype=torch.float32, device=spectra.device)
     code = torch.empty(n_pairs, n_particles, dtype=torch.int32, device=spectra.device)
-    angles, particles, pairs = 32, 64, 8
+    orders = min(64 if spectra.dtype == torch.float16 else 32, max(16, triton.next_power_of_2(n_orders)))
     grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
     _rotational_max[grid](
         spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, code,
         n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty),
         HAS_PENALTY=penalty is not None,
-        ORDERS=max(16, triton.next_power_of_2(n_orders)),
+        ORDERS=orders,
         ANGLES=angles,
-        N_BLOCKS=triton.cdiv(n_half, angles),
+        N_ANGLE_BLOCKS=triton.cdiv(n_half, angles),
+        N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
         PARTICLES=particles,
         PAIRS=pairs,
         PRECISION="ieee" if spectra.dtype == torch.float32 else "tf32",
-        num_warps=4,
+        num_warps=num_warps,
     )  # fmt: skip
     return value, code
