@@ -26,7 +26,7 @@ from ralib.sparx.search import Found, ReferenceRings
 from ralib.sparx.transforms import (
     Params,
     combine_params2,
-    inverse_transform2,
+    origins,
     params_rows,
     params_to_poses,
     poses_to_params,
@@ -155,10 +155,7 @@ class _Loop:
 
     def _centres(self, index: Tensor) -> Tensor:
         """Where (b, 2) the header says the particle is, pixels from the image's centre; far ones start anew."""
-        # SPARX leaves the mirror out of this inverse, on purpose or not: its own comment asks why.
-        rows = self.header[index].clone()
-        rows[:, 3] = 0.0
-        centre = inverse_transform2(rows)[:, 1:3]
+        centre = origins(self.header[index])
         limit = self.stack.particles.box // 2 + 1 - self.options.rings.radius_px[-1] - 2
         outside = (centre.abs() > limit).any(dim=1, keepdim=True)
         return torch.where(outside, torch.zeros_like(centre), centre)

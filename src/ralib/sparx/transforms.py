@@ -41,6 +41,11 @@ def inverse_transform2(params: Params) -> Params:
     return params_rows(_wrap_eman2(alpha), shift, mirror)
 
 
+def origins(params: Params) -> Tensor:
+    """Where (n, 2) on the particle the reference's centre lies, pixels from the particle's; a mirror moves nothing."""
+    return rotate_xy(params[..., 0], -params[..., 1:3])
+
+
 def params_to_poses(params: Params, class_index: Tensor | None = None, score: Tensor | None = None) -> Poses:
     """SPARX rows as `Poses`; class 0 and NaN scores where none are given."""
     psi, origin, mirror = eman2_to_pose(params[:, 0], params[:, 1:3], params[:, 3] > 0.5)
