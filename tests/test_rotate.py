@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_averages_replace_the_loop(eman2: dict[str, np.ndarray]) -> None:
     assert averages.shape == (3, 64, 64)
     assert not averages[1].any()
     assert len(rotate_shift_average(eman2["images"], 0, 0, 0, 0, classes, n_classes=5)) == 5
+
+
+@pytest.mark.parametrize("name", ["eman2_dropin", "cupy_dropin"])
+def test_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each compares its result with another program's or library's, and exits where they differ."""
+    path = Path(__file__).resolve().parents[1] / "examples" / f"{name}.py"
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out
 
 
 def test_one_image_and_plain_numbers() -> None:
