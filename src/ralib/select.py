@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from ralib.types import ImageSource, Metadata, ParticleSet, Poses, RalibError
+from ralib.types import ParticleSet, Poses, RalibError
 
 FORMAT = "ralib-selection"
 FORMAT_VERSION = 1
@@ -91,6 +90,8 @@ def choose_classes(
     figures           one dict a class with class, members, resolution_A
     min_resolution_A  the class is resolved to this or better (to a smaller number of Angstrom)
     """
+    if min_resolution_A is not None and all(item.get("resolution_A") is None for item in figures):
+        raise RalibError("--min-resolution: this run knows no resolution in Angstrom (no pixel size): leave it out")
     chosen = []
     for item in figures:
         number, size, resolution_A = int(item["class"]), int(item["members"]), item.get("resolution_A")
@@ -101,6 +102,30 @@ def choose_classes(
         if size >= max(1, min_members or 0):
             chosen.append(number)
     return tuple(chosen)
+
+
+def combine(
+    figures: Sequence[dict[str, Any]],
+    *,
+    file: Path | str | None = None,
+    classes: str | None = None,
+    min_resolution_A: float | None = None,
+    min_members: int | None = None,
+    min_score: float | None = None,
+) -> Selection:
+    """What is kept when a selection file, a list of classes and thresholds are given together: all must hold."""
+    listed: set[int] | None = None
+    if file is not None:
+        given = read_selection(file, [int(item["members"]) for item in figures])
+        listed = set(given.classes)
+        scores = [score for score in (given.min_score, min_score) if score is not None]
+        min_score = max(scores) if scores else None
+    if classes is not None:
+        named = set(parse_classes(classes, len(figures)))
+        listed = named if listed is None else listed & named
+    rules = {"min_resolution_A": min_resolution_A, "min_members": min_members}
+    kept = choose_classes(figures, classes=None if listed is None else sorted(listed), **rules)  # type: ignore[arg-type]
+    return Selection(kept, min_score)
 
 
 def selected_rows(poses: Poses, selection: Selection) -> np.ndarray:
@@ -115,44 +140,35 @@ def selected_rows(poses: Poses, selection: Selection) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
-@dataclass(frozen=True)
-class SubsetSource:
-    """Some images of another source, in the given order."""
+def write_selected(particles: ParticleSet, rows: np.ndarray, out: Path | str, *, n_classes: int) -> None:
+    """Write the particles of `rows` with poses and everything else known of them as .star, .cs or .hdf.
 
-    source: ImageSource
-    rows: np.ndarray
+    Only the .hdf holds the images themselves; the others name the same image files as before.
+    """
+    from ralib import io
 
-    @property
-    def n_images(self) -> int:
-        return len(self.rows)
-
-    @property
-    def box(self) -> int:
-        return self.source.box
-
-    def read(self, index: np.ndarray) -> np.ndarray:
-        return self.source.read(self.rows[index])
-
-
-def take(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:
-    """The particles of `rows` with all that is known of them; images are still read only when asked for."""
-    n = len(particles)
-    tables = {name: _take_table(table, rows, n) for name, table in particles.metadata.tables.items()}
-    index = np.asarray(rows, dtype=np.int64)
-    poses = particles.poses
-    return particles.replace(
-        images=SubsetSource(particles.images, index),
-        ctf=None if particles.ctf is None else particles.ctf[index],
-        poses=None if poses is None else Poses(**{k: v[index] for k, v in vars(poses).items()}),
-        group=None if particles.group is None else particles.group[index],
-        metadata=Metadata(particles.metadata.source_format, particles.metadata.path, tables),
-    )
+    out = Path(out)
+    check_output(out)
+    if not len(rows):
+        raise RalibError("no particle remains: keep more classes, or loosen the rules")
+    chosen = io.take(particles, rows)
+    suffix = out.suffix.lower()
+    if suffix == ".star":
+        io.write_particles_star(out, chosen, n_classes=n_classes)
+    elif suffix == ".cs":
+        io.write_particles_cs(out, chosen, n_classes=n_classes)
+    else:
+        assert chosen.poses is not None
+        headers = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
+        images = chosen.images.read(np.arange(len(chosen)))
+        io.write_hdf(out, images, headers, pixel_size_A=chosen.pixel_size_A)
 
 
-def _take_table(table: Any, rows: np.ndarray, n: int) -> Any:
-    """The rows of a particle table; a table of another length (optics groups) stays whole."""
-    if isinstance(table, pd.DataFrame) and len(table) == n and "rlnImageName" in table.columns:
-        return table.iloc[rows].reset_index(drop=True)
-    if isinstance(table, np.ndarray) and len(table) == n:
-        return table[rows]
-    return table
+def check_output(out: Path) -> None:
+    """RalibError unless `out` is a new file of a kind we write."""
+    if out.suffix.lower() not in (".star", ".cs", ".hdf"):
+        raise RalibError(f"{out}: selected particles are written as .star, .cs or .hdf: name one of these")
+    if out.exists():
+        raise RalibError(f"{out} exists: choose another name, or remove it first")
+    if not out.absolute().parent.is_dir():
+        raise RalibError(f"{out}: there is no folder {out.absolute().parent}: make it first")

@@ -177,6 +177,12 @@ class ClassAverages:
     frc: Tensor | None = None
     pixel_size_A: float | None = None
 
+    def _repr_html_(self) -> str:
+        """The gallery a notebook shows."""
+        from ralib.report.jupyter import class_averages_html
+
+        return class_averages_html(self)
+
     def to(self, device: torch.device | str) -> ClassAverages:
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **cast("dict[str, Any]", tensors))
@@ -193,3 +199,9 @@ class RunResult:
     options: dict[str, Any]
     warnings: list[dict[str, str]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the figures and the class averages."""
+        from ralib.report.jupyter import run_result_html
+
+        return run_result_html(self)

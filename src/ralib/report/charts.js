@@ -137,7 +137,7 @@ function ramp(stops, t) {
 function heatMap(options) {
   const { edges, unit = "px" } = options, bins = edges.length - 1;
   return figure(options, (svg, width) => {
-    const counts = options.counts(), side = Math.min(width, 330), most = Math.max(...counts, 1), sum = counts.reduce((a, b) => a + b, 0);
+    const counts = options.counts(), side = Math.min(width, options.most || 330), most = Math.max(...counts, 1), sum = counts.reduce((a, b) => a + b, 0);
     const span = [edges[0], edges[bins]], group = el("g", { transform: `translate(${(width - side) / 2} 0)` });
     svg.append(group);
     const at = axes(group, side, side * 0.96, { x: span, y: span, xLabel: `x (${unit})`, yLabel: `y (${unit})` });

@@ -24,7 +24,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ShiftMap:
-    """Counts of origin shifts on a square grid by class: edges (b + 1,) in pixels, counts (k, b, b) as [class, y, x]."""
+    """Counts of origin shifts on a square grid by class: edges (b + 1,) in pixels, counts (k, b, b) as class, y, x."""
 
     edges_px: np.ndarray
     counts: np.ndarray

@@ -38,11 +38,12 @@ function short(value) {
   if (size !== 0 && size < 0.001) return value.toExponential(1);
   return String(Number(value.toPrecision(3)));
 }
-const withUnit = (value, unit) => (known(value) ? `${short(value)} ${unit}`.trim() : "–");
+const withUnit = (value, unit) => (known(value) ? `${short(value)}${unit === "°" ? "" : " "}${unit}` : "–");
 function duration(seconds) {
   if (!known(seconds)) return "–";
   if (seconds < 60) return `${short(seconds)} s`;
-  const minutes = Math.round(seconds / 60);
+  const whole = Math.round(seconds), minutes = Math.round(seconds / 60);
+  if (whole < 600) return whole % 60 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${whole / 60} min`;
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
@@ -79,6 +80,13 @@ function picture(sheets, index, label) {
 // ---- the classes, once unpacked -------------------------------------------------------------------------------
 const K = run.classes.length;
 const members = run.classes.map((item) => item.members);
+// Resolution in Å, or in pixels where the run knows no pixel size.
+const resolutionUnit = run.classes.some((item) => known(item.resolution_A)) || run.pixel_size_A ? "Å" : "px";
+for (const item of run.classes) item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
+for (const item of run.iterations) {
+  item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
+  item.mean_resolution = resolutionUnit === "Å" ? item.mean_resolution_A : item.mean_resolution_px;
+}
 const total = members.reduce((sum, value) => sum + value, 0);
 const scores = (() => {
   const all = unpack(run.scores);

@@ -24,8 +24,8 @@ function fillDetail() {
       button("×", "Close (Escape)", () => detail.close(), { class: "icon", id: "detail-close" })),
     el("div", { class: "body" },
       el("div", {}, bigPicture(k), el("dl", { class: "figures" }, facts(item).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))))),
-      el("div", {}, el("div", { class: "plots" }, detailPlots(k)), historyOf(k)),
-      el("div", { class: "wide" }, montage(k))));
+      el("div", { class: "plots" }, detailPlots(k)),
+      el("div", { class: "wide" }, historyOf(k), ...montage(k).filter(Boolean))));
 }
 
 function bigPicture(k) {
@@ -36,7 +36,7 @@ function bigPicture(k) {
 
 function facts(item) {
   return [
-    ["Members", `${count(item.members)} (${percent(item.members, total)})`], ["FRC resolution", withUnit(item.resolution_A, "Å")],
+    ["Members", `${count(item.members)} (${percent(item.members, total)})`], ["FRC resolution", withUnit(item.resolution, resolutionUnit)],
     ["In-plane spread", withUnit(item.inplane_spread_deg, "°")], ["Shift spread", withUnit(item.shift_spread_px, "px")],
     ["Mirrored", known(item.mirror_fraction) ? percent(item.mirror_fraction, 1) : "–"], ["Mean score", short(item.mean_score)],
     ["Stability", known(item.stability) ? percent(item.stability, 1) : null], ["Median defocus", known(item.median_defocus_A) ? `${short(item.median_defocus_A / 1e4)} µm` : null],
@@ -47,13 +47,18 @@ function detailPlots(k) {
   const only = new Set([k]), plots = [];
   if (frc) plots.push(frcChart({ id: "class-frc", title: "Fourier ring correlation", height: 170, series: [{ name: "FRC", x: frequencies(), y: frcOf(k), color: "var(--c1)" }] }));
   if (histograms.psi) plots.push(distribution("psi", { id: "class-psi", title: "In-plane angle", height: 150, counts: () => summed(histograms.psi.counts, only) }));
-  if (shifts) plots.push(heatMap({ id: "class-shifts", title: "Origin shift", edges: shifts.edges, counts: () => summed(shifts.counts, only) }));
-  if (histograms.score) plots.push(distribution("score", { id: "class-score", title: "Score", height: 150, counts: () => summed(histograms.score.counts, only) }));
+  if (shifts) plots.push(heatMap({ id: "class-shifts", title: "Origin shift", most: 220, edges: shifts.edges, counts: () => summed(shifts.counts, only) }));
+  if (histograms.score) plots.push(distribution("score", { id: "class-score", title: "Score", height: 150, color: "var(--c4)", counts: () => summed(histograms.score.counts, only) }));
+  const x = run.iterations.map((item) => item.iteration), dots = x.length < 30;
+  for (const [key, title, color] of [["class_sizes", "Members", "var(--c3)"], ["resolution", `Resolution (${resolutionUnit})`, "var(--c2)"]]) {
+    const y = run.iterations.map((item) => item[key]?.[k]);
+    if (x.length > 1 && y.some(known)) plots.push(lineChart({ id: `class-${key}`, title: `${title} by iteration`, height: 150, xName: "Iteration", xTicks: ticks(x[0], x[x.length - 1], 4).filter(Number.isInteger), series: [{ name: title, x, y, color, dots }] }));
+  }
   return plots;
 }
 
 function historyOf(k) {
-  const sizes = run.iterations.map((item) => item.class_sizes?.[k]), node = el("div", { style: { marginTop: "16px" } });
+  const node = el("div");
   if (run.history) {
     const { iterations, sheets } = run.history;
     node.append(el("h3", {}, "Over the iterations"), el("div", { class: "strip", tabindex: 0, "aria-label": "Average at each iteration" }, iterations.map((iteration, t) => {
@@ -61,23 +66,18 @@ function historyOf(k) {
       return el("figure", {}, picture(sheets, t * K + k, `Iteration ${iteration}`), el("figcaption", {}, `${iteration}`, el("br"), known(size) ? count(size) : ""));
     })));
   }
-  const x = run.iterations.map((item) => item.iteration), resolution = run.iterations.map((item) => item.resolution_A?.[k]), plots = el("div", { class: "plots", style: { marginTop: "10px" } });
-  if (x.length > 1 && sizes.some(known)) plots.append(lineChart({ id: "class-members", title: "Members", height: 130, xName: "Iteration", series: [{ name: "Members", x, y: sizes, color: "var(--c3)", dots: x.length < 30 }] }));
-  if (x.length > 1 && resolution.some(known)) plots.append(lineChart({ id: "class-resolution", title: "Resolution (Å)", height: 130, xName: "Iteration", series: [{ name: "Å", x, y: resolution, color: "var(--c2)", dots: x.length < 30 }] }));
-  node.append(plots);
   return node;
 }
 
 function montage(k) {
-  if (!run.members) return null;
-  const { kind, row, score, sheets } = run.members, node = el("div"), groups = new Map();
+  if (!run.members) return [];
+  const { kind, row, score, sheets } = run.members, node = el("div", { class: "montages" }), groups = new Map();
   kind.forEach((name, m) => { if (row[k][m] >= 0) groups.set(name, [...(groups.get(name) || []), m]); });
   for (const [name, list] of groups) {
-    node.append(el("h3", {}, `${name[0].toUpperCase()}${name.slice(1)} members`), el("div", { class: "montage" }, list.map((m) =>
-      el("figure", {}, picture(sheets, k * kind.length + m, `Particle ${row[k][m] + 1}`), el("figcaption", {}, `${count(row[k][m] + 1)}`, known(score[k][m]) ? ` · ${short(score[k][m])}` : "")))));
+    node.append(el("div", {}, el("h3", {}, `${name[0].toUpperCase()}${name.slice(1)} members`), el("div", { class: "montage" }, list.map((m) =>
+      el("figure", {}, picture(sheets, k * kind.length + m, `Particle ${row[k][m] + 1}`), el("figcaption", {}, `${count(row[k][m] + 1)}`, known(score[k][m]) ? ` · ${short(score[k][m])}` : ""))))));
   }
-  if (groups.size) node.append(el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its score."));
-  return node;
+  return [node, groups.size > 0 && el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its score.")];
 }
 
 detail.addEventListener("close", () => {

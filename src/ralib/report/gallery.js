@@ -1,20 +1,18 @@
 // The gallery of class averages: sorting, size, thresholds, brushing, keys.
 
 const cards = [];
+// What one can sort by: name, the figure, which end comes first, and how a card then shows that figure.
 const orders = {
-  size: ["Size", (a, b) => b.members - a.members],
-  resolution: ["Resolution", (a, b) => (a.resolution_A ?? Infinity) - (b.resolution_A ?? Infinity)],
-  score: ["Score", (a, b) => (b.mean_score ?? -Infinity) - (a.mean_score ?? -Infinity)],
-  stability: ["Stability", (a, b) => (b.stability ?? -Infinity) - (a.stability ?? -Infinity)],
-  shift: ["Shift spread", (a, b) => (a.shift_spread_px ?? Infinity) - (b.shift_spread_px ?? Infinity)],
-  number: ["Number", (a, b) => a.class - b.class],
+  size: ["Size", "members", -1], resolution: ["Resolution", "resolution", 1],
+  stability: ["Stability", "stability", -1, (value) => `${percent(value, 1)} stable`], score: ["Mean score", "mean_score", -1, (value) => `score ${short(value)}`],
+  shift: ["Shift spread", "shift_spread_px", 1, (value) => `shift ${short(value)} px`], inplane: ["In-plane spread", "inplane_spread_deg", 1, (value) => `spread ${short(value)}°`],
+  number: ["Number", "class", 1],
 };
-const needs = { resolution: "resolution_A", score: "mean_score", stability: "stability", shift: "shift_spread_px" };
 let order = [];
 
 function label(item) {
   const parts = [`Class ${item.class}`, `${count(item.members)} members`];
-  if (known(item.resolution_A)) parts.push(`${short(item.resolution_A)} Å`);
+  if (known(item.resolution)) parts.push(`${short(item.resolution)} ${resolutionUnit}`);
   return parts.join(", ");
 }
 
@@ -24,11 +22,11 @@ function makeCard(k) {
     if (event.ctrlKey || event.metaKey || event.shiftKey) pick(k, event.shiftKey); else openDetail(k);
   } }, canvas);
   const box = el("input", { type: "checkbox", "aria-label": `Keep class ${item.class}`, onchange: () => toggle(k, box.checked) });
-  const right = known(item.resolution_A) ? `${short(item.resolution_A)} Å` : known(item.mean_score) ? short(item.mean_score) : "";
+  const extra = el("span");
   const card = el("article", { class: "card", "data-class": item.class }, open, el("label", { class: "tick" }, box, el("i")),
     item.flag && el("span", { class: "flag" }, item.flag),
-    el("footer", {}, el("div", {}, el("b", {}, count(item.members)), el("span", {}, `#${item.class}`)), el("div", { class: "right" }, el("b", {}, right), el("span", {}, known(item.stability) ? `${Math.round(100 * item.stability)} % stable` : known(item.resolution_A) ? "FRC" : right ? "score" : ""))));
-  return { k, card, open, box, canvas };
+    el("footer", {}, el("b", { title: "members" }, count(item.members)), el("b", { title: "FRC resolution" }, known(item.resolution) ? `${short(item.resolution)} ${resolutionUnit}` : ""), el("span", {}, `#${item.class}`), extra));
+  return { k, card, open, box, canvas, extra };
 }
 
 let anchor = null;
@@ -42,16 +40,17 @@ function pick(k, range) {
 }
 
 function arrange(name) {
-  const compare = orders[name][1];
-  order = [...Array(K).keys()].sort((a, b) => compare(run.classes[a], run.classes[b]) || a - b);
+  const [, key, sign, text] = orders[name], value = (k) => (known(run.classes[k][key]) ? sign * run.classes[k][key] : Infinity);
+  order = [...Array(K).keys()].sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a - b));
   byId("gallery").append(...order.map((k) => cards[k].card));
+  for (const { k, extra } of cards) extra.textContent = text && known(run.classes[k][key]) ? text(run.classes[k][key]) : "";
   cards.forEach((card) => { card.open.tabIndex = -1; });
   if (order.length) cards[order[0]].open.tabIndex = 0;
 }
 
 function buildToolbar() {
   const sort = el("select", { id: "sort", "aria-label": "Sort classes", onchange: () => arrange(sort.value) },
-    Object.entries(orders).filter(([name]) => !needs[name] || run.classes.some((item) => known(item[needs[name]]))).map(([name, [text]]) => el("option", { value: name }, text)));
+    Object.entries(orders).filter(([, [, key]]) => run.classes.some((item) => known(item[key]))).map(([name, [text]]) => el("option", { value: name }, text)));
   const size = el("input", { type: "range", min: 64, max: 260, step: 4, value: innerWidth < 720 ? 96 : 116, "aria-label": "Size of the averages", oninput: () => document.documentElement.style.setProperty("--tile", `${size.value}px`) });
   const contrast = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
     contrast.setAttribute("aria-pressed", document.body.classList.toggle("inverted"));
@@ -60,10 +59,10 @@ function buildToolbar() {
     limits[key] = event.target.value === "" ? null : Number(event.target.value);
     applyLimits();
   } }));
-  const group = el("span", { class: "group", role: "group", "aria-label": "Keep by threshold" }, "Keep:", limit("members", "members ≥", "any", 1));
-  if (run.classes.some((item) => known(item.resolution_A))) group.append(limit("resolution", "Å ≤", "any", 0.1));
+  const group = el("span", { class: "group", role: "group", "aria-label": "Keep by threshold" }, el("span", {}, "Keep:"), limit("members", "members ≥", "any", 1));
+  if (run.classes.some((item) => known(item.resolution))) group.append(limit("resolution", `${resolutionUnit} ≤`, "any", 0.1));
   if (scores) group.append(limit("score", "score ≥", "any", "any"));
-  byId("toolbar").append(el("label", {}, "Sort by", sort), el("label", {}, "Size", size), contrast, group);
+  byId("toolbar").append(el("label", {}, "Sort by", sort), el("label", { class: "size" }, "Size", size), contrast, group);
 }
 
 function moveFocus(event) {

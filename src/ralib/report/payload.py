@@ -86,7 +86,7 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         key: getattr(c, key)
         for key in ("title", "fingerprint", "facts", "classes", "iterations", "warnings", "box_px", "pixel_size_A")
     }
-    data["averages"] = pictures("averages", c.averages, 82)
+    data["averages"] = pictures("averages", c.averages, 90)
     data["frc"] = data["scores"] = data["shift_map"] = data["members"] = data["history"] = data["ctf"] = None
     if c.frc is not None and c.frc_frequency_per_px is not None:
         data["frc"] = {"frequency_per_px": c.frc_frequency_per_px, "values": packed(c.frc, "f4")}

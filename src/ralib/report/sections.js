@@ -6,7 +6,7 @@ const nice = [300, 200, 100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4, 3.5, 3, 2.5,
 // Axis of spatial frequency, labelled by the distance in Å people think in (or by 1/px without a pixel size).
 function frequencyAxis(highest) {
   if (!run.pixel_size_A) return { xLabel: "Spatial frequency (1/px)", xName: "1/px", xText: short };
-  const room = nice.filter((d) => 1 / d <= highest), list = [];
+  const room = nice.filter((d) => 1 / d <= highest && 1 / d >= highest / 25), list = [];
   for (const d of room) if (!list.length || 1 / d - 1 / list[list.length - 1] > highest / 8) list.push(d);
   return { xLabel: "Resolution (Å)", xName: "", xTicks: list.map((d) => 1 / d), xText: (value) => (value > 0 ? `${short(1 / value)}` : "∞") };
 }
@@ -23,18 +23,19 @@ function distribution(name, options) {
 
 function buildHeader() {
   const { facts: f } = run, last = run.iterations[run.iterations.length - 1] || {};
-  byId("subtitle").textContent = [f.input?.particles && `${count(f.input.particles)} particles of ${f.input.box} px`, run.pixel_size_A && `${short(run.pixel_size_A)} Å/px`, f.device, f.finished].filter(Boolean).join(" · ");
-  const resolutions = run.classes.filter((item) => known(item.resolution_A)).map((item) => item.resolution_A).sort((a, b) => a - b);
+  const kinds = { mref: "Multi-reference alignment", reffree: "Reference-free alignment", classify: "Classification", Class2D: "2D classification" };
+  byId("subtitle").textContent = [kinds[f.kind] || f.kind, f.input?.path?.split("/").pop(), f.input?.particles && `${count(f.input.particles)} particles of ${f.input.box} px`, run.pixel_size_A && `${short(run.pixel_size_A)} Å/px`, f.device, f.finished].filter(Boolean).join(" · ");
+  const resolutions = run.classes.filter((item) => known(item.resolution)).map((item) => item.resolution).sort((a, b) => a - b);
   const assigned = f.input?.particles && total !== f.input.particles ? `of ${count(f.input.particles)}` : "";
   const tile = (name, value, small = "") => value && el("div", {}, el("dt", {}, name), el("dd", {}, value, small && el("small", {}, small)));
   byId("tiles").append(...[
     tile("Particles in classes", count(total), assigned), tile("Classes", count(members.filter(Boolean).length), members.some((size) => !size) ? `of ${count(K)}` : ""),
     known(last.effective_classes) && tile("Effective classes", short(last.effective_classes)),
-    resolutions.length && tile("Median resolution", short(resolutions[resolutions.length >> 1]), "Å"), resolutions.length && tile("Best", short(resolutions[0]), "Å"),
+    resolutions.length && tile("Median resolution", short(resolutions[resolutions.length >> 1]), resolutionUnit), resolutions.length && tile("Best", short(resolutions[0]), resolutionUnit),
     run.iterations.length && tile("Iterations", count(last.iteration ?? run.iterations.length)), known(f.timings?.total_s) && tile("Time", duration(f.timings.total_s)),
   ].filter(Boolean));
   if (run.warnings.length) {
-    byId("alerts").append(el("details", { class: "alerts", open: run.warnings.length <= 6 }, el("summary", {}, run.warnings.length === 1 ? "One thing to look at" : `${run.warnings.length} things to look at`),
+    byId("alerts").append(el("details", { class: "alerts", open: run.warnings.length <= 5 && innerWidth > 720 }, el("summary", {}, run.warnings.length === 1 ? "One thing to look at" : `${run.warnings.length} things to look at`),
       el("ul", {}, run.warnings.map((item) => el("li", {}, el("div", {}, el("b", {}, item.what), item.where ? ` ${item.where}` : ""), el("div", { class: "do" }, item.do || ""))))));
   }
 }
@@ -42,7 +43,7 @@ function buildHeader() {
 const curves = [
   ["criterion", "Criterion", [["criterion", "Criterion", "--c1"]]], ["pixel_error", "Pixel error (px)", [["pixel_error_px", "Pixel error", "--c2"]]],
   ["changes", "Particles that changed (%)", [["class_changes", "Class", "--c4", 100], ["mirror_changes", "Mirror", "--c5", 100]]],
-  ["effective", "Classes in use", [["effective_classes", "Effective", "--c3"], ["empty", "Empty", "--c2"]]], ["mean_resolution", "Mean resolution (Å)", [["mean_resolution_A", "Resolution", "--c1"]]],
+  ["effective", "Classes in use", [["effective_classes", "Effective", "--c3"], ["empty", "Empty", "--c2"]]], ["mean_resolution", `Mean resolution (${resolutionUnit})`, [["mean_resolution", "Resolution", "--c1"]]],
   ["sizes", "Class size", [["largest", "Largest", "--c1"], ["smallest", "Smallest", "--c2"]]], ["seconds", "Seconds an iteration", [["seconds", "Seconds", "--c5"]]],
 ];
 function buildConvergence() {
@@ -63,9 +64,9 @@ function buildResolution() {
     const shownClasses = [...Array(K).keys()].filter((k) => members[k]), faint = Math.max(0.08, Math.min(0.5, 8 / shownClasses.length));
     host.append(frcChart({ id: "frc", title: "Fourier ring correlation of all classes", height: 270, legend: [], series: [...shownClasses.map((k) => ({ x: frequencies(), y: frcOf(k), color: "var(--c1)", faint })), { name: "Median", x: frequencies(), y: middle, color: "var(--c2)" }], caption: "One line a class between its two half averages; the strong line is the median." }));
   }
-  const points = run.classes.map((item, k) => ({ k, x: item.members, y: item.resolution_A, color: colour(k), open: () => { hideTip(); openDetail(k); }, tip: () => [picture(run.averages, k, ""), el("b", {}, label(item))] })).filter((point) => known(point.y) && point.x > 0);
+  const points = run.classes.map((item, k) => ({ k, x: item.members, y: item.resolution, color: colour(k), open: () => { hideTip(); openDetail(k); }, tip: () => [picture(run.averages, k, ""), el("b", {}, label(item))] })).filter((point) => known(point.y) && point.x > 0);
   if (points.length) {
-    const plot = scatter({ id: "resolution-size", title: "Resolution against size", height: 270, points, xLabel: "Members", yLabel: "Resolution (Å)", summary: `${points.length} classes` });
+    const plot = scatter({ id: "resolution-size", title: "Resolution against size", height: 270, points, xLabel: "Members", yLabel: `Resolution (${resolutionUnit})`, summary: `${points.length} classes` });
     host.append(plot);
     onSelection(() => plot.repaint());
   }
@@ -76,10 +77,10 @@ function buildResolution() {
 
 function buildDistributions() {
   const host = byId("distributions").querySelector(".plots"), plots = [], scope = () => (kept.size ? kept : null);
-  for (const name of Object.keys(histograms)) plots.push(distribution(name, { id: `distribution-${name}`, title: histograms[name].label, color: { psi: "var(--c1)", score: "var(--c4)", defocus: "var(--c3)" }[name], counts: () => summed(histograms[name].counts, scope()) }));
-  if (shifts) plots.push(heatMap({ id: "distribution-shift", title: "Origin shift", edges: shifts.edges, counts: () => summed(shifts.counts, scope()) }));
+  for (const name of Object.keys(histograms)) plots.push(distribution(name, { id: `distribution-${name}`, title: histograms[name].label, height: 220, color: { psi: "var(--c1)", score: "var(--c4)", defocus: "var(--c3)" }[name], counts: () => summed(histograms[name].counts, scope()) }));
+  if (shifts) plots.push(heatMap({ id: "distribution-shift", title: "Origin shift", most: 235, edges: shifts.edges, counts: () => summed(shifts.counts, scope()) }));
   if (run.classes.some((item) => known(item.mirror_fraction))) {
-    plots.push(histogram({ id: "distribution-mirror", title: "Mirrored", edges: [0, 1, 2], xTicks: [0.5, 1.5], xText: (value) => (value < 1 ? "plain" : "mirrored"), color: "var(--c5)", counts: () => {
+    plots.push(histogram({ id: "distribution-mirror", title: "Mirrored", height: 220, edges: [0, 1, 2], xTicks: [0.5, 1.5], xText: (value) => (value < 1 ? "plain" : "mirrored"), color: "var(--c5)", counts: () => {
       const chosen = run.classes.filter((_, k) => !kept.size || kept.has(k)), mirrored = chosen.reduce((sum, item) => sum + item.members * (item.mirror_fraction || 0), 0);
       return [chosen.reduce((sum, item) => sum + item.members, 0) - mirrored, mirrored];
     } }));
@@ -109,6 +110,6 @@ function buildProvenance() {
   const machine = { device: f.device, "peak device memory": known(f.peak_device_memory_bytes) && f.peak_device_memory_bytes ? `${short(f.peak_device_memory_bytes / 2 ** 30)} GiB` : null, seed: f.seed, input: f.input?.path, ...f.versions };
   host.append(panel("machine", "Machine and versions", rows(Object.fromEntries(Object.entries({ program: [f.program, f.version].filter(Boolean).join(" "), ...machine }).filter(([, value]) => value !== null && value !== undefined && value !== "")))));
   if (f.options && Object.keys(f.options).length) host.append(panel("options", "Options", el("div", { class: "table-wrap", tabindex: 0 }, rows(f.options))));
-  const columns = [["class", "Class"], ["members", "Members"], ["resolution_A", "Å"], ["inplane_spread_deg", "In-plane °"], ["shift_spread_px", "Shift px"], ["mirror_fraction", "Mirrored"], ["mean_score", "Score"], ["stability", "Stability"]].filter(([key]) => run.classes.some((item) => known(item[key])));
+  const columns = [["class", "Class"], ["members", "Members"], ["resolution", resolutionUnit], ["inplane_spread_deg", "In-plane °"], ["shift_spread_px", "Shift px"], ["mirror_fraction", "Mirrored"], ["mean_score", "Score"], ["stability", "Stability"]].filter(([key]) => run.classes.some((item) => known(item[key])));
   host.append(el("div", { class: "wide" }, panel("table", "All classes in numbers", el("div", { class: "table-wrap", tabindex: 0 }, el("table", {}, el("thead", {}, el("tr", {}, columns.map(([, name]) => el("th", { class: "right" }, name)))), el("tbody", {}, run.classes.map((item) => el("tr", {}, columns.map(([key]) => el("td", { class: "right" }, short(item[key])))))))))));
 }

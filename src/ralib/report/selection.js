@@ -59,7 +59,7 @@ function selectionFile() {
 function meets(k) {
   const item = run.classes[k];
   return (limits.members === null || item.members >= limits.members)
-    && (limits.resolution === null || (known(item.resolution_A) && item.resolution_A <= limits.resolution))
+    && (limits.resolution === null || (known(item.resolution) && item.resolution <= limits.resolution))
     && item.members > 0;
 }
 function applyLimits() {
@@ -70,7 +70,7 @@ function applyLimits() {
 function buildSelectionBar() {
   const bar = byId("selection"), message = el("div", { class: "count" }), meter = el("i");
   const button = (label, action, more = {}) => el("button", { type: "button", onclick: action, ...more }, label);
-  const download = button("Download selection", () => save("selection.json", JSON.stringify(selectionFile(), null, 1), "application/json"), { class: "primary", id: "download" });
+  const download = button(["Download", el("span", { class: "long" }, " selection")], () => save("selection.json", JSON.stringify(selectionFile(), null, 1), "application/json"), { class: "primary", id: "download" });
   const clear = button("Clear", () => setKept([])), all = button("All", () => setKept(Array(K).keys()));
   const how = el("div", { class: "how command" }, el("pre", { id: "select-command" }));
   how.append(button("Copy", (event) => copy(byId("select-command").textContent, event.currentTarget)));

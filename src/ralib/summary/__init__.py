@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib.io import open_images, write_text
-from ralib.report import ReportContents, figures, render_report
+from ralib.io import write_text
+from ralib.report import ReportContents, render_report
+from ralib.report.payload import figures as numbers_only
 from ralib.select import fingerprint
 from ralib.summary.contrast import ctf_curves
 from ralib.summary.diagnose import diagnose
@@ -41,9 +42,11 @@ def write_report(
     return target
 
 
-def report_json(run_dir: Path | str, *, datadir: Path | str | None = None) -> dict[str, Any]:
+def report_json(
+    run_dir: Path | str, *, datadir: Path | str | None = None, max_points: int = MAX_POINTS
+) -> dict[str, Any]:
     """The report's figures in JSON's own types."""
-    return figures(summarise(open_run(run_dir, datadir=datadir)))
+    return numbers_only(summarise(open_run(run_dir, datadir=datadir), max_points=max_points))
 
 
 def summarise(
@@ -87,7 +90,7 @@ def summarise(
         histograms=histograms(run),
         shift_map=shift_map(run),
         members=shown_members,
-        history=history(run, open_images),
+        history=history(run),
         ctf=ctf_curves(ctf, pixel_size_A, rng) if ctf is not None and pixel_size_A else None,
         embedding=plane,
     )
@@ -116,7 +119,5 @@ def _pixel_size_A(run: RunFiles) -> float | None:
 
 
 def _title(run: RunFiles) -> str:
-    """The input file's name and the run's folder; what the page and the selection file are called by."""
-    folder = (run.path if run.path.is_dir() else run.path.parent).resolve().name
-    source = Path(str((run.record.get("input") or {}).get("path") or "")).name
-    return f"{source} in {folder}" if source else folder
+    """The run's folder; what the page and the selection file are called by."""
+    return (run.path if run.path.is_dir() else run.path.parent).resolve().name

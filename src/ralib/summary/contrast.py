@@ -11,7 +11,7 @@ from ralib.ctf import ctf_polar
 from ralib.report.contents import CtfCurves
 from ralib.types import CtfParameters
 
-FREQUENCIES = 160
+FREQUENCIES = 320
 SAMPLE = 1000
 
 
@@ -20,7 +20,7 @@ def ctf_curves(ctf: CtfParameters, pixel_size_A: float, rng: np.random.Generator
     frequency = torch.linspace(0, 0.5 / pixel_size_A, FREQUENCIES)
     defocus = (ctf.defocus_u_A + ctf.defocus_v_A) / 2
     levels = np.percentile(defocus, [5, 50, 95])
-    label = ("low defocus", "median", "high defocus")
+    label: tuple[str, ...] = ("low defocus", "median", "high defocus")
     if levels[2] - levels[0] < 1:
         levels, label = levels[1:2], ("median",)
     middle = {f.name: np.full(len(levels), float(np.median(getattr(ctf, f.name)))) for f in fields(CtfParameters)}

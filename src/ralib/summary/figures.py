@@ -13,14 +13,13 @@ MINIMUM_MEMBERS = 4
 """Below this EMAN2 gave up on a class; we flag it."""
 
 
-def class_figures(run: RunFiles, stability: dict[int, float] | None = None) -> list[dict[str, Any]]:
+def class_figures(run: RunFiles) -> list[dict[str, Any]]:
     """One dict a class: what the run recorded, completed by what its poses say."""
     recorded = {int(item["class"]): dict(item) for item in run.record.get("classes") or [] if "class" in item}
     poses = run.poses
     index = poses.class_index.numpy()
     order = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[order], np.arange(run.n_classes + 1))
-    psi, origin = poses.psi_deg.numpy(), poses.origin_xy_px.numpy()
     mirror, score = poses.mirror.numpy(), poses.score.numpy()
     result = []
     for k in range(run.n_classes):
@@ -28,8 +27,6 @@ def class_figures(run: RunFiles, stability: dict[int, float] | None = None) -> l
         figures: dict[str, Any] = recorded.get(k + 1, {})
         figures.update({"class": k + 1, "members": len(rows)})
         if len(rows):
-            figures.setdefault("inplane_spread_deg", circular_spread_deg(psi[rows]))
-            figures.setdefault("shift_spread_px", float(np.sqrt(origin[rows].var(axis=0).sum())))
             figures["mirror_fraction"] = float(mirror[rows].mean())
             if np.isfinite(score[rows]).any():
                 figures["mean_score"] = float(np.nanmean(score[rows]))
@@ -40,12 +37,6 @@ def class_figures(run: RunFiles, stability: dict[int, float] | None = None) -> l
             figures["flag"] = "empty" if not len(rows) else "tiny"
         result.append(figures)
     return result
-
-
-def circular_spread_deg(angle_deg: np.ndarray) -> float:
-    """Circular standard deviation, degrees: sqrt(-2 ln R) of the mean direction's length R (Mardia 1972)."""
-    length = abs(np.exp(1j * np.deg2rad(angle_deg.astype(np.float64))).mean())
-    return float(np.rad2deg(np.sqrt(-2 * np.log(max(length, 1e-12)))))
 
 
 def sorted_scores(run: RunFiles) -> list[np.ndarray] | None:

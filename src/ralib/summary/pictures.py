@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.io import open_images
 from ralib.ops import rotate_shift_images
 from ralib.report.contents import History, Members
 from ralib.summary.runs import RunFiles
@@ -97,9 +98,8 @@ def choose_members(rows: np.ndarray, score: np.ndarray, each: int, rng: np.rando
     return np.concatenate([np.pad(part, (0, each - len(part)), constant_values=-1) for part in (best, typical, worst)])
 
 
-def history(run: RunFiles, open_images: object, most: int = 12) -> History | None:
+def history(run: RunFiles, most: int = 12) -> History | None:
     """Averages of at most `most` iterations, evenly spread, the first and the last among them."""
-    assert callable(open_images)
     most = max(2, min(most, MAX_HISTORY_PIXELS // (HISTORY_PX**2 * max(1, run.n_classes))))
     usable = []
     if run.history:

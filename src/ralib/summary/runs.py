@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ralib.io import open_images, open_particles, read_star
+from ralib.rundir import read_record
 from ralib.types import ParticleSet, Poses, RalibError
 
 
@@ -61,10 +61,10 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
 
 
 def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
-    record = read_record(path / "run.json")
+    record = read_record(path)
     for needed in ("class_averages.mrcs", "particles.star"):
         if not (path / needed).is_file():
-            raise RalibError(f"{path}: {needed} is missing, the run is not finished; start it again with --continue")
+            raise RalibError(f"{path}: {needed} is missing, the run has not finished; go on with --continue")
     averages = open_images(path / "class_averages.mrcs")
     averages = averages[: len(record.get("classes") or averages)]  # mirrored copies may follow the classes
     particles = open_particles(path / "particles.star", datadir=datadir, require_images=False)
@@ -76,17 +76,6 @@ def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
         if folder.name.isdecimal() and (folder / "averages.mrcs").is_file()
     ]
     return RunFiles(path, record, averages, particles, poses, history, frequency, frc)
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """run.json as a dict; RalibError where it is not one."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RalibError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise RalibError(f"{path} holds no JSON object: it is not a ralib run")
-    return record
 
 
 def _poses_of(particles: ParticleSet, n_classes: int, path: Path) -> Poses:
@@ -129,7 +118,7 @@ def _open_relion(data_star: Path, datadir: Path | str | None) -> RunFiles:
     model = data_star.with_name(f"{stem}_model.star")
     last = _relion_model(model, len(poses)) if model.is_file() else {}
     resolutions = last.get("resolution_A") or [None] * len(averages)
-    record = {
+    record: dict[str, Any] = {
         "program": "RELION",
         "kind": "Class2D",
         "input": {"path": str(data_star), "particles": len(poses), "box": averages.shape[-1]},
