@@ -101,7 +101,9 @@ def _compare_twins() -> None:
     torch.testing.assert_close(gather_taps_triton(values, index, weight), gather_taps_plain(values, index, weight))
 
     case = _moments_case()
-    torch.testing.assert_close(pose_moments_triton(*case), pose_moments_plain(*case), atol=1e-4, rtol=1e-4)
+    for stride in (1, 2):
+        found, expected = pose_moments_triton(*case, stride), pose_moments_plain(*case, stride)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
     for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):
         given = (case[0], shift, basis, 3, torch.float32)

@@ -238,9 +238,9 @@ class PoseSearch:
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         for i, n in enumerate(self.candidates):
-            # The first step only has to rank: the radii of the grid search do.
-            n_radii = self._ready().n_radii if i == 0 and len(self.candidates) > 1 else self.grid.n_radii
-            candidates = self._newton(samples, centre, candidates.best(n), n_radii)
+            # The first steps only have to rank: what the grid search used of the samples will do.
+            rough = i < len(self.candidates) - 2
+            candidates = self._newton(samples, centre, candidates.best(n), rough=rough)
         best = candidates.best(1)
         return Poses(
             psi_deg=wrap_deg(best.psi_deg[0]),
@@ -250,9 +250,10 @@ class PoseSearch:
             score=best.score[0],
         )
 
-    def _newton(self, samples: Tensor, centre: Tensor, at: _Candidates, n_radii: int) -> _Candidates:
+    def _newton(self, samples: Tensor, centre: Tensor, at: _Candidates, *, rough: bool) -> _Candidates:
         """One Newton step of every candidate, with the score expected after it."""
         bank, grid = self._ready(), self.grid
+        n_radii, angle_stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
         step_deg = 360.0 / (FINE * grid.n_angles)
         position = torch.round(at.psi_deg / step_deg).long()
         particle = torch.arange(len(samples), device=self.device).expand_as(position)
@@ -266,6 +267,7 @@ class PoseSearch:
             2 * math.pi * grid.radius_per_px[:n_radii],
             grid.angle_rad,
             grid.weight[:n_radii],
+            angle_stride,
         ).view(*position.shape, -1)
         step, gain = newton_step(moments, FINE * step_deg, bound_px=0.4 * bank.step_px)
         offset = torch.clamp(at.offset_xy_px + step[..., 1:], -self._limit, self._limit)

@@ -42,7 +42,7 @@ class TemplateBank:
     """Templates in the two forms the search needs.
 
     orders    (m,) angular orders the grid search uses: even ones first, then odd ones
-    n_radii   radii the grid search uses, from the innermost
+    n_radii   radii the grid search uses, from the innermost; there, every `angle_stride`-th angle tells the rest
     rings     template shifts (s, 2) of the grid: those allowed at every rotation, then those whose angles need a check
     rows      per ring (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's matrix products
     table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations
@@ -51,6 +51,7 @@ class TemplateBank:
     n_references: int
     orders: Tensor
     n_radii: int
+    angle_stride: int
     step_px: float
     rings: list[Tensor]
     rows: list[Tensor]
@@ -74,7 +75,8 @@ class TemplateBank:
         rings = shift_rings(shift_range_xy_px, step, grid.device)
         orders = parity_orders(n_orders, grid.device)
         rows = [_rows(grid, samples[:, :n_radii], shifts, orders, mirror, dtype) for shifts in rings]
-        return cls(len(samples), orders, n_radii, step, rings, rows, fine_table(grid, samples, mirror))
+        stride = _angle_stride(grid, n_orders, n_radii)
+        return cls(len(samples), orders, n_radii, stride, step, rings, rows, fine_table(grid, samples, mirror))
 
 
 def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
@@ -132,6 +134,15 @@ def _extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int, fl
     # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
     step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
     return n_orders, n_radii, min(max(step, 0.5), 0.05 * grid.box)
+
+
+def _angle_stride(grid: PolarGrid, n_orders: int, n_radii: int) -> int:
+    """2 where the templates' orders cannot meet an alias of the particles' own, 1 elsewhere.
+
+    With every second angle, order m also counts m - A / 2; a particle of radius n / 2 has orders to pi k n.
+    """
+    highest = math.pi * float(grid.radius_per_px[n_radii - 1]) * grid.box
+    return 2 if grid.n_angles % 4 == 0 and n_orders + highest < grid.n_angles / 2 else 1
 
 
 def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, orders: Tensor, mirror: bool, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ def pose_moments(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    angle_stride: int = 1,
 ) -> Tensor:
     """Moments (c, 12) of c candidates: (S, dS/dx, dS/dy) at three rotations, then d2S/dx2, d2S/dxdy, d2S/dy2.
 
@@ -30,7 +31,7 @@ def pose_moments(
     position     (c,) rotation in fine steps (1 / F of an angular sample); the three rotations are one whole sample
                  below it, at it, and one above
     radius       (k,) of the k <= K innermost radii to use, radians per pixel; weight (k,) of their samples
-    angle        (H,) radians
+    angle        (H,) radians; of them every `angle_stride`-th is used
 
     S = sum w Re[F exp(-i r (x cos a + y sin a)) conj(T)]; derivatives in (x, y) are exact.
     """
@@ -38,7 +39,7 @@ def pose_moments(
         from ralib.ops.pose_moments_triton import pose_moments_triton as compute
     else:
         compute = pose_moments_plain
-    return compute(samples, particle, shift_xy_px, table, row, position, radius, angle, weight)
+    return compute(samples, particle, shift_xy_px, table, row, position, radius, angle, weight, angle_stride)
 
 
 def pose_moments_plain(
@@ -51,21 +52,23 @@ def pose_moments_plain(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    angle_stride: int = 1,
 ) -> Tensor:
     """The plain form of `pose_moments`, a chunk of candidates at a time."""
     n_half, n_radii, n_fine = samples.shape[-1], len(radius), table.shape[1]
+    angle = angle[::angle_stride]
     fx = (radius[:, None] * torch.cos(angle)).flatten()
     fy = (radius[:, None] * torch.sin(angle)).flatten()
-    w = weight[:, None].expand(-1, n_half).flatten()
+    w = (angle_stride * weight[:, None]).expand(-1, len(angle)).flatten()
     even_basis = torch.stack([w, -w * fx * fx, -w * fx * fy, -w * fy * fy], dim=1)
     odd_basis = torch.stack([w * fx, w * fy], dim=1)
     out = weight.new_empty(len(particle), N_MOMENTS)
-    column = torch.arange(n_half, device=samples.device)
+    column = torch.arange(0, n_half, angle_stride, device=samples.device)
     chunk = max(1, 400_000 // samples[0].numel())
     for c in range(0, len(particle), chunk):
         cut = slice(c, c + chunk)
         turn = shift_xy_px[cut, :1] * fx + shift_xy_px[cut, 1:] * fy
-        mine = samples[particle[cut], :n_radii].flatten(1)
+        mine = samples[particle[cut], :n_radii, ::angle_stride].flatten(1)
         co, si = torch.cos(turn), torch.sin(turn)
         moved_re, moved_im = mine.real * co + mine.imag * si, mine.imag * co - mine.real * si
         fine = position[cut] % (2 * n_half * n_fine)

@@ -35,7 +35,7 @@ def _cos_sin(cycles):
 def _pose_moments(
     samples, particle, shift, table, row, position, radius, angle, weight, out,
     n_all_radii, n_radii, n_half, n_fine,
-    K_BLOCKS: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCKS: tl.constexpr, H_BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr, K_BLOCKS: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCKS: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: one candidate. Sums over radii stay per angle until the end, where cos and sin of it join."""
     c = tl.program_id(0)
@@ -52,7 +52,7 @@ def _pose_moments(
     s0, s1, s2, x0, x1, x2, y0, y1, y2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     xx, xy, yy = 0.0, 0.0, 0.0
     for j in range(H_BLOCKS):
-        h = j * H_BLOCK + tl.arange(0, H_BLOCK)
+        h = (j * H_BLOCK + tl.arange(0, H_BLOCK)) * STRIDE
         a = tl.load(angle + h, mask=h < n_half, other=0.0)
         ca, sa = tl.cos(a), tl.sin(a)
         along = x * ca + y * sa
@@ -62,7 +62,7 @@ def _pose_moments(
             k = i * K_BLOCK + tl.arange(0, K_BLOCK)
             inside = (k[:, None] < n_radii) & (h[None, :] < n_half)
             r = tl.load(radius + k, mask=k < n_radii, other=0.0)[:, None]
-            w = tl.load(weight + k, mask=k < n_radii, other=0.0)[:, None]
+            w = tl.load(weight + k, mask=k < n_radii, other=0.0)[:, None] * STRIDE
             at = (k[:, None] * n_half + h[None, :]) * 2
             fr = tl.load(mine + at, mask=inside, other=0.0) * w
             fi = tl.load(mine + at + 1, mask=inside, other=0.0) * w
@@ -125,10 +125,11 @@ def pose_moments_triton(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    angle_stride: int = 1,
     *,
-    k_block: int = 16,
+    k_block: int = 8,
     h_block: int = 32,
-    num_warps: int = 2,
+    num_warps: int = 1,
 ) -> Tensor:
     """See `pose_moments.pose_moments`."""
     _, n_all_radii, n_half = samples.shape
@@ -145,9 +146,10 @@ def pose_moments_triton(
         weight.contiguous(),
         out,
         n_all_radii, len(radius), n_half, table.shape[1],
+        STRIDE=angle_stride,
         K_BLOCKS=triton.cdiv(len(radius), k_block),
         K_BLOCK=k_block,
-        H_BLOCKS=triton.cdiv(n_half, h_block),
+        H_BLOCKS=triton.cdiv(n_half, h_block * angle_stride),
         H_BLOCK=h_block,
         num_warps=num_warps,
     )  # fmt: skip
