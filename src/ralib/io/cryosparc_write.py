@@ -23,6 +23,7 @@ from ralib.types import CtfParameters, ParticleSet, Poses, RalibError
 
 PREFIX = "cs/"
 FIELDS_BLOCK = "cryosparc_fields"
+MICROGRAPH = f"{PREFIX}location/micrograph_path"
 _CTF_FIELDS = {
     "ctf/df1_A": ("defocus_u_A", 1.0),
     "ctf/df2_A": ("defocus_v_A", 1.0),

@@ -13,7 +13,7 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
 from ralib.io.atomic import PathLike, atomic_path
-from ralib.io.stacks import RawLayout, RawStack
+from ralib.io.stacks import MAX_BOX, RawLayout, RawStack
 from ralib.types import RalibError
 
 _HEADER_BYTES = 1024
@@ -48,7 +48,8 @@ def _read_header(path: Path) -> tuple[np.void, str]:
         raise RalibError(f"{path} is no MRC file: {len(raw)} bytes, its header alone would be {_HEADER_BYTES}")
     for order in "<>":
         header = np.frombuffer(raw, dtype=HEADER_DTYPE.newbyteorder(order))[0]
-        if int(header["mode"]) in _MODES and min(int(header[k]) for k in ("nx", "ny")) > 0 and header["nsymbt"] >= 0:
+        nx, ny, nz, skip = (int(header[k]) for k in ("nx", "ny", "nz", "nsymbt"))
+        if int(header["mode"]) in _MODES and min(nx, ny) >= 1 and max(nx, ny) <= MAX_BOX and nz >= 0 and skip >= 0:
             return header, order
     header = np.frombuffer(raw, dtype=HEADER_DTYPE)[0]
     raise RalibError(

@@ -18,7 +18,7 @@ import pandas as pd
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.cryosparc import image_paths
-from ralib.io.cryosparc_write import FIELDS_BLOCK, star_columns
+from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, star_columns
 from ralib.io.paths import name_for_project
 from ralib.io.relion import particle_block
 from ralib.io.stacks import file_references
@@ -30,6 +30,7 @@ _SHARED = {  # columns RELION >= 3.1 keeps in data_optics
     "rlnSphericalAberration": "spherical_aberration_mm",
     "rlnAmplitudeContrast": "amplitude_contrast",
 }
+_UNKNOWN = {"rlnVoltage": 300.0, "rlnSphericalAberration": 2.7, "rlnAmplitudeContrast": 0.1}
 _OWN = {
     "rlnDefocusU": "defocus_u_A",
     "rlnDefocusV": "defocus_v_A",
@@ -88,7 +89,8 @@ def particle_tables(
     columns["rlnOpticsGroup"] = optics.pop("group_of_particle")
     if poses is not None:
         columns |= pose_columns(poses, pixel_size_A, n_classes, mirror_as_class)
-    table = table.drop(columns=[c for c in (*_REPLACED, *_SHARED) if c in table.columns])
+    moved = (*_REPLACED, *_SHARED) if "optics" not in kept else _REPLACED
+    table = table.drop(columns=[c for c in moved if c in table.columns])
     table = table.assign(**columns)
     rest = {n: t for n, t in kept.items() if n not in (block, "optics")}
     return {"optics": pd.DataFrame(optics["table"]), "particles": table, **rest}
@@ -105,7 +107,10 @@ def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
     columns, types = star_columns(rows)
     slices = (rows["blob/idx"].astype(np.int64) + 1).tolist()
     names = [f"{i:06d}@{p}" for i, p in zip(slices, image_paths(rows), strict=True)]
-    return {"particles": pd.DataFrame({"rlnImageName": names, **columns}), FIELDS_BLOCK: types}
+    known = {"rlnImageName": names}
+    if MICROGRAPH in columns:
+        known["rlnMicrographName"] = columns[MICROGRAPH]
+    return {"particles": pd.DataFrame({**known, **columns}), FIELDS_BLOCK: types}
 
 
 def pose_columns(
@@ -142,16 +147,18 @@ def _image_names(particles: ParticleSet, old: pd.DataFrame, project: Path | None
 
 
 def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[dict[str, Any], np.ndarray]:
-    """The optics table, each particle's group, and each particle's pixel size (1 where none is known)."""
+    """The optics table, each particle's group, and each particle's pixel size (1 where none is known).
+
+    RELION refuses a table without voltage and spherical aberration; where no CTF is known they have usual values,
+    which nothing uses without a defocus.
+    """
     n = len(particles)
     if isinstance(old, pd.DataFrame) and len(old):
         return _kept_optics(particles, old, table)
     size = particles.pixel_size_A or 1.0
-    shared = {c: getattr(particles.ctf, a) for c, a in _SHARED.items()} if particles.ctf is not None else {}
-    if shared:
-        rows, group = np.unique(np.stack(list(shared.values()), axis=1), axis=0, return_inverse=True)
-    else:
-        rows, group = np.zeros((1, 0)), np.zeros(n, dtype=np.int64)
+    shared = {c: getattr(particles.ctf, a) for c, a in _SHARED.items()} if particles.ctf is not None else _UNKNOWN
+    columns = [np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for v in shared.values()]
+    rows, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     optics = pd.DataFrame({"rlnOpticsGroupName": [f"opticsGroup{i + 1}" for i in range(len(rows))]})
     optics["rlnOpticsGroup"] = np.arange(1, len(rows) + 1)
     for j, column in enumerate(shared):
@@ -171,6 +178,10 @@ def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame)
     if "rlnOpticsGroup" not in optics.columns:
         optics["rlnOpticsGroup"] = np.arange(1, len(optics) + 1)
     group = table["rlnOpticsGroup"].to_numpy() if "rlnOpticsGroup" in table.columns else np.ones(n, dtype=np.int64)
+    for column, value in _UNKNOWN.items():
+        if column not in optics.columns:
+            own = table.groupby(group)[column].first() if column in table.columns else {}
+            optics[column] = [own.get(g, value) for g in optics["rlnOpticsGroup"].tolist()]
     if "rlnImagePixelSize" not in optics.columns:
         optics["rlnImagePixelSize"] = particles.pixel_size_A or 1.0
     elif particles.pixel_size_A is not None and not (optics["rlnImagePixelSize"] == particles.pixel_size_A).any():

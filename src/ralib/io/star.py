@@ -109,21 +109,21 @@ def _parse_loop(body: str, position: int, where: str, line: int) -> pd.DataFrame
         content = body[position:end].strip()
         if content.startswith("_"):
             names.append(content.split()[0][1:])
+            if names[-1] in names[:-1]:
+                raise RalibError(f"{where} line {line}: the column _{names[-1]} is there twice; remove one")
         elif content and not content.startswith("#"):
             break
         position, line = end + 1, line + 1
     if not names:
         raise RalibError(f"{where} line {line}: a loop_ without column names; the file is damaged")
-    if len(set(names)) != len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise RalibError(f"{where} line {line}: the column _{twice} is there twice; remove one")
     return _parse_rows(body[position:], names, where, line)
 
 
 def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFrame:
     """The rows of a loop. The quick parser is asked for one column too many, so that a wrong row shows as a
     value there or as a gap in the last proper column; only then are the lines counted one by one."""
-    if not rows.strip():
+    rows = _without_last_comments(rows)
+    if not rows:
         return pd.DataFrame(columns=names, dtype=object)
     if "#" in rows or ("'" in rows and _SINGLE_QUOTED.search(rows)):
         return _parse_rows_slowly(rows, names, where, line)
@@ -141,6 +141,14 @@ def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFr
     if short or table.pop(_EXTRA).notna().any():
         return _parse_rows_slowly(rows, names, where, line)
     return table
+
+
+def _without_last_comments(rows: str) -> str:
+    """The comment before the next block is not one among the rows."""
+    rows = rows.rstrip()
+    while (last := rows[rows.rfind("\n") + 1 :].lstrip()).startswith("#"):
+        rows = rows[: len(rows) - len(last)].rstrip()
+    return rows
 
 
 def _parse_rows_slowly(rows: str, names: list[str], where: str, line: int) -> pd.DataFrame:
@@ -163,7 +171,7 @@ def _parse_rows_slowly(rows: str, names: list[str], where: str, line: int) -> pd
 
 
 def _as_numbers(name: str, values: list[str]) -> pd.Series:
-    series = pd.Series(values, dtype=object)
+    series = pd.Series(values)
     if _TEXT_COLUMN.search(name):
         return series
     for kind in (np.int64, np.uint64, np.float64):

@@ -1,0 +1,271 @@
+"""RELION particle files: both column generations, real data, paths, optics groups, RELION itself on ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ralib.io import (
+    open_images,
+    open_particles,
+    read_star,
+    take,
+    write_class_stack,
+    write_job_exit,
+    write_model_star,
+    write_mrcs,
+    write_output_nodes,
+    write_particles_star,
+    write_star,
+)
+from ralib.io.relion import split_image_names
+from ralib.types import ClassAverages, Poses, RalibError
+
+
+def test_relion_3_0_real_particles(shared_data: Path) -> None:
+    """Seven particles of EMPIAR-10076: pixel size from the magnification, a .mrc stack, unpadded 1@."""
+    particles = open_particles(shared_data / "real/empiar10076_7/empiar_10076_7.star")
+    assert (len(particles), particles.box) == (7, 320)
+    assert particles.pixel_size_A == pytest.approx(1.31, abs=1e-4)
+    assert particles.poses is None
+    assert particles.ctf is not None
+    assert particles.ctf.defocus_u_A[0] == 15301.1
+    assert particles.ctf.voltage_kV[6] == 300
+    assert particles.group is not None
+    assert particles.group.tolist() == list(range(7))
+    expected = open_images(shared_data / "real/empiar10076_7/empiar_10076_7.mrc")
+    assert np.array_equal(particles.images.read(np.array([6, 0])), expected[[6, 0]])
+
+
+def test_relion_3_0_poses_are_pixels(shared_data: Path) -> None:
+    particles = open_particles(shared_data / "real/aspire_sample17/sample_relion_data.star")
+    assert particles.pixel_size_A == pytest.approx(1.338)
+    assert particles.poses is not None
+    assert particles.poses.psi_deg[0] == pytest.approx(71.118492)
+    assert particles.poses.origin_xy_px[0].tolist() == pytest.approx([0.1996, 0.1996], abs=1e-4)
+    assert particles.ctf is not None
+    assert particles.ctf.astigmatism_angle_deg[0] == pytest.approx(7.476096)
+
+
+def test_relion_3_1_either_order_of_blocks(shared_data: Path) -> None:
+    """Five real particles; the STAR file's pixel size wins over the header's."""
+    folder = shared_data / "real/cryodrgn_relion31"
+    assert open_particles(folder / "relion31.mrcs").pixel_size_A == 1.0
+    for name in ("relion31.star", "relion31.v2.star"):
+        particles = open_particles(folder / name)
+        assert particles.pixel_size_A == pytest.approx(2.806)
+        assert particles.poses is not None
+        assert particles.poses.origin_xy_px[1, 1] == pytest.approx(0.14378, abs=1e-4)
+        assert particles.images.read(np.arange(5)).shape == (5, 256, 256)
+
+
+def test_datadir_finds_the_images(shared_data: Path, tmp_path: Path) -> None:
+    """By the whole name or the base name; it goes before every other place."""
+    write_mrcs(tmp_path / "toy_images_a.mrcs", np.zeros((20, 8, 8)), 1.0)
+    (tmp_path / "deep").mkdir()
+    write_mrcs(tmp_path / "deep/toy_images_b.mrcs", np.ones((20, 8, 8)), 1.0)
+    tables = read_star(shared_data / "meta/star5/relion5.star")
+    names = tables["particles"]["rlnImageName"]
+    tables["particles"]["rlnImageName"] = [n.replace("toy_images_b", "deep/toy_images_b") for n in names]
+    (tmp_path / "job").mkdir()
+    write_mrcs(tmp_path / "job/toy_images_a.mrcs", np.full((20, 8, 8), 5.0), 1.0)
+    write_star(tmp_path / "job/p.star", tables)
+    beside = open_particles(tmp_path / "job/p.star").images.read(np.arange(17))[:, 0, 0]
+    assert set(beside.tolist()) == {5.0, 1.0}
+    found = open_particles(tmp_path / "job/p.star", datadir=tmp_path)
+    expected = [float("_b." in n) for n in names]
+    assert found.images.read(np.arange(17))[:, 0, 0].tolist() == expected
+
+
+def test_pixels_under_a_3_1_header(shared_data: Path) -> None:
+    particles = open_particles(shared_data / "sim/aspire_rln_proj/rln_proj_64_shifted.star")
+    assert particles.poses is not None
+    assert particles.poses.origin_xy_px.tolist() == [[6, 10], [10, -5], [-8, 11], [-13, -3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "box", "pixel_size_A"),
+    [
+        ("star30/lqhuang_images_data_images.star", 6496, 0, 3.54),
+        ("star31/relion31.6opticsgroups.star", 139, 196, 1.25),
+        ("star5/relion5.star", 17, 448, 0.89),
+    ],
+)
+def test_metadata_without_images(shared_data: Path, name: str, n: int, box: int, pixel_size_A: float) -> None:
+    particles = open_particles(shared_data / "meta" / name, require_images=False)
+    assert (len(particles), particles.box) == (n, box)
+    assert particles.pixel_size_A == pytest.approx(pixel_size_A, rel=1e-4)
+    with pytest.raises(RalibError, match="not there"):
+        particles.images.read(np.array([0]))
+    with pytest.raises(RalibError, match="not there"):
+        open_particles(shared_data / "meta" / name)
+
+
+def test_each_optics_group_counts(shared_data: Path) -> None:
+    path = shared_data / "meta/star31/relion31.6opticsgroups.star"
+    particles = open_particles(path, require_images=False)
+    table, optics = read_star(path)["particles"], read_star(path)["optics"].set_index("rlnOpticsGroup")
+    assert particles.ctf is not None
+    assert particles.poses is not None
+    cs = optics["rlnSphericalAberration"].loc[table["rlnOpticsGroup"]].to_numpy()
+    assert len(set(cs)) == 2
+    assert np.array_equal(particles.ctf.spherical_aberration_mm, cs)
+    pixel = optics["rlnImagePixelSize"].loc[table["rlnOpticsGroup"]].to_numpy()
+    expected = table["rlnOriginXAngst"] / pixel
+    assert np.allclose(particles.poses.origin_xy_px[:, 0], expected, atol=1e-4)
+    assert not np.allclose(particles.poses.origin_xy_px[:, 0], table["rlnOriginXAngst"] / 1.25, atol=1e-4)
+
+
+def test_unknown_columns_and_blocks_survive(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "meta/star31/relion31.6opticsgroups.star"
+    tables = read_star(path)
+    tables["particles"]["myColumn"] = [f"x {i}" for i in range(139)]
+    tables["mine"] = pd.DataFrame({"a": [1, 2]})
+    tables["single"] = {"b": "3"}
+    write_star(tmp_path / "in.star", tables)
+    particles = open_particles(tmp_path / "in.star", require_images=False)
+    write_particles_star(tmp_path / "out.star", particles, Poses.identity(139))
+    again = read_star(tmp_path / "out.star")
+    assert again["mine"].equals(tables["mine"])
+    assert again["single"] == {"b": "3"}
+    assert again["optics"].equals(tables["optics"])
+    kept = [c for c in tables["particles"].columns if c not in {"rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"}]
+    for column in kept:
+        assert again["particles"][column].tolist() == tables["particles"][column].tolist(), column
+    assert (again["particles"]["rlnAnglePsi"] == 0).all()
+
+
+def test_3_0_becomes_3_1(shared_data: Path, tmp_path: Path) -> None:
+    """Nothing that was understood is lost, and the origins' unit is right."""
+    before = open_particles(shared_data / "real/aspire_sample17/sample_relion_data.star")
+    write_particles_star(tmp_path / "out.star", before)
+    tables = read_star(tmp_path / "out.star")
+    assert tables["optics"]["rlnImageSize"].tolist() == [200]
+    assert tables["optics"]["rlnImageDimensionality"].tolist() == [2]
+    assert "rlnOriginX" not in tables["particles"].columns
+    assert "rlnVoltage" not in tables["particles"].columns
+    after = open_particles(tmp_path / "out.star")
+    assert before.poses is not None
+    assert after.poses is not None
+    assert torch.allclose(after.poses.origin_xy_px, before.poses.origin_xy_px, atol=1e-5)
+    for name in vars(before.ctf):
+        assert np.allclose(getattr(after.ctf, name), getattr(before.ctf, name)), name
+    assert np.array_equal(after.images.read(np.arange(3)), before.images.read(np.arange(3)))
+
+
+def test_image_names_for_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the project folder, from another folder, and for a job folder inside the project."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "Extract/job1").mkdir(parents=True)
+    (project / "Class2D/job2").mkdir(parents=True)
+    elsewhere.mkdir()
+    images = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
+    write_mrcs(project / "Extract/job1/a.mrcs", images, 1.5)
+    monkeypatch.chdir(project)
+    particles = open_particles("Extract/job1/a.mrcs")
+    write_particles_star("Class2D/job2/particles.star", particles, Poses.identity(3))
+    names = read_star("Class2D/job2/particles.star")["particles"]["rlnImageName"].tolist()
+    assert names == [f"{i:06d}@Extract/job1/a.mrcs" for i in (1, 2, 3)]
+    monkeypatch.chdir(elsewhere)
+    found = open_particles(project / "Class2D/job2/particles.star")
+    assert np.array_equal(found.images.read(np.arange(3)), images)
+    write_particles_star("far.star", found)
+    assert read_star("far.star")["particles"]["rlnImageName"][0] == f"000001@{project}/Extract/job1/a.mrcs"
+
+
+def test_names_split() -> None:
+    names = pd.Series(["000001@a.mrcs", "12@b/c.mrcs", "single.mrc", "3@a.mrcs", "7@mail@host.mrcs"])
+    file_index, files, slices = split_image_names(names)
+    assert files == ["a.mrcs", "b/c.mrcs", "single.mrc", "mail@host.mrcs"]
+    assert file_index.tolist() == [0, 1, 2, 0, 3]
+    assert slices.tolist() == [0, 11, 0, 2, 6]
+
+
+def test_mirror_kept_in_place_where_asked(tmp_path: Path) -> None:
+    write_mrcs(tmp_path / "a.mrcs", np.ones((2, 8, 8)), 1.0)
+    poses = Poses.identity(2).replace(mirror=torch.tensor([True, False]), class_index=torch.tensor([1, -1]))
+    particles = open_particles(tmp_path / "a.mrcs")
+    for as_class, expected in ((True, [6, 0]), (False, [2, 0])):
+        write_particles_star(tmp_path / "p.star", particles, poses, n_classes=4, mirror_as_class=as_class)
+        assert read_star(tmp_path / "p.star")["particles"]["rlnClassNumber"].tolist() == expected
+        back = open_particles(tmp_path / "p.star").poses
+        assert back is not None
+        assert back.class_index.tolist() == [1, -1]
+        assert back.mirror.tolist() == [True, False]
+
+
+def test_a_selection_takes_its_rows(shared_data: Path, tmp_path: Path) -> None:
+    particles = open_particles(shared_data / "real/aspire_sample17/sample_relion_data.star")
+    write_particles_star(tmp_path / "some.star", take(particles, np.array([16, 2])))
+    table = read_star(tmp_path / "some.star")["particles"]
+    assert table["rlnCoordinateX"].tolist() == [916.590156, 1324.729083]
+    some = open_particles(tmp_path / "some.star")
+    assert np.array_equal(some.images.read(np.arange(2)), particles.images.read(np.array([16, 2])))
+
+
+def test_model_star_and_output_nodes(shared_data: Path, tmp_path: Path) -> None:
+    """Our model file has the tables and columns of RELION's own; its class averages open."""
+    averages = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    frc = torch.linspace(1, 0, 9).expand(2, 9)
+    result = ClassAverages(averages, torch.tensor([3, 1]), frc=frc, pixel_size_A=2.0)
+    poses = Poses.identity(4).replace(
+        class_index=torch.tensor([0, 0, 0, 1]), mirror=torch.tensor([False, True, False, False])
+    )
+    write_class_stack(tmp_path / "classes.mrcs", averages, 2.0)
+    write_model_star(
+        tmp_path / "run_model.star", result, averages_path=tmp_path / "classes.mrcs", poses=poses, project=tmp_path
+    )
+    ours = read_star(tmp_path / "run_model.star")
+    theirs = read_star(shared_data / "sets/relion5_vdam_k50_n5000_model.star")
+    assert set(ours["model_general"]) <= set(theirs["model_general"])
+    assert set(ours["model_class_1"].columns) == set(theirs["model_class_1"].columns)
+    assert set(ours["model_classes"].columns) <= set(theirs["model_classes"].columns)
+    assert ours["model_general"]["rlnNrClasses"] == "4"
+    assert ours["model_classes"]["rlnClassDistribution"].tolist() == [0.5, 0.25, 0.25, 0]
+    assert len(ours["model_class_4"]) == 9
+    opened = open_images(tmp_path / "run_model.star")
+    assert np.array_equal(opened[:2], averages.numpy())
+    assert np.array_equal(opened[2, :, 1:], averages[0].numpy()[:, :0:-1])
+    assert np.array_equal(opened[2, :, 0], averages[0].numpy()[:, 0])
+    write_output_nodes(tmp_path, {"External/job1/particles.star": "ParticlesData.star.relion"})
+    write_job_exit(tmp_path, ok=True)
+    nodes = read_star(tmp_path / "RELION_OUTPUT_NODES.star")["output_nodes"]
+    assert nodes["rlnPipeLineNodeName"].tolist() == ["External/job1/particles.star"]
+    assert (tmp_path / "RELION_JOB_EXIT_SUCCESS").exists()
+
+
+def test_relion_2d_results_open(shared_data: Path) -> None:
+    particles = open_particles(shared_data / "sets/relion5_vdam_k50_n5000_data.star", require_images=False)
+    assert particles.poses is not None
+    assert int(particles.poses.class_index.max()) < 50
+    assert particles.poses.origin_xy_px[0, 0] == pytest.approx(5.291497 / 5)
+
+
+def test_relion_classifies_on_with_our_file(tmp_path: Path) -> None:
+    """relion_refine with --skip_align takes our particle file, mirrored members and all."""
+    if shutil.which("relion_refine") is None:
+        pytest.skip("RELION is not installed: no relion_refine (Debian: apt install relion)")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] - 16
+    blob = np.exp(-((x - 3) ** 2 + y**2) / 10)
+    write_mrcs(tmp_path / "a.mrcs", blob + rng.normal(0, 0.3, (40, 32, 32)), 3.0)
+    poses = Poses.identity(40).replace(mirror=torch.arange(40) % 2 == 0)
+    write_particles_star(tmp_path / "p.star", open_particles(tmp_path / "a.mrcs"), poses, n_classes=1, project=tmp_path)
+    command = "relion_refine --i p.star --o ./run --K 2 --iter 1 --skip_align --particle_diameter 80 --dont_check_norm"
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(
+        [*command.split(), "--tau2_fudge", "2", "--pad", "1", "--random_seed", "1", "--j", "1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-800:] + done.stderr[-800:]
+    back = open_particles(tmp_path / "run_it001_data.star", datadir=tmp_path)
+    assert back.poses is not None
+    assert back.poses.mirror.tolist() == poses.mirror.tolist()  # RELION kept the columns it does not know
+    assert open_images(tmp_path / "run_it001_model.star").shape == (2, 32, 32)
