@@ -24,16 +24,17 @@ from ralib.average import (
     shift_averages,
     shift_limit_px,
     shift_poses,
-    soft_disc,
 )
 from ralib.batches import Batch, ParticleBatches, free_memory
 from ralib.figures import iteration_figures
 from ralib.loop_state import LoopState
+from ralib.prepare import soft_circle
 from ralib.ranks import Ranks, SingleProcess, shard
 from ralib.search import PoseSearch
 from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibError
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+MASK_EDGE_PX = 3.0
 DEFAULT_BATCH = {"cpu": 128, "cuda": 2048}
 
 
@@ -68,7 +69,7 @@ class AlignmentOptions:
     mirror: bool = True
     center: int = 1
     mask: np.ndarray | Tensor | None = None
-    min_members: int = 4
+    min_members: int | None = None
     equal_sizes: bool = False
     ctf: str = "off"
     snr: float | None = None
@@ -220,6 +221,12 @@ class Alignment:
         sums.all_reduce_(self.ranks)
         return class_averages(sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A)
 
+    def smallest_class(self, n_classes: int) -> int:
+        """Classes below it count as starved: the option, else a twentieth of an equal share, at least 4."""
+        if self.options.min_members is not None:
+            return self.options.min_members
+        return max(4, round(0.05 * len(self.particles) / n_classes))
+
     # -- passes over this rank's particles --------------------------------------------------------------------------
 
     def _search_and_sum(
@@ -262,9 +269,10 @@ class Alignment:
 
     def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[dict[str, str]]]:
         """Feed starving classes; sums are linear, so only the particles that moved are taken out and put in."""
-        if self.options.equal_sizes or sums.n_classes == 1 or self.options.min_members < 1:
+        smallest = self.smallest_class(sums.n_classes)
+        if self.options.equal_sizes or sums.n_classes == 1 or smallest < 1:
             return poses, []
-        result = assign.reseed_small_classes(poses.class_index, poses.score, sums.n_classes, self.options.min_members)
+        result = assign.reseed_small_classes(poses.class_index, poses.score, sums.n_classes, smallest)
         after = poses.replace(class_index=result.class_index)
         moved = torch.nonzero(result.class_index != poses.class_index)[:, 0].numpy()
         for batch in self.batches.select(moved):
@@ -355,7 +363,7 @@ def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
 
 def _mask(mask: np.ndarray | Tensor | None, box: int, outer_radius: float, device: torch.device) -> Tensor:
     if mask is None:
-        return soft_disc(box, outer_radius, device=device)
+        return soft_circle(box, outer_radius, MASK_EDGE_PX).to(device)
     tensor = torch.as_tensor(mask, dtype=torch.float32, device=device).squeeze()
     if tensor.shape != (box, box):
         raise RalibError(

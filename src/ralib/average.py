@@ -153,13 +153,6 @@ def low_pass(images: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(images) * response, s=(n, n))
 
 
-def soft_disc(box: int, radius_px: float, edge_px: float = 3.0, device: torch.device | str = "cpu") -> Tensor:
-    """1 inside the radius, 0 beyond radius + edge, half a cosine between: (n, n)."""
-    c = torch.arange(box, device=device, dtype=torch.float32) - box // 2
-    beyond = (torch.hypot(c[:, None], c[None, :]) - radius_px).clamp(0.0, edge_px)
-    return 0.5 + 0.5 * torch.cos(math.pi * beyond / edge_px)
-
-
 def shift_images(images: Tensor, shift_xy_px: Tensor) -> Tensor:
     """Images (k, n, n) moved by (k, 2) pixels, by Fourier phases."""
     n = images.shape[-1]

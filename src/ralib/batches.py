@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ralib.ctf import apply_ctf, ctf_2d, phase_flip
+from ralib.prepare import normalise_background
 from ralib.types import CtfParameters, ParticleSet, RalibError
 
 READ_AHEAD = 2
@@ -43,7 +44,8 @@ def free_memory(device: torch.device) -> int:
 class ParticleBatches:
     """One rank's particles, batch after batch, the same each time.
 
-    Images are scaled to mean 0 and standard deviation 1 of the background (outside `background_radius`). With
+    From each image the plane fitted to its background (outside `background_radius`) is taken off, and the background's
+    standard deviation becomes 1. With
     ctf='wiener' they are multiplied by their CTF (the matched filter; the averages divide by the sum of CTF^2),
     with 'flip' only the phases are turned. Images that are not finite or constant come out as zeros, not usable;
     `bad` holds their numbers, and strict=True raises instead.
@@ -70,7 +72,7 @@ class ParticleBatches:
         self.particles, self.rows, self.device = particles, rows, device
         self.batch_size, self.ctf, self.strict = batch_size, ctf, strict
         self.bad: set[int] = set()
-        self._background = _outside(particles.box, background_radius, device)
+        self.background_radius = background_radius
         need = len(rows) * particles.box**2 * 4
         budget = int(0.4 * free_memory(device)) if resident_bytes is None else resident_bytes
         self._kept: dict[int, Batch] | None = {} if need <= budget else None
@@ -120,7 +122,7 @@ class ParticleBatches:
         images = raw.to(self.device, torch.float32, non_blocking=True)
         usable = torch.isfinite(images).flatten(1).all(1)
         usable &= images.flatten(1).amax(1) > images.flatten(1).amin(1)
-        images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self._background)
+        images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self.background_radius)
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
@@ -135,23 +137,6 @@ class ParticleBatches:
                 "repair the stack, or leave --strict out to go on without it"
             )
         self.bad.update(int(i) for i in numbers)
-
-
-def normalise_background(images: Tensor, background: Tensor) -> Tensor:
-    """Images (b, n, n) less their mean and over their standard deviation where `background` (n, n) is true.
-
-    A constant background leaves the scale to the whole image; a constant image becomes zero.
-    """
-    outside = images[:, background]
-    mean = outside.mean(1)
-    sd = outside.std(1)
-    sd = torch.where(sd > 1e-6 * images.abs().amax((1, 2)), sd, images.std((1, 2)))
-    return (images - mean[:, None, None]) / torch.where(sd > 0, sd, 1.0)[:, None, None]
-
-
-def _outside(box: int, radius: float, device: torch.device) -> Tensor:
-    c = torch.arange(box, device=device) - box // 2
-    return c[:, None] ** 2 + c[None, :] ** 2 > radius**2
 
 
 def _read_ahead(read: Callable[[int], Tensor], numbers: list[int]) -> Iterator[Tensor]:

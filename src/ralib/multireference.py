@@ -34,7 +34,8 @@ class MultiReferenceAligner:
     mirror              whether mirrored particles are found
     center              SPARX's centring of averages, -1..7
     mask                (n, n) for the averages, or None for a soft disc
-    min_members         smaller classes are reseeded from the worst-fitting members of the largest
+    min_members         smaller classes are reseeded from the worst-fitting members of the largest; None takes a
+                        twentieth of an equal share, at least 4; 0 reseeds none
     equal_sizes         classes whose sizes differ by at most one
     ctf                 'off', 'wiener' or 'flip'; snr the signal to noise ratio of one particle for Wiener's
                         average, None to measure it
@@ -58,7 +59,7 @@ class MultiReferenceAligner:
         mirror: bool = True,
         center: int = 1,
         mask: np.ndarray | Tensor | None = None,
-        min_members: int = 4,
+        min_members: int | None = None,
         equal_sizes: bool = False,
         ctf: str = "off",
         snr: float | None = None,
@@ -70,7 +71,7 @@ class MultiReferenceAligner:
         ranks: Ranks | None = None,
     ) -> None:
         if iterations < 1:
-            raise RalibError(f"{iterations} iterations: multi-reference alignment needs a number of 1 or more, set --maxit")
+            raise RalibError(f"{iterations} iterations: multi-reference alignment needs --maxit 1 or more")
         self.references, self.iterations, self.seed, self.ranks = references, iterations, seed, ranks
         self.shift_range_xy_px, self.shift_step_px = shift_range_xy_px, shift_step_px
         self.options = AlignmentOptions(
@@ -202,12 +203,12 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[d
             }
         )
     sizes = state.figures[-1]["class_sizes"]
-    small = [k + 1 for k, size in enumerate(sizes) if size < run.options.min_members]
+    smallest = run.smallest_class(len(sizes))
+    small = [k + 1 for k, size in enumerate(sizes) if size < smallest]
     if small and len(sizes) > 1:
         warnings.append(
             {
-                "what": f"{len(small)} classes ended below {run.options.min_members} members: "
-                + ", ".join(map(str, small[:20])),
+                "what": f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
                 "where": "classes",
                 "do": "ask for fewer classes, or --EQ for equal sizes",
             }

@@ -125,8 +125,10 @@ def mref(
         bool, typer.Option("--EQ", "--equal-sizes", help="Classes of equal size.", rich_help_panel=_CLASSES)
     ] = False,
     min_members: Annotated[
-        int, typer.Option("--min-members", help="Reseed smaller classes; 0: never.", rich_help_panel=_CLASSES)
-    ] = 4,
+        int | None,
+        typer.Option("--min-members", help="Reseed smaller classes; 0: never. [default: a twentieth of an equal "
+                     "share, at least 4]", rich_help_panel=_CLASSES),
+    ] = None,
     seed: Seed = 1000,
     device: Device = "auto",
     gpu_devices: Gpus = None,
