@@ -1,11 +1,37 @@
-"""Fixtures shared by all tests: where the golden and the optional shared data lie, and poisoned `empty` tensors."""
+"""Before any test: shapes are checked, and memory that nobody wrote shows. Fixtures: where the data lie."""
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("ralib", "shape_checker.check")
+
+
+def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`make` with its uninitialised floats set to NaN, so that an output nobody wrote cannot pass for a result."""
+
+    @functools.wraps(make)
+    def make_poisoned(*args: Any, **options: Any) -> torch.Tensor:
+        tensor = make(*args, **options)
+        if tensor.is_floating_point() or tensor.is_complex():
+            with torch.no_grad():
+                tensor.fill_(float("nan"))
+        return tensor
+
+    return make_poisoned
+
+
+torch.empty = _poisoned(torch.empty)
+torch.empty_like = _poisoned(torch.empty_like)
+torch.Tensor.new_empty = _poisoned(torch.Tensor.new_empty)  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ralib.types import CtfParameters, RalibError
@@ -42,28 +43,28 @@ def ctf_2d(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Float[Tensor, "b {box} {box}//2+1"]:
     """CTF of each particle in rfft2's layout: (b, box, box // 2 + 1), zero frequency at [0, 0]."""
     if not pixel_size_A > 0:
-        raise RalibError(
-            f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with --pixel-size"
-        )
+        raise RalibError(f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with --pixel-size")
     kx, ky = frequency_grid(box, device=device, dtype=dtype)
     return _ctf(params, kx / pixel_size_A, ky / pixel_size_A)
 
 
-def ctf_polar(params: CtfParameters, radial_frequency_per_A: Tensor, angle_rad: Tensor) -> Tensor:
+def ctf_polar(
+    params: CtfParameters, radial_frequency_per_A: Float[Tensor, " k"], angle_rad: Float[Tensor, " a"]
+) -> Float[Tensor, "b k a"]:
     """CTF of each particle on a polar grid: radii (K,) in 1/A and angles (A,) in radians -> (b, K, A)."""
     radius = radial_frequency_per_A[:, None]
     return _ctf(params, radius * torch.cos(angle_rad), radius * torch.sin(angle_rad))
 
 
-def apply_ctf(images: Tensor, ctf: Tensor) -> Tensor:
+def apply_ctf(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) filtered by a CTF (b, n, n // 2 + 1)."""
     return torch.fft.irfft2(torch.fft.rfft2(images) * ctf, s=images.shape[-2:])
 
 
-def phase_flip(images: Tensor, ctf: Tensor) -> Tensor:
+def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) with the sign of every frequency set right; amplitudes stay as they are."""
     return apply_ctf(images, torch.where(ctf < 0, -1.0, 1.0).to(images.dtype))
 

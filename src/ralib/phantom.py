@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ralib.ctf import frequency_grid
@@ -85,7 +86,9 @@ class FourierProjector:
         transform = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(density)))
         self._samples = torch.view_as_real(transform).permute(3, 0, 1, 2)[None].contiguous()
 
-    def slices(self, axes: Tensor, box: int, *, scale: float = 1.0) -> Tensor:
+    def slices(
+        self, axes: Float[Tensor, "b 2 3"], box: int, *, scale: float = 1.0
+    ) -> Complex[Tensor, "b {box} {box}//2+1"]:
         """Transforms of projections, rfft2 layout (b, box, box // 2 + 1), complex, image origin at pixel (0, 0).
 
         axes (b, 2, 3): the directions in the volume, (x, y, z), along which the image's x and y run.

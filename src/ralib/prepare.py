@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ralib.ctf import ctf_2d, phase_flip
@@ -119,12 +120,12 @@ class PreparedSource:
 
 
 def prepare_images(
-    images: Tensor,
+    images: Float[Tensor, "b n n"],
     preparation: Preparation,
     *,
     ctf: CtfParameters | None = None,
     pixel_size_A: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "b m m"]:
     """Images (b, n, n) after `preparation`: (b, m, m) float32 on the same device."""
     images = images.float()
     if preparation.clip_px is not None:
@@ -163,7 +164,7 @@ def target_box(preparation: Preparation, box: int, pixel_size_A: float | None) -
     return target
 
 
-def fourier_resize(images: Tensor, box: int) -> Tensor:
+def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
     """Images (b, n, n) on another grid, (b, box, box), by cropping or padding their transform.
 
     Pixel n // 2 stays the centre and grey values stay what they are. The Nyquist frequency of the smaller of two
@@ -185,7 +186,7 @@ def fourier_resize(images: Tensor, box: int) -> Tensor:
     return torch.fft.irfft2(resized, s=(box, box))
 
 
-def clip(images: Tensor, box: int) -> Tensor:
+def clip(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
     """Images (b, n, n) cut to (b, box, box) about the centre, or padded with the mean of each image's edge."""
     n = images.shape[-1]
     first = n // 2 - box // 2
@@ -197,7 +198,7 @@ def clip(images: Tensor, box: int) -> Tensor:
     return padded
 
 
-def normalise_background(images: Tensor, radius_px: float | None = None) -> Tensor:
+def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None = None) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) less the plane fitted outside the circle, over the standard deviation about it there.
 
     radius_px None is three quarters of half the box. A constant background leaves the image unscaled.
@@ -215,13 +216,15 @@ def normalise_background(images: Tensor, radius_px: float | None = None) -> Tens
     return _over_sd(flat, flat[:, outside].std(1), images)
 
 
-def _over_sd(images: Tensor, sd: Tensor, raw: Tensor) -> Tensor:
+def _over_sd(
+    images: Float[Tensor, "b n n"], sd: Float[Tensor, " b"], raw: Float[Tensor, "b n n"]
+) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) over sd (b,); a spread that is only rounding of the raw values is not blown up."""
     real = sd > 1e-6 * raw.abs().amax((1, 2))
     return images / torch.where(real, sd, torch.ones_like(sd))[:, None, None]
 
 
-def soft_circle(box: int, radius_px: float, edge_px: float) -> Tensor:
+def soft_circle(box: int, radius_px: float, edge_px: float) -> Float[Tensor, "{box} {box}"]:
     """1 inside the radius, falling to 0 as a raised cosine over `edge_px`: (box, box)."""
     grid = torch.arange(box, dtype=torch.float32) - box // 2
     distance = torch.hypot(grid[:, None], grid[None, :])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ralib.ctf import ctf_2d, frequency_grid
@@ -58,7 +59,7 @@ class Simulator:
     def n_blocks(self) -> int:
         return -(-self.options.n_particles // BLOCK)
 
-    def block(self, number: int) -> Tensor:
+    def block(self, number: int) -> Float[Tensor, "b n n"]:
         """Noisy particles of one block, float32 (b, n, n) on the device."""
         index = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.options.n_particles))
         generator = torch.Generator(self.device).manual_seed(_block_seed(self.options.seed, number))
@@ -71,7 +72,7 @@ class Simulator:
         for number in range(self.n_blocks):
             yield self.block(number)
 
-    def clean(self, index: np.ndarray) -> Tensor:
+    def clean(self, index: np.ndarray) -> Float[Tensor, "b n n"]:
         """Particles `index` (b,) as they are before noise, scaled to the wanted SNR: (b, n, n)."""
         truth, box = self.truth, self.options.box
         axes = self._tensor(truth.rotation[index][:, :2])
@@ -85,7 +86,7 @@ class Simulator:
         strength = self._tensor(truth.contrast[index] * visible * self._amplitude)
         return torch.fft.irfft2(transform * self._ctf(index), s=(box, box)) * strength[:, None, None]
 
-    def references(self) -> Tensor:
+    def references(self) -> Float[Tensor, "k n n"]:
         """The views, (species * K, n, n): clean, no CTF, on the same scale as the particles."""
         box = self.options.box
         phase = _shift_phase(torch.zeros(1, 2, device=self.device), box)
@@ -145,7 +146,7 @@ def simulate_particles(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     **options: Any,
-) -> tuple[Tensor, Truth, Tensor]:
+) -> tuple[Float[Tensor, "{n_particles} {box} {box}"], Truth, Float[Tensor, "k {box} {box}"]]:
     """Particles made on `device`: images (n, box, box) of `dtype`, their truth, and the references (k, box, box).
 
     `options` are those of SimulationOptions.
@@ -163,7 +164,7 @@ def circle_mask(box: int, radius_px: float, *, device: torch.device | str = "cpu
     return grid[:, None] ** 2 + grid[None, :] ** 2 <= radius_px**2
 
 
-def _shift_phase(origin_xy_px: Tensor, box: int) -> Tensor:
+def _shift_phase(origin_xy_px: Float[Tensor, "b 2"], box: int) -> Complex[Tensor, "b {box} {box}//2+1"]:
     """What moves the image's origin from pixel 0 to box // 2 - origin, (b, box, box // 2 + 1)."""
     kx, ky = frequency_grid(box, device=origin_xy_px.device)
     shift = origin_xy_px - box // 2
