@@ -24,6 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
     "mref_xr2yr1_ts05": {"xr": 2, "yr": 1, "ts": 0.5, "maxit": 1, "center": 0},
 }
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
 
 @pytest.fixture(scope="module")
 def given(golden: Path) -> dict[str, np.ndarray]:
@@ -48,10 +50,11 @@ def agreement(got: np.ndarray, expected: np.ndarray) -> tuple[float, float, np.n
     return same.mean(), shift.mean(), turned(got[shift, 0], expected[shift, 0])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES)
-def test_golden(given: dict[str, np.ndarray], golden: Path, case: str) -> None:
+def test_golden(given: dict[str, np.ndarray], golden: Path, case: str, device: str) -> None:
     expected = np.load(golden / f"{case}.npz")
-    result = mref_ali2d(given["images"], given["references"], ou=26, **CASES[case])
+    result = mref_ali2d(given["images"], given["references"], ou=26, **CASES[case], device=device)
     params = result.extra["params"].numpy()
     same, shift, angle = agreement(params, expected["params"])
     assert same >= 0.98
@@ -154,7 +157,7 @@ def test_ctf_weighted_averages(given: dict[str, np.ndarray]) -> None:
     )
     spoilt = filt_ctf(torch.from_numpy(given["images"]), ctf, 4.0, dopad=False).numpy()
     particles = ParticleSet(ArraySource(spoilt), pixel_size_A=4.0, ctf=ctf)
-    options: dict[str, Any] = {"ou": 26, "xr": 3, "maxit": 1, "center": 0}
+    options: dict[str, Any] = {"ou": 26, "xr": 2, "maxit": 1, "center": 0}
     clean = mref_ali2d(given["images"], given["references"], **options).extra
     with_ctf = mref_ali2d(particles, given["references"], CTF=True, snr=1.0, **options).extra
     without = mref_ali2d(spoilt, given["references"], **options).extra

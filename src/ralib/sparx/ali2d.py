@@ -16,7 +16,7 @@ from torch import Tensor
 from ralib.figures import iteration_figures
 from ralib.sparx.filters import fsc_mask
 from ralib.sparx.mref import mean_shift_of_classes, moved_with_reference
-from ralib.sparx.particles import BATCH_SIZE, Input, ParityParticles, as_particle_set, ring_mask
+from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
 from ralib.sparx.resample import fshift, rot_shift2D
 from ralib.sparx.rings import Rings, make_rings
@@ -54,7 +54,7 @@ def ali2d(
     random_method: str = "",
     rand_seed: int = 1000,
     device: torch.device | str = "cpu",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> RunResult:
     """Reference-free alignment as sxali2d does it; options have that program's names and defaults.
@@ -172,7 +172,22 @@ class _Loop:
                     break  # hill climbing met nothing better for any particle
         zeros = torch.zeros(len(self.stack), dtype=torch.int64, device=self.header.device)
         extra = {"params": params_table(self.header, zeros), "raw_averages": averages.images.cpu()}
-        return history.result("reffree", {"sparx": True}, extra)
+        used = {
+            "sparx": True,
+            "ir": self.aligner.rings.radius_px[0],
+            "ou": self.aligner.rings.radius_px[-1],
+            "xr": [s.range_xy_px[0] for s in stages],
+            "yr": [s.range_xy_px[1] for s in stages],
+            "ts": [s.step_px for s in stages],
+            "center": self.center,
+            "maxit": iterations,
+            "CTF": self.stack.ctf,
+            "Fourvar": self.fourier_variance,
+            "random_method": self.aligner.method,
+            "nomirror": not self.aligner.mirror,
+            "dst": self.dst,
+        }
+        return history.result("reffree", used, extra)
 
     def _average(self) -> tuple[ClassAverages, float]:
         """Average, halves and masked FRC of the particles as they lie; the criterion is the average's power."""

@@ -37,14 +37,16 @@ def fsc(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a = torch.fft.rfft2(first.double())[:, counted]
     b = torch.fft.rfft2(second.double())[:, counted]
 
+    order, sizes = torch.argsort(ring, stable=True), torch.bincount(ring, minlength=n // 2 + 1).tolist()
+
     def ring_sum(values: Tensor) -> Tensor:
-        total = torch.zeros(len(values), n // 2 + 1, dtype=torch.float64, device=values.device)
-        return total.index_add_(1, ring, values)
+        # Ring by ring, not scattered: the same bits on a GPU every time.
+        return torch.stack([part.sum(dim=1) for part in values[:, order].split(sizes, dim=1)], dim=1)
 
     power = ring_sum(a.abs() ** 2) * ring_sum(b.abs() ** 2)
     cross = ring_sum((a * b.conj()).real)
     correlation = torch.where(power > 0, cross / power.clamp_min(1e-300).sqrt(), torch.zeros_like(cross))
-    count = 2.0 * torch.bincount(ring, minlength=n // 2 + 1).double()
+    count = 2.0 * torch.tensor(sizes, dtype=torch.float64, device=first.device)
     frequency = torch.arange(n // 2 + 1, device=first.device, dtype=torch.float64) / (2 * (n // 2))
     return frequency, correlation, count
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ralib.figures import iteration_figures
 from ralib.sparx.filters import filt_table, fsc, mean_under
-from ralib.sparx.particles import BATCH_SIZE, Input, ParityParticles, as_particle_set, ring_mask
+from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
 from ralib.sparx.resample import fshift
 from ralib.sparx.rings import Rings, make_rings
@@ -68,7 +68,7 @@ def mref_ali2d(
     nomirror: bool = False,
     EQ: bool = False,
     device: torch.device | str = "cpu",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> RunResult:
     """Multi-reference alignment as sxmref_ali2d does it; options have that program's names and defaults.
@@ -136,7 +136,23 @@ class _Loop:
             if auto_stop and criterion < best:
                 break
             best = max(best, criterion)
-        return history.result("mref", {"sparx": True}, extra)
+        return history.result("mref", self._used(iterations), extra)
+
+    def _used(self, iterations: int) -> dict[str, Any]:
+        o = self.options
+        return {
+            "sparx": True,
+            "ir": o.rings.radius_px[0],
+            "ou": o.rings.radius_px[-1],
+            "xr": o.range_xy_px[0],
+            "yr": o.range_xy_px[1],
+            "ts": o.step_px,
+            "center": o.center,
+            "maxit": iterations,
+            "CTF": o.ctf,
+            "snr": o.snr,
+            "nomirror": not o.mirror,
+        }
 
     def _search(self, references: Tensor) -> tuple[Found, HalfSums, Tensor | None]:
         """Best alignment of every particle, half sums by class, and sums of the squared CTF (2, k, m)."""

@@ -13,7 +13,7 @@ from ralib.sparx.ctf import ctf_2, filt_ctf
 from ralib.sparx.filters import mean_under, model_circle, statistics_under
 from ralib.types import ArraySource, ParticleSet, RalibError
 
-BATCH_SIZE = 256
+BATCH_PIXELS = 2**22
 Input = ParticleSet | np.ndarray | Tensor
 
 
@@ -44,6 +44,7 @@ class ParityParticles:
     mask        (n, n), what SPARX takes image statistics under
     scaled      mref: mean 0, sd 1 under the mask; else (ali2d) only the mean outside the mask is taken off
     ctf         False, or True: mref multiplies by the CTF, ali2d flips phases
+    batch_size  how many at a time; None: as many as bound the memory
     """
 
     particles: ParticleSet
@@ -51,12 +52,12 @@ class ParityParticles:
     scaled: bool
     ctf: bool
     device: torch.device
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.particles) == 0:
             raise RalibError("the stack holds no particles: nothing to align")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
         if self.ctf and (self.particles.ctf is None or self.particles.pixel_size_A is None):
             raise RalibError("--CTF needs CTF parameters and a pixel size: give a file that has them, or leave it out")
@@ -66,7 +67,8 @@ class ParityParticles:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Particle numbers (b,) on the device and their prepared images (b, n, n)."""
-        for index in torch.arange(len(self)).split(self.batch_size):
+        size = self.batch_size or max(1, min(256, BATCH_PIXELS // self.particles.box**2))
+        for index in torch.arange(len(self)).split(size):
             yield index.to(self.device), self.read(index)
 
     def read(self, index: Tensor) -> Tensor:

@@ -75,29 +75,32 @@ def sample_rings(images: Tensor, centre_xy_px: Tensor, rings: Rings) -> list[Ten
     towards x. Bilinear; a ring that leaves the image reads its edge pixels, where EMAN2 reads past the row.
     """
     n = images.shape[-1]
-    flat = images.flatten(1)
+    flat, centre = images.flatten(1), centre_xy_px.float()[:, :, None, :]
     sampled = []
     for radius, length in zip(rings.radius_px, rings.length, strict=True):
-        step = math.radians(rings.period_deg) / length
-        angle = step * torch.arange(length, device=images.device, dtype=torch.float64)
-        offset = torch.stack([radius * torch.sin(angle), radius * torch.cos(angle)], dim=-1)
-        xy = (centre_xy_px[:, :, None, :].double() + offset).clamp(0, n - 1)
-        sampled.append(_bilinear(flat, xy, n))
+        # Ring by ring stays in the cache; coordinates in float32, as EMAN2 has them.
+        xy = centre + _circle(radius, length, rings.period_deg).to(images.device, torch.float32)
+        sampled.append(_bilinear(flat, xy.clamp_(0, n - 1), n))
     return sampled
+
+
+def _circle(radius_px: int, length: int, period_deg: float) -> Tensor:
+    """Points (length, 2) of a ring about its centre."""
+    angle = math.radians(period_deg) / length * torch.arange(length, dtype=torch.float64)
+    return torch.stack([radius_px * torch.sin(angle), radius_px * torch.cos(angle)], dim=-1)
 
 
 def _bilinear(flat: Tensor, xy: Tensor, n: int) -> Tensor:
     """Values at xy (b, s, l, 2) of images given as rows (b, n * n)."""
-    corner = xy.floor().clamp_max(n - 2)
-    part = (xy - corner).to(flat.dtype)
-    corner = corner.long()
-    index = (corner[..., 1] * n + corner[..., 0]).flatten(1)
+    x, y = xy.unbind(dim=-1)
+    column, row = x.long().clamp_max_(n - 2), y.long().clamp_max_(n - 2)
+    dx, dy = (x - column).to(flat.dtype), (y - row).to(flat.dtype)
+    index = (row * n + column).flatten(1)
 
     def pixel(step: int) -> Tensor:
-        return flat.gather(1, index + step).view(xy.shape[:-1])
+        return flat.gather(1, index + step).view(x.shape)
 
     p00, p10, p01, p11 = pixel(0), pixel(1), pixel(n), pixel(n + 1)
-    dx, dy = part[..., 0], part[..., 1]
     return p00 + dy * (p01 - p00) + dx * (p10 - p00 + dy * (p11 - p10 - p01 + p00))
 
 
