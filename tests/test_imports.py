@@ -1,0 +1,158 @@
+"""Imports point one way. The table below is the floor plan; docs/ draws it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "ralib"
+
+# Floors, from the ground up: a room sees its own floor and those below. Rooms named nowhere stand on ENGINE.
+GROUND, OPS, ENGINE, LOOPS, RUNS, CLI = range(6)
+FLOOR = {
+    "types": GROUND,
+    "conventions": GROUND,
+    "ops": OPS,
+    "multireference": LOOPS,
+    "referencefree": LOOPS,
+    "classify": LOOPS,
+    "alignment": LOOPS,
+    "loop_state": LOOPS,
+    "analysis": LOOPS,
+    "sparx": ENGINE,
+    "analysis.run": RUNS,
+    "rundir": RUNS,
+    "summary": RUNS,
+    "select": RUNS,
+    "watch": RUNS,
+    "cli": CLI,
+    "__main__": CLI,
+}
+# Side rooms: they see these and nothing else. Everyone may look into them from LOOPS up, io from RUNS up.
+SIDE = {
+    "io": {"types", "conventions"},
+    "report": {"types", "conventions"},
+    "checkpoint": {"types", "conventions", "io"},
+    "ranks": set(),
+}
+SEEN_FROM = {"io": RUNS, "report": RUNS, "checkpoint": LOOPS, "ranks": ENGINE}
+# Doors in the floor, each with its reason.
+DOORS = {
+    ("types", "report"): "a result shows itself in a notebook; the page is made when it is shown",
+}
+
+
+def room(module: str) -> str:
+    """`ralib.io.star` -> `io`; the package itself -> ''."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def floor(module: str) -> int:
+    """The floor of a module: its own entry in the table, else its room's."""
+    own = ".".join(module.split(".")[1:3])
+    return FLOOR.get(own, FLOOR.get(room(module), ENGINE))
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = ["ralib", *path.relative_to(SOURCE).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: set[str], *, at_load: bool = False) -> set[str]:
+    """Modules of ralib that a file imports; `at_load`: only those that run when it is loaded."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    nodes = _loaded(tree) if at_load else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "ralib"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import; write the whole name"
+            base = node.module or ""
+            if base.split(".")[0] == "ralib":
+                found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names}
+    return found
+
+
+def _loaded(tree: ast.AST) -> list[ast.AST]:
+    """Statements that run at import: not those inside functions, nor under `if TYPE_CHECKING`."""
+    found: list[ast.AST] = []
+    for node in ast.iter_child_nodes(tree):
+        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only:
+            found += [node, *_loaded(node)]
+    return found
+
+
+def forbidden(importer: str, imported: str) -> str | None:
+    """Why `importer` may not see `imported`, or None."""
+    here, there = room(importer), room(imported)
+    if here == there or there == "" or (here, there) in DOORS:
+        return None
+    if here in SIDE:
+        return None if there in SIDE[here] else f"{here} sees only {sorted(SIDE[here])}"
+    if there in SIDE:
+        lowest = SEEN_FROM[there]
+        return None if floor(importer) >= lowest else f"{there} is seen only from floor {lowest} up"
+    if floor(imported) > floor(importer):
+        return f"{there} stands above {here}"
+    return None
+
+
+def test_imports_point_one_way() -> None:
+    known = modules()
+    wrong = [
+        f"{name} imports {target}: {why}"
+        for name, path in known.items()
+        if name != "ralib"
+        for target in sorted(imports(path, set(known)))
+        if (why := forbidden(name, target))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circles() -> None:
+    known = modules()
+    graph = {name: imports(path, set(known), at_load=True) & set(known) for name, path in known.items()}
+    done: set[str] = set()
+
+    def walk(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, "a circle of imports: " + " -> ".join([*trail[trail.index(name) :], name])
+        if name not in done:
+            for target in sorted(graph[name] - {name}):
+                walk(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_triton_stays_in_ops() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert room(name) == "ops" or not any(n.split(".")[0] == "triton" for n in names), name
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("ralib.search", "ralib.ops", True),
+        ("ralib.ops.taps", "ralib.search", False),
+        ("ralib.io.star", "ralib.ctf", False),
+        ("ralib.cli.data", "ralib.multireference", True),
+        ("ralib.average", "ralib.multireference", False),
+        ("ralib.ranks", "ralib.types", False),
+        ("ralib.multireference", "ralib.io", False),
+    ],
+)
+def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:
+    assert (forbidden(importer, imported) is None) == allowed
