@@ -160,7 +160,7 @@ def _open(path: Path) -> h5py.File:
     with path.open("rb") as file:
         if file.read(8) != b"\x89HDF\r\n\x1a\n":
             raise RalibError(f"{path} is no HDF5 file")
-    return h5py.File(path, "r", locking=False)
+    return h5py.File(path, "r")
 
 
 def _image_numbers(group: h5py.Group) -> list[int]:

@@ -1,0 +1,188 @@
+"""cryoSPARC .cs files: real ones, passthrough files, exact round trips through STAR, mirrors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.io import open_images, open_particles, read_star, take, write_mrcs, write_particles_cs, write_particles_star
+from ralib.io.cryosparc import load_cs, open_cs
+from ralib.io.cryosparc_write import save_cs
+from ralib.types import Poses, RalibError
+
+REAL = ("real/empiar10076_7/empiar_10076_7.cs", "meta/cs/cryosparc_J2_particles_exported.cs")
+ALL = (*REAL, "meta/cs/cryosparc_P12_J24_001_particles.cs")
+
+
+def test_real_particles_are_those_of_the_star_file(shared_data: Path) -> None:
+    folder = shared_data / "real/empiar10076_7"
+    cs, star = (open_particles(folder / f"empiar_10076_7{s}") for s in (".cs", ".star"))
+    assert np.array_equal(cs.images.read(np.arange(7)), star.images.read(np.arange(7)))
+    assert cs.pixel_size_A == pytest.approx(star.pixel_size_A, rel=1e-6)
+    assert cs.ctf is not None
+    assert star.ctf is not None
+    for name in vars(cs.ctf):
+        assert np.allclose(getattr(cs.ctf, name), getattr(star.ctf, name), rtol=1e-5), name
+
+
+def test_2d_alignments(shared_data: Path) -> None:
+    particles = open_particles(shared_data / REAL[1], require_images=False)
+    rows = np.load(shared_data / REAL[1])
+    assert (len(particles), particles.box) == (22, 300)
+    assert particles.poses is not None
+    expected = np.exp(1j * rows["alignments2D/pose"])
+    assert np.allclose(np.exp(1j * np.radians(particles.poses.psi_deg.numpy())), expected, atol=1e-5)
+    assert np.allclose(particles.poses.origin_xy_px.numpy(), rows["alignments2D/shift"])
+    assert particles.poses.class_index.tolist() == rows["alignments2D/class"].tolist()
+    assert "90334788266266069_18jam15b_0345_ali_DW.mrcs" in particles.images.why  # type: ignore[attr-defined]
+    assert ">" not in particles.images.why  # type: ignore[attr-defined]
+
+
+def test_shifts_count_in_their_own_pixels(shared_data: Path, tmp_path: Path) -> None:
+    """A job that binned on the fly wrote its shifts in larger pixels."""
+    rows = np.load(shared_data / REAL[1])
+    plain = open_particles(shared_data / REAL[1], require_images=False).poses
+    rows["alignments2D/psize_A"] *= 2
+    save_cs(tmp_path / "binned.cs", rows)
+    binned = open_particles(tmp_path / "binned.cs", require_images=False).poses
+    assert plain is not None
+    assert binned is not None
+    assert torch.allclose(binned.origin_xy_px, plain.origin_xy_px * 2)
+
+
+def test_3d_alignments_give_the_in_plane_part(shared_data: Path) -> None:
+    """A rotation about the viewing axis alone is psi; tilted views keep RELION's third Euler angle."""
+    from scipy.spatial.transform import Rotation
+
+    from ralib.io.cryosparc import _inplane_rad
+
+    about_z = np.array([[0, 0, 0.7], [0, 0, -2.0]])
+    assert np.allclose(_inplane_rad(about_z), [0.7, -2.0])
+    euler = np.array([[20.0, 65.0, 35.0], [-100.0, 120.0, -77.0]])
+    vectors = Rotation.from_euler("ZYZ", euler, degrees=True).as_rotvec()
+    assert np.allclose(np.degrees(_inplane_rad(vectors)), euler[:, 2])
+    particles = open_particles(shared_data / ALL[2], require_images=False)
+    assert len(particles) == 2019
+    assert particles.poses is not None
+    assert torch.allclose(particles.poses.origin_xy_px[0], torch.tensor([11.334375, -1.828125]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_lost_through_a_star_file(shared_data: Path, tmp_path: Path, name: str) -> None:
+    """.cs -> STAR -> .cs gives the same bytes in every field, and so does .cs -> .cs."""
+    original = np.load(shared_data / name)
+    particles = open_particles(shared_data / name, require_images=False)
+    write_particles_cs(tmp_path / "direct.cs", particles)
+    write_particles_star(tmp_path / "by.star", particles)
+    write_particles_cs(tmp_path / "through.cs", open_particles(tmp_path / "by.star", require_images=False))
+    for written in ("direct.cs", "through.cs"):
+        again = np.load(tmp_path / written)
+        assert again.dtype == original.dtype
+        assert again.tobytes() == original.tobytes()
+
+
+def test_what_changed_in_the_star_file_wins(shared_data: Path, tmp_path: Path) -> None:
+    """RELION, or we, gave five particles new poses and one a new defocus: only those rows change."""
+    from ralib.io import write_star
+
+    particles = open_particles(shared_data / REAL[1], require_images=False)
+    write_particles_star(tmp_path / "by.star", particles)
+    tables = read_star(tmp_path / "by.star")
+    tables["particles"].loc[:4, "rlnAnglePsi"] += 10.0
+    tables["particles"].loc[7, "rlnDefocusU"] += 100.0
+    write_star(tmp_path / "by.star", tables)
+    write_particles_cs(tmp_path / "out.cs", open_particles(tmp_path / "by.star", require_images=False))
+    before, after = np.load(shared_data / REAL[1]), np.load(tmp_path / "out.cs")
+    turned = np.angle(np.exp(1j * (after["alignments2D/pose"] - before["alignments2D/pose"]).astype(float)))
+    assert np.allclose(np.degrees(turned[:5]), 10, atol=1e-3)
+    assert (turned[5:] == 0).all()
+    changed = after["ctf/df1_A"] - before["ctf/df1_A"]
+    assert changed[7] == pytest.approx(100, abs=0.01)
+    assert np.delete(changed, 7).any() == np.False_
+
+
+def test_passthrough_is_joined_by_uid(shared_data: Path, tmp_path: Path) -> None:
+    """In another order and with more rows; found by its name, or given."""
+    rows = np.load(shared_data / REAL[0])
+    later = [n for n in rows.dtype.names if n.startswith("ctf/")]
+    main = rows[[n for n in rows.dtype.names if n not in later]]
+    extra = np.concatenate([rows[["uid", *later]]] * 2)[::-1].copy()
+    extra["uid"][:7] += 1
+    save_cs(tmp_path / "P1_J2_particles.cs", np.ascontiguousarray(main.astype(main.dtype.descr and _packed(main))))
+    save_cs(tmp_path / "P1_J2_passthrough_particles.cs", extra.astype(_packed(extra)))
+    folder = shared_data / "real/empiar10076_7"
+    found = open_particles(tmp_path / "P1_J2_particles.cs", datadir=folder)
+    direct = open_particles(shared_data / REAL[0])
+    assert found.ctf is not None
+    assert direct.ctf is not None
+    assert np.array_equal(found.ctf.defocus_u_A, direct.ctf.defocus_u_A)
+    (tmp_path / "P1_J2_passthrough_particles.cs").rename(tmp_path / "other.cs")
+    assert open_particles(tmp_path / "P1_J2_particles.cs", datadir=folder).ctf is None
+    from ralib.io import open_stack
+
+    given = open_cs(tmp_path / "P1_J2_particles.cs", open_stack, datadir=folder, passthrough=[tmp_path / "other.cs"])
+    assert given.ctf is not None
+    extra["uid"] += 5
+    save_cs(tmp_path / "other.cs", extra.astype(_packed(extra)))
+    with pytest.raises(RalibError, match="another job"):
+        open_cs(tmp_path / "P1_J2_particles.cs", open_stack, datadir=folder, passthrough=[tmp_path / "other.cs"])
+
+
+def _packed(rows: np.ndarray) -> np.dtype:
+    from numpy.lib.recfunctions import repack_fields
+
+    return repack_fields(rows.dtype)
+
+
+def test_new_files_and_mirrors(tmp_path: Path) -> None:
+    """From an MRC stack: class K + k for mirrored members, the originals in fields of our own."""
+    images = np.random.default_rng(0).normal(size=(3, 8, 8))
+    write_mrcs(tmp_path / "a.mrcs", images, 1.5)
+    poses = Poses.identity(3).replace(
+        psi_deg=torch.tensor([-90.0, 10.0, 20.0]),
+        origin_xy_px=torch.tensor([[1.0, 2], [3, 4], [5, 6]]),
+        mirror=torch.tensor([False, True, False]),
+        class_index=torch.tensor([0, 1, 1]),
+    )
+    write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "a.mrcs"), poses, n_classes=2)
+    rows = load_cs(tmp_path / "p.cs")
+    assert rows["alignments2D/class"].tolist() == [0, 3, 1]
+    assert np.degrees(rows["alignments2D/pose"]).tolist() == pytest.approx([270, 10, 20])
+    assert len(set(rows["uid"])) == 3
+    back = open_particles(tmp_path / "p.cs")
+    assert back.poses is not None
+    assert back.poses.mirror.tolist() == [False, True, False]
+    assert back.poses.class_index.tolist() == [0, 1, 1]
+    assert np.array_equal(back.images.read(np.arange(3)), open_images(tmp_path / "a.mrcs"))
+    some = take(back, np.array([2]))
+    write_particles_cs(tmp_path / "some.cs", some)
+    assert load_cs(tmp_path / "some.cs")["uid"].tolist() == [rows["uid"][2]]
+
+
+def test_cryosparc_tools_loads_our_files(shared_data: Path, tmp_path: Path) -> None:
+    dataset = pytest.importorskip("cryosparc.dataset", reason="cryosparc-tools is not installed (pip install it)")
+    particles = open_particles(shared_data / REAL[0])
+    write_particles_cs(tmp_path / "p.cs", particles, Poses.identity(7))
+    loaded = dataset.Dataset.load(str(tmp_path / "p.cs"))
+    assert len(loaded) == 7
+    assert list(loaded["blob/idx"]) == list(range(7))
+    assert (np.asarray(loaded["alignments2D/class"]) == 0).all()
+    assert str(loaded["blob/path"][0]) == "empiar_10076_7.mrc"
+
+
+def test_pickles_are_never_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    np.save(tmp_path / "trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    (tmp_path / "trap.cs").write_bytes((tmp_path / "trap.npy").read_bytes())
+    (tmp_path / "pickle.cs").write_bytes(pickle.dumps(Trap()))
+    for name in ("trap.cs", "pickle.cs", "trap.npy"):
+        with pytest.raises(RalibError):
+            open_particles(tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
