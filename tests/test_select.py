@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_run import make_run
 
+from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_particles, read_star
 from ralib.select import Selection, choose_classes, fingerprint, parse_classes, read_selection, selected_rows

@@ -14,7 +14,7 @@ function buildMap() {
   const reset = el("button", { type: "button", onclick: () => { zoom = 1; pan = [0, 0]; paint(); } }, "Reset view");
   host.append(el("div", { class: "toolbar" }, select("map-view", "Show", views), select("map-colour", "Colour by", colours), el("button", { type: "button", "aria-label": "Zoom in", class: "icon", onclick: () => zoomAt(1.5) }, "+"), el("button", { type: "button", "aria-label": "Zoom out", class: "icon", onclick: () => zoomAt(1 / 1.5) }, "−"), reset),
     el("div", { class: "map-frame", "data-plot": "embedding" }, canvas, scale));
-  let zoom = 1, pan = [0, 0], width = 0, height = 0, averages = null, places = [], frame = null;
+  let zoom = 1, pan = [0, 0], width = 0, height = 0, averages = null, places = [], reach = 14, frame = null;
 
   // Golden-angle hues keep neighbouring class numbers apart.
   const hue = (k) => `oklch(${matchMedia("(prefers-color-scheme: dark)").matches ? 0.76 : 0.6} 0.15 ${(k * 137.508) % 360})`;
@@ -53,6 +53,7 @@ function buildMap() {
   function paintPoints() {
     const colour = colourOf(), radius = Math.max(1.2, Math.min(3.2, 260 / Math.sqrt(n))) * Math.sqrt(zoom);
     places = new Float32Array(2 * n);
+    reach = 14;
     const byColour = new Map();
     for (let i = 0; i < n; i++) {
       const [x, y] = project(xy[2 * i], xy[2 * i + 1]);
@@ -74,6 +75,7 @@ function buildMap() {
     averages ??= await Promise.all(run.averages.map(sheetImage));
     const side = Math.max(18, Math.min(72, 0.7 * Math.sqrt(width * height / K))) * Math.sqrt(zoom);
     places = new Float32Array(2 * K);
+    reach = 0.75 * side;
     const large = [...Array(K).keys()].sort((a, b) => members[a] - members[b]);
     for (const k of large) {
       const [x, y] = project(at[2 * k], at[2 * k + 1]), s = run.averages.findIndex((item) => k < item.first + item.count), sheet = run.averages[s], i = k - sheet.first;
@@ -97,7 +99,7 @@ function buildMap() {
 
   function nearest(event) {
     const frameBox = canvas.getBoundingClientRect(), x = event.clientX - frameBox.left, y = event.clientY - frameBox.top;
-    let best = -1, distance = view() === "points" ? 14 ** 2 : 40 ** 2;
+    let best = -1, distance = reach ** 2;
     for (let i = 0; 2 * i < places.length; i++) {
       const d = (places[2 * i] - x) ** 2 + (places[2 * i + 1] - y) ** 2;
       if (d < distance) { distance = d; best = i; }
@@ -105,7 +107,7 @@ function buildMap() {
     return best;
   }
   let drag = null;
-  canvas.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     if (drag) { pan = [pan[0] + event.movementX, pan[1] + event.movementY]; drag.moved += Math.abs(event.movementX) + Math.abs(event.movementY); hideTip(); paint(); return; }
     const i = nearest(event);
     if (i < 0) { hideTip(); return; }
@@ -113,12 +115,14 @@ function buildMap() {
     const pictures = [points && picture(e.sheets, i, "Particle"), picture(run.averages, item.class - 1, "Its class average")];
     showTip(event.clientX, event.clientY, el("div", { class: "pair" }, pictures.filter(Boolean)), el("b", {}, label(item)),
       ...(points ? [el("div", {}, `Particle ${count(rows[i] + 1)}`), known(values.score[i]) && el("div", {}, `Score ${short(values.score[i])}`), known(values.defocus[i]) && el("div", {}, `Defocus ${short(values.defocus[i] / 1e4)} µm`)].filter(Boolean) : []));
-  });
+  };
+  canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", (event) => { if (event.pointerType === "mouse") { drag = { moved: 0 }; canvas.setPointerCapture(event.pointerId); } });
   canvas.addEventListener("pointerup", (event) => {
     const still = !drag || drag.moved < 5, i = still ? nearest(event) : -1;
     drag = null;
     if (i >= 0 && event.pointerType === "mouse") { hideTip(); openDetail(view() === "points" ? owner[i] : i); }
+    else if (event.pointerType !== "mouse") setTimeout(() => point(event)); // a tap shows what a mouse sees by hovering
   });
   canvas.addEventListener("pointerleave", hideTip);
   function zoomAt(factor, x = width / 2, y = height / 2) {

@@ -1,0 +1,271 @@
+"""The report's figures and pictures, and the page as text: what is in it, and what cannot get into it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from make_run import make_run
+from ralib.cli import main
+from ralib.report.payload import plain, script_safe
+from ralib.report.sheets import grey_levels, pack
+from ralib.summary import open_run, summarise, write_report
+from ralib.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
+from ralib.summary.figures import class_figures, histograms, shift_map, sorted_scores
+from ralib.summary.pictures import aligned, choose_members, likeness, resized
+from ralib.types import ClassAverages, Poses, RalibError, RunResult
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("report"), n_classes=8, n_particles=300, box=32, n_iterations=3)
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_figures_agree_with_the_poses(run: Path) -> None:
+    opened = open_run(run)
+    index = opened.poses.class_index.numpy()
+    figures = class_figures(opened)
+    assert [item["members"] for item in figures] == np.bincount(index, minlength=8).tolist()
+    assert figures[0]["mean_score"] == pytest.approx(opened.poses.score.numpy()[index == 0].mean(), rel=1e-5)
+    assert figures[0]["mirror_fraction"] == pytest.approx(opened.poses.mirror.numpy()[index == 0].mean())
+    assert figures[-1]["flag"] == "empty"
+    for histogram in histograms(opened).values():
+        np.testing.assert_array_equal(histogram.counts.sum(axis=1), opened.members)
+    assert set(histograms(opened)) == {"psi", "score", "defocus"}
+    shifts = shift_map(opened)
+    np.testing.assert_array_equal(shifts.counts.sum(axis=(1, 2)), opened.members)
+    right = shifts.counts[:, :, shifts.counts.shape[2] // 2 + 1 :].sum()
+    width = shifts.edges_px[1] - shifts.edges_px[0]
+    assert right == (opened.poses.origin_xy_px.numpy()[:, 0] >= width / 2).sum()
+    scores = sorted_scores(opened)
+    assert scores is not None
+    assert [len(s) for s in scores] == opened.members.tolist()
+    assert all((np.diff(s) >= 0).all() for s in scores)
+
+
+def test_members_lie_on_their_average(run: Path) -> None:
+    """The wrong value: with the mirror left out they no longer do."""
+    opened = open_run(run)
+    rows = np.arange(120)
+    references = opened.averages[opened.poses.class_index.numpy()[rows]]
+    good = likeness(aligned(opened, rows, 32), references)
+    assert np.median(good) > 0.4
+    poses = opened.poses.replace(mirror=~opened.poses.mirror)
+    wrong = likeness(aligned(type(opened)(**{**vars(opened), "poses": poses}), rows, 32), references)
+    assert np.median(wrong) < np.median(good) - 0.1
+
+
+@pytest.mark.parametrize(("box", "size"), [(64, 32), (65, 32), (64, 31), (31, 16)])
+def test_resizing_keeps_grey_values_and_centre(box: int, size: int) -> None:
+    y, x = np.mgrid[:box, :box] - box // 2
+    blob = np.exp(-((x - 3) ** 2 + (y + 5) ** 2) / 2 / 4.0**2)
+    small = resized(torch.tensor(blob)[None], size)[0].numpy()
+    v, u = (np.mgrid[:size, :size] - size // 2) * (box / size)
+    expected = np.exp(-((u - 3) ** 2 + (v + 5) ** 2) / 2 / 4.0**2)
+    np.testing.assert_allclose(small, expected, atol=0.02)
+
+
+def test_members_to_show_are_ranked() -> None:
+    score = np.array([0.1, 0.9, np.nan, 0.5, 0.7, 0.3])
+    rng = np.random.default_rng(0)
+    assert choose_members(np.arange(6), score, 2, rng).tolist() == [1, 4, 2, 3, 0, 5]
+    assert choose_members(np.array([3]), score, 2, rng).tolist() == [3, -1, -1, -1, -1, -1]
+    assert choose_members(np.array([], dtype=int), score, 1, rng).tolist() == [-1, -1, -1]
+
+
+def test_planted_troubles_are_told_with_what_to_do(run: Path) -> None:
+    opened = open_run(run)
+    found = diagnose(opened, opened.averages)
+    text = " ".join(item["what"] for item in found)
+    for trouble in ("NaN", "collapsed", "edge", "not centred"):
+        assert trouble in text
+    assert "duplicate" not in text
+    assert all(item["do"] for item in found)
+
+
+def test_a_healthy_run_gets_no_warning(run: Path) -> None:
+    opened = open_run(run)
+    y, x = np.mgrid[:32, :32] - 16
+    rings = np.stack([np.exp(-((np.hypot(x, y) - r) ** 2) / 4) for r in range(2, 10)])
+    poses = opened.poses.replace(
+        class_index=torch.arange(300) % 8, origin_xy_px=torch.zeros(300, 2), psi_deg=torch.zeros(300)
+    )
+    healthy = type(opened)(**{**vars(opened), "averages": rings, "poses": poses, "record": {"options": {"xr": "3"}}})
+    assert diagnose(healthy, rings) == []
+
+
+def test_search_range_is_read_from_every_way_to_write_it() -> None:
+    assert search_range_px({"xr": "4 2 1"}) == 4
+    assert search_range_px({"shift_range_xy_px": [3, 5]}) == 5
+    assert search_range_px({"xr": [[3, 3], [1, 1]]}) == 3
+    assert search_range_px({"xr": "wide"}) is None
+    assert search_range_px({}) is None
+
+
+def test_centre_of_mass() -> None:
+    y, x = np.mgrid[:48, :48] - 24
+    blob = np.exp(-((x - 6) ** 2 + (y + 4) ** 2) / 18)[None]
+    np.testing.assert_allclose(centre_of_mass_px(blob), [[6, -4]], atol=0.5)
+
+
+def test_sheets_give_every_picture_back() -> None:
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:20, :20]
+    images = np.stack([np.sin(x / rng.uniform(2, 6)) + np.cos(y / rng.uniform(2, 6)) for _ in range(50)])
+    (sheet,) = pack(images, quality=95)
+    canvas = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet["webp"]))).convert("L"), dtype=float)
+    for i in (0, 7, 49):
+        top, left = i // sheet["columns"] * sheet["stride"], i % sheet["columns"] * sheet["stride"]
+        tile = canvas[top : top + 20, left : left + 20]
+        assert np.corrcoef(tile.ravel(), images[i].ravel())[0, 1] > 0.99
+        assert np.corrcoef(tile.ravel(), images[(i + 1) % 50].ravel())[0, 1] < 0.99
+    flat = grey_levels(np.stack([np.full((4, 4), 3.0), np.full((4, 4), np.nan)]))
+    assert flat.dtype == np.uint8
+
+
+def test_json_inside_script_cannot_end_it() -> None:
+    nasty = {"</script><b>": ["<!--", "]]>", "\u2028", "&lt;", float("nan"), np.float32(np.inf), Path("a<b")]}
+    text = script_safe(plain(nasty))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"</script><b>": ["<!--", "]]>", "\u2028", "&lt;", None, None, "a<b"]}
+
+
+def test_page_is_one_file_and_nothing_can_be_injected(tmp_path: Path) -> None:
+    run = make_run(tmp_path, n_classes=4, n_particles=60, box=24, n_iterations=2, hostile=True)
+    text = write_report(run).read_text()
+    elements = Elements(text).found
+    scripts = [attributes for tag, attributes in elements if tag == "script"]
+    executed = [attributes for attributes in scripts if attributes.get("type") is None]
+    assert len(executed) == 1
+    assert not [tag for tag, attributes in elements if any(name.startswith("on") for name in attributes)]
+    for tag, attributes in elements:
+        address = attributes.get("src") or (attributes.get("href") if tag in ("link", "script") else None)
+        assert address is None or address.startswith("data:")
+    policy = next(a["content"] for t, a in elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    script = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    data = json.loads(text[text.index('id="ralib-data">') + 16 : text.rindex("</script>\n<script>")])
+    assert "</script><script>" in data["facts"]["input"]["path"]
+
+
+def test_no_markup_is_made_from_text() -> None:
+    """textContent only: none of the ways that parse a string as HTML or code."""
+    folder = Path(__file__).parents[1] / "src/ralib/report"
+    for script in folder.glob("*.js"):
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script.read_text()
+        )
+
+
+def test_json_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["format"] == "ralib-report"
+    assert [item["class"] for item in figures["classes"]] == list(range(1, 9))
+    assert sum(item["members"] for item in figures["classes"]) == 300
+    assert len(figures["iterations"]) == 3
+    assert len(figures["embedding"]["xy"]) == 300
+    assert len(figures["frc"]["values"]) == 8
+    assert np.sum(figures["histograms"]["psi"]["counts"]) == 300
+    assert len(figures["members"]["row"]) == 8
+    assert figures["ctf"]["curves"]
+
+
+def test_report_command_says_what_it_wrote(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = tmp_path / "job"
+    job.mkdir()
+    page = tmp_path / "page.html"
+    assert main(["report", str(run), "--out", str(page), "--max-points", "50", "--pipeline_control", str(job)]) == 0
+    assert f"wrote {page}" in capsys.readouterr().out
+    assert (job / "RELION_JOB_EXIT_SUCCESS").exists()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run" in capsys.readouterr().err
+
+
+def test_view_without_napari_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_spec("napari") is not None:
+        pytest.skip("napari is installed here: a window would open")
+    assert main(["view", str(run)]) == 2
+    message = capsys.readouterr().err
+    assert "napari" in message
+    assert message.count("\n") == 1
+
+
+def test_without_images_scores_or_ctf_the_rest_is_still_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path, n_classes=4, n_particles=60, box=24, n_iterations=2, scores=False, ctf=False)
+    with_images = summarise(open_run(run))
+    assert with_images.scores is None
+    assert with_images.ctf is None
+    assert with_images.members is not None
+    assert np.nanmax(with_images.members.score) > 0.3  # likeness to the average stands in for the score
+    (tmp_path / "particles.mrcs").unlink()
+    without = summarise(open_run(run))
+    assert without.members is None
+    assert without.embedding is None
+    assert any("could not be read" in item["what"] for item in without.warnings)
+    write_report(run)
+
+
+def test_damaged_runs_are_told(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[1, 2]")
+    with pytest.raises(RalibError):
+        open_run(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RalibError, match="not finished"):
+        open_run(tmp_path)
+
+
+def test_a_relion_class2d_job(shared_data: Path, tmp_path: Path) -> None:
+    sets = shared_data / "sets"
+    for kind in ("data.star", "classes.mrcs", "model.star"):
+        (tmp_path / f"run_it100_{kind}").symlink_to(sets / f"relion5_vdam_k50_n5000_{kind}")
+    contents = summarise(open_run(tmp_path))
+    assert len(contents.classes) == 50
+    assert sum(item["members"] for item in contents.classes) == 5000
+    assert contents.pixel_size_A == pytest.approx(5.0)
+    assert contents.iterations[0]["iteration"] == 100
+    assert any(item["resolution_A"] for item in contents.classes)
+    assert write_report(tmp_path).stat().st_size < 5e6
+
+
+def averages() -> ClassAverages:
+    images = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    frc = torch.linspace(1, -0.2, 11).repeat(3, 1)
+    return ClassAverages(images, torch.tensor([5, 9, 0]), frc=frc, pixel_size_A=2.0)
+
+
+def test_notebook_galleries() -> None:
+    html = averages()._repr_html_()
+    assert html.count("<img") == 3
+    assert html.index("#2") < html.index("#1") < html.index("#3")  # the largest class first
+    warning = {"what": "<script>alert(1)</script>", "where": "", "do": "look"}
+    result = RunResult("mref", Poses.identity(14), averages(), [], {}, [warning])
+    html = result._repr_html_()
+    assert "<script" not in html
+    assert "look" in html
