@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ralib.io.eman_hdf import IMAGES, MATRIX, _image_numbers, _open, _told, alig
 from ralib.types import CtfParameters, Poses, RalibError
 
 _TRANSFORM = np.dtype([(name, "<f4") for name in MATRIX])
+_HEADER_ROOM = 16_384  # bytes that new headers of one image may take
 _EM_FLOAT = 7  # EMAN2's number for float32 pixels
 
 
@@ -30,6 +33,8 @@ def write_hdf(
 ) -> None:
     """Write images (k, n, n) as an EMAN2 HDF stack, whole or not at all.
 
+    The file is built in memory: HDF5 crashes the process when a disk fills up under it.
+
     headers     one mapping an image of EMAN2 attributes (without EMAN.): int, float, text, lists of these,
     and
                 (12,) float32 arrays for names beginning with xform
@@ -39,7 +44,7 @@ def write_hdf(
         raise RalibError(f"images of shape {images.shape} cannot go into a stack: (k, n, n) is needed")
     if headers is not None and len(headers) != len(images):
         raise RalibError(f"{len(headers)} headers for {len(images)} images")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
+    with h5py.File(str(path), "w", driver="core", backing_store=False, block_size=1 << 22, libver="earliest") as file:
         group = file.create_group(IMAGES)
         group.attrs["imageid_max"] = np.array([len(images) - 1], dtype=np.int32)
         for i, image in enumerate(images):
@@ -49,6 +54,10 @@ def write_hdf(
             header = {**_statistics(pixels), **_sizes(pixels, pixel_size_A), **(headers[i] if headers else {})}
             for name, value in header.items():
                 _set(one, name, value)
+        file.flush()
+        whole = file.id.get_file_image()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(whole)
 
 
 def pose_headers(
@@ -92,7 +101,9 @@ def write_headers(path: PathLike, poses: Poses) -> None:
     if not os.access(path, os.W_OK):
         raise RalibError(f"{path} is read-only: its headers cannot be written")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(path.read_bytes())
+        shutil.copyfile(path, temporary)
+        if shutil.disk_usage(temporary).free < (needed := _HEADER_ROOM * (len(numbers) + 1)):  # HDF5 would crash
+            raise OSError(errno.ENOSPC, f"{needed} bytes are needed for the headers")
         with _told(path), h5py.File(temporary, "r+") as file:
             for number, header in zip(numbers, pose_headers(poses), strict=True):
                 for name, value in header.items():
