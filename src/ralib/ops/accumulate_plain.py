@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.ops.resample_plain import check_options, chunks, compute_dtype, resample
+from ralib.ops.resample_plain import check_options, chunks, compute_dtype, prefilter_matrix, resample
 
 
 def rotate_shift_sum(
@@ -32,8 +32,10 @@ def rotate_shift_sum(
     row = sum_row(class_index, half_index, n_classes)
     halves = 1 if half_index is None else 2
     sums = torch.zeros(halves * n_classes + 1, n, n, dtype=compute_dtype(images), device=images.device)
+    matrix = prefilter_matrix(images, method, boundary)
     for part in chunks(images):
-        turned = resample(images[part], psi_deg[part], origin_xy_px[part], mirror[part], method, boundary)
+        pose = psi_deg[part], origin_xy_px[part], mirror[part]
+        turned = resample(images[part], *pose, method, boundary, matrix)
         if weights is not None:
             turned *= weights[part].to(turned)[:, None, None]
         sums.index_add_(0, row[part], turned)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ralib.ops.accumulate_plain import sum_row
-from ralib.ops.resample_plain import PAD, check_options, compute_dtype, padded_samples
+from ralib.ops.resample_plain import PAD, check_options, compute_dtype, padded_samples, prefilter_matrix
 from ralib.ops.resample_triton import (
     DEFAULT_TILING,
     Tiling,
@@ -57,9 +57,10 @@ def rotate_shift_sum(
     n_rows = n_classes if half_index is None else 2 * n_classes
     sums = torch.zeros(n_rows, n, n, dtype=compute_dtype(images), device=images.device)
     step = max(1, batch_pixels // (n * n))
+    matrix = prefilter_matrix(images, method, boundary)
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        samples, mean = padded_samples(images[part], method, boundary)
+        samples, mean = padded_samples(images[part], matrix, boundary)
         weight = None if weights is None else weights[part]
         table = pose_table(n, sums.dtype, psi_deg[part], origin_xy_px[part], mirror[part], mean, weight)
         _add_batch(sums, samples, table, row[part], method, boundary, tiling, run_length)

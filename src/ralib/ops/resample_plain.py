@@ -14,6 +14,7 @@ rule: a point sampled outside the box takes the value that its pixel had before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor
 
 METHODS = ("cubic", "quadratic", "linear")
 BOUNDARIES = ("zero", "mean", "cyclic", "background")
+# Boundaries under which taps wrap around.
+CYCLIC = ("cyclic", "background")
 
 # Rounding must not throw the first column out of the box under an exact quarter turn.
 EDGE_PX = 1e-4
@@ -50,8 +53,10 @@ def rotate_shift_images(
     """
     check_options(method, boundary)
     out = torch.empty(images.shape, dtype=compute_dtype(images), device=images.device)
+    matrix = prefilter_matrix(images, method, boundary)
     for part in chunks(images):
-        out[part] = resample(images[part], psi_deg[part], origin_xy_px[part], mirror[part], method, boundary)
+        pose = psi_deg[part], origin_xy_px[part], mirror[part]
+        out[part] = resample(images[part], *pose, method, boundary, matrix)
     return out
 
 
@@ -77,13 +82,19 @@ def chunks(images: Tensor) -> Iterator[slice]:
 
 
 def resample(
-    images: Tensor, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, method: str, boundary: str
+    images: Tensor,
+    psi_deg: Tensor,
+    origin_xy_px: Tensor,
+    mirror: Tensor,
+    method: str,
+    boundary: str,
+    matrix: Tensor | None,
 ) -> Tensor:
-    """One chunk of `rotate_shift_images`."""
+    """One chunk of `rotate_shift_images`; `matrix` is the `prefilter_matrix`."""
     n = images.shape[-1]
-    samples, mean = padded_samples(images, method, boundary)
+    samples, mean = padded_samples(images, matrix, boundary)
     x, y = sample_points(psi_deg.to(samples), origin_xy_px.to(samples), mirror, n, boundary)
-    turned = _interpolate(samples, x.clamp(-3.0, n + 1.0), y.clamp(-3.0, n + 1.0), method)
+    turned = _interpolate(samples, x.clamp_(-3.0, n + 1.0), y.clamp_(-3.0, n + 1.0), method)
     return turned if mean is None else turned + mean[:, None, None]
 
 
@@ -111,69 +122,81 @@ def sample_points(
     return x, y
 
 
-def padded_samples(images: Tensor, method: str, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """What interpolation reads: samples (b, w, w), w = n + 2 PAD, prefiltered for 'cubic', zero or wrapped around
-    outside the box; and the mean (b,) that was taken off each image where the boundary asks for that."""
+def padded_samples(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
+    """What interpolation reads: samples (b, w, w), w = n + 2 PAD, multiplied by the `prefilter_matrix` along both
+    axes where there is one, zero or wrapped around outside the box; and the mean (b,) that was taken off each image
+    where the boundary asks for that."""
     images = images.to(compute_dtype(images))
     mean = None
     if boundary == "mean":
         mean = images.mean(dim=(-2, -1))
         images = images - mean[:, None, None]
-    cyclic = boundary in ("cyclic", "background")
-    if method != "cubic":
-        padded = torch.nn.functional.pad(images[:, None], (PAD,) * 4, mode="circular" if cyclic else "constant")
-        return padded[:, 0], mean
-    matrix = prefilter_matrix(images.shape[-1], cyclic=cyclic, dtype=images.dtype, device=images.device)
-    return matrix @ (images @ matrix.T), mean
+    if matrix is not None:
+        return matrix @ (images @ matrix.T), mean
+    mode = "circular" if boundary in CYCLIC else "constant"
+    return torch.nn.functional.pad(images[:, None], (PAD,) * 4, mode=mode)[:, 0], mean
 
 
-def prefilter_matrix(n: int, *, cyclic: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+def prefilter_matrix(images: Tensor, method: str, boundary: str) -> Tensor | None:
     """(n + 2 PAD, n): samples along one axis to padded coefficients, from which cubic o-Moms interpolation gives the
-    samples back exactly."""
-    offset = (torch.arange(n)[:, None] - torch.arange(n)[None, :]).abs()
-    if cyclic:
-        offset = torch.minimum(offset, n - offset)
-    sampling = OMOMS_CENTRE * (offset == 0).double() + OMOMS_SIDE * (offset == 1).double()
-    padded = torch.zeros(n + 2 * PAD, n, dtype=torch.float64)
-    padded[PAD : PAD + n] = torch.linalg.inv(sampling)
-    if cyclic:
-        padded[:PAD], padded[PAD + n :] = padded[n : n + PAD], padded[PAD : 2 * PAD]
-    return padded.to(device=device, dtype=dtype)
+    samples back exactly; None for the other methods.
+
+    The inverse of the matrix with OMOMS_CENTRE on its diagonal and OMOMS_SIDE beside it, in closed form, so that it
+    is made on the device: powers of its pole, reflected with opposite sign one pixel outside the box (zero there), or
+    wound around the box (cyclic).
+    """
+    if method != "cubic":
+        return None
+    n = images.shape[-1]
+    pole = (math.sqrt(OMOMS_CENTRE**2 - 4 * OMOMS_SIDE**2) - OMOMS_CENTRE) / (2 * OMOMS_SIDE)
+    scale = 1 / (OMOMS_CENTRE + 2 * OMOMS_SIDE * pole)
+    sample = torch.arange(n, device=images.device)
+    if boundary in CYCLIC:
+        coefficient = torch.arange(-PAD, n + PAD, device=images.device)
+        distance = (coefficient[:, None] - sample).remainder(n).double()
+        matrix = (pole**distance + pole ** (n - distance)) * (scale / (1 - pole**n))
+    else:
+        first, last = torch.minimum(sample[:, None], sample).double(), torch.maximum(sample[:, None], sample).double()
+        ends = (1 - pole ** (2 * first + 2)) * (1 - pole ** (2 * n - 2 * last))
+        matrix = pole ** (last - first) * ends * (scale / (1 - pole ** (2 * n + 2)))
+        matrix = torch.nn.functional.pad(matrix, (0, 0, PAD, PAD))
+    return matrix.to(compute_dtype(images))
 
 
 def _interpolate(samples: Tensor, x: Tensor, y: Tensor, method: str) -> Tensor:
     """Padded samples (b, w, w) at box coordinates x, y (b, n, n) within [-3, n + 1]."""
     b, width = samples.shape[:2]
     x0, y0 = x.floor(), y.floor()
-    image = torch.arange(b, device=samples.device, dtype=torch.int32)[:, None, None] * (width * width)
-    first = (y0.int() + (PAD - 1)) * width + (x0.int() + (PAD - 1)) + image
-    taps = _Taps(samples.reshape(-1), first.reshape(-1), width, x.shape)
+    t, u = x.sub_(x0), y.sub_(y0)
+    # Floating point holds these addresses exactly: in float32 up to boxes of 4088 px.
+    first = torch.add(x0, y0, alpha=width).add_((PAD - 1) * (width + 1))
+    taps = _Taps(samples.reshape(b, width * width), first.long().view(b, -1), width, x.shape)
     if method == "quadratic":
-        return _quadratic(taps, x - x0, y - y0)
+        return _quadratic(taps, t, u)
     weights = _cubic_weights if method == "cubic" else _linear_weights
-    return _separable(taps, weights(x - x0), weights(y - y0))
+    return _separable(taps, weights(t), weights(u))
 
 
 class _Taps:
     """Neighbours of every sampled point, by their offset from floor(x), floor(y)."""
 
-    def __init__(self, flat: Tensor, first: Tensor, width: int, shape: torch.Size) -> None:
-        self.flat, self.first, self.width, self.shape = flat, first, width, shape
+    def __init__(self, samples: Tensor, first: Tensor, width: int, shape: torch.Size) -> None:
+        self.samples, self.first, self.width, self.shape = samples, first, width, shape
 
     def __call__(self, dx: int, dy: int) -> Tensor:
-        # One index serves all taps: the offset moves the start of the flat view instead of every index.
-        view = self.flat[(dy + 1) * self.width + (dx + 1) :]
-        return view.index_select(0, self.first).view(self.shape)
+        # One index serves all taps: the offset moves the start of the view instead of every index.
+        view = self.samples[:, (dy + 1) * self.width + (dx + 1) :]
+        return view.gather(1, self.first).view(self.shape)
 
 
 def _separable(taps: _Taps, weight_x: dict[int, Tensor], weight_y: dict[int, Tensor]) -> Tensor:
     """Sum over taps of weight_y weight_x value, row by row of taps."""
-    total = torch.zeros(())
-    for i, (dy, wy) in enumerate(weight_y.items()):
-        row = torch.zeros(())
-        for j, (dx, wx) in enumerate(weight_x.items()):
-            row = wx * taps(dx, dy) if j == 0 else row.addcmul_(wx, taps(dx, dy))
-        total = row.mul_(wy) if i == 0 else total.addcmul_(wy, row)
+    total = torch.zeros_like(weight_x[0])
+    for dy, wy in weight_y.items():
+        row = torch.zeros_like(total)
+        for dx, wx in weight_x.items():
+            row.addcmul_(wx, taps(dx, dy))
+        total.addcmul_(wy, row)
     return total
 
 
@@ -182,18 +205,21 @@ def _linear_weights(t: Tensor) -> dict[int, Tensor]:
 
 
 def _cubic_weights(t: Tensor) -> dict[int, Tensor]:
-    """Cubic o-Moms at distances 1 + t, t, 1 - t, 2 - t."""
+    """Cubic o-Moms at distances 1 + t, t, 1 - t, 2 - t. In place, for this is a tenth of the time of a CPU run."""
     s = 1 - t
-    before, after = s * (s * s / 6 + 1 / 42), t * (t * t / 6 + 1 / 42)
-    here = t * (t * (t / 2 - 1) + 1 / 14) + OMOMS_CENTRE
-    return {-1: before, 0: here, 1: 1 - before - here - after, 2: after}
+    before = (s * s).mul_(1 / 6).add_(1 / 42).mul_(s)
+    after = (t * t).mul_(1 / 6).add_(1 / 42).mul_(t)
+    here = (t / 2).sub_(1).mul_(t).add_(1 / 14).mul_(t).add_(OMOMS_CENTRE)
+    last = (before + here).add_(after).neg_().add_(1)
+    return {-1: before, 0: here, 1: last, 2: after}
 
 
 def _quadratic(taps: _Taps, t: Tensor, u: Tensor) -> Tensor:
     """EMAN2's quadri: second differences along x and y and one mixed difference towards (+1, +1)."""
     centre = taps(0, 0)
-    right, left = taps(1, 0) - centre, taps(-1, 0) - centre
-    below, above = taps(0, 1) - centre, taps(0, -1) - centre
-    mixed = taps(1, 1) - centre - right - below
-    curve_x, curve_y = (right + left) / 2, (below + above) / 2
-    return centre + t * (right + (t - 1) * curve_x + u * mixed) + u * (below + (u - 1) * curve_y)
+    right, left = taps(1, 0).sub_(centre), taps(-1, 0).sub_(centre)
+    below, above = taps(0, 1).sub_(centre), taps(0, -1).sub_(centre)
+    mixed = taps(1, 1).sub_(centre).sub_(right).sub_(below)
+    along_x = left.add_(right).mul_(0.5).mul_(t - 1).add_(right).addcmul_(u, mixed)
+    along_y = above.add_(below).mul_(0.5).mul_(u - 1).add_(below)
+    return centre.addcmul_(t, along_x).addcmul_(u, along_y)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.ops.resample_plain import PAD, check_options, chunks, compute_dtype, padded_samples
+from ralib.ops.resample_plain import PAD, check_options, chunks, compute_dtype, padded_samples, prefilter_matrix
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def rotate_shift_images(
     n = images.shape[-1]
     out = torch.empty(images.shape, dtype=compute_dtype(images), device=images.device)
     n_tiles = triton.cdiv(n, tiling.tile_x) * triton.cdiv(n, tiling.tile_y)
+    matrix = prefilter_matrix(images, method, boundary)
     for part in chunks(images):
-        samples, mean = padded_samples(images[part], method, boundary)
+        samples, mean = padded_samples(images[part], matrix, boundary)
         table = pose_table(n, out.dtype, psi_deg[part], origin_xy_px[part], mirror[part], mean, None)
         _images_kernel[(len(samples) * n_tiles,)](
             samples, table, out[part], n_tiles, n, PAD, method, boundary, **launch_options(tiling)
