@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 
+from ralib.ops.newton import newton_plain, pose_moments
 from ralib.ops.phase import shifted_parts_plain
-from ralib.ops.pose_moments import pose_moments_plain
 from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max_plain
 from ralib.ops.taps import gather_taps_plain
+from ralib.polar import PolarGrid
+from ralib.templates import fine_table
 
 CHILD = "RALIB_INTERPRETED"
 
@@ -39,7 +41,7 @@ def test_moments_are_the_score_and_its_derivatives() -> None:
     case = list(_moments_case())
 
     def moments(shift: torch.Tensor) -> torch.Tensor:
-        return pose_moments_plain(*case[:2], shift, *case[3:])
+        return pose_moments(*case[:2], shift, *case[3:])
 
     step = 1e-2
     along_x = torch.tensor([step, 0.0])
@@ -52,9 +54,9 @@ def test_moments_are_the_score_and_its_derivatives() -> None:
 
 def test_a_rotation_by_whole_samples_rolls_the_template() -> None:
     case = list(_moments_case())
-    here = pose_moments_plain(*case)
+    here = pose_moments(*case)
     case[5] = case[5] + 4
-    assert torch.allclose(pose_moments_plain(*case)[:, :6], here[:, 3:9], atol=1e-5)
+    assert torch.allclose(pose_moments(*case)[:, :6], here[:, 3:9], atol=1e-5)
 
 
 def test_rotational_max_finds_the_direct_maximum() -> None:
@@ -80,6 +82,25 @@ def test_rotational_max_respects_the_penalty() -> None:
     assert (value < rotational_max_plain(spectra, cosine, sine)[0]).all()
 
 
+def test_newton_climbs_to_the_maximum() -> None:
+    """A particle that is its template, turned and shifted: steps from nearby end at the true pose."""
+    grid = PolarGrid.create(32, support_radius_px=14, max_frequency_per_px=0.3)
+    y, x = torch.meshgrid(torch.arange(32.0) - 16, torch.arange(32.0) - 16, indexing="ij")
+    blobs = torch.exp(-((x - 4) ** 2 + y**2) / 8) + torch.exp(-(x**2 + (y + 5) ** 2) / 12)
+    samples = grid.transform(blobs[None])
+    table = fine_table(grid, samples, mirror=False)
+    shift = torch.tensor([[0.7, -0.4]])
+    moved = samples * grid.shift_phase(shift)
+    pose = torch.tensor([[[2.0, 0.0, 0.0, 0.0]]])
+    for _ in range(6):
+        pose = newton_plain(
+            moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), pose, table,
+            2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (3.0, 3.0), 0.5,
+        )  # fmt: skip
+    assert torch.allclose(pose[0, 0, :3], torch.tensor([0.0, -0.7, 0.4]), atol=2e-3)
+    assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
+
+
 @pytest.mark.skipif(CHILD in os.environ, reason="this is the child that runs the interpreter")
 def test_triton_twins_in_the_interpreter() -> None:
     """A child process, because Triton decides at import whether it interprets."""
@@ -90,8 +111,8 @@ def test_triton_twins_in_the_interpreter() -> None:
 
 
 def _compare_twins() -> None:
+    from ralib.ops.newton_triton import newton_triton
     from ralib.ops.phase_triton import shifted_parts_triton
-    from ralib.ops.pose_moments_triton import pose_moments_triton
     from ralib.ops.rotational_score_triton import rotational_max_triton
     from ralib.ops.taps_triton import gather_taps_triton
 
@@ -101,9 +122,14 @@ def _compare_twins() -> None:
     torch.testing.assert_close(gather_taps_triton(values, index, weight), gather_taps_plain(values, index, weight))
 
     case = _moments_case()
+    samples, _, _, table, _, _, radius, angle, weight = case
+    generator = torch.Generator().manual_seed(11)
+    row = torch.randint(0, 3, (5, 7), generator=generator)
+    centre = torch.randn(7, 2, generator=generator)
+    pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
     for stride in (1, 2):
-        found, expected = pose_moments_triton(*case, stride), pose_moments_plain(*case, stride)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), 0.4, stride)
+        torch.testing.assert_close(newton_triton(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
     for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):
         given = (case[0], shift, basis, 3, torch.float32)

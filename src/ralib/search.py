@@ -27,32 +27,29 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
+from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
-from ralib.ops.pose_moments import pose_moments
 from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max
 from ralib.polar import PolarGrid
-from ralib.refine import newton_step
-from ralib.templates import FINE, TemplateBank, angular_orders, masked_unit_norm, ring_mask
+from ralib.templates import TemplateBank, angular_orders, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Poses under refinement, every field (c, b): c of each of b particles."""
+    """Poses under refinement, c of each of b particles.
 
-    reference: Tensor
-    mirror: Tensor
-    psi_deg: Tensor
-    offset_xy_px: Tensor
-    score: Tensor
+    row    (c, b) template: the reference, plus the number of references where mirrored
+    pose   (c, b, 4): psi in degrees, offset x and y from the particle's centre in pixels, score
+    """
+
+    row: Tensor
+    pose: Tensor
 
     def best(self, n: int) -> _Candidates:
-        """The n with the highest score of each particle."""
-        score, at = self.score.topk(min(n, len(self.score)), dim=0)
-        offset = self.offset_xy_px.gather(0, at[..., None].expand(-1, -1, 2))
-        return _Candidates(
-            self.reference.gather(0, at), self.mirror.gather(0, at), self.psi_deg.gather(0, at), offset, score
-        )
+        """The n with the highest score of each particle, best first."""
+        at = self.pose[..., 3].topk(min(n, len(self.row)), dim=0).indices
+        return _Candidates(self.row.gather(0, at), self.pose.gather(0, at[..., None].expand(-1, -1, 4)))
 
 
 class PoseSearch:
@@ -99,9 +96,9 @@ class PoseSearch:
         self.mask = ring_mask(box, inner_radius, outer_radius, device=self.device)
         fx, fy = (2 * math.pi * f for f in self.grid.frequency_xy())
         self._basis = torch.stack([fx, fy])
-        span = torch.tensor(shift_range_xy_px, dtype=torch.float32, device=self.device)
         # A pose may leave the range by the half pixel that a whole-pixel grid would have rounded away.
-        self._limit = torch.where(span > 0, span + 0.5, 0.0)
+        x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
+        self._limit = (x, y)
         self._bank: TemplateBank | None = None
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -172,12 +169,12 @@ class PoseSearch:
         """Particles, and references, in one matrix product: sized for a CPU's cache, or a GPU's matrix units."""
         bank = self._ready()
         on_gpu = self.device.type == "cuda"
-        budget, least = (2**30, 512) if on_gpu else (8 * 2**20, 16)
+        budget, least = (2**32, 512) if on_gpu else (8 * 2**20, 16)
         shifts = max(len(s) for s in bank.rings)
         per_reference = len(bank.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
         references = max(1, min(bank.n_references, budget // (per_reference * least)))
         particles = max(least, budget // (per_reference * references) // least * least)
-        return min(particles, 8192), references
+        return min(particles, 32_768), references
 
     def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
         """Per group of references and shift ring: best value over psi and its code, both (r, s, mirror, b).
@@ -211,7 +208,8 @@ class PoseSearch:
         flips = torch.arange(1 + self.mirror, device=self.device) == 1
         s = mirror_x(shifts[:, None], flips)
         origin = rotate_xy(-torch.stack([psi, -psi]), s[:, :, None, None])
-        inside = (origin.abs() <= self._limit + 0.5 * self._ready().step_px).all(-1)
+        limit = torch.tensor(self._limit, device=self.device) + 0.5 * self._ready().step_px
+        inside = (origin.abs() <= limit).all(-1)
         return torch.where(inside, 0.0, -math.inf).flatten(0, 1)
 
     def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> _Candidates:
@@ -224,62 +222,52 @@ class PoseSearch:
             flat = value.flatten(0, 2)
             score, at = flat.topk(min(self.candidates[0], len(flat)), dim=0)
             psi = decode_angle_deg(code.flatten(0, 2).gather(0, at), self._n_half())
-            mirror = at % n_mirror == 1
+            mirror = at % n_mirror
             shift = rings[ring][at // n_mirror % len(rings[ring])]
-            offset = rotate_xy(-psi, mirror_x(shift, mirror))
+            offset = rotate_xy(-psi, mirror_x(shift, mirror == 1))
             reference = first + at // (n_mirror * len(rings[ring]))
-            found.append(_Candidates(reference, mirror, psi, offset, score))
-        return _concatenate(found).best(self.candidates[0])
+            pose = torch.cat([psi[..., None], offset, score[..., None]], dim=-1)
+            found.append(_Candidates(reference + self._ready().n_references * mirror, pose))
+        together = _Candidates(torch.cat([f.row for f in found]), torch.cat([f.pose for f in found]))
+        return together.best(self.candidates[0])
 
     # -- off the grid ------------------------------------------------------------------------------------------------
 
     def _refine(self, samples: Tensor, centre: Tensor | None, candidates: _Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
+        bank, grid = self._ready(), self.grid
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         for i, n in enumerate(self.candidates):
             # The first steps only have to rank: what the grid search used of the samples will do.
             rough = i < len(self.candidates) - 2
-            candidates = self._newton(samples, centre, candidates.best(n), rough=rough)
+            n_radii, angle_stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
+            at = candidates.best(n)
+            pose = newton(
+                samples,
+                centre,
+                at.row,
+                at.pose,
+                bank.table,
+                2 * math.pi * grid.radius_per_px[:n_radii],
+                grid.angle_rad,
+                grid.weight[:n_radii],
+                self._limit,
+                0.4 * bank.step_px,
+                angle_stride,
+            )
+            candidates = _Candidates(at.row, pose)
         best = candidates.best(1)
+        psi, x, y, score = best.pose[0].unbind(-1)
         return Poses(
-            psi_deg=wrap_deg(best.psi_deg[0]),
-            origin_xy_px=centre + best.offset_xy_px[0],
-            mirror=best.mirror[0],
-            class_index=best.reference[0],
-            score=best.score[0],
+            psi_deg=wrap_deg(psi),
+            origin_xy_px=centre + torch.stack([x, y], dim=-1),
+            mirror=best.row[0] >= bank.n_references,
+            class_index=best.row[0] % bank.n_references,
+            score=score,
         )
-
-    def _newton(self, samples: Tensor, centre: Tensor, at: _Candidates, *, rough: bool) -> _Candidates:
-        """One Newton step of every candidate, with the score expected after it."""
-        bank, grid = self._ready(), self.grid
-        n_radii, angle_stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
-        step_deg = 360.0 / (FINE * grid.n_angles)
-        position = torch.round(at.psi_deg / step_deg).long()
-        particle = torch.arange(len(samples), device=self.device).expand_as(position)
-        moments = pose_moments(
-            samples,
-            particle.flatten(),
-            (centre + at.offset_xy_px).flatten(0, 1),
-            bank.table,
-            (at.reference + bank.n_references * at.mirror).flatten(),
-            position.flatten(),
-            2 * math.pi * grid.radius_per_px[:n_radii],
-            grid.angle_rad,
-            grid.weight[:n_radii],
-            angle_stride,
-        ).view(*position.shape, -1)
-        step, gain = newton_step(moments, FINE * step_deg, bound_px=0.4 * bank.step_px)
-        offset = torch.clamp(at.offset_xy_px + step[..., 1:], -self._limit, self._limit)
-        psi = position * step_deg + step[..., 0]
-        return _Candidates(at.reference, at.mirror, psi, offset, moments[..., 3] + gain)
 
     def _ready(self) -> TemplateBank:
         if self._bank is None:
             raise RuntimeError("no references yet: call set_references first")
         return self._bank
-
-
-def _concatenate(parts: list[_Candidates]) -> _Candidates:
-    names = ("reference", "mirror", "psi_deg", "offset_xy_px", "score")
-    return _Candidates(*(torch.cat([getattr(p, name) for p in parts]) for name in names))

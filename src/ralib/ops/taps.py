@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 
 def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -19,15 +20,13 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def gather_taps_plain(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """The plain form: two products with a sparse matrix, one for the real and one for the imaginary parts."""
-    n_points, n_taps = index.shape
+    """The plain form: two weighted sums over bags of rows, one for the real and one for the imaginary parts."""
     conjugate = index < 0
-    column = torch.where(conjugate, -1 - index, index).flatten().long()
-    start = torch.arange(0, n_points * n_taps + 1, n_taps, device=index.device)
-    size = (n_points, values.shape[1])
+    row = torch.where(conjugate, -1 - index, index)
     signed = torch.where(conjugate, -weight, weight)
+    table = values.T
     real, imag = (
-        torch.sparse_csr_tensor(start, column, w.flatten(), size=size, check_invariants=False) @ part.T.contiguous()
-        for w, part in ((weight, values.real), (signed, values.imag))
+        embedding_bag(row, part.contiguous(), mode="sum", per_sample_weights=w)
+        for part, w in ((table.real, weight), (table.imag, signed))
     )
     return torch.complex(real, imag).T.contiguous()

@@ -1,4 +1,4 @@
-"""Triton form of `pose_moments`."""
+"""Triton form of `newton`: moments and the step they give, one candidate a program."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from ralib.ops.pose_moments import N_MOMENTS
 
 
 @triton.jit
@@ -32,21 +30,28 @@ def _cos_sin(cycles):
 
 
 @triton.jit
-def _pose_moments(
-    samples, particle, shift, table, row, position, radius, angle, weight, out,
-    n_all_radii, n_radii, n_half, n_fine,
+def _newton(
+    samples, centre, row, pose, table, radius, angle, weight, out,
+    n_particles, n_all_radii, n_radii, n_half, n_fine, limit_x, limit_y, bound_px,
     STRIDE: tl.constexpr, K_BLOCKS: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCKS: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: one candidate. Sums over radii stay per angle until the end, where cos and sin of it join."""
     c = tl.program_id(0)
+    particle = c % n_particles
     n_angles = 2 * n_half
     n_columns = 3 * n_half + 2
     plane = n_all_radii * n_columns
-    x = tl.load(shift + 2 * c) * 0.15915494309189535
-    y = tl.load(shift + 2 * c + 1) * 0.15915494309189535
-    mine = samples + tl.load(particle + c).to(tl.int64) * n_all_radii * n_half * 2
+    psi = tl.load(pose + 4 * c)
+    offset_x = tl.load(pose + 4 * c + 1)
+    offset_y = tl.load(pose + 4 * c + 2)
+    x = (tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535
+    y = (tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535
+    mine = samples + particle.to(tl.int64) * n_all_radii * n_half * 2
     turn = n_angles * n_fine
-    fine = tl.load(position + c).to(tl.int32) % turn
+    step_deg = 360.0 / turn
+    position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
+    fine = position % turn
+    # The remainder keeps the sign of the dividend.
     fine = tl.where(fine < 0, fine + turn, fine)
     template = table + (tl.load(row + c).to(tl.int64) * n_fine + fine % n_fine) * 2 * plane + fine // n_fine
     s0, s1, s2, x0, x1, x2, y0, y1, y2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -100,52 +105,66 @@ def _pose_moments(
         xx += tl.sum(second * ca * ca)
         xy += tl.sum(second * ca * sa)
         yy += tl.sum(second * sa * sa)
-    to = out + c.to(tl.int64) * 12
-    tl.store(to, s0)
-    tl.store(to + 1, x0)
-    tl.store(to + 2, y0)
-    tl.store(to + 3, s1)
-    tl.store(to + 4, x1)
-    tl.store(to + 5, y1)
-    tl.store(to + 6, s2)
-    tl.store(to + 7, x2)
-    tl.store(to + 8, y2)
-    tl.store(to + 9, xx)
-    tl.store(to + 10, xy)
-    tl.store(to + 11, yy)
+    # The negative Hessian in (psi, x, y), by central differences in psi; then the step as in `newton.newton_step`.
+    h = n_fine * step_deg
+    gp = (s2 - s0) / (2 * h)
+    pp = (2 * s1 - s0 - s2) / (h * h)
+    px = (x0 - x2) / (2 * h)
+    py = (y0 - y2) / (2 * h)
+    xx, xy, yy = -xx, -xy, -yy
+    c00, c01, c02 = xx * yy - xy * xy, py * xy - px * yy, px * xy - py * xx
+    c11, c12, c22 = pp * yy - py * py, px * py - pp * xy, pp * xx - px * px
+    det = pp * c00 + px * c01 + py * c02
+    dp, dx, dy = tl.maximum(tl.abs(pp), 1e-12), tl.maximum(tl.abs(xx), 1e-12), tl.maximum(tl.abs(yy), 1e-12)
+    definite = (pp > 0) & (c22 > 0) & (det > 1e-6 * dp * dx * dy)
+    safe = tl.where(definite, det, 1.0)
+    step_p = tl.where(definite, (c00 * gp + c01 * x1 + c02 * y1) / safe, gp / dp)
+    step_x = tl.where(definite, (c01 * gp + c11 * x1 + c12 * y1) / safe, x1 / dx)
+    step_y = tl.where(definite, (c02 * gp + c12 * x1 + c22 * y1) / safe, y1 / dy)
+    shrink = tl.minimum(h / tl.maximum(tl.abs(step_p), 1e-12), bound_px / tl.maximum(tl.abs(step_x), 1e-12))
+    shrink = tl.minimum(tl.minimum(shrink, bound_px / tl.maximum(tl.abs(step_y), 1e-12)), 1.0)
+    new_x = tl.minimum(tl.maximum(offset_x + shrink * step_x, -limit_x), limit_x)
+    new_y = tl.minimum(tl.maximum(offset_y + shrink * step_y, -limit_y), limit_y)
+    step_p, step_x, step_y = shrink * step_p, new_x - offset_x, new_y - offset_y
+    bent = pp * step_p * step_p + xx * step_x * step_x + yy * step_y * step_y
+    bent = 0.5 * bent + px * step_p * step_x + py * step_p * step_y + xy * step_x * step_y
+    tl.store(out + 4 * c, position * step_deg + step_p)
+    tl.store(out + 4 * c + 1, new_x)
+    tl.store(out + 4 * c + 2, new_y)
+    tl.store(out + 4 * c + 3, s1 + gp * step_p + x1 * step_x + y1 * step_y - bent)
 
 
-def pose_moments_triton(
+def newton_triton(
     samples: Tensor,
-    particle: Tensor,
-    shift_xy_px: Tensor,
-    table: Tensor,
+    centre: Tensor,
     row: Tensor,
-    position: Tensor,
+    pose: Tensor,
+    table: Tensor,
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    limit_xy_px: tuple[float, float],
+    bound_px: float,
     angle_stride: int = 1,
     *,
-    k_block: int = 8,
+    k_block: int = 4,
     h_block: int = 32,
     num_warps: int = 1,
 ) -> Tensor:
-    """See `pose_moments.pose_moments`."""
-    _, n_all_radii, n_half = samples.shape
-    out = torch.empty(len(particle), N_MOMENTS, dtype=torch.float32, device=samples.device)
-    _pose_moments[(len(particle),)](
+    """See `newton.newton`."""
+    n_particles, n_all_radii, n_half = samples.shape
+    out = torch.empty_like(pose)
+    _newton[(row.numel(),)](
         torch.view_as_real(samples.contiguous()),
-        particle.contiguous(),
-        shift_xy_px.contiguous(),
-        table,
+        centre.contiguous(),
         row.contiguous(),
-        position.contiguous(),
+        pose.contiguous(),
+        table,
         radius.contiguous(),
         angle,
         weight.contiguous(),
         out,
-        n_all_radii, len(radius), n_half, table.shape[1],
+        n_particles, n_all_radii, len(radius), n_half, table.shape[1], *limit_xy_px, bound_px,
         STRIDE=angle_stride,
         K_BLOCKS=triton.cdiv(len(radius), k_block),
         K_BLOCK=k_block,

@@ -1,0 +1,165 @@
+"""One Newton step of candidate poses, off the grid: exact in the shift, quadratic in the rotation.
+
+The score of a pose is S = sum w Re[F exp(-i r (x cos a + y sin a)) conj(T)] over polar samples of radius r and angle
+a: F the particle's, T the rotated template's, (x, y) the particle's shift.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+N_MOMENTS = 12
+
+
+def newton(
+    samples: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    pose: Tensor,
+    table: Tensor,
+    radius: Tensor,
+    angle: Tensor,
+    weight: Tensor,
+    limit_xy_px: tuple[float, float],
+    bound_px: float,
+    angle_stride: int = 1,
+) -> Tensor:
+    """Poses (c, b, 4) after one step from poses (c, b, 4): psi in degrees, x, y in pixels, score expected there.
+
+    samples      (b, K, H) complex64 polar Fourier samples of the particles
+    centre       (b, 2) origin the offsets x, y count from
+    row          (c, b) which template
+    table        (t, F, 2, K, A + H + 2) real and imaginary parts of templates at angles (a + f / F); column 0 is angle
+                 -1, columns past A + 1 repeat the first
+    radius       (k,) of the k <= K innermost radii to use, radians per pixel; weight (k,) of their samples
+    angle        (H,) radians; of them every `angle_stride`-th is used
+    limit_xy_px  how far offsets may go; bound_px how far in one step, which turns by one angular sample at most
+    """
+    if samples.is_cuda:
+        from ralib.ops.newton_triton import newton_triton as step
+    else:
+        step = newton_plain
+    return step(samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound_px, angle_stride)
+
+
+def newton_plain(
+    samples: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    pose: Tensor,
+    table: Tensor,
+    radius: Tensor,
+    angle: Tensor,
+    weight: Tensor,
+    limit_xy_px: tuple[float, float],
+    bound_px: float,
+    angle_stride: int = 1,
+) -> Tensor:
+    """The plain form of `newton`."""
+    step_deg = 180.0 / (table.shape[1] * len(angle))
+    position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
+    particle = torch.arange(len(samples), device=samples.device).expand_as(position)
+    shift = (centre + pose[..., 1:3]).flatten(0, 1)
+    moments = pose_moments(
+        samples,
+        particle.flatten(),
+        shift,
+        table,
+        row.flatten(),
+        position.flatten(),
+        radius,
+        angle,
+        weight,
+        angle_stride,
+    ).view(*position.shape, -1)
+    gradient, curvature = derivatives(moments, table.shape[1] * step_deg)
+    step = newton_step(gradient, curvature)
+    bound = step.new_tensor([table.shape[1] * step_deg, bound_px, bound_px])
+    step = step * (bound / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
+    limit = step.new_tensor(limit_xy_px)
+    offset = torch.clamp(pose[..., 1:3] + step[..., 1:], -limit, limit)
+    step = torch.cat([step[..., :1], offset - pose[..., 1:3]], dim=-1)
+    score = moments[..., 3] + expected_gain(gradient, curvature, step)
+    return torch.cat([(position * step_deg + step[..., 0])[..., None], offset, score[..., None]], dim=-1)
+
+
+def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Gradient (..., 3) in (psi, x, y), and second derivatives psi psi, psi x, psi y, x x, x y, y y, from moments."""
+    below, here, above, second = moments.split(3, dim=-1)
+    per_deg = 1.0 / h_deg
+    gradient = torch.stack([0.5 * per_deg * (above[..., 0] - below[..., 0]), here[..., 1], here[..., 2]], dim=-1)
+    psi_psi = per_deg**2 * (above[..., 0] - 2 * here[..., 0] + below[..., 0])
+    psi_x = 0.5 * per_deg * (above[..., 1] - below[..., 1])
+    psi_y = 0.5 * per_deg * (above[..., 2] - below[..., 2])
+    return gradient, (psi_psi, psi_x, psi_y, *second.unbind(-1))
+
+
+def newton_step(gradient: Tensor, curvature: tuple[Tensor, ...]) -> Tensor:
+    """-H^-1 g by cofactors where H is negative definite; elsewhere each coordinate steps by itself."""
+    a, b, c, d, e, f = (-h for h in curvature)
+    c00, c01, c02 = d * f - e * e, c * e - b * f, b * e - c * d
+    c11, c12, c22 = a * f - c * c, b * c - a * e, a * d - b * b
+    det = a * c00 + b * c01 + c * c02
+    x, y, z = gradient.unbind(-1)
+    adjugate = torch.stack([c00 * x + c01 * y + c02 * z, c01 * x + c11 * y + c12 * z, c02 * x + c12 * y + c22 * z], -1)
+    diagonal = torch.stack([a, d, f], dim=-1).abs().clamp(min=1e-12)
+    definite = (a > 0) & (c22 > 0) & (det > 1e-6 * diagonal.prod(-1))
+    full = adjugate / torch.where(definite, det, 1.0)[..., None]
+    return torch.where(definite[..., None], full, gradient / diagonal)
+
+
+def expected_gain(gradient: Tensor, curvature: tuple[Tensor, ...], step: Tensor) -> Tensor:
+    """What the local quadratic promises for a step."""
+    pp, px, py, xx, xy, yy = curvature
+    p, x, y = step.unbind(-1)
+    bent = 0.5 * (pp * p * p + xx * x * x + yy * y * y) + px * p * x + py * p * y + xy * x * y
+    return (gradient * step).sum(-1) + bent
+
+
+def pose_moments(
+    samples: Tensor,
+    particle: Tensor,
+    shift_xy_px: Tensor,
+    table: Tensor,
+    row: Tensor,
+    position: Tensor,
+    radius: Tensor,
+    angle: Tensor,
+    weight: Tensor,
+    angle_stride: int = 1,
+) -> Tensor:
+    """Moments (c, 12) of c candidates: (S, dS/dx, dS/dy) at three rotations, then d2S/dx2, d2S/dxdy, d2S/dy2.
+
+    particle (c,), shift_xy_px (c, 2), row (c,) of the table, position (c,) in fine steps: the rotations are one whole
+    angular sample below it, at it, and one above. The rest as in `newton`.
+    """
+    n_half, n_radii, n_fine = samples.shape[-1], len(radius), table.shape[1]
+    angle = angle[::angle_stride]
+    fx = (radius[:, None] * torch.cos(angle)).flatten()
+    fy = (radius[:, None] * torch.sin(angle)).flatten()
+    w = (angle_stride * weight[:, None]).expand(-1, len(angle)).flatten()
+    even_basis = torch.stack([w, -w * fx * fx, -w * fx * fy, -w * fy * fy], dim=1)
+    odd_basis = torch.stack([w * fx, w * fy], dim=1)
+    out = weight.new_empty(len(particle), N_MOMENTS)
+    column = torch.arange(0, n_half, angle_stride, device=samples.device)
+    chunk = max(1, 400_000 // samples[0].numel())
+    for c in range(0, len(particle), chunk):
+        cut = slice(c, c + chunk)
+        turn = shift_xy_px[cut, :1] * fx + shift_xy_px[cut, 1:] * fy
+        mine = samples[particle[cut], :n_radii, ::angle_stride].flatten(1)
+        co, si = torch.cos(turn), torch.sin(turn)
+        moved_re, moved_im = mine.real * co + mine.imag * si, mine.imag * co - mine.real * si
+        fine = position[cut] % (2 * n_half * n_fine)
+        template = table[row[cut], fine % n_fine, :, :n_radii]
+        for i in range(3):
+            at = (fine // n_fine + i)[:, None, None, None] + column
+            re, im = template.gather(3, at.expand(-1, 2, n_radii, -1)).flatten(2).unbind(1)
+            # d/dx of Re[P exp(-i fx x)] is fx Im[P], the second derivative -fx fx Re[P].
+            even = (moved_re * re + moved_im * im) @ even_basis
+            odd = (moved_im * re - moved_re * im) @ odd_basis
+            out[cut, 3 * i] = even[:, 0]
+            out[cut, 3 * i + 1 : 3 * i + 3] = odd
+            if i == 1:
+                out[cut, 9:] = even[:, 1:]
+    return out
