@@ -155,9 +155,9 @@ def test_cs(star: Path) -> None:
     raw = path.read_bytes()
     for damaged, message in (
         (raw[:-10], "truncated"),
-        (raw[:40], "no cryoSPARC"),
-        (b"", "no cryoSPARC"),
-        (raw.replace(b"(4,)", b"(9999999999,)", 1), "truncated|no cryoSPARC"),
+        (raw[:40], "no NumPy array"),
+        (b"", "no NumPy array"),
+        (raw.replace(b"(4,)", b"(9999999999,)", 1), "truncated|no NumPy"),
         (b"\x94CSDAT" + raw, "compressed cryoSPARC stream"),
         (raw.replace(b"blob/path", b"blob/pxth"), "no field blob/path"),
         (raw.replace(b"a.mrcs", b"b.mrcs"), "b.mrcs.*--datadir"),

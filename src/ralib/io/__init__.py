@@ -16,6 +16,7 @@ from ralib.io.eman_hdf import HdfStack, open_hdf
 from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, write_headers
 from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
+from ralib.io.npy import open_npy
 from ralib.io.relion import open_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import write_particles_star
@@ -57,7 +58,7 @@ _STACKS: dict[str, Callable[[Path], StackFile]] = {
     **dict.fromkeys((".spi", ".stk", ".spider"), spider_imagic.open_spider),
     **dict.fromkeys((".hed", ".img"), spider_imagic.open_imagic),
     **dict.fromkeys(_HDF, HdfStack),
-    ".npy": spider_imagic.open_npy,
+    ".npy": open_npy,
 }
 _LISTS = {".star": open_star, ".cs": open_cs, ".lst": open_lst, ".lsx": open_lst}
 

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
+from ralib.io.npy import read_header
 from ralib.io.paths import resolve_images
 from ralib.io.stacks import FilesSource, MissingImages, StackFile
 from ralib.types import CtfParameters, ImageSource, Metadata, ParticleSet, Poses, RalibError
@@ -64,27 +65,18 @@ def load_cs(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             if file.read(6) == b"\x94CSDAT":
                 raise RalibError(f"{path} is a compressed cryoSPARC stream: save it in cryosparc-tools' numpy format")
-            file.seek(0)
-            version = np.lib.format.read_magic(file)
-            reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = reader[version](file)
-            _check_header(path, shape, dtype, path.stat().st_size - file.tell())
-            data = file.read(shape[0] * dtype.itemsize)
-            return np.frombuffer(data, dtype=dtype).copy()
+        shape, _, dtype, offset = read_header(path)
+        if dtype.names is None or len(shape) != 1:
+            raise RalibError(f"{path} is no cryoSPARC .cs file: it must be a table of fields, one row a particle")
+        needed, present = shape[0] * dtype.itemsize, path.stat().st_size - offset
+        if needed > present:
+            raise RalibError(
+                f"{path} is truncated: its header says {shape[0]} particles ({needed} bytes), {present} bytes are "
+                "there; copy or export it again"
+            )
+        return np.fromfile(path, dtype=dtype, count=shape[0], offset=offset)
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
-        raise RalibError(f"{path} is no cryoSPARC .cs file (no NumPy array in it: {str(error)[:80]})") from error
-
-
-def _check_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, present: int) -> None:
-    if dtype.names is None or dtype.hasobject or len(shape) != 1 or dtype.itemsize < 1:
-        raise RalibError(f"{path} is no cryoSPARC .cs file: it must be a table of plain fields, without pickles")
-    if shape[0] * dtype.itemsize > present:
-        raise RalibError(
-            f"{path} is truncated: its header says {shape[0]} particles ({shape[0] * dtype.itemsize} bytes), "
-            f"{present} bytes are there; copy or export it again"
-        )
 
 
 def _names(rows: np.ndarray) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def star_columns(rows: np.ndarray) -> tuple[dict[str, Any], pd.DataFrame]:
 
 def _plain(values: np.ndarray) -> Any:
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "surrogateescape").astype(object)
+        return np.char.decode(values, "utf-8", "replace").astype(object)
     return values.astype(np.float64) if values.dtype.kind == "f" else values
 
 
@@ -107,7 +107,7 @@ def rows_from_star(table: pd.DataFrame, types: Table | None) -> np.ndarray | Non
 
 def _packed(column: pd.Series, kind: str) -> np.ndarray:
     if kind.startswith("S"):
-        return np.array([str(v).encode("utf-8", "surrogateescape") for v in column])
+        return np.array([str(v).encode("utf-8", "replace") for v in column])
     return column.to_numpy()
 
 

@@ -1,4 +1,4 @@
-"""SPIDER stacks (.spi, .stk) and IMAGIC pairs (.hed + .img), both byte orders; NumPy .npy stacks."""
+"""SPIDER stacks (.spi, .stk) and IMAGIC pairs (.hed + .img), both byte orders."""
 
 from __future__ import annotations
 
@@ -55,20 +55,6 @@ def open_imagic(path: PathLike) -> RawStack:
     dtype = np.dtype(order + kind)
     count = header_path.stat().st_size // _IMAGIC_HEADER
     return RawStack(pixel_path, RawLayout(count, ny, nx, dtype, 0, ny * nx * dtype.itemsize))
-
-
-def open_npy(path: PathLike) -> RawStack:
-    """A NumPy array (k, n, n) of numbers in a .npy file."""
-    path = Path(path)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        shape, dtype, offset = array.shape, array.dtype, int(array.offset)
-        ordered = array.flags.c_contiguous
-    except (OSError, ValueError, TypeError, SyntaxError, OverflowError, MemoryError, AttributeError, EOFError) as error:
-        raise RalibError(f"{path} is no readable .npy array: {str(error)[:100]}") from error
-    if len(shape) != 3 or dtype.kind not in "fiu" or not ordered:
-        raise RalibError(f"{path} holds an array {shape} of {dtype}: images (k, n, n) of numbers are needed")
-    return RawStack(path, RawLayout(shape[0], shape[1], shape[2], dtype, offset, shape[1] * shape[2] * dtype.itemsize))
 
 
 def _start(path: Path, n_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,13 @@ def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFr
     text = {n: str for n in names if _TEXT_COLUMN.search(n)}
     missing = {n: _NAN for n in names if n not in text} | {_EXTRA: [""]}
     try:
-        table = pd.read_csv(
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
             io.BytesIO(rows.encode()), sep=r"\s+", header=None, names=[*names, _EXTRA], index_col=False, engine="c",
             dtype=text, keep_default_na=False, na_values=missing, low_memory=False, **_EXACT,
         )  # fmt: skip
-    except (ValueError, OverflowError):  # pandas' ParserError is a ValueError
+    except (ValueError, OverflowError, pd.errors.ParserWarning):  # pandas' ParserError is a ValueError
         return _parse_rows_slowly(rows, names, where, line)
     last = table[names[-1]]
     short = last.isna().any() or (not pd.api.types.is_numeric_dtype(last) and (last == "").any())

@@ -1,0 +1,43 @@
+"""NumPy .npy files, read without pickles: the header alone, and stacks of images."""
+
+from __future__ import annotations
+
+import tokenize
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from ralib.io.atomic import PathLike
+from ralib.io.stacks import RawLayout, RawStack
+from ralib.types import RalibError
+
+_HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, Fortran order, dtype, where the data begin) of a .npy file; objects (pickles) are refused."""
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # headers of Python 2 are parsed with a warning
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            offset = file.tell()
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    except (*_HEADER_ERRORS, tokenize.TokenError) as error:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise RalibError(f"{path} holds no NumPy array: {reason}") from error
+    if dtype.hasobject or dtype.itemsize < 1 or any(size < 0 for size in shape):
+        raise RalibError(f"{path} holds an array of {dtype.str}, {shape}: objects (pickles) are never loaded")
+    return shape, fortran, dtype, offset
+
+
+def open_npy(path: PathLike) -> RawStack:
+    """A NumPy array (k, n, n) of numbers in a .npy file."""
+    path = Path(path)
+    shape, fortran, dtype, offset = read_header(path)
+    if len(shape) != 3 or dtype.kind not in "fiu" or fortran:
+        raise RalibError(f"{path} holds an array {shape} of {dtype.str}: images (k, n, n) of numbers are needed")
+    return RawStack(path, RawLayout(*shape, dtype, offset, shape[1] * shape[2] * dtype.itemsize))

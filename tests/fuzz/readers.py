@@ -1,0 +1,210 @@
+"""Mutated files for every reader: whatever the bytes, a reader returns, or raises RalibError in one line.
+
+Hypothesis chooses the mutations. Limits an example: 10 s, and memory (what Python and NumPy allocate) of ten times the
+file plus one MiB for the parsers themselves.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ralib.io import (
+    open_particles,
+    pose_headers,
+    read_params,
+    write_hdf,
+    write_mrcs,
+    write_params,
+    write_particles_cs,
+    write_particles_star,
+)
+from ralib.types import Poses, RalibError
+
+SECONDS = 10.0
+SPARE_BYTES = 1 << 20
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
+_NUMBERS = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 10**9]
+_TOKENS = [b"loop_", b"data_", b"\n", b"#", b"'", b'"', b"_rlnImageName", b"9999999999@a.mrcs", b"nan", b"1e999", b"-1"]
+_TOKENS += [b"(999999999,)", b"\0", b"\xff\xfe", b"../../x", b"@", b"\t", b"[[[[[[", b"|O", b"<U999999999"]
+
+Mutation = tuple[str, float, int, int]
+
+
+def mutations() -> st.SearchStrategy[list[Mutation]]:
+    """A few edits: what, where (fraction of the file), and two numbers that say how."""
+    kind = st.sampled_from(["set", "number", "cut", "end", "repeat", "token", "swap", "zero"])
+    one = st.tuples(kind, st.floats(0, 1, exclude_max=True), st.integers(0, 255), st.integers(1, 64))
+    return st.lists(one, min_size=1, max_size=6)
+
+
+def mutate(data: bytes, edits: Sequence[Mutation]) -> bytes:
+    """`data` with the edits made one after the other."""
+    raw = bytearray(data)
+    for kind, fraction, value, length in edits:
+        at = int(fraction * len(raw))
+        if kind == "set":
+            raw[at : at + 1] = bytes([value])
+        elif kind == "number":
+            order = "little" if value % 2 else "big"
+            raw[at : at + 4] = _NUMBERS[value % len(_NUMBERS)].to_bytes(4, order)  # type: ignore[arg-type]
+        elif kind == "cut":
+            del raw[at : at + length]
+        elif kind == "end":
+            del raw[at:]
+        elif kind == "repeat":
+            raw[at:at] = raw[at : at + length] * (1 + value % 4)
+        elif kind == "token":
+            raw[at:at] = _TOKENS[value % len(_TOKENS)]
+        elif kind == "swap":
+            raw[at : at + length] = raw[at : at + length][::-1]
+        else:
+            raw[at : at + length] = bytes(len(raw[at : at + length]))
+    return bytes(raw)
+
+
+class Reader:
+    """One format: a small sound file, and how it is read."""
+
+    def __init__(self, name: str, make: Callable[[Path], Path], read: Callable[[Path], object]) -> None:
+        self.name = name
+        self._folder = tempfile.TemporaryDirectory(prefix="ralib-fuzz-")
+        self._path = make(Path(self._folder.name))
+        self._read = read
+        self.seed = self._path.read_bytes()
+        self.opened = self.refused = 0
+
+    def check(self, data: bytes) -> None:
+        """Read `data`; anything but a result or a RalibError, too slow or too large, is an AssertionError."""
+        self._path.write_bytes(data)
+        start, lines = time.monotonic(), 1
+        tracemalloc.start()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                self._read(self._path)
+            self.opened += 1
+        except RalibError as error:
+            self.refused += 1
+            lines = str(error).count("\n") + 1
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak <= 10 * len(data) + SPARE_BYTES, f"{peak} bytes of memory for a file of {len(data)}"
+        assert lines == 1, "an error of more than one line"
+        assert time.monotonic() - start < SECONDS
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+
+def fuzz(reader: Reader, n: int, *, seed: int | None = None) -> None:
+    """Read `n` mutated files."""
+
+    @settings(
+        max_examples=n, deadline=None, database=None, derandomize=seed is None, suppress_health_check=list(HealthCheck)
+    )
+    @given(mutations())
+    def every(edits: list[Mutation]) -> None:
+        reader.check(mutate(reader.seed, edits))
+
+    if seed is not None:
+        from hypothesis import seed as seeded
+
+        every = seeded(seed)(every)
+    every()
+
+
+def _read_particles(path: Path) -> None:
+    particles = open_particles(path)
+    n = min(len(particles), 4)
+    particles.images.read(np.arange(n))
+
+
+def _poses() -> Poses:
+    g = torch.Generator().manual_seed(0)
+    return Poses.identity(4).replace(psi_deg=torch.rand(4, generator=g) * 90, class_index=torch.arange(4))
+
+
+def _mrc(folder: Path) -> Path:
+    write_mrcs(folder / "a.mrcs", IMAGES, 1.5)
+    return folder / "a.mrcs"
+
+
+def _star(folder: Path) -> Path:
+    write_particles_star(folder / "p.star", open_particles(_mrc(folder)), _poses(), project=folder)
+    text = (folder / "p.star").read_text()
+    (folder / "p.star").write_text(text + "\ndata_more\n_rlnNote 'two words'\n_rlnX 5 # five\n")
+    return folder / "p.star"
+
+
+def _cs(folder: Path) -> Path:
+    write_particles_cs(folder / "p.cs", open_particles(_mrc(folder)), _poses())
+    return folder / "p.cs"
+
+
+def _hdf(folder: Path) -> Path:
+    headers = pose_headers(_poses())
+    for header in headers:
+        header |= {"ctf": "E1.7 0.1 25 30 10 300 2.7 5 0 0 0", "ptcl_source_image": "mic.mrc"}
+    write_hdf(folder / "a.hdf", IMAGES, headers, pixel_size_A=2.0)
+    return folder / "a.hdf"
+
+
+def _lst(folder: Path) -> Path:
+    _mrc(folder)
+    extra = '{"xform.align2d":{"matrix":"[1,0,0,2,0,1,0,3,0,0,1,0]"},"class":1}'
+    (folder / "a.lst").write_text("#LSX\n# x\n# 90\n" + "".join(f"{i}\ta.mrcs\t{extra}\n" for i in range(4)))
+    return folder / "a.lst"
+
+
+def _spider(folder: Path) -> Path:
+    header = np.zeros(64, dtype="<f4")
+    for index, value in {0: 1, 1: 8, 4: 1, 11: 8, 12: 8, 21: 256, 22: 32, 23: 2, 25: 4}.items():
+        header[index] = value
+    stack = header.tobytes() + b"".join(header.tobytes() + image.tobytes() for image in IMAGES)
+    (folder / "a.spi").write_bytes(stack)
+    return folder / "a.spi"
+
+
+def _imagic(folder: Path) -> Path:
+    header = np.zeros((4, 256), dtype="<i4")
+    header[:, 12:14] = 8
+    raw = bytearray(header.tobytes())
+    for i in range(4):
+        raw[1024 * i + 56 : 1024 * i + 60] = b"REAL"
+    (folder / "a.img").write_bytes(IMAGES.tobytes())
+    (folder / "a.hed").write_bytes(bytes(raw))
+    return folder / "a.hed"
+
+
+def _npy(folder: Path) -> Path:
+    np.save(folder / "a.npy", IMAGES)
+    return folder / "a.npy"
+
+
+def _params(folder: Path) -> Path:
+    write_params(folder / "p.txt", _poses())
+    return folder / "p.txt"
+
+
+READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "mrc": (_mrc, _read_particles),
+    "star": (_star, _read_particles),
+    "cs": (_cs, _read_particles),
+    "hdf": (_hdf, _read_particles),
+    "lst": (_lst, _read_particles),
+    "spider": (_spider, _read_particles),
+    "imagic": (_imagic, _read_particles),
+    "npy": (_npy, _read_particles),
+    "params": (_params, read_params),
+}

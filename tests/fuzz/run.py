@@ -1,0 +1,72 @@
+"""Fuzz every reader at length: `python -m tests.fuzz.run --n 20000 [--readers mrc star] [--out FILE.json]`.
+
+Each reader runs in a process of its own with a limit on its address space, so that a crash or a runaway allocation
+inside a C library is seen and told too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EXTRA_ADDRESS_SPACE = 1 << 30
+
+
+def one(name: str, n: int, seed: int) -> None:
+    """Fuzz one reader in this process and print its figures as JSON."""
+    from tests.fuzz.readers import READERS, Reader, fuzz
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + EXTRA_ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    reader = Reader(name, *READERS[name])
+    reader.check(reader.seed)
+    assert reader.opened == 1, f"the sound {name} file does not open"
+    faulthandler.dump_traceback_later(3600, exit=True)
+    start = time.monotonic()
+    fuzz(reader, n, seed=seed)
+    reader.close()
+    seconds = time.monotonic() - start
+    tried = reader.opened + reader.refused - 1
+    print(json.dumps({"tried": tried, "opened": reader.opened - 1, "refused": reader.refused, "seconds": seconds}))
+
+
+def main() -> int:
+    """Run all, write the figures, return 1 if any reader failed."""
+    from tests.fuzz.readers import READERS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=20_000, help="mutated files for each reader")
+    parser.add_argument("--readers", nargs="*", default=list(READERS), help="which readers (all)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(options.one, options.n, options.seed)
+        return 0
+    results, failed = {}, False
+    for name in options.readers:
+        command = [sys.executable, "-m", "tests.fuzz.run", "--one", name, "--n", str(options.n)]
+        done = subprocess.run([*command, "--seed", str(options.seed)], capture_output=True, text=True, check=False)
+        ok = done.returncode == 0
+        failed |= not ok
+        results[name] = json.loads(done.stdout.splitlines()[-1]) if ok else {"failed": done.stderr[-2000:]}
+        print(name, results[name], flush=True)
+    if options.out and not failed:
+        versions = {"python": platform.python_version(), "machine": platform.machine()}
+        options.out.write_text(
+            json.dumps({"n": options.n, "seed": options.seed, **versions, "readers": results}, indent=1)
+        )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
