@@ -46,7 +46,7 @@ def class_gallery(averages: Any, members: Any, *, columns: int = 10) -> Figure:
 def scatter_by_cluster(coordinates: np.ndarray, labels: np.ndarray | None = None, *, title: str = "") -> Figure:
     """Particles (n, 2) as points, coloured by label; labels of many values are coloured on a scale."""
     figure, ax = _one_axes(title)
-    points = dict(s=max(1.0, 12.0 - np.log2(len(coordinates) + 1)), linewidths=0, alpha=0.7, rasterized=True)
+    points = dict(s=max(2.0, 24.0 - 2.0 * np.log2(len(coordinates) + 1)), linewidths=0, alpha=0.7, rasterized=True)
     values = np.zeros(len(coordinates), int) if labels is None else np.asarray(labels)
     distinct = np.unique(values)
     if len(distinct) <= MAX_LEGEND:
