@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ralib.ops.newton import newton_plain, pose_moments
+from ralib.ops.newton_numba import newton_numba
 from ralib.ops.phase import shifted_parts_plain
 from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max_plain
 from ralib.ops.taps import gather_taps_plain
@@ -99,6 +100,17 @@ def test_newton_climbs_to_the_maximum() -> None:
         )  # fmt: skip
     assert torch.allclose(pose[0, 0, :3], torch.tensor([0.0, -0.7, 0.4]), atol=2e-3)
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
+
+
+def test_numba_twin() -> None:
+    samples, _, _, table, _, _, _, angle, _ = _moments_case()
+    generator = torch.Generator().manual_seed(12)
+    radius, weight = torch.rand(5, generator=generator), torch.rand(5, generator=generator)
+    row = torch.randint(0, 3, (4, 7), generator=generator)
+    centre = torch.randn(7, 2, generator=generator)
+    pose = torch.cat([400 * torch.randn(4, 7, 1, generator=generator), torch.randn(4, 7, 3, generator=generator)], -1)
+    given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), 0.4)
+    torch.testing.assert_close(newton_numba(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.skipif(CHILD in os.environ, reason="this is the child that runs the interpreter")

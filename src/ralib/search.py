@@ -62,7 +62,7 @@ class PoseSearch:
     shift_step_px          grid step of the shifts, before they are refined; None takes what the templates need
     mirror                 whether mirrored poses are searched
     max_frequency_per_px   band limit of the score
-    candidates             how many grid poses take the first, second, ... Newton step
+    candidates             how many grid poses take the first, second, ... Newton step; None: by the references
     grid_loss              fraction of the templates' power that the grid search may leave out
     dtype                  of the grid search's products; None takes half precision on a GPU, single on a CPU
     """
@@ -77,7 +77,7 @@ class PoseSearch:
         shift_step_px: float | None = None,
         mirror: bool = True,
         max_frequency_per_px: float = 0.5,
-        candidates: tuple[int, ...] = (12, 4, 2, 1),
+        candidates: tuple[int, ...] | None = None,
         grid_loss: float = 0.001,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
@@ -85,7 +85,7 @@ class PoseSearch:
         self.device = torch.device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self.shift_range_xy_px, self.shift_step_px, self.mirror = shift_range_xy_px, shift_step_px, mirror
-        self.candidates, self.grid_loss = candidates, grid_loss
+        self._given_candidates, self.grid_loss = candidates, grid_loss
         reach = min(math.hypot(*shift_range_xy_px), max(0.0, box / 2 - outer_radius))
         self.grid = PolarGrid.create(
             box,
@@ -141,6 +141,14 @@ class PoseSearch:
                 torch.maximum(here, value.flatten(1, 2).amax(1).T, out=here)
             out.append(best * part_norm(part, bank.n_radii)[:, None])
         return torch.cat(out)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """How many grid poses take each Newton step: more where many references score alike."""
+        if self._given_candidates is not None:
+            return self._given_candidates
+        k = self._ready().n_references
+        return (6, 3, 2, 1) if k == 1 else (min(8 + k // 3, 32), min(4 + k // 10, 8), 4, 2)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 

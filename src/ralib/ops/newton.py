@@ -39,7 +39,7 @@ def newton(
     if samples.is_cuda:
         from ralib.ops.newton_triton import newton_triton as step
     else:
-        step = newton_plain
+        from ralib.ops.newton_numba import newton_numba as step
     return step(samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound_px, angle_stride)
 
 
@@ -73,9 +73,22 @@ def newton_plain(
         weight,
         angle_stride,
     ).view(*position.shape, -1)
-    gradient, curvature = derivatives(moments, table.shape[1] * step_deg)
+    return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound_px)
+
+
+def stepped(
+    moments: Tensor,
+    pose: Tensor,
+    position: Tensor,
+    step_deg: float,
+    n_fine: int,
+    limit_xy_px: tuple[float, float],
+    bound_px: float,
+) -> Tensor:
+    """Poses (c, b, 4) after the step that moments (c, b, 12) at the fine angular positions (c, b) call for."""
+    gradient, curvature = derivatives(moments, n_fine * step_deg)
     step = newton_step(gradient, curvature)
-    bound = step.new_tensor([table.shape[1] * step_deg, bound_px, bound_px])
+    bound = step.new_tensor([n_fine * step_deg, bound_px, bound_px])
     step = step * (bound / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
     limit = step.new_tensor(limit_xy_px)
     offset = torch.clamp(pose[..., 1:3] + step[..., 1:], -limit, limit)
