@@ -152,7 +152,7 @@ class Alignment:
             outer_radius=self.outer_radius,
             inner_radius=self.options.inner_radius,
             shift_range_xy_px=span,
-            shift_step_px=step_px or 1.0,
+            shift_step_px=step_px,
             mirror=self.options.mirror,
             device=self.device,
         )
