@@ -25,7 +25,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ralib.ops import accumulate_plain, resample_plain, rotate_shift_images, rotate_shift_sum, twin
+from ralib.ops import (
+    accumulate_plain,
+    interpolation_samples,
+    resample_plain,
+    rotate_shift_images,
+    rotate_shift_sum,
+    twin,
+)
 
 # Float32 coordinates of 100 px carry 1e-5 px; white noise, which has every frequency, feels each of them. EMAN2's
 # quadratic form jumps where a coordinate passes an integer, so that rounding moves a few pixels across a jump.
@@ -200,10 +207,9 @@ class Bench:
         """Where the time of the cubic average goes."""
         batch = max(1, (1 << 27) // self.args.box**2)
         parts = [self.stack.images[i : i + batch] for i in range(0, len(self.stack.images), batch)]
-        matrix = resample_plain.prefilter_matrix(self.stack.images, "cubic", "zero")
         run = {
-            "stage: padding only": lambda: [resample_plain.padded_samples(p, None, "zero") for p in parts],
-            "stage: prefilter and padding": lambda: [resample_plain.padded_samples(p, matrix, "zero") for p in parts],
+            "stage: padding only": lambda: [interpolation_samples(p, method="linear") for p in parts],
+            "stage: prefilter and padding": lambda: [interpolation_samples(p) for p in parts],
             "stage: copy of the stack": lambda: [p.clone() for p in parts],
         }
         for name, form in run.items():

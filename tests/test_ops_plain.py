@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import apply_pose, eman2_to_pose
-from ralib.ops import resample_plain, rotate_shift_images, rotate_shift_sum
+from ralib.ops import interpolation_samples, resample_plain, rotate_shift_images, rotate_shift_sum
 from ralib.ops.resample_plain import BOUNDARIES, METHODS
 
 PoseTriple = tuple[Tensor, Tensor, Tensor]
@@ -161,6 +161,28 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rotate_shift_sum(images, *p, index, 3)
     monkeypatch.setattr(resample_plain, "_CPU_CHUNK_PIXELS", 2 * 16 * 16)
     torch.testing.assert_close(rotate_shift_sum(images, *p, index, 3), whole, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_stand_for_images(method: str, boundary: str) -> None:
+    images, p = random_stack(5, 12)
+    samples = interpolation_samples(images, method=method, boundary=boundary)
+    assert (len(samples), samples.box) == (5, 12)
+    turned = rotate_shift_images(images, *p, method=method, boundary=boundary)
+    assert torch.equal(rotate_shift_images(samples, *p), turned)
+    index = torch.tensor([0, 1, 1, -1, 0])
+    torch.testing.assert_close(rotate_shift_sum(samples, *p, index, 2)[0], turned[0] + turned[4], atol=1e-12, rtol=0)
+
+
+def test_running_sums_in_double_precision() -> None:
+    images, p = random_stack(6, 12)
+    index, half = torch.tensor([0, 1, 1, -1, 0, 1]), torch.arange(6) % 2
+    sums = torch.ones(2, 2, 12, 12, dtype=torch.float64)
+    returned = rotate_shift_sum(images.float(), *p, index, 2, half_index=half, out=sums)
+    assert returned is sums
+    fresh = rotate_shift_sum(images, *p, index, 2, half_index=half)
+    torch.testing.assert_close(sums - 1, fresh, atol=1e-5, rtol=0)
 
 
 def test_no_images_and_integer_images() -> None:

@@ -1,7 +1,7 @@
 """The Triton forms against their plain twins: on the GPU where there is one, else in Triton's interpreter.
 
-The interpreter has to be chosen before Triton is imported, so without a GPU one test runs this file again in a
-process of its own with TRITON_INTERPRET=1.
+The interpreter has to be chosen before Triton is imported, and Triton reads the source of its kernels, which the
+import hook of conftest.py wraps: so one test runs this file again, in a process of its own, without conftest.py.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-here = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs in the interpreter, in its own process")
+CHILD = "RALIB_TRITON_CHILD"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+here = pytest.mark.skipif(CHILD not in os.environ, reason="runs in a process of its own, started by the first test")
 
 
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests below run in this process")
-def test_in_the_interpreter() -> None:
+@pytest.mark.skipif(CHILD in os.environ, reason="is what started this process")
+def test_in_a_process_of_its_own() -> None:
     pytest.importorskip("triton", reason="the Triton twins need the package triton: pip install 'cryo-ralib[test]'")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
+    environment = {**os.environ, CHILD: "1", "OMP_NUM_THREADS": "1"}
+    if DEVICE == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "pytest", "-x", "--noconftest", "-p", "no:cacheprovider", str(Path(__file__))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -94,6 +96,24 @@ def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
     assert torch.equal(first, accumulate_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4))
     assert_twins(first, accumulate_plain.rotate_shift_sum(images, *pose, index, 2), 2e-6)
     assert first.isfinite().all()
+
+
+@here
+def test_samples_and_running_sums() -> None:
+    from ralib.ops import accumulate_plain, accumulate_triton, interpolation_samples, resample_triton
+
+    images, pose, index = case(6, 12, 3)
+    samples = interpolation_samples(images, boundary="mean")
+    assert_twins(resample_triton.rotate_shift_images(samples, *pose), resample_plain_images(images, pose))
+    sums = torch.ones(3, 12, 12, dtype=torch.float64, device=DEVICE)
+    accumulate_triton.rotate_shift_sum(samples, *pose, index, 3, out=sums)
+    assert_twins(sums - 1, accumulate_plain.rotate_shift_sum(images, *pose, index, 3, boundary="mean"))
+
+
+def resample_plain_images(images: Tensor, pose: tuple[Tensor, ...]) -> Tensor:
+    from ralib.ops import resample_plain
+
+    return resample_plain.rotate_shift_images(images, *pose, boundary="mean")
 
 
 @here

@@ -1,5 +1,6 @@
 """The rooms that know Triton: each kernel beside a plain PyTorch twin of the same signature.
 
+`interpolation_samples(images)` prefilters once what is to be turned in every iteration; its result goes in for images.
 A function of this package runs the Triton form for tensors on a GPU and the plain form otherwise. An error in one is
 an error: nothing falls back silently. The twins are importable from `*_plain` and `*_triton`.
 """
@@ -11,14 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
+from ralib.ops.resample_plain import Samples, interpolation_samples
 
-def twin(room: str, tensor: Tensor) -> Any:
+__all__ = ["Samples", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum", "twin"]
+
+
+def twin(room: str, tensor: Tensor | Samples) -> Any:
     """The module of a room that serves this tensor: `room`_triton on a GPU, `room`_plain elsewhere."""
     return import_module(f"ralib.ops.{room}_{'triton' if tensor.is_cuda else 'plain'}")
 
 
 def rotate_shift_images(
-    images: Tensor,
+    images: Tensor | Samples,
     psi_deg: Tensor,
     origin_xy_px: Tensor,
     mirror: Tensor,
@@ -34,7 +39,7 @@ def rotate_shift_images(
 
 
 def rotate_shift_sum(
-    images: Tensor,
+    images: Tensor | Samples,
     psi_deg: Tensor,
     origin_xy_px: Tensor,
     mirror: Tensor,
@@ -43,11 +48,12 @@ def rotate_shift_sum(
     *,
     weights: Tensor | None = None,
     half_index: Tensor | None = None,
+    out: Tensor | None = None,
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
     """Class sums (k, n, n), or (2, k, n, n) by half, of such images; see `accumulate_plain.rotate_shift_sum`."""
     pose = (psi_deg, origin_xy_px, mirror, class_index)
-    options = {"weights": weights, "half_index": half_index, "method": method, "boundary": boundary}
+    options = {"weights": weights, "half_index": half_index, "out": out, "method": method, "boundary": boundary}
     sums: Tensor = twin("accumulate", images).rotate_shift_sum(images, *pose, n_classes, **options)
     return sums

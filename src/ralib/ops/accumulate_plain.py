@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.ops.resample_plain import check_options, chunks, compute_dtype, prefilter_matrix, resample
+from ralib.ops.resample_plain import Samples, chunk_pixels, compute_dtype, resample, sampled_chunks
 
 
 def rotate_shift_sum(
-    images: Tensor,
+    images: Tensor | Samples,
     psi_deg: Tensor,
     origin_xy_px: Tensor,
     mirror: Tensor,
@@ -18,28 +18,34 @@ def rotate_shift_sum(
     *,
     weights: Tensor | None = None,
     half_index: Tensor | None = None,
+    out: Tensor | None = None,
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
     """Sum of each class's images in the class frame; `resample_plain` says how they get there.
 
     images (b, n, n); class_index (b,) int from 0, -1 where a particle belongs to no class; weights (b,) or None;
-    half_index (b,) of 0 and 1 or None. Returns (k, n, n), or (2, k, n, n) with half_index.
+    half_index (b,) of 0 and 1 or None; out, running sums to add to, may be float64 for float32 images.
+    Returns out, or new sums of the images' dtype: (k, n, n), or (2, k, n, n) with half_index.
     Particles are added one after the other in their order, so the result does not depend on the chunks.
     """
-    check_options(method, boundary)
-    n = images.shape[-1]
     row = sum_row(class_index, half_index, n_classes)
-    halves = 1 if half_index is None else 2
-    sums = torch.zeros(halves * n_classes + 1, n, n, dtype=compute_dtype(images), device=images.device)
-    matrix = prefilter_matrix(images, method, boundary)
-    for part in chunks(images):
-        pose = psi_deg[part], origin_xy_px[part], mirror[part]
-        turned = resample(images[part], *pose, method, boundary, matrix)
+    sums = new_sums(images, half_index, n_classes) if out is None else out
+    rows_of_sums = sums.view(-1, *sums.shape[-2:])
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+        turned = resample(samples, psi_deg[part], origin_xy_px[part], mirror[part])
         if weights is not None:
             turned *= weights[part].to(turned)[:, None, None]
-        sums.index_add_(0, row[part], turned)
-    return sums[:-1] if half_index is None else sums[:-1].view(2, n_classes, n, n)
+        member = row[part] < len(rows_of_sums)
+        rows_of_sums.index_add_(0, row[part][member], turned[member].to(sums.dtype))
+    return sums
+
+
+def new_sums(images: Tensor | Samples, half_index: Tensor | None, n_classes: int) -> Tensor:
+    """Zeros (k, n, n), or (2, k, n, n) where there are halves."""
+    n = images.box if isinstance(images, Samples) else images.shape[-1]
+    halves = () if half_index is None else (2,)
+    return torch.zeros(*halves, n_classes, n, n, dtype=compute_dtype(images), device=images.device)
 
 
 def sum_row(class_index: Tensor, half_index: Tensor | None, n_classes: int) -> Tensor:

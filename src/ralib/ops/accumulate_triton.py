@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.ops.accumulate_plain import sum_row
-from ralib.ops.resample_plain import PAD, check_options, compute_dtype, padded_samples, prefilter_matrix
+from ralib.ops.accumulate_plain import new_sums, sum_row
+from ralib.ops.resample_plain import PAD, Samples, sampled_chunks
 from ralib.ops.resample_triton import (
     DEFAULT_TILING,
     Tiling,
@@ -35,7 +35,7 @@ BATCH_PIXELS = 1 << 27
 
 
 def rotate_shift_sum(
-    images: Tensor,
+    images: Tensor | Samples,
     psi_deg: Tensor,
     origin_xy_px: Tensor,
     mirror: Tensor,
@@ -44,6 +44,7 @@ def rotate_shift_sum(
     *,
     weights: Tensor | None = None,
     half_index: Tensor | None = None,
+    out: Tensor | None = None,
     method: str = "cubic",
     boundary: str = "zero",
     tiling: Tiling = DEFAULT_TILING,
@@ -51,20 +52,14 @@ def rotate_shift_sum(
     batch_pixels: int = BATCH_PIXELS,
 ) -> Tensor:
     """Sum of each class's images in the class frame; `accumulate_plain` describes arguments and result."""
-    check_options(method, boundary)
-    n = images.shape[-1]
     row = sum_row(class_index, half_index, n_classes)
-    n_rows = n_classes if half_index is None else 2 * n_classes
-    sums = torch.zeros(n_rows, n, n, dtype=compute_dtype(images), device=images.device)
-    step = max(1, batch_pixels // (n * n))
-    matrix = prefilter_matrix(images, method, boundary)
-    for start in range(0, len(images), step):
-        part = slice(start, start + step)
-        samples, mean = padded_samples(images[part], matrix, boundary)
+    sums = new_sums(images, half_index, n_classes) if out is None else out
+    rows_of_sums = sums.view(-1, *sums.shape[-2:])
+    for part, samples in sampled_chunks(images, method, boundary, batch_pixels):
         weight = None if weights is None else weights[part]
-        table = pose_table(n, sums.dtype, psi_deg[part], origin_xy_px[part], mirror[part], mean, weight)
-        _add_batch(sums, samples, table, row[part], method, boundary, tiling, run_length)
-    return sums if half_index is None else sums.view(2, n_classes, n, n)
+        table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)
+        _add_batch(rows_of_sums, samples, table, row[part], tiling, run_length)
+    return sums
 
 
 class _Runs(NamedTuple):
@@ -90,26 +85,17 @@ def _cut_runs(row: Tensor, n_rows: int, length: int) -> _Runs:
     return _Runs(order, start, torch.minimum(start + length, stop_of_row), first)
 
 
-def _add_batch(
-    sums: Tensor,
-    samples: Tensor,
-    table: Tensor,
-    row: Tensor,
-    method: str,
-    boundary: str,
-    tiling: Tiling,
-    run_length: int,
-) -> None:
+def _add_batch(sums: Tensor, samples: Samples, table: Tensor, row: Tensor, tiling: Tiling, run_length: int) -> None:
     """Adds a batch of particles to the sums (n_rows, n, n)."""
-    n = sums.shape[-1]
+    n = samples.box
     runs = _cut_runs(row, len(sums), run_length)
     n_runs = len(runs.start)
-    partial = torch.empty(n_runs, n, n, dtype=sums.dtype, device=sums.device)
+    partial = torch.empty(n_runs, n, n, dtype=samples.values.dtype, device=sums.device)
     n_tiles = triton.cdiv(n, tiling.tile_x) * triton.cdiv(n, tiling.tile_y)
     # Tiles of one run are neighbours in the launch order: they read the same particles while L2 holds them.
     _runs_kernel[(n_runs * n_tiles,)](
-        samples, table, runs.order, runs.start, runs.stop, partial, n_tiles, n, PAD, method, boundary,
-        **launch_options(tiling),
+        samples.values, table, runs.order, runs.start, runs.stop, partial, n_tiles, n, PAD,
+        samples.method, samples.boundary, **launch_options(tiling),
     )  # fmt: skip
     block = 1024
     n_blocks = triton.cdiv(n * n, block)

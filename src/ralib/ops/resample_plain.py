@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,8 +38,41 @@ _CPU_CHUNK_PIXELS = 1 << 17
 _GPU_CHUNK_PIXELS = 1 << 24
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Images made ready for interpolation once, to be turned many times; takes the place of images in `ops`.
+
+    values            (b, w, w), w = box + 2 PAD: padded by zeros or wrapped around, prefiltered for 'cubic'
+    mean              (b,) taken off each image, where the boundary asks for that
+    method, boundary  what the values were made for, which holds whatever a call says
+    """
+
+    values: Tensor
+    mean: Tensor | None
+    method: str
+    boundary: str
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: slice | Tensor) -> Samples:
+        return replace(self, values=self.values[part], mean=None if self.mean is None else self.mean[part])
+
+    @property
+    def box(self) -> int:
+        return int(self.values.shape[-1]) - 2 * PAD
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.values.is_cuda
+
+
 def rotate_shift_images(
-    images: Tensor,
+    images: Tensor | Samples,
     psi_deg: Tensor,
     origin_xy_px: Tensor,
     mirror: Tensor,
@@ -51,13 +85,27 @@ def rotate_shift_images(
     images (b, n, n); psi_deg (b,); origin_xy_px (b, 2); mirror (b,) bool. Returns (b, n, n), float64 for float64
     images and float32 otherwise. ValueError for an unknown method or boundary.
     """
-    check_options(method, boundary)
-    out = torch.empty(images.shape, dtype=compute_dtype(images), device=images.device)
-    matrix = prefilter_matrix(images, method, boundary)
-    for part in chunks(images):
-        pose = psi_deg[part], origin_xy_px[part], mirror[part]
-        out[part] = resample(images[part], *pose, method, boundary, matrix)
+    out = empty_like(images)
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+        out[part] = resample(samples, psi_deg[part], origin_xy_px[part], mirror[part])
     return out
+
+
+def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
+    """Samples of images (b, n, n): worth their memory, (1 + 8 / n)^2 times the images', where they are used again."""
+    n = images.shape[-1] + 2 * PAD
+    values = torch.empty(len(images), n, n, dtype=compute_dtype(images), device=images.device)
+    means = []
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+        values[part] = samples.values
+        means += [] if samples.mean is None else [samples.mean]
+    return Samples(values, torch.cat(means) if means else None, method, boundary)
+
+
+def empty_like(images: Tensor | Samples) -> Tensor:
+    """Room for turned images."""
+    n = images.box if isinstance(images, Samples) else images.shape[-1]
+    return torch.empty(len(images), n, n, dtype=compute_dtype(images), device=images.device)
 
 
 def check_options(method: str, boundary: str) -> None:
@@ -68,34 +116,40 @@ def check_options(method: str, boundary: str) -> None:
         raise ValueError(f"boundary {boundary!r} is unknown: choose one of {', '.join(BOUNDARIES)}")
 
 
-def compute_dtype(images: Tensor) -> torch.dtype:
+def compute_dtype(images: Tensor | Samples) -> torch.dtype:
     """float64 stays; everything else is computed in float32."""
-    return torch.float64 if images.dtype == torch.float64 else torch.float32
+    dtype = images.values.dtype if isinstance(images, Samples) else images.dtype
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunks(images: Tensor) -> Iterator[slice]:
-    """Slices over the first axis that keep every temporary small, however many images there are."""
-    pixels = _CPU_CHUNK_PIXELS if images.device.type == "cpu" else _GPU_CHUNK_PIXELS
-    step = max(1, pixels // max(1, images[0].numel() if len(images) else 1))
+def chunk_pixels(images: Tensor | Samples) -> int:
+    """Pixels worked on at a time on the images' device."""
+    return _CPU_CHUNK_PIXELS if images.device.type == "cpu" else _GPU_CHUNK_PIXELS
+
+
+def sampled_chunks(
+    images: Tensor | Samples, method: str, boundary: str, pixels: int
+) -> Iterator[tuple[slice, Samples]]:
+    """Slices over the first axis, of about so many pixels, and their samples."""
+    if isinstance(images, Samples):
+        step = max(1, pixels // images.box**2)
+        for start in range(0, len(images), step):
+            yield slice(start, start + step), images[start : start + step]
+        return
+    check_options(method, boundary)
+    step = max(1, pixels // images.shape[-1] ** 2)
+    matrix = prefilter_matrix(images, boundary) if method == "cubic" else None
     for start in range(0, len(images), step):
-        yield slice(start, start + step)
+        part = slice(start, start + step)
+        yield part, Samples(*_padded(images[part], matrix, boundary), method, boundary)
 
 
-def resample(
-    images: Tensor,
-    psi_deg: Tensor,
-    origin_xy_px: Tensor,
-    mirror: Tensor,
-    method: str,
-    boundary: str,
-    matrix: Tensor | None,
-) -> Tensor:
-    """One chunk of `rotate_shift_images`; `matrix` is the `prefilter_matrix`."""
-    n = images.shape[-1]
-    samples, mean = padded_samples(images, matrix, boundary)
-    x, y = sample_points(psi_deg.to(samples), origin_xy_px.to(samples), mirror, n, boundary)
-    turned = _interpolate(samples, x.clamp_(-3.0, n + 1.0), y.clamp_(-3.0, n + 1.0), method)
-    return turned if mean is None else turned + mean[:, None, None]
+def resample(samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> Tensor:
+    """One chunk of `rotate_shift_images`."""
+    n, values = samples.box, samples.values
+    x, y = sample_points(psi_deg.to(values), origin_xy_px.to(values), mirror, n, samples.boundary)
+    turned = _interpolate(values, x.clamp_(-3.0, n + 1.0), y.clamp_(-3.0, n + 1.0), samples.method)
+    return turned if samples.mean is None else turned.add_(samples.mean[:, None, None])
 
 
 def sample_points(
@@ -122,10 +176,8 @@ def sample_points(
     return x, y
 
 
-def padded_samples(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """What interpolation reads: samples (b, w, w), w = n + 2 PAD, multiplied by the `prefilter_matrix` along both
-    axes where there is one, zero or wrapped around outside the box; and the mean (b,) that was taken off each image
-    where the boundary asks for that."""
+def _padded(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
+    """Values and means of `Samples`."""
     images = images.to(compute_dtype(images))
     mean = None
     if boundary == "mean":
@@ -137,16 +189,14 @@ def padded_samples(images: Tensor, matrix: Tensor | None, boundary: str) -> tupl
     return torch.nn.functional.pad(images[:, None], (PAD,) * 4, mode=mode)[:, 0], mean
 
 
-def prefilter_matrix(images: Tensor, method: str, boundary: str) -> Tensor | None:
+def prefilter_matrix(images: Tensor, boundary: str) -> Tensor:
     """(n + 2 PAD, n): samples along one axis to padded coefficients, from which cubic o-Moms interpolation gives the
-    samples back exactly; None for the other methods.
+    samples back exactly.
 
     The inverse of the matrix with OMOMS_CENTRE on its diagonal and OMOMS_SIDE beside it, in closed form, so that it
     is made on the device: powers of its pole, reflected with opposite sign one pixel outside the box (zero there), or
     wound around the box (cyclic).
     """
-    if method != "cubic":
-        return None
     n = images.shape[-1]
     pole = (math.sqrt(OMOMS_CENTRE**2 - 4 * OMOMS_SIDE**2) - OMOMS_CENTRE) / (2 * OMOMS_SIDE)
     scale = 1 / (OMOMS_CENTRE + 2 * OMOMS_SIDE * pole)
@@ -168,7 +218,8 @@ def _interpolate(samples: Tensor, x: Tensor, y: Tensor, method: str) -> Tensor:
     b, width = samples.shape[:2]
     x0, y0 = x.floor(), y.floor()
     t, u = x.sub_(x0), y.sub_(y0)
-    # Floating point holds these addresses exactly: in float32 up to boxes of 4088 px.
+    if width * width > 1 << 24:  # float32 holds smaller addresses exactly
+        x0, y0 = x0.double(), y0.double()
     first = torch.add(x0, y0, alpha=width).add_((PAD - 1) * (width + 1))
     taps = _Taps(samples.reshape(b, width * width), first.long().view(b, -1), width, x.shape)
     if method == "quadratic":

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.ops.resample_plain import PAD, check_options, chunks, compute_dtype, padded_samples, prefilter_matrix
+from ralib.ops.resample_plain import PAD, Samples, chunk_pixels, empty_like, sampled_chunks
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ TABLE_COLUMNS = ("cos", "sin", "start_x", "start_y", "mirror", "weight", "offset
 
 
 def rotate_shift_images(
-    images: Tensor,
+    images: Tensor | Samples,
     psi_deg: Tensor,
     origin_xy_px: Tensor,
     mirror: Tensor,
@@ -49,17 +49,15 @@ def rotate_shift_images(
     tiling: Tiling = DEFAULT_TILING,
 ) -> Tensor:
     """Particles seen in the frame of their class average; `resample_plain` describes arguments and result."""
-    check_options(method, boundary)
-    n = images.shape[-1]
-    out = torch.empty(images.shape, dtype=compute_dtype(images), device=images.device)
+    out = empty_like(images)
+    n = out.shape[-1]
     n_tiles = triton.cdiv(n, tiling.tile_x) * triton.cdiv(n, tiling.tile_y)
-    matrix = prefilter_matrix(images, method, boundary)
-    for part in chunks(images):
-        samples, mean = padded_samples(images[part], matrix, boundary)
-        table = pose_table(n, out.dtype, psi_deg[part], origin_xy_px[part], mirror[part], mean, None)
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+        table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
         _images_kernel[(len(samples) * n_tiles,)](
-            samples, table, out[part], n_tiles, n, PAD, method, boundary, **launch_options(tiling)
-        )
+            samples.values, table, out[part], n_tiles, n, PAD, samples.method, samples.boundary,
+            **launch_options(tiling),
+        )  # fmt: skip
     return out
 
 
@@ -74,18 +72,12 @@ def launch_options(tiling: Tiling) -> dict[str, int]:
 
 
 def pose_table(
-    n: int,
-    dtype: torch.dtype,
-    psi_deg: Tensor,
-    origin_xy_px: Tensor,
-    mirror: Tensor,
-    mean: Tensor | None,
-    weights: Tensor | None,
+    samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, weights: Tensor | None
 ) -> Tensor:
-    """(b, 7) of `dtype`: TABLE_COLUMNS of each particle."""
+    """(b, 7) of the samples' dtype: TABLE_COLUMNS of each particle."""
+    dtype, centre = samples.values.dtype, samples.box // 2
     psi = torch.deg2rad(psi_deg.to(dtype))
     origin = origin_xy_px.to(dtype)
-    centre = n // 2
     nothing, one = torch.zeros_like(psi), torch.ones_like(psi)
     columns = {
         "cos": psi.cos(),
@@ -94,7 +86,7 @@ def pose_table(
         "start_y": centre - origin[:, 1],
         "mirror": mirror.to(dtype),
         "weight": one if weights is None else weights.to(dtype),
-        "offset": nothing if mean is None else mean,
+        "offset": nothing if samples.mean is None else samples.mean,
     }
     return torch.stack([columns[name] for name in TABLE_COLUMNS], dim=1)
 
