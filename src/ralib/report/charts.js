@@ -7,6 +7,13 @@ function ticks(low, high, wanted = 5) {
   for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-9; value += step) list.push(Math.abs(value) < step * 1e-9 ? 0 : value);
   return list;
 }
+// Labels of ticks with as many decimals as tell them apart.
+function tickLabels(list) {
+  const step = list.length > 1 ? Math.abs(list[1] - list[0]) : 1, large = Math.max(...list.map(Math.abs));
+  if (large >= 1e6 || step < 1e-4) return (value) => (value ? value.toExponential(1) : "0");
+  const digits = [0, 1, 2, 3, 4, 5].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6) ?? 5;
+  return (value) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
 const extent = (values) => values.reduce(([low, high], v) => (known(v) ? [Math.min(low, v), Math.max(high, v)] : [low, high]), [Infinity, -Infinity]);
 
 // A figure whose drawing is remade when its width changes; `paint(svg, width)` fills an empty svg.
@@ -28,8 +35,11 @@ function figure({ id, title, summary, legend = [], caption }, paint) {
 }
 
 // Axes, grid and the two scales of a plot area.
-function axes(svg, width, height, { x, y, xLabel, yLabel, xTicks, yTicks, xText = short, yText = short }) {
-  const yList = yTicks || ticks(y[0], y[1], 4), xList = xTicks || ticks(x[0], x[1], Math.max(3, Math.floor(width / 90)));
+function axes(svg, width, height, { x, y, xLabel, yLabel, xTicks, yTicks, whole, xText, yText }) {
+  let yList = yTicks || ticks(y[0], y[1], 4), xList = xTicks || ticks(x[0], x[1], Math.max(3, Math.floor(width / 90)));
+  if (whole) yList = yList.filter(Number.isInteger);
+  xText ||= tickLabels(xList);
+  yText ||= tickLabels(yList);
   const left = 16 + 6.4 * Math.max(...yList.map((value) => yText(value).length)) + (yLabel ? 14 : 0);
   const box = { left, right: width - 10, top: 8, bottom: height - (xLabel ? 36 : 22) };
   const at = {
@@ -52,7 +62,8 @@ function pathOf(xs, ys, at) {
   let path = "", pen = "M";
   for (let i = 0; i < xs.length; i++) {
     if (!known(ys[i])) { pen = "M"; continue; }
-    path += `${pen}${at.x(xs[i]).toFixed(1)} ${at.y(ys[i]).toFixed(1)}`;
+    const y = Math.min(Math.max(at.y(ys[i]), at.box.top), at.box.bottom); // beyond a fixed range: along its rim
+    path += `${pen}${at.x(xs[i]).toFixed(1)} ${y.toFixed(1)}`;
     pen = "L";
   }
   return path;
@@ -60,7 +71,7 @@ function pathOf(xs, ys, at) {
 
 // series: [{name, x, y, color, faint, dots}]; the pointer reads the named ones at the nearest x.
 function lineChart(options) {
-  const { series, height = 200, marks = [], xText = short, yText = short, xName = "" } = options;
+  const { series, height = 200, marks = [], xName = "" } = options;
   const named = series.filter((item) => item.name);
   return figure({ legend: named, ...options }, (svg, width) => {
     const x = options.xRange || extent(series.flatMap((item) => item.x));
@@ -78,11 +89,11 @@ function lineChart(options) {
       svg.append(el("path", { d: pathOf(item.x, item.y, at), fill: "none", stroke: item.color, "stroke-width": item.faint ? 1 : 2, "stroke-opacity": item.faint || 1, "stroke-linejoin": "round", "stroke-linecap": "round" }));
       if (item.dots || item.x.length === 1) item.x.forEach((value, i) => known(item.y[i]) && svg.append(el("circle", { cx: at.x(value), cy: at.y(item.y[i]), r: 2.6, fill: item.color })));
     }
-    readOut(svg, width, at, named, xName, xText, yText);
+    readOut(svg, width, at, named, xName, options.xText || short);
   });
 }
 
-function readOut(svg, width, at, named, xName, xText, yText) {
+function readOut(svg, width, at, named, xName, xText) {
   if (!named.length) return;
   const cursor = el("line", { class: "cursor", y1: at.box.top, y2: at.box.bottom, visibility: "hidden" });
   svg.append(cursor);
@@ -92,7 +103,7 @@ function readOut(svg, width, at, named, xName, xText, yText) {
     xs.forEach((value, i) => { if (Math.abs(at.x(value) - px) < Math.abs(at.x(xs[best]) - px)) best = i; });
     cursor.setAttribute("x1", at.x(xs[best])); cursor.setAttribute("x2", at.x(xs[best])); cursor.setAttribute("visibility", "visible");
     showTip(event.clientX, event.clientY, el("b", {}, `${xName} ${xText(xs[best])}`.trim()),
-      ...named.map((item) => el("div", {}, el("i", { style: { background: item.color } }), `${item.name} ${yText(item.y[best])}`)));
+      ...named.map((item) => el("div", {}, el("i", { style: { background: item.color } }), `${item.name} ${short(item.y[best])}`)));
   };
   svg.onpointerleave = () => { cursor.setAttribute("visibility", "hidden"); hideTip(); };
 }
@@ -102,7 +113,7 @@ function histogram(options) {
   const { edges, color = "var(--c1)", height = 200, unit = "" } = options;
   return figure(options, (svg, width) => {
     const counts = Array.from(options.counts()), sum = counts.reduce((a, b) => a + b, 0);
-    const at = axes(svg, width, height, { x: [edges[0], edges[edges.length - 1]], y: [0, Math.max(...counts, 1) * 1.05], xLabel: options.xLabel, xTicks: options.xTicks, xText: options.xText });
+    const at = axes(svg, width, height, { x: [edges[0], edges[edges.length - 1]], y: [0, Math.max(...counts, 1) * 1.05], whole: true, xLabel: options.xLabel, xTicks: options.xTicks, xText: options.xText });
     counts.forEach((value, i) => {
       const left = at.x(edges[i]), right = at.x(edges[i + 1]);
       const bar = el("rect", { x: left + 0.5, width: Math.max(0.8, right - left - 1), y: at.y(value), height: at.box.bottom - at.y(value), fill: color, rx: Math.min(2, (right - left) / 4) });

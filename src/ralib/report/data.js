@@ -96,7 +96,8 @@ const scores = (() => {
   return start === all.values.length ? split : null;
 })();
 const frc = run.frc && { x: run.frc.frequency_per_px, ...unpack(run.frc.values) };
-const frcOf = (k) => Array.from(frc.values.subarray(k * frc.shape[1], (k + 1) * frc.shape[1]));
+// Ring 0 is one number, the mean grey value: no correlation to show.
+const frcOf = (k) => Array.from(frc.values.subarray(k * frc.shape[1], (k + 1) * frc.shape[1]), (value, i) => (i ? value : null));
 const histograms = Object.fromEntries(Object.entries(run.histograms).map(([name, item]) => [name, { ...item, counts: unpack(item.counts) }]));
 const shifts = run.shift_map && { edges: run.shift_map.edges_px, counts: unpack(run.shift_map.counts) };
 

@@ -36,11 +36,11 @@ function bigPicture(k) {
 
 function facts(item) {
   return [
-    ["Members", `${count(item.members)} (${percent(item.members, total)})`], ["FRC resolution", withUnit(item.resolution, resolutionUnit)],
+    ["Members", `${count(item.members)} (${percent(item.members, total)})`], [frc ? "FRC resolution" : "Resolution", withUnit(item.resolution, resolutionUnit)],
     ["In-plane spread", withUnit(item.inplane_spread_deg, "°")], ["Shift spread", withUnit(item.shift_spread_px, "px")],
-    ["Mirrored", known(item.mirror_fraction) ? percent(item.mirror_fraction, 1) : "–"], ["Mean score", short(item.mean_score)],
-    ["Stability", known(item.stability) ? percent(item.stability, 1) : null], ["Median defocus", known(item.median_defocus_A) ? `${short(item.median_defocus_A / 1e4)} µm` : null],
-  ].filter(([, value]) => value !== null);
+    ["Mirrored", item.mirror_fraction ? percent(item.mirror_fraction, 1) : "–"], ["Mean score", short(item.mean_score)],
+    ["Stability", known(item.stability) ? percent(item.stability, 1) : "–"], ["Median defocus", known(item.median_defocus_A) ? `${short(item.median_defocus_A / 1e4)} µm` : "–"],
+  ].filter(([, value]) => value !== "–");
 }
 
 function detailPlots(k) {
@@ -52,14 +52,14 @@ function detailPlots(k) {
   const x = run.iterations.map((item) => item.iteration), dots = x.length < 30;
   for (const [key, title, color] of [["class_sizes", "Members", "var(--c3)"], ["resolution", `Resolution (${resolutionUnit})`, "var(--c2)"]]) {
     const y = run.iterations.map((item) => item[key]?.[k]);
-    if (x.length > 1 && y.some(known)) plots.push(lineChart({ id: `class-${key}`, title: `${title} by iteration`, height: 150, xName: "Iteration", xTicks: ticks(x[0], x[x.length - 1], 4).filter(Number.isInteger), series: [{ name: title, x, y, color, dots }] }));
+    if (x.length > 1 && y.some(known)) plots.push(lineChart({ id: `class-${key}`, title: `${title} by iteration`, height: 150, whole: key === "class_sizes", xName: "Iteration", xTicks: ticks(x[0], x[x.length - 1], 4).filter(Number.isInteger), series: [{ name: title, x, y, color, dots }] }));
   }
   return plots;
 }
 
 function historyOf(k) {
   const node = el("div");
-  if (run.history) {
+  if (run.history && run.history.iterations.length > 1) {
     const { iterations, sheets } = run.history;
     node.append(el("h3", {}, "Over the iterations"), el("div", { class: "strip", tabindex: 0, "aria-label": "Average at each iteration" }, iterations.map((iteration, t) => {
       const size = run.iterations.find((item) => item.iteration === iteration)?.class_sizes?.[k];

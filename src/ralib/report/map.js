@@ -27,7 +27,7 @@ function buildMap() {
   const boxes = { points: spread([...xy, ...centres]), averages: spread([...centres]), tsne: tsne && spread([...tsne]) };
   const view = () => byId("map-view").value;
   const project = (x, y) => {
-    const [bx, by] = boxes[view()], size = 0.9 * zoom;
+    const [bx, by] = boxes[view()], size = (view() === "points" ? 0.93 : 0.84) * zoom;
     return [width / 2 + pan[0] + ((x - bx[0]) / (bx[1] - bx[0] || 1) - 0.5) * width * size, height / 2 + pan[1] - ((y - by[0]) / (by[1] - by[0] || 1) - 0.5) * height * size];
   };
 

@@ -5,14 +5,14 @@ const nice = [300, 200, 100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4, 3.5, 3, 2.5,
 
 // Axis of spatial frequency, labelled by the distance in Å people think in (or by 1/px without a pixel size).
 function frequencyAxis(highest) {
-  if (!run.pixel_size_A) return { xLabel: "Spatial frequency (1/px)", xName: "1/px", xText: short };
+  if (!run.pixel_size_A) return { xLabel: "Spatial frequency (1/px)", xName: "1/px" };
   const room = nice.filter((d) => 1 / d <= highest && 1 / d >= highest / 25), list = [];
   for (const d of room) if (!list.length || 1 / d - 1 / list[list.length - 1] > highest / 8) list.push(d);
   return { xLabel: "Resolution (Å)", xName: "", xTicks: list.map((d) => 1 / d), xText: (value) => (value > 0 ? `${short(1 / value)}` : "∞") };
 }
 function frcChart(options) {
   const highest = frequencies()[frc.x.length - 1], axis = frequencyAxis(highest);
-  return lineChart({ yRange: [-0.1, 1], yTicks: [0, 0.5, 1], marks: [{ y: 0.143, name: "0.143" }, { y: 0.5, name: "0.5" }], xRange: [0, highest], ...axis, xText: run.pixel_size_A ? axis.xText : short, ...options });
+  return lineChart({ yRange: [-0.1, 1], yTicks: [0, 0.5, 1], marks: [{ y: 0.143, name: "0.143" }, { y: 0.5, name: "0.5" }], xRange: [0, highest], ...axis, ...options });
 }
 function distribution(name, options) {
   const item = histograms[name];
@@ -20,6 +20,8 @@ function distribution(name, options) {
   const edges = micrometre ? item.edges.map((value) => value / 1e4) : item.edges, unit = micrometre ? "µm" : item.unit;
   return histogram({ edges, unit, xLabel: unit ? `${item.label} (${unit})` : item.label, ...angle, ...options });
 }
+
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
 
 function buildHeader() {
   const { facts: f } = run, last = run.iterations[run.iterations.length - 1] || {};
@@ -36,7 +38,7 @@ function buildHeader() {
   ].filter(Boolean));
   if (run.warnings.length) {
     byId("alerts").append(el("details", { class: "alerts", open: run.warnings.length <= 5 && innerWidth > 720 }, el("summary", {}, run.warnings.length === 1 ? "One thing to look at" : `${run.warnings.length} things to look at`),
-      el("ul", {}, run.warnings.map((item) => el("li", {}, el("div", {}, el("b", {}, item.what), item.where ? ` ${item.where}` : ""), el("div", { class: "do" }, item.do || ""))))));
+      el("ul", {}, run.warnings.map((item) => el("li", {}, el("div", {}, el("b", {}, sentence(item.what)), item.where && el("span", { class: "muted" }, ` ${sentence(item.where)}`)), el("div", { class: "do" }, sentence(item.do)))))));
   }
 }
 
@@ -60,7 +62,7 @@ function buildConvergence() {
 function buildResolution() {
   const host = byId("resolution").querySelector(".plots"), colour = (k) => () => (kept.size && !kept.has(k) ? "var(--line)" : "var(--c1)");
   if (frc) {
-    const middle = frc.x.map((_, i) => { const column = [...Array(K).keys()].map((k) => frc.values[k * frc.shape[1] + i]).filter(Number.isFinite).sort((a, b) => a - b); return column[column.length >> 1]; });
+    const middle = frc.x.map((_, i) => { if (!i) return null; const column = [...Array(K).keys()].map((k) => frc.values[k * frc.shape[1] + i]).filter(Number.isFinite).sort((a, b) => a - b); return column[column.length >> 1]; });
     const shownClasses = [...Array(K).keys()].filter((k) => members[k]), faint = Math.max(0.08, Math.min(0.5, 8 / shownClasses.length));
     host.append(frcChart({ id: "frc", title: "Fourier ring correlation of all classes", height: 270, legend: [], series: [...shownClasses.map((k) => ({ x: frequencies(), y: frcOf(k), color: "var(--c1)", faint })), { name: "Median", x: frequencies(), y: middle, color: "var(--c2)" }], caption: "One line a class between its two half averages; the strong line is the median." }));
   }
@@ -79,7 +81,7 @@ function buildDistributions() {
   const host = byId("distributions").querySelector(".plots"), plots = [], scope = () => (kept.size ? kept : null);
   for (const name of Object.keys(histograms)) plots.push(distribution(name, { id: `distribution-${name}`, title: histograms[name].label, height: 220, color: { psi: "var(--c1)", score: "var(--c4)", defocus: "var(--c3)" }[name], counts: () => summed(histograms[name].counts, scope()) }));
   if (shifts) plots.push(heatMap({ id: "distribution-shift", title: "Origin shift", most: 235, edges: shifts.edges, counts: () => summed(shifts.counts, scope()) }));
-  if (run.classes.some((item) => known(item.mirror_fraction))) {
+  if (run.classes.some((item) => item.mirror_fraction)) {
     plots.push(histogram({ id: "distribution-mirror", title: "Mirrored", height: 220, edges: [0, 1, 2], xTicks: [0.5, 1.5], xText: (value) => (value < 1 ? "plain" : "mirrored"), color: "var(--c5)", counts: () => {
       const chosen = run.classes.filter((_, k) => !kept.size || kept.has(k)), mirrored = chosen.reduce((sum, item) => sum + item.members * (item.mirror_fraction || 0), 0);
       return [chosen.reduce((sum, item) => sum + item.members, 0) - mirrored, mirrored];
@@ -102,7 +104,7 @@ function buildCtf() {
 
 function buildProvenance() {
   const f = run.facts, host = byId("provenance"), timings = Object.entries(f.timings || {}).filter(([key, value]) => key !== "total_s" && known(value)), longest = Math.max(...timings.map(([, value]) => value), 1e-9);
-  const rows = (object) => el("table", {}, el("tbody", {}, Object.entries(object || {}).map(([key, value]) => el("tr", {}, el("td", { class: "muted" }, key), el("td", {}, value !== null && typeof value === "object" ? JSON.stringify(value) : String(value))))));
+  const rows = (object) => el("table", {}, el("tbody", {}, Object.entries(object || {}).map(([key, value]) => el("tr", {}, el("td", { class: "muted" }, key), el("td", {}, value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value))))));
   const panel = (id, title, ...content) => el("figure", { class: "plot", "data-plot": id }, el("figcaption", {}, title), ...content);
   const command = Array.isArray(f.command) ? f.command.map((word) => (/^[\w@%+=:,.\/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ") : f.command;
   if (command) host.append(el("div", { class: "wide" }, panel("command", "Command", el("div", { class: "command" }, el("pre", {}, command), el("button", { type: "button", onclick: (event) => copy(command, event.currentTarget) }, "Copy")))));

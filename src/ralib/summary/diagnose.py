@@ -34,7 +34,7 @@ def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[dict[str, str]]:
         _alike(run, small_averages),
     ]
     words = " ".join(item["what"].lower() for item in told)
-    return told + [item for key, item in (f for f in found if f is not None) if key not in words]
+    return told + [item for keys, item in (f for f in found if f is not None) if not any(key in words for key in keys)]
 
 
 def classes_text(index: np.ndarray, most: int = 12) -> str:
@@ -44,17 +44,18 @@ def classes_text(index: np.ndarray, most: int = 12) -> str:
     return f"{'class' if len(index) == 1 else 'classes'} {', '.join(names)}{rest}"
 
 
-Finding = tuple[str, dict[str, str]] | None
+Finding = tuple[tuple[str, ...], dict[str, str]] | None
+"""Words by which the run itself would have told it, and the warning."""
 
 
 def _collapsed(run: RunFiles) -> Finding:
     low = np.flatnonzero(run.members < MINIMUM_MEMBERS)
     if not len(low):
         return None
-    return "collapsed", {
+    return ("collapsed", "ended below"), {
         "what": f"{len(low)} of {run.n_classes} classes collapsed (fewer than {MINIMUM_MEMBERS} members).",
         "where": f"In {classes_text(low)}.",
-        "do": "Ask for fewer classes, or let them be of equal size (--equal-kmeans).",
+        "do": "Ask for fewer classes, or for equal sizes (mref: --EQ).",
     }
 
 
@@ -68,7 +69,7 @@ def _shifts_at_edge(run: RunFiles) -> Finding:
     fraction = float((origin > reach - 0.5).any(axis=1).mean()) if len(origin) else 0.0
     if fraction < EDGE_FRACTION:
         return None
-    return "edge", {
+    return ("edge",), {
         "what": f"{100 * fraction:.0f} % of the shifts lie at the edge of their range ({reach:g} px).",
         "where": "",
         "do": "Search further (--xr, --yr), or centre the particles first.",
@@ -106,7 +107,7 @@ def _duplicates(run: RunFiles) -> Finding:
         f"{same} images appear more than once" if same else "",
         f"{close} picks lie on top of another" if close else "",
     ]
-    return "duplicate", {
+    return ("duplicate",), {
         "what": f"Suspicious duplicates: {' and '.join(p for p in parts if p)}.",
         "where": "",
         "do": "Remove them before half-set figures are trusted (RELION: Subset selection, remove duplicates).",
@@ -132,10 +133,10 @@ def _uncentred(run: RunFiles, averages: np.ndarray) -> Finding:
     low = np.flatnonzero((np.hypot(*off.T) > OFF_CENTRE_FRACTION * size) & (run.members >= MINIMUM_MEMBERS))
     if not len(low):
         return None
-    return "centred", {
+    return ("not centred", "off centre"), {
         "what": f"{len(low)} averages are not centred.",
         "where": f"In {classes_text(low)}.",
-        "do": "Run again with --center 2, or leave these classes out: their rims may be cut.",
+        "do": "Run again with another --center, or leave these classes out: their rims may be cut.",
     }
 
 
@@ -165,7 +166,7 @@ def _alike(run: RunFiles, averages: np.ndarray) -> Finding:
     if not len(pairs):
         return None
     text = ", ".join(f"{used[a] + 1} and {used[b] + 1}" for a, b in pairs[:6].tolist())
-    return "same picture", {
+    return ("same picture",), {
         "what": f"{len(pairs)} pairs of averages show the same picture.",
         "where": f"Classes {text}{' and more' if len(pairs) > 6 else ''}.",
         "do": "Ask for fewer classes, or treat each pair as one when selecting.",

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.ctf import ctf_2d, frequency_grid, phase_flip
 from ralib.io import open_images
 from ralib.ops import rotate_shift_images
 from ralib.report.contents import History, Members
@@ -39,18 +40,44 @@ def average_pictures(averages: np.ndarray) -> np.ndarray:
 def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | str = "cpu") -> np.ndarray:
     """Particles `rows` in the frame of their class average, (len(rows), size, size) float32.
 
-    They are cropped in Fourier space before they are turned: the picture is small, so the turning is cheap.
+    They are cropped in Fourier space before they are turned: the picture is small, so the turning is cheap. Where the
+    run used the CTF, phases are flipped; and noise above a quarter of the picture's sampling rate is dampened.
     """
-    poses, parts = run.poses, []
+    poses, parts, flipped = run.poses, [], uses_ctf(run)
     for start in range(0, len(rows), BATCH):
         index = rows[start : start + BATCH]
         images = torch.from_numpy(np.nan_to_num(run.particles.images.read(index))).to(device)
         work = resized(images, min(images.shape[-1], 2 * size))
         scale = work.shape[-1] / images.shape[-1]
+        if flipped:
+            work = _phase_flipped(run, index, work, scale)
         part = poses[torch.from_numpy(index)].to(device)
         turned = rotate_shift_images(work, part.psi_deg, part.origin_xy_px * scale, part.mirror)
-        parts.append(resized(turned, size).cpu())
+        parts.append(_softened(resized(turned, size)).cpu())
     return torch.cat(parts).numpy() if parts else np.zeros((0, size, size), dtype=np.float32)
+
+
+def uses_ctf(run: RunFiles) -> bool:
+    """Whether the run itself took the particles' CTF into account, so that their phases are still unflipped."""
+    options = run.record.get("options") or {}
+    modes = [options.get(name) for name in ("ctf_mode", "ctf")]
+    asked = any(mode is True or mode in ("wiener", "flip") for mode in modes) or run.record.get("program") == "RELION"
+    return asked and run.particles.ctf is not None and run.particles.pixel_size_A is not None
+
+
+def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: float) -> Tensor:
+    assert run.particles.ctf is not None
+    assert run.particles.pixel_size_A is not None
+    pixel_size_A = run.particles.pixel_size_A / scale
+    ctf = ctf_2d(run.particles.ctf[index], images.shape[-1], pixel_size_A, device=images.device)
+    return phase_flip(images, ctf)
+
+
+def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:
+    """Images (b, s, s) under a Gaussian low-pass: 1/e at the cut-off."""
+    size = images.shape[-1]
+    kx, ky = frequency_grid(size, device=images.device)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * torch.exp(-(kx**2 + ky**2) / cutoff_per_px**2), s=(size, size))
 
 
 def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
