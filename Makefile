@@ -1,0 +1,54 @@
+# ralib from a checkout. Each target makes the environment it needs in VENV; nothing is installed elsewhere.
+#
+#   make demo    simulate 2,000 particles, classify them, compare with the truth, draw the averages
+#   make test    the tests            make lint    style and types
+#   make bench   the measurements that fit a laptop; bench/README.md lists the others
+#   make lowest  the tests with the oldest libraries pyproject.toml admits
+#   make wheel   dist/*.whl           make clean   forget the environments' stamps and the demo's results
+#
+# PYTHON, TORCH and CONSTRAINTS are handed to tools/environment, which explains them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export PYTHON TORCH
+
+.PHONY: demo test lint bench lowest wheel clean
+
+demo: $(VENV)/.has-runtime
+	$(BIN)/python bench/demo.py demo
+
+test: $(VENV)/.has-test
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.has-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.has-test
+	$(BIN)/ralib bench --quick
+
+lowest: $(VENV)-lowest/.has-test
+	$(VENV)-lowest/bin/python -m pytest $(PYTEST_OPTIONS)
+
+wheel: $(VENV)/.has-test
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+$(VENV)/.has-runtime: pyproject.toml requirements/demo.lock tools/environment
+	CONSTRAINTS=$${CONSTRAINTS-requirements/demo.lock} tools/environment $(VENV)
+	touch $@
+
+$(VENV)/.has-test: pyproject.toml tools/environment
+	tools/environment $(VENV) test
+	touch $@
+
+$(VENV)-lowest/.has-test: pyproject.toml requirements/lowest.txt tools/environment
+	CONSTRAINTS=requirements/lowest.txt tools/environment $(VENV)-lowest test
+	touch $@
+
+$(VENV)/.has-lint: pyproject.toml tools/environment
+	tools/environment $(VENV) lint
+	touch $@
+
+clean:
+	rm -rf demo dist build $(VENV)/.has-* $(VENV)-lowest

@@ -1,0 +1,93 @@
+"""The wheel, in an environment of its own with the sources out of reach: it imports, it runs, it holds its data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of what the repository holds, with the build tools already installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    copy.mkdir()
+    shutil.copytree(ROOT / "src" / "ralib", copy / "src" / "ralib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    backend = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
+    run(sys.executable, "-c", backend, str(folder), cwd=copy)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a fresh environment that holds the wheel; the libraries it needs are lent by this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    lent = [p for p in sys.path if p.endswith("site-packages")]
+    # A .pth file would run the editable install's finder, which leads back to the sources.
+    (packages / "lent.py").write_text(f"import sys; sys.path += {lent!r}\n")
+    (packages / "lent.pth").write_text("import lent\n")
+    return python
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    """Standard output of a command that must succeed, away from the sources."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(c) for c in command], cwd=cwd, capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import ralib, pkgutil, importlib\n"
+        "names = [m.name for m in pkgutil.walk_packages(ralib.__path__, 'ralib.')]\n"
+        "names = [n for n in names if n != 'ralib.__main__' and 'triton' not in n]\n"
+        "[importlib.import_module(n) for n in names]\n"
+        "print(ralib.__file__, len(names))"
+    )
+    file, count = run(installed, "-c", code, cwd=tmp_path).split()[-2:]
+    assert not Path(file).is_relative_to(ROOT)
+    assert int(count) > 40
+
+
+def test_the_command_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    assert run(installed, "-m", "ralib", "--version", cwd=tmp_path).startswith("ralib ")
+    run(installed, "-m", "ralib", "simulate", "out", "--particles", "5", "--box", "32", "--device", "cpu", cwd=tmp_path)
+    assert (tmp_path / "out" / "truth.npz").is_file()
+
+
+def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    wanted = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("*") if p.is_file()}
+    wanted = {n for n in wanted if "__pycache__" not in n and ".egg-info" not in n}
+    assert wanted <= names, sorted(wanted - names)
+    assert "ralib/py.typed" in names
+    assert not any(n.startswith(("tests", "bench")) for n in names)
+
+
+def test_every_lower_bound_has_its_job() -> None:
+    """requirements/lowest.txt, which `make lowest` tests, names the lower bound of every dependency but PyTorch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = {d.split(">=")[0]: d.split(">=")[1] for d in project["dependencies"] if not d.startswith("torch")}
+    pins = dict(line.split("==") for line in (ROOT / "requirements" / "lowest.txt").read_text().split() if "==" in line)
+    assert {name: pins.get(name) for name in bounds} == bounds
