@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.fuzz.readers import READERS, Reader, fuzz
+
+from fuzz.readers import READERS, Reader, fuzz
 
 
 @pytest.mark.parametrize("name", READERS)

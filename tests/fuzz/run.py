@@ -16,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-EXTRA_ADDRESS_SPACE = 1 << 30
+EXTRA_ADDRESS_SPACE = 4 << 30
 
 
 def one(name: str, n: int, seed: int) -> None:
     """Fuzz one reader in this process and print its figures as JSON."""
-    from tests.fuzz.readers import READERS, Reader, fuzz
+    from .readers import READERS, Reader, fuzz
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + EXTRA_ADDRESS_SPACE
@@ -40,7 +40,7 @@ def one(name: str, n: int, seed: int) -> None:
 
 def main() -> int:
     """Run all, write the figures, return 1 if any reader failed."""
-    from tests.fuzz.readers import READERS
+    from .readers import READERS
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=20_000, help="mutated files for each reader")

@@ -25,6 +25,9 @@ from ralib.types import Metadata, ParticleSet, Poses, RalibError
 
 IMAGES = "/MDF/images"
 MATRIX = [f"{row}{column}" for row in range(3) for column in range(4)]
+TRANSFORM = np.dtype([(name, "<f4") for name in MATRIX])
+TRANSFORM_TYPE = h5py.h5t.py_create(TRANSFORM)
+_MAX_ATTRIBUTE = 1 << 16
 _READ = ("xform.align2d", "assign", "ctf", "apix_x", "ptcl_source_image", "score_align")
 
 
@@ -46,7 +49,7 @@ class HdfStack:
             ny, nx = _plane(path, first.shape)
             check_square(path, ny, nx)
             self.n_images, self.box = len(self._numbers), nx
-            size = _attribute(self._file[f"{IMAGES}/{self._numbers[0]}"], "apix_x")
+            size = _attribute(self._header(0), "apix_x")
             self.pixel_size_A = _positive(size)
 
     def read(self, index: np.ndarray) -> np.ndarray:
@@ -60,8 +63,10 @@ class HdfStack:
     def attributes(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
         """One dict an image, of the attributes `names` (without EMAN.) that it has."""
         with self._lock, _told(self.path):
-            group = self._file[IMAGES]
-            return [_attributes(group[str(i)], names) for i in self._numbers]
+            return [_attributes(self._header(i), names) for i in range(self.n_images)]
+
+    def _header(self, index: int) -> h5py.h5g.GroupID:
+        return h5py.h5g.open(self._file.id, f"{IMAGES}/{self._numbers[index]}".encode())
 
     def _dataset(self, index: int) -> h5py.Dataset:
         number = self._numbers[index]
@@ -77,7 +82,7 @@ class HdfStack:
         if dataset.id.get_storage_size() == 0:
             raise RalibError(f"image {index + 1} of {self.path} was never written; the file is incomplete")
         pixels = dataset[()].reshape(self.box, self.box).astype(np.float32)
-        header = self._file[f"{IMAGES}/{self._numbers[index]}"]
+        header = self._header(index)
         bits = _attribute(header, "stored_renderbits")
         if dataset.dtype.kind == "f" or not bits or not 0 < int(bits) <= 32:
             return pixels
@@ -127,7 +132,10 @@ def align2d_to_matrix(alpha_deg: np.ndarray, shift_xy_px: np.ndarray, mirror: np
 def _poses(headers: list[dict[str, Any]]) -> Poses | None:
     if any("xform.align2d" not in h for h in headers):
         return None
-    alpha, shift, mirror = matrix_to_align2d(np.array([h["xform.align2d"] for h in headers]))
+    matrices = np.array([h["xform.align2d"] for h in headers])
+    if not np.isfinite(matrices).all():
+        raise RalibError("xform.align2d holds values that are no numbers: write the headers again")
+    alpha, shift, mirror = matrix_to_align2d(matrices)
     psi, origin, flipped = conventions.eman2_to_pose(torch.tensor(alpha), torch.tensor(shift), torch.tensor(mirror))
     index = torch.tensor([int(h.get("assign", 0)) for h in headers])
     return Poses(psi.float(), origin.float(), flipped, index, torch.full((len(headers),), float("nan")))
@@ -175,25 +183,39 @@ def _plane(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _attributes(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _attributes(group: h5py.h5g.GroupID, names: tuple[str, ...]) -> dict[str, Any]:
     values = {name: _attribute(group, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _attribute(group: Any, name: str) -> Any:
-    """EMAN.<name>: a number, text, or the twelve floats of a transform; None where it is missing."""
-    name = f"EMAN.{name}"
-    if not isinstance(group, h5py.Group) or name not in group.attrs:
+def _attribute(group: h5py.h5g.GroupID, name: str) -> Any:
+    """EMAN.<name>: a number, text, or the twelve floats of a transform; None where it is missing.
+
+    Through h5py's lower interface, which is ten times as fast: a stack has as many headers as images.
+    """
+    key = f"EMAN.{name}".encode()
+    if not h5py.h5a.exists(group, key):
         return None
-    value = np.asarray(group.attrs[name])
-    if value.dtype.names:
-        record = value.reshape(-1)[0]
-        whole = set(MATRIX) <= set(value.dtype.names)
-        return np.array([record[n] for n in MATRIX], dtype=np.float64) if whole else None
+    attribute = h5py.h5a.open(group, key)
+    if attribute.get_type().get_class() == h5py.h5t.COMPOUND:
+        return _transform(attribute)
+    value = np.empty(attribute.shape or (), dtype=attribute.dtype)
+    if value.nbytes > _MAX_ATTRIBUTE:
+        raise RalibError(f"the attribute EMAN.{name} claims {value.nbytes} bytes; the file is damaged")
+    attribute.read(value)
     if value.dtype.kind in "SUO":
         first = value.reshape(-1)[0] if value.size else ""
         return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)
     return value.reshape(-1)[0].item() if value.size == 1 else value
+
+
+def _transform(attribute: h5py.h5a.AttrID) -> np.ndarray | None:
+    """The twelve floats of a transform, or None for any other compound."""
+    if attribute.get_storage_size() != TRANSFORM.itemsize:
+        return None
+    value = np.full(1, np.nan, dtype=np.float32).repeat(12).view(TRANSFORM)
+    attribute.read(value, TRANSFORM_TYPE)
+    return value.view(np.float32).astype(np.float64)
 
 
 def _positive(value: Any) -> float | None:

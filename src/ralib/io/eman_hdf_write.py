@@ -16,10 +16,9 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
 from ralib.io.eman_ctf import ctf_to_strings
-from ralib.io.eman_hdf import IMAGES, MATRIX, _image_numbers, _open, _told, align2d_to_matrix
+from ralib.io.eman_hdf import IMAGES, TRANSFORM, TRANSFORM_TYPE, _image_numbers, _open, _told, align2d_to_matrix
 from ralib.types import CtfParameters, Poses, RalibError
 
-_TRANSFORM = np.dtype([(name, "<f4") for name in MATRIX])
 _HEADER_ROOM = 16_384  # bytes that new headers of one image may take
 _EM_FLOAT = 7  # EMAN2's number for float32 pixels
 
@@ -111,19 +110,22 @@ def write_headers(path: PathLike, poses: Poses) -> None:
 
 
 def _set(group: h5py.Group, name: str, value: Any) -> None:
-    """One attribute, in the type EMAN2 gives it."""
-    attribute = f"EMAN.{name}"
-    if attribute in group.attrs:
-        del group.attrs[attribute]
+    """One attribute, in the type EMAN2 gives it; h5py's lower interface, for stacks of many images."""
     if name.startswith("xform"):
-        group.attrs[attribute] = np.array([tuple(np.asarray(value, dtype=np.float32))], dtype=_TRANSFORM)
+        array = np.array([tuple(np.asarray(value, dtype=np.float32))], dtype=TRANSFORM)
     elif isinstance(value, str):
-        group.attrs[attribute] = np.bytes_(value.encode("utf-8") or b" ")
+        array = np.array(value.encode("utf-8") or b" ")
     elif name.startswith("apix"):
-        group.attrs[attribute] = np.array([value], dtype=np.float64)
+        array = np.array([value], dtype=np.float64)
     else:
         array = np.atleast_1d(np.asarray(value))
-        group.attrs[attribute] = array.astype(np.int32 if array.dtype.kind in "iub" else np.float32)
+        array = array.astype(np.int32 if array.dtype.kind in "iub" else np.float32)
+    key = f"EMAN.{name}".encode()
+    if h5py.h5a.exists(group.id, key):
+        h5py.h5a.delete(group.id, key)
+    space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    kind = TRANSFORM_TYPE if array.dtype == TRANSFORM else h5py.h5t.py_create(array.dtype, logical=True)
+    h5py.h5a.create(group.id, key, kind, space).write(array, kind)
 
 
 def _statistics(pixels: np.ndarray) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame)
     group = table["rlnOpticsGroup"].to_numpy() if "rlnOpticsGroup" in table.columns else np.ones(n, dtype=np.int64)
     for column, value in _UNKNOWN.items():
         if column not in optics.columns:
-            own = table.groupby(group)[column].first() if column in table.columns else {}
+            own: Any = table.groupby(group)[column].first() if column in table.columns else {}
             optics[column] = [own.get(g, value) for g in optics["rlnOpticsGroup"].tolist()]
     if "rlnImagePixelSize" not in optics.columns:
         optics["rlnImagePixelSize"] = particles.pixel_size_A or 1.0
