@@ -35,7 +35,8 @@ from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibErr
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 MASK_EDGE_PX = 3.0
-DEFAULT_BATCH = {"cpu": 128, "cuda": 2048}
+BATCH_BYTES = {"cpu": 2**22, "cuda": 2**29}
+"""Images of one batch: a CPU works within its cache, a GPU is kept busy."""
 
 
 class Observer(Protocol):
@@ -127,7 +128,7 @@ class Alignment:
         self.batches = ParticleBatches(
             particles,
             shard(len(particles), self.ranks),
-            batch_size=self.options.batch_size or DEFAULT_BATCH.get(self.device.type, 1024),
+            batch_size=self.options.batch_size or _default_batch(self.device, self.box),
             device=self.device,
             background_radius=max(self.outer_radius, self.box // 4),
             ctf=self.options.ctf,
@@ -337,6 +338,10 @@ class Alignment:
             class_index=whole(local.class_index),
             score=whole(local.score),
         )
+
+
+def _default_batch(device: torch.device, box: int) -> int:
+    return max(64, BATCH_BYTES.get(device.type, 2**26) // (4 * box**2))
 
 
 class _Clock:

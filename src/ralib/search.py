@@ -85,7 +85,7 @@ class PoseSearch:
         self.device = torch.device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self.shift_range_xy_px, self.shift_step_px, self.mirror = shift_range_xy_px, shift_step_px, mirror
-        self._given_candidates, self.grid_loss = candidates, grid_loss
+        self.outer_radius, self._given_candidates, self.grid_loss = outer_radius, candidates, grid_loss
         reach = min(math.hypot(*shift_range_xy_px), max(0.0, box / 2 - outer_radius))
         self.grid = PolarGrid.create(
             box,
@@ -132,7 +132,7 @@ class PoseSearch:
 
     def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
-        bank = self._ready()
+        bank = self.bank
         out = []
         for part, centre, _ in self._chunks(samples, centre_xy_px, None):
             best = samples.new_full((len(part), bank.n_references), -math.inf, dtype=torch.float32)
@@ -147,7 +147,7 @@ class PoseSearch:
         """How many grid poses take each Newton step: more where many references score alike."""
         if self._given_candidates is not None:
             return self._given_candidates
-        k = self._ready().n_references
+        k = self.bank.n_references
         return (6, 3, 2, 1) if k == 1 else (min(8 + k // 3, 32), min(4 + k // 10, 8), 4, 2)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class PoseSearch:
 
     def plan(self) -> tuple[int, int]:
         """Particles, and references, in one matrix product: sized for a CPU's cache, or a GPU's matrix units."""
-        bank = self._ready()
+        bank = self.bank
         on_gpu = self.device.type == "cuda"
         budget, least = (2**32, 512) if on_gpu else (8 * 2**20, 16)
         shifts = max(len(s) for s in bank.rings)
@@ -189,11 +189,11 @@ class PoseSearch:
 
         Also the group's first reference and the ring's number.
         """
-        bank = self._ready()
+        bank = self.bank
         parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
         real, imag = angular_orders(self.grid, parts, bank.orders)
         columns = torch.cat([real, imag]).transpose(0, 1).contiguous()
-        n_half = self._n_half()
+        n_half = self.n_half
         cosine, sine = angular_tables(bank.orders, n_half, dtype=self.dtype)
         _, group = self.plan()
         for ring, (rows, shifts) in enumerate(zip(bank.rows, bank.rings, strict=True)):
@@ -206,9 +206,10 @@ class PoseSearch:
                 shape = (-1, len(shifts), 1 + self.mirror, len(samples))
                 yield value.view(shape), code.view(shape), first, ring
 
-    def _n_half(self) -> int:
+    @property
+    def n_half(self) -> int:
         """Grid angles over half a turn: at least 2.5 to the shortest angular wave."""
-        return 16 * math.ceil(1.25 * len(self._ready().orders) / 16)
+        return 16 * math.ceil(1.25 * len(self.bank.orders) / 16)
 
     def _penalty(self, shifts: Tensor, n_half: int) -> Tensor:
         """Minus infinity where a template shift, turned back to the particle, leaves the shift range."""
@@ -216,26 +217,26 @@ class PoseSearch:
         flips = torch.arange(1 + self.mirror, device=self.device) == 1
         s = mirror_x(shifts[:, None], flips)
         origin = rotate_xy(-torch.stack([psi, -psi]), s[:, :, None, None])
-        limit = torch.tensor(self._limit, device=self.device) + 0.5 * self._ready().step_px
+        limit = torch.tensor(self._limit, device=self.device) + 0.5 * self.bank.step_px
         inside = (origin.abs() <= limit).all(-1)
         return torch.where(inside, 0.0, -math.inf).flatten(0, 1)
 
     def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> _Candidates:
         """The best grid poses of each particle."""
-        n_mirror, rings, found = 1 + self.mirror, self._ready().rings, []
+        n_mirror, rings, found = 1 + self.mirror, self.bank.rings, []
         for value, code, first, ring in self._grid_values(samples, centre):
             if class_index is not None:
                 reference = torch.arange(first, first + len(value), device=self.device)
                 value = value.masked_fill((reference[:, None] != class_index)[:, None, None], -math.inf)
             flat = value.flatten(0, 2)
             score, at = flat.topk(min(self.candidates[0], len(flat)), dim=0)
-            psi = decode_angle_deg(code.flatten(0, 2).gather(0, at), self._n_half())
+            psi = decode_angle_deg(code.flatten(0, 2).gather(0, at), self.n_half)
             mirror = at % n_mirror
             shift = rings[ring][at // n_mirror % len(rings[ring])]
             offset = rotate_xy(-psi, mirror_x(shift, mirror == 1))
             reference = first + at // (n_mirror * len(rings[ring]))
             pose = torch.cat([psi[..., None], offset, score[..., None]], dim=-1)
-            found.append(_Candidates(reference + self._ready().n_references * mirror, pose))
+            found.append(_Candidates(reference + self.bank.n_references * mirror, pose))
         together = _Candidates(torch.cat([f.row for f in found]), torch.cat([f.pose for f in found]))
         return together.best(self.candidates[0])
 
@@ -243,7 +244,7 @@ class PoseSearch:
 
     def _refine(self, samples: Tensor, centre: Tensor | None, candidates: _Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
-        bank, grid = self._ready(), self.grid
+        bank, grid = self.bank, self.grid
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         for i, n in enumerate(self.candidates):
@@ -275,7 +276,9 @@ class PoseSearch:
             score=score,
         )
 
-    def _ready(self) -> TemplateBank:
+    @property
+    def bank(self) -> TemplateBank:
+        """The templates in use."""
         if self._bank is None:
             raise RuntimeError("no references yet: call set_references first")
         return self._bank

@@ -71,7 +71,7 @@ class TemplateBank:
     ) -> TemplateBank:
         """From polar samples (k, K, H) of the templates; without a step, shifts are as close as the templates need."""
         n_orders, n_radii, step = _extent(grid, samples, loss)
-        step = shift_step_px or step
+        step = shift_step_px or min(step, max(*shift_range_xy_px, 0.5))
         rings = shift_rings(shift_range_xy_px, step, grid.device)
         orders = parity_orders(n_orders, grid.device)
         rows = [_rows(grid, samples[:, :n_radii], shifts, orders, mirror, dtype) for shifts in rings]
@@ -133,7 +133,7 @@ def _extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int, fl
     n_radii = min(8 * math.ceil(n_radii / 8), grid.n_radii)
     # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
     step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
-    return n_orders, n_radii, min(max(step, 0.5), 0.05 * grid.box)
+    return n_orders, n_radii, min(max(step, 0.5), grid.box / 45)
 
 
 def _angle_stride(grid: PolarGrid, n_orders: int, n_radii: int) -> int:

@@ -87,10 +87,11 @@ def stepped(
 ) -> Tensor:
     """Poses (c, b, 4) after the step that moments (c, b, 12) at the fine angular positions (c, b) call for."""
     gradient, curvature = derivatives(moments, n_fine * step_deg)
+    limit = pose.new_tensor(limit_xy_px)
+    gradient, curvature = held_at_limit(gradient, curvature, pose[..., 1:3], limit)
     step = newton_step(gradient, curvature)
     bound = step.new_tensor([n_fine * step_deg, bound_px, bound_px])
     step = step * (bound / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
-    limit = step.new_tensor(limit_xy_px)
     offset = torch.clamp(pose[..., 1:3] + step[..., 1:], -limit, limit)
     step = torch.cat([step[..., :1], offset - pose[..., 1:3]], dim=-1)
     score = moments[..., 3] + expected_gain(gradient, curvature, step)
@@ -106,6 +107,17 @@ def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ..
     psi_x = 0.5 * per_deg * (above[..., 1] - below[..., 1])
     psi_y = 0.5 * per_deg * (above[..., 2] - below[..., 2])
     return gradient, (psi_psi, psi_x, psi_y, *second.unbind(-1))
+
+
+def held_at_limit(
+    gradient: Tensor, curvature: tuple[Tensor, ...], offset: Tensor, limit: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same where an offset at its limit would go on outwards: that coordinate is out of the problem."""
+    free = ((offset.abs() < limit) | (offset * gradient[..., 1:] < 0)).to(gradient.dtype)
+    x, y = free.unbind(-1)
+    pp, px, py, xx, xy, yy = curvature
+    gradient = torch.cat([gradient[..., :1], gradient[..., 1:] * free], dim=-1)
+    return gradient, (pp, px * x, py * y, xx, xy * x * y, yy)
 
 
 def newton_step(gradient: Tensor, curvature: tuple[Tensor, ...]) -> Tensor:

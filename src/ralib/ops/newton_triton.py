@@ -112,6 +112,10 @@ def _newton(
     px = (x0 - x2) / (2 * h)
     py = (y0 - y2) / (2 * h)
     xx, xy, yy = -xx, -xy, -yy
+    # A coordinate at its limit that would go on outwards is out of the problem.
+    free_x = ((tl.abs(offset_x) < limit_x) | (offset_x * x1 < 0)).to(tl.float32)
+    free_y = ((tl.abs(offset_y) < limit_y) | (offset_y * y1 < 0)).to(tl.float32)
+    x1, y1, px, py, xy = x1 * free_x, y1 * free_y, px * free_x, py * free_y, xy * free_x * free_y
     c00, c01, c02 = xx * yy - xy * xy, py * xy - px * yy, px * xy - py * xx
     c11, c12, c22 = pp * yy - py * py, px * py - pp * xy, pp * xx - px * px
     det = pp * c00 + px * c01 + py * c02

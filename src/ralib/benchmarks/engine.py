@@ -1,0 +1,216 @@
+"""One iteration of alignment, timed: search, assignment, half averages, new references; particles on the device.
+
+Before a case has a time its poses are held against an exhaustive float64 search, at two noise levels; a case that fails
+has none.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ralib.alignment import Alignment, AlignmentOptions, as_particles
+from ralib.benchmarks.oracle import Oracle, dense_search
+from ralib.loop_state import LoopState
+from ralib.search import PoseSearch
+from ralib.simulate import simulate_particles
+from ralib.types import Poses
+
+PARITY_SNR = (0.05, 0.02)
+TOLERANCE = 1e-4
+REQUIRED = 0.999
+COPY_BYTES_PER_S, HALF_FLOPS, SINGLE_FLOPS = 3.0e12, 770e12, 51e12
+"""Ceilings measured on an H100; the floors of other cards are only indications."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload: references (1 means reference-free), shift range, box; and what others need for it, us a particle."""
+
+    name: str
+    references: int
+    shift_range_px: float
+    box: int = 90
+    outer_radius: int = 36
+    gpu_goal: float | None = None
+    gpu_other: str = ""
+    cpu_goal: float | None = None
+    cpu_other: str = ""
+
+
+CASES = [
+    Case(
+        "mref-10",
+        10,
+        3,
+        gpu_goal=1.5,
+        gpu_other="original CUDA 43, naive PyTorch 17",
+        cpu_goal=800,
+        cpu_other="EMAN2 6400",
+    ),
+    Case(
+        "mref-50",
+        50,
+        3,
+        gpu_goal=3,
+        gpu_other="original CUDA 85, naive PyTorch 31",
+        cpu_goal=2875,
+        cpu_other="EMAN2 23000",
+    ),
+    Case("mref-200", 200, 3, gpu_goal=10, gpu_other="original CUDA 290, naive PyTorch 99"),
+    Case("mref-1000", 1000, 3),
+    Case("reffree-xr1", 1, 1, gpu_goal=0.5, gpu_other="original CUDA 6.4", cpu_goal=81, cpu_other="EMAN2 650"),
+    Case(
+        "reffree-xr3",
+        1,
+        3,
+        gpu_goal=1,
+        gpu_other="original CUDA 30, naive PyTorch 16",
+        cpu_goal=400,
+        cpu_other="EMAN2 3200",
+    ),
+    Case("reffree-xr7", 1, 7, gpu_goal=2, gpu_other="original CUDA 70, naive PyTorch 75"),
+    Case("mref-50-box128", 50, 3, box=128, outer_radius=52),
+    Case("mref-50-box256", 50, 3, box=256, outer_radius=104),
+]
+
+
+def run_cases(
+    cases: Iterable[Case],
+    device: torch.device,
+    *,
+    n_particles: int,
+    n_parity: int = 2000,
+    repeats: int = 5,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Parity, then time, of each case: rows for a result file."""
+    rows = []
+    for case in cases:
+        row = run_case(case, device, n_particles=n_particles, n_parity=n_parity, repeats=repeats)
+        measured = f"{row['ours']:.2f} us a particle" if row["ours"] is not None else "no time: parity failed"
+        goal = f" (goal {row['goal']:g})" if row["goal"] else ""
+        floor = f", floor {row['floor_us']:.2f}" if row.get("floor_us") else ""
+        say(f"{case.name}: {measured}{goal}{floor}; parity {row['parity']}")
+        rows.append(row)
+    return rows
+
+
+def run_case(case: Case, device: torch.device, *, n_particles: int, n_parity: int, repeats: int) -> dict[str, Any]:
+    """One row: parity at each noise level, the median time of an iteration, its floor and its peak memory."""
+    references = make_particles(case, 1, 1.0, device, seed=1)[1]
+    search = make_search(case, device)
+    search.set_references(references)
+    parity = {snr: parity_fraction(case, search, references, snr, n_parity) for snr in PARITY_SNR}
+    on_gpu = device.type == "cuda"
+    row: dict[str, Any] = {
+        "case": case.name,
+        "ours": None,
+        "unit": "us a particle and iteration",
+        "goal": case.gpu_goal if on_gpu else case.cpu_goal,
+        "other": case.gpu_other if on_gpu else case.cpu_other,
+        "parity": ", ".join(f"{100 * f:.2f} % at SNR {snr}" for snr, f in parity.items()),
+        "particles": n_particles,
+        "box": case.box,
+        "references": case.references,
+        "shift_range_px": case.shift_range_px,
+    }
+    if min(parity.values()) < REQUIRED:
+        return row
+    if on_gpu:
+        row["floor_us"] = floor_us(search)
+    return row | time_iteration(case, references, device, n_particles, repeats)
+
+
+def make_particles(case: Case, n: int, snr: float, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+    """Particles (n, box, box) of the case's views, off centre within its shift range, and the views themselves."""
+    images, _, references = simulate_particles(
+        n,
+        case.box,
+        device=device,
+        n_views=case.references,
+        n_references=case.references,
+        shift_sd_px=case.shift_range_px / 2,
+        snr=snr,
+        seed=seed,
+        ctf=False,
+    )
+    return images, references
+
+
+def make_search(case: Case, device: torch.device) -> PoseSearch:
+    """The search the loops would make for this case."""
+    span = (float(case.shift_range_px), float(case.shift_range_px))
+    return PoseSearch(box=case.box, outer_radius=case.outer_radius, shift_range_xy_px=span, device=device)
+
+
+def parity_fraction(case: Case, search: PoseSearch, references: Tensor, snr: float, n: int) -> float:
+    """Fraction of particles whose pose scores within TOLERANCE of the best known: exhaustive or dense, in float64."""
+    images, _ = make_particles(case, n, snr, search.device, seed=2)
+    dense, oracle = dense_search(search, references), Oracle(search, references)
+    good = 0
+    chunk = max(1, 2**24 // case.box**2)
+    for part in images.split(chunk):
+        samples = search.prepare(part)
+        best = torch.maximum(oracle.achieved(samples, dense.search(samples)), oracle.exhaustive(samples))
+        found = oracle.achieved(samples, search.search(samples))
+        good += int((found >= best - TOLERANCE * best.abs()).sum())
+    return good / n
+
+
+def time_iteration(
+    case: Case, references: Tensor, device: torch.device, n_particles: int, repeats: int
+) -> dict[str, Any]:
+    """Median seconds of an iteration after a warm-up, per particle; every stage of the real loop is in it."""
+    images, _ = make_particles(case, n_particles, 0.1, device, seed=3)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    run = Alignment(as_particles(images), AlignmentOptions(outer_radius=case.outer_radius, center=0, device=device))
+    del images
+    stage = run.stage((float(case.shift_range_px), float(case.shift_range_px)))
+    start = LoopState(0, references, Poses.identity(n_particles))
+    state = run.iterate(stage, start, last=True)
+    seconds = []
+    for _ in range(repeats):
+        _synchronize(device)
+        clock = time.perf_counter()
+        # The same references each time, so that every repeat does the same work.
+        run.iterate(stage, replace(state, references=references), last=True)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - clock)
+    per_particle = [1e6 * s / n_particles for s in seconds]
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    return {
+        "ours": statistics.median(per_particle),
+        "spread": {"min": min(per_particle), "max": max(per_particle), "repeats": repeats},
+        "peak_device_memory_bytes": peak,
+    }
+
+
+def floor_us(search: PoseSearch) -> float:
+    """The time the plan's own operations and bytes need at the card's ceilings, us a particle.
+
+    Half precision: the grid's matrix products and the rotations' sums. Single: Newton steps, 60 operations a sample.
+    Bytes: cross spectra written and read, the particle's samples once a step, its image once for the average.
+    """
+    bank, grid = search.bank, search.grid
+    pairings = bank.n_references * sum(len(r) for r in bank.rings) * (1 + search.mirror)
+    n_orders = len(bank.orders)
+    half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * search.n_half)
+    full, rough = grid.n_radii * grid.n_angles // 2, bank.n_radii * grid.n_angles // 2 // bank.angle_stride
+    steps = [rough] * (len(search.candidates) - 2) + [full] * 2
+    single = 60 * sum(n * points for n, points in zip(search.candidates, steps, strict=True))
+    moved = 2 * 2 * 2 * pairings * n_orders + 8 * full * (1 + len(steps)) + 4 * grid.box**2
+    return 1e6 * max(half / HALF_FLOPS + single / SINGLE_FLOPS, moved / COPY_BYTES_PER_S)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
