@@ -1,16 +1,15 @@
-"""Looking at a finished run and going on with part of it: report, select, view."""
+"""Looking at a finished run and going on with part of it: report, select, view; and runs as RELION jobs: external."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device
+from ralib.cli.external import external, external_job
 from ralib.types import RalibError
 
 _RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
@@ -22,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report)
     app.command("select")(select)
     app.command("view")(view)
+    app.command("external", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(external)
 
 
 def report(
@@ -117,26 +117,3 @@ def view(run: Annotated[Path, _RUN], datadir: Annotated[Path | None, _DATADIR] =
     layer.metadata["classes"] = names
     viewer.dims.set_current_step(0, int(np.argmax(opened.members)))
     napari.run()
-
-
-@contextlib.contextmanager
-def external_job(folder: Path | None, nodes: dict[str, str]) -> Iterator[None]:
-    """Tell RELION how an External job ended, and what it left (`nodes`: file -> RELION's node type); see its manual.
-
-    Without a folder it does nothing.
-    """
-    if folder is None:
-        yield
-        return
-    from ralib.io import write_job_exit, write_output_nodes
-
-    if not folder.is_dir():
-        raise RalibError(f"--pipeline_control {folder}: there is no such folder; RELION makes it for its job")
-    try:
-        yield
-        if nodes:
-            write_output_nodes(folder, nodes)
-    except BaseException:
-        write_job_exit(folder, ok=False)
-        raise
-    write_job_exit(folder, ok=True)

@@ -17,6 +17,7 @@ from ralib.io.star import Table, write_star
 from ralib.types import ClassAverages, Poses, RalibError
 
 _NO_RESOLUTION_A = 999.0
+_NODE_NUMBERS = {"ParticlesData": 3, "Image2DStack": 5, "LogFile": 13}
 
 
 def write_model_star(
@@ -91,10 +92,13 @@ def mirrored(images: torch.Tensor) -> torch.Tensor:
 def write_output_nodes(folder: PathLike, nodes: Mapping[str, str]) -> None:
     """RELION_OUTPUT_NODES.star: what a job leaves, e.g. {'particles.star': 'ParticlesData.star.relion'}.
 
-    Names are as RELION's project folder sees them.
+    Names are as RELION's project folder sees them. RELION 4 and 5 read the label, RELION 3.1 only its number.
     """
     names, kinds = list(nodes), list(nodes.values())
-    table = pd.DataFrame({"rlnPipeLineNodeName": names, "rlnPipeLineNodeTypeLabel": kinds})
+    numbers = [_NODE_NUMBERS.get(kind.split(".")[0], 0) for kind in kinds]
+    table = pd.DataFrame(
+        {"rlnPipeLineNodeName": names, "rlnPipeLineNodeTypeLabel": kinds, "rlnPipeLineNodeType": numbers}
+    )
     write_star(Path(folder) / "RELION_OUTPUT_NODES.star", {"output_nodes": table})
 
 

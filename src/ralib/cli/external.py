@@ -1,0 +1,115 @@
+"""`ralib external`: any of our runs as an External job of RELION, with the files by which RELION follows it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ralib.types import RalibError
+
+ABORT_FILE = "RELION_JOB_ABORT_NOW"
+NODE_TYPES = {
+    "particles.star": "ParticlesData.star.relion",
+    "class_averages.mrcs": "Image2DStack.mrc.relion",
+}
+
+
+def external(
+    ctx: typer.Context,
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="mref, reffree or classify.")],
+    out: Annotated[Path, typer.Option("--o", help="The job's folder; RELION gives it.")],
+    in_parts: Annotated[Path, typer.Option("--in_parts", help="Particle STAR file; RELION gives it.")],
+    references: Annotated[str | None, typer.Option("--references", help="mref: stack of references, or K.")] = None,
+    threads: Annotated[int | None, typer.Option("--j", min=1, help="Threads; RELION gives them.")] = None,
+    pipeline_control: Annotated[Path | None, typer.Option("--pipeline_control", hidden=True)] = None,
+) -> None:
+    """Run COMMAND as a RELION External job; all other options go to COMMAND.
+
+    In RELION's External job, the executable is `ralib external mref`, the input is a particle STAR file, and the
+    parameters are options without their dashes (references, ou, xr, maxit, ...). The run lands in the job's folder
+    under run/; a continued job goes on with it.
+    """
+    import torch
+
+    from ralib.cli import main
+
+    if command not in ("mref", "reffree", "classify"):
+        raise RalibError(f"external {command}: only mref, reffree and classify run as RELION jobs")
+    if command == "mref" and references is None:
+        raise RalibError("external mref needs references: add a parameter 'references', a stack or a number K")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder, run = pipeline_control or out, out / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    given = [references] if references is not None else []
+    resume = ["--continue"] if (run / "run.json").is_file() and "--continue" not in ctx.args else []
+    nodes: dict[str, str] = {}
+    with external_job(folder, nodes), aborted_by(folder):
+        if not _finished(run):
+            status = main([command, str(in_parts), *given, str(run), *ctx.args, *resume])
+            if status:
+                raise typer.Exit(status)
+        nodes |= {str(run / name): kind for name, kind in NODE_TYPES.items() if (run / name).is_file()}
+
+
+def _finished(run: Path) -> bool:
+    try:
+        return json.loads((run / "run.json").read_text()).get("state") == "finished"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def external_job(folder: Path | None, nodes: dict[str, str]) -> Iterator[None]:
+    """Tell RELION how an External job ended, and what it left (`nodes`: file -> RELION's node type).
+
+    Without a folder it does nothing.
+    """
+    if folder is None:
+        yield
+        return
+    from ralib.io import write_job_exit, write_output_nodes, write_text
+
+    if not folder.is_dir():
+        raise RalibError(f"--pipeline_control {folder}: there is no such folder; RELION makes it for its job")
+    for before in folder.glob("RELION_JOB_EXIT_*"):
+        before.unlink()
+    try:
+        yield
+        if nodes:
+            write_output_nodes(folder, nodes)
+    except BaseException:
+        if (folder / ABORT_FILE).exists():
+            write_text(folder / "RELION_JOB_EXIT_ABORTED", "")
+        else:
+            write_job_exit(folder, ok=False)
+        raise
+    write_job_exit(folder, ok=True)
+
+
+@contextlib.contextmanager
+def aborted_by(folder: Path, every_s: float = 1.0) -> Iterator[None]:
+    """While inside, RELION's abort file in `folder` interrupts this process, as Ctrl-C would."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            if (folder / ABORT_FILE).exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
