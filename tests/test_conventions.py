@@ -296,6 +296,27 @@ def test_params_text_is_in_eman2s_convention(tmp_path: Path) -> None:
     assert np.array_equal(rows[:, 5], poses.class_index.numpy())
 
 
+def test_classes_of_another_program_count(tmp_path: Path) -> None:
+    """RELION has classified on, or kept a subset: stale columns of ours do not override its classes."""
+    poses = random_poses(48)
+    _written(tmp_path, np.zeros((48, BOX, BOX), dtype=np.float32), poses)
+    from ralib.io import read_star
+
+    tables = read_star(tmp_path / "particles.star")
+    kept = tables["particles"].iloc[::3].reset_index(drop=True)
+    write_star(tmp_path / "kept.star", {**tables, "particles": kept})
+    back = open_particles(tmp_path / "kept.star").poses
+    assert back is not None
+    assert torch.equal(back.mirror, poses.mirror[::3])
+    assert torch.equal(back.class_index, poses.class_index[::3])
+    tables["particles"].loc[5, "rlnClassNumber"] = 2 + int(tables["particles"].loc[5, "rlnClassNumber"]) % 5
+    write_star(tmp_path / "moved.star", tables)
+    moved = open_particles(tmp_path / "moved.star").poses
+    assert moved is not None
+    assert not moved.mirror.any()
+    assert moved.class_index.tolist() == (tables["particles"]["rlnClassNumber"] - 1).tolist()
+
+
 def test_compose_and_invert_undo_each_other() -> None:
     one, two = triple(random_poses(seed=5)), triple(random_poses(seed=6))
     p = torch.randn(24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -110,3 +110,17 @@ def cryosparc_to_pose(pose_rad: Tensor, shift_xy_px: Tensor) -> PoseTriple:
 def pose_to_cryosparc(psi_deg: Tensor, origin_xy_px: Tensor) -> tuple[Tensor, Tensor]:
     """(pose_rad in [0, 2 pi), shift_xy_px); a mirrored particle first becomes a member of class K + k."""
     return torch.deg2rad(torch.remainder(psi_deg, 360.0)), origin_xy_px
+
+
+def restore_mirror(exported: Tensor, original: Tensor, mirror: Tensor) -> tuple[Tensor, Tensor]:
+    """(class_index, mirror) of a file that holds both the exported classes (K + k) and the original ones.
+
+    Where another program has classified since, its classes no longer fit the originals: then they count, and there
+    is no mirror. They fit if unmirrored members have the same class in both, and all mirrored ones the same K.
+    """
+    offset = (exported - original)[original >= 0]
+    mirrored = mirror[original >= 0]
+    shifts = offset[mirrored].unique()
+    if bool((offset[~mirrored] == 0).all()) and len(shifts) <= 1 and bool((shifts >= 0).all()):
+        return original, mirror
+    return exported, torch.zeros_like(mirror)

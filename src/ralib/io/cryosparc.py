@@ -191,8 +191,8 @@ def poses_of(rows: np.ndarray, pixel_size_A: float | None) -> Poses | None:
     psi_deg, origin, mirror = conventions.cryosparc_to_pose(torch.tensor(pose), torch.tensor(shift * scale[:, None]))
     index = torch.tensor(_floats(rows, f"{kind}/class").astype(np.int64).clip(-1, 2**31))
     if "ralib/mirror" in names and "ralib/class" in names:
-        mirror = torch.tensor(_floats(rows, "ralib/mirror") != 0)
-        index = torch.tensor(_floats(rows, "ralib/class").astype(np.int64))
+        original = torch.tensor(_floats(rows, "ralib/class").astype(np.int64))
+        index, mirror = conventions.restore_mirror(index, original, torch.tensor(_floats(rows, "ralib/mirror") != 0))
     score = torch.full((len(rows),), float("nan"))
     return Poses(psi_deg.float(), origin.float(), mirror, index, score)
 

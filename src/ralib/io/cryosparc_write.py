@@ -198,7 +198,7 @@ def _with_poses(
     rows["ralib/class"] = poses.class_index.numpy()
     rows["ralib/mirror"] = poses.mirror.numpy()
     if added:
-        rows[f"{name}/class_posterior"] = 1.0
+        rows[f"{name}/class_posterior"] = (poses.class_index >= 0).numpy()
     return rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
 from ralib.io.stacks import FilesSource, MissingImages, StackFile
@@ -197,17 +198,21 @@ def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
 
 
 def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses | None:
-    """Psi, origin, class, mirror; None where the file has neither psi nor a class. ralib's own columns go
-    first."""
-    if not {"rlnAnglePsi", "rlnClassNumber"} & set(table.columns):
+    """Psi, origin, class, mirror; None where the file has none of them. ralib's own columns, where they still fit
+    RELION's classes, give class and mirror."""
+    if not {"rlnAnglePsi", "rlnClassNumber", "rlnOriginX", "rlnOriginXAngst"} & set(table.columns):
         return None
     origin = np.stack([_origin_px(table, axis, pixel_size_A, path) for axis in "XY"], axis=1)
-    label = "ralibClass" if "ralibClass" in table.columns else "rlnClassNumber"
+    index = torch.tensor(_class_index(_optional(table, "rlnClassNumber", 1.0, path), "rlnClassNumber", path))
+    mirror = torch.tensor(_optional(table, "ralibMirror", 0.0, path) != 0)
+    if "ralibClass" in table.columns:
+        original = torch.tensor(_class_index(_numbers(table, "ralibClass", path), "ralibClass", path))
+        index, mirror = conventions.restore_mirror(index, original, mirror)
     return Poses(
         psi_deg=torch.tensor(_optional(table, "rlnAnglePsi", 0.0, path), dtype=torch.float32),
         origin_xy_px=torch.tensor(origin, dtype=torch.float32),
-        mirror=torch.tensor(_optional(table, "ralibMirror", 0.0, path) != 0),
-        class_index=torch.tensor(_class_index(_optional(table, label, 1.0, path), label, path)),
+        mirror=mirror,
+        class_index=index,
         score=torch.tensor(_optional(table, "ralibScore", np.nan, path), dtype=torch.float32),
     )
 
