@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import apply_pose, eman2_to_pose
-from ralib.ops import interpolation_samples, resample_plain, rotate_shift_images, rotate_shift_sum
-from ralib.ops.resample_plain import BOUNDARIES, METHODS
+from ralib.ops import resample_plain
+from ralib.ops.accumulate_plain import rotate_shift_sum
+from ralib.ops.resample_plain import BOUNDARIES, METHODS, interpolation_samples, rotate_shift_images
 
 PoseTriple = tuple[Tensor, Tensor, Tensor]
 

@@ -1,8 +1,8 @@
-"""The rooms that know Triton: each kernel beside a plain PyTorch twin of the same signature.
+"""The rooms that know Triton and Numba: each kernel beside a plain PyTorch twin of the same signature.
 
 `interpolation_samples(images)` prefilters once what is to be turned in every iteration; its result goes in for images.
-A function of this package runs the Triton form for tensors on a GPU and the plain form otherwise. An error in one is
-an error: nothing falls back silently. The twins are importable from `*_plain` and `*_triton`.
+A function of this package runs the Triton form for tensors on a GPU, the Numba form in float32 on a CPU, and
+the plain form elsewhere. An error in one is an error: nothing falls back silently. The plain twins are the oracles.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ralib.ops.resample_plain import Samples, interpolation_samples
+from ralib.ops.resample_plain import Samples, compute_dtype, interpolation_samples
 
 __all__ = ["Samples", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum", "twin"]
 
 
-def twin(room: str, tensor: Tensor | Samples) -> Any:
-    """The module of a room that serves this tensor: `room`_triton on a GPU, `room`_plain elsewhere."""
-    return import_module(f"ralib.ops.{room}_{'triton' if tensor.is_cuda else 'plain'}")
+def twin(room: str, images: Tensor | Samples) -> Any:
+    """The module of a room that serves these images: _triton on a GPU, _numba for float32 on a CPU, else _plain."""
+    form = "plain"
+    if images.device.type == "cuda":
+        form = "triton"
+    elif images.device.type == "cpu" and compute_dtype(images) == torch.float32:
+        form = "numba"
+    return import_module(f"ralib.ops.{room}_{form}")
 
 
 def rotate_shift_images(

@@ -17,13 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ralib.ops.accumulate_plain import new_sums, sum_row
-from ralib.ops.resample_plain import PAD, Samples, sampled_chunks
+from ralib.ops.resample_plain import PAD, Samples, pose_table, sampled_chunks
 from ralib.ops.resample_triton import (
     DEFAULT_TILING,
     Tiling,
     class_frame_value,
     launch_options,
-    pose_table,
     tile_pixels,
 )
 

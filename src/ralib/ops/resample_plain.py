@@ -1,6 +1,6 @@
 """Images brought onto their class frame: rotated, shifted and mirrored by interpolation, in plain PyTorch.
 
-This is the oracle of the Triton form and the path of CPU runs. Interpolation kernels, by `method`:
+This is the oracle of the Triton and the Numba form. Interpolation kernels, by `method`:
 
     'cubic'      cubic o-Moms on prefiltered samples, 4 x 4 taps (Blu, Thevenaz, Unser 2001, "MOMS: maximal-order
                  interpolation of minimal support"): the most accurate form of four taps a side. At 0.25 to
@@ -33,8 +33,10 @@ OMOMS_CENTRE, OMOMS_SIDE = 13 / 21, 4 / 21
 # Samples are padded by this much all round. A coordinate clamped to [-3, n + 1] then has all its taps in memory, and
 # those of a clamped one are all padding.
 PAD = 4
+# Columns of the pose table that compiled forms read, one row a particle.
+TABLE_COLUMNS = ("cos", "sin", "start_x", "start_y", "mirror", "weight", "offset")
 # Chunks of about a megabyte a temporary stay in a core's cache; a GPU wants enough work a launch instead.
-_CPU_CHUNK_PIXELS = 1 << 17
+_CPU_CHUNK_PIXELS = 1 << 18
 _GPU_CHUNK_PIXELS = 1 << 24
 
 
@@ -65,10 +67,6 @@ class Samples:
     @property
     def device(self) -> torch.device:
         return self.values.device
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.values.is_cuda
 
 
 def rotate_shift_images(
@@ -150,6 +148,26 @@ def resample(samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Te
     x, y = sample_points(psi_deg.to(values), origin_xy_px.to(values), mirror, n, samples.boundary)
     turned = _interpolate(values, x.clamp_(-3.0, n + 1.0), y.clamp_(-3.0, n + 1.0), samples.method)
     return turned if samples.mean is None else turned.add_(samples.mean[:, None, None])
+
+
+def pose_table(
+    samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, weights: Tensor | None
+) -> Tensor:
+    """(b, 7) of the samples' dtype: TABLE_COLUMNS of each particle."""
+    dtype, centre = samples.values.dtype, samples.box // 2
+    psi = torch.deg2rad(psi_deg.to(dtype))
+    origin = origin_xy_px.to(dtype)
+    nothing, one = torch.zeros_like(psi), torch.ones_like(psi)
+    columns = {
+        "cos": psi.cos(),
+        "sin": psi.sin(),
+        "start_x": centre - origin[:, 0],
+        "start_y": centre - origin[:, 1],
+        "mirror": mirror.to(dtype),
+        "weight": one if weights is None else weights.to(dtype),
+        "offset": nothing if samples.mean is None else samples.mean,
+    }
+    return torch.stack([columns[name] for name in TABLE_COLUMNS], dim=1)
 
 
 def sample_points(

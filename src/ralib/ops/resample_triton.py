@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.ops.resample_plain import PAD, Samples, chunk_pixels, empty_like, sampled_chunks
+from ralib.ops.resample_plain import PAD, Samples, chunk_pixels, empty_like, pose_table, sampled_chunks
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,6 @@ class Tiling:
 
 
 DEFAULT_TILING = Tiling()
-# Columns of the pose table that the kernels read, one row a particle.
-TABLE_COLUMNS = ("cos", "sin", "start_x", "start_y", "mirror", "weight", "offset")
 
 
 def rotate_shift_images(
@@ -69,26 +66,6 @@ def launch_options(tiling: Tiling) -> dict[str, int]:
         "PATCH_X": tiling.patch_x,
         "num_warps": tiling.num_warps,
     }
-
-
-def pose_table(
-    samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, weights: Tensor | None
-) -> Tensor:
-    """(b, 7) of the samples' dtype: TABLE_COLUMNS of each particle."""
-    dtype, centre = samples.values.dtype, samples.box // 2
-    psi = torch.deg2rad(psi_deg.to(dtype))
-    origin = origin_xy_px.to(dtype)
-    nothing, one = torch.zeros_like(psi), torch.ones_like(psi)
-    columns = {
-        "cos": psi.cos(),
-        "sin": psi.sin(),
-        "start_x": centre - origin[:, 0],
-        "start_y": centre - origin[:, 1],
-        "mirror": mirror.to(dtype),
-        "weight": one if weights is None else weights.to(dtype),
-        "offset": nothing if samples.mean is None else samples.mean,
-    }
-    return torch.stack([columns[name] for name in TABLE_COLUMNS], dim=1)
 
 
 @triton.jit

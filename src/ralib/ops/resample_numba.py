@@ -1,0 +1,202 @@
+"""Rotated, shifted and mirrored images on a CPU: the Numba twin of `resample_plain`.
+
+Line by line of the class frame: coordinates and weights in vector registers into buffers of one line, then the taps,
+where the plain form writes and reads some sixty temporaries. On one core of an AMD EPYC a 90 px image takes 38 us
+(quadratic 24, linear 14; the prefilter, 45, once for `Samples`). Threads share out the lines, so that each line's
+sum has one owner and the particles' order: the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.ops.resample_plain import (
+    BOUNDARIES,
+    EDGE_PX,
+    METHODS,
+    OMOMS_CENTRE,
+    PAD,
+    Samples,
+    chunk_pixels,
+    empty_like,
+    pose_table,
+    sampled_chunks,
+)
+
+_CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadratic", "linear"))
+_CYCLIC, _BACKGROUND = (BOUNDARIES.index(name) for name in ("cyclic", "background"))
+# In the samples' own precision, so that float32 stays float32: 0 1/6, 1 1/42, 2 1/2, 3 1/14, 4 13/21, 5 1, 6 -edge.
+_NUMBERS = (1 / 6, 1 / 42, 1 / 2, 1 / 14, OMOMS_CENTRE, 1.0, -EDGE_PX)
+# Lines of the class frame that a thread takes at a time.
+_LINES = 6
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _place_line(pose: Any, across: Any, down: Any, numbers: Any, boundary: Any, px: Any, py: Any) -> None:
+    """Box coordinates px, py (n,) of the line `down` of the class frame."""
+    n = len(px)
+    cos, sin = pose[0], pose[1]
+    start_x, start_y = sin * down + pose[2], cos * down + pose[3]
+    box, edge, centre = numbers[5] * n, numbers[6], numbers[5] * (n // 2)
+    for x in range(n):
+        px[x] = cos * across[x] + start_x
+        py[x] = start_y - sin * across[x]
+    if boundary == _CYCLIC:
+        for x in range(n):
+            px[x] -= box * np.floor(px[x] / box)
+            py[x] -= box * np.floor(py[x] / box)
+    if boundary == _BACKGROUND:
+        for x in range(n):
+            inside = (px[x] > edge) & (px[x] < box) & (py[x] > edge) & (py[x] < box)
+            px[x] = px[x] if inside else across[x] + centre
+            py[x] = py[x] if inside else down + centre
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _split_line(px: Any, py: Any, first: Any) -> None:
+    """Coordinates into the address of the sample before them, in flat padded samples, and what is left over."""
+    n = len(px)
+    width, lowest, highest = n + 2 * PAD, np.int32(-3), np.int32(n + 1)
+    for x in range(n):
+        fx, fy = np.floor(px[x]), np.floor(py[x])
+        # Clamped as integers: beyond, every tap is padding, and what a NaN becomes stays in memory that is ours.
+        jx, jy = min(max(np.int32(fx), lowest), highest), min(max(np.int32(fy), lowest), highest)
+        first[x] = np.uint32((jy + PAD) * width + (jx + PAD))
+        px[x] -= fx
+        py[x] -= fy
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _weigh_line(t: Any, weight: Any, c: Any) -> None:
+    """Weights (4, n) of cubic o-Moms at distances 1 + t, t, 1 - t, 2 - t."""
+    for x in range(len(t)):
+        s = c[5] - t[x]
+        before, after = s * (s * s * c[0] + c[1]), t[x] * (t[x] * t[x] * c[0] + c[1])
+        here = t[x] * (t[x] * (t[x] * c[2] - c[5]) + c[3]) + c[4]
+        weight[0, x], weight[1, x], weight[3, x] = before, here, after
+        weight[2, x] = c[5] - before - here - after
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _add_cubic(f: Any, first: Any, wx: Any, wy: Any, scale: Any, offset: Any, out: Any) -> None:
+    n = len(first)
+    w, one, two = np.uint64(n + 2 * PAD), np.uint64(1), np.uint64(2)
+    for x in range(n):
+        k = np.uint64(first[x])
+        a, b, c, d = wx[0, x], wx[1, x], wx[2, x], wx[3, x]
+        value = wy[0, x] * (a * f[k - w - one] + b * f[k - w] + c * f[k - w + one] + d * f[k - w + two])
+        value += wy[1, x] * (a * f[k - one] + b * f[k] + c * f[k + one] + d * f[k + two])
+        value += wy[2, x] * (a * f[k + w - one] + b * f[k + w] + c * f[k + w + one] + d * f[k + w + two])
+        k += two * w
+        value += wy[3, x] * (a * f[k - one] + b * f[k] + c * f[k + one] + d * f[k + two])
+        out[x] += scale * (value + offset)
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _add_quadratic(f: Any, first: Any, t: Any, u: Any, c: Any, scale: Any, offset: Any, out: Any) -> None:
+    """EMAN2's quadri."""
+    n = len(first)
+    w, one = np.uint64(n + 2 * PAD), np.uint64(1)
+    for x in range(n):
+        k = np.uint64(first[x])
+        centre = f[k]
+        right, left = f[k + one] - centre, f[k - one] - centre
+        below, above = f[k + w] - centre, f[k - w] - centre
+        mixed = f[k + w + one] - centre - right - below
+        along_x = right + (t[x] - c[5]) * (right + left) * c[2] + u[x] * mixed
+        along_y = below + (u[x] - c[5]) * (below + above) * c[2]
+        out[x] += scale * (centre + t[x] * along_x + u[x] * along_y + offset)
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _add_linear(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, out: Any) -> None:
+    n = len(first)
+    w, one = np.uint64(n + 2 * PAD), np.uint64(1)
+    for x in range(n):
+        k = np.uint64(first[x])
+        upper = f[k] + t[x] * (f[k + one] - f[k])
+        lower = f[k + w] + t[x] * (f[k + w + one] - f[k + w])
+        out[x] += scale * (upper + u[x] * (lower - upper) + offset)
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+@no_type_check
+def _add_turned(
+    samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, sums: Any
+) -> None:
+    """Add particle i, turned, to sums[row[i]] where there is such a row.
+
+    samples (b, w * w); table (b, 7), see pose_table; column (2, n), the columns and their mirror images, from the
+    centre; numbers, _NUMBERS; sums (rows, n, n).
+    """
+    n = sums.shape[-1]
+    for block in numba.prange((n + _LINES - 1) // _LINES):
+        px, py = np.empty(n, samples.dtype), np.empty(n, samples.dtype)
+        wx, wy = np.empty((4, n), samples.dtype), np.empty((4, n), samples.dtype)
+        first = np.empty(n, np.uint32)
+        for i in range(len(samples)):
+            if row[i] >= len(sums):
+                continue
+            f, pose, scale, offset = samples[i], table[i], table[i, 5], table[i, 6]
+            across = column[1] if pose[4] != 0 else column[0]
+            for y in range(block * _LINES, min(n, (block + 1) * _LINES)):
+                out = sums[row[i], y]
+                _place_line(pose, across, column[0, y], numbers, boundary, px, py)
+                _split_line(px, py, first)
+                if method == _CUBIC:
+                    _weigh_line(px, wx, numbers)
+                    _weigh_line(py, wy, numbers)
+                    _add_cubic(f, first, wx, wy, scale, offset, out)
+                elif method == _QUADRATIC:
+                    _add_quadratic(f, first, px, py, numbers, scale, offset, out)
+                else:
+                    _add_linear(f, first, px, py, scale, offset, out)
+
+
+def rotate_shift_images(
+    images: Tensor | Samples,
+    psi_deg: Tensor,
+    origin_xy_px: Tensor,
+    mirror: Tensor,
+    *,
+    method: str = "cubic",
+    boundary: str = "zero",
+) -> Tensor:
+    """Particles seen in the frame of their class average; `resample_plain` describes arguments and result."""
+    out = empty_like(images).zero_()
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+        table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
+        add_turned(samples, table, torch.arange(len(samples)), out[part])
+    return out
+
+
+def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> None:
+    """Add particle i, turned by its row of the pose table, to sums[row[i]], (rows, n, n); a row too large is none."""
+    n, dtype = samples.box, samples.values.dtype
+    index = torch.arange(n)
+    column = torch.stack([index, (2 * (n // 2) - index) % n]).sub(n // 2).to(dtype)
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    _add_turned(
+        samples.values.view(len(samples), -1).numpy(),
+        table.contiguous().numpy(),
+        row.numpy(),
+        column.numpy(),
+        torch.tensor(_NUMBERS, dtype=dtype).numpy(),
+        METHODS.index(samples.method),
+        BOUNDARIES.index(samples.boundary),
+        sums.numpy(),
+    )
+    # Numba's start of its threads changes OpenMP's number of them, which is PyTorch's too.
+    torch.set_num_threads(threads)
