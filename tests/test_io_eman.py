@@ -13,10 +13,12 @@ import torch
 from ralib import conventions as c
 from ralib.io import (
     class_headers,
+    kept_headers,
     open_images,
     open_particles,
     pose_headers,
     read_params,
+    take,
     write_hdf,
     write_headers,
     write_mrcs,
@@ -119,6 +121,25 @@ def test_written_headers_are_eman2s(golden: Path, tmp_path: Path) -> None:
             assert np.allclose(*matrix, atol=1e-5)
             assert a["image"].dtype == b["image"].dtype
     assert np.array_equal(open_images(tmp_path / "ours.hdf"), images)
+
+
+def test_a_selection_keeps_its_headers(golden: Path, tmp_path: Path) -> None:
+    """From a compressed stack to a plain one: nothing of how pixels were stored is carried along."""
+    particles = open_particles(golden / "stack_compressed_8bit.hdf")
+    some = take(particles, np.array([7, 2]))
+    assert some.poses is not None
+    kept = kept_headers(some)
+    headers = [{**k, **h} for k, h in zip(kept, pose_headers(some.poses), strict=True)]
+    write_hdf(tmp_path / "some.hdf", some.images.read(np.arange(2)), headers, pixel_size_A=5.0)
+    with h5py.File(tmp_path / "some.hdf") as ours, h5py.File(golden / "stack_compressed_8bit.hdf") as theirs:
+        a, b = ours["MDF/images/0"].attrs, theirs["MDF/images/7"].attrs
+        assert a["EMAN.ptcl_source_image"] == b["EMAN.ptcl_source_image"]
+        assert a["EMAN.ctf"] == b["EMAN.ctf"]
+        assert a["EMAN.members"].tolist() == b["EMAN.members"].tolist()
+        assert np.allclose(list(a["EMAN.xform.align2d"][0]), list(b["EMAN.xform.align2d"][0]), atol=1e-5)
+        assert "EMAN.stored_renderbits" not in a
+    assert np.array_equal(open_images(tmp_path / "some.hdf"), particles.images.read(np.array([7, 2])))
+    assert kept_headers(open_particles(tmp_path / "some.hdf"))[1]["ptcl_source_image"] == kept[1]["ptcl_source_image"]
 
 
 def test_class_headers() -> None:

@@ -12,7 +12,7 @@ from ralib.io import mrc, spider_imagic
 from ralib.io.atomic import PathLike, atomic_path, write_json, write_text
 from ralib.io.cryosparc import open_cs
 from ralib.io.cryosparc_write import write_particles_cs
-from ralib.io.eman_hdf import HdfStack, open_hdf
+from ralib.io.eman_hdf import HdfStack, kept_headers, open_hdf
 from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, write_headers
 from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
@@ -29,6 +29,7 @@ from ralib.types import Metadata, ParticleSet, RalibError
 __all__ = [
     "atomic_path",
     "class_headers",
+    "kept_headers",
     "open_images",
     "open_particles",
     "open_stack",

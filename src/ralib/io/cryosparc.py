@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
@@ -199,6 +198,8 @@ def poses_of(rows: np.ndarray, pixel_size_A: float | None) -> Poses | None:
 
 def _inplane_rad(rotation_vector: np.ndarray) -> np.ndarray:
     """The in-plane angle psi of RELION's (rot, tilt, psi) for cryoSPARC's rotation vectors (n, 3)."""
+    from scipy.spatial.transform import Rotation
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tilt 0: rot and psi are one angle, scipy puts it all into rot
         angles = Rotation.from_rotvec(np.nan_to_num(rotation_vector)).as_euler("ZYZ")

@@ -20,13 +20,16 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.eman_ctf import ctf_of_strings
-from ralib.io.stacks import check_index, check_square
+from ralib.io.stacks import check_index, check_square, file_references
 from ralib.types import Metadata, ParticleSet, Poses, RalibError
 
 IMAGES = "/MDF/images"
 MATRIX = [f"{row}{column}" for row in range(3) for column in range(4)]
 TRANSFORM = np.dtype([(name, "<f4") for name in MATRIX])
 TRANSFORM_TYPE = h5py.h5t.py_create(TRANSFORM)
+_STATISTICS = ("minimum", "maximum", "mean", "sigma", "square_sum", "mean_nonzero", "sigma_nonzero")
+_STORED = ("renderbits", "rendermin", "rendermax", "truncated")
+_STORAGE = {"nx", "ny", "nz", "datatype", "render_compress_level", *_STATISTICS, *(f"stored_{n}" for n in _STORED)}
 _MAX_ATTRIBUTE = 1 << 16
 _READ = ("xform.align2d", "assign", "ctf", "apix_x", "ptcl_source_image", "score_align")
 
@@ -64,6 +67,14 @@ class HdfStack:
         """One dict an image, of the attributes `names` (without EMAN.) that it has."""
         with self._lock, _told(self.path):
             return [_attributes(self._header(i), names) for i in range(self.n_images)]
+
+    def all_attributes(self, index: np.ndarray) -> list[dict[str, Any]]:
+        """Every attribute of images `index`, but those that describe how the pixels are stored."""
+        with self._lock, _told(self.path):
+            headers = [self._header(i) for i in index.tolist()]
+            named = [[h5py.h5a.open(h, index=i).name for i in range(h5py.h5a.get_num_attrs(h))] for h in headers]
+            kept = [tuple(n[5:].decode() for n in names if n.startswith(b"EMAN.")) for names in named]
+            return [_attributes(h, tuple(set(k) - _STORAGE)) for h, k in zip(headers, kept, strict=True)]
 
     def _header(self, index: int) -> h5py.h5g.GroupID:
         return h5py.h5g.open(self._file.id, f"{IMAGES}/{self._numbers[index]}".encode())
@@ -106,6 +117,18 @@ def open_hdf(path: PathLike) -> ParticleSet:
         group=None if group is None else group.reshape(-1).astype(np.int64),
         metadata=Metadata("eman2", str(path), {}),
     )
+
+
+def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
+    """What EMAN2 knows of each particle beyond poses and pixels, to be written along with it; {} for other files."""
+    headers: list[dict[str, Any]] = [{} for _ in range(len(particles))]
+    paths, file_index, slices = file_references(particles.images) or ([], np.zeros(0), np.zeros(0))
+    for number, path in enumerate(paths):
+        rows = np.flatnonzero(file_index == number)
+        if len(rows) and path.suffix.lower() in (".hdf", ".h5", ".hdf5"):
+            for row, header in zip(rows.tolist(), HdfStack(path).all_attributes(slices[rows]), strict=True):
+                headers[row] = header
+    return headers
 
 
 def matrix_to_align2d(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
