@@ -54,8 +54,7 @@ def opened(page: Any, run: Path) -> Any:
 
 
 def kept_particles(page: Any) -> int:
-    element = page.find_elements("id", "kept-particles")
-    return int(element[0].get_attribute("data-value")) if element else 0
+    return int(page.find_element("id", "kept-particles").get_attribute("data-value"))
 
 
 def card(page: Any, number: int, inside: str = "") -> Any:
@@ -156,6 +155,8 @@ def test_selection_by_tick_key_brush_threshold_and_invert(opened: Any, run: Path
     assert not opened.find_element("id", "detail").is_displayed()
     opened.find_element("id", "invert").click()
     assert kept_particles(opened) == members.sum() - members[[k - 1 for k in order[:3]]].sum()
+    opened.find_element("id", "keep-all").click()
+    assert kept_particles(opened) == members.sum()
     opened.find_element("id", "limit-members").send_keys("30")
     assert kept_particles(opened) == members[members >= 30].sum()
     opened.find_element("id", "limit-resolution").send_keys("12")

@@ -142,6 +142,23 @@ def test_a_selection_with_odd_values_is_refused(tmp_path: Path, value: object) -
         read_selection(path, members)
 
 
+def test_any_mutated_selection_file_is_read_or_refused(tmp_path: Path) -> None:
+    members = np.array([5, 5, 5])
+    path = write_selection(tmp_path / "s.json", members, [1, 2])
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(500):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.integers(0, 256)
+        path.write_bytes(bytes(data[: rng.integers(0, len(data))] if rng.random() < 0.3 else data))
+        try:
+            read_selection(path, members)
+        except RalibError:
+            refused += 1
+    assert 100 < refused <= 500
+
+
 def test_external_job_files(run: Path, tmp_path: Path) -> None:
     job = tmp_path / "job001"
     job.mkdir()

@@ -89,7 +89,7 @@ function lineChart(options) {
       svg.append(el("path", { d: pathOf(item.x, item.y, at), fill: "none", stroke: item.color, "stroke-width": item.faint ? 1 : 2, "stroke-opacity": item.faint || 1, "stroke-linejoin": "round", "stroke-linecap": "round" }));
       if (item.dots || item.x.length === 1) item.x.forEach((value, i) => known(item.y[i]) && svg.append(el("circle", { cx: at.x(value), cy: at.y(item.y[i]), r: 2.6, fill: item.color })));
     }
-    readOut(svg, width, at, named, xName, options.xText || short);
+    readOut(svg, width, at, named, xName, options.xRead || options.xText || short);
   });
 }
 

@@ -59,7 +59,7 @@ function buildToolbar() {
     limits[key] = event.target.value === "" ? null : Number(event.target.value);
     applyLimits();
   } }));
-  const group = el("span", { class: "group", role: "group", "aria-label": "Keep by threshold" }, el("span", {}, "Keep:"), limit("members", "members ≥", "any", 1));
+  const group = el("span", { class: "group", role: "group", "aria-label": "Keep" }, el("span", {}, "Keep"), el("button", { type: "button", id: "keep-all", onclick: () => setKept(Array(K).keys()) }, "all"), limit("members", "members ≥", "any", 1));
   if (run.classes.some((item) => known(item.resolution))) group.append(limit("resolution", `${resolutionUnit} ≤`, "any", 0.1));
   if (scores) group.append(limit("score", "score ≥", "any", "any"));
   byId("toolbar").append(el("label", {}, "Sort by", sort), el("label", { class: "size" }, "Size", size), contrast, group);

@@ -8,7 +8,7 @@ function frequencyAxis(highest) {
   if (!run.pixel_size_A) return { xLabel: "Spatial frequency (1/px)", xName: "1/px" };
   const room = nice.filter((d) => 1 / d <= highest && 1 / d >= highest / 25), list = [];
   for (const d of room) if (!list.length || 1 / d - 1 / list[list.length - 1] > highest / 8) list.push(d);
-  return { xLabel: "Resolution (Å)", xName: "", xTicks: list.map((d) => 1 / d), xText: (value) => (value > 0 ? `${short(1 / value)}` : "∞") };
+  return { xLabel: "Resolution (Å)", xName: "", xTicks: list.map((d) => 1 / d), xText: (value) => short(1 / value), xRead: (value) => (value > 0 ? `${short(1 / value)} Å` : "∞") };
 }
 function frcChart(options) {
   const highest = frequencies()[frc.x.length - 1], axis = frequencyAxis(highest);

@@ -71,19 +71,17 @@ function buildSelectionBar() {
   const bar = byId("selection"), message = el("div", { class: "count" }), meter = el("i");
   const button = (label, action, more = {}) => el("button", { type: "button", onclick: action, ...more }, label);
   const download = button(["Download", el("span", { class: "long" }, " selection")], () => save("selection.json", JSON.stringify(selectionFile(), null, 1), "application/json"), { class: "primary", id: "download" });
-  const clear = button("Clear", () => setKept([])), all = button("All", () => setKept(Array(K).keys()));
+  const clear = button("Clear", () => setKept([]));
   const how = el("div", { class: "how command" }, el("pre", { id: "select-command" }));
   how.append(button("Copy", (event) => copy(byId("select-command").textContent, event.currentTarget)));
-  bar.append(message, el("div", { class: "actions" }, all, button("Invert", invert, { id: "invert" }), clear, download), how);
+  bar.append(message, el("div", { class: "actions" }, button("Invert", invert, { id: "invert" }), clear, download), how);
   onSelection(() => {
     const left = particlesKept();
     message.replaceChildren(
-      kept.size ? el("span", {}, "Keeping ", el("b", { id: "kept-particles", "data-value": left }, count(left)), ` of ${count(total)} particles (${percent(left, total)}) in ${count(kept.size)} of ${count(K)} classes`)
-        : el("span", { class: "muted" }, `Nothing selected: ${count(total)} particles in ${count(K)} classes`),
+      el("span", {}, "Keeping ", el("b", { id: "kept-particles", "data-value": left }, count(left)), ` of ${count(total)} particles (${percent(left, total)}) in ${count(kept.size)} of ${count(K)} classes`),
       el("div", { class: "meter" }, meter));
     meter.style.width = `${total ? 100 * left / total : 0}%`;
-    download.disabled = clear.disabled = !kept.size;
-    how.hidden = !kept.size;
+    bar.hidden = !kept.size;
     const score = limits.score === null ? "" : ` --min-score ${limits.score}`;
     byId("select-command").textContent = `ralib select RUN --classes ${asRanges(kept)}${score} --out selected.star`;
   });
