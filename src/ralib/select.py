@@ -159,7 +159,8 @@ def write_selected(particles: ParticleSet, rows: np.ndarray, out: Path | str, *,
         io.write_particles_cs(out, chosen, n_classes=n_classes)
     else:
         assert chosen.poses is not None
-        headers = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
+        new = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
+        headers = [{**kept, **pose} for kept, pose in zip(io.kept_headers(chosen), new, strict=True)]
         images = chosen.images.read(np.arange(len(chosen)))
         io.write_hdf(out, images, headers, pixel_size_A=chosen.pixel_size_A)
 
