@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +141,11 @@ def naive_sum(stack: Stack, n_classes: int, step: int = 8192) -> Tensor:
     return sums
 
 
+def sums_of_samples(images: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """Class sums by way of samples, as a loop keeps them."""
+    return rotate_shift_sum(interpolation_samples(images), *rest, **options)
+
+
 class Bench:
     """Runs cases, keeps their rows."""
 
@@ -200,6 +206,14 @@ class Bench:
                 self.stack.images.nbytes,
                 method=method,
             )
+        samples = interpolation_samples(self.stack.images)
+        self.case(
+            "average, cubic, prefiltered before",
+            sums_error(sums_of_samples, self.args.box, self.args.classes, self.device),
+            lambda: rotate_shift_sum(samples, *self.stack.pose, self.stack.class_index, self.args.classes),
+            4 * self.args.classes * self.args.box**2,
+        )
+        del samples
         self.case("average, affine_grid + grid_sample", None, lambda: naive_sum(self.stack, self.args.classes), 0)
         self.stages()
 
@@ -268,12 +282,11 @@ def commit() -> str | None:
 def about(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What was measured, on what."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
-        import triton
-
-        versions["triton"] = triton.__version__
-    except ImportError:
-        pass
+    for name in ("triton", "numba"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
     return {
         "what": "rotate, shift, mirror and average",
         "device": device_name(device),

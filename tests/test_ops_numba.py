@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import pytest
 import torch
 from torch import Tensor
@@ -74,14 +73,16 @@ def test_who_serves_whom() -> None:
 def test_threads_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     images, pose, index = case(17, 24, 3)
     samples = interpolation_samples(images)
-    before = numba.get_num_threads()
-    whole = accumulate_numba.rotate_shift_sum(samples, *pose, index, 3)
+    before = torch.get_num_threads()
     try:
-        numba.set_num_threads(1)
+        torch.set_num_threads(2)
+        whole = accumulate_numba.rotate_shift_sum(samples, *pose, index, 3)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
         monkeypatch.setattr(resample_plain, "_CPU_CHUNK_PIXELS", 3 * 24 * 24)
         assert torch.equal(accumulate_numba.rotate_shift_sum(samples, *pose, index, 3), whole)
     finally:
-        numba.set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 def test_a_pose_that_is_no_number_stays_in_memory() -> None:

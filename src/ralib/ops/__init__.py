@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.ops.resample_plain import Samples, compute_dtype, interpolation_samples
+from ralib.ops.resample_plain import Samples, compute_dtype
 
 __all__ = ["Samples", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum", "twin"]
 
@@ -26,6 +26,12 @@ def twin(room: str, images: Tensor | Samples) -> Any:
     elif images.device.type == "cpu" and compute_dtype(images) == torch.float32:
         form = "numba"
     return import_module(f"ralib.ops.{room}_{form}")
+
+
+def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
+    """Images (b, n, n) made ready for interpolation, to be turned many times; they take the place of images below."""
+    samples: Samples = twin("resample", images).interpolation_samples(images, method=method, boundary=boundary)
+    return samples
 
 
 def rotate_shift_images(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.ops.accumulate_plain import new_sums, sum_row
-from ralib.ops.resample_numba import add_turned
+from ralib.ops.resample_numba import add_turned, solved
 from ralib.ops.resample_plain import Samples, chunk_pixels, pose_table, sampled_chunks
 
 
@@ -27,7 +27,7 @@ def rotate_shift_sum(
     row = sum_row(class_index, half_index, n_classes)
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])
-    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images), solved):
         weight = None if weights is None else weights[part]
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)
         add_turned(samples, table, row[part], rows_of_sums)

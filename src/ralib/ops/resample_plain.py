@@ -15,11 +15,14 @@ rule: a point sampled outside the box takes the value that its pixel had before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+# From images, prefilter matrix and boundary to padded samples and means: `padded`, or a faster form of it.
+Pad = Callable[[Tensor, Tensor | None, str], tuple[Tensor, Tensor | None]]
 
 METHODS = ("cubic", "quadratic", "linear")
 BOUNDARIES = ("zero", "mean", "cyclic", "background")
@@ -89,12 +92,17 @@ def rotate_shift_images(
     return out
 
 
-def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
-    """Samples of images (b, n, n): worth their memory, (1 + 8 / n)^2 times the images', where they are used again."""
+def interpolation_samples(
+    images: Tensor, *, method: str = "cubic", boundary: str = "zero", pad: Pad | None = None
+) -> Samples:
+    """Samples of images (b, n, n): worth their memory, (1 + 8 / n)^2 times the images', where they are used again.
+
+    `pad` is another form of `padded`.
+    """
     n = images.shape[-1] + 2 * PAD
     values = torch.empty(len(images), n, n, dtype=compute_dtype(images), device=images.device)
     means = []
-    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
+    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images), pad):
         values[part] = samples.values
         means += [] if samples.mean is None else [samples.mean]
     return Samples(values, torch.cat(means) if means else None, method, boundary)
@@ -126,9 +134,9 @@ def chunk_pixels(images: Tensor | Samples) -> int:
 
 
 def sampled_chunks(
-    images: Tensor | Samples, method: str, boundary: str, pixels: int
+    images: Tensor | Samples, method: str, boundary: str, pixels: int, pad: Pad | None = None
 ) -> Iterator[tuple[slice, Samples]]:
-    """Slices over the first axis, of about so many pixels, and their samples."""
+    """Slices over the first axis, of about so many pixels, and their samples; `pad` is another form of `padded`."""
     if isinstance(images, Samples):
         step = max(1, pixels // images.box**2)
         for start in range(0, len(images), step):
@@ -139,7 +147,7 @@ def sampled_chunks(
     matrix = prefilter_matrix(images, boundary) if method == "cubic" else None
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        yield part, Samples(*_padded(images[part], matrix, boundary), method, boundary)
+        yield part, Samples(*(pad or padded)(images[part], matrix, boundary), method, boundary)
 
 
 def resample(samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> Tensor:
@@ -194,8 +202,8 @@ def sample_points(
     return x, y
 
 
-def _padded(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """Values and means of `Samples`."""
+def padded(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
+    """Values and means of `Samples`; `matrix` is the prefilter's, or None."""
     images = images.to(compute_dtype(images))
     mean = None
     if boundary == "mean":

@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.ops.resample_plain import PAD, Samples, chunk_pixels, empty_like, pose_table, sampled_chunks
+from ralib.ops.resample_plain import (
+    PAD,
+    Samples,
+    chunk_pixels,
+    empty_like,
+    interpolation_samples,  # noqa: F401  matrix products, which every GPU has a library for
+    pose_table,
+    sampled_chunks,
+)
 
 
 @dataclass(frozen=True)
