@@ -17,7 +17,7 @@ from torch import Tensor
 from ralib import metrics
 from ralib.conventions import compose, mirror_x, rotate_xy
 from ralib.ctf import ctf_2d
-from ralib.ops import rotate_shift_images, rotate_shift_sum
+from ralib.ops import Samples, rotate_shift_sum
 from ralib.ranks import Ranks
 from ralib.sparx.centering import center_shift
 from ralib.types import ClassAverages, CtfParameters, Poses
@@ -48,18 +48,18 @@ class ClassSums:
     def n_classes(self) -> int:
         return self.members.shape[1]
 
-    def add_(self, images: Tensor, poses: Poses, half: Tensor, ctf_power: Tensor | None, sign: int = 1) -> None:
+    def add_(
+        self, images: Tensor | Samples, poses: Poses, half: Tensor, ctf_power: Tensor | None, sign: int = 1
+    ) -> None:
         """Add particles (b, n, n) under their poses to half 0 or 1 (b,); sign -1 takes them out again."""
         pose = (poses.psi_deg, poses.origin_xy_px, poses.mirror)
         keep = poses.class_index >= 0
         row = (half * self.n_classes + poses.class_index)[keep]
-        if images.is_cuda:
-            batch = rotate_shift_sum(images, *pose, poses.class_index, self.n_classes, half_index=half)
-            self.images.add_(batch, alpha=sign)
-        else:
-            # Particle by particle in float64: the sums do not depend on how particles are cut into batches.
-            turned = rotate_shift_images(images, *pose)[keep].double()
-            self.images.flatten(0, 1).index_add_(0, row, turned, alpha=sign)
+        # Running sums in float64, so that how particles are cut into batches leaves no trace.
+        weights = None if sign == 1 else torch.full_like(poses.psi_deg, sign)
+        rotate_shift_sum(
+            images, *pose, poses.class_index, self.n_classes, weights=weights, half_index=half, out=self.images
+        )
         one = torch.full_like(row, sign, dtype=torch.float64)
         self.members.view(-1).index_add_(0, row, one)
         if self.ctf_power is not None and ctf_power is not None:

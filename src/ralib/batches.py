@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ralib.ctf import apply_ctf, ctf_2d, phase_flip
+from ralib.ops import Samples, interpolation_samples
 from ralib.prepare import normalise_background
 from ralib.types import CtfParameters, ParticleSet, RalibError
 
@@ -22,11 +23,15 @@ CTF_MODES = ("off", "wiener", "flip")
 
 @dataclass(frozen=True)
 class Batch:
-    """A few particles: which ones (b,) on the host, their images (b, n, n) and whether each is usable (b,)."""
+    """A few particles: which ones (b,) on the host, their images (b, n, n) and whether each is usable (b,).
+
+    turnable   what `rotate_shift_sum` takes: the images, or their interpolation samples where they are kept
+    """
 
     number: int
     index: np.ndarray
     images: Tensor
+    turnable: Tensor | Samples
     usable: Tensor
 
     @property
@@ -76,6 +81,7 @@ class ParticleBatches:
         need = len(rows) * particles.box**2 * 4
         budget = int(0.4 * free_memory(device)) if resident_bytes is None else resident_bytes
         self._kept: dict[int, Batch] | None = {} if need <= budget else None
+        self._keep_samples = need * (2 + 16 / particles.box) <= budget
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -91,7 +97,7 @@ class ParticleBatches:
             if self._kept is not None and number in self._kept:
                 yield self._kept[number]
                 continue
-            batch = Batch(number, block, *self._prepare(block, next(read)))
+            batch = self._batch(number, block, next(read))
             if self._kept is not None:
                 self._kept[number] = batch
             yield batch
@@ -102,13 +108,13 @@ class ParticleBatches:
         if self._kept is None or len(self._kept) < len(self):
             for start in range(0, len(mine), self.batch_size):
                 block = mine[start : start + self.batch_size]
-                yield Batch(-1, block, *self._prepare(block, self._read(block)))
+                yield self._batch(-1, block, self._read(block))
             return
         for batch in self._kept.values():
             wanted = np.flatnonzero(np.isin(batch.index, mine))
             if len(wanted):
                 at = torch.from_numpy(wanted).to(self.device)
-                yield Batch(-1, batch.index[wanted], batch.images[at], batch.usable[at])
+                yield Batch(-1, batch.index[wanted], batch.images[at], batch.turnable[at], batch.usable[at])
 
     def ctf_parameters(self, index: np.ndarray) -> CtfParameters | None:
         """CTF of these particles where averages are to be corrected for it."""
@@ -117,6 +123,11 @@ class ParticleBatches:
     def _read(self, block: np.ndarray) -> Tensor:
         images = torch.from_numpy(self.particles.images.read(block))
         return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _batch(self, number: int, block: np.ndarray, raw: Tensor) -> Batch:
+        images, usable = self._prepare(block, raw)
+        turnable = interpolation_samples(images) if self._keep_samples else images
+        return Batch(number, block, images, turnable, usable)
 
     def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
         images = raw.to(self.device, torch.float32, non_blocking=True)

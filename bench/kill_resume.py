@@ -1,0 +1,90 @@
+"""Kill a run (SIGKILL) at random moments, checkpoint writing included, and continue it until it ends the same.
+
+    PYTHONPATH=src python3 bench/kill_resume.py [--kills 50] [--device cpu] [--particles 400]
+
+One uninterrupted run is the standard; then runs are killed after random times and continued until `--kills` kills are
+done. Each run that reaches its end is compared byte by byte, and begun anew. Goes to bench/results/kill-resume.json;
+the exit status is 1 where a file differs or something half-written is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+FILES = ("class_averages.mrcs", "class_averages_half1.mrcs", "class_averages_half2.mrcs", "params.txt", "frc.txt")
+
+
+def command(folder: Path, out: Path, args: argparse.Namespace) -> list[str]:
+    stack, options = str(folder / "sim" / "particles.star"), ["--ou=20", "--xr=2", "--CTF", "--no-report"]
+    resume = ["--continue"] if out.exists() else []
+    here = [f"--maxit={args.iterations}", f"--device={args.device}"]
+    return [sys.executable, "-m", "ralib", "mref", stack, "6", str(out), *options, *here, *resume]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """Files that are not the same in both, and temporary files left in b."""
+    wrong = [n for n in FILES if (a / n).read_bytes() != (b / n).read_bytes()]
+    return wrong + [str(p.relative_to(b)) for p in b.rglob(".tmp*")]
+
+
+def run_to_its_end(folder: Path, out: Path, args: argparse.Namespace) -> float:
+    start = time.perf_counter()
+    subprocess.run(command(folder, out, args), check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--particles", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    folder = Path(tempfile.mkdtemp(prefix="ralib-kill-"))
+    simulate = ["simulate", str(folder / "sim"), "--particles", str(args.particles), "--box", "48"]
+    subprocess.run([sys.executable, "-m", "ralib", *simulate], check=True, capture_output=True)
+    whole, out = folder / "whole", folder / "killed"
+    seconds = run_to_its_end(folder, whole, args)
+    kills, ends, wrong = 0, 0, []
+    while kills < args.kills:
+        process = subprocess.Popen(command(folder, out, args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=rng.uniform(0.0, 1.2 * seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        ends += 1
+        wrong += differences(whole, out)
+        shutil.rmtree(out)
+    if out.exists():
+        run_to_its_end(folder, out, args)
+        ends += 1
+        wrong += differences(whole, out)
+    shutil.rmtree(folder)
+    record = {"what": __doc__.splitlines()[0], "kills": kills, "runs_ended": ends, "different": wrong,
+              "uninterrupted_s": seconds, "device": args.device, "python": platform.python_version(),
+              "torch": torch.__version__}  # fmt: skip
+    path = Path(__file__).parent / "results" / "kill-resume.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{kills} kills, {ends} runs ended, different: {wrong or 'nothing'}; wrote {path}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
