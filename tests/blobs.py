@@ -42,7 +42,14 @@ def grid(box: int) -> Tensor:
 
 
 def make(
-    n: int, *, box: int = 48, n_views: int = 4, snr: float = 0.1, shift_px: float = 2.0, seed: int = 0, mirror: bool = True
+    n: int,
+    *,
+    box: int = 48,
+    n_views: int = 4,
+    snr: float = 0.1,
+    shift_px: float = 2.0,
+    seed: int = 0,
+    mirror: bool = True,
 ) -> Truth:
     """n particles; `snr` is the variance of the signal inside the disc of 0.4 box over the noise's."""
     g = np.random.default_rng(seed)

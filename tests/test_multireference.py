@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from blobs import Truth, make
 
+from blobs import Truth, make
 from ralib import alignment, batches, metrics
 from ralib.conventions import compose, pose_error, wrap_deg
 from ralib.loop_state import LoopState
@@ -177,7 +177,7 @@ def test_user_function_prepares_the_references(easy: Truth) -> None:
         aligner(easy, user_function=lambda a, m, f: a[:3]).fit(easy.images)
 
 
-class Interrupt(Exception):
+class InterruptError(Exception):
     pass
 
 
@@ -193,7 +193,7 @@ class StopAfter:
     def iteration(self, state: LoopState) -> None:
         self.states.append(state.pack())
         if state.iteration == self.stop:
-            raise Interrupt
+            raise InterruptError
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -201,7 +201,7 @@ def test_resuming_gives_the_same_bits(easy: Truth, stop: int) -> None:
     options = {"iterations": 3, "references": 3, "center": 1, "batch_size": 40}
     whole = aligner(easy, **options).fit(easy.images)
     observer = StopAfter(stop)
-    with pytest.raises(Interrupt):
+    with pytest.raises(InterruptError):
         aligner(easy, **options).fit(easy.images, observer=observer)
     state = LoopState.unpack(*observer.states[-1], torch.device("cpu"))
     resumed = aligner(easy, **options).fit(easy.images, resume=state)

@@ -1,0 +1,258 @@
+"""`ralib mref` and `ralib reffree` from a stack to a run directory, and every way they refuse."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blobs import Truth, make
+from ralib import io
+from ralib.cli import main
+from ralib.cli.align_runs import ctf_choice, shift_ranges, user_function
+from ralib.cli.running import SignalFlag
+from ralib.metrics import purity
+from ralib.rundir import load_run
+from ralib.types import RalibError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Truth]:
+    """particles.mrcs, references.mrcs and mask.mrcs of 60 particles of 2 views."""
+    folder = tmp_path_factory.mktemp("data")
+    truth = make(60, box=32, n_views=2, snr=1.0, shift_px=1.0, seed=4)
+    io.write_mrcs(folder / "particles.mrcs", truth.images, 3.0)
+    io.write_mrcs(folder / "references.mrcs", truth.references.numpy(), 3.0)
+    io.write_mrcs(folder / "mask.mrcs", np.ones((1, 32, 32), np.float32), 3.0)
+    return folder, truth
+
+
+def mref(folder: Path, out: Path, *options: str, references: str | None = None) -> int:
+    where = references or str(folder / "references.mrcs")
+    common = ["--ou", "12", "--xr", "2", "--maxit", "2", "--device", "cpu", "--no-report"]
+    return main(["mref", str(folder / "particles.mrcs"), where, str(out), *common, *options])
+
+
+def same_run(a: Path, b: Path) -> bool:
+    names = [
+        "class_averages.mrcs",
+        "class_averages_half1.mrcs",
+        "params.txt",
+        "frc.txt",
+        "class_averages_filtered.mrcs",
+    ]
+    return all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
+
+
+def test_mref_end_to_end(data, tmp_path, capsys) -> None:
+    folder, truth = data
+    before = (folder / "particles.mrcs").read_bytes()
+    assert mref(folder, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "device: cpu" in told
+    assert told.count("iteration ") == 2
+    run = load_run(tmp_path / "out")
+    assert purity(run.poses.class_index, truth.poses.class_index) == 1.0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert record["options"]["xr"] == 2
+    assert record["input"] == {"path": str(folder / "particles.mrcs"), "particles": 60, "box": 32, "pixel_size_A": 3.0}
+    assert len(record["iterations"]) == 2
+    assert record["timings"]["total_s"] > 0
+    assert (folder / "particles.mrcs").read_bytes() == before
+    assert mref(folder, tmp_path / "out") == 2, "OUTDIR exists"
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_reffree_end_to_end_with_report(data, tmp_path, capsys) -> None:
+    folder, _ = data
+    stack, out = str(folder / "particles.mrcs"), str(tmp_path / "out")
+    status = main(["reffree", stack, out, str(folder / "mask.mrcs"), "--ou=12", "--xr=2 1", "--ts=1 0.5", "--maxit=1",
+                   "--Fourvar", "--randomize", "--center=1", "--hdf", "--device=cpu"])  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    run = load_run(out)
+    assert run.kind == "reffree"
+    assert [f["stage"] for f in run.iterations] == [1, 2]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+    assert (tmp_path / "out" / "class_averages.hdf").is_file()
+
+
+def test_terse_and_spelled_out_options_are_one(data, tmp_path) -> None:
+    folder, _ = data
+    terse = ["--ir=2", "--yr=1", "--ts=1", "--center=-1", "--nomirror", "--EQ", "--rand_seed=7"]
+    long = ["--inner-radius=2", "--shift-range-y=1", "--shift-step=1", "--centring=-1", "--no-mirror", "--equal-sizes",
+            "--seed=7"]  # fmt: skip
+    assert mref(folder, tmp_path / "a", *terse, references="3") == 0
+    assert mref(folder, tmp_path / "b", *long, references="3") == 0
+    assert same_run(tmp_path / "a", tmp_path / "b")
+    assert load_run(tmp_path / "a").averages.members.tolist() == [20, 20, 20]
+    assert mref(folder, tmp_path / "c", *terse[:-1], "--rand_seed=8", references="3") == 0
+    assert not same_run(tmp_path / "a", tmp_path / "c")
+
+
+def test_hdf_input_headers_only_on_request(golden, tmp_path) -> None:
+    stack = tmp_path / "stack.hdf"
+    shutil.copy(golden / "stack.hdf", stack)
+    before = stack.read_bytes()
+    n = len(io.open_particles(stack))
+    command = ["mref", str(stack), "2", str(tmp_path / "a"), "--maxit=1", "--xr=1", "--no-report", "--device=cpu"]
+    assert main(command) == 0
+    assert stack.read_bytes() == before
+    assert (tmp_path / "a" / "class_averages.hdf").is_file()
+    command[3] = str(tmp_path / "b")
+    assert main([*command, "--write-headers"]) == 0
+    poses = io.open_particles(stack).poses
+    assert poses is not None
+    assert len(poses) == n
+    assert torch.equal(poses.class_index, load_run(tmp_path / "b").poses.class_index)
+
+
+def test_sparx_mode_runs(data, tmp_path) -> None:
+    """tests/test_sparx_*.py compare its answer with EMAN2's; here it only has to arrive in the files."""
+    folder, _ = data
+    assert mref(folder, tmp_path / "out", "--sparx") == 0
+    run = load_run(tmp_path / "out")
+    assert int(run.averages.members.sum()) == 60
+    assert run.options["sparx"] is True
+    stack, out = str(folder / "particles.mrcs"), str(tmp_path / "free")
+    command = ["reffree", stack, out, "--sparx", "--ou=12", "--xr=1", "--ts=1", "--maxit=1", "--dst=90", "--no-report"]
+    assert main([*command, "--device=cpu"]) == 0
+    assert load_run(out).kind == "reffree"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rs=2"], "--rs 2 thins out SPARX's polar rings"),
+        (["--write-headers"], "is no EMAN2 HDF file"),
+        (["--sparx", "--continue"], "the parity mode keeps no checkpoints"),
+        (["--sparx", "--EQ"], "no classes of equal size"),
+        (["--sparx", "--ctf=flip"], "--ctf flip is not SPARX's"),
+        (["--CTF"], "no CTF parameters"),
+        (["--CTF", "--ctf=flip"], "contradict each other"),
+        (["--ctf=maybe"], "choose off, wiener or flip"),
+        (["--function=nowhere:f"], "cannot be loaded"),
+        (["--function=json"], "MODULE:CALLABLE"),
+        (["--function=math:pi"], "not callable"),
+        (["--xr=-1"], "must not be below 0"),
+        (["--ts=0"], "must be above 0"),
+        (["--maxit=0"], "--maxit 1 or more"),
+        (["--ou=40"], "do not fit in a box of 32 px"),
+        (["--continue"], "there is no run in"),
+        (["--pixel-size=0"], "must be above 0"),
+        (["--gpu_devices=x"], "no list of GPU numbers"),
+        (["--device=tpu"], "is not a device"),
+        (["--snr=0"], "must be above 0"),
+    ],
+)
+def test_refused_in_one_line_leaving_nothing(data, tmp_path, capsys, options, message) -> None:
+    folder, _ = data
+    status = mref(folder, tmp_path / "out", *options)
+    told = capsys.readouterr().err.strip()
+    assert status == 2, told
+    assert message in told
+    assert told.count("\n") == 0
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--dst=90", "--mode=H", "--random_method=SHC"])
+def test_ring_options_of_reffree_are_refused_with_the_reason(data, tmp_path, capsys, option) -> None:
+    status = main(["reffree", str(data[0] / "particles.mrcs"), str(tmp_path / "out"), option, "--device=cpu"])
+    assert status == 2
+    assert "add --sparx" in capsys.readouterr().err
+
+
+def test_malformed_input_is_one_line(data, tmp_path, capsys) -> None:
+    folder, truth = data
+    (tmp_path / "short.mrcs").write_bytes((folder / "particles.mrcs").read_bytes()[:5000])
+    io.write_mrcs(tmp_path / "other.mrcs", np.ones((2, 24, 24), np.float32), 3.0)
+    nan = truth.images.copy()
+    nan[5] = np.nan
+    io.write_mrcs(tmp_path / "nan.mrcs", nan, 3.0)
+    good, references = str(folder / "particles.mrcs"), str(folder / "references.mrcs")
+    cases = [
+        ([str(tmp_path / "short.mrcs"), references], ""),
+        ([str(tmp_path / "missing.mrcs"), references], "missing.mrcs"),
+        ([good, str(tmp_path / "other.mrcs")], "particles are 32 px, references 24 px"),
+        ([good, str(tmp_path / "missing.mrcs")], "missing.mrcs"),
+        ([good, "0"], "0 references"),
+        ([str(tmp_path / "nan.mrcs"), references, "--strict"], "particle 6 is not a usable image"),
+    ]
+    for (stack, where, *options), message in cases:
+        out = tmp_path / "out"
+        status = main(["mref", stack, where, str(out), "--ou=12", "--device=cpu", *options])
+        told = capsys.readouterr().err.strip()
+        assert (status, told.count("\n")) == (2, 0), told
+        assert message in told
+        assert not out.exists()
+
+
+def test_stages_as_sxali2d_reads_them() -> None:
+    assert shift_ranges("4 2 1", "-1", "2 1 0.5") == [(4, 4, 2), (2, 2, 1), (1, 1, 0.5)]
+    assert shift_ranges("4,2", "1", "1") == [(4, 1, 1), (2, 1, 1)]
+    for wrong in (("4 2", "-1", "1 1 1"), ("", "-1", "1"), ("a", "-1", "1"), ("nan", "-1", "1")):
+        with pytest.raises(RalibError):
+            shift_ranges(*wrong)
+    assert ctf_choice(True, None) == "wiener"
+    assert ctf_choice(False, "flip") == "flip"
+
+
+def test_function_is_found_in_the_current_folder(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_reference_function.py").write_text("def prepare(average, mask, frc):\n    return average * mask\n")
+    monkeypatch.chdir(tmp_path)
+    assert user_function("my_reference_function:prepare")(2, 3, None) == 6
+    assert user_function("ref_ali2d") is None
+
+
+def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, monkeypatch, capsys) -> None:
+    folder, _ = data
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert mref(folder, whole, references="2") == 0
+    calls = []
+
+    def after_one_iteration(flag: SignalFlag) -> None:
+        calls.append(1)
+        if (cut / "checkpoints" / "checkpoint_0001.ralib").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        original(flag)
+
+    original = SignalFlag.raise_if_set
+    monkeypatch.setattr(SignalFlag, "raise_if_set", after_one_iteration)
+    assert mref(folder, cut, references="2") == 143
+    assert "go on with: ralib" in capsys.readouterr().err
+    monkeypatch.setattr(SignalFlag, "raise_if_set", original)
+    assert mref(folder, cut, "--continue", "--ir=2", references="2") == 2, "other options are not continued"
+    assert "ir was 1, is 2" in capsys.readouterr().err
+    assert mref(folder, cut, "--continue", references="2") == 0
+    assert same_run(whole, cut)
+
+
+def test_killed_at_random_moments_it_still_ends_the_same(data, tmp_path) -> None:
+    """bench/kill_resume.py does this fifty times."""
+    folder, _ = data
+    assert mref(folder, tmp_path / "whole", "--maxit=6", references="2") == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "ralib", "mref", str(folder / "particles.mrcs"), "2", str(out), "--ou=12",
+               "--xr=2", "--maxit=6", "--device=cpu", "--no-report"]  # fmt: skip
+    rng = random.Random(1)
+    for _ in range(2):
+        resume = ["--continue"] if out.exists() else []
+        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (out / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    assert mref(folder, out, "--maxit=6", "--continue", references="2") == 0
+    assert same_run(tmp_path / "whole", out)
+    assert not list(out.rglob(".tmp*")), "half-written files are removed"
