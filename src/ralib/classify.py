@@ -1,0 +1,295 @@
+"""Classification from scratch: particles in, classes out, no references.
+
+The model and its E-step are in `likelihood`, the M-step in `maximization`, balance in `posterior`, the course from
+first seeds to final classes in `course`. Here the options become those rooms' numbers, and their result a `RunResult`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib import assign, finish
+from ralib import likelihood as lk
+from ralib.batches import ParticleBatches
+from ralib.conventions import wrap_deg
+from ralib.course import Course, Plan
+from ralib.expectation import Model, State, Step
+from ralib.figures import class_figures, iteration_figures
+from ralib.particle_spectra import Field, load_field
+from ralib.quality import judge
+from ralib.stability import quick_estimate
+from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibError, RunResult
+
+CTF_CHOICES = ("auto", "on", "off", "flipped")
+Observer = Callable[[list[dict[str, Any]]], None]
+
+
+class Classifier:
+    """Sorts particles into classes by what they show, from scratch, and aligns them within.
+
+    n_classes      classes to end with
+    diameter_A     of the mask on class averages; None measures it from the particles
+    resolution_A   finest detail compared; None takes what the number of classes and the data support
+    lowest_A       coarsest detail compared, e.g. to ignore gradients; None uses all
+    balance        pressure towards equal class sizes, 0 (none) to 1 (equal); equal_sizes ends with sizes that differ by
+                   at most one
+    mirror         whether mirrored views share a class
+    ctf            'auto' (on where the input has CTF parameters), 'on', 'off', 'flipped' (phases are right already)
+    search_px      how far from the box centre a particle may lie; None takes a tenth of the box
+    skip_align     keep the poses the particles come with: only classes are found
+    seed           of everything random
+    plan           the course's numbers, see `course.Plan`
+
+    After `fit`: result_, poses_, class_averages_, classes_ (a dict a class), warnings_.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_classes: int,
+        diameter_A: float | None = None,
+        resolution_A: float | None = None,
+        lowest_A: float | None = None,
+        balance: float = 0.3,
+        equal_sizes: bool = False,
+        mirror: bool = True,
+        ctf: str = "auto",
+        search_px: float | None = None,
+        skip_align: bool = False,
+        seed: int = 1000,
+        plan: Plan | None = None,
+        batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if n_classes < 1:
+            raise RalibError(f"--classes {n_classes}: ask for at least 1")
+        if not 0 <= balance <= 1:
+            raise RalibError(f"--balance {balance:g} must lie between 0 (free) and 1 (equal)")
+        if ctf not in CTF_CHOICES:
+            raise RalibError(f"--ctf {ctf!r} is unknown: choose one of {', '.join(CTF_CHOICES)}")
+        for name, value in (("--diameter", diameter_A), ("--resolution", resolution_A), ("--low-limit", lowest_A)):
+            if value is not None and not value > 0:
+                raise RalibError(f"{name} {value:g} A must be above 0")
+        self.n_classes, self.balance, self.equal_sizes = n_classes, balance, equal_sizes
+        self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
+        self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
+        self.seed, self.plan, self.device = seed, plan or Plan(), torch.device(device)
+        self.batch_size = batch_size
+
+    def fit(self, particles: ParticleSet | np.ndarray | Tensor, *, observer: Observer | None = None) -> Classifier:
+        """Classify; `observer` gets all iterations' figures after each."""
+        particles = _as_particles(particles)
+        self._check(particles)
+        self._timings: dict[str, float] = {}
+        start = time.perf_counter()
+        batches = self._batches(particles)
+        field = self._load(particles, batches)
+        self._lap("prepare_s", start)
+        start = time.perf_counter()
+        state, figures, course, model = self._search(particles, field, observer)
+        self._lap("search_s", start)
+        start = time.perf_counter()
+        self._finish(particles, batches, field, state, figures, course, model)
+        self._lap("average_s", start)
+        self.result_.extra["timings"] = self._timings
+        return self
+
+    def _check(self, particles: ParticleSet) -> None:
+        n = len(particles)
+        if n < 2 * self.n_classes:
+            raise RalibError(f"{n} particles are too few for {self.n_classes} classes: ask for at most {n // 2}")
+        if self.ctf in ("on", "flipped") and particles.ctf is None:
+            raise RalibError(
+                f"--ctf {self.ctf}: the particles have no CTF parameters: use --ctf off, or a file with them"
+            )
+        if particles.pixel_size_A is None and any(v is not None for v in (self.diameter_A, self.resolution_A)):
+            raise RalibError("lengths in A need a pixel size and no file says it: give one with --pixel-size")
+        if self.skip_align and particles.poses is None:
+            raise RalibError("--skip-align: the particles have no poses: give a file with them by --reference-poses")
+
+    def _ctf_mode(self, particles: ParticleSet) -> str:
+        known = particles.ctf is not None and particles.pixel_size_A is not None
+        return "off" if not known else "on" if self.ctf == "auto" else self.ctf
+
+    def _batches(self, particles: ParticleSet) -> ParticleBatches:
+        default = 1024 if self.device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
+        return ParticleBatches(
+            particles,
+            range(len(particles)),
+            batch_size=self.batch_size or default,
+            device=self.device,
+            background_radius=0.45 * particles.box,
+        )
+
+    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> Field:
+        pixel = particles.pixel_size_A or 1.0
+        return load_field(
+            particles,
+            batches,
+            n_classes=self.n_classes,
+            radius_px=self.diameter_A / pixel / 2 if self.diameter_A else None,
+            resolution_px=self.resolution_A / pixel if self.resolution_A else None,
+            lowest_px=self.lowest_A / pixel if self.lowest_A else None,
+            ctf=self._ctf_mode(particles),
+        )
+
+    def _search(
+        self, particles: ParticleSet, field: Field, observer: Observer | None
+    ) -> tuple[State, list[dict[str, Any]], Course, Model]:
+        generator = torch.Generator().manual_seed(self.seed)
+        n = len(particles)
+        half = torch.randperm(n, generator=generator) % 2
+        held = _held_out(n, generator).to(self.device)
+        model = Model(field, half.to(self.device), held, self.balance, self.mirror, align=not self.skip_align)
+        search = (self.search_px or 0.1 * particles.box) * field.scale
+        course = Course(model, self.plan, self.n_classes, search, generator)
+        state = State.blank(n, torch.zeros(n, 2, device=self.device))
+        if self.skip_align and particles.poses is not None:
+            given = particles.poses.to(self.device)
+            pose = {"psi_deg": given.psi_deg.float(), "origin_xy_px": given.origin_xy_px.float() * field.scale}
+            state = replace(state, **pose, mirror=given.mirror)
+        figures: list[dict[str, Any]] = []
+        clock, previous = time.perf_counter(), None
+        for stage, state in course.run(state):  # noqa: B020 - each state begins the next
+            poses = _poses(state, field)
+            now = time.perf_counter()
+            figures.append(
+                self._figures(stage, len(figures) + 1, state, poses, previous, field, particles, now - clock)
+            )
+            clock, previous = now, poses
+            if observer is not None:
+                observer(figures)
+        self._previous = previous
+        return state, figures, course, model
+
+    def _figures(
+        self,
+        stage: str,
+        number: int,
+        state: State,
+        poses: Poses,
+        previous: Poses | None,
+        field: Field,
+        particles: ParticleSet,
+        seconds: float,
+    ) -> dict[str, Any]:
+        assert state.averages is not None
+        grid = field.grid
+        frequency = (grid.frequency[: state.averages.frc.shape[1]] * field.scale).cpu()
+        sketch = ClassAverages(
+            images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=particles.pixel_size_A
+        )
+        row = iteration_figures(number, poses, previous, sketch, field.particle_radius_px / field.scale, seconds)
+        resolution = _resolution_px(state.averages.frc.cpu(), frequency)
+        pixel = particles.pixel_size_A or float("nan")
+        mean = float(resolution.mean())
+        return row | {
+            "stage": stage,
+            "resolution_px": resolution.tolist(),
+            "resolution_A": (resolution * pixel).tolist(),
+            "mean_resolution_px": mean,
+            "mean_resolution_A": mean * pixel,
+        }
+
+    def _finish(
+        self,
+        particles: ParticleSet,
+        batches: ParticleBatches,
+        field: Field,
+        state: State,
+        figures: list[dict[str, Any]],
+        course: Course,
+        model: Model,
+    ) -> None:
+        if self.equal_sizes:
+            state = _equalised(model, course, state)
+        poses = _poses(state, field).to("cpu")
+        averages = finish.on_host(
+            finish.full_averages(
+                particles, batches, poses.to(self.device), model.half, ctf=self._ctf_mode(particles),
+                n_classes=self.n_classes,
+            )
+        )  # fmt: skip
+        stability = quick_estimate(model, course, state, torch.Generator().manual_seed(self.seed))
+        classes = class_figures(averages, poses, None)
+        assert course.references is not None
+        verdict = judge(field, state, course.references, averages, poses, classes, stability)
+        extra = {
+            "references": finish.filtered(averages),
+            "classes": verdict.classes,
+            "particles": verdict.particles,
+            "bad_particles": sorted(batches.bad),
+            "log": course.log,
+            "stability": stability.summary,
+            "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
+        }
+        self.result_ = RunResult("classify", poses, averages, figures, self._options(), verdict.warnings, extra)
+        self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
+        self.warnings_ = verdict.warnings
+
+    def _options(self) -> dict[str, Any]:
+        names = "n_classes diameter_A resolution_A lowest_A balance equal_sizes mirror ctf search_px skip_align seed"
+        return {name: getattr(self, name) for name in names.split()}
+
+    def _lap(self, name: str, start: float) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._timings[name] = time.perf_counter() - start
+
+
+def _equalised(model: Model, course: Course, state: State) -> State:
+    """Classes of equal size: a balanced assignment over the final fits, each particle's pose refined in its class."""
+    assert course.references is not None
+    rings = course.references.shape[1]
+    found = model.expect(course.references, state, Step(rings, 1.0, model.shifts(rings)))
+    fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
+    index = assign.equal_sizes(fit.cpu()).to(fit.device)
+    pose = found.pick(index)
+    members = torch.nn.functional.one_hot(index, fit.shape[1]).float().sum(0)
+    return replace(
+        state,
+        psi_deg=pose.psi_deg,
+        origin_xy_px=pose.origin_xy_px,
+        mirror=pose.mirror,
+        class_index=index,
+        fit=fit,
+        members=members,
+    )
+
+
+def _held_out(n: int, generator: torch.Generator) -> Tensor:
+    """A twentieth of the particles, 500 at most, none where there are too few to test anything with."""
+    held = torch.zeros(n, dtype=torch.bool)
+    count = min(500, n // 20)
+    if count >= 20:
+        held[torch.randperm(n, generator=generator)[:count]] = True
+    return held
+
+
+def _poses(state: State, field: Field) -> Poses:
+    """The state's poses in pixels of the input; the score is the fit's logarithm of the likelihood ratio."""
+    index = torch.where(field.usable, state.class_index, -1)
+    score = state.fit.gather(1, state.class_index[:, None])[:, 0]
+    return Poses(wrap_deg(state.psi_deg), state.origin_xy_px / field.scale, state.mirror, index, score)
+
+
+def _resolution_px(frc: Tensor, frequency: Tensor, threshold: float = 0.143) -> Tensor:
+    """Detail (k,), in pixels, up to which the FRC (k, r) stays above the threshold."""
+    above = torch.cumprod((frc > threshold).int(), dim=1).sum(1).clamp(1, len(frequency))
+    return 1.0 / frequency[above - 1]
+
+
+def _as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
+    if isinstance(particles, ParticleSet):
+        return particles
+    array = particles.cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
+    if array.ndim != 3 or array.shape[1] != array.shape[2]:
+        raise RalibError(f"images have shape {tuple(array.shape)}: give (n, box, box)")
+    return ParticleSet(images=ArraySource(array))

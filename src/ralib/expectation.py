@@ -1,0 +1,178 @@
+"""One iteration of classification: E-step, balance, M-step, masked references; and the state it hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ralib import likelihood as lk
+from ralib.maximization import (
+    RingAverages,
+    average_classes,
+    follow_centres,
+    masked_references,
+    sum_classes,
+)
+from ralib.particle_spectra import Field
+from ralib.posterior import class_posterior, class_prices
+
+CANDIDATES = 3
+"""Classes a particle is shared between; later ones have no weight that matters."""
+
+STEP_DETAIL = 0.22
+"""Shift grid step times the highest frequency: half a step off costs a tenth of the score at that frequency."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where every particle stands (n,), and the classes as the last M-step left them.
+
+    fit          (n, k) log-likelihood of each class at its best pose, without balance
+    second       (n,) the second best class; posterior (n,) probability of the best
+    scale        (n,) contrast of each particle relative to the median
+    mean_scale   () median scale before that division: the references' own contrast
+    members      (k,) particles whose best class it is
+    """
+
+    psi_deg: Tensor
+    origin_xy_px: Tensor
+    mirror: Tensor
+    class_index: Tensor
+    fit: Tensor
+    posterior: Tensor
+    scale: Tensor
+    mean_scale: Tensor
+    members: Tensor
+    averages: RingAverages | None
+
+    @classmethod
+    def blank(cls, n: int, origin_xy_px: Tensor) -> State:
+        device = origin_xy_px.device
+        zero = torch.zeros(n, device=device)
+        index = torch.zeros(n, dtype=torch.int64, device=device)
+        one = torch.ones(n, device=device)
+        return cls(zero, origin_xy_px, index.bool(), index, zero[:, None], one, one, one[0], one[:1], None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How an iteration is done.
+
+    rings         how many rings count: the resolution
+    temperature   of the posterior: 1 is Bayes' rule, above it classes stay soft
+    shifts_xy_px  (S, 2) tried around each particle's last centre, working pixels
+    newton        refinement steps off the grid
+    centre        move averages to their centre of mass
+    """
+
+    rings: int
+    temperature: float
+    shifts_xy_px: Tensor
+    newton: int = 0
+    centre: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """What stays the same from iteration to iteration.
+
+    half       (n,) which half of the data a particle is in, 0 or 1
+    held_out   (n,) particles that join no average, so that the classes can be tested on them
+    """
+
+    field: Field
+    half: Tensor
+    held_out: Tensor
+    balance: float
+    mirror: bool
+    align: bool = True
+
+    def shift_step_px(self, rings: int) -> float:
+        """Grid step of the shifts at a resolution; a working pixel is fine enough, since winners are refined."""
+        return max(1.0, STEP_DETAIL / (rings * self.field.grid.spacing))
+
+    def shifts(self, rings: int, radius_px: float | None = None) -> Tensor:
+        """Shifts within a radius (None: the neighbours on the grid)."""
+        step = self.shift_step_px(rings)
+        return lk.disc_of_shifts(1.5 * step if radius_px is None else radius_px, step, self.field.grid.device)
+
+    def expect(self, references: Tensor, state: State, step: Step) -> lk.ClassPoses:
+        """E-step's search: the best pose of every particle in every class."""
+        grid, spectra = self.field.grid, self.field.spectra
+        if not self.align:
+            poses = (state.psi_deg, state.origin_xy_px, state.mirror)
+            return lk.score_fixed(grid, spectra, *poses, references)
+        return lk.score_classes(grid, spectra, state.origin_xy_px, references, step.shifts_xy_px, mirror=self.mirror)
+
+    def iterate(self, references: Tensor, state: State, step: Step) -> State:
+        """E-step and M-step; the new averages reach a few rings beyond those that were compared."""
+        found = self.expect(references, state, step)
+        fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
+        price = class_prices(fit, step.temperature, self.balance)
+        weight, index = class_posterior(fit, price, step.temperature).topk(min(CANDIDATES, fit.shape[1]), dim=1)
+        posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
+        poses = [found.pick(index[:, j]) for j in range(index.shape[1])]
+        if step.newton and self.align:
+            poses[0] = self._refined(references, poses[0], index[:, 0], step)
+        scale = [lk.best_scale(p.cross, p.norm, state.mean_scale) for p in poses]
+        mean = scale[0].median()
+        state = replace(
+            state,
+            psi_deg=poses[0].psi_deg,
+            origin_xy_px=poses[0].origin_xy_px,
+            mirror=poses[0].mirror,
+            class_index=index[:, 0],
+            fit=fit,
+            posterior=posterior,
+            scale=scale[0] / mean,
+            mean_scale=mean,
+        )
+        weight = weight * (~self.held_out)[:, None]
+        columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
+        return self._maximise(state, poses, *columns, [s / mean for s in scale], step, fit.shape[1])
+
+    def _refined(self, references: Tensor, poses: lk.ClassPoses, index: Tensor, step: Step) -> lk.ClassPoses:
+        grid, spacing = self.field.grid, self.shift_step_px(step.rings)
+        degrees = 60.0 / references.shape[2]
+        limits = {"limit_deg": degrees, "limit_px": 0.6 * spacing}
+        return lk.refine_poses(grid, self.field.spectra, references, poses, index, steps=step.newton, **limits)
+
+    def _maximise(
+        self,
+        state: State,
+        poses: list[lk.ClassPoses],
+        index: list[Tensor],
+        weight: list[Tensor],
+        scale: list[Tensor],
+        step: Step,
+        n_classes: int,
+    ) -> State:
+        grid = self.field.grid
+        rings = min(step.rings + 2, grid.n_rings)
+        sums = sum_classes(
+            grid, self.field.spectra, poses, index, weight, scale, self.half,
+            n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings),
+        )  # fmt: skip
+        usable = self.field.usable.to(torch.float32)
+        members = torch.nn.functional.one_hot(state.class_index, n_classes).to(torch.float32).T @ usable
+        return replace(state, averages=average_classes(sums, members), members=members)
+
+    def masked(self, orders: Tensor, rings: int) -> Tensor:
+        """References (k, r, m) from orders of class averages, behind the mask where they stand."""
+        field = self.field
+        return masked_references(field.grid, orders, field.mask, rings, field.orders(rings), centre=False)[0]
+
+    def references(self, state: State, rings: int, *, centre: bool = True) -> tuple[Tensor, State]:
+        """Masked references (k, r, m) from the averages; particles follow averages that were centred."""
+        assert state.averages is not None
+        centre = centre and self.align
+        rings_, orders = min(rings, self.field.grid.n_rings), self.field.orders(rings)
+        references, move = masked_references(
+            self.field.grid, state.averages.orders, self.field.mask, rings_, orders, centre=centre
+        )
+        if not centre:
+            return references, state
+        moved = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
+        return references, replace(state, origin_xy_px=moved)

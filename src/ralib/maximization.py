@@ -1,0 +1,145 @@
+"""The M-step on the rings: weighted sums of posed particles, halves, and Wiener averages by their measured SSNR."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ralib.conventions import mirror_x, rotate_xy
+from ralib.likelihood import ClassPoses, Spectra
+from ralib.rings import RingGrid
+
+
+@dataclass(frozen=True)
+class RingSums:
+    """Sums over the members of each class, in two halves.
+
+    numerator   (2, k, r, m) complex: sum of a CTF F / sigma^2 in the class frame, as angular orders
+    weight      (2, k, r): sum of a^2 CTF^2 / sigma^2
+    """
+
+    numerator: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class RingAverages:
+    """Class averages on the rings: orders (k, r, m), those of the halves (2, k, r, m), FRC (k, r) between them."""
+
+    orders: Tensor
+    halves: Tensor
+    frc: Tensor
+
+
+def sum_classes(
+    grid: RingGrid,
+    spectra: Spectra,
+    poses: list[ClassPoses],
+    class_index: list[Tensor],
+    weight: list[Tensor],
+    scale: list[Tensor],
+    half: Tensor,
+    *,
+    n_classes: int,
+    rings: int,
+    n_orders: int,
+) -> RingSums:
+    """Add every particle (b) to its candidate classes: the lists hold, candidate by candidate, fields (b,).
+
+    The sums are matrix products with a table of weights, not scattered additions: the same bits on every run.
+    """
+    total = torch.zeros(2 * n_classes, rings * n_orders * 2, device=grid.device)
+    power = torch.zeros(2 * n_classes, rings, device=grid.device)
+    chunk = 256 if grid.device.type == "cpu" else 8192
+    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
+    for first in range(0, len(spectra), chunk):
+        cut = slice(first, first + chunk)
+        for pose, index, w, a in zip(poses, class_index, weight, scale, strict=True):
+            moved = spectra.data[cut, :rings] * grid.phase(pose.origin_xy_px[cut], rings)
+            turn = -torch.deg2rad(pose.psi_deg[cut])[:, None] * m
+            posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
+            posed = torch.where(pose.mirror[cut][:, None, None], posed.conj(), posed)
+            table = torch.zeros(len(posed), 2 * n_classes, device=grid.device)
+            column = (half[cut] * n_classes + index[cut])[:, None]
+            table.scatter_(1, column, (w * a)[cut][:, None])
+            total += table.T @ torch.view_as_real(posed.resolve_conj()).flatten(1)
+            table.scatter_(1, column, (w * a * a)[cut][:, None])
+            power += table.T @ spectra.power[cut, :rings]
+    numerator = torch.view_as_complex(total.view(2, n_classes, rings, n_orders, 2)) / grid.weight[:rings, None]
+    return RingSums(numerator, power.view(2, n_classes, rings) / (grid.weight[:rings] * grid.n_half))
+
+
+def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
+    """Wiener averages N / (D (1 + 1 / SSNR)), with the SSNR of each class measured from its halves.
+
+    A ring of one class holds few samples, so its FRC is smoothed over neighbouring rings and pulled half way to what
+    the classes have in common: an SSNR that grows with the members.
+    """
+    halves = sums.numerator / sums.weight.clamp_min(1e-12)[..., None]
+    frc = orders_frc(halves[0], halves[1])
+    smooth = _smooth(frc).clamp(0.0, 0.995)
+    own = 2 * smooth / (1 - smooth)
+    share = members.clamp_min(1e-3)[:, None]
+    common = own.sum(0) / share.sum()
+    ssnr = (0.5 * own + 0.5 * common * share).clamp_min(1e-3)
+    weight = sums.weight.sum(0) * (1 + 1 / ssnr)
+    floor = 1e-6 * weight.amax()
+    shrunk = halves * (ssnr / (ssnr + 2))[..., None]
+    return RingAverages(sums.numerator.sum(0) / (weight + floor)[..., None], shrunk, frc)
+
+
+def orders_frc(first: Tensor, second: Tensor) -> Tensor:
+    """Fourier ring correlation (k, r) of two sets of orders (k, r, m)."""
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        product = (a * b.conj()).real
+        return 2 * product.sum(-1) - product[..., 0]
+
+    return dot(first, second) / torch.sqrt(dot(first, first) * dot(second, second)).clamp_min(1e-20)
+
+
+def _smooth(curve: Tensor) -> Tensor:
+    padded = torch.nn.functional.pad(curve[:, None], (1, 1), mode="replicate")
+    kernel = torch.tensor([[[0.25, 0.5, 0.25]]], device=curve.device)
+    return torch.nn.functional.conv1d(padded, kernel)[:, 0]
+
+
+def masked_references(
+    grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int, *, centre: bool
+) -> tuple[Tensor, Tensor]:
+    """Class averages behind the mask, as orders (k, r, m), and how far each was moved to its centre of mass (k, 2)."""
+    images = grid.image(grid.samples_of(orders))
+    if centre:
+        move = (-centre_of_mass(images, mask)).clamp(-2.0, 2.0)
+        images = grid.image(grid.samples_of(orders) * grid.phase(move, orders.shape[1]))
+    else:
+        move = orders.real.new_zeros(len(orders), 2)
+    masked = grid.transform(images * mask)[:, :rings]
+    return grid.orders_of(masked, n_orders), move
+
+
+def centre_of_mass(images: Tensor, mask: Tensor) -> Tensor:
+    """Centre (k, 2) of what stands out above a third of the maximum inside the mask, dark or bright."""
+    n = images.shape[-1]
+    inside = images * mask
+    sign = torch.where(inside.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]
+    inside = inside * sign
+    mass = (inside - 0.33 * inside.amax((1, 2), keepdim=True)).clamp_min(0)
+    line = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
+    total = mass.sum((1, 2)).clamp_min(1e-20)
+    return torch.stack([(mass * line).sum((1, 2)) / total, (mass * line[:, None]).sum((1, 2)) / total], dim=1)
+
+
+def follow_centres(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, move_xy_px: Tensor) -> Tensor:
+    """Origins (b, 2) after the particles' class averages moved by (b, 2)."""
+    return origin_xy_px + rotate_xy(-psi_deg, mirror_x(move_xy_px, mirror))
+
+
+def soft_mask(box: int, radius_px: float, edge_px: float, device: torch.device | str) -> Tensor:
+    """1 inside the radius, falling as a cosine to 0 at radius + edge: (n, n)."""
+    c = torch.arange(box, device=device, dtype=torch.float32) - box // 2
+    beyond = ((torch.hypot(c[:, None], c[None, :]) - radius_px) / edge_px).clamp(0, 1)
+    return 0.5 + 0.5 * torch.cos(math.pi * beyond)

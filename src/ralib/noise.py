@@ -1,0 +1,81 @@
+"""What surrounds the particles: noise spectrum per group, and how large a particle is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BACKGROUND_RADIUS = 0.45
+"""The background of an image lies beyond this fraction of its box from the centre."""
+
+POOL = 10.0
+"""A group's noise spectrum counts as many particles as it has, the average over all groups as this many."""
+
+
+def background_mask(box: int, device: torch.device | str) -> Tensor:
+    """1.0 where an image shows background only: (n, n)."""
+    c = torch.arange(box, device=device, dtype=torch.float32) - box // 2
+    return (torch.hypot(c[:, None], c[None, :]) > BACKGROUND_RADIUS * box).float()
+
+
+def background_power(images: Tensor, background: Tensor, rings_per_px: Tensor, spacing_per_px: float) -> Tensor:
+    """Power per pixel of the background of images (b, n, n) at rings (R,) of the Fourier plane: (b, R)."""
+    n = images.shape[-1]
+    frequency = torch.hypot(
+        torch.fft.fftfreq(n, device=images.device)[:, None], torch.fft.rfftfreq(n, device=images.device)[None, :]
+    ).flatten()
+    # A triangle as wide as two rings of the coarser of the two grids: every ring gets some samples.
+    width = max(spacing_per_px, 1.5 / n)
+    near = (1 - (frequency[:, None] - rings_per_px).abs() / width).clamp_min(0)
+    near[0] = 0  # the mean was taken out
+    power = torch.fft.rfft2(images * background).abs().square().flatten(1) / background.sum()
+    return (power @ near) / near.sum(0)
+
+
+def noise_spectra(power: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Noise power (n, R) of each particle's group: the group's mean, pooled with that of all particles.
+
+    power   (n, R) background power of each particle
+    group   (n,) its micrograph or optics group
+    """
+    names, index = np.unique(group, return_inverse=True)
+    sums = np.zeros((len(names), power.shape[1]))
+    np.add.at(sums, index, power)
+    count = np.bincount(index, minlength=len(names))[:, None]
+    spectrum = (sums + POOL * power.mean(0)) / (count + POOL)
+    return np.maximum(spectrum, 1e-3 * spectrum.max())[index].astype(np.float32)
+
+
+def particle_radius_px(images: Tensor, *, fraction: float = 0.98) -> float | None:
+    """Radius that holds `fraction` of what the particles add to the variance of their images (b, n, n); or None.
+
+    The images' background has variance 1. The variance at a radius, averaged over all particles and angles, exceeds
+    the background's where there is particle. None where the excess is lost in the noise.
+    """
+    n = images.shape[-1]
+    c = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
+    ring = torch.hypot(c[:, None], c[None, :]).round().long().flatten().cpu().numpy()
+    mean_square = images.double().square().mean(0).flatten().cpu().numpy()
+    count = np.bincount(ring)[: n // 2]
+    profile = np.bincount(ring, weights=mean_square)[: n // 2] / count
+    far = np.arange(n // 2) > BACKGROUND_RADIUS * n
+    excess = profile - profile[far].mean()
+    total = np.cumsum(excess * count)
+    error = math.sqrt(2.0 / len(images) * count.sum())
+    if total.max() < 5 * error:
+        return None
+    return float(np.argmax(total > fraction * total.max()))
+
+
+def crop_fourier(images: Tensor, box: int) -> Tensor:
+    """Images (b, n, n) on a coarser grid of box x box pixels, the same field of view and grey values."""
+    n = images.shape[-1]
+    if box == n:
+        return images
+    spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, dim=(-2, -1))), dim=(-2, -1))
+    low = n // 2 - box // 2
+    part = torch.fft.ifftshift(spectrum[..., low : low + box, low : low + box], dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.ifft2(part).real, dim=(-2, -1)) * (box / n) ** 2

@@ -1,0 +1,213 @@
+"""What a class or a particle is worth, in numbers and in words.
+
+Particles are judged by the fine detail they share with their class, against what a typical class would let expect of
+them under their own CTF and noise: a speck of dirt or an empty patch of ice may fit a class of its own kind, but has no
+such detail. Two groups, where there are two, are told apart by a mixture of two normal distributions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib import metrics
+from ralib.expectation import State
+from ralib.maximization import centre_of_mass, soft_mask
+from ralib.particle_spectra import Field
+from ralib.stability import Stability
+from ralib.types import ClassAverages, Poses
+
+FINE_DETAIL = 3.5
+"""Details across the particle from which on they count as fine: coarser ones a blob has too."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Rows of run.json for the classes, arrays (n,) for the particles, and warnings."""
+
+    classes: list[dict[str, Any]]
+    particles: dict[str, np.ndarray]
+    warnings: list[dict[str, str]]
+
+
+def judge(
+    field: Field,
+    state: State,
+    references: Tensor,
+    averages: ClassAverages,
+    poses: Poses,
+    classes: list[dict[str, Any]],
+    stability: Stability,
+) -> Verdict:
+    """Everything the output says about quality; `classes` are the rows to add to, `references` (k, r, m)."""
+    detail = detail_ratio(field, state, references).cpu().numpy().astype(np.float64)
+    usable = field.usable.cpu().numpy()
+    junk = junk_probability(np.where(usable, detail, 0.0))
+    junk[~usable] = 1.0
+    index = poses.class_index.numpy()
+    agreement = stability.agreement.cpu().numpy()
+    particles = {
+        "posterior": state.posterior.cpu().numpy(),
+        "fit": poses.score.numpy(),
+        "scale": state.scale.cpu().numpy(),
+        "detail": detail,
+        "agreement": agreement,
+        "junk": junk,
+    }
+    curve = masked_frc(averages, field.radius_px / field.scale)
+    resolution = 1.0 / metrics.resolution_frequency(curve.clone()).clamp_min(1e-3)
+    images = averages.images
+    mask = soft_mask(images.shape[-1], field.radius_px / field.scale, 4.0, "cpu")
+    off = torch.linalg.vector_norm(centre_of_mass(images, mask), dim=1)
+    pixel = averages.pixel_size_A or math.nan
+    rows = []
+    for k, row in enumerate(classes):
+        member = index == k
+        known = bool(member.any())
+        fine = curve[k][: field.grid.n_rings]
+        rows.append(
+            row
+            | {
+                "resolution_px": float(resolution[k]),
+                "resolution_A": float(resolution[k]) * pixel,
+                "ssnr_mean": float(metrics.ssnr(fine).mean()),
+                "sharpness": float(np.mean(detail[member])) if known else 0.0,
+                "off_centre_px": float(off[k]),
+                "reproducibility": float(agreement[member].mean()) if known else 0.0,
+                "posterior_mean": float(particles["posterior"][member].mean()) if known else 0.0,
+                "junk": float(junk[member].mean()) if known else 1.0,
+            }
+        )
+    for row in rows:
+        row["score"], row["verdict"] = _verdict(row, rows, stability.believable)
+    return Verdict(rows, particles, _warnings(rows, junk, stability))
+
+
+def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
+    """Fine detail a particle shares with its class over what a typical class would give it, (n,): 1 is typical."""
+    grid, spectra = field.grid, field.spectra
+    rings = references.shape[1]
+    first = min(field.rings_for(FINE_DETAIL), rings - 1)
+    power = references.abs().square()
+    power = 2 * power.sum(-1) - power[..., 0]
+    typical = (power * state.members[:, None]).sum(0) / state.members.sum().clamp_min(1)
+    expected = spectra.power[:, first:rings] @ typical[first:]
+    m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
+    shared = torch.empty_like(expected)
+    for start in range(0, len(spectra), 512):
+        cut = slice(start, start + 512)
+        reference = references[state.class_index[cut]]
+        reference = torch.where(state.mirror[cut][:, None, None], reference.conj(), reference)
+        turn = torch.deg2rad(state.psi_deg[cut])[:, None] * m
+        posed = grid.samples_of(reference * torch.polar(torch.ones_like(turn), turn)[:, None])
+        moved = spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
+        shared[cut] = (moved * posed.conj()).real.sum(2)[:, first:].sum(1)
+    return shared / (expected * state.mean_scale).clamp_min(1e-12)
+
+
+def junk_probability(detail: np.ndarray, *, iterations: int = 60) -> np.ndarray:
+    """Probability (n,) that a particle belongs to the lower of two normal groups; 0 for all where there is one.
+
+    Expectation maximisation from the lower and the upper part of the range. Two groups are only believed where their
+    means lie three of the upper group's standard deviations apart and the lower is not most of the data.
+    """
+    low, high = np.percentile(detail, [5, 60])
+    mean, sd, share = (
+        np.array([min(low, 0.3 * high), high]),
+        np.full(2, max(detail.std() / 2, 1e-6)),
+        np.array([0.2, 0.8]),
+    )
+    for _ in range(iterations):
+        log = np.log(share) - np.log(sd) - 0.5 * ((detail[:, None] - mean) / sd) ** 2
+        weight = np.exp(log - log.max(1, keepdims=True))
+        weight /= weight.sum(1, keepdims=True)
+        total = weight.sum(0) + 1e-9
+        share = total / total.sum()
+        mean = (weight * detail[:, None]).sum(0) / total
+        sd = np.sqrt((weight * (detail[:, None] - mean) ** 2).sum(0) / total) + 1e-6
+    apart = (mean[1] - mean[0]) / sd[1]
+    if apart < 2.5 or mean[0] > 0.6 * mean[1] or share[0] > 0.7:
+        return np.zeros(len(detail))
+    below = detail < mean[0]  # a wide lower group must not claim what lies above both
+    above = detail > mean[1]
+    return np.where(below, 1.0, np.where(above, 0.0, weight[:, 0]))
+
+
+def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
+    """FRC (k, rings) of the halves behind the mask, less what the mask itself correlates.
+
+    As Chen et al. 2013: beyond the ring where the unmasked FRC falls below 0.8, phases of both halves are drawn at
+    random; what still correlates there is the mask's, and is taken out.
+    """
+    halves = averages.half_images
+    assert halves is not None
+    box = halves.shape[-1]
+    mask = soft_mask(box, radius_px, 4.0, "cpu")
+    plain, masked = metrics.frc(halves[0], halves[1]), metrics.frc(halves[0], halves[1], mask)
+    start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
+    generator = torch.Generator().manual_seed(0)
+    ring = metrics.ring_index(box)
+    random = []
+    for half in halves:
+        spectrum = torch.fft.rfft2(half)
+        turn = 2 * math.pi * torch.rand(spectrum.shape, generator=generator)
+        turn = torch.where(ring[None] >= start[:, None, None], turn, 0.0)
+        random.append(torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(turn), turn), s=(box, box)))
+    floor = metrics.frc(random[0], random[1], mask)
+    corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
+    beyond = torch.arange(plain.shape[1])[None] >= start[:, None] + 2
+    return torch.where(beyond, corrected, masked).clamp(-1, 1)
+
+
+def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool) -> tuple[float, str]:
+    """A score between 0 and 1, and the sentence that says where it comes from."""
+    sharp = max(r["sharpness"] for r in rows) or 1.0
+    parts = (1 - row["junk"], min(1.0, row["reproducibility"] / 0.6), min(1.0, max(0.0, row["sharpness"] / sharp)))
+    score = float(np.prod(parts) ** (1 / 3))
+    if not believable:
+        return 0.0, "unstable: particles kept out of the averages fit decoys as well as this class"
+    words = []
+    if row["members"] == 0:
+        return 0.0, "empty"
+    if row["junk"] > 0.5:
+        words.append(f"{100 * row['junk']:.0f}% of its members share no fine detail with it: probably junk")
+    if row["reproducibility"] < 0.3:
+        words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
+    if row["sharpness"] < 0.5 * sharp:
+        words.append("blurred next to the best class")
+    if row["off_centre_px"] > 5:
+        words.append(f"its mass lies {row['off_centre_px']:.0f} px off the centre")
+    return score, "; ".join(words) or "good: detailed, reproducible, well centred"
+
+
+def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[dict[str, str]]:
+    warnings = []
+    if not stability.believable:
+        share = 100 * stability.summary["prefer_classes_to_decoys"]
+        warnings.append(
+            {
+                "what": f"the classes are not supported by the data: of the particles kept out of the averages {share:.0f}% "
+                "prefer them to decoys of random phases (pure noise gives 50%)",
+                "where": "classes",
+                "do": "do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
+            }
+        )
+    empty = sum(r["members"] == 0 for r in rows)
+    if empty:
+        warnings.append({"what": f"{empty} classes are empty", "where": "classes", "do": "ask for fewer classes"})
+    bad = int((junk > 0.5).sum())
+    if bad > 0.01 * len(junk):
+        share = 100 * bad / len(junk)
+        warnings.append(
+            {
+                "what": f"{bad} particles ({share:.0f}%) share no fine detail with any class: probably junk",
+                "where": "particles",
+                "do": "leave out those with a high junk score in particle_scores.txt, and classify again with --from",
+            }
+        )
+    return warnings

@@ -1,0 +1,135 @@
+"""Images as samples on rings of the Fourier plane, and back: the domain in which classification works.
+
+An image I(p), p = (x, y) from the centre pixel, becomes F(k, phi) = sum_p I(p) exp(-2 pi i k (x cos phi + y sin phi))
+on equally spaced radii and angles. Here a shift is a phase, a rotation a turn of the rings, and a lower resolution is
+fewer rings. Both ways are matrix products over the pixels of a disc, exact at every sample; the sums over the plane
+are a midpoint rule, whose aliases lie `1 / spacing` pixels away and so outside everything that meets in a score.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RingGrid:
+    """Rings, angles and quadrature weights, with the matrices that lead there from a disc of pixels.
+
+    box, radius_px   image size and the disc whose pixels count
+    frequency        (R,) ring radii, cycles per pixel
+    angle_rad        (H,) angles of the stored half circle, from 0 up to (not including) pi; the rest is the conjugate
+    spacing          distance between rings, cycles per pixel; the first ring lies half of it from zero
+    weight           (R,) with which sum_k w_k sum_phi Re[F conj(G)] is the inner product of the two images
+    """
+
+    box: int
+    radius_px: float
+    spacing: float
+    frequency: Tensor
+    angle_rad: Tensor
+    weight: Tensor
+    _pixel: Tensor  # (P,) the disc's pixels: the j-th last lies opposite the j-th
+    _cosine: Tensor  # (P // 2, R * H)
+    _sine: Tensor
+
+    @classmethod
+    def create(
+        cls, box: int, *, radius_px: float, partner_radius_px: float, n_rings: int, device: torch.device | str
+    ) -> RingGrid:
+        """Rings for images in a disc of `radius_px` that are compared with images in one of `partner_radius_px`."""
+        radius_px = min(radius_px, box // 2 - 1)
+        spacing = ring_spacing(radius_px, partner_radius_px)
+        frequency = (torch.arange(n_rings, dtype=torch.float64) + 0.5) * spacing
+        highest_order = 2 * math.pi * float(frequency[-1]) * (radius_px + partner_radius_px)
+        n_half = 8 * math.ceil((highest_order + 12) / 16)
+        angle = torch.arange(n_half, dtype=torch.float64) * (math.pi / n_half)
+        weight = 2 * frequency * spacing * (math.pi / n_half)
+        pixel, xy = _disc_pixels(box, radius_px)
+        half = xy[: len(xy) // 2].double()
+        turn = 2 * math.pi * (half @ torch.stack([torch.cos(angle), torch.sin(angle)]))
+        turn = (turn[:, None, :].to(device) * frequency[:, None].to(device)).flatten(1)
+        return cls(
+            box=box,
+            radius_px=radius_px,
+            spacing=spacing,
+            frequency=frequency.float().to(device),
+            angle_rad=angle.float().to(device),
+            weight=weight.float().to(device),
+            _pixel=pixel.to(device),
+            _cosine=torch.cos(turn).float(),
+            _sine=-torch.sin(turn).float(),
+        )
+
+    @property
+    def n_rings(self) -> int:
+        return len(self.frequency)
+
+    @property
+    def n_half(self) -> int:
+        return len(self.angle_rad)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def orders(self, rings: int, radius_px: float) -> int:
+        """How many angular orders 0..m-1 an image within `radius_px` has on the first rings."""
+        needed = math.ceil(2 * math.pi * (rings - 0.5) * self.spacing * radius_px) + 4
+        return min(needed, self.n_half)
+
+    def transform(self, images: Tensor) -> Tensor:
+        """Samples (b, R, H), complex64, of images (b, n, n); pixels outside the disc do not count."""
+        values = images.flatten(1)[:, self._pixel]
+        half = values.shape[1] // 2
+        first, last = values[:, :half], values[:, half + 1 :].flip(1)
+        real = (first + last) @ self._cosine + values[:, half : half + 1]
+        imag = (first - last) @ self._sine
+        return torch.complex(real, imag).unflatten(1, (self.n_rings, self.n_half))
+
+    def image(self, samples: Tensor) -> Tensor:
+        """Images (b, n, n) whose spectrum is these samples (b, r, H) on the first r rings, zero off the disc."""
+        rings = samples.shape[1]
+        weighted = (samples * self.weight[:rings, None]).flatten(1)
+        cosine, sine = (m[:, : rings * self.n_half] for m in (self._cosine, self._sine))
+        even, odd = weighted.real @ cosine.T, weighted.imag @ sine.T
+        centre = weighted.real.sum(1, keepdim=True)
+        out = samples.real.new_zeros(len(samples), self.box * self.box)
+        out[:, self._pixel] = torch.cat([even + odd, centre, (even - odd).flip(1)], dim=1)
+        return out.unflatten(1, (self.box, self.box))
+
+    def phase(self, shift_xy_px: Tensor, rings: int) -> Tensor:
+        """exp(-2 pi i k.s), (b, r, H): multiplied on samples it moves the image by s (b, 2)."""
+        direction = torch.stack([torch.cos(self.angle_rad), torch.sin(self.angle_rad)])
+        turn = -2 * math.pi * (shift_xy_px @ direction)[:, None, :] * self.frequency[:rings, None]
+        return torch.polar(torch.ones_like(turn), turn)
+
+    def orders_of(self, samples: Tensor, n_orders: int) -> Tensor:
+        """Coefficients F_m (..., r, m), m = 0..n_orders-1, of F(k, phi) = sum_m F_m exp(i m phi)."""
+        circle = torch.cat([samples, samples.conj()], dim=-1)
+        return torch.fft.fft(circle, dim=-1, norm="forward")[..., :n_orders]
+
+    def samples_of(self, orders: Tensor) -> Tensor:
+        """Samples (..., r, H) from orders (..., r, m) of a real image: F_-m = (-1)^m conj(F_m)."""
+        m = torch.arange(orders.shape[-1], device=orders.device)
+        negative = torch.where(m % 2 == 0, 1.0, -1.0) * orders.conj()
+        spectrum = orders.new_zeros(*orders.shape[:-1], 2 * self.n_half)
+        spectrum[..., : orders.shape[-1]] = orders
+        spectrum[..., 2 * self.n_half - orders.shape[-1] + 1 :] = negative[..., 1:].flip(-1)
+        return torch.fft.ifft(spectrum, dim=-1, norm="forward")[..., : self.n_half]
+
+
+def ring_spacing(radius_px: float, partner_radius_px: float) -> float:
+    """Ring distance, cycles per pixel, whose aliases stay outside the correlation of two discs."""
+    return 1.0 / (radius_px + partner_radius_px + 4.0)
+
+
+def _disc_pixels(box: int, radius_px: float) -> tuple[Tensor, Tensor]:
+    """Flat index (P,) and (x, y) (P, 2) of the pixels within the radius; opposite pixels mirror the order."""
+    c = torch.arange(box) - box // 2
+    y, x = torch.meshgrid(c, c, indexing="ij")
+    inside = (x * x + y * y <= radius_px * radius_px).flatten().nonzero()[:, 0]
+    return inside, torch.stack([x.flatten()[inside], y.flatten()[inside]], dim=1)

@@ -1,0 +1,36 @@
+"""Where classes begin, and which of too many are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ralib.likelihood import Spectra
+from ralib.rings import RingGrid
+
+
+def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
+    """Samples (b, r, H) of single particles, deconvolved by their CTF as far as their noise allows."""
+    data = spectra.data[:, :rings] / grid.weight[:rings, None]
+    power = spectra.power[:, :rings] / (grid.weight[:rings] * grid.n_half)
+    return data / (power + 0.5)[..., None]
+
+
+def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
+    """Which `keep` of the k columns of a table of fits (n, k) to keep so that the best fits lose least: (keep,).
+
+    Columns are dropped one by one, each time the one whose particles lose least by going to their second best
+    (backward elimination for the facility location problem): duplicates go first, a class that holds a rare view that
+    nothing else explains stays.
+    """
+    fit = fit.clone()
+    k = fit.shape[1]
+    alive = torch.ones(k, dtype=torch.bool, device=fit.device)
+    for _ in range(k - keep):
+        two, owner = fit.topk(2, dim=1)
+        belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
+        loss = (two[:, 0] - two[:, 1]) @ belongs
+        drop = torch.where(alive, loss, torch.inf).argmin()
+        alive[drop] = False
+        fit[:, drop] = -torch.inf
+    return torch.argsort((~alive).int(), stable=True)[:keep]
