@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,11 +120,14 @@ class RunDirectory:
         self.write_record(record)
 
     def _write_relion(self, result: RunResult) -> None:
-        """RELION's tables: class K + k is class k mirrored."""
+        """RELION's tables: class K + k is class k mirrored. Its subset selection looks for the particles of
+        X_model.star in X_data.star."""
         averages = result.averages
         stack = self.path / "relion_classes.mrcs"
         io.write_class_stack(stack, averages.images, averages.pixel_size_A)
         io.write_model_star(self.path / "relion_model.star", averages, averages_path=stack, poses=result.poses)
+        with io.atomic_path(self.path / "relion_data.star") as temporary:
+            shutil.copyfile(self.path / "particles.star", temporary)
 
 
 def write_frc(path: Path, averages: ClassAverages) -> None:
