@@ -96,7 +96,7 @@ def test_newton_climbs_to_the_maximum() -> None:
     for _ in range(6):
         pose = newton_plain(
             moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), pose, table,
-            2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (3.0, 3.0), 0.5,
+            2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (3.0, 3.0), (4.0, 0.5),
         )  # fmt: skip
     assert torch.allclose(pose[0, 0, :3], torch.tensor([0.0, -0.7, 0.4]), atol=2e-3)
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
@@ -109,7 +109,7 @@ def test_numba_twin() -> None:
     row = torch.randint(0, 3, (4, 7), generator=generator)
     centre = torch.randn(7, 2, generator=generator)
     pose = torch.cat([400 * torch.randn(4, 7, 1, generator=generator), torch.randn(4, 7, 3, generator=generator)], -1)
-    given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), 0.4)
+    given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), (8.0, 0.4))
     torch.testing.assert_close(newton_numba(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
 
 
@@ -140,7 +140,7 @@ def _compare_twins() -> None:
     centre = torch.randn(7, 2, generator=generator)
     pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
     for stride in (1, 2):
-        given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), 0.4, stride)
+        given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), (8.0, 0.4), stride)
         torch.testing.assert_close(newton_triton(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
     for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):

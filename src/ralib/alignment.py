@@ -35,7 +35,7 @@ from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibErr
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 MASK_EDGE_PX = 3.0
-BATCH_BYTES = {"cpu": 2**22, "cuda": 2**29}
+BATCH_BYTES = {"cpu": 2**22, "cuda": 2**30}
 """Images of one batch: a CPU works within its cache, a GPU is kept busy."""
 
 
@@ -182,7 +182,7 @@ class Alignment:
             sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A
         )
         references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
-        poses = shift_poses(poses, move.cpu())
+        poses = shift_poses(poses, move)
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
             state.iteration + 1,
@@ -252,7 +252,7 @@ class Alignment:
             clock.lap("average_s")
             self.observer.batch(int(batch.index[-1]) + 1 - self.batches.rows.start, len(self.batches.rows))
         local = Poses.cat(found) if found else Poses.identity(0, self.device)
-        return self._gather(local.to("cpu")), sums
+        return self._gather(local), sums
 
     def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
@@ -273,14 +273,17 @@ class Alignment:
         smallest = self.smallest_class(sums.n_classes)
         if self.options.equal_sizes or sums.n_classes == 1 or smallest < 1:
             return poses, []
+        on_device, poses = poses, poses.to("cpu")
         result = assign.reseed_small_classes(poses.class_index, poses.score, sums.n_classes, smallest)
+        if not result.events:
+            return on_device, []
         after = poses.replace(class_index=result.class_index)
         moved = torch.nonzero(result.class_index != poses.class_index)[:, 0].numpy()
         for batch in self.batches.select(moved):
             at = torch.from_numpy(batch.index)
             self._add(sums, batch, poses[at].to(self.device), sign=-1)
             self._add(sums, batch, after[at].to(self.device))
-        return after, [
+        return after.to(self.device), [
             {
                 "what": f"class {starved + 1} had {had} members and was reseeded with the {given} "
                 f"worst-fitting members of class {donor + 1}",
@@ -296,7 +299,7 @@ class Alignment:
         power = None
         if ctf is not None and self.particles.pixel_size_A is not None:
             power = ctf_power_in_class_frame(ctf, poses, self.box, self.particles.pixel_size_A)
-        sums.add_(batch.images, poses, half, power, sign)
+        sums.add_(batch.turnable, poses, half, power, sign)
 
     def _empty_sums(self, n_classes: int) -> ClassSums:
         return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")
@@ -316,9 +319,9 @@ class Alignment:
     def _centre(self, stage: Stage, previous: Poses, batch: Batch) -> Tensor:
         """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
-        room = (limit - torch.tensor(stage.shift_range_xy_px)).clamp_min(0.0)
+        room = (limit - torch.tensor(stage.shift_range_xy_px, device=self.device)).clamp_min(0.0)
         origin = previous.origin_xy_px[batch.rows]
-        return torch.maximum(torch.minimum(origin, room), -room).to(self.device)
+        return torch.maximum(torch.minimum(origin, room), -room)
 
     def _gather(self, local: Poses) -> Poses:
         """All ranks' poses in the order of the particles."""
@@ -329,7 +332,7 @@ class Alignment:
         def whole(part: Tensor) -> Tensor:
             full = torch.zeros(n, *part.shape[1:], dtype=torch.float64, device=self.device)
             full[rows.start : rows.stop] = part.to(full)
-            return self.ranks.all_reduce_(full).to("cpu", part.dtype)
+            return self.ranks.all_reduce_(full).to(part.dtype)
 
         return Poses(
             psi_deg=whole(local.psi_deg),

@@ -18,7 +18,7 @@ class LoopState:
 
     iteration   iterations done; stage: the stage of shift ranges it belongs to (reference-free)
     references  (k, n, n) prepared for the next search
-    poses       (n,) of all particles, on the host, onto `averages`; previous: those of the iteration before
+    poses       (n,) of all particles, onto `averages`; previous: those of the iteration before
     averages    unfiltered class averages, centred
     figures     one dict an iteration; warnings: dicts of what, where, do
     """
@@ -54,7 +54,7 @@ class LoopState:
 
     @classmethod
     def unpack(cls, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device) -> LoopState:
-        """The state of `pack`; references and averages on the device, poses on the host."""
+        """The state of `pack`; all of it on the device."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             start = prefix + "."
@@ -64,8 +64,8 @@ class LoopState:
         return cls(
             iteration=int(meta["iteration"]),
             references=torch.from_numpy(arrays["references"]).to(device),
-            poses=Poses(**part("poses")),
-            previous=Poses(**part("previous")) if part("previous") else None,
+            poses=Poses(**part("poses")).to(device),
+            previous=Poses(**part("previous")).to(device) if part("previous") else None,
             averages=ClassAverages(
                 images=averages.pop("images"),
                 members=averages.pop("members"),

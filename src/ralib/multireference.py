@@ -111,13 +111,13 @@ class MultiReferenceAligner:
             references = random_averages(run, poses, int(self.references), self.seed, max(self.shift_range_xy_px))
         else:
             references = given_references(self.references, run.box, run.device)
-        return LoopState(0, references, poses)
+        return LoopState(0, references, poses.to(run.device))
 
     def _finish(self, run: Alignment, state: LoopState) -> MultiReferenceAligner:
         if state.averages is None:
             raise RalibError("no iteration was done: nothing to write")
         self.result_ = finished_result("mref", run, state, {"seed": self.seed})
-        self.poses_, self.class_averages_ = state.poses, state.averages
+        self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
         self.references_, self.iterations_ = state.references, state.figures
         self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.extra["bad_particles"]
         return self
@@ -187,7 +187,7 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
         "bad_particles": bad,
         "timings": dict(run.timings),
     }
-    return RunResult(kind, state.poses, averages.to("cpu"), state.figures, options, warnings, extra)
+    return RunResult(kind, state.poses.to("cpu"), averages.to("cpu"), state.figures, options, warnings, extra)
 
 
 def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:

@@ -102,7 +102,7 @@ class ReferenceFreeAligner:
             poses = _random_poses(poses, self.seed, self.options.mirror)
         averages = run.average(poses, 1)
         references, _ = run.references_from(averages, poses, max(self.stages[0][:2]))
-        return LoopState(0, references, poses)
+        return LoopState(0, references, poses.to(run.device))
 
     def _stage(self, run: Alignment, state: LoopState) -> LoopState:
         """The iterations of one stage that are still to do."""

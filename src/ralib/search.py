@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
 from ralib.ops.newton import newton
@@ -148,7 +149,7 @@ class PoseSearch:
         if self._given_candidates is not None:
             return self._given_candidates
         k = self.bank.n_references
-        return (6, 3, 2, 1) if k == 1 else (min(8 + k // 3, 32), min(4 + k // 10, 8), 4, 2)
+        return (6, 3, 2, 1, 1) if k == 1 else (min(8 + k // 3, 32), min(4 + k // 10, 8), 4, 2, 1)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
@@ -192,7 +193,8 @@ class PoseSearch:
         bank = self.bank
         parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
         real, imag = angular_orders(self.grid, parts, bank.orders)
-        columns = torch.cat([real, imag]).transpose(0, 1).contiguous()
+        # Matrix units want rows whose length is a round number.
+        columns = pad(torch.cat([real, imag]).transpose(0, 1), (0, -len(samples) % 64)).contiguous()
         n_half = self.n_half
         cosine, sine = angular_tables(bank.orders, n_half, dtype=self.dtype)
         _, group = self.plan()
@@ -201,10 +203,10 @@ class PoseSearch:
             penalty = None if ring == 0 else self._penalty(shifts, n_half)
             for first in range(0, bank.n_references, group):
                 block = rows[:, first * per_reference : (first + group) * per_reference]
-                spectra = torch.bmm(block, columns).view(len(bank.orders), -1, 2, len(samples))
+                spectra = torch.bmm(block, columns).view(len(bank.orders), -1, 2, columns.shape[-1])
                 value, code = rotational_max(spectra, cosine, sine, penalty)
-                shape = (-1, len(shifts), 1 + self.mirror, len(samples))
-                yield value.view(shape), code.view(shape), first, ring
+                shape = (-1, len(shifts), 1 + self.mirror, columns.shape[-1])
+                yield value.view(shape)[..., : len(samples)], code.view(shape)[..., : len(samples)], first, ring
 
     @property
     def n_half(self) -> int:
@@ -249,7 +251,7 @@ class PoseSearch:
             centre = torch.zeros(len(samples), 2, device=self.device)
         for i, n in enumerate(self.candidates):
             # The first steps only have to rank: what the grid search used of the samples will do.
-            rough = i < len(self.candidates) - 2
+            rough = i < min(2, len(self.candidates) - 2)
             n_radii, angle_stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
             at = candidates.best(n)
             pose = newton(
@@ -262,7 +264,7 @@ class PoseSearch:
                 grid.angle_rad,
                 grid.weight[:n_radii],
                 self._limit,
-                0.4 * bank.step_px,
+                (max(1.0, 90.0 / self.n_half), bank.reach_px),
                 angle_stride,
             )
             candidates = _Candidates(at.row, pose)

@@ -43,6 +43,8 @@ class TemplateBank:
 
     orders    (m,) angular orders the grid search uses: even ones first, then odd ones
     n_radii   radii the grid search uses, from the innermost; there, every `angle_stride`-th angle tells the rest
+    step_px   of the shift grid
+    reach_px  how far the local quadratic of a score can be trusted
     rings     template shifts (s, 2) of the grid: those allowed at every rotation, then those whose angles need a check
     rows      per ring (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's matrix products
     table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations
@@ -53,6 +55,7 @@ class TemplateBank:
     n_radii: int
     angle_stride: int
     step_px: float
+    reach_px: float
     rings: list[Tensor]
     rows: list[Tensor]
     table: Tensor
@@ -70,13 +73,14 @@ class TemplateBank:
         dtype: torch.dtype,
     ) -> TemplateBank:
         """From polar samples (k, K, H) of the templates; without a step, shifts are as close as the templates need."""
-        n_orders, n_radii, step = _extent(grid, samples, loss)
-        step = shift_step_px or min(step, max(*shift_range_xy_px, 0.5))
+        n_orders, n_radii, natural = _extent(grid, samples, loss)
+        step = shift_step_px or min(natural, max(*shift_range_xy_px, 0.5))
         rings = shift_rings(shift_range_xy_px, step, grid.device)
         orders = parity_orders(n_orders, grid.device)
         rows = [_rows(grid, samples[:, :n_radii], shifts, orders, mirror, dtype) for shifts in rings]
         stride = _angle_stride(grid, n_orders, n_radii)
-        return cls(len(samples), orders, n_radii, stride, step, rings, rows, fine_table(grid, samples, mirror))
+        table = fine_table(grid, samples, mirror)
+        return cls(len(samples), orders, n_radii, stride, step, 0.4 * natural, rings, rows, table)
 
 
 def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:

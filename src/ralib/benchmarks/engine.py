@@ -175,7 +175,7 @@ def time_iteration(
     run = Alignment(as_particles(images), AlignmentOptions(outer_radius=case.outer_radius, center=0, device=device))
     del images
     stage = run.stage((float(case.shift_range_px), float(case.shift_range_px)))
-    start = LoopState(0, references, Poses.identity(n_particles))
+    start = LoopState(0, references, Poses.identity(n_particles, device))
     state = run.iterate(stage, start, last=True)
     seconds = []
     for _ in range(repeats):
@@ -205,7 +205,7 @@ def floor_us(search: PoseSearch) -> float:
     n_orders = len(bank.orders)
     half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * search.n_half)
     full, rough = grid.n_radii * grid.n_angles // 2, bank.n_radii * grid.n_angles // 2 // bank.angle_stride
-    steps = [rough] * (len(search.candidates) - 2) + [full] * 2
+    steps = [rough] * 2 + [full] * (len(search.candidates) - 2)
     single = 60 * sum(n * points for n, points in zip(search.candidates, steps, strict=True))
     moved = 2 * 2 * 2 * pairings * n_orders + 8 * full * (1 + len(steps)) + 4 * grid.box**2
     return 1e6 * max(half / HALF_FLOPS + single / SINGLE_FLOPS, moved / COPY_BYTES_PER_S)

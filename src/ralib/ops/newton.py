@@ -22,7 +22,7 @@ def newton(
     angle: Tensor,
     weight: Tensor,
     limit_xy_px: tuple[float, float],
-    bound_px: float,
+    bound: tuple[float, float],
     angle_stride: int = 1,
 ) -> Tensor:
     """Poses (c, b, 4) after one step from poses (c, b, 4): psi in degrees, x, y in pixels, score expected there.
@@ -34,13 +34,13 @@ def newton(
                  -1, columns past A + 1 repeat the first
     radius       (k,) of the k <= K innermost radii to use, radians per pixel; weight (k,) of their samples
     angle        (H,) radians; of them every `angle_stride`-th is used
-    limit_xy_px  how far offsets may go; bound_px how far in one step, which turns by one angular sample at most
+    limit_xy_px  how far offsets may go; bound: degrees and pixels that one step may go
     """
     if samples.is_cuda:
         from ralib.ops.newton_triton import newton_triton as step
     else:
         from ralib.ops.newton_numba import newton_numba as step
-    return step(samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound_px, angle_stride)
+    return step(samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound, angle_stride)
 
 
 def newton_plain(
@@ -53,7 +53,7 @@ def newton_plain(
     angle: Tensor,
     weight: Tensor,
     limit_xy_px: tuple[float, float],
-    bound_px: float,
+    bound: tuple[float, float],
     angle_stride: int = 1,
 ) -> Tensor:
     """The plain form of `newton`."""
@@ -73,7 +73,7 @@ def newton_plain(
         weight,
         angle_stride,
     ).view(*position.shape, -1)
-    return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound_px)
+    return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
 
 
 def stepped(
@@ -83,15 +83,15 @@ def stepped(
     step_deg: float,
     n_fine: int,
     limit_xy_px: tuple[float, float],
-    bound_px: float,
+    bound: tuple[float, float],
 ) -> Tensor:
     """Poses (c, b, 4) after the step that moments (c, b, 12) at the fine angular positions (c, b) call for."""
     gradient, curvature = derivatives(moments, n_fine * step_deg)
     limit = pose.new_tensor(limit_xy_px)
     gradient, curvature = held_at_limit(gradient, curvature, pose[..., 1:3], limit)
     step = newton_step(gradient, curvature)
-    bound = step.new_tensor([n_fine * step_deg, bound_px, bound_px])
-    step = step * (bound / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
+    most = step.new_tensor([bound[0], bound[1], bound[1]])
+    step = step * (most / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
     offset = torch.clamp(pose[..., 1:3] + step[..., 1:], -limit, limit)
     step = torch.cat([step[..., :1], offset - pose[..., 1:3]], dim=-1)
     score = moments[..., 3] + expected_gain(gradient, curvature, step)

@@ -104,7 +104,7 @@ def newton_numba(
     angle: Tensor,
     weight: Tensor,
     limit_xy_px: tuple[float, float],
-    bound_px: float,
+    bound: tuple[float, float],
     angle_stride: int = 1,
 ) -> Tensor:
     """See `newton.newton`. All angles are used: skipping some would cost more than it saves."""
@@ -123,4 +123,4 @@ def newton_numba(
         torch.sin(angle).numpy(),
         moments.numpy(),
     )
-    return stepped(moments.view(*position.shape, -1), pose, position, step_deg, table.shape[1], limit_xy_px, bound_px)
+    return stepped(moments.view(*position.shape, -1), pose, position, step_deg, table.shape[1], limit_xy_px, bound)

@@ -32,7 +32,7 @@ def _cos_sin(cycles):
 @triton.jit
 def _newton(
     samples, centre, row, pose, table, radius, angle, weight, out,
-    n_particles, n_all_radii, n_radii, n_half, n_fine, limit_x, limit_y, bound_px,
+    n_particles, n_all_radii, n_radii, n_half, n_fine, limit_x, limit_y, bound_deg, bound_px,
     STRIDE: tl.constexpr, K_BLOCKS: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCKS: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: one candidate. Sums over radii stay per angle until the end, where cos and sin of it join."""
@@ -125,7 +125,7 @@ def _newton(
     step_p = tl.where(definite, (c00 * gp + c01 * x1 + c02 * y1) / safe, gp / dp)
     step_x = tl.where(definite, (c01 * gp + c11 * x1 + c12 * y1) / safe, x1 / dx)
     step_y = tl.where(definite, (c02 * gp + c12 * x1 + c22 * y1) / safe, y1 / dy)
-    shrink = tl.minimum(h / tl.maximum(tl.abs(step_p), 1e-12), bound_px / tl.maximum(tl.abs(step_x), 1e-12))
+    shrink = tl.minimum(bound_deg / tl.maximum(tl.abs(step_p), 1e-12), bound_px / tl.maximum(tl.abs(step_x), 1e-12))
     shrink = tl.minimum(tl.minimum(shrink, bound_px / tl.maximum(tl.abs(step_y), 1e-12)), 1.0)
     new_x = tl.minimum(tl.maximum(offset_x + shrink * step_x, -limit_x), limit_x)
     new_y = tl.minimum(tl.maximum(offset_y + shrink * step_y, -limit_y), limit_y)
@@ -148,7 +148,7 @@ def newton_triton(
     angle: Tensor,
     weight: Tensor,
     limit_xy_px: tuple[float, float],
-    bound_px: float,
+    bound: tuple[float, float],
     angle_stride: int = 1,
     *,
     k_block: int = 4,
@@ -168,7 +168,7 @@ def newton_triton(
         angle,
         weight.contiguous(),
         out,
-        n_particles, n_all_radii, len(radius), n_half, table.shape[1], *limit_xy_px, bound_px,
+        n_particles, n_all_radii, len(radius), n_half, table.shape[1], *limit_xy_px, *bound,
         STRIDE=angle_stride,
         K_BLOCKS=triton.cdiv(len(radius), k_block),
         K_BLOCK=k_block,
