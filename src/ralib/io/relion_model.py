@@ -43,7 +43,7 @@ def write_model_star(
     frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
     resolution = list(resolution_A or [_resolution_A(frc, i, n, pixel_A) for i in range(k)])
     members = averages.members.cpu().numpy().astype(np.float64)
-    if poses is not None:
+    if poses is not None and bool(poses.mirror.any()):
         counts = [_count(poses, k, mirrored) for mirrored in (False, True)]
         members, resolution = np.concatenate(counts), resolution * 2
     name = name_for_project(Path(averages_path), project)
