@@ -39,8 +39,8 @@ class PCA(ImageTransformer):
     random_state    seed, as in scikit-learn
     device          where to compute: 'cpu', 'cuda', 'cuda:1'
 
-    Fitted: components_ (k, p), mean_ (p,), explained_variance_ (k,) in squared grey values, explained_variance_ratio_ (k,),
-    singular_values_ (k,), noise_variance_ (mean variance of what is left), n_components_, image_shape_.
+    Fitted: components_ (k, p), mean_ (p,), explained_variance_ (k,) in squared grey values,
+    explained_variance_ratio_ (k,), singular_values_ (k,), noise_variance_ (mean variance of what is left), n_components_, image_shape_.
     """
 
     def __init__(
