@@ -40,7 +40,8 @@ class PCA(ImageTransformer):
     device          where to compute: 'cpu', 'cuda', 'cuda:1'
 
     Fitted: components_ (k, p), mean_ (p,), explained_variance_ (k,) in squared grey values,
-    explained_variance_ratio_ (k,), singular_values_ (k,), noise_variance_ (mean variance of what is left), n_components_, image_shape_.
+    explained_variance_ratio_ (k,), singular_values_ (k,), noise_variance_ (mean variance of what is left),
+    n_components_, image_shape_.
     """
 
     def __init__(
