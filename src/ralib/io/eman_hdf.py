@@ -107,13 +107,15 @@ def open_hdf(path: PathLike) -> ParticleSet:
     """An EMAN2 stack as particles: pixel size, CTF, xform.align2d and assign where every image has them."""
     stack = HdfStack(Path(path))
     headers = stack.attributes(_READ)
-    sources = [h.get("ptcl_source_image") for h in headers]
-    group = np.unique(np.array(sources, dtype=str), return_inverse=True)[1] if all(sources) else None
+    with _told(stack.path):  # attributes of unexpected types
+        ctf, poses = ctf_of_strings([h.get("ctf") for h in headers]), _poses(headers)
+        sources = [h.get("ptcl_source_image") for h in headers]
+        group = np.unique(np.array(sources, dtype=str), return_inverse=True)[1] if all(sources) else None
     return ParticleSet(
         images=stack,
         pixel_size_A=stack.pixel_size_A,
-        ctf=ctf_of_strings([h.get("ctf") for h in headers]),
-        poses=_poses(headers),
+        ctf=ctf,
+        poses=poses,
         group=None if group is None else group.reshape(-1).astype(np.int64),
         metadata=Metadata("eman2", str(path), {}),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tokenize
 import warnings
 from pathlib import Path
@@ -12,18 +13,26 @@ from ralib.io.atomic import PathLike
 from ralib.io.stacks import RawLayout, RawStack
 from ralib.types import RalibError
 
+_LONGEST_HEADER = 1 << 20
 _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """(shape, Fortran order, dtype, where the data begin) of a .npy file; objects (pickles) are refused."""
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with path.open("rb") as file:
+            raw = file.read(12)
+            width = {1: 2, 2: 4, 3: 4}.get(raw[6] if len(raw) == 12 else 0)
+            if raw[:6] != np.lib.format.MAGIC_PREFIX or width is None:
+                raise RalibError(f"{path} holds no NumPy array: it does not begin like one")
+            offset = 8 + width + int.from_bytes(raw[8 : 8 + width], "little")
+            if offset > min(_LONGEST_HEADER, path.stat().st_size):
+                raise RalibError(f"{path} holds no NumPy array: its header claims {offset} bytes")
+            header = io.BytesIO(raw[8:] + file.read(offset - 12))
+        read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers of Python 2 are parsed with a warning
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            offset = file.tell()
+            shape, fortran, dtype = read(header)
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
     except (*_HEADER_ERRORS, tokenize.TokenError) as error:
