@@ -104,22 +104,33 @@ def commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-def row(
+def rows_of(
     name: str, n: int, seconds: dict[str, float], differs: float, peak_gib: float, device_gib: float
-) -> dict[str, Any]:
-    whole = n >= 105_247
-    return {
-        "case": f"{name}, {n:,} x {BOX} px to 50 components",
+) -> list[dict[str, Any]]:
+    """Seconds, whose goal is a GPU's, and on a CPU the host memory, whose goal is a CPU's."""
+    case = f"{name}, {n:,} x {BOX} px to 50 components"
+    whole, on_gpu = n >= 105_247, device_gib > 0
+    parity = f"variances within {differs:.2%} of {'scikit-learn' if name == 'PCA' else 'float64 NumPy'}"
+    timing = {
+        "case": case,
         "ours": round(seconds["median_s"], 3),
         "unit": "s",
-        "goal": GOALS[name] if whole else None,
+        "goal": GOALS[name] if whole and on_gpu else None,
         "other": "",
-        "parity": f"variances within {differs:.2%} of {'scikit-learn' if name == 'PCA' else 'float64 NumPy'}",
+        "parity": parity,
         "spread": seconds,
         "peak_host_memory_gib": round(peak_gib, 2),
-        "peak_host_memory_goal_gib": MEMORY_GOAL_GIB,
         "peak_device_memory_gib": round(device_gib, 2),
     }
+    memory = {
+        "case": f"{case}, peak memory",
+        "ours": round(peak_gib, 2),
+        "unit": "GiB",
+        "goal": MEMORY_GOAL_GIB if whole else None,
+        "other": "",
+        "parity": parity,
+    }
+    return [timing] if on_gpu else [timing, memory]
 
 
 def main() -> None:
@@ -144,8 +155,8 @@ def main() -> None:
         seconds = timed(call, options.repeats, options.device)
         device_gib = torch.cuda.max_memory_allocated() / 2**30 if options.device.startswith("cuda") else 0.0
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rows.append(row(name, options.particles, seconds, differs[name], peak_gib, device_gib))
-        print(json.dumps(rows[-1]))
+        rows += rows_of(name, options.particles, seconds, differs[name], peak_gib, device_gib)
+        print(json.dumps(rows[-1]), flush=True)
     name = device_name(options.device)
     result = {
         "bench": "analysis",
