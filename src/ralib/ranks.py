@@ -1,22 +1,51 @@
-"""Several processes as one: shard, sum, broadcast. This room sees only torch; the loops see only `Ranks`."""
+"""Several processes as one: shard, sum, broadcast over torch.distributed. This room sees only torch; the loops see
+only `Ranks`.
+
+torchrun, or `launch`, starts the processes and tells each its number; NCCL adds up what lies on GPUs, gloo what lies
+in main memory. Each process has a pulse: when one ends before its time the others follow within half a minute, also
+where they wait for it inside a GPU's queue.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import atexit
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NoReturn, Protocol
 
+import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+BEAT_S = 1.0
+LOST_S = 20.0
+"""A rank is lost when its pulse stops for so long."""
+GRACE_S = 8.0
+"""What a rank has to end by itself after another failed, or after a signal."""
+TIMEOUT = timedelta(hours=6)
+"""Of one sum: rank 0 may be writing for long; that nobody hangs is the pulse's business."""
+_DONE, _FAILED = "done", "failed"
+
+
+class RankLost(RuntimeError):  # noqa: N818 - it says what happened
+    """Another process of this run has ended, so this one cannot go on."""
 
 
 class Ranks(Protocol):
-    """What a loop needs from its fellow processes; every method is called by all of them, in the same
-    order.
-    """
+    """What a loop needs from its fellow processes; every method is called by all of them, in the same order."""
 
     rank: int
     size: int
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """Replace `tensor` by its sum over the ranks."""
+        """Replace `tensor` by its sum over the ranks, the same bits on all of them."""
         ...
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
@@ -44,11 +73,158 @@ class SingleProcess:
         return None
 
 
+class ProcessGroup:
+    """Ranks over torch.distributed: all processes of the run, or with `group` those of a group that has rank 0."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        with _lost_rank_told():
+            dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        with _lost_rank_told():
+            dist.broadcast(tensor, src=0, group=self._group)
+        return tensor
+
+    def barrier(self) -> None:
+        # A sum in main memory: it waits for the processes, and for no GPU.
+        self.all_reduce_(torch.zeros(1))
+
+
+class _lost_rank_told:  # noqa: N801 - used as a statement
+    """Turns what gloo and NCCL say of a broken connection into RankLost."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            raise RankLost("another process of this run has ended; go on with --continue") from error
+
+
 def shard(n: int, ranks: Ranks) -> range:
     """The contiguous block of 0..n-1 that this rank works on; blocks differ by at most one in length."""
     return range(n * ranks.rank // ranks.size, n * (ranks.rank + 1) // ranks.size)
 
 
+def gather_rows(part: Tensor, n: int, ranks: Ranks) -> Tensor:
+    """All n rows, on every rank, of which each rank holds those of its shard."""
+    if ranks.size == 1:
+        return part
+    rows = shard(n, ranks)
+    small = part.to(torch.uint8) if part.dtype == torch.bool else part
+    whole = torch.zeros(n, *part.shape[1:], dtype=small.dtype, device=part.device)
+    whole[rows.start : rows.stop] = small
+    return ranks.all_reduce_(whole).to(part.dtype)
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
 def join() -> Ranks:
-    """The processes of this run: one, unless a launcher started more."""
-    return SingleProcess()
+    """The processes of this run: one, unless a launcher started more. They meet at the first call."""
+    return _joined()[0] if launched() else SingleProcess()
+
+
+@functools.cache
+def _joined() -> tuple[ProcessGroup, _Pulse]:
+    """torch.distributed knows one world a process, so meeting is done once."""
+    store, rank, size = next(iter(rendezvous("env://")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    pulse = _Pulse(store, rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    pulse.start()
+    atexit.register(pulse.leave)
+    return ProcessGroup(), pulse
+
+
+def first_to_fail() -> bool:
+    """Tell the other ranks that this one fails; whether it is the first to, and so has to say why."""
+    return _joined()[1].fail() if _joined.cache_info().currsize else True
+
+
+def launch(n: int, arguments: Sequence[str]) -> int:
+    """Run `python -m ralib ARGUMENTS` as n processes of this machine by torchrun; returns the exit status."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // n)))
+    try:
+        run.main(["--standalone", f"--nproc-per-node={n}", "-m", "ralib", *arguments])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        print(f"ralib: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+        return 128 - failure.exitcode
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    return 0
+
+
+class _Pulse(threading.Thread):
+    """A thread that beats for its rank and listens to the others, over the store at which they met."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        super().__init__(name="ralib-pulse", daemon=True)
+        # A connection of its own: the main thread may be waiting in the other one.
+        self._store, self._exit_store = store.clone(), store.clone()
+        self.rank, self._others = rank, [r for r in range(size) if r != rank]
+        self._stop = threading.Event()
+        self._store.set(f"ralib/beat/{rank}", "0")
+
+    def run(self) -> None:
+        heard: dict[int, tuple[str, float]] = {}
+        count, failed_at = 0, None
+        while not self._stop.wait(BEAT_S):
+            count += 1
+            try:
+                self._store.set(f"ralib/beat/{self.rank}", str(count))
+                beats = [b.decode() for b in self._store.multi_get([f"ralib/beat/{r}" for r in self._others])]
+            except RuntimeError:
+                self._end("the process that kept the run together has ended")
+            now = time.monotonic()
+            heard = {
+                rank: heard[rank] if heard.get(rank, ("",))[0] == beat else (beat, now)
+                for rank, beat in zip(self._others, beats, strict=True)
+            }
+            for rank, (beat, since) in heard.items():
+                if beat not in (_DONE, _FAILED) and now - since > LOST_S:
+                    self._end(f"nothing has been heard of rank {rank} for {LOST_S:.0f} s")
+            if _FAILED in beats:
+                failed_at = failed_at or now
+                if now - failed_at > GRACE_S:
+                    self._end("another process of this run has failed")
+
+    def fail(self) -> bool:
+        """Mark this rank as failed; whether no other was before."""
+        self._stop.set()
+        try:
+            self._exit_store.set(f"ralib/beat/{self.rank}", _FAILED)
+            return self._exit_store.add("ralib/failures", 1) == 1
+        except RuntimeError:  # the store is gone, and with it whoever knew better
+            return True
+
+    def leave(self) -> None:
+        """At the end of the process: say that it was no accident, and close the connections."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        try:
+            self._exit_store.set(f"ralib/beat/{self.rank}", _DONE)
+            dist.destroy_process_group()
+        except RuntimeError:
+            return
+
+    def _end(self, why: str) -> NoReturn:
+        """End the process at once; its main thread may be waiting where nothing reaches it."""
+        if self.fail():
+            print(f"ralib: rank {self.rank}: {why}; go on with --continue", file=sys.stderr, flush=True)
+        os._exit(1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ralib.cli.common import DEVICE_HELP, resolve_device
+from ralib.cli.common import DEVICE_HELP, check_devices, resolve_device
 from ralib.types import RalibError
 
 _GEOMETRY, _AVERAGE, _CLASSES = "Search", "Averages and CTF", "Classes"
@@ -223,7 +225,7 @@ def reffree(
 
 
 def _device(text: str, gpu_devices: str | None) -> Any:
-    """The device of --device, or of the original's --gpu_devices."""
+    """The device of --device, or of the original's --gpu_devices; several of those make as many processes."""
     if gpu_devices is None:
         return resolve_device(text)
     numbers = gpu_devices.replace(",", " ").split()
@@ -231,6 +233,10 @@ def _device(text: str, gpu_devices: str | None) -> Any:
         raise RalibError(f"--gpu_devices {gpu_devices!r} is no list of GPU numbers: use '0' or '0,1'")
     if text not in ("auto", "cuda"):
         raise RalibError(f"--gpu_devices {gpu_devices} and --device {text} contradict each other: give one")
-    from ralib.ranks import join
+    from ralib.ranks import launch, launched
 
-    return resolve_device(f"cuda:{numbers[join().rank % len(numbers)]}")
+    if len(numbers) == 1 or launched():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return resolve_device(f"cuda:{numbers[local % len(numbers)]}")
+    check_devices(numbers)
+    raise typer.Exit(launch(len(numbers), sys.argv[1:]))

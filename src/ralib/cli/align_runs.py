@@ -25,7 +25,7 @@ from ralib.cli.running import (
 )
 from ralib.loop_state import LoopState
 from ralib.multireference import MultiReferenceAligner
-from ralib.ranks import Ranks, join
+from ralib.ranks import RankLost, Ranks, join
 from ralib.referencefree import ReferenceFreeAligner
 from ralib.rundir import RunDirectory
 from ralib.types import ParticleSet, RalibError, RunResult
@@ -75,10 +75,14 @@ class AlignmentRun:
                     result = self._fit_sparx(particles, references, mask, function, search, reporter)
                 else:
                     result = self._fit(particles, references, mask, function, search, reporter, state)
-            except Stopped as stop:
-                saved = directory is not None and directory.newest_checkpoint() is not None
-                typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
-                raise typer.Exit(stop.status) from None
+            except (Stopped, RankLost) as reason:
+                if flag.number is None:
+                    raise
+                stop = Stopped(flag.number)  # a rank lost after a signal had the same signal
+                if directory is not None:
+                    saved = directory.newest_checkpoint() is not None
+                    typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
+                raise typer.Exit(stop.status) from reason
             if directory is not None:
                 self._write(directory, result, particles, reporter)
 
@@ -167,6 +171,8 @@ class AlignmentRun:
         if o["sparx"]:
             if self.resume:
                 raise RalibError("--continue: the parity mode keeps no checkpoints: start again without --continue")
+            if self.ranks.size > 1:
+                raise RalibError("--sparx runs as SPARX does, on one device: start it without torchrun or with one GPU")
             return
         if o["rs"] != 1:
             raise RalibError(
@@ -207,11 +213,15 @@ class AlignmentRun:
             return None
         state = resumed_state(self.outdir, self.options, self.device)
         if state is None:
-            typer.echo("no iteration was finished: beginning anew")
+            self._say("no iteration was finished: beginning anew")
             return None
         record |= {"iterations": state.figures, "warnings": list(state.warnings)}
-        typer.echo(f"going on after iteration {state.iteration}")
+        self._say(f"going on after iteration {state.iteration}")
         return state
+
+    def _say(self, line: str) -> None:
+        if self.ranks.rank == 0:
+            typer.echo(line)
 
     def _iterations(self) -> int | None:
         return self.options["maxit"] if self.kind == "mref" else None

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from ralib.ranks import RankLost, first_to_fail
 from ralib.types import RalibError
 
 T = TypeVar("T")
@@ -34,9 +35,17 @@ def resolve_device(text: str = "auto") -> torch.device:
     Under torchrun, `auto` and `cuda` mean the GPU of the local rank.
     """
     device = _parse_device(text.strip().lower(), torch.cuda.device_count())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels of Triton run on the current one
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"device: {describe_device(device)}")
     return device
+
+
+def check_devices(numbers: Iterable[str]) -> None:
+    """RalibError unless there is a GPU of each number."""
+    for number in numbers:
+        _parse_device(f"cuda:{number}", torch.cuda.device_count())
 
 
 def _parse_device(text: str, n_gpus: int) -> torch.device:
@@ -96,6 +105,13 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
     Mistakes in the input, the options or the file system give 2, an interruption 130. Anything else is a bug
     of ours: status 1. RALIB_DEBUG=1 shows the traceback as well.
     """
+    status = _run(app, argv)
+    if status != 0:
+        first_to_fail()  # what other processes there are stop waiting for this one
+    return status
+
+
+def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
     try:
         status = app(args=argv, prog_name="ralib", standalone_mode=False)
     except KeyboardInterrupt:
@@ -116,7 +132,7 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     if os.environ.get("RALIB_DEBUG"):
         traceback.print_exc()
-    if isinstance(error, RalibError):
+    if isinstance(error, RalibError | RankLost):
         return _fail(str(error), EXIT_ERROR)
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
         message = error.format_message()  # empty where it has just shown the help
@@ -144,6 +160,11 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print one line on stderr, whatever line breaks a library put into its message; returns the status."""
-    typer.echo(f"ralib: {' '.join(message.split())}", err=True)
+    """Print one line on stderr, whatever line breaks a library put into its message; returns the status.
+
+    Of several processes only the first to fail speaks.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if first_to_fail():
+        typer.echo(f"ralib: {f'rank {rank}: ' if rank else ''}{' '.join(message.split())}", err=True)
     return status

@@ -157,7 +157,8 @@ def resumed_state(outdir: Path, options: dict[str, Any], device: torch.device) -
     if found is None:
         return None
     before = found.meta.get("options", {})
-    changed = sorted(k for k in options if k in before and before[k] != options[k] and k not in ("maxit", "device"))
+    free = ("maxit", "device", "gpu_devices")
+    changed = sorted(k for k in options if k in before and before[k] != options[k] and k not in free)
     if changed:
         told = ", ".join(f"{k} was {before[k]!r}, is {options[k]!r}" for k in changed)
         raise RalibError(f"--continue needs the options the run was begun with: {told}")
