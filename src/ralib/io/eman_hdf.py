@@ -100,7 +100,8 @@ class HdfStack:
         low, high = _attribute(header, "stored_rendermin"), _attribute(header, "stored_rendermax")
         if low is None or high is None:
             raise RalibError(f"image {index + 1} of {self.path} is compressed, but its rendermin or rendermax is gone")
-        return pixels * np.float32((high - low) / (2.0 ** int(bits) - 1)) + np.float32(low)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return pixels * np.float32((high - low) / (2.0 ** int(bits) - 1)) + np.float32(low)
 
 
 def open_hdf(path: PathLike) -> ParticleSet:

@@ -19,7 +19,8 @@ def open_spider(path: PathLike) -> RawStack:
     path = Path(path)
     raw = _start(path, 256)
     for order in "<>":
-        head = np.frombuffer(raw, dtype=order + "f4").astype(np.float64)
+        with np.errstate(invalid="ignore"):  # bytes of the other order may be signalling NaN
+            head = np.frombuffer(raw, dtype=order + "f4").astype(np.float64)
         ny, nx, form, header_bytes = head[1], head[11], head[4], head[21]
         whole = all(v == np.floor(v) for v in (ny, nx, header_bytes))
         if form == 1 and whole and min(ny, nx) >= 1 and max(ny, nx) <= MAX_BOX and 0 < header_bytes < 1 << 20:

@@ -96,7 +96,8 @@ class RawStack:
         raw = np.empty(shape, dtype=self.layout.dtype)
         for first, last in _runs(index, contiguous=self.layout.stride == raw[:1].nbytes):
             self._fill(raw[first:last], self.layout.offset + int(index[first]) * self.layout.stride)
-        return raw if native else raw.astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # the loops name images that are not finite
+            return raw if native else raw.astype(np.float32)
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
         view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
