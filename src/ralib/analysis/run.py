@@ -61,13 +61,13 @@ class Analysis:
     """How to look at particles; the fields are `ralib analyze`'s options.
 
     method      'pca', 'mpca', '2sdr' or 'steerable' (whose features do not depend on in-plane rotations)
-    core        rows and columns of the core of mpca and 2sdr
+    core        rows and columns of the core of mpca and 2sdr; 0: a quarter of the box, at least 20
     aligned     bring particles onto their class averages first
     """
 
     method: str = "2sdr"
     n_components: int | None = 50
-    core: int = 20
+    core: int = 0
     aligned: bool = False
     n_clusters: int = 10
     embedding: str = "tsne"
@@ -105,7 +105,8 @@ class Analysis:
 
     def _model(self, at_most: int, box: int) -> Any:
         k = None if self.n_components is None else min(self.n_components, at_most)
-        core = (min(self.core, box), min(self.core, box))
+        side = min(self.core or max(20, box // 4), box)
+        core = (side, side)
         if self.method == "pca":
             return PCA(k, random_state=self.seed, device=self.device)
         if self.method == "mpca":

@@ -28,7 +28,10 @@ def analyze(
     ] = None,
     method: Annotated[str, typer.Option(help="Components: pca, mpca, 2sdr or steerable.")] = "2sdr",
     components: Annotated[int, typer.Option(min=0, help="How many; 0: as many as the data supports (pca, 2sdr).")] = 50,
-    core: Annotated[int, typer.Option(min=1, help="mpca and 2sdr: rows and columns of the core.")] = 20,
+    core: Annotated[
+        int,
+        typer.Option(min=0, help="mpca and 2sdr: rows and columns of the core; 0: a quarter of the box, at least 20."),
+    ] = 0,
     aligned: Annotated[
         bool,
         typer.Option("--aligned/--raw", help="Bring particles onto their class averages first, where they have poses."),
