@@ -36,6 +36,10 @@ from ralib.templates import TemplateBank, angular_orders, masked_unit_norm, ring
 from ralib.types import Poses
 
 
+SAME_DEG, SAME_PX = 4.0, 1.0
+"""Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
+
+
 @dataclass(frozen=True)
 class _Candidates:
     """Poses under refinement, c of each of b particles.
@@ -51,6 +55,17 @@ class _Candidates:
         """The n with the highest score of each particle, best first."""
         at = self.pose[..., 3].topk(min(n, len(self.row)), dim=0).indices
         return _Candidates(self.row.gather(0, at), self.pose.gather(0, at[..., None].expand(-1, -1, 4)))
+
+    def distinct(self) -> _Candidates:
+        """The same, with no score left to those on their way to the maximum of a better one."""
+        psi, x, y, score = self.pose.unbind(-1)
+        near = self.row[:, None] == self.row
+        near &= (wrap_deg(psi[:, None] - psi)).abs() < SAME_DEG
+        near &= ((x[:, None] - x).abs() < SAME_PX) & ((y[:, None] - y).abs() < SAME_PX)
+        rank = torch.arange(len(score), device=score.device)[:, None, None]
+        better = (score > score[:, None]) | ((score == score[:, None]) & (rank.transpose(0, 1) < rank))
+        kept = torch.where((near & better).any(1), -math.inf, score)
+        return _Candidates(self.row, torch.stack([psi, x, y, kept], dim=-1))
 
 
 class PoseSearch:
@@ -79,7 +94,7 @@ class PoseSearch:
         mirror: bool = True,
         max_frequency_per_px: float = 0.5,
         candidates: tuple[int, ...] | None = None,
-        grid_loss: float = 0.001,
+        grid_loss: float = 1e-4,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -149,7 +164,7 @@ class PoseSearch:
         if self._given_candidates is not None:
             return self._given_candidates
         k = self.bank.n_references
-        return (6, 3, 2, 1, 1) if k == 1 else (min(8 + k // 3, 32), min(4 + k // 10, 8), 4, 2, 1)
+        return (8, 4, 3, 2, 1) if k == 1 else (min(8 + k // 3, 32), min(4 + k // 10, 8), 4, 2, 1)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
@@ -253,7 +268,7 @@ class PoseSearch:
             # The first steps only have to rank: what the grid search used of the samples will do.
             rough = i < min(2, len(self.candidates) - 2)
             n_radii, angle_stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
-            at = candidates.best(n)
+            at = (candidates.distinct() if i else candidates).best(n)
             pose = newton(
                 samples,
                 centre,
