@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from blobs import blob_centres, draw, grid, make
-from ralib import average, metrics
+from ralib import average, metrics, references
 from ralib.conventions import apply_pose
 from ralib.ctf import apply_ctf, ctf_2d
 from ralib.types import ClassAverages, CtfParameters, Poses
@@ -19,10 +19,10 @@ def centred_view(x: float = 0.0, y: float = 0.0) -> torch.Tensor:
     return draw(points, grid(BOX)).view(BOX, BOX).float()
 
 
-def plan(center: int = 0, **options) -> average.ReferencePlan:
+def plan(center: int = 0, **options) -> references.ReferencePlan:
     c = torch.arange(BOX) - BOX // 2
     mask = (torch.hypot(c[:, None].float(), c[None, :].float()) <= 15).float()
-    return average.ReferencePlan(mask=mask, center=center, outer_radius=15, **options)
+    return references.ReferencePlan(mask=mask, center=center, outer_radius=15, **options)
 
 
 def averages_of(images: torch.Tensor) -> ClassAverages:
@@ -103,23 +103,23 @@ def test_wiener_average_undoes_the_ctf() -> None:
 
 def test_low_pass_follows_the_frc() -> None:
     frequency = torch.linspace(0, 0.5, 25)
-    curves = average.tanh_low_pass(frequency, torch.tensor([[0.15], [0.3]]), torch.tensor([[0.1], [0.15]]))
-    cutoff, falloff = average.fit_low_pass(curves, (0.1, 0.45), 0.2)
+    curves = references.tanh_low_pass(frequency, torch.tensor([[0.15], [0.3]]), torch.tensor([[0.1], [0.15]]))
+    cutoff, falloff = references.fit_low_pass(curves, (0.1, 0.45), 0.2)
     torch.testing.assert_close(cutoff, torch.tensor([0.15, 0.3]), rtol=0, atol=0.01)
     assert ((falloff >= 0.05) & (falloff <= 0.2)).all()
     noisy_tail = curves.clone()
     noisy_tail[:, -4:] = 0.6
-    torch.testing.assert_close(average.fit_low_pass(noisy_tail, (0.1, 0.45), 0.2)[0], cutoff)
-    assert average.fit_low_pass(torch.zeros(1, 25), (0.1, 0.45), 0.2)[0] == pytest.approx(0.1)
+    torch.testing.assert_close(references.fit_low_pass(noisy_tail, (0.1, 0.45), 0.2)[0], cutoff)
+    assert references.fit_low_pass(torch.zeros(1, 25), (0.1, 0.45), 0.2)[0] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("center", "tolerance"), [(1, 0.6), (2, 1.6), (5, 1.6)])
 def test_centring_brings_the_object_to_the_middle(center: int, tolerance: float) -> None:
-    references, move = average.prepare_references(
+    prepared, move = references.prepare_references(
         averages_of(centred_view(2.5, -1.5)[None]), plan(center), Poses.identity(4), room_px=6.0
     )
     assert (move[0] - torch.tensor([-2.5, 1.5])).abs().max() < tolerance
-    mass = references[0].clamp_min(0)
+    mass = prepared[0].clamp_min(0)
     c = torch.arange(BOX) - BOX // 2
     assert abs(float((mass.sum(0) * c).sum() / mass.sum())) < 1.6
 
@@ -128,14 +128,14 @@ def test_an_average_never_leaves_its_room() -> None:
     """Pushed again and again by 4 px, members end at most `room` from where they were."""
     poses, total = Poses.identity(4), torch.zeros(2)
     for _ in range(5):
-        _, move = average.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, room_px=3.0)
+        _, move = references.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, room_px=3.0)
         poses = average.shift_poses(poses, move)
         total = total + move[0]
     assert total.norm() <= 3.0 + 1e-4
     assert total[0] == pytest.approx(-3.0, abs=0.1)
-    _, move = average.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, room_px=0.0)
-    assert (average.mean_member_shift(poses, 1) + move).norm() < 1e-4
-    _, move = average.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(0), poses, room_px=3.0)
+    _, move = references.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, room_px=0.0)
+    assert (references.mean_member_shift(poses, 1) + move).norm() < 1e-4
+    _, move = references.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(0), poses, room_px=3.0)
     assert move.abs().max() == 0
 
 
@@ -145,9 +145,9 @@ def test_average_shift_centring_takes_the_mean_out() -> None:
         psi_deg=torch.tensor([0.0, 90.0, 180.0]),
         mirror=torch.tensor([False, True, False]),
     )
-    _, move = average.prepare_references(averages_of(centred_view()[None]), plan(-1), poses, room_px=5.0)
+    _, move = references.prepare_references(averages_of(centred_view()[None]), plan(-1), poses, room_px=5.0)
     after = average.shift_poses(poses, move)
-    assert average.mean_member_shift(after, 1).abs().max() < 1e-5
+    assert references.mean_member_shift(after, 1).abs().max() < 1e-5
     assert move.abs().max() > 0.1
 
 
@@ -180,13 +180,13 @@ def test_shifted_averages() -> None:
 
 def test_fourier_variance_whitens_the_average() -> None:
     g = torch.Generator().manual_seed(0)
-    noise = average.low_pass(
+    noise = references.low_pass(
         torch.randn(2, 1, BOX, BOX, generator=g).flatten(0, 1), torch.full((2,), 0.15), torch.full((2,), 0.2)
     )
     halves = (centred_view() + 0.3 * noise)[:, None]
     averages = ClassAverages(halves.mean(0), torch.tensor([10]), halves, torch.ones(1, BOX // 2 + 1))
-    plain, _ = average.prepare_references(averages, plan(), Poses.identity(2), 3.0)
-    weighted, _ = average.prepare_references(averages, plan(fourier_variance=True), Poses.identity(2), 3.0)
+    plain, _ = references.prepare_references(averages, plan(), Poses.identity(2), 3.0)
+    weighted, _ = references.prepare_references(averages, plan(fourier_variance=True), Poses.identity(2), 3.0)
 
     def high(image: torch.Tensor) -> float:
         power = metrics.ring_sums(torch.fft.rfft2(image).abs().square())[0]

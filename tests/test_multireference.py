@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blobs import Truth, make
-from ralib import alignment, batches, metrics
+from ralib import alignment, alignment_options, batches, metrics
 from ralib.conventions import compose, pose_error, wrap_deg
 from ralib.loop_state import LoopState
 from ralib.multireference import MultiReferenceAligner
@@ -137,7 +137,7 @@ def test_a_starving_class_is_reseeded_and_told(easy: Truth) -> None:
 
 def test_averages_are_those_of_the_poses_written(easy: Truth) -> None:
     result = aligner(easy, iterations=2, center=1).fit(easy.images)
-    run = alignment.Alignment(alignment.as_particles(easy.images), result.options)
+    run = alignment.Alignment(alignment_options.as_particles(easy.images), result.options)
     again = run.average(result.poses_, 3).images
     disc = run.plan.mask > 0.99
     for a, b in zip(again[:, disc], result.class_averages_.images[:, disc], strict=True):

@@ -8,94 +8,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ralib import assign
+from ralib.alignment_options import AlignmentOptions
 from ralib.average import (
     ClassSums,
-    ReferencePlan,
     class_averages,
     ctf_power_in_class_frame,
-    prepare_references,
     shift_averages,
-    shift_limit_px,
     shift_poses,
 )
 from ralib.batches import Batch, ParticleBatches, free_memory
 from ralib.figures import iteration_figures
-from ralib.loop_state import LoopState
-from ralib.prepare import soft_circle
-from ralib.ranks import Ranks, SingleProcess, shard
+from ralib.loop_state import LoopState, Observer, Silent
+from ralib.ranks import Ranks, SingleProcess, gather_rows, shard
+from ralib.references import (
+    ReferencePlan,
+    prepare_references,
+    reference_mask,
+    shift_limit_px,
+    user_references,
+)
 from ralib.search import PoseSearch
-from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibError
+from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
 
-UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
-MASK_EDGE_PX = 3.0
 BATCH_BYTES = {"cpu": 2**22, "cuda": 2**30}
 """Images of one batch: a CPU works within its cache, a GPU is kept busy."""
-
-
-class Observer(Protocol):
-    """What a loop tells while it runs; an exception raised here stops it."""
-
-    def batch(self, done: int, total: int) -> None:
-        """`done` of this rank's `total` particles have been searched in this iteration."""
-        ...
-
-    def iteration(self, state: LoopState) -> None:
-        """An iteration is complete."""
-        ...
-
-
-class Silent:
-    """An observer that looks away."""
-
-    def batch(self, done: int, total: int) -> None:
-        return None
-
-    def iteration(self, state: LoopState) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class AlignmentOptions:
-    """Options both loops share; lengths in pixels. None means: chosen from the data."""
-
-    outer_radius: float | None = None
-    inner_radius: float = 1
-    mirror: bool = True
-    center: int = 1
-    mask: np.ndarray | Tensor | None = None
-    min_members: int | None = None
-    equal_sizes: bool = False
-    ctf: str = "off"
-    snr: float | None = None
-    user_function: UserFunction | None = None
-    fourier_variance: bool = False
-    strict: bool = False
-    device: torch.device | str = "cpu"
-    batch_size: int | None = None
-
-    def checked(self, box: int) -> AlignmentOptions:
-        """The options with every None filled in for images of this box; RalibError for what cannot be."""
-        radius = self.outer_radius
-        radius = box // 2 - 2 if radius is None or radius < 0 else radius
-        if not 0 < self.inner_radius <= radius or radius > box // 2:
-            raise RalibError(
-                f"radii {self.inner_radius:g} to {radius:g} px do not fit in a box of {box} px: "
-                f"use 1 <= --ir <= --ou <= {box // 2 - 1}"
-            )
-        if self.snr is not None and not self.snr > 0:
-            raise RalibError(f"--snr {self.snr:g} must be above 0")
-        if self.center not in range(-1, 8):
-            raise RalibError(f"--center {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
-        return replace(self, outer_radius=float(radius), device=torch.device(self.device))
+EQUAL_BYTES = 40
+"""A score of one particle with one reference, and what balancing the classes makes of it, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +76,10 @@ class Alignment:
             background_radius=max(self.outer_radius, self.box // 4),
             ctf=self.options.ctf,
             strict=self.options.strict,
+            resident_bytes=self.options.resident_bytes,
         )
         self.plan = ReferencePlan(
-            mask=_mask(self.options.mask, self.box, self.outer_radius, self.device),
+            mask=reference_mask(self.options.mask, self.box, self.outer_radius, self.device),
             center=self.options.center,
             outer_radius=self.outer_radius,
             fourier_variance=self.options.fourier_variance,
@@ -207,17 +151,24 @@ class Alignment:
         return done
 
     def references_from(self, averages: ClassAverages, poses: Poses, shift_range_px: float) -> tuple[Tensor, Tensor]:
-        """The next references and the shift (k, 2) that centred them, by the user's function where there is one."""
+        """The next references and the shift (k, 2) that centred them, by the user's function where there is one.
+
+        Rank 0's are everyone's.
+        """
         if self.options.user_function is None:
             room = max(0.0, shift_limit_px(self.box, self.outer_radius) - shift_range_px)
-            return prepare_references(averages, self.plan, poses, room)
-        return _user_references(self.options.user_function, averages, self.plan)
+            references, move = prepare_references(averages, self.plan, poses, room)
+        else:
+            references, move = user_references(self.options.user_function, averages, self.plan)
+        return self.ranks.broadcast_(references.contiguous()), self.ranks.broadcast_(move.contiguous())
 
     def average(self, poses: Poses, n_classes: int) -> ClassAverages:
         """Class averages of all particles under the poses given, over all ranks."""
         sums = self._empty_sums(n_classes)
         index = torch.nonzero(poses.class_index >= 0)[:, 0].numpy()
-        for batch in self.batches.select(index):
+        # Reading everything goes by the batches that later iterations keep.
+        chosen = self.batches if 2 * len(index) > len(poses) else self.batches.select(index)
+        for batch in chosen:
             self._add(sums, batch, poses[torch.from_numpy(batch.index)].to(self.device))
         sums.all_reduce_(self.ranks)
         return class_averages(sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A)
@@ -256,6 +207,13 @@ class Alignment:
 
     def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
+        need = EQUAL_BYTES * len(self.particles) * len(state.references)
+        room = free_memory(self.device) // 2 if self.options.resident_bytes is None else self.options.resident_bytes
+        if need > room:
+            raise RalibError(
+                f"--EQ weighs all {len(self.particles)} particles against all {len(state.references)} references at "
+                f"once: {need / 2**30:.1f} GiB, and {room / 2**30:.1f} may be had; leave --EQ out, or use fewer of them"
+            )
         scores = torch.zeros(len(self.particles), len(state.references), device=self.device)
         usable = torch.zeros(len(self.particles), device=self.device)
         for batch in self.batches:
@@ -312,6 +270,8 @@ class Alignment:
             return self._samples[batch.number]
         samples = search.prepare(batch.images)
         size = samples.numel() * samples.element_size()
+        if self.batches.resident not in ("samples", "single"):
+            return samples
         if size * (len(self.batches) - len(self._samples)) < 0.4 * free_memory(self.device):
             self._samples[batch.number] = samples
         return samples
@@ -325,22 +285,8 @@ class Alignment:
 
     def _gather(self, local: Poses) -> Poses:
         """All ranks' poses in the order of the particles."""
-        if self.ranks.size == 1:
-            return local
-        n, rows = len(self.particles), self.batches.rows
-
-        def whole(part: Tensor) -> Tensor:
-            full = torch.zeros(n, *part.shape[1:], dtype=torch.float64, device=self.device)
-            full[rows.start : rows.stop] = part.to(full)
-            return self.ranks.all_reduce_(full).to(part.dtype)
-
-        return Poses(
-            psi_deg=whole(local.psi_deg),
-            origin_xy_px=whole(local.origin_xy_px),
-            mirror=whole(local.mirror.float()) > 0.5,
-            class_index=whole(local.class_index),
-            score=whole(local.score),
-        )
+        n = len(self.particles)
+        return Poses(**{name: gather_rows(part, n, self.ranks) for name, part in vars(local).items()})
 
 
 def _default_batch(device: torch.device, box: int) -> int:
@@ -357,46 +303,3 @@ class _Clock:
         now = time.perf_counter()
         self.sums[name] += now - self.last
         self.last = now
-
-
-def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
-    """A particle set of whatever holds images (n, m, m)."""
-    if isinstance(particles, ParticleSet):
-        return particles
-    images = particles.detach().cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
-    if images.ndim != 3 or images.shape[1] != images.shape[2]:
-        raise RalibError(f"particles must be square images (n, box, box), not an array of shape {images.shape}")
-    return ParticleSet(ArraySource(images))
-
-
-def _mask(mask: np.ndarray | Tensor | None, box: int, outer_radius: float, device: torch.device) -> Tensor:
-    if mask is None:
-        return soft_circle(box, outer_radius, MASK_EDGE_PX).to(device)
-    tensor = torch.as_tensor(mask, dtype=torch.float32, device=device).squeeze()
-    if tensor.shape != (box, box):
-        raise RalibError(
-            f"the mask is {tuple(tensor.shape)} px, the particles {box} px: make one of the particles' box"
-        )
-    if not float(tensor.abs().sum()) > 0:
-        raise RalibError("the mask is zero everywhere: nothing would be left to align")
-    return tensor
-
-
-def _user_references(function: UserFunction, averages: ClassAverages, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
-    """References by the user's function(average, mask, frc) -> reference, or (reference, (dx, dy) it was moved by)."""
-    mask = plan.mask.cpu().numpy()
-    references, moves = [], []
-    curves = averages.frc if averages.frc is not None else torch.zeros(len(averages.images), 1)
-    for k, (image, curve) in enumerate(zip(averages.images.cpu().numpy(), curves.cpu().numpy(), strict=True)):
-        answer = function(image.copy(), mask.copy(), curve.copy())
-        reference, move = answer if isinstance(answer, tuple) else (answer, (0.0, 0.0))
-        reference = np.asarray(reference, dtype=np.float32)
-        if reference.shape != image.shape or not np.isfinite(reference).all():
-            raise RalibError(
-                f"--function returned {reference.shape} values, finite or not, for class {k + 1}: "
-                f"it must return a finite image of {image.shape}"
-            )
-        references.append(torch.from_numpy(reference))
-        moves.append([float(move[0]), float(move[1])])
-    device = averages.images.device
-    return torch.stack(references).to(device), torch.tensor(moves, device=device)

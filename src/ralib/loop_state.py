@@ -1,9 +1,9 @@
-"""Where a loop stands between two iterations, and the same as plain arrays for a checkpoint."""
+"""Where a loop stands between two iterations, the same as plain arrays for a checkpoint, and who is told of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,3 +80,25 @@ class LoopState:
             stage=int(meta["stage"]),
             best_criterion=float(meta["best_criterion"]),
         )
+
+
+class Observer(Protocol):
+    """What a loop tells while it runs; an exception raised here stops it."""
+
+    def batch(self, done: int, total: int) -> None:
+        """`done` of this rank's `total` particles have been searched in this iteration."""
+        ...
+
+    def iteration(self, state: LoopState) -> None:
+        """An iteration is complete."""
+        ...
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def batch(self, done: int, total: int) -> None:
+        return None
+
+    def iteration(self, state: LoopState) -> None:
+        return None

@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.alignment import (
-    Alignment,
-    AlignmentOptions,
-    Observer,
-    as_particles,
-)
+from ralib.alignment import Alignment
+from ralib.alignment_options import AlignmentOptions, as_particles
 from ralib.figures import class_figures
-from ralib.loop_state import LoopState
+from ralib.loop_state import LoopState, Observer
 from ralib.ranks import Ranks
+from ralib.references import given_references
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 
@@ -153,26 +150,6 @@ def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shi
     return run.references_from(averages, poses, shift_range_px)[0]
 
 
-def given_references(references: np.ndarray | Tensor, box: int, device: torch.device) -> Tensor:
-    """References checked: (k, n, n) in the particles' box, finite, none constant."""
-    images = torch.as_tensor(references, dtype=torch.float32, device=device)
-    if images.ndim == 2:
-        images = images[None]
-    if images.ndim != 3 or images.shape[-1] != images.shape[-2]:
-        raise RalibError(f"references must be square images (k, box, box), not of shape {tuple(images.shape)}")
-    if images.shape[-1] != box:
-        raise RalibError(
-            f"particles are {box} px, references {images.shape[-1]} px: bring one to the other's box with "
-            "'ralib prepare --box'"
-        )
-    if len(images) == 0:
-        raise RalibError("the reference stack is empty: give at least one image")
-    bad = ~torch.isfinite(images).flatten(1).all(1) | (images.flatten(1).amax(1) == images.flatten(1).amin(1))
-    if bool(bad.any()):
-        raise RalibError(f"reference {int(bad.int().argmax()) + 1} is constant or not finite: leave it out")
-    return images
-
-
 def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[str, Any]) -> RunResult:
     """A run's result: averages on the host, class figures, and the warnings a user should act on."""
     averages = state.averages
@@ -185,7 +162,7 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
         "references": state.references.cpu(),
         "classes": class_figures(averages, state.poses, state.previous),
         "bad_particles": bad,
-        "timings": dict(run.timings),
+        "timings": run.timings | run.batches.reading.figures(),
     }
     return RunResult(kind, state.poses.to("cpu"), averages.to("cpu"), state.figures, options, warnings, extra)
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.alignment import Alignment, AlignmentOptions, Observer, UserFunction, as_particles
+from ralib.alignment import Alignment
+from ralib.alignment_options import AlignmentOptions, as_particles
 from ralib.conventions import wrap_deg
-from ralib.loop_state import LoopState
+from ralib.loop_state import LoopState, Observer
 from ralib.multireference import finished_result, starting_poses
 from ralib.ranks import Ranks
+from ralib.references import UserFunction
 from ralib.types import ParticleSet, Poses, RalibError
 
 AUTOMATIC_ITERATIONS = 10

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.alignment import Alignment, AlignmentOptions, as_particles
+from ralib.alignment import Alignment
+from ralib.alignment_options import AlignmentOptions, as_particles
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.loop_state import LoopState
 from ralib.search import PoseSearch

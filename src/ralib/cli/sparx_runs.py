@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib.alignment import Alignment, AlignmentOptions
+from ralib.alignment import Alignment
+from ralib.alignment_options import AlignmentOptions
 from ralib.cli.running import Reporter
 from ralib.multireference import random_averages, starting_poses
 from ralib.sparx.run import IterationResult, Listener
