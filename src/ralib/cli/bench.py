@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device
 
-PANEL_WHAT, PANEL_HOW = "What to measure", "How"
+PANEL_WHAT, PANEL_HOW, PANEL_RANKS = "What to measure", "How", "Several GPUs"
 
 
 def register(app: typer.Typer) -> None:
@@ -31,17 +34,38 @@ def bench(
         help="Particles held against the exhaustive search; 0: 2,000 on a GPU, 200 on a CPU.",
         rich_help_panel=PANEL_WHAT,
     ),
-    repeats: int = typer.Option(5, help="Iterations timed, of which the median is told.", rich_help_panel=PANEL_HOW),
+    repeats: int = typer.Option(
+        0,
+        help="Iterations timed, of which the median is told; 0: 5, or 2 with --distributed.",
+        rich_help_panel=PANEL_HOW,
+    ),
     device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=PANEL_HOW),
     out: Annotated[
         Path | None, typer.Option(help="Folder for a JSON file of the results.", rich_help_panel=PANEL_HOW)
     ] = None,
+    distributed: bool = typer.Option(
+        False,
+        "--distributed",
+        help="Seconds an iteration on 1, 2, 4 ... GPUs (processes on a CPU), instead of the cases; --particles 0: "
+        "1,000,000, or 1,000 on a CPU.",
+        rich_help_panel=PANEL_RANKS,
+    ),
+    box: int = typer.Option(0, help="Box, px; 0: 128, or 32 on a CPU.", rich_help_panel=PANEL_RANKS),
+    references: int = typer.Option(0, help="References; 0: 200, or 8 on a CPU.", rich_help_panel=PANEL_RANKS),
+    ranks: int = typer.Option(
+        0,
+        help="Most processes; 0: one a GPU, two on a CPU. torchrun decides where it started them.",
+        rich_help_panel=PANEL_RANKS,
+    ),
 ) -> None:
     """Time one iteration of alignment, case by case.
 
     Every case first proves its answer: the fast search must find, for 99.9 % of the particles, a score within 1e-4 of
     the best that an exhaustive float64 search finds. A case that fails gets no time, and the exit status is 1.
     """
+    if distributed:
+        _distributed(particles, box, references, repeats, ranks, device, out)
+        return
     from ralib.benchmarks.engine import CASES, run_cases
     from ralib.benchmarks.record import record, write_record
     from ralib.types import RalibError
@@ -61,10 +85,46 @@ def bench(
         where,
         n_particles=particles or (20_000 if on_gpu else 500),
         n_parity=parity_particles or (2_000 if on_gpu else 200),
-        repeats=repeats,
+        repeats=repeats or 5,
         say=typer.echo,
     )
     if out is not None:
         typer.echo(f"wrote {write_record(out, record('engine', where, rows))}")
     if any(row["ours"] is None for row in rows):
         raise typer.Exit(1)
+
+
+def _distributed(
+    particles: int, box: int, references: int, repeats: int, n_ranks: int, device: str, out: Path | None
+) -> None:
+    """The scaling curve; starts the processes where nobody has."""
+    from ralib.ranks import join, launch, launched
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    n_ranks = n_ranks or (2 if on_cpu else torch.cuda.device_count())
+    if n_ranks > 1 and not launched():
+        raise typer.Exit(launch(n_ranks, sys.argv[1:]))
+    from ralib.benchmarks.distributed import Workload, described, run_counts
+    from ralib.benchmarks.record import record, write_record
+
+    everyone, where = join(), resolve_device(device)
+    workload = Workload(
+        particles or (1_000 if on_cpu else 1_000_000),
+        box or (32 if on_cpu else 128),
+        references or (8 if on_cpu else 200),
+        repeats=repeats or 2,
+    )
+    rows = run_counts(workload, everyone, where, say=typer.echo if everyone.rank == 0 else _silent)
+    if everyone.rank != 0:
+        return
+    if out is not None:
+        about = {"workload": described(workload), "nvls": os.environ.get("NCCL_NVLS_ENABLE")}
+        result = record(f"distributed-{everyone.size}", where, rows, **about)
+        typer.echo(f"wrote {write_record(out, result)}")
+    if not all(row["same"] for row in rows):
+        typer.echo("the counts do not end alike", err=True)
+        raise typer.Exit(1)
+
+
+def _silent(_: str) -> None:
+    return None

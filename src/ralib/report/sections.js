@@ -103,7 +103,7 @@ function buildCtf() {
 }
 
 function buildProvenance() {
-  const f = run.facts, host = byId("provenance"), timings = Object.entries(f.timings || {}).filter(([key, value]) => key !== "total_s" && known(value)), longest = Math.max(...timings.map(([, value]) => value), 1e-9);
+  const f = run.facts, host = byId("provenance"), timings = Object.entries(f.timings || {}).filter(([key, value]) => /_s$/.test(key) && !/^total_s$|_per_s$/.test(key) && known(value)), longest = Math.max(...timings.map(([, value]) => value), 1e-9);
   const rows = (object) => el("table", {}, el("tbody", {}, Object.entries(object || {}).map(([key, value]) => el("tr", {}, el("td", { class: "muted" }, key), el("td", {}, value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value))))));
   const panel = (id, title, ...content) => el("figure", { class: "plot", "data-plot": id }, el("figcaption", {}, title), ...content);
   const command = Array.isArray(f.command) ? f.command.map((word) => (/^[\w@%+=:,.\/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ") : f.command;

@@ -1,0 +1,240 @@
+"""One iteration of multi-reference alignment on 1, 2, 4, ... ranks: seconds, efficiency, what the sums cost.
+
+The particles are made on the devices, so that no disk is in the picture, and stay there in half precision. All counts
+do the same work on the same particles in the same way; polar samples are made anew for every batch, also where several
+devices could keep them. Every count has to end with the averages of the first one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from ralib.alignment import Alignment
+from ralib.alignment_options import AlignmentOptions
+from ralib.batches import free_memory
+from ralib.loop_state import LoopState
+from ralib.ops import rotate_shift_images
+from ralib.ranks import ProcessGroup, Ranks, SingleProcess, shard
+from ralib.simulate import simulate_particles
+from ralib.types import ParticleSet, Poses, RalibError
+
+BLOCK = 512
+WORKING_BYTES = {"cuda": 28 * 2**30, "cpu": 2**29}
+"""What a rank needs beside its particles: cross spectra, batches, candidates."""
+SAME = 1e-5
+SAME_CLASSES = 1e-3
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every count does; lengths in pixels."""
+
+    particles: int = 1_000_000
+    box: int = 128
+    references: int = 200
+    shift_range_px: float = 3.0
+    snr: float = 0.1
+    repeats: int = 2
+    seed: int = 1
+
+    @property
+    def outer_radius(self) -> int:
+        return self.box // 2 - 12 if self.box >= 64 else self.box // 2 - 6
+
+
+class MadeImages:
+    """References in random poses plus noise, made when they are asked for: block by block, each with its own random
+    stream, so the same for any number of ranks. Particle i shows reference i modulo k.
+    """
+
+    def __init__(self, references: Tensor, workload: Workload) -> None:
+        self.references, self.workload = references, workload
+        self.n_images, self.box = workload.particles, workload.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.read_tensor(index).cpu().numpy()
+
+    def read_tensor(self, index: np.ndarray) -> Tensor:
+        """Consecutive particles (b, box, box), on the references' device."""
+        first, last = int(index[0]), int(index[-1])
+        blocks = [self._block(number) for number in range(first // BLOCK, last // BLOCK + 1)]
+        start = first // BLOCK * BLOCK
+        return torch.cat(blocks)[first - start : last + 1 - start]
+
+    def _block(self, number: int) -> Tensor:
+        device = self.references.device
+        generator = torch.Generator(device).manual_seed(self.workload.seed * 1_000_003 + number)
+
+        def uniform(span: float, *shape: int) -> Tensor:
+            return span * (2 * torch.rand(BLOCK, *shape, generator=generator, device=device) - 1)
+
+        view = (number * BLOCK + torch.arange(BLOCK, device=device)) % len(self.references)
+        # Turned, a shift must stay within the range along both axes.
+        origin = uniform(self.workload.shift_range_px / 2**0.5, 2)
+        turned = rotate_shift_images(self.references[view], uniform(180.0), origin, uniform(1.0) > 0)
+        return turned + torch.randn(turned.shape, generator=generator, device=device)
+
+
+class MeasuredRanks:
+    """Ranks that note how many bytes they summed, how long that took, and how long they waited for the slowest."""
+
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        self._ranks, self._device = ranks, device
+        self.rank, self.size = ranks.rank, ranks.size
+        self.reset()
+
+    def reset(self) -> None:
+        self.bytes, self.seconds, self.waited_s = 0, 0.0, 0.0
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        return self._measured(self._ranks.all_reduce_, tensor)
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        return self._measured(self._ranks.broadcast_, tensor)
+
+    def barrier(self) -> None:
+        self._ranks.barrier()
+
+    def _measured(self, step: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        synchronize(self._device)
+        start = time.perf_counter()
+        self._ranks.barrier()
+        together = time.perf_counter()
+        step(tensor)
+        synchronize(self._device)
+        self.waited_s += together - start
+        self.seconds += time.perf_counter() - together
+        self.bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+def run_counts(
+    workload: Workload, everyone: Ranks, device: torch.device, *, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """A row for each of 1, 2, 4, ... ranks and all of them; every rank calls this and gets the rows."""
+    counts = sorted({2**i for i in range(everyone.size.bit_length()) if 2**i < everyone.size} | {everyone.size})
+    references = simulate_particles(
+        2 * BLOCK, workload.box, device=device, n_views=workload.references, snr=workload.snr, seed=1, ctf=False
+    )[2]
+    rows: list[dict[str, Any]] = []
+    first: LoopState | None = None
+    for count in counts:
+        need = planned_bytes(workload, count, device)
+        # The least of all ranks decides, so that all go the same way.
+        short = torch.tensor(float(need > free_memory(device)))
+        if everyone.all_reduce_(short) > 0:
+            say(f"{count} ranks: left out, {need / 2**30:.0f} GiB a rank are needed")
+            continue
+        group = dist.new_group(list(range(count))) if everyone.size > 1 else None
+        if everyone.rank < count:
+            ranks = MeasuredRanks(ProcessGroup(group) if group is not None else SingleProcess(), device)
+            row, state = run_count(workload, references, ranks, device)
+            first = state if first is None else first
+            row |= compared(first, state)
+            row["efficiency"] = rows[0]["ours"] * rows[0]["ranks"] / (row["ours"] * count) if rows else 1.0
+            rows.append(row)
+            say(told(row))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        everyone.barrier()
+    if everyone.rank == 0 and not rows:
+        raise RalibError("the workload fits on no number of these devices: use fewer --particles")
+    return rows
+
+
+def planned_bytes(workload: Workload, count: int, device: torch.device) -> int:
+    """Device memory that a rank of so many needs."""
+    return 2 * workload.box**2 * -(-workload.particles // count) + WORKING_BYTES.get(device.type, 0)
+
+
+def run_count(
+    workload: Workload, references: Tensor, ranks: MeasuredRanks, device: torch.device
+) -> tuple[dict[str, Any], LoopState]:
+    """Seconds an iteration of these ranks, after one that makes the particles; and where it ended."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    n, mine = workload.particles, len(shard(workload.particles, ranks))
+    run = Alignment(
+        ParticleSet(MadeImages(references, workload)),
+        AlignmentOptions(
+            outer_radius=workload.outer_radius, center=0, device=device, resident_bytes=2 * workload.box**2 * mine
+        ),
+        ranks=ranks,
+    )
+    stage = run.stage((workload.shift_range_px, workload.shift_range_px))
+    start = time.perf_counter()
+    state = run.iterate(stage, LoopState(0, references, Poses.identity(n, device)), last=True)
+    synchronize(device)
+    first_s, seconds = time.perf_counter() - start, []
+    ranks.reset()
+    for _ in range(workload.repeats):
+        synchronize(device)
+        ranks.barrier()
+        start = time.perf_counter()
+        # The same references each time, so that every repeat does the same work.
+        done = run.iterate(stage, replace(state, references=references), last=True)
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    seen = torch.arange(n, device=device) % workload.references
+    return {
+        "case": f"mref-{workload.references}-box{workload.box}",
+        "ranks": ranks.size,
+        "ours": statistics.median(seconds),
+        "unit": "seconds an iteration",
+        "spread": {"min": min(seconds), "max": max(seconds), "repeats": workload.repeats},
+        "first_iteration_s": first_s,
+        "us_a_particle_and_rank": 1e6 * statistics.median(seconds) * ranks.size / n,
+        "resident": run.batches.resident,
+        "summed_bytes": ranks.bytes // workload.repeats,
+        "summing_s": ranks.seconds / workload.repeats,
+        "waited_for_the_slowest_s": ranks.waited_s / workload.repeats,
+        "right_class": float((done.poses.class_index == seen).double().mean()),
+        "planned_device_bytes": planned_bytes(workload, ranks.size, device),
+        "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+    }, done
+
+
+def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
+    """How far a count's averages, classes and scores are from the first one's."""
+    assert first.averages is not None
+    assert state.averages is not None
+    scale = first.averages.images.abs().max()
+    averages = float((state.averages.images - first.averages.images).abs().max() / scale)
+    classes = float((state.poses.class_index != first.poses.class_index).double().mean())
+    scores = float((state.poses.score - first.poses.score).abs().max() / first.poses.score.abs().max())
+    return {
+        "averages_differ": averages,
+        "classes_differ": classes,
+        "scores_differ": scores,
+        "same": averages <= SAME and classes <= SAME_CLASSES,
+    }
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    return (
+        f"{row['ranks']} ranks: {row['ours']:.2f} s an iteration, efficiency {row['efficiency']:.3f}; "
+        f"{row['summed_bytes'] / 1e6:.0f} MB summed in {row['summing_s']:.3f} s, "
+        f"{row['waited_for_the_slowest_s']:.3f} s waited; averages differ by {row['averages_differ']:.1e}, "
+        f"classes by {100 * row['classes_differ']:.3f} %; {100 * row['right_class']:.1f} % in the right class"
+    )
+
+
+def described(workload: Workload) -> dict[str, Any]:
+    """The workload as a result file holds it."""
+    return asdict(workload) | {"outer_radius": workload.outer_radius}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
