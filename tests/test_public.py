@@ -1,0 +1,30 @@
+"""The public names: each is there, and none is forgotten in one of the three lists."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import ralib
+
+
+@pytest.mark.parametrize("name", ralib.__all__)
+def test_public_name_is_there_and_documented(name: str) -> None:
+    assert getattr(ralib, name).__doc__
+
+
+def test_lists_agree() -> None:
+    assert set(ralib.__all__) == set(ralib._HOME_OF)
+    assert set(dir(ralib)) == set(ralib.__all__)
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ralib.nothing
+
+
+def test_import_is_light() -> None:
+    code = "import sys, ralib; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
