@@ -46,21 +46,9 @@ def write_model_star(
     if poses is not None and bool(poses.mirror.any()):
         counts = [_count(poses, k, mirrored) for mirrored in (False, True)]
         members, resolution = np.concatenate(counts), resolution * 2
-    name = name_for_project(Path(averages_path), project)
     tables: dict[str, Table] = {
         "model_general": _general(n, pixel_A, len(members), min(resolution, default=_NO_RESOLUTION_A), log_likelihood),
-        "model_classes": pd.DataFrame(
-            {
-                "rlnReferenceImage": [f"{i + 1:06d}@{name}" for i in range(len(members))],
-                "rlnClassDistribution": members / max(1.0, members.sum()),
-                "rlnAccuracyRotations": _NO_RESOLUTION_A,
-                "rlnAccuracyTranslationsAngst": _NO_RESOLUTION_A,
-                "rlnEstimatedResolution": resolution,
-                "rlnOverallFourierCompleteness": np.where(members > 0, 1.0, 0.0),
-                "rlnClassPriorOffsetX": 0.0,
-                "rlnClassPriorOffsetY": 0.0,
-            }
-        ),
+        "model_classes": _classes(name_for_project(Path(averages_path), project), members, resolution),
     }
     for i in range(len(members)):
         tables[f"model_class_{i + 1}"] = _class_table(frc, i % k, n, pixel_A)
@@ -118,6 +106,22 @@ def _general(n: int, pixel_A: float, k: int, best_A: float, log_likelihood: floa
         "rlnLogLikelihood": log_likelihood, "rlnAveragePmax": 1.0,
     }  # fmt: skip
     return {name: f"{v:.6f}" if isinstance(v, float) else str(v) for name, v in values.items()}
+
+
+def _classes(stack: str, members: np.ndarray, resolution_A: list[float]) -> pd.DataFrame:
+    """One row a class: its image, its share of the particles, its resolution."""
+    return pd.DataFrame(
+        {
+            "rlnReferenceImage": [f"{i + 1:06d}@{stack}" for i in range(len(members))],
+            "rlnClassDistribution": members / max(1.0, members.sum()),
+            "rlnAccuracyRotations": _NO_RESOLUTION_A,
+            "rlnAccuracyTranslationsAngst": _NO_RESOLUTION_A,
+            "rlnEstimatedResolution": resolution_A,
+            "rlnOverallFourierCompleteness": np.where(members > 0, 1.0, 0.0),
+            "rlnClassPriorOffsetX": 0.0,
+            "rlnClassPriorOffsetY": 0.0,
+        }
+    )
 
 
 def _class_table(frc: np.ndarray | None, index: int, n: int, pixel_A: float) -> pd.DataFrame:

@@ -130,13 +130,13 @@ def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFr
         return _parse_rows_slowly(rows, names, where, line)
     text = {n: str for n in names if _TEXT_COLUMN.search(n)}
     missing = {n: _NAN for n in names if n not in text} | {_EXTRA: [""]}
+    options = {"dtype": text, "keep_default_na": False, "na_values": missing, "low_memory": False, **_EXACT}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
-            io.BytesIO(rows.encode()), sep=r"\s+", header=None, names=[*names, _EXTRA], index_col=False, engine="c",
-            dtype=text, keep_default_na=False, na_values=missing, low_memory=False, **_EXACT,
-        )  # fmt: skip
+                io.BytesIO(rows.encode()), sep=r"\s+", header=None, names=[*names, _EXTRA], index_col=False, **options
+            )
     except (ValueError, OverflowError, pd.errors.ParserWarning):  # pandas' ParserError is a ValueError
         return _parse_rows_slowly(rows, names, where, line)
     last = table[names[-1]]

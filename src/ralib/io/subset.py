@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ralib.io.stacks import FilesSource, file_references
+from ralib.io.stacks import FilesSource, StackFile, file_references
 from ralib.types import ImageSource, Metadata, ParticleSet, RalibError
 
 
@@ -53,7 +54,8 @@ def _images(source: ImageSource, index: np.ndarray) -> ImageSource:
         return _Chosen(source, index)
     if isinstance(source, FilesSource):
         return source.taken(index)
-    return FilesSource(files[0], files[1][index], files[2][index], lambda _: source)  # type: ignore[arg-type, return-value]
+    stack = cast(StackFile, source)
+    return FilesSource(files[0], files[1][index], files[2][index], lambda _: stack)
 
 
 def _rows(table: object, index: np.ndarray, n: int) -> object:
