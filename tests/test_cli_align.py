@@ -115,6 +115,15 @@ def test_hdf_input_headers_only_on_request(golden, tmp_path) -> None:
     assert torch.equal(poses.class_index, load_run(tmp_path / "b").poses.class_index)
 
 
+def test_cryosparc_input_comes_back_as_cs(shared_data, tmp_path) -> None:
+    folder = shared_data / "real" / "empiar10076_7"
+    command = ["mref", str(next(folder.glob("*.cs"))), "2", str(tmp_path / "out"), "--datadir", str(folder)]
+    assert main([*command, "--maxit=1", "--ou=40", "--no-report", "--device=cpu"]) == 0
+    back = io.open_particles(tmp_path / "out" / "particles.cs", require_images=False).poses
+    assert back is not None
+    assert torch.equal(back.class_index, load_run(tmp_path / "out").poses.class_index)
+
+
 def test_sparx_mode_runs(data, tmp_path) -> None:
     """tests/test_sparx_*.py compare its answer with EMAN2's; here it only has to arrive in the files."""
     folder, _ = data

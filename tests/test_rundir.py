@@ -82,6 +82,15 @@ def test_an_outdir_in_use_is_refused(finished, tmp_path) -> None:
     assert not (tmp_path / "empty").exists(), "a run that wrote nothing leaves nothing"
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path) -> None:
+    with RunDirectory(tmp_path / "out") as directory:
+        directory.write_record({"state": "running"})
+    leftover = tmp_path / "out" / ".tmp-0123-class_averages.mrcs"
+    leftover.write_bytes(b"half")
+    with RunDirectory(tmp_path / "out", resume=True):
+        assert not leftover.exists()
+
+
 def test_the_lock_dies_with_its_process(tmp_path) -> None:
     code = (
         "import os, sys; from ralib.rundir import RunDirectory; d = RunDirectory(sys.argv[1]);"

@@ -1,7 +1,8 @@
 """The folder of a run: one writer at a time, every file whole, readable again as the result it came from.
 
 class_averages.mrcs  class_averages_{half1,half2,filtered}.mrcs  frc.txt  classes.png  particles.star  params.txt
-run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{model.star,classes.mrcs}
+run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{data.star,model.star,classes.mrcs}
+and, for inputs of their kind, class_averages.hdf (EMAN2) and particles.cs (cryoSPARC)
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class RunDirectory:
             ) from error
         except OSError:  # a file system without locks: the check for an empty folder has to do
             pass
+        if resume:
+            for leftover in self.path.rglob(".tmp-*"):  # of a process that was killed while writing
+                leftover.unlink(missing_ok=True)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -111,6 +115,8 @@ class RunDirectory:
         write_frc(self.path / "frc.txt", averages)
         n_classes = len(averages.images)
         io.write_particles_star(self.path / "particles.star", particles, result.poses, n_classes=n_classes)
+        if particles.metadata.source_format == "cryosparc":
+            io.write_particles_cs(self.path / "particles.cs", particles, result.poses, n_classes=n_classes)
         io.write_params(self.path / "params.txt", result.poses)
         self._write_relion(result)
         if hdf:

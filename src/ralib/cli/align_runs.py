@@ -158,10 +158,16 @@ class AlignmentRun:
             if warning not in known:
                 typer.echo(f"warning: {warning['what']}; {warning['do']}")
         if self.report:
-            from ralib.summary import write_report
-
-            write_report(self.outdir, device=self.device, datadir=o["datadir"])
+            self._write_report()
         typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+
+    def _write_report(self) -> None:
+        from ralib.summary import write_report
+
+        try:
+            write_report(self.outdir, device=self.device, datadir=self.options["datadir"])
+        except (RalibError, OSError) as error:  # the run itself is safe on disk
+            typer.echo(f"warning: no report.html: {error}; try 'ralib report {self.outdir}'", err=True)
 
     def _refuse(self) -> None:
         """Options this mode cannot honour are refused, never dropped."""
