@@ -26,7 +26,7 @@ lint: $(VENV)/.has-lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.has-test
-	$(BIN)/ralib bench --quick
+	$(BIN)/ralib bench
 
 lowest: $(VENV)-lowest/.has-test
 	$(VENV)-lowest/bin/python -m pytest $(PYTEST_OPTIONS)

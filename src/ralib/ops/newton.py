@@ -36,11 +36,14 @@ def newton(
     angle        (H,) radians; of them every `angle_stride`-th is used
     limit_xy_px  how far offsets may go; bound: degrees and pixels that one step may go
     """
+    given = (samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound, angle_stride)
     if samples.is_cuda:
-        from ralib.ops.newton_triton import newton_triton as step
-    else:
-        from ralib.ops.newton_numba import newton_numba as step
-    return step(samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound, angle_stride)
+        from ralib.ops.newton_triton import newton_triton
+
+        return newton_triton(*given)
+    from ralib.ops.newton_numba import newton_numba
+
+    return newton_numba(*given)
 
 
 def newton_plain(

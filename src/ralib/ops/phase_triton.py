@@ -1,5 +1,8 @@
 """Triton form of `phase`."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
+
 from __future__ import annotations
 
 import torch
