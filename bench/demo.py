@@ -19,7 +19,7 @@ from ralib.io import open_particles
 from ralib.metrics import contingency, purity
 from ralib.types import Poses
 
-VIEWS, CLASSES, BOX = 4, 8, 90
+VIEWS, CLASSES, BOX = 8, 8, 90
 
 
 def main(folder: Path, n_particles: int) -> None:
@@ -42,7 +42,7 @@ def main(folder: Path, n_particles: int) -> None:
         1,
     ]
     ralib(*simulate)
-    ralib("mref", particles / "particles.star", CLASSES, run, "--CTF", "--xr", 2, "--ou", 36, "--maxit", 8)
+    ralib("mref", particles / "particles.star", CLASSES, run, "--CTF", "--xr", 3, "--ou", 36, "--maxit", 10)
     found = open_particles(run / "particles.star", datadir=particles).poses
     assert found is not None
     print(describe(found, read_truth(particles / "truth.npz")))
