@@ -96,8 +96,10 @@ def mean_member_shift(poses: Poses, n_classes: int) -> Tensor:
     shift = mirror_x(rotate_xy(poses.psi_deg, poses.origin_xy_px), poses.mirror)
     keep = poses.class_index >= 0
     index = poses.class_index[keep]
-    total = torch.zeros(n_classes, 2, device=shift.device).index_add_(0, index, shift[keep])
-    return total / torch.bincount(index, minlength=n_classes).clamp_min(1)[:, None]
+    # In float64 the order in which a GPU adds leaves no trace in the float32 result.
+    total = torch.zeros(n_classes, 2, dtype=torch.float64, device=shift.device)
+    total.index_add_(0, index, shift[keep].double())
+    return (total / torch.bincount(index, minlength=n_classes).clamp_min(1)[:, None]).float()
 
 
 def _divide_by_noise(averages: ClassAverages) -> Tensor:
