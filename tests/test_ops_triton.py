@@ -129,12 +129,29 @@ def test_no_particles() -> None:
 
 
 @here
-def test_runs_cover_every_member_once() -> None:
-    from ralib.ops.accumulate_triton import _cut_runs
+@pytest.mark.parametrize(("n", "tolerance"), [(4, 1e-12), (13, 1e-12), (19, 1e-6), (44, 1e-6), (61, 1e-6)])
+def test_prefilter_by_elimination(n: int, tolerance: float) -> None:
+    """Boxes of one block of rows, where it is exact, and of several."""
+    from ralib.ops import resample_plain, resample_triton
 
-    row = torch.tensor([2, 0, 5, 2, 2, 0, 2, 2, 4, 5], device=DEVICE)  # 5 is the row of no class
-    runs = _cut_runs(row, 5, 2)
-    taken = [runs.order[a:b].tolist() for a, b in zip(runs.start.tolist(), runs.stop.tolist(), strict=True)]
-    assert taken[: int(runs.first[-1])] == [[1, 5], [0, 3], [4, 6], [7], [8]]
-    assert all(not part for part in taken[int(runs.first[-1]) :])
-    assert runs.first.tolist() == [0, 1, 1, 4, 4, 5]
+    images, _, _ = case(3, n, 1)
+    matrix = resample_plain.prefilter_matrix(images, "zero")
+    assert_twins(
+        resample_triton.solved(images, matrix, "zero")[0],
+        resample_plain.padded(images, matrix, "zero")[0],
+        tolerance,
+    )
+
+
+@here
+def test_every_particle_is_added_once() -> None:
+    """Runs that hold several classes, classes of several runs, empty classes, particles of no class at the end."""
+    from ralib.ops import accumulate_triton
+
+    index = torch.tensor([2, 0, -1, 2, 2, 0, 2, 2, 4, -1], device=DEVICE)
+    images = 2.0 ** torch.arange(10, device=DEVICE, dtype=torch.float64)[:, None, None].expand(10, 4, 4)
+    nothing = torch.zeros(10, device=DEVICE)
+    pose = nothing, torch.zeros(10, 2, device=DEVICE), nothing > 0
+    for length in (1, 2, 3, 16):
+        sums = accumulate_triton.rotate_shift_sum(images, *pose, index, 5, method="linear", run_length=length)
+        assert sums[:, 1, 1].tolist() == [2 + 32, 0, 1 + 8 + 16 + 64 + 128, 0, 256]
