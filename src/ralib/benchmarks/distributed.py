@@ -187,7 +187,7 @@ def run_count(
         seconds.append(time.perf_counter() - start)
     seen = torch.arange(n, device=device) % workload.references
     return {
-        "case": f"mref-{workload.references}-box{workload.box}",
+        "case": f"mref-{workload.references}-box{workload.box}, {workload.particles:,} particles, {ranks.size} ranks",
         "ranks": ranks.size,
         "ours": statistics.median(seconds),
         "unit": "seconds an iteration",
@@ -217,6 +217,7 @@ def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
         "classes_differ": classes,
         "scores_differ": scores,
         "same": averages <= SAME and classes <= SAME_CLASSES,
+        "parity": f"averages to {averages:.0e} and {100 * (1 - classes):.3f} % of the classes as on the fewest",
     }
 
 

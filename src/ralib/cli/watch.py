@@ -1,0 +1,183 @@
+"""`ralib watch`: a classification of particles that are still arriving. Parse, look, take in, write."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ralib.cli.align import BatchSize, Ctf, CtfMode, Datadir, Device, Inner, NoMirror, Outer, Report, Seed
+from ralib.types import ParticleSet, RalibError
+
+_CLASSES, _SEARCH, _RUN = "Classes", "Search", "Running"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("watch")(watch)
+
+
+def watch(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER|STAR", help="Folder that stacks (.mrcs) come into, or a STAR that grows.")
+    ],
+    outdir: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must be new or empty.")],
+    classes: Annotated[
+        int, typer.Option("--classes", "--K", help="Most classes there will be.", rich_help_panel=_CLASSES)
+    ] = 50,
+    per_class: Annotated[
+        int, typer.Option("--per-class", help="Particles there must be for each class.", rich_help_panel=_CLASSES)
+    ] = 100,
+    ir: Inner = 1,
+    ou: Outer = -1,
+    xr: Annotated[
+        float, typer.Option("--xr", "--shift-range", help="Shift range, px.", rich_help_panel=_SEARCH)
+    ] = 3,
+    nomirror: NoMirror = False,
+    ctf: Ctf = False,
+    ctf_mode: CtfMode = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Iterations after each arrival.", rich_help_panel=_RUN)
+    ] = 3,
+    poll: Annotated[
+        float, typer.Option("--poll-seconds", help="Time between two looks.", rich_help_panel=_RUN)
+    ] = 10,
+    idle: Annotated[
+        float, typer.Option("--idle-minutes", help="End when nothing has come for so long; 0: only by Ctrl-C.",
+                            rich_help_panel=_RUN)
+    ] = 0,
+    seed: Seed = 1000,
+    device: Device = "auto",
+    batch: BatchSize = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Go on with the classification in OUTDIR.", rich_help_panel=_RUN)
+    ] = False,
+    datadir: Datadir = None,
+    report: Report = True,
+) -> None:  # fmt: skip
+    """Classify particles as they arrive; OUTDIR always holds the classes of all that have come so far.
+
+    Classes grow in number with the particles and are never begun anew. Ctrl-C, or --idle-minutes without an arrival,
+    ends the watch.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("source", "outdir", "resume", "report")}
+    from ralib.cli.align_runs import ctf_choice
+    from ralib.cli.common import resolve_device
+
+    options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
+    if poll <= 0 or idle < 0:
+        raise RalibError(f"--poll-seconds {poll:g} must be above 0, --idle-minutes {idle:g} not below")
+    Watch(source, outdir, options, resolve_device(device), resume=resume, report=report).execute()
+
+
+class Watch:
+    """One watch from the first look to the last."""
+
+    def __init__(
+        self, source: Path, outdir: Path, options: dict[str, Any], device: Any, *, resume: bool, report: bool
+    ) -> None:
+        self.source, self.outdir, self.device = source, outdir, device
+        self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        self.resume, self.report = resume, report
+        self.told: set[str] = set()
+
+    def execute(self) -> None:
+        """Look, take in what came, write; until nothing comes or a signal does."""
+        from ralib.cli.running import SignalFlag, Stopped
+        from ralib.rundir import RunDirectory
+
+        flag = SignalFlag()
+        with ExitStack() as stack:
+            arrivals, state = self._beginning()
+            directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
+            stack.enter_context(flag.watching())
+            growing = self._classification(flag, state)
+            last = time.monotonic()
+            typer.echo(f"watching {self.source}; Ctrl-C ends")
+            try:
+                while not self.options["idle"] or time.monotonic() - last < 60 * self.options["idle"]:
+                    particles = arrivals.look()
+                    self._warn(arrivals.left_out)
+                    if particles is not None:
+                        typer.echo(f"{len(particles)} particles")
+                        growing.take(particles)
+                        self._write(directory, growing, particles, arrivals.names)
+                        last = time.monotonic()
+                    _sleep(self.options["poll"], flag)
+            except Stopped as stop:
+                typer.echo(f"stopped by {stop}; --continue goes on watching")
+            if growing.state is None:
+                typer.echo("no particles arrived")
+
+    def _beginning(self) -> tuple[Any, Any]:
+        """Where to look, and the state to go on from."""
+        from ralib.checkpoint import newest
+        from ralib.loop_state import LoopState
+        from ralib.watch import Arrivals
+
+        found = newest(self.outdir / "checkpoints") if self.resume else None
+        names = [] if found is None else [str(name) for name in found.meta.get("stacks", [])]
+        datadir = None if self.options["datadir"] is None else Path(self.options["datadir"])
+        arrivals = Arrivals(self.source, datadir=datadir, names=names)
+        return arrivals, None if found is None else LoopState.unpack(found.arrays, found.meta, self.device)
+
+    def _classification(self, flag: Any, state: Any) -> Any:
+        from ralib.alignment_options import AlignmentOptions
+        from ralib.watch import GrowingClassification, WatchOptions
+
+        o = self.options
+        alignment = AlignmentOptions(
+            outer_radius=o["ou"],
+            inner_radius=o["ir"],
+            mirror=not o["nomirror"],
+            ctf=o["ctf_mode"],
+            device=self.device,
+            batch_size=o["batch"],
+        )
+        options = WatchOptions(o["classes"], o["per_class"], (o["xr"], o["xr"]), o["rounds"], o["seed"])
+        return GrowingClassification(options, alignment, observer=_Told(flag), state=state)
+
+    def _write(self, directory: Any, growing: Any, particles: ParticleSet, stacks: list[str]) -> None:
+        """The run directory of a finished run, of all that has come so far; and where to go on."""
+        from ralib.cli.running import finish_record, new_record
+        from ralib.summary import write_report
+
+        started, result = time.perf_counter(), growing.result()
+        record = new_record("mref", self.options, particles, self.source, self.device)
+        record = finish_record(record, result, self.device, started, 0.0)
+        arrays, meta = growing.state.pack()
+        directory.save_checkpoint(growing.state.iteration, arrays, meta | {"stacks": stacks})
+        directory.write_result(result, particles, record)
+        if self.report:
+            write_report(self.outdir, device=self.device, datadir=self.options["datadir"])
+
+    def _warn(self, left_out: dict[str, str]) -> None:
+        for why in left_out.values():
+            if why not in self.told:
+                self.told.add(why)
+                typer.echo(f"warning: {why}", err=True)
+
+
+class _Told:
+    """The observer of a watch: a log line an iteration, and a look at the signals."""
+
+    def __init__(self, flag: Any) -> None:
+        self.flag = flag
+
+    def batch(self, done: int, total: int) -> None:
+        self.flag.raise_if_set()
+
+    def iteration(self, state: Any) -> None:
+        from ralib.figures import log_line
+
+        typer.echo(log_line(state.figures[-1]))
+
+
+def _sleep(seconds: float, flag: Any) -> None:
+    """Wait, but not for long once a signal has come."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        flag.raise_if_set()
+        time.sleep(min(0.1, seconds))

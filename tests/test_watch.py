@@ -1,0 +1,119 @@
+"""`ralib watch`: particles join, classes grow, what cannot be read is left out, and a signal ends it well."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blobs import Truth, make
+from ralib import io, watch
+from ralib.alignment_options import AlignmentOptions
+from ralib.checkpoint import newest
+from ralib.cli import main
+from ralib.metrics import purity
+from ralib.rundir import load_run
+from ralib.types import ArraySource, ParticleSet, RalibError
+from ralib.watch import Arrivals, GrowingClassification, WatchOptions
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return make(120, box=32, n_views=2, snr=2.0, shift_px=1.0, seed=4)
+
+
+def old(path: Path, seconds: float) -> Path:
+    """The file as if it had been written so many seconds ago."""
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def stack(folder: Path, name: str, images: np.ndarray, age_s: float = 100) -> None:
+    io.write_mrcs(folder / name, images, 3.0)
+    old(folder / name, age_s)
+
+
+def test_newcomers_join_and_classes_grow(truth: Truth) -> None:
+    options = WatchOptions(classes=2, per_class=40, shift_range_xy_px=(2.0, 2.0), rounds=3)
+    growing = GrowingClassification(options, AlignmentOptions(outer_radius=12))
+    sizes = []
+    for n in (30, 60, 120):
+        growing.take(ParticleSet(ArraySource(truth.images[:n])))
+        result = growing.result()
+        sizes.append(len(result.averages.images))
+        assert len(result.poses) == n
+        assert int(result.averages.members.sum()) == n
+    assert sizes == [1, 1, 2]
+    assert len(growing.result().iterations) == 9
+    assert purity(result.poses.class_index, truth.poses.class_index) > 0.9
+    with pytest.raises(RalibError, match="may only grow"):
+        growing.take(ParticleSet(ArraySource(truth.images[:5])))
+
+
+def test_a_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Truth, tmp_path: Path) -> None:
+    arrivals = Arrivals(tmp_path)
+    assert arrivals.look() is None
+    stack(tmp_path, "b.mrcs", truth.images[:10], 300)
+    stack(tmp_path, "a.mrcs", truth.images[10:15], 200)
+    stack(tmp_path, "fresh.mrcs", truth.images[:3], 0)
+    first = arrivals.look()
+    assert first is not None
+    assert arrivals.names == ["b.mrcs", "a.mrcs"]
+    np.testing.assert_array_equal(first.images.read(np.arange(15)), truth.images[:15])
+    assert arrivals.look() is None
+    stack(tmp_path, "0.mrcs", truth.images[15:20])
+    stack(tmp_path, "box.mrcs", truth.images[:2, :16, :16])
+    old(tmp_path / "fresh.mrcs", 50)
+    (tmp_path / "torn.mrcs").write_bytes((tmp_path / "b.mrcs").read_bytes()[:3000])
+    old(tmp_path / "torn.mrcs", 50)
+    second = arrivals.look()
+    assert second is not None
+    assert arrivals.names == ["b.mrcs", "a.mrcs", "0.mrcs", "fresh.mrcs"]
+    assert set(arrivals.left_out) == {"box.mrcs", "torn.mrcs"}
+    again = Arrivals(tmp_path, names=arrivals.names[:2]).look()
+    assert again is not None
+    np.testing.assert_array_equal(again.images.read(np.arange(15)), truth.images[:15])
+
+
+def test_watch_from_arrival_to_signal(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SETTLED_S", -1.0)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    stack(folder, "1.mrcs", truth.images[:50], 0)
+
+    def later() -> None:
+        while newest(out / "checkpoints") is None:
+            time.sleep(0.05)
+        io.write_mrcs(folder / "2.mrcs", truth.images[50:], 3.0)
+        while (found := newest(out / "checkpoints")) is None or len(found.arrays["poses.psi_deg"]) < 120:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    options = ["--K=2", "--per-class=40", "--ou=12", "--xr=2", "--rounds=1", "--poll-seconds=0.1", "--device=cpu"]
+    assert main(["watch", str(folder), str(out), *options]) == 0
+    thread.join()
+    run = load_run(out)
+    assert len(run.poses) == 120
+    assert len(run.averages.images) == 2
+    assert "<html" in (out / "report.html").read_text()
+    before = run.poses
+    stack(folder, "3.mrcs", truth.images[:4], 0)
+    more = [*options, "--continue", "--idle-minutes=0.001", "--no-report"]
+    assert main(["watch", str(folder), str(out), *more]) == 0
+    run = load_run(out)
+    assert len(run.poses) == 124
+    same = (run.poses.class_index[:120] == before.class_index).double().mean()
+    assert same > 0.9, "the run was begun anew"
+    assert torch.isfinite(run.averages.images).all()
+
+
+def test_nothing_to_watch(tmp_path: Path, capsys) -> None:
+    assert main(["watch", str(tmp_path / "none"), str(tmp_path / "out"), "--device=cpu"]) == 2
+    assert "there is no" in capsys.readouterr().err
