@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 
 from ralib.cli import app
+from ralib.io import open_particles, write_mrcs, write_particles_star
+from ralib.types import CtfParameters
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "howto").glob("*.md"), ROOT / "README.md"])
@@ -56,6 +59,24 @@ def test_the_check_above_sees_commands_and_can_fail() -> None:
     assert "--xr" in options_of("mref")
     assert "--no-such-option" not in options_of("mref")
     assert sum(len(list(commands(page.read_text()))) for page in PAGES) > 20
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "index.md"], ids=lambda page: page.name)
+def test_python_on_the_front_pages_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example as printed, on a small stack instead of 50 classes of a large one on a GPU."""
+    images = np.random.default_rng(0).standard_normal((12, 32, 32)).astype(np.float32)
+    write_mrcs(tmp_path / "p.mrcs", images, 2.0)
+    ones = np.ones(12)
+    ctf = CtfParameters(1e4 * ones, 1e4 * ones, 0 * ones, 300 * ones, 2.7 * ones, 0.1 * ones, 0 * ones, 0 * ones)
+    particles = open_particles(tmp_path / "p.mrcs").replace(ctf=ctf)
+    write_particles_star(tmp_path / "particles.star", particles)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)[1]
+    smaller = {"references=50": "references=2, iterations=1", "outer_radius=36": "outer_radius=10", '"cuda"': '"cpu"'}
+    for large, small in smaller.items():
+        assert large in code
+        code = code.replace(large, small)
+    exec(compile(code, page.name, "exec"), {})
 
 
 def test_drawings_follow_the_conventions() -> None:
