@@ -237,8 +237,8 @@ class Bench:
         from ralib.ops.resample_triton import DEFAULT_TILING, Tiling
 
         shapes = [
-            (16, 32, 4, 4), (16, 32, 4, 2), (16, 16, 4, 2), (8, 32, 4, 2), (8, 16, 4, 1), (16, 64, 4, 8), (32, 32, 4, 4),
-            (32, 32, 8, 4), (16, 16, 8, 2), (32, 32, 32, 4),
+            (16, 32, 4, 4), (16, 32, 4, 2), (16, 16, 4, 2), (8, 32, 4, 2), (8, 16, 4, 1), (16, 64, 4, 8),
+            (32, 32, 4, 4), (32, 32, 8, 4), (16, 16, 8, 2), (32, 32, 32, 4),
         ]  # fmt: skip
         best, best_ms = DEFAULT_TILING, float("inf")
         for shape in shapes:
