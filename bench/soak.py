@@ -113,9 +113,8 @@ def main() -> int:
     path = write_record(args.out, record("soak", torch.device(args.device), [{"case": "soak"} | found]))
     for name, row in found["held"].items():
         print(f"{name}: {row['early']:.0f} -> {row['late']:.0f}")
-    print(
-        f"{found['runs']} runs in {found['seconds']:.0f} s, {found['failed']} failed; grown: {found['grown'] or 'nothing'}"
-    )
+    told = f"{found['runs']} runs in {found['seconds']:.0f} s, {found['failed']} failed"
+    print(f"{told}; grown: {found['grown'] or 'nothing'}")
     print(f"wrote {path}")
     return 1 if found["grown"] or found["failed"] else 0
 

@@ -1,5 +1,6 @@
 """Several processes end as one does, over gloo; and one that dies takes the others with it, saying why."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import torch
 
 from blobs import make
 from ralib import io
+from ralib.cli import main
 from ralib.ranks import ProcessGroup, SingleProcess, shard
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -146,6 +148,32 @@ def test_a_rank_with_an_error_shows_it_once(stack: Path, tmp_path: Path) -> None
     assert done.returncode != 0
     assert len(re.findall("^ralib: .*do not fit in a box of 32 px", done.stderr, re.MULTILINE)) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_scaling_bench_starts_its_own_processes(tmp_path: Path) -> None:
+    options = ["--device=cpu", "--ranks=2", "--particles=150", "--references=2", "--repeats=1", f"--out={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ralib", "bench", "--distributed", *options],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("distributed-2-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["ranks"] for row in rows] == [1, 2]
+    assert all(row["same"] and row["resident"] == "half" for row in rows)
+    sums = 2 * 2 * (32 * 32 + 1) * 8
+    assert rows[1]["summed_bytes"] > sums
+    assert rows[1]["right_class"] > 0.7
+
+
+def test_many_gpus_are_asked_for_where_there_are_none(stack: Path, tmp_path: Path, capsys) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    arguments = mref(stack, tmp_path / "out", "--gpu_devices=0,1", "--device=auto")[2:]
+    assert main([a for a in arguments if a != "--device=cpu"]) == 2
+    assert "PyTorch finds no GPU" in capsys.readouterr().err
 
 
 if __name__ == "__main__":
