@@ -166,7 +166,7 @@ def main() -> None:
         "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    slug = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+    slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
     (options.out / f"analysis-{slug}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

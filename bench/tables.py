@@ -65,6 +65,8 @@ def benchmarks_page(results: list[dict[str, Any]]) -> str:
         if versions:
             about.append(f"Versions: {versions}.")
         about.append(f"Commit: {str(result.get('commit') or 'unknown')[:12]}. File: `bench/results/{result['file']}`.")
+        if result.get("note"):
+            about.append(plain(result["note"]))
         table = markdown(
             ["Case", "Measured", "Goal", "Elsewhere", "Parity first"], [[r["case"], *cells(r)] for r in result["rows"]]
         )
