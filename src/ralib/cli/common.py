@@ -74,7 +74,7 @@ def describe_device(device: torch.device) -> str:
 
 def progress(items: Sequence[T], label: str) -> Iterable[T]:
     """The items, with a progress bar on a terminal."""
-    return track(items, description=label, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return track(items, description=label, console=Console(stderr=True)) if sys.stderr.isatty() else items
 
 
 def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> Iterator[np.ndarray]:
