@@ -12,7 +12,8 @@ import torch
 from ralib.ops.newton import newton_plain, pose_moments
 from ralib.ops.newton_numba import newton_numba
 from ralib.ops.phase import shifted_parts_plain
-from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max_plain
+from ralib.ops.phase_numba import shifted_parts_numba
+from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max_plain
 from ralib.ops.taps import gather_taps_plain
 from ralib.polar import PolarGrid
 from ralib.templates import fine_table
@@ -63,24 +64,25 @@ def test_a_rotation_by_whole_samples_rolls_the_template() -> None:
 def test_rotational_max_finds_the_direct_maximum() -> None:
     spectra = torch.randn(6, 5, 2, 4, generator=torch.Generator().manual_seed(0))
     cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
-    value, code = rotational_max_plain(spectra, cosine, sine)
-    psi = torch.deg2rad(torch.cat([decode_angle_deg(torch.arange(32), 16)]))
-    turn = psi[:, None] * torch.arange(6)
-    direct = torch.einsum("am,mgb->agb", turn.cos(), spectra[:, :, 0])
-    direct += torch.einsum("am,mgb->agb", turn.sin(), spectra[:, :, 1])
-    assert torch.allclose(value, direct.amax(0), atol=1e-4)
-    assert torch.equal(code.long(), direct.argmax(0))
+    value, index = rotational_max_plain(spectra, cosine, sine)
+    for sign in (0, 1):
+        psi = torch.deg2rad(angle_deg(torch.arange(16), torch.tensor(sign), 16))
+        turn = psi[:, None] * torch.arange(6)
+        direct = torch.einsum("am,mgb->agb", turn.cos(), spectra[:, :, 0])
+        direct += torch.einsum("am,mgb->agb", turn.sin(), spectra[:, :, 1])
+        assert torch.allclose(value[:, sign], direct.amax(0), atol=1e-4)
+        assert torch.equal(index[:, sign].long(), direct.argmax(0))
 
 
 def test_rotational_max_respects_the_penalty() -> None:
     spectra = torch.randn(6, 4, 2, 3, generator=torch.Generator().manual_seed(0))
     cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
-    _, free = rotational_max_plain(spectra, cosine, sine)
+    free, at = rotational_max_plain(spectra, cosine, sine)
     penalty = torch.zeros(4, 2, 16)
-    penalty[torch.arange(4)[:, None], free.long() % 2, free.long() // 2] = -torch.inf
-    value, code = rotational_max_plain(spectra, cosine, sine, penalty)
-    assert not (code == free).any()
-    assert (value < rotational_max_plain(spectra, cosine, sine)[0]).all()
+    penalty[torch.arange(4)[:, None, None], torch.arange(2)[:, None], at.long()] = -torch.inf
+    value, index = rotational_max_plain(spectra, cosine, sine, penalty)
+    assert not (index == at).any()
+    assert (value < free).all()
 
 
 def test_newton_climbs_to_the_maximum() -> None:
@@ -102,7 +104,7 @@ def test_newton_climbs_to_the_maximum() -> None:
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
 
 
-def test_numba_twin() -> None:
+def test_numba_twins() -> None:
     samples, _, _, table, _, _, _, angle, _ = _moments_case()
     generator = torch.Generator().manual_seed(12)
     radius, weight = torch.rand(5, generator=generator), torch.rand(5, generator=generator)
@@ -111,6 +113,10 @@ def test_numba_twin() -> None:
     pose = torch.cat([400 * torch.randn(4, 7, 1, generator=generator), torch.randn(4, 7, 3, generator=generator)], -1)
     given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), (8.0, 0.4))
     torch.testing.assert_close(newton_numba(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
+    basis = 3 * torch.randn(2, 5, 6, generator=generator)
+    for shift in (None, centre):
+        moved = (samples, shift, basis, 3, torch.float32)
+        torch.testing.assert_close(shifted_parts_numba(*moved), shifted_parts_plain(*moved), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.skipif(CHILD in os.environ, reason="this is the child that runs the interpreter")
@@ -151,10 +157,10 @@ def _compare_twins() -> None:
     spectra = torch.randn(24, 11, 2, 70, generator=torch.Generator().manual_seed(7))
     penalty = torch.where(torch.rand(11, 2, 40, generator=torch.Generator().manual_seed(8)) < 0.5, 0.0, -torch.inf)
     for toll in (None, penalty):
-        value, code = rotational_max_triton(spectra, cosine, sine, toll)
-        expected, expected_code = rotational_max_plain(spectra, cosine, sine, toll)
+        value, index = rotational_max_triton(spectra, cosine, sine, toll)
+        expected, expected_index = rotational_max_plain(spectra, cosine, sine, toll)
         torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
-        assert (code == expected_code).float().mean() > 0.99, "only exact ties may differ"
+        assert (index == expected_index).float().mean() > 0.99, "only exact ties may differ"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
-from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max
+from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
 from ralib.polar import PolarGrid
 from ralib.templates import TemplateBank, angular_orders, masked_unit_norm, ring_mask
 from ralib.types import Poses
@@ -153,7 +153,7 @@ class PoseSearch:
             best = samples.new_full((len(part), bank.n_references), -math.inf, dtype=torch.float32)
             for value, _, first, _ in self._grid_values(part, centre):
                 here = best[:, first : first + len(value)]
-                torch.maximum(here, value.flatten(1, 2).amax(1).T, out=here)
+                torch.maximum(here, value.flatten(1, 3).amax(1).T, out=here)
             out.append(best * part_norm(part, bank.n_radii)[:, None])
         return torch.cat(out)
 
@@ -200,7 +200,7 @@ class PoseSearch:
         return min(particles, 32_768), references
 
     def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
-        """Per group of references and shift ring: best value over psi and its code, both (r, s, mirror, b).
+        """Per group of references and shift ring: best value and its angle, both (r, s, mirror, sign of psi, b).
 
         Also the group's first reference and the ring's number.
         """
@@ -218,9 +218,9 @@ class PoseSearch:
             for first in range(0, bank.n_references, group):
                 block = rows[:, first * per_reference : (first + group) * per_reference]
                 spectra = torch.bmm(block, columns).view(len(bank.orders), -1, 2, columns.shape[-1])
-                value, code = rotational_max(spectra, cosine, sine, penalty)
-                shape = (-1, len(shifts), 1 + self.mirror, columns.shape[-1])
-                yield value.view(shape)[..., : len(samples)], code.view(shape)[..., : len(samples)], first, ring
+                value, index = rotational_max(spectra, cosine, sine, penalty)
+                shape = (-1, len(shifts), 1 + self.mirror, 2, columns.shape[-1])
+                yield value.view(shape)[..., : len(samples)], index.view(shape)[..., : len(samples)], first, ring
 
     @property
     def n_half(self) -> int:
@@ -240,17 +240,17 @@ class PoseSearch:
     def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> _Candidates:
         """The best grid poses of each particle."""
         n_mirror, rings, found = 1 + self.mirror, self.bank.rings, []
-        for value, code, first, ring in self._grid_values(samples, centre):
+        for value, index, first, ring in self._grid_values(samples, centre):
             if class_index is not None:
                 reference = torch.arange(first, first + len(value), device=self.device)
-                value = value.masked_fill((reference[:, None] != class_index)[:, None, None], -math.inf)
-            flat = value.flatten(0, 2)
+                value = value.masked_fill((reference[:, None] != class_index)[:, None, None, None], -math.inf)
+            flat = value.flatten(0, 3)
             score, at = flat.topk(min(self.candidates[0], len(flat)), dim=0)
-            psi = decode_angle_deg(code.flatten(0, 2).gather(0, at), self.n_half)
-            mirror = at % n_mirror
-            shift = rings[ring][at // n_mirror % len(rings[ring])]
+            psi = angle_deg(index.flatten(0, 3).gather(0, at), at % 2, self.n_half)
+            mirror = at // 2 % n_mirror
+            shift = rings[ring][at // (2 * n_mirror) % len(rings[ring])]
             offset = rotate_xy(-psi, mirror_x(shift, mirror == 1))
-            reference = first + at // (n_mirror * len(rings[ring]))
+            reference = first + at // (2 * n_mirror * len(rings[ring]))
             pose = torch.cat([psi[..., None], offset, score[..., None]], dim=-1)
             found.append(_Candidates(reference + self.bank.n_references * mirror, pose))
         together = _Candidates(torch.cat([f.row for f in found]), torch.cat([f.pose for f in found]))

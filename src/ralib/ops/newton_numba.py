@@ -17,7 +17,7 @@ TURN = 1.0 / (2.0 * math.pi)
 
 @numba.njit(fastmath=True, inline="always")
 @no_type_check
-def _cos_sin(cycles: Any) -> Any:
+def cos_sin(cycles: Any) -> Any:
     """cos and sin of 2 pi times the argument, to 6e-7, from Chebyshev fits of the argument reduced to [-1/2, 1/2]."""
     r = cycles - np.floor(cycles + np.float32(0.5))
     q = r * r
@@ -57,7 +57,7 @@ def _moments(
             re, im = templates[0, k, start : start + n_half + 2], templates[1, k, start : start + n_half + 2]
             s0 = s1 = s2 = x0 = x1 = x2 = y0 = y1 = y2 = xx = xy = yy = np.float32(0.0)
             for h in range(n_half):
-                co, si = _cos_sin(r * along[h])
+                co, si = cos_sin(r * along[h])
                 fr, fi = mine[2 * h], mine[2 * h + 1]
                 mr = fr * co + fi * si
                 mi = fi * co - fr * si

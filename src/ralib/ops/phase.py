@@ -18,7 +18,9 @@ def shifted_parts(
         from ralib.ops.phase_triton import shifted_parts_triton
 
         return shifted_parts_triton(samples, shift_xy_px, basis, n_radii, dtype)
-    return shifted_parts_plain(samples, shift_xy_px, basis, n_radii, dtype)
+    from ralib.ops.phase_numba import shifted_parts_numba
+
+    return shifted_parts_numba(samples, shift_xy_px, basis, n_radii, dtype)
 
 
 def part_norm(samples: Tensor, n_radii: int) -> Tensor:

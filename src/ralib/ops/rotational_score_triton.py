@@ -13,7 +13,7 @@ from torch import Tensor
 
 @triton.jit
 def _rotational_max(
-    spectra, cosine, sine, penalty, value, code,
+    spectra, cosine, sine, penalty, value, index,
     n_orders, n_pairs, n_particles, n_half, n_penalty,
     HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ANGLE_BLOCKS: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr,
     ANGLES: tl.constexpr, ORDERS: tl.constexpr, PARTICLES: tl.constexpr, PAIRS: tl.constexpr,
@@ -30,8 +30,10 @@ def _rotational_max(
         g = tl.program_id(0) * PAIRS + i
         particles_here = tl.where(g < n_pairs, n_particles, 0)
         column = spectra + g.to(tl.int64) * 2 * n_particles + b[None, :]
-        best = tl.full((PARTICLES,), float("-inf"), tl.float32)
-        best_code = tl.zeros((PARTICLES,), tl.int32)
+        best_plus = tl.full((PARTICLES,), float("-inf"), tl.float32)
+        best_minus = tl.full((PARTICLES,), float("-inf"), tl.float32)
+        at_plus = tl.zeros((PARTICLES,), tl.int32)
+        at_minus = tl.zeros((PARTICLES,), tl.int32)
         for j in range(N_ANGLE_BLOCKS):
             angle = j * ANGLES + a
             even = tl.zeros((ANGLES, PARTICLES), tl.float32)
@@ -46,27 +48,28 @@ def _rotational_max(
                 s = tl.load(sine + angle[:, None] * n_orders + order[None, :], mask=table_ok, other=0.0)
                 even = tl.dot(c, x, even, input_precision=PRECISION)
                 odd = tl.dot(s, y, odd, input_precision=PRECISION)
+            toll_plus = tl.where(angle < n_half, 0.0, float("-inf"))
+            toll_minus = toll_plus
             if HAS_PENALTY:
                 row = penalty + (g % n_penalty) * 2 * n_half + angle
                 toll_plus = tl.load(row, mask=angle < n_half, other=float("-inf"))
                 toll_minus = tl.load(row + n_half, mask=angle < n_half, other=float("-inf"))
-                plus = even + odd + toll_plus[:, None]
-                minus = even - odd + toll_minus[:, None]
-                total = tl.maximum(plus, minus)
-                negative = (minus > plus).to(tl.int32)
-            else:
-                total = tl.where(angle[:, None] < n_half, even + tl.abs(odd), float("-inf"))
-                negative = (odd < 0).to(tl.int32)
-            top = tl.max(total, axis=0)
-            # The lowest code among equals, so that the answer does not depend on the blocks.
-            codes = tl.where(total == top[None, :], 2 * angle[:, None] + negative, 2147483647)
-            at_top = tl.min(codes, axis=0)
-            better = top > best
-            best_code = tl.where(better, at_top, best_code)
-            best = tl.where(better, top, best)
-        to = g.to(tl.int64) * n_particles + b
-        tl.store(value + to, best, mask=b < particles_here)
-        tl.store(code + to, best_code, mask=b < particles_here)
+            plus = even + odd + toll_plus[:, None]
+            minus = even - odd + toll_minus[:, None]
+            # The lowest index among equals, so that the answer does not depend on the blocks.
+            top = tl.max(plus, axis=0)
+            at = tl.min(tl.where(plus == top[None, :], angle[:, None], 2147483647), axis=0)
+            at_plus = tl.where(top > best_plus, at, at_plus)
+            best_plus = tl.maximum(top, best_plus)
+            top = tl.max(minus, axis=0)
+            at = tl.min(tl.where(minus == top[None, :], angle[:, None], 2147483647), axis=0)
+            at_minus = tl.where(top > best_minus, at, at_minus)
+            best_minus = tl.maximum(top, best_minus)
+        to = g.to(tl.int64) * 2 * n_particles + b
+        tl.store(value + to, best_plus, mask=b < particles_here)
+        tl.store(value + to + n_particles, best_minus, mask=b < particles_here)
+        tl.store(index + to, at_plus, mask=b < particles_here)
+        tl.store(index + to + n_particles, at_minus, mask=b < particles_here)
 
 
 def rotational_max_triton(
@@ -83,12 +86,12 @@ def rotational_max_triton(
     """See `rotational_score.rotational_max`."""
     n_orders, n_pairs, _, n_particles = spectra.shape
     n_half = len(cosine)
-    value = torch.empty(n_pairs, n_particles, dtype=torch.float32, device=spectra.device)
-    code = torch.empty(n_pairs, n_particles, dtype=torch.int32, device=spectra.device)
+    value = torch.empty(n_pairs, 2, n_particles, dtype=torch.float32, device=spectra.device)
+    index = torch.empty(n_pairs, 2, n_particles, dtype=torch.int32, device=spectra.device)
     orders = min(64 if spectra.dtype == torch.float16 else 32, max(16, triton.next_power_of_2(n_orders)))
     grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
     _rotational_max[grid](
-        spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, code,
+        spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, index,
         n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty),
         HAS_PENALTY=penalty is not None,
         ORDERS=orders,
@@ -100,4 +103,4 @@ def rotational_max_triton(
         PRECISION="ieee" if spectra.dtype == torch.float32 else "tf32",
         num_warps=num_warps,
     )  # fmt: skip
-    return value, code
+    return value, index
