@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
-from ralib.ops.rotational_score import angular_tables, decode_angle_deg, rotational_max
+from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
 from ralib.rings import RingGrid
 
 SCALE_SD = 0.35
@@ -147,14 +147,15 @@ def score_classes(
         x = grid.orders_of(moved, n_orders)
         columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
-        value, code = rotational_max(cross, cosine, sine)
+        value, turn = rotational_max(cross, cosine, sine)
         value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
-        code = code.view(k, -1, code.shape[-1]).gather(1, at[:, None])[:, 0]
-        parts.append((value.T, at.T, code.T))
-    value, at, code = (torch.cat(p) for p in zip(*parts, strict=True))
-    psi = decode_angle_deg(code.long(), n_half)
-    flipped = at % flips == 1
-    moved_by = -mirror_x(shifts_xy_px[at // flips], flipped)
+        turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
+        parts.append((value.T, at.T, turn.T))
+    value, at, turn = (torch.cat(p) for p in zip(*parts, strict=True))
+    # Within a class the order is shift, mirror, sign of the rotation.
+    psi = angle_deg(turn, at % 2, n_half)
+    flipped = at // 2 % flips == 1
+    moved_by = -mirror_x(shifts_xy_px[at // (2 * flips)], flipped)
     origin = origin_xy_px[:, None] + rotate_xy(-psi, moved_by)
     return ClassPoses(value, norm, psi, origin, flipped)
 
@@ -163,7 +164,7 @@ def _batch(rows: Tensor, n_half: int, memory_bytes: float | None) -> int:
     """Particles scored at once: few on a CPU, where the product should stay in the cache; many on a GPU."""
     if rows.device.type == "cpu":
         return 48
-    budget = memory_bytes or 2e9
+    budget = memory_bytes or 4e9
     per_particle = 4.0 * rows.shape[1] * (rows.shape[0] + 4)
     return max(16, int(budget / per_particle))
 
