@@ -9,8 +9,11 @@ import typer
 
 from ralib import __version__
 from ralib.cli.common import run
+from ralib.ranks import launched
+from ralib.types import RalibError
 
 COMMAND_MODULES = ("align", "classify", "data", "simulate", "report", "analyze", "watch", "bench", "info")
+SEVERAL_PROCESSES = ("mref", "reffree", "bench")
 
 app = typer.Typer(
     name="ralib",
@@ -31,11 +34,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Show the version and stop."
     ),
 ) -> None:
     """Options of `ralib` itself."""
+    if launched() and context.invoked_subcommand not in SEVERAL_PROCESSES:
+        raise RalibError(f"ralib {context.invoked_subcommand} runs as one process: start it without torchrun")
 
 
 for _name in COMMAND_MODULES:

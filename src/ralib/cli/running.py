@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shlex
 import signal
@@ -22,6 +23,7 @@ from ralib.checkpoint import newest
 from ralib.cli.common import describe_device
 from ralib.figures import log_line
 from ralib.loop_state import LoopState
+from ralib.ranks import launched
 from ralib.rundir import RunDirectory
 from ralib.types import ParticleSet, RalibError, RunResult
 
@@ -170,7 +172,10 @@ def stopped_message(stop: Stopped, outdir: Path, state_saved: bool) -> str:
     if not state_saved:
         return f"stopped by {stop} before the first iteration was done: start again"
     arguments = [a for a in sys.argv[1:] if a != "--continue"]
-    return f"stopped by {stop}; go on with: ralib {shlex.join([*arguments, '--continue'])}  ({outdir})"
+    program = "ralib"
+    if launched() and not any(a.startswith(("--gpu_devices", "--gpu-devices")) for a in arguments):
+        program = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')} -m ralib"
+    return f"stopped by {stop}; go on with: {program} {shlex.join([*arguments, '--continue'])}  ({outdir})"
 
 
 def finish_record(
