@@ -2,7 +2,7 @@
 #
 #   make demo    simulate 2,000 particles, classify them, compare with the truth, draw the averages
 #   make test    the tests            make lint    style and types
-#   make bench   the measurements that fit a laptop; bench/README.md lists the others
+#   make bench   the engine on this machine; the scripts in bench/ measure the rest
 #   make lowest  the tests with the oldest libraries pyproject.toml admits
 #   make wheel   dist/*.whl           make clean   forget the environments' stamps and the demo's results
 #

@@ -99,7 +99,7 @@ def test_phase_flip_needs_and_uses_the_ctf() -> None:
 def test_bookkeeping_of_pixel_size_and_origins() -> None:
     poses = Poses.identity(5).replace(origin_xy_px=torch.full((5, 2), 3.0))
     particles = ParticleSet(ArraySource(noise(5, 60).numpy()), 2.0, poses=poses)
-    done = prepare_particles(particles, Preparation(pixel_size_A=4.1))
+    done = prepare_particles(particles, pixel_size_A=4.1)
     assert done.box == 30  # 29.3 px, to the nearest even box
     assert done.pixel_size_A == pytest.approx(4.0)
     assert done.poses is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,13 +56,18 @@ class Preparation:
 
 
 def prepare_particles(
-    particles: ParticleSet, preparation: Preparation, *, device: torch.device | str = "cpu"
+    particles: ParticleSet,
+    preparation: Preparation | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    **options: Any,
 ) -> ParticleSet:
-    """The particle set after `preparation`; images are made when they are read, nothing is held.
+    """The particle set after `preparation`, or Preparation(**options); images are made when read, nothing is held.
 
     Pixel size, poses (their origins are pixels) and, through the writers, image size follow; origins in Angstrom
     stay what they were. Raises RalibError where the CTF or the pixel size that a step needs is missing.
     """
+    preparation = preparation or Preparation(**options)
     source = PreparedSource(particles, preparation, torch.device(device))
     poses = particles.poses
     if poses is not None:
