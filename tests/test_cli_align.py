@@ -143,6 +143,7 @@ def test_sparx_mode_runs(data, tmp_path) -> None:
         (["--rs=2"], "--rs 2 thins out SPARX's polar rings"),
         (["--write-headers"], "is no EMAN2 HDF file"),
         (["--sparx", "--continue"], "the parity mode keeps no checkpoints"),
+        (["--sparx", "--min-members=9"], "SPARX gives a class below 4"),
         (["--sparx", "--EQ"], "no classes of equal size"),
         (["--sparx", "--ctf=flip"], "--ctf flip is not SPARX's"),
         (["--CTF"], "no CTF parameters"),

@@ -111,6 +111,7 @@ class AlignmentRun:
             "strict": o["strict"],
             "device": self.device,
             "batch_size": o["batch"],
+            "resident_bytes": None if o["memory"] is None else int(o["memory"] * 2**30),
             "ranks": self.ranks,
         }
         if self.kind == "mref":
@@ -172,6 +173,8 @@ class AlignmentRun:
     def _refuse(self) -> None:
         """Options this mode cannot honour are refused, never dropped."""
         o = self.options
+        if o["memory"] is not None and o["memory"] < 0:
+            raise RalibError(f"--memory {o['memory']:g} GiB must not be below 0")
         if o["write_headers"] and not self.hdf_input:
             raise RalibError(f"--write-headers: {self.stack.name} is no EMAN2 HDF file; poses are in OUTDIR/params.txt")
         if o["sparx"]:
@@ -179,6 +182,10 @@ class AlignmentRun:
                 raise RalibError("--continue: the parity mode keeps no checkpoints: start again without --continue")
             if self.ranks.size > 1:
                 raise RalibError("--sparx runs as SPARX does, on one device: start it without torchrun or with one GPU")
+            if o.get("min_members") is not None:
+                raise RalibError(
+                    "--min-members: SPARX gives a class below 4 one random particle: leave it, or --sparx, out"
+                )
             return
         if o["rs"] != 1:
             raise RalibError(
