@@ -280,3 +280,11 @@ def test_what_cannot_be_is_refused(easy: Truth) -> None:
         aligner(easy, iterations=0)
     with pytest.raises(RalibError, match="square images"):
         aligner(easy).fit(np.zeros((3, 8, 9)))
+
+
+def test_a_shift_range_that_does_not_fit_is_said() -> None:
+    images = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(0))
+    wide = MultiReferenceAligner(references=2, outer_radius=13, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
+    assert any("cut to 2 px" in warning["what"] for warning in wide.warnings_)
+    fits = MultiReferenceAligner(references=2, outer_radius=11, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
+    assert not any("shift range" in warning["what"] for warning in fits.warnings_)

@@ -85,6 +85,7 @@ class Alignment:
             fourier_variance=self.options.fourier_variance,
         )
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
+        self.warnings: list[dict[str, str]] = []
         self._samples: dict[int, Tensor] = {}
         self._samples_of: PoseSearch | None = None
 
@@ -92,6 +93,15 @@ class Alignment:
         """A pose search for these particles; shifts stay where the disc remains inside the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
         span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
+        if max(shift_range_xy_px) > limit:
+            self.warnings.append(
+                {
+                    "what": f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
+                    f"{self.outer_radius:g} px can move no further in a box of {self.box} px",
+                    "where": "--xr, --yr",
+                    "do": f"give --ou {self.box // 2 - 1 - max(shift_range_xy_px):g} or less to search all of it",
+                }
+            )
         search = PoseSearch(
             box=self.box,
             outer_radius=self.outer_radius,

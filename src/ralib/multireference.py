@@ -40,6 +40,7 @@ class MultiReferenceAligner:
                         centring and mask
     seed                of the random start
     device, batch_size, ranks    where, how many particles at a time, with which other processes
+    resident_bytes      of particles kept on the device between iterations; None: two fifths of its free memory
 
     After `fit`: poses_, class_averages_, references_, iterations_ (one dict each), warnings_, bad_particles_, result_.
     """
@@ -65,6 +66,7 @@ class MultiReferenceAligner:
         strict: bool = False,
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
+        resident_bytes: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         if iterations < 1:
@@ -85,6 +87,7 @@ class MultiReferenceAligner:
             strict=strict,
             device=device,
             batch_size=batch_size,
+            resident_bytes=resident_bytes,
         )
 
     def fit(
@@ -157,7 +160,7 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
         raise RalibError("no iteration was done: nothing to write")
     # The last iteration reseeds nothing, so who has no class there was not usable.
     bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
-    warnings = [*state.warnings, *closing_warnings(run, state, bad)]
+    warnings = [*run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
     extra = {
         "references": state.references.cpu(),
         "classes": class_figures(averages, state.poses, state.previous),
