@@ -153,8 +153,8 @@ class Classifier:
         state = State.blank(n, torch.zeros(n, 2, device=self.device))
         if self.skip_align and particles.poses is not None:
             given = particles.poses.to(self.device)
-            pose = {"psi_deg": given.psi_deg.float(), "origin_xy_px": given.origin_xy_px.float() * field.scale}
-            state = replace(state, **pose, mirror=given.mirror)
+            origin = given.origin_xy_px.float() * field.scale
+            state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
         figures: list[dict[str, Any]] = []
         clock, previous = time.perf_counter(), None
         for stage, state in course.run(state):  # noqa: B020 - each state begins the next
@@ -282,7 +282,9 @@ def _poses(state: State, field: Field) -> Poses:
 
 def _resolution_px(frc: Tensor, frequency: Tensor, threshold: float = 0.143) -> Tensor:
     """Detail (k,), in pixels, up to which the FRC (k, r) stays above the threshold."""
-    above = torch.cumprod((frc > threshold).int(), dim=1).sum(1).clamp(1, len(frequency))
+    above = frc > threshold
+    above[:, :3] = True  # so few samples that a bad one says nothing
+    above = torch.cumprod(above.int(), dim=1).sum(1).clamp(1, len(frequency))
     return 1.0 / frequency[above - 1]
 
 

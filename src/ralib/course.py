@@ -2,7 +2,7 @@
 
     start      many random particles as references, at a resolution of a few details across the particle, soft
     thin       the least useful of them are dropped, down to the number of classes asked for
-    exchange   newcomers, begun from particles that fit badly, compete; the K most useful stay; several rounds
+    exchange   some classes are split in two, all compete, the K most useful stay; several rounds
     sharpen    Bayes' rule as it is, more rings as long as the halves agree there, poses off the grid
 
 A single particle at low dose is a poor reference, but its signal already outweighs its noise where an exhaustive
@@ -26,20 +26,20 @@ class Plan:
     """The numbers of a course. Resolutions are details (full periods) across a particle.
 
     start_details, exchange_details   resolution of the first stages: at 6 a particle has its shape but no detail that
-                              a single noisy particle could not show; at 9 views a few degrees from a mirror image of
+                              a single noisy particle could not show; at 10 views a few degrees from a mirror image of
                               each other come apart
     surplus                   seeds for every class asked for: a class needs a seed among its members
     temperatures              of start, exchange and end
-    exchanges                 rounds; each brings `newcomers` times K candidates
+    exchanges                 rounds; each splits `newcomers` times K classes
     agreement                 rings are added while the halves' mean FRC there exceeds it
     final                     iterations of the last stage
     """
 
     start_details: float = 6.6
-    exchange_details: float = 9.2
+    exchange_details: float = 10.5
     surplus: float = 2.0
     temperatures: tuple[float, float, float] = (4.0, 2.0, 1.0)
-    exchanges: int = 4
+    exchanges: int = 3
     newcomers: float = 0.3
     agreement: float = 0.2
     final: int = 6
@@ -81,15 +81,17 @@ class Course:
         """Rounds of newcomers, then the sharpening; also where a course begins from given classes."""
         plan, k = self.plan, self.k
         extra = max(1, round(plan.newcomers * k))
-        for round_ in range(plan.exchanges):
-            seeds = self._badly_fitting(state, extra)
-            crowd = torch.cat([references, self._seeds(state, seeds, rings)])
+        order = torch.randperm(k, generator=self.generator)
+        for round_ in range(plan.exchanges if k > 1 else 0):
+            split = torch.roll(order, -round_ * extra)[:extra]
+            crowd = self._split(state, split, rings)
             for _ in range(2):
                 state, crowd = self._iterate(crowd, state, rings, plan.temperatures[1])
                 yield "exchange", state
             keep = keep_most_useful(state.fit, k)
             came = int((keep >= k).sum())
-            self.log.append(f"exchange {round_ + 1}: {came} of {extra} classes begun from badly fitting particles stay")
+            told = f"{extra} classes were split, {came} of the new ones stay for others"
+            self.log.append(f"exchange {round_ + 1}: {told}")
             references, state = crowd[keep], _restricted(state, keep)
             state, references = self._iterate(references, state, rings, plan.temperatures[1])
             yield "exchange", state
@@ -143,13 +145,18 @@ class Course:
         index = keep_most_useful(state.fit, keep)
         return references[index], _restricted(state, index)
 
-    def _badly_fitting(self, state: State, count: int) -> Tensor:
-        """Random particles from among those that fit badly; not the very worst, which no class will ever fit."""
-        allowed = self.model.field.usable & ~self.model.held_out
-        best = torch.where(allowed, state.fit.amax(1), torch.inf).cpu()
-        order = torch.argsort(best, stable=True)[: int(allowed.sum())]
-        pool = order[int(0.05 * len(order)) : max(int(0.35 * len(order)), count)]
-        return pool[torch.randperm(len(pool), generator=self.generator)[:count]]
+    def _split(self, state: State, classes: Tensor, rings: int) -> Tensor:
+        """References of all classes, and of new ones: the worse fitting half of the members of some.
+
+        Where a class mixes two views, those of the rarer one fit its average worse.
+        """
+        index = state.class_index.clone()
+        for new, old in enumerate(classes.tolist()):
+            member = state.class_index == old
+            middle = torch.where(member, state.scale, torch.nan).nanmedian()
+            index = torch.where(member & (state.scale < middle), self.k + new, index)
+        averages = self.model.averages(state, index, self.k + len(classes), rings)
+        return self.model.masked(averages.orders, rings)
 
     def _grown(self, state: State, rings: int) -> int:
         """As many rings as the halves agree on, at most two more than now."""

@@ -135,9 +135,10 @@ class Model:
 
     def _refined(self, references: Tensor, poses: lk.ClassPoses, index: Tensor, step: Step) -> lk.ClassPoses:
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
-        degrees = 60.0 / references.shape[2]
-        limits = {"limit_deg": degrees, "limit_px": 0.6 * spacing}
-        return lk.refine_poses(grid, self.field.spectra, references, poses, index, steps=step.newton, **limits)
+        return lk.refine_poses(
+            grid, self.field.spectra, references, poses, index,
+            steps=step.newton, limit_deg=60.0 / references.shape[2], limit_px=0.6 * spacing,
+        )  # fmt: skip
 
     def _maximise(
         self,
@@ -158,6 +159,17 @@ class Model:
         usable = self.field.usable.to(torch.float32)
         members = torch.nn.functional.one_hot(state.class_index, n_classes).to(torch.float32).T @ usable
         return replace(state, averages=average_classes(sums, members), members=members)
+
+    def averages(self, state: State, class_index: Tensor, n_classes: int, rings: int) -> RingAverages:
+        """Averages of other groups (n,) of the particles, posed as they are."""
+        zero = torch.zeros_like(state.scale)
+        pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
+        weight = (~self.held_out).float()
+        sums = sum_classes(
+            self.field.grid, self.field.spectra, [pose], [class_index], [weight], [state.scale], self.half,
+            n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings),
+        )  # fmt: skip
+        return average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
 
     def masked(self, orders: Tensor, rings: int) -> Tensor:
         """References (k, r, m) from orders of class averages, behind the mask where they stand."""

@@ -49,7 +49,7 @@ def noise_spectra(power: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.maximum(spectrum, 1e-3 * spectrum.max())[index].astype(np.float32)
 
 
-def particle_radius_px(images: Tensor, *, fraction: float = 0.98) -> float | None:
+def particle_radius_px(images: Tensor, *, fraction: float = 0.95) -> float | None:
     """Radius that holds `fraction` of what the particles add to the variance of their images (b, n, n); or None.
 
     The images' background has variance 1. The variance at a radius, averaged over all particles and angles, exceeds
@@ -61,8 +61,7 @@ def particle_radius_px(images: Tensor, *, fraction: float = 0.98) -> float | Non
     mean_square = images.double().square().mean(0).flatten().cpu().numpy()
     count = np.bincount(ring)[: n // 2]
     profile = np.bincount(ring, weights=mean_square)[: n // 2] / count
-    far = np.arange(n // 2) > BACKGROUND_RADIUS * n
-    excess = profile - profile[far].mean()
+    excess = profile - mean_square[ring > BACKGROUND_RADIUS * n].mean()
     total = np.cumsum(excess * count)
     error = math.sqrt(2.0 / len(images) * count.sum())
     if total.max() < 5 * error:

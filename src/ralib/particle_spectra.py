@@ -21,15 +21,15 @@ from ralib.maximization import soft_mask
 from ralib.rings import RingGrid, ring_spacing
 from ralib.types import ParticleSet
 
-MASK_MARGIN = 1.15
-"""The mask's radius over that of the circle which holds 98% of the particles' signal: tails and off-centre views."""
+MASK_MARGIN = 1.3
+"""The mask's radius over that of the circle which holds 95% of the particles' signal: the rest, and long views."""
 
 MASK_EDGE_PX = 4.0
 
 LARGEST_RADIUS = 0.42
 """The mask's largest radius as a fraction of the box: beyond it there would be no background left."""
 
-VIEW_BLUR = 2.0
+VIEW_BLUR = 1.8
 """How far the rings go beyond the detail at which neighbouring classes differ; see `highest_frequency`."""
 
 
@@ -150,5 +150,5 @@ def _transform(
 
 
 def _with_noise(images: Tensor) -> Tensor:
-    """Images whose background is no cleaner than a thirtieth of the image: a likelihood needs noise to weigh against."""
+    """Images whose background is no cleaner than a thirtieth of the image: a likelihood weighs against noise."""
     return images / (0.03 * images.flatten(1).std(dim=1)).clamp_min(1.0)[:, None, None]

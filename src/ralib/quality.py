@@ -1,8 +1,9 @@
 """What a class or a particle is worth, in numbers and in words.
 
-Particles are judged by the fine detail they share with their class, against what a typical class would let expect of
-them under their own CTF and noise: a speck of dirt or an empty patch of ice may fit a class of its own kind, but has no
-such detail. Two groups, where there are two, are told apart by a mixture of two normal distributions.
+Particles are judged by how much of what a typical class would let expect of them, under their own CTF and noise, their
+class explains: an empty patch of ice, a speck of dirt or half a particle falls short. Two groups, where there are two,
+are told apart by a mixture of two normal distributions. Classes are judged by their members, and by the fine detail
+these share with them, which blurred classes and blobs lack.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ralib import metrics
 from ralib.expectation import State
+from ralib.likelihood import ring_power
 from ralib.maximization import centre_of_mass, soft_mask
 from ralib.particle_spectra import Field
 from ralib.stability import Stability
@@ -46,8 +48,9 @@ def judge(
 ) -> Verdict:
     """Everything the output says about quality; `classes` are the rows to add to, `references` (k, r, m)."""
     detail = detail_ratio(field, state, references).cpu().numpy().astype(np.float64)
+    explained = explained_ratio(field, state, references).cpu().numpy().astype(np.float64)
     usable = field.usable.cpu().numpy()
-    junk = junk_probability(np.where(usable, detail, 0.0))
+    junk = junk_probability(np.where(usable, explained, 0.0))
     junk[~usable] = 1.0
     index = poses.class_index.numpy()
     agreement = stability.agreement.cpu().numpy()
@@ -55,6 +58,7 @@ def judge(
         "posterior": state.posterior.cpu().numpy(),
         "fit": poses.score.numpy(),
         "scale": state.scale.cpu().numpy(),
+        "explained": explained,
         "detail": detail,
         "agreement": agreement,
         "junk": junk,
@@ -88,15 +92,26 @@ def judge(
     return Verdict(rows, particles, _warnings(rows, junk, stability))
 
 
+def explained_ratio(field: Field, state: State, references: Tensor) -> Tensor:
+    """Square root of a particle's log-likelihood over that of a typical particle under its CTF, (n,): 1 is typical."""
+    typical = _typical_power(state, references)
+    expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
+    best = state.fit.gather(1, state.class_index[:, None])[:, 0]
+    return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
+
+
+def _typical_power(state: State, references: Tensor) -> Tensor:
+    """Ring power (r,) of the classes, averaged over the particles."""
+    share = state.members / state.members.sum().clamp_min(1)
+    return share @ ring_power(references)
+
+
 def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     """Fine detail a particle shares with its class over what a typical class would give it, (n,): 1 is typical."""
     grid, spectra = field.grid, field.spectra
     rings = references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
-    power = references.abs().square()
-    power = 2 * power.sum(-1) - power[..., 0]
-    typical = (power * state.members[:, None]).sum(0) / state.members.sum().clamp_min(1)
-    expected = spectra.power[:, first:rings] @ typical[first:]
+    expected = spectra.power[:, first:rings] @ _typical_power(state, references)[first:]
     m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
     shared = torch.empty_like(expected)
     for start in range(0, len(spectra), 512):
@@ -113,8 +128,8 @@ def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
 def junk_probability(detail: np.ndarray, *, iterations: int = 60) -> np.ndarray:
     """Probability (n,) that a particle belongs to the lower of two normal groups; 0 for all where there is one.
 
-    Expectation maximisation from the lower and the upper part of the range. Two groups are only believed where their
-    means lie three of the upper group's standard deviations apart and the lower is not most of the data.
+    Expectation maximisation from the lower and the upper part of the range. Two groups are only believed where they
+    stand apart (Ashman's D above 2) and the lower is neither a few outliers nor most of the data.
     """
     low, high = np.percentile(detail, [5, 60])
     mean, sd, share = (
@@ -130,8 +145,8 @@ def junk_probability(detail: np.ndarray, *, iterations: int = 60) -> np.ndarray:
         share = total / total.sum()
         mean = (weight * detail[:, None]).sum(0) / total
         sd = np.sqrt((weight * (detail[:, None] - mean) ** 2).sum(0) / total) + 1e-6
-    apart = (mean[1] - mean[0]) / sd[1]
-    if apart < 2.5 or mean[0] > 0.6 * mean[1] or share[0] > 0.7:
+    apart = (mean[1] - mean[0]) * math.sqrt(2 / (sd**2).sum())
+    if apart < 2 or mean[0] > 0.8 * mean[1] or not 0.01 < share[0] < 0.7:
         return np.zeros(len(detail))
     below = detail < mean[0]  # a wide lower group must not claim what lies above both
     above = detail > mean[1]
@@ -175,7 +190,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool) 
     if row["members"] == 0:
         return 0.0, "empty"
     if row["junk"] > 0.5:
-        words.append(f"{100 * row['junk']:.0f}% of its members share no fine detail with it: probably junk")
+        words.append(f"{100 * row['junk']:.0f}% of its members are poorly explained by any class: probably junk")
     if row["reproducibility"] < 0.3:
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
     if row["sharpness"] < 0.5 * sharp:
@@ -191,8 +206,8 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
         share = 100 * stability.summary["prefer_classes_to_decoys"]
         warnings.append(
             {
-                "what": f"the classes are not supported by the data: of the particles kept out of the averages {share:.0f}% "
-                "prefer them to decoys of random phases (pure noise gives 50%)",
+                "what": "the data do not support these classes: of the particles kept out of the averages "
+                f"{share:.0f}% prefer them to decoys of random phases (pure noise gives 50%)",
                 "where": "classes",
                 "do": "do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
             }
@@ -205,7 +220,7 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
         share = 100 * bad / len(junk)
         warnings.append(
             {
-                "what": f"{bad} particles ({share:.0f}%) share no fine detail with any class: probably junk",
+                "what": f"{bad} particles ({share:.0f}%) are poorly explained by any class: probably junk",
                 "where": "particles",
                 "do": "leave out those with a high junk score in particle_scores.txt, and classify again with --from",
             }

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
+"""Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
+midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature are extrapolated from those rings."""
+
 
 @dataclass(frozen=True)
 class RingGrid:
@@ -48,6 +52,7 @@ class RingGrid:
         n_half = 8 * math.ceil((highest_order + 12) / 16)
         angle = torch.arange(n_half, dtype=torch.float64) * (math.pi / n_half)
         weight = 2 * frequency * spacing * (math.pi / n_half)
+        weight[:3] *= torch.tensor(CENTRE_CORRECTION, dtype=torch.float64)
         pixel, xy = _disc_pixels(box, radius_px)
         half = xy[: len(xy) // 2].double()
         turn = 2 * math.pi * (half @ torch.stack([torch.cos(angle), torch.sin(angle)]))

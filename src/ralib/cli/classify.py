@@ -53,8 +53,8 @@ def classify(
         bool, typer.Option("--skip-align", help="Keep the poses the particles come with.", rich_help_panel=_SEARCH)
     ] = False,
     reference_poses: Annotated[
-        Path | None, typer.Option("--reference-poses", help="File with the poses --skip-align is to keep: .star, .cs, or "
-                                  "a params.txt.", rich_help_panel=_SEARCH)
+        Path | None, typer.Option("--reference-poses", help="Poses for --skip-align to keep: .star, .cs, or a "
+                                  "params.txt.", rich_help_panel=_SEARCH)
     ] = None,
     helical: Annotated[bool, typer.Option("--helical", hidden=True)] = False,
     from_: Annotated[
@@ -78,8 +78,8 @@ def classify(
 ) -> None:  # fmt: skip
     """Classes from scratch: particles in, class averages out, no references.
 
-    Writes what mref writes, and particle_scores.txt: posterior, fit, scale, detail, agreement and junk score of each
-    particle. Classes are explained in words in run.json and in the log.
+    Writes what mref writes, and particle_scores.txt: posterior, fit, scale, explained share, detail, agreement and
+    junk score of each particle. Classes are explained in words in run.json and in the log.
     """
     options: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "report")}
     if helical:

@@ -124,9 +124,8 @@ class ClassifyRun:
             size = (
                 f"{row['resolution_A']:.0f} A" if np.isfinite(row["resolution_A"]) else f"{row['resolution_px']:.1f} px"
             )
-            typer.echo(
-                f"class {row['class']:3d}: {row['members']:5d} particles, {size}, score {row['score']:.2f}: {row['verdict']}"
-            )
+            figures = f"{row['members']:5d} particles, {size}, score {row['score']:.2f}"
+            typer.echo(f"class {row['class']:3d}: {figures}: {row['verdict']}")
         for warning in result.warnings:
             typer.echo(f"warning: {warning['what']}; {warning['do']}")
 
@@ -172,8 +171,9 @@ def iteration_line(row: dict[str, Any]) -> str:
     if not np.isfinite(resolution):
         resolution, unit = row["mean_resolution_px"], "px"
     return (
-        f"iteration {row['iteration']} ({row['stage']}): fit {row['criterion']:.2f}, {len(row['class_sizes'])} classes of "
-        f"{row['smallest']}..{row['largest']} ({row['empty']} empty, {row['effective_classes']:.1f} effective), "
+        f"iteration {row['iteration']} ({row['stage']}): fit {row['criterion']:.2f}, "
+        f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']} "
+        f"({row['empty']} empty, {row['effective_classes']:.1f} effective), "
         f"FRC {resolution:.0f} {unit}, pixel error {row['pixel_error_px']:.2f}, "
         f"class changes {100 * row['class_changes']:.0f} %, {row['seconds']:.1f} s"
     )
