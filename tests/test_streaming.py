@@ -1,6 +1,7 @@
 """A stack larger than the memory budget: the same answer as in memory, and memory that does not grow with it."""
 
-from dataclasses import replace
+import json
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from blobs import Truth, make
+from ralib import io
 from ralib.batches import ParticleBatches
+from ralib.cli import main
 from ralib.multireference import MultiReferenceAligner
 from ralib.types import ParticleSet, RalibError, RunResult
 
@@ -23,9 +26,14 @@ def truth() -> Truth:
 
 def run(truth: Truth, resident_bytes: int | None, **options) -> RunResult:
     aligner = MultiReferenceAligner(
-        references=truth.references, outer_radius=12, iterations=2, batch_size=20, min_members=40, **options
+        references=truth.references,
+        outer_radius=12,
+        iterations=2,
+        batch_size=20,
+        min_members=40,
+        resident_bytes=resident_bytes,
+        **options,
     )
-    aligner.options = replace(aligner.options, resident_bytes=resident_bytes)
     return aligner.fit(truth.images).result_
 
 
@@ -39,6 +47,17 @@ def test_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
     assert timings["read_bytes"] == 2 * STACK_BYTES, "read once an iteration"
     assert timings["read_bytes_per_s"] > 0
     assert memory.extra["timings"]["read_bytes"] == STACK_BYTES
+
+
+def test_the_command_streams_too(truth: Truth, tmp_path: Path) -> None:
+    io.write_mrcs(tmp_path / "p.mrcs", truth.images, 3.0)
+    for name, budget in (("kept", "1"), ("read", "0")):
+        options = ["--ou=12", "--xr=1", "--maxit=1", f"--memory={budget}", "--device=cpu", "--no-report"]
+        assert main(["mref", str(tmp_path / "p.mrcs"), "3", str(tmp_path / name), *options]) == 0
+    averages = [(tmp_path / name / "class_averages.mrcs").read_bytes() for name in ("kept", "read")]
+    assert averages[0] == averages[1]
+    read = [json.loads((tmp_path / n / "run.json").read_text())["timings"]["read_bytes"] for n in ("kept", "read")]
+    assert read == [STACK_BYTES, 2 * STACK_BYTES], "random references are made from the first reading"
 
 
 def test_half_precision_changes_next_to_nothing(truth: Truth) -> None:

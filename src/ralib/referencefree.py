@@ -61,6 +61,7 @@ class ReferenceFreeAligner:
         strict: bool = False,
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
+        resident_bytes: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         if not stages:
@@ -82,6 +83,7 @@ class ReferenceFreeAligner:
             strict=strict,
             device=device,
             batch_size=batch_size,
+            resident_bytes=resident_bytes,
         )
 
     def fit(

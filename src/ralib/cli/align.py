@@ -62,6 +62,10 @@ BatchSize = Annotated[
     int | None, typer.Option("--batch", "--batch-size", help="Particles at a time. [default: by device]",
                              rich_help_panel=_RUN)
 ]  # fmt: skip
+Memory = Annotated[
+    float | None, typer.Option("--memory", help="GiB of particles kept on the device between iterations; what does not "
+                               "fit is read anew. [default: two fifths of what is free]", rich_help_panel=_RUN)
+]  # fmt: skip
 Sparx = Annotated[
     bool, typer.Option("--sparx", "--parity", help="EMAN2/SPARX's algorithm exactly.", rich_help_panel=_RUN)
 ]
@@ -135,6 +139,7 @@ def mref(
     device: Device = "auto",
     gpu_devices: Gpus = None,
     batch: BatchSize = None,
+    memory: Memory = None,
     sparx: Sparx = False,
     strict: Strict = False,
     resume: Continue = False,
@@ -205,6 +210,7 @@ def reffree(
     device: Device = "auto",
     gpu_devices: Gpus = None,
     batch: BatchSize = None,
+    memory: Memory = None,
     sparx: Sparx = False,
     strict: Strict = False,
     resume: Continue = False,

@@ -159,7 +159,7 @@ def resumed_state(outdir: Path, options: dict[str, Any], device: torch.device) -
     if found is None:
         return None
     before = found.meta.get("options", {})
-    free = ("maxit", "device", "gpu_devices")
+    free = ("maxit", "device", "gpu_devices", "memory")
     changed = sorted(k for k in options if k in before and before[k] != options[k] and k not in free)
     if changed:
         told = ", ".join(f"{k} was {before[k]!r}, is {options[k]!r}" for k in changed)
