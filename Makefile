@@ -29,7 +29,7 @@ bench: $(VENV)/.has-test
 	$(BIN)/ralib bench
 
 lowest: $(VENV)-lowest/.has-test
-	$(VENV)-lowest/bin/python -m pytest $(PYTEST_OPTIONS)
+	$(VENV)-lowest/bin/python -m pytest -W default $(PYTEST_OPTIONS)
 
 wheel: $(VENV)/.has-test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
