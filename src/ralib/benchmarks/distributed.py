@@ -43,7 +43,7 @@ class Workload:
     references: int = 200
     shift_range_px: float = 3.0
     snr: float = 0.1
-    repeats: int = 2
+    repeats: int = 3
     seed: int = 1
 
     @property

@@ -36,7 +36,7 @@ def bench(
     ),
     repeats: int = typer.Option(
         0,
-        help="Iterations timed, of which the median is told; 0: 5, or 2 with --distributed.",
+        help="Iterations timed, of which the median is told; 0: 5, or 3 with --distributed.",
         rich_help_panel=PANEL_HOW,
     ),
     device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=PANEL_HOW),
@@ -112,7 +112,7 @@ def _distributed(
         particles or (1_000 if on_cpu else 1_000_000),
         box or (32 if on_cpu else 128),
         references or (8 if on_cpu else 200),
-        repeats=repeats or 2,
+        repeats=repeats or 3,
     )
     rows = run_counts(workload, everyone, where, say=typer.echo if everyone.rank == 0 else _silent)
     if everyone.rank != 0:
