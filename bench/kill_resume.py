@@ -38,9 +38,20 @@ def differences(a: Path, b: Path) -> list[str]:
     return wrong + [str(p.relative_to(b)) for p in b.rglob(".tmp*")]
 
 
+def begun(folder: Path, out: Path, args: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """A run that has taken its folder: kills in the seconds of importing before would prove nothing."""
+    process = subprocess.Popen(command(folder, out, args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out / ".lock").exists():
+        time.sleep(0.01)
+    return process
+
+
 def run_to_its_end(folder: Path, out: Path, args: argparse.Namespace) -> float:
+    """Seconds from taking the folder to the end."""
+    process = begun(folder, out, args)
     start = time.perf_counter()
-    subprocess.run(command(folder, out, args), check=True, capture_output=True)
+    if process.wait() != 0:
+        raise RuntimeError(f"a run ended with status {process.returncode}")
     return time.perf_counter() - start
 
 
@@ -60,9 +71,10 @@ def main() -> int:
     seconds = run_to_its_end(folder, whole, args)
     kills, ends, wrong = 0, 0, []
     while kills < args.kills:
-        process = subprocess.Popen(command(folder, out, args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (out / ".lock").unlink(missing_ok=True)  # left by the killed process; the system has let go of the lock
+        process = begun(folder, out, args)
         try:
-            process.wait(timeout=rng.uniform(0.0, 1.2 * seconds))
+            process.wait(timeout=rng.uniform(0.0, seconds))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -175,6 +175,8 @@ def test_user_function_prepares_the_references(easy: Truth) -> None:
     torch.testing.assert_close(torch.linalg.vector_norm(shift, dim=1), torch.ones(90), rtol=0, atol=1e-4)
     with pytest.raises(RalibError, match="must return a finite image"):
         aligner(easy, user_function=lambda a, m, f: a[:3]).fit(easy.images)
+    with pytest.raises(RalibError, match="--function failed on class 1: ZeroDivisionError"):
+        aligner(easy, user_function=lambda a, m, f: 1 / 0).fit(easy.images)
 
 
 class InterruptError(Exception):

@@ -168,16 +168,19 @@ def user_references(function: UserFunction, averages: ClassAverages, plan: Refer
     references, moves = [], []
     curves = averages.frc if averages.frc is not None else torch.zeros(len(averages.images), 1)
     for k, (image, curve) in enumerate(zip(averages.images.cpu().numpy(), curves.cpu().numpy(), strict=True)):
-        answer = function(image.copy(), mask.copy(), curve.copy())
-        reference, move = answer if isinstance(answer, tuple) else (answer, (0.0, 0.0))
-        reference = np.asarray(reference, dtype=np.float32)
+        try:
+            answer = function(image.copy(), mask.copy(), curve.copy())
+            reference, move = answer if isinstance(answer, tuple) else (answer, (0.0, 0.0))
+            reference = np.asarray(reference, dtype=np.float32)
+            moves.append([float(move[0]), float(move[1])])
+        except Exception as error:  # whatever the user's code raises is the user's to mend
+            raise RalibError(f"--function failed on class {k + 1}: {type(error).__name__}: {error}") from error
         if reference.shape != image.shape or not np.isfinite(reference).all():
             raise RalibError(
                 f"--function returned {reference.shape} values, finite or not, for class {k + 1}: "
                 f"it must return a finite image of {image.shape}"
             )
         references.append(torch.from_numpy(reference))
-        moves.append([float(move[0]), float(move[1])])
     device = averages.images.device
     return torch.stack(references).to(device), torch.tensor(moves, device=device)
 
