@@ -185,7 +185,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool) 
     parts = (1 - row["junk"], min(1.0, row["reproducibility"] / 0.6), min(1.0, max(0.0, row["sharpness"] / sharp)))
     score = float(np.prod(parts) ** (1 / 3))
     if not believable:
-        return 0.0, "unstable: particles kept out of the averages fit decoys as well as this class"
+        return 0.0, "unstable: particles kept out of the averages fit no better than pure noise"
     words = []
     if row["members"] == 0:
         return 0.0, "empty"
@@ -203,11 +203,11 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool) 
 def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[dict[str, str]]:
     warnings = []
     if not stability.believable:
-        share = 100 * stability.summary["prefer_classes_to_decoys"]
+        share = 100 * stability.summary["fit_better_than_noise"]
         warnings.append(
             {
-                "what": "the data do not support these classes: of the particles kept out of the averages "
-                f"{share:.0f}% prefer them to decoys of random phases (pure noise gives 50%)",
+                "what": "the data do not support these classes: a particle kept out of the averages fits them "
+                f"better than an image of pure noise in {share:.0f}% of cases (noise itself: 50%)",
                 "where": "classes",
                 "do": "do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
             }

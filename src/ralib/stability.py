@@ -1,9 +1,9 @@
 """How far classes can be believed: a fast test of every run, and a comparison of independent runs.
 
-The fast test keeps some particles out of all averages. A class average made of pure noise looks like whatever it was
-aligned to, and the particles in it agree with it because they are in it; particles that never were in it do not. They
-are scored against the classes, and against decoys: the same averages with their phases drawn at random. Where the
-classes hold signal, held-out particles prefer them; where they are noise, decoys do as well.
+The fast test keeps some particles out of all averages. Averages of pure noise look like whatever they were aligned to,
+and the particles in them agree with them because they are in them. Particles that never were are scored against the
+classes from scratch, and so are synthetic images of pure noise of the same spectra: where particles fit no better than
+those, the classes are noise, or the particles are.
 
 The comparison of runs follows ISAC (Yang et al. 2012): members of a class are stable where another run from another
 start, knowing nothing of the first, brings them together again in the same relative poses.
@@ -22,15 +22,19 @@ from ralib import likelihood as lk
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.course import Course
 from ralib.expectation import Model, State
+from ralib.likelihood import Spectra
+from ralib.rings import RingGrid
 from ralib.types import Poses
 
-PREFERENCE = 0.75
-"""Share of held-out particles that must prefer the classes to decoys; noise gives about a half."""
+SEPARATION = 0.75
+"""How often a held-out particle must fit better than an image of pure noise; where it is noise, half the time."""
 
+TESTED = 200
+"""Held-out particles, and as many images of noise, that the test looks at."""
 
-COARSE_DETAIL = 3.5
-"""Details across the particle up to which the test looks away: the level and slope of an image's background, wrong by
-the noise they were measured in, are coarse structure that even empty images share."""
+COARSE_DETAIL = 1.5
+"""Details across the particle up to which the test looks away: the background level of an image, wrong by the noise it
+was measured in, is coarse structure that even empty images share."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Stability:
     """What is known of each particle, (n,), and of the run in a few numbers.
 
     agreement   (n,) share of the tests a particle passed: same class from either half of the data, or from other runs
-    believable  whether held-out particles prefer the classes to decoys
+    believable  whether held-out particles fit the classes better than noise does
     """
 
     agreement: Tensor
@@ -47,57 +51,70 @@ class Stability:
 
 
 def quick_estimate(model: Model, course: Course, state: State, generator: torch.Generator) -> Stability:
-    """Held-out particles against decoys, and every particle against classes made of the other half of the data."""
+    """Held-out particles against noise, and every particle against classes made of the other half of the data."""
     grid, references = model.field.grid, course.references
     assert references is not None
     assert state.averages is not None
     rings = references.shape[1]
-    shifts = model.shifts(rings)
-    held = torch.nonzero(model.held_out)[:, 0]
-    fine = references.clone()
-    fine[:, : model.field.rings_for(COARSE_DETAIL)] = 0
-    decoys = scrambled(fine, generator)
-    both = [_best_fit(model, state, held, r, shifts)[0] if len(held) else state.posterior[:0] for r in (fine, decoys)]
-    prefer = (both[0] > both[1]).float()
-    share = float(prefer.mean()) if len(held) else math.nan
-    gain = float((both[0] - both[1]).mean()) if len(held) else math.nan
+    held = torch.nonzero(model.held_out)[:TESTED, 0]
+    separation = _separation(model, course, state, held, generator) if len(held) else math.nan
     agreement = torch.zeros(len(state.psi_deg), device=grid.device)
     for h in (0, 1):
         rows = torch.nonzero(model.half != h)[:, 0]
         half = model.masked(state.averages.halves[h], rings)
-        _, index = _best_fit(model, state, rows, half, shifts)
+        centre = (state.psi_deg[rows], state.origin_xy_px[rows], state.mirror[rows])
+        _, index = _best_fit(model, state, model.field.spectra[rows], half, centre, model.shifts(rings))
         agreement[rows] = (index == state.class_index[rows]).float()
-    believable = len(held) < 20 or share >= PREFERENCE
+    believable = len(held) < 20 or separation >= SEPARATION
     summary = {
         "held_out_particles": len(held),
-        "prefer_classes_to_decoys": share,
-        "mean_gain_over_decoys": gain,
+        "fit_better_than_noise": separation,
         "same_class_from_other_half": float(agreement.mean()),
         "believable": believable,
     }
     return Stability(agreement, believable, summary)
 
 
-def _best_fit(model: Model, state: State, rows: Tensor, references: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of the best class of some particles, and which it is."""
-    grid, spectra = model.field.grid, model.field.spectra[rows]
+def _separation(model: Model, course: Course, state: State, held: Tensor, generator: torch.Generator) -> float:
+    """Probability that a held-out particle fits its best class better than an image of noise fits its own."""
+    assert course.references is not None
+    rings = course.references.shape[1]
+    references = course.references.clone()
+    references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
+    shifts = model.shifts(rings, course.search_px)
+    spectra = model.field.spectra[held]
+    centre = (state.psi_deg[held], torch.zeros_like(state.origin_xy_px[held]), state.mirror[held])
+    if not model.align:
+        centre = (centre[0], state.origin_xy_px[held], centre[2])
+    fits = [
+        _best_fit(model, state, s, references, centre, shifts)[0]
+        for s in (spectra, noise_like(model.field.grid, spectra, generator))
+    ]
+    return float((fits[0][:, None] > fits[1]).float().mean())
+
+
+def noise_like(grid: RingGrid, spectra: Spectra, generator: torch.Generator) -> Spectra:
+    """Images of pure noise as the model describes it, with the noise spectra and CTFs of these particles."""
+    white = torch.randn(len(spectra), grid.box, grid.box, generator=generator).to(grid.device)
+    amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half)
+    return Spectra(grid.transform(white) * amplitude[..., None], spectra.power)
+
+
+def _best_fit(
+    model: Model,
+    state: State,
+    spectra: Spectra,
+    references: Tensor,
+    pose: tuple[Tensor, Tensor, Tensor],
+    shifts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of the best class of some particles around (not aligned: at) their poses, and which it is."""
+    grid = model.field.grid
     if model.align:
-        found = lk.score_classes(grid, spectra, state.origin_xy_px[rows], references, shifts, mirror=model.mirror)
+        found = lk.score_classes(grid, spectra, pose[1], references, shifts, mirror=model.mirror)
     else:
-        pose = (state.psi_deg[rows], state.origin_xy_px[rows], state.mirror[rows])
         found = lk.score_fixed(grid, spectra, *pose, references)
     return lk.log_likelihood(found.cross, found.norm, state.mean_scale).max(dim=1)
-
-
-def scrambled(references: Tensor, generator: torch.Generator) -> Tensor:
-    """Decoys (k, r, m): every order of every ring keeps its power and gets a random phase.
-
-    Order 0 of a real image is real: it gets a random sign, which is another blob but as strong a one.
-    """
-    shape = references.shape
-    turn = 2 * math.pi * torch.rand(shape, generator=generator).to(references.device)
-    turn[..., 0] = (turn[..., 0] > math.pi).float() * math.pi
-    return references * torch.polar(torch.ones_like(turn), turn)
 
 
 def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: float) -> Tensor:

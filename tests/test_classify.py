@@ -1,0 +1,227 @@
+"""Classification from scratch: the rings, the fits, the steps, and a small set from end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.classify import Classifier
+from ralib.cli import main
+from ralib.conventions import pose_error
+from ralib.course import Plan
+from ralib.expectation import Model, State
+from ralib.likelihood import (
+    ClassPoses,
+    Spectra,
+    best_scale,
+    disc_of_shifts,
+    log_likelihood,
+    refine_poses,
+    score_classes,
+    score_fixed,
+)
+from ralib.metrics import purity
+from ralib.ops import rotate_shift_images
+from ralib.posterior import class_posterior, class_prices
+from ralib.rings import RingGrid
+from ralib.simulate import SimulationOptions, Simulator
+from ralib.starts import keep_most_useful
+from ralib.types import ArraySource, ParticleSet, Poses, RalibError
+
+BOX = 48
+
+
+@pytest.fixture(scope="module")
+def grid() -> RingGrid:
+    return RingGrid.create(BOX, radius_px=23, partner_radius_px=16, n_rings=16, device="cpu")
+
+
+def blobs(n: int, seed: int = 0, radius: float = 9.0) -> torch.Tensor:
+    """Smooth images (n, BOX, BOX) of a few Gaussian blobs, without symmetry."""
+    rng = np.random.default_rng(seed)
+    c = np.arange(BOX) - BOX // 2
+    out = np.zeros((n, BOX, BOX))
+    for i in range(n):
+        for _ in range(6):
+            x, y = rng.uniform(-radius, radius, 2)
+            out[i] += rng.uniform(0.5, 1.5) * np.exp(-((c - x) ** 2 + (c[:, None] - y) ** 2) / (2 * 2.2**2))
+    return torch.tensor(out, dtype=torch.float32)
+
+
+def as_spectra(grid: RingGrid, images: torch.Tensor) -> Spectra:
+    """White noise of variance 1 and no CTF."""
+    power = (grid.weight * grid.n_half).expand(len(images), -1)
+    return Spectra(grid.transform(images) * grid.weight[:, None], power)
+
+
+def as_orders(grid: RingGrid, images: torch.Tensor) -> torch.Tensor:
+    return grid.orders_of(grid.transform(images), grid.orders(grid.n_rings, 20))
+
+
+def test_rings_keep_inner_products_and_lead_back(grid: RingGrid) -> None:
+    a, b = blobs(2)
+    fa, fb = grid.transform(torch.stack([a, b]))
+    product = float((grid.weight[:, None] * (fa * fb.conj()).real).sum())
+    assert product == pytest.approx(float((a * b).sum()), rel=1e-2)
+    assert torch.allclose(grid.image(fa[None])[0], a, atol=0.1)
+    orders = grid.orders_of(fa, grid.n_half)
+    assert torch.allclose(grid.samples_of(orders), fa, atol=1e-3)
+    wrong = float((grid.weight[:, None] * (fa * fb).real).sum())
+    assert abs(wrong - product) > 0.03 * abs(product)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_posed_particle_is_found_in_its_pose(grid: RingGrid, mirror: bool) -> None:
+    references = blobs(3, seed=1)
+    psi, origin = torch.tensor([37.0, -118.0, 170.0]), torch.tensor([[1.3, -2.2], [0.4, 1.9], [-2.5, 0.2]])
+    flip = torch.full((3,), mirror)
+    particles = pose_back(references, psi, origin, flip)
+    spectra, orders = as_spectra(grid, particles), as_orders(grid, references)
+    shifts = disc_of_shifts(4.0, 1.0, "cpu")
+    found = score_classes(grid, spectra, torch.zeros(3, 2), orders, shifts)
+    index = log_likelihood(found.cross, found.norm, torch.tensor(1.0)).argmax(1)
+    assert index.tolist() == [0, 1, 2]
+    best = refine_poses(grid, spectra, orders, found.pick(index), index, steps=3, limit_deg=3, limit_px=0.6)
+    angle, shift = pose_error((best.psi_deg, best.origin_xy_px, best.mirror), (psi, origin, flip))
+    assert best.mirror.tolist() == flip.tolist()
+    assert float(angle.max()) < 0.2
+    assert float(shift.max()) < 0.05
+    fixed = score_fixed(grid, spectra, best.psi_deg, best.origin_xy_px, best.mirror, orders)
+    assert torch.allclose(fixed.cross.diagonal(), best.cross, rtol=1e-3)
+    # An exact copy has scale 1, and half its power as log-likelihood against noise.
+    assert torch.allclose(best_scale(best.cross, best.norm, torch.tensor(1.0)), torch.ones(3), atol=0.02)
+
+
+def pose_back(images: torch.Tensor, psi: torch.Tensor, origin: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+    """Particles that the pose takes onto the images."""
+    from ralib.conventions import invert
+
+    return rotate_shift_images(images, *invert((psi, origin, mirror)), method="cubic")
+
+
+def test_prices_balance_classes_as_far_as_asked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fit = torch.randn(600, 4, generator=generator) + torch.tensor([3.0, 0.0, 0.0, 0.0])
+
+    def sizes(balance: float) -> torch.Tensor:
+        return class_posterior(fit, class_prices(fit, 1.0, balance), 1.0).mean(0)
+
+    free, some, equal = sizes(0.0), sizes(0.3), sizes(1.0)
+    assert float(free[0]) > 0.75
+    assert float(free[0]) > float(some[0]) > float(equal[0])
+    assert torch.allclose(equal, torch.full((4,), 0.25), atol=0.01)
+
+
+def test_duplicates_go_first_and_a_rare_class_stays() -> None:
+    fit = torch.zeros(100, 4)
+    fit[:50, 0], fit[:50, 1] = 10.0, 9.9  # two of a kind
+    fit[50:97, 2] = 10.0
+    fit[97:, 3] = 10.0  # three particles that nothing else explains
+    assert keep_most_useful(fit, 3).tolist() == [0, 2, 3]
+
+
+def particle_set(options: SimulationOptions) -> tuple[ParticleSet, Simulator]:
+    simulator = Simulator(options)
+    images = torch.cat(list(simulator.blocks())).numpy()
+    truth = simulator.truth
+    return ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph), simulator
+
+
+@pytest.fixture(scope="module")
+def small_set() -> tuple[ParticleSet, Simulator]:
+    return particle_set(SimulationOptions(n_particles=400, box=BOX, snr=0.2, seed=3, n_views=4))
+
+
+QUICK = Plan(exchanges=1, final=3)
+
+
+@pytest.fixture(scope="module")
+def classified(small_set: tuple[ParticleSet, Simulator]) -> Classifier:
+    return Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
+
+
+def test_views_are_found_from_scratch(classified: Classifier, small_set: tuple[ParticleSet, Simulator]) -> None:
+    truth = small_set[1].truth.poses.class_index
+    assert purity(classified.poses_.class_index, truth) > 0.97
+    assert classified.result_.extra["stability"]["believable"]
+    assert classified.class_averages_.images.shape == (4, BOX, BOX)
+    assert classified.class_averages_.half_images is not None
+    shuffled = truth[torch.randperm(len(truth), generator=torch.Generator().manual_seed(0))]
+    assert purity(classified.poses_.class_index, shuffled) < 0.5
+
+
+def test_one_seed_gives_one_answer(classified: Classifier, small_set: tuple[ParticleSet, Simulator]) -> None:
+    again = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
+    assert torch.equal(again.poses_.psi_deg, classified.poses_.psi_deg)
+    assert torch.equal(again.class_averages_.images, classified.class_averages_.images)
+
+
+def test_equal_sizes_are_equal(small_set: tuple[ParticleSet, Simulator]) -> None:
+    equal = Classifier(n_classes=3, seed=5, plan=QUICK, equal_sizes=True).fit(small_set[0])
+    assert sorted(torch.bincount(equal.poses_.class_index).tolist()) == [133, 133, 134]
+
+
+def test_given_poses_are_kept(small_set: tuple[ParticleSet, Simulator]) -> None:
+    particles, simulator = small_set
+    truth = simulator.truth.poses
+    kept = Classifier(n_classes=4, seed=5, plan=QUICK, skip_align=True).fit(particles.replace(poses=truth))
+    angle, shift = pose_error(
+        (kept.poses_.psi_deg, kept.poses_.origin_xy_px, kept.poses_.mirror),
+        (truth.psi_deg, truth.origin_xy_px, truth.mirror),
+    )
+    assert float(angle.max()) < 1e-3
+    assert float(shift.max()) < 1e-3
+    assert purity(kept.poses_.class_index, truth.class_index) > 0.9
+    with pytest.raises(RalibError, match="no poses"):
+        Classifier(n_classes=4, skip_align=True).fit(particles)
+
+
+def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Simulator]) -> None:
+    particles, _ = small_set
+    images = particles.images.read(np.arange(120)).copy()
+    images[7], images[8] = np.nan, 3.0
+    result = Classifier(n_classes=2, seed=5, plan=QUICK, ctf="off").fit(images).result_
+    assert result.extra["bad_particles"] == [7, 8]
+    assert result.poses.class_index[7:9].tolist() == [-1, -1]
+    assert bool(torch.isfinite(result.averages.images).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"n_classes": 0}, "at least 1"),
+        ({"n_classes": 3, "balance": 1.5}, "between 0"),
+        ({"n_classes": 3, "diameter_A": -1.0}, "above 0"),
+        ({"n_classes": 300}, "too few"),
+    ],
+)
+def test_mistakes_are_told(options: dict[str, float], told: str, small_set: tuple[ParticleSet, Simulator]) -> None:
+    with pytest.raises(RalibError, match=told):
+        Classifier(**options).fit(small_set[0])  # type: ignore[arg-type]
+
+
+def test_the_command_from_file_to_file(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    data, run = tmp_path / "data", tmp_path / "run"
+    words = ["--particles", "200", "--box", "40", "--views", "3", "--snr", "0.3", "--seed", "1"]
+    assert main(["simulate", str(data), *words]) == 0
+    common = ["--device", "cpu", "--no-report"]
+    assert main(["classify", str(data / "particles.star"), str(run), "--classes", "3", *common]) == 0
+    for name in ("class_averages.mrcs", "particles.star", "particle_scores.txt", "run.json", "relion_model.star"):
+        assert (run / name).is_file()
+    assert "score" in capsys.readouterr().out
+    split = tmp_path / "split"
+    assert main(["classify", str(run), str(split), "--split", "1", "--classes", "2", *common]) == 0
+    assert main(["classify", str(data / "particles.star"), str(tmp_path / "h"), "--helical"]) == 2
+    assert "helical" in capsys.readouterr().err
+    assert not (tmp_path / "h").exists()
+
+
+def test_state_and_model_are_what_the_course_needs(grid: RingGrid) -> None:
+    state = State.blank(5, torch.zeros(5, 2))
+    assert len(state.fit) == 5
+    assert not bool(state.mirror.any())
+    empty = ClassPoses(*(torch.zeros(5) for _ in range(5)))
+    assert len(empty.fields()) == 5
+    assert Model.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert Poses.identity(2).class_index.tolist() == [0, 0]

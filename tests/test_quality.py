@@ -1,0 +1,57 @@
+"""Noise is not believed, junk is told apart, and stability means the same company in the same pose."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ralib.classify import Classifier
+from ralib.course import Plan
+from ralib.quality import junk_probability
+from ralib.stability import compare_runs
+from ralib.types import Poses
+
+QUICK = Plan(exchanges=0, final=2)
+
+
+def test_pure_noise_yields_no_convincing_classes() -> None:
+    noise = np.random.default_rng(0).standard_normal((600, 32, 32)).astype(np.float32)
+    result = Classifier(n_classes=4, seed=1, plan=QUICK).fit(noise).result_
+    assert not result.extra["stability"]["believable"]
+    assert any("pure noise" in warning["what"] for warning in result.warnings)
+    assert all(row["score"] == 0.0 and "unstable" in row["verdict"] for row in result.extra["classes"])
+
+
+def test_two_groups_are_told_apart_and_one_is_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(1.0, 0.2, 850), rng.normal(0.1, 0.15, 150)
+    junk = junk_probability(np.concatenate([good, bad]))
+    assert (junk[:850] > 0.5).mean() < 0.02
+    assert (junk[850:] > 0.5).mean() > 0.95
+    assert (junk_probability(good) > 0.5).mean() < 0.01
+
+
+def random_poses(n: int, seed: int, classes: int = 5) -> Poses:
+    g = torch.Generator().manual_seed(seed)
+    return Poses(
+        torch.rand(n, generator=g) * 360 - 180,
+        torch.randn(n, 2, generator=g),
+        torch.rand(n, generator=g) > 0.5,
+        torch.randint(0, classes, (n,), generator=g),
+        torch.zeros(n),
+    )
+
+
+def test_stable_is_the_same_company_in_the_same_relative_pose() -> None:
+    from ralib.conventions import compose
+
+    first = random_poses(500, 0)
+    # Another run that found the same, with every class turned, moved, mirrored and numbered otherwise.
+    turn = torch.tensor([10.0, 50.0, -80.0, 120.0, 170.0])[first.class_index]
+    move = torch.tensor([[1.0, 0.5], [0, 0], [-1, 2], [0.3, 0.1], [2, -2]])[first.class_index]
+    flip = torch.tensor([True, False, True, False, False])[first.class_index]
+    psi, origin, mirror = compose((first.psi_deg, first.origin_xy_px, first.mirror), (turn, move, flip))
+    same = Poses(psi, origin, mirror, (first.class_index + 2) % 5, first.score)
+    assert float(compare_runs(first, [same], 20.0, 2.0).min()) == 1.0
+    other = compare_runs(first, [random_poses(500, 1), random_poses(500, 2)], 20.0, 2.0)
+    assert float(other.mean()) < 0.1
