@@ -103,6 +103,23 @@ def judged(seen: list[dict[str, int]]) -> dict[str, Any]:
     return {"held": rows, "grown": grown}
 
 
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The growth of each thing held, for a result file."""
+    after = f"after {found['runs']} runs in {found['seconds'] / 60:.0f} min"
+    units = {"rss_bytes": ("memory", 2**20, "MiB"), "device_bytes": ("GPU memory", 2**20, "MiB"),
+             "device_reserved_bytes": ("GPU memory reserved", 2**20, "MiB"), "open_files": ("open files", 1, ""),
+             "threads": ("threads", 1, "")}  # fmt: skip
+    return [
+        {
+            "case": f"growth of {units[name][0]} {after}",
+            "ours": round((held["late"] - held["early"]) / units[name][1], 2),
+            "unit": units[name][2],
+            "parity": f"{found['failed']} runs failed",
+        }
+        for name, held in found["held"].items()
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
@@ -110,7 +127,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     found = soak(60 * args.minutes, args.device)
-    path = write_record(args.out, record("soak", torch.device(args.device), [{"case": "soak"} | found]))
+    path = write_record(args.out, record("soak", torch.device(args.device), rows(found), **found))
     for name, row in found["held"].items():
         print(f"{name}: {row['early']:.0f} -> {row['late']:.0f}")
     told = f"{found['runs']} runs in {found['seconds']:.0f} s, {found['failed']} failed"

@@ -187,10 +187,10 @@ def run_count(
         seconds.append(time.perf_counter() - start)
     seen = torch.arange(n, device=device) % workload.references
     return {
-        "case": f"mref-{workload.references}-box{workload.box}, {workload.particles:,} particles, {ranks.size} ranks",
+        "case": f"mref-{workload.references}-box{workload.box}, {workload.particles:,} particles, {ranks.size} ranks: an iteration",
         "ranks": ranks.size,
         "ours": statistics.median(seconds),
-        "unit": "seconds an iteration",
+        "unit": "s",
         "spread": {"min": min(seconds), "max": max(seconds), "repeats": workload.repeats},
         "first_iteration_s": first_s,
         "us_a_particle_and_rank": 1e6 * statistics.median(seconds) * ranks.size / n,
