@@ -21,7 +21,7 @@ def curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("distributed-*.json")):
         result = json.loads(path.read_text())
-        rows = result["rows"]
+        rows = [row for row in result["rows"] if "ranks" in row]
         name = f"{result['device']}, {result['workload']['particles']:,} particles of {result['workload']['box']} px"
         if len(rows) > len(found.get(name, [])):
             found[name] = rows

@@ -10,7 +10,7 @@ import soak
 
 
 def test_short_runs_leave_nothing_behind() -> None:
-    found = soak.soak(20, "cpu", most_runs=30)
+    found = soak.soak(12, "cpu", most_runs=20)
     assert found["runs"] >= 15
     assert found["failed"] == 0
     assert found["grown"] == [], found["held"]

@@ -104,7 +104,7 @@ def _distributed(
     n_ranks = n_ranks or (2 if on_cpu else torch.cuda.device_count())
     if n_ranks > 1 and not launched():
         raise typer.Exit(launch(n_ranks, sys.argv[1:]))
-    from ralib.benchmarks.distributed import Workload, described, run_counts
+    from ralib.benchmarks.distributed import Workload, described, efficiency_rows, run_counts
     from ralib.benchmarks.record import record, write_record
 
     everyone, where = join(), resolve_device(device)
@@ -119,7 +119,8 @@ def _distributed(
         return
     if out is not None:
         about = {"workload": described(workload), "nvls": os.environ.get("NCCL_NVLS_ENABLE")}
-        result = record(f"distributed-{everyone.size}", where, rows, **about)
+        efficiencies = efficiency_rows(rows, on_gpu=where.type == "cuda")
+        result = record(f"distributed-{everyone.size}", where, [*rows, *efficiencies], **about)
         typer.echo(f"wrote {write_record(out, result)}")
     if not all(row["same"] for row in rows):
         typer.echo("the counts do not end alike", err=True)
