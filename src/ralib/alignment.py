@@ -21,9 +21,10 @@ from ralib.average import (
     shift_averages,
     shift_poses,
 )
-from ralib.batches import Batch, ParticleBatches, free_memory
+from ralib.batches import Batch, ParticleBatches
 from ralib.figures import iteration_figures
 from ralib.loop_state import LoopState, Observer, Silent
+from ralib.memory import free_memory
 from ralib.ranks import Ranks, SingleProcess, gather_rows, shard
 from ralib.references import (
     ReferencePlan,

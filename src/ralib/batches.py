@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from ralib.ctf import apply_ctf, ctf_2d, phase_flip
+from ralib.memory import free_memory
 from ralib.ops import Samples, interpolation_samples
 from ralib.prepare import normalise_background
 from ralib.types import CtfParameters, ParticleSet, RalibError
@@ -71,13 +71,6 @@ class Reading:
             "read_bytes_per_s": speed,
             "waited_for_reading_s": self.waited_s,
         }
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 class ParticleBatches:

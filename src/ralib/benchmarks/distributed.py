@@ -20,8 +20,8 @@ from torch import distributed as dist
 
 from ralib.alignment import Alignment
 from ralib.alignment_options import AlignmentOptions
-from ralib.batches import free_memory
 from ralib.loop_state import LoopState
+from ralib.memory import free_memory
 from ralib.ops import rotate_shift_images
 from ralib.ranks import ProcessGroup, Ranks, SingleProcess, shard
 from ralib.simulate import simulate_particles
