@@ -80,6 +80,30 @@ def test_a_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Trut
     np.testing.assert_array_equal(again.images.read(np.arange(15)), truth.images[:15])
 
 
+def test_a_star_file_that_grows(truth: Truth, tmp_path: Path) -> None:
+    io.write_mrcs(tmp_path / "all.mrcs", truth.images, 3.0)
+    everything, star = io.open_particles(tmp_path / "all.mrcs"), tmp_path / "live.star"
+
+    def grown(n: int, age_s: float) -> None:
+        io.write_particles_star(star, io.take(everything, np.arange(n)))
+        old(star, age_s)
+
+    grown(10, 300)
+    arrivals = Arrivals(star)
+    sizes = [len(found) if (found := arrivals.look()) is not None else 0 for _ in range(2)]
+    assert sizes == [10, 0]
+    grown(25, 0)
+    assert arrivals.look() is None, "it is still being written"
+    old(star, 200)
+    found = arrivals.look()
+    assert found is not None
+    assert len(found) == 25
+    star.write_text(star.read_text()[:200])
+    old(star, 100)
+    assert arrivals.look() is None
+    assert list(arrivals.left_out) == ["live.star"]
+
+
 def test_watch_from_arrival_to_signal(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SETTLED_S", -1.0)
     folder, out = tmp_path / "in", tmp_path / "out"
