@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; see ralib.cli
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
