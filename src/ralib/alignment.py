@@ -36,8 +36,8 @@ from ralib.references import (
 from ralib.search import PoseSearch
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
 
-BATCH_BYTES = {"cpu": 2**22, "cuda": 2**30}
-"""Images of one batch: a CPU works within its cache, a GPU is kept busy."""
+BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
+"""Images of one batch: enough to keep every core, or the GPU, busy."""
 EQUAL_BYTES = 40
 """A score of one particle with one reference, and what balancing the classes makes of it, in double precision."""
 

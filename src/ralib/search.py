@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -168,11 +169,20 @@ class PoseSearch:
     # -- the grid ----------------------------------------------------------------------------------------------------
 
     def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
-        parts = []
-        for part, centre, classes in self._chunks(samples, centre_xy_px, class_index):
-            candidates = self._grid_candidates(part, centre, classes)
-            parts.append(self._refine(part, centre, candidates))
-        return Poses.cat(parts)
+        def one(chunk: tuple[Tensor, Tensor | None, Tensor | None]) -> Poses:
+            part, centre, classes = chunk
+            return self._refine(part, centre, self._grid_candidates(part, centre, classes))
+
+        chunks = list(self._chunks(samples, centre_xy_px, class_index))
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or min(threads, len(chunks)) < 2:
+            return Poses.cat([one(chunk) for chunk in chunks])
+        # Each core works through chunks of its own: products this small gain nothing from being shared.
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return Poses.cat(list(pool.map(one, chunks)))
+        finally:
+            torch.set_num_threads(threads)
 
     def _chunks(
         self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None
@@ -197,7 +207,7 @@ class PoseSearch:
         per_reference = len(bank.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
         references = max(1, min(bank.n_references, budget // (per_reference * least)))
         particles = max(least, budget // (per_reference * references) // least * least)
-        return min(particles, 32_768), references
+        return min(particles, 32_768 if on_gpu else 64), references
 
     def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
         """Per group of references and shift ring: best value and its angle, both (r, s, mirror, sign of psi, b).

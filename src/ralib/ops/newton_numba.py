@@ -1,4 +1,7 @@
-"""CPU form of `newton`: the moments in one pass over the samples, in vector registers."""
+"""CPU form of `newton`: the moments in one pass over the samples, in vector registers.
+
+One core; the search gives each core its own particles.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def cos_sin(cycles: Any) -> Any:
     return co, si * r
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True, nogil=True)
 @no_type_check
 def _moments(
     samples: Any, shift: Any, row: Any, position: Any, table: Any, radius: Any, weight: Any, ca: Any, sa: Any, out: Any
@@ -45,7 +48,7 @@ def _moments(
     """Fill out (c, 12); candidate i is about particle i mod b. The inner loop, over angles, is contiguous."""
     n_candidates, n_half, n_fine = len(row), len(ca), table.shape[1]
     n_particles, turn = len(samples), 2 * n_half * n_fine
-    for c in numba.prange(n_candidates):
+    for c in range(n_candidates):
         fine = position[c] % turn
         start = fine // n_fine
         templates = table[row[c], fine % n_fine]

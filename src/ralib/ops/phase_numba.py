@@ -13,12 +13,12 @@ from ralib.ops.newton_numba import TURN, cos_sin
 from ralib.ops.phase import part_norm
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True, nogil=True)
 @no_type_check
 def _move(samples: Any, shift: Any, basis: Any, norm: Any, out: Any) -> None:
     """Fill out (2, b, p) from samples (b, p) given as pairs, moved by shift (b, 2), over norm (b,)."""
     n_particles, n_points = out.shape[1], out.shape[2]
-    for b in numba.prange(n_particles):
+    for b in range(n_particles):
         x, y, scale = shift[b, 0] * np.float32(TURN), shift[b, 1] * np.float32(TURN), np.float32(1.0) / norm[b]
         mine, real, imag = samples[b], out[0, b], out[1, b]
         for p in range(n_points):
