@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ralib.alignment import Alignment
+from ralib.alignment import BATCH_BYTES, Alignment
 from ralib.alignment_options import AlignmentOptions
 from ralib.loop_state import LoopState
 from ralib.memory import free_memory
@@ -125,6 +125,7 @@ def run_counts(
     references = simulate_particles(
         2 * BLOCK, workload.box, device=device, n_views=workload.references, snr=workload.snr, seed=1, ctf=False
     )[2]
+    batch = common_batch(workload, everyone.size, device)
     rows: list[dict[str, Any]] = []
     first: LoopState | None = None
     for count in counts:
@@ -137,7 +138,7 @@ def run_counts(
         group = dist.new_group(list(range(count))) if everyone.size > 1 else None
         if everyone.rank < count:
             ranks = MeasuredRanks(ProcessGroup(group) if group is not None else SingleProcess(), device)
-            row, state = run_count(workload, references, ranks, device)
+            row, state = run_count(workload, references, ranks, device, batch)
             first = state if first is None else first
             row |= compared(first, state)
             row["efficiency"] = rows[0]["ours"] * rows[0]["ranks"] / (row["ours"] * count) if rows else 1.0
@@ -156,8 +157,19 @@ def planned_bytes(workload: Workload, count: int, device: torch.device) -> int:
     return 2 * workload.box**2 * -(-workload.particles // count) + WORKING_BYTES.get(device.type, 0)
 
 
+def common_batch(workload: Workload, most: int, device: torch.device) -> int:
+    """Particles in a batch such that all counts that divide the largest cut the particles into the same batches.
+
+    Which of two poses that score alike wins may hang on the batch a particle is in.
+    """
+    mine = -(-workload.particles // most)
+    limit = max(64, BATCH_BYTES[device.type] // (4 * workload.box**2))
+    fewest = -(-mine // limit)
+    return next((mine // b for b in range(fewest, 4 * fewest) if mine % b == 0), -(-mine // fewest))
+
+
 def run_count(
-    workload: Workload, references: Tensor, ranks: MeasuredRanks, device: torch.device
+    workload: Workload, references: Tensor, ranks: MeasuredRanks, device: torch.device, batch_size: int
 ) -> tuple[dict[str, Any], LoopState]:
     """Seconds an iteration of these ranks, after one that makes the particles; and where it ended."""
     on_gpu = device.type == "cuda"
@@ -167,7 +179,11 @@ def run_count(
     run = Alignment(
         ParticleSet(MadeImages(references, workload)),
         AlignmentOptions(
-            outer_radius=workload.outer_radius, center=0, device=device, resident_bytes=2 * workload.box**2 * mine
+            outer_radius=workload.outer_radius,
+            center=0,
+            device=device,
+            batch_size=batch_size,
+            resident_bytes=2 * workload.box**2 * mine,
         ),
         ranks=ranks,
     )
@@ -196,6 +212,7 @@ def run_count(
         "first_iteration_s": first_s,
         "us_a_particle_and_rank": 1e6 * statistics.median(seconds) * ranks.size / n,
         "resident": run.batches.resident,
+        "batch_size": batch_size,
         "summed_bytes": ranks.bytes // workload.repeats,
         "summing_s": ranks.seconds / workload.repeats,
         "waited_for_the_slowest_s": ranks.waited_s / workload.repeats,
