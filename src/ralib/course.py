@@ -2,7 +2,7 @@
 
     start      many random particles as references, at a resolution of a few details across the particle, soft
     thin       the least useful of them are dropped, down to the number of classes asked for
-    exchange   some classes are split in two, all compete, the K most useful stay; several rounds
+    exchange   the largest classes are split in two, all compete, the K most useful stay; several rounds
     sharpen    Bayes' rule as it is, more rings as long as the halves agree there, poses off the grid
 
 A single particle at low dose is a poor reference, but its signal already outweighs its noise where an exhaustive
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ralib.expectation import Model, State, Step
+from ralib.posterior import class_prices
 from ralib.starts import keep_most_useful, particles_as_references
 
 
@@ -30,14 +31,14 @@ class Plan:
                               each other come apart
     surplus                   seeds for every class asked for: a class needs a seed among its members
     temperatures              of start, exchange and end
-    exchanges                 rounds; each splits `newcomers` times K classes
+    exchanges                 rounds; each splits the `newcomers` times K largest classes
     agreement                 rings are added while the halves' mean FRC there exceeds it
     final                     iterations of the last stage
     """
 
     start_details: float = 6.6
     exchange_details: float = 10.5
-    surplus: float = 2.0
+    surplus: float = 2.5
     temperatures: tuple[float, float, float] = (4.0, 2.0, 1.0)
     exchanges: int = 3
     newcomers: float = 0.3
@@ -65,13 +66,14 @@ class Course:
             radius = self.search_px if i < 2 else None
             state, references = self._iterate(references, state, rings, plan.temperatures[0], radius=radius)
             yield "start", state
-        references, state = self._thin(references, state, max(self.k, round(0.7 * seeds)))
-        for _ in range(2):
-            state, references = self._iterate(references, state, rings, plan.temperatures[0])
+        # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
+        middle, rings = rings, self._rings(plan.exchange_details)
+        while len(references) > self.k:
+            references, state = self._thin(references, state, max(self.k, round(0.75 * len(references))))
+            state, references = self._iterate(references, state, middle, plan.temperatures[0])
             yield "thin", state
-        rings = self._rings(plan.exchange_details)
-        references, state = self.model.references(state, rings)
-        references, state = self._thin(references, state, self.k)
+            middle = min(middle + 1, rings)
+            references, state = self.model.references(state, middle)
         for _ in range(2):
             state, references = self._iterate(references, state, rings, plan.temperatures[1])
             yield "classes", state
@@ -81,14 +83,13 @@ class Course:
         """Rounds of newcomers, then the sharpening; also where a course begins from given classes."""
         plan, k = self.plan, self.k
         extra = max(1, round(plan.newcomers * k))
-        order = torch.randperm(k, generator=self.generator)
         for round_ in range(plan.exchanges if k > 1 else 0):
-            split = torch.roll(order, -round_ * extra)[:extra]
-            crowd = self._split(state, split, rings)
+            largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
+            crowd = self._split(state, largest, rings)
             for _ in range(2):
                 state, crowd = self._iterate(crowd, state, rings, plan.temperatures[1])
                 yield "exchange", state
-            keep = keep_most_useful(state.fit, k)
+            keep = keep_most_useful(self._priced(state), k)
             came = int((keep >= k).sum())
             told = f"{extra} classes were split, {came} of the new ones stay for others"
             self.log.append(f"exchange {round_ + 1}: {told}")
@@ -142,8 +143,12 @@ class Course:
     def _thin(self, references: Tensor, state: State, keep: int) -> tuple[Tensor, State]:
         if len(references) <= keep:
             return references, state
-        index = keep_most_useful(state.fit, keep)
+        index = keep_most_useful(self._priced(state), keep)
         return references[index], _restricted(state, index)
+
+    def _priced(self, state: State) -> Tensor:
+        """Fits (n, k) less what balance charges the members of large classes."""
+        return state.fit + class_prices(state.fit, 1.0, self.model.balance)
 
     def _split(self, state: State, classes: Tensor, rings: int) -> Tensor:
         """References of all classes, and of new ones: the worse fitting half of the members of some.
@@ -170,4 +175,6 @@ class Course:
 def _restricted(state: State, keep: Tensor) -> State:
     """A state of which only some classes remain; particles move to the best of them."""
     fit = state.fit[:, keep]
-    return replace(state, fit=fit, class_index=fit.argmax(1))
+    index = fit.argmax(1)
+    members = torch.nn.functional.one_hot(index, len(keep)).float().sum(0)
+    return replace(state, fit=fit, class_index=index, members=members)

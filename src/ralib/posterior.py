@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-PRESSURE_NATS = 4.0
+PRESSURE_NATS = 10.0
 """At balance 0.5, a class e times its fair share pays this much log-likelihood for every further member."""
 
 
@@ -28,6 +28,8 @@ def class_prices(fit: Tensor, temperature: float, balance: float, *, steps: int 
     for _ in range(steps):
         share = torch.softmax((fit + price) / temperature, dim=1).mean(0) * k
         price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
+        if balance < 1:
+            price = price.clamp_max(0.0)  # the popular pay; a rare view is not filled up with others
     return price
 
 

@@ -129,7 +129,8 @@ def junk_probability(detail: np.ndarray, *, iterations: int = 60) -> np.ndarray:
     """Probability (n,) that a particle belongs to the lower of two normal groups; 0 for all where there is one.
 
     Expectation maximisation from the lower and the upper part of the range. Two groups are only believed where they
-    stand apart (Ashman's D above 2) and the lower is neither a few outliers nor most of the data.
+    stand apart (Ashman's D above 2) and the lower is neither a few
+    outliers nor two fifths of the data (then it is another species, not junk).
     """
     low, high = np.percentile(detail, [5, 60])
     mean, sd, share = (
@@ -146,7 +147,7 @@ def junk_probability(detail: np.ndarray, *, iterations: int = 60) -> np.ndarray:
         mean = (weight * detail[:, None]).sum(0) / total
         sd = np.sqrt((weight * (detail[:, None] - mean) ** 2).sum(0) / total) + 1e-6
     apart = (mean[1] - mean[0]) * math.sqrt(2 / (sd**2).sum())
-    if apart < 2 or mean[0] > 0.8 * mean[1] or not 0.01 < share[0] < 0.7:
+    if apart < 2 or mean[0] > 0.8 * mean[1] or not 0.01 < share[0] < 0.4:
         return np.zeros(len(detail))
     below = detail < mean[0]  # a wide lower group must not claim what lies above both
     above = detail > mean[1]
