@@ -9,7 +9,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from importlib import import_module
-from importlib.util import find_spec
 
 import typer
 
@@ -51,8 +50,7 @@ def _options(
 
 
 for _name in COMMAND_MODULES:
-    if find_spec(f"{__name__}.{_name}") is not None:
-        import_module(f"{__name__}.{_name}").register(app)
+    import_module(f"{__name__}.{_name}").register(app)
 
 
 def main(argv: list[str] | None = None) -> int:
