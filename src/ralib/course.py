@@ -75,7 +75,7 @@ class Course:
             middle = min(middle + 1, rings)
             references, state = self.model.references(state, middle)
         for _ in range(2):
-            state, references = self._iterate(references, state, rings, plan.temperatures[1])
+            state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
             yield "classes", state
         yield from self.exchange(references, state, rings)
 
@@ -87,14 +87,14 @@ class Course:
             largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
             crowd = self._split(state, largest, rings)
             for _ in range(2):
-                state, crowd = self._iterate(crowd, state, rings, plan.temperatures[1])
+                state, crowd = self._iterate(crowd, state, rings, plan.temperatures[1], newton=1)
                 yield "exchange", state
             keep = keep_most_useful(self._priced(state), k)
             came = int((keep >= k).sum())
             told = f"{extra} classes were split, {came} of the new ones stay for others"
             self.log.append(f"exchange {round_ + 1}: {told}")
             references, state = crowd[keep], _restricted(state, keep)
-            state, references = self._iterate(references, state, rings, plan.temperatures[1])
+            state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
             yield "exchange", state
         yield from self.sharpen(references, state, rings)
 
