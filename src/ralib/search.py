@@ -36,7 +36,7 @@ from ralib.polar import PolarGrid
 from ralib.templates import TemplateBank, angular_orders, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
-SAME_DEG, SAME_PX = 4.0, 1.0
+SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
 
 
