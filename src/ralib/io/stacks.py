@@ -23,6 +23,8 @@ from ralib.types import ImageSource, RalibError
 
 MAX_OPEN_FILES = 64
 MAX_BOX = 1 << 15
+RAW_DTYPES = tuple(np.dtype(kind) for kind in ("f4", "f2", "i1", "u1", "i2"))
+"""Numbers that can leave a file as they are and be converted on the device: of this machine's byte order."""
 _READ_LIMIT = 1 << 30  # Linux reads at most 2 GiB - 4 KiB in one call
 
 
@@ -88,16 +90,22 @@ class RawStack:
         self.box = layout.nx
         self.pixel_size_A = layout.pixel_size_A
         self._file = _Descriptor(path)
+        self.raw_dtype = layout.dtype if layout.dtype in RAW_DTYPES else np.dtype(np.float32)
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        out = np.empty((len(index), self.box, self.box), dtype=np.float32)
+        self.read_raw(index, out)
+        return out
+
+    def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` (len(index), box, box), of `raw_dtype` or float32, with images in the order of `index`."""
         index = check_index(self.path, index, self.n_images)
-        shape = (len(index), self.box, self.box)
-        native = self.layout.dtype == np.float32
-        raw = np.empty(shape, dtype=self.layout.dtype)
+        raw = out if out.dtype == self.layout.dtype else np.empty(out.shape, dtype=self.layout.dtype)
         for first, last in _runs(index, contiguous=self.layout.stride == raw[:1].nbytes):
             self._fill(raw[first:last], self.layout.offset + int(index[first]) * self.layout.stride)
-        with np.errstate(invalid="ignore", over="ignore"):  # the loops name images that are not finite
-            return raw if native else raw.astype(np.float32)
+        if raw is not out:
+            with np.errstate(invalid="ignore", over="ignore"):  # the loops name images that are not finite
+                out[...] = raw
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
         view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
@@ -153,6 +161,7 @@ class FilesSource:
         open_stack: Callable[[Path], StackFile],
         *,
         check: bool = True,
+        raw_dtype: np.dtype | None = None,
     ) -> None:
         if not len(slice_index):
             raise RalibError("the particle file holds no particles")
@@ -166,24 +175,41 @@ class FilesSource:
         first = self._stack(int(self.file_index[0]))
         self.box = first.box
         self.pixel_size_A = first.pixel_size_A
+        self.raw_dtype = getattr(first, "raw_dtype", np.dtype(np.float32)) if raw_dtype is None else raw_dtype
         if check:
             self._check_all()
 
     def read(self, index: np.ndarray) -> np.ndarray:
         index = np.asarray(index, dtype=np.int64).reshape(-1)
         out = np.empty((len(index), self.box, self.box), dtype=np.float32)
+        self.read_raw(index, out)
+        return out
+
+    def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` (len(index), box, box), of `raw_dtype` or float32, with images in the order of `index`."""
         files, slices = self.file_index[index], self.slice_index[index]
         order = np.lexsort((slices, files))  # one pass through each file, forwards
         edges = [0, *(np.flatnonzero(np.diff(files[order])) + 1).tolist(), len(order)]
         for first, last in itertools.pairwise(edges):
             where = order[first:last]
-            if len(where):
-                out[where] = self._stack(int(files[where[0]])).read(slices[where])
-        return out
+            if not len(where):
+                continue
+            stack, here = self._stack(int(files[where[0]])), slice(int(where[0]), int(where[-1]) + 1)
+            if isinstance(stack, RawStack) and here.stop - here.start == len(where) and np.all(np.diff(where) == 1):
+                stack.read_raw(slices[where], out[here])
+            else:
+                out[where] = stack.read(slices[where])
 
     def taken(self, index: np.ndarray) -> FilesSource:
         """The same source of the particles `index` only."""
-        return FilesSource(self.paths, self.file_index[index], self.slice_index[index], self._open_stack, check=False)
+        return FilesSource(
+            self.paths,
+            self.file_index[index],
+            self.slice_index[index],
+            self._open_stack,
+            check=False,
+            raw_dtype=self.raw_dtype,
+        )
 
     def _stack(self, number: int) -> StackFile:
         with self._lock:
@@ -208,6 +234,8 @@ class FilesSource:
                     f"{self.paths[number]} holds {stack.box} px images, {self.paths[int(self.file_index[0])]} "
                     f"{self.box} px: bring all to one box with 'ralib prepare --box'"
                 )
+            if getattr(stack, "raw_dtype", None) != self.raw_dtype:
+                self.raw_dtype = np.dtype(np.float32)  # files of several kinds meet in single precision
             if top >= stack.n_images:
                 raise RalibError(
                     f"image {top + 1} of {self.paths[number]} is listed, but that stack holds {stack.n_images} images"

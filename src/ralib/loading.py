@@ -1,0 +1,200 @@
+"""Images from their source to the device, ahead of whoever computes with them.
+
+file -> pinned memory (a few readers side by side) -> device (copies on a stream of their own) -> queue of batches
+
+Numbers travel as the file has them and become single precision on the device, so that a stack in half precision takes
+half the bus. Main memory holds the pinned buffers and nothing else, however long the stack and the batches are.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.types import ImageSource
+
+READ_AHEAD = 2
+"""Batches that wait on the device while one is worked on."""
+READERS = 4
+"""Reads that a disk, or a network file system, is asked for at a time."""
+BUFFER_BYTES = 2**25
+BUFFERS = 2 * READERS
+"""A reader fills one pinned buffer while the other one's copy is under way."""
+
+Loaded = tuple[Tensor, torch.cuda.Event | None]
+"""Images as they were read, and what to wait for where they are still on their way to the device."""
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """An image source whose images are, or are made, on the device: nothing to read ahead."""
+
+    def read_tensor(self, index: np.ndarray) -> Tensor:
+        """Images (len(index), box, box), in the order of `index`."""
+        ...
+
+
+@runtime_checkable
+class RawSource(Protocol):
+    """An image source that can hand out the numbers of its files as they are, to several threads at a time."""
+
+    @property
+    def raw_dtype(self) -> np.dtype: ...
+
+    def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` (len(index), box, box) of `raw_dtype` with images in the order of `index`."""
+        ...
+
+
+@dataclass
+class Reading:
+    """What the reading of images took: bytes and seconds in the readers, seconds that others waited for them."""
+
+    bytes: int = 0
+    read_s: float = 0.0
+    waited_s: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """As run.json has them among its timings."""
+        speed = self.bytes / self.read_s if self.read_s else 0.0
+        return {
+            "read_s": self.read_s,
+            "read_bytes": self.bytes,
+            "read_bytes_per_s": speed,
+            "waited_for_reading_s": self.waited_s,
+        }
+
+
+@dataclass
+class _Buffer:
+    """A place in (pinned) main memory, and the copy out of it that may still be under way."""
+
+    images: Tensor
+    copied: torch.cuda.Event | None = None
+
+    def free(self) -> Tensor:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.images
+
+
+class Loader:
+    """Blocks of images of a source, on the device.
+
+    staged   whether images go through buffers; None: where the device is a GPU (tests ask for it on a CPU)
+    """
+
+    def __init__(self, source: ImageSource, device: torch.device, *, staged: bool | None = None) -> None:
+        self.source, self.device = source, device
+        self.reading = Reading()
+        self._raw = isinstance(source, RawSource)
+        self._dtype = source.raw_dtype if isinstance(source, RawSource) else np.dtype(np.float32)
+        self._kind = torch.from_numpy(np.empty(0, self._dtype)).dtype
+        self._at_once = max(1, BUFFER_BYTES // (source.box**2 * self._dtype.itemsize))
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._staged = self._copies is not None if staged is None else staged
+        self._buffers: queue.Queue[_Buffer] = queue.Queue()
+        self._made = 0
+
+    def blocks(self, blocks: list[np.ndarray]) -> Iterator[Loaded]:
+        """The images of each block (indices), some blocks ahead."""
+        if isinstance(self.source, TensorSource):
+            yield from map(self.block, blocks)
+            return
+        read = _read_ahead(self.block, blocks)
+        for _ in blocks:
+            start = time.perf_counter()
+            loaded = next(read)
+            self.reading.waited_s += time.perf_counter() - start
+            yield loaded
+
+    def block(self, index: np.ndarray) -> Loaded:
+        """The images of one block, now."""
+        if isinstance(self.source, TensorSource):
+            return self.source.read_tensor(index), None
+        start, box = time.perf_counter(), self.source.box
+        with self._copying():
+            images = torch.empty(len(index), box, box, dtype=self._kind, device=self.device)
+        parts = [slice(i, i + self._at_once) for i in range(0, len(index), self._at_once)]
+        self._make_buffers(min(len(parts), BUFFERS) if self._staged else 0)
+        # Only sources of raw files promise to serve several threads.
+        with ThreadPoolExecutor(READERS if self._raw else 1) as pool:
+            for _ in pool.map(lambda part: self._load(index[part], images[part]), parts):
+                pass
+        self.reading.bytes += images.numel() * images.element_size()
+        self.reading.read_s += time.perf_counter() - start
+        return images, self._copies.record_event() if self._copies is not None else None
+
+    def _load(self, index: np.ndarray, images: Tensor) -> None:
+        if not self._staged:
+            self._fill(index, images.numpy())
+            return
+        buffer = self._buffers.get()
+        try:
+            here = buffer.free()[: len(index)]
+            self._fill(index, here.numpy())
+            with self._copying():
+                images.copy_(here, non_blocking=True)
+            buffer.copied = self._copies.record_event() if self._copies is not None else None
+        finally:
+            self._buffers.put(buffer)
+
+    def _fill(self, index: np.ndarray, out: np.ndarray) -> None:
+        if isinstance(self.source, RawSource):
+            self.source.read_raw(index, out)
+        else:
+            out[...] = self.source.read(index)
+
+    def _make_buffers(self, n: int) -> None:
+        shape = (self._at_once, self.source.box, self.source.box)
+        for _ in range(n - self._made):
+            self._buffers.put(_Buffer(torch.empty(shape, dtype=self._kind, pin_memory=self._copies is not None)))
+        self._made = max(n, self._made)
+
+    def _copying(self) -> torch.cuda.StreamContext:
+        """On the stream of the copies, in whichever thread."""
+        return torch.cuda.stream(self._copies)  # does nothing for None
+
+
+def _read_ahead(read: Callable[[np.ndarray], Loaded], blocks: list[np.ndarray]) -> Iterator[Loaded]:
+    """Results of read(block), made by a thread that stays READ_AHEAD blocks in front."""
+    results: queue.Queue[Loaded | BaseException] = queue.Queue(READ_AHEAD)
+    stop = threading.Event()
+
+    def work() -> None:
+        for block in blocks:
+            try:
+                item: Loaded | BaseException = read(block)
+            except BaseException as error:  # handed to the consumer, whoever's it is
+                item = error
+            while not stop.is_set():
+                try:
+                    results.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set() or isinstance(item, BaseException):
+                return
+
+    thread = threading.Thread(target=work, name="ralib-read-ahead", daemon=True)
+    if blocks:
+        thread.start()
+    try:
+        for _ in blocks:
+            item = results.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        if blocks:
+            thread.join()
