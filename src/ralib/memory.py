@@ -1,24 +1,73 @@
-"""How much memory may still be taken: of the device, of the machine, and under the limits of a container or a queue."""
+"""How much memory may still be taken: of the device, of the machine, and under the limits of a container or a queue.
+
+What is planned from it can still be too much (other programs take memory too): `within_memory` then plans anew.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
+
+from ralib.types import RalibError
+
+T = TypeVar("T")
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still take on the device; main memory is shared among a machine's ranks."""
+    """Bytes that this process can still take on the device; main memory is shared among a machine's ranks.
+
+    On a GPU that counts what PyTorch holds unused, and `torch.cuda.set_per_process_memory_fraction`.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        return max(0, min(free, total_memory(device) - torch.cuda.memory_allocated(device)))
     room = min(psutil.virtual_memory().available, *_limited_rooms(), 2**62)
     return room // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the GPU that this process may use at all."""
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return int(share * torch.cuda.get_device_properties(device).total_memory)
+
+
+def limit_device_memory(device: torch.device, most_bytes: int) -> None:
+    """Use no more of a GPU than this, as on a smaller one; allocations beyond it are refused."""
+    fraction = most_bytes / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), device)
+
+
+def within_memory(work: Callable[[], T], make_room: Callable[[], bool]) -> T:
+    """work(), again and again while memory runs out and make_room() finds some; RalibError where it finds none."""
+    while True:
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            told = " ".join(str(error).split())
+        # Only here are the tensors that the error's frames held free again.
+        if not make_room():
+            raise RalibError(
+                f"out of memory, and nothing is left to shrink: {told}; use fewer references or a smaller box"
+            )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory: PyTorch's own, its libraries', or Python's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    told = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
 
 
 def _limited_rooms() -> Iterator[int]:

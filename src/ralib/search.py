@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
+from ralib.memory import free_memory
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
@@ -36,6 +37,8 @@ from ralib.polar import PolarGrid
 from ralib.templates import TemplateBank, angular_orders, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
+LEAST_BYTES, MOST_BYTES = 2**24, 2**32
+"""Cross spectra that a GPU works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
 
@@ -116,6 +119,16 @@ class PoseSearch:
         x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
         self._limit = (x, y)
         self._bank: TemplateBank | None = None
+        self.product_bytes = MOST_BYTES
+        if self.device.type == "cuda":
+            # A power of two: a few bytes more or less that are free change no plan, and so no bit.
+            eighth = max(1, free_memory(self.device) // 8)
+            self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_BYTES), MOST_BYTES)
+
+    def shrink(self) -> bool:
+        """Plan for half the memory from now on; whether that was possible."""
+        self.product_bytes //= 2
+        return self.product_bytes >= LEAST_BYTES
 
     def prepare(self, images: Tensor) -> Tensor:
         """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
@@ -202,7 +215,7 @@ class PoseSearch:
         """Particles, and references, in one matrix product: sized for a CPU's cache, or a GPU's matrix units."""
         bank = self.bank
         on_gpu = self.device.type == "cuda"
-        budget, least = (2**32, 512) if on_gpu else (8 * 2**20, 16)
+        budget, least = (self.product_bytes, 512) if on_gpu else (8 * 2**20, 16)
         shifts = max(len(s) for s in bank.rings)
         per_reference = len(bank.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
         references = max(1, min(bank.n_references, budget // (per_reference * least)))
