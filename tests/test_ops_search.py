@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from ralib.ops.newton import newton_plain, pose_moments
+from ralib.ops.newton import half_pairs, newton_plain, pose_moments
 from ralib.ops.newton_numba import newton_numba
 from ralib.ops.phase import shifted_parts_plain
 from ralib.ops.phase_numba import shifted_parts_numba
@@ -25,7 +26,7 @@ def _random_complex(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
 
 
-def _moments_case(k: int = 5, h: int = 6, fine: int = 4) -> tuple[torch.Tensor, ...]:
+def _moments_case(k: int = 5, h: int = 6, fine: int = 4, n_radii: int = 4) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(3)
     samples = _random_complex(7, k, h, seed=1)
     circle = torch.randn(3, fine, 2, k, 2 * h, generator=g)
@@ -34,7 +35,7 @@ def _moments_case(k: int = 5, h: int = 6, fine: int = 4) -> tuple[torch.Tensor, 
     row = torch.randint(0, 3, (11,), generator=g)
     position = torch.randint(-60, 60, (11,), generator=g)
     shift = torch.randn(11, 2, generator=g)
-    radius, weight = torch.rand(4, generator=g), torch.rand(4, generator=g)
+    radius, weight = torch.rand(n_radii, generator=g), torch.rand(n_radii, generator=g)
     angle = torch.arange(h) * (torch.pi / h)
     return samples, particle, shift, table, row, position, radius, angle, weight
 
@@ -139,18 +140,22 @@ def _compare_twins() -> None:
     weight = torch.randn(300, 5, generator=torch.Generator().manual_seed(6))
     torch.testing.assert_close(gather_taps_triton(values, index, weight), gather_taps_plain(values, index, weight))
 
-    case = _moments_case()
-    samples, _, _, table, _, _, radius, angle, weight = case
     generator = torch.Generator().manual_seed(11)
     row = torch.randint(0, 3, (5, 7), generator=generator)
     centre = torch.randn(7, 2, generator=generator)
     pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
-    for stride in (1, 2):
+    # Ragged, and in whole blocks.
+    for case, stride in itertools.product((_moments_case(), _moments_case(9, 16, n_radii=8)), (1, 2)):
+        samples, _, _, table, _, _, radius, angle, weight = case
         given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), (8.0, 0.4), stride)
-        torch.testing.assert_close(newton_triton(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
+        # The kernel's table is rounded to half precision: so is its twin's.
+        packed = (*given[:4], half_pairs(table), *given[5:])
+        rounded = (*given[:4], table.half().float(), *given[5:])
+        torch.testing.assert_close(newton_triton(*packed), newton_plain(*rounded), atol=1e-3, rtol=1e-3)
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
+    samples = _moments_case()[0]
     for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):
-        given = (case[0], shift, basis, 3, torch.float32)
+        given = (samples, shift, basis, 3, torch.float32)
         torch.testing.assert_close(shifted_parts_triton(*given), shifted_parts_plain(*given))
 
     cosine, sine = angular_tables(torch.arange(24), 40, dtype=torch.float32)

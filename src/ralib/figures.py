@@ -28,14 +28,20 @@ def iteration_figures(
     pixel_error_px      mean rms move of a particle's disc among those that kept class and mirror
     """
     assigned = poses.class_index >= 0
-    sizes = torch.bincount(poses.class_index[assigned], minlength=len(averages.images))
+    counts = torch.zeros(len(averages.images) + 1, dtype=torch.float64, device=poses.score.device)
+    counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
+    means = torch.stack([_mean_where(poses.score, assigned), *_changes(poses, previous, outer_radius)])
+    # One transfer: every number taken from a GPU by itself would wait for all the work before it.
+    on_host = torch.cat([means, counts[1:]]).cpu()
+    criterion, pixel_error, class_changes, mirror_changes = on_host[: len(means)].tolist()
+    sizes = on_host[len(means) :].long()
     resolution_px = class_resolution_px(averages)
     known = [r for r in resolution_px if math.isfinite(r)]
     pixel = averages.pixel_size_A or math.nan
     mean_px = sum(known) / len(known) if known else math.nan
-    figures: dict[str, Any] = {
+    return {
         "iteration": iteration,
-        "criterion": _mean(poses.score[assigned]),
+        "criterion": criterion,
         "class_sizes": sizes.tolist(),
         "smallest": int(sizes.min()),
         "largest": int(sizes.max()),
@@ -46,30 +52,32 @@ def iteration_figures(
         "resolution_px": resolution_px,
         "resolution_A": [r * pixel for r in resolution_px],
         "seconds": seconds,
+        "pixel_error_px": pixel_error,
+        "class_changes": class_changes,
+        "mirror_changes": mirror_changes,
     }
-    return figures | _changes(poses, previous, outer_radius)
 
 
 def class_resolution_px(averages: ClassAverages) -> list[float]:
     """Resolution of each class in pixels, NaN where it has no FRC."""
     if averages.frc is None:
         return [math.nan] * len(averages.images)
-    frequency = metrics.resolution_frequency(averages.frc.cpu().float().clone())
-    known = (averages.frc.cpu()[:, 1:] != 0).any(1)
+    curve = averages.frc.cpu().float()
+    frequency = metrics.resolution_frequency(curve.clone())
+    known = (curve[:, 1:] != 0).any(1)
     return [1 / max(float(f), 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
 
 
-def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> dict[str, float]:
+def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean pixel error, and the shares of classes and of mirrors that changed."""
     if previous is None:
-        return dict.fromkeys(("pixel_error_px", "class_changes", "mirror_changes"), math.nan)
+        unknown = torch.full((), math.nan, dtype=torch.float64, device=poses.score.device)
+        return unknown, unknown, unknown
     both = (poses.class_index >= 0) & (previous.class_index >= 0)
     kept = both & (poses.class_index == previous.class_index)
-    error = metrics.pixel_error(poses[kept], previous[kept], outer_radius)
-    return {
-        "pixel_error_px": _mean(error[~torch.isnan(error)]),
-        "class_changes": _mean((~kept)[both].float()),
-        "mirror_changes": _mean((poses.mirror != previous.mirror)[kept].float()),
-    }
+    turned = poses.mirror != previous.mirror
+    error = metrics.pixel_error(poses, previous, outer_radius)
+    return _mean_where(error, kept & ~turned), _mean_where(~kept, both), _mean_where(turned, kept)
 
 
 def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None) -> list[dict[str, Any]]:
@@ -119,6 +127,11 @@ def log_line(figures: dict[str, Any], total: int | None = None) -> str:
         f"FRC {resolution:.1f} {unit}, pixel error {figures['pixel_error_px']:.2f}, "
         f"class changes {100 * figures['class_changes']:.1f} %, {figures['seconds']:.1f} s"
     )
+
+
+def _mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean (float64, on the device) of the values chosen; NaN when there are none."""
+    return torch.where(where, values.double(), 0.0).sum() / where.sum()
 
 
 def _mean(values: Tensor) -> float:

@@ -59,7 +59,8 @@ class PolarGrid:
         radii and angles follows from it.
         """
         lag = box / 2 + support_radius_px
-        n_radii = math.ceil(0.5 * math.pi * max_frequency_per_px * lag) + 3
+        # Rounded up to what kernels take in blocks.
+        n_radii = 8 * math.ceil((0.5 * math.pi * max_frequency_per_px * lag + 3) / 8)
         highest_m = 2 * math.pi * max_frequency_per_px * support_radius_px
         n_angles = 32 * math.ceil((2 * highest_m + 24) / 32)
         nodes, weights = np.polynomial.legendre.leggauss(n_radii)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ralib.ops.newton import half_pairs
 from ralib.polar import PolarGrid
 
 GRID_SCORE_LOSS = 0.1
@@ -47,7 +48,8 @@ class TemplateBank:
     reach_px  how far the local quadratic of a score can be trusted
     rings     template shifts (s, 2) of the grid: those allowed at every rotation, then those whose angles need a check
     rows      per ring (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's matrix products
-    table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations
+    table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU as
+              pairs of half precision
     """
 
     n_references: int
@@ -79,7 +81,7 @@ class TemplateBank:
         orders = parity_orders(n_orders, grid.device)
         rows = [_rows(grid, samples[:, :n_radii], shifts, orders, mirror, dtype) for shifts in rings]
         stride = _angle_stride(grid, n_orders, n_radii)
-        table = fine_table(grid, samples, mirror)
+        table = fine_table(grid, samples, mirror, packed=samples.is_cuda)
         return cls(len(samples), orders, n_radii, stride, step, 0.4 * natural, rings, rows, table)
 
 
@@ -169,16 +171,20 @@ def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, orders: Tensor, mirr
     return torch.cat(out, dim=1)
 
 
-def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool) -> Tensor:
-    """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, 2, K, A + H + 2)."""
+def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
+    """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, 2, K, A + H + 2).
+
+    Packed: as `half_pairs`, (t, FINE, K, A + H + 2).
+    """
     n_orders, half = grid.n_angles // 2, grid.n_angles // 2
     m = torch.arange(n_orders, device=grid.device)
     fraction = torch.arange(FINE, device=grid.device) * (2 * math.pi / (FINE * grid.n_angles))
     turn = torch.polar(torch.ones(FINE, n_orders, device=grid.device), fraction[:, None] * m)
     # A real image: order -m is (-1)^m times the conjugate of order m.
     sign = 1.0 - 2.0 * (m[1:] % 2)
-    shape = (2, grid.n_radii, grid.n_angles + half + 2)
-    table = torch.empty((1 + mirror) * len(samples), FINE, *shape, device=grid.device)
+    shape = (grid.n_radii, grid.n_angles + half + 2)
+    shape, dtype = (shape, torch.int32) if packed else ((2, *shape), torch.float32)
+    table = torch.empty((1 + mirror) * len(samples), FINE, *shape, dtype=dtype, device=grid.device)
     group = max(1, 2**26 // (FINE * grid.n_radii * grid.n_angles * 8))
     for i in range(0, len(samples), group):
         b = grid.angular_spectrum(samples[i : i + group], n_orders)
@@ -189,5 +195,6 @@ def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool) -> Tensor:
             circle = torch.fft.ifft(full, dim=-1, norm="forward")
             wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
             first = flip * len(samples) + i
-            table[first : first + len(b)] = torch.view_as_real(wrapped).movedim(-1, 2)
+            planes = torch.view_as_real(wrapped).movedim(-1, 2)
+            table[first : first + len(b)] = half_pairs(planes) if packed else planes
     return table

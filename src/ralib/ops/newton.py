@@ -31,7 +31,7 @@ def newton(
     centre       (b, 2) origin the offsets x, y count from
     row          (c, b) which template
     table        (t, F, 2, K, A + H + 2) real and imaginary parts of templates at angles (a + f / F); column 0 is angle
-                 -1, columns past A + 1 repeat the first
+                 -1, columns past A + 1 repeat the first. On a GPU its `half_pairs`
     radius       (k,) of the k <= K innermost radii to use, radians per pixel; weight (k,) of their samples
     angle        (H,) radians; of them every `angle_stride`-th is used
     limit_xy_px  how far offsets may go; bound: degrees and pixels that one step may go
@@ -44,6 +44,14 @@ def newton(
     from ralib.ops.newton_numba import newton_numba
 
     return newton_numba(*given)
+
+
+def half_pairs(table: Tensor) -> Tensor:
+    """A table (t, F, 2, K, C) with both parts of an entry in one word: (t, F, K, C) int32, each part half precision.
+
+    Templates have unit norm, so that no entry overflows; rounding moves a score by less than 10^-4 of it.
+    """
+    return table.movedim(2, -1).half().contiguous().view(torch.int32)[..., 0]
 
 
 def newton_plain(

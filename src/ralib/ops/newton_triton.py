@@ -1,4 +1,4 @@
-"""Triton form of `newton`: moments and the step they give, one candidate a program."""
+"""Triton form of `newton`: moments and the step they give, a few candidates of one particle a program."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
@@ -14,7 +14,8 @@ from torch import Tensor
 @triton.jit
 def _cos_sin(cycles):
     """cos and sin of 2 pi times the argument, to 6e-7, from Chebyshev fits of the argument reduced to [-1/2, 1/2]."""
-    r = cycles - tl.floor(cycles + 0.5)
+    # Adding 1.5 * 2^23 leaves no bits for a fraction: the nearest whole number, on the fast pipe.
+    r = cycles - ((cycles + 12582912.0) - 12582912.0)
     q = r * r
     co = 6.5286492
     co = co * q - 25.967593
@@ -33,81 +34,116 @@ def _cos_sin(cycles):
 
 
 @triton.jit
+def _pair(word):
+    """The two half-precision numbers of 32-bit words, in single precision."""
+    low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return low, high
+
+
+@triton.jit
 def _newton(
     samples, centre, row, pose, table, radius, angle, weight, out,
-    n_particles, n_all_radii, n_radii, n_half, n_fine, limit_x, limit_y, bound_deg, bound_px,
-    STRIDE: tl.constexpr, K_BLOCKS: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCKS: tl.constexpr, H_BLOCK: tl.constexpr,
+    n_candidates, n_particles, n_radii, n_fine, limit_x, limit_y, bound_deg, bound_px,
+    STRIDE: tl.constexpr, ALL_RADII: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr, CANDIDATES: tl.constexpr,
+    K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one candidate. Sums over radii stay per angle until the end, where cos and sin of it join."""
-    c = tl.program_id(0)
-    particle = c % n_particles
-    n_angles = 2 * n_half
-    n_columns = 3 * n_half + 2
-    plane = n_all_radii * n_columns
+    """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, radius, angle).
+
+    Programs of one particle follow each other, so that its samples come from the cache after the first.
+    Sums over radii stay per angle until the angle's cos and sin join; lanes are added up only at the end.
+    EVEN says that blocks leave no rest, so that no load needs a mask.
+    """
+    N_COLUMNS: tl.constexpr = 3 * N_HALF + 2
+    n_groups = (n_candidates + CANDIDATES - 1) // CANDIDATES
+    particle = (tl.program_id(0) // n_groups).to(tl.int64)
+    number = tl.program_id(0) % n_groups * CANDIDATES + tl.arange(0, CANDIDATES)
+    # A group's tail repeats the last candidate: the same value is written twice.
+    c = tl.minimum(number, n_candidates - 1).to(tl.int64) * n_particles + particle
     psi = tl.load(pose + 4 * c)
     offset_x = tl.load(pose + 4 * c + 1)
     offset_y = tl.load(pose + 4 * c + 2)
-    x = (tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535
-    y = (tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535
-    mine = samples + particle.to(tl.int64) * n_all_radii * n_half * 2
-    turn = n_angles * n_fine
+    x = ((tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535)[:, None]
+    y = ((tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535)[:, None]
+    turn = 2 * N_HALF * n_fine
     step_deg = 360.0 / turn
     position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
     fine = position % turn
     # The remainder keeps the sign of the dividend.
     fine = tl.where(fine < 0, fine + turn, fine)
-    template = table + (tl.load(row + c).to(tl.int64) * n_fine + fine % n_fine) * 2 * plane + fine // n_fine
-    s0, s1, s2, x0, x1, x2, y0, y1, y2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    xx, xy, yy = 0.0, 0.0, 0.0
-    for j in range(H_BLOCKS):
-        h = (j * H_BLOCK + tl.arange(0, H_BLOCK)) * STRIDE
-        a = tl.load(angle + h, mask=h < n_half, other=0.0)
-        ca, sa = tl.cos(a), tl.sin(a)
-        along = x * ca + y * sa
-        e0 = tl.zeros((K_BLOCK, H_BLOCK), tl.float32)
-        e1, e2, o0, o1, o2, d1 = e0, e0, e0, e0, e0, e0
-        for i in range(K_BLOCKS):
-            k = i * K_BLOCK + tl.arange(0, K_BLOCK)
-            inside = (k[:, None] < n_radii) & (h[None, :] < n_half)
-            r = tl.load(radius + k, mask=k < n_radii, other=0.0)[:, None]
-            w = tl.load(weight + k, mask=k < n_radii, other=0.0)[:, None] * STRIDE
-            at = (k[:, None] * n_half + h[None, :]) * 2
-            fr = tl.load(mine + at, mask=inside, other=0.0) * w
-            fi = tl.load(mine + at + 1, mask=inside, other=0.0) * w
-            co, si = _cos_sin(r * along[None, :])
-            mr = fr * co + fi * si
-            mi = fi * co - fr * si
-            t = template + k[:, None] * n_columns + h[None, :]
-            tr = tl.load(t, mask=inside, other=0.0)
-            ti = tl.load(t + plane, mask=inside, other=0.0)
-            e0 += mr * tr + mi * ti
-            o0 += r * (mi * tr - mr * ti)
-            tr = tl.load(t + 1, mask=inside, other=0.0)
-            ti = tl.load(t + plane + 1, mask=inside, other=0.0)
-            even = mr * tr + mi * ti
-            e1 += even
+    template = (tl.load(row + c).to(tl.int64) * n_fine + fine % n_fine) * (ALL_RADII * N_COLUMNS) + fine // n_fine
+    template = (table + template)[:, None, None]
+    mine = samples + particle * (ALL_RADII * N_HALF)
+    s0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
+    s1, s2 = s0, s0
+    x0 = tl.zeros((CANDIDATES, H_BLOCK), tl.float32)
+    x1, x2, y0, y1, y2, xx, xy, yy = x0, x0, x0, x0, x0, x0, x0, x0
+    for j in range(0, N_HALF, H_BLOCK * STRIDE):
+        h = j + tl.arange(0, H_BLOCK) * STRIDE
+        ca, sa = _cos_sin(tl.load(angle + h, mask=h < N_HALF, other=0.0) * 0.15915494309189535)
+        ca, sa = ca[None, :], sa[None, :]
+        along = (x * ca + y * sa)[:, None, :]
+        o0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
+        o1, o2, d1 = o0, o0, o0
+        for i in range(0, n_radii, K_BLOCK):
+            k = i + tl.arange(0, K_BLOCK)
+            at = k[:, None] * N_HALF + h[None, :]
+            of = (k[:, None] * N_COLUMNS + h[None, :])[None, :, :]
+            # One sample, real and imaginary part, is one 64-bit word; one of a template, in half precision, 32 bits.
+            if EVEN:
+                r, w = tl.load(radius + k), tl.load(weight + k)
+                word = tl.load(mine + at)
+                below, here, above = tl.load(template + of), tl.load(template + of + 1), tl.load(template + of + 2)
+            else:
+                r, w = (
+                    tl.load(radius + k, mask=k < n_radii, other=0.0),
+                    tl.load(weight + k, mask=k < n_radii, other=0.0),
+                )
+                inside = (k[:, None] < n_radii) & (h[None, :] < N_HALF)
+                word = tl.load(mine + at, mask=inside, other=0)
+                inside = inside[None, :, :]
+                below = tl.load(template + of, mask=inside, other=0)
+                here = tl.load(template + of + 1, mask=inside, other=0)
+                above = tl.load(template + of + 2, mask=inside, other=0)
+            r, w = r[None, :, None], w[:, None] * STRIDE
+            fr = (word.to(tl.int32).to(tl.float32, bitcast=True) * w)[None, :, :]
+            fi = ((word >> 32).to(tl.int32).to(tl.float32, bitcast=True) * w)[None, :, :]
+            co, si = _cos_sin(r * along)
+            even_r = fr * co + fi * si
+            even_i = fi * co - fr * si
+            odd_r, odd_i = r * even_r, r * even_i
+            tr, ti = _pair(below)
+            s0 = (s0 + even_r * tr) + even_i * ti
+            o0 = (o0 + odd_i * tr) - odd_r * ti
+            tr, ti = _pair(here)
+            even = even_r * tr + even_i * ti
+            s1 += even
             d1 -= r * r * even
-            o1 += r * (mi * tr - mr * ti)
-            tr = tl.load(t + 2, mask=inside, other=0.0)
-            ti = tl.load(t + plane + 2, mask=inside, other=0.0)
-            e2 += mr * tr + mi * ti
-            o2 += r * (mi * tr - mr * ti)
-        s0 += tl.sum(e0)
-        s1 += tl.sum(e1)
-        s2 += tl.sum(e2)
-        odd = tl.sum(o0, axis=0)
-        x0 += tl.sum(odd * ca)
-        y0 += tl.sum(odd * sa)
-        odd = tl.sum(o1, axis=0)
-        x1 += tl.sum(odd * ca)
-        y1 += tl.sum(odd * sa)
-        odd = tl.sum(o2, axis=0)
-        x2 += tl.sum(odd * ca)
-        y2 += tl.sum(odd * sa)
-        second = tl.sum(d1, axis=0)
-        xx += tl.sum(second * ca * ca)
-        xy += tl.sum(second * ca * sa)
-        yy += tl.sum(second * sa * sa)
+            o1 = (o1 + odd_i * tr) - odd_r * ti
+            tr, ti = _pair(above)
+            s2 = (s2 + even_r * tr) + even_i * ti
+            o2 = (o2 + odd_i * tr) - odd_r * ti
+        odd = tl.sum(o0, axis=1)
+        x0 += odd * ca
+        y0 += odd * sa
+        odd = tl.sum(o1, axis=1)
+        x1 += odd * ca
+        y1 += odd * sa
+        odd = tl.sum(o2, axis=1)
+        x2 += odd * ca
+        y2 += odd * sa
+        second = tl.sum(d1, axis=1)
+        xx += second * ca * ca
+        xy += second * ca * sa
+        yy += second * sa * sa
+    s0, s1, s2 = (
+        tl.sum(tl.sum(s0, axis=2), axis=1),
+        tl.sum(tl.sum(s1, axis=2), axis=1),
+        tl.sum(tl.sum(s2, axis=2), axis=1),
+    )
+    x0, x1, x2 = tl.sum(x0, axis=1), tl.sum(x1, axis=1), tl.sum(x2, axis=1)
+    y0, y1, y2 = tl.sum(y0, axis=1), tl.sum(y1, axis=1), tl.sum(y2, axis=1)
+    xx, xy, yy = tl.sum(xx, axis=1), tl.sum(xy, axis=1), tl.sum(yy, axis=1)
     # The negative Hessian in (psi, x, y), by central differences in psi; then the step as in `newton.newton_step`.
     h = n_fine * step_deg
     gp = (s2 - s0) / (2 * h)
@@ -154,29 +190,21 @@ def newton_triton(
     bound: tuple[float, float],
     angle_stride: int = 1,
     *,
-    k_block: int = 4,
-    h_block: int = 32,
+    candidates: int = 2,
+    k_block: int = 8,
+    h_block: int = 16,
     num_warps: int = 1,
 ) -> Tensor:
-    """See `newton.newton`."""
+    """See `newton.newton`; the table is `newton.half_pairs`."""
     n_particles, n_all_radii, n_half = samples.shape
-    out = torch.empty_like(pose)
-    _newton[(row.numel(),)](
-        torch.view_as_real(samples.contiguous()),
-        centre.contiguous(),
-        row.contiguous(),
-        pose.contiguous(),
-        table,
-        radius.contiguous(),
-        angle,
-        weight.contiguous(),
-        out,
-        n_particles, n_all_radii, len(radius), n_half, table.shape[1], *limit_xy_px, *bound,
-        STRIDE=angle_stride,
-        K_BLOCKS=triton.cdiv(len(radius), k_block),
-        K_BLOCK=k_block,
-        H_BLOCKS=triton.cdiv(n_half, h_block * angle_stride),
-        H_BLOCK=h_block,
+    out = torch.empty_like(pose, memory_format=torch.contiguous_format)
+    even = len(radius) % k_block == 0 and n_half % (h_block * angle_stride) == 0
+    _newton[(n_particles * triton.cdiv(len(row), candidates),)](
+        samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(), table,
+        radius.contiguous(), angle, weight.contiguous(), out,
+        len(row), n_particles, len(radius), table.shape[1], *limit_xy_px, *bound,
+        STRIDE=angle_stride, ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
+        CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block // angle_stride,
         num_warps=num_warps,
     )  # fmt: skip
     return out
