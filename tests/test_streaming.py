@@ -12,8 +12,10 @@ from blobs import Truth, make
 from ralib import io
 from ralib.batches import ParticleBatches
 from ralib.cli import main
+from ralib.loop_state import LoopState
 from ralib.multireference import MultiReferenceAligner
-from ralib.types import ParticleSet, RalibError, RunResult
+from ralib.search import PoseSearch
+from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 BOX, N = 32, 90
 STACK_BYTES = 4 * N * BOX**2
@@ -24,17 +26,13 @@ def truth() -> Truth:
     return make(N, box=BOX, n_views=3, snr=1.0, shift_px=1.0, seed=7)
 
 
+def aligner(truth: Truth, resident_bytes: int | None, **options) -> MultiReferenceAligner:
+    common = {"outer_radius": 12, "iterations": 2, "batch_size": 20, "min_members": 40} | options
+    return MultiReferenceAligner(references=truth.references, resident_bytes=resident_bytes, **common)
+
+
 def run(truth: Truth, resident_bytes: int | None, **options) -> RunResult:
-    aligner = MultiReferenceAligner(
-        references=truth.references,
-        outer_radius=12,
-        iterations=2,
-        batch_size=20,
-        min_members=40,
-        resident_bytes=resident_bytes,
-        **options,
-    )
-    return aligner.fit(truth.images).result_
+    return aligner(truth, resident_bytes, **options).fit(truth.images).result_
 
 
 def test_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
@@ -65,6 +63,79 @@ def test_half_precision_changes_next_to_nothing(truth: Truth) -> None:
     assert torch.equal(half.poses.class_index, memory.poses.class_index)
     difference = (half.averages.images - memory.averages.images).abs().max()
     assert 0 < difference < 0.01 * memory.averages.images.abs().max()
+
+
+def test_part_of_the_set_stays_on_the_device(truth: Truth) -> None:
+    some, every = run(truth, STACK_BYTES // 4), run(truth, STACK_BYTES // 2)
+    assert torch.equal(some.averages.images, every.averages.images), "those read anew are rounded as well"
+    kept = 2 * 20
+    assert some.extra["timings"]["read_bytes"] == (N + N - kept) * 4 * BOX**2
+    assert every.extra["timings"]["read_bytes"] == STACK_BYTES
+
+
+class StopAfterOne:
+    state = None
+
+    def batch(self, done: int, total: int) -> None:
+        return None
+
+    def iteration(self, state: LoopState) -> None:
+        self.state = LoopState.unpack(*state.pack(), torch.device("cpu"))
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("budgets", [(STACK_BYTES // 2, 0), (STACK_BYTES // 2, STACK_BYTES), (0, STACK_BYTES // 2)])
+def test_going_on_with_other_memory_gives_the_same_bits(truth: Truth, budgets: tuple[int, int]) -> None:
+    whole, observer = run(truth, budgets[0]), StopAfterOne()
+    with pytest.raises(InterruptedError):
+        aligner(truth, budgets[0]).fit(truth.images, observer=observer)
+    resumed = aligner(truth, budgets[1]).fit(truth.images, resume=observer.state).result_
+    assert torch.equal(resumed.averages.images, whole.averages.images)
+
+
+class Refusing:
+    """Says that memory ran out for batches above a size, as PyTorch would."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        self.most, self.error, self.refused, self.search = most, error, 0, PoseSearch.search
+
+    def __call__(self, search: PoseSearch, samples: torch.Tensor, centre: torch.Tensor | None = None) -> Poses:
+        if len(samples) > self.most:
+            self.refused += 1
+            raise self.error
+        return self.search(search, samples, centre)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    ],
+)
+def test_out_of_memory_shrinks_the_plan_and_goes_on(truth: Truth, monkeypatch, error: Exception) -> None:
+    options = {"batch_size": 80, "min_members": 0}
+    calm, refusing = run(truth, None, **options), Refusing(20, error)
+    monkeypatch.setattr(PoseSearch, "search", lambda *a: refusing(*a))
+    found = run(truth, None, **options)
+    assert refusing.refused == 2, "80 and 40 are too many; what was learnt holds for the second iteration"
+    assert torch.equal(found.poses.class_index, calm.poses.class_index)
+    torch.testing.assert_close(found.averages.images, calm.averages.images, rtol=0, atol=1e-5)
+    told = [w["what"] for w in found.warnings]
+    assert told[0] == "memory ran out: the pass begins anew with batches of 40 particles"
+    assert told[1].endswith("batches of 20 particles, and particles are read anew in every iteration")
+    assert found.extra["timings"]["read_bytes"] > calm.extra["timings"]["read_bytes"]
+
+
+def test_what_can_never_fit_is_told(truth: Truth, monkeypatch) -> None:
+    refusing = Refusing(0, torch.OutOfMemoryError("CUDA out of memory"))
+    monkeypatch.setattr(PoseSearch, "search", lambda *a: refusing(*a))
+    with pytest.raises(RalibError, match="nothing is left to shrink: CUDA out of memory; use fewer references"):
+        run(truth, None, batch_size=80)
+    refusing.error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        run(truth, None)
 
 
 def test_equal_sizes_beyond_the_budget_are_refused(truth: Truth) -> None:

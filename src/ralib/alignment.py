@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from ralib.average import (
 from ralib.batches import Batch, ParticleBatches
 from ralib.figures import iteration_figures
 from ralib.loop_state import LoopState, Observer, Silent
-from ralib.memory import free_memory
+from ralib.memory import free_memory, total_memory, within_memory
 from ralib.ranks import Ranks, SingleProcess, gather_rows, shard
 from ralib.references import (
     ReferencePlan,
@@ -36,8 +37,14 @@ from ralib.references import (
 from ralib.search import PoseSearch
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
 
+T = TypeVar("T")
 BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
-"""Images of one batch: enough to keep every core, or the GPU, busy."""
+"""Images of one batch: enough to keep every core, or the GPU, busy. Its transforms take twenty times as much."""
+BATCH_SHARE = 64
+"""A batch takes no more than one in so many bytes of a GPU, whatever is free: so batches are cut alike each time."""
+LEAST_BATCH = 16
+SAMPLES_SHARE = 0.4
+"""Of the free memory: what polar samples may take between iterations."""
 EQUAL_BYTES = 40
 """A score of one particle with one reference, and what balancing the classes makes of it, in double precision."""
 
@@ -79,6 +86,9 @@ class Alignment:
             strict=self.options.strict,
             resident_bytes=self.options.resident_bytes,
         )
+        # All ranks round alike.
+        rounded = self.ranks.all_reduce_(torch.tensor(float(self.batches.rounded)))
+        self.batches.round_images(bool(rounded > 0))
         self.plan = ReferencePlan(
             mask=reference_mask(self.options.mask, self.box, self.outer_radius, self.device),
             center=self.options.center,
@@ -87,7 +97,9 @@ class Alignment:
         )
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[dict[str, str]] = []
+        self._shrunk: list[dict[str, str]] = []
         self._samples: dict[int, Tensor] = {}
+        self._samples_share = SAMPLES_SHARE
         self._samples_of: PoseSearch | None = None
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
@@ -127,7 +139,9 @@ class Alignment:
         `closing` may change the state before the observer sees it.
         """
         start = time.perf_counter()
-        stage.search.set_references(state.references)
+        if state.figures:  # begun with images rounded, or not
+            self.batches.round_images(state.figures[-1].get("half_precision", self.batches.rounded))
+        self._fitting(stage.search, lambda: stage.search.set_references(state.references))
         target = self._equal_classes(stage, state) if self.options.equal_sizes else None
         poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
         # A class found starving in the last iteration is reported, not refilled with members never searched.
@@ -138,6 +152,7 @@ class Alignment:
         )
         references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         poses = shift_poses(poses, move)
+        warnings, self._shrunk = [*self._shrunk, *warnings], []
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
             state.iteration + 1,
@@ -147,6 +162,7 @@ class Alignment:
             self.outer_radius,
             time.perf_counter() - start,
         )
+        figures["half_precision"] = self.batches.rounded
         done = replace(
             state,
             iteration=state.iteration + 1,
@@ -175,12 +191,16 @@ class Alignment:
 
     def average(self, poses: Poses, n_classes: int) -> ClassAverages:
         """Class averages of all particles under the poses given, over all ranks."""
-        sums = self._empty_sums(n_classes)
         index = torch.nonzero(poses.class_index >= 0)[:, 0].numpy()
-        # Reading everything goes by the batches that later iterations keep.
-        chosen = self.batches if 2 * len(index) > len(poses) else self.batches.select(index)
-        for batch in chosen:
-            self._add(sums, batch, poses[torch.from_numpy(batch.index)].to(self.device))
+
+        def summed() -> ClassSums:
+            sums = self._empty_sums(n_classes)
+            # Reading everything goes by the batches that later iterations keep.
+            for batch in self.batches if 2 * len(index) > len(poses) else self.batches.select(index):
+                self._add(sums, batch, poses[torch.from_numpy(batch.index)].to(self.device))
+            return sums
+
+        sums = self._fitting(None, summed)
         sums.all_reduce_(self.ranks)
         return class_averages(sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A)
 
@@ -196,6 +216,11 @@ class Alignment:
         self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None
     ) -> tuple[Poses, ClassSums]:
         """Poses of all particles, gathered over the ranks, and this rank's class sums under them."""
+        local, sums = self._fitting(stage.search, lambda: self._pass(stage, previous, n_classes, target))
+        return self._gather(local), sums
+
+    def _pass(self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None) -> tuple[Poses, ClassSums]:
+        """Poses of this rank's particles, and their class sums."""
         sums = self._empty_sums(n_classes)
         found = []
         clock = _Clock(self.timings)
@@ -213,8 +238,31 @@ class Alignment:
             found.append(poses)
             clock.lap("average_s")
             self.observer.batch(int(batch.index[-1]) + 1 - self.batches.rows.start, len(self.batches.rows))
-        local = Poses.cat(found) if found else Poses.identity(0, self.device)
-        return self._gather(local), sums
+        return Poses.cat(found) if found else Poses.identity(0, self.device), sums
+
+    def _fitting(self, search: PoseSearch | None, work: Callable[[], T]) -> T:
+        """work(), again with less memory planned for where there was not enough; no rank may wait for it in there."""
+        return within_memory(work, lambda: self._make_room(search))
+
+    def _make_room(self, search: PoseSearch | None) -> bool:
+        """Plan with less memory, in ever smaller batches; from the second time on nothing stays on the device."""
+        first = self._samples_share > 0
+        smaller = self.batches.batch_size // 2
+        if smaller < LEAST_BATCH or (search is not None and not search.shrink()):
+            return False
+        self._samples, self._samples_share = {}, 0.0
+        self.batches.recut(smaller, keep=first)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        kept = "" if self.batches.resident != "none" else ", and particles are read anew in every iteration"
+        self._shrunk.append(
+            {
+                "what": f"memory ran out: the pass begins anew with batches of {smaller} particles{kept}",
+                "where": str(self.device),
+                "do": "free the memory that other programs take, or give a smaller --batch and --memory",
+            }
+        )
+        return True
 
     def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
@@ -283,7 +331,7 @@ class Alignment:
         size = samples.numel() * samples.element_size()
         if self.batches.resident not in ("samples", "single"):
             return samples
-        if size * (len(self.batches) - len(self._samples)) < 0.4 * free_memory(self.device):
+        if size * (len(self.batches) - len(self._samples)) < self._samples_share * free_memory(self.device):
             self._samples[batch.number] = samples
         return samples
 
@@ -301,7 +349,10 @@ class Alignment:
 
 
 def _default_batch(device: torch.device, box: int) -> int:
-    return max(64, BATCH_BYTES.get(device.type, 2**26) // (4 * box**2))
+    most = BATCH_BYTES.get(device.type, 2**26)
+    if device.type == "cuda":
+        most = min(most, total_memory(device) // BATCH_SHARE)
+    return max(64, most // (4 * box**2))
 
 
 class _Clock:

@@ -122,10 +122,12 @@ class ParticleBatches:
             self.resident = "none"
         self.rounded = rounded
 
-    def stream(self, batch_size: int) -> None:
-        """From now on keep nothing and read every pass anew, in batches of this size."""
+    def recut(self, batch_size: int, *, keep: bool) -> None:
+        """From the next pass on cut batches of this size; without `keep` none of them stays on the device."""
         self._kept.clear()
-        self.resident, self.batch_size = "none", batch_size
+        self.batch_size = batch_size
+        if not keep:
+            self.resident = "none"
 
     def ctf_parameters(self, index: np.ndarray) -> CtfParameters | None:
         """CTF of these particles where averages are to be corrected for it."""

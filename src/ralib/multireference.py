@@ -40,7 +40,7 @@ class MultiReferenceAligner:
                         centring and mask
     seed                of the random start
     device, batch_size, ranks    where, how many particles at a time, with which other processes
-    resident_bytes      of particles kept on the device between iterations; None: two fifths of its free memory
+    resident_bytes      of particles kept on the device between iterations; None: 0.45 of its free memory
 
     After `fit`: poses_, class_averages_, references_, iterations_ (one dict each), warnings_, bad_particles_, result_.
     """

@@ -14,6 +14,8 @@ from ralib.types import RalibError
 
 _GEOMETRY, _AVERAGE, _CLASSES = "Search", "Averages and CTF", "Classes"
 _FILES, _RUN = "Files", "Running"
+NO_OPTIONS = ("context", "stack", "outdir", "resume", "report")
+"""Arguments of the commands that are not options of the alignment."""
 
 Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .mrcs .star .cs .hdf .lst .spi .hed ...")]
 Outdir = Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must be new or empty.")]
@@ -64,7 +66,7 @@ BatchSize = Annotated[
 ]  # fmt: skip
 Memory = Annotated[
     float | None, typer.Option("--memory", help="GiB of particles kept on the device between iterations; what does not "
-                               "fit is read anew. [default: two fifths of what is free]", rich_help_panel=_RUN)
+                               "fit is read anew. [default: 0.45 of what is free]", rich_help_panel=_RUN)
 ]  # fmt: skip
 Sparx = Annotated[
     bool, typer.Option("--sparx", "--parity", help="EMAN2/SPARX's algorithm exactly.", rich_help_panel=_RUN)
@@ -101,6 +103,7 @@ def register(app: typer.Typer) -> None:
 
 
 def mref(
+    context: typer.Context,
     stack: Stack,
     references: Annotated[
         str, typer.Argument(metavar="REFERENCES", help="Stack of references, or a number K: random averages.")
@@ -150,16 +153,18 @@ def mref(
     report: Report = True,
 ) -> None:  # fmt: skip
     """Multi-reference alignment: class averages from particles and references."""
-    options = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "resume", "report")}
+    options = {k: v for k, v in locals().items() if k not in NO_OPTIONS}
     from ralib.cli.align_runs import AlignmentRun, ctf_choice, shift_ranges
 
     options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
     (x, y, step) = shift_ranges(str(xr), str(yr), str(ts))[0]
-    run = AlignmentRun("mref", stack, outdir, options, _device(device, gpu_devices), resume=resume, report=report)
+    where = _device(device, gpu_devices)
+    run = AlignmentRun("mref", stack, outdir, options, where, resume=resume, report=report, began=context.obj)
     run.execute(x_range=x, y_range=y, step=step)
 
 
 def reffree(
+    context: typer.Context,
     stack: Stack,
     outdir: Outdir,
     mask: Mask = None,
@@ -221,12 +226,13 @@ def reffree(
     report: Report = True,
 ) -> None:  # fmt: skip
     """Reference-free alignment: all particles onto their own average."""
-    options = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "resume", "report")}
+    options = {k: v for k, v in locals().items() if k not in NO_OPTIONS}
     from ralib.cli.align_runs import AlignmentRun, ctf_choice, shift_ranges
 
     options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
     stages = shift_ranges(xr, yr, ts)
-    run = AlignmentRun("reffree", stack, outdir, options, _device(device, gpu_devices), resume=resume, report=report)
+    where = _device(device, gpu_devices)
+    run = AlignmentRun("reffree", stack, outdir, options, where, resume=resume, report=report, began=context.obj)
     run.execute(stages=stages)
 
 
