@@ -17,7 +17,7 @@ import torch
 from blobs import Truth, make
 from ralib import io
 from ralib.cli import main
-from ralib.cli.align_runs import ctf_choice, shift_ranges, user_function
+from ralib.cli.parsing import ctf_choice, shift_ranges, user_function
 from ralib.cli.running import SignalFlag
 from ralib.metrics import purity
 from ralib.rundir import load_run

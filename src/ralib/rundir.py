@@ -19,6 +19,7 @@ import torch
 
 from ralib import io
 from ralib.checkpoint import Checkpoint, newest, save
+from ralib.contactsheet import class_picture
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 LOCK = ".lock"
@@ -152,23 +153,10 @@ def read_frc(path: Path) -> np.ndarray:
     return np.atleast_2d(np.loadtxt(path))[:, 1:].T
 
 
-def write_class_picture(path: Path, averages: ClassAverages, columns: int = 10) -> None:
-    """The averages as one picture, largest class first, each with its number and members."""
-    from matplotlib.figure import Figure
-
-    order = torch.argsort(averages.members, descending=True, stable=True).tolist()
-    columns = min(columns, len(order))
-    rows = -(-len(order) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.45 * rows), dpi=110, facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, k in zip(axes, order, strict=False):
-        axis.imshow(averages.images[k].numpy(), cmap="gray", interpolation="nearest")
-        axis.set_title(f"{k + 1}: {int(averages.members[k])}", fontsize=7, pad=2)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.16 / (1.45 * rows), wspace=0.05, hspace=0.18)
+def write_class_picture(path: Path, averages: ClassAverages) -> None:
+    """The averages as one PNG, largest class first, each with its number and members."""
     with io.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+        class_picture(averages).save(temporary, format="PNG")
 
 
 def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResult:

@@ -154,7 +154,8 @@ def mref(
 ) -> None:  # fmt: skip
     """Multi-reference alignment: class averages from particles and references."""
     options = {k: v for k, v in locals().items() if k not in NO_OPTIONS}
-    from ralib.cli.align_runs import AlignmentRun, ctf_choice, shift_ranges
+    from ralib.cli.align_runs import AlignmentRun
+    from ralib.cli.parsing import ctf_choice, shift_ranges
 
     options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
     (x, y, step) = shift_ranges(str(xr), str(yr), str(ts))[0]
@@ -227,7 +228,8 @@ def reffree(
 ) -> None:  # fmt: skip
     """Reference-free alignment: all particles onto their own average."""
     options = {k: v for k, v in locals().items() if k not in NO_OPTIONS}
-    from ralib.cli.align_runs import AlignmentRun, ctf_choice, shift_ranges
+    from ralib.cli.align_runs import AlignmentRun
+    from ralib.cli.parsing import ctf_choice, shift_ranges
 
     options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
     stages = shift_ranges(xr, yr, ts)

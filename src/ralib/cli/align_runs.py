@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import typer
 
 from ralib import io
+from ralib.cli.parsing import user_function
 from ralib.cli.running import (
     Reporter,
     SignalFlag,
@@ -23,6 +23,7 @@ from ralib.cli.running import (
     resumed_state,
     stopped_message,
 )
+from ralib.cli.timing import references_s, time_line
 from ralib.loop_state import LoopState
 from ralib.multireference import MultiReferenceAligner
 from ralib.ranks import RankLost, Ranks, join
@@ -46,8 +47,9 @@ class AlignmentRun:
         *,
         resume: bool,
         report: bool,
+        began: float,
     ) -> None:
-        self.started = time.perf_counter()
+        self.began = began
         self.kind, self.stack, self.outdir, self.device = kind, stack, outdir, device
         self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
         self.resume, self.report = resume, report
@@ -70,6 +72,7 @@ class AlignmentRun:
             record = new_record(self.kind, o, particles, self.stack, self.device)
             state = self._resumed(record)
             reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations()).showing())
+            record["timings"] = {"start_s": time.perf_counter() - self.began}
             try:
                 if o["sparx"]:
                     result = self._fit_sparx(particles, references, mask, function, search, reporter)
@@ -84,7 +87,7 @@ class AlignmentRun:
                     typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
                 raise typer.Exit(stop.status) from reason
             if directory is not None:
-                self._write(directory, result, particles, reporter)
+                self._write(directory, result, particles, reporter, len(state.figures) if state else 0)
 
     def _fit(
         self,
@@ -145,30 +148,46 @@ class AlignmentRun:
 
         return fit_sparx(self.kind, particles, references, mask, function, search, self.options, self.device, reporter)
 
-    def _write(self, directory: RunDirectory, result: RunResult, particles: ParticleSet, reporter: Reporter) -> None:
-        o, start = self.options, time.perf_counter()
-        record = finish_record(reporter.record, result, self.device, self.started, reporter.write_s)
-        directory.write_result(result, particles, record, hdf=o["hdf"] or self.hdf_input)
-        if o["write_headers"]:
-            io.write_headers(self.stack, result.poses)
-        record["timings"]["write_s"] += time.perf_counter() - start
-        record["timings"]["total_s"] = time.perf_counter() - self.started
+    def _write(
+        self, directory: RunDirectory, result: RunResult, particles: ParticleSet, reporter: Reporter, before: int
+    ) -> None:
+        """All files; the report is made beside them. `before` iterations were done by the run this one goes on with."""
+        reporter.settle()
+        start = time.perf_counter()
+        record = finish_record(reporter.record, result, self.device, self.began, reporter.write_s)
+        timings = record["timings"]
+        if "search_s" in timings:
+            timings["references_s"] = references_s(timings, result.iterations[before:])
+        with ThreadPoolExecutor(1, "ralib-report") as beside:
+            shown = record | {"timings": dict(timings)}
+            report = beside.submit(self._write_report, shown, result, particles) if self.report else None
+            directory.write_result(result, particles, record, hdf=self.options["hdf"] or self.hdf_input)
+            if self.options["write_headers"]:
+                io.write_headers(self.stack, result.poses)
+            timings["write_s"] += time.perf_counter() - start
+            for warning in result.warnings:
+                if warning not in reporter.record["warnings"]:
+                    typer.echo(f"warning: {warning['what']}; {warning['do']}")
+            start = time.perf_counter()
+            if report is not None and (trouble := report.result()):
+                typer.echo(trouble, err=True)
+        timings["report_s"] = time.perf_counter() - start
+        timings["total_s"] = time.perf_counter() - self.began
         directory.write_record(record)
-        known = reporter.record["warnings"]
-        for warning in result.warnings:
-            if warning not in known:
-                typer.echo(f"warning: {warning['what']}; {warning['do']}")
-        if self.report:
-            self._write_report()
+        typer.echo(time_line(timings))
         typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
 
-    def _write_report(self) -> None:
-        from ralib.summary import write_report
+    def _write_report(self, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> str:
+        """report.html, or a line that says why there is none: the run itself is safe on disk."""
+        from ralib.summary import finished_run, write_report
 
+        on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         try:
-            write_report(self.outdir, device=self.device, datadir=self.options["datadir"])
-        except (RalibError, OSError) as error:  # the run itself is safe on disk
-            typer.echo(f"warning: no report.html: {error}; try 'ralib report {self.outdir}'", err=True)
+            with on_gpu:
+                write_report(finished_run(self.outdir, record, result, particles), device=self.device)
+        except (RalibError, OSError) as error:
+            return f"warning: no report.html: {error}; try 'ralib report {self.outdir}'"
+        return ""
 
     def _refuse(self) -> None:
         """Options this mode cannot honour are refused, never dropped."""
@@ -238,61 +257,6 @@ class AlignmentRun:
 
     def _iterations(self) -> int | None:
         return self.options["maxit"] if self.kind == "mref" else None
-
-
-def ctf_choice(ctf: bool, mode: str | None) -> str:
-    """--CTF and --ctf MODE as one of off, wiener, flip."""
-    if mode is None:
-        return "wiener" if ctf else "off"
-    if mode not in ("off", "wiener", "flip"):
-        raise RalibError(f"--ctf {mode!r} is unknown: choose off, wiener or flip")
-    if ctf and mode != "wiener":
-        raise RalibError(f"--CTF and --ctf {mode} contradict each other: give one of them")
-    return mode
-
-
-def shift_ranges(xr: str, yr: str, ts: str) -> list[tuple[float, float, float]]:
-    """(x range, y range, step) of each stage, from numbers separated by blanks or commas.
-
-    As sxali2d: yr -1 stands for xr, and one number for yr or ts serves all stages.
-    """
-    x, y, step = (_numbers(name, text) for name, text in (("--xr", xr), ("--yr", yr), ("--ts", ts)))
-    y = x if y == [-1.0] else y * len(x) if len(y) == 1 else y
-    step = step * len(x) if len(step) == 1 else step
-    if not len(x) == len(y) == len(step):
-        raise RalibError(f"--xr has {len(x)} stages, --yr {len(y)}, --ts {len(step)}: give as many numbers for each")
-    if min(*x, *y) < 0 or min(step) <= 0:
-        raise RalibError(f"--xr {xr!r} and --yr {yr!r} must not be below 0, --ts {ts!r} must be above 0")
-    return list(zip(x, y, step, strict=True))
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        numbers = [float(t) for t in text.replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if not numbers or not np.isfinite(numbers).all():
-        raise RalibError(f"{name} {text!r} is no list of numbers: use e.g. {name} '2 1'")
-    return numbers
-
-
-def user_function(name: str) -> Any:
-    """The callable of MODULE:CALLABLE, looked for in the current folder too; None for the built-in ref_ali2d."""
-    if name == "ref_ali2d":
-        return None
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise RalibError(f"--function {name!r}: use ref_ali2d, or MODULE:CALLABLE of a Python module")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RalibError(f"--function {name!r} cannot be loaded: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(function):
-        raise RalibError(f"--function {name!r} is not callable: name a function(average, mask, frc)")
-    return function
 
 
 def _single_image(path: str) -> np.ndarray:

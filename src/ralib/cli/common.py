@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from ralib.cli.timing import began
 from ralib.ranks import RankLost, first_to_fail
 from ralib.types import RalibError
 
@@ -113,7 +114,7 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
 
 def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
     try:
-        status = app(args=argv, prog_name="ralib", standalone_mode=False)
+        status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except typer.Abort:

@@ -9,7 +9,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class SignalFlag:
 class Reporter:
     """The observer of a run: a log line an iteration, a progress bar on a terminal, files and checkpoints.
 
+    Files are written by a thread while the next iteration computes; `settle` waits for them.
+
     directory   None on all ranks but the first: those only look out for signals
     """
 
@@ -72,13 +75,15 @@ class Reporter:
     ) -> None:
         self.directory, self.record, self.flag, self.iterations = directory, record, flag, iterations
         self.write_s = 0.0
+        self._writer = ThreadPoolExecutor(1, "ralib-write")
+        self._pending: Future[None] | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[Reporter]:
-        """With the progress bar, where there is a terminal to show it on."""
-        with self.flag.watching():
+        """With the progress bar, where there is a terminal to show it on; at its end no file is half written."""
+        with self.flag.watching(), self._writer:
             if self.directory is None or not sys.stderr.isatty():
                 yield self
                 return
@@ -90,34 +95,63 @@ class Reporter:
                 yield self
 
     def batch(self, done: int, total: int) -> None:
-        self.flag.raise_if_set()
+        self._stop_if_asked()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
 
     def iteration(self, state: LoopState) -> None:
         if self.directory is not None:
-            self.note(state.figures, state.warnings, state.averages)
-            start = time.perf_counter()
+            directory, number = self.directory, state.iteration
             arrays, meta = state.pack()
-            self.directory.save_checkpoint(state.iteration, arrays, meta | {"options": self.record["options"]})
-            self.write_s += time.perf_counter() - start
-        self.flag.raise_if_set()
+            meta |= {"options": self.record["options"]}
+            self.note(
+                state.figures,
+                state.warnings,
+                state.averages,
+                also=lambda: directory.save_checkpoint(number, arrays, meta),
+            )
+        self._stop_if_asked()
 
-    def note(self, figures: list[dict[str, Any]], warnings: list[dict[str, str]], averages: Any) -> None:
-        """Log an iteration and write its folder and the record so far."""
+    def note(
+        self,
+        figures: list[dict[str, Any]],
+        warnings: list[dict[str, str]],
+        averages: Any,
+        also: Callable[[], None] | None = None,
+    ) -> None:
+        """Log an iteration; have its folder and the record so far written, and `also` what else belongs to it."""
         if self.directory is None:
             return
-        start = time.perf_counter()
         self._say(log_line(figures[-1], self.iterations))
-        number = figures[-1]["iteration"]
         for warning in warnings[len(self.record["warnings"]) :]:
             self._say(f"warning: {warning['what']}; {warning['do']}")
         self.record |= {"iterations": figures, "warnings": list(warnings)}
-        self.directory.write_iteration(number, averages)
-        self.directory.write_record(self.record)
+        number = figures[-1]["iteration"]
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=f"iteration {number + 1}", completed=0)
+        self.settle()
+        directory, record, averages = self.directory, dict(self.record), averages.to("cpu")
+
+        def write() -> None:
+            directory.write_iteration(number, averages)
+            directory.write_record(record)
+            if also is not None:
+                also()
+
+        self._pending = self._writer.submit(write)
+
+    def settle(self) -> None:
+        """Wait until the files of the last iteration are there; raises what their writing raised."""
+        start, pending = time.perf_counter(), self._pending
+        self._pending = None
+        if pending is not None:
+            pending.result()
         self.write_s += time.perf_counter() - start
+
+    def _stop_if_asked(self) -> None:
+        if self.flag.number is not None:
+            self.settle()
+        self.flag.raise_if_set()
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
@@ -181,8 +215,8 @@ def stopped_message(stop: Stopped, outdir: Path, state_saved: bool) -> str:
 def finish_record(
     record: dict[str, Any], result: RunResult, device: torch.device, started: float, write_s: float
 ) -> dict[str, Any]:
-    """The record of a finished run, all but the time its files will take."""
-    timings = {"read_s": 0.0, **result.extra.get("timings", {}), "write_s": write_s}
+    """The record of a finished run, all but the time its files will take; `started` is when the command began."""
+    timings = {"read_s": 0.0, **record["timings"], **result.extra.get("timings", {}), "write_s": write_s}
     timings["total_s"] = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return record | {

@@ -63,7 +63,7 @@ def watch(
     ends the watch.
     """
     options = {k: v for k, v in locals().items() if k not in ("source", "outdir", "resume", "report")}
-    from ralib.cli.align_runs import ctf_choice
+    from ralib.cli.parsing import ctf_choice
     from ralib.cli.common import resolve_device
 
     options["ctf_mode"] = ctf_choice(ctf, ctf_mode)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from ralib.report.contents import Embedding, ReportContents
-from ralib.report.sheets import pack
+from ralib.report.sheets import encode, pack
 
 FORMAT = "ralib-report"
 FORMAT_VERSION = 1
@@ -71,13 +72,13 @@ def packed(array: np.ndarray, dtype: str) -> dict[str, Any]:
 
 def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
     """(data, sheets): the page's JSON, and the image sheets as text by element name, which `data` refers to."""
-    sheets: dict[str, str] = {}
+    drawn: dict[str, tuple[np.ndarray, int]] = {}
 
     def pictures(name: str, images: np.ndarray, quality: int, *, together: bool = False) -> list[dict[str, Any]]:
         listing = []
         flat = images.reshape(-1, *images.shape[-2:])
-        for number, sheet in enumerate(pack(flat, quality=quality, together=together)):
-            sheets[f"sheet-{name}-{number}"] = sheet.pop("webp")
+        for number, sheet in enumerate(pack(flat, together=together)):
+            drawn[f"sheet-{name}-{number}"] = (sheet.pop("levels"), quality)
             listing.append({"id": f"sheet-{name}-{number}", **sheet})
         return listing
 
@@ -107,7 +108,9 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
     if c.ctf is not None:
         data["ctf"] = vars(c.ctf)
     data["embedding"] = None if c.embedding is None else _embedding(c.embedding, pictures)
-    return dict(plain(data)), sheets
+    with ThreadPoolExecutor() as pool:
+        texts = pool.map(lambda item: encode(item[0], quality=item[1]), drawn.values())
+        return dict(plain(data)), dict(zip(drawn, texts, strict=True))
 
 
 def _embedding(e: Embedding, pictures: Any) -> dict[str, Any]:

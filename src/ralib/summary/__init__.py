@@ -17,25 +17,28 @@ from ralib.summary.diagnose import diagnose
 from ralib.summary.embedding import embed
 from ralib.summary.figures import class_figures, histograms, shift_map, sorted_scores
 from ralib.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members, resized
-from ralib.summary.runs import RunFiles, open_run
+from ralib.summary.runs import RunFiles, finished_run, open_run
 from ralib.types import RalibError
 
-__all__ = ["RunFiles", "open_run", "report_json", "summarise", "write_report"]
+__all__ = ["RunFiles", "finished_run", "open_run", "report_json", "summarise", "write_report"]
 
 MAX_POINTS = 10_000
 MAX_SCORES = 1_000_000
 
 
 def write_report(
-    run_dir: Path | str,
+    source: RunFiles | Path | str,
     out: Path | str | None = None,
     *,
     max_points: int = MAX_POINTS,
     device: torch.device | str = "cpu",
     datadir: Path | str | None = None,
 ) -> Path:
-    """Write the report of a run, RUN/report.html unless `out` names another file; returns its path."""
-    run = open_run(run_dir, datadir=datadir)
+    """Write the report of a run (its folder, or what was read of it), RUN/report.html unless `out` names another file.
+
+    Returns its path.
+    """
+    run = source if isinstance(source, RunFiles) else open_run(source, datadir=datadir)
     folder = run.path if run.path.is_dir() else run.path.parent
     target = Path(out) if out is not None else folder / "report.html"
     write_text(target, render_report(summarise(run, max_points=max_points, device=device)))
@@ -62,7 +65,7 @@ def summarise(
         points = aligned(run, rows, min(POINT_PX, run.particles.box), device)
         score = _score(run, rows, points)
         shown_members = members(run, score, rng, device)
-        plane = embed(run, rows, points, seed)
+        plane = embed(run, rows, points)
     except RalibError as error:
         warnings.append(
             {

@@ -11,7 +11,7 @@ import numpy as np
 
 from ralib.io import open_images, open_particles, read_star
 from ralib.rundir import read_record
-from ralib.types import ParticleSet, Poses, RalibError
+from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
     )
 
 
+def finished_run(path: Path, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> RunFiles:
+    """The run that just ended in the folder `path`, without reading back what is still in memory."""
+    averages = result.averages
+    frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
+    frequency = None if frc is None else np.arange(frc.shape[1]) / averages.images.shape[-1]
+    images, poses = averages.images.cpu().numpy(), result.poses.to("cpu")
+    return RunFiles(path, record, images, particles, poses, _iterations(path), frequency, frc)
+
+
 def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     record = read_record(path)
     for needed in ("class_averages.mrcs", "particles.star"):
@@ -70,12 +79,16 @@ def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     particles = open_particles(path / "particles.star", datadir=datadir, require_images=False)
     poses = _poses_of(particles, len(averages), path / "particles.star")
     frequency, frc = _read_frc(path / "frc.txt", len(averages))
-    history = [
+    return RunFiles(path, record, averages, particles, poses, _iterations(path), frequency, frc)
+
+
+def _iterations(path: Path) -> list[tuple[int, Path]]:
+    """The averages after each iteration of a run of ours."""
+    return [
         (int(folder.name), folder / "averages.mrcs")
         for folder in sorted((path / "iterations").glob("[0-9]*"))
         if folder.name.isdecimal() and (folder / "averages.mrcs").is_file()
     ]
-    return RunFiles(path, record, averages, particles, poses, history, frequency, frc)
 
 
 def _poses_of(particles: ParticleSet, n_classes: int, path: Path) -> Poses:

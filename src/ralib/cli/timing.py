@@ -1,0 +1,52 @@
+"""Where the time of a command went, from the start of its process on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PARTS = {
+    "start_s": "start-up",
+    "waited_for_reading_s": "reading",
+    "prepare_s": "preparing",
+    "search_s": "search",
+    "average_s": "sums",
+    "references_s": "averages",
+    "write_s": "files",
+    "report_s": "report",
+}
+"""Timings of run.json that follow each other, and what they are called in the log."""
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started; 0 where the system does not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def began(argv: Sequence[str] | None) -> float:
+    """The moment, on the clock of `time.perf_counter`, at which a command began: with its process, or just now where
+    a program passes arguments of its own."""
+    return time.perf_counter() - (process_age_s() if argv is None else 0.0)
+
+
+def references_s(timings: dict[str, float], iterations: Sequence[dict[str, Any]]) -> float:
+    """What iterations took beyond the passes over the particles: averages, filters, references, figures."""
+    passes = sum(timings.get(name, 0.0) for name in ("prepare_s", "search_s", "average_s"))
+    return max(0.0, sum(i["seconds"] for i in iterations) - passes)
+
+
+def time_line(timings: dict[str, Any]) -> str:
+    """`time: 9.4 s: start-up 2.1, reading 1.0, ...`; reading is what others waited for it, and no part of preparing."""
+    known = {name: float(timings[name]) for name in PARTS if timings.get(name) is not None}
+    if "prepare_s" in known:
+        known["prepare_s"] = max(0.0, known["prepare_s"] - known.get("waited_for_reading_s", 0.0))
+    rest = timings["total_s"] - sum(known.values())
+    parts = [f"{PARTS[name]} {seconds:.1f}" for name, seconds in known.items()]
+    return f"time: {timings['total_s']:.1f} s: {', '.join(parts)}, other {max(0.0, rest):.1f}"
