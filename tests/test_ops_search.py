@@ -15,6 +15,7 @@ from ralib.ops.newton_numba import newton_numba
 from ralib.ops.phase import shifted_parts_plain
 from ralib.ops.phase_numba import shifted_parts_numba
 from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max_plain
+from ralib.ops.shortlist import shortlist_plain
 from ralib.ops.taps import gather_taps_plain
 from ralib.polar import PolarGrid
 from ralib.templates import fine_table
@@ -120,6 +121,31 @@ def test_numba_twins() -> None:
         torch.testing.assert_close(shifted_parts_numba(*moved), shifted_parts_plain(*moved), atol=1e-5, rtol=1e-4)
 
 
+def _shortlist_case() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three maxima of 21 candidates each, of five particles; one score is not a number."""
+    g = torch.Generator().manual_seed(14)
+    row = torch.randint(0, 2, (21, 5), generator=g)
+    maximum = torch.randint(0, 3, (21, 5), generator=g)
+    pose = torch.randn(21, 5, 4, generator=g) * torch.tensor([0.3, 0.1, 0.1, 1.0])
+    pose[..., 0] += torch.tensor([179.9, -60.0, 30.0])[maximum]
+    pose[3, 2, 3] = torch.nan
+    return row, pose
+
+
+def test_the_shortlist_has_one_candidate_of_each_maximum() -> None:
+    row, pose = _shortlist_case()
+    kept_row, kept = shortlist_plain(row, pose, 6, (1.5, 0.4))
+    assert (kept[:-1, :, 3] >= kept[1:, :, 3]).all()
+    assert torch.equal(kept[0, :, 3], pose[..., 3].nan_to_num(nan=-torch.inf).amax(0))
+    for b in range(5):
+        known = kept[:, b, 3] > -torch.inf
+        maxima = {
+            (int(r), round(float(p) % 360 / 30)) for r, p in zip(kept_row[known, b], kept[known, b, 0], strict=True)
+        }
+        assert len(maxima) == known.sum(), "two candidates of one maximum"
+    assert shortlist_plain(row, pose, 2)[1].shape == (2, 5, 4)
+
+
 @pytest.mark.skipif(CHILD in os.environ, reason="this is the child that runs the interpreter")
 def test_triton_twins_in_the_interpreter() -> None:
     """A child process, because Triton decides at import whether it interprets."""
@@ -133,6 +159,7 @@ def _compare_twins() -> None:
     from ralib.ops.newton_triton import newton_triton
     from ralib.ops.phase_triton import shifted_parts_triton
     from ralib.ops.rotational_score_triton import rotational_max_triton
+    from ralib.ops.shortlist_triton import shortlist_triton
     from ralib.ops.taps_triton import gather_taps_triton
 
     values = _random_complex(3, 50, seed=4)
@@ -153,6 +180,11 @@ def _compare_twins() -> None:
         rounded = (*given[:4], table.half().float(), *given[5:])
         torch.testing.assert_close(newton_triton(*packed), newton_plain(*rounded), atol=1e-3, rtol=1e-3)
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
+    given = _shortlist_case()
+    for n, same in ((6, (1.5, 0.4)), (30, None)):
+        for found, expected in zip(shortlist_triton(*given, n, same), shortlist_plain(*given, n, same), strict=True):
+            torch.testing.assert_close(found, expected)
+
     samples = _moments_case()[0]
     for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):
         given = (samples, shift, basis, 3, torch.float32)

@@ -22,19 +22,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ralib.conventions import mirror_x, rotate_xy, wrap_deg
+from ralib.conventions import rotate_xy, wrap_deg
 from ralib.memory import free_memory
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
-from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
+from ralib.ops.rotational_score import angle_deg, rotational_max
+from ralib.ops.shortlist import shortlist
 from ralib.polar import PolarGrid
-from ralib.templates import TemplateBank, angular_orders, masked_unit_norm, ring_mask
+from ralib.templates import PoseGrid, TemplateBank, masked_unit_norm, ring_mask, template_extent
 from ralib.types import Poses
 
 LEAST_BYTES, MOST_BYTES = 2**24, 2**32
@@ -43,32 +43,9 @@ SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Poses under refinement, c of each of b particles.
-
-    row    (c, b) template: the reference, plus the number of references where mirrored
-    pose   (c, b, 4): psi in degrees, offset x and y from the particle's centre in pixels, score
-    """
-
-    row: Tensor
-    pose: Tensor
-
-    def best(self, n: int) -> _Candidates:
-        """The n with the highest score of each particle, best first."""
-        at = self.pose[..., 3].topk(min(n, len(self.row)), dim=0).indices
-        return _Candidates(self.row.gather(0, at), self.pose.gather(0, at[..., None].expand(-1, -1, 4)))
-
-    def distinct(self) -> _Candidates:
-        """The same, with no score left to those on their way to the maximum of a better one."""
-        psi, x, y, score = self.pose.unbind(-1)
-        near = self.row[:, None] == self.row
-        near &= (wrap_deg(psi[:, None] - psi)).abs() < SAME_DEG
-        near &= ((x[:, None] - x).abs() < SAME_PX) & ((y[:, None] - y).abs() < SAME_PX)
-        rank = torch.arange(len(score), device=score.device)[:, None, None]
-        better = (score > score[:, None]) | ((score == score[:, None]) & (rank.transpose(0, 1) < rank))
-        kept = torch.where((near & better).any(1), -math.inf, score)
-        return _Candidates(self.row, torch.stack([psi, x, y, kept], dim=-1))
+Candidates = tuple[Tensor, Tensor]
+"""Poses under refinement, c of each of b particles: which template (c, b) (the reference, plus the number of references
+where mirrored), and (c, b, 4) psi in degrees, offset x and y from the particle's centre in pixels, score."""
 
 
 class PoseSearch:
@@ -141,15 +118,13 @@ class PoseSearch:
 
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
-        self._bank = TemplateBank.build(
-            self.grid,
-            samples,
-            self.shift_range_xy_px,
-            shift_step_px=self.shift_step_px,
-            mirror=self.mirror,
-            loss=self.grid_loss,
-            dtype=self.dtype,
-        )
+        n_orders, n_radii, natural_px = template_extent(self.grid, samples, self.grid_loss)
+        step_px = self.shift_step_px or min(natural_px, max(*self.shift_range_xy_px, 0.5))
+        poses = self._bank.poses if self._bank else None
+        if poses is None or (len(poses.orders), poses.step_px) != (n_orders, step_px):
+            given = (self.shift_range_xy_px, self._limit, self.mirror, self.dtype)
+            poses = PoseGrid.create(self.grid, n_orders, step_px, *given)
+        self._bank = TemplateBank.build(self.grid, samples, poses, n_radii, natural_px, self.mirror)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
@@ -216,8 +191,8 @@ class PoseSearch:
         bank = self.bank
         on_gpu = self.device.type == "cuda"
         budget, least = (self.product_bytes, 512) if on_gpu else (8 * 2**20, 16)
-        shifts = max(len(s) for s in bank.rings)
-        per_reference = len(bank.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
+        shifts = max(len(s) for s in bank.poses.rings)
+        per_reference = len(bank.poses.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
         references = max(1, min(bank.n_references, budget // (per_reference * least)))
         particles = max(least, budget // (per_reference * references) // least * least)
         return min(particles, 32_768 if on_gpu else 64), references
@@ -227,91 +202,62 @@ class PoseSearch:
 
         Also the group's first reference and the ring's number.
         """
-        bank = self.bank
+        bank, poses = self.bank, self.bank.poses
         parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
-        real, imag = angular_orders(self.grid, parts, bank.orders)
         # Matrix units want rows whose length is a round number.
-        columns = pad(torch.cat([real, imag]).transpose(0, 1), (0, -len(samples) % 64)).contiguous()
-        n_half = self.n_half
-        cosine, sine = angular_tables(bank.orders, n_half, dtype=self.dtype)
+        columns = pad(torch.cat(poses.angular_orders(parts)).transpose(0, 1), (0, -len(samples) % 64)).contiguous()
         _, group = self.plan()
-        for ring, (rows, shifts) in enumerate(zip(bank.rows, bank.rings, strict=True)):
+        for ring, (rows, shifts) in enumerate(zip(bank.rows, poses.rings, strict=True)):
             per_reference = len(shifts) * (1 + self.mirror) * 2
-            penalty = None if ring == 0 else self._penalty(shifts, n_half)
             for first in range(0, bank.n_references, group):
                 block = rows[:, first * per_reference : (first + group) * per_reference]
-                spectra = torch.bmm(block, columns).view(len(bank.orders), -1, 2, columns.shape[-1])
-                value, index = rotational_max(spectra, cosine, sine, penalty)
+                spectra = torch.bmm(block, columns).view(len(poses.orders), -1, 2, columns.shape[-1])
+                value, index = rotational_max(spectra, poses.cosine, poses.sine, poses.penalty[ring])
                 shape = (-1, len(shifts), 1 + self.mirror, 2, columns.shape[-1])
                 yield value.view(shape)[..., : len(samples)], index.view(shape)[..., : len(samples)], first, ring
 
-    @property
-    def n_half(self) -> int:
-        """Grid angles over half a turn: at least 2.5 to the shortest angular wave."""
-        return 16 * math.ceil(1.25 * len(self.bank.orders) / 16)
-
-    def _penalty(self, shifts: Tensor, n_half: int) -> Tensor:
-        """Minus infinity where a template shift, turned back to the particle, leaves the shift range."""
-        psi = (torch.arange(n_half, device=self.device) + 0.5) * (180.0 / n_half)
-        flips = torch.arange(1 + self.mirror, device=self.device) == 1
-        s = mirror_x(shifts[:, None], flips)
-        origin = rotate_xy(-torch.stack([psi, -psi]), s[:, :, None, None])
-        limit = torch.tensor(self._limit, device=self.device) + 0.5 * self.bank.step_px
-        inside = (origin.abs() <= limit).all(-1)
-        return torch.where(inside, 0.0, -math.inf).flatten(0, 1)
-
-    def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> _Candidates:
+    def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> Candidates:
         """The best grid poses of each particle."""
-        n_mirror, rings, found = 1 + self.mirror, self.bank.rings, []
+        poses, n, found = self.bank.poses, self.candidates[0], []
         for value, index, first, ring in self._grid_values(samples, centre):
             if class_index is not None:
                 reference = torch.arange(first, first + len(value), device=self.device)
                 value = value.masked_fill((reference[:, None] != class_index)[:, None, None, None], -math.inf)
             flat = value.flatten(0, 3)
-            score, at = flat.topk(min(self.candidates[0], len(flat)), dim=0)
-            psi = angle_deg(index.flatten(0, 3).gather(0, at), at % 2, self.n_half)
-            mirror = at // 2 % n_mirror
-            shift = rings[ring][at // (2 * n_mirror) % len(rings[ring])]
-            offset = rotate_xy(-psi, mirror_x(shift, mirror == 1))
-            reference = first + at // (2 * n_mirror * len(rings[ring]))
-            pose = torch.cat([psi[..., None], offset, score[..., None]], dim=-1)
-            found.append(_Candidates(reference + self.bank.n_references * mirror, pose))
-        together = _Candidates(torch.cat([f.row for f in found]), torch.cat([f.pose for f in found]))
-        return together.best(self.candidates[0])
+            score, at = flat.topk(min(n, len(flat)), dim=0)
+            x, y, mirror, sign = poses.pairings[ring][at % len(poses.pairings[ring])].unbind(-1)
+            psi = angle_deg(index.flatten(0, 3).gather(0, at), sign, poses.n_half)
+            offset = rotate_xy(-psi, torch.stack([x, y], dim=-1))
+            row = first + at // len(poses.pairings[ring]) + self.bank.n_references * mirror.long()
+            found.append((row, torch.cat([psi[..., None], offset, score[..., None]], dim=-1)))
+        row, pose = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return shortlist(row, pose, n)
 
     # -- off the grid ------------------------------------------------------------------------------------------------
 
-    def _refine(self, samples: Tensor, centre: Tensor | None, candidates: _Candidates) -> Poses:
+    def _refine(self, samples: Tensor, centre: Tensor | None, candidates: Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
         bank, grid = self.bank, self.grid
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
+        row, pose = candidates
+        radius = 2 * math.pi * grid.radius_per_px
+        reach = (max(1.0, 90.0 / bank.poses.n_half), bank.reach_px)
         for i, n in enumerate(self.candidates):
             # The first steps only have to rank: what the grid search used of the samples will do.
             rough = i < min(2, len(self.candidates) - 2)
-            n_radii, angle_stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
-            at = (candidates.distinct() if i else candidates).best(n)
-            pose = newton(
-                samples,
-                centre,
-                at.row,
-                at.pose,
-                bank.table,
-                2 * math.pi * grid.radius_per_px[:n_radii],
-                grid.angle_rad,
-                grid.weight[:n_radii],
-                self._limit,
-                (max(1.0, 90.0 / self.n_half), bank.reach_px),
-                angle_stride,
-            )
-            candidates = _Candidates(at.row, pose)
-        best = candidates.best(1)
-        psi, x, y, score = best.pose[0].unbind(-1)
+            n_radii, stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
+            if i > 0:
+                row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
+            samples_used = (radius[:n_radii], grid.angle_rad, grid.weight[:n_radii])
+            pose = newton(samples, centre, row, pose, bank.table, *samples_used, self._limit, reach, stride)
+        row, pose = shortlist(row, pose, 1)
+        psi, x, y, score = pose[0].unbind(-1)
         return Poses(
             psi_deg=wrap_deg(psi),
             origin_xy_px=centre + torch.stack([x, y], dim=-1),
-            mirror=best.row[0] >= bank.n_references,
-            class_index=best.row[0] % bank.n_references,
+            mirror=row[0] >= bank.n_references,
+            class_index=row[0] % bank.n_references,
             score=score,
         )
 

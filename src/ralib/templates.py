@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ralib.conventions import mirror_x, rotate_xy
 from ralib.ops.newton import half_pairs
+from ralib.ops.rotational_score import angular_tables
 from ralib.polar import PolarGrid
 
 GRID_SCORE_LOSS = 0.1
@@ -39,50 +41,112 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class PoseGrid:
+    """The poses of the search's grid, and the tables that go with them; one serves as long as templates need it.
+
+    orders    (m,) angular orders: even ones first, then odd ones
+    n_half    grid angles over half a turn; cosine and sine (n_half, m): see `ops.rotational_max`
+    step_px   of the shifts (s, 2) of the templates, in rings: those allowed at every rotation, then the others, ...
+    penalty   ... per ring (s * mirror, 2, n_half), or None: minus infinity where the particle leaves its shift range
+    pairings  per ring (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
+    analysis  (2, m, H): cos and sin of order times angle, over the circle's number of angles
+    """
+
+    orders: Tensor
+    n_half: int
+    step_px: float
+    rings: list[Tensor]
+    penalty: list[Tensor | None]
+    pairings: list[Tensor]
+    cosine: Tensor
+    sine: Tensor
+    analysis: Tensor
+
+    @classmethod
+    def create(
+        cls,
+        grid: PolarGrid,
+        n_orders: int,
+        step_px: float,
+        shift_range_xy_px: tuple[float, float],
+        limit_xy_px: tuple[float, float],
+        mirror: bool,
+        dtype: torch.dtype,
+    ) -> PoseGrid:
+        """`limit_xy_px`: a particle's shift may lie this far out, and half a step."""
+        orders = parity_orders(n_orders, grid.device)
+        # At least 2.5 angles to the shortest angular wave.
+        n_half = 16 * math.ceil(1.25 * n_orders / 16)
+        rings = shift_rings(shift_range_xy_px, step_px, grid.device)
+        limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
+        penalty = [None, *(_leaving(shifts, limit, mirror, n_half) for shifts in rings[1:])]
+        turn = orders[:, None] * grid.angle_rad.double()
+        analysis = (2 / grid.n_angles) * torch.stack([torch.cos(turn), torch.sin(turn)])
+        tables = angular_tables(orders, n_half, dtype=dtype)
+        pairings = [_pairings(shifts, mirror) for shifts in rings]
+        return cls(orders, n_half, step_px, rings, penalty, pairings, *tables, analysis.float())
+
+    def angular_orders(self, parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts, each (K, m, b), of the angular orders of samples given as parts (2, b, K, H).
+
+        F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle
+        F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
+        """
+        n_even = (len(self.orders) + 1) // 2
+        cosine, sine = self.analysis.to(parts.dtype)
+        even = torch.matmul(torch.cat([cosine[:n_even], -sine[:n_even]]), parts[0].permute(1, 2, 0))
+        odd = torch.matmul(torch.cat([sine[n_even:], cosine[n_even:]]), parts[1].permute(1, 2, 0))
+        n_odd = len(self.orders) - n_even
+        real = torch.cat([even[:, :n_even], odd[:, :n_odd]], dim=1)
+        imag = torch.cat([even[:, n_even:], odd[:, n_odd:]], dim=1)
+        return real, imag
+
+
+def _leaving(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
+    """Minus infinity where a template shift (s, 2), turned back to the particle, leaves the shift range."""
+    psi = (torch.arange(n_half, device=shifts.device) + 0.5) * (180.0 / n_half)
+    flips = torch.arange(1 + mirror, device=shifts.device) == 1
+    origin = rotate_xy(-torch.stack([psi, -psi]), mirror_x(shifts[:, None], flips)[:, :, None, None])
+    return torch.where((origin.abs() <= limit_xy_px).all(-1), 0.0, -math.inf).flatten(0, 1)
+
+
+def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
+    """(s * mirror * 2, 4): shift x and y with the mirror undone, mirror, sign of psi."""
+    s, flip, sign = torch.cartesian_prod(
+        *(torch.arange(n, device=shifts.device) for n in (len(shifts), 1 + mirror, 2))
+    ).T
+    return torch.cat([mirror_x(shifts[s], flip == 1), torch.stack([flip, sign], dim=1)], dim=1)
+
+
+@dataclass(frozen=True)
 class TemplateBank:
     """Templates in the two forms the search needs.
 
-    orders    (m,) angular orders the grid search uses: even ones first, then odd ones
+    poses     the grid they were made for
     n_radii   radii the grid search uses, from the innermost; there, every `angle_stride`-th angle tells the rest
-    step_px   of the shift grid
     reach_px  how far the local quadratic of a score can be trusted
-    rings     template shifts (s, 2) of the grid: those allowed at every rotation, then those whose angles need a check
-    rows      per ring (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's matrix products
+    rows      per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products
     table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU as
               pairs of half precision
     """
 
     n_references: int
-    orders: Tensor
+    poses: PoseGrid
     n_radii: int
     angle_stride: int
-    step_px: float
     reach_px: float
-    rings: list[Tensor]
     rows: list[Tensor]
     table: Tensor
 
     @classmethod
     def build(
-        cls,
-        grid: PolarGrid,
-        samples: Tensor,
-        shift_range_xy_px: tuple[float, float],
-        *,
-        shift_step_px: float | None,
-        mirror: bool,
-        loss: float,
-        dtype: torch.dtype,
+        cls, grid: PolarGrid, samples: Tensor, poses: PoseGrid, n_radii: int, natural_px: float, mirror: bool
     ) -> TemplateBank:
-        """From polar samples (k, K, H) of the templates; without a step, shifts are as close as the templates need."""
-        n_orders, n_radii, natural = _extent(grid, samples, loss)
-        step = shift_step_px or min(natural, max(*shift_range_xy_px, 0.5))
-        rings = shift_rings(shift_range_xy_px, step, grid.device)
-        orders = parity_orders(n_orders, grid.device)
-        rows = [_rows(grid, samples[:, :n_radii], shifts, orders, mirror, dtype) for shifts in rings]
-        stride = _angle_stride(grid, n_orders, n_radii)
+        """From polar samples (k, K, H) of the templates, and the radii and the shift step they need."""
+        rows = [_rows(grid, samples[:, :n_radii], shifts, poses, mirror) for shifts in poses.rings]
+        stride = _angle_stride(grid, len(poses.orders), n_radii)
         table = fine_table(grid, samples, mirror, packed=samples.is_cuda)
-        return cls(len(samples), orders, n_radii, stride, step, 0.4 * natural, rings, rows, table)
+        return cls(len(samples), poses, n_radii, stride, 0.4 * natural_px, rows, table)
 
 
 def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
@@ -104,26 +168,7 @@ def parity_orders(n_orders: int, device: torch.device) -> Tensor:
     return torch.cat([m[0::2], m[1::2]])
 
 
-def angular_orders(grid: PolarGrid, parts: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary parts, each (K, m, b), of the angular orders of samples given as parts (2, b, K, H).
-
-    F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle
-    F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
-    """
-    n_even = (len(orders) + 1) // 2
-    turn = orders[:, None] * grid.angle_rad.double()
-    cosine, sine = (2 / grid.n_angles * f(turn) for f in (torch.cos, torch.sin))
-    of_real = torch.cat([cosine[:n_even], -sine[:n_even]]).to(parts.dtype)
-    of_imag = torch.cat([sine[n_even:], cosine[n_even:]]).to(parts.dtype)
-    even = torch.matmul(of_real, parts[0].permute(1, 2, 0))
-    odd = torch.matmul(of_imag, parts[1].permute(1, 2, 0))
-    n_odd = len(orders) - n_even
-    real = torch.cat([even[:, :n_even], odd[:, :n_odd]], dim=1)
-    imag = torch.cat([even[:, n_even:], odd[:, n_odd:]], dim=1)
-    return real, imag
-
-
-def _extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int, float]:
+def template_extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int, float]:
     """Orders and radii that hold all but the fraction `loss` of the templates' power, and the shift step they need."""
     spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
     power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0)
@@ -151,11 +196,11 @@ def _angle_stride(grid: PolarGrid, n_orders: int, n_radii: int) -> int:
     return 2 if grid.n_angles % 4 == 0 and n_orders + highest < grid.n_angles / 2 else 1
 
 
-def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, orders: Tensor, mirror: bool, dtype: torch.dtype) -> Tensor:
+def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, poses: PoseGrid, mirror: bool) -> Tensor:
     """Left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
-    n_radii = samples.shape[1]
+    n_radii, dtype = samples.shape[1], poses.cosine.dtype
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
-    scale = grid.n_angles * grid.weight[:n_radii, None].expand(-1, len(orders)).clone()
+    scale = grid.n_angles * grid.weight[:n_radii, None].expand(-1, len(poses.orders)).clone()
     scale[:, 0] *= 0.5
     scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30) / grid.n_angles
     phase = grid.shift_phase(-shifts)[:, :n_radii]
@@ -163,10 +208,10 @@ def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, orders: Tensor, mirr
     group = max(1, 2**27 // (phase.numel() * 8))
     for part in samples.split(group):
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
-        real, imag = angular_orders(grid, moved, orders)
-        re, im = ((f * scale[..., None]).permute(1, 2, 0) for f in (real, imag))
-        plain = torch.stack([torch.cat([re, im], -1), torch.cat([-im, re], -1)], dim=2)
-        flipped = torch.stack([torch.cat([re, -im], -1), torch.cat([im, re], -1)], dim=2)
+        re, im = ((f * scale[..., None]).permute(1, 2, 0) for f in poses.angular_orders(moved))
+        minus = -im
+        plain = torch.stack([torch.cat([re, im], -1), torch.cat([minus, re], -1)], dim=2)
+        flipped = torch.stack([torch.cat([re, minus], -1), torch.cat([im, re], -1)], dim=2)
         out.append(torch.cat([plain, flipped] if mirror else [plain], dim=2).flatten(1, 2).to(dtype))
     return torch.cat(out, dim=1)
 
@@ -182,9 +227,9 @@ def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool, *, packed: bool =
     turn = torch.polar(torch.ones(FINE, n_orders, device=grid.device), fraction[:, None] * m)
     # A real image: order -m is (-1)^m times the conjugate of order m.
     sign = 1.0 - 2.0 * (m[1:] % 2)
-    shape = (grid.n_radii, grid.n_angles + half + 2)
-    shape, dtype = (shape, torch.int32) if packed else ((2, *shape), torch.float32)
-    table = torch.empty((1 + mirror) * len(samples), FINE, *shape, dtype=dtype, device=grid.device)
+    planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
+    shape = ((1 + mirror) * len(samples), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
+    table = torch.empty(shape, dtype=dtype, device=grid.device)
     group = max(1, 2**26 // (FINE * grid.n_radii * grid.n_angles * 8))
     for i in range(0, len(samples), group):
         b = grid.angular_spectrum(samples[i : i + group], n_orders)
@@ -195,6 +240,6 @@ def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool, *, packed: bool =
             circle = torch.fft.ifft(full, dim=-1, norm="forward")
             wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
             first = flip * len(samples) + i
-            planes = torch.view_as_real(wrapped).movedim(-1, 2)
-            table[first : first + len(b)] = half_pairs(planes) if packed else planes
+            parts = torch.view_as_real(wrapped).movedim(-1, 2)
+            table[first : first + len(b)] = half_pairs(parts) if packed else parts
     return table

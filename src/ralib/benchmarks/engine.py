@@ -202,9 +202,9 @@ def floor_us(search: PoseSearch) -> float:
     Bytes: cross spectra written and read, the particle's samples once a step, its image once for the average.
     """
     bank, grid = search.bank, search.grid
-    pairings = bank.n_references * sum(len(r) for r in bank.rings) * (1 + search.mirror)
-    n_orders = len(bank.orders)
-    half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * search.n_half)
+    pairings = bank.n_references * sum(len(r) for r in bank.poses.rings) * (1 + search.mirror)
+    n_orders = len(bank.poses.orders)
+    half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * bank.poses.n_half)
     full, rough = grid.n_radii * grid.n_angles // 2, bank.n_radii * grid.n_angles // 2 // bank.angle_stride
     steps = [rough] * 2 + [full] * (len(search.candidates) - 2)
     single = 60 * sum(n * points for n, points in zip(search.candidates, steps, strict=True))
