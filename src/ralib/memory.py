@@ -36,7 +36,8 @@ def free_memory(device: torch.device) -> int:
 
 def total_memory(device: torch.device) -> int:
     """Bytes of the GPU that this process may use at all."""
-    share = torch.cuda.get_per_process_memory_fraction(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    share = torch.cuda.get_per_process_memory_fraction(index)
     return int(share * torch.cuda.get_device_properties(device).total_memory)
 
 
