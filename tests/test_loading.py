@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from devices import needs_gpu
 from ralib import io, loading
 from ralib.io.mrc import open_stack
 from ralib.io.stacks import FilesSource
@@ -103,7 +104,7 @@ def test_an_error_of_the_reader_is_the_consumers(tmp_path: Path) -> None:
         list(blocks)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: copies on a stream of their own need one")
+@needs_gpu
 def test_cuda_copies_beside_the_computing(tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", IMAGES, 1.0, dtype=np.float16)
     loader = Loader(open_stack(tmp_path / "p.mrcs"), torch.device("cuda"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from devices import DEVICES
 from ralib import sparx
 from ralib.ctf import ctf_from_eman2
 from ralib.sparx.ali2d import ali2d
@@ -22,8 +23,6 @@ CASES: dict[str, dict[str, Any]] = {
     "reffree_xr2_it3_nomirror": {"xr": 2, "ts": 1, "maxit": 3, "center": 0, "nomirror": True},
     "reffree_xr1_ts05_it3": {"xr": 1, "ts": 0.5, "maxit": 3, "center": 0},
 }
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")

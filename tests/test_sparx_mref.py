@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from devices import DEVICES
 from ralib import sparx
 from ralib.ctf import ctf_from_eman2
 from ralib.sparx.ctf import filt_ctf
@@ -23,8 +24,6 @@ CASES: dict[str, dict[str, Any]] = {
     "mref_it3": {"xr": 3, "maxit": 3, "center": 0},
     "mref_xr2yr1_ts05": {"xr": 2, "yr": 1, "ts": 0.5, "maxit": 1, "center": 0},
 }
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")

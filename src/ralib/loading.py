@@ -8,6 +8,7 @@ half the bus. Main memory holds the pinned buffers and nothing else, however lon
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -99,8 +100,8 @@ class Loader:
         self._raw = isinstance(source, RawSource)
         self._dtype = source.raw_dtype if isinstance(source, RawSource) else np.dtype(np.float32)
         self._kind = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        self._at_once = max(1, BUFFER_BYTES // (source.box**2 * self._dtype.itemsize))
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._at_once = max(1, min(source.n_images, BUFFER_BYTES // (source.box**2 * self._dtype.itemsize)))
+        self._copies = _copy_stream(device) if device.type == "cuda" else None
         self._staged = self._copies is not None if staged is None else staged
         self._buffers: queue.Queue[_Buffer] = queue.Queue()
         self._made = 0
@@ -163,6 +164,12 @@ class Loader:
     def _copying(self) -> torch.cuda.StreamContext:
         """On the stream of the copies, in whichever thread."""
         return torch.cuda.stream(self._copies)  # does nothing for None
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: PyTorch keeps the memory that was taken on a stream for that stream."""
+    return torch.cuda.Stream(device)
 
 
 def _read_ahead(read: Callable[[np.ndarray], Loaded], blocks: list[np.ndarray]) -> Iterator[Loaded]:
