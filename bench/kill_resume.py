@@ -3,8 +3,8 @@
     PYTHONPATH=src python3 bench/kill_resume.py [--kills 50] [--device cpu] [--particles 400]
 
 One uninterrupted run is the standard; then runs are killed after random times and continued until `--kills` kills are
-done. Each run that reaches its end is compared byte by byte, and begun anew. Goes to bench/results/kill-resume.json;
-the exit status is 1 where a file differs or something half-written is left.
+done. Each run that reaches its end is compared byte by byte, and begun anew. Goes to bench/results/kill-resume.json
+(kill-resume-<card>.json on a GPU); the exit status is 1 where a file differs or something half-written is left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import time
 from pathlib import Path
 
 import torch
+
+from ralib.benchmarks.record import commit, device_name
 
 FILES = ("class_averages.mrcs", "class_averages_half1.mrcs", "class_averages_half2.mrcs", "params.txt", "frc.txt")
 
@@ -62,8 +65,9 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
+    rng, device = random.Random(args.seed), torch.device(args.device)
     folder = Path(tempfile.mkdtemp(prefix="ralib-kill-"))
     simulate = ["simulate", str(folder / "sim"), "--particles", str(args.particles), "--box", "48"]
     subprocess.run([sys.executable, "-m", "ralib", *simulate], check=True, capture_output=True)
@@ -89,10 +93,11 @@ def main() -> int:
         wrong += differences(whole, out)
     shutil.rmtree(folder)
     record = {"what": __doc__.splitlines()[0], "kills": kills, "runs_ended": ends, "different": wrong,
-              "uninterrupted_s": seconds, "device": args.device, "python": platform.python_version(),
-              "torch": torch.__version__}  # fmt: skip
-    path = Path(__file__).parent / "results" / "kill-resume.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+              "uninterrupted_s": seconds, "device": device_name(device), "commit": commit(),
+              "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
+    card = "" if device.type == "cpu" else "-" + re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    path = args.out / f"kill-resume{card}.json"
+    args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{kills} kills, {ends} runs ended, different: {wrong or 'nothing'}; wrote {path}")
     return 1 if wrong else 0
