@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -43,6 +46,18 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Folder for a JSON file of the results.", rich_help_panel=PANEL_HOW)
     ] = None,
+    peers: bool = typer.Option(
+        True,
+        "--peers/--no-peers",
+        help="Also time RELION and EMAN2, where they are installed, on the same particles, one thread each.",
+        rich_help_panel=PANEL_WHAT,
+    ),
+    curves: bool = typer.Option(
+        False,
+        "--curves",
+        help="Time against particles, references and shift range, instead of the cases.",
+        rich_help_panel=PANEL_WHAT,
+    ),
     distributed: bool = typer.Option(
         False,
         "--distributed",
@@ -66,6 +81,9 @@ def bench(
     if distributed:
         _distributed(particles, box, references, repeats, ranks, device, out)
         return
+    if curves:
+        _curves(parity_particles, repeats, device, out)
+        return
     from ralib.benchmarks.engine import CASES, run_cases
     from ralib.benchmarks.record import record, write_record
     from ralib.types import RalibError
@@ -88,8 +106,57 @@ def bench(
         repeats=repeats or 5,
         say=typer.echo,
     )
+    others = [row for name in wanted for row in _peers(known[name])] if peers else []
+    _show([*rows, *others])
     if out is not None:
-        typer.echo(f"wrote {write_record(out, record('engine', where, rows))}")
+        typer.echo(f"wrote {write_record(out, record('engine', where, [*rows, *others]))}")
+    if any(row["ours"] is None for row in rows):
+        raise typer.Exit(1)
+
+
+def _peers(case: Any) -> Iterator[dict[str, Any]]:
+    """Rows of the programs that are installed."""
+    from ralib.benchmarks.peers import installed_peers, peer_row
+
+    for peer in installed_peers():
+        with tempfile.TemporaryDirectory() as folder:
+            row = peer_row(peer, case, Path(folder))
+        measured = f"{row['other']:,.0f} us a particle" if row["other"] is not None else "no time"
+        typer.echo(f"{row['case']}: {measured}; {row['parity']}; ran {shlex.join(row['command'])}")
+        yield row
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """All rows as one table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    for name in ("case", "us a particle", "goal", "floor", "parity"):
+        table.add_column(name, justify="left" if name in ("case", "parity") else "right", overflow="fold")
+    for row in rows:
+        numbers = (row["ours"] if row["ours"] is not None else row["other"], row.get("goal"), row.get("floor_us"))
+        shown = ("" if not isinstance(n, int | float) else f"{n:,.0f}" if n >= 100 else f"{n:.2f}" for n in numbers)
+        table.add_row(row["case"], *shown, row["parity"])
+    Console().print(table)
+
+
+def _curves(n_parity: int, repeats: int, device: str, out: Path | None) -> None:
+    """Time against N, R and the shift range."""
+    from ralib.benchmarks.curves import CPU_SWEEP, GPU_SWEEP, run_curves
+    from ralib.benchmarks.record import record, write_record
+
+    where = resolve_device(device)
+    on_gpu = where.type == "cuda"
+    sweep = GPU_SWEEP if on_gpu else CPU_SWEEP
+    rows = run_curves(
+        sweep, where, n_parity=n_parity or (1_000 if on_gpu else 50), repeats=repeats or 3, say=typer.echo
+    )
+    for row in rows:
+        if "slope_of" in row:
+            typer.echo(f"{row['case']} {row['ours']:.2f}")
+    if out is not None:
+        typer.echo(f"wrote {write_record(out, record('curves', where, rows))}")
     if any(row["ours"] is None for row in rows):
         raise typer.Exit(1)
 

@@ -63,8 +63,8 @@ def watch(
     ends the watch.
     """
     options = {k: v for k, v in locals().items() if k not in ("source", "outdir", "resume", "report")}
-    from ralib.cli.parsing import ctf_choice
     from ralib.cli.common import resolve_device
+    from ralib.cli.parsing import ctf_choice
 
     options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
     if poll <= 0 or idle < 0:

@@ -1,0 +1,108 @@
+"""How the time of an iteration grows: with the particles, the references and the range of shifts, each alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ralib.benchmarks.engine import (
+    PARITY_SNR,
+    REQUIRED,
+    Case,
+    make_particles,
+    make_search,
+    parity_fraction,
+    time_iteration,
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The workload in the middle, and the values that each quantity takes while the others stay there."""
+
+    base: Case
+    particles: int
+    values: dict[str, tuple[int, ...]]
+
+    def points(self) -> Iterable[tuple[str, int, Case, int]]:
+        """(curve, value, case, particles) of every point."""
+        for curve, values in self.values.items():
+            for value in values:
+                name = f"{self.base.name}, {value:,} {curve}"
+                if curve == "particles":
+                    yield curve, value, replace(self.base, name=name), value
+                elif curve == "references":
+                    yield curve, value, replace(self.base, name=name, references=value), self.particles
+                else:
+                    case = replace(self.base, name=f"{self.base.name}, shifts to {value} px", shift_range_px=value)
+                    yield curve, value, case, self.particles
+
+
+GPU_SWEEP = Sweep(
+    Case("mref-50", 50, 3),
+    20_000,
+    {
+        "particles": (2_500, 5_000, 10_000, 20_000, 40_000, 80_000),
+        "references": (10, 25, 50, 100, 200, 400),
+        "shift range": (1, 2, 3, 5, 7),
+    },
+)
+CPU_SWEEP = Sweep(
+    Case("mref-10", 10, 3),
+    200,
+    {"particles": (100, 200, 400), "references": (5, 10, 20, 40), "shift range": (1, 2, 3, 5)},
+)
+
+
+def run_curves(
+    sweep: Sweep,
+    device: torch.device,
+    *,
+    n_parity: int,
+    repeats: int = 3,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Parity, then time, of every point: rows for a result file, `ours` in ms an iteration; then one row a curve.
+
+    A curve's `exponent` is how fast it rises at its end: 1 where twice as much takes twice as long. Shifts count as the
+    (2 range + 1)^2 whole-pixel ones that the range holds.
+    """
+    parity: dict[tuple[int, float], float] = {}
+    rows: list[dict[str, Any]] = []
+    for curve, value, case, n in sweep.points():
+        references = make_particles(case, 1, 1.0, device, seed=1)[1]
+        key = (case.references, case.shift_range_px)
+        if key not in parity:
+            search = make_search(case, device)
+            search.set_references(references)
+            parity[key] = min(parity_fraction(case, search, references, snr, n_parity) for snr in PARITY_SNR)
+        row: dict[str, Any] = {"case": case.name, "curve": curve, "x": _amount(curve, value), "value": value}
+        row |= {"ours": None, "unit": "ms an iteration", "parity": f"{100 * parity[key]:.2f} %", "particles": n}
+        if parity[key] >= REQUIRED:
+            timed = time_iteration(case, references, device, n, repeats)
+            row |= {"ours": timed["ours"] * n / 1e3, "peak_device_memory_bytes": timed["peak_device_memory_bytes"]}
+        say(f"{case.name}: " + ("no time: parity failed" if row["ours"] is None else f"{row['ours']:.4g} ms"))
+        rows.append(row)
+    return [*rows, *slopes(rows)]
+
+
+def slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How steep each curve ends, from its last two points."""
+    found = []
+    for curve in dict.fromkeys(row["curve"] for row in rows):
+        timed = [(row["x"], row["ours"]) for row in rows if row["curve"] == curve and row["ours"] is not None]
+        if len(timed) < 2:
+            continue
+        (x1, t1), (x2, t2) = timed[-2:]
+        exponent = math.log(t2 / t1) / math.log(x2 / x1)
+        what = "number of shifts" if curve == "shift range" else curve
+        found.append({"case": f"time grows as ({what}) to the power", "ours": exponent, "unit": "", "slope_of": curve})
+    return found
+
+
+def _amount(curve: str, value: int) -> int:
+    return (2 * value + 1) ** 2 if curve == "shift range" else value
