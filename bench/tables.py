@@ -1,6 +1,6 @@
-"""The README's table and docs/benchmarks.md, made from bench/results/*.json: a number has a file.
+"""The README's table, docs/benchmarks.md and its drawings, made from bench/results/*.json: a number has a file.
 
-    python bench/tables.py            # rewrite both
+    python bench/tables.py            # rewrite all
     python bench/tables.py --check    # exit status 1 where they are out of step
 
 A result file holds {"bench", "device", "commit", "versions", "rows": [{"case", "ours", "unit", "goal", "other",
@@ -15,6 +15,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import curves
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -71,10 +74,18 @@ def benchmarks_page(results: list[dict[str, Any]]) -> str:
             ["Case", "Measured", "Goal", "Elsewhere", "Parity first"], [[r["case"], *cells(r)] for r in result["rows"]]
         )
         title = f"## {str(result['bench']).capitalize()}, {short_device(result['device'])}"
-        parts += [title, " ".join(about), table if result["rows"] else "*No rows.*"]
+        parts += [title, " ".join(about)]
+        if result["bench"] == "curves":
+            parts.append(f"![Time against particles, references and shifts](img/{drawing_name(result)})")
+        parts.append(table if result["rows"] else "*No rows.*")
     if not results:
         parts.append(NOTHING_YET)
     return "\n\n".join(parts) + "\n"
+
+
+def drawing_name(result: dict[str, Any]) -> str:
+    """The SVG of a result file of curves."""
+    return f"{Path(result['file']).stem}.svg"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -142,6 +153,9 @@ def wanted_files() -> dict[Path, str]:
     """What README.md and docs/benchmarks.md should hold."""
     results = load_results(RESULTS)
     files = {ROOT / "docs" / "benchmarks.md": benchmarks_page(results)}
+    for result in results:
+        if result["bench"] == "curves":
+            files[ROOT / "docs" / "img" / drawing_name(result)] = curves.drawing(result)
     readme = ROOT / "README.md"
     if readme.exists():
         files[readme] = with_table(readme.read_text(), readme_table(results))

@@ -69,3 +69,24 @@ def test_table_goes_between_the_markers(tables) -> None:
 def test_readme_and_page_are_in_step(tables) -> None:
     for path, text in tables.wanted_files().items():
         assert path.read_text() == text, f"{path.name} is out of step: run python bench/tables.py"
+
+
+def test_curves_become_a_drawing(tables) -> None:
+    rows = [
+        {"case": "a", "curve": "particles", "x": 100, "ours": 1.0},
+        {"case": "b", "curve": "particles", "x": 1000, "ours": 10.0},
+        {"case": "c", "curve": "references", "x": 5, "ours": None},
+        {"case": "time grows as (particles) to the power", "ours": 1.0, "slope_of": "particles"},
+    ]
+    result = {"file": "curves-card.json", "bench": "curves", "device": "card", "rows": rows}
+    drawn = tables.curves.drawing(result)
+    assert drawn.count("<circle") == 2, "one a measured point; a curve of none is left out"
+    (dashed,) = [line for line in drawn.splitlines() if "dasharray" in line]
+    solid = [line for line in drawn.splitlines() if f'stroke="{tables.curves.BLUE}"' in line]
+    assert dashed.split("stroke")[0] == solid[0].split("stroke")[0], "a time in proportion lies on the dashed line"
+    rows[1]["ours"] = 20.0
+    steep = tables.curves.drawing(result).splitlines()
+    assert next(x for x in steep if "dasharray" in x).split("stroke")[0] not in {
+        x.split("stroke")[0] for x in steep if "dasharray" not in x
+    }
+    assert "](img/curves-card.svg)" in tables.benchmarks_page([result])

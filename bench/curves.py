@@ -1,0 +1,76 @@
+"""Draws the curves of `ralib bench --curves` as SVG, by hand: the same file on every machine and with every version.
+
+Used by bench/tables.py; a result file in, a drawing out.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+INK, SOFT, BLUE = "#37474f", "#cfd8dc", "#1565c0"
+WIDTH, HEIGHT, LEFT, TOP, GAP = 210.0, 170.0, 62.0, 40.0, 74.0
+TITLES = {"particles": "particles", "references": "references", "shift range": "whole-pixel shifts in range"}
+
+
+def drawing(result: dict[str, Any]) -> str:
+    """One panel a curve, both axes logarithmic; dashed: a time that doubles with what it is drawn against."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in result["rows"]:
+        if row.get("curve") and isinstance(row.get("ours"), int | float):
+            curves.setdefault(row["curve"], []).append((float(row["x"]), float(row["ours"])))
+    curves = {name: points for name, points in curves.items() if len(points) > 1}
+    times = [t for points in curves.values() for _, t in points]
+    span = (min(times) / 1.6, max(times) * 1.6) if times else (1.0, 10.0)
+    body: list[str] = []
+    for number, (name, points) in enumerate(curves.items()):
+        body += panel(LEFT + number * (WIDTH + GAP), TITLES.get(name, name), points, span)
+    width = LEFT + max(1, len(curves)) * (WIDTH + GAP) - GAP + 16
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {TOP + HEIGHT + 46:g}" '
+    head += f'style="font-family:sans-serif;font-size:12px;fill:{INK}">'
+    ground = f'<rect width="{width:g}" height="{TOP + HEIGHT + 46:g}" fill="white"/>'
+    title = label(LEFT, 18, f"Milliseconds an iteration, {result['device']}; dashed: in proportion", "start")
+    return "\n".join([head, ground, title, *body, "</svg>\n"])
+
+
+def panel(left: float, title: str, points: list[tuple[float, float]], span: tuple[float, float]) -> list[str]:
+    """Frame, ticks, the proportional line through the last point, and the measured points."""
+    reach = (points[0][0] / 1.25, points[-1][0] * 1.25)
+
+    def at(x: float, t: float) -> tuple[float, float]:
+        return left + WIDTH * share(x, reach), TOP + HEIGHT * (1 - share(t, span))
+
+    frame = f'<rect x="{left:g}" y="{TOP:g}" width="{WIDTH:g}" height="{HEIGHT:g}" fill="#fafafa" stroke="{SOFT}"/>'
+    parts = [frame, label(left + WIDTH / 2, TOP + HEIGHT + 36, title)]
+    for x, _ in points:
+        parts.append(label(at(x, span[0])[0], TOP + HEIGHT + 16, short(x)))
+    for t in (10.0**k for k in range(math.ceil(math.log10(span[0])), math.floor(math.log10(span[1])) + 1)):
+        y = at(reach[0], t)[1]
+        parts += [stroke((left, y), (left + WIDTH, y), SOFT), label(left - 6, y + 4, short(t), "end")]
+    (last_x, last_t), first_x = points[-1], max(points[0][0], points[-1][0] * span[0] / points[-1][1])
+    parts.append(stroke(at(first_x, last_t * first_x / last_x), at(last_x, last_t), INK, dash=True))
+    places = [at(*point) for point in points]
+    parts += [stroke(a, b, BLUE) for a, b in pairwise(places)]
+    parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{BLUE}"/>' for x, y in places]
+    return parts
+
+
+def share(value: float, span: tuple[float, float]) -> float:
+    """Where a value lies in a logarithmic span, 0 to 1."""
+    return math.log(value / span[0]) / math.log(span[1] / span[0])
+
+
+def short(value: float) -> str:
+    """20000 as 20k."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+
+def label(x: float, y: float, words: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+
+def stroke(a: tuple[float, float], b: tuple[float, float], colour: str, *, dash: bool = False) -> str:
+    look = ' stroke-dasharray="5 4"' if dash else ""
+    line = f'x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}"'
+    return f'<line {line} stroke="{colour}" stroke-width="1.6"{look}/>'
