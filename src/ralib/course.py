@@ -7,11 +7,15 @@
 
 A single particle at low dose is a poor reference, but its signal already outweighs its noise where an exhaustive
 search may choose the pose. Starting beyond the lowest resolution matters: there all views look alike.
+
+Most iterations try the shifts next to each particle's last centre only. A particle that early, poor references put off
+centre would stay there and end in a class of another view, so exchange and sharpening begin with a search from the box
+centre over all shifts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from ralib.expectation import Model, State, Step
 from ralib.posterior import class_prices
-from ralib.starts import keep_most_useful, particles_as_references
+from ralib.starts import keep_most_useful, particles_as_references, poorly_explained
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Plan:
     surplus                   seeds for every class asked for: a class needs a seed among its members
     temperatures              of start, exchange and end
     exchanges                 rounds; each splits the `newcomers` times K largest classes
+    strangers                 times K: classes that the worst explained fifth of the particles form among themselves;
+                              they compete too, so that a rare view or species can get a class that no seed gave it
+    wide                      rounds that begin with a search over all shifts
     agreement                 rings are added while the halves' mean FRC there exceeds it
     final                     iterations of the last stage
     """
@@ -42,73 +49,108 @@ class Plan:
     temperatures: tuple[float, float, float] = (4.0, 2.0, 1.0)
     exchanges: int = 3
     newcomers: float = 0.3
+    strangers: float = 0.0
+    wide: int = 1
     agreement: float = 0.2
     final: int = 6
 
 
+@dataclass
+class Position:
+    """Where a course stands: what is done, and the resolution reached. With the state, all that the rest needs."""
+
+    begun: bool = False
+    exchanged: int = 0
+    sharpened: int = 0
+    rings: int = 0
+
+
 class Course:
-    """Runs a plan; `run` yields the state after every iteration with the name of its stage."""
+    """Runs a plan; `run` yields the state after every iteration with the name of its stage.
+
+    `position` and the state of the same moment, saved, let another Course go on from there.
+    """
 
     def __init__(self, model: Model, plan: Plan, n_classes: int, search_px: float, generator: torch.Generator) -> None:
         self.model, self.plan, self.k, self.generator = model, plan, n_classes, generator
         self.search_px = search_px
         self.log: list[str] = []
         self.references: Tensor | None = None
+        self.position = Position(rings=self._rings(plan.exchange_details))
 
     def run(self, state: State) -> Iterator[tuple[str, State]]:
-        """All stages from single particles on."""
-        plan, rings = self.plan, self._rings(self.plan.start_details)
+        """All stages from the position on; at the first, from single particles."""
+        at, plan = self.position, self.plan
+        if not at.begun:
+            state = yield from self.begin(state)
+            at.begun = True
+            yield "classes", state
+        for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
+            state = yield from self._exchange(state, self.model.references(state, at.rings))
+            at.exchanged += 1
+            yield "exchange", state
+        for _ in range(at.sharpened, plan.final + 1):
+            state = self._sharpen(state)
+            at.sharpened += 1
+            yield "sharpen", state
+
+    def begin(self, state: State) -> Generator[tuple[str, State], None, State]:
+        """From single particles as references to as many classes as asked for."""
+        plan, rings, middle = self.plan, self.position.rings, self._rings(self.plan.start_details)
         usable = torch.nonzero((self.model.field.usable & ~self.model.held_out).cpu())[:, 0]
         seeds = min(len(usable), max(self.k + 1, round(plan.surplus * self.k)))
         chosen = usable[torch.randperm(len(usable), generator=self.generator)[:seeds]]
-        references = self._seeds(state, chosen, rings)
+        references = self._seeds(state, chosen, middle)
         for i in range(3):
-            radius = self.search_px if i < 2 else None
-            state, references = self._iterate(references, state, rings, plan.temperatures[0], radius=radius)
+            state, references = self._iterate(references, state, middle, plan.temperatures[0], wide=i < 2)
             yield "start", state
         # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
-        middle, rings = rings, self._rings(plan.exchange_details)
         while len(references) > self.k:
-            references, state = self._thin(references, state, max(self.k, round(0.75 * len(references))))
-            state, references = self._iterate(references, state, middle, plan.temperatures[0])
+            keep = keep_most_useful(self._priced(state), max(self.k, int(0.75 * len(references))))
+            state, references = _restricted(state, keep), references[keep]
+            state, _ = self._iterate(references, state, middle, plan.temperatures[0])
             yield "thin", state
             middle = min(middle + 1, rings)
-            references, state = self.model.references(state, middle)
-        for _ in range(2):
+            references = self.model.references(state, middle)
+        for i in range(2):
+            if i:
+                yield "classes", state
             state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
-            yield "classes", state
-        yield from self.exchange(references, state, rings)
+        return state
 
-    def exchange(self, references: Tensor, state: State, rings: int) -> Iterator[tuple[str, State]]:
-        """Rounds of newcomers, then the sharpening; also where a course begins from given classes."""
-        plan, k = self.plan, self.k
+    def _exchange(self, state: State, references: Tensor) -> Generator[tuple[str, State], None, State]:
+        """One round: newcomers compete with the classes there are, and as many as were asked for stay."""
+        at, plan, k = self.position, self.plan, self.k
         extra = max(1, round(plan.newcomers * k))
-        for round_ in range(plan.exchanges if k > 1 else 0):
-            largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
-            crowd = self._split(state, largest, rings)
-            for _ in range(2):
-                state, crowd = self._iterate(crowd, state, rings, plan.temperatures[1], newton=1)
-                yield "exchange", state
-            keep = keep_most_useful(self._priced(state), k)
-            came = int((keep >= k).sum())
-            told = f"{extra} classes were split, {came} of the new ones stay for others"
-            self.log.append(f"exchange {round_ + 1}: {told}")
-            references, state = crowd[keep], _restricted(state, keep)
-            state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
+        largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
+        crowd = self._split(state, largest, at.rings)
+        if plan.strangers > 0:
+            crowd = torch.cat([crowd, self._strangers(state, references, max(1, round(plan.strangers * k)))])
+        for i in range(2):
+            wide = i == 0 and at.exchanged < plan.wide
+            state, crowd = self._iterate(crowd, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
             yield "exchange", state
-        yield from self.sharpen(references, state, rings)
+        keep = keep_most_useful(self._priced(state), k)
+        split, strange = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
+        told = f"{extra} classes were split, {split} of the new ones stay for others"
+        if len(crowd) > k + extra:
+            told += f"; {len(crowd) - k - extra} classes of poorly explained particles came, {strange} of them stay"
+        self.log.append(f"exchange {at.exchanged + 1}: {told}")
+        state, _ = self._iterate(crowd[keep], _restricted(state, keep), at.rings, plan.temperatures[1], newton=1)
+        return state
 
-    def sharpen(self, references: Tensor, state: State, rings: int) -> Iterator[tuple[str, State]]:
-        """The last stage: resolution grows with the agreement of the halves."""
-        plan, last = self.plan, self.plan.temperatures[2]
-        state, references = self._iterate(references, state, rings, last, radius=0.5 * self.search_px)
-        yield "sharpen", state
-        for i in range(plan.final):
-            rings = self._grown(state, rings)
-            references, state = self.model.references(state, rings, centre=False)
-            newton = 1 if i < plan.final - 2 else 2
-            state, references = self._iterate(references, state, rings, last, newton=newton, centre=i < 2)
-            yield "sharpen", state
+    def _sharpen(self, state: State) -> State:
+        """One iteration of the last stage: resolution grows with the agreement of the halves."""
+        at, plan = self.position, self.plan
+        if at.sharpened > 0:
+            at.rings = self._grown(state, at.rings)
+        references = self.model.references(state, at.rings)
+        state, _ = self._iterate(
+            references, state, at.rings, plan.temperatures[2],
+            wide=at.sharpened == 0, newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
+            centre=at.sharpened < 3,
+        )  # fmt: skip
+        return state
 
     def _iterate(
         self,
@@ -117,16 +159,20 @@ class Course:
         rings: int,
         temperature: float,
         *,
-        radius: float | None = None,
+        wide: bool = False,
         newton: int = 0,
         centre: bool = True,
     ) -> tuple[State, Tensor]:
+        """One iteration; `wide` searches all shifts, from the box centre."""
         model = self.model
-        step = Step(rings, temperature, model.shifts(rings, radius), newton=newton)
+        step = Step(rings, temperature, model.shifts(rings, self.search_px if wide else None), newton=newton)
+        if wide and model.align:
+            state = replace(state, origin_xy_px=torch.zeros_like(state.origin_xy_px))
         state = model.iterate(references, state, step)
-        references, following = model.references(state, rings, centre=centre)
-        self.references = references
-        return following, references
+        if centre:
+            state = model.centred(state)
+        self.references = model.references(state, rings)
+        return state, self.references
 
     def _rings(self, details: float) -> int:
         return self.model.field.rings_for(details)
@@ -139,12 +185,6 @@ class Course:
         samples = samples * grid.phase(state.origin_xy_px[index], rings)
         masked = grid.transform(grid.image(samples) * mask)[:, :rings]
         return grid.orders_of(masked, self.model.field.orders(rings))
-
-    def _thin(self, references: Tensor, state: State, keep: int) -> tuple[Tensor, State]:
-        if len(references) <= keep:
-            return references, state
-        index = keep_most_useful(self._priced(state), keep)
-        return references[index], _restricted(state, index)
 
     def _priced(self, state: State) -> Tensor:
         """Fits (n, k) less what balance charges the members of large classes."""
@@ -162,6 +202,22 @@ class Course:
             index = torch.where(member & (state.scale < middle), self.k + new, index)
         averages = self.model.averages(state, index, self.k + len(classes), rings)
         return self.model.masked(averages.orders, rings)
+
+    def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
+        """References of `count` classes that the worst explained particles form, beginning anew among themselves."""
+        model, rings = self.model, self.position.rings
+        rows = poorly_explained(model.field.spectra, state, references, ~model.held_out & model.field.usable, 4 * count)
+        sub = model.of(rows)
+        course = Course(sub, self.plan, count, self.search_px, self.generator)
+        part = state.of(rows)
+        if model.align:
+            part = State.blank(len(rows), torch.zeros_like(part.origin_xy_px))
+        *_, (_, found) = course.only_begin(part)
+        return sub.references(found, rings)
+
+    def only_begin(self, state: State) -> Iterator[tuple[str, State]]:
+        """The first stage alone."""
+        yield "classes", (yield from self.begin(state))
 
     def _grown(self, state: State, rings: int) -> int:
         """As many rings as the halves agree on, at most two more than now."""

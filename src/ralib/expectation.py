@@ -13,6 +13,8 @@ from ralib.maximization import (
     average_classes,
     follow_centres,
     masked_references,
+    moved_averages,
+    off_centre,
     sum_classes,
 )
 from ralib.particle_spectra import Field
@@ -23,6 +25,10 @@ CANDIDATES = 3
 
 STEP_DETAIL = 0.22
 """Shift grid step times the highest frequency: half a step off costs a tenth of the score at that frequency."""
+
+
+CENTRING_LIMIT_PX = 2.0
+"""Working pixels by which a class moves at once, each way: an early average's centre of mass is not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class State:
     members: Tensor
     averages: RingAverages | None
 
+    def of(self, rows: Tensor) -> State:
+        """The state of some particles; classes as they are."""
+        own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
+        return replace(self, **{name: getattr(self, name)[rows] for name in own})
+
     @classmethod
     def blank(cls, n: int, origin_xy_px: Tensor) -> State:
         device = origin_xy_px.device
@@ -64,14 +75,12 @@ class Step:
     temperature   of the posterior: 1 is Bayes' rule, above it classes stay soft
     shifts_xy_px  (S, 2) tried around each particle's last centre, working pixels
     newton        refinement steps off the grid
-    centre        move averages to their centre of mass
     """
 
     rings: int
     temperature: float
     shifts_xy_px: Tensor
     newton: int = 0
-    centre: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,10 @@ class Model:
     balance: float
     mirror: bool
     align: bool = True
+
+    def of(self, rows: Tensor) -> Model:
+        """The same for some of the particles."""
+        return replace(self, field=self.field.of(rows), half=self.half[rows], held_out=self.held_out[rows])
 
     def shift_step_px(self, rings: int) -> float:
         """Grid step of the shifts at a resolution; a working pixel is fine enough, since winners are refined."""
@@ -174,17 +187,20 @@ class Model:
     def masked(self, orders: Tensor, rings: int) -> Tensor:
         """References (k, r, m) from orders of class averages, behind the mask where they stand."""
         field = self.field
-        return masked_references(field.grid, orders, field.mask, rings, field.orders(rings), centre=False)[0]
+        rings = min(rings, field.grid.n_rings)
+        return masked_references(field.grid, orders, field.mask, rings, field.orders(rings))
 
-    def references(self, state: State, rings: int, *, centre: bool = True) -> tuple[Tensor, State]:
-        """Masked references (k, r, m) from the averages; particles follow averages that were centred."""
+    def references(self, state: State, rings: int) -> Tensor:
+        """Masked references (k, r, m) from the averages."""
         assert state.averages is not None
-        centre = centre and self.align
-        rings_, orders = min(rings, self.field.grid.n_rings), self.field.orders(rings)
-        references, move = masked_references(
-            self.field.grid, state.averages.orders, self.field.mask, rings_, orders, centre=centre
-        )
-        if not centre:
-            return references, state
-        moved = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
-        return references, replace(state, origin_xy_px=moved)
+        return self.masked(state.averages.orders, rings)
+
+    def centred(self, state: State) -> State:
+        """The averages at their centres of mass, and the particles where they still fit them."""
+        assert state.averages is not None
+        if not self.align:
+            return state
+        grid = self.field.grid
+        move = off_centre(grid, state.averages.orders, self.field.mask, CENTRING_LIMIT_PX)
+        origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
+        return replace(state, origin_xy_px=origin, averages=moved_averages(grid, state.averages, move))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -107,18 +107,26 @@ def _smooth(curve: Tensor) -> Tensor:
     return torch.nn.functional.conv1d(padded, kernel)[:, 0]
 
 
-def masked_references(
-    grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int, *, centre: bool
-) -> tuple[Tensor, Tensor]:
-    """Class averages behind the mask, as orders (k, r, m), and how far each was moved to its centre of mass (k, 2)."""
+def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int) -> Tensor:
+    """Class averages (k, R, m) behind the mask, as orders (k, rings, n_orders)."""
     images = grid.image(grid.samples_of(orders))
-    if centre:
-        move = (-centre_of_mass(images, mask)).clamp(-2.0, 2.0)
-        images = grid.image(grid.samples_of(orders) * grid.phase(move, orders.shape[1]))
-    else:
-        move = orders.real.new_zeros(len(orders), 2)
     masked = grid.transform(images * mask)[:, :rings]
-    return grid.orders_of(masked, n_orders), move
+    return grid.orders_of(masked, n_orders)
+
+
+def off_centre(grid: RingGrid, orders: Tensor, mask: Tensor, limit_px: float) -> Tensor:
+    """How far averages (k, R, m) are to be moved to their centre of mass, (k, 2), each way at most the limit."""
+    return (-centre_of_mass(grid.image(grid.samples_of(orders)), mask)).clamp(-limit_px, limit_px)
+
+
+def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -> RingAverages:
+    """The averages and their halves moved by (k, 2)."""
+    phase = grid.phase(move_xy_px, averages.orders.shape[1])
+
+    def moved(orders: Tensor) -> Tensor:
+        return grid.orders_of(grid.samples_of(orders) * phase, orders.shape[-1])
+
+    return replace(averages, orders=moved(averages.orders), halves=moved(averages.halves))
 
 
 def centre_of_mass(images: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ they are cropped to the resolution the classes can have and transformed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class Field:
     def support_px(self) -> float:
         """Radius beyond which a masked class average is zero."""
         return self.radius_px + MASK_EDGE_PX * self.scale
+
+    def of(self, rows: Tensor) -> Field:
+        """The same for some of the particles."""
+        return replace(self, spectra=self.spectra[rows], usable=self.usable[rows])
 
     def orders(self, rings: int) -> int:
         """Angular orders of a masked class average on the first rings."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.likelihood import Spectra
+from ralib.expectation import State
+from ralib.likelihood import Spectra, ring_power
 from ralib.rings import RingGrid
 
 
@@ -34,3 +35,12 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
         alive[drop] = False
         fit[:, drop] = -torch.inf
     return torch.argsort((~alive).int(), stable=True)[:keep]
+
+
+def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, at_least: int) -> Tensor:
+    """Numbers of the fifth of the particles that their classes explain worst, given their CTF and noise."""
+    typical = (state.members / state.members.sum().clamp_min(1)) @ ring_power(references)
+    expected = spectra.power[:, : len(typical)] @ typical
+    share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
+    count = min(int(eligible.sum()), max(at_least, len(share) // 5))
+    return torch.argsort(share, stable=True)[:count].sort().values
