@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from ralib.classify import Classifier
+from ralib.checkpoint import Checkpoint
+from ralib.classify import Classifier, Silent
 from ralib.cli import main
 from ralib.conventions import pose_error
 from ralib.course import Plan
@@ -21,6 +25,7 @@ from ralib.likelihood import (
     score_classes,
     score_fixed,
 )
+from ralib.maximization import follow_centres
 from ralib.metrics import purity
 from ralib.ops import rotate_shift_images
 from ralib.posterior import class_posterior, class_prices
@@ -225,3 +230,65 @@ def test_state_and_model_are_what_the_course_needs(grid: RingGrid) -> None:
     assert len(empty.fields()) == 5
     assert Model.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert Poses.identity(2).class_index.tolist() == [0, 0]
+
+
+class Interrupted(Exception):  # noqa: N818 - what the test raises to stop a run
+    pass
+
+
+class Keeper(Silent):
+    """Keeps the checkpoints, and stops the run after some."""
+
+    def __init__(self, stop_after: int) -> None:
+        self.kept: list[Checkpoint] = []
+        self.stop_after = stop_after
+
+    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, object]) -> None:
+        self.kept.append(Checkpoint(len(self.kept), arrays, copy.deepcopy(meta)))
+        if len(self.kept) == self.stop_after:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    steps: int, classified: Classifier, small_set: tuple[ParticleSet, Simulator]
+) -> None:
+    keeper = Keeper(steps)
+    with pytest.raises(Interrupted):
+        Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], observer=keeper)
+    resumed = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], resume=keeper.kept[-1])
+    assert torch.equal(resumed.poses_.psi_deg, classified.poses_.psi_deg)
+    assert torch.equal(resumed.class_averages_.images, classified.class_averages_.images)
+    assert len(resumed.result_.iterations) == len(classified.result_.iterations)
+    arrays = keeper.kept[-1].arrays
+    changed = {name: np.roll(arrays[name], 1, axis=0) for name in ("psi_deg", "averages.orders")}
+    wrong = Checkpoint(0, arrays | changed, keeper.kept[-1].meta)
+    other = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], resume=wrong)
+    assert not torch.equal(other.class_averages_.images, classified.class_averages_.images)
+
+
+def test_one_class_ends(small_set: tuple[ParticleSet, Simulator]) -> None:
+    images = small_set[0].images.read(np.arange(60))
+    result = Classifier(n_classes=1, seed=5, plan=QUICK, ctf="off").fit(images).result_
+    assert result.averages.members.tolist() == [60]
+
+
+def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simulator]) -> None:
+    """What a particle shares with its class must not change when both are moved."""
+    classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
+    field = classifier._load(small_set[0], classifier._batches(small_set[0]))
+    model, course, state = classifier._begin(small_set[0], field)
+    *_, (_, state) = course.only_begin(state)
+    move = torch.full((len(state.psi_deg), 2), 1.5)
+    away = replace(state, origin_xy_px=follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move))
+    rings = course.position.rings
+    away = replace(away, averages=model.averages(away, away.class_index, 4, rings))
+
+    def shared(state: State, references: torch.Tensor) -> float:
+        found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
+        return float(found.cross.gather(1, state.class_index[:, None]).mean())
+
+    before, centred = shared(away, model.references(away, rings)), model.centred(away)
+    assert float((centred.origin_xy_px - away.origin_xy_px).norm(dim=1).median()) > 1.0
+    assert shared(centred, model.references(centred, rings)) == pytest.approx(before, rel=0.02)
+    assert shared(centred, model.references(away, rings)) < 0.95 * before

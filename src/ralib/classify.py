@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 from ralib import assign, finish
 from ralib import likelihood as lk
 from ralib.batches import ParticleBatches
+from ralib.checkpoint import Checkpoint
 from ralib.conventions import wrap_deg
 from ralib.course import Course, Plan
+from ralib.course_state import pack, unpack
 from ralib.expectation import Model, State, Step
 from ralib.figures import class_figures, iteration_figures
 from ralib.particle_spectra import Field, load_field
@@ -28,7 +31,28 @@ from ralib.stability import quick_estimate
 from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
-Observer = Callable[[list[dict[str, Any]]], None]
+
+
+class Observer(Protocol):
+    """What a classification tells while it runs; an exception raised here stops it."""
+
+    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
+        """An iteration is complete: the figures of all so far; `pictures` makes its averages, coarse as they are."""
+        ...
+
+    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """A step of the course is complete; `fit(resume=...)` goes on from these."""
+        ...
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
+        return None
+
+    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        return None
 
 
 class Classifier:
@@ -83,8 +107,14 @@ class Classifier:
         self.seed, self.plan, self.device = seed, plan or Plan(), torch.device(device)
         self.batch_size = batch_size
 
-    def fit(self, particles: ParticleSet | np.ndarray | Tensor, *, observer: Observer | None = None) -> Classifier:
-        """Classify; `observer` gets all iterations' figures after each."""
+    def fit(
+        self,
+        particles: ParticleSet | np.ndarray | Tensor,
+        *,
+        observer: Observer | None = None,
+        resume: Checkpoint | None = None,
+    ) -> Classifier:
+        """Classify; `resume` goes on from what an observer was given, with the same result to the bit."""
         particles = _as_particles(particles)
         self._check(particles)
         self._timings: dict[str, float] = {}
@@ -93,7 +123,7 @@ class Classifier:
         field = self._load(particles, batches)
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, course, model = self._search(particles, field, observer)
+        state, figures, course, model = self._search(particles, field, observer or Silent(), resume)
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, field, state, figures, course, model)
@@ -141,33 +171,42 @@ class Classifier:
         )
 
     def _search(
-        self, particles: ParticleSet, field: Field, observer: Observer | None
+        self, particles: ParticleSet, field: Field, observer: Observer, resume: Checkpoint | None
     ) -> tuple[State, list[dict[str, Any]], Course, Model]:
+        model, course, state = self._begin(particles, field)
+        figures: list[dict[str, Any]] = []
+        if resume is not None:
+            state, figures = unpack(course, resume.arrays, resume.meta, self.device)
+        clock, saved = time.perf_counter(), replace(course.position)
+        previous = _poses(state, field) if figures else None
+        for stage, state in course.run(state):  # noqa: B020 - each state begins the next
+            poses = _poses(state, field)
+            now = time.perf_counter()
+            number = len(figures) + 1
+            figures.append(self._figures(stage, number, state, poses, previous, field, particles, now - clock))
+            clock, previous = now, poses
+            observer.iteration(figures, partial(finish.coarse_averages, field, state, particles.pixel_size_A))
+            if course.position != saved and not course.finished:
+                saved = replace(course.position)
+                observer.checkpoint(*pack(course, state, figures))
+        return state, figures, course, model
+
+    def _begin(self, particles: ParticleSet, field: Field) -> tuple[Model, Course, State]:
+        """The model, a course at its beginning, and the particles as they come."""
         generator = torch.Generator().manual_seed(self.seed)
         n = len(particles)
         half = torch.randperm(n, generator=generator) % 2
         held = _held_out(n, generator).to(self.device)
         model = Model(field, half.to(self.device), held, self.balance, self.mirror, align=not self.skip_align)
-        search = (self.search_px or 0.1 * particles.box) * field.scale
-        course = Course(model, self.plan, self.n_classes, search, generator)
+        course = Course(
+            model, self.plan, self.n_classes, (self.search_px or 0.1 * particles.box) * field.scale, generator
+        )
         state = State.blank(n, torch.zeros(n, 2, device=self.device))
         if self.skip_align and particles.poses is not None:
             given = particles.poses.to(self.device)
             origin = given.origin_xy_px.float() * field.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
-        figures: list[dict[str, Any]] = []
-        clock, previous = time.perf_counter(), None
-        for stage, state in course.run(state):  # noqa: B020 - each state begins the next
-            poses = _poses(state, field)
-            now = time.perf_counter()
-            figures.append(
-                self._figures(stage, len(figures) + 1, state, poses, previous, field, particles, now - clock)
-            )
-            clock, previous = now, poses
-            if observer is not None:
-                observer(figures)
-        self._previous = previous
-        return state, figures, course, model
+        return model, course, state
 
     def _figures(
         self,

@@ -78,6 +78,10 @@ class Course:
         self.references: Tensor | None = None
         self.position = Position(rings=self._rings(plan.exchange_details))
 
+    @property
+    def finished(self) -> bool:
+        return self.position.sharpened > self.plan.final
+
     def run(self, state: State) -> Iterator[tuple[str, State]]:
         """All stages from the position on; at the first, from single particles."""
         at, plan = self.position, self.plan

@@ -11,6 +11,8 @@ from ralib import metrics
 from ralib.average import ClassSums, class_averages, ctf_power_in_class_frame
 from ralib.batches import ParticleBatches
 from ralib.ctf import apply_ctf, ctf_2d
+from ralib.expectation import State
+from ralib.particle_spectra import Field
 from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses
 
 
@@ -34,6 +36,15 @@ def full_averages(
             power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)
     return class_averages(sums, pixel_size_A=particles.pixel_size_A)
+
+
+def coarse_averages(field: Field, state: State, pixel_size_A: float | None) -> ClassAverages:
+    """The averages of an iteration, at the box and pixel size at which the search works."""
+    assert state.averages is not None
+    grid = field.grid
+    images = grid.image(grid.samples_of(state.averages.orders)).cpu()
+    pixel = None if pixel_size_A is None else pixel_size_A / field.scale
+    return ClassAverages(images=images, members=state.members.cpu(), pixel_size_A=pixel)
 
 
 def filtered(averages: ClassAverages) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ralib.cli.align import BatchSize, Datadir, Device, NoMirror, Outdir, PixelSize, Report, Seed, Stack
+from ralib.cli.align import BatchSize, Continue, Datadir, Device, NoMirror, Outdir, PixelSize, Report, Seed, Stack
 from ralib.types import RalibError
 
 _CLASSES, _SEARCH, _RUN, _FILES = "Classes", "Search", "Running", "Files"
@@ -58,8 +58,8 @@ def classify(
     ] = None,
     helical: Annotated[bool, typer.Option("--helical", hidden=True)] = False,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="Only the particles of a selection (a file of the report, or a folder "
-                                  "by 'ralib select') of STACK, which is then a run's folder or its particles.star.",
+        Path | None, typer.Option("--from", help="Only the particles of a selection (the report's selection.json) of "
+                                  "the run STACK. Files by 'ralib select' are stacks by themselves.",
                                   rich_help_panel=_FILES)
     ] = None,
     split: Annotated[
@@ -69,6 +69,7 @@ def classify(
     stability: Annotated[
         int, typer.Option("--stability", min=0, help="Runs from other starts to compare with.", rich_help_panel=_RUN)
     ] = 0,
+    resume: Continue = False,
     seed: Seed = 1000,
     device: Device = "auto",
     batch: BatchSize = None,
@@ -81,7 +82,7 @@ def classify(
     Writes what mref writes, and particle_scores.txt: posterior, fit, scale, explained share, detail, agreement and
     junk score of each particle. Classes are explained in words in run.json and in the log.
     """
-    options: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "report")}
+    options: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "report", "resume")}
     if helical:
         raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
     if reference_poses is not None and not skip_align:
@@ -89,4 +90,4 @@ def classify(
     from ralib.cli.classify_run import ClassifyRun
     from ralib.cli.common import resolve_device
 
-    ClassifyRun(stack, outdir, options, resolve_device(device), report=report).execute()
+    ClassifyRun(stack, outdir, options, resolve_device(device), resume=resume, report=report).execute()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +15,116 @@ import torch
 import typer
 
 from ralib import io
-from ralib.classify import Classifier
-from ralib.cli.running import Reporter, SignalFlag, Stopped, finish_record, new_record
-from ralib.rundir import RunDirectory
-from ralib.select import parse_classes
+from ralib.checkpoint import Checkpoint
+from ralib.classify import Classifier, Silent
+from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
+from ralib.rundir import RunDirectory, read_record
+from ralib.select import combine, selected_rows
 from ralib.stability import compare_runs
-from ralib.types import ParticleSet, Poses, RalibError, RunResult
+from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
+
+
+class Recorder:
+    """The observer of a run: a log line an iteration, and after each step of the course its averages and a checkpoint.
+
+    Files are written by a thread while the next iteration computes.
+    """
+
+    def __init__(self, directory: RunDirectory, record: dict[str, Any], flag: SignalFlag) -> None:
+        self.directory, self.record, self.flag = directory, record, flag
+        self._writer = ThreadPoolExecutor(1, "ralib-write")
+        self._pending: Future[None] | None = None
+        self._pictures: Callable[[], ClassAverages] | None = None
+
+    @contextmanager
+    def showing(self) -> Iterator[Recorder]:
+        """Until its end signals are noted, and at its end no file is half written."""
+        with self.flag.watching(), self._writer:
+            yield self
+
+    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
+        typer.echo(iteration_line(figures[-1]))
+        self.record["iterations"], self._pictures = figures, pictures
+        self._stop_if_asked()
+
+    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        assert self._pictures is not None
+        self.settle()
+        number, averages = len(meta["figures"]), self._pictures()
+        meta = {**meta, "options": self.record["options"]}
+        text = json.dumps(meta)  # as it is now: the thread writes it while the figures grow
+        record = {**self.record, "iterations": list(meta["figures"])}
+
+        def write() -> None:
+            self.directory.write_iteration(number, averages)
+            self.directory.write_record(record)
+            self.directory.save_checkpoint(number, arrays, json.loads(text))
+
+        self._pending = self._writer.submit(write)
+
+    def settle(self) -> None:
+        """Wait for the files; raises what their writing raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _stop_if_asked(self) -> None:
+        if self.flag.number is not None:
+            self.settle()
+        self.flag.raise_if_set()
+
+
+class Watchful(Silent):
+    """The observer of a run to compare with: it only looks out for signals."""
+
+    def __init__(self, flag: SignalFlag) -> None:
+        self.flag = flag
+
+    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
+        self.flag.raise_if_set()
 
 
 class ClassifyRun:
     """One command from opened files to written ones."""
 
     def __init__(
-        self, stack: Path, outdir: Path, options: dict[str, Any], device: torch.device, *, report: bool
+        self, stack: Path, outdir: Path, options: dict[str, Any], device: torch.device, *, resume: bool, report: bool
     ) -> None:
         self.started = time.perf_counter()
-        self.stack, self.outdir, self.device, self.report = stack, outdir, device, report
+        self.stack, self.outdir, self.device = stack, outdir, device
+        self.resume, self.report = resume, report
         self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
     def execute(self) -> None:
         """Open, classify, compare with other starts where asked, write."""
         particles, flag = self._particles(), SignalFlag()
         with ExitStack() as stack:
-            directory = stack.enter_context(RunDirectory(self.outdir))
+            directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             record = new_record("classify", self.options, particles, self.stack, self.device)
-            reporter = stack.enter_context(Reporter(None, record, flag, None).showing())
-
-            def observe(figures: list[dict[str, Any]]) -> None:
-                flag.raise_if_set()
-                typer.echo(iteration_line(figures[-1]))
-
+            begun = self._begun(directory)
+            recorder = stack.enter_context(Recorder(directory, record, flag).showing())
             try:
-                result = self._classifier(self.options["seed"]).fit(particles, observer=observe).result_
+                classifier = self._classifier(self.options["seed"])
+                result = classifier.fit(particles, observer=recorder, resume=begun).result_
+                recorder.settle()
                 if self.options["stability"]:
                     self._compare(result, particles, flag)
             except Stopped as stop:
-                typer.echo(f"ralib: stopped by {stop}: nothing was written", err=True)
+                saved = directory.newest_checkpoint() is not None
+                typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
                 raise typer.Exit(stop.status) from None
-            self._write(directory, result, particles, reporter)
+            self._write(directory, result, particles, record)
+
+    def _begun(self, directory: RunDirectory) -> Checkpoint | None:
+        """The checkpoint to go on from; RalibError where the run was begun with other options."""
+        found = directory.newest_checkpoint() if self.resume else None
+        if found is not None:
+            before = found.meta["options"]
+            changed = sorted(k for k in before if self.options.get(k) != before[k] and k not in ("device", "stability"))
+            if changed:
+                told = ", ".join(f"{k} was {before[k]!r}, is {self.options.get(k)!r}" for k in changed)
+                raise RalibError(f"--continue needs the options the run was begun with: {told}")
+        return found
 
     def _classifier(self, seed: int) -> Classifier:
         o = self.options
@@ -74,11 +149,8 @@ class ClassifyRun:
         others = []
         for i in range(1, self.options["stability"] + 1):
             typer.echo(f"stability: run {i} from another start")
-
-            def look(_: list[dict[str, Any]]) -> None:
-                flag.raise_if_set()
-
-            others.append(self._classifier(self.options["seed"] + i).fit(particles, observer=look).result_.poses)
+            other = self._classifier(self.options["seed"] + i).fit(particles, observer=Watchful(flag))
+            others.append(other.result_.poses)
         pixel = particles.pixel_size_A or 1.0
         radius = 0.5 * result.extra["diameter_A"] / pixel
         stable = compare_runs(result.poses, others, radius, limit_px=0.15 * radius).numpy()
@@ -100,9 +172,11 @@ class ClassifyRun:
                 }
             )
 
-    def _write(self, directory: RunDirectory, result: RunResult, particles: ParticleSet, reporter: Reporter) -> None:
+    def _write(
+        self, directory: RunDirectory, result: RunResult, particles: ParticleSet, record: dict[str, Any]
+    ) -> None:
         start = time.perf_counter()
-        record = finish_record(reporter.record, result, self.device, self.started, 0.0)
+        record = finish_record(record, result, self.device, self.started, 0.0)
         record |= {key: result.extra[key] for key in ("stability", "log", "diameter_A")}
         write_scores(self.outdir / "particle_scores.txt", result)
         directory.write_result(result, particles, record, hdf=False)
@@ -146,20 +220,13 @@ class ClassifyRun:
         return particles
 
     def _chosen(self, particles: ParticleSet) -> np.ndarray:
-        """Numbers of the particles in the classes that --split or --from names."""
-        if particles.poses is None:
-            raise RalibError(f"{self.stack} holds no classes: --split and --from need a run's folder or particles.star")
-        index = particles.poses.class_index.numpy()
-        n_classes = int(index.max()) + 1
-        if self.options["split"] is not None:
-            chosen = parse_classes(self.options["split"], n_classes)
-        else:
-            from ralib.select import read_selection
-
-            chosen = read_selection(
-                Path(self.options["from_"]), np.bincount(index[index >= 0], minlength=n_classes)
-            ).classes
-        rows = np.flatnonzero(np.isin(index + 1, chosen))
+        """Rows of the particles in the classes that --split or --from names."""
+        folder = self.stack if self.stack.is_dir() else self.stack.parent
+        if particles.poses is None or not (folder / "run.json").is_file():
+            raise RalibError(f"{self.stack} is no run: --split and --from choose from the folder of a finished run")
+        figures = read_record(folder)["classes"]
+        selection = combine(figures, file=self.options["from_"], classes=self.options["split"])
+        rows = selected_rows(particles.poses, selection)
         if len(rows) == 0:
             raise RalibError(f"{self.stack}: the classes chosen have no members")
         return rows

@@ -1,0 +1,44 @@
+"""A course as plain arrays and values, and back: what `classify --continue` goes on from, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.course import Course, Position
+from ralib.expectation import State
+from ralib.maximization import RingAverages
+
+# Fits are left out: they are the largest part, and every iteration makes them anew before it looks at them.
+_PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale", "mean_scale", "members")
+_AVERAGES = ("orders", "halves", "frc")
+
+
+def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and values of a course after a step of which `course.position` tells."""
+    assert state.averages is not None
+    arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
+    arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
+    arrays["generator"] = course.generator.get_state().numpy()
+    return arrays, {"position": asdict(course.position), "log": course.log, "figures": figures}
+
+
+def unpack(
+    course: Course, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device
+) -> tuple[State, list[dict[str, Any]]]:
+    """Set the course to where it stood; the state and the iterations' figures of that moment."""
+    course.position = Position(**meta["position"])
+    course.log[:] = meta["log"]
+    course.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
+
+    def part(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name].copy()).to(device)
+
+    averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
+    known = {name: part(name) for name in _PARTICLES}
+    fit = torch.zeros(len(known["psi_deg"]), len(known["members"]), device=device)
+    return State(fit=fit, averages=averages, **known), list(meta["figures"])
