@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
 from ralib.ops.shortlist import shortlist_plain
 from ralib.ops.taps import gather_taps_plain
 from ralib.polar import PolarGrid
-from ralib.templates import fine_table
+from ralib.templates import Extent, angle_stops, fine_table
 
 CHILD = "RALIB_INTERPRETED"
 
@@ -27,7 +26,9 @@ def _random_complex(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
 
 
-def _moments_case(k: int = 5, h: int = 6, fine: int = 4, n_radii: int = 4) -> tuple[torch.Tensor, ...]:
+def _moments_case(
+    k: int = 5, h: int = 6, fine: int = 4, stops: tuple[int, int, int] = (0, 0, 4)
+) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(3)
     samples = _random_complex(7, k, h, seed=1)
     circle = torch.randn(3, fine, 2, k, 2 * h, generator=g)
@@ -36,9 +37,9 @@ def _moments_case(k: int = 5, h: int = 6, fine: int = 4, n_radii: int = 4) -> tu
     row = torch.randint(0, 3, (11,), generator=g)
     position = torch.randint(-60, 60, (11,), generator=g)
     shift = torch.randn(11, 2, generator=g)
-    radius, weight = torch.rand(n_radii, generator=g), torch.rand(n_radii, generator=g)
+    radius, weight = torch.rand(k, generator=g), torch.rand(k, generator=g)
     angle = torch.arange(h) * (torch.pi / h)
-    return samples, particle, shift, table, row, position, radius, angle, weight
+    return samples, particle, shift, table, row, position, radius, angle, weight, stops
 
 
 def test_moments_are_the_score_and_its_derivatives() -> None:
@@ -100,20 +101,47 @@ def test_newton_climbs_to_the_maximum() -> None:
     for _ in range(6):
         pose = newton_plain(
             moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), pose, table,
-            2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (3.0, 3.0), (4.0, 0.5),
+            2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (0, 0, grid.n_radii),
+            (3.0, 3.0), (4.0, 0.5),
         )  # fmt: skip
     assert torch.allclose(pose[0, 0, :3], torch.tensor([0.0, -0.7, 0.4]), atol=2e-3)
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
 
 
+def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
+    """White noise against a smooth template, moved: the moments of thinned samples are those of all of them."""
+    g = torch.Generator().manual_seed(5)
+    grid = PolarGrid.create(64, support_radius_px=30)
+    y, x = torch.meshgrid(torch.arange(64.0) - 32, torch.arange(64.0) - 32, indexing="ij")
+    template = torch.exp(-((x - 9) ** 2 + y**2) / 4) + torch.exp(-(x**2 + (y + 12) ** 2) / 6)
+    noise = grid.transform(torch.randn(6, 64, 64, generator=g))
+    samples = grid.transform(template[None])
+    extent = Extent.of(grid, samples, 1e-4)
+    stops = angle_stops(grid, extent.all_orders, extent.all_radii)
+    assert 8 <= stops[0] < stops[2] <= grid.n_radii
+    case = (
+        noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g), fine_table(grid, samples, mirror=False),
+        torch.zeros(6, dtype=torch.int64), torch.arange(6) * 50,
+        2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight,
+    )  # fmt: skip
+    every = pose_moments(*case, (0, 0, grid.n_radii))
+
+    def error(stops: tuple[int, int, int]) -> float:
+        off = (pose_moments(*case, stops) - every).abs().amax(0) / every.abs().amax(0)
+        return float(off[3])
+
+    assert error(stops) < 1e-4
+    assert error((stops[2], stops[2], stops[2])) > 1e-2
+
+
 def test_numba_twins() -> None:
-    samples, _, _, table, _, _, _, angle, _ = _moments_case()
+    samples, _, _, table, _, _, _, angle, *_ = _moments_case()
     generator = torch.Generator().manual_seed(12)
     radius, weight = torch.rand(5, generator=generator), torch.rand(5, generator=generator)
     row = torch.randint(0, 3, (4, 7), generator=generator)
     centre = torch.randn(7, 2, generator=generator)
     pose = torch.cat([400 * torch.randn(4, 7, 1, generator=generator), torch.randn(4, 7, 3, generator=generator)], -1)
-    given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), (8.0, 0.4))
+    given = (samples, centre, row, pose, table, radius, angle, weight, (0, 0, 4), (1.5, 0.5), (8.0, 0.4))
     torch.testing.assert_close(newton_numba(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
     basis = 3 * torch.randn(2, 5, 6, generator=generator)
     for shift in (None, centre):
@@ -172,9 +200,9 @@ def _compare_twins() -> None:
     centre = torch.randn(7, 2, generator=generator)
     pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
     # Ragged, and in whole blocks.
-    for case, stride in itertools.product((_moments_case(), _moments_case(9, 16, n_radii=8)), (1, 2)):
-        samples, _, _, table, _, _, radius, angle, weight = case
-        given = (samples, centre, row, pose, table, radius, angle, weight, (1.5, 0.5), (8.0, 0.4), stride)
+    for case in (_moments_case(), _moments_case(stops=(1, 3, 5)), _moments_case(26, 48, stops=(8, 16, 24))):
+        samples, _, _, table, _, _, radius, angle, weight, stops = case
+        given = (samples, centre, row, pose, table, radius, angle, weight, stops, (1.5, 0.5), (8.0, 0.4))
         # The kernel's table is rounded to half precision: so is its twin's.
         packed = (*given[:4], half_pairs(table), *given[5:])
         rounded = (*given[:4], table.half().float(), *given[5:])

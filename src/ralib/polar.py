@@ -62,7 +62,7 @@ class PolarGrid:
         # Rounded up to what kernels take in blocks.
         n_radii = 8 * math.ceil((0.5 * math.pi * max_frequency_per_px * lag + 3) / 8)
         highest_m = 2 * math.pi * max_frequency_per_px * support_radius_px
-        n_angles = 32 * math.ceil((2 * highest_m + 24) / 32)
+        n_angles = 96 * math.ceil((2 * highest_m + 24) / 96)
         nodes, weights = np.polynomial.legendre.leggauss(n_radii)
         k = 0.5 * max_frequency_per_px * (nodes + 1)
         dk = 0.5 * max_frequency_per_px * weights

@@ -34,7 +34,7 @@ from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.rotational_score import angle_deg, rotational_max
 from ralib.ops.shortlist import shortlist
 from ralib.polar import PolarGrid
-from ralib.templates import PoseGrid, TemplateBank, masked_unit_norm, ring_mask, template_extent
+from ralib.templates import Extent, PoseGrid, TemplateBank, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
 LEAST_BYTES, MOST_BYTES = 2**24, 2**32
@@ -118,13 +118,13 @@ class PoseSearch:
 
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
-        n_orders, n_radii, natural_px = template_extent(self.grid, samples, self.grid_loss)
-        step_px = self.shift_step_px or min(natural_px, max(*self.shift_range_xy_px, 0.5))
+        extent = Extent.of(self.grid, samples, self.grid_loss)
+        step_px = self.shift_step_px or min(extent.step_px, max(*self.shift_range_xy_px, 0.5))
         poses = self._bank.poses if self._bank else None
-        if poses is None or (len(poses.orders), poses.step_px) != (n_orders, step_px):
+        if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
             given = (self.shift_range_xy_px, self._limit, self.mirror, self.dtype)
-            poses = PoseGrid.create(self.grid, n_orders, step_px, *given)
-        self._bank = TemplateBank.build(self.grid, samples, poses, n_radii, natural_px, self.mirror)
+            poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
+        self._bank = TemplateBank.build(self.grid, samples, poses, extent, self.mirror)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
@@ -246,11 +246,11 @@ class PoseSearch:
         for i, n in enumerate(self.candidates):
             # The first steps only have to rank: what the grid search used of the samples will do.
             rough = i < min(2, len(self.candidates) - 2)
-            n_radii, stride = (bank.n_radii, bank.angle_stride) if rough else (grid.n_radii, 1)
+            stops = bank.rough if rough else bank.full
             if i > 0:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
-            samples_used = (radius[:n_radii], grid.angle_rad, grid.weight[:n_radii])
-            pose = newton(samples, centre, row, pose, bank.table, *samples_used, self._limit, reach, stride)
+            polar = (radius, grid.angle_rad, grid.weight)
+            pose = newton(samples, centre, row, pose, bank.table, *polar, stops, self._limit, reach)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(

@@ -16,7 +16,10 @@ from ralib.polar import PolarGrid
 GRID_SCORE_LOSS = 0.1
 """How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
 
-FINE = 4
+ALL_LOSS = 1e-7
+"""The fraction of the templates' power that the last steps may leave out."""
+
+FINE = 2
 """Fine rotations per angular sample of the polar grid, where templates are tabulated for the Newton steps."""
 
 
@@ -123,7 +126,8 @@ class TemplateBank:
     """Templates in the two forms the search needs.
 
     poses     the grid they were made for
-    n_radii   radii the grid search uses, from the innermost; there, every `angle_stride`-th angle tells the rest
+    n_radii   radii the grid search uses, from the innermost
+    rough     samples that rank poses, and full: samples that tell their scores; see `newton.stops` for both
     reach_px  how far the local quadratic of a score can be trusted
     rows      per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products
     table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU as
@@ -133,20 +137,20 @@ class TemplateBank:
     n_references: int
     poses: PoseGrid
     n_radii: int
-    angle_stride: int
+    rough: tuple[int, int, int]
+    full: tuple[int, int, int]
     reach_px: float
     rows: list[Tensor]
     table: Tensor
 
     @classmethod
-    def build(
-        cls, grid: PolarGrid, samples: Tensor, poses: PoseGrid, n_radii: int, natural_px: float, mirror: bool
-    ) -> TemplateBank:
-        """From polar samples (k, K, H) of the templates, and the radii and the shift step they need."""
-        rows = [_rows(grid, samples[:, :n_radii], shifts, poses, mirror) for shifts in poses.rings]
-        stride = _angle_stride(grid, len(poses.orders), n_radii)
+    def build(cls, grid: PolarGrid, samples: Tensor, poses: PoseGrid, extent: Extent, mirror: bool) -> TemplateBank:
+        """From polar samples (k, K, H) of the templates."""
+        rows = [_rows(grid, samples[:, : extent.n_radii], shifts, poses, mirror) for shifts in poses.rings]
         table = fine_table(grid, samples, mirror, packed=samples.is_cuda)
-        return cls(len(samples), poses, n_radii, stride, 0.4 * natural_px, rows, table)
+        rough = angle_stops(grid, extent.n_orders, extent.n_radii)
+        full = angle_stops(grid, extent.all_orders, extent.all_radii)
+        return cls(len(samples), poses, extent.n_radii, rough, full, 0.4 * extent.step_px, rows, table)
 
 
 def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
@@ -168,32 +172,51 @@ def parity_orders(n_orders: int, device: torch.device) -> Tensor:
     return torch.cat([m[0::2], m[1::2]])
 
 
-def template_extent(grid: PolarGrid, samples: Tensor, loss: float) -> tuple[int, int, float]:
-    """Orders and radii that hold all but the fraction `loss` of the templates' power, and the shift step they need."""
-    spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
-    power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0)
-    power = power / power.sum().clamp(min=1e-30)
-    kept = 1 - 0.5 * loss
-    by_order, by_radius = power.sum(0), power.sum(1)
-    mean_square = (by_radius * (2 * math.pi * grid.radius_per_px) ** 2).sum()
-    n_orders, n_radii, curvature = torch.stack(
-        [(by_order.cumsum(0) < kept).sum() + 1, (by_radius.cumsum(0) < kept).sum() + 1, mean_square]
-    ).tolist()
-    # Matrix units work on multiples of 8 and 16.
-    n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
-    n_radii = min(8 * math.ceil(n_radii / 8), grid.n_radii)
-    # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
-    step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
-    return n_orders, n_radii, min(max(step, 0.5), grid.box / 45)
+@dataclass(frozen=True)
+class Extent:
+    """How far templates reach in angular orders and radii, and how fast their score falls.
 
-
-def _angle_stride(grid: PolarGrid, n_orders: int, n_radii: int) -> int:
-    """2 where the templates' orders cannot meet an alias of the particles' own, 1 elsewhere.
-
-    With every second angle, order m also counts m - A / 2; a particle of radius n / 2 has orders to pi k n.
+    n_orders, n_radii      hold all but the fraction `loss` of their power: for the grid
+    all_orders, all_radii  all but ALL_LOSS of it: for what is told to the user
+    step_px                shifts this far apart lose no more than GRID_SCORE_LOSS
     """
-    highest = math.pi * float(grid.radius_per_px[n_radii - 1]) * grid.box
-    return 2 if grid.n_angles % 4 == 0 and n_orders + highest < grid.n_angles / 2 else 1
+
+    n_orders: int
+    n_radii: int
+    all_orders: int
+    all_radii: int
+    step_px: float
+
+    @classmethod
+    def of(cls, grid: PolarGrid, samples: Tensor, loss: float) -> Extent:
+        """From polar samples (k, K, H) of the templates."""
+        spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
+        power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0)
+        power = power / power.sum().clamp(min=1e-30)
+        left_out = [1 - power.sum(i).cumsum(0) for i in (0, 1)]
+        mean_square = (power.sum(1) * (2 * math.pi * grid.radius_per_px) ** 2).sum()
+        counts = [(left > 0.5 * share).sum() + 1 for share in (loss, ALL_LOSS) for left in left_out]
+        n_orders, n_radii, all_orders, all_radii, curvature = torch.stack([*counts, mean_square]).tolist()
+        # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
+        step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
+        # Matrix units work on multiples of 8 and 16.
+        orders = [min(16 * math.ceil(n / 16), grid.n_angles // 2) for n in (n_orders, all_orders)]
+        radii = [min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, all_radii)]
+        return cls(orders[0], radii[0], orders[1], radii[1], min(max(step, 0.5), grid.box / 45))
+
+
+def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int, int]:
+    """Radii up to which every third, every second, and every angle has to be used.
+
+    With every s-th angle, order m also counts m - A / s; a particle of radius n / 2 has orders to pi k n, and the
+    templates some of `n_orders`: the aliases meet none of them inside these radii.
+    """
+    highest = math.pi * grid.radius_per_px[:n_radii].double() * grid.box + n_orders + 8
+    third, second = (
+        8 * (int((highest < grid.n_angles / stride).sum()) // 8) if len(grid.angle_rad) % stride == 0 else 0
+        for stride in (3, 2)
+    )
+    return third, max(third, second), n_radii
 
 
 def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, poses: PoseGrid, mirror: bool) -> Tensor:

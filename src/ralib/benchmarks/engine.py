@@ -19,6 +19,7 @@ from ralib.alignment import Alignment
 from ralib.alignment_options import AlignmentOptions, as_particles
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.loop_state import LoopState
+from ralib.ops.newton import used_samples
 from ralib.search import PoseSearch
 from ralib.simulate import simulate_particles
 from ralib.types import Poses
@@ -205,7 +206,7 @@ def floor_us(search: PoseSearch) -> float:
     pairings = bank.n_references * sum(len(r) for r in bank.poses.rings) * (1 + search.mirror)
     n_orders = len(bank.poses.orders)
     half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * bank.poses.n_half)
-    full, rough = grid.n_radii * grid.n_angles // 2, bank.n_radii * grid.n_angles // 2 // bank.angle_stride
+    full, rough = (len(used_samples(stops, grid.n_angles // 2, grid.device)[0]) for stops in (bank.full, bank.rough))
     steps = [rough] * 2 + [full] * (len(search.candidates) - 2)
     single = 60 * sum(n * points for n, points in zip(search.candidates, steps, strict=True))
     moved = 2 * 2 * 2 * pairings * n_orders + 8 * full * (1 + len(steps)) + 4 * grid.box**2

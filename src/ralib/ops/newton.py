@@ -6,6 +6,8 @@ a: F the particle's, T the rotated template's, (x, y) the particle's shift.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -21,9 +23,9 @@ def newton(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
-    angle_stride: int = 1,
 ) -> Tensor:
     """Poses (c, b, 4) after one step from poses (c, b, 4): psi in degrees, x, y in pixels, score expected there.
 
@@ -32,11 +34,12 @@ def newton(
     row          (c, b) which template
     table        (t, F, 2, K, A + H + 2) real and imaginary parts of templates at angles (a + f / F); column 0 is angle
                  -1, columns past A + 1 repeat the first. On a GPU its `half_pairs`
-    radius       (k,) of the k <= K innermost radii to use, radians per pixel; weight (k,) of their samples
-    angle        (H,) radians; of them every `angle_stride`-th is used
+    radius       (K,) radians per pixel; weight (K,) of the samples; angle (H,) radians
+    stops        below the first of these radii every third angle is used, from there to the second every second one,
+                 from there to the last all; none beyond. See `angle_stops`
     limit_xy_px  how far offsets may go; bound: degrees and pixels that one step may go
     """
-    given = (samples, centre, row, pose, table, radius, angle, weight, limit_xy_px, bound, angle_stride)
+    given = (samples, centre, row, pose, table, radius, angle, weight, stops, limit_xy_px, bound)
     if samples.is_cuda:
         from ralib.ops.newton_triton import newton_triton
 
@@ -63,9 +66,9 @@ def newton_plain(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
-    angle_stride: int = 1,
 ) -> Tensor:
     """The plain form of `newton`."""
     step_deg = 180.0 / (table.shape[1] * len(angle))
@@ -82,7 +85,7 @@ def newton_plain(
         radius,
         angle,
         weight,
-        angle_stride,
+        stops,
     ).view(*position.shape, -1)
     return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
 
@@ -163,34 +166,32 @@ def pose_moments(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
-    angle_stride: int = 1,
+    stops: tuple[int, int, int],
 ) -> Tensor:
     """Moments (c, 12) of c candidates: (S, dS/dx, dS/dy) at three rotations, then d2S/dx2, d2S/dxdy, d2S/dy2.
 
     particle (c,), shift_xy_px (c, 2), row (c,) of the table, position (c,) in fine steps: the rotations are one whole
     angular sample below it, at it, and one above. The rest as in `newton`.
     """
-    n_half, n_radii, n_fine = samples.shape[-1], len(radius), table.shape[1]
-    angle = angle[::angle_stride]
-    fx = (radius[:, None] * torch.cos(angle)).flatten()
-    fy = (radius[:, None] * torch.sin(angle)).flatten()
-    w = (angle_stride * weight[:, None]).expand(-1, len(angle)).flatten()
+    n_half, n_fine = samples.shape[-1], table.shape[1]
+    k, h, stride = used_samples(stops, n_half, samples.device)
+    fx, fy = radius[k] * torch.cos(angle[h]), radius[k] * torch.sin(angle[h])
+    w = weight[k] * stride
     even_basis = torch.stack([w, -w * fx * fx, -w * fx * fy, -w * fy * fy], dim=1)
     odd_basis = torch.stack([w * fx, w * fy], dim=1)
     out = weight.new_empty(len(particle), N_MOMENTS)
-    column = torch.arange(0, n_half, angle_stride, device=samples.device)
     chunk = max(1, 400_000 // samples[0].numel())
     for c in range(0, len(particle), chunk):
         cut = slice(c, c + chunk)
         turn = shift_xy_px[cut, :1] * fx + shift_xy_px[cut, 1:] * fy
-        mine = samples[particle[cut], :n_radii, ::angle_stride].flatten(1)
+        mine = samples[particle[cut]][:, k, h]
         co, si = torch.cos(turn), torch.sin(turn)
         moved_re, moved_im = mine.real * co + mine.imag * si, mine.imag * co - mine.real * si
         fine = position[cut] % (2 * n_half * n_fine)
-        template = table[row[cut], fine % n_fine, :, :n_radii]
+        template = table[row[cut], fine % n_fine]
+        one = torch.arange(len(fine), device=fine.device)[:, None]
         for i in range(3):
-            at = (fine // n_fine + i)[:, None, None, None] + column
-            re, im = template.gather(3, at.expand(-1, 2, n_radii, -1)).flatten(2).unbind(1)
+            re, im = template[one, :, k, (fine // n_fine + i)[:, None] + h].unbind(-1)
             # d/dx of Re[P exp(-i fx x)] is fx Im[P], the second derivative -fx fx Re[P].
             even = (moved_re * re + moved_im * im) @ even_basis
             odd = (moved_im * re - moved_re * im) @ odd_basis
@@ -199,3 +200,14 @@ def pose_moments(
             if i == 1:
                 out[cut, 9:] = even[:, 1:]
     return out
+
+
+def used_samples(stops: tuple[int, int, int], n_half: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Radius and angle index of the samples used, and how many each stands for: (p,) each. `stops`: see `newton`."""
+    parts = []
+    for step, (first, stop) in zip((3, 2, 1), pairwise((0, *stops)), strict=True):
+        k, h = torch.arange(first, stop, device=device), torch.arange(0, n_half, step, device=device)
+        grid = torch.cartesian_prod(k, h)
+        parts.append(torch.cat([grid, torch.full_like(grid[:, :1], step)], dim=1))
+    k, h, stride = torch.cat(parts).unbind(1)
+    return k, h, stride

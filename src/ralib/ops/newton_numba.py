@@ -106,11 +106,12 @@ def newton_numba(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
-    angle_stride: int = 1,
 ) -> Tensor:
     """See `newton.newton`. All angles are used: skipping some would cost more than it saves."""
+    radius, weight = radius[: stops[-1]], weight[: stops[-1]]
     step_deg = 180.0 / (table.shape[1] * len(angle))
     position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
     moments = torch.empty(row.numel(), N_MOMENTS)

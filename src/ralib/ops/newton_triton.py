@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -42,72 +44,49 @@ def _pair(word):
 
 
 @triton.jit
-def _newton(
-    samples, centre, row, pose, table, radius, angle, weight, out,
-    n_candidates, n_particles, n_radii, n_fine, limit_x, limit_y, bound_deg, bound_px,
-    STRIDE: tl.constexpr, ALL_RADII: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr, CANDIDATES: tl.constexpr,
-    K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, radius, angle).
+def _total(values):
+    """Sums (candidate,) over radii and angles."""
+    return tl.sum(tl.sum(values, axis=2), axis=1)
 
-    Programs of one particle follow each other, so that its samples come from the cache after the first.
-    Sums over radii stay per angle until the angle's cos and sin join; lanes are added up only at the end.
-    EVEN says that blocks leave no rest, so that no load needs a mask.
+
+@triton.jit
+def _band(
+    sums, mine, template, radius, angle, weight, x, y, first, stop,
+    STRIDE: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr,
+    CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds the radii from `first` to `stop`, at every STRIDE-th angle, to the sums.
+
+    Sums over radii stay per angle until the angle's cos and sin join.
     """
     N_COLUMNS: tl.constexpr = 3 * N_HALF + 2
-    n_groups = (n_candidates + CANDIDATES - 1) // CANDIDATES
-    particle = (tl.program_id(0) // n_groups).to(tl.int64)
-    number = tl.program_id(0) % n_groups * CANDIDATES + tl.arange(0, CANDIDATES)
-    # A group's tail repeats the last candidate: the same value is written twice.
-    c = tl.minimum(number, n_candidates - 1).to(tl.int64) * n_particles + particle
-    psi = tl.load(pose + 4 * c)
-    offset_x = tl.load(pose + 4 * c + 1)
-    offset_y = tl.load(pose + 4 * c + 2)
-    x = ((tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535)[:, None]
-    y = ((tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535)[:, None]
-    turn = 2 * N_HALF * n_fine
-    step_deg = 360.0 / turn
-    position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
-    fine = position % turn
-    # The remainder keeps the sign of the dividend.
-    fine = tl.where(fine < 0, fine + turn, fine)
-    template = (tl.load(row + c).to(tl.int64) * n_fine + fine % n_fine) * (ALL_RADII * N_COLUMNS) + fine // n_fine
-    template = (table + template)[:, None, None]
-    mine = samples + particle * (ALL_RADII * N_HALF)
-    s0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
-    s1, s2 = s0, s0
-    x0 = tl.zeros((CANDIDATES, H_BLOCK), tl.float32)
-    x1, x2, y0, y1, y2, xx, xy, yy = x0, x0, x0, x0, x0, x0, x0, x0
+    s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
     for j in range(0, N_HALF, H_BLOCK * STRIDE):
         h = j + tl.arange(0, H_BLOCK) * STRIDE
         ca, sa = _cos_sin(tl.load(angle + h, mask=h < N_HALF, other=0.0) * 0.15915494309189535)
-        ca, sa = ca[None, :], sa[None, :]
-        along = (x * ca + y * sa)[:, None, :]
+        ca, sa = ca[None, None, :], sa[None, None, :]
+        along = x * ca + y * sa
         o0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
         o1, o2, d1 = o0, o0, o0
-        for i in range(0, n_radii, K_BLOCK):
+        for i in range(first, stop, K_BLOCK):
             k = i + tl.arange(0, K_BLOCK)
-            at = k[:, None] * N_HALF + h[None, :]
-            of = (k[:, None] * N_COLUMNS + h[None, :])[None, :, :]
+            at = k[None, :, None] * N_HALF + h[None, None, :]
+            of = k[None, :, None] * N_COLUMNS + h[None, None, :]
             # One sample, real and imaginary part, is one 64-bit word; one of a template, in half precision, 32 bits.
             if EVEN:
                 r, w = tl.load(radius + k), tl.load(weight + k)
                 word = tl.load(mine + at)
                 below, here, above = tl.load(template + of), tl.load(template + of + 1), tl.load(template + of + 2)
             else:
-                r, w = (
-                    tl.load(radius + k, mask=k < n_radii, other=0.0),
-                    tl.load(weight + k, mask=k < n_radii, other=0.0),
-                )
-                inside = (k[:, None] < n_radii) & (h[None, :] < N_HALF)
+                r, w = tl.load(radius + k, mask=k < stop, other=0.0), tl.load(weight + k, mask=k < stop, other=0.0)
+                inside = (k[None, :, None] < stop) & (h[None, None, :] < N_HALF)
                 word = tl.load(mine + at, mask=inside, other=0)
-                inside = inside[None, :, :]
                 below = tl.load(template + of, mask=inside, other=0)
                 here = tl.load(template + of + 1, mask=inside, other=0)
                 above = tl.load(template + of + 2, mask=inside, other=0)
-            r, w = r[None, :, None], w[:, None] * STRIDE
-            fr = (word.to(tl.int32).to(tl.float32, bitcast=True) * w)[None, :, :]
-            fi = ((word >> 32).to(tl.int32).to(tl.float32, bitcast=True) * w)[None, :, :]
+            r, w = r[None, :, None], w[None, :, None] * STRIDE
+            fr = word.to(tl.int32).to(tl.float32, bitcast=True) * w
+            fi = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True) * w
             co, si = _cos_sin(r * along)
             even_r = fr * co + fi * si
             even_i = fi * co - fr * si
@@ -123,27 +102,63 @@ def _newton(
             tr, ti = _pair(above)
             s2 = (s2 + even_r * tr) + even_i * ti
             o2 = (o2 + odd_i * tr) - odd_r * ti
-        odd = tl.sum(o0, axis=1)
-        x0 += odd * ca
-        y0 += odd * sa
-        odd = tl.sum(o1, axis=1)
-        x1 += odd * ca
-        y1 += odd * sa
-        odd = tl.sum(o2, axis=1)
-        x2 += odd * ca
-        y2 += odd * sa
-        second = tl.sum(d1, axis=1)
-        xx += second * ca * ca
-        xy += second * ca * sa
-        yy += second * sa * sa
-    s0, s1, s2 = (
-        tl.sum(tl.sum(s0, axis=2), axis=1),
-        tl.sum(tl.sum(s1, axis=2), axis=1),
-        tl.sum(tl.sum(s2, axis=2), axis=1),
-    )
-    x0, x1, x2 = tl.sum(x0, axis=1), tl.sum(x1, axis=1), tl.sum(x2, axis=1)
-    y0, y1, y2 = tl.sum(y0, axis=1), tl.sum(y1, axis=1), tl.sum(y2, axis=1)
-    xx, xy, yy = tl.sum(xx, axis=1), tl.sum(xy, axis=1), tl.sum(yy, axis=1)
+        x0 += o0 * ca
+        y0 += o0 * sa
+        x1 += o1 * ca
+        y1 += o1 * sa
+        x2 += o2 * ca
+        y2 += o2 * sa
+        xx += d1 * (ca * ca)
+        xy += d1 * (ca * sa)
+        yy += d1 * (sa * sa)
+    return s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy
+
+
+@triton.jit
+def _newton(
+    samples, centre, row, pose, table, radius, angle, weight, out,
+    n_candidates, n_particles, n_fine, stop_third, stop_second, stop, limit_x, limit_y, bound_deg, bound_px,
+    ALL_RADII: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr,
+    CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, radius, angle).
+
+    Programs of one particle follow each other, so that its samples come from the cache after the first. EVEN says
+    that blocks leave no rest, so that no load needs a mask.
+    """
+    n_groups = (n_candidates + CANDIDATES - 1) // CANDIDATES
+    particle = (tl.program_id(0) // n_groups).to(tl.int64)
+    number = tl.program_id(0) % n_groups * CANDIDATES + tl.arange(0, CANDIDATES)
+    # A group's tail repeats the last candidate: the same value is written twice.
+    c = tl.minimum(number, n_candidates - 1).to(tl.int64) * n_particles + particle
+    psi = tl.load(pose + 4 * c)
+    offset_x = tl.load(pose + 4 * c + 1)
+    offset_y = tl.load(pose + 4 * c + 2)
+    x = ((tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535)[:, None, None]
+    y = ((tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535)[:, None, None]
+    turn = 2 * N_HALF * n_fine
+    step_deg = 360.0 / turn
+    position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
+    fine = position % turn
+    # The remainder keeps the sign of the dividend.
+    fine = tl.where(fine < 0, fine + turn, fine)
+    template = (tl.load(row + c).to(tl.int64) * n_fine + fine % n_fine) * (ALL_RADII * (3 * N_HALF + 2))
+    template = (table + template + fine // n_fine)[:, None, None]
+    mine = samples + particle * (ALL_RADII * N_HALF)
+    zero = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sums = _band(sums, mine, template, radius, angle, weight, x, y, 0, stop_third,
+                 3, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+    sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_third, stop_second,
+                 2, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+    sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_second, stop,
+                 1, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+    # Lanes are added up only here.
+    s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
+    s0, s1, s2 = _total(s0), _total(s1), _total(s2)
+    x0, x1, x2 = _total(x0), _total(x1), _total(x2)
+    y0, y1, y2 = _total(y0), _total(y1), _total(y2)
+    xx, xy, yy = _total(xx), _total(xy), _total(yy)
     # The negative Hessian in (psi, x, y), by central differences in psi; then the step as in `newton.newton_step`.
     h = n_fine * step_deg
     gp = (s2 - s0) / (2 * h)
@@ -186,25 +201,25 @@ def newton_triton(
     radius: Tensor,
     angle: Tensor,
     weight: Tensor,
+    stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
-    angle_stride: int = 1,
     *,
-    candidates: int = 2,
+    candidates: int = 4,
     k_block: int = 8,
-    h_block: int = 16,
+    h_block: int = 8,
     num_warps: int = 1,
 ) -> Tensor:
     """See `newton.newton`; the table is `newton.half_pairs`."""
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
-    even = len(radius) % k_block == 0 and n_half % (h_block * angle_stride) == 0
+    strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *stops)), strict=True) if stop > first]
+    even = all(stop % k_block == 0 for stop in stops) and all(n_half % (h_block * s) == 0 for s in strides)
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
         samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(), table,
-        radius.contiguous(), angle, weight.contiguous(), out,
-        len(row), n_particles, len(radius), table.shape[1], *limit_xy_px, *bound,
-        STRIDE=angle_stride, ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
-        CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block // angle_stride,
-        num_warps=num_warps,
+        radius, angle, weight, out,
+        len(row), n_particles, table.shape[1], *stops, *limit_xy_px, *bound,
+        ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
+        CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
     return out
