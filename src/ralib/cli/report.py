@@ -10,6 +10,7 @@ import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device
 from ralib.cli.external import external, external_job
+from ralib.cli.view import view
 from ralib.types import RalibError
 
 _RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
@@ -97,23 +98,3 @@ def _selection_and_out(files: list[Path], out_option: Path | None, run: Path) ->
         raise RalibError("too many files: give RUN, at most one selection .json and one output")
     folder = run if run.is_dir() else run.parent
     return (selections or [None])[0], (outputs or [folder / "selected.star"])[0]  # type: ignore[list-item]
-
-
-def view(run: Annotated[Path, _RUN], datadir: Annotated[Path | None, _DATADIR] = None) -> None:
-    """Open class averages and half averages in napari, where it is installed."""
-    from importlib.util import find_spec
-
-    from ralib.summary.runs import open_run
-
-    opened = open_run(run, datadir=datadir)
-    if find_spec("napari") is None:
-        raise RalibError("napari is not installed: pip install 'napari[all]', or open the page 'ralib report' writes")
-    import napari
-    import numpy as np
-
-    viewer = napari.Viewer(title=f"ralib {run}")
-    names = [f"{k + 1}: {size}" for k, size in enumerate(opened.members)]
-    layer = viewer.add_image(opened.averages, name="class averages", colormap="gray")
-    layer.metadata["classes"] = names
-    viewer.dims.set_current_step(0, int(np.argmax(opened.members)))
-    napari.run()
