@@ -131,7 +131,7 @@ def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
         return float(off[3])
 
     assert error(stops) < 1e-4
-    assert error((stops[2], stops[2], stops[2])) > 1e-2
+    assert error((stops[2], stops[2], stops[2])) > 1e-3
 
 
 def test_numba_twins() -> None:
