@@ -19,6 +19,7 @@ from ralib import io
 from ralib.cli import main
 from ralib.cli.parsing import ctf_choice, shift_ranges, user_function
 from ralib.cli.running import SignalFlag
+from ralib.cli.timing import began, process_age_s, references_s, time_line
 from ralib.metrics import purity
 from ralib.rundir import load_run
 from ralib.types import RalibError
@@ -66,7 +67,9 @@ def test_mref_end_to_end(data, tmp_path, capsys) -> None:
     assert record["options"]["xr"] == 2
     assert record["input"] == {"path": str(folder / "particles.mrcs"), "particles": 60, "box": 32, "pixel_size_A": 3.0}
     assert len(record["iterations"]) == 2
-    assert record["timings"]["total_s"] > 0
+    timings = record["timings"]
+    assert timings["total_s"] > timings["start_s"] + timings["search_s"] + timings["references_s"] > 0
+    assert f"time: {timings['total_s']:.1f} s: start-up {timings['start_s']:.1f}, reading" in told
     assert (folder / "particles.mrcs").read_bytes() == before
     assert mref(folder, tmp_path / "out") == 2, "OUTDIR exists"
     assert "exists and is not empty" in capsys.readouterr().err
@@ -83,6 +86,50 @@ def test_reffree_end_to_end_with_report(data, tmp_path, capsys) -> None:
     assert [f["stage"] for f in run.iterations] == [1, 2]
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
     assert (tmp_path / "out" / "class_averages.hdf").is_file()
+
+
+def test_the_report_of_what_is_in_memory_is_that_of_the_files(data, tmp_path) -> None:
+    from ralib.report.payload import figures
+    from ralib.summary import finished_run, open_run, report_json, summarise
+
+    folder, _ = data
+    out = tmp_path / "out"
+    assert mref(folder, out) == 0
+    result, particles = load_run(out), io.open_particles(folder / "particles.mrcs")
+    memory = figures(summarise(finished_run(out, open_run(out).record, result, particles)))
+    files = report_json(out)
+    for part in ("title", "fingerprint", "classes", "warnings", "iterations", "histograms", "shift_map"):
+        assert memory[part] == files[part], part
+    assert memory["members"]["row"] == files["members"]["row"]
+    np.testing.assert_allclose(memory["embedding"]["xy"], files["embedding"]["xy"], atol=1e-3)
+    np.testing.assert_allclose(memory["frc"]["values"], files["frc"]["values"], atol=1e-6)
+
+
+def test_files_that_cannot_be_written_end_the_run(data, tmp_path, capsys, monkeypatch) -> None:
+    """They are written by a thread beside the next iteration; its error is the run's."""
+    from ralib.rundir import RunDirectory
+
+    def full(self: RunDirectory, number: int, arrays: object, meta: object) -> None:
+        if number == 2:
+            raise RalibError("cannot write checkpoint_0002.ralib: No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", full)
+    assert mref(data[0], tmp_path / "out", "--maxit=4") == 2
+    told = capsys.readouterr()
+    assert "No space left on device" in told.err
+    assert "iteration 4" not in told.out
+    assert not (tmp_path / "out" / "class_averages.mrcs").exists()
+
+
+def test_time_line_adds_up() -> None:
+    timings = {"start_s": 2.0, "waited_for_reading_s": 1.0, "prepare_s": 1.5, "search_s": 3.0, "write_s": 0.5}
+    line = time_line(timings | {"total_s": 10.0, "read_s": 9.0})
+    assert line == "time: 10.0 s: start-up 2.0, reading 1.0, preparing 0.5, search 3.0, files 0.5, other 3.0"
+    assert references_s(timings | {"average_s": 0.5}, [{"seconds": 4.0}, {"seconds": 2.0}]) == 1.0
+    assert 0 < process_age_s() < 7 * 86400
+    here = time.perf_counter()
+    assert began(["info"]) == pytest.approx(here, abs=1)
+    assert began(None) < here - 0.1
 
 
 def test_terse_and_spelled_out_options_are_one(data, tmp_path) -> None:

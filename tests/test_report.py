@@ -22,6 +22,7 @@ from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
 from ralib.summary import open_run, summarise, write_report
 from ralib.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
+from ralib.summary.embedding import principal_plane, tsne
 from ralib.summary.figures import class_figures, histograms, shift_map, sorted_scores
 from ralib.summary.pictures import aligned, choose_members, likeness, resized
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
@@ -129,6 +130,24 @@ def test_centre_of_mass() -> None:
     y, x = np.mgrid[:48, :48] - 24
     blob = np.exp(-((x - 6) ** 2 + (y + 4) ** 2) / 18)[None]
     np.testing.assert_allclose(centre_of_mass_px(blob), [[6, -4]], atol=0.5)
+
+
+def test_neighbours_stay_neighbours_in_the_plane() -> None:
+    """Three groups of averages end as three groups; the plane of the principal components is scikit-learn's."""
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(3), 8)
+    features = rng.normal(size=(3, 40))[group] + 0.2 * rng.normal(size=(24, 40))
+    xy, explained = principal_plane(features)
+    theirs = PCA(2, svd_solver="full").fit(features)
+    np.testing.assert_allclose(np.abs(xy), np.abs(theirs.transform(features)), atol=1e-9)
+    np.testing.assert_allclose(explained, theirs.explained_variance_ratio_, atol=1e-9)
+    placed = tsne(features, 1e-4 * xy, perplexity=5)
+    distance = np.linalg.norm(placed[:, None] - placed[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (group[distance.argmin(1)] == group).all()
+    assert np.array_equal(placed, tsne(features, 1e-4 * xy, perplexity=5))
 
 
 def test_sheets_give_every_picture_back() -> None:
