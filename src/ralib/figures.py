@@ -120,13 +120,18 @@ def log_line(figures: dict[str, Any], total: int | None = None) -> str:
     if not math.isfinite(resolution):
         resolution, unit = figures["mean_resolution_px"], "px"
     of = f"/{total}" if total else ""
-    return (
-        f"iteration {figures['iteration']}{of}: criterion {figures['criterion']:.4f}, "
+    parts = [
+        f"iteration {figures['iteration']}{of}: criterion {figures['criterion']:.4f}",
         f"class sizes {figures['smallest']}..{figures['largest']} "
-        f"({figures['empty']} empty, {figures['effective_classes']:.1f} effective), "
-        f"FRC {resolution:.1f} {unit}, pixel error {figures['pixel_error_px']:.2f}, "
-        f"class changes {100 * figures['class_changes']:.1f} %, {figures['seconds']:.1f} s"
-    )
+        f"({figures['empty']} empty, {figures['effective_classes']:.1f} effective)",
+    ]
+    if math.isfinite(resolution):
+        parts.append(f"FRC {resolution:.1f} {unit}")
+    if math.isfinite(figures["pixel_error_px"]):
+        parts.append(f"pixel error {figures['pixel_error_px']:.2f}")
+    if math.isfinite(figures["class_changes"]):
+        parts.append(f"class changes {100 * figures['class_changes']:.1f} %")
+    return ", ".join([*parts, f"{figures['seconds']:.1f} s"])
 
 
 def _mean_where(values: Tensor, where: Tensor) -> Tensor:
