@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ralib import assign
+from ralib.assign import Shortlists
 from ralib.types import RalibError
 
 
@@ -49,6 +50,53 @@ def test_equal_sizes_with_ties_and_at_scale() -> None:
     scores = torch.randn(3000, 30, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 3, 30)
     sizes = torch.bincount(assign.equal_sizes(scores), minlength=30)
     assert sizes.tolist() == [100] * 30
+
+
+def crowded(n: int, k: int, seed: int) -> torch.Tensor:
+    """Scores of particles near one class of many that resemble each other, some of them popular."""
+    g = torch.Generator().manual_seed(seed)
+    feature = torch.randn(k, 6, generator=g)
+    own = feature[torch.randint(0, k, (n,), generator=g)] + 0.7 * torch.randn(n, 6, generator=g)
+    return own @ feature.T - 0.5 * feature.square().sum(1) + torch.linspace(0, 2, k)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "listed", "every", "loss"),
+    [(600, 60, 12, 1, 1e-6), (640, 40, 39, 1, 1e-6), (1205, 30, 15, 2, 1e-3), (605, 60, 12, 2, 2e-2)],
+)
+def test_short_lists_are_as_good_as_their_prices(n: int, k: int, listed: int, every: int, loss: float) -> None:
+    """Prices from all particles lose nothing; from a few particles a class, next to nothing."""
+    scores = crowded(n, k, 1)
+    sample = Shortlists.of(scores[::every], torch.zeros(k), k)
+    lists = Shortlists.of(scores, assign.prices(sample).float(), listed)
+    assert lists.index.shape == (n, listed)
+    labels = assign.balanced(lists)
+    sizes = torch.bincount(labels, minlength=k)
+    assert sizes.max() - sizes.min() <= 1
+    total = float(scores.double().gather(1, labels[:, None]).sum())
+    assert total == pytest.approx(exact_total(scores.double().numpy()), rel=loss)
+
+
+def test_lists_that_miss_what_is_needed_still_give_equal_sizes() -> None:
+    """Without prices nobody lists the unpopular classes: sizes hold, the total is worse."""
+    scores = crowded(300, 30, 2)
+    scores[:, :10] -= 50
+    labels = assign.balanced(Shortlists.of(scores, torch.zeros(30), 4))
+    assert torch.bincount(labels, minlength=30).tolist() == [10] * 30
+    priced = assign.balanced(
+        Shortlists.of(scores, assign.prices(Shortlists.of(scores, torch.zeros(30), 30)).float(), 4)
+    )
+    totals = [float(scores.gather(1, found[:, None]).sum()) for found in (labels, priced)]
+    assert totals[0] < totals[1] - 1
+
+
+def test_lists_hold_the_best_and_bound_the_rest() -> None:
+    scores, price = crowded(50, 20, 3), torch.linspace(0, 1, 20)
+    lists = Shortlists.of(scores, price, 6)
+    reduced = (scores - price).sort(dim=1, descending=True).values
+    assert torch.equal(lists.floor, reduced[:, 5])
+    assert torch.equal((lists.score - price[lists.index]).sort(dim=1, descending=True).values, reduced[:, :6])
+    assert (lists.index.diff(dim=1) > 0).all()
 
 
 def test_equal_sizes_refuses_what_cannot_be() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blobs import Truth, make
-from ralib import io
+from ralib import equal, io
 from ralib.batches import ParticleBatches
 from ralib.cli import main
 from ralib.loop_state import LoopState
@@ -138,10 +138,28 @@ def test_what_can_never_fit_is_told(truth: Truth, monkeypatch) -> None:
         run(truth, None)
 
 
-def test_equal_sizes_beyond_the_budget_are_refused(truth: Truth) -> None:
-    run(truth, STACK_BYTES, equal_sizes=True)
-    with pytest.raises(RalibError, match="--EQ weighs all 90 particles against all 3 references"):
-        run(truth, 0, equal_sizes=True)
+def test_equal_sizes_stream_too(truth: Truth) -> None:
+    memory, streamed = (run(truth, budget, equal_sizes=True) for budget in (None, 0))
+    assert torch.equal(streamed.poses.class_index, memory.poses.class_index)
+    assert streamed.averages.members.tolist() == [30, 30, 30]
+
+
+def test_equal_sizes_from_short_lists(monkeypatch) -> None:
+    """More classes than are remembered of a particle, prices from a few particles: as good as all scores at once."""
+    truth = make(160, box=BOX, n_views=12, snr=1.0, shift_px=1.0, seed=5)
+    truth.images[7] = np.nan
+    options = {"equal_sizes": True, "iterations": 1, "batch_size": 50}
+    every = run(truth, None, **options)
+    monkeypatch.setattr(equal, "LISTED", 5)
+    monkeypatch.setattr(equal, "SAMPLE", 60)
+    monkeypatch.setattr(equal, "SAMPLE_PER_CLASS", 5)
+    short = run(truth, 0, **options)
+    sizes = torch.bincount(short.poses.class_index[short.poses.class_index >= 0], minlength=12)
+    assert sizes.sum() == 159
+    assert sizes.max() - sizes.min() <= 1
+    assert short.poses.class_index[7] == -1
+    same = (short.poses.class_index == every.poses.class_index).double().mean()
+    assert same > 0.95
 
 
 class Endless:

@@ -23,6 +23,7 @@ from ralib.average import (
     shift_poses,
 )
 from ralib.batches import Batch, ParticleBatches
+from ralib.equal import EqualClasses
 from ralib.figures import iteration_figures
 from ralib.loop_state import LoopState, Observer, Silent
 from ralib.memory import free_memory, total_memory, within_memory
@@ -45,8 +46,6 @@ BATCH_SHARE = 64
 LEAST_BATCH = 16
 SAMPLES_SHARE = 0.4
 """Of the free memory: what polar samples may take between iterations."""
-EQUAL_BYTES = 40
-"""A score of one particle with one reference, and what balancing the classes makes of it, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -266,24 +265,13 @@ class Alignment:
 
     def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
-        need = EQUAL_BYTES * len(self.particles) * len(state.references)
-        room = free_memory(self.device) // 2 if self.options.resident_bytes is None else self.options.resident_bytes
-        if need > room:
-            raise RalibError(
-                f"--EQ weighs all {len(self.particles)} particles against all {len(state.references)} references at "
-                f"once: {need / 2**30:.1f} GiB, and {room / 2**30:.1f} may be had; leave --EQ out, or use fewer of them"
-            )
-        scores = torch.zeros(len(self.particles), len(state.references), device=self.device)
-        usable = torch.zeros(len(self.particles), device=self.device)
-        for batch in self.batches:
+
+        def scores(batch: Batch) -> Tensor:
             samples = self._polar_samples(stage.search, batch)
-            scores[batch.rows] = stage.search.scores(samples, self._centre(stage, state.poses, batch))
-            usable[batch.rows] = batch.usable.float()
-        self.ranks.all_reduce_(scores)
-        keep = self.ranks.all_reduce_(usable) > 0
-        target = torch.zeros(len(self.particles), dtype=torch.int64, device=self.device)
-        target[keep] = assign.equal_sizes(scores[keep])
-        return self.ranks.broadcast_(target)
+            return stage.search.scores(samples, self._centre(stage, state.poses, batch))
+
+        equal = EqualClasses(self.batches, self.ranks, scores, lambda work: self._fitting(stage.search, work))
+        return equal.assign(len(state.references))
 
     def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[dict[str, str]]]:
         """Feed starving classes; sums are linear, so only the particles that moved are taken out and put in."""
@@ -328,6 +316,8 @@ class Alignment:
         if batch.number in self._samples:
             return self._samples[batch.number]
         samples = search.prepare(batch.images)
+        if batch.number < 0:  # some particles only, which are not asked for again
+            return samples
         size = samples.numel() * samples.element_size()
         if self.batches.resident not in ("samples", "single"):
             return samples
@@ -339,7 +329,8 @@ class Alignment:
         """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
         room = (limit - torch.tensor(stage.shift_range_xy_px, device=self.device)).clamp_min(0.0)
-        origin = previous.origin_xy_px[batch.rows]
+        rows = batch.rows if batch.number >= 0 else torch.from_numpy(batch.index).to(self.device)
+        origin = previous.origin_xy_px[rows]
         return torch.maximum(torch.minimum(origin, room), -room)
 
     def _gather(self, local: Poses) -> Poses:

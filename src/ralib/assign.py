@@ -19,34 +19,78 @@ def best(scores: Tensor) -> Tensor:
     return torch.argmax(scores, dim=1)
 
 
-def equal_sizes(scores: Tensor) -> Tensor:
-    """Classes (n,) whose sizes differ by at most one and whose total score is the highest possible; scores
-    (n, k).
+_CHUNK = 2**22
+"""Scores of a class's members with all classes that are looked at at a time."""
 
-    This is a transport problem. Prices per class from an annealed entropic transport (Cuturi 2013) bring the
-    sizes near; shortest augmenting paths between classes make them exact, each path keeping the assignment
-    the best one for its own sizes. Rows with a score that is not finite raise.
+
+@dataclass(frozen=True)
+class Shortlists:
+    """What balancing the classes needs to know of n particles: a few classes each, in memory that k does not enter.
+
+    index (n, c) classes, in order, and score (n, c) with them: those whose scores, less the prices (k,), are highest
+    floor (n,)   what any other class's score, less its price, is at most
     """
-    if not bool(torch.isfinite(scores).all()):
+
+    index: Tensor
+    score: Tensor
+    floor: Tensor
+    price: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, price: Tensor, listed: int) -> Shortlists:
+        """From scores (n, k): at most so many classes of each particle."""
+        reduced = scores - price
+        best, index = reduced.topk(min(listed, scores.shape[1]), dim=1)
+        index = index.sort(dim=1).values
+        return cls(index, scores.gather(1, index), best[:, -1], price)
+
+    @property
+    def complete(self) -> bool:
+        return self.index.shape[1] == len(self.price)
+
+
+def equal_sizes(scores: Tensor) -> Tensor:
+    """Classes (n,) whose sizes differ by at most one and whose total score is the highest possible; scores (n, k).
+
+    Rows with a score that is not finite raise.
+    """
+    return balanced(Shortlists.of(scores, torch.zeros_like(scores[0]), scores.shape[1]))
+
+
+def balanced(lists: Shortlists) -> Tensor:
+    """Classes (n,) whose sizes differ by at most one; of the highest total score where the lists hold all classes.
+
+    This is a transport problem. Prices per class from an annealed entropic transport (Cuturi 2013) bring the sizes
+    near; shortest augmenting paths between classes make them exact, each path keeping the assignment the best one for
+    its own sizes. A class that is not on a particle's list counts as the best it could be.
+    """
+    n, k = len(lists.index), len(lists.price)
+    if not bool(torch.isfinite(lists.score).all()):
         raise RalibError("equal-sized classes need finite scores for every particle and reference")
-    n, k = scores.shape
     if n < k:
         raise RalibError(f"{n} particles cannot fill {k} classes of equal size: ask for at most {n} classes")
-    priced = scores.double() - _entropic_prices(scores.double())
-    labels = torch.argmax(priced, dim=1)
-    return _Balancer(scores.double().cpu().numpy(), labels.cpu().numpy()).run().to(scores.device)
+    price = prices(lists)
+    best, at = (lists.score.double() - price[lists.index]).max(dim=1)
+    labels = lists.index.gather(1, at[:, None])[:, 0]
+    if not lists.complete:
+        bonus, other = (lists.price.double() - price).max(dim=0)
+        labels = torch.where(best >= lists.floor + bonus, labels, other)
+    return _Balancer(lists, labels).run().to(lists.score.device)
 
 
-def _entropic_prices(scores: Tensor, steps: int = 30) -> Tensor:
+def prices(lists: Shortlists, steps: int = 30) -> Tensor:
     """Prices (k,) under which buyers spread about evenly: Sinkhorn's iteration at a falling temperature."""
-    n, k = scores.shape
-    spread = float(scores.max() - scores.min()) or 1.0
-    price = torch.zeros(k, dtype=scores.dtype, device=scores.device)
-    for temperature in spread * torch.logspace(-1, -5, 9, dtype=torch.float64).numpy():
+    (n, _), k = lists.index.shape, len(lists.price)
+    score, index = lists.score.double(), lists.index.flatten()
+    spread = float(score.max() - score.min()) or 1.0
+    price = lists.price.double()
+    # Prices that were good enough to make the lists are not thrown away by a high temperature.
+    for temperature in spread * np.logspace(-1 if lists.complete else -2, -5, 9):
         for _ in range(steps):
-            demand = torch.softmax((scores - price) / float(temperature), dim=1).sum(0)
+            share = torch.softmax((score - price[lists.index]) / temperature, dim=1)
+            demand = torch.zeros_like(price).index_add_(0, index, share.flatten())
             step = torch.log(demand.clamp_min(1e-12) * k / n)
-            price = price + float(temperature) * step
+            price = price + temperature * step
             if float(step.abs().max()) < 0.01:
                 break
     return price
@@ -55,12 +99,14 @@ def _entropic_prices(scores: Tensor, steps: int = 30) -> Tensor:
 class _Balancer:
     """Moves particles along shortest paths between classes until every size is n // k or one more."""
 
-    def __init__(self, scores: np.ndarray, labels: np.ndarray) -> None:
-        self.scores, self.labels = scores, labels.copy()
-        n, self.k = scores.shape
+    def __init__(self, lists: Shortlists, labels: Tensor) -> None:
+        self.index, self.score = lists.index.cpu().numpy(), lists.score.double().cpu().numpy()
+        self.floor, self.price = (part.double().cpu().numpy() for part in (lists.floor, lists.price))
+        self.labels = labels.cpu().numpy().copy()
+        n, self.k = len(self.index), len(self.price)
         self.low = n // self.k
         self.high = self.low + (n % self.k > 0)
-        self.sizes = np.bincount(labels, minlength=self.k)
+        self.sizes = np.bincount(self.labels, minlength=self.k)
         # cost[a, b]: the least loss of score by which one member of a can move to b; mover[a, b]: that
         # member.
         self.cost = np.full((self.k, self.k), np.inf)
@@ -95,11 +141,15 @@ class _Balancer:
     def _refresh(self, a: int) -> None:
         members = np.flatnonzero(self.labels == a)
         self.cost[a], self.mover[a] = np.inf, -1
-        if len(members):
-            loss = self.scores[members, a][:, None] - self.scores[members]
+        parts = -(-len(members) * self.k // _CHUNK)
+        for part in np.array_split(members, parts) if parts else ():
+            score = self.floor[part, None] + self.price
+            np.put_along_axis(score, self.index[part], self.score[part], axis=1)
+            loss = score[:, [a]] - score
             nearest = loss.argmin(axis=0)
-            self.cost[a] = loss[nearest, np.arange(self.k)]
-            self.mover[a] = members[nearest]
+            least = loss[nearest, np.arange(self.k)]
+            self.mover[a] = np.where(least < self.cost[a], part[nearest], self.mover[a])
+            self.cost[a] = np.minimum(least, self.cost[a])
         self.cost[a, a] = np.inf
 
     def _shortest_path(self, sources: np.ndarray, sinks: np.ndarray) -> tuple[list[int], float]:
