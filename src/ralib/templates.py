@@ -191,7 +191,8 @@ class Extent:
     def of(cls, grid: PolarGrid, samples: Tensor, loss: float) -> Extent:
         """From polar samples (k, K, H) of the templates."""
         spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
-        power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0)
+        # In double precision: a ten-millionth of the whole is asked about.
+        power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         left_out = [1 - power.sum(i).cumsum(0) for i in (0, 1)]
         mean_square = (power.sum(1) * (2 * math.pi * grid.radius_per_px) ** 2).sum()
