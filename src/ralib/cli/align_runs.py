@@ -159,7 +159,7 @@ class AlignmentRun:
         if "search_s" in timings:
             timings["references_s"] = references_s(timings, result.iterations[before:])
         with ThreadPoolExecutor(1, "ralib-report") as beside:
-            shown = record | {"timings": dict(timings)}
+            shown = record | {"timings": {k: v for k, v in timings.items() if k != "write_s"}}  # not over yet
             report = beside.submit(self._write_report, shown, result, particles) if self.report else None
             directory.write_result(result, particles, record, hdf=self.options["hdf"] or self.hdf_input)
             if self.options["write_headers"]:

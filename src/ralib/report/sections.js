@@ -102,13 +102,20 @@ function buildCtf() {
   if (c.defocus_uv_A.length) host.append(scatter({ id: "ctf-defocus", title: "Defocus U and V (µm)", height: 220, xLabel: "U", yLabel: "V", summary: `${c.defocus_uv_A.length} particles`, points: c.defocus_uv_A.map(([u, v]) => ({ x: u / 1e4, y: v / 1e4, color: () => "var(--c3)", tip: () => [`${short(u / 1e4)} and ${short(v / 1e4)} µm`] })) }));
 }
 
+// Seconds by part, one after the other; what the reader did in the background is not among them.
+const PART_NAMES = { start_s: "start-up", waited_for_reading_s: "reading", prepare_s: "preparing", search_s: "search", average_s: "sums", references_s: "averages", write_s: "files", report_s: "report" };
+function spent(timings) {
+  const reading = timings.waited_for_reading_s, own = Object.entries(timings).filter(([key, value]) => /_s$/.test(key) && !/^total_s$|_per_s$/.test(key) && !(key === "read_s" && known(reading)) && known(value));
+  const place = ([key]) => { const at = Object.keys(PART_NAMES).indexOf(key); return at < 0 ? 99 : at; };
+  return own.map(([key, value]) => [key, key === "prepare_s" && known(reading) ? Math.max(0, value - reading) : value]).sort((a, b) => place(a) - place(b));
+}
 function buildProvenance() {
-  const f = run.facts, host = byId("provenance"), timings = Object.entries(f.timings || {}).filter(([key, value]) => /_s$/.test(key) && !/^total_s$|_per_s$/.test(key) && known(value)), longest = Math.max(...timings.map(([, value]) => value), 1e-9);
+  const f = run.facts, host = byId("provenance"), timings = spent(f.timings || {}), longest = Math.max(...timings.map(([, value]) => value), 1e-9);
   const rows = (object) => el("table", {}, el("tbody", {}, Object.entries(object || {}).map(([key, value]) => el("tr", {}, el("td", { class: "muted" }, key), el("td", {}, value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value))))));
   const panel = (id, title, ...content) => el("figure", { class: "plot", "data-plot": id }, el("figcaption", {}, title), ...content);
   const command = Array.isArray(f.command) ? f.command.map((word) => (/^[\w@%+=:,.\/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ") : f.command;
   if (command) host.append(el("div", { class: "wide" }, panel("command", "Command", el("div", { class: "command" }, el("pre", {}, command), el("button", { type: "button", onclick: (event) => copy(command, event.currentTarget) }, "Copy")))));
-  if (timings.length) host.append(panel("timings", "Time", el("div", { class: "bars" }, timings.flatMap(([key, value]) => [el("span", {}, key.replace(/_s$/, "").replaceAll("_", " ")), el("i", { style: { width: `${100 * value / longest}%` } }), el("span", { class: "num" }, duration(value))]))));
+  if (timings.length) host.append(panel("timings", "Time", el("div", { class: "bars" }, timings.flatMap(([key, value]) => [el("span", {}, PART_NAMES[key] ?? key.replace(/_s$/, "").replaceAll("_", " ")), el("i", { style: { width: `${100 * value / longest}%` } }), el("span", { class: "num" }, duration(value))]))));
   const machine = { device: f.device, "peak device memory": known(f.peak_device_memory_bytes) && f.peak_device_memory_bytes ? `${short(f.peak_device_memory_bytes / 2 ** 30)} GiB` : null, seed: f.seed, input: f.input?.path, ...f.versions };
   host.append(panel("machine", "Machine and versions", rows(Object.fromEntries(Object.entries({ program: [f.program, f.version].filter(Boolean).join(" "), ...machine }).filter(([, value]) => value !== null && value !== undefined && value !== "")))));
   if (f.options && Object.keys(f.options).length) host.append(panel("options", "Options", el("div", { class: "table-wrap", tabindex: 0 }, rows(f.options))));
