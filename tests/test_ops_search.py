@@ -94,7 +94,7 @@ def test_newton_climbs_to_the_maximum() -> None:
     y, x = torch.meshgrid(torch.arange(32.0) - 16, torch.arange(32.0) - 16, indexing="ij")
     blobs = torch.exp(-((x - 4) ** 2 + y**2) / 8) + torch.exp(-(x**2 + (y + 5) ** 2) / 12)
     samples = grid.transform(blobs[None])
-    table = fine_table(grid, samples, mirror=False)
+    table = fine_table(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
     shift = torch.tensor([[0.7, -0.4]])
     moved = samples * grid.shift_phase(shift)
     pose = torch.tensor([[[2.0, 0.0, 0.0, 0.0]]])
@@ -115,12 +115,12 @@ def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
     y, x = torch.meshgrid(torch.arange(64.0) - 32, torch.arange(64.0) - 32, indexing="ij")
     template = torch.exp(-((x - 9) ** 2 + y**2) / 4) + torch.exp(-(x**2 + (y + 12) ** 2) / 6)
     noise = grid.transform(torch.randn(6, 64, 64, generator=g))
-    samples = grid.transform(template[None])
-    extent = Extent.of(grid, samples, 1e-4)
+    spectrum = grid.angular_spectrum(grid.transform(template[None]), grid.n_angles // 2)
+    extent = Extent.of(grid, spectrum, 1e-4)
     stops = angle_stops(grid, extent.all_orders, extent.all_radii)
     assert 8 <= stops[0] < stops[2] <= grid.n_radii
     case = (
-        noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g), fine_table(grid, samples, mirror=False),
+        noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g), fine_table(grid, spectrum, mirror=False),
         torch.zeros(6, dtype=torch.int64), torch.arange(6) * 50,
         2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight,
     )  # fmt: skip

@@ -118,13 +118,14 @@ class PoseSearch:
 
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
-        extent = Extent.of(self.grid, samples, self.grid_loss)
+        spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
+        extent = Extent.of(self.grid, spectrum, self.grid_loss)
         step_px = self.shift_step_px or min(extent.step_px, max(*self.shift_range_xy_px, 0.5))
         poses = self._bank.poses if self._bank else None
         if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
             given = (self.shift_range_xy_px, self._limit, self.mirror, self.dtype)
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
-        self._bank = TemplateBank.build(self.grid, samples, poses, extent, self.mirror)
+        self._bank = TemplateBank.build(self.grid, samples, spectrum, poses, extent, self.mirror)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""

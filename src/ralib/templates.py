@@ -52,7 +52,8 @@ class PoseGrid:
     step_px   of the shifts (s, 2) of the templates, in rings: those allowed at every rotation, then the others, ...
     penalty   ... per ring (s * mirror, 2, n_half), or None: minus infinity where the particle leaves its shift range
     pairings  per ring (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
-    analysis  (2, m, H): cos and sin of order times angle, over the circle's number of angles
+    analysis  (2, m, H): from samples' real, and from their imaginary parts, to angular orders; see `angular_orders`
+    phase     (s, K, H) complex64: moves a template by the shifts of all rings
     """
 
     orders: Tensor
@@ -63,7 +64,8 @@ class PoseGrid:
     pairings: list[Tensor]
     cosine: Tensor
     sine: Tensor
-    analysis: Tensor
+    analysis: tuple[Tensor, Tensor]
+    phase: Tensor
 
     @classmethod
     def create(
@@ -83,11 +85,14 @@ class PoseGrid:
         rings = shift_rings(shift_range_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
         penalty = [None, *(_leaving(shifts, limit, mirror, n_half) for shifts in rings[1:])]
+        n_even = (n_orders + 1) // 2
         turn = orders[:, None] * grid.angle_rad.double()
-        analysis = (2 / grid.n_angles) * torch.stack([torch.cos(turn), torch.sin(turn)])
+        cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))
+        analysis = (torch.cat([cosine[:n_even], -sine[:n_even]]), torch.cat([sine[n_even:], cosine[n_even:]]))
         tables = angular_tables(orders, n_half, dtype=dtype)
         pairings = [_pairings(shifts, mirror) for shifts in rings]
-        return cls(orders, n_half, step_px, rings, penalty, pairings, *tables, analysis.float())
+        phase = grid.shift_phase(-torch.cat(rings))
+        return cls(orders, n_half, step_px, rings, penalty, pairings, *tables, analysis, phase)
 
     def angular_orders(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary parts, each (K, m, b), of the angular orders of samples given as parts (2, b, K, H).
@@ -96,10 +101,10 @@ class PoseGrid:
         F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
         """
         n_even = (len(self.orders) + 1) // 2
-        cosine, sine = self.analysis.to(parts.dtype)
-        even = torch.matmul(torch.cat([cosine[:n_even], -sine[:n_even]]), parts[0].permute(1, 2, 0))
-        odd = torch.matmul(torch.cat([sine[n_even:], cosine[n_even:]]), parts[1].permute(1, 2, 0))
         n_odd = len(self.orders) - n_even
+        even, odd = (
+            torch.matmul(f.to(parts.dtype), part.permute(1, 2, 0)) for f, part in zip(self.analysis, parts, strict=True)
+        )
         real = torch.cat([even[:, :n_even], odd[:, :n_odd]], dim=1)
         imag = torch.cat([even[:, n_even:], odd[:, n_odd:]], dim=1)
         return real, imag
@@ -144,10 +149,12 @@ class TemplateBank:
     table: Tensor
 
     @classmethod
-    def build(cls, grid: PolarGrid, samples: Tensor, poses: PoseGrid, extent: Extent, mirror: bool) -> TemplateBank:
-        """From polar samples (k, K, H) of the templates."""
-        rows = [_rows(grid, samples[:, : extent.n_radii], shifts, poses, mirror) for shifts in poses.rings]
-        table = fine_table(grid, samples, mirror, packed=samples.is_cuda)
+    def build(
+        cls, grid: PolarGrid, samples: Tensor, spectrum: Tensor, poses: PoseGrid, extent: Extent, mirror: bool
+    ) -> TemplateBank:
+        """From polar samples (k, K, H) of the templates and their angular spectrum (k, K, A / 2)."""
+        rows = _rows(grid, samples[:, : extent.n_radii], poses, mirror)
+        table = fine_table(grid, spectrum, mirror, packed=samples.is_cuda)
         rough = angle_stops(grid, extent.n_orders, extent.n_radii)
         full = angle_stops(grid, extent.all_orders, extent.all_radii)
         return cls(len(samples), poses, extent.n_radii, rough, full, 0.4 * extent.step_px, rows, table)
@@ -188,9 +195,8 @@ class Extent:
     step_px: float
 
     @classmethod
-    def of(cls, grid: PolarGrid, samples: Tensor, loss: float) -> Extent:
-        """From polar samples (k, K, H) of the templates."""
-        spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
+    def of(cls, grid: PolarGrid, spectrum: Tensor, loss: float) -> Extent:
+        """From the angular spectrum (k, K, A / 2) of the templates."""
         # In double precision: a ten-millionth of the whole is asked about.
         power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
@@ -220,50 +226,49 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int,
     return third, max(third, second), n_radii
 
 
-def _rows(grid: PolarGrid, samples: Tensor, shifts: Tensor, poses: PoseGrid, mirror: bool) -> Tensor:
-    """Left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
-    n_radii, dtype = samples.shape[1], poses.cosine.dtype
+def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> list[Tensor]:
+    """Per ring, left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
+    n_radii, n_orders, n_shifts = samples.shape[1], len(poses.orders), len(poses.phase)
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
-    scale = grid.n_angles * grid.weight[:n_radii, None].expand(-1, len(poses.orders)).clone()
+    scale = grid.weight[:n_radii, None].repeat(1, n_orders)
     scale[:, 0] *= 0.5
-    scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30) / grid.n_angles
-    phase = grid.shift_phase(-shifts)[:, :n_radii]
+    scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
+    phase = poses.phase[:, :n_radii]
     out = []
     group = max(1, 2**27 // (phase.numel() * 8))
     for part in samples.split(group):
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
-        re, im = ((f * scale[..., None]).permute(1, 2, 0) for f in poses.angular_orders(moved))
+        re, im = ((f * scale[..., None]).permute(1, 2, 0).to(poses.cosine.dtype) for f in poses.angular_orders(moved))
         minus = -im
-        plain = torch.stack([torch.cat([re, im], -1), torch.cat([minus, re], -1)], dim=2)
-        flipped = torch.stack([torch.cat([re, minus], -1), torch.cat([im, re], -1)], dim=2)
-        out.append(torch.cat([plain, flipped] if mirror else [plain], dim=2).flatten(1, 2).to(dtype))
-    return torch.cat(out, dim=1)
+        four = [re, im, minus, re, re, minus, im, re] if mirror else [re, im, minus, re]
+        out.append(torch.cat(four, dim=-1).view(n_orders, len(part), n_shifts, -1, 2 * n_radii))
+    together = torch.cat(out, dim=1) if len(out) > 1 else out[0]
+    parts = together.split([len(shifts) for shifts in poses.rings], dim=2)
+    return [part.reshape(n_orders, -1, 2 * n_radii) for part in parts]
 
 
-def fine_table(grid: PolarGrid, samples: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
+def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
     """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, 2, K, A + H + 2).
 
-    Packed: as `half_pairs`, (t, FINE, K, A + H + 2).
+    From their angular spectrum (k, K, A / 2). Packed: as `half_pairs`, (t, FINE, K, A + H + 2).
     """
-    n_orders, half = grid.n_angles // 2, grid.n_angles // 2
-    m = torch.arange(n_orders, device=grid.device)
+    half = grid.n_angles // 2
+    m = torch.arange(half, device=grid.device)
     fraction = torch.arange(FINE, device=grid.device) * (2 * math.pi / (FINE * grid.n_angles))
-    turn = torch.polar(torch.ones(FINE, n_orders, device=grid.device), fraction[:, None] * m)
+    turn = torch.polar(torch.ones(FINE, half, device=grid.device), fraction[:, None] * m)[:, None]
     # A real image: order -m is (-1)^m times the conjugate of order m.
     sign = 1.0 - 2.0 * (m[1:] % 2)
     planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
-    shape = ((1 + mirror) * len(samples), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
+    shape = ((1 + mirror) * len(spectrum), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
     table = torch.empty(shape, dtype=dtype, device=grid.device)
-    group = max(1, 2**26 // (FINE * grid.n_radii * grid.n_angles * 8))
-    for i in range(0, len(samples), group):
-        b = grid.angular_spectrum(samples[i : i + group], n_orders)
-        for flip in range(1 + mirror):
-            spectrum = (b.conj() if flip else b)[:, None] * turn[:, None]
-            negative = (spectrum[..., 1:].conj() * sign).flip(-1)
-            full = torch.cat([spectrum, torch.zeros_like(spectrum[..., :1]), negative], dim=-1)
-            circle = torch.fft.ifft(full, dim=-1, norm="forward")
-            wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
-            first = flip * len(samples) + i
-            parts = torch.view_as_real(wrapped).movedim(-1, 2)
-            table[first : first + len(b)] = half_pairs(parts) if packed else parts
+    both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
+    group = max(1, 2**27 // (FINE * grid.n_radii * grid.n_angles * 8))
+    for i in range(0, len(both), group):
+        positive = both[i : i + group, None] * turn
+        negative = (positive[..., 1:].conj() * sign).flip(-1)
+        full = torch.cat([positive, torch.zeros_like(positive[..., :1]), negative], dim=-1)
+        circle = torch.fft.ifft(full, dim=-1, norm="forward")
+        wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
+        parts = torch.view_as_real(wrapped).movedim(-1, 2)
+        table[i : i + group] = half_pairs(parts) if packed else parts
     return table
