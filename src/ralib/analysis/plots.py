@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ralib.ctf import ctf_2d, ctf_polar
 from ralib.types import CtfParameters, Poses, RalibError
@@ -17,7 +18,10 @@ MAX_LEGEND = 20
 
 
 def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 10, size_inch: float = 1.0) -> Figure:
-    """Images (k, h, w) side by side, each with its own contrast between its 0.5 and 99.5 percentiles."""
+    """Images (k, h, w) side by side, each with its own contrast between its 0.5 and 99.5 percentiles.
+
+    Row 0 is on top, as in classes.png, in the report and in most viewers.
+    """
     images = _array(images)
     if images.ndim != 3 or not len(images):
         raise RalibError(f"a gallery of shape {images.shape}: give (k, h, w) images, at least one")
@@ -30,7 +34,7 @@ def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 
         ax.set_axis_off()
     for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
         low, high = np.nanpercentile(image, [0.5, 99.5])
-        ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", origin="lower")
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         if titles is not None:
             ax.set_title(titles[i], fontsize=7, pad=2)
     return figure
@@ -62,14 +66,15 @@ def scatter_by_cluster(coordinates: np.ndarray, labels: np.ndarray | None = None
     return figure
 
 
-def class_histogram(class_index: Any, *, n_classes: int | None = None) -> Figure:
-    """Members of each class; particles without a class (-1) are told in the title."""
+def class_histogram(class_index: Any, *, n_classes: int | None = None, what: str = "class") -> Figure:
+    """Members of each class, or of what else is counted; particles without one (-1) are told in the title."""
     classes = _array(class_index).astype(int)
     counts = np.bincount(classes[classes >= 0], minlength=n_classes or 1)
     outside = int((classes < 0).sum())
-    figure, ax = _one_axes(f"{outside:,} particles without a class" if outside else "")
+    figure, ax = _one_axes(f"{outside:,} particles without a {what}" if outside else "")
     ax.bar(np.arange(1, len(counts) + 1), counts, color=_colour(0))
-    ax.set(xlabel="class", ylabel="particles")
+    ax.set(xlabel=what, ylabel="particles")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -117,7 +122,7 @@ def ctf_figure(ctf: CtfParameters, index: int = 0, *, pixel_size_A: float, box: 
     for k, defocus in enumerate((one.defocus_u_A[0], one.defocus_v_A[0])):
         left.plot(frequency, curves[:, k], color=_colour(k), lw=1, label=f"along {float(defocus) * 1e-4:.2f} um")
     left.axhline(0, color="0.7", lw=0.8)
-    left.set(xlabel="spatial frequency (1/A)", ylabel="CTF", ylim=(-1.05, 1.05), title=f"particle {index}")
+    left.set(xlabel="spatial frequency (1/A)", ylabel="CTF", ylim=(-1.05, 1.05), title=f"particle {index + 1}")
     left.legend(frameon=False)
     right.imshow(_whole_plane(half, box), cmap="gray", vmin=-1, vmax=1, origin="lower")
     right.set_axis_off()
@@ -131,6 +136,7 @@ def scree_figure(explained_variance_ratio: np.ndarray) -> Figure:
     number = np.arange(1, len(ratio) + 1)
     ax.bar(number, ratio, color=_colour(0))
     ax.set(xlabel="component", ylabel="fraction of the variance")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     total = ax.twinx()
     total.plot(number, ratio.cumsum(), color=_colour(1))
     total.set(ylabel="sum of the fractions", ylim=(0, None))

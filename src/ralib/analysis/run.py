@@ -190,7 +190,7 @@ def _figures(particles: ParticleSet, result: AnalysisResult) -> dict[str, Any]:
     figures = {
         "eigenimages": plots.gallery(result.eigenimages[:50]),
         "clusters": plots.class_gallery(result.cluster_averages, sizes),
-        "cluster_sizes": plots.class_histogram(result.clusters),
+        "cluster_sizes": plots.class_histogram(result.clusters, what="cluster"),
     }
     if result.explained is not None and len(result.explained) > 1:
         figures["variance"] = plots.scree_figure(result.explained)
