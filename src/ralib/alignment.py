@@ -150,7 +150,8 @@ class Alignment:
             sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A
         )
         references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
-        poses = shift_poses(poses, move)
+        centred = self.plan.center != 0 or self.options.user_function is not None
+        poses = shift_poses(poses, move) if centred else poses
         warnings, self._shrunk = [*self._shrunk, *warnings], []
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
@@ -168,7 +169,7 @@ class Alignment:
             references=references,
             poses=poses,
             previous=previous,
-            averages=shift_averages(averages, move),
+            averages=shift_averages(averages, move) if centred else averages,
             figures=[*state.figures, figures],
             warnings=[*state.warnings, *warnings],
         )

@@ -52,17 +52,17 @@ class ClassSums:
     ) -> None:
         """Add particles (b, n, n) under their poses to half 0 or 1 (b,); sign -1 takes them out again."""
         pose = (poses.psi_deg, poses.origin_xy_px, poses.mirror)
-        keep = poses.class_index >= 0
-        row = (half * self.n_classes + poses.class_index)[keep]
+        # A particle of no class counts as nothing in the first one: choosing rows would wait for the device.
+        row = half * self.n_classes + poses.class_index.clamp_min(0)
+        count = sign * (poses.class_index >= 0).double()
         # Running sums in float64, so that how particles are cut into batches leaves no trace.
         weights = None if sign == 1 else torch.full_like(poses.psi_deg, sign)
         rotate_shift_sum(
             images, *pose, poses.class_index, self.n_classes, weights=weights, half_index=half, out=self.images
         )
-        one = torch.full_like(row, sign, dtype=torch.float64)
-        self.members.view(-1).index_add_(0, row, one)
+        self.members.view(-1).index_add_(0, row, count)
         if self.ctf_power is not None and ctf_power is not None:
-            self.ctf_power.flatten(0, 1).index_add_(0, row, ctf_power[keep].double(), alpha=sign)
+            self.ctf_power.flatten(0, 1).index_add_(0, row, ctf_power.double() * count[:, None, None])
 
     def all_reduce_(self, ranks: Ranks) -> None:
         """Make every rank hold the sums over all ranks."""

@@ -63,9 +63,9 @@ def class_resolution_px(averages: ClassAverages) -> list[float]:
     if averages.frc is None:
         return [math.nan] * len(averages.images)
     curve = averages.frc.cpu().float()
-    frequency = metrics.resolution_frequency(curve.clone())
-    known = (curve[:, 1:] != 0).any(1)
-    return [1 / max(float(f), 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
+    frequency = metrics.resolution_frequency(curve.clone()).tolist()
+    known = (curve[:, 1:] != 0).any(1).tolist()
+    return [1 / max(f, 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
 
 
 def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> tuple[Tensor, Tensor, Tensor]:

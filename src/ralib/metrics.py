@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from ralib.conventions import pose_error, wrap_deg
 from ralib.types import Poses
 
 
+@functools.lru_cache(maxsize=8)
 def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
     """Ring 0..n//2 of every sample of rfft2's layout (n, n//2+1); the corners beyond get n//2+1."""
     fy = torch.fft.fftfreq(box, device=device) * box
@@ -20,6 +22,7 @@ def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.clamp(torch.round(radius), max=box // 2 + 1).long()
 
 
+@functools.lru_cache(maxsize=8)
 def _hermitian_weight(box: int, device: torch.device | str) -> Tensor:
     """How many samples of the full transform each column of the half transform stands for: (n//2+1,)."""
     weight = torch.full((box // 2 + 1,), 2.0, device=device, dtype=torch.float64)
@@ -38,6 +41,7 @@ def ring_sums(values: Tensor) -> Tensor:
     return sums.index_add_(-1, ring, weighted)[..., : box // 2 + 1]
 
 
+@functools.lru_cache(maxsize=8)
 def ring_counts(box: int, device: torch.device | str = "cpu") -> Tensor:
     """Samples of the full transform in each ring: (n//2+1,) float64."""
     return ring_sums(torch.ones(box, box // 2 + 1, device=device))

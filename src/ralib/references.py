@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,13 +64,13 @@ def prepare_references(
     if plan.fourier_variance:
         images = _divide_by_noise(averages)
     images = low_pass(images, *fit_low_pass(averages.frc, plan.cutoff_range, plan.max_falloff))
+    if plan.center == 0:
+        return images * plan.mask, torch.zeros(len(images), 2, device=images.device)
     mean = mean_member_shift(poses, len(images)).to(images.device)
     off = mean if plan.center == -1 else _off_centre(images * plan.mask, plan, room_px)
-    move = limit_shift(mean - off, room_px) - mean if plan.center != 0 else torch.zeros_like(mean)
+    move = limit_shift(mean - off, room_px) - mean
     move = torch.where((averages.members > 0)[:, None], move, 0.0).float()
-    if plan.center != 0:
-        images = shift_images(images, move)
-    return images * plan.mask, move
+    return shift_images(images, move) * plan.mask, move
 
 
 def limit_shift(shift_xy_px: Tensor, limit_px: float) -> Tensor:
@@ -94,12 +95,11 @@ def _off_centre(images: Tensor, plan: ReferencePlan, room_px: float) -> Tensor:
 def mean_member_shift(poses: Poses, n_classes: int) -> Tensor:
     """Mean shift (k, 2) of each class's members in the class frame; 0 for an empty class."""
     shift = mirror_x(rotate_xy(poses.psi_deg, poses.origin_xy_px), poses.mirror)
-    keep = poses.class_index >= 0
-    index = poses.class_index[keep]
-    # In float64 the order in which a GPU adds leaves no trace in the float32 result.
-    total = torch.zeros(n_classes, 2, dtype=torch.float64, device=shift.device)
-    total.index_add_(0, index, shift[keep].double())
-    return (total / torch.bincount(index, minlength=n_classes).clamp_min(1)[:, None]).float()
+    one = torch.ones_like(shift[:, :1])
+    # In float64 the order in which a GPU adds leaves no trace in the float32 result. Row 0 takes those of no class.
+    total = torch.zeros(1 + n_classes, 3, dtype=torch.float64, device=shift.device)
+    total.index_add_(0, 1 + poses.class_index, torch.cat([shift, one], dim=1).double())
+    return (total[1:, :2] / total[1:, 2:].clamp_min(1)).float()
 
 
 def _divide_by_noise(averages: ClassAverages) -> Tensor:
@@ -119,15 +119,23 @@ def fit_low_pass(curve: Tensor, cutoff_range: tuple[float, float], max_falloff: 
     A curve counts as zero after it first falls below 0.1, as in SPARX's fit_tanh; a grid search stands in for its
     simplex, so that no curve can lead it astray.
     """
-    frequency = torch.linspace(0, 0.5, curve.shape[-1], device=curve.device)
     alive = torch.cumprod((curve[:, 1:] >= 0.1).int(), dim=1)
     target = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:].clamp(0, 1) * alive], dim=1)
-    cutoffs = torch.linspace(*cutoff_range, 81, device=curve.device)
-    falloffs = torch.linspace(0.05, max_falloff, 8, device=curve.device)
-    grid = torch.cartesian_prod(cutoffs, falloffs)
-    filters = tanh_low_pass(frequency, grid[:, :1], grid[:, 1:])
+    grid, filters = _filters(curve.shape[-1], cutoff_range, max_falloff, curve.device)
     best = torch.cdist(target, filters.to(target)).argmin(1)
     return grid[best, 0], grid[best, 1]
+
+
+@functools.lru_cache(maxsize=4)
+def _filters(
+    rings: int, cutoff_range: tuple[float, float], max_falloff: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cut-offs and fall-offs (f, 2) to choose from, and their filters (f, rings)."""
+    frequency = torch.linspace(0, 0.5, rings, device=device)
+    cutoffs = torch.linspace(*cutoff_range, 81, device=device)
+    falloffs = torch.linspace(0.05, max_falloff, 8, device=device)
+    grid = torch.cartesian_prod(cutoffs, falloffs)
+    return grid, tanh_low_pass(frequency, grid[:, :1], grid[:, 1:])
 
 
 def tanh_low_pass(frequency: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:

@@ -153,7 +153,8 @@ class PoseSearch:
         if self._given_candidates is not None:
             return self._given_candidates
         k = self.bank.n_references
-        return (12, 6, 4, 2, 1) if k == 1 else (min(16 + k // 6, 40), min(7 + k // 20, 10), 5, 2, 1)
+        # Poses on a ridge of the score take several steps to its top: few candidates, but to the end.
+        return (8, 4, 2, 1, 1) if k == 1 else (round(16 + 2 * math.sqrt(k)), min(7 + k // 20, 10), 4, 2, 1, 1, 1)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
