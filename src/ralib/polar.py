@@ -12,6 +12,7 @@ with a Kaiser-Bessel kernel (Beatty, Nishimura, Pauly 2005, "Rapid gridding reco
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -87,6 +88,11 @@ class PolarGrid:
     @property
     def n_radii(self) -> int:
         return len(self.radius_per_px)
+
+    @functools.cached_property
+    def radii(self) -> list[float]:
+        """The radii as numbers: asking the device for them makes it wait."""
+        return self.radius_per_px.tolist()
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from dataclasses import dataclass
 
 import torch
@@ -218,9 +219,9 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int,
     With every s-th angle, order m also counts m - A / s; a particle of radius n / 2 has orders to pi k n, and the
     templates some of `n_orders`: the aliases meet none of them inside these radii.
     """
-    highest = math.pi * grid.radius_per_px[:n_radii].double() * grid.box + n_orders + 8
+    highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]
     third, second = (
-        8 * (int((highest < grid.n_angles / stride).sum()) // 8) if len(grid.angle_rad) % stride == 0 else 0
+        8 * (bisect(highest, grid.n_angles / stride) // 8) if len(grid.angle_rad) % stride == 0 else 0
         for stride in (3, 2)
     )
     return third, max(third, second), n_radii
