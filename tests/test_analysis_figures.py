@@ -103,7 +103,7 @@ def test_umap_where_installed() -> None:
             embed(points, "umap")
 
 
-@pytest.mark.parametrize("convention", ["relion", "eman2"])
+@pytest.mark.parametrize("convention", ["relion", "eman2", "cryosparc"])
 def test_pose_tables_round_trip(convention: str) -> None:
     poses = random_poses()
     back = poses_from_table(pose_table(poses, convention, pixel_size_A=1.7), pixel_size_A=1.7)

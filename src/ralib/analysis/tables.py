@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ralib.conventions import eman2_to_pose, pose_to_eman2
+from ralib.conventions import cryosparc_to_pose, eman2_to_pose, pose_to_cryosparc, pose_to_eman2
 from ralib.types import CtfParameters, Poses, RalibError
 
 
@@ -18,8 +18,8 @@ def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float 
 
     'relion'        rlnAnglePsi (degrees), rlnOriginX/YAngst, rlnClassNumber from 1, ralibMirror; needs pixel_size_A
     'eman2'         alpha (degrees), sx, sy (pixels), mirror, class from 0
-
-    For cryoSPARC see `ralib.io`, which reads and writes .cs files.
+    'cryosparc'     alignments2D/pose (radians), shift_x, shift_y (pixels), class from 0, ralibMirror; `ralib.io` writes
+                    .cs files, where a mirrored particle becomes a member of class K + k
     """
     poses = poses.to("cpu")
     psi, origin = poses.psi_deg.double(), poses.origin_xy_px.double()
@@ -48,11 +48,22 @@ def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float 
                 "class": classes,
             }
         )
-    raise RalibError(f"no convention {convention!r}: give 'relion' or 'eman2'")
+    if convention == "cryosparc":
+        pose, shift = pose_to_cryosparc(psi, origin)
+        return pd.DataFrame(
+            {
+                "alignments2D/pose": pose.numpy(),
+                "alignments2D/shift_x": shift[:, 0].numpy(),
+                "alignments2D/shift_y": shift[:, 1].numpy(),
+                "alignments2D/class": classes,
+                "ralibMirror": mirror.astype(int),
+            }
+        )
+    raise RalibError(f"no convention {convention!r}: give 'relion', 'eman2' or 'cryosparc'")
 
 
 def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) -> Poses:
-    """Poses from a table with RELION's columns (either origin unit) or EMAN2's, as `pose_table` writes them."""
+    """Poses from a table with RELION's columns (either origin unit), EMAN2's or cryoSPARC's, as `pose_table` has them."""
     if "rlnAnglePsi" in table:
         psi, mirror = _column(table, "rlnAnglePsi", 0.0), _column(table, "ralibMirror", 0) != 0
         pose = psi, _relion_origin(table, pixel_size_A), mirror
@@ -61,8 +72,16 @@ def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) 
         shift = torch.stack([_column(table, "sx", 0.0), _column(table, "sy", 0.0)], dim=1)
         pose = eman2_to_pose(_column(table, "alpha", 0.0), shift, _column(table, "mirror", 0) != 0)
         classes = _column(table, "class", 0)
+    elif "alignments2D/pose" in table:
+        shift = torch.stack([_column(table, f"alignments2D/shift_{axis}", 0.0) for axis in "xy"], dim=1)
+        turned = cryosparc_to_pose(_column(table, "alignments2D/pose", 0.0), shift)
+        pose = turned[0], turned[1], _column(table, "ralibMirror", 0) != 0
+        classes = _column(table, "alignments2D/class", 0)
     else:
-        raise RalibError(f"columns {list(table.columns)[:8]} are no poses: give RELION's rlnAnglePsi or EMAN2's alpha")
+        raise RalibError(
+            f"columns {list(table.columns)[:8]} are no poses: give RELION's rlnAnglePsi, EMAN2's alpha or "
+            "cryoSPARC's alignments2D/pose"
+        )
     return Poses(
         psi_deg=pose[0].float(),
         origin_xy_px=pose[1].float(),

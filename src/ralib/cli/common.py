@@ -137,7 +137,9 @@ def _explain(error: Exception) -> int:
         return _fail(str(error), EXIT_ERROR)
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
         message = error.format_message()  # empty where it has just shown the help
-        return _fail(f"{message} (see 'ralib --help')", EXIT_ERROR) if message else EXIT_ERROR
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "ralib"
+        return _fail(f"{message} (see '{command} --help')", EXIT_ERROR) if message else EXIT_ERROR
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _fail(f"out of memory: {error}: use smaller batches (--batch) or a smaller box", EXIT_ERROR)
     if isinstance(error, OSError):
