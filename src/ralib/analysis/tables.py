@@ -63,7 +63,7 @@ def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float 
 
 
 def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) -> Poses:
-    """Poses from a table with RELION's columns (either origin unit), EMAN2's or cryoSPARC's, as `pose_table` has them."""
+    """Poses from a table with RELION's columns (either origin unit), EMAN2's or cryoSPARC's, as by `pose_table`."""
     if "rlnAnglePsi" in table:
         psi, mirror = _column(table, "rlnAnglePsi", 0.0), _column(table, "ralibMirror", 0) != 0
         pose = psi, _relion_origin(table, pixel_size_A), mirror
