@@ -191,16 +191,20 @@ def run_count(
     start = time.perf_counter()
     state = run.iterate(stage, LoopState(0, references, Poses.identity(n, device)), last=True)
     synchronize(device)
-    first_s, seconds = time.perf_counter() - start, []
+    first_s, seconds, worked = time.perf_counter() - start, [], []
     ranks.reset()
     for _ in range(workload.repeats):
         synchronize(device)
         ranks.barrier()
-        start = time.perf_counter()
+        start, work = time.perf_counter(), time.process_time()
         # The same references each time, so that every repeat does the same work.
         done = run.iterate(stage, replace(state, references=references), last=True)
         synchronize(device)
         seconds.append(time.perf_counter() - start)
+        worked.append(time.process_time() - work)
+    processor = torch.zeros(ranks.size, dtype=torch.float64)
+    processor[ranks.rank] = statistics.median(worked)
+    ranks.all_reduce_(processor)
     seen = torch.arange(n, device=device) % workload.references
     case = f"mref-{workload.references}-box{workload.box}, {workload.particles:,} particles"
     return {
@@ -210,6 +214,7 @@ def run_count(
         "unit": "s",
         "spread": {"min": min(seconds), "max": max(seconds), "repeats": workload.repeats},
         "first_iteration_s": first_s,
+        "processor_s": float(processor.max()),
         "us_a_particle_and_rank": 1e6 * statistics.median(seconds) * ranks.size / n,
         "resident": run.batches.resident,
         "batch_size": batch_size,
@@ -241,13 +246,27 @@ def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
 
 def efficiency_rows(rows: list[dict[str, Any]], *, on_gpu: bool) -> list[dict[str, Any]]:
     """The efficiencies beside their goals, for a result file; those are set for GPUs."""
-    goals = {2: 0.95, 8: 0.93} if on_gpu else {}
-    return [
+    goals = {2: 0.95, 8: 0.93} if on_gpu else {2: 0.9}
+    found = [
         {
             "case": f"efficiency of {row['ranks']} over {rows[0]['ranks']}",
             "ours": row["efficiency"],
             "unit": "",
             "goal": goals.get(row["ranks"]),
+            "better": "higher",
+            "parity": row["parity"],
+        }
+        for row in rows[1:]
+    ]
+    if on_gpu:
+        return found
+    # On a machine that others use as well only a process's own time tells how well the work is shared out.
+    return found + [
+        {
+            "case": f"processor time of {rows[0]['ranks']} over the busiest of {row['ranks']}",
+            "ours": rows[0]["processor_s"] / row["processor_s"],
+            "unit": "",
+            "goal": goals.get(row["ranks"], 0.0) * row["ranks"] or None,
             "better": "higher",
             "parity": row["parity"],
         }
