@@ -1,7 +1,27 @@
-"""`python -m ralib`, which is also what torchrun starts."""
+"""The command `ralib`, `python -m ralib`, and what torchrun starts."""
 
+from __future__ import annotations
+
+import gc
 import sys
+from typing import NoReturn
 
-from ralib.cli import main
 
-sys.exit(main())
+def program() -> NoReturn:
+    """Run the command line and end the process with its status.
+
+    Python looks for garbage again and again among the half million objects that PyTorch makes while it loads, and once
+    more at the end; none of them is any. Not looking saves a third of a short command's time.
+    """
+    gc.disable()
+    from ralib.cli import main
+
+    gc.freeze()
+    gc.enable()
+    status = main()
+    gc.freeze()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    program()
