@@ -245,10 +245,11 @@ class PoseSearch:
         row, pose = candidates
         radius = 2 * math.pi * grid.radius_per_px
         reach = (max(1.0, 90.0 / bank.poses.n_half), bank.reach_px)
+        deciding = sum(n > 1 for n in self.candidates) - 1
         for i, n in enumerate(self.candidates):
             # The first steps only have to rank: what the grid search used of the samples will do.
             rough = i < min(2, len(self.candidates) - 2)
-            stops = bank.rough if rough else bank.full
+            stops = bank.rough if rough else bank.full if i == deciding else bank.close
             if i > 0:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
             polar = (radius, grid.angle_rad, grid.weight)

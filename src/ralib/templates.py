@@ -17,8 +17,8 @@ from ralib.polar import PolarGrid
 GRID_SCORE_LOSS = 0.1
 """How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
 
-ALL_LOSS = 1e-7
-"""The fraction of the templates' power that the last steps may leave out."""
+CLOSE_LOSS = 1e-6
+"""The fraction of the templates' power that steps towards a maximum may leave out."""
 
 FINE = 2
 """Fine rotations per angular sample of the polar grid, where templates are tabulated for the Newton steps."""
@@ -85,7 +85,7 @@ class PoseGrid:
         n_half = 16 * math.ceil(1.25 * n_orders / 16)
         rings = shift_rings(shift_range_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
-        penalty = [None, *(_leaving(shifts, limit, mirror, n_half) for shifts in rings[1:])]
+        penalty = [None, *(leaving(shifts, limit, mirror, n_half) for shifts in rings[1:])]
         n_even = (n_orders + 1) // 2
         turn = orders[:, None] * grid.angle_rad.double()
         cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))
@@ -111,7 +111,7 @@ class PoseGrid:
         return real, imag
 
 
-def _leaving(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
+def leaving(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
     """Minus infinity where a template shift (s, 2), turned back to the particle, leaves the shift range."""
     psi = (torch.arange(n_half, device=shifts.device) + 0.5) * (180.0 / n_half)
     flips = torch.arange(1 + mirror, device=shifts.device) == 1
@@ -133,7 +133,8 @@ class TemplateBank:
 
     poses     the grid they were made for
     n_radii   radii the grid search uses, from the innermost
-    rough     samples that rank poses, and full: samples that tell their scores; see `newton.stops` for both
+    rough     samples that rank poses; close: that lead to a maximum; full: that tell two of them apart; all as `stops`
+              of `ops.newton`
     reach_px  how far the local quadratic of a score can be trusted
     rows      per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products
     table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU as
@@ -144,6 +145,7 @@ class TemplateBank:
     poses: PoseGrid
     n_radii: int
     rough: tuple[int, int, int]
+    close: tuple[int, int, int]
     full: tuple[int, int, int]
     reach_px: float
     rows: list[Tensor]
@@ -157,8 +159,9 @@ class TemplateBank:
         rows = _rows(grid, samples[:, : extent.n_radii], poses, mirror)
         table = fine_table(grid, spectrum, mirror, packed=samples.is_cuda)
         rough = angle_stops(grid, extent.n_orders, extent.n_radii)
-        full = angle_stops(grid, extent.all_orders, extent.all_radii)
-        return cls(len(samples), poses, extent.n_radii, rough, full, 0.4 * extent.step_px, rows, table)
+        close = angle_stops(grid, extent.close_orders, extent.close_radii)
+        full = angle_stops(grid, extent.close_orders, grid.n_radii)
+        return cls(len(samples), poses, extent.n_radii, rough, close, full, 0.4 * extent.step_px, rows, table)
 
 
 def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
@@ -184,33 +187,33 @@ def parity_orders(n_orders: int, device: torch.device) -> Tensor:
 class Extent:
     """How far templates reach in angular orders and radii, and how fast their score falls.
 
-    n_orders, n_radii      hold all but the fraction `loss` of their power: for the grid
-    all_orders, all_radii  all but ALL_LOSS of it: for what is told to the user
-    step_px                shifts this far apart lose no more than GRID_SCORE_LOSS
+    n_orders, n_radii          hold all but the fraction `loss` of their power: for the grid
+    close_orders, close_radii  all but CLOSE_LOSS of it: to come close to a maximum
+    step_px                    shifts this far apart lose no more than GRID_SCORE_LOSS
     """
 
     n_orders: int
     n_radii: int
-    all_orders: int
-    all_radii: int
+    close_orders: int
+    close_radii: int
     step_px: float
 
     @classmethod
     def of(cls, grid: PolarGrid, spectrum: Tensor, loss: float) -> Extent:
         """From the angular spectrum (k, K, A / 2) of the templates."""
-        # In double precision: a ten-millionth of the whole is asked about.
+        # In double precision: a millionth of the whole is asked about.
         power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         left_out = [1 - power.sum(i).cumsum(0) for i in (0, 1)]
         mean_square = (power.sum(1) * (2 * math.pi * grid.radius_per_px) ** 2).sum()
-        counts = [(left > 0.5 * share).sum() + 1 for share in (loss, ALL_LOSS) for left in left_out]
-        n_orders, n_radii, all_orders, all_radii, curvature = torch.stack([*counts, mean_square]).tolist()
+        counts = [(left > 0.5 * share).sum() + 1 for share in (loss, CLOSE_LOSS) for left in left_out]
+        n_orders, n_radii, close_orders, close_radii, curvature = torch.stack([*counts, mean_square]).tolist()
         # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
         step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
         # Matrix units work on multiples of 8 and 16.
-        orders = [min(16 * math.ceil(n / 16), grid.n_angles // 2) for n in (n_orders, all_orders)]
-        radii = [min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, all_radii)]
-        return cls(orders[0], radii[0], orders[1], radii[1], min(max(step, 0.5), grid.box / 45))
+        n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
+        n_radii, close_radii = (min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, close_radii))
+        return cls(n_orders, n_radii, int(close_orders), close_radii, min(max(step, 0.5), grid.box / 45))
 
 
 def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int, int]:
@@ -221,7 +224,7 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int,
     """
     highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]
     third, second = (
-        8 * (bisect(highest, grid.n_angles / stride) // 8) if len(grid.angle_rad) % stride == 0 else 0
+        4 * (bisect(highest, grid.n_angles / stride) // 4) if len(grid.angle_rad) % stride == 0 else 0
         for stride in (3, 2)
     )
     return third, max(third, second), n_radii

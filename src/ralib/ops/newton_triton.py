@@ -205,12 +205,11 @@ def newton_triton(
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
     *,
-    candidates: int = 4,
-    k_block: int = 8,
     h_block: int = 8,
     num_warps: int = 1,
 ) -> Tensor:
     """See `newton.newton`; the table is `newton.half_pairs`."""
+    candidates, k_block = (4, 4) if len(row) > 2 else (1, 8)
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *stops)), strict=True) if stop > first]
