@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ralib.conventions import rotate_xy, wrap_deg
+from ralib.core_search import CoreSearch
 from ralib.memory import free_memory
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
@@ -58,7 +59,8 @@ class PoseSearch:
     shift_step_px          grid step of the shifts, before they are refined; None takes what the templates need
     mirror                 whether mirrored poses are searched
     max_frequency_per_px   band limit of the score
-    candidates             how many grid poses take the first, second, ... Newton step; None: by the references
+    candidates             how many grid poses take the first, second, ... Newton step; None: by the references. On a
+                           CPU, whoever names them gets the form of the search that a GPU uses, in place of its own
     grid_loss              fraction of the templates' power that the grid search may leave out
     dtype                  of the grid search's products; None takes half precision on a GPU, single on a CPU
     """
@@ -96,6 +98,11 @@ class PoseSearch:
         x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
         self._limit = (x, y)
         self._bank: TemplateBank | None = None
+        self._cores: CoreSearch | None = None
+        if self.device.type == "cpu" and candidates is None:
+            self._cores = CoreSearch(
+                self.grid, shift_range_xy_px, self._limit, shift_step_px=shift_step_px, mirror=mirror
+            )
         self.product_bytes = MOST_BYTES
         if self.device.type == "cuda":
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
@@ -118,6 +125,9 @@ class PoseSearch:
 
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
+        if self._cores:
+            self._cores.set_templates(samples)
+            return
         spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
         extent = Extent.of(self.grid, spectrum, self.grid_loss)
         step_px = self.shift_step_px or min(extent.step_px, max(*self.shift_range_xy_px, 0.5))
@@ -137,6 +147,8 @@ class PoseSearch:
 
     def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
+        if self._cores:
+            return self._cores.scores(samples, centre_xy_px)
         bank = self.bank
         out = []
         for part, centre, _ in self._chunks(samples, centre_xy_px, None):
@@ -159,6 +171,9 @@ class PoseSearch:
     # -- the grid ----------------------------------------------------------------------------------------------------
 
     def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+        if self._cores:
+            return self._cores.search(samples, centre_xy_px, class_index)
+
         def one(chunk: tuple[Tensor, Tensor | None, Tensor | None]) -> Poses:
             part, centre, classes = chunk
             return self._refine(part, centre, self._grid_candidates(part, centre, classes))

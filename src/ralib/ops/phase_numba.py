@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.ops.newton_numba import TURN, cos_sin
+from ralib.ops.cos_sin import cos_sin
+from ralib.ops.newton_numba import TURN
 from ralib.ops.phase import part_norm
 
 
