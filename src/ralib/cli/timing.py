@@ -42,11 +42,15 @@ def references_s(timings: dict[str, float], iterations: Sequence[dict[str, Any]]
     return max(0.0, sum(i["seconds"] for i in iterations) - passes)
 
 
-def time_line(timings: dict[str, Any]) -> str:
-    """`time: 9.4 s: start-up 2.1, reading 1.0, ...`; reading is what others waited for it, and no part of preparing."""
+def parts(timings: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each part by its name in the log; reading is what others waited for it, and no part of preparing."""
     known = {name: float(timings[name]) for name in PARTS if timings.get(name) is not None}
     if "prepare_s" in known:
         known["prepare_s"] = max(0.0, known["prepare_s"] - known.get("waited_for_reading_s", 0.0))
-    rest = timings["total_s"] - sum(known.values())
-    parts = [f"{PARTS[name]} {seconds:.1f}" for name, seconds in known.items()]
-    return f"time: {timings['total_s']:.1f} s: {', '.join(parts)}, other {max(0.0, rest):.1f}"
+    rest = max(0.0, timings["total_s"] - sum(known.values()))
+    return {PARTS[name]: seconds for name, seconds in known.items()} | {"other": rest}
+
+
+def time_line(timings: dict[str, Any]) -> str:
+    """`time: 9.4 s: start-up 2.1, reading 1.0, ...`."""
+    return f"time: {timings['total_s']:.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in parts(timings).items())
