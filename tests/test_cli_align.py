@@ -121,6 +121,14 @@ def test_files_that_cannot_be_written_end_the_run(data, tmp_path, capsys, monkey
     assert not (tmp_path / "out" / "class_averages.mrcs").exists()
 
 
+def test_a_shift_range_that_does_not_fit_is_told_at_once(data, tmp_path, capsys) -> None:
+    assert mref(data[0], tmp_path / "cut", "--xr=9") == 0
+    told = capsys.readouterr().out
+    assert told.index("note: shifts are searched to 3 px only, not 9") < told.index("iteration 1")
+    assert mref(data[0], tmp_path / "fits", "--xr=3") == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_time_line_adds_up() -> None:
     timings = {"start_s": 2.0, "waited_for_reading_s": 1.0, "prepare_s": 1.5, "search_s": 3.0, "write_s": 0.5}
     line = time_line(timings | {"total_s": 10.0, "read_s": 9.0})

@@ -28,6 +28,7 @@ from ralib.loop_state import LoopState
 from ralib.multireference import MultiReferenceAligner
 from ralib.ranks import RankLost, Ranks, join
 from ralib.referencefree import ReferenceFreeAligner
+from ralib.references import shift_limit_px
 from ralib.rundir import RunDirectory
 from ralib.types import ParticleSet, RalibError, RunResult
 
@@ -100,6 +101,7 @@ class AlignmentRun:
         state: LoopState | None,
     ) -> RunResult:
         o = self.options
+        self._tell_of_short_range(particles.box, search)
         common: dict[str, Any] = {
             "outer_radius": o["ou"],
             "inner_radius": o["ir"],
@@ -134,6 +136,19 @@ class AlignmentRun:
                 **common,
             )
         return aligner.fit(particles, observer=reporter, resume=state).result_
+
+    def _tell_of_short_range(self, box: int, search: dict[str, Any]) -> None:
+        """Said before an hour goes by; the run's own warning comes at its end."""
+        radius = self.options["ou"] if self.options["ou"] > 0 else box // 2 - 2
+        ranges = (
+            [search["x_range"], search["y_range"]] if self.kind == "mref" else [max(s[:2]) for s in search["stages"]]
+        )
+        limit = shift_limit_px(box, radius)
+        if max(ranges) > limit:
+            self._say(
+                f"note: shifts are searched to {limit:g} px only, not {max(ranges):g}: a disc of radius {radius:g} px "
+                f"(--ou) can move no further in a box of {box} px"
+            )
 
     def _fit_sparx(
         self,

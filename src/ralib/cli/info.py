@@ -15,7 +15,19 @@ import typer
 from ralib import __version__
 from ralib.cli.common import describe_device
 
-_LIBRARIES = ("torch", "triton", "numpy", "scipy", "pandas", "mrcfile", "starfile", "h5py", "scikit-learn", "typer")
+_LIBRARIES = (
+    "torch",
+    "triton",
+    "numba",
+    "numpy",
+    "scipy",
+    "pandas",
+    "mrcfile",
+    "starfile",
+    "h5py",
+    "scikit-learn",
+    "typer",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +62,7 @@ def gather() -> dict[str, Any]:
         "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
         "memory": f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB",
         "--device auto": "cuda:0" if n_gpus else "cpu",
-        "kernels": "Triton on the GPU, plain PyTorch on the CPU" if triton_used else "plain PyTorch",
+        "kernels": "Triton on the GPU, Numba on the CPU" if triton_used else "Numba on the CPU",
         "several GPUs": "NCCL" if n_gpus > 1 else "not here",
     }
 
