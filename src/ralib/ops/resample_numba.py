@@ -1,9 +1,8 @@
 """Rotated, shifted and mirrored images on a CPU: the Numba twin of `resample_plain`.
 
-Line by line of the class frame: coordinates and weights in vector registers into buffers of one line, then the taps,
-where the plain form writes and reads some sixty temporaries. On one core of an AMD EPYC a 90 px image takes 38 us
-(quadratic 24, linear 14; the prefilter, 12, once for `Samples`). Threads share out the lines, so that each line's
-sum has one owner and the particles' order: the same bits for any number of threads.
+Line by line of the class frame: coordinates in vector registers into buffers of one line, then the taps, where the
+plain form writes and reads some sixty temporaries. Threads share out the lines, so that each line's sum has one owner
+and the particles' order: the same bits for any number of threads.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ralib.ops import resample_plain
+from ralib.ops.cubic_numba import cubic_at
 from ralib.ops.resample_plain import (
     BOUNDARIES,
     EDGE_PX,
@@ -33,10 +33,8 @@ from ralib.ops.resample_plain import (
 
 _CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadratic", "linear"))
 _CYCLIC, _BACKGROUND = (BOUNDARIES.index(name) for name in ("cyclic", "background"))
-# In the samples' own precision, so that float32 stays float32: 0 1/6, 1 1/42, 2 1/2, 3 1/14, 4 13/21, 5 1, 6 -edge.
-_NUMBERS = (1 / 6, 1 / 42, 1 / 2, 1 / 14, OMOMS_CENTRE, 1.0, -EDGE_PX)
-# Lines of the class frame that a thread takes at a time.
-_LINES = 6
+# In the samples' own precision, so that float32 stays float32.
+_NUMBERS = (0.5, 1.0, -EDGE_PX)
 
 
 @numba.njit(fastmath=True)
@@ -46,7 +44,7 @@ def _place_line(pose: Any, across: Any, down: Any, numbers: Any, boundary: Any, 
     n = len(px)
     cos, sin = pose[0], pose[1]
     start_x, start_y = sin * down + pose[2], cos * down + pose[3]
-    box, edge, centre = numbers[5] * n, numbers[6], numbers[5] * (n // 2)
+    box, edge, centre = numbers[1] * n, numbers[2], numbers[1] * (n // 2)
     for x in range(n):
         px[x] = cos * across[x] + start_x
         py[x] = start_y - sin * across[x]
@@ -78,30 +76,13 @@ def _split_line(px: Any, py: Any, first: Any) -> None:
 
 @numba.njit(fastmath=True)
 @no_type_check
-def _weigh_line(t: Any, weight: Any, c: Any) -> None:
-    """Weights (4, n) of cubic o-Moms at distances 1 + t, t, 1 - t, 2 - t."""
-    for x in range(len(t)):
-        s = c[5] - t[x]
-        before, after = s * (s * s * c[0] + c[1]), t[x] * (t[x] * t[x] * c[0] + c[1])
-        here = t[x] * (t[x] * (t[x] * c[2] - c[5]) + c[3]) + c[4]
-        weight[0, x], weight[1, x], weight[3, x] = before, here, after
-        weight[2, x] = c[5] - before - here - after
-
-
-@numba.njit(fastmath=True)
-@no_type_check
-def _add_cubic(f: Any, first: Any, wx: Any, wy: Any, scale: Any, offset: Any, out: Any) -> None:
+def _add_cubic(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, value: Any, out: Any) -> None:
     n = len(first)
-    w, one, two = np.uint64(n + 2 * PAD), np.uint64(1), np.uint64(2)
+    width = np.int64(n + 2 * PAD)
     for x in range(n):
-        k = np.uint64(first[x])
-        a, b, c, d = wx[0, x], wx[1, x], wx[2, x], wx[3, x]
-        value = wy[0, x] * (a * f[k - w - one] + b * f[k - w] + c * f[k - w + one] + d * f[k - w + two])
-        value += wy[1, x] * (a * f[k - one] + b * f[k] + c * f[k + one] + d * f[k + two])
-        value += wy[2, x] * (a * f[k + w - one] + b * f[k + w] + c * f[k + w + one] + d * f[k + w + two])
-        k += two * w
-        value += wy[3, x] * (a * f[k - one] + b * f[k] + c * f[k + one] + d * f[k + two])
-        out[x] += scale * (value + offset)
+        value[x] = cubic_at(f, np.int64(first[x]), width, t[x], u[x])
+    for x in range(n):
+        out[x] += scale * (value[x] + offset)
 
 
 @numba.njit(fastmath=True)
@@ -116,8 +97,8 @@ def _add_quadratic(f: Any, first: Any, t: Any, u: Any, c: Any, scale: Any, offse
         right, left = f[k + one] - centre, f[k - one] - centre
         below, above = f[k + w] - centre, f[k - w] - centre
         mixed = f[k + w + one] - centre - right - below
-        along_x = right + (t[x] - c[5]) * (right + left) * c[2] + u[x] * mixed
-        along_y = below + (u[x] - c[5]) * (below + above) * c[2]
+        along_x = right + (t[x] - c[1]) * (right + left) * c[0] + u[x] * mixed
+        along_y = below + (u[x] - c[1]) * (below + above) * c[0]
         out[x] += scale * (centre + t[x] * along_x + u[x] * along_y + offset)
 
 
@@ -136,31 +117,28 @@ def _add_linear(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, out
 @numba.njit(parallel=True, fastmath=True, cache=True)
 @no_type_check
 def _add_turned(
-    samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, sums: Any
+    samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, lines: Any, sums: Any
 ) -> None:
     """Add particle i, turned, to sums[row[i]] where there is such a row.
 
     samples (b, w * w); table (b, 7), see pose_table; column (2, n), the columns and their mirror images, from the
-    centre; numbers, _NUMBERS; sums (rows, n, n).
+    centre; numbers, _NUMBERS; lines of the class frame that a thread takes at a time; sums (rows, n, n).
     """
     n = sums.shape[-1]
-    for block in numba.prange((n + _LINES - 1) // _LINES):
+    for block in numba.prange((n + lines - 1) // lines):
         px, py = np.empty(n, samples.dtype), np.empty(n, samples.dtype)
-        wx, wy = np.empty((4, n), samples.dtype), np.empty((4, n), samples.dtype)
-        first = np.empty(n, np.uint32)
+        value, first = np.empty(n, samples.dtype), np.empty(n, np.uint32)
         for i in range(len(samples)):
             if row[i] >= len(sums):
                 continue
             f, pose, scale, offset = samples[i], table[i], table[i, 5], table[i, 6]
             across = column[1] if pose[4] != 0 else column[0]
-            for y in range(block * _LINES, min(n, (block + 1) * _LINES)):
+            for y in range(block * lines, min(n, (block + 1) * lines)):
                 out = sums[row[i], y]
                 _place_line(pose, across, column[0, y], numbers, boundary, px, py)
                 _split_line(px, py, first)
                 if method == _CUBIC:
-                    _weigh_line(px, wx, numbers)
-                    _weigh_line(py, wy, numbers)
-                    _add_cubic(f, first, wx, wy, scale, offset, out)
+                    _add_cubic(f, first, px, py, scale, offset, value, out)
                 elif method == _QUADRATIC:
                     _add_quadratic(f, first, px, py, numbers, scale, offset, out)
                 else:
@@ -250,6 +228,8 @@ def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> No
         torch.tensor(_NUMBERS, dtype=dtype).numpy(),
         METHODS.index(samples.method),
         BOUNDARIES.index(samples.boundary),
+        # An image is read once by every thread: its lines are shared out in as few pieces as there are threads.
+        -(-n // torch.get_num_threads()),
         sums.numpy(),
     )
 
