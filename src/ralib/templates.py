@@ -202,18 +202,20 @@ class Extent:
     def of(cls, grid: PolarGrid, spectrum: Tensor, loss: float) -> Extent:
         """From the angular spectrum (k, K, A / 2) of the templates."""
         # In double precision: a millionth of the whole is asked about.
-        power = (spectrum.abs() ** 2 * grid.weight[:, None]).sum(0).double()
+        power = (spectrum.abs().square() * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
-        left_out = [1 - power.sum(i).cumsum(0) for i in (0, 1)]
-        mean_square = (power.sum(1) * (2 * math.pi * grid.radius_per_px) ** 2).sum()
-        counts = [(left > 0.5 * share).sum() + 1 for share in (loss, CLOSE_LOSS) for left in left_out]
-        n_orders, n_radii, close_orders, close_radii, curvature = torch.stack([*counts, mean_square]).tolist()
+        by_radius = power.sum(1)
+        mean_square = (by_radius * (2 * math.pi * grid.radius_per_px) ** 2).sum()
+        left_out = [1 - part.cumsum(0) for part in (power.sum(0), by_radius)]
+        counts = [(left > 0.5 * share).sum() for left in left_out for share in (loss, CLOSE_LOSS)]
+        *counted, curvature = torch.stack([*counts, mean_square]).tolist()
+        n_orders, close_orders, n_radii, close_radii = (1 + int(n) for n in counted)
         # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
         step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
         # Matrix units work on multiples of 8 and 16.
         n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
         n_radii, close_radii = (min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, close_radii))
-        return cls(n_orders, n_radii, int(close_orders), close_radii, min(max(step, 0.5), grid.box / 45))
+        return cls(n_orders, n_radii, close_orders, close_radii, min(max(step, 0.5), grid.box / 45))
 
 
 def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int, int]:
@@ -260,7 +262,6 @@ def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool 
     m = torch.arange(half, device=grid.device)
     fraction = torch.arange(FINE, device=grid.device) * (2 * math.pi / (FINE * grid.n_angles))
     turn = torch.polar(torch.ones(FINE, half, device=grid.device), fraction[:, None] * m)[:, None]
-    # A real image: order -m is (-1)^m times the conjugate of order m.
     sign = 1.0 - 2.0 * (m[1:] % 2)
     planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
     shape = ((1 + mirror) * len(spectrum), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
@@ -269,6 +270,7 @@ def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool 
     group = max(1, 2**27 // (FINE * grid.n_radii * grid.n_angles * 8))
     for i in range(0, len(both), group):
         positive = both[i : i + group, None] * turn
+        # A real image: order -m is (-1)^m times the conjugate of order m.
         negative = (positive[..., 1:].conj() * sign).flip(-1)
         full = torch.cat([positive, torch.zeros_like(positive[..., :1]), negative], dim=-1)
         circle = torch.fft.ifft(full, dim=-1, norm="forward")
