@@ -1,6 +1,7 @@
 """The run directory: one writer, everything whole, read back as it was."""
 
 import math
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,21 @@ def test_an_outdir_in_use_is_refused(finished, tmp_path) -> None:
         with pytest.raises(RalibError, match="another ralib is working"):
             RunDirectory(tmp_path / "empty", resume=True)
     assert not (tmp_path / "empty").exists(), "a run that wrote nothing leaves nothing"
+
+
+def test_a_folder_that_vanishes_is_not_made_anew(finished, tmp_path) -> None:
+    _, fit = finished
+    with RunDirectory(tmp_path / "out") as directory:
+        directory.write_iteration(1, fit.class_averages_)
+        shutil.rmtree(tmp_path / "out")
+        for write in (
+            lambda: directory.write_iteration(2, fit.class_averages_),
+            lambda: directory.save_checkpoint(2, {}, {}),
+            lambda: directory.write_result(fit.result_, finished[0], {}),
+        ):
+            with pytest.raises(RalibError, match="has vanished"):
+                write()
+        assert not (tmp_path / "out").exists()
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path) -> None:

@@ -75,10 +75,19 @@ class RunDirectory:
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
 
+    def _check_there(self) -> None:
+        """RalibError where the folder was taken away: made anew, it could be another run's by now."""
+        if self._lock is not None and not (self.path / LOCK).exists():
+            raise RalibError(
+                f"{self.path} has vanished, or {LOCK} in it, while the run was writing: bring it back and go on with "
+                "--continue, or start again"
+            )
+
     # -- while it runs ----------------------------------------------------------------------------------------------
 
     def write_iteration(self, number: int, averages: ClassAverages) -> None:
         """iterations/NNN: the averages after this iteration and their FRC."""
+        self._check_there()
         folder = self.path / "iterations" / f"{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         io.write_mrcs(folder / "averages.mrcs", averages.images.cpu().numpy(), averages.pixel_size_A)
@@ -86,6 +95,7 @@ class RunDirectory:
         self._begun = True
 
     def save_checkpoint(self, number: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        self._check_there()
         folder = self.path / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, Checkpoint(number, arrays, meta))
@@ -105,6 +115,7 @@ class RunDirectory:
         self, result: RunResult, particles: ParticleSet, record: dict[str, Any], *, hdf: bool = False
     ) -> None:
         """All files of a finished run; run.json last, so that where it says 'finished' all others are there."""
+        self._check_there()
         averages, pixel = result.averages, result.averages.pixel_size_A
         io.write_mrcs(self.path / "class_averages.mrcs", averages.images.numpy(), pixel)
         if averages.half_images is not None:

@@ -71,7 +71,7 @@ class AlignmentRun:
             if self.ranks.rank == 0:
                 directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             record = new_record(self.kind, o, particles, self.stack, self.device)
-            state = self._resumed(record)
+            state = self._resumed(record, particles)
             reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations()).showing())
             record["timings"] = {"start_s": time.perf_counter() - self.began}
             try:
@@ -254,7 +254,7 @@ class AlignmentRun:
             return int(text)
         return io.open_images(text)
 
-    def _resumed(self, record: dict[str, Any]) -> LoopState | None:
+    def _resumed(self, record: dict[str, Any], particles: ParticleSet) -> LoopState | None:
         """The newest checkpoint's state; every rank reads it for itself."""
         if not self.resume:
             return None
@@ -262,6 +262,12 @@ class AlignmentRun:
         if state is None:
             self._say("no iteration was finished: beginning anew")
             return None
+        before, now = (len(state.poses), state.references.shape[-1]), (len(particles), particles.box)
+        if before != now:
+            raise RalibError(
+                f"--continue: the run in {self.outdir} was of {before[0]} particles of {before[1]} px, {self.stack} "
+                f"holds {now[0]} of {now[1]} px: give the stack it was begun with"
+            )
         record |= {"iterations": state.figures, "warnings": list(state.warnings)}
         self._say(f"going on after iteration {state.iteration}")
         return state

@@ -1,0 +1,116 @@
+"""What a run does when the world fails it: a quota, a folder or a stack that vanishes, other particles."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from blobs import make
+from ralib import io
+from ralib.checkpoint import newest
+from ralib.cli import main
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+FILES = ("class_averages.mrcs", "class_averages_half1.mrcs", "params.txt", "frc.txt")
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    path = tmp_path / "particles.mrcs"
+    io.write_mrcs(path, make(60, box=32, n_views=2, snr=1.0, shift_px=1.0, seed=4).images, 3.0)
+    return path
+
+
+def arguments(stack: Path, out: Path, *options: str) -> list[str]:
+    return ["mref", str(stack), "2", str(out), "--ou=12", "--xr=1", "--device=cpu", "--no-report", *options]
+
+
+def started(stack: Path, out: Path, *options: str, most_bytes: int | None = None) -> subprocess.Popen:
+    def limited() -> None:
+        if most_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    command = [sys.executable, "-m", "ralib", *arguments(stack, out, *options)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=limited)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def one_line(process: subprocess.Popen) -> str:
+    """What it said on stderr, which must be one line; its exit status must not be 0."""
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2
+    lines = told.strip().splitlines()
+    assert len(lines) == 1, told
+    return lines[0]
+
+
+def test_a_quota_hit_while_writing_leaves_the_last_checkpoint(stack: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(arguments(stack, whole, "--maxit=2")) == 0
+    first, second = sorted(p.stat().st_size for p in (whole / "checkpoints").iterdir())
+    assert first < second, "the second one holds the previous poses too"
+    told = one_line(started(stack, out, "--maxit=2", most_bytes=first))
+    assert "checkpoint_0002.ralib: File too large; nothing was changed" in told
+    found = newest(out / "checkpoints")
+    assert found is not None
+    assert found.number == 1
+    assert not list(out.rglob(".tmp*"))
+    assert main(arguments(stack, out, "--maxit=2", "--continue")) == 0
+    assert all((whole / name).read_bytes() == (out / name).read_bytes() for name in FILES)
+
+
+def test_a_folder_that_vanishes_ends_the_run(stack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = started(stack, out, "--maxit=100000")
+    wait_for(out / "checkpoints" / "checkpoint_0002.ralib")
+    away = out.rename(tmp_path / "away")
+    told = one_line(run)
+    assert "out has vanished" in told or "No such file or directory" in told, "between two files, or in one"
+    assert not out.exists()
+    assert newest(away / "checkpoints") is not None
+
+
+def test_a_stack_that_shrinks_while_it_is_read_ends_the_run(stack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = started(stack, out, "--maxit=100000", "--memory=0")
+    wait_for(out / "checkpoints" / "checkpoint_0002.ralib")
+    os.truncate(stack, 2000)
+    assert "has become shorter while it was read" in one_line(run)
+    assert newest(out / "checkpoints") is not None
+
+
+def test_going_on_with_other_particles_is_refused(stack: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(stack, out, "--maxit=1")) == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    io.write_mrcs(tmp_path / "more.mrcs", make(70, box=32, n_views=2).images, 3.0)
+    assert main(arguments(tmp_path / "more.mrcs", out, "--maxit=2", "--continue")) == 2
+    assert "was of 60 particles of 32 px" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk needs root and mount")
+def test_a_full_disk_leaves_the_last_checkpoint(stack: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        assert "No space left on device" in one_line(started(stack, disk / "out", "--maxit=100"))
+        assert newest(disk / "out" / "checkpoints") is not None
+        assert not list(disk.rglob(".tmp*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
