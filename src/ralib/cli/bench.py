@@ -143,20 +143,23 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 def _curves(n_parity: int, repeats: int, device: str, out: Path | None) -> None:
     """Time against N, R and the shift range."""
-    from ralib.benchmarks.curves import CPU_SWEEP, GPU_SWEEP, run_curves
+    from ralib.benchmarks.curves import CPU_SWEEP, GPU_SWEEP, run_curves, slopes
     from ralib.benchmarks.record import record, write_record
 
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
     sweep = GPU_SWEEP if on_gpu else CPU_SWEEP
-    rows = run_curves(
-        sweep, where, n_parity=n_parity or (1_000 if on_gpu else 50), repeats=repeats or 3, say=typer.echo
-    )
-    for row in rows:
-        if "slope_of" in row:
-            typer.echo(f"{row['case']} {row['ours']:.2f}")
-    if out is not None:
-        typer.echo(f"wrote {write_record(out, record('curves', where, rows))}")
+    rows: list[dict[str, Any]] = []
+    written = None
+    n_parity = n_parity or (1_000 if on_gpu else 50)
+    for row in run_curves(sweep, where, n_parity=n_parity, repeats=repeats or 3, say=typer.echo):
+        rows.append(row)
+        if out is not None:  # after every point: what is stopped half way is not lost
+            written = write_record(out, record("curves", where, [*rows, *slopes(rows)]))
+    for row in slopes(rows):
+        typer.echo(f"{row['case']} {row['ours']:.2f}")
+    if written is not None:
+        typer.echo(f"wrote {written}")
     if any(row["ours"] is None for row in rows):
         raise typer.Exit(1)
 
