@@ -64,6 +64,7 @@ def write_stack(path: Path, source: MadeImages, dtype: np.dtype, seconds: float)
         done = 0
         while done < len(view):
             done += os.pwrite(descriptor, view[done : done + 2**28], HEADER_BYTES + first * size + done)
+        os.fdatasync(descriptor)  # the disk's time counts, not the page cache's
         buffers.put(buffer)
 
     with ThreadPoolExecutor(4) as pool:
@@ -209,12 +210,14 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     path, dtype = folder / "stack.mrcs", np.dtype(np.float16 if options.float16 else np.float32)
     n, write_s = write_stack(path, MadeImages(references, workload), dtype, options.write_seconds)
     size = path.stat().st_size
+    print(f"{n:,} particles, {size / GB:.1f} GB written in {write_s:.1f} s", flush=True)
     told: dict[str, Any] = {"particles": n, "box": workload.box, "references": workload.references, "stack_bytes": size}
     told["written_bytes_per_s"] = size / write_s
     part = int(options.part_gb * GB)
     told["disk_bytes_per_s"] = disk_rate(path, part, direct=False)
     told["disk_direct_bytes_per_s"] = disk_rate(path, part, direct=True)
     told["bus_bytes_per_s"] = bus_rate(device)
+    print(json.dumps(told), flush=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -222,7 +225,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         keeping = Iterations(path, references, workload, device)
         batch = keeping.run(1, first=min(n, 4096))[0]["batch_size"]  # compiles the kernels
         told["reading_bytes_per_s"] = reading_rate(open_stack(path), device, batch, part)
+        print(f"reading: {told['reading_bytes_per_s'] / GB:.2f} GB/s", flush=True)
         told["iterations"] = dict(zip(("reading and keeping", "nothing to read"), keeping.run(2), strict=True))
+        print(json.dumps(told["iterations"]), flush=True)
         again = Iterations(path, references, workload, device, resident_bytes=0)
         told["iterations"]["reading, nothing kept"] = again.run(1)[0]
         told["main_memory_taken_bytes"] = taken()
