@@ -247,7 +247,7 @@ class Alignment:
     def _make_room(self, search: PoseSearch | None) -> bool:
         """Plan with less memory, in ever smaller batches; from the second time on nothing stays on the device."""
         first = self._samples_share > 0
-        smaller = self.batches.batch_size // 2
+        smaller = min(self.batches.batch_size, len(self.batches.rows)) // 2
         if smaller < LEAST_BATCH or (search is not None and not search.shrink()):
             return False
         self._samples, self._samples_share = {}, 0.0
