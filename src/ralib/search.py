@@ -42,7 +42,8 @@ LEAST_BYTES, MOST_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
-
+SLACK = (0.12, 0.04, 0.01)
+"""So far, as a fraction of a particle's best score, a candidate may lie behind before its first, second, ... step."""
 
 Candidates = tuple[Tensor, Tensor]
 """Poses under refinement, c of each of b particles: which template (c, b) (the reference, plus the number of references
@@ -268,7 +269,8 @@ class PoseSearch:
             if i > 0:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
             polar = (radius, grid.angle_rad, grid.weight)
-            pose = newton(samples, centre, row, pose, bank.table, *polar, stops, self._limit, reach)
+            slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
+            pose = newton(samples, centre, row, pose, bank.table, *polar, stops, self._limit, reach, slack)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(

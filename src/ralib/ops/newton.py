@@ -6,6 +6,7 @@ a: F the particle's, T the rotated template's, (x, y) the particle's shift.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -26,8 +27,12 @@ def newton(
     stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
+    slack: float = math.inf,
 ) -> Tensor:
     """Poses (c, b, 4) after one step from poses (c, b, 4): psi in degrees, x, y in pixels, score expected there.
+
+    A pose whose score lies behind the particle's first one's by more than the fraction `slack` takes no step: it keeps
+    its place and loses its score, to minus infinity.
 
     samples      (b, K, H) complex64 polar Fourier samples of the particles
     centre       (b, 2) origin the offsets x, y count from
@@ -43,10 +48,17 @@ def newton(
     if samples.is_cuda:
         from ralib.ops.newton_triton import newton_triton
 
-        return newton_triton(*given)
+        return newton_triton(*given, slack)
     from ralib.ops.newton_numba import newton_numba
 
-    return newton_numba(*given)
+    return _only_hopeful(newton_numba(*given), pose, slack)
+
+
+def _only_hopeful(stepped: Tensor, pose: Tensor, slack: float) -> Tensor:
+    """Stepped poses; where the score before lay too far behind the first one's, the pose before, without a score."""
+    score = pose[..., 3]
+    behind = (score < score[0] - slack * score[0].abs())[..., None]
+    return torch.where(behind, torch.cat([pose[..., :3], torch.full_like(pose[..., 3:], -math.inf)], dim=-1), stepped)
 
 
 def half_pairs(table: Tensor) -> Tensor:
@@ -69,6 +81,7 @@ def newton_plain(
     stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
+    slack: float = math.inf,
 ) -> Tensor:
     """The plain form of `newton`."""
     step_deg = 180.0 / (table.shape[1] * len(angle))
@@ -87,7 +100,8 @@ def newton_plain(
         weight,
         stops,
     ).view(*position.shape, -1)
-    return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
+    after = stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
+    return _only_hopeful(after, pose, slack)
 
 
 def stepped(

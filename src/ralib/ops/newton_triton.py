@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -117,7 +118,7 @@ def _band(
 @triton.jit
 def _newton(
     samples, centre, row, pose, table, radius, angle, weight, out,
-    n_candidates, n_particles, n_fine, stop_third, stop_second, stop, limit_x, limit_y, bound_deg, bound_px,
+    n_candidates, n_particles, n_fine, stop_third, stop_second, stop, limit_x, limit_y, bound_deg, bound_px, slack,
     ALL_RADII: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr,
     CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -134,6 +135,15 @@ def _newton(
     psi = tl.load(pose + 4 * c)
     offset_x = tl.load(pose + 4 * c + 1)
     offset_y = tl.load(pose + 4 * c + 2)
+    score = tl.load(pose + 4 * c + 3)
+    best = tl.load(pose + 4 * particle + 3)
+    behind = score < best - slack * tl.abs(best)
+    if tl.min(behind.to(tl.int32), axis=0) == 1:
+        tl.store(out + 4 * c, psi)
+        tl.store(out + 4 * c + 1, offset_x)
+        tl.store(out + 4 * c + 2, offset_y)
+        tl.store(out + 4 * c + 3, tl.full((CANDIDATES,), float("-inf"), tl.float32))
+        return
     x = ((tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535)[:, None, None]
     y = ((tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535)[:, None, None]
     turn = 2 * N_HALF * n_fine
@@ -186,10 +196,11 @@ def _newton(
     step_p, step_x, step_y = shrink * step_p, new_x - offset_x, new_y - offset_y
     bent = pp * step_p * step_p + xx * step_x * step_x + yy * step_y * step_y
     bent = 0.5 * bent + px * step_p * step_x + py * step_p * step_y + xy * step_x * step_y
-    tl.store(out + 4 * c, position * step_deg + step_p)
-    tl.store(out + 4 * c + 1, new_x)
-    tl.store(out + 4 * c + 2, new_y)
-    tl.store(out + 4 * c + 3, s1 + gp * step_p + x1 * step_x + y1 * step_y - bent)
+    tl.store(out + 4 * c, tl.where(behind, psi, position * step_deg + step_p))
+    tl.store(out + 4 * c + 1, tl.where(behind, offset_x, new_x))
+    tl.store(out + 4 * c + 2, tl.where(behind, offset_y, new_y))
+    expected = s1 + gp * step_p + x1 * step_x + y1 * step_y - bent
+    tl.store(out + 4 * c + 3, tl.where(behind, float("-inf"), expected))
 
 
 def newton_triton(
@@ -204,6 +215,7 @@ def newton_triton(
     stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
+    slack: float = math.inf,
     *,
     h_block: int = 8,
     num_warps: int = 1,
@@ -217,7 +229,7 @@ def newton_triton(
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
         samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(), table,
         radius, angle, weight, out,
-        len(row), n_particles, table.shape[1], *stops, *limit_xy_px, *bound,
+        len(row), n_particles, table.shape[1], *stops, *limit_xy_px, *bound, slack,
         ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
         CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
