@@ -42,7 +42,7 @@ LEAST_BYTES, MOST_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
-SLACK = (0.12, 0.04, 0.01)
+SLACK = (0.1, 0.03, 0.01)
 """So far, as a fraction of a particle's best score, a candidate may lie behind before its first, second, ... step."""
 
 Candidates = tuple[Tensor, Tensor]
