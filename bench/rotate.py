@@ -10,22 +10,18 @@ particle once and write every result once at --bandwidth. Results go to bench/re
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ralib.benchmarks.record import record, write_record
 from ralib.ops import (
     accumulate_plain,
     interpolation_samples,
@@ -266,40 +262,6 @@ def negative_control(box: int, n_classes: int, device: torch.device) -> bool:
     return sums_error(wrong, box, n_classes, device) > 2 * TOLERANCE["cubic"]
 
 
-def device_name(device: torch.device) -> str:
-    """The card's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
-    return f"{match.group(1) if match else platform.machine()} cpu"
-
-
-def commit() -> str | None:
-    """The commit measured, or None outside a checkout."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
-
-
-def about(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What was measured, on what."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("triton", "numba"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "what": "rotate, shift, mirror and average",
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "commit": commit(),
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
-        "tolerance": TOLERANCE,
-    }
-
-
 def parse() -> argparse.Namespace:
     """The command line, with particle numbers that suit the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -322,18 +284,13 @@ def main() -> int:
     """Parity, times, JSON."""
     args = parse()
     bench = Bench(args)
-    description = about(args, bench.device)
-    print(json.dumps(description))
     if not negative_control(args.box, args.classes, bench.device):
         print("the comparison does not see an error of 0.01 degrees: no times")
         return 1
     bench.run()
     if args.sweep:
         bench.sweep()
-    args.out.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", description["device"].lower()).strip("-")
-    path = args.out / f"rotate-{slug}.json"
-    path.write_text(json.dumps({**description, "rows": bench.rows}, indent=1) + "\n")
+    path = write_record(args.out, record("rotate", bench.device, bench.rows, tolerance=TOLERANCE))
     print(f"wrote {path.name}")
     return 1 if bench.failed else 0
 
