@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _cos_sin(cycles):
+def cos_sin(cycles):
     """cos and sin of 2 pi times the argument, to 6e-7, from Chebyshev fits of the argument reduced to [-1/2, 1/2]."""
     # Adding 1.5 * 2^23 leaves no bits for a fraction: the nearest whole number, on the fast pipe.
     r = cycles - ((cycles + 12582912.0) - 12582912.0)
@@ -64,7 +64,7 @@ def _band(
     s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
     for j in range(0, N_HALF, H_BLOCK * STRIDE):
         h = j + tl.arange(0, H_BLOCK) * STRIDE
-        ca, sa = _cos_sin(tl.load(angle + h, mask=h < N_HALF, other=0.0) * 0.15915494309189535)
+        ca, sa = cos_sin(tl.load(angle + h, mask=h < N_HALF, other=0.0) * 0.15915494309189535)
         ca, sa = ca[None, None, :], sa[None, None, :]
         along = x * ca + y * sa
         o0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
@@ -88,7 +88,7 @@ def _band(
             r, w = r[None, :, None], w[None, :, None] * STRIDE
             fr = word.to(tl.int32).to(tl.float32, bitcast=True) * w
             fi = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True) * w
-            co, si = _cos_sin(r * along)
+            co, si = cos_sin(r * along)
             even_r = fr * co + fi * si
             even_i = fi * co - fr * si
             odd_r, odd_i = r * even_r, r * even_i

@@ -10,33 +10,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.ops.phase import part_norm
+from ralib.ops.newton_triton import cos_sin
 
 
 @triton.jit
 def _shifted_parts(
-    samples, shift, basis, scale, out, n_particles, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr
+    samples, shift, basis, out, n_particles, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program: a block of samples of one particle, read as (real, imaginary) pairs, written as two planes."""
-    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    particle = tl.program_id(1).to(tl.int64)
-    inside = p < n_inner
-    norm = tl.load(scale + particle)
-    at = samples + (particle * n_points + p) * 2
-    real = tl.load(at, mask=inside, other=0.0) / norm
-    imag = tl.load(at + 1, mask=inside, other=0.0) / norm
-    if HAS_SHIFT:
-        fx = tl.load(basis + p, mask=inside, other=0.0)
-        fy = tl.load(basis + n_points + p, mask=inside, other=0.0)
-        turn = fx * tl.load(shift + 2 * particle) + fy * tl.load(shift + 2 * particle + 1)
-        co = tl.cos(turn)
-        si = tl.sin(turn)
-        moved = real * co + imag * si
-        imag = imag * co - real * si
-        real = moved
-    to = out + particle * n_inner + p
-    tl.store(to, real.to(out.dtype.element_ty), mask=inside)
-    tl.store(to + n_particles.to(tl.int64) * n_inner, imag.to(out.dtype.element_ty), mask=inside)
+    """One program: one particle, read twice as (real, imaginary) pairs, for its norm and to be written as two planes."""
+    particle = tl.program_id(0).to(tl.int64)
+    mine = samples + particle * n_points * 2
+    total = tl.zeros((2 * BLOCK,), tl.float32)
+    for i in range(0, 2 * n_inner, 2 * BLOCK):
+        p = i + tl.arange(0, 2 * BLOCK)
+        value = tl.load(mine + p, mask=p < 2 * n_inner, other=0.0)
+        total += value * value
+    scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(total, axis=0)), 1e-30)
+    for i in range(0, n_inner, BLOCK):
+        p = i + tl.arange(0, BLOCK)
+        inside = p < n_inner
+        real = tl.load(mine + 2 * p, mask=inside, other=0.0) * scale
+        imag = tl.load(mine + 2 * p + 1, mask=inside, other=0.0) * scale
+        if HAS_SHIFT:
+            fx = tl.load(basis + p, mask=inside, other=0.0)
+            fy = tl.load(basis + n_points + p, mask=inside, other=0.0)
+            turn = fx * tl.load(shift + 2 * particle) + fy * tl.load(shift + 2 * particle + 1)
+            co, si = cos_sin(turn * 0.15915494309189535)
+            moved = real * co + imag * si
+            imag = imag * co - real * si
+            real = moved
+        to = out + particle * n_inner + p
+        tl.store(to, real.to(out.dtype.element_ty), mask=inside)
+        tl.store(to + n_particles.to(tl.int64) * n_inner, imag.to(out.dtype.element_ty), mask=inside)
 
 
 def shifted_parts_triton(
@@ -44,22 +49,16 @@ def shifted_parts_triton(
 ) -> Tensor:
     """See `phase.shifted_parts`."""
     n_particles, n_all, n_half = samples.shape
-    if n_particles > 65_535:
-        raise ValueError(f"{n_particles} particles at once exceed a launch's 65,535: search in smaller batches")
     out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.device)
-    scale = part_norm(samples, n_radii)
-    block = 1024
-    grid = (triton.cdiv(n_radii * n_half, block), n_particles)
-    _shifted_parts[grid](
+    _shifted_parts[(n_particles,)](
         torch.view_as_real(samples.contiguous()),
-        scale if shift_xy_px is None else shift_xy_px.contiguous(),
+        basis if shift_xy_px is None else shift_xy_px.contiguous(),
         basis,
-        scale,
         out,
         n_particles,
         n_all * n_half,
         n_radii * n_half,
         HAS_SHIFT=shift_xy_px is not None,
-        BLOCK=block,
+        BLOCK=1024,
     )
     return out
