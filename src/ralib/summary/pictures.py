@@ -24,11 +24,14 @@ def resized(images: Tensor, size: int) -> Tensor:
     box = images.shape[-1]
     if size >= box:
         return images
-    spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, dim=(-2, -1))), dim=(-2, -1))
-    first = box // 2 - size // 2
-    cut = torch.fft.ifftshift(spectrum[..., first : first + size, first : first + size], dim=(-2, -1))
-    small = torch.fft.fftshift(torch.fft.ifft2(cut).real, dim=(-2, -1))
-    return small * (size / box) ** 2
+    spectrum = torch.fft.rfft2(images)[..., : size // 2 + 1]
+    low = torch.cat([spectrum[..., : (size + 1) // 2, :], spectrum[..., box - size // 2 :, :]], dim=-2)
+    turns = box // 2 / box - size // 2 / size  # how far the centre pixel moves, in boxes: not at all for even ones
+    if turns:
+        rows, columns = torch.fft.fftfreq(size, 1 / size), torch.arange(size // 2 + 1)
+        angle = (2 * torch.pi * turns * (rows[:, None] + columns)).to(images.device, images.dtype)
+        low = low * torch.polar(torch.ones_like(angle), angle)
+    return torch.fft.irfft2(low, s=(size, size)) * (size / box) ** 2
 
 
 def average_pictures(averages: np.ndarray) -> np.ndarray:
