@@ -15,9 +15,9 @@ from ralib.ops.newton_triton import cos_sin
 
 @triton.jit
 def _shifted_parts(
-    samples, shift, basis, out, n_particles, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr
+    samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program: one particle, read twice as (real, imaginary) pairs, for its norm and to be written as two planes."""
+    """One program: one particle, read twice as pairs (real, imaginary): for its norm, and to be written as planes."""
     particle = tl.program_id(0).to(tl.int64)
     mine = samples + particle * n_points * 2
     total = tl.zeros((2 * BLOCK,), tl.float32)
@@ -41,7 +41,7 @@ def _shifted_parts(
             real = moved
         to = out + particle * n_inner + p
         tl.store(to, real.to(out.dtype.element_ty), mask=inside)
-        tl.store(to + n_particles.to(tl.int64) * n_inner, imag.to(out.dtype.element_ty), mask=inside)
+        tl.store(to + tl.num_programs(0).to(tl.int64) * n_inner, imag.to(out.dtype.element_ty), mask=inside)
 
 
 def shifted_parts_triton(
@@ -55,7 +55,6 @@ def shifted_parts_triton(
         basis if shift_xy_px is None else shift_xy_px.contiguous(),
         basis,
         out,
-        n_particles,
         n_all * n_half,
         n_radii * n_half,
         HAS_SHIFT=shift_xy_px is not None,

@@ -25,7 +25,7 @@ def _rotational_max(
     b = tl.program_id(1) * PARTICLES + tl.arange(0, PARTICLES)
     m = tl.arange(0, ORDERS)
     a = tl.arange(0, ANGLES)
-    order_stride = n_pairs.to(tl.int64) * 2 * n_particles
+    order_stride = tl.cast(n_pairs, tl.int64) * 2 * n_particles
     for i in range(PAIRS):
         g = tl.program_id(0) * PAIRS + i
         particles_here = tl.where(g < n_pairs, n_particles, 0)
