@@ -7,15 +7,21 @@ the plain form elsewhere. An error in one is an error: nothing falls back silent
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ralib.ops.compiled import choose_place
 from ralib.ops.resample_plain import Samples, compute_dtype
 
 __all__ = ["Samples", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum", "twin"]
+
+
+choose_place(os.environ, Path(__file__).parent)
 
 
 def twin(room: str, images: Tensor | Samples) -> Any:
