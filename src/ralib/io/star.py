@@ -24,6 +24,7 @@ _BLOCK = re.compile(r"^[ \t]*data_(\S*)[^\n]*\n?", re.MULTILINE)
 _SINGLE_QUOTED = re.compile(r"(?:^|\s)'", re.MULTILINE)
 _TOKEN = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
 _TEXT_COLUMN = re.compile(r"(name|path|file|label)$", re.IGNORECASE)
+_PLAIN = re.compile(r"""[^\s"'#_\0][^\s\0]*""")
 _EXTRA = "\0"  # no column can have this name
 _EXACT: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
 _NAN = ["nan", "-nan", "NaN", "<NA>"]
@@ -230,7 +231,7 @@ def _format_column(column: pd.Series) -> list[str]:
 def _quoted(value: str) -> str:
     """Text as one token: quoted where it is empty, has blanks, or would be taken for a comment or a
     keyword."""
-    value = re.sub(r"[\r\n\0]", " ", value)
-    if value and not re.search(r"\s|^[\"'#_]|^(data_|loop_)", value):
+    if _PLAIN.fullmatch(value) and not value.startswith(("data_", "loop_")):
         return value
+    value = re.sub(r"[\r\n\0]", " ", value)
     return f"'{value}'" if '"' in value else f'"{value}"'
