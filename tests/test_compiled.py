@@ -1,11 +1,11 @@
-"""Numba finds a place for what it compiles, also where package and home cannot be written."""
+"""Numba and Triton find a place for what they compile, also where package and home cannot be written."""
 
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from ralib.ops.compiled import choose_place
+from ralib.ops.compiled import choose_places
 
 NOWHERE = Path("/proc/nowhere")
 
@@ -18,25 +18,29 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_place_of_this_users_own(temporary: Path) -> None:
     environment = {"HOME": str(NOWHERE)}
-    choose_place(environment, NOWHERE)
+    choose_places(environment, NOWHERE)
     place = Path(environment["NUMBA_CACHE_DIR"])
+    assert environment["TRITON_CACHE_DIR"] == str(place)
     assert place.parent == temporary
     assert place.stat().st_mode & 0o077 == 0
     again = {"XDG_CACHE_HOME": str(NOWHERE)}
-    choose_place(again, NOWHERE)
+    choose_places(again, NOWHERE)
     assert again["NUMBA_CACHE_DIR"] == str(place), "compiled once, found by the next run"
     place.chmod(0o777)
-    choose_place(others := {"HOME": str(NOWHERE)}, NOWHERE)
+    choose_places(others := {"HOME": str(NOWHERE)}, NOWHERE)
     assert others["NUMBA_CACHE_DIR"] != str(place), "what others can write is not run"
 
 
-def test_numbas_own_places_come_first(temporary: Path) -> None:
-    for environment, package in (
-        ({"HOME": str(NOWHERE)}, temporary),
-        ({"HOME": str(temporary)}, NOWHERE),
-        ({"XDG_CACHE_HOME": str(temporary)}, NOWHERE),
-        ({"NUMBA_CACHE_DIR": "mine"}, NOWHERE),
+def test_the_compilers_own_places_come_first(temporary: Path) -> None:
+    home, nowhere = {"HOME": str(temporary)}, {"HOME": str(NOWHERE)}
+    for environment, package, chosen in (
+        (home, NOWHERE, set()),
+        (nowhere, temporary, {"TRITON_CACHE_DIR"}),
+        (nowhere | {"XDG_CACHE_HOME": str(temporary)}, NOWHERE, {"TRITON_CACHE_DIR"}),
+        (nowhere | {"NUMBA_CACHE_DIR": "mine", "TRITON_CACHE_DIR": "mine"}, NOWHERE, set()),
+        (nowhere | {"TRITON_HOME": "mine"}, NOWHERE, {"NUMBA_CACHE_DIR"}),
     ):
-        before = environment.get("NUMBA_CACHE_DIR")
-        choose_place(environment, package)
-        assert environment.get("NUMBA_CACHE_DIR") == before
+        after = dict(environment)
+        choose_places(after, package)
+        assert set(after) - set(environment) == chosen
+        assert environment.items() <= after.items()

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.ops.compiled import choose_place
+from ralib.ops.compiled import choose_places
 from ralib.ops.resample_plain import Samples, compute_dtype
 
 __all__ = ["Samples", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum", "twin"]
 
 
-choose_place(os.environ, Path(__file__).parent)
+choose_places(os.environ, Path(__file__).parent)
 
 
 def twin(room: str, images: Tensor | Samples) -> Any:

@@ -1,6 +1,6 @@
-"""Where Numba may keep what it compiled: in a container often neither beside the sources nor at home.
+"""Where Numba and Triton may keep what they compiled: in a container often neither beside the sources nor at home.
 
-Without such a place Numba refuses to import a function that asks to be kept.
+Without such a place Numba refuses to import a function that asks to be kept, and Triton fails at the first kernel.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 
-def choose_place(environment: MutableMapping[str, str], package: Path) -> None:
-    """Set NUMBA_CACHE_DIR to a folder of this user's under the temporary one, where Numba would find no place."""
-    if "NUMBA_CACHE_DIR" in environment or os.access(package, os.W_OK) or _writable(_user_cache(environment)):
+def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
+    """Set NUMBA_CACHE_DIR and TRITON_CACHE_DIR where these would find no place: to a folder of this user's own."""
+    home = Path(environment.get("HOME", "/nonexistent"))
+    cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
+    places = {
+        "NUMBA_CACHE_DIR": os.access(package, os.W_OK) or _writable(cache / "numba"),
+        "TRITON_CACHE_DIR": "TRITON_HOME" in environment or _writable(home / ".triton"),
+    }
+    missing = [name for name, there in places.items() if not there and name not in environment]
+    if not missing:
         return
     place = Path(tempfile.gettempdir()) / f"ralib-compiled-{os.getuid()}"
     # What lies there is run: nobody else may write into it.
     if not _writable(place) or not _private(place):
         place = Path(tempfile.mkdtemp(prefix="ralib-compiled-"))
-    environment["NUMBA_CACHE_DIR"] = str(place)
-
-
-def _user_cache(environment: MutableMapping[str, str]) -> Path:
-    home = Path(environment.get("HOME", "/nonexistent"))
-    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "numba"
+    environment.update(dict.fromkeys(missing, str(place)))
 
 
 def _writable(folder: Path) -> bool:
