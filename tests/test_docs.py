@@ -94,3 +94,15 @@ def test_site_builds(tmp_path: Path) -> None:
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "site" / "api" / "analysis" / "index.html").stat().st_size > 20_000
+
+
+def test_the_tutorial_can_be_run_as_it_stands() -> None:
+    """docs/run_tutorial.py does; here only that it finds every command, in order."""
+    spec = importlib.util.spec_from_file_location("run_tutorial", ROOT / "docs" / "run_tutorial.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.steps((ROOT / "docs" / "tutorial.md").read_text())
+    commands = [step[2] if step[0] == "-m" else "python" for step in found]
+    assert commands == "simulate mref select python analyze classify average transform params".split()
+    assert found[0][-2:] == ["--seed", "1"]
+    assert found[-1][-2:] == ["--export", "poses.txt"], "without the remark"
