@@ -5,6 +5,7 @@ Without such a place Numba refuses to import a function that asks to be kept, an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -17,24 +18,28 @@ def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
     home = Path(environment.get("HOME", "/nonexistent"))
     cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     places = {
-        "NUMBA_CACHE_DIR": os.access(package, os.W_OK) or _writable(cache / "numba"),
-        "TRITON_CACHE_DIR": "TRITON_HOME" in environment or _writable(home / ".triton"),
+        "NUMBA_CACHE_DIR": os.access(package, os.W_OK) or _could_write(cache / "numba"),
+        "TRITON_CACHE_DIR": "TRITON_HOME" in environment or _could_write(home / ".triton"),
     }
     missing = [name for name, there in places.items() if not there and name not in environment]
     if not missing:
         return
     place = Path(tempfile.gettempdir()) / f"ralib-compiled-{os.getuid()}"
     # What lies there is run: nobody else may write into it.
-    if not _writable(place) or not _private(place):
+    if not _made(place) or not _private(place):
         place = Path(tempfile.mkdtemp(prefix="ralib-compiled-"))
     environment.update(dict.fromkeys(missing, str(place)))
 
 
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
+def _could_write(folder: Path) -> bool:
+    """Whether the folder is there and can be written, or could be made."""
+    there = next((f for f in (folder, *folder.parents) if f.exists()), folder)
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def _made(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
     return os.access(folder, os.W_OK)
 
 
