@@ -30,6 +30,8 @@ BLOCK_BYTES = 2**21
 """Cross spectra of a chunk with as many references as fit: they stay in the cache."""
 LOSS_OF_ONE, LOSS_OF_MANY = 1e-3, 3e-4
 """The fraction of the templates' power that the grid may leave out: of one reference, and of several that compete."""
+PARABOLA = 0.03
+"""By how much of a score the parabola through the grid's rotations may raise it."""
 ALL_LOSS = 1e-7
 """The fraction that the last Newton steps may leave out: it moves the top of a maximum by less than parity allows."""
 
@@ -44,7 +46,7 @@ class CoreTemplates:
     cosine, sine, analysis  tables of the grid's rotations and orders: see `rotational_score` and `ThinGrid.analysis`
     rows      (m, k * s * mirror * 2, 2 radii): left factors of the grid's products
     table     (k * mirror, L) for the Newton steps: see `ThinGrid.table`
-    bound     degrees and pixels that one step may go
+    bound     degrees and pixels that one Newton step may go; rule: when a candidate goes on
     """
 
     n_references: int
@@ -57,6 +59,7 @@ class CoreTemplates:
     rows: Tensor
     table: Tensor
     bound: tuple[float, float]
+    rule: Climb
 
 
 class CoreSearch:
@@ -72,7 +75,7 @@ class CoreSearch:
         mirror: bool = True,
     ) -> None:
         self.grid, self.shift_range_xy_px, self.limit_xy_px = grid, shift_range_xy_px, limit_xy_px
-        self.shift_step_px, self.mirror, self.rule = shift_step_px, mirror, Climb()
+        self.shift_step_px, self.mirror = shift_step_px, mirror
         self._templates: CoreTemplates | None = None
 
     def set_templates(self, samples: Tensor) -> None:
@@ -100,6 +103,7 @@ class CoreSearch:
             _rows(thin, samples, shifts, orders, analysis, mirror),
             thin.table(spectrum[:, : len(thin.weight)], mirror),
             (max(1.0, 90.0 / n_half), 0.4 * natural),
+            Climb.after_grid(GRID_SCORE_LOSS * min(step / natural, 1.0) ** 2),
         )
 
     @property
@@ -152,8 +156,10 @@ class CoreSearch:
         parts = t.thin.parts(samples, centre)
         peaks = Peaks.none(len(samples), self.candidates)
         for first, value, even, odd in self._grid_values(parts):
-            peaks.merge_(value, even, odd, t.penalty, t.shifts, first, t.n_references, wanted)
-        row, pose = climb(parts, t.thin, t.table, peaks.row, peaks.pose, self.rule, self.limit_xy_px, t.bound)
+            peaks.merge_(
+                value, even, odd, t.penalty, t.shifts, first, t.n_references, wanted, t.rule.slack[0] + PARABOLA
+            )
+        row, pose = climb(parts, t.thin, t.table, peaks.row, peaks.pose, t.rule, self.limit_xy_px, t.bound)
         psi, x, y, score = pose.unbind(-1)
         return Poses(
             psi_deg=wrap_deg(psi),
@@ -187,8 +193,8 @@ def _holding(power: Tensor, loss: float) -> int:
 def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, n_radii: int) -> ThinGrid:
     """The samples that templates of such power (K, m) need, the grid search the innermost radii of them."""
     n_all = max(_holding(power.sum(1), ALL_LOSS), n_radii)
-    # What lies beyond is less than a radius' share of the loss.
-    beyond = power.flip(1).cumsum(1).flip(1) > ALL_LOSS / len(power)
+    # Of each radius, the orders without which it loses that much.
+    beyond = power.flip(1).cumsum(1).flip(1) > ALL_LOSS
     return ThinGrid.create(
         grid.radius_per_px[:n_all],
         grid.angle_rad,

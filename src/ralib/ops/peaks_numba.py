@@ -49,15 +49,20 @@ class Peaks:
         first: int,
         n_references: int,
         class_index: Tensor,
+        behind: float,
     ) -> None:
         """Take in the pairings g = (reference from `first` on, shift, mirror) of some of the references.
 
         value (g, 2, b) as `rotation_maxima` gives it for even, odd and penalty; shifts (s, 2) of the templates;
-        class_index (b,): the only reference allowed, or -1.
+        class_index (b,): the only reference allowed, or -1. Poses whose score is more than the fraction `behind` below
+        the best have no hope.
         """
+        if bool((class_index >= 0).any()):
+            reference = first + torch.arange(len(value)) // len(penalty)
+            value = value.masked_fill((reference[:, None] != class_index)[:, None] & (class_index >= 0), NOTHING)
         pairings = (value, even, odd, penalty, shifts)
-        found = (class_index, self.row, self.pose, self.found)
-        _select(*(t.numpy() for t in pairings), first, n_references, *(t.numpy() for t in found))
+        found = (self.row, self.pose, self.found)
+        _select(*(t.numpy() for t in pairings), first, n_references, behind, *(t.numpy() for t in found))
 
 
 def rotation_maxima(even: Tensor, odd: Tensor, penalty: Tensor) -> Tensor:
@@ -123,11 +128,17 @@ def _interpolated(even: Any, odd: Any, position: Any, best: Any, b: Any) -> Any:
 @numba.njit(fastmath=FAST, cache=True, nogil=True)
 @no_type_check
 def _select(
-    value: Any, even: Any, odd: Any, penalty: Any, shifts: Any, first: Any, n_references: Any, wanted: Any,
+    value: Any, even: Any, odd: Any, penalty: Any, shifts: Any, first: Any, n_references: Any, behind: Any,
     row: Any, pose: Any, found: Any,
 ) -> None:  # fmt: skip
     """See `Peaks.merge_`."""
     n_half, most, n_mirror = even.shape[1], row.shape[1], len(penalty) // len(shifts)
+    floor = pose[:, 0, 3].copy()
+    for g in range(len(even)):
+        for b in range(len(floor)):
+            floor[b] = max(floor[b], value[g, 0, b], value[g, 1, b])
+    for b in range(len(floor)):
+        floor[b] = max(floor[b] - np.float32(behind) * abs(floor[b]), pose[b, most - 1, 3], np.float32(NOTHING))
     for g in range(len(even)):
         mirror, shift, reference = g % n_mirror, g // n_mirror % len(shifts), first + g // len(penalty)
         toll = penalty[g % len(penalty)]
@@ -136,9 +147,7 @@ def _select(
         for sign in range(2):
             for b in range(even.shape[2]):
                 best = value[g, sign, b]
-                if best <= np.float32(NOTHING) or (found[b] == most and best <= pose[b, most - 1, 3]):
-                    continue
-                if wanted[b] >= 0 and wanted[b] != reference:
+                if best <= floor[b]:
                     continue
                 position = _where(even[g], odd[g], toll, sign, b)
                 position, best, maximum = _interpolated(even[g], odd[g], position, best, b)
@@ -159,3 +168,4 @@ def _select(
                 pose[b, at, 1] = co * x + si * y
                 pose[b, at, 2] = co * y - si * x
                 pose[b, at, 3] = best
+                floor[b] = max(floor[b], pose[b, most - 1, 3])
