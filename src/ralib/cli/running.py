@@ -102,7 +102,8 @@ class Reporter:
     def iteration(self, state: LoopState) -> None:
         if self.directory is not None:
             directory, number = self.directory, state.iteration
-            arrays, meta = state.pack()
+            shared, meta = state.pack()
+            arrays = {name: array.copy() for name, array in shared.items()}  # the loop goes on with its own
             meta |= {"options": self.record["options"]}
             self.note(
                 state.figures,
