@@ -322,7 +322,8 @@ class Alignment:
         size = samples.numel() * samples.element_size()
         if self.batches.resident not in ("samples", "single"):
             return samples
-        if size * (len(self.batches) - len(self._samples)) < self._samples_share * free_memory(self.device):
+        room = self._samples_share * (free_memory(self.device) - self.batches.coming_bytes)
+        if size * (len(self.batches) - len(self._samples)) < room:
             self._samples[batch.number] = samples
         return samples
 

@@ -80,7 +80,10 @@ class ParticleBatches:
         self.bad: set[int] = set()
         self.background_radius = background_radius
         self._budget = int(RESIDENT_SHARE * free_memory(device)) if resident_bytes is None else resident_bytes
-        self.resident = _residence(len(rows) * particles.box**2 * 4, particles.box, self._budget)
+        ways = _ways(len(rows), particles.box)
+        # In half precision also some of them may stay.
+        enough = ways | {"half": ways["half"] // 4}
+        self.resident = next((way for way, size in enough.items() if size <= self._budget), "none")
         self.rounded = self.resident == "half"
         self._kept: dict[int, Batch] = {}
         self._loader = Loader(particles.images, device)
@@ -133,6 +136,14 @@ class ParticleBatches:
         """CTF of these particles where averages are to be corrected for it."""
         return None if self.particles.ctf is None or self.ctf != "wiener" else self.particles.ctf[index]
 
+    @property
+    def coming_bytes(self) -> int:
+        """Device memory that batches which are still to be read will stay in."""
+        if self.resident == "none":
+            return 0
+        whole = min(_ways(len(self.rows), self.particles.box)[self.resident], self._budget)
+        return whole * (len(self) - len(self._kept)) // len(self)
+
     def _fits(self, batch: Batch) -> bool:
         """Whether there is room to keep one more batch."""
         if self.resident in ("samples", "single"):
@@ -180,7 +191,7 @@ class ParticleBatches:
         self.bad.update(int(i) for i in numbers)
 
 
-def _residence(single_bytes: int, box: int, budget: int) -> str:
-    """How images that take so many bytes in single precision are kept; in half precision also some of them."""
-    ways = {"samples": single_bytes * (2 + 16 / box), "single": single_bytes, "half": single_bytes // 8}
-    return next((way for way, size in ways.items() if size <= budget), "none")
+def _ways(n: int, box: int) -> dict[str, int]:
+    """Bytes that n images take on the device, by how they are kept."""
+    single = 4 * n * box**2
+    return {"samples": single * 2 + 16 * single // box, "single": single, "half": single // 2}
