@@ -277,7 +277,8 @@ def _show_classes(averages: ClassAverages) -> None:
     for k, (members, f) in enumerate(zip(averages.members.tolist(), frequency.tolist(), strict=True)):
         size_A = averages.pixel_size_A
         resolution = f"{size_A / f:.1f} A" if size_A and f > 0 else f"{f:.3f} cycles/px"
-        typer.echo(f"class {k + 1}: {members} particles, FRC 0.143 at {resolution}")
+        told = f"{members} particles, FRC 0.143 at {resolution}" if members else "no particles"
+        typer.echo(f"class {k + 1}: {told}")
 
 
 def _warn_bad(bad: set[int]) -> None:
