@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
 import platform
 import re
 import shutil
@@ -33,25 +33,42 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mrcfile
 import numpy as np
 import torch
 
+from classify_scores import (
+    RARE_AXES,
+    ideal_deg,
+    junk_caught,
+    rare_kept,
+    rows_with_rare_views,
+    scores,
+    second_molecule,
+)
 from ralib import io
 from ralib.cli import main as ralib
+from ralib.phantom import phantom_volume
 from ralib.rundir import read_record, run_poses
+from ralib.simulate import PHANTOM_BOX_A
 from ralib.types import Poses
 
 CASES: dict[str, dict[str, Any]] = {
     "uniform": {},
     "preferred": {"--preferred": 0.5},
+    "rare views": {"rare": True},
     "junk": {"--junk": 0.15},
     "two species": {"second": True},
+    "pure noise": {"--snr": 1e-9},
     "snr 0.02": {"--snr": 0.02},
     "snr 0.1": {"--snr": 0.1},
     "no CTF": {"--no-ctf": None},
     "K 20": {"classes": 20},
     "K 100": {"classes": 100},
+    "20,000 particles": {"particles": 20_000, "seeds": 1},
+    "100,000 particles": {"particles": 100_000, "classes": 200, "seeds": 1},
 }
+LARGE = ("20,000 particles", "100,000 particles")
 
 
 def main() -> int:
@@ -77,45 +94,66 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=[c for c in CASES if c not in LARGE])
     parser.add_argument("--particles", type=int, default=5000)
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--volume", type=Path, help="in place of the built-in phantom")
-    parser.add_argument("--volume2", type=Path, help="the second species; without it that case is left out")
+    parser.add_argument("--volume2", type=Path, help="the second species in place of the built-in one")
     parser.add_argument("--set", type=Path, help="a folder with particles.star and truth.npz in place of the cases")
     parser.add_argument("--relion", action="store_true", help="run relion_refine beside, where it is installed")
     parser.add_argument("--scratch", type=Path, help="where the sets go; they are removed")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false")
+    parser.add_argument("--add", action="store_true", help="keep the file's rows of other cases")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
 def _case(name: str, work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     changes = dict(CASES[name])
-    classes = changes.pop("classes", options.classes)
+    classes, n = changes.pop("classes", options.classes), changes.pop("particles", options.particles)
+    seeds, rare = min(options.seeds, changes.pop("seeds", options.seeds)), changes.pop("rare", False)
     if changes.pop("second", False):
-        if options.volume2 is None:
-            print(f"{name}: left out, it needs --volume2")
-            return []
-        changes["--volume2"] = options.volume2
+        changes["--volume2"] = options.volume2 or _volume(work, "second", second_molecule(90))
+        changes["--volume"] = options.volume or _volume(work, "first", phantom_volume(90))
     rows = []
-    for seed in range(options.seeds):
-        folder = work / f"{name.replace(' ', '-')}-{seed}"
-        _simulated(folder, options.particles, 1000 + seed, changes, options)
+    for seed in range(seeds):
+        folder = work / re.sub(r"[^a-z0-9]+", "-", f"{name}-{seed}".lower())
+        _simulated(folder, 2 * n if rare else n, 1000 + seed, changes, options)
+        if rare:
+            _make_rare(folder, n)
         rows.append(_row(name, folder, work / f"{folder.name}-run", classes, seed, options))
         shutil.rmtree(folder)
     return rows
+
+
+def _volume(work: Path, name: str, volume: np.ndarray) -> Path:
+    path = work / f"{name}.mrc"
+    if not path.exists():
+        with mrcfile.new(path) as file:
+            file.set_data(volume)
+            file.voxel_size = PHANTOM_BOX_A / len(volume)
+    return path
+
+
+def _make_rare(folder: Path, n: int) -> None:
+    """Leave only such particles in the list that two views become rare, and are like no other."""
+    truth = dict(np.load(folder / "truth.npz"))
+    rows = rows_with_rare_views(truth["view"], n)
+    particles = io.take(io.open_particles(folder / "particles.star"), rows)
+    (folder / "particles.star").unlink()
+    io.write_particles_star(folder / "particles.star", particles)
+    np.savez(folder / "truth.npz", **{k: v[rows] if np.ndim(v) else v for k, v in truth.items()})
 
 
 def _simulated(folder: Path, n: int, seed: int, changes: dict[str, Any], options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         "--particles": n, "--box": 90, "--views": 0, "--snr": 0.05, "--shift-sd": 2.0, "--contrast-sd": 0.15,
         "--coloured-noise": 0.15, "--seed": seed, "--device": options.device,
-    } | changes  # fmt: skip
+    }  # fmt: skip
     if options.volume is not None:
         settings["--volume"] = options.volume
-    words = [str(w) for pair in settings.items() for w in pair if w is not None]
+    words = [str(w) for pair in (settings | changes).items() for w in pair if w is not None]
     if ralib(["simulate", str(folder), *words]) != 0:
         raise SystemExit(f"simulate failed: {words}")
 
@@ -133,76 +171,31 @@ def _row(case: str, folder: Path, run: Path, classes: int, seed: int, options: a
     wall, processor = _classified(folder, run, classes, seed, options.device)
     truth = dict(np.load(folder / "truth.npz"))
     record = read_record(run)
-    junk = np.loadtxt(run / "particle_scores.txt", ndmin=2)
+    particles = np.loadtxt(run / "particle_scores.txt", ndmin=2)
     heading = (run / "particle_scores.txt").read_text().splitlines()[0].split()[1:]
     row = {
-        "case": case, "program": "ralib", "seed": seed, "particles": len(junk), "classes": classes,
+        "case": case, "program": "ralib", "seed": seed, "particles": len(particles), "classes": classes,
         "seconds": wall, "processor_seconds": processor, "timings": record["timings"],
         "peak_device_memory_bytes": record["peak_device_memory_bytes"],
         "believable": record["stability"]["believable"],
         "ideal_deg": ideal_deg(classes),
     }  # fmt: skip
-    row |= scores(run_poses(run, classes), truth)
-    row |= junk_caught(junk[:, heading.index("explained")], truth["junk"])
+    if case != "pure noise":
+        row |= _told(run_poses(run, classes), truth, case)
+        row |= junk_caught(particles[:, heading.index("quality")], truth["junk"])
     if options.relion and shutil.which("relion_refine"):
-        row["relion"] = _relion(folder, run.with_name(run.name + "-relion"), classes, seed, truth)
+        row["relion"] = _relion(folder, run.with_name(run.name + "-relion"), classes, seed, truth, case)
     print(json.dumps(row), flush=True)
     return row
 
 
-def ideal_deg(classes: int) -> float:
-    """Median angle to the axis in one of K equal caps of a hemisphere."""
-    return math.degrees(math.acos(1 - 0.5 / classes))
+def _told(poses: Poses, truth: dict[str, np.ndarray], case: str) -> dict[str, Any]:
+    return scores(poses, truth) | (rare_kept(poses, truth) if case == "rare views" else {})
 
 
-def scores(poses: Poses, truth: dict[str, np.ndarray]) -> dict[str, float]:
-    """What the true orientations say about classes and poses; junk counts in the class sizes only."""
-    psi = np.deg2rad(poses.psi_deg.numpy())
-    mirror, index = poses.mirror.numpy(), poses.class_index.numpy()
-    c, s = np.cos(psi)[:, None], np.sin(psi)[:, None]
-    rotation, good = truth["R"], truth["junk"] == 0
-    x, view = c * rotation[:, 0] - s * rotation[:, 1], rotation[:, 2].copy()
-    x[mirror], view[mirror] = -x[mirror], -view[mirror]
-    left = truth["shift"] + poses.origin_xy_px.numpy()
-    left = np.hstack([c * left[:, :1] - s * left[:, 1:], s * left[:, :1] + c * left[:, 1:]])
-    left[mirror, 0] *= -1
-    angle, turn, shift, pure = [], [], [], 0
-    for k in range(index.max() + 1):
-        member = (index == k) & good
-        if member.sum() < 2:
-            continue
-        axis = _unit(view[member].mean(0))
-        angle += list(np.degrees(np.arccos(np.clip(view[member] @ axis, -1, 1))))
-        mean_x = x[member].mean(0)
-        mean_x = _unit(mean_x - axis * (mean_x @ axis))
-        turn += list(np.degrees(np.abs(np.arctan2(x[member] @ np.cross(axis, mean_x), x[member] @ mean_x))))
-        shift += list(np.linalg.norm(left[member] - np.median(left[member], 0), axis=1))
-        pure += np.bincount(truth["species"][member]).max()
-    size = np.bincount(index[index >= 0]) / max(1, (index >= 0).sum())
-    size = size[size > 0]
-    return {
-        "view_deg": float(np.median(angle)),
-        "view_p90_deg": float(np.percentile(angle, 90)),
-        "inplane_deg": float(np.median(turn)),
-        "shift_px": float(np.median(shift)),
-        "effective": float(np.exp(-(size * np.log(size)).sum())),
-        "largest": float(size.max()),
-        "purity": pure / max(1, len(angle)),
-    }
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / (np.linalg.norm(vector) + 1e-12)
-
-
-def junk_caught(detail: np.ndarray, junk: np.ndarray) -> dict[str, float]:
-    """Share of the junk below the score that 95% of the good particles exceed."""
-    if not (junk > 0).any():
-        return {}
-    return {"junk_caught": float((detail[junk > 0] < np.quantile(detail[junk == 0], 0.05)).mean())}
-
-
-def _relion(folder: Path, out: Path, classes: int, seed: int, truth: dict[str, np.ndarray]) -> dict[str, Any]:
+def _relion(
+    folder: Path, out: Path, classes: int, seed: int, truth: dict[str, np.ndarray], case: str
+) -> dict[str, Any]:
     """RELION's EM on the same particles."""
     out.mkdir()
     words = ["relion_refine", "--i", folder / "particles.star", "--o", out / "run", "--K", classes, "--iter", 20]
@@ -214,30 +207,47 @@ def _relion(folder: Path, out: Path, classes: int, seed: int, truth: dict[str, n
         return {"error": done.stderr.strip()[-500:]}
     poses = io.open_particles(out / "run_it020_data.star", datadir=folder).poses
     assert poses is not None
-    return {"seconds": time.perf_counter() - start} | scores(poses, truth)
+    return {"seconds": time.perf_counter() - start} | _told(poses, truth, case)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    names = ("view_deg", "view_p90_deg", "inplane_deg", "shift_px", "effective", "seconds", "processor_seconds")
     for case in dict.fromkeys((r["case"], r["classes"]) for r in rows):
         group = [r for r in rows if (r["case"], r["classes"]) == case]
-        told = []
-        for name in (*names, "purity", "junk_caught"):
-            values = [r[name] for r in group if name in r]
-            if values:
-                told.append(f"{name} {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})")
-        print(f"{case[0]}, K={case[1]} (ideal {ideal_deg(case[1]):.1f} deg): " + ", ".join(told))
+        print(f"{case[0]}, K={case[1]} (ideal {ideal_deg(case[1]):.1f} deg): {_spread(group)}")
+        beside = [r["relion"] for r in group if "relion" in r]
+        if beside:
+            print(f"    RELION: {_spread(beside)}")
+
+
+def _spread(rows: list[dict[str, Any]]) -> str:
+    """Median and range of every number over the seeds."""
+    names = ("view_deg", "view_p90_deg", "inplane_deg", "shift_px", "effective", "purity", "junk_caught")
+    told = []
+    for name in (*names, "seconds", "processor_seconds"):
+        values = [r[name] for r in rows if name in r]
+        if values:
+            told.append(f"{name} {statistics.median(values):.4g} ({min(values):.4g}..{max(values):.4g})")
+    told += [
+        f"{view} kept {sum(r[view]['kept'] for r in rows)} of {len(rows)}" for view in RARE_AXES if view in rows[0]
+    ]
+    if "believable" in rows[0]:
+        told.append(f"believable {sum(r['believable'] for r in rows)} of {len(rows)}")
+    return ", ".join(told) or str(rows[0])
 
 
 def _save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + "-cpu"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = os.environ.get("RALIB_COMMIT") or git
     out = options.out or Path(__file__).parent / "results" / f"classify-{slug}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     versions = {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()}
     threads = torch.get_num_threads()
+    if options.add and out.exists():
+        new = {r["case"] for r in rows}
+        rows = [r for r in json.loads(out.read_text())["rows"] if r["case"] not in new] + rows
     value = {"device": name, "threads": threads, "versions": versions, "commit": commit, "rows": rows}
     io.write_json(out, value)
     print(f"wrote {out}")

@@ -11,7 +11,6 @@ import torch
 
 from ralib.checkpoint import Checkpoint
 from ralib.classify import Classifier, Silent
-from ralib.cli import main
 from ralib.conventions import pose_error
 from ralib.course import Plan
 from ralib.expectation import Model, State
@@ -204,22 +203,6 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
 def test_mistakes_are_told(options: dict[str, float], told: str, small_set: tuple[ParticleSet, Simulator]) -> None:
     with pytest.raises(RalibError, match=told):
         Classifier(**options).fit(small_set[0])  # type: ignore[arg-type]
-
-
-def test_the_command_from_file_to_file(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-    data, run = tmp_path / "data", tmp_path / "run"
-    words = ["--particles", "200", "--box", "40", "--views", "3", "--snr", "0.3", "--seed", "1"]
-    assert main(["simulate", str(data), *words]) == 0
-    common = ["--device", "cpu", "--no-report"]
-    assert main(["classify", str(data / "particles.star"), str(run), "--classes", "3", *common]) == 0
-    for name in ("class_averages.mrcs", "particles.star", "particle_scores.txt", "run.json", "relion_model.star"):
-        assert (run / name).is_file()
-    assert "score" in capsys.readouterr().out
-    split = tmp_path / "split"
-    assert main(["classify", str(run), str(split), "--split", "1", "--classes", "2", *common]) == 0
-    assert main(["classify", str(data / "particles.star"), str(tmp_path / "h"), "--helical"]) == 2
-    assert "helical" in capsys.readouterr().err
-    assert not (tmp_path / "h").exists()
 
 
 def test_state_and_model_are_what_the_course_needs(grid: RingGrid) -> None:

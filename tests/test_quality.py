@@ -25,10 +25,10 @@ def test_pure_noise_yields_no_convincing_classes() -> None:
 def test_two_groups_are_told_apart_and_one_is_left_alone() -> None:
     rng = np.random.default_rng(0)
     good, bad = rng.normal(1.0, 0.2, 850), rng.normal(0.1, 0.15, 150)
-    junk = junk_probability(np.concatenate([good, bad]))
+    junk = junk_probability(np.log(np.concatenate([good, bad]).clip(0.02)))
     assert (junk[:850] > 0.5).mean() < 0.02
     assert (junk[850:] > 0.5).mean() > 0.95
-    assert (junk_probability(good) > 0.5).mean() < 0.01
+    assert (junk_probability(np.log(good)) > 0.5).mean() < 0.01
 
 
 def random_poses(n: int, seed: int, classes: int = 5) -> Poses:

@@ -25,6 +25,9 @@ from ralib.expectation import Model, State, Step
 from ralib.posterior import class_prices
 from ralib.starts import keep_most_useful, particles_as_references, poorly_explained
 
+ENOUGH = 10_000, 200
+"""Particles, and particles a class, that a start needs."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,7 +52,7 @@ class Plan:
     temperatures: tuple[float, float, float] = (4.0, 2.0, 1.0)
     exchanges: int = 3
     newcomers: float = 0.3
-    strangers: float = 0.0
+    strangers: float = 0.4
     wide: int = 1
     agreement: float = 0.2
     final: int = 6
@@ -86,7 +89,7 @@ class Course:
         """All stages from the position on; at the first, from single particles."""
         at, plan = self.position, self.plan
         if not at.begun:
-            state = yield from self.begin(state)
+            state = yield from self._begin_with_some(state)
             at.begun = True
             yield "classes", state
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
@@ -97,6 +100,20 @@ class Course:
             state = self._sharpen(state)
             at.sharpened += 1
             yield "sharpen", state
+
+    def _begin_with_some(self, state: State) -> Generator[tuple[str, State], None, State]:
+        """The first stage, on no more particles than it needs: more add nothing to single particles as references."""
+        able = torch.nonzero((self.model.field.usable & ~self.model.held_out).cpu())[:, 0]
+        enough = max(ENOUGH[0], ENOUGH[1] * self.k)
+        if len(able) < 1.5 * enough:
+            return (yield from self.begin(state))
+        chosen = torch.randperm(len(able), generator=self.generator)[:enough].sort().values
+        rows = able[chosen].to(state.psi_deg.device)
+        course = Course(self.model.of(rows), self.plan, self.k, self.search_px, self.generator)
+        *_, (_, found) = course.only_begin(state.of(rows))
+        references = course.model.references(found, self.position.rings)
+        state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
+        return state
 
     def begin(self, state: State) -> Generator[tuple[str, State], None, State]:
         """From single particles as references to as many classes as asked for."""
@@ -110,7 +127,7 @@ class Course:
             yield "start", state
         # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
         while len(references) > self.k:
-            keep = keep_most_useful(self._priced(state), max(self.k, int(0.75 * len(references))))
+            keep = self._most_useful(state, max(self.k, int(0.75 * len(references))))
             state, references = _restricted(state, keep), references[keep]
             state, _ = self._iterate(references, state, middle, plan.temperatures[0])
             yield "thin", state
@@ -134,7 +151,7 @@ class Course:
             wide = i == 0 and at.exchanged < plan.wide
             state, crowd = self._iterate(crowd, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
             yield "exchange", state
-        keep = keep_most_useful(self._priced(state), k)
+        keep = self._most_useful(state, k)
         split, strange = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
         told = f"{extra} classes were split, {split} of the new ones stay for others"
         if len(crowd) > k + extra:
@@ -190,9 +207,11 @@ class Course:
         masked = grid.transform(grid.image(samples) * mask)[:, :rings]
         return grid.orders_of(masked, self.model.field.orders(rings))
 
-    def _priced(self, state: State) -> Tensor:
-        """Fits (n, k) less what balance charges the members of large classes."""
-        return state.fit + class_prices(state.fit, 1.0, self.model.balance)
+    def _most_useful(self, state: State, keep: int) -> Tensor:
+        """Which classes to keep. A particle counts by the share of its fit that it would lose, so that those of high
+        contrast do not decide alone; fits count less what balance charges the members of large classes."""
+        fit, best = state.fit + class_prices(state.fit, 1.0, self.model.balance), state.fit.amax(1, keepdim=True)
+        return keep_most_useful(fit / best.clamp_min(0.1 * best.median().clamp_min(1e-3)), keep)
 
     def _split(self, state: State, classes: Tensor, rings: int) -> Tensor:
         """References of all classes, and of new ones: the worse fitting half of the members of some.

@@ -13,7 +13,7 @@ from ralib.course import Course, Position
 from ralib.expectation import State
 from ralib.maximization import RingAverages
 
-# Fits are left out: they are the largest part, and every iteration makes them anew before it looks at them.
+# Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
 _PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale", "mean_scale", "members")
 _AVERAGES = ("orders", "halves", "frc")
 
@@ -23,6 +23,7 @@ def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[d
     assert state.averages is not None
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
+    arrays["best"] = state.fit.amax(1).cpu().numpy()
     arrays["generator"] = course.generator.get_state().numpy()
     return arrays, {"position": asdict(course.position), "log": course.log, "figures": figures}
 
@@ -40,5 +41,5 @@ def unpack(
 
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
     known = {name: part(name) for name in _PARTICLES}
-    fit = torch.zeros(len(known["psi_deg"]), len(known["members"]), device=device)
+    fit = part("best")[:, None].expand(-1, len(known["members"]))
     return State(fit=fit, averages=averages, **known), list(meta["figures"])

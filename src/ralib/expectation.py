@@ -27,6 +27,9 @@ STEP_DETAIL = 0.22
 """Shift grid step times the highest frequency: half a step off costs a tenth of the score at that frequency."""
 
 
+WIDE_STEP = 1.5
+"""Times coarser where all shifts are searched; the shifts next to the winner follow in the next iteration."""
+
 CENTRING_LIMIT_PX = 2.0
 """Working pixels by which a class moves at once, each way: an early average's centre of mass is not to be trusted."""
 
@@ -108,7 +111,7 @@ class Model:
 
     def shifts(self, rings: int, radius_px: float | None = None) -> Tensor:
         """Shifts within a radius (None: the neighbours on the grid)."""
-        step = self.shift_step_px(rings)
+        step = self.shift_step_px(rings) * (1.0 if radius_px is None else WIDE_STEP)
         return lk.disc_of_shifts(1.5 * step if radius_px is None else radius_px, step, self.field.grid.device)
 
     def expect(self, references: Tensor, state: State, step: Step) -> lk.ClassPoses:
@@ -128,7 +131,15 @@ class Model:
         posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
         poses = [found.pick(index[:, j]) for j in range(index.shape[1])]
         if step.newton and self.align:
-            poses[0] = self._refined(references, poses[0], index[:, 0], step)
+            poses = [self._refined(references, p, index[:, j], step) for j, p in enumerate(poses)]
+            # The class a particle was in has the advantage of a refined centre on the grid; now all have.
+            better = torch.stack([lk.log_likelihood(p.cross, p.norm, state.mean_scale) for p in poses], dim=1)
+            fit = fit.scatter(1, index, better)
+            weight, order = class_posterior(better, price[index], step.temperature).sort(
+                dim=1, descending=True, stable=True
+            )
+            posterior, index = weight[:, 0], index.gather(1, order)
+            poses = lk.in_order(poses, order)
         scale = [lk.best_scale(p.cross, p.norm, state.mean_scale) for p in poses]
         mean = scale[0].median()
         state = replace(
@@ -150,7 +161,7 @@ class Model:
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
         return lk.refine_poses(
             grid, self.field.spectra, references, poses, index,
-            steps=step.newton, limit_deg=60.0 / references.shape[2], limit_px=0.6 * spacing,
+            steps=step.newton, limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing,
         )  # fmt: skip
 
     def _maximise(

@@ -60,7 +60,8 @@ def filtered(averages: ClassAverages) -> Tensor:
     weight = torch.sqrt(2 * curve / (1 + curve))
     box = averages.images.shape[-1]
     response = metrics.spread_rings(weight, box)
-    return torch.fft.irfft2(torch.fft.rfft2(averages.images) * response, s=(box, box))
+    images: Tensor = torch.fft.irfft2(torch.fft.rfft2(averages.images) * response, s=(box, box))
+    return images
 
 
 def on_host(averages: ClassAverages) -> ClassAverages:

@@ -69,6 +69,12 @@ class ClassPoses:
         return self.cross, self.norm, self.psi_deg, self.origin_xy_px, self.mirror
 
 
+def in_order(poses: list[ClassPoses], order: Tensor) -> list[ClassPoses]:
+    """Candidates, each with fields (b,), put into an order (b, candidates) of each particle's own."""
+    together = ClassPoses(*(torch.stack(f, dim=1) for f in zip(*(p.fields() for p in poses), strict=True)))
+    return [together.pick(order[:, j]) for j in range(len(poses))]
+
+
 def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
     """Logarithm of the likelihood against pure noise, at the best scale under its prior."""
     precision = 1.0 / (SCALE_SD * mean_scale) ** 2

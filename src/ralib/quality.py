@@ -1,9 +1,10 @@
 """What a class or a particle is worth, in numbers and in words.
 
-Particles are judged by how much of what a typical class would let expect of them, under their own CTF and noise, their
-class explains: an empty patch of ice, a speck of dirt or half a particle falls short. Two groups, where there are two,
-are told apart by a mixture of two normal distributions. Classes are judged by their members, and by the fine detail
-these share with them, which blurred classes and blobs lack.
+Particles are judged twice. How much of what a typical class would let expect of them, under their own CTF and noise,
+does their class explain? An empty patch of ice or half a particle falls short; two groups, where there are two, are
+told apart by a mixture of two normal distributions. And how much of what is explained is fine detail? A speck of dirt
+may resemble a class well, or get a class of its own, but all of it is coarse. Classes are judged by their members, and
+by the fine detail these share with them, which blurred classes and blobs lack.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from ralib.types import ClassAverages, Poses
 FINE_DETAIL = 3.5
 """Details across the particle from which on they count as fine: coarser ones a blob has too."""
 
+SURELY_USUAL, CLEARLY_ODD, WORST = 3.0, 6.0, 10.0
+"""Robust standard deviations by which a particle's share of fine detail is too small: below the first there is nothing
+odd, above the second surely. No score goes beyond the last."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -49,16 +54,15 @@ def judge(
     """Everything the output says about quality; `classes` are the rows to add to, `references` (k, r, m)."""
     detail = detail_ratio(field, state, references).cpu().numpy().astype(np.float64)
     explained = explained_ratio(field, state, references).cpu().numpy().astype(np.float64)
-    usable = field.usable.cpu().numpy()
-    junk = junk_probability(np.where(usable, explained, 0.0))
-    junk[~usable] = 1.0
     index = poses.class_index.numpy()
+    quality, junk = particle_quality(explained, detail, index)
     agreement = stability.agreement.cpu().numpy()
     particles = {
         "posterior": state.posterior.cpu().numpy(),
         "fit": poses.score.numpy(),
         "scale": state.scale.cpu().numpy(),
         "explained": explained,
+        "quality": quality,
         "detail": detail,
         "agreement": agreement,
         "junk": junk,
@@ -125,33 +129,59 @@ def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 
-def junk_probability(detail: np.ndarray, *, iterations: int = 60) -> np.ndarray:
+def particle_quality(explained: np.ndarray, detail: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quality (n,), the higher the better and about 0 for a typical particle, and junk probability (n,).
+
+    What is explained, and how much of that is fine detail, count in their own robust standard deviations, and the worse
+    of the two decides. A single particle's fine detail is noisy, so half of it is its class's. index (n,) is the class,
+    -1 for images that are none: these are junk.
+    """
+    usable = index >= 0
+    log = np.log(np.maximum(explained, 0.02))
+    fine = detail / np.maximum(explained**2, 0.05)  # both over what is expected; the square is a share of likelihood
+    of_class = np.array([np.median(fine[index == k]) if (index == k).any() else 0.0 for k in range(index.max() + 1)])
+    fine = 0.5 * (fine + np.where(usable, of_class[index], 0.0))
+    low, coarse = _deviation(log, usable), _deviation(fine, usable)
+    quality = np.where(usable, np.clip(np.minimum(low, coarse), -WORST, WORST), -WORST)
+    junk = np.clip((-coarse - SURELY_USUAL) / (CLEARLY_ODD - SURELY_USUAL), 0, 1)
+    regular = usable & (junk < 0.5)  # dirt may lie far above all others, and would widen the upper group
+    if regular.sum() > 1:
+        junk[regular] = np.maximum(junk[regular], junk_probability(log[regular]))
+    junk[~usable] = 1.0
+    return quality, junk
+
+
+def _deviation(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """(values - median) in standard deviations, told from the half of the data nearest to the median."""
+    known = values[usable] if usable.any() else values
+    middle = np.median(known)
+    deviation: np.ndarray = (values - middle) / (1.4826 * np.median(np.abs(known - middle)) + 1e-12)
+    return deviation
+
+
+def junk_probability(values: np.ndarray, *, iterations: int = 60) -> np.ndarray:
     """Probability (n,) that a particle belongs to the lower of two normal groups; 0 for all where there is one.
 
-    Expectation maximisation from the lower and the upper part of the range. Two groups are only believed where they
-    stand apart (Ashman's D above 2) and the lower is neither a few
-    outliers nor two fifths of the data (then it is another species, not junk).
+    values are logarithms of what is explained. Expectation maximisation from the lower and the upper part of the range.
+    Two groups are only believed where they stand apart (Ashman's D above 2) and the lower is neither a few outliers nor
+    two fifths of the data (then it is another species, not junk).
     """
-    low, high = np.percentile(detail, [5, 60])
-    mean, sd, share = (
-        np.array([min(low, 0.3 * high), high]),
-        np.full(2, max(detail.std() / 2, 1e-6)),
-        np.array([0.2, 0.8]),
-    )
+    low, high = np.percentile(values, [5, 60])
+    mean = np.array([min(low, high - 1.0), high])
+    sd, share = np.full(2, max(values.std() / 2, 1e-6)), np.array([0.2, 0.8])
     for _ in range(iterations):
-        log = np.log(share) - np.log(sd) - 0.5 * ((detail[:, None] - mean) / sd) ** 2
+        log = np.log(share) - np.log(sd) - 0.5 * ((values[:, None] - mean) / sd) ** 2
         weight = np.exp(log - log.max(1, keepdims=True))
         weight /= weight.sum(1, keepdims=True)
         total = weight.sum(0) + 1e-9
         share = total / total.sum()
-        mean = (weight * detail[:, None]).sum(0) / total
-        sd = np.sqrt((weight * (detail[:, None] - mean) ** 2).sum(0) / total) + 1e-6
+        mean = (weight * values[:, None]).sum(0) / total
+        sd = np.sqrt((weight * (values[:, None] - mean) ** 2).sum(0) / total) + 1e-6
     apart = (mean[1] - mean[0]) * math.sqrt(2 / (sd**2).sum())
-    if apart < 2 or mean[0] > 0.8 * mean[1] or not 0.01 < share[0] < 0.4:
-        return np.zeros(len(detail))
-    below = detail < mean[0]  # a wide lower group must not claim what lies above both
-    above = detail > mean[1]
-    return np.where(below, 1.0, np.where(above, 0.0, weight[:, 0]))
+    if apart < 2 or mean[1] - mean[0] < 0.25 or not 0.01 < share[0] < 0.4:
+        return np.zeros(len(values))
+    # A wide group must not claim what lies beyond the other one.
+    return np.where(values < mean[0], 1.0, np.where(values > mean[1], 0.0, weight[:, 0]))
 
 
 def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
@@ -217,7 +247,7 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
     if empty:
         warnings.append({"what": f"{empty} classes are empty", "where": "classes", "do": "ask for fewer classes"})
     bad = int((junk > 0.5).sum())
-    if bad > 0.01 * len(junk):
+    if bad > 0.02 * len(junk):
         share = 100 * bad / len(junk)
         warnings.append(
             {
