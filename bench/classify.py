@@ -75,6 +75,11 @@ def main() -> int:
     """Run the cases; 0 when all ran."""
     options = _options()
     rows: list[dict[str, Any]] = []
+    if options.jobs > 1:
+        rows = _beside_each_other(options)
+        _print(rows)
+        _save(rows, options)
+        return 0
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         work = Path(scratch)
         if options.warm_up:
@@ -91,6 +96,34 @@ def main() -> int:
     return 0
 
 
+def _beside_each_other(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of all cases from `jobs` processes that share the device; their times tell nothing and are left out."""
+    given = {"--device": options.device, "--particles": options.particles, "--classes": options.classes}
+    given |= {"--seeds": options.seeds, "--volume": options.volume, "--volume2": options.volume2}
+    words = [str(w) for pair in given.items() for w in pair if pair[1] is not None]
+    running = []
+    for job in range(min(options.jobs, len(options.cases))):
+        mine = [*words, "--no-warm-up", "--out", os.devnull, "--cases", *options.cases[job :: options.jobs]]
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after its process has ended
+        running.append((subprocess.Popen([sys.executable, __file__, *mine], stdout=log, stderr=log), log))
+    end, rows = time.monotonic() + options.limit, []
+    for process, log in running:
+        try:
+            process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        lines = log.read().splitlines()
+        rows += [json.loads(line) for line in lines if line.startswith('{"case"')]
+        if process.returncode != 0:
+            print(f"a process ended with {process.returncode}:", *lines[-3:], sep="\n    ")
+    for row in rows:
+        for name in ("seconds", "processor_seconds", "timings"):
+            del row[name]
+    return rows
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -104,6 +137,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--relion", action="store_true", help="run relion_refine beside, where it is installed")
     parser.add_argument("--scratch", type=Path, help="where the sets go; they are removed")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false")
+    parser.add_argument("--jobs", type=int, default=1, help="cases beside each other on the device, without times")
+    parser.add_argument("--limit", type=float, default=3600.0, help="s; with --jobs, what is not done then is left out")
     parser.add_argument("--add", action="store_true", help="keep the file's rows of other cases")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -249,8 +284,9 @@ def _save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         new = {r["case"] for r in rows}
         rows = [r for r in json.loads(out.read_text())["rows"] if r["case"] not in new] + rows
     value = {"device": name, "threads": threads, "versions": versions, "commit": commit, "rows": rows}
-    io.write_json(out, value)
-    print(f"wrote {out}")
+    if str(out) != os.devnull:
+        io.write_json(out, value)
+        print(f"wrote {out}")
 
 
 if __name__ == "__main__":
