@@ -1,8 +1,9 @@
 """Candidate poses of a particle to the top of the highest maximum, on a CPU: all Newton steps in one compiled loop.
 
-The steps are those of `newton`, on thinned samples. Which candidate takes the next one is asked each time: the one that
-may yet become the best, by its score and by what candidates that far have been seen to gain. It ends when the best has
-arrived and none may top it; most candidates never take a step.
+The steps are those of `newton`, on thinned samples; a candidate's first two, which only have to rank it, leave out the
+outer radii. Which candidate takes the next one is asked each time: the one that may yet become the best, by its score
+and by what candidates that far have been seen to gain. It ends when the best has arrived and none may top it; most
+candidates never take a step.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from ralib.ops.peaks_numba import FAST, NOTHING
 from ralib.ops.thin import FINE, ThinGrid
 
 N_MOMENTS = 10
-ROUGH_STEPS = 2
-"""So many steps of a candidate only have to rank it: they use the radii of the grid search."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Climb:
 
         Tried on ribosomes at SNR 0.02 and 0.05: the smallest with which 99.9 % of the best poses are found.
         """
-        return cls((0.02 + 0.4 * loss, 0.02, 0.005, 0.001))
+        return cls((0.03 + 0.3 * loss, 0.02, 0.005, 0.001))
 
 
 def climb(
@@ -71,7 +70,7 @@ def climb(
     _climb(
         *(t.numpy() for t in (parts, thin.frequency, table)),
         thin.layout,
-        thin.n_rough,
+        np.array((*thin.levels[:2], *thin.levels[2:] * (len(rule.slack) - 2))),
         *(t.numpy() for t in (row, pose)),
         *(np.array(r, np.float32) for r in rules),
         np.float32(rule.arrived),
@@ -85,7 +84,7 @@ def climb(
 @numba.njit(fastmath=FAST, cache=True, nogil=True)
 @no_type_check
 def _climb(
-    parts: Any, frequency: Any, table: Any, layout: Any, n_rough: Any, row: Any, pose: Any, slack: Any, limit: Any,
+    parts: Any, frequency: Any, table: Any, layout: Any, levels: Any, row: Any, pose: Any, slack: Any, limit: Any,
     bound: Any, same: Any, done: Any, most: Any, out_row: Any, out_pose: Any,
 ) -> None:  # fmt: skip
     """Fill out_row (b,) and out_pose (b, 5): the pose, and what its last step gained."""
@@ -106,13 +105,12 @@ def _climb(
             c = _hopeful(mine, stage, n, slack)
             if stage[c] == arrived:
                 break
-            rough = stage[c] < ROUGH_STEPS
-            groups = layout[:n_rough] if rough else layout
+            groups = layout[: levels[stage[c]]]
             position = np.int64(np.floor(mine[c, 0] / step_deg + np.float32(0.5)))
             _fill_moments(parts[b], frequency, table[whose[c]], groups, position, mine[c, 1], mine[c, 2], moments)
             _step(moments, mine[c], np.float32(position * step_deg), step_deg * FINE, limit, bound)
             stage[c] = min(stage[c] + 1, arrived - 1)
-            if not rough and mine[c, 4] < done * abs(mine[c, 3]):
+            if len(groups) == len(layout) and mine[c, 4] < done * abs(mine[c, 3]):
                 stage[c] = arrived
             n = _without_twins(whose, mine, stage, n, c, same, arrived)
         c = _furthest(mine, stage, n)

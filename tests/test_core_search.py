@@ -1,0 +1,184 @@
+"""The search on a CPU: its kernels, each against a plain form, and the whole against the batched form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.benchmarks.oracle import Oracle
+from ralib.ops.climb_numba import N_MOMENTS, Climb, _fill_moments, climb
+from ralib.ops.newton import pose_moments
+from ralib.ops.peaks_numba import NOTHING, Peaks, rotation_maxima
+from ralib.ops.rotational_score import angular_tables, rotational_max_plain
+from ralib.ops.thin import FINE, ThinGrid
+from ralib.polar import PolarGrid
+from ralib.search import PoseSearch
+from ralib.templates import fine_table, parity_orders
+
+BOX, RADIUS, N_ORDERS = 40, 14, 16
+
+
+@pytest.fixture(scope="module")
+def grid() -> PolarGrid:
+    return PolarGrid.create(BOX, support_radius_px=RADIUS + 4)
+
+
+def images(n: int, seed: int) -> torch.Tensor:
+    """Sums of blobs within the disc (n, BOX, BOX): smooth, so that few orders hold them."""
+    g = torch.Generator().manual_seed(seed)
+    centre, height = 14 * torch.rand(n, 9, 2, generator=g) - 7, torch.rand(n, 9, generator=g) - 0.3
+    y, x = torch.meshgrid(torch.arange(BOX) - BOX // 2, torch.arange(BOX) - BOX // 2, indexing="ij")
+    square = (x - centre[..., 0, None, None]) ** 2 + (y - centre[..., 1, None, None]) ** 2
+    return (height[..., None, None] * torch.exp(-square / 6)).sum(1)
+
+
+def noisy(n: int, seed: int) -> torch.Tensor:
+    return images(n, seed) + 0.5 * torch.randn(n, BOX, BOX, generator=torch.Generator().manual_seed(seed + 100))
+
+
+def thinned(grid: PolarGrid, n_orders: int = 48) -> ThinGrid:
+    return ThinGrid.create(
+        grid.radius_per_px, grid.angle_rad, grid.weight, box=BOX, n_orders=[n_orders] * grid.n_radii, n_radii=(9, 17)
+    )
+
+
+def test_groups_share_out_the_radii(grid: PolarGrid) -> None:
+    thin = thinned(grid)
+    assert [g.first for g in thin.groups[1:]] == [g.first + g.count for g in thin.groups[:-1]]
+    assert [thin.groups[n - 1].radii.stop for n in thin.levels] == [9, 17, grid.n_radii]
+    strides = [g.stride for g in thin.groups]
+    assert strides == sorted(strides, reverse=True)
+    assert strides[0] > strides[-1] == 1
+    assert sum(g.count * g.n_angles for g in thin.groups) < 0.8 * grid.n_radii * len(grid.angle_rad)
+
+
+def test_thinned_orders_are_those_of_all_samples(grid: PolarGrid) -> None:
+    thin, orders = thinned(grid), parity_orders(N_ORDERS, grid.device)
+    samples, shift = grid.transform(noisy(3, 1)), torch.tensor([[0.0, 0.0], [1.5, -2.0], [-0.3, 0.7]])
+    expected = grid.angular_spectrum(samples * grid.shift_phase(shift), N_ORDERS)[:, :17, orders]
+    found = thin.angular_orders(thin.parts(samples, shift), thin.analysis(orders))
+    scale = expected.abs().max()
+    assert (torch.complex(found[:, :, 0], found[:, :, 1]).mT - expected).abs().max() < 1e-3 * scale
+    assert (torch.complex(found[:, :, 0], -found[:, :, 1]).mT - expected).abs().max() > 0.1 * scale
+
+
+@pytest.mark.parametrize("n_orders", [48, -60])
+def test_moments_are_those_of_all_samples(grid: PolarGrid, n_orders: int) -> None:
+    """With the orders that the templates have; with far fewer, samples are thinned too far."""
+    thin, references = thinned(grid, n_orders), grid.transform(images(2, 2))
+    samples, shift = grid.transform(noisy(3, 3)), torch.tensor([[0.4, -0.9], [1.5, 0.2], [0.0, 0.0]])
+    row, position = torch.tensor([0, 3, 1]), torch.tensor([5, -31, FINE * 2 * len(grid.angle_rad) - 1])
+    spectrum = grid.angular_spectrum(references, grid.n_angles // 2)
+    full = (2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (0, 0, grid.n_radii))
+    table = fine_table(grid, spectrum, mirror=True)
+    particle = torch.arange(3)
+    plain = pose_moments(samples, particle, shift, table, row, position, *full)
+    s, x, y, below, above = plain[:, 3], plain[:, 4], plain[:, 5], plain[:, :3], plain[:, 6:9]
+    wave = 2 * math.pi
+    apart = (above - below) / torch.tensor([1, wave, wave])
+    second = -plain[:, 9:] / wave**2
+    together = above[:, 0] + below[:, 0]
+    expected = torch.stack([s, x / wave, y / wave, *second.T, *apart.T, together], dim=1)
+    parts, mine = thin.parts(samples, torch.zeros(3, 2)).numpy(), thin.table(spectrum, mirror=True).numpy()
+    found = np.zeros((3, N_MOMENTS), np.float32)
+    for i in range(3):
+        x, y = (np.float32(v) for v in shift[i])
+        _fill_moments(parts[i], thin.frequency.numpy(), mine[row[i]], thin.layout, int(position[i]), x, y, found[i])
+    off = (torch.from_numpy(found) - expected).abs().amax(0) / expected.abs().amax(0)
+    assert (off.max() < 2e-3) == (n_orders == 48)
+
+
+def test_maxima_are_the_plain_ones() -> None:
+    g = torch.Generator().manual_seed(4)
+    spectra = torch.randn(6, 10, 2, 5, generator=g)
+    cosine, sine = angular_tables(parity_orders(6, torch.device("cpu")), 16, dtype=torch.float32)
+    penalty = torch.where(torch.rand(5, 2, 16, generator=g) < 0.5, 0.0, -math.inf)
+    penalty[2, 1] = -math.inf
+    even, odd = (torch.einsum("jm,mgb->gjb", t, spectra[:, :, i]) for i, t in enumerate((cosine, sine)))
+    expected, _ = rotational_max_plain(spectra, cosine, sine, penalty)
+    found = rotation_maxima(even, odd, penalty)
+    torch.testing.assert_close(found, expected.clamp(min=NOTHING), atol=1e-4, rtol=1e-4)
+    assert (found[2, 1] == NOTHING).all()
+
+
+def test_peaks_are_the_best_poses_and_lie_between_the_angles() -> None:
+    """S = cos(3 (psi - at)) for one of two templates and a constant for the other, at 30 angles."""
+    at_deg, n_half = torch.tensor([33.3, -71.0]), 30
+    psi = (torch.arange(n_half) + 0.5) * (180 / n_half)
+    even = torch.zeros(2, n_half, 2)
+    odd = torch.zeros(2, n_half, 2)
+    plus, minus = (torch.cos(torch.deg2rad(3 * (sign * psi[:, None] - at_deg))) for sign in (1, -1))
+    even[1], odd[1] = (plus + minus) / 2, (plus - minus) / 2
+    penalty, shifts = torch.zeros(1, 2, n_half), torch.tensor([[2.0, 0.0]])
+    value = rotation_maxima(even, odd, penalty)
+    peaks = Peaks.none(2, 4)
+    peaks.merge_(value, even, odd, penalty, shifts, 5, 10, torch.tensor([-1, -1]), 0.5)
+    assert (peaks.row[:, 0] == 6).all()
+    assert (peaks.pose[:, 0, 3] - 1).abs().max() < 2e-3
+    turn = (peaks.pose[:, 0, 0] - at_deg) % 120
+    assert torch.minimum(turn, 120 - turn).max() < 0.2, "one of the three maxima, off the angles of the grid"
+    best = torch.deg2rad(peaks.pose[:, 0, 0])
+    seen = torch.stack([2 * best.cos(), -2 * best.sin()], dim=1)
+    torch.testing.assert_close(peaks.pose[:, 0, 1:3], seen)
+    none = Peaks.none(2, 4)
+    none.merge_(value, even, odd, penalty, shifts, 5, 10, torch.tensor([6, 5]), 0.5)
+    assert none.found.tolist() == [peaks.found[0], 0], "class 5 has no maximum, and class 6 is not allowed"
+
+
+def test_a_far_candidate_wins_where_it_leads_higher(grid: PolarGrid) -> None:
+    """The particle is its template, turned by 20 degrees and moved: whatever the candidates' grid scores say."""
+    thin, template = thinned(grid), images(1, 6)
+    samples = grid.transform(template)
+    table = thin.table(grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
+    parts = thin.parts(samples * grid.shift_phase(torch.tensor([[0.8, -0.5]])), torch.zeros(1, 2))
+    best = float((template**2).sum())
+    pose = torch.tensor([[[100.0, 0.0, 0.0, 0.9 * best], [3.0, -0.2, 0.1, 0.88 * best], [0, 0, 0, NOTHING]]])
+    given = (parts, thin, table, torch.zeros(1, 3, dtype=torch.int64), pose)
+    row, found = climb(*given, Climb.after_grid(0.1), (3.0, 3.0), (4.0, 0.8))
+    assert row.item() == 0
+    torch.testing.assert_close(found[0, :3], torch.tensor([0.0, -0.8, 0.5]), atol=1e-2, rtol=0)
+    assert math.isclose(found[0, 3], best, rel_tol=1e-2)
+    _, hopeless = climb(*given, Climb((0.0, 0.0, 0.0, 0.0)), (3.0, 3.0), (4.0, 0.8))
+    assert hopeless[0, 3] <= found[0, 3] + 1e-3
+
+
+def test_both_forms_of_the_search_find_the_same() -> None:
+    references, particles = images(3, 7), noisy(80, 7)
+    own = PoseSearch(box=BOX, outer_radius=RADIUS)
+    batched = PoseSearch(box=BOX, outer_radius=RADIUS, candidates=(24, 12, 8, 4, 2))
+    oracle = Oracle(own, references)
+    samples = own.prepare(particles)
+    scores = []
+    for search in (own, batched):
+        search.set_references(references)
+        scores.append(oracle.achieved(samples, search.search(samples)))
+    assert (scores[0] > scores[1] * (1 - 1e-4)).float().mean() > 0.97
+    assert (scores[1] > scores[0] * (1 - 1e-4)).float().mean() > 0.97
+
+
+def test_threads_change_no_bit() -> None:
+    search, samples = PoseSearch(box=BOX, outer_radius=RADIUS), None
+    search.set_references(images(2, 8))
+    samples = search.prepare(noisy(150, 9))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(search.search(samples))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for name, part in vars(found[0]).items():
+            assert torch.equal(part, getattr(other, name)), name
+
+
+def test_an_empty_image_has_a_pose_and_no_score() -> None:
+    search = PoseSearch(box=BOX, outer_radius=RADIUS)
+    search.set_references(images(2, 8))
+    found = search.search(search.prepare(torch.zeros(2, BOX, BOX)))
+    assert found.score.tolist() == [0, 0]
+    assert (found.origin_xy_px == 0).all()
