@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from blobs import Truth, make
-from ralib import alignment, alignment_options, batches, metrics
+from ralib import alignment, alignment_options, batches, metrics, room
+from ralib import equal as equal_classes
 from ralib.conventions import compose, pose_error, wrap_deg
 from ralib.loop_state import LoopState
 from ralib.multireference import MultiReferenceAligner
@@ -101,7 +102,7 @@ def test_batches_streaming_and_repetition_change_nothing(easy: Truth, monkeypatc
     assert torch.equal(first.class_averages_.images, again.class_averages_.images), "the same bits"
     assert torch.equal(first.poses_.psi_deg, again.poses_.psi_deg)
     small = aligner(easy, **options, batch_size=7).fit(easy.images)
-    for module in (alignment, batches):
+    for module in (batches, room):
         monkeypatch.setattr(module, "free_memory", lambda device: 0)
     streamed = aligner(easy, **options, batch_size=32).fit(easy.images)
     for other in (small, streamed):
@@ -239,8 +240,10 @@ class ThreadRanks:
         self._barrier.wait()
 
 
-@pytest.mark.parametrize("equal", [False, True])
-def test_two_ranks_end_as_one(easy: Truth, equal: bool) -> None:
+@pytest.mark.parametrize(("equal", "listed"), [(False, 32), (True, 32), (True, 2)])
+def test_two_ranks_end_as_one(easy: Truth, equal: bool, listed: int, monkeypatch) -> None:
+    for name, value in (("LISTED", listed), ("SAMPLE", 40), ("SAMPLE_PER_CLASS", 5)):
+        monkeypatch.setattr(equal_classes, name, value)
     options = {"iterations": 3, "references": 3, "center": 1, "equal_sizes": equal, "min_members": 20}
     alone = aligner(easy, **options).fit(easy.images)
     barrier, board, results = threading.Barrier(2, timeout=120), [None, None], [None, None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from ralib.batches import Batch, ParticleBatches
 from ralib.equal import EqualClasses
 from ralib.figures import iteration_figures
 from ralib.loop_state import LoopState, Observer, Silent
-from ralib.memory import free_memory, total_memory, within_memory
+from ralib.memory import total_memory
 from ralib.ranks import Ranks, SingleProcess, gather_rows, shard
 from ralib.references import (
     ReferencePlan,
@@ -35,17 +34,14 @@ from ralib.references import (
     shift_limit_px,
     user_references,
 )
+from ralib.room import DeviceRoom
 from ralib.search import PoseSearch
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
 
-T = TypeVar("T")
 BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
 """Images of one batch: enough to keep every core, or the GPU, busy. Its transforms take twenty times as much."""
 BATCH_SHARE = 64
 """A batch takes no more than one in so many bytes of a GPU, whatever is free: so batches are cut alike each time."""
-LEAST_BATCH = 16
-SAMPLES_SHARE = 0.4
-"""Of the free memory: what polar samples may take between iterations."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +92,7 @@ class Alignment:
         )
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[dict[str, str]] = []
-        self._shrunk: list[dict[str, str]] = []
-        self._samples: dict[int, Tensor] = {}
-        self._samples_share = SAMPLES_SHARE
-        self._samples_of: PoseSearch | None = None
+        self.room = DeviceRoom(self.batches)
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
         """A pose search for these particles; shifts stay where the disc remains inside the box."""
@@ -140,7 +133,7 @@ class Alignment:
         start = time.perf_counter()
         if state.figures:  # begun with images rounded, or not
             self.batches.round_images(state.figures[-1].get("half_precision", self.batches.rounded))
-        self._fitting(stage.search, lambda: stage.search.set_references(state.references))
+        self.room.fitting(stage.search, lambda: stage.search.set_references(state.references))
         target = self._equal_classes(stage, state) if self.options.equal_sizes else None
         poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
         # A class found starving in the last iteration is reported, not refilled with members never searched.
@@ -152,7 +145,7 @@ class Alignment:
         references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         centred = self.plan.center != 0 or self.options.user_function is not None
         poses = shift_poses(poses, move) if centred else poses
-        warnings, self._shrunk = [*self._shrunk, *warnings], []
+        warnings, self.room.told = [*self.room.told, *warnings], []
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
             state.iteration + 1,
@@ -200,7 +193,7 @@ class Alignment:
                 self._add(sums, batch, poses[torch.from_numpy(batch.index)].to(self.device))
             return sums
 
-        sums = self._fitting(None, summed)
+        sums = self.room.fitting(None, summed)
         sums.all_reduce_(self.ranks)
         return class_averages(sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A)
 
@@ -216,7 +209,7 @@ class Alignment:
         self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None
     ) -> tuple[Poses, ClassSums]:
         """Poses of all particles, gathered over the ranks, and this rank's class sums under them."""
-        local, sums = self._fitting(stage.search, lambda: self._pass(stage, previous, n_classes, target))
+        local, sums = self.room.fitting(stage.search, lambda: self._pass(stage, previous, n_classes, target))
         return self._gather(local), sums
 
     def _pass(self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None) -> tuple[Poses, ClassSums]:
@@ -225,7 +218,7 @@ class Alignment:
         found = []
         clock = _Clock(self.timings)
         for batch in self.batches:
-            samples = self._polar_samples(stage.search, batch)
+            samples = self.room.samples(stage.search, batch)
             clock.lap("prepare_s")
             centre = self._centre(stage, previous, batch)
             if target is None:
@@ -240,38 +233,14 @@ class Alignment:
             self.observer.batch(int(batch.index[-1]) + 1 - self.batches.rows.start, len(self.batches.rows))
         return Poses.cat(found) if found else Poses.identity(0, self.device), sums
 
-    def _fitting(self, search: PoseSearch | None, work: Callable[[], T]) -> T:
-        """work(), again with less memory planned for where there was not enough; no rank may wait for it in there."""
-        return within_memory(work, lambda: self._make_room(search))
-
-    def _make_room(self, search: PoseSearch | None) -> bool:
-        """Plan with less memory, in ever smaller batches; from the second time on nothing stays on the device."""
-        first = self._samples_share > 0
-        smaller = min(self.batches.batch_size, len(self.batches.rows)) // 2
-        if smaller < LEAST_BATCH or (search is not None and not search.shrink()):
-            return False
-        self._samples, self._samples_share = {}, 0.0
-        self.batches.recut(smaller, keep=first)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        kept = "" if self.batches.resident != "none" else ", and particles are read anew in every iteration"
-        self._shrunk.append(
-            {
-                "what": f"memory ran out: the pass begins anew with batches of {smaller} particles{kept}",
-                "where": str(self.device),
-                "do": "free the memory that other programs take, or give a smaller --batch and --memory",
-            }
-        )
-        return True
-
     def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
 
         def scores(batch: Batch) -> Tensor:
-            samples = self._polar_samples(stage.search, batch)
+            samples = self.room.samples(stage.search, batch)
             return stage.search.scores(samples, self._centre(stage, state.poses, batch))
 
-        equal = EqualClasses(self.batches, self.ranks, scores, lambda work: self._fitting(stage.search, work))
+        equal = EqualClasses(self.batches, self.ranks, scores, lambda work: self.room.fitting(stage.search, work))
         return equal.assign(len(state.references))
 
     def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[dict[str, str]]]:
@@ -309,23 +278,6 @@ class Alignment:
 
     def _empty_sums(self, n_classes: int) -> ClassSums:
         return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")
-
-    def _polar_samples(self, search: PoseSearch, batch: Batch) -> Tensor:
-        """The batch as the search wants it, kept on the device between iterations while there is room."""
-        if self._samples_of is not search:
-            self._samples, self._samples_of = {}, search
-        if batch.number in self._samples:
-            return self._samples[batch.number]
-        samples = search.prepare(batch.images)
-        if batch.number < 0:  # some particles only, which are not asked for again
-            return samples
-        size = samples.numel() * samples.element_size()
-        if self.batches.resident not in ("samples", "single"):
-            return samples
-        room = self._samples_share * (free_memory(self.device) - self.batches.coming_bytes)
-        if size * (len(self.batches) - len(self._samples)) < room:
-            self._samples[batch.number] = samples
-        return samples
 
     def _centre(self, stage: Stage, previous: Poses, batch: Batch) -> Tensor:
         """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
