@@ -27,7 +27,9 @@ def rotate_shift_sum(
     row = sum_row(class_index, half_index, n_classes)
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])
-    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images), solved):
+    # Samples as they are need no room: all of them at once.
+    pixels = len(images) * images.box**2 if isinstance(images, Samples) else chunk_pixels(images)
+    for part, samples in sampled_chunks(images, method, boundary, pixels, solved):
         weight = None if weights is None else weights[part]
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)
         add_turned(samples, table, row[part], rows_of_sums)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ralib.ops import resample_plain
-from ralib.ops.cubic_numba import cubic_at
+from ralib.ops.cubic_numba import POINTS, cubic_points
 from ralib.ops.resample_plain import (
     BOUNDARIES,
     EDGE_PX,
@@ -77,10 +77,9 @@ def _split_line(px: Any, py: Any, first: Any) -> None:
 @numba.njit(fastmath=True)
 @no_type_check
 def _add_cubic(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, value: Any, out: Any) -> None:
-    n = len(first)
-    width = np.int64(n + 2 * PAD)
-    for x in range(n):
-        value[x] = cubic_at(f, np.int64(first[x]), width, t[x], u[x])
+    n = len(out)
+    for x in range(0, n, POINTS):
+        cubic_points(f, first, np.int64(n + 2 * PAD), t, u, value, np.int64(x))
     for x in range(n):
         out[x] += scale * (value[x] + offset)
 
@@ -126,8 +125,15 @@ def _add_turned(
     """
     n = sums.shape[-1]
     for block in numba.prange((n + lines - 1) // lines):
-        px, py = np.empty(n, samples.dtype), np.empty(n, samples.dtype)
-        value, first = np.empty(n, samples.dtype), np.empty(n, np.uint32)
+        # Whole blocks of points: what is past the line are some points of the image.
+        room = (n + POINTS - 1) // POINTS * POINTS
+        all_x, all_y, value = (
+            np.zeros(room, samples.dtype),
+            np.zeros(room, samples.dtype),
+            np.zeros(room, samples.dtype),
+        )
+        all_first = np.full(room, PAD * (n + 2 * PAD) + PAD, np.uint32)
+        px, py, first = all_x[:n], all_y[:n], all_first[:n]
         for i in range(len(samples)):
             if row[i] >= len(sums):
                 continue
@@ -138,7 +144,7 @@ def _add_turned(
                 _place_line(pose, across, column[0, y], numbers, boundary, px, py)
                 _split_line(px, py, first)
                 if method == _CUBIC:
-                    _add_cubic(f, first, px, py, scale, offset, value, out)
+                    _add_cubic(f, all_first, all_x, all_y, scale, offset, value, out)
                 elif method == _QUADRATIC:
                     _add_quadratic(f, first, px, py, numbers, scale, offset, out)
                 else:
