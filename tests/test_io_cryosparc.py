@@ -181,7 +181,9 @@ def test_cryosparc_tools_and_we_read_each_other(tmp_path: Path) -> None:
     assert np.allclose(loaded["blob/psize_A"], 1.5)
     assert loaded["blob/shape"].tolist() == [[16, 16]] * 9
     assert loaded["alignments2D/class"].tolist() == poses.class_index.tolist()
-    assert np.allclose(np.exp(1j * loaded["alignments2D/pose"]), np.exp(1j * np.radians(poses.psi_deg.numpy())), atol=1e-6)
+    assert np.allclose(
+        np.exp(1j * loaded["alignments2D/pose"]), np.exp(1j * np.radians(poses.psi_deg.numpy())), atol=1e-6
+    )
     assert np.allclose(loaded["alignments2D/shift"], [1.5, -0.25])
     kept = loaded.query({"alignments2D/class": 1})
     kept["alignments2D/shift"] += np.float32(1)
