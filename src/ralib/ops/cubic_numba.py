@@ -1,7 +1,7 @@
 """Cubic o-Moms interpolation for compiled loops on a CPU: four points at once, the four taps of a line side by side.
 
-Left to itself the compiler takes sixteen points at a time and gathers their taps one by one, which takes more than twice
-as long. This is the one place that speaks to LLVM itself.
+Left to itself the compiler takes sixteen points at a time and gathers their taps one by one, in more than twice the
+time. This is the one place that speaks to LLVM itself.
 """
 
 from __future__ import annotations
