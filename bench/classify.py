@@ -46,6 +46,7 @@ from classify_scores import (
     scores,
     second_molecule,
 )
+from classify_table import table_rows
 from ralib import io
 from ralib.cli import main as ralib
 from ralib.phantom import phantom_volume
@@ -282,8 +283,9 @@ def _save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     threads = torch.get_num_threads()
     if options.add and out.exists():
         new = {r["case"] for r in rows}
-        rows = [r for r in json.loads(out.read_text())["rows"] if r["case"] not in new] + rows
-    value = {"device": name, "threads": threads, "versions": versions, "commit": commit, "rows": rows}
+        rows = [r for r in json.loads(out.read_text())["runs"] if r["case"] not in new] + rows
+    value = {"device": name, "threads": threads, "versions": versions, "commit": commit}
+    value |= {"bench": "classification", "rows": table_rows(rows), "runs": rows}
     if str(out) != os.devnull:
         io.write_json(out, value)
         print(f"wrote {out}")

@@ -253,7 +253,8 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
             {
                 "what": f"{bad} particles ({share:.0f}%) are poorly explained by any class: probably junk",
                 "where": "particles",
-                "do": "leave out those with a high junk score in particle_scores.txt, and classify again with --from",
+                "do": "select the good classes in the report and classify them again with --from; particle_scores.txt "
+                "has the junk score of each particle",
             }
         )
     return warnings
