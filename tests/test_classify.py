@@ -189,6 +189,8 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
     assert result.extra["bad_particles"] == [7, 8]
     assert result.poses.class_index[7:9].tolist() == [-1, -1]
     assert bool(torch.isfinite(result.averages.images).all())
+    with pytest.raises(RalibError, match="0 of 8 images"):
+        Classifier(n_classes=2).fit(np.full((8, 32, 32), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(

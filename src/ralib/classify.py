@@ -121,6 +121,8 @@ class Classifier:
         start = time.perf_counter()
         batches = self._batches(particles)
         field = self._load(particles, batches)
+        if (usable := int(field.usable.sum())) < 2:
+            raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
         start = time.perf_counter()
         state, figures, course, model = self._search(particles, field, observer or Silent(), resume)
