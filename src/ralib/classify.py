@@ -20,15 +20,15 @@ from ralib import assign, finish
 from ralib import likelihood as lk
 from ralib.batches import ParticleBatches
 from ralib.checkpoint import Checkpoint
-from ralib.conventions import wrap_deg
 from ralib.course import Course, Plan
+from ralib.course_figures import course_figures, state_poses
 from ralib.course_state import pack, unpack
 from ralib.expectation import Model, State, Step
-from ralib.figures import class_figures, iteration_figures
+from ralib.figures import class_figures
 from ralib.particle_spectra import Field, load_field
 from ralib.quality import judge
 from ralib.stability import quick_estimate
-from ralib.types import ArraySource, ClassAverages, ParticleSet, Poses, RalibError, RunResult
+from ralib.types import ArraySource, ClassAverages, ParticleSet, RalibError, RunResult
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
@@ -179,15 +179,15 @@ class Classifier:
         figures: list[dict[str, Any]] = []
         if resume is not None:
             state, figures = unpack(course, resume.arrays, resume.meta, self.device)
-        clock, saved = time.perf_counter(), replace(course.position)
-        previous = _poses(state, field) if figures else None
+        clock, saved, pixel = time.perf_counter(), replace(course.position), particles.pixel_size_A
+        previous = state_poses(state, field) if figures else None
         for stage, state in course.run(state):  # noqa: B020 - each state begins the next
-            poses = _poses(state, field)
+            poses = state_poses(state, field)
             now = time.perf_counter()
             number = len(figures) + 1
-            figures.append(self._figures(stage, number, state, poses, previous, field, particles, now - clock))
+            figures.append(course_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
-            observer.iteration(figures, partial(finish.coarse_averages, field, state, particles.pixel_size_A))
+            observer.iteration(figures, partial(finish.coarse_averages, field, state, pixel))
             if course.position != saved and not course.finished:
                 saved = replace(course.position)
                 observer.checkpoint(*pack(course, state, figures))
@@ -210,35 +210,6 @@ class Classifier:
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
         return model, course, state
 
-    def _figures(
-        self,
-        stage: str,
-        number: int,
-        state: State,
-        poses: Poses,
-        previous: Poses | None,
-        field: Field,
-        particles: ParticleSet,
-        seconds: float,
-    ) -> dict[str, Any]:
-        assert state.averages is not None
-        grid = field.grid
-        frequency = (grid.frequency[: state.averages.frc.shape[1]] * field.scale).cpu()
-        sketch = ClassAverages(
-            images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=particles.pixel_size_A
-        )
-        row = iteration_figures(number, poses, previous, sketch, field.particle_radius_px / field.scale, seconds)
-        resolution = _resolution_px(state.averages.frc.cpu(), frequency)
-        pixel = particles.pixel_size_A or float("nan")
-        mean = float(resolution.mean())
-        return row | {
-            "stage": stage,
-            "resolution_px": resolution.tolist(),
-            "resolution_A": (resolution * pixel).tolist(),
-            "mean_resolution_px": mean,
-            "mean_resolution_A": mean * pixel,
-        }
-
     def _finish(
         self,
         particles: ParticleSet,
@@ -251,7 +222,7 @@ class Classifier:
     ) -> None:
         if self.equal_sizes:
             state = _equalised(model, course, state)
-        poses = _poses(state, field).to("cpu")
+        poses = state_poses(state, field).to("cpu")
         averages = finish.on_host(
             finish.full_averages(
                 particles, batches, poses.to(self.device), model.half, ctf=self._ctf_mode(particles),
@@ -312,21 +283,6 @@ def _held_out(n: int, generator: torch.Generator) -> Tensor:
     if count >= 20:
         held[torch.randperm(n, generator=generator)[:count]] = True
     return held
-
-
-def _poses(state: State, field: Field) -> Poses:
-    """The state's poses in pixels of the input; the score is the fit's logarithm of the likelihood ratio."""
-    index = torch.where(field.usable, state.class_index, -1)
-    score = state.fit.gather(1, state.class_index[:, None])[:, 0]
-    return Poses(wrap_deg(state.psi_deg), state.origin_xy_px / field.scale, state.mirror, index, score)
-
-
-def _resolution_px(frc: Tensor, frequency: Tensor, threshold: float = 0.143) -> Tensor:
-    """Detail (k,), in pixels, up to which the FRC (k, r) stays above the threshold."""
-    above = frc > threshold
-    above[:, :3] = True  # so few samples that a bad one says nothing
-    above = torch.cumprod(above.int(), dim=1).sum(1).clamp(1, len(frequency))
-    return 1.0 / frequency[above - 1]
 
 
 def _as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
