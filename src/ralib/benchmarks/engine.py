@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,17 +91,15 @@ def run_cases(
     n_parity: int = 2000,
     repeats: int = 5,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Parity, then time, of each case: rows for a result file."""
-    rows = []
     for case in cases:
         row = run_case(case, device, n_particles=n_particles, n_parity=n_parity, repeats=repeats)
         measured = f"{row['ours']:.2f} us a particle" if row["ours"] is not None else "no time: parity failed"
         goal = f" (goal {row['goal']:g})" if row["goal"] else ""
         floor = f", floor {row['floor_us']:.2f}" if row.get("floor_us") else ""
         say(f"{case.name}: {measured}{goal}{floor}; parity {row['parity']}")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def run_case(case: Case, device: torch.device, *, n_particles: int, n_parity: int, repeats: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -98,7 +99,7 @@ def bench(
         raise RalibError(f"--cases {unknown[0]!r} is unknown: choose from {', '.join(known)}")
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
-    rows = run_cases(
+    measured = run_cases(
         [known[name] for name in wanted],
         where,
         n_particles=particles or (20_000 if on_gpu else 500),
@@ -106,11 +107,17 @@ def bench(
         repeats=repeats or 5,
         say=typer.echo,
     )
-    others = [row for name in wanted for row in _peers(known[name])] if peers else []
-    _show([*rows, *others])
-    if out is not None:
-        typer.echo(f"wrote {write_record(out, record('engine', where, [*rows, *others]))}")
-    if any(row["ours"] is None for row in rows):
+    others = (row for name in wanted for row in _peers(known[name])) if peers else iter(())
+    rows: list[dict[str, Any]] = []
+    written = None
+    for row in itertools.chain(measured, others):
+        rows.append(row)
+        if out is not None:  # after every row: what is stopped half way is not lost
+            written = write_record(out, record("engine", where, rows))
+    _show(rows)
+    if written is not None:
+        typer.echo(f"wrote {written}")
+    if any(row["ours"] is None for row in rows if row["case"] in known):
         raise typer.Exit(1)
 
 
