@@ -55,6 +55,16 @@ def test_newcomers_join_and_classes_grow(truth: Truth) -> None:
         growing.take(ParticleSet(ArraySource(truth.images[:5])))
 
 
+def test_a_set_that_outgrows_the_memory_goes_over_to_half_precision(truth: Truth) -> None:
+    options = WatchOptions(classes=1, shift_range_xy_px=(1.0, 1.0), rounds=1)
+    growing = GrowingClassification(options, AlignmentOptions(outer_radius=12, resident_bytes=4 * 60 * 32**2))
+    rounded = []
+    for n in (40, 120):
+        growing.take(ParticleSet(ArraySource(truth.images[:n])))
+        rounded.append(growing.result().iterations[-1]["half_precision"])
+    assert rounded == [False, True]
+
+
 def test_a_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Truth, tmp_path: Path) -> None:
     arrivals = Arrivals(tmp_path)
     assert arrivals.look() is None

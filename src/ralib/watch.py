@@ -191,4 +191,6 @@ def _joined(state: LoopState, particles: ParticleSet, run: Alignment) -> LoopSta
     new = starting_poses(particles)[known:].to(run.device)
     new = new.replace(class_index=torch.full_like(new.class_index, -1))
     previous = None if state.previous is None else Poses.cat([state.previous, new])
-    return replace(state, poses=Poses.cat([state.poses, new]), previous=previous)
+    # More particles may have to be kept in half precision where fewer had not.
+    figures = [{k: v for k, v in f.items() if k != "half_precision"} for f in state.figures]
+    return replace(state, poses=Poses.cat([state.poses, new]), previous=previous, figures=figures)
