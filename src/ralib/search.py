@@ -167,7 +167,11 @@ class PoseSearch:
             return self._given_candidates
         k = self.bank.n_references
         # Poses on a ridge of the score take several steps to its top: few candidates, but to the end.
-        return (8, 4, 2, 1, 1) if k == 1 else (round(16 + 2 * math.sqrt(k)), min(7 + k // 20, 10), 4, 2, 1, 1, 1)
+        if k == 1:
+            return (8, 4, 2, 1, 1)
+        # On a grid finer than need be, more of its poses belong to one maximum.
+        crowd = min(self.bank.natural_px / self.bank.poses.step_px, 2.0)
+        return (round(crowd * (16 + 2 * math.sqrt(k))), round(crowd * min(7 + k // 20, 10)), 4, 2, 1, 1, 1)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +264,8 @@ class PoseSearch:
             centre = torch.zeros(len(samples), 2, device=self.device)
         row, pose = candidates
         radius = 2 * math.pi * grid.radius_per_px
-        reach = (max(1.0, 90.0 / bank.poses.n_half), bank.reach_px)
+        # How far the local quadratic of a score can be trusted.
+        reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.natural_px)
         deciding = sum(n > 1 for n in self.candidates) - 1
         for i, n in enumerate(self.candidates):
             # The first steps only have to rank: what the grid search used of the samples will do.

@@ -131,14 +131,14 @@ def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
 class TemplateBank:
     """Templates in the two forms the search needs.
 
-    poses     the grid they were made for
-    n_radii   radii the grid search uses, from the innermost
-    rough     samples that rank poses; close: that lead to a maximum; full: that tell two of them apart; all as `stops`
-              of `ops.newton`
-    reach_px  how far the local quadratic of a score can be trusted
-    rows      per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products
-    table     (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU as
-              pairs of half precision
+    poses       the grid they were made for
+    n_radii     radii the grid search uses, from the innermost
+    rough       samples that rank poses; close: that lead to a maximum; full: that tell two of them apart; all as
+                `stops` of `ops.newton`
+    natural_px  the shift step that the templates need; the grid's may be finer
+    rows        per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products
+    table       (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU
+                as pairs of half precision
     """
 
     n_references: int
@@ -147,7 +147,7 @@ class TemplateBank:
     rough: tuple[int, int, int]
     close: tuple[int, int, int]
     full: tuple[int, int, int]
-    reach_px: float
+    natural_px: float
     rows: list[Tensor]
     table: Tensor
 
@@ -161,7 +161,7 @@ class TemplateBank:
         rough = angle_stops(grid, extent.n_orders, extent.n_radii)
         close = angle_stops(grid, extent.close_orders, extent.close_radii)
         full = angle_stops(grid, extent.close_orders, grid.n_radii)
-        return cls(len(samples), poses, extent.n_radii, rough, close, full, 0.4 * extent.step_px, rows, table)
+        return cls(len(samples), poses, extent.n_radii, rough, close, full, extent.step_px, rows, table)
 
 
 def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
