@@ -139,9 +139,7 @@ class Alignment:
         # A class found starving in the last iteration is reported, not refilled with members never searched.
         poses, warnings = (poses, []) if last else self._reseed(poses, sums)
         sums.all_reduce_(self.ranks)
-        averages = class_averages(
-            sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A
-        )
+        averages = self._averages_of(sums)
         references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         centred = self.plan.center != 0 or self.options.user_function is not None
         poses = shift_poses(poses, move) if centred else poses
@@ -195,7 +193,7 @@ class Alignment:
 
         sums = self.room.fitting(None, summed)
         sums.all_reduce_(self.ranks)
-        return class_averages(sums, snr=self.options.snr, mask=self.plan.mask, pixel_size_A=self.particles.pixel_size_A)
+        return self._averages_of(sums)
 
     def smallest_class(self, n_classes: int) -> int:
         """Classes below it count as starved: the option, else a twentieth of an equal share, at least 4."""
@@ -232,6 +230,12 @@ class Alignment:
             clock.lap("average_s")
             self.observer.batch(int(batch.index[-1]) + 1 - self.batches.rows.start, len(self.batches.rows))
         return Poses.cat(found) if found else Poses.identity(0, self.device), sums
+
+    def _averages_of(self, sums: ClassSums) -> ClassAverages:
+        mask, pixel_size_A = self.plan.mask, self.particles.pixel_size_A
+        return self.room.fitting(
+            None, lambda: class_averages(sums, snr=self.options.snr, mask=mask, pixel_size_A=pixel_size_A)
+        )
 
     def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
