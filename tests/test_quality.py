@@ -28,6 +28,8 @@ def test_two_groups_are_told_apart_and_one_is_left_alone() -> None:
     junk = junk_probability(np.log(np.concatenate([good, bad]).clip(0.02)))
     assert (junk[:850] > 0.5).mean() < 0.02
     assert (junk[850:] > 0.5).mean() > 0.95
+    skewed = np.log(rng.gamma(12.0, 1.0, 3000))
+    assert (junk_probability(skewed) > 0.5).mean() < 0.01
     assert (junk_probability(np.log(good)) > 0.5).mean() < 0.01
 
 

@@ -133,8 +133,8 @@ def particle_quality(explained: np.ndarray, detail: np.ndarray, index: np.ndarra
     """Quality (n,), the higher the better and about 0 for a typical particle, and junk probability (n,).
 
     What is explained, and how much of that is fine detail, count in their own robust standard deviations, and the worse
-    of the two decides. A single particle's fine detail is noisy, so half of it is its class's. index (n,) is the class,
-    -1 for images that are none: these are junk.
+    of the two decides; fine detail counts for less, since some views have little. A single particle's fine detail is
+    noisy, so half of it is its class's. index (n,) is the class, -1 for images that are none: these are junk.
     """
     usable = index >= 0
     log = np.log(np.maximum(explained, 0.02))
@@ -142,7 +142,7 @@ def particle_quality(explained: np.ndarray, detail: np.ndarray, index: np.ndarra
     of_class = np.array([np.median(fine[index == k]) if (index == k).any() else 0.0 for k in range(index.max() + 1)])
     fine = 0.5 * (fine + np.where(usable, of_class[index], 0.0))
     low, coarse = _deviation(log, usable), _deviation(fine, usable)
-    quality = np.where(usable, np.clip(np.minimum(low, coarse), -WORST, WORST), -WORST)
+    quality = np.where(usable, np.clip(np.minimum(low, 0.7 * coarse), -WORST, WORST), -WORST)
     junk = np.clip((-coarse - SURELY_USUAL) / (CLEARLY_ODD - SURELY_USUAL), 0, 1)
     regular = usable & (junk < 0.5)  # dirt may lie far above all others, and would widen the upper group
     if regular.sum() > 1:
@@ -163,8 +163,9 @@ def junk_probability(values: np.ndarray, *, iterations: int = 60) -> np.ndarray:
     """Probability (n,) that a particle belongs to the lower of two normal groups; 0 for all where there is one.
 
     values are logarithms of what is explained. Expectation maximisation from the lower and the upper part of the range.
-    Two groups are only believed where they stand apart (Ashman's D above 2) and the lower is neither a few outliers nor
-    two fifths of the data (then it is another species, not junk).
+    Two groups are only believed where they stand apart (Ashman's D above 2) with fewer particles between them than in
+    either (else it is the tail of one group), and the lower is neither a few outliers nor two fifths of the data (then
+    it is another species, not junk).
     """
     low, high = np.percentile(values, [5, 60])
     mean = np.array([min(low, high - 1.0), high])
@@ -178,7 +179,10 @@ def junk_probability(values: np.ndarray, *, iterations: int = 60) -> np.ndarray:
         mean = (weight * values[:, None]).sum(0) / total
         sd = np.sqrt((weight * (values[:, None] - mean) ** 2).sum(0) / total) + 1e-6
     apart = (mean[1] - mean[0]) * math.sqrt(2 / (sd**2).sum())
-    if apart < 2 or mean[1] - mean[0] < 0.25 or not 0.01 < share[0] < 0.4:
+    between = np.linspace(mean[0], mean[1], 60)[:, None]
+    density = (share / sd * np.exp(-0.5 * ((between - mean) / sd) ** 2)).sum(1)
+    valley = density.min() < 0.9 * density[0]
+    if apart < 2 or not valley or not 0.01 < share[0] < 0.4:
         return np.zeros(len(values))
     # A wide group must not claim what lies beyond the other one.
     return np.where(values < mean[0], 1.0, np.where(values > mean[1], 0.0, weight[:, 0]))
