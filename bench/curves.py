@@ -1,6 +1,7 @@
 """Draws the curves of `ralib bench --curves` as SVG, by hand: the same file on every machine and with every version.
 
-Used by bench/tables.py; a result file in, a drawing out.
+Used by bench/tables.py; a result file in, a drawing out. A curve that the file lacks is drawn from the engine's cases
+on the same device: references at 3 px, and shift ranges of one reference, both at 90 px.
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 210.0, 170.0, 62.0, 40.0, 74.0
 TITLES = {"particles": "particles", "references": "references", "shift range": "whole-pixel shifts in range"}
 
 
-def drawing(result: dict[str, Any]) -> str:
-    """One panel a curve, both axes logarithmic; dashed: a time that doubles with what it is drawn against."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+Points = list[tuple[float, float]]
+
+
+def drawing(result: dict[str, Any], engine: list[dict[str, Any]]) -> str:
+    """One panel a curve, both axes logarithmic; dashed: a time that doubles with what it is drawn against.
+
+    engine   rows of the engine's cases on the same device
+    """
+    measured: dict[str, Points] = {}
     for row in result["rows"]:
         if row.get("curve") and isinstance(row.get("ours"), int | float):
-            curves.setdefault(row["curve"], []).append((float(row["x"]), float(row["ours"])))
-    curves = {name: points for name, points in curves.items() if len(points) > 1}
+            measured.setdefault(row["curve"], []).append((float(row["x"]), float(row["ours"])))
+    cases = engine_curves(engine)
+    candidates = {name: [measured.get(name, []), cases.get(name, [])] for name in TITLES}
+    curves = {name: max(both, key=len) for name, both in candidates.items() if max(map(len, both)) > 1}
     times = [t for points in curves.values() for _, t in points]
     span = (min(times) / 1.6, max(times) * 1.6) if times else (1.0, 10.0)
     body: list[str] = []
@@ -32,6 +41,20 @@ def drawing(result: dict[str, Any]) -> str:
     ground = f'<rect width="{width:g}" height="{TOP + HEIGHT + 46:g}" fill="white"/>'
     title = label(LEFT, 18, f"Milliseconds an iteration, {result['device']}; dashed: in proportion", "start")
     return "\n".join([head, ground, title, *body, "</svg>\n"])
+
+
+def engine_curves(rows: list[dict[str, Any]]) -> dict[str, Points]:
+    """Milliseconds an iteration of the engine's 90 px cases, against references and against whole-pixel shifts."""
+    found: dict[str, Points] = {"references": [], "shift range": []}
+    for row in rows:
+        if row.get("box") != 90 or not isinstance(row.get("ours"), int | float):
+            continue
+        time_ms, reach = row["ours"] * row["particles"] / 1e3, row["shift_range_px"]
+        if row["references"] > 1 and reach == 3:
+            found["references"].append((row["references"], time_ms))
+        elif row["references"] == 1:
+            found["shift range"].append(((2 * reach + 1) ** 2, time_ms))
+    return {name: sorted(points) for name, points in found.items()}
 
 
 def panel(left: float, title: str, points: list[tuple[float, float]], span: tuple[float, float]) -> list[str]:

@@ -155,7 +155,10 @@ def wanted_files() -> dict[Path, str]:
     files = {ROOT / "docs" / "benchmarks.md": benchmarks_page(results)}
     for result in results:
         if result["bench"] == "curves":
-            files[ROOT / "docs" / "img" / drawing_name(result)] = curves.drawing(result)
+            engine = [
+                r for e in results if e["bench"] == "engine" and e["device"] == result["device"] for r in e["rows"]
+            ]
+            files[ROOT / "docs" / "img" / drawing_name(result)] = curves.drawing(result, engine)
     readme = ROOT / "README.md"
     if readme.exists():
         files[readme] = with_table(readme.read_text(), readme_table(results))

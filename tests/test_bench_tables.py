@@ -79,14 +79,18 @@ def test_curves_become_a_drawing(tables) -> None:
         {"case": "time grows as (particles) to the power", "ours": 1.0, "slope_of": "particles"},
     ]
     result = {"file": "curves-card.json", "bench": "curves", "device": "card", "rows": rows}
-    drawn = tables.curves.drawing(result)
+    drawn = tables.curves.drawing(result, [])
     assert drawn.count("<circle") == 2, "one a measured point; a curve of none is left out"
     (dashed,) = [line for line in drawn.splitlines() if "dasharray" in line]
     solid = [line for line in drawn.splitlines() if f'stroke="{tables.curves.BLUE}"' in line]
     assert dashed.split("stroke")[0] == solid[0].split("stroke")[0], "a time in proportion lies on the dashed line"
     rows[1]["ours"] = 20.0
-    steep = tables.curves.drawing(result).splitlines()
+    steep = tables.curves.drawing(result, []).splitlines()
     assert next(x for x in steep if "dasharray" in x).split("stroke")[0] not in {
         x.split("stroke")[0] for x in steep if "dasharray" not in x
     }
     assert "](img/curves-card.svg)" in tables.benchmarks_page([result])
+    case = {"box": 90, "shift_range_px": 3, "particles": 1000}
+    engine = [case | {"references": r, "ours": 2.0 * r} for r in (10, 50, 200)]
+    more = tables.curves.drawing(result, [*engine, {"case": "a peer", "ours": None}])
+    assert more.count("<circle") == 5, "references from the engine's cases"
