@@ -28,6 +28,8 @@ CHUNK = 64
 """Particles that a core takes at a time."""
 BLOCK_BYTES = 2**21
 """Cross spectra of a chunk with as many references as fit: they stay in the cache."""
+LOSS_OF_ONE, LOSS_OF_MANY = 1e-3, 3e-4
+"""What the grid may leave out of one reference's power, and of several that compete."""
 PARABOLA = 0.03
 """By how much of a score the parabola through the grid's rotations may raise it."""
 ALL_LOSS = 1e-7
@@ -85,9 +87,9 @@ class CoreSearch:
         natural = _natural_step_px(grid, power.sum(1))
         step = self.shift_step_px or min(natural, max(*self.shift_range_xy_px, 0.5))
         shifts = torch.cat(shift_rings(self.shift_range_xy_px, step, grid.device))
-        losses = _losses(len(samples), len(shifts))
-        n_orders = 4 * math.ceil(_holding(power.sum(0), losses[1]) / 4)
-        thin = _thinned(grid, power, n_orders, losses)
+        loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
+        n_orders = 4 * math.ceil(_holding(power.sum(0), loss) / 4)
+        thin = _thinned(grid, power, n_orders, _holding(power.sum(1), loss))
         # At least 3.6 angles to the shortest angular wave: a parabola finds what lies between.
         orders, n_half = parity_orders(n_orders, grid.device), 8 * math.ceil(1.8 * n_orders / 8)
         analysis = thin.analysis(orders)
@@ -188,19 +190,9 @@ def _holding(power: Tensor, loss: float) -> int:
     return min(int((power.cumsum(0) < 1 - 0.5 * loss).sum()) + 1, len(power))
 
 
-def _losses(n_references: int, n_shifts: int) -> tuple[float, float]:
-    """The fractions of the templates' power that a candidate's first step, and the grid, may leave out.
-
-    The more poses compete, the less: tried at SNR 0.02 and 0.05 until 99.9 % of the best were found.
-    """
-    if n_references > 1:
-        return 3e-4, 3e-4
-    return 1e-2 if n_shifts <= 9 else 1e-3, 1e-3
-
-
-def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, losses: tuple[float, float]) -> ThinGrid:
-    """The samples that templates of such power (K, m) need: first steps and the grid, the innermost radii of them."""
-    first, inner, n_all = (_holding(power.sum(1), loss) for loss in (*losses, ALL_LOSS))
+def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, n_radii: int) -> ThinGrid:
+    """The samples that templates of such power (K, m) need; `n_orders` and `n_radii` are the grid search's."""
+    n_all = _holding(power.sum(1), ALL_LOSS)
     # Of each radius, the orders without which it loses that much.
     beyond = power.flip(1).cumsum(1).flip(1) > ALL_LOSS
     return ThinGrid.create(
@@ -209,7 +201,7 @@ def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, losses: tuple[float,
         grid.weight[:n_all],
         box=grid.box,
         n_orders=beyond.sum(1).clamp(min=n_orders)[:n_all].tolist(),
-        n_radii=(first, inner),
+        n_radii=n_radii,
     )
 
 

@@ -22,6 +22,8 @@ from ralib.ops.peaks_numba import FAST, NOTHING
 from ralib.ops.thin import FINE, ThinGrid
 
 N_MOMENTS = 10
+ROUGH_STEPS = 2
+"""So many steps of a candidate only have to rank it: they use the radii of the grid search."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def climb(
     _climb(
         *(t.numpy() for t in (parts, thin.frequency, table)),
         thin.layout,
-        np.array((*thin.levels[:2], *thin.levels[2:] * (len(rule.slack) - 2))),
+        thin.inner,
         *(t.numpy() for t in (row, pose)),
         *(np.array(r, np.float32) for r in rules),
         np.float32(rule.arrived),
@@ -84,7 +86,7 @@ def climb(
 @numba.njit(fastmath=FAST, cache=True, nogil=True)
 @no_type_check
 def _climb(
-    parts: Any, frequency: Any, table: Any, layout: Any, levels: Any, row: Any, pose: Any, slack: Any, limit: Any,
+    parts: Any, frequency: Any, table: Any, layout: Any, inner: Any, row: Any, pose: Any, slack: Any, limit: Any,
     bound: Any, same: Any, done: Any, most: Any, out_row: Any, out_pose: Any,
 ) -> None:  # fmt: skip
     """Fill out_row (b,) and out_pose (b, 5): the pose, and what its last step gained."""
@@ -105,12 +107,13 @@ def _climb(
             c = _hopeful(mine, stage, n, slack)
             if stage[c] == arrived:
                 break
-            groups = layout[: levels[stage[c]]]
+            rough = stage[c] < ROUGH_STEPS
+            groups = layout[:inner] if rough else layout
             position = np.int64(np.floor(mine[c, 0] / step_deg + np.float32(0.5)))
             _fill_moments(parts[b], frequency, table[whose[c]], groups, position, mine[c, 1], mine[c, 2], moments)
             _step(moments, mine[c], np.float32(position * step_deg), step_deg * FINE, limit, bound)
             stage[c] = min(stage[c] + 1, arrived - 1)
-            if len(groups) == len(layout) and mine[c, 4] < done * abs(mine[c, 3]):
+            if not rough and mine[c, 4] < done * abs(mine[c, 3]):
                 stage[c] = arrived
             n = _without_twins(whose, mine, stage, n, c, same, arrived)
         c = _furthest(mine, stage, n)

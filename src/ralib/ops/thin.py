@@ -72,8 +72,7 @@ class ThinGrid:
     """Which samples of a polar grid are kept.
 
     n_half     angles of the full half circle
-    groups     innermost first
-    levels     how many of the groups hold the radii that a first look, the grid search, and the final score need
+    groups     innermost first; `inner` of them hold the radii of the grid search
     frequency  (2, P) x and y component of each point's frequency, cycles per pixel; 0 where padded
     weight     (K,) quadrature weights of the radii
     layout     (groups, 8) int64: the groups as compiled loops read them
@@ -81,7 +80,7 @@ class ThinGrid:
 
     n_half: int
     groups: tuple[Group, ...]
-    levels: tuple[int, int, int]
+    inner: int
     frequency: Tensor
     weight: Tensor
     layout: np.ndarray
@@ -95,11 +94,9 @@ class ThinGrid:
         *,
         box: int,
         n_orders: list[int],
-        n_radii: tuple[int, int],
+        n_radii: int,
     ) -> ThinGrid:
-        """For particles of `box` px: radii (K,), angles (H,), weights (K,).
-
-        n_radii: how many radii a first look, and the grid search, need.
+        """For particles of `box` px: radii (K,), angles (H,), weights (K,); the grid search uses `n_radii`.
 
         n_orders: how many orders the templates have at each radius.
         """
@@ -110,7 +107,7 @@ class ThinGrid:
         groups: list[Group] = []
         first = start = base = 0
         for k in range(1, len(strides) + 1):
-            if k in (*n_radii, len(strides)) or strides[k] != strides[first]:
+            if k in (n_radii, len(strides)) or strides[k] != strides[first]:
                 group = Group(first, k - first, strides[first], n_half // strides[first], start, base)
                 groups.append(group)
                 first, start, base = k, start + group.points, base + 2 * group.turns * group.lanes
@@ -119,10 +116,8 @@ class ThinGrid:
             angle = angle_rad[:: g.stride, None]
             g.of(frequency)[:] = torch.stack([torch.cos(angle), torch.sin(angle)]) * radius_per_px[g.radii]
         layout = [(g.first, g.count, g.stride, g.n_angles, g.start, g.points, g.base, g.lanes) for g in groups]
-        first_look, grid = (sum(g.first < n for g in groups) for n in n_radii)
-        return cls(
-            n_half, tuple(groups), (first_look, grid, len(groups)), frequency, weight, np.array(layout, np.int64)
-        )
+        inner = sum(g.first < n_radii for g in groups)
+        return cls(n_half, tuple(groups), inner, frequency, weight, np.array(layout, np.int64))
 
     def parts(self, samples: Tensor, shift_xy_px: Tensor) -> Tensor:
         """Real and imaginary parts (b, 2, P) of samples (b, K, H) complex64, of images moved by shifts (b, 2)."""
@@ -139,7 +134,7 @@ class ThinGrid:
         odd m.
         """
         n_even, tables = (len(orders) + 1) // 2, []
-        for g in self.groups[: self.levels[1]]:
+        for g in self.groups[: self.inner]:
             turn = orders[:, None] * (torch.arange(g.n_angles, dtype=torch.float64) * (math.pi / g.n_angles))
             cosine, sine = (f(turn) / g.n_angles for f in (torch.cos, torch.sin))
             of_real = torch.cat([cosine[:n_even], -sine[:n_even]])
@@ -149,7 +144,7 @@ class ThinGrid:
 
     def angular_orders(self, parts: Tensor, analysis: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Angular orders (b, m, 2, k), real and imaginary parts, of the grid search's k radii of parts (b, 2, P)."""
-        last = self.groups[self.levels[1] - 1]
+        last = self.groups[self.inner - 1]
         n_even, n_odd = (len(table) // 2 for table in analysis[0])
         out = torch.empty(len(parts), n_even + n_odd, 2, last.first + last.count)
         for g, tables in zip(self.groups, analysis, strict=False):
