@@ -68,7 +68,8 @@ def panel(left: float, title: str, points: list[tuple[float, float]], span: tupl
     parts = [frame, label(left + WIDTH / 2, TOP + HEIGHT + 36, title)]
     for x, _ in points:
         parts.append(label(at(x, span[0])[0], TOP + HEIGHT + 16, short(x)))
-    for t in (10.0**k for k in range(math.ceil(math.log10(span[0])), math.floor(math.log10(span[1])) + 1)):
+    decades = range(math.floor(math.log10(span[0])), math.ceil(math.log10(span[1])))
+    for t in (m * 10.0**k for k in decades for m in (1, 2, 5) if span[0] < m * 10.0**k < span[1]):
         y = at(reach[0], t)[1]
         parts += [stroke((left, y), (left + WIDTH, y), SOFT), label(left - 6, y + 4, short(t), "end")]
     (last_x, last_t), first_x = points[-1], max(points[0][0], points[-1][0] * span[0] / points[-1][1])
