@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from ralib.classify import Classifier
@@ -14,8 +15,9 @@ from ralib.types import Poses
 QUICK = Plan(exchanges=0, final=2)
 
 
-def test_pure_noise_yields_no_convincing_classes() -> None:
-    noise = np.random.default_rng(0).standard_normal((600, 32, 32)).astype(np.float32)
+@pytest.mark.parametrize("n", [200, 600])
+def test_pure_noise_yields_no_convincing_classes(n: int) -> None:
+    noise = np.random.default_rng(0).standard_normal((n, 32, 32)).astype(np.float32)
     result = Classifier(n_classes=4, seed=1, plan=QUICK).fit(noise).result_
     assert not result.extra["stability"]["believable"]
     assert any("pure noise" in warning["what"] for warning in result.warnings)

@@ -277,11 +277,10 @@ def _equalised(model: Model, course: Course, state: State) -> State:
 
 
 def _held_out(n: int, generator: torch.Generator) -> Tensor:
-    """A twentieth of the particles, 500 at most, none where there are too few to test anything with."""
+    """A twentieth of the particles, 20 to 500; none of fewer than 160, which cannot spare them."""
     held = torch.zeros(n, dtype=torch.bool)
-    count = min(500, n // 20)
-    if count >= 20:
-        held[torch.randperm(n, generator=generator)[:count]] = True
+    if n >= 160:
+        held[torch.randperm(n, generator=generator)[: min(500, max(20, n // 20))]] = True
     return held
 
 
