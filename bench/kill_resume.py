@@ -3,17 +3,14 @@
     PYTHONPATH=src python3 bench/kill_resume.py [--kills 50] [--device cpu] [--particles 400]
 
 One uninterrupted run is the standard; then runs are killed after random times and continued until `--kills` kills are
-done. Each run that reaches its end is compared byte by byte, and begun anew. Goes to bench/results/kill-resume.json
-(kill-resume-<card>.json on a GPU); the exit status is 1 where a file differs or something half-written is left.
+done. Each run that reaches its end is compared byte by byte, and begun anew. Goes to
+bench/results/kill-resume-<device>.json; the exit status is 1 where a file differs or something half-written is left.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ralib.benchmarks.record import commit, device_name
+from ralib.benchmarks.record import record, write_record
 
 FILES = ("class_averages.mrcs", "class_averages_half1.mrcs", "class_averages_half2.mrcs", "params.txt", "frc.txt")
 
@@ -94,15 +91,10 @@ def main() -> int:
         ends += 1
         wrong += differences(whole, out)
     shutil.rmtree(folder)
-    record = {"what": __doc__.splitlines()[0], "kills": kills, "runs_ended": ends, "different": wrong,
-              "uninterrupted_s": seconds, "device": device_name(device), "commit": commit(),
-              "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-    case = f"{kills} kills at random moments: files that differ in the {ends} runs that ended"
-    record["rows"] = [{"case": case, "ours": len(wrong), "unit": "files", "goal": 0}]
-    card = "" if device.type == "cpu" else "-" + re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    path = args.out / f"kill-resume{card}.json"
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    row = {"case": f"files that differ after {kills} kills and {ends} runs continued to their ends", "ours": len(wrong),
+           "goal": 0, "unit": "files", "parity": "compared with an uninterrupted run, byte by byte"}  # fmt: skip
+    about = {"title": "Killed and continued", "different": wrong, "uninterrupted_s": seconds}
+    path = write_record(args.out, record("kill-resume", device, [row], **about))
     print(f"{kills} kills, {ends} runs ended, different: {wrong or 'nothing'}; wrote {path}")
     return 1 if wrong else 0
 

@@ -73,7 +73,7 @@ def benchmarks_page(results: list[dict[str, Any]]) -> str:
         table = markdown(
             ["Case", "Measured", "Goal", "Elsewhere", "Parity first"], [[r["case"], *cells(r)] for r in result["rows"]]
         )
-        title = f"## {str(result['bench']).capitalize()}, {short_device(result['device'])}"
+        title = f"## {str(result.get('title') or result['bench']).capitalize()}, {short_device(result['device'])}"
         parts += [title, " ".join(about)]
         if result["bench"] == "curves":
             parts.append(f"![Time against particles, references and shifts](img/{drawing_name(result)})")
