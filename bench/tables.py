@@ -49,7 +49,7 @@ def readme_table(results: list[dict[str, Any]]) -> str:
     for result in results:
         for row in result["rows"]:
             if row.get("readme", row.get("goal") is not None):
-                lines.append([row["case"], short_device(result["device"]), *cells(row)])
+                lines.append([row["case"], where(result), *cells(row)])
     if not lines:
         return NOTHING_YET
     return markdown(["Case", "Device", "Measured", "Goal", "Elsewhere", "Parity first"], lines)
@@ -73,7 +73,7 @@ def benchmarks_page(results: list[dict[str, Any]]) -> str:
         table = markdown(
             ["Case", "Measured", "Goal", "Elsewhere", "Parity first"], [[r["case"], *cells(r)] for r in result["rows"]]
         )
-        title = f"## {str(result.get('title') or result['bench']).capitalize()}, {short_device(result['device'])}"
+        title = f"## {str(result.get('title') or result['bench']).capitalize()}, {where(result)}"
         parts += [title, " ".join(about)]
         if result["bench"] == "curves":
             parts.append(f"![Time against particles, references and shifts](img/{drawing_name(result)})")
@@ -128,8 +128,10 @@ def plain(value: Any) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def short_device(device: str) -> str:
-    return device.replace("NVIDIA ", "").removesuffix(" HBM3").strip()
+def where(result: dict[str, Any]) -> str:
+    """The device, in short, and how many threads of a CPU."""
+    device, threads = result["device"].replace("NVIDIA ", "").removesuffix(" HBM3").strip(), result.get("threads")
+    return f"{device}, {threads} thread{'s' if threads > 1 else ''}" if threads else device
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
