@@ -158,7 +158,7 @@ class TemplateBank:
         """From polar samples (k, K, H) of the templates and their angular spectrum (k, K, A / 2)."""
         rows = _rows(grid, samples[:, : extent.n_radii], poses, mirror)
         table = fine_table(grid, spectrum, mirror, packed=samples.is_cuda)
-        rough = angle_stops(grid, extent.n_orders, extent.n_radii)
+        rough = angle_stops(grid, extent.n_orders, extent.n_radii, block=4)
         close = angle_stops(grid, extent.close_orders, extent.close_radii)
         full = angle_stops(grid, extent.close_orders, grid.n_radii)
         return cls(len(samples), poses, extent.n_radii, rough, close, full, extent.step_px, rows, table)
@@ -218,15 +218,16 @@ class Extent:
         return cls(n_orders, n_radii, close_orders, close_radii, min(max(step, 0.5), grid.box / 45))
 
 
-def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int, int]:
+def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) -> tuple[int, int, int]:
     """Radii up to which every third, every second, and every angle has to be used.
 
     With every s-th angle, order m also counts m - A / s; a particle of radius n / 2 has orders to pi k n, and the
-    templates some of `n_orders`: the aliases meet none of them inside these radii.
+    templates some of `n_orders`: the aliases meet none of them inside these radii. Whole blocks of radii, as the
+    kernels take them: 4 where several candidates are ranked, 8 for single ones.
     """
     highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]
     third, second = (
-        4 * (bisect(highest, grid.n_angles / stride) // 4) if len(grid.angle_rad) % stride == 0 else 0
+        block * (bisect(highest, grid.n_angles / stride) // block) if len(grid.angle_rad) % stride == 0 else 0
         for stride in (3, 2)
     )
     return third, max(third, second), n_radii
