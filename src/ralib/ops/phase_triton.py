@@ -14,9 +14,7 @@ from ralib.ops.newton_triton import cos_sin
 
 
 @triton.jit
-def _shifted_parts(
-    samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr
-):
+def _shifted_parts(samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """One program: one particle, read twice as pairs (real, imaginary): for its norm, and to be written as planes."""
     particle = tl.program_id(0).to(tl.int64)
     mine = samples + particle * n_points * 2
