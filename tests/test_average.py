@@ -50,6 +50,22 @@ def test_sums_are_linear_and_halves_are_even_and_odd() -> None:
     assert sums.images[only].abs().max() > 1
 
 
+def test_a_particle_of_no_class_leaves_no_trace() -> None:
+    """Not even by what is not a number."""
+    images = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    power = torch.ones(3, 16, 9)
+    images[1], power[1] = torch.nan, torch.nan
+    poses, half = Poses.identity(3), torch.tensor([0, 1, 0])
+    poses = poses.replace(class_index=torch.tensor([0, -1, 1]))
+    sums = average.ClassSums.empty(2, 16, torch.device("cpu"), ctf=True)
+    sums.add_(images, poses, half, power)
+    assert sums.members.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert sums.ctf_power is not None
+    assert torch.equal(sums.ctf_power[0], torch.ones(2, 16, 9).double())
+    assert not sums.ctf_power[1].any()
+    assert sums.images.isfinite().all()
+
+
 def test_ctf_power_turns_with_the_particle() -> None:
     """CTF^2 in the class frame equals CTF^2 of a CTF that was rotated and mirrored as an image."""
     ctf = CtfParameters(*(np.array([v] * 2) for v in (15000.0, 9000.0, 25.0, 300.0, 2.7, 0.1, 0.0, 0.0)))

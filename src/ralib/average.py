@@ -54,15 +54,16 @@ class ClassSums:
         pose = (poses.psi_deg, poses.origin_xy_px, poses.mirror)
         # A particle of no class counts as nothing in the first one: choosing rows would wait for the device.
         row = half * self.n_classes + poses.class_index.clamp_min(0)
-        count = sign * (poses.class_index >= 0).double()
+        keep = poses.class_index >= 0
         # Running sums in float64, so that how particles are cut into batches leaves no trace.
         weights = None if sign == 1 else torch.full_like(poses.psi_deg, sign)
         rotate_shift_sum(
             images, *pose, poses.class_index, self.n_classes, weights=weights, half_index=half, out=self.images
         )
-        self.members.view(-1).index_add_(0, row, count)
+        self.members.view(-1).index_add_(0, row, keep.double(), alpha=sign)
         if self.ctf_power is not None and ctf_power is not None:
-            self.ctf_power.flatten(0, 1).index_add_(0, row, ctf_power.double() * count[:, None, None])
+            power = torch.where(keep[:, None, None], ctf_power.double(), 0.0)
+            self.ctf_power.flatten(0, 1).index_add_(0, row, power, alpha=sign)
 
     def all_reduce_(self, ranks: Ranks) -> None:
         """Make every rank hold the sums over all ranks."""
