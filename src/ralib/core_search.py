@@ -8,9 +8,10 @@ become the best (`ops.climb_numba`). Each core takes chunks of particles of its 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +22,18 @@ from ralib.ops.peaks_numba import Peaks, rotation_maxima
 from ralib.ops.rotational_score import angular_tables
 from ralib.ops.thin import ThinGrid
 from ralib.polar import PolarGrid
-from ralib.templates import GRID_SCORE_LOSS, leaving, parity_orders, shift_rings
+from ralib.templates import (
+    GRID_SCORE_LOSS,
+    leaving,
+    mean_square_frequency,
+    natural_step_px,
+    parity_orders,
+    shift_rings,
+)
 from ralib.types import Poses
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CHUNK = 64
 """Particles that a core takes at a time."""
@@ -84,7 +95,7 @@ class CoreSearch:
         spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
         power = (spectrum.abs().square().sum(0) * grid.weight[:, None]).double()
         power /= power.sum().clamp(min=1e-30)
-        natural = _natural_step_px(grid, power.sum(1))
+        natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
         step = self.shift_step_px or min(natural, max(*self.shift_range_xy_px, 0.5))
         shifts = torch.cat(shift_rings(self.shift_range_xy_px, step, grid.device))
         loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
@@ -125,18 +136,7 @@ class CoreSearch:
         wanted = torch.full((len(samples),), -1) if class_index is None else class_index
         cuts = [slice(i, i + CHUNK) for i in range(0, len(samples), CHUNK)]
 
-        def one(cut: slice) -> Poses:
-            return self._search(samples[cut], centre[cut], wanted[cut])
-
-        threads = torch.get_num_threads()
-        if min(threads, len(cuts)) < 2:
-            return Poses.cat([one(cut) for cut in cuts])
-        # Products this small gain nothing from being shared.
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return Poses.cat(list(pool.map(one, cuts)))
-        finally:
-            torch.set_num_threads(threads)
+        return Poses.cat(on_cores(lambda cut: self._search(samples[cut], centre[cut], wanted[cut]), cuts))
 
     def scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k)."""
@@ -185,6 +185,18 @@ class CoreSearch:
             yield first, rotation_maxima(even, odd, t.penalty), even, odd
 
 
+def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """work(part) of each part, on a core of its own: products this small gain nothing from being shared."""
+    threads = torch.get_num_threads()
+    if min(threads, len(parts)) < 2:
+        return [work(part) for part in parts]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _holding(power: Tensor, loss: float) -> int:
     """How many entries of a distribution, from the first, hold all but half the loss."""
     return min(int((power.cumsum(0) < 1 - 0.5 * loss).sum()) + 1, len(power))
@@ -203,12 +215,6 @@ def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, n_radii: int) -> Thi
         n_orders=beyond.sum(1).clamp(min=n_orders)[:n_all].tolist(),
         n_radii=n_radii,
     )
-
-
-def _natural_step_px(grid: PolarGrid, power: Tensor) -> float:
-    """Shifts this far apart lose no more than GRID_SCORE_LOSS of a template's score, half a cell away."""
-    mean_square = float((power * (2 * math.pi * grid.radius_per_px) ** 2).sum())
-    return min(max(math.sqrt(8 * GRID_SCORE_LOSS / max(mean_square, 1e-6)), 0.5), grid.box / 45)
 
 
 def _rows(

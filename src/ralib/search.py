@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ralib.conventions import rotate_xy, wrap_deg
-from ralib.core_search import CoreSearch
+from ralib.core_search import CoreSearch, on_cores
 from ralib.memory import free_memory
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
@@ -184,15 +183,7 @@ class PoseSearch:
             return self._refine(part, centre, self._grid_candidates(part, centre, classes))
 
         chunks = list(self._chunks(samples, centre_xy_px, class_index))
-        threads = torch.get_num_threads()
-        if self.device.type != "cpu" or min(threads, len(chunks)) < 2:
-            return Poses.cat([one(chunk) for chunk in chunks])
-        # Each core works through chunks of its own: products this small gain nothing from being shared.
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return Poses.cat(list(pool.map(one, chunks)))
-        finally:
-            torch.set_num_threads(threads)
+        return Poses.cat(on_cores(one, chunks) if self.device.type == "cpu" else [one(chunk) for chunk in chunks])
 
     def _chunks(
         self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None
@@ -266,16 +257,12 @@ class PoseSearch:
         radius = 2 * math.pi * grid.radius_per_px
         # How far the local quadratic of a score can be trusted.
         reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.natural_px)
-        deciding = sum(n > 1 for n in self.candidates) - 1
         for i, n in enumerate(self.candidates):
-            # The first steps only have to rank: what the grid search used of the samples will do.
-            rough = i < min(2, len(self.candidates) - 2)
-            stops = bank.rough if rough else bank.full if i == deciding else bank.close
             if i > 0:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
             polar = (radius, grid.angle_rad, grid.weight)
             slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
-            pose = newton(samples, centre, row, pose, bank.table, *polar, stops, self._limit, reach, slack)
+            pose = newton(samples, centre, row, pose, bank.table, *polar, self.stops(i), self._limit, reach, slack)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(
@@ -285,6 +272,14 @@ class PoseSearch:
             class_index=row[0] % bank.n_references,
             score=score,
         )
+
+    def stops(self, step: int) -> tuple[int, int, int]:
+        """The samples that a Newton step, counted from 0, uses: see `ops.newton`."""
+        # The first steps only have to rank: what the grid search used of the samples will do.
+        if step < min(2, len(self.candidates) - 2):
+            return self.bank.rough
+        deciding = sum(n > 1 for n in self.candidates) - 1
+        return self.bank.full if step == deciding else self.bank.close
 
     @property
     def bank(self) -> TemplateBank:

@@ -205,17 +205,24 @@ class Extent:
         power = (spectrum.abs().square() * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         by_radius = power.sum(1)
-        mean_square = (by_radius * (2 * math.pi * grid.radius_per_px) ** 2).sum()
         left_out = [1 - part.cumsum(0) for part in (power.sum(0), by_radius)]
         counts = [(left > 0.5 * share).sum() for left in left_out for share in (loss, CLOSE_LOSS)]
-        *counted, curvature = torch.stack([*counts, mean_square]).tolist()
+        *counted, mean_square = torch.stack([*counts, mean_square_frequency(grid, by_radius)]).tolist()
         n_orders, close_orders, n_radii, close_radii = (1 + int(n) for n in counted)
-        # Half a grid cell away, at (step, step) / 2, a template's own score has fallen by this fraction at most.
-        step = math.sqrt(8 * GRID_SCORE_LOSS / max(curvature, 1e-6))
         # Matrix units work on multiples of 8 and 16.
         n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
         n_radii, close_radii = (min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, close_radii))
-        return cls(n_orders, n_radii, close_orders, close_radii, min(max(step, 0.5), grid.box / 45))
+        return cls(n_orders, n_radii, close_orders, close_radii, natural_step_px(grid, mean_square))
+
+
+def mean_square_frequency(grid: PolarGrid, power: Tensor) -> Tensor:
+    """Of templates whose power, by radius (K,), adds up to 1; radians per pixel, squared."""
+    return (power * (2 * math.pi * grid.radius_per_px) ** 2).sum()
+
+
+def natural_step_px(grid: PolarGrid, mean_square: float) -> float:
+    """The shift step of which half, along x and y, costs a template no more than GRID_SCORE_LOSS of its own score."""
+    return min(max(math.sqrt(8 * GRID_SCORE_LOSS / max(mean_square, 1e-6)), 0.5), grid.box / 45)
 
 
 def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) -> tuple[int, int, int]:

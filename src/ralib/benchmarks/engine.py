@@ -204,13 +204,10 @@ def floor_us(search: PoseSearch) -> float:
     pairings = bank.n_references * sum(len(r) for r in bank.poses.rings) * (1 + search.mirror)
     n_orders = len(bank.poses.orders)
     half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * bank.poses.n_half)
-    full, close, rough = (
-        len(used_samples(stops, grid.n_angles // 2, grid.device)[0]) for stops in (bank.full, bank.close, bank.rough)
-    )
-    deciding = sum(n > 1 for n in search.candidates) - 1
-    steps = [rough if i < 2 else full if i == deciding else close for i in range(len(search.candidates))]
+    half_circle = grid.n_angles // 2
+    steps = [len(used_samples(search.stops(i), half_circle, grid.device)[0]) for i in range(len(search.candidates))]
     single = 60 * sum(n * points for n, points in zip(search.candidates, steps, strict=True))
-    moved = 2 * 2 * 2 * pairings * n_orders + 8 * full * (1 + len(steps)) + 4 * grid.box**2
+    moved = 2 * 2 * 2 * pairings * n_orders + 8 * max(steps) * (1 + len(steps)) + 4 * grid.box**2
     return 1e6 * max(half / HALF_FLOPS + single / SINGLE_FLOPS, moved / COPY_BYTES_PER_S)
 
 
