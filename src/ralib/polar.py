@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import i0
 from torch import Tensor
 
 from ralib.ops.taps import gather_taps
@@ -146,7 +145,7 @@ def _kernel_taps(k: np.ndarray, phi: np.ndarray, big: int) -> tuple[np.ndarray, 
 
     def kernel(distance: np.ndarray) -> np.ndarray:
         inside = np.clip(1 - (2 * distance / KERNEL_WIDTH) ** 2, 0, None)
-        return i0(beta * np.sqrt(inside)) / i0(beta)
+        return np.i0(beta * np.sqrt(inside)) / np.i0(beta)
 
     weight = kernel(iy - ky[:, None])[:, :, None] * kernel(ix - kx[:, None])[:, None, :]
     row, column = np.broadcast_arrays(iy[:, :, None], ix[:, None, :])
@@ -166,7 +165,7 @@ def _window(box: int) -> np.ndarray:
     x = (np.arange(box) - box // 2) / (PADDING * box)
     beta = _kaiser_bessel_beta()
     z = np.sqrt((np.pi * KERNEL_WIDTH * x) ** 2 - beta**2 + 0j)
-    transform = (KERNEL_WIDTH / i0(beta)) * np.sinc(z / np.pi).real
+    transform = (KERNEL_WIDTH / np.i0(beta)) * np.sinc(z / np.pi).real
     y, x = np.mgrid[:box, :box] - box // 2
     disc = np.clip(box / 2 - np.hypot(x, y), 0.0, 1.0)
     return disc / np.outer(transform, transform)

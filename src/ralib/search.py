@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ralib.conventions import rotate_xy, wrap_deg
-from ralib.core_search import CoreSearch, on_cores
 from ralib.memory import free_memory
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
@@ -36,6 +36,9 @@ from ralib.ops.shortlist import shortlist
 from ralib.polar import PolarGrid
 from ralib.templates import Extent, PoseGrid, TemplateBank, masked_unit_norm, ring_mask
 from ralib.types import Poses
+
+if TYPE_CHECKING:
+    from ralib.core_search import CoreSearch
 
 LEAST_BYTES, MOST_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
@@ -100,6 +103,8 @@ class PoseSearch:
         self._bank: TemplateBank | None = None
         self._cores: CoreSearch | None = None
         if self.device.type == "cpu" and candidates is None:
+            from ralib.core_search import CoreSearch  # Numba takes its time to load: not where a GPU does the work
+
             self._cores = CoreSearch(
                 self.grid, shift_range_xy_px, self._limit, shift_step_px=shift_step_px, mirror=mirror
             )
@@ -170,7 +175,9 @@ class PoseSearch:
             return (8, 4, 2, 1, 1)
         # On a grid finer than need be, more of its poses belong to one maximum.
         crowd = min(self.bank.natural_px / self.bank.poses.step_px, 2.0)
-        return (round(crowd * (16 + 2 * math.sqrt(k))), round(crowd * min(7 + k // 20, 10)), 4, 2, 1, 1, 1)
+        # Among many references, more of them look alike.
+        first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
+        return (round(crowd * first), round(crowd * second), 4, 2, 1, 1, 1)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
@@ -183,7 +190,11 @@ class PoseSearch:
             return self._refine(part, centre, self._grid_candidates(part, centre, classes))
 
         chunks = list(self._chunks(samples, centre_xy_px, class_index))
-        return Poses.cat(on_cores(one, chunks) if self.device.type == "cpu" else [one(chunk) for chunk in chunks])
+        if self.device.type != "cpu":
+            return Poses.cat([one(chunk) for chunk in chunks])
+        from ralib.core_search import on_cores
+
+        return Poses.cat(on_cores(one, chunks))
 
     def _chunks(
         self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None

@@ -24,6 +24,10 @@ FINE = 2
 """Fine rotations per angular sample of the polar grid, where templates are tabulated for the Newton steps."""
 
 
+TABLE_BYTES = 2**25
+"""Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
+
+
 def ring_mask(
     box: int, inner_radius: float, outer_radius: float, *, device: torch.device | str = "cpu", soft_px: float = 3.0
 ) -> Tensor:
@@ -249,7 +253,7 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> li
     scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
     phase = poses.phase[:, :n_radii]
     out = []
-    group = max(1, 2**27 // (phase.numel() * 8))
+    group = max(1, TABLE_BYTES // (phase.numel() * 8))
     for part in samples.split(group):
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
         re, im = ((f * scale[..., None]).permute(1, 2, 0).to(poses.cosine.dtype) for f in poses.angular_orders(moved))
@@ -275,7 +279,7 @@ def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool 
     shape = ((1 + mirror) * len(spectrum), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
     table = torch.empty(shape, dtype=dtype, device=grid.device)
     both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
-    group = max(1, 2**27 // (FINE * grid.n_radii * grid.n_angles * 8))
+    group = max(1, TABLE_BYTES // (FINE * grid.n_radii * grid.n_angles * 8))
     for i in range(0, len(both), group):
         positive = both[i : i + group, None] * turn
         # A real image: order -m is (-1)^m times the conjugate of order m.

@@ -71,7 +71,7 @@ def _add_batch(sums: Tensor, samples: Samples, table: Tensor, row: Tensor, tilin
     _add_runs_kernel[(n_rows * n_blocks,)](partial, begin, sums, n * n, n_blocks, run_length, block)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _runs_kernel(
     samples_ptr,
     table_ptr,

@@ -115,7 +115,8 @@ def _band(
     return s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy
 
 
-@triton.jit
+# Counts that differ from step to step, or from batch to batch, are compiled for once.
+@triton.jit(do_not_specialize=["n_candidates", "n_particles", "stop_third", "stop_second", "stop"])
 def _newton(
     samples, centre, row, pose, table, radius, angle, weight, out,
     n_candidates, n_particles, n_fine, stop_third, stop_second, stop, limit_x, limit_y, bound_deg, bound_px, slack,

@@ -169,7 +169,7 @@ def _factor(zero, at_top, row: tl.constexpr, SCALE: tl.constexpr):
         return zero + SCALE[LAST]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_particles"])
 def _table_kernel(
     psi_ptr, origin_ptr, mirror_ptr, weight_ptr, mean_ptr, table_ptr, n_particles,
     N: tl.constexpr, WEIGHTED: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr,

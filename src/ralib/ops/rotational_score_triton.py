@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_pairs", "n_penalty"])
 def _rotational_max(
     spectra, cosine, sine, penalty, value, index,
     n_orders, n_pairs, n_particles, n_half, n_penalty,

@@ -15,7 +15,7 @@ def _wrapped(degrees):
     return degrees - 360.0 * tl.floor(degrees / 360.0 + 0.5)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_candidates", "n_particles", "n_kept"])
 def _shortlist(
     row, pose, row_out, pose_out, n_candidates, n_particles, n_kept, same_deg, same_px,
     DISTINCT: tl.constexpr, BLOCK: tl.constexpr,

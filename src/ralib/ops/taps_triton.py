@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _gather_taps(values, index, weight, out, n_images, n_values, n_points, N_TAPS: tl.constexpr, BLOCK: tl.constexpr):
+def _gather_taps(values, index, weight, out, n_values, n_points, N_TAPS: tl.constexpr, BLOCK: tl.constexpr):
     """One program: BLOCK points of one image. `values` and `out` are interleaved (real, imaginary) pairs."""
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)
@@ -46,7 +46,6 @@ def gather_taps_triton(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
             index.T.contiguous(),
             weight.T.contiguous(),
             torch.view_as_real(out[i : i + 65_535]),
-            len(part),
             n_values,
             n_points,
             N_TAPS=n_taps,

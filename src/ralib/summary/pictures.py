@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ralib.ctf import ctf_2d, frequency_grid, phase_flip
 from ralib.io import open_images
-from ralib.ops import rotate_shift_images
+from ralib.ops import resample_plain, rotate_shift_images
 from ralib.report.contents import History, Members
 from ralib.summary.runs import RunFiles
 
@@ -47,6 +47,8 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
     run used the CTF, phases are flipped; and noise above a quarter of the picture's sampling rate is dampened.
     """
     poses, parts, flipped = run.poses, [], uses_ctf(run)
+    # A GPU's kernels would have to be compiled for these sizes, which takes longer than turning so few small pictures.
+    turn = rotate_shift_images if torch.device(device).type == "cpu" else resample_plain.rotate_shift_images
     for start in range(0, len(rows), BATCH):
         index = rows[start : start + BATCH]
         images = torch.from_numpy(np.nan_to_num(run.particles.images.read(index))).to(device)
@@ -55,7 +57,7 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
         if flipped:
             work = _phase_flipped(run, index, work, scale)
         part = poses[torch.from_numpy(index)].to(device)
-        turned = rotate_shift_images(work, part.psi_deg, part.origin_xy_px * scale, part.mirror)
+        turned = turn(work, part.psi_deg, part.origin_xy_px * scale, part.mirror)
         parts.append(_softened(resized(turned, size)).cpu())
     return torch.cat(parts).numpy() if parts else np.zeros((0, size, size), dtype=np.float32)
 
