@@ -79,13 +79,12 @@ class CoreSearch:
     def __init__(
         self,
         grid: PolarGrid,
-        shift_range_xy_px: tuple[float, float],
         limit_xy_px: tuple[float, float],
         *,
         shift_step_px: float | None = None,
         mirror: bool = True,
     ) -> None:
-        self.grid, self.shift_range_xy_px, self.limit_xy_px = grid, shift_range_xy_px, limit_xy_px
+        self.grid, self.limit_xy_px = grid, limit_xy_px
         self.shift_step_px, self.mirror = shift_step_px, mirror
         self._templates: CoreTemplates | None = None
 
@@ -96,8 +95,8 @@ class CoreSearch:
         power = (spectrum.abs().square().sum(0) * grid.weight[:, None]).double()
         power /= power.sum().clamp(min=1e-30)
         natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
-        step = self.shift_step_px or min(natural, max(*self.shift_range_xy_px, 0.5))
-        shifts = torch.cat(shift_rings(self.shift_range_xy_px, step, grid.device))
+        step = self.shift_step_px or min(natural, max(*self.limit_xy_px, 0.5))
+        shifts = torch.cat(shift_rings(self.limit_xy_px, step, grid.device))
         loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
         n_orders = 4 * math.ceil(_holding(power.sum(0), loss) / 4)
         thin = _thinned(grid, power, n_orders, _holding(power.sum(1), loss))

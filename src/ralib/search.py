@@ -105,9 +105,7 @@ class PoseSearch:
         if self.device.type == "cpu" and candidates is None:
             from ralib.core_search import CoreSearch  # Numba takes its time to load: not where a GPU does the work
 
-            self._cores = CoreSearch(
-                self.grid, shift_range_xy_px, self._limit, shift_step_px=shift_step_px, mirror=mirror
-            )
+            self._cores = CoreSearch(self.grid, self._limit, shift_step_px=shift_step_px, mirror=mirror)
         self.product_bytes = MOST_BYTES
         if self.device.type == "cuda":
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
@@ -135,10 +133,11 @@ class PoseSearch:
             return
         spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
         extent = Extent.of(self.grid, spectrum, self.grid_loss)
-        step_px = self.shift_step_px or min(extent.step_px, max(*self.shift_range_xy_px, 0.5))
+        # In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
+        step_px = self.shift_step_px or min(extent.step_px, max(*self._limit, 0.5))
         poses = self._bank.poses if self._bank else None
         if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
-            given = (self.shift_range_xy_px, self._limit, self.mirror, self.dtype)
+            given = (self._limit, self.mirror, self.dtype)
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
         self._bank = TemplateBank.build(self.grid, samples, spectrum, poses, extent, self.mirror)
 

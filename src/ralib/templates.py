@@ -78,7 +78,6 @@ class PoseGrid:
         grid: PolarGrid,
         n_orders: int,
         step_px: float,
-        shift_range_xy_px: tuple[float, float],
         limit_xy_px: tuple[float, float],
         mirror: bool,
         dtype: torch.dtype,
@@ -87,7 +86,7 @@ class PoseGrid:
         orders = parity_orders(n_orders, grid.device)
         # At least 2.5 angles to the shortest angular wave.
         n_half = 16 * math.ceil(1.25 * n_orders / 16)
-        rings = shift_rings(shift_range_xy_px, step_px, grid.device)
+        rings = shift_rings(limit_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
         penalty = [None, *(leaving(shifts, limit, mirror, n_half) for shifts in rings[1:])]
         n_even = (n_orders + 1) // 2
@@ -168,16 +167,16 @@ class TemplateBank:
         return cls(len(samples), poses, extent.n_radii, rough, close, full, extent.step_px, rows, table)
 
 
-def shift_rings(range_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
-    """Shifts (s, 2) on a square grid that covers the shift range in any rotation, in two rings; see `TemplateBank`."""
-    reach = math.hypot(*range_xy_px) + 0.25 * step_px
+def shift_rings(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
+    """Shifts (s, 2) on a square grid that covers the range in any rotation, in two rings; see `TemplateBank`."""
+    reach = math.hypot(*limit_xy_px) + 1e-4
     n = math.floor(reach / step_px)
     axis = torch.arange(-n, n + 1, device=device) * step_px
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     shifts = torch.stack([x.flatten(), y.flatten()], dim=1)
     length = torch.linalg.vector_norm(shifts, dim=1)
     shifts, length = shifts[length <= reach], length[length <= reach]
-    free = length <= min(range_xy_px) + 1e-4
+    free = length <= min(limit_xy_px) + 1e-4
     return [s for s in (shifts[free], shifts[~free]) if len(s)]
 
 
