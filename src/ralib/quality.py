@@ -1,9 +1,11 @@
 """What a class or a particle is worth, in numbers and in words.
 
-Particles are judged twice. How much of what a typical class would let expect of them, under their own CTF and noise,
-does their class explain? An empty patch of ice or half a particle falls short; two groups, where there are two, are
-told apart by a mixture of two normal distributions. And how much of what is explained is fine detail? A speck of dirt
-may resemble a class well, or get a class of its own, but all of it is coarse. Classes are judged by their members, and
+Particles are judged three times. How much of what a typical class would let expect of them, under their own CTF and
+noise, does their class explain? An empty patch of ice or half a particle falls short; two groups, where there are two,
+are told apart by a mixture of two normal distributions. And how much of what is explained is fine detail? A speck of
+dirt may resemble a class well, or get a class of its own, but all of it is coarse. And how far from the centre of its
+box does it lie? Picking centres particles to within a few pixels; what only fits far from there is noise that fits
+anywhere, a particle cut by the box, or dirt beside the place that was picked. Classes are judged by their members, and
 by the fine detail these share with them, which blurred classes and blobs lack.
 """
 
@@ -29,8 +31,14 @@ FINE_DETAIL = 3.5
 """Details across the particle from which on they count as fine: coarser ones a blob has too."""
 
 SURELY_USUAL, CLEARLY_ODD, WORST = 3.0, 6.0, 10.0
-"""Robust standard deviations by which a particle's share of fine detail is too small: below the first there is nothing
-odd, above the second surely. No score goes beyond the last."""
+"""Robust standard deviations by which a particle's share of fine detail is too small, or its place too far off: below
+the first there is nothing odd, above the second surely. No score goes beyond the last."""
+
+CAUSES = ("fit no class", "share no fine detail with it", "lie far from the centres of their boxes")
+"""What is wrong with junk, in words: the three ways in which particles are judged."""
+
+CENTRED = 0.05
+"""Of the particle's radius: places that differ by less are one place, however narrowly a set was centred."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,9 @@ def judge(
     detail = detail_ratio(field, state, references).cpu().numpy().astype(np.float64)
     explained = explained_ratio(field, state, references).cpu().numpy().astype(np.float64)
     index = poses.class_index.numpy()
-    quality, junk = particle_quality(explained, detail, index)
+    away = torch.linalg.vector_norm(state.origin_xy_px, dim=1) / field.particle_radius_px
+    away = away.cpu().numpy().astype(np.float64)
+    quality, junk, cause = particle_quality(explained, detail, away, index)
     agreement = stability.agreement.cpu().numpy()
     particles = {
         "posterior": state.posterior.cpu().numpy(),
@@ -64,6 +74,7 @@ def judge(
         "explained": explained,
         "quality": quality,
         "detail": detail,
+        "off_centre": away,
         "agreement": agreement,
         "junk": junk,
     }
@@ -91,8 +102,9 @@ def judge(
                 "junk": float(junk[member].mean()) if known else 1.0,
             }
         )
-    for row in rows:
-        row["score"], row["verdict"] = _verdict(row, rows, stability.believable)
+    for k, row in enumerate(rows):
+        main_cause = int(np.bincount(cause[(index == k) & (junk > 0.5)], minlength=len(CAUSES)).argmax())
+        row["score"], row["verdict"] = _verdict(row, rows, stability.believable, CAUSES[main_cause])
     return Verdict(rows, particles, _warnings(rows, junk, stability))
 
 
@@ -129,33 +141,44 @@ def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 
-def particle_quality(explained: np.ndarray, detail: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quality (n,), the higher the better and about 0 for a typical particle, and junk probability (n,).
+def particle_quality(
+    explained: np.ndarray, detail: np.ndarray, away: np.ndarray, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quality (n,), the higher the better and about 0 for a typical particle; junk probability (n,); which of CAUSES.
 
-    What is explained, and how much of that is fine detail, count in their own robust standard deviations, and the worse
-    of the two decides; fine detail counts for less, since some views have little. A single particle's fine detail is
-    noisy, so half of it is its class's. index (n,) is the class, -1 for images that are none: these are junk.
+    What is explained, how much of that is fine detail, and how far `away` from the centre of the box a particle lies
+    (particle radii) count in their own robust standard deviations, and the worst decides. The last two count for less,
+    since some views have little detail and some picks are poor. A single particle's are noisy, so half of each is its
+    class's: junk of a kind shares a class. index (n,) is the class, -1 for images that are none: these are junk.
     """
     usable = index >= 0
     log = np.log(np.maximum(explained, 0.02))
     fine = detail / np.maximum(explained**2, 0.05)  # both over what is expected; the square is a share of likelihood
-    of_class = np.array([np.median(fine[index == k]) if (index == k).any() else 0.0 for k in range(index.max() + 1)])
-    fine = 0.5 * (fine + np.where(usable, of_class[index], 0.0))
-    low, coarse = _deviation(log, usable), _deviation(fine, usable)
-    quality = np.where(usable, np.clip(np.minimum(low, 0.7 * coarse), -WORST, WORST), -WORST)
-    junk = np.clip((-coarse - SURELY_USUAL) / (CLEARLY_ODD - SURELY_USUAL), 0, 1)
+    low = _deviation(log, usable)
+    coarse = _deviation(_half_of_class(fine, index), usable)
+    far = _deviation(_half_of_class(away, index), usable, floor=CENTRED)
+    judged = np.stack([low, 0.7 * coarse, -0.5 * far])
+    quality = np.where(usable, np.clip(judged.min(0), -WORST, WORST), -WORST)
+    junk = np.clip((np.maximum(-coarse, far) - SURELY_USUAL) / (CLEARLY_ODD - SURELY_USUAL), 0, 1)
     regular = usable & (junk < 0.5)  # dirt may lie far above all others, and would widen the upper group
     if regular.sum() > 1:
         junk[regular] = np.maximum(junk[regular], junk_probability(log[regular]))
     junk[~usable] = 1.0
-    return quality, junk
+    return quality, junk, judged.argmin(0)
 
 
-def _deviation(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def _half_of_class(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Mean (n,) of each particle's value and the median of its class."""
+    known = [index == k for k in range(index.max() + 1)]
+    median = np.array([np.median(values[member]) if member.any() else 0.0 for member in known])
+    return 0.5 * (values + np.where(index >= 0, median[index], 0.0)) if known else values
+
+
+def _deviation(values: np.ndarray, usable: np.ndarray, floor: float = 1e-12) -> np.ndarray:
     """(values - median) in standard deviations, told from the half of the data nearest to the median."""
     known = values[usable] if usable.any() else values
     middle = np.median(known)
-    deviation: np.ndarray = (values - middle) / (1.4826 * np.median(np.abs(known - middle)) + 1e-12)
+    deviation: np.ndarray = (values - middle) / max(1.4826 * float(np.median(np.abs(known - middle))), floor)
     return deviation
 
 
@@ -214,7 +237,7 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     return torch.where(beyond, corrected, masked).clamp(-1, 1)
 
 
-def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool) -> tuple[float, str]:
+def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, cause: str) -> tuple[float, str]:
     """A score between 0 and 1, and the sentence that says where it comes from."""
     sharp = max(r["sharpness"] for r in rows) or 1.0
     parts = (1 - row["junk"], min(1.0, row["reproducibility"] / 0.6), min(1.0, max(0.0, row["sharpness"] / sharp)))
@@ -225,7 +248,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool) 
     if row["members"] == 0:
         return 0.0, "empty"
     if row["junk"] > 0.5:
-        words.append(f"{100 * row['junk']:.0f}% of its members are poorly explained by any class: probably junk")
+        words.append(f"{100 * row['junk']:.0f}% of its members are probably junk: most {cause}")
     if row["reproducibility"] < 0.3:
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
     if row["sharpness"] < 0.5 * sharp:
@@ -255,7 +278,8 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
         share = 100 * bad / len(junk)
         warnings.append(
             {
-                "what": f"{bad} particles ({share:.0f}%) are poorly explained by any class: probably junk",
+                "what": f"{bad} particles ({share:.0f}%) are probably junk: they fit no class, share no fine detail "
+                "with it, or lie far from the centres of their boxes",
                 "where": "particles",
                 "do": "select the good classes in the report and classify them again with --from; particle_scores.txt "
                 "has the junk score of each particle",
