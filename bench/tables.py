@@ -23,6 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOTHING_YET = "*No measurement has been committed to bench/results yet.*"
+SECTIONS = {
+    "Speed, the answer proven first": ("engine", "whole", "rotate"),
+    "Right, held against known truth": ("classification", "truth"),
+    "Large sets, several GPUs, nothing lost": ("stream", "limited", "distributed-2", "kill-resume"),
+}
+"""The README's tables, and whose rows stand in them; what no other holds is in a last one."""
+OTHERS = "The rest"
+SHORT_UNITS = {"us a particle and iteration": "µs"}
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
@@ -44,15 +52,17 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def readme_table(results: list[dict[str, Any]]) -> str:
-    """The rows that have a goal, or ask for the README, of every bench and device."""
-    lines = []
+    """The rows that have a goal, or ask for the README, of every bench and device, a table for each section."""
+    lines: dict[str, list[list[str]]] = {title: [] for title in [*SECTIONS, OTHERS]}
     for result in results:
+        section = next((title for title, benches in SECTIONS.items() if result["bench"] in benches), OTHERS)
         for row in result["rows"]:
             if row.get("readme", row.get("goal") is not None):
-                lines.append([row["case"], where(result), *cells(row)])
-    if not lines:
-        return NOTHING_YET
-    return markdown(["Case", "Device", "Measured", "Goal", "Elsewhere", "Parity first"], lines)
+                short = row | {"unit": SHORT_UNITS.get(row.get("unit") or "", row.get("unit"))}
+                lines[section].append([row["case"], where(result), *cells(short)])
+    header = ["Case", "Device", "Measured", "Goal", "Elsewhere", "Parity first"]
+    tables = [f"**{title}**\n\n{markdown(header, rows)}" for title, rows in lines.items() if rows]
+    return "\n\n".join(tables) if tables else NOTHING_YET
 
 
 def benchmarks_page(results: list[dict[str, Any]]) -> str:
