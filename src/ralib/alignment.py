@@ -273,12 +273,11 @@ class Alignment:
         ]
 
     def _add(self, sums: ClassSums, batch: Batch, poses: Poses, sign: int = 1) -> None:
-        half = torch.from_numpy(batch.index % 2).to(self.device)
         ctf = self.batches.ctf_parameters(batch.index)
         power = None
         if ctf is not None and self.particles.pixel_size_A is not None:
             power = ctf_power_in_class_frame(ctf, poses, self.box, self.particles.pixel_size_A)
-        sums.add_(batch.turnable, poses, half, power, sign)
+        sums.add_(batch.turnable, poses, batch.half, power, sign)
 
     def _empty_sums(self, n_classes: int) -> ClassSums:
         return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")
@@ -286,10 +285,10 @@ class Alignment:
     def _centre(self, stage: Stage, previous: Poses, batch: Batch) -> Tensor:
         """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
-        room = (limit - torch.tensor(stage.shift_range_xy_px, device=self.device)).clamp_min(0.0)
         rows = batch.rows if batch.number >= 0 else torch.from_numpy(batch.index).to(self.device)
-        origin = previous.origin_xy_px[rows]
-        return torch.maximum(torch.minimum(origin, room), -room)
+        room = (max(0.0, limit - span) for span in stage.shift_range_xy_px)
+        origin = previous.origin_xy_px[rows].unbind(-1)
+        return torch.stack([part.clamp(-most, most) for part, most in zip(origin, room, strict=True)], dim=-1)
 
     def _gather(self, local: Poses) -> Poses:
         """All ranks' poses in the order of the particles."""

@@ -38,6 +38,14 @@ class Batch:
     def rows(self) -> slice:
         return slice(int(self.index[0]), int(self.index[-1]) + 1)
 
+    @property
+    def half(self) -> Tensor:
+        """Which half of its class (b,) a particle belongs to: even numbers to 0, odd ones to 1."""
+        if self.number < 0:
+            return torch.from_numpy(self.index % 2).to(self.usable.device)
+        # Made where it is needed: a copy from the host would wait for all work before it.
+        return torch.arange(self.rows.start, self.rows.stop, device=self.usable.device) % 2
+
 
 class ParticleBatches:
     """One rank's particles, batch after batch, the same each time.
