@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 LEAST_BYTES, MOST_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
+AT_ONCE = 64
+"""Particles whose transforms a core works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
 SLACK = (0.1, 0.03, 0.01)
@@ -119,7 +121,19 @@ class PoseSearch:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
-        return self.grid.transform(images.to(self.device, torch.float32))
+        images = images.to(self.device, torch.float32)
+        if self.device.type != "cpu":
+            return self.grid.transform(images)
+        from ralib.core_search import on_cores
+
+        samples = torch.empty(len(images), self.grid.n_radii, self.grid.n_angles // 2, dtype=torch.complex64)
+
+        def one(chunk: tuple[Tensor, Tensor]) -> None:
+            chunk[1].copy_(self.grid.transform(chunk[0]))
+
+        # Few at a time, so that their padded transforms stay in a core's cache.
+        on_cores(one, list(zip(images.split(AT_ONCE), samples.split(AT_ONCE), strict=True)))
+        return samples
 
     def set_references(self, references: Tensor) -> None:
         """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
