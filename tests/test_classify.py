@@ -267,7 +267,7 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
     move = torch.full((len(state.psi_deg), 2), 1.5)
     away = replace(state, origin_xy_px=follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move))
     rings = course.position.rings
-    away = replace(away, averages=model.averages(away, away.class_index, 4, rings))
+    away = replace(away, averages=model.averages(away, away.class_index, 4, rings)[0])
 
     def shared(state: State, references: torch.Tensor) -> float:
         found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)

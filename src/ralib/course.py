@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ralib.expectation import Model, State, Step
+from ralib.leave_out import Own
 from ralib.posterior import class_prices
 from ralib.starts import keep_most_useful, particles_as_references, poorly_explained
 
@@ -144,7 +145,8 @@ class Course:
         at, plan, k = self.position, self.plan, self.k
         extra = max(1, round(plan.newcomers * k))
         largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
-        crowd = self._split(state, largest, at.rings)
+        crowd, own = self._split(state, largest, at.rings)
+        state = replace(state, own=own)
         if plan.strangers > 0:
             crowd = torch.cat([crowd, self._strangers(state, references, max(1, round(plan.strangers * k)))])
         for i in range(2):
@@ -208,13 +210,11 @@ class Course:
         return grid.orders_of(masked, self.model.field.orders(rings))
 
     def _most_useful(self, state: State, keep: int) -> Tensor:
-        """Which classes to keep. A particle counts by the share of its fit that it would lose, so that those of high
-        contrast do not decide alone; fits count less what balance charges the members of large classes."""
-        fit, best = state.fit + class_prices(state.fit, 1.0, self.model.balance), state.fit.amax(1, keepdim=True)
-        return keep_most_useful(fit / best.clamp_min(0.1 * best.median().clamp_min(1e-3)), keep)
+        """Which classes to keep; fits count less what balance charges the members of large classes."""
+        return keep_most_useful(state.fit + class_prices(state.fit, 1.0, self.model.balance), keep)
 
-    def _split(self, state: State, classes: Tensor, rings: int) -> Tensor:
-        """References of all classes, and of new ones: the worse fitting half of the members of some.
+    def _split(self, state: State, classes: Tensor, rings: int) -> tuple[Tensor, Own]:
+        """References of all classes, and of new ones: the worse fitting half of the members of some; who is in them.
 
         Where a class mixes two views, those of the rarer one fit its average worse.
         """
@@ -223,8 +223,8 @@ class Course:
             member = state.class_index == old
             middle = torch.where(member, state.scale, torch.nan).nanmedian()
             index = torch.where(member & (state.scale < middle), self.k + new, index)
-        averages = self.model.averages(state, index, self.k + len(classes), rings)
-        return self.model.masked(averages.orders, rings)
+        averages, own = self.model.averages(state, index, self.k + len(classes), rings)
+        return self.model.masked(averages.orders, rings), own
 
     def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
         """References of `count` classes that the worst explained particles form, beginning anew among themselves."""
@@ -256,4 +256,5 @@ def _restricted(state: State, keep: Tensor) -> State:
     fit = state.fit[:, keep]
     index = fit.argmax(1)
     members = torch.nn.functional.one_hot(index, len(keep)).float().sum(0)
-    return replace(state, fit=fit, class_index=index, members=members)
+    own = None if state.own is None else state.own.restricted(keep)
+    return replace(state, fit=fit, class_index=index, members=members, own=own)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ralib.course import Course, Position
 from ralib.expectation import State
+from ralib.leave_out import Own
 from ralib.maximization import RingAverages
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
 _PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale", "mean_scale", "members")
-_AVERAGES = ("orders", "halves", "frc")
+_AVERAGES = ("orders", "halves", "frc", "gain")
 
 
 def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -23,6 +24,8 @@ def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[d
     assert state.averages is not None
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
+    assert state.own is not None
+    arrays["own_weight"] = state.own.weight.cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = state.fit.amax(1).cpu().numpy()
     arrays["generator"] = course.generator.get_state().numpy()
     return arrays, {"position": asdict(course.position), "log": course.log, "figures": figures}
@@ -42,4 +45,8 @@ def unpack(
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
     known = {name: part(name) for name in _PARTICLES}
     fit = part("best")[:, None].expand(-1, len(known["members"]))
-    return State(fit=fit, averages=averages, **known), list(meta["figures"])
+    own = Own(
+        known["class_index"], known["psi_deg"], known["origin_xy_px"], known["mirror"],
+        part("own_weight"), averages.gain,
+    )  # fmt: skip
+    return State(fit=fit, averages=averages, own=own, **known), list(meta["figures"])

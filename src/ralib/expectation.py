@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ralib import likelihood as lk
+from ralib.leave_out import Own, own_cross, without_own
 from ralib.maximization import (
     RingAverages,
     average_classes,
@@ -43,6 +44,7 @@ class State:
     scale        (n,) contrast of each particle relative to the median
     mean_scale   () median scale before that division: the references' own contrast
     members      (k,) particles whose best class it is
+    own          what each particle gave to the averages, which its next fit does without
     """
 
     psi_deg: Tensor
@@ -55,11 +57,12 @@ class State:
     mean_scale: Tensor
     members: Tensor
     averages: RingAverages | None
+    own: Own | None = None
 
     def of(self, rows: Tensor) -> State:
-        """The state of some particles; classes as they are."""
+        """The state of some particles; classes as they are, made of others as well."""
         own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
-        return replace(self, **{name: getattr(self, name)[rows] for name in own})
+        return replace(self, own=None, **{name: getattr(self, name)[rows] for name in own})
 
     @classmethod
     def blank(cls, n: int, origin_xy_px: Tensor) -> State:
@@ -115,12 +118,14 @@ class Model:
         return lk.disc_of_shifts(1.5 * step if radius_px is None else radius_px, step, self.field.grid.device)
 
     def expect(self, references: Tensor, state: State, step: Step) -> lk.ClassPoses:
-        """E-step's search: the best pose of every particle in every class."""
+        """E-step's search: the best pose of every particle in every class, fits without the particles' own share."""
         grid, spectra = self.field.grid, self.field.spectra
-        if not self.align:
-            poses = (state.psi_deg, state.origin_xy_px, state.mirror)
-            return lk.score_fixed(grid, spectra, *poses, references)
-        return lk.score_classes(grid, spectra, state.origin_xy_px, references, step.shifts_xy_px, mirror=self.mirror)
+        if self.align:
+            origin = state.origin_xy_px
+            found = lk.score_classes(grid, spectra, origin, references, step.shifts_xy_px, mirror=self.mirror)
+        else:
+            found = lk.score_fixed(grid, spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
+        return found if state.own is None else without_own(self.field, state.own, found, references.shape[1])
 
     def iterate(self, references: Tensor, state: State, step: Step) -> State:
         """E-step and M-step; the new averages reach a few rings beyond those that were compared."""
@@ -131,7 +136,7 @@ class Model:
         posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
         poses = [found.pick(index[:, j]) for j in range(index.shape[1])]
         if step.newton and self.align:
-            poses = [self._refined(references, p, index[:, j], step) for j, p in enumerate(poses)]
+            poses = [self._refined(references, p, index[:, j], step, state.own) for j, p in enumerate(poses)]
             # The class a particle was in has the advantage of a refined centre on the grid; now all have.
             better = torch.stack([lk.log_likelihood(p.cross, p.norm, state.mean_scale) for p in poses], dim=1)
             fit = fit.scatter(1, index, better)
@@ -157,12 +162,18 @@ class Model:
         columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
         return self._maximise(state, poses, *columns, [s / mean for s in scale], step, fit.shape[1])
 
-    def _refined(self, references: Tensor, poses: lk.ClassPoses, index: Tensor, step: Step) -> lk.ClassPoses:
+    def _refined(
+        self, references: Tensor, poses: lk.ClassPoses, index: Tensor, step: Step, own: Own | None
+    ) -> lk.ClassPoses:
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
-        return lk.refine_poses(
+        poses = lk.refine_poses(
             grid, self.field.spectra, references, poses, index,
             steps=step.newton, limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing,
         )  # fmt: skip
+        if own is None:
+            return poses
+        share = own_cross(self.field, own, poses, references.shape[1])
+        return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))
 
     def _maximise(
         self,
@@ -182,10 +193,16 @@ class Model:
         )  # fmt: skip
         usable = self.field.usable.to(torch.float32)
         members = torch.nn.functional.one_hot(state.class_index, n_classes).to(torch.float32).T @ usable
-        return replace(state, averages=average_classes(sums, members), members=members)
+        averages = average_classes(sums, members)
+        own = self._own(state, state.class_index, weight[0] * scale[0], averages)
+        return replace(state, averages=averages, members=members, own=own)
 
-    def averages(self, state: State, class_index: Tensor, n_classes: int, rings: int) -> RingAverages:
-        """Averages of other groups (n,) of the particles, posed as they are."""
+    @staticmethod
+    def _own(state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> Own:
+        return Own(class_index, state.psi_deg, state.origin_xy_px, state.mirror, weight, averages.gain)
+
+    def averages(self, state: State, class_index: Tensor, n_classes: int, rings: int) -> tuple[RingAverages, Own]:
+        """Averages of other groups (n,) of the particles, posed as they are, and what each gave to them."""
         zero = torch.zeros_like(state.scale)
         pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
         weight = (~self.held_out).float()
@@ -193,7 +210,8 @@ class Model:
             self.field.grid, self.field.spectra, [pose], [class_index], [weight], [state.scale], self.half,
             n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings),
         )  # fmt: skip
-        return average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
+        averages = average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
+        return averages, self._own(state, class_index, weight * state.scale, averages)
 
     def masked(self, orders: Tensor, rings: int) -> Tensor:
         """References (k, r, m) from orders of class averages, behind the mask where they stand."""
@@ -214,4 +232,5 @@ class Model:
         grid = self.field.grid
         move = off_centre(grid, state.averages.orders, self.field.mask, CENTRING_LIMIT_PX)
         origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
-        return replace(state, origin_xy_px=origin, averages=moved_averages(grid, state.averages, move))
+        own = None if state.own is None else replace(state.own, origin_xy_px=origin)
+        return replace(state, origin_xy_px=origin, averages=moved_averages(grid, state.averages, move), own=own)

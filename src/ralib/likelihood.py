@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +39,11 @@ class Spectra:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        """Sum over the angles of |data|^2, (b, R)."""
+        return torch.cat([part.abs().square().sum(2) for part in self.data.split(1024)])
 
     def __getitem__(self, index: Tensor | slice) -> Spectra:
         return Spectra(self.data[index], self.power[index])
@@ -153,7 +159,7 @@ def score_classes(
         x = grid.orders_of(moved, n_orders)
         columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
-        value, turn = rotational_max(cross, cosine, sine)
+        value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
         value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
         turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
         parts.append((value.T, at.T, turn.T))

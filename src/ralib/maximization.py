@@ -27,11 +27,15 @@ class RingSums:
 
 @dataclass(frozen=True)
 class RingAverages:
-    """Class averages on the rings: orders (k, r, m), those of the halves (2, k, r, m), FRC (k, r) between them."""
+    """Class averages on the rings: orders (k, r, m), those of the halves (2, k, r, m), FRC (k, r) between them.
+
+    gain    (k, r) what the sums were multiplied with: the share of each particle summed
+    """
 
     orders: Tensor
     halves: Tensor
     frc: Tensor
+    gain: Tensor
 
 
 def sum_classes(
@@ -86,9 +90,9 @@ def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
     common = own.sum(0) / share.sum()
     ssnr = (0.5 * own + 0.5 * common * share).clamp_min(1e-3)
     weight = sums.weight.sum(0) * (1 + 1 / ssnr)
-    floor = 1e-6 * weight.amax()
+    gain = 1 / (weight + 1e-6 * weight.amax())
     shrunk = halves * (ssnr / (ssnr + 2))[..., None]
-    return RingAverages(sums.numerator.sum(0) / (weight + floor)[..., None], shrunk, frc)
+    return RingAverages(sums.numerator.sum(0) * gain[..., None], shrunk, frc, gain)
 
 
 def orders_frc(first: Tensor, second: Tensor) -> Tensor:

@@ -78,6 +78,11 @@ class RingGrid:
         return len(self.angle_rad)
 
     @property
+    def n_pixels(self) -> int:
+        """Pixels of the disc."""
+        return len(self._pixel)
+
+    @property
     def device(self) -> torch.device:
         return self.weight.device
 

@@ -9,6 +9,15 @@ from ralib.expectation import State
 from ralib.likelihood import Spectra, ring_power
 from ralib.rings import RingGrid
 
+NEIGHBOURS = 10
+"""Classes that a particle nearly belongs to: two shells around its own, where views lie evenly on a sphere."""
+
+LEAST_SPREAD = 2.0
+"""Nats: classes that differ by less are the same to a particle."""
+
+DISTINCT = 8, 1.5
+"""Members that a rare view must have at least, and times the typical class's loss a member that makes it one."""
+
 
 def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
     """Samples (b, r, H) of single particles, deconvolved by their CTF as far as their noise allows."""
@@ -18,19 +27,26 @@ def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Ten
 
 
 def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
-    """Which `keep` of the k columns of a table of fits (n, k) to keep so that the best fits lose least: (keep,).
+    """Which `keep` of the k columns of a table of fits (n, k) to keep so that particles lose least: (keep,).
 
     Columns are dropped one by one, each time the one whose particles lose least by going to their second best
-    (backward elimination for the facility location problem): duplicates go first, a class that holds a rare view that
-    nothing else explains stays.
+    (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of its
+    spread that it would lose: what lies between its best class and its NEIGHBOURS-th best. So neither particles of high
+    contrast decide, nor a species whose views differ more than those of another. A class whose members lose much more
+    than those of others stays, however few they are: it holds a rare view that nothing else explains.
     """
-    fit = fit.clone()
     k = fit.shape[1]
+    top = fit.topk(min(k, NEIGHBOURS), dim=1).values
+    fit = fit / (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for _ in range(k - keep):
         two, owner = fit.topk(2, dim=1)
         belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
-        loss = (two[:, 0] - two[:, 1]) @ belongs
+        loss, members = (two[:, 0] - two[:, 1]) @ belongs, belongs.sum(0)
+        each = loss / members.clamp_min(1)
+        distinct = alive & (members >= DISTINCT[0]) & (each > DISTINCT[1] * each[alive].median())
+        # Where a third of all would stay for this, it is no exception.
+        loss = loss + torch.where(distinct & (distinct.sum() < keep / 3), float(len(fit)), 0.0)
         drop = torch.where(alive, loss, torch.inf).argmin()
         alive[drop] = False
         fit[:, drop] = -torch.inf

@@ -16,12 +16,13 @@ def angular_tables(orders: Tensor, n_half: int, *, dtype: torch.dtype) -> tuple[
 
 
 def rotational_max(
-    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None
+    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None, *, rough: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Best value over positive, and over negative, rotations of each cross spectrum, and where.
 
     spectra   (m, g, 2, b): real and imaginary parts of order m, for g pairings of b particles
     penalty   (p, 2, n_half) added to S(+psi) and S(-psi) of pairing g from row g mod p: minus infinity forbids
+    rough     products may round their factors to 11 bits (TF32) where the device has units for that
     returns   value (g, 2, b) float32 and index j (g, 2, b) int32 of the rotations +psi_j and -psi_j,
 
     of S(psi) = sum_m X_m cos(m psi) + Y_m sin(m psi). With E the cosine and O the sine sum at psi >= 0,
@@ -30,7 +31,7 @@ def rotational_max(
     if spectra.is_cuda:
         from ralib.ops.rotational_score_triton import rotational_max_triton
 
-        return rotational_max_triton(spectra, cosine, sine, penalty)
+        return rotational_max_triton(spectra, cosine, sine, penalty, rough=rough)
     return rotational_max_plain(spectra, cosine, sine, penalty)
 
 

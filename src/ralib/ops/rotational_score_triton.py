@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["n_pairs", "n_penalty"])
+@triton.jit(do_not_specialize=["n_orders", "n_pairs", "n_particles", "n_half", "n_penalty", "n_angle_blocks"])
 def _rotational_max(
     spectra, cosine, sine, penalty, value, index,
-    n_orders, n_pairs, n_particles, n_half, n_penalty,
-    HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ANGLE_BLOCKS: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr,
+    n_orders, n_pairs, n_particles, n_half, n_penalty, n_angle_blocks,
+    HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr,
     ANGLES: tl.constexpr, ORDERS: tl.constexpr, PARTICLES: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One program: PAIRS pairings of a block of particles, all angles.
@@ -34,7 +34,7 @@ def _rotational_max(
         best_minus = tl.full((PARTICLES,), float("-inf"), tl.float32)
         at_plus = tl.zeros((PARTICLES,), tl.int32)
         at_minus = tl.zeros((PARTICLES,), tl.int32)
-        for j in range(N_ANGLE_BLOCKS):
+        for j in range(n_angle_blocks):
             angle = j * ANGLES + a
             even = tl.zeros((ANGLES, PARTICLES), tl.float32)
             odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
@@ -82,6 +82,7 @@ def rotational_max_triton(
     particles: int = 64,
     pairs: int = 8,
     num_warps: int = 4,
+    rough: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See `rotational_score.rotational_max`."""
     n_orders, n_pairs, _, n_particles = spectra.shape
@@ -92,15 +93,14 @@ def rotational_max_triton(
     grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
     _rotational_max[grid](
         spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, index,
-        n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty),
+        n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty), triton.cdiv(n_half, angles),
         HAS_PENALTY=penalty is not None,
         ORDERS=orders,
         ANGLES=angles,
-        N_ANGLE_BLOCKS=triton.cdiv(n_half, angles),
         N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
         PARTICLES=particles,
         PAIRS=pairs,
-        PRECISION="ieee" if spectra.dtype == torch.float32 else "tf32",
+        PRECISION="ieee" if spectra.dtype == torch.float32 and not rough else "tf32",
         num_warps=num_warps,
     )  # fmt: skip
     return value, index
