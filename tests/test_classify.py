@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ralib import likelihood
 from ralib.checkpoint import Checkpoint
 from ralib.classify import Classifier, Silent
 from ralib.conventions import pose_error
@@ -250,6 +251,28 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     wrong = Checkpoint(0, arrays | changed, keeper.kept[-1].meta)
     other = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], resume=wrong)
     assert not torch.equal(other.class_averages_.images, classified.class_averages_.images)
+
+
+def test_a_step_that_finds_no_memory_is_done_in_parts(
+    classified: Classifier, small_set: tuple[ParticleSet, Simulator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a tenth of the usual is asked for; then the run ends as always, or says why not."""
+    score, asked = likelihood.score_classes, []
+
+    def refusing(*arguments: object, memory_bytes: float, **options: object) -> ClassPoses:
+        asked.append(memory_bytes)
+        if memory_bytes > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return score(*arguments, memory_bytes=memory_bytes, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(likelihood, "score_classes", refusing)
+    limit = 0.1 * likelihood.STEP_BYTES
+    again = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
+    assert torch.equal(again.class_averages_.images, classified.class_averages_.images)
+    assert sum(most > limit for most in asked) == 4  # 1, 1/2, 1/4, 1/8: what was found too much is not asked for again
+    limit = 1.0
+    with pytest.raises(RalibError, match="nothing is left to shrink"):
+        Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
 
 
 def test_one_class_ends(small_set: tuple[ParticleSet, Simulator]) -> None:

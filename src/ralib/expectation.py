@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from dataclasses import field as made_by
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from ralib import likelihood as lk
 from ralib.leave_out import Own, own_cross, without_own
 from ralib.maximization import (
     RingAverages,
+    RingSums,
     average_classes,
     follow_centres,
     masked_references,
@@ -18,8 +22,11 @@ from ralib.maximization import (
     off_centre,
     sum_classes,
 )
+from ralib.memory import within_memory
 from ralib.particle_spectra import Field
 from ralib.posterior import class_posterior, class_prices
+
+T = TypeVar("T")
 
 CANDIDATES = 3
 """Classes a particle is shared between; later ones have no weight that matters."""
@@ -33,6 +40,9 @@ WIDE_STEP = 1.5
 
 CENTRING_LIMIT_PX = 2.0
 """Working pixels by which a class moves at once, each way: an early average's centre of mass is not to be trusted."""
+
+LEAST_BYTES = 3e7
+"""A step that finds no room for this much has nothing left to shrink."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,24 @@ class Step:
     newton: int = 0
 
 
+@dataclass
+class Budget:
+    """Memory that a step of an iteration may take; halved, for good, where that much is not to be had."""
+
+    step_bytes: float = lk.STEP_BYTES
+
+    def shrink(self) -> bool:
+        self.step_bytes /= 2
+        return self.step_bytes >= LEAST_BYTES
+
+
 @dataclass(frozen=True)
 class Model:
     """What stays the same from iteration to iteration.
 
     half       (n,) which half of the data a particle is in, 0 or 1
     held_out   (n,) particles that join no average, so that the classes can be tested on them
+    budget     of memory, shared with the models of some of the particles
     """
 
     field: Field
@@ -103,6 +125,7 @@ class Model:
     balance: float
     mirror: bool
     align: bool = True
+    budget: Budget = made_by(default_factory=Budget)
 
     def of(self, rows: Tensor) -> Model:
         """The same for some of the particles."""
@@ -121,8 +144,12 @@ class Model:
         """E-step's search: the best pose of every particle in every class, fits without the particles' own share."""
         grid, spectra = self.field.grid, self.field.spectra
         if self.align:
-            origin = state.origin_xy_px
-            found = lk.score_classes(grid, spectra, origin, references, step.shifts_xy_px, mirror=self.mirror)
+            found = self.within(
+                lambda most: lk.score_classes(
+                    grid, spectra, state.origin_xy_px, references, step.shifts_xy_px,
+                    mirror=self.mirror, memory_bytes=most,
+                )
+            )  # fmt: skip
         else:
             found = lk.score_fixed(grid, spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
         return found if state.own is None else without_own(self.field, state.own, found, references.shape[1])
@@ -166,9 +193,12 @@ class Model:
         self, references: Tensor, poses: lk.ClassPoses, index: Tensor, step: Step, own: Own | None
     ) -> lk.ClassPoses:
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
-        poses = lk.refine_poses(
-            grid, self.field.spectra, references, poses, index,
-            steps=step.newton, limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing,
+        found = poses
+        poses = self.within(
+            lambda most: lk.refine_poses(
+                grid, self.field.spectra, references, found, index, steps=step.newton,
+                limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
+            )
         )  # fmt: skip
         if own is None:
             return poses
@@ -187,15 +217,32 @@ class Model:
     ) -> State:
         grid = self.field.grid
         rings = min(step.rings + 2, grid.n_rings)
-        sums = sum_classes(
-            grid, self.field.spectra, poses, index, weight, scale, self.half,
-            n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings),
-        )  # fmt: skip
+        sums = self._sums(poses, index, weight, scale, n_classes, rings)
         usable = self.field.usable.to(torch.float32)
         members = torch.nn.functional.one_hot(state.class_index, n_classes).to(torch.float32).T @ usable
         averages = average_classes(sums, members)
         own = self._own(state, state.class_index, weight[0] * scale[0], averages)
         return replace(state, averages=averages, members=members, own=own)
+
+    def _sums(
+        self,
+        poses: list[lk.ClassPoses],
+        index: list[Tensor],
+        weight: list[Tensor],
+        scale: list[Tensor],
+        n_classes: int,
+        rings: int,
+    ) -> RingSums:
+        return self.within(
+            lambda most: sum_classes(
+                self.field.grid, self.field.spectra, poses, index, weight, scale, self.half,
+                n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings), memory_bytes=most,
+            )
+        )  # fmt: skip
+
+    def within(self, work: Callable[[float], T]) -> T:
+        """work(bytes it may take), with less and less where memory runs out."""
+        return within_memory(lambda: work(self.budget.step_bytes), self.budget.shrink)
 
     @staticmethod
     def _own(state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> Own:
@@ -206,10 +253,7 @@ class Model:
         zero = torch.zeros_like(state.scale)
         pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
         weight = (~self.held_out).float()
-        sums = sum_classes(
-            self.field.grid, self.field.spectra, [pose], [class_index], [weight], [state.scale], self.half,
-            n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings),
-        )  # fmt: skip
+        sums = self._sums([pose], [class_index], [weight], [state.scale], n_classes, rings)
         averages = average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
         return averages, self._own(state, class_index, weight * state.scale, averages)
 

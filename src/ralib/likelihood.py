@@ -22,6 +22,9 @@ from ralib.conventions import mirror_x, rotate_xy, wrap_deg
 from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
 from ralib.rings import RingGrid
 
+STEP_BYTES = 4e9
+"""Device memory that a step may take beside the particles, where there is so much."""
+
 SCALE_SD = 0.35
 """Standard deviation of the particles' scales around their mean: ice thickness and defocus leave about a third."""
 
@@ -137,7 +140,7 @@ def score_classes(
     shifts_xy_px: Tensor,
     *,
     mirror: bool = True,
-    memory_bytes: float | None = None,
+    memory_bytes: float = STEP_BYTES,
 ) -> ClassPoses:
     """Best pose of every particle (b) in every class (k) over all rotations, mirror, and shifts around its origin.
 
@@ -153,7 +156,7 @@ def score_classes(
     cosine, sine = angular_tables(orders, n_half, dtype=torch.float32)
     norm = spectra.power[:, :rings] @ ring_power(references).T
     parts = []
-    for first in range(0, len(spectra), batch := _batch(rows, n_half, memory_bytes)):
+    for first in range(0, len(spectra), batch := _batch(rows, memory_bytes)):
         cut = slice(first, first + batch)
         moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
         x = grid.orders_of(moved, n_orders)
@@ -172,13 +175,17 @@ def score_classes(
     return ClassPoses(value, norm, psi, origin, flipped)
 
 
-def _batch(rows: Tensor, n_half: int, memory_bytes: float | None) -> int:
+def _batch(rows: Tensor, memory_bytes: float) -> int:
     """Particles scored at once: few on a CPU, where the product should stay in the cache; many on a GPU."""
     if rows.device.type == "cpu":
         return 48
-    budget = memory_bytes or 4e9
     per_particle = 4.0 * rows.shape[1] * (rows.shape[0] + 4)
-    return max(16, int(budget / per_particle))
+    return max(16, int(memory_bytes / per_particle))
+
+
+def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:
+    """Particles, at most `most`, of which a step may hold all samples a dozen times."""
+    return max(16, min(most, int(memory_bytes / (100.0 * rings * grid.n_half))))
 
 
 def score_fixed(
@@ -211,14 +218,15 @@ def refine_poses(
     steps: int,
     limit_deg: float,
     limit_px: float,
-    chunk: int | None = None,
+    memory_bytes: float = STEP_BYTES,
 ) -> ClassPoses:
     """Newton steps in (psi, x, y) from the grid's pose of each particle in its class; fields (b,) in and out.
 
     A step is at most `limit_deg` and `limit_px` long, and is only kept where the cross term grows.
     """
     out = []
-    chunk = chunk or (64 if grid.device.type == "cpu" else 4096)
+    most = 64 if grid.device.type == "cpu" else 4096
+    chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
     for first in range(0, len(spectra), chunk):
         cut = slice(first, first + chunk)
         part = ClassPoses(*(f[cut] for f in poses.fields()))

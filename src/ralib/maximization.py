@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
-from ralib.likelihood import ClassPoses, Spectra
+from ralib.likelihood import STEP_BYTES, ClassPoses, Spectra, samples_at_once
 from ralib.rings import RingGrid
 
 
@@ -50,6 +50,7 @@ def sum_classes(
     n_classes: int,
     rings: int,
     n_orders: int,
+    memory_bytes: float = STEP_BYTES,
 ) -> RingSums:
     """Add every particle (b) to its candidate classes: the lists hold, candidate by candidate, fields (b,).
 
@@ -57,7 +58,7 @@ def sum_classes(
     """
     total = torch.zeros(2 * n_classes, rings * n_orders * 2, device=grid.device)
     power = torch.zeros(2 * n_classes, rings, device=grid.device)
-    chunk = 256 if grid.device.type == "cpu" else 8192
+    chunk = samples_at_once(grid, rings, 256 if grid.device.type == "cpu" else 8192, memory_bytes)
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
     for first in range(0, len(spectra), chunk):
         cut = slice(first, first + chunk)

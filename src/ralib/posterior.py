@@ -11,7 +11,11 @@ PRESSURE_NATS = 10.0
 """At balance 0.5, a class e times its fair share pays this much log-likelihood for every further member."""
 
 
-def class_prices(fit: Tensor, temperature: float, balance: float, *, steps: int = 30) -> Tensor:
+MOST_STEPS, LEFT_OVER = 30, 0.003
+"""The fixed point of prices is approached until this share of the way is left, in so many steps at most."""
+
+
+def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
     """What each class adds to its particles' fit so that sizes stay near each other: (k,), from fits (n, k).
 
     The fixed point of price = -pressure * log(share / fair share): entropic transport with relaxed class sizes
@@ -25,7 +29,9 @@ def class_prices(fit: Tensor, temperature: float, balance: float, *, steps: int 
         return price
     pressure = math.inf if balance >= 1 else PRESSURE_NATS * balance / (1 - balance)
     factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
-    for _ in range(steps):
+    # Each step leaves `factor` of the way: prices that matter little next to the temperature are found sooner.
+    steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
+    for _ in range(min(steps, MOST_STEPS)):
         share = torch.softmax((fit + price) / temperature, dim=1).mean(0) * k
         price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
         if balance < 1:

@@ -111,7 +111,11 @@ def _best_fit(
     """Log-likelihood of the best class of some particles around (not aligned: at) their poses, and which it is."""
     grid = model.field.grid
     if model.align:
-        found = lk.score_classes(grid, spectra, pose[1], references, shifts, mirror=model.mirror)
+        found = model.within(
+            lambda most: lk.score_classes(
+                grid, spectra, pose[1], references, shifts, mirror=model.mirror, memory_bytes=most
+            )
+        )
     else:
         found = lk.score_fixed(grid, spectra, *pose, references)
     return lk.log_likelihood(found.cross, found.norm, state.mean_scale).max(dim=1)

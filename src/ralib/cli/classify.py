@@ -80,7 +80,8 @@ def classify(
     """Classes from scratch: particles in, class averages out, no references.
 
     Writes what mref writes, and particle_scores.txt: posterior, fit, scale, explained share, detail, how far off
-    centre it lies, agreement and junk score of each particle. Classes are explained in words in run.json and in the log.
+    centre it lies, agreement and junk score of each particle. Classes are explained in words in run.json and in the
+    log.
     """
     options: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "report", "resume")}
     if helical:
