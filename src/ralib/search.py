@@ -190,7 +190,7 @@ class PoseSearch:
         crowd = min(self.bank.natural_px / self.bank.poses.step_px, 2.0)
         # Among many references, more of them look alike.
         first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
-        return (round(crowd * first), round(crowd * second), 4, 2, 1, 1, 1)
+        return (round(crowd * first), round(crowd * second), 4 + k // 500, 2, 1, 1, 1)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
