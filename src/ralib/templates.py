@@ -251,17 +251,23 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> li
     scale[:, 0] *= 0.5
     scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
     phase = poses.phase[:, :n_radii]
-    out = []
+    per_ring = [len(shifts) for shifts in poses.rings]
+    shape = (2 * (1 + mirror), 2 * n_radii)
+    out = [
+        torch.empty((n_orders, len(samples), n, *shape), dtype=poses.cosine.dtype, device=samples.device)
+        for n in per_ring
+    ]
     group = max(1, TABLE_BYTES // (phase.numel() * 8))
-    for part in samples.split(group):
+    for i in range(0, len(samples), group):
+        part = samples[i : i + group]
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
         re, im = ((f * scale[..., None]).permute(1, 2, 0).to(poses.cosine.dtype) for f in poses.angular_orders(moved))
         minus = -im
         four = [re, im, minus, re, re, minus, im, re] if mirror else [re, im, minus, re]
-        out.append(torch.cat(four, dim=-1).view(n_orders, len(part), n_shifts, -1, 2 * n_radii))
-    together = torch.cat(out, dim=1) if len(out) > 1 else out[0]
-    parts = together.split([len(shifts) for shifts in poses.rings], dim=2)
-    return [part.reshape(n_orders, -1, 2 * n_radii) for part in parts]
+        together = torch.cat(four, dim=-1).view(n_orders, len(part), n_shifts, *shape)
+        for ring, mine in zip(out, together.split(per_ring, dim=2), strict=True):
+            ring[:, i : i + group] = mine
+    return [ring.view(n_orders, -1, 2 * n_radii) for ring in out]
 
 
 def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
