@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from ralib.benchmarks.oracle import Oracle
 from ralib.ops.climb_numba import N_MOMENTS, Climb, _fill_moments, climb
+from ralib.ops.grid_numba import GridTables, angular_orders, best_poses, best_scores
 from ralib.ops.newton import pose_moments
-from ralib.ops.peaks_numba import NOTHING, Peaks, rotation_maxima
-from ralib.ops.rotational_score import angular_tables, rotational_max_plain
+from ralib.ops.peaks_numba import NOTHING
 from ralib.ops.thin import FINE, ThinGrid
+from ralib.ops.tile_numba import LANES, ROWS, tile
 from ralib.polar import PolarGrid
 from ralib.search import PoseSearch
 from ralib.templates import fine_table, parity_orders
@@ -60,7 +62,7 @@ def test_thinned_orders_are_those_of_all_samples(grid: PolarGrid) -> None:
     thin, orders = thinned(grid), parity_orders(N_ORDERS, grid.device)
     samples, shift = grid.transform(noisy(3, 1)), torch.tensor([[0.0, 0.0], [1.5, -2.0], [-0.3, 0.7]])
     expected = grid.angular_spectrum(samples * grid.shift_phase(shift), N_ORDERS)[:, :17, orders]
-    found = thin.angular_orders(thin.parts(samples, shift), thin.analysis(orders))
+    found = angular_orders(thin.parts(samples, shift), thin, orders)
     scale = expected.abs().max()
     assert (torch.complex(found[:, :, 0], found[:, :, 1]).mT - expected).abs().max() < 1e-3 * scale
     assert (torch.complex(found[:, :, 0], -found[:, :, 1]).mT - expected).abs().max() > 0.1 * scale
@@ -92,41 +94,84 @@ def test_moments_are_those_of_all_samples(grid: PolarGrid, n_orders: int) -> Non
     assert (off.max() < 2e-3) == (n_orders == 48)
 
 
-def test_maxima_are_the_plain_ones() -> None:
-    g = torch.Generator().manual_seed(4)
-    spectra = torch.randn(6, 10, 2, 5, generator=g)
-    cosine, sine = angular_tables(parity_orders(6, torch.device("cpu")), 16, dtype=torch.float32)
-    penalty = torch.where(torch.rand(5, 2, 16, generator=g) < 0.5, 0.0, -math.inf)
-    penalty[2, 1] = -math.inf
-    even, odd = (torch.einsum("jm,mgb->gjb", t, spectra[:, :, i]) for i, t in enumerate((cosine, sine)))
-    expected, _ = rotational_max_plain(spectra, cosine, sine, penalty)
-    found = rotation_maxima(even, odd, penalty)
-    torch.testing.assert_close(found, expected.clamp(min=NOTHING), atol=1e-4, rtol=1e-4)
-    assert (found[2, 1] == NOTHING).all()
+@numba.njit
+def _product(left: np.ndarray, right: np.ndarray, depth: int, out: np.ndarray) -> None:
+    tile(left, depth, right, 3, 2 * LANES, LANES, depth, out, 1, 2 * LANES, LANES)
 
 
-def test_peaks_are_the_best_poses_and_lie_between_the_angles() -> None:
-    """S = cos(3 (psi - at)) for one of two templates and a constant for the other, at 30 angles."""
-    at_deg, n_half = torch.tensor([33.3, -71.0]), 30
-    psi = (torch.arange(n_half) + 0.5) * (180 / n_half)
-    even = torch.zeros(2, n_half, 2)
-    odd = torch.zeros(2, n_half, 2)
-    plus, minus = (torch.cos(torch.deg2rad(3 * (sign * psi[:, None] - at_deg))) for sign in (1, -1))
-    even[1], odd[1] = (plus + minus) / 2, (plus - minus) / 2
-    penalty, shifts = torch.zeros(1, 2, n_half), torch.tensor([[2.0, 0.0]])
-    value = rotation_maxima(even, odd, penalty)
-    peaks = Peaks.none(2, 4)
-    peaks.merge_(value, even, odd, penalty, shifts, 5, 10, torch.tensor([-1, -1]), 0.5)
-    assert (peaks.row[:, 0] == 6).all()
-    assert (peaks.pose[:, 0, 3] - 1).abs().max() < 2e-3
-    turn = (peaks.pose[:, 0, 0] - at_deg) % 120
-    assert torch.minimum(turn, 120 - turn).max() < 0.2, "one of the three maxima, off the angles of the grid"
-    best = torch.deg2rad(peaks.pose[:, 0, 0])
-    seen = torch.stack([2 * best.cos(), -2 * best.sin()], dim=1)
-    torch.testing.assert_close(peaks.pose[:, 0, 1:3], seen)
-    none = Peaks.none(2, 4)
-    none.merge_(value, even, odd, penalty, shifts, 5, 10, torch.tensor([6, 5]), 0.5)
-    assert none.found.tolist() == [peaks.found[0], 0], "class 5 has no maximum, and class 6 is not allowed"
+@pytest.mark.parametrize("depth", [1, 7])
+def test_a_tile_is_a_matrix_product(depth: int) -> None:
+    g = torch.Generator().manual_seed(5)
+    left, right = torch.randn(ROWS + 1, depth, generator=g), torch.randn(depth, 2 * LANES, generator=g)
+    out = np.full(2 + ROWS * 2 * LANES, 9, np.float32)
+    _product(left.ravel().numpy(), torch.cat([torch.zeros(3), right.ravel()]).numpy(), depth, out)
+    expected = (left[1:] @ right).ravel()
+    torch.testing.assert_close(torch.from_numpy(out[1:-1]), expected, atol=1e-5, rtol=1e-5)
+    assert out[0] == out[-1] == 9, "nothing beside the tile is touched"
+
+
+N_HALF = 32
+SHIFTS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, -1.5]])
+
+
+def grid_scores(
+    grid: PolarGrid, parts: torch.Tensor, thin: ThinGrid, references: torch.Tensor, toll: torch.Tensor
+) -> tuple[GridTables, torch.Tensor]:
+    """Tables of templates (k, BOX, BOX) at SHIFTS, and the plain scores (k, s, mirror, sign, J, b) with the tolls."""
+    orders = parity_orders(N_ORDERS, grid.device)
+    moved = [
+        angular_orders(thin.parts(sample.expand(3, -1, -1), -SHIFTS), thin, orders)
+        for sample in grid.transform(references)
+    ]
+    templates = torch.cat(moved) * thin.weight[: thin.n_radii]
+    tables = GridTables.create(thin, orders, templates, toll, SHIFTS, len(references))
+    a, b = (torch.complex(f[:, :, 0], f[:, :, 1]) for f in (angular_orders(parts, thin, orders), templates))
+    cross = torch.stack([torch.einsum("bmk,imk->imb", a, f) for f in (b.conj(), b)], dim=1)
+    psi = (torch.arange(N_HALF) + 0.5) * (math.pi / N_HALF)
+    turn = torch.exp(-1j * torch.stack([psi, -psi])[..., None] * orders)
+    score = torch.einsum("sjm,ifmb->ifsjb", turn, cross).real.unflatten(0, (len(references), len(SHIFTS)))
+    return tables, score + toll.view(1, len(SHIFTS), 2, 2, N_HALF, 1)
+
+
+def test_grid_maxima_are_the_plain_ones(grid: PolarGrid) -> None:
+    """With tolls, and with more particles than lanes."""
+    toll = torch.where(torch.rand(6, 2, N_HALF, generator=torch.Generator().manual_seed(4)) < 0.5, 0.0, -math.inf)
+    toll[2, 1] = -math.inf
+    thin, particles = thinned(grid), noisy(LANES + 3, 1)
+    parts = thin.parts(grid.transform(particles), torch.zeros(len(particles), 2))
+    tables, score = grid_scores(grid, parts, thin, images(3, 2), toll)
+    plain = score.amax((1, 2, 3, 4)).T
+    torch.testing.assert_close(best_scores(parts, tables), plain, atol=1e-4 * float(plain.max()), rtol=1e-4)
+    wanted = torch.arange(len(particles)) % 4 - 1
+    row, pose = best_poses(parts, tables, wanted, 5, 0.5)
+    allowed = torch.where(wanted < 0, plain.amax(1), plain.gather(1, wanted.clamp_min(0)[:, None])[:, 0])
+    top, at = pose[..., 3].max(dim=1)
+    more = (top - allowed) / allowed.abs()
+    assert ((more > -1e-4) & (more < 0.1)).all(), "no lower, and little higher between angles"
+    reference = row.gather(1, at[:, None])[:, 0] % 3
+    assert (reference[wanted >= 0] == wanted[wanted >= 0]).all()
+
+
+def test_peaks_lie_between_the_angles(grid: PolarGrid) -> None:
+    """A template turned, mirrored and moved has its peak there, whatever the angles of the grid."""
+    thin, references = thinned(grid), torch.nn.functional.normalize(images(2, 3).flatten(1)).view(2, BOX, BOX)
+    spectrum = grid.angular_spectrum(grid.transform(references), grid.n_angles // 2)
+    at_deg, orders = torch.tensor([33.3, -71.0, 120.0]), torch.arange(spectrum.shape[-1])
+    turned = torch.stack([spectrum[1], spectrum[1].conj(), spectrum[0]])
+    turned = turned * torch.exp(1j * torch.deg2rad(at_deg)[:, None, None] * orders)
+    circle = torch.exp(1j * orders[:, None] * grid.angle_rad)
+    samples = (turned @ circle + (turned[..., 1:].conj() * (1.0 - 2.0 * (orders[1:] % 2))) @ circle[1:].conj()).to(
+        torch.complex64
+    )
+    parts = thin.parts(samples, torch.zeros(3, 2))
+    tables, _ = grid_scores(grid, parts, thin, references, torch.zeros(6, 2, N_HALF))
+    row, pose = best_poses(parts, tables, torch.full((3,), -1), 4, 0.5)
+    best = pose[..., 3].argmax(1)
+    assert row.gather(1, best[:, None])[:, 0].tolist() == [1, 3, 0]
+    found = pose[torch.arange(3), best]
+    off = (found[:, 0] - at_deg + 180) % 360 - 180
+    assert off.abs().max() < 0.15 * 180 / N_HALF
+    assert found[:, 1:3].abs().max() == 0
 
 
 def test_a_far_candidate_wins_where_it_leads_higher(grid: PolarGrid) -> None:

@@ -1,14 +1,15 @@
 """The pose search on the cores of a CPU: the scores of `search`, found in the way that a core likes.
 
-Samples are thinned where an image turns slowly (`ops.thin`); the products of the grid stay in a core's cache; the
-best of its poses, interpolated (`ops.peaks_numba`), are candidates of which only those take Newton steps that may yet
-become the best (`ops.climb_numba`). Each core takes chunks of particles of its own.
+Samples are thinned where an image turns slowly (`ops.thin`); the products of the grid (`ops.grid_numba`) stay in a
+core's cache; the best of its poses, interpolated (`ops.peaks_numba`), are candidates of which only those take Newton
+steps that may yet become the best (`ops.climb_numba`). Each core takes particles of its own through compiled functions
+that hold no lock.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from ralib.conventions import wrap_deg
 from ralib.ops.climb_numba import Climb, climb
-from ralib.ops.peaks_numba import Peaks, rotation_maxima
-from ralib.ops.rotational_score import angular_tables
+from ralib.ops.grid_numba import GridTables, angular_orders, best_poses, best_scores
 from ralib.ops.thin import ThinGrid
+from ralib.ops.tile_numba import LANES
 from ralib.polar import PolarGrid
 from ralib.templates import (
     GRID_SCORE_LOSS,
@@ -35,10 +36,8 @@ from ralib.types import Poses
 T = TypeVar("T")
 R = TypeVar("R")
 
-CHUNK = 64
+LEAST, MOST = 2 * LANES, 8 * LANES
 """Particles that a core takes at a time."""
-BLOCK_BYTES = 2**21
-"""Cross spectra of a chunk with as many references as fit: they stay in the cache."""
 LOSS_OF_ONE, LOSS_OF_MANY = 1e-3, 3e-4
 """What the grid may leave out of one reference's power, and of several that compete."""
 PARABOLA = 0.03
@@ -51,26 +50,16 @@ ALL_LOSS = 1e-7
 class CoreTemplates:
     """Templates in the two forms the search needs.
 
-    thin      the samples in use
-    shifts    (s, 2) grid of the templates' shifts in their own frame
-    penalty   (s * mirror, 2, n_half): minus infinity where the particle would leave its shift range
-    cosine, sine, analysis  tables of the grid's rotations and orders: see `rotational_score` and `ThinGrid.analysis`
-    rows      (m, k * s * mirror * 2, 2 radii): left factors of the grid's products
-    table     (k * mirror, L) for the Newton steps: see `ThinGrid.table`
-    bound     degrees and pixels that one Newton step may go; rule: when a candidate goes on
+    thin, grid   the samples in use; templates and tables of the grid search
+    table        (k * mirror, L) for the Newton steps: see `ThinGrid.table`
+    rule, bound  when a candidate goes on; degrees and pixels that one Newton step may go
     """
 
-    n_references: int
     thin: ThinGrid
-    shifts: Tensor
-    penalty: Tensor
-    cosine: Tensor
-    sine: Tensor
-    analysis: list[tuple[Tensor, Tensor]]
-    rows: Tensor
+    grid: GridTables
     table: Tensor
-    bound: tuple[float, float]
     rule: Climb
+    bound: tuple[float, float]
 
 
 class CoreSearch:
@@ -102,18 +91,13 @@ class CoreSearch:
         thin = _thinned(grid, power, n_orders, _holding(power.sum(1), loss))
         # At least 3.6 angles to the shortest angular wave: a parabola finds what lies between.
         orders, n_half = parity_orders(n_orders, grid.device), 8 * math.ceil(1.8 * n_orders / 8)
-        analysis = thin.analysis(orders)
+        toll = leaving(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half)
         self._templates = CoreTemplates(
-            len(samples),
             thin,
-            shifts,
-            leaving(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half),
-            *angular_tables(orders, n_half, dtype=torch.float32),
-            analysis,
-            _rows(thin, samples, shifts, orders, analysis, mirror),
+            GridTables.create(thin, orders, _weighted(thin, samples, shifts, orders), toll, shifts, len(samples)),
             thin.table(spectrum[:, : len(thin.weight)], mirror),
-            (max(1.0, 90.0 / n_half), 0.4 * natural),
             Climb.after_grid(GRID_SCORE_LOSS * min(step / natural, 1.0) ** 2),
+            (max(1.0, 90.0 / n_half), 0.4 * natural),
         )
 
     @property
@@ -126,62 +110,50 @@ class CoreSearch:
     @property
     def candidates(self) -> int:
         """How many poses of the grid are kept: few of them take a step."""
-        k = self.templates.n_references
+        k = self.templates.grid.n_references
         return 16 if k == 1 else min(24 + k // 4, 48)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
         """Best pose of each particle; samples (b, K, H), the origin (b, 2) to search around, class (b,) if known."""
         centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
         wanted = torch.full((len(samples),), -1) if class_index is None else class_index
-        cuts = [slice(i, i + CHUNK) for i in range(0, len(samples), CHUNK)]
-
-        return Poses.cat(on_cores(lambda cut: self._search(samples[cut], centre[cut], wanted[cut]), cuts))
-
-    def scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
-        """Best score on the grid of each particle against each reference, (b, k)."""
-        centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
-        out = []
-        for i in range(0, len(samples), CHUNK):
-            parts = self.templates.thin.parts(samples[i : i + CHUNK], centre[i : i + CHUNK])
-            best = [
-                value.unflatten(0, (-1, len(self.templates.penalty))).amax((1, 2))
-                for _, value, _, _ in self._grid_values(parts)
-            ]
-            out.append(torch.cat(best).T)
-        return torch.cat(out)
-
-    def _search(self, samples: Tensor, centre: Tensor, wanted: Tensor) -> Poses:
         t = self.templates
-        parts = t.thin.parts(samples, centre)
-        peaks = Peaks.none(len(samples), self.candidates)
-        for first, value, even, odd in self._grid_values(parts):
-            peaks.merge_(
-                value, even, odd, t.penalty, t.shifts, first, t.n_references, wanted, t.rule.slack[0] + PARABOLA
-            )
-        row, pose = climb(parts, t.thin, t.table, peaks.row, peaks.pose, t.rule, self.limit_xy_px, t.bound)
+
+        def one(cut: slice) -> tuple[Tensor, Tensor]:
+            parts = t.thin.parts(samples[cut], centre[cut])
+            row, pose = best_poses(parts, t.grid, wanted[cut], self.candidates, t.rule.slack[0] + PARABOLA)
+            return climb(parts, t.thin, t.table, row, pose, t.rule, self.limit_xy_px, t.bound)
+
+        row, pose = (torch.cat(part) for part in zip(*on_cores(one, shrinking(len(samples))), strict=True))
         psi, x, y, score = pose.unbind(-1)
         return Poses(
             psi_deg=wrap_deg(psi),
             origin_xy_px=centre + torch.stack([x, y], dim=-1),
-            mirror=row >= t.n_references,
-            class_index=row % t.n_references,
+            mirror=row >= t.grid.n_references,
+            class_index=row % t.grid.n_references,
             score=score,
         )
 
-    def _grid_values(self, parts: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Per group of references: its first, the maxima (g, 2, b), and the cosine and sine sums (g, n_half, b)."""
+    def scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
+        """Best score on the grid of each particle against each reference, (b, k)."""
+        centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
         t = self.templates
-        columns = t.thin.angular_orders(parts, t.analysis).flatten(2).permute(1, 2, 0)
-        per_reference = 2 * len(t.penalty)
-        group = max(1, BLOCK_BYTES // (4 * per_reference * len(columns) * len(parts)))
-        for first in range(0, t.n_references, group):
-            block = t.rows[:, first * per_reference : (first + group) * per_reference]
-            spectra = torch.bmm(block, columns).unflatten(1, (-1, 2)).permute(2, 1, 0, 3)
-            even, odd = (
-                torch.bmm(table.expand(len(part), -1, -1), part)
-                for table, part in zip((t.cosine, t.sine), spectra, strict=True)
-            )
-            yield first, rotation_maxima(even, odd, t.penalty), even, odd
+
+        def one(cut: slice) -> Tensor:
+            return best_scores(t.thin.parts(samples[cut], centre[cut]), t.grid)
+
+        return torch.cat(on_cores(one, shrinking(len(samples))))
+
+
+def shrinking(n: int) -> list[slice]:
+    """0 to n in ever smaller parts, at least one: in the end no core waits long for another."""
+    cuts: list[slice] = []
+    first, share = 0, 2 * torch.get_num_threads() * LANES
+    while first < n or not cuts:
+        size = min(max(LEAST, LANES * ((n - first) // share)), MOST)
+        cuts.append(slice(first, min(first + size, n)))
+        first += size
+    return cuts
 
 
 def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
@@ -216,22 +188,12 @@ def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, n_radii: int) -> Thi
     )
 
 
-def _rows(
-    thin: ThinGrid,
-    samples: Tensor,
-    shifts: Tensor,
-    orders: Tensor,
-    analysis: list[tuple[Tensor, Tensor]],
-    mirror: bool,
-) -> Tensor:
-    """Left factors (m, k * s * mirror * 2, 2 radii) of the grid's products, from templates (k, K, H)."""
+def _weighted(thin: ThinGrid, samples: Tensor, shifts: Tensor, orders: Tensor) -> Tensor:
+    """Orders (k * s, m, 2, radii) of templates (k, K, H) at all shifts (s, 2), with the weights of the grid's sums."""
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
-    scale = 2 * thin.n_half * torch.where(orders == 0, 0.5, 1.0)[:, None, None]
-    out = []
-    for sample in samples:
-        moved = thin.angular_orders(thin.parts(sample.expand(len(shifts), -1, -1), -shifts), analysis)
-        re, im = (moved.transpose(0, 1) * (scale * thin.weight[: moved.shape[-1]])[:, :, None]).unbind(2)
-        # Each row meets real, then imaginary parts: for the cosine sum, for the sine sum; then both mirrored.
-        views = [re, im, -im, re] + ([re, -im, im, re] if mirror else [])
-        out.append(torch.stack(views, dim=2).view(len(orders), -1, 2 * moved.shape[-1]))
-    return torch.cat(out, dim=1)
+    scale = 2 * thin.n_half * torch.where(orders == 0, 0.5, 1.0)[:, None, None] * thin.weight[: thin.n_radii]
+    moved = on_cores(
+        lambda sample: angular_orders(thin.parts(sample.expand(len(shifts), -1, -1), -shifts), thin, orders) * scale,
+        list(samples),
+    )
+    return torch.cat(moved)

@@ -1,19 +1,23 @@
-"""The best poses of the grid on a CPU: the maximum over rotation of each pairing, interpolated, and the best of those.
+"""The best poses of the grid on a CPU: maxima over rotation of sixteen particles at once, interpolated, as poses.
 
-A pairing is a reference, a shift and a mirror. As in `rotational_score`, S(+-psi_j) = E_j +- O_j at
-psi_j = pi (j + 1/2) / J; around the circle, position j stands for psi_j and position -1 - j for -psi_j.
+As in `rotational_score`, S(+-psi_j) = E_j +- O_j at psi_j = pi (j + 1/2) / J; around the circle, position j stands for
+psi_j and position -1 - j for -psi_j. Even and odd orders stay apart: at pi - psi the cosines of odd orders and the
+sines of even ones change sign, so that a quarter of the circle tells all of it. So do a pairing and its mirror image:
+the one takes the sum, the other the difference of the same products.
+
+Sums are flat (4, J / 2, 2, LANES): even orders by cosines, odd ones by cosines, even by sines, odd by sines; of the
+products Re Re and Im Im of template and particle by cosines, of Re Im and Im Re by sines.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numba
 import numpy as np
-import torch
-from torch import Tensor
+
+from ralib.ops.cos_sin import cos_sin
+from ralib.ops.tile_numba import LANES
 
 FAST = {"contract", "reassoc", "arcp", "nsz"}
 """Fast arithmetic, in which minus infinity keeps its meaning."""
@@ -21,151 +25,94 @@ NOTHING = -3.0e38
 """The score of no pose."""
 
 
-@dataclass(frozen=True)
-class Peaks:
-    """The best poses of b particles so far, at most c each, best first.
-
-    row    (b, c) template: the reference, plus the number of references where mirrored
-    pose   (b, c, 4): psi in degrees, offset x and y in pixels, score; NOTHING beyond the last
-    found  (b,) how many
-    """
-
-    row: Tensor
-    pose: Tensor
-    found: Tensor
-
-    @classmethod
-    def none(cls, n_particles: int, most: int) -> Peaks:
-        pose = torch.full((n_particles, most, 4), NOTHING)
-        return cls(torch.zeros(pose.shape[:2], dtype=torch.int64), pose, torch.zeros(n_particles, dtype=torch.int64))
-
-    def merge_(
-        self,
-        value: Tensor,
-        even: Tensor,
-        odd: Tensor,
-        penalty: Tensor,
-        shifts: Tensor,
-        first: int,
-        n_references: int,
-        class_index: Tensor,
-        behind: float,
-    ) -> None:
-        """Take in the pairings g = (reference from `first` on, shift, mirror) of some of the references.
-
-        value (g, 2, b) as `rotation_maxima` gives it for even, odd and penalty; shifts (s, 2) of the templates;
-        class_index (b,): the only reference allowed, or -1. Poses whose score is more than the fraction `behind` below
-        the best have no hope.
-        """
-        if bool((class_index >= 0).any()):
-            reference = first + torch.arange(len(value)) // len(penalty)
-            value = value.masked_fill((reference[:, None] != class_index)[:, None] & (class_index >= 0), NOTHING)
-        pairings = (value, even, odd, penalty, shifts)
-        found = (self.row, self.pose, self.found)
-        _select(*(t.numpy() for t in pairings), first, n_references, behind, *(t.numpy() for t in found))
-
-
-def rotation_maxima(even: Tensor, odd: Tensor, penalty: Tensor) -> Tensor:
-    """Maxima (g, 2, b) over positive and over negative rotations of cosine and sine sums (g, J, b).
-
-    penalty (p, 2, J) is added to those of pairing g from row g mod p: minus infinity forbids.
-    """
-    value = torch.empty(len(even), 2, even.shape[2])
-    _maxima(even.numpy(), odd.numpy(), penalty.numpy(), value.numpy())
-    return value
-
-
-@numba.njit(fastmath=FAST, cache=True, nogil=True)
+@numba.njit(fastmath=FAST)
 @no_type_check
-def _maxima(even: Any, odd: Any, penalty: Any, value: Any) -> None:
-    for g in range(len(even)):
-        plus, minus, toll = value[g, 0], value[g, 1], penalty[g % len(penalty)]
-        plus[:] = np.float32(NOTHING)
-        minus[:] = np.float32(NOTHING)
-        for j in range(even.shape[1]):
-            e, o, toll_plus, toll_minus = even[g, j], odd[g, j], toll[0, j], toll[1, j]
-            for b in range(len(e)):
-                plus[b] = max(plus[b], e[b] + o[b] + toll_plus)
-                minus[b] = max(minus[b], e[b] - o[b] + toll_minus)
+def fill_maxima(sums: Any, toll: Any, mirror: Any, value: Any) -> None:
+    """Maxima (2, LANES) over positive and over negative rotations, less the tolls (2, J)."""
+    n_half = toll.shape[1]
+    apart, sign = n_half * LANES, np.float32(1 - 2 * mirror)
+    plus, minus = value[0], value[1]
+    plus[:] = np.float32(NOTHING)
+    minus[:] = np.float32(NOTHING)
+    for q in range(n_half // 2):
+        at, far = 2 * q * LANES, n_half - 1 - q
+        toll_p, toll_m, far_p, far_m = toll[0, q], toll[1, q], toll[0, far], toll[1, far]
+        ec, oc = sums[at : at + 2 * LANES], sums[apart + at : apart + at + 2 * LANES]
+        es, os = sums[2 * apart + at : 2 * apart + at + 2 * LANES], sums[3 * apart + at : 3 * apart + at + 2 * LANES]
+        for b in range(LANES):
+            even_c, odd_c = ec[b] + sign * ec[LANES + b], oc[b] + sign * oc[LANES + b]
+            even_s, odd_s = es[b] - sign * es[LANES + b], os[b] - sign * os[LANES + b]
+            e, o, far_e, far_o = even_c + odd_c, even_s + odd_s, even_c - odd_c, odd_s - even_s
+            plus[b] = max(plus[b], max(e + o + toll_p, far_e + far_o + far_p))
+            minus[b] = max(minus[b], max(e - o + toll_m, far_e - far_o + far_m))
 
 
 @numba.njit(fastmath=FAST)
 @no_type_check
-def _score(even: Any, odd: Any, position: Any, b: Any) -> Any:
+def _cosines_sines(sums: Any, b: Any, mirror: Any, q: Any, n_half: Any) -> Any:
+    """Sums of even and odd orders by cosines, then by sines, at psi_q of one particle."""
+    at, apart, sign = 2 * q * LANES + b, n_half * LANES, np.float32(1 - 2 * mirror)
+    even_c, odd_c = sums[at] + sign * sums[at + LANES], sums[apart + at] + sign * sums[apart + at + LANES]
+    at += 2 * apart
+    even_s, odd_s = sums[at] - sign * sums[at + LANES], sums[apart + at] - sign * sums[apart + at + LANES]
+    return even_c, odd_c, even_s, odd_s
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def _score(sums: Any, b: Any, mirror: Any, n_half: Any, position: Any) -> Any:
     """S at a position around the circle."""
-    n_half = len(even)
     position %= 2 * n_half
-    if position < n_half:
-        return even[position, b] + odd[position, b]
-    position = 2 * n_half - 1 - position
-    return even[position, b] - odd[position, b]
+    j = min(position, 2 * n_half - 1 - position)
+    q = min(j, n_half - 1 - j)
+    even_c, odd_c, even_s, odd_s = _cosines_sines(sums, b, mirror, q, n_half)
+    e, o = (even_c + odd_c, even_s + odd_s) if q == j else (even_c - odd_c, odd_s - even_s)
+    return e + o if j == position else e - o
 
 
 @numba.njit(fastmath=FAST)
 @no_type_check
-def _where(even: Any, odd: Any, penalty: Any, sign: Any, b: Any) -> Any:
-    """The position of the maximum over half of the circle."""
-    best, at = np.float32(NOTHING), 0
-    for j in range(len(even)):
-        here = (even[j, b] + odd[j, b] if sign == 0 else even[j, b] - odd[j, b]) + penalty[sign, j]
-        if here > best:
-            best, at = here, j
-    return at if sign == 0 else -1 - at
+def interpolated(sums: Any, b: Any, mirror: Any, sign: Any, toll: Any, value: Any) -> Any:
+    """Where the parabola through the maximum over half of the circle and its neighbours has its top, and how high.
+
+    In steps of the grid; NOTHING where there is no maximum: at the end of a half circle it lies in the other half.
+    """
+    n_half, turned = toll.shape[1], np.float32(1 - 2 * sign)
+    at, highest = 0, np.float32(NOTHING)
+    for q in range(n_half // 2):
+        even_c, odd_c, even_s, odd_s = _cosines_sines(sums, b, mirror, q, n_half)
+        near = even_c + odd_c + turned * (even_s + odd_s) + toll[sign, q]
+        far = even_c - odd_c + turned * (odd_s - even_s) + toll[sign, n_half - 1 - q]
+        if max(near, far) > highest:
+            highest, at = max(near, far), q if near > far else n_half - 1 - q
+    position = at if sign == 0 else -1 - at
+    below = _score(sums, b, mirror, n_half, position - 1)
+    above = _score(sums, b, mirror, n_half, position + 1)
+    bend, lean = 2 * value - below - above, np.float32(0.0)
+    if below <= value and above <= value and bend > 0:
+        lean = np.float32(0.5) * (above - below) / bend
+        value += np.float32(0.25) * (above - below) * lean
+    elif bend == 0 or toll.min() == 0:  # nobody else has the maximum at the end of an allowed arc
+        value = np.float32(NOTHING)
+    return np.float32(position) + lean + np.float32(0.5), value
 
 
 @numba.njit(fastmath=FAST)
 @no_type_check
-def _interpolated(even: Any, odd: Any, position: Any, best: Any, b: Any) -> Any:
-    """Where, in positions, the parabola through a maximum and its neighbours has its top, how high, and if it has."""
-    below, above = _score(even, odd, position - 1, b), _score(even, odd, position + 1, b)
-    bend = 2 * best - below - above
-    if below > best or above > best or not bend > 0:
-        return np.float32(position), best, False
-    lean = np.float32(0.5) * (above - below) / bend
-    return np.float32(position) + lean, best + np.float32(0.25) * (above - below) * lean, True
+def set_pose(half_turns: Any, shift: Any, mirror: Any, score: Any, pose: Any) -> None:
+    """Fill pose (psi in degrees, x, y, score): the template's shift, seen from the particle."""
+    co, si = cos_sin(half_turns * np.float32(0.5))
+    x, y = -shift[0] if mirror == 1 else shift[0], shift[1]
+    pose[0], pose[1] = half_turns * np.float32(180.0), co * x + si * y
+    pose[2], pose[3] = co * y - si * x, score
 
 
-@numba.njit(fastmath=FAST, cache=True, nogil=True)
+@numba.njit
 @no_type_check
-def _select(
-    value: Any, even: Any, odd: Any, penalty: Any, shifts: Any, first: Any, n_references: Any, behind: Any,
-    row: Any, pose: Any, found: Any,
-) -> None:  # fmt: skip
-    """See `Peaks.merge_`."""
-    n_half, most, n_mirror = even.shape[1], row.shape[1], len(penalty) // len(shifts)
-    floor = pose[:, 0, 3].copy()
-    for g in range(len(even)):
-        for b in range(len(floor)):
-            floor[b] = max(floor[b], value[g, 0, b], value[g, 1, b])
-    for b in range(len(floor)):
-        floor[b] = max(floor[b] - np.float32(behind) * abs(floor[b]), pose[b, most - 1, 3], np.float32(NOTHING))
-    for g in range(len(even)):
-        mirror, shift, reference = g % n_mirror, g // n_mirror % len(shifts), first + g // len(penalty)
-        toll = penalty[g % len(penalty)]
-        free = toll.min() == 0
-        x, y = -shifts[shift, 0] if mirror == 1 else shifts[shift, 0], shifts[shift, 1]
-        for sign in range(2):
-            for b in range(even.shape[2]):
-                best = value[g, sign, b]
-                if best <= floor[b]:
-                    continue
-                position = _where(even[g], odd[g], toll, sign, b)
-                position, best, maximum = _interpolated(even[g], odd[g], position, best, b)
-                # At the end of a half circle, the other half has the maximum; at that of an allowed arc, nobody else.
-                if free and not maximum:
-                    continue
-                at = min(found[b], most - 1)
-                found[b] = at + 1
-                while at > 0 and pose[b, at - 1, 3] < best:
-                    row[b, at] = row[b, at - 1]
-                    pose[b, at] = pose[b, at - 1]
-                    at -= 1
-                psi = (position + np.float32(0.5)) * np.float32(math.pi / n_half)
-                co, si = np.cos(psi), np.sin(psi)
-                row[b, at] = reference + n_references * mirror
-                pose[b, at, 0] = psi * np.float32(180.0 / math.pi)
-                # The template's shift, seen from the particle.
-                pose[b, at, 1] = co * x + si * y
-                pose[b, at, 2] = co * y - si * x
-                pose[b, at, 3] = best
-                floor[b] = max(floor[b], pose[b, most - 1, 3])
+def lowest_of(pose: Any) -> Any:
+    """The pose of the lowest score."""
+    at = 0
+    for c in range(1, len(pose)):
+        if pose[c, 3] < pose[at, 3]:
+            at = c
+    return at

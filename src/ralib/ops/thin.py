@@ -126,34 +126,26 @@ class ThinGrid:
         _gather(*(t.numpy() for t in given), self.layout, self.frequency.numpy(), out.numpy())
         return out
 
-    def analysis(self, orders: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What `angular_orders` multiplies real and imaginary parts with, (2 even, n) and (2 odd, n), per group.
+    @property
+    def n_radii(self) -> int:
+        """Radii of the grid search."""
+        return self.groups[self.inner - 1].radii.stop
 
-        orders (m,): even ones first, then odd ones. F(k, phi + pi) is the conjugate of F(k, phi), so that with sums
-        over the half circle F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for
-        odd m.
+    def analysis(self, orders: Tensor) -> np.ndarray:
+        """What turns the grid search's samples into angular orders, flat: per group (2, m / 2, 2, n_angles).
+
+        Of real parts, then of imaginary parts; orders (m,) even ones first, then as many odd ones; real, then imaginary
+        part of each. F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle
+        F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
         """
-        n_even, tables = (len(orders) + 1) // 2, []
+        even, odd = orders.view(2, -1, 1)
+        tables = []
         for g in self.groups[: self.inner]:
-            turn = orders[:, None] * (torch.arange(g.n_angles, dtype=torch.float64) * (math.pi / g.n_angles))
-            cosine, sine = (f(turn) / g.n_angles for f in (torch.cos, torch.sin))
-            of_real = torch.cat([cosine[:n_even], -sine[:n_even]])
-            of_imag = torch.cat([sine[n_even:], cosine[n_even:]])
-            tables.append((of_real.float(), of_imag.float()))
-        return tables
-
-    def angular_orders(self, parts: Tensor, analysis: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Angular orders (b, m, 2, k), real and imaginary parts, of the grid search's k radii of parts (b, 2, P)."""
-        last = self.groups[self.inner - 1]
-        n_even, n_odd = (len(table) // 2 for table in analysis[0])
-        out = torch.empty(len(parts), n_even + n_odd, 2, last.first + last.count)
-        for g, tables in zip(self.groups, analysis, strict=False):
-            points = g.of(parts)
-            for i, (table, rows) in enumerate(zip(tables, (slice(0, n_even), slice(n_even, None)), strict=True)):
-                # This way round, few radii cost a matrix product no time.
-                summed = torch.bmm(points[:, i].transpose(1, 2), table.T.expand(len(parts), -1, -1))
-                _place(summed.numpy(), out[:, rows, :, g.radii].numpy())
-        return out
+            phi = torch.arange(g.n_angles, dtype=torch.float64) * (math.pi / g.n_angles)
+            of_real = torch.stack([torch.cos(even * phi), -torch.sin(even * phi)], dim=1)
+            of_imag = torch.stack([torch.sin(odd * phi), torch.cos(odd * phi)], dim=1)
+            tables += [of_real.ravel() / g.n_angles, of_imag.ravel() / g.n_angles]
+        return torch.cat(tables).float().numpy()
 
     def table(self, spectrum: Tensor, mirror: bool) -> Tensor:
         """Templates, then their mirror images, at all fine rotations: (t, L), with the weights of the samples in it.
@@ -182,18 +174,6 @@ class ThinGrid:
 def _stride(n_half: int, n_angles: float) -> int:
     """The largest by which the half circle divides and which leaves more than so many angles of the full one."""
     return max(s for s in STRIDES if n_half % s == 0 and (s == 1 or 2 * n_half > s * n_angles))
-
-
-@numba.njit(cache=True, nogil=True)
-@no_type_check
-def _place(summed: Any, out: Any) -> None:
-    """Fill out (b, m, 2, k) from sums (b, k, 2 m)."""
-    n_orders = out.shape[1]
-    for b in range(len(out)):
-        for m in range(n_orders):
-            for k in range(out.shape[3]):
-                out[b, m, 0, k] = summed[b, k, m]
-                out[b, m, 1, k] = summed[b, k, n_orders + m]
 
 
 @numba.njit(fastmath=True, cache=True, nogil=True)
