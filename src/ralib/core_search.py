@@ -8,8 +8,9 @@ that hold no lock.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -80,22 +81,26 @@ class CoreSearch:
     def set_templates(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H)."""
         grid, mirror = self.grid, self.mirror
-        spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
-        power = (spectrum.abs().square().sum(0) * grid.weight[:, None]).double()
-        power /= power.sum().clamp(min=1e-30)
-        natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
-        step = self.shift_step_px or min(natural, max(*self.limit_xy_px, 0.5))
-        shifts = torch.cat(shift_rings(self.limit_xy_px, step, grid.device))
-        loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
-        n_orders = 4 * math.ceil(_holding(power.sum(0), loss) / 4)
-        thin = _thinned(grid, power, n_orders, _holding(power.sum(1), loss))
-        # At least 3.6 angles to the shortest angular wave: a parabola finds what lies between.
-        orders, n_half = parity_orders(n_orders, grid.device), 8 * math.ceil(1.8 * n_orders / 8)
-        toll = leaving(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half)
+        with one_thread():
+            spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
+            power = (spectrum.abs().square().sum(0) * grid.weight[:, None]).double()
+            power /= power.sum().clamp(min=1e-30)
+            natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
+            step = self.shift_step_px or min(natural, max(*self.limit_xy_px, 0.5))
+            shifts = torch.cat(shift_rings(self.limit_xy_px, step, grid.device))
+            loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
+            n_orders = 4 * math.ceil(_holding(power.sum(0), loss) / 4)
+            thin = _thinned(grid, power, n_orders, _holding(power.sum(1), loss))
+            # At least 3.6 angles to the shortest angular wave: a parabola finds what lies between.
+            orders, n_half = parity_orders(n_orders, grid.device), 8 * math.ceil(1.8 * n_orders / 8)
+            toll = leaving(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half)
+        weighted = _weighted(thin, samples, shifts, orders)
+        with one_thread():
+            tables = GridTables.create(thin, orders, torch.cat(weighted), toll, shifts, len(samples))
         self._templates = CoreTemplates(
             thin,
-            GridTables.create(thin, orders, _weighted(thin, samples, shifts, orders), toll, shifts, len(samples)),
-            thin.table(spectrum[:, : len(thin.weight)], mirror),
+            tables,
+            _tabulated(thin, spectrum[:, : len(thin.weight)], mirror),
             Climb.after_grid(GRID_SCORE_LOSS * min(step / natural, 1.0) ** 2),
             (max(1.0, 90.0 / n_half), 0.4 * natural),
         )
@@ -156,6 +161,20 @@ def shrinking(n: int) -> list[slice]:
     return cuts
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it PyTorch uses one thread: where there is little to do, another costs more than it helps.
+
+    On a core that something else is using, what is shared out waits for the part that has no core.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """work(part) of each part, on a core of its own: products this small gain nothing from being shared."""
     threads = torch.get_num_threads()
@@ -188,12 +207,23 @@ def _thinned(grid: PolarGrid, power: Tensor, n_orders: int, n_radii: int) -> Thi
     )
 
 
-def _weighted(thin: ThinGrid, samples: Tensor, shifts: Tensor, orders: Tensor) -> Tensor:
-    """Orders (k * s, m, 2, radii) of templates (k, K, H) at all shifts (s, 2), with the weights of the grid's sums."""
+def _weighted(thin: ThinGrid, samples: Tensor, shifts: Tensor, orders: Tensor) -> list[Tensor]:
+    """Orders (s, m, 2, radii) of each template (k, K, H) at all shifts (s, 2), with the weights of the grid's sums."""
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
     scale = 2 * thin.n_half * torch.where(orders == 0, 0.5, 1.0)[:, None, None] * thin.weight[: thin.n_radii]
-    moved = on_cores(
+    return on_cores(
         lambda sample: angular_orders(thin.parts(sample.expand(len(shifts), -1, -1), -shifts), thin, orders) * scale,
         list(samples),
     )
-    return torch.cat(moved)
+
+
+def _tabulated(thin: ThinGrid, spectrum: Tensor, mirror: bool) -> Tensor:
+    """`ThinGrid.table` of spectra (k, K, m)."""
+    k = len(spectrum)
+    table = torch.empty((1 + mirror) * k, thin.table_length)
+
+    def fill(i: int) -> None:
+        table[i::k] = thin.table(spectrum[i : i + 1], mirror)
+
+    on_cores(fill, range(k))
+    return table

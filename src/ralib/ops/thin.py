@@ -147,6 +147,11 @@ class ThinGrid:
             tables += [of_real.ravel() / g.n_angles, of_imag.ravel() / g.n_angles]
         return torch.cat(tables).float().numpy()
 
+    @property
+    def table_length(self) -> int:
+        """Entries of a template's row of the table."""
+        return self.groups[-1].base + 2 * self.groups[-1].turns * self.groups[-1].lanes
+
     def table(self, spectrum: Tensor, mirror: bool) -> Tensor:
         """Templates, then their mirror images, at all fine rotations: (t, L), with the weights of the samples in it.
 
@@ -155,8 +160,7 @@ class ThinGrid:
         if mirror:
             spectrum = torch.cat([spectrum, spectrum.conj()])
         m = torch.arange(1, spectrum.shape[-1])
-        last = self.groups[-1]
-        table = torch.zeros(len(spectrum), last.base + 2 * last.turns * last.lanes)
+        table = torch.zeros(len(spectrum), self.table_length)
         for g in self.groups:
             inner = spectrum[:, g.radii] * (g.stride * self.weight[g.radii, None])
             full = torch.zeros(*inner.shape[:2], 2 * self.n_half * FINE, dtype=torch.complex64)
