@@ -15,6 +15,7 @@ from ralib.classify import Classifier, Silent
 from ralib.conventions import pose_error
 from ralib.course import Plan
 from ralib.expectation import Model, State
+from ralib.leave_out import own_cross
 from ralib.likelihood import (
     ClassPoses,
     Spectra,
@@ -126,6 +127,31 @@ def test_duplicates_go_first_and_a_rare_class_stays() -> None:
     assert keep_most_useful(fit, 3).tolist() == [0, 2, 3]
 
 
+def around(place: torch.Tensor, views: int) -> torch.Tensor:
+    """Distance (n, views) of places on a circle of that length from views in its middle, half a step in."""
+    away = (place[:, None] - torch.arange(views) - 0.5).abs()
+    return torch.minimum(away, views - away)
+
+
+def test_few_stay_where_nothing_else_is_like_them() -> None:
+    """Ten views evenly spread, a hundred particles each, and one that ten particles have and that is like no other."""
+    fit = torch.full((1010, 11), 60.0)
+    fit[:1000, :10] = 100 - 10 * around(torch.arange(1000) / 100, 10)
+    fit[1000:, 10] = 100.0
+    assert 10 in keep_most_useful(fit, 8).tolist()
+    fit[1000:, :10] = 99 - torch.rand(10, 10, generator=torch.Generator().manual_seed(0))  # now others are like it
+    assert 10 not in keep_most_useful(fit, 8).tolist()
+
+
+def test_a_species_whose_views_differ_less_keeps_its_classes() -> None:
+    """Two species of six evenly spread views each; fits of the second fall off with a fifth of the slope."""
+    fit = torch.full((1200, 12), 0.0)
+    away = around(torch.arange(600) / 100, 6)
+    fit[:600, :6], fit[600:, 6:] = 100 - 10 * away, 100 - 2 * away
+    kept = keep_most_useful(fit, 8)
+    assert 3 <= int((kept < 6).sum()) <= 5
+
+
 def particle_set(options: SimulationOptions) -> tuple[ParticleSet, Simulator]:
     simulator = Simulator(options)
     images = torch.cat(list(simulator.blocks())).numpy()
@@ -216,6 +242,31 @@ def test_state_and_model_are_what_the_course_needs(grid: RingGrid) -> None:
     assert len(empty.fields()) == 5
     assert Model.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert Poses.identity(2).class_index.tolist() == [0, 0]
+
+
+def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet, Simulator]) -> None:
+    classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
+    field = classifier._load(small_set[0], classifier._batches(small_set[0]))
+    model, course, state = classifier._begin(small_set[0], field)
+    *_, (_, state) = course.only_begin(state)
+    rings = course.position.rings
+    some = torch.nonzero(~model.held_out)[:30, 0]
+    out = model.held_out.clone()
+    out[some] = True
+
+    def cross(model: Model) -> torch.Tensor:
+        references = model.masked(model.averages(state, state.class_index, 4, rings)[0].orders, rings)
+        found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
+        return found.cross.gather(1, state.class_index[:, None])[some, 0]
+
+    zero = torch.zeros(len(state.psi_deg))
+    poses = ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
+    own = model.averages(state, state.class_index, 4, rings)[1]
+    told = own_cross(field, own, poses, rings)[some]
+    assert float((cross(model) - cross(replace(model, held_out=out))).sum() / told.sum()) == pytest.approx(1, abs=0.2)
+    turned = own_cross(field, own, replace(poses, psi_deg=state.psi_deg + 90), rings)[some]
+    assert float(turned.sum()) < 1e-3 * float(told.sum())
+    assert float(own_cross(field, own, poses, rings)[model.held_out].abs().max()) == 0.0
 
 
 class Interrupted(Exception):  # noqa: N818 - what the test raises to stop a run

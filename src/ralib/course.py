@@ -38,9 +38,10 @@ class Plan:
                               a single noisy particle could not show; at 10 views a few degrees from a mirror image of
                               each other come apart
     surplus                   seeds for every class asked for: a class needs a seed among its members
+    thinning                  share of the seeds that each step leaves, down to the classes asked for
     temperatures              of start, exchange and end
     exchanges                 rounds; each splits the `newcomers` times K largest classes
-    strangers                 times K: classes that the worst explained fifth of the particles form among themselves;
+    strangers                 times K: classes that the worst explained tenth of the particles form among themselves;
                               they compete too, so that a rare view or species can get a class that no seed gave it
     wide                      rounds that begin with a search over all shifts
     agreement                 rings are added while the halves' mean FRC there exceeds it
@@ -50,6 +51,7 @@ class Plan:
     start_details: float = 6.6
     exchange_details: float = 10.5
     surplus: float = 2.5
+    thinning: float = 0.75
     temperatures: tuple[float, float, float] = (4.0, 2.0, 1.0)
     exchanges: int = 3
     newcomers: float = 0.3
@@ -128,7 +130,7 @@ class Course:
             yield "start", state
         # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
         while len(references) > self.k:
-            keep = self._most_useful(state, max(self.k, int(0.75 * len(references))))
+            keep = self._most_useful(state, max(self.k, int(plan.thinning * len(references))))
             state, references = _restricted(state, keep), references[keep]
             state, _ = self._iterate(references, state, middle, plan.temperatures[0])
             yield "thin", state
@@ -227,11 +229,15 @@ class Course:
         return self.model.masked(averages.orders, rings), own
 
     def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
-        """References of `count` classes that the worst explained particles form, beginning anew among themselves."""
+        """References of `count` classes that the worst explained particles form, beginning anew among themselves.
+
+        From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
+        """
         model, rings = self.model, self.position.rings
         rows = poorly_explained(model.field.spectra, state, references, ~model.held_out & model.field.usable, 4 * count)
         sub = model.of(rows)
-        course = Course(sub, self.plan, count, self.search_px, self.generator)
+        plan = replace(self.plan, surplus=2 * self.plan.surplus, thinning=0.6)
+        course = Course(sub, plan, count, self.search_px, self.generator)
         part = state.of(rows)
         if model.align:
             part = State.blank(len(rows), torch.zeros_like(part.origin_xy_px))
@@ -256,5 +262,5 @@ def _restricted(state: State, keep: Tensor) -> State:
     fit = state.fit[:, keep]
     index = fit.argmax(1)
     members = torch.nn.functional.one_hot(index, len(keep)).float().sum(0)
-    own = None if state.own is None else state.own.restricted(keep)
+    own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
     return replace(state, fit=fit, class_index=index, members=members, own=own)

@@ -25,7 +25,7 @@ def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[d
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
     assert state.own is not None
-    arrays["own_weight"] = state.own.weight.cpu().numpy()  # class and pose of the last M-step are the state's
+    arrays["own_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = state.fit.amax(1).cpu().numpy()
     arrays["generator"] = course.generator.get_state().numpy()
     return arrays, {"position": asdict(course.position), "log": course.log, "figures": figures}
@@ -45,8 +45,6 @@ def unpack(
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
     known = {name: part(name) for name in _PARTICLES}
     fit = part("best")[:, None].expand(-1, len(known["members"]))
-    own = Own(
-        known["class_index"], known["psi_deg"], known["origin_xy_px"], known["mirror"],
-        part("own_weight"), averages.gain,
-    )  # fmt: skip
+    pose = known["psi_deg"], known["origin_xy_px"], known["mirror"]
+    own = Own(known["class_index"], *pose, share=part("own_share"))
     return State(fit=fit, averages=averages, own=own, **known), list(meta["figures"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ralib import likelihood as lk
-from ralib.leave_out import Own, own_cross, without_own
+from ralib.leave_out import Own, own_cross, own_share, without_own
 from ralib.maximization import (
     RingAverages,
     RingSums,
@@ -221,7 +221,7 @@ class Model:
         usable = self.field.usable.to(torch.float32)
         members = torch.nn.functional.one_hot(state.class_index, n_classes).to(torch.float32).T @ usable
         averages = average_classes(sums, members)
-        own = self._own(state, state.class_index, weight[0] * scale[0], averages)
+        own = self._own(state, state.class_index, weight[0], averages)
         return replace(state, averages=averages, members=members, own=own)
 
     def _sums(
@@ -244,9 +244,10 @@ class Model:
         """work(bytes it may take), with less and less where memory runs out."""
         return within_memory(lambda: work(self.budget.step_bytes), self.budget.shrink)
 
-    @staticmethod
-    def _own(state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> Own:
-        return Own(class_index, state.psi_deg, state.origin_xy_px, state.mirror, weight, averages.gain)
+    def _own(self, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> Own:
+        scale = state.scale * state.mean_scale
+        share = own_share(self.field, averages, class_index, weight * state.scale, scale)
+        return Own(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
 
     def averages(self, state: State, class_index: Tensor, n_classes: int, rings: int) -> tuple[RingAverages, Own]:
         """Averages of other groups (n,) of the particles, posed as they are, and what each gave to them."""
@@ -255,7 +256,7 @@ class Model:
         weight = (~self.held_out).float()
         sums = self._sums([pose], [class_index], [weight], [state.scale], n_classes, rings)
         averages = average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
-        return averages, self._own(state, class_index, weight * state.scale, averages)
+        return averages, self._own(state, class_index, weight, averages)
 
     def masked(self, orders: Tensor, rings: int) -> Tensor:
         """References (k, r, m) from orders of class averages, behind the mask where they stand."""

@@ -2,10 +2,11 @@
 
 A class average holds every member's noise, turned and moved by the member's own pose. Compared again, a member finds
 its noise there: its old class and its old pose look better than they are, the more so the fewer members a class has.
-Particles would stay where they fell, and small classes of anything would look useful. The share is known: in its old
-pose a particle adds weight * |F / sigma^2|^2 / (what the average was divided by) to its own cross term, and the less
-the further the new pose is from the old one. It is taken out (cross-validation leaving one out), which costs next to
-nothing; comparing with the other half's averages would do the same at the price of half the signal.
+Particles would stay where they fell, and small classes of anything would look useful. How much a particle's noise adds
+to its own cross term is known: probability times scale, times the energy of its noise, over what the sums were divided
+by; the less the further the new pose is from the old one. It is taken out (cross-validation leaving one out), which
+costs next to nothing; comparing with the other half's averages would do the same at the price of half the signal. The
+particle's signal stays: an average made without it would have as much.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import wrap_deg
-from ralib.likelihood import ClassPoses
+from ralib.likelihood import ClassPoses, ring_power
+from ralib.maximization import RingAverages
 from ralib.particle_spectra import Field
 
 CORRELATED = 0.3
@@ -28,36 +30,40 @@ class Own:
     """What each particle (n,) gave to the references it will meet next.
 
     class_index and the pose as it was; -1 where that class is gone
-    weight      (n,) probability times scale, as it was summed; 0 for particles that join no average
-    gain        (k, r) of the averages: what the sums were divided by, inverted
+    share       (n, r) what its noise adds to its cross term in that pose, ring by ring
     """
 
     class_index: Tensor
     psi_deg: Tensor
     origin_xy_px: Tensor
     mirror: Tensor
-    weight: Tensor
-    gain: Tensor
+    share: Tensor
 
-    def restricted(self, keep: Tensor) -> Own:
+    def restricted(self, keep: Tensor, n_classes: int) -> Own:
         """The same where only some of the classes remain."""
-        new = torch.full((len(self.gain),), -1, dtype=torch.int64, device=keep.device)
+        new = torch.full((n_classes,), -1, dtype=torch.int64, device=keep.device)
         new[keep] = torch.arange(len(keep), device=keep.device)
-        index = torch.where(self.class_index >= 0, new[self.class_index.clamp_min(0)], -1)
-        return replace(self, class_index=index, gain=self.gain[keep])
+        return replace(self, class_index=torch.where(self.class_index >= 0, new[self.class_index.clamp_min(0)], -1))
+
+
+def own_share(field: Field, averages: RingAverages, class_index: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """`Own.share` of particles that were summed with a weight (n,) into averages where their contrast is scale (n,)."""
+    grid, spectra, rings = field.grid, field.spectra, averages.gain.shape[1]
+    inside = float(field.mask.sum()) / grid.n_pixels  # references are masked, and the noise in them
+    power = spectra.power[:, :rings]
+    signal = (scale[:, None] * power).square() * ring_power(averages.orders)[class_index] / grid.n_half
+    noise = (spectra.energy[:, :rings] - signal).clamp_min(0)
+    return inside * weight[:, None] * noise * averages.gain[class_index] / grid.weight[:rings]
 
 
 def own_cross(field: Field, own: Own, poses: ClassPoses, rings: int) -> Tensor:
     """What each particle's own share adds to its cross term (n,) at poses (n,) in its old class."""
-    grid, rings = field.grid, min(rings, own.gain.shape[1])
-    gain = own.gain[own.class_index.clamp_min(0), :rings] / grid.weight[:rings]
-    inside = float(field.mask.sum()) / grid.n_pixels  # references are masked, and the noise in them
-    share = inside * own.weight * (field.spectra.energy[:, :rings] * gain).sum(1)
     turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
     # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
     apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(1) + 0.5 * (field.radius_px * turn).square()
-    alike = torch.exp(-0.5 * apart * (grid.frequency[rings - 1] / CORRELATED).square())
-    return torch.where((poses.mirror == own.mirror) & (own.class_index >= 0), share * alike, 0.0)
+    alike = torch.exp(-0.5 * apart * (field.grid.frequency[rings - 1] / CORRELATED).square())
+    there = (poses.mirror == own.mirror) & (own.class_index >= 0)
+    return torch.where(there, own.share[:, :rings].sum(1) * alike, 0.0)
 
 
 def without_own(field: Field, own: Own, found: ClassPoses, rings: int) -> ClassPoses:

@@ -9,13 +9,14 @@ from ralib.expectation import State
 from ralib.likelihood import Spectra, ring_power
 from ralib.rings import RingGrid
 
-NEIGHBOURS = 10
-"""Classes that a particle nearly belongs to: two shells around its own, where views lie evenly on a sphere."""
+NEIGHBOURS = 3, 10
+"""Best classes within which a particle's spread is told, at least and at most: a quarter of all, so that few lie in
+another species; ten are two shells around one's own class where views lie evenly on a sphere."""
 
 LEAST_SPREAD = 2.0
 """Nats: classes that differ by less are the same to a particle."""
 
-DISTINCT = 8, 1.5
+DISTINCT = 8, 1.4
 """Members that a rare view must have at least, and times the typical class's loss a member that makes it one."""
 
 
@@ -30,23 +31,25 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     """Which `keep` of the k columns of a table of fits (n, k) to keep so that particles lose least: (keep,).
 
     Columns are dropped one by one, each time the one whose particles lose least by going to their second best
-    (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of its
-    spread that it would lose: what lies between its best class and its NEIGHBOURS-th best. So neither particles of high
-    contrast decide, nor a species whose views differ more than those of another. A class whose members lose much more
-    than those of others stays, however few they are: it holds a rare view that nothing else explains.
+    (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of
+    its spread that it would lose, which is what lies between its best class and one some places further down. So
+    neither particles of high contrast decide, nor a species whose views differ more than another's. A class whose
+    members lose much more than those of others stays, however few they are: it holds a rare view that nothing else
+    explains.
     """
     k = fit.shape[1]
-    top = fit.topk(min(k, NEIGHBOURS), dim=1).values
+    top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
     fit = fit / (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
-    for _ in range(k - keep):
+    for left in range(k, keep, -1):
         two, owner = fit.topk(2, dim=1)
         belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
         loss, members = (two[:, 0] - two[:, 1]) @ belongs, belongs.sum(0)
         each = loss / members.clamp_min(1)
-        distinct = alive & (members >= DISTINCT[0]) & (each > DISTINCT[1] * each[alive].median())
-        # Where a third of all would stay for this, it is no exception.
-        loss = loss + torch.where(distinct & (distinct.sum() < keep / 3), float(len(fit)), 0.0)
+        known = torch.where(alive, each, -torch.inf).sort(descending=True).values
+        # What more than a third of all classes have is no exception.
+        special = torch.maximum(DISTINCT[1] * known[left // 2], known[keep // 3])
+        loss = loss + torch.where((members >= DISTINCT[0]) & (each > special), float(len(fit)), 0.0)
         drop = torch.where(alive, loss, torch.inf).argmin()
         alive[drop] = False
         fit[:, drop] = -torch.inf
@@ -54,9 +57,9 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
 
 
 def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, at_least: int) -> Tensor:
-    """Numbers of the fifth of the particles that their classes explain worst, given their CTF and noise."""
+    """Numbers of the tenth of the particles that their classes explain worst, given their CTF and noise."""
     typical = (state.members / state.members.sum().clamp_min(1)) @ ring_power(references)
     expected = spectra.power[:, : len(typical)] @ typical
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
-    count = min(int(eligible.sum()), max(at_least, len(share) // 5))
+    count = min(int(eligible.sum()), max(at_least, len(share) // 10))
     return torch.argsort(share, stable=True)[:count].sort().values
