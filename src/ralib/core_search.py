@@ -8,18 +8,16 @@ that hold no lock.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ralib.conventions import wrap_deg
 from ralib.ops.climb_numba import Climb, climb
+from ralib.ops.cores import on_cores as on_cores
+from ralib.ops.cores import one_thread
 from ralib.ops.grid_numba import GridTables, angular_orders, best_poses, best_scores
 from ralib.ops.thin import ThinGrid
 from ralib.ops.tile_numba import LANES
@@ -33,9 +31,6 @@ from ralib.templates import (
     shift_rings,
 )
 from ralib.types import Poses
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 LEAST, MOST = 2 * LANES, 8 * LANES
 """Particles that a core takes at a time."""
@@ -159,32 +154,6 @@ def shrinking(n: int) -> list[slice]:
         cuts.append(slice(first, min(first + size, n)))
         first += size
     return cuts
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it PyTorch uses one thread: where there is little to do, another costs more than it helps.
-
-    On a core that something else is using, what is shared out waits for the part that has no core.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """work(part) of each part, on a core of its own: products this small gain nothing from being shared."""
-    threads = torch.get_num_threads()
-    if min(threads, len(parts)) < 2:
-        return [work(part) for part in parts]
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, parts))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _holding(power: Tensor, loss: float) -> int:

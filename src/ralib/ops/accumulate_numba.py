@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.ops.accumulate_plain import new_sums, sum_row
-from ralib.ops.resample_numba import add_turned, solved
+from ralib.ops.resample_numba import CHUNKS, add_turned, solved
 from ralib.ops.resample_plain import Samples, chunk_pixels, pose_table, sampled_chunks
 
 
@@ -28,7 +28,7 @@ def rotate_shift_sum(
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])
     # Samples as they are need no room: all of them at once.
-    pixels = len(images) * images.box**2 if isinstance(images, Samples) else chunk_pixels(images)
+    pixels = len(images) * images.box**2 if isinstance(images, Samples) else CHUNKS * chunk_pixels(images)
     for part, samples in sampled_chunks(images, method, boundary, pixels, solved):
         weight = None if weights is None else weights[part]
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)

@@ -7,7 +7,6 @@ and the particles' order: the same bits for any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, no_type_check
 
 import numba
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ralib.ops import resample_plain
+from ralib.ops.cores import on_cores, shares
 from ralib.ops.cubic_numba import POINTS, cubic_points
 from ralib.ops.resample_plain import (
     BOUNDARIES,
@@ -35,6 +35,8 @@ _CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadra
 _CYCLIC, _BACKGROUND = (BOUNDARIES.index(name) for name in ("cyclic", "background"))
 # In the samples' own precision, so that float32 stays float32.
 _NUMBERS = (0.5, 1.0, -EDGE_PX)
+# The plain form's chunks, times this: threads are started for each.
+CHUNKS = 8
 
 
 @numba.njit(fastmath=True)
@@ -113,42 +115,38 @@ def _add_linear(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, out
         out[x] += scale * (upper + u[x] * (lower - upper) + offset)
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True, nogil=True)
 @no_type_check
 def _add_turned(
-    samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, lines: Any, sums: Any
-) -> None:
-    """Add particle i, turned, to sums[row[i]] where there is such a row.
+    samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, start: Any, stop: Any,
+    sums: Any,
+) -> None:  # fmt: skip
+    """Add the lines from `start` to `stop` of particle i, turned, to sums[row[i]] where there is such a row.
 
     samples (b, w * w); table (b, 7), see pose_table; column (2, n), the columns and their mirror images, from the
-    centre; numbers, _NUMBERS; lines of the class frame that a thread takes at a time; sums (rows, n, n).
+    centre; numbers, _NUMBERS; sums (rows, n, n).
     """
     n = sums.shape[-1]
-    for block in numba.prange((n + lines - 1) // lines):
-        # Whole blocks of points: what is past the line are some points of the image.
-        room = (n + POINTS - 1) // POINTS * POINTS
-        all_x, all_y, value = (
-            np.zeros(room, samples.dtype),
-            np.zeros(room, samples.dtype),
-            np.zeros(room, samples.dtype),
-        )
-        all_first = np.full(room, PAD * (n + 2 * PAD) + PAD, np.uint32)
-        px, py, first = all_x[:n], all_y[:n], all_first[:n]
-        for i in range(len(samples)):
-            if row[i] >= len(sums):
-                continue
-            f, pose, scale, offset = samples[i], table[i], table[i, 5], table[i, 6]
-            across = column[1] if pose[4] != 0 else column[0]
-            for y in range(block * lines, min(n, (block + 1) * lines)):
-                out = sums[row[i], y]
-                _place_line(pose, across, column[0, y], numbers, boundary, px, py)
-                _split_line(px, py, first)
-                if method == _CUBIC:
-                    _add_cubic(f, all_first, all_x, all_y, scale, offset, value, out)
-                elif method == _QUADRATIC:
-                    _add_quadratic(f, first, px, py, numbers, scale, offset, out)
-                else:
-                    _add_linear(f, first, px, py, scale, offset, out)
+    # Whole blocks of points: what is past the line are some points of the image.
+    room = (n + POINTS - 1) // POINTS * POINTS
+    all_x, all_y, value = np.zeros(room, samples.dtype), np.zeros(room, samples.dtype), np.zeros(room, samples.dtype)
+    all_first = np.full(room, PAD * (n + 2 * PAD) + PAD, np.uint32)
+    px, py, first = all_x[:n], all_y[:n], all_first[:n]
+    for i in range(len(samples)):
+        if row[i] >= len(sums):
+            continue
+        f, pose, scale, offset = samples[i], table[i], table[i, 5], table[i, 6]
+        across = column[1] if pose[4] != 0 else column[0]
+        for y in range(start, stop):
+            out = sums[row[i], y]
+            _place_line(pose, across, column[0, y], numbers, boundary, px, py)
+            _split_line(px, py, first)
+            if method == _CUBIC:
+                _add_cubic(f, all_first, all_x, all_y, scale, offset, value, out)
+            elif method == _QUADRATIC:
+                _add_quadratic(f, first, px, py, numbers, scale, offset, out)
+            else:
+                _add_linear(f, first, px, py, scale, offset, out)
 
 
 def rotate_shift_images(
@@ -162,7 +160,7 @@ def rotate_shift_images(
 ) -> Tensor:
     """Particles seen in the frame of their class average; `resample_plain` describes arguments and result."""
     out = empty_like(images).zero_()
-    for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images), solved):
+    for part, samples in sampled_chunks(images, method, boundary, CHUNKS * chunk_pixels(images), solved):
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
         add_turned(samples, table, torch.arange(len(samples)), out[part])
     return out
@@ -188,13 +186,13 @@ def _solve_lines(lines: Any, scale: Any, side: Any) -> None:
             lines[k, x] -= side * scale[k] * lines[k + 1, x]
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True, nogil=True)
 @no_type_check
 def _solve(images: Any, scale: Any, side: Any, out: Any) -> None:
     """Prefilter images (b, n, n) into the inside of out (b, w, w): columns of the transposed image, then columns."""
     n = images.shape[-1]
-    for i in numba.prange(len(images)):
-        turned = np.empty((n, n), out.dtype)
+    turned = np.empty((n, n), out.dtype)
+    for i in range(len(images)):
         for y in range(n):
             for x in range(n):
                 turned[x, y] = images[i, y, x]
@@ -215,8 +213,11 @@ def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor
     while len(scale) < n:
         scale.append(1 / (OMOMS_CENTRE - OMOMS_SIDE**2 * scale[-1]))
     out = torch.zeros(len(images), n + 2 * PAD, n + 2 * PAD)
-    contiguous = images.to(torch.float32).contiguous().numpy()
-    _run(_solve, contiguous, np.array(scale, np.float32), np.float32(OMOMS_SIDE), out.numpy())
+    contiguous, factors = images.to(torch.float32).contiguous(), np.array(scale, np.float32)
+    on_cores(
+        lambda part: _solve(contiguous[part].numpy(), factors, np.float32(OMOMS_SIDE), out[part].numpy()),
+        shares(len(images)),
+    )
     return out, None
 
 
@@ -225,8 +226,7 @@ def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> No
     n, dtype = samples.box, samples.values.dtype
     index = torch.arange(n)
     column = torch.stack([index, (2 * (n // 2) - index) % n]).sub(n // 2).to(dtype)
-    _run(
-        _add_turned,
+    given = (
         samples.values.view(len(samples), -1).numpy(),
         table.contiguous().numpy(),
         row.numpy(),
@@ -234,16 +234,8 @@ def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> No
         torch.tensor(_NUMBERS, dtype=dtype).numpy(),
         METHODS.index(samples.method),
         BOUNDARIES.index(samples.boundary),
-        # An image is read once by every thread: its lines are shared out in as few pieces as there are threads.
-        -(-n // torch.get_num_threads()),
-        sums.numpy(),
     )
-
-
-def _run(kernel: Callable[..., None], *arguments: Any) -> None:
-    """The kernel on as many threads as PyTorch uses."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    kernel(*arguments)
-    # Numba's start of its threads changes OpenMP's number of them, which is PyTorch's too.
-    torch.set_num_threads(threads)
+    on_cores(
+        lambda lines: _add_turned(*given, lines.start, lines.stop, sums.numpy()),
+        shares(n),
+    )
