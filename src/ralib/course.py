@@ -41,7 +41,7 @@ class Plan:
     thinning                  share of the seeds that each step leaves, down to the classes asked for
     temperatures              of start, exchange and end
     exchanges                 rounds; each splits the `newcomers` times K largest classes
-    strangers                 times K: classes that the worst explained tenth of the particles form among themselves;
+    strangers                 times K: classes that the worst explained fifth of the particles form among themselves;
                               they compete too, so that a rare view or species can get a class that no seed gave it
     wide                      rounds that begin with a search over all shifts
     agreement                 rings are added while the halves' mean FRC there exceeds it

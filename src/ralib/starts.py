@@ -57,9 +57,9 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
 
 
 def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, at_least: int) -> Tensor:
-    """Numbers of the tenth of the particles that their classes explain worst, given their CTF and noise."""
+    """Numbers of the fifth of the particles that their classes explain worst, given their CTF and noise."""
     typical = (state.members / state.members.sum().clamp_min(1)) @ ring_power(references)
     expected = spectra.power[:, : len(typical)] @ typical
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
-    count = min(int(eligible.sum()), max(at_least, len(share) // 10))
+    count = min(int(eligible.sum()), max(at_least, len(share) // 5))
     return torch.argsort(share, stable=True)[:count].sort().values
