@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["n_orders", "n_pairs", "n_particles", "n_half", "n_penalty", "n_angle_blocks"])
+# Rows of orders and of particles are read in wide words where their lengths are round: compiled for either.
+@triton.jit(do_not_specialize=["n_pairs", "n_half", "n_penalty", "n_angle_blocks"])
 def _rotational_max(
     spectra, cosine, sine, penalty, value, index,
     n_orders, n_pairs, n_particles, n_half, n_penalty, n_angle_blocks,
