@@ -34,10 +34,10 @@ from ralib.types import Poses
 
 LEAST, MOST = 2 * LANES, 8 * LANES
 """Particles that a core takes at a time."""
-LOSS_OF_ONE, LOSS_OF_MANY = (1e-3, 1e-6), (3e-4, 1e-7)
+LOSS_OF_ONE, LOSS_OF_MANY = (1e-3, 3e-7), (3e-4, 1e-7)
 """What the grid, and the last Newton steps, may leave out of one reference's power, and of several that compete.
 
-Ten times as much in the last steps, and 0.3 % of the particles miss the best pose at SNR 0.02.
+With thirty times as much in the last steps, 0.3 % of the particles miss the best pose at SNR 0.02.
 """
 PARABOLA = 0.03
 """By how much of a score the parabola through the grid's rotations may raise it."""
