@@ -1,7 +1,7 @@
 """Classification from scratch against known truth: simulated sets, three seeds, RELION beside where installed.
 
     PYTHONPATH=src python3 bench/classify.py --device cuda [--cases uniform ...] [--particles 5000] [--seeds 3]
-    PYTHONPATH=src python3 bench/classify.py --device cuda --set DIR --classes 50      # particles.star and truth.npz
+    PYTHONPATH=src python3 bench/classify.py --device cuda --set DIR --name R --classes 50  # particles.star, truth.npz
 
 Each case is simulated by `ralib simulate` (continuous views, CTF, particles off centre), classified by the command
 `ralib classify` from the particles on disk to the results on disk, and scored as the particles' true views tell:
@@ -88,7 +88,7 @@ def main() -> int:
             _classified(work / "warm", work / "warm-run", 5, 0, options.device)
         if options.set:
             for seed in range(options.seeds):
-                rows.append(_row("given set", options.set, work / f"given-{seed}", options.classes, seed, options))
+                rows.append(_row(options.name, options.set, work / f"given-{seed}", options.classes, seed, options))
         else:
             for name in options.cases:
                 rows += _case(name, work, options)
@@ -135,6 +135,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--volume", type=Path, help="in place of the built-in phantom")
     parser.add_argument("--volume2", type=Path, help="the second species in place of the built-in one")
     parser.add_argument("--set", type=Path, help="a folder with particles.star and truth.npz in place of the cases")
+    parser.add_argument("--name", default="given set", help="what the given set is called")
+    parser.add_argument("--relion-result", type=Path, help="RELION's data.star of the given set, to score beside")
     parser.add_argument("--relion", action="store_true", help="run relion_refine beside, where it is installed")
     parser.add_argument("--scratch", type=Path, help="where the sets go; they are removed")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false")
@@ -219,7 +221,11 @@ def _row(case: str, folder: Path, run: Path, classes: int, seed: int, options: a
     if case != "pure noise":
         row |= _told(run_poses(run, classes), truth, case)
         row |= junk_caught(particles[:, heading.index("quality")], truth["junk"])
-    if options.relion and shutil.which("relion_refine"):
+    if options.relion_result:
+        theirs = io.open_particles(options.relion_result, require_images=False).poses
+        assert theirs is not None
+        row["relion"] = _told(theirs, truth, case)
+    elif options.relion and shutil.which("relion_refine"):
         row["relion"] = _relion(folder, run.with_name(run.name + "-relion"), classes, seed, truth, case)
     print(json.dumps(row), flush=True)
     return row
