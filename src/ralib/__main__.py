@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import NoReturn
 
@@ -12,7 +13,11 @@ def program() -> NoReturn:
 
     Python looks for garbage again and again among the half million objects that PyTorch makes while it loads, and once
     more at the end; none of them is any. Not looking saves a third of a short command's time.
+
+    PyTorch's threads would spin while they wait for each other; on a core that is shared, what they wait for is then
+    held up by the spinning. It is settled when PyTorch loads.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()
     from ralib.cli import main
 

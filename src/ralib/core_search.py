@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ralib.conventions import wrap_deg
 from ralib.ops.climb_numba import Climb, climb
-from ralib.ops.cores import on_cores as on_cores
-from ralib.ops.cores import one_thread
+from ralib.ops.cores import on_cores, one_thread
 from ralib.ops.grid_numba import GridTables, angular_orders, best_poses, best_scores
 from ralib.ops.thin import ThinGrid
 from ralib.ops.tile_numba import LANES

@@ -29,6 +29,7 @@ from torch.nn.functional import pad
 
 from ralib.conventions import rotate_xy, wrap_deg
 from ralib.memory import free_memory
+from ralib.ops.cores import on_cores
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.rotational_score import angle_deg, rotational_max
@@ -124,8 +125,6 @@ class PoseSearch:
         images = images.to(self.device, torch.float32)
         if self.device.type != "cpu":
             return self.grid.transform(images)
-        from ralib.core_search import on_cores
-
         samples = torch.empty(len(images), self.grid.n_radii, self.grid.n_angles // 2, dtype=torch.complex64)
 
         def one(chunk: tuple[Tensor, Tensor]) -> None:
@@ -205,8 +204,6 @@ class PoseSearch:
         chunks = list(self._chunks(samples, centre_xy_px, class_index))
         if self.device.type != "cpu":
             return Poses.cat([one(chunk) for chunk in chunks])
-        from ralib.core_search import on_cores
-
         return Poses.cat(on_cores(one, chunks))
 
     def _chunks(

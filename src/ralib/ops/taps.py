@@ -21,9 +21,8 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 def gather_taps_plain(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """The plain form: two weighted sums over bags of rows, one for the real and one for the imaginary parts."""
-    conjugate = index < 0
-    row = torch.where(conjugate, -1 - index, index)
-    signed = torch.where(conjugate, -weight, weight)
+    sign = index >> 31  # -1 where the conjugate is meant, else 0
+    row, signed = index ^ sign, weight * (1 + 2 * sign)
     table = values.T
     real, imag = (
         embedding_bag(row, part.contiguous(), mode="sum", per_sample_weights=w)
