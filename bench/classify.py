@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -29,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +46,7 @@ from classify_scores import (
 )
 from classify_table import table_rows
 from ralib import io
+from ralib.benchmarks.record import device_name, record
 from ralib.cli import main as ralib
 from ralib.phantom import phantom_volume
 from ralib.rundir import read_record, run_poses
@@ -279,22 +278,16 @@ def _spread(rows: list[dict[str, Any]]) -> str:
 
 def _save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + "-cpu"
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    commit = os.environ.get("RALIB_COMMIT") or git
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     out = options.out or Path(__file__).parent / "results" / f"classify-{slug}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    versions = {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()}
-    threads = torch.get_num_threads()
+    if str(out) == os.devnull:
+        return
     if options.add and out.exists():
         new = {r["case"] for r in rows}
         rows = [r for r in json.loads(out.read_text())["runs"] if r["case"] not in new] + rows
-    value = {"device": name, "threads": threads, "versions": versions, "commit": commit}
-    value |= {"bench": "classification", "rows": table_rows(rows), "runs": rows}
-    if str(out) != os.devnull:
-        io.write_json(out, value)
-        print(f"wrote {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    io.write_json(out, record("classification", device, table_rows(rows), runs=rows))
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from ralib.types import Poses
 
 LEAST, MOST = 2 * LANES, 8 * LANES
 """Particles that a core takes at a time."""
-LOSS_OF_ONE, LOSS_OF_MANY = (1e-3, 3e-7), (3e-4, 1e-7)
+LOSS_OF_ONE, LOSS_OF_MANY = (7e-4, 3e-7), (3e-4, 1e-7)
 """What the grid, and the last Newton steps, may leave out of one reference's power, and of several that compete.
 
 With thirty times as much in the last steps, 0.3 % of the particles miss the best pose at SNR 0.02.

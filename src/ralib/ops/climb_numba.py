@@ -48,7 +48,7 @@ class Climb:
 
         Tried on ribosomes at SNR 0.02 and 0.05: the smallest with which 99.9 % of the best poses are found.
         """
-        return cls((0.03 + 0.3 * loss, 0.02, 0.005, 0.001))
+        return cls((0.03 + 0.45 * loss, 0.02, 0.005, 0.001))
 
 
 def climb(
