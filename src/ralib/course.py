@@ -29,6 +29,9 @@ from ralib.starts import keep_most_useful, particles_as_references, poorly_expla
 ENOUGH = 10_000, 200
 """Particles, and particles a class, that a start needs."""
 
+STRANGE_SEEDS = 20
+"""Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -236,7 +239,7 @@ class Course:
         model, rings = self.model, self.position.rings
         rows = poorly_explained(model.field.spectra, state, references, ~model.held_out & model.field.usable, 4 * count)
         sub = model.of(rows)
-        plan = replace(self.plan, surplus=2 * self.plan.surplus, thinning=0.6)
+        plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)
         course = Course(sub, plan, count, self.search_px, self.generator)
         part = state.of(rows)
         if model.align:
