@@ -98,13 +98,13 @@ def test_newton_climbs_to_the_maximum() -> None:
     table = fine_table(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
     shift = torch.tensor([[0.7, -0.4]])
     moved = samples * grid.shift_phase(shift)
-    pose = torch.tensor([[[2.0, 0.0, 0.0, 0.0]]])
-    for _ in range(6):
-        pose = newton_plain(
-            moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), pose, table,
-            2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (0, 0, grid.n_radii),
-            (3.0, 3.0), (4.0, 0.5),
-        )  # fmt: skip
+    given = (
+        moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[2.0, 0.0, 0.0, 0.0]]]), table,
+        2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (0, 0, grid.n_radii), (3.0, 3.0), (4.0, 0.5),
+    )  # fmt: skip
+    pose = newton_plain(*given, steps=10)
+    assert torch.equal(newton_plain(*given, steps=20), pose), "it settles before ten steps"
+    assert (newton_plain(*given) - pose).abs().max() > 0.1, "and after the first"
     assert torch.allclose(pose[0, 0, :3], torch.tensor([0.0, -0.7, 0.4]), atol=2e-3)
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
 
@@ -117,7 +117,7 @@ def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
     template = torch.exp(-((x - 9) ** 2 + y**2) / 4) + torch.exp(-(x**2 + (y + 12) ** 2) / 6)
     noise = grid.transform(torch.randn(6, 64, 64, generator=g))
     spectrum = grid.angular_spectrum(grid.transform(template[None]), grid.n_angles // 2)
-    extent = Extent.of(grid, spectrum, 1e-4)
+    extent = Extent.of(grid, Extent.measure(grid, spectrum, 1e-4))
     stops = angle_stops(grid, extent.close_orders, grid.n_radii)
     assert 8 <= stops[0] < stops[2] <= grid.n_radii
     case = (
@@ -207,8 +207,8 @@ def _compare_twins() -> None:
         # The kernel's table is rounded to half precision: so is its twin's.
         packed = (*given[:4], half_pairs(table), *given[5:])
         rounded = (*given[:4], table.half().float(), *given[5:])
-        for slack in (math.inf, 0.5):
-            found, expected = newton_triton(*packed, slack), newton_plain(*rounded, slack)
+        for slack, steps in ((math.inf, 1), (0.5, 1), (0.5, 2)):
+            found, expected = newton_triton(*packed, slack, steps), newton_plain(*rounded, slack, steps)
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
         assert (expected[..., 3] == -math.inf).any()
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))

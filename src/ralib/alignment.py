@@ -141,6 +141,8 @@ class Alignment:
         sums.all_reduce_(self.ranks)
         averages = self._averages_of(sums)
         references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
+        # The figures wait for the device: what the next search begins with is under way before.
+        self.room.fitting(None, lambda: stage.search.expect_references(references))
         centred = self.plan.center != 0 or self.options.user_function is not None
         poses = shift_poses(poses, move) if centred else poses
         warnings, self.room.told = [*self.room.told, *warnings], []

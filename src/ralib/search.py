@@ -14,7 +14,7 @@ and b_m of the template shifted by s in its own frame,
    the sum over m and the maximum over psi are `ops.rotational_max`. It is the templates that are shifted, not the
    particles: once for all of them, and wherever each particle is centred.
 2. The best few (reference, shift, mirror, psi) of each particle take Newton steps in (psi, x, y); fewer go on after
-   each step, and the best one wins.
+   each step, the last two or so to their maxima, and the best one wins.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
 SLACK = (0.1, 0.03, 0.01)
 """So far, as a fraction of a particle's best score, a candidate may lie behind before its first, second, ... step."""
+LAST_STEPS = 6
+"""The last candidates take as many steps as they need to settle, but no more than this."""
 
 Candidates = tuple[Tensor, Tensor]
 """Poses under refinement, c of each of b particles: which template (c, b) (the reference, plus the number of references
@@ -65,8 +67,9 @@ class PoseSearch:
     shift_step_px          grid step of the shifts, before they are refined; None takes what the templates need
     mirror                 whether mirrored poses are searched
     max_frequency_per_px   band limit of the score
-    candidates             how many grid poses take the first, second, ... Newton step; None: by the references. On a
-                           CPU, whoever names them gets the form of the search that a GPU uses, in place of its own
+    candidates             how many grid poses take the first, second, ... Newton step, and the last as many steps as
+                           they need; None: by the references. On a CPU, whoever names them gets the form of the search
+                           that a GPU uses, in place of its own
     grid_loss              fraction of the templates' power that the grid search may leave out
     dtype                  of the grid search's products; None takes half precision on a GPU, single on a CPU
     """
@@ -104,6 +107,7 @@ class PoseSearch:
         x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
         self._limit = (x, y)
         self._bank: TemplateBank | None = None
+        self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self._cores: CoreSearch | None = None
         if self.device.type == "cpu" and candidates is None:
             from ralib.core_search import CoreSearch  # Numba takes its time to load: not where a GPU does the work
@@ -134,18 +138,38 @@ class PoseSearch:
         on_cores(one, list(zip(images.split(AT_ONCE), samples.split(AT_ONCE), strict=True)))
         return samples
 
+    def expect_references(self, references: Tensor) -> None:
+        """Begin with what `set_references` will be given: on a GPU, while earlier work is still under way there."""
+        if self._cores is None:
+            self._expected = (references, self._measured(self._templates(references)))
+
     def set_references(self, references: Tensor) -> None:
         """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
-        templates = masked_unit_norm(references.to(self.device, torch.float32), self.mask)
-        self.set_template_samples(self.grid.transform(templates))
+        expected, self._expected = self._expected, None
+        if expected and expected[0] is references:
+            self._build(*expected[1])
+        else:
+            self.set_template_samples(self._templates(references))
 
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
         if self._cores:
             self._cores.set_templates(samples)
-            return
+        else:
+            self._build(*self._measured(samples))
+
+    def _templates(self, references: Tensor) -> Tensor:
+        """Polar samples of references, masked and of unit norm."""
+        return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
+
+    def _measured(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples of templates, their angular spectrum, and how far that reaches: see `Extent.measure`."""
         spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
-        extent = Extent.of(self.grid, spectrum, self.grid_loss)
+        return samples, spectrum, Extent.measure(self.grid, spectrum, self.grid_loss)
+
+    def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor) -> None:
+        """The bank of the templates, on a new grid of poses if they need another."""
+        extent = Extent.of(self.grid, measured)
         # In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
         step_px = self.shift_step_px or min(extent.step_px, max(*self._limit, 0.5))
         poses = self._bank.poses if self._bank else None
@@ -184,12 +208,12 @@ class PoseSearch:
         k = self.bank.n_references
         # Poses on a ridge of the score take several steps to its top: few candidates, but to the end.
         if k == 1:
-            return (8, 4, 2, 1, 1)
+            return (8, 4, 2)
         # On a grid finer than need be, more of its poses belong to one maximum.
         crowd = min(self.bank.natural_px / self.bank.poses.step_px, 2.0)
         # Among many references, more of them look alike.
         first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
-        return (round(crowd * first), round(crowd * second), 4 + k // 500, 2, 1, 1, 1)
+        return (round(crowd * first), round(crowd * second), 4 + k // 500, 2)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
@@ -283,7 +307,9 @@ class PoseSearch:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
             polar = (radius, grid.angle_rad, grid.weight)
             slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
-            pose = newton(samples, centre, row, pose, bank.table, *polar, self.stops(i), self._limit, reach, slack)
+            steps = LAST_STEPS if i == len(self.candidates) - 1 else 1
+            bounds = (self.stops(i), self._limit, reach)
+            pose = newton(samples, centre, row, pose, bank.table, *polar, *bounds, slack, steps)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(
@@ -296,11 +322,10 @@ class PoseSearch:
 
     def stops(self, step: int) -> tuple[int, int, int]:
         """The samples that a Newton step, counted from 0, uses: see `ops.newton`."""
+        if step == len(self.candidates) - 1:
+            return self.bank.full
         # The first steps only have to rank: what the grid search used of the samples will do.
-        if step < min(2, len(self.candidates) - 2):
-            return self.bank.rough
-        deciding = sum(n > 1 for n in self.candidates) - 1
-        return self.bank.full if step == deciding else self.bank.close
+        return self.bank.rough if step < 2 else self.bank.close
 
     @property
     def bank(self) -> TemplateBank:

@@ -201,16 +201,21 @@ class Extent:
     close_radii: int
     step_px: float
 
-    @classmethod
-    def of(cls, grid: PolarGrid, spectrum: Tensor, loss: float) -> Extent:
-        """From the angular spectrum (k, K, A / 2) of the templates."""
+    @staticmethod
+    def measure(grid: PolarGrid, spectrum: Tensor, loss: float) -> Tensor:
+        """Of an angular spectrum (k, K, A / 2): the four counts less 1, the mean square frequency; on the device."""
         # In double precision: a millionth of the whole is asked about.
         power = (spectrum.abs().square() * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         by_radius = power.sum(1)
         left_out = [1 - part.cumsum(0) for part in (power.sum(0), by_radius)]
         counts = [(left > 0.5 * share).sum() for left in left_out for share in (loss, CLOSE_LOSS)]
-        *counted, mean_square = torch.stack([*counts, mean_square_frequency(grid, by_radius)]).tolist()
+        return torch.stack([*counts, mean_square_frequency(grid, by_radius)])
+
+    @classmethod
+    def of(cls, grid: PolarGrid, measured: Tensor) -> Extent:
+        """From what `measure` found; waits for it."""
+        *counted, mean_square = measured.tolist()
         n_orders, close_orders, n_radii, close_radii = (1 + int(n) for n in counted)
         # Matrix units work on multiples of 8 and 16.
         n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)

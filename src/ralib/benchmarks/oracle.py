@@ -76,7 +76,7 @@ def dense_search(search: PoseSearch, references: Tensor) -> PoseSearch:
         shift_range_xy_px=(x_range, y_range),
         shift_step_px=1.0,
         mirror=search.mirror,
-        candidates=(64, 32, 16, 8, 8, 8, 4, 2),
+        candidates=(64, 32, 16, 8, 8, 8),
         grid_loss=1e-5,
         dtype=torch.float32,
         device=search.device,

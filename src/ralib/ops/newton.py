@@ -1,4 +1,4 @@
-"""One Newton step of candidate poses, off the grid: exact in the shift, quadratic in the rotation.
+"""Newton steps of candidate poses, off the grid: exact in the shift, quadratic in the rotation.
 
 The score of a pose is S = sum w Re[F exp(-i r (x cos a + y sin a)) conj(T)] over polar samples of radius r and angle
 a: F the particle's, T the rotated template's, (x, y) the particle's shift.
@@ -7,12 +7,15 @@ a: F the particle's, T the rotated template's, (x, y) the particle's shift.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 N_MOMENTS = 12
+SETTLED = 1e-4
+"""A step that changed the score by less, by its quadratic form and as a fraction of the score, was a pose's last."""
 
 
 def newton(
@@ -28,8 +31,9 @@ def newton(
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
     slack: float = math.inf,
+    steps: int = 1,
 ) -> Tensor:
-    """Poses (c, b, 4) after one step from poses (c, b, 4): psi in degrees, x, y in pixels, score expected there.
+    """Poses (c, b, 4), psi in degrees, x, y in pixels, score expected, after `steps` steps or as many as settle them.
 
     A pose whose score lies behind the particle's first one's by more than the fraction `slack` takes no step: it keeps
     its place and loses its score, to minus infinity.
@@ -48,10 +52,25 @@ def newton(
     if samples.is_cuda:
         from ralib.ops.newton_triton import newton_triton
 
-        return newton_triton(*given, slack)
+        return newton_triton(*given, slack, steps)
     from ralib.ops.newton_numba import newton_numba
 
-    return _only_hopeful(newton_numba(*given), pose, slack)
+    return newton_numba(*given, slack, steps)
+
+
+def climbed(one_step: Callable[[Tensor], tuple[Tensor, Tensor]], pose: Tensor, slack: float, steps: int) -> Tensor:
+    """Poses (c, b, 4) after steps one after the other, each until it settles; the hopeless keep their place.
+
+    `one_step` gives the poses after a step, and by how much it changed their scores (c, b).
+    """
+    going, now = torch.ones_like(pose[..., 3], dtype=torch.bool), pose
+    for _ in range(steps):
+        after, change = one_step(now)
+        now = torch.where(going[..., None], after, now)
+        going &= change > SETTLED * now[..., 3].abs()
+        if not going.any():
+            break
+    return _only_hopeful(now, pose, slack)
 
 
 def _only_hopeful(stepped: Tensor, pose: Tensor, slack: float) -> Tensor:
@@ -82,26 +101,20 @@ def newton_plain(
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
     slack: float = math.inf,
+    steps: int = 1,
 ) -> Tensor:
     """The plain form of `newton`."""
     step_deg = 180.0 / (table.shape[1] * len(angle))
-    position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
-    particle = torch.arange(len(samples), device=samples.device).expand_as(position)
-    shift = (centre + pose[..., 1:3]).flatten(0, 1)
-    moments = pose_moments(
-        samples,
-        particle.flatten(),
-        shift,
-        table,
-        row.flatten(),
-        position.flatten(),
-        radius,
-        angle,
-        weight,
-        stops,
-    ).view(*position.shape, -1)
-    after = stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
-    return _only_hopeful(after, pose, slack)
+    particle = torch.arange(len(samples), device=samples.device).expand_as(row).flatten()
+
+    def one_step(pose: Tensor) -> tuple[Tensor, Tensor]:
+        position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
+        shift = (centre + pose[..., 1:3]).flatten(0, 1)
+        which = (samples, particle, shift, table, row.flatten(), position.flatten())
+        moments = pose_moments(*which, radius, angle, weight, stops).view(*position.shape, -1)
+        return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
+
+    return climbed(one_step, pose, slack, steps)
 
 
 def stepped(
@@ -112,8 +125,11 @@ def stepped(
     n_fine: int,
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
-) -> Tensor:
-    """Poses (c, b, 4) after the step that moments (c, b, 12) at the fine angular positions (c, b) call for."""
+) -> tuple[Tensor, Tensor]:
+    """Poses (c, b, 4) after the step that moments (c, b, 12) at the fine angular positions (c, b) call for.
+
+    And how much of the score lies between old and new pose, (c, b), by the diagonal of the quadratic form.
+    """
     gradient, curvature = derivatives(moments, n_fine * step_deg)
     limit = pose.new_tensor(limit_xy_px)
     gradient, curvature = held_at_limit(gradient, curvature, pose[..., 1:3], limit)
@@ -123,7 +139,9 @@ def stepped(
     offset = torch.clamp(pose[..., 1:3] + step[..., 1:], -limit, limit)
     step = torch.cat([step[..., :1], offset - pose[..., 1:3]], dim=-1)
     score = moments[..., 3] + expected_gain(gradient, curvature, step)
-    return torch.cat([(position * step_deg + step[..., 0])[..., None], offset, score[..., None]], dim=-1)
+    after = torch.cat([(position * step_deg + step[..., 0])[..., None], offset, score[..., None]], dim=-1)
+    bend = torch.stack([curvature[0], curvature[3], curvature[5]], dim=-1).abs()
+    return after, 0.5 * (bend * (after - pose)[..., :3].square()).sum(-1)
 
 
 def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ralib.ops.cos_sin import cos_sin
-from ralib.ops.newton import N_MOMENTS, stepped
+from ralib.ops.newton import N_MOMENTS, climbed, stepped
 
 TURN = 1.0 / (2.0 * math.pi)
 
@@ -88,22 +88,21 @@ def newton_numba(
     stops: tuple[int, int, int],
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
+    slack: float = math.inf,
+    steps: int = 1,
 ) -> Tensor:
     """See `newton.newton`. All angles are used: skipping some would cost more than it saves."""
-    radius, weight = radius[: stops[-1]], weight[: stops[-1]]
     step_deg = 180.0 / (table.shape[1] * len(angle))
-    position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
-    moments = torch.empty(row.numel(), N_MOMENTS)
-    _moments(
-        torch.view_as_real(samples.contiguous()).flatten(2).numpy(),
-        (centre + pose[..., 1:3]).flatten(0, 1).contiguous().numpy(),
-        row.flatten().numpy(),
-        position.flatten().numpy(),
-        table.numpy(),
-        radius.contiguous().numpy(),
-        weight.contiguous().numpy(),
-        torch.cos(angle).numpy(),
-        torch.sin(angle).numpy(),
-        moments.numpy(),
-    )
-    return stepped(moments.view(*position.shape, -1), pose, position, step_deg, table.shape[1], limit_xy_px, bound)
+    parts = torch.view_as_real(samples.contiguous()).flatten(2).numpy()
+    used = [part[: stops[-1]].contiguous().numpy() for part in (radius, weight)]
+    basis = (table.numpy(), *used, torch.cos(angle).numpy(), torch.sin(angle).numpy())
+
+    def one_step(pose: Tensor) -> tuple[Tensor, Tensor]:
+        position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
+        moments = torch.empty(row.numel(), N_MOMENTS)
+        shift = (centre + pose[..., 1:3]).flatten(0, 1).contiguous().numpy()
+        _moments(parts, shift, row.flatten().numpy(), position.flatten().numpy(), *basis, moments.numpy())
+        moments = moments.view(*position.shape, -1)
+        return stepped(moments, pose, position, step_deg, table.shape[1], limit_xy_px, bound)
+
+    return climbed(one_step, pose, slack, steps)

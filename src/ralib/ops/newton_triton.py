@@ -1,4 +1,4 @@
-"""Triton form of `newton`: moments and the step they give, a few candidates of one particle a program."""
+"""Triton form of `newton`: moments and the steps they give, a few candidates of one particle a program."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ralib.ops.newton import SETTLED
 
 
 @triton.jit
@@ -116,10 +118,11 @@ def _band(
 
 
 # Counts that differ from step to step, or from batch to batch, are compiled for once.
-@triton.jit(do_not_specialize=["n_candidates", "n_particles", "stop_third", "stop_second", "stop"])
+@triton.jit(do_not_specialize=["n_candidates", "n_particles", "stop_third", "stop_second", "stop", "steps"])
 def _newton(
     samples, centre, row, pose, table, radius, angle, weight, out,
     n_candidates, n_particles, n_fine, stop_third, stop_second, stop, limit_x, limit_y, bound_deg, bound_px, slack,
+    steps, settled,
     ALL_RADII: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr,
     CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -145,63 +148,75 @@ def _newton(
         tl.store(out + 4 * c + 2, offset_y)
         tl.store(out + 4 * c + 3, tl.full((CANDIDATES,), float("-inf"), tl.float32))
         return
-    x = ((tl.load(centre + 2 * particle) + offset_x) * 0.15915494309189535)[:, None, None]
-    y = ((tl.load(centre + 2 * particle + 1) + offset_y) * 0.15915494309189535)[:, None, None]
+    centre_x, centre_y = tl.load(centre + 2 * particle), tl.load(centre + 2 * particle + 1)
     turn = 2 * N_HALF * n_fine
     step_deg = 360.0 / turn
-    position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
-    fine = position % turn
-    # The remainder keeps the sign of the dividend.
-    fine = tl.where(fine < 0, fine + turn, fine)
-    template = (tl.load(row + c).to(tl.int64) * n_fine + fine % n_fine) * (ALL_RADII * (3 * N_HALF + 2))
-    template = (table + template + fine // n_fine)[:, None, None]
     mine = samples + particle * (ALL_RADII * N_HALF)
+    templates = table + tl.load(row + c).to(tl.int64) * n_fine * (ALL_RADII * (3 * N_HALF + 2))
     zero = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
-    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    sums = _band(sums, mine, template, radius, angle, weight, x, y, 0, stop_third,
-                 3, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
-    sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_third, stop_second,
-                 2, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
-    sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_second, stop,
-                 1, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
-    # Lanes are added up only here.
-    s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
-    s0, s1, s2 = _total(s0), _total(s1), _total(s2)
-    x0, x1, x2 = _total(x0), _total(x1), _total(x2)
-    y0, y1, y2 = _total(y0), _total(y1), _total(y2)
-    xx, xy, yy = _total(xx), _total(xy), _total(yy)
-    # The negative Hessian in (psi, x, y), by central differences in psi; then the step as in `newton.newton_step`.
-    h = n_fine * step_deg
-    gp = (s2 - s0) / (2 * h)
-    pp = (2 * s1 - s0 - s2) / (h * h)
-    px = (x0 - x2) / (2 * h)
-    py = (y0 - y2) / (2 * h)
-    xx, xy, yy = -xx, -xy, -yy
-    # A coordinate at its limit that would go on outwards is out of the problem.
-    free_x = ((tl.abs(offset_x) < limit_x) | (offset_x * x1 < 0)).to(tl.float32)
-    free_y = ((tl.abs(offset_y) < limit_y) | (offset_y * y1 < 0)).to(tl.float32)
-    x1, y1, px, py, xy = x1 * free_x, y1 * free_y, px * free_x, py * free_y, xy * free_x * free_y
-    c00, c01, c02 = xx * yy - xy * xy, py * xy - px * yy, px * xy - py * xx
-    c11, c12, c22 = pp * yy - py * py, px * py - pp * xy, pp * xx - px * px
-    det = pp * c00 + px * c01 + py * c02
-    dp, dx, dy = tl.maximum(tl.abs(pp), 1e-12), tl.maximum(tl.abs(xx), 1e-12), tl.maximum(tl.abs(yy), 1e-12)
-    definite = (pp > 0) & (c22 > 0) & (det > 1e-6 * dp * dx * dy)
-    safe = tl.where(definite, det, 1.0)
-    step_p = tl.where(definite, (c00 * gp + c01 * x1 + c02 * y1) / safe, gp / dp)
-    step_x = tl.where(definite, (c01 * gp + c11 * x1 + c12 * y1) / safe, x1 / dx)
-    step_y = tl.where(definite, (c02 * gp + c12 * x1 + c22 * y1) / safe, y1 / dy)
-    shrink = tl.minimum(bound_deg / tl.maximum(tl.abs(step_p), 1e-12), bound_px / tl.maximum(tl.abs(step_x), 1e-12))
-    shrink = tl.minimum(tl.minimum(shrink, bound_px / tl.maximum(tl.abs(step_y), 1e-12)), 1.0)
-    new_x = tl.minimum(tl.maximum(offset_x + shrink * step_x, -limit_x), limit_x)
-    new_y = tl.minimum(tl.maximum(offset_y + shrink * step_y, -limit_y), limit_y)
-    step_p, step_x, step_y = shrink * step_p, new_x - offset_x, new_y - offset_y
-    bent = pp * step_p * step_p + xx * step_x * step_x + yy * step_y * step_y
-    bent = 0.5 * bent + px * step_p * step_x + py * step_p * step_y + xy * step_x * step_y
-    tl.store(out + 4 * c, tl.where(behind, psi, position * step_deg + step_p))
-    tl.store(out + 4 * c + 1, tl.where(behind, offset_x, new_x))
-    tl.store(out + 4 * c + 2, tl.where(behind, offset_y, new_y))
-    expected = s1 + gp * step_p + x1 * step_x + y1 * step_y - bent
-    tl.store(out + 4 * c + 3, tl.where(behind, float("-inf"), expected))
+    going = ~behind
+    while steps > 0:
+        x = ((centre_x + offset_x) * 0.15915494309189535)[:, None, None]
+        y = ((centre_y + offset_y) * 0.15915494309189535)[:, None, None]
+        position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
+        fine = position % turn
+        # The remainder keeps the sign of the dividend.
+        fine = tl.where(fine < 0, fine + turn, fine)
+        template = templates + fine % n_fine * (ALL_RADII * (3 * N_HALF + 2)) + fine // n_fine
+        template = template[:, None, None]
+        sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+        sums = _band(sums, mine, template, radius, angle, weight, x, y, 0, stop_third,
+                     3, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+        sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_third, stop_second,
+                     2, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+        sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_second, stop,
+                     1, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+        # Lanes are added up only here.
+        s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
+        s0, s1, s2 = _total(s0), _total(s1), _total(s2)
+        x0, x1, x2 = _total(x0), _total(x1), _total(x2)
+        y0, y1, y2 = _total(y0), _total(y1), _total(y2)
+        xx, xy, yy = _total(xx), _total(xy), _total(yy)
+        # The negative Hessian in (psi, x, y), by central differences in psi; then the step as in `newton.newton_step`.
+        h = n_fine * step_deg
+        gp = (s2 - s0) / (2 * h)
+        pp = (2 * s1 - s0 - s2) / (h * h)
+        px = (x0 - x2) / (2 * h)
+        py = (y0 - y2) / (2 * h)
+        xx, xy, yy = -xx, -xy, -yy
+        # A coordinate at its limit that would go on outwards is out of the problem.
+        free_x = ((tl.abs(offset_x) < limit_x) | (offset_x * x1 < 0)).to(tl.float32)
+        free_y = ((tl.abs(offset_y) < limit_y) | (offset_y * y1 < 0)).to(tl.float32)
+        x1, y1, px, py, xy = x1 * free_x, y1 * free_y, px * free_x, py * free_y, xy * free_x * free_y
+        c00, c01, c02 = xx * yy - xy * xy, py * xy - px * yy, px * xy - py * xx
+        c11, c12, c22 = pp * yy - py * py, px * py - pp * xy, pp * xx - px * px
+        det = pp * c00 + px * c01 + py * c02
+        dp, dx, dy = tl.maximum(tl.abs(pp), 1e-12), tl.maximum(tl.abs(xx), 1e-12), tl.maximum(tl.abs(yy), 1e-12)
+        definite = (pp > 0) & (c22 > 0) & (det > 1e-6 * dp * dx * dy)
+        safe = tl.where(definite, det, 1.0)
+        step_p = tl.where(definite, (c00 * gp + c01 * x1 + c02 * y1) / safe, gp / dp)
+        step_x = tl.where(definite, (c01 * gp + c11 * x1 + c12 * y1) / safe, x1 / dx)
+        step_y = tl.where(definite, (c02 * gp + c12 * x1 + c22 * y1) / safe, y1 / dy)
+        shrink = tl.minimum(bound_deg / tl.maximum(tl.abs(step_p), 1e-12), bound_px / tl.maximum(tl.abs(step_x), 1e-12))
+        shrink = tl.minimum(tl.minimum(shrink, bound_px / tl.maximum(tl.abs(step_y), 1e-12)), 1.0)
+        new_x = tl.minimum(tl.maximum(offset_x + shrink * step_x, -limit_x), limit_x)
+        new_y = tl.minimum(tl.maximum(offset_y + shrink * step_y, -limit_y), limit_y)
+        step_p, step_x, step_y = shrink * step_p, new_x - offset_x, new_y - offset_y
+        new_psi = position * step_deg + step_p
+        bent = pp * step_p * step_p + xx * step_x * step_x + yy * step_y * step_y
+        bent = 0.5 * bent + px * step_p * step_x + py * step_p * step_y + xy * step_x * step_y
+        expected = s1 + gp * step_p + x1 * step_x + y1 * step_y - bent
+        change = dp * (new_psi - psi) * (new_psi - psi) + dx * step_x * step_x + dy * step_y * step_y
+        psi = tl.where(going, new_psi, psi)
+        offset_x = tl.where(going, new_x, offset_x)
+        offset_y = tl.where(going, new_y, offset_y)
+        score = tl.where(going, expected, score)
+        going = going & (0.5 * change > settled * tl.abs(score))
+        steps = tl.where(tl.max(going.to(tl.int32), axis=0) == 1, steps - 1, 0)
+    tl.store(out + 4 * c, psi)
+    tl.store(out + 4 * c + 1, offset_x)
+    tl.store(out + 4 * c + 2, offset_y)
+    tl.store(out + 4 * c + 3, tl.where(behind, float("-inf"), score))
 
 
 def newton_triton(
@@ -217,6 +232,7 @@ def newton_triton(
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
     slack: float = math.inf,
+    steps: int = 1,
     *,
     h_block: int = 8,
     num_warps: int = 1,
@@ -230,7 +246,7 @@ def newton_triton(
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
         samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(), table,
         radius, angle, weight, out,
-        len(row), n_particles, table.shape[1], *stops, *limit_xy_px, *bound, slack,
+        len(row), n_particles, table.shape[1], *stops, *limit_xy_px, *bound, slack, steps, SETTLED,
         ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
         CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
