@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ralib.conventions import rotate_xy, wrap_deg
 from ralib.memory import free_memory
@@ -176,7 +175,7 @@ class PoseSearch:
         if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
             given = (self._limit, self.mirror, self.dtype)
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
-        self._bank = TemplateBank.build(self.grid, samples, spectrum, poses, extent, self.mirror)
+        self._bank = TemplateBank.of(self.grid, samples, spectrum, poses, extent, self.mirror)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
@@ -262,8 +261,8 @@ class PoseSearch:
         """
         bank, poses = self.bank, self.bank.poses
         parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
-        # Matrix units want rows whose length is a round number.
-        columns = pad(torch.cat(poses.angular_orders(parts)).transpose(0, 1), (0, -len(samples) % 64)).contiguous()
+        # Matrix units want rows whose length is a round number; what is in the rest of a row stays there.
+        columns = poses.angular_orders(parts, len(samples) + -len(samples) % 64).flatten(1, 2)
         _, group = self.plan()
         for ring, (rows, shifts) in enumerate(zip(bank.rows, poses.rings, strict=True)):
             per_reference = len(shifts) * (1 + self.mirror) * 2

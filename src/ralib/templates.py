@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ class PoseGrid:
     step_px   of the shifts (s, 2) of the templates, in rings: those allowed at every rotation, then the others, ...
     penalty   ... per ring (s * mirror, 2, n_half), or None: minus infinity where the particle leaves its shift range
     pairings  per ring (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
-    analysis  (2, m, H): from samples' real, and from their imaginary parts, to angular orders; see `angular_orders`
+    analysis  from samples' real, and from their imaginary parts, to real and imaginary parts of even, and of odd,
+              angular orders: each (2 m, H); see `angular_orders`
     phase     (s, K, H) complex64: moves a template by the shifts of all rings
     """
 
@@ -92,26 +94,27 @@ class PoseGrid:
         n_even = (n_orders + 1) // 2
         turn = orders[:, None] * grid.angle_rad.double()
         cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))
-        analysis = (torch.cat([cosine[:n_even], -sine[:n_even]]), torch.cat([sine[n_even:], cosine[n_even:]]))
+        even, odd = (cosine[:n_even], -sine[:n_even]), (sine[n_even:], cosine[n_even:])
+        analysis = (torch.stack(even, dim=1).flatten(0, 1), torch.stack(odd, dim=1).flatten(0, 1))
         tables = angular_tables(orders, n_half, dtype=dtype)
         pairings = [_pairings(shifts, mirror) for shifts in rings]
         phase = grid.shift_phase(-torch.cat(rings))
         return cls(orders, n_half, step_px, rings, penalty, pairings, *tables, analysis, phase)
 
-    def angular_orders(self, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary parts, each (K, m, b), of the angular orders of samples given as parts (2, b, K, H).
+    def angular_orders(self, parts: Tensor, room: int) -> Tensor:
+        """Real and imaginary parts (m, 2, K, room) of the angular orders of samples given as parts (2, b, K, H).
 
-        F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle
-        F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
+        Of the last axis the first b columns are filled. F(k, phi + pi) is the conjugate of F(k, phi), so that with
+        sums over the half circle F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi)
+        for odd m.
         """
-        n_even = (len(self.orders) + 1) // 2
-        n_odd = len(self.orders) - n_even
-        even, odd = (
-            torch.matmul(f.to(parts.dtype), part.permute(1, 2, 0)) for f, part in zip(self.analysis, parts, strict=True)
-        )
-        real = torch.cat([even[:, :n_even], odd[:, :n_odd]], dim=1)
-        imag = torch.cat([even[:, n_even:], odd[:, n_odd:]], dim=1)
-        return real, imag
+        _, n, n_radii, _ = parts.shape
+        out = parts.new_empty(len(self.orders), 2, n_radii, room)
+        by_parity = out.split([len(f) // 2 for f in self.analysis])
+        for f, part, filled in zip(self.analysis, parts, by_parity, strict=True):
+            left = f.to(parts.dtype).expand(n_radii, -1, -1)
+            torch.bmm(left, part.permute(1, 2, 0), out=filled.flatten(0, 1).movedim(1, 0)[..., :n])
+        return out
 
 
 def leaving(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
@@ -132,39 +135,55 @@ def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class TemplateBank:
-    """Templates in the two forms the search needs.
+    """Templates in the two forms the search needs, each made when it is first asked for.
 
-    poses       the grid they were made for
+    By then the particles keep a GPU busy, while the host launches the many small steps that a form takes.
+
+    samples     (k, K, H) polar samples of the templates, spectrum (k, K, A / 2) their angular orders
+    poses       the grid they are made for, mirrored ones with them if `mirror`
     n_radii     radii the grid search uses, from the innermost
     rough       samples that rank poses; close: that lead to a maximum; full: that tell two of them apart; all as
                 `stops` of `ops.newton`
     natural_px  the shift step that the templates need; the grid's may be finer
-    rows        per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products
-    table       (k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations; on a GPU
-                as pairs of half precision
     """
 
-    n_references: int
+    grid: PolarGrid
+    samples: Tensor
+    spectrum: Tensor
+    mirror: bool
     poses: PoseGrid
     n_radii: int
     rough: tuple[int, int, int]
     close: tuple[int, int, int]
     full: tuple[int, int, int]
     natural_px: float
-    rows: list[Tensor]
-    table: Tensor
 
     @classmethod
-    def build(
+    def of(
         cls, grid: PolarGrid, samples: Tensor, spectrum: Tensor, poses: PoseGrid, extent: Extent, mirror: bool
     ) -> TemplateBank:
-        """From polar samples (k, K, H) of the templates and their angular spectrum (k, K, A / 2)."""
-        rows = _rows(grid, samples[:, : extent.n_radii], poses, mirror)
-        table = fine_table(grid, spectrum, mirror, packed=samples.is_cuda)
+        """Templates that reach as far as `extent` says."""
         rough = angle_stops(grid, extent.n_orders, extent.n_radii, block=4)
         close = angle_stops(grid, extent.close_orders, extent.close_radii)
         full = angle_stops(grid, extent.close_orders, grid.n_radii)
-        return cls(len(samples), poses, extent.n_radii, rough, close, full, extent.step_px, rows, table)
+        return cls(grid, samples, spectrum, mirror, poses, extent.n_radii, rough, close, full, extent.step_px)
+
+    @property
+    def n_references(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """Per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products."""
+        return _rows(self.grid, self.samples[:, : self.n_radii], self.poses, self.mirror)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """(k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
+
+        On a GPU as pairs of half precision: see `half_pairs`.
+        """
+        return fine_table(self.grid, self.spectrum, self.mirror, packed=self.samples.is_cuda)
 
 
 def shift_rings(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
@@ -252,8 +271,8 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> li
     """Per ring, left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
     n_radii, n_orders, n_shifts = samples.shape[1], len(poses.orders), len(poses.phase)
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
-    scale = grid.weight[:n_radii, None].repeat(1, n_orders)
-    scale[:, 0] *= 0.5
+    scale = grid.weight[:n_radii].repeat(n_orders, 1)
+    scale[0] *= 0.5
     scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
     phase = poses.phase[:, :n_radii]
     per_ring = [len(shifts) for shifts in poses.rings]
@@ -266,7 +285,8 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> li
     for i in range(0, len(samples), group):
         part = samples[i : i + group]
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
-        re, im = ((f * scale[..., None]).permute(1, 2, 0).to(poses.cosine.dtype) for f in poses.angular_orders(moved))
+        factors = poses.angular_orders(moved, moved.shape[1]) * scale[:, None, :, None]
+        re, im = factors.transpose(-1, -2).to(poses.cosine.dtype).unbind(1)
         minus = -im
         four = [re, im, minus, re, re, minus, im, re] if mirror else [re, im, minus, re]
         together = torch.cat(four, dim=-1).view(n_orders, len(part), n_shifts, *shape)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 N_MOMENTS = 12
 SETTLED = 1e-4
-"""A step that changed the score by less, by its quadratic form and as a fraction of the score, was a pose's last."""
+"""A step that changes the score by less, by its quadratic form and as a fraction of the score, is a pose's last."""
 
 
 def newton(
@@ -33,7 +33,10 @@ def newton(
     slack: float = math.inf,
     steps: int = 1,
 ) -> Tensor:
-    """Poses (c, b, 4), psi in degrees, x, y in pixels, score expected, after `steps` steps or as many as settle them.
+    """Poses (c, b, 4), psi in degrees, x, y in pixels, score, after a step or a climb from such poses.
+
+    One step ends at the score that it promises. With more, a pose climbs until a step changes next to nothing, halving
+    steps that lost; one that does not get there ends where its score was highest, with what that was.
 
     A pose whose score lies behind the particle's first one's by more than the fraction `slack` takes no step: it keeps
     its place and loses its score, to minus infinity.
@@ -58,19 +61,27 @@ def newton(
     return newton_numba(*given, slack, steps)
 
 
-def climbed(one_step: Callable[[Tensor], tuple[Tensor, Tensor]], pose: Tensor, slack: float, steps: int) -> Tensor:
-    """Poses (c, b, 4) after steps one after the other, each until it settles; the hopeless keep their place.
+Step = tuple[Tensor, Tensor, Tensor]
+"""Poses (c, b, 4) after a step, by how much it changes the score (c, b), and the score before it (c, b)."""
 
-    `one_step` gives the poses after a step, and by how much it changed their scores (c, b).
-    """
+
+def climbed(one_step: Callable[[Tensor], Step], pose: Tensor, slack: float, steps: int) -> Tensor:
+    """Poses (c, b, 4) after the steps of `newton`; the hopeless keep their place."""
+    if steps == 1:
+        return _only_hopeful(one_step(pose)[0], pose, slack)
     going, now = torch.ones_like(pose[..., 3], dtype=torch.bool), pose
+    highest = torch.cat([pose[..., :3], torch.full_like(pose[..., 3:], -math.inf)], dim=-1)
     for _ in range(steps):
-        after, change = one_step(now)
-        now = torch.where(going[..., None], after, now)
-        going &= change > SETTLED * now[..., 3].abs()
+        after, change, score = one_step(now)
+        lost = score < highest[..., 3]
+        settled = ~lost & (change <= SETTLED * score.abs())
+        risen = torch.where(settled[..., None], after, torch.cat([now[..., :3], score[..., None]], dim=-1))
+        now = torch.where(lost[..., None], 0.5 * (highest + now), after)
+        highest = torch.where((going & ~lost)[..., None], risen, highest)
+        going &= ~settled
         if not going.any():
             break
-    return _only_hopeful(now, pose, slack)
+    return _only_hopeful(highest, pose, slack)
 
 
 def _only_hopeful(stepped: Tensor, pose: Tensor, slack: float) -> Tensor:
@@ -107,7 +118,7 @@ def newton_plain(
     step_deg = 180.0 / (table.shape[1] * len(angle))
     particle = torch.arange(len(samples), device=samples.device).expand_as(row).flatten()
 
-    def one_step(pose: Tensor) -> tuple[Tensor, Tensor]:
+    def one_step(pose: Tensor) -> Step:
         position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
         shift = (centre + pose[..., 1:3]).flatten(0, 1)
         which = (samples, particle, shift, table, row.flatten(), position.flatten())
@@ -125,11 +136,8 @@ def stepped(
     n_fine: int,
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
-) -> tuple[Tensor, Tensor]:
-    """Poses (c, b, 4) after the step that moments (c, b, 12) at the fine angular positions (c, b) call for.
-
-    And how much of the score lies between old and new pose, (c, b), by the diagonal of the quadratic form.
-    """
+) -> Step:
+    """The step that moments (c, b, 12) at the fine angular positions (c, b) next to poses (c, b, 4) call for."""
     gradient, curvature = derivatives(moments, n_fine * step_deg)
     limit = pose.new_tensor(limit_xy_px)
     gradient, curvature = held_at_limit(gradient, curvature, pose[..., 1:3], limit)
@@ -140,8 +148,11 @@ def stepped(
     step = torch.cat([step[..., :1], offset - pose[..., 1:3]], dim=-1)
     score = moments[..., 3] + expected_gain(gradient, curvature, step)
     after = torch.cat([(position * step_deg + step[..., 0])[..., None], offset, score[..., None]], dim=-1)
+    # By the diagonal of the quadratic form, also where that is no maximum's.
     bend = torch.stack([curvature[0], curvature[3], curvature[5]], dim=-1).abs()
-    return after, 0.5 * (bend * (after - pose)[..., :3].square()).sum(-1)
+    change = 0.5 * (bend * (after - pose)[..., :3].square()).sum(-1)
+    off = pose[..., 0] - position * step_deg
+    return after, change, moments[..., 3] + off * (gradient[..., 0] + 0.5 * off * curvature[0])
 
 
 def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ralib.ops.cos_sin import cos_sin
-from ralib.ops.newton import N_MOMENTS, climbed, stepped
+from ralib.ops.newton import N_MOMENTS, Step, climbed, stepped
 
 TURN = 1.0 / (2.0 * math.pi)
 
@@ -97,7 +97,7 @@ def newton_numba(
     used = [part[: stops[-1]].contiguous().numpy() for part in (radius, weight)]
     basis = (table.numpy(), *used, torch.cos(angle).numpy(), torch.sin(angle).numpy())
 
-    def one_step(pose: Tensor) -> tuple[Tensor, Tensor]:
+    def one_step(pose: Tensor) -> Step:
         position = torch.floor(pose[..., 0] / step_deg + 0.5).long()
         moments = torch.empty(row.numel(), N_MOMENTS)
         shift = (centre + pose[..., 1:3]).flatten(0, 1).contiguous().numpy()

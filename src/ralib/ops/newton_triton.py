@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ralib.ops.newton import SETTLED
 
+MANY, FEW = (4, 4), (1, 8)
+"""Candidates of a program, which share its samples, and radii that it takes at a time."""
+
 
 @triton.jit
 def cos_sin(cycles):
@@ -154,7 +157,10 @@ def _newton(
     mine = samples + particle * (ALL_RADII * N_HALF)
     templates = table + tl.load(row + c).to(tl.int64) * n_fine * (ALL_RADII * (3 * N_HALF + 2))
     zero = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
-    going = ~behind
+    going, climbs = ~behind, steps > 1
+    # Where the score was highest so far, and that score.
+    top_psi, top_x, top_y = psi, offset_x, offset_y
+    top = tl.full((CANDIDATES,), float("-inf"), tl.float32)
     while steps > 0:
         x = ((centre_x + offset_x) * 0.15915494309189535)[:, None, None]
         y = ((centre_y + offset_y) * 0.15915494309189535)[:, None, None]
@@ -207,16 +213,25 @@ def _newton(
         bent = 0.5 * bent + px * step_p * step_x + py * step_p * step_y + xy * step_x * step_y
         expected = s1 + gp * step_p + x1 * step_x + y1 * step_y - bent
         change = dp * (new_psi - psi) * (new_psi - psi) + dx * step_x * step_x + dy * step_y * step_y
-        psi = tl.where(going, new_psi, psi)
-        offset_x = tl.where(going, new_x, offset_x)
-        offset_y = tl.where(going, new_y, offset_y)
-        score = tl.where(going, expected, score)
-        going = going & (0.5 * change > settled * tl.abs(score))
+        off = psi - position * step_deg
+        here = s1 + off * (gp - 0.5 * off * pp)
+        lost = here < top
+        ends = ~lost & ((0.5 * change <= settled * tl.abs(here)) | (not climbs))
+        rises = going & ~lost
+        next_psi = tl.where(lost, 0.5 * (top_psi + psi), new_psi)
+        next_x = tl.where(lost, 0.5 * (top_x + offset_x), new_x)
+        next_y = tl.where(lost, 0.5 * (top_y + offset_y), new_y)
+        top_psi = tl.where(rises, tl.where(ends, new_psi, psi), top_psi)
+        top_x = tl.where(rises, tl.where(ends, new_x, offset_x), top_x)
+        top_y = tl.where(rises, tl.where(ends, new_y, offset_y), top_y)
+        top = tl.where(rises, tl.where(ends, expected, here), top)
+        psi, offset_x, offset_y = next_psi, next_x, next_y
+        going = going & ~ends
         steps = tl.where(tl.max(going.to(tl.int32), axis=0) == 1, steps - 1, 0)
-    tl.store(out + 4 * c, psi)
-    tl.store(out + 4 * c + 1, offset_x)
-    tl.store(out + 4 * c + 2, offset_y)
-    tl.store(out + 4 * c + 3, tl.where(behind, float("-inf"), score))
+    tl.store(out + 4 * c, top_psi)
+    tl.store(out + 4 * c + 1, top_x)
+    tl.store(out + 4 * c + 2, top_y)
+    tl.store(out + 4 * c + 3, top)
 
 
 def newton_triton(
@@ -238,7 +253,7 @@ def newton_triton(
     num_warps: int = 1,
 ) -> Tensor:
     """See `newton.newton`; the table is `newton.half_pairs`."""
-    candidates, k_block = (4, 4) if len(row) > 2 else (1, 8)
+    candidates, k_block = MANY if len(row) > 2 else FEW
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *stops)), strict=True) if stop > first]
