@@ -23,11 +23,11 @@ from ralib.ops.tile_numba import LANES
 from ralib.polar import PolarGrid
 from ralib.templates import (
     GRID_SCORE_LOSS,
+    grid_shifts,
     leaving,
     mean_square_frequency,
     natural_step_px,
     parity_orders,
-    shift_rings,
 )
 from ralib.types import Poses
 
@@ -82,7 +82,7 @@ class CoreSearch:
             power /= power.sum().clamp(min=1e-30)
             natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
             step = self.shift_step_px or min(natural, max(*self.limit_xy_px, 0.5))
-            shifts = torch.cat(shift_rings(self.limit_xy_px, step, grid.device))
+            shifts = grid_shifts(self.limit_xy_px, step, grid.device)
             grid_loss, close_loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
             n_orders = 4 * math.ceil(_holding(power.sum(0), grid_loss) / 4)
             thin = _thinned(grid, power, n_orders, _holding(power.sum(1), grid_loss), close_loss)

@@ -193,9 +193,9 @@ class PoseSearch:
         out = []
         for part, centre, _ in self._chunks(samples, centre_xy_px, None):
             best = samples.new_full((len(part), bank.n_references), -math.inf, dtype=torch.float32)
-            for value, _, first, _ in self._grid_values(part, centre):
+            for value, _, first in self._grid_values(part, centre):
                 here = best[:, first : first + len(value)]
-                torch.maximum(here, value.flatten(1, 3).amax(1).T, out=here)
+                torch.maximum(here, value.amax(1).T, out=here)
             out.append(best * part_norm(part, bank.n_radii)[:, None])
         return torch.cat(out)
 
@@ -248,44 +248,39 @@ class PoseSearch:
         bank = self.bank
         on_gpu = self.device.type == "cuda"
         budget, least = (self.product_bytes, 512) if on_gpu else (8 * 2**20, 16)
-        shifts = max(len(s) for s in bank.poses.rings)
-        per_reference = len(bank.poses.orders) * shifts * (1 + self.mirror) * 2 * self.dtype.itemsize
+        per_reference = len(bank.poses.orders) * len(bank.poses.pairings) * self.dtype.itemsize
         references = max(1, min(bank.n_references, budget // (per_reference * least)))
         particles = max(least, budget // (per_reference * references) // least * least)
         return min(particles, 32_768 if on_gpu else 64), references
 
-    def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
-        """Per group of references and shift ring: best value and its angle, both (r, s, mirror, sign of psi, b).
-
-        Also the group's first reference and the ring's number.
-        """
+    def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Per group of references: best value and its angle, both (r, s * mirror * sign of psi, b), and its first."""
         bank, poses = self.bank, self.bank.poses
         parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
         # Matrix units want rows whose length is a round number; what is in the rest of a row stays there.
         columns = poses.angular_orders(parts, len(samples) + -len(samples) % 64).flatten(1, 2)
         _, group = self.plan()
-        for ring, (rows, shifts) in enumerate(zip(bank.rows, poses.rings, strict=True)):
-            per_reference = len(shifts) * (1 + self.mirror) * 2
-            for first in range(0, bank.n_references, group):
-                block = rows[:, first * per_reference : (first + group) * per_reference]
-                spectra = torch.bmm(block, columns).view(len(poses.orders), -1, 2, columns.shape[-1])
-                value, index = rotational_max(spectra, poses.cosine, poses.sine, poses.penalty[ring])
-                shape = (-1, len(shifts), 1 + self.mirror, 2, columns.shape[-1])
-                yield value.view(shape)[..., : len(samples)], index.view(shape)[..., : len(samples)], first, ring
+        per_reference = len(poses.pairings)
+        for first in range(0, bank.n_references, group):
+            block = bank.rows[:, first * per_reference : (first + group) * per_reference]
+            spectra = torch.bmm(block, columns).view(len(poses.orders), -1, 2, columns.shape[-1])
+            best = rotational_max(spectra, poses.cosine, poses.sine, poses.penalty)
+            value, index = (part.view(-1, per_reference, columns.shape[-1])[..., : len(samples)] for part in best)
+            yield value, index, first
 
     def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> Candidates:
         """The best grid poses of each particle."""
         poses, n, found = self.bank.poses, self.candidates[0], []
-        for value, index, first, ring in self._grid_values(samples, centre):
+        for value, index, first in self._grid_values(samples, centre):
             if class_index is not None:
                 reference = torch.arange(first, first + len(value), device=self.device)
-                value = value.masked_fill((reference[:, None] != class_index)[:, None, None, None], -math.inf)
-            flat = value.flatten(0, 3)
+                value = value.masked_fill((reference[:, None] != class_index)[:, None], -math.inf)
+            flat = value.flatten(0, 1)
             score, at = flat.topk(min(n, len(flat)), dim=0)
-            x, y, mirror, sign = poses.pairings[ring][at % len(poses.pairings[ring])].unbind(-1)
-            psi = angle_deg(index.flatten(0, 3).gather(0, at), sign, poses.n_half)
+            x, y, mirror, sign = poses.pairings[at % len(poses.pairings)].unbind(-1)
+            psi = angle_deg(index.flatten(0, 1).gather(0, at), sign, poses.n_half)
             offset = rotate_xy(-psi, torch.stack([x, y], dim=-1))
-            row = first + at // len(poses.pairings[ring]) + self.bank.n_references * mirror.long()
+            row = first + at // len(poses.pairings) + self.bank.n_references * mirror.long()
             found.append((row, torch.cat([psi[..., None], offset, score[..., None]], dim=-1)))
         row, pose = (torch.cat(parts) for parts in zip(*found, strict=True))
         return shortlist(row, pose, n)

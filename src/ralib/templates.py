@@ -55,20 +55,19 @@ class PoseGrid:
 
     orders    (m,) angular orders: even ones first, then odd ones
     n_half    grid angles over half a turn; cosine and sine (n_half, m): see `ops.rotational_max`
-    step_px   of the shifts (s, 2) of the templates, in rings: those allowed at every rotation, then the others, ...
-    penalty   ... per ring (s * mirror, 2, n_half), or None: minus infinity where the particle leaves its shift range
-    pairings  per ring (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
+    step_px   of the templates' shifts
+    penalty   (s * mirror, 2, n_half): minus infinity where the particle leaves its shift range; None without shifts
+    pairings  (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
     analysis  from samples' real, and from their imaginary parts, to real and imaginary parts of even, and of odd,
               angular orders: each (2 m, H); see `angular_orders`
-    phase     (s, K, H) complex64: moves a template by the shifts of all rings
+    phase     (s, K, H) complex64: moves a template by the shifts
     """
 
     orders: Tensor
     n_half: int
     step_px: float
-    rings: list[Tensor]
-    penalty: list[Tensor | None]
-    pairings: list[Tensor]
+    penalty: Tensor | None
+    pairings: Tensor
     cosine: Tensor
     sine: Tensor
     analysis: tuple[Tensor, Tensor]
@@ -88,18 +87,17 @@ class PoseGrid:
         orders = parity_orders(n_orders, grid.device)
         # At least 2.5 angles to the shortest angular wave.
         n_half = 16 * math.ceil(1.25 * n_orders / 16)
-        rings = shift_rings(limit_xy_px, step_px, grid.device)
+        shifts = grid_shifts(limit_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
-        penalty = [None, *(leaving(shifts, limit, mirror, n_half) for shifts in rings[1:])]
+        penalty = leaving(shifts, limit, mirror, n_half) if len(shifts) > 1 else None
         n_even = (n_orders + 1) // 2
         turn = orders[:, None] * grid.angle_rad.double()
         cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))
         even, odd = (cosine[:n_even], -sine[:n_even]), (sine[n_even:], cosine[n_even:])
         analysis = (torch.stack(even, dim=1).flatten(0, 1), torch.stack(odd, dim=1).flatten(0, 1))
         tables = angular_tables(orders, n_half, dtype=dtype)
-        pairings = [_pairings(shifts, mirror) for shifts in rings]
-        phase = grid.shift_phase(-torch.cat(rings))
-        return cls(orders, n_half, step_px, rings, penalty, pairings, *tables, analysis, phase)
+        phase = grid.shift_phase(-shifts)
+        return cls(orders, n_half, step_px, penalty, _pairings(shifts, mirror), *tables, analysis, phase)
 
     def angular_orders(self, parts: Tensor, room: int) -> Tensor:
         """Real and imaginary parts (m, 2, K, room) of the angular orders of samples given as parts (2, b, K, H).
@@ -173,8 +171,8 @@ class TemplateBank:
         return len(self.samples)
 
     @cached_property
-    def rows(self) -> list[Tensor]:
-        """Per ring of the grid's shifts (m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products."""
+    def rows(self) -> Tensor:
+        """(m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products."""
         return _rows(self.grid, self.samples[:, : self.n_radii], self.poses, self.mirror)
 
     @cached_property
@@ -186,17 +184,14 @@ class TemplateBank:
         return fine_table(self.grid, self.spectrum, self.mirror, packed=self.samples.is_cuda)
 
 
-def shift_rings(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> list[Tensor]:
-    """Shifts (s, 2) on a square grid that covers the range in any rotation, in two rings; see `TemplateBank`."""
+def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> Tensor:
+    """Shifts (s, 2) on a square grid that covers the range in any rotation."""
     reach = math.hypot(*limit_xy_px) + 1e-4
     n = math.floor(reach / step_px)
     axis = torch.arange(-n, n + 1, device=device) * step_px
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     shifts = torch.stack([x.flatten(), y.flatten()], dim=1)
-    length = torch.linalg.vector_norm(shifts, dim=1)
-    shifts, length = shifts[length <= reach], length[length <= reach]
-    free = length <= min(limit_xy_px) + 1e-4
-    return [s for s in (shifts[free], shifts[~free]) if len(s)]
+    return shifts[torch.linalg.vector_norm(shifts, dim=1) <= reach]
 
 
 def parity_orders(n_orders: int, device: torch.device) -> Tensor:
@@ -267,20 +262,16 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) ->
     return third, max(third, second), n_radii
 
 
-def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> list[Tensor]:
-    """Per ring, left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
+def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Tensor:
+    """Left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
     n_radii, n_orders, n_shifts = samples.shape[1], len(poses.orders), len(poses.phase)
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
     scale = grid.weight[:n_radii].repeat(n_orders, 1)
     scale[0] *= 0.5
     scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
     phase = poses.phase[:, :n_radii]
-    per_ring = [len(shifts) for shifts in poses.rings]
-    shape = (2 * (1 + mirror), 2 * n_radii)
-    out = [
-        torch.empty((n_orders, len(samples), n, *shape), dtype=poses.cosine.dtype, device=samples.device)
-        for n in per_ring
-    ]
+    shape = (n_orders, len(samples), n_shifts, 2 * (1 + mirror), 2 * n_radii)
+    out = torch.empty(shape, dtype=poses.cosine.dtype, device=samples.device)
     group = max(1, TABLE_BYTES // (phase.numel() * 8))
     for i in range(0, len(samples), group):
         part = samples[i : i + group]
@@ -289,10 +280,8 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> li
         re, im = factors.transpose(-1, -2).to(poses.cosine.dtype).unbind(1)
         minus = -im
         four = [re, im, minus, re, re, minus, im, re] if mirror else [re, im, minus, re]
-        together = torch.cat(four, dim=-1).view(n_orders, len(part), n_shifts, *shape)
-        for ring, mine in zip(out, together.split(per_ring, dim=2), strict=True):
-            ring[:, i : i + group] = mine
-    return [ring.view(n_orders, -1, 2 * n_radii) for ring in out]
+        out[:, i : i + group] = torch.cat(four, dim=-1).view(n_orders, len(part), *shape[2:])
+    return out.view(n_orders, -1, 2 * n_radii)
 
 
 def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:

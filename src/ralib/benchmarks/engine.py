@@ -201,7 +201,7 @@ def floor_us(search: PoseSearch) -> float:
     Bytes: cross spectra written and read, the particle's samples once a step, its image once for the average.
     """
     bank, grid = search.bank, search.grid
-    pairings = bank.n_references * sum(len(r) for r in bank.poses.rings) * (1 + search.mirror)
+    pairings = bank.n_references * len(bank.poses.pairings) // 2
     n_orders = len(bank.poses.orders)
     half = pairings * n_orders * (2 * 2 * 2 * bank.n_radii + 2 * 2 * bank.poses.n_half)
     half_circle = grid.n_angles // 2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 N_MOMENTS = 12
-SETTLED = 1e-4
+SETTLED = 3e-5
 """A step that changes the score by less, by its quadratic form and as a fraction of the score, is a pose's last."""
 
 

@@ -14,27 +14,21 @@ from ralib.ops.newton_triton import cos_sin
 
 
 @triton.jit
-def _parts(word):
-    """Real and imaginary part of 64-bit words."""
-    return word.to(tl.int32).to(tl.float32, bitcast=True), (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _shifted_parts(samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: one particle, read twice as 64-bit pairs (real, imaginary): for its norm, and to become planes."""
+    """One program: one particle, read twice as pairs (real, imaginary): for its norm, and to be written as planes."""
     particle = tl.program_id(0).to(tl.int64)
-    mine = samples + particle * n_points
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, n_inner, BLOCK):
-        p = i + tl.arange(0, BLOCK)
-        real, imag = _parts(tl.load(mine + p, mask=p < n_inner, other=0))
-        total += real * real + imag * imag
+    mine = samples + particle * n_points * 2
+    total = tl.zeros((2 * BLOCK,), tl.float32)
+    for i in range(0, 2 * n_inner, 2 * BLOCK):
+        p = i + tl.arange(0, 2 * BLOCK)
+        value = tl.load(mine + p, mask=p < 2 * n_inner, other=0.0)
+        total += value * value
     scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(total, axis=0)), 1e-30)
     for i in range(0, n_inner, BLOCK):
         p = i + tl.arange(0, BLOCK)
         inside = p < n_inner
-        real, imag = _parts(tl.load(mine + p, mask=inside, other=0))
-        real, imag = real * scale, imag * scale
+        real = tl.load(mine + 2 * p, mask=inside, other=0.0) * scale
+        imag = tl.load(mine + 2 * p + 1, mask=inside, other=0.0) * scale
         if HAS_SHIFT:
             fx = tl.load(basis + p, mask=inside, other=0.0)
             fy = tl.load(basis + n_points + p, mask=inside, other=0.0)
@@ -55,7 +49,7 @@ def shifted_parts_triton(
     n_particles, n_all, n_half = samples.shape
     out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.device)
     _shifted_parts[(n_particles,)](
-        samples.contiguous().view(torch.int64),
+        torch.view_as_real(samples.contiguous()),
         basis if shift_xy_px is None else shift_xy_px.contiguous(),
         basis,
         out,
