@@ -125,6 +125,26 @@ def test_shifts_stay_in_range_along_each_axis(references: torch.Tensor) -> None:
     assert (fixed.search(fixed.prepare(images)).origin_xy_px == 0).all()
 
 
+def test_references_expected_give_the_same_bits(references: torch.Tensor) -> None:
+    """Also where they reach further than the last ones did, or others come than were expected."""
+    samples = make_search().prepare(particles(20, 0.1, seed=9)[0])
+    smooth = torch.nn.functional.avg_pool2d(references[:, None], 7, stride=1, padding=3)[:, 0]
+
+    def found(before: torch.Tensor, expected: torch.Tensor) -> tuple[Poses, int]:
+        search = make_search(candidates=(16, 8, 2))  # the form of the search that a GPU uses
+        search.set_references(before)
+        reach = search.bank.n_radii
+        search.expect_references(expected)
+        search.set_references(references)
+        return search.search(samples), reach
+
+    fresh, reach = found(references, smooth)
+    assert reach != found(smooth, smooth)[1]
+    for before in (references, smooth):
+        for same in zip(vars(found(before, references)[0]).values(), vars(fresh).values(), strict=True):
+            assert torch.equal(*same)
+
+
 def test_searches_around_a_centre(references: torch.Tensor) -> None:
     images, truth = particles(30, 1.0, seed=6)
     search = make_search(shift_range_xy_px=(1.0, 1.0))

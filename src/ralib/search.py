@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 LEAST_BYTES, MOST_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
+AHEAD_BYTES = 2**24
+"""Samples of templates that may be tabulated for the next iteration beside this one's."""
 AT_ONCE = 64
 """Particles whose transforms a core works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
@@ -106,7 +109,7 @@ class PoseSearch:
         x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
         self._limit = (x, y)
         self._bank: TemplateBank | None = None
-        self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._expected: tuple[Tensor, TemplateBank, Tensor] | None = None
         self._cores: CoreSearch | None = None
         if self.device.type == "cpu" and candidates is None:
             from ralib.core_search import CoreSearch  # Numba takes its time to load: not where a GPU does the work
@@ -139,14 +142,21 @@ class PoseSearch:
 
     def expect_references(self, references: Tensor) -> None:
         """Begin with what `set_references` will be given: on a GPU, while earlier work is still under way there."""
-        if self._cores is None:
-            self._expected = (references, self._measured(self._templates(references)))
+        if self._cores or self._bank is None:
+            return
+        samples, spectrum, measured = self._measured(self._templates(references))
+        # They may well reach as far as the last ones did.
+        guess = replace(self._bank, samples=samples, spectrum=spectrum)
+        if samples.nbytes <= AHEAD_BYTES:
+            _ = guess.rows, guess.table  # made now
+        self._expected = (references, guess, measured)
 
     def set_references(self, references: Tensor) -> None:
         """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
         expected, self._expected = self._expected, None
         if expected and expected[0] is references:
-            self._build(*expected[1])
+            _, guess, measured = expected
+            self._build(guess.samples, guess.spectrum, measured, guess)
         else:
             self.set_template_samples(self._templates(references))
 
@@ -166,7 +176,7 @@ class PoseSearch:
         spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
         return samples, spectrum, Extent.measure(self.grid, spectrum, self.grid_loss)
 
-    def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor) -> None:
+    def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor, guess: TemplateBank | None = None) -> None:
         """The bank of the templates, on a new grid of poses if they need another."""
         extent = Extent.of(self.grid, measured)
         # In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
@@ -175,7 +185,9 @@ class PoseSearch:
         if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
             given = (self._limit, self.mirror, self.dtype)
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
-        self._bank = TemplateBank.of(self.grid, samples, spectrum, poses, extent, self.mirror)
+        self._bank = TemplateBank(self.grid, samples, spectrum, self.mirror, poses, extent)
+        if guess:
+            self._bank.take_from(guess)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
@@ -207,9 +219,9 @@ class PoseSearch:
         k = self.bank.n_references
         # Poses on a ridge of the score take several steps to its top: few candidates, but to the end.
         if k == 1:
-            return (8, 4, 2)
+            return (4, 3, 2)
         # On a grid finer than need be, more of its poses belong to one maximum.
-        crowd = min(self.bank.natural_px / self.bank.poses.step_px, 2.0)
+        crowd = min(self.bank.extent.step_px / self.bank.poses.step_px, 2.0)
         # Among many references, more of them look alike.
         first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
         return (round(crowd * first), round(crowd * second), 4 + k // 500, 2)
@@ -295,7 +307,7 @@ class PoseSearch:
         row, pose = candidates
         radius = 2 * math.pi * grid.radius_per_px
         # How far the local quadratic of a score can be trusted.
-        reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.natural_px)
+        reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.extent.step_px)
         for i, n in enumerate(self.candidates):
             if i > 0:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))

@@ -131,18 +131,15 @@ def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
     return torch.cat([mirror_x(shifts[s], flip == 1), torch.stack([flip, sign], dim=1)], dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TemplateBank:
     """Templates in the two forms the search needs, each made when it is first asked for.
 
     By then the particles keep a GPU busy, while the host launches the many small steps that a form takes.
 
-    samples     (k, K, H) polar samples of the templates, spectrum (k, K, A / 2) their angular orders
-    poses       the grid they are made for, mirrored ones with them if `mirror`
-    n_radii     radii the grid search uses, from the innermost
-    rough       samples that rank poses; close: that lead to a maximum; full: that tell two of them apart; all as
-                `stops` of `ops.newton`
-    natural_px  the shift step that the templates need; the grid's may be finer
+    samples   (k, K, H) polar samples of the templates, spectrum (k, K, A / 2) their angular orders
+    poses     the grid they are made for, mirrored ones with them if `mirror`
+    extent    how far they reach
     """
 
     grid: PolarGrid
@@ -150,25 +147,39 @@ class TemplateBank:
     spectrum: Tensor
     mirror: bool
     poses: PoseGrid
-    n_radii: int
-    rough: tuple[int, int, int]
-    close: tuple[int, int, int]
-    full: tuple[int, int, int]
-    natural_px: float
-
-    @classmethod
-    def of(
-        cls, grid: PolarGrid, samples: Tensor, spectrum: Tensor, poses: PoseGrid, extent: Extent, mirror: bool
-    ) -> TemplateBank:
-        """Templates that reach as far as `extent` says."""
-        rough = angle_stops(grid, extent.n_orders, extent.n_radii, block=4)
-        close = angle_stops(grid, extent.close_orders, extent.close_radii)
-        full = angle_stops(grid, extent.close_orders, grid.n_radii)
-        return cls(grid, samples, spectrum, mirror, poses, extent.n_radii, rough, close, full, extent.step_px)
+    extent: Extent
 
     @property
     def n_references(self) -> int:
         return len(self.samples)
+
+    @property
+    def n_radii(self) -> int:
+        """Radii the grid search uses, from the innermost."""
+        return self.extent.n_radii
+
+    @cached_property
+    def rough(self) -> tuple[int, int, int]:
+        """Samples that rank poses, as `stops` of `ops.newton`."""
+        return angle_stops(self.grid, self.extent.n_orders, self.extent.n_radii, block=4)
+
+    @cached_property
+    def close(self) -> tuple[int, int, int]:
+        """Samples that lead to a maximum."""
+        return angle_stops(self.grid, self.extent.close_orders, self.extent.close_radii)
+
+    @cached_property
+    def full(self) -> tuple[int, int, int]:
+        """Samples that tell two maxima apart."""
+        return angle_stops(self.grid, self.extent.close_orders, self.grid.n_radii)
+
+    def take_from(self, guess: TemplateBank) -> None:
+        """Keep what was made of these templates under a guess of their extent, as far as it holds."""
+        made = vars(guess)
+        if "table" in made:
+            self.table = guess.table
+        if "rows" in made and guess.poses is self.poses and guess.n_radii == self.n_radii:
+            self.rows = guess.rows
 
     @cached_property
     def rows(self) -> Tensor:

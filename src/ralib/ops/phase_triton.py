@@ -27,8 +27,8 @@ def _shifted_parts(samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.
     for i in range(0, n_inner, BLOCK):
         p = i + tl.arange(0, BLOCK)
         inside = p < n_inner
-        real = tl.load(mine + 2 * p, mask=inside, other=0.0) * scale
-        imag = tl.load(mine + 2 * p + 1, mask=inside, other=0.0) * scale
+        both = tl.load(mine + 2 * p[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0) * scale
+        real, imag = tl.split(both)
         if HAS_SHIFT:
             fx = tl.load(basis + p, mask=inside, other=0.0)
             fy = tl.load(basis + n_points + p, mask=inside, other=0.0)
