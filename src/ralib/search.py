@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 
 LEAST_BYTES, MOST_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
-AHEAD_BYTES = 2**24
-"""Samples of templates that may be tabulated for the next iteration beside this one's."""
 AT_ONCE = 64
 """Particles whose transforms a core works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
@@ -109,7 +106,7 @@ class PoseSearch:
         x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
         self._limit = (x, y)
         self._bank: TemplateBank | None = None
-        self._expected: tuple[Tensor, TemplateBank, Tensor] | None = None
+        self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self._cores: CoreSearch | None = None
         if self.device.type == "cpu" and candidates is None:
             from ralib.core_search import CoreSearch  # Numba takes its time to load: not where a GPU does the work
@@ -142,21 +139,14 @@ class PoseSearch:
 
     def expect_references(self, references: Tensor) -> None:
         """Begin with what `set_references` will be given: on a GPU, while earlier work is still under way there."""
-        if self._cores or self._bank is None:
-            return
-        samples, spectrum, measured = self._measured(self._templates(references))
-        # They may well reach as far as the last ones did.
-        guess = replace(self._bank, samples=samples, spectrum=spectrum)
-        if samples.nbytes <= AHEAD_BYTES:
-            _ = guess.rows, guess.table  # made now
-        self._expected = (references, guess, measured)
+        if self._cores is None:
+            self._expected = (references, self._measured(self._templates(references)))
 
     def set_references(self, references: Tensor) -> None:
         """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
         expected, self._expected = self._expected, None
         if expected and expected[0] is references:
-            _, guess, measured = expected
-            self._build(guess.samples, guess.spectrum, measured, guess)
+            self._build(*expected[1])
         else:
             self.set_template_samples(self._templates(references))
 
@@ -176,7 +166,7 @@ class PoseSearch:
         spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
         return samples, spectrum, Extent.measure(self.grid, spectrum, self.grid_loss)
 
-    def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor, guess: TemplateBank | None = None) -> None:
+    def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor) -> None:
         """The bank of the templates, on a new grid of poses if they need another."""
         extent = Extent.of(self.grid, measured)
         # In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
@@ -186,8 +176,6 @@ class PoseSearch:
             given = (self._limit, self.mirror, self.dtype)
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
         self._bank = TemplateBank(self.grid, samples, spectrum, self.mirror, poses, extent)
-        if guess:
-            self._bank.take_from(guess)
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
@@ -219,7 +207,7 @@ class PoseSearch:
         k = self.bank.n_references
         # Poses on a ridge of the score take several steps to its top: few candidates, but to the end.
         if k == 1:
-            return (4, 3, 2)
+            return (min(max(len(self.bank.poses.pairings) // 9, 4), 8), 4, 2)
         # On a grid finer than need be, more of its poses belong to one maximum.
         crowd = min(self.bank.extent.step_px / self.bank.poses.step_px, 2.0)
         # Among many references, more of them look alike.

@@ -173,14 +173,6 @@ class TemplateBank:
         """Samples that tell two maxima apart."""
         return angle_stops(self.grid, self.extent.close_orders, self.grid.n_radii)
 
-    def take_from(self, guess: TemplateBank) -> None:
-        """Keep what was made of these templates under a guess of their extent, as far as it holds."""
-        made = vars(guess)
-        if "table" in made:
-            self.table = guess.table
-        if "rows" in made and guess.poses is self.poses and guess.n_radii == self.n_radii:
-            self.rows = guess.rows
-
     @cached_property
     def rows(self) -> Tensor:
         """(m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products."""
