@@ -30,7 +30,7 @@ def iteration_figures(
     assigned = poses.class_index >= 0
     counts = torch.zeros(len(averages.images) + 1, dtype=torch.float64, device=poses.score.device)
     counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
-    means = torch.stack([_mean_where(poses.score, assigned), *_changes(poses, previous, outer_radius)])
+    means = _means([(poses.score, assigned), *_changes(poses, previous, outer_radius)])
     # One transfer: every number taken from a GPU by itself would wait for all the work before it.
     on_host = torch.cat([means, counts[1:]]).cpu()
     criterion, pixel_error, class_changes, mirror_changes = on_host[: len(means)].tolist()
@@ -68,16 +68,15 @@ def class_resolution_px(averages: ClassAverages) -> list[float]:
     return [1 / max(f, 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
 
 
-def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean pixel error, and the shares of classes and of mirrors that changed."""
+def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> list[tuple[Tensor, Tensor]]:
+    """Pixel error, whether the class changed, and whether the mirror did; and of which particles that is known."""
     if previous is None:
-        unknown = torch.full((), math.nan, dtype=torch.float64, device=poses.score.device)
-        return unknown, unknown, unknown
+        return [(poses.score, torch.zeros_like(poses.mirror))] * 3
     both = (poses.class_index >= 0) & (previous.class_index >= 0)
     kept = both & (poses.class_index == previous.class_index)
     turned = poses.mirror != previous.mirror
     error = metrics.pixel_error(poses, previous, outer_radius)
-    return _mean_where(error, kept & ~turned), _mean_where(~kept, both), _mean_where(turned, kept)
+    return [(error, kept & ~turned), (~kept, both), (turned, kept)]
 
 
 def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None) -> list[dict[str, Any]]:
@@ -134,9 +133,10 @@ def log_line(figures: dict[str, Any], total: int | None = None) -> str:
     return ", ".join([*parts, f"{figures['seconds']:.1f} s"])
 
 
-def _mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean (float64, on the device) of the values chosen; NaN when there are none."""
-    return torch.where(where, values.double(), 0.0).sum() / where.sum()
+def _means(chosen: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean (float64, on the device) of each pair's values where its mask says; NaN when there are none."""
+    values, where = (torch.stack(part) for part in zip(*((v.double(), w) for v, w in chosen), strict=True))
+    return torch.where(where, values, 0.0).sum(1) / where.sum(1)
 
 
 def _mean(values: Tensor) -> float:
