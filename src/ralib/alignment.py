@@ -26,6 +26,7 @@ from ralib.equal import EqualClasses
 from ralib.figures import iteration_figures
 from ralib.loop_state import LoopState, Observer, Silent
 from ralib.memory import total_memory
+from ralib.ops.cores import one_thread
 from ralib.ranks import Ranks, SingleProcess, gather_rows, shard
 from ralib.references import (
     ReferencePlan,
@@ -139,8 +140,9 @@ class Alignment:
         # A class found starving in the last iteration is reported, not refilled with members never searched.
         poses, warnings = (poses, []) if last else self._reseed(poses, sums)
         sums.all_reduce_(self.ranks)
-        averages = self._averages_of(sums)
-        references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
+        with one_thread():
+            averages = self._averages_of(sums)
+            references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         # The figures wait for the device: what the next search begins with is under way before.
         self.room.fitting(None, lambda: stage.search.expect_references(references))
         centred = self.plan.center != 0 or self.options.user_function is not None

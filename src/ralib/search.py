@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ralib.conventions import rotate_xy, wrap_deg
 from ralib.memory import free_memory
-from ralib.ops.cores import on_cores
+from ralib.ops.cores import on_cores, one_thread
 from ralib.ops.newton import newton
 from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.rotational_score import angle_deg, rotational_max
@@ -159,7 +159,8 @@ class PoseSearch:
 
     def _templates(self, references: Tensor) -> Tensor:
         """Polar samples of references, masked and of unit norm."""
-        return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
+        with one_thread():
+            return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
 
     def _measured(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Samples of templates, their angular spectrum, and how far that reaches: see `Extent.measure`."""

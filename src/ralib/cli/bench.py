@@ -31,7 +31,7 @@ def bench(
         rich_help_panel=PANEL_WHAT,
     ),
     particles: int = typer.Option(
-        0, help="Particles timed; 0: 20,000 on a GPU, 500 on a CPU.", rich_help_panel=PANEL_WHAT
+        0, help="Particles timed; 0: 20,000 on a GPU, 4,000 on a CPU.", rich_help_panel=PANEL_WHAT
     ),
     parity_particles: int = typer.Option(
         0,
@@ -102,7 +102,7 @@ def bench(
     measured = run_cases(
         [known[name] for name in wanted],
         where,
-        n_particles=particles or (20_000 if on_gpu else 500),
+        n_particles=particles or (20_000 if on_gpu else 4_000),
         n_parity=parity_particles or (2_000 if on_gpu else 200),
         repeats=repeats or 5,
         say=typer.echo,
