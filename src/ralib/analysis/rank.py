@@ -43,9 +43,3 @@ def _gic(values: Tensor, tail_sum: float, r: int, n_samples: int) -> float:
     parameters = r * (r - 1) / 2 + r + float(coupling + spread)
     fit = float(signal.log().sum()) + (p - r) * math.log(sigma2)
     return fit + math.log(n_samples) / n_samples * parameters
-
-
-def energy_rank(variance: Tensor, fraction: float) -> int:
-    """The fewest leading eigenvalues that hold `fraction` of their sum."""
-    held = variance.clamp_min(0).cumsum(0) / variance.clamp_min(0).sum().clamp_min(1e-300)
-    return int(torch.searchsorted(held, torch.tensor(fraction, dtype=held.dtype, device=held.device))) + 1
