@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.metrics import squared
+
 BACKGROUND_RADIUS = 0.45
 """The background of an image lies beyond this fraction of its box from the centre."""
 
@@ -31,7 +33,7 @@ def background_power(images: Tensor, background: Tensor, rings_per_px: Tensor, s
     width = max(spacing_per_px, 1.5 / n)
     near = (1 - (frequency[:, None] - rings_per_px).abs() / width).clamp_min(0)
     near[0] = 0  # the mean was taken out
-    power = torch.fft.rfft2(images * background).abs().square().flatten(1) / background.sum()
+    power = squared(torch.fft.rfft2(images * background)).flatten(1) / background.sum()
     return (power @ near) / near.sum(0)
 
 

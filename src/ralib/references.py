@@ -107,7 +107,7 @@ def _divide_by_noise(averages: ClassAverages) -> Tensor:
     if averages.half_images is None:
         raise ValueError("weighting by the Fourier variance needs half averages")
     box = averages.images.shape[-1]
-    difference = torch.fft.rfft2(averages.half_images[0] - averages.half_images[1]).abs().square()
+    difference = metrics.squared(torch.fft.rfft2(averages.half_images[0] - averages.half_images[1]))
     noise = metrics.ring_sums(difference) / metrics.ring_counts(box, difference.device)
     weight = metrics.spread_rings(noise.clamp_min(1e-12).rsqrt(), box).float()
     return torch.fft.irfft2(torch.fft.rfft2(averages.images) * weight, s=(box, box))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.metrics import squared
 from ralib.ops.newton import half_pairs
 from ralib.ops.rotational_score import angular_tables
 from ralib.polar import PolarGrid
@@ -222,7 +223,7 @@ class Extent:
     def measure(grid: PolarGrid, spectrum: Tensor, loss: float) -> Tensor:
         """Of an angular spectrum (k, K, A / 2): the four counts less 1, the mean square frequency; on the device."""
         # In double precision: a millionth of the whole is asked about.
-        power = (spectrum.abs().square() * grid.weight[:, None]).sum(0).double()
+        power = (squared(spectrum) * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         by_radius = power.sum(1)
         left_out = [1 - part.cumsum(0) for part in (power.sum(0), by_radius)]
@@ -271,7 +272,7 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
     # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
     scale = grid.weight[:n_radii].repeat(n_orders, 1)
     scale[0] *= 0.5
-    scale = scale / (samples.abs() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
+    scale = scale / (squared(samples).sqrt() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
     phase = poses.phase[:, :n_radii]
     shape = (n_orders, len(samples), n_shifts, 2 * (1 + mirror), 2 * n_radii)
     out = torch.empty(shape, dtype=poses.cosine.dtype, device=samples.device)
