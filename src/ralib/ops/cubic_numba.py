@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 from ralib.ops.resample_plain import OMOMS_CENTRE
 
 POINTS, TAPS = 4, 4
+LINE = 16
+"""Numbers of a cache line, in single precision."""
 
 _BEFORE = (-1 / 6, 1 / 2, -1 / 2 - 1 / 42, 1 / 6 + 1 / 42)
 _HERE = (1 / 2, -1.0, 1 / 14, OMOMS_CENTRE)
@@ -64,6 +66,24 @@ def cubic_points(context: Any, samples: Any, first: Any, width: Any, t: Any, u: 
         return context.get_dummy_value()
 
     return numba.void(samples, first, width, t, u, value, x), build
+
+
+@intrinsic
+@no_type_check
+def fetch_soon(context: Any, samples: Any, at: Any) -> Any:
+    """Ask for the cache line of samples[at], which will be read soon; samples (p,) contiguous, at int64."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, given[0]).data
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _LANE, _LANE, _LANE])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # To be read; kept in all caches; data.
+        how = [ir.Constant(_LANE, number) for number in (0, 3, 1)]
+        builder.call(fetch, [builder.bitcast(builder.gep(data, [given[1]]), byte), *how])
+        return context.get_dummy_value()
+
+    return numba.void(samples, at), build
 
 
 def _weights(builder: Any, t: Any) -> Any:

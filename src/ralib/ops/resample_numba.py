@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ralib.ops import resample_plain
 from ralib.ops.cores import on_cores, shares
-from ralib.ops.cubic_numba import POINTS, cubic_points
+from ralib.ops.cubic_numba import LINE, POINTS, cubic_points, fetch_soon
 from ralib.ops.resample_plain import (
     BOUNDARIES,
     EDGE_PX,
@@ -132,13 +132,18 @@ def _add_turned(
     all_x, all_y, value = np.zeros(room, samples.dtype), np.zeros(room, samples.dtype), np.zeros(room, samples.dtype)
     all_first = np.full(room, PAD * (n + 2 * PAD) + PAD, np.uint32)
     px, py, first = all_x[:n], all_y[:n], all_first[:n]
+    share = LINE * (samples.shape[1] // (LINE * (stop - start)) + 1)
     for i in range(len(samples)):
         if row[i] >= len(sums):
             continue
         f, pose, scale, offset = samples[i], table[i], table[i, 5], table[i, 6]
         across = column[1] if pose[4] != 0 else column[0]
+        following = samples[min(i + 1, len(samples) - 1)]
         for y in range(start, stop):
             out = sums[row[i], y]
+            # Turned lines come from everywhere: what no prefetcher foresees is asked for a particle ahead.
+            for p in range((y - start) * share, min((y - start + 1) * share, len(following)), LINE):
+                fetch_soon(following, np.int64(p))
             _place_line(pose, across, column[0, y], numbers, boundary, px, py)
             _split_line(px, py, first)
             if method == _CUBIC:
