@@ -185,7 +185,7 @@ def test_triton_twins_in_the_interpreter() -> None:
 
 
 def _compare_twins() -> None:
-    from ralib.ops.newton_triton import newton_triton
+    from ralib.ops.newton_triton import compile_ahead, newton_triton
     from ralib.ops.phase_triton import shifted_parts_triton
     from ralib.ops.rotational_score_triton import rotational_max_triton
     from ralib.ops.shortlist_triton import shortlist_triton
@@ -211,6 +211,7 @@ def _compare_twins() -> None:
             found, expected = newton_triton(*packed, slack, steps), newton_plain(*rounded, slack, steps)
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
         assert (expected[..., 3] == -math.inf).any()
+    compile_ahead(8, 24, 2, torch.device("cpu")).join()
     basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
     given = _shortlist_case()
     for n, same in ((6, (1.5, 0.4)), (30, None)):

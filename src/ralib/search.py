@@ -20,6 +20,7 @@ and b_m of the template shifted by s in its own frame,
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.rotational_score import angle_deg, rotational_max
 from ralib.ops.shortlist import shortlist
 from ralib.polar import PolarGrid
-from ralib.templates import Extent, PoseGrid, TemplateBank, masked_unit_norm, ring_mask
+from ralib.templates import FINE, Extent, PoseGrid, TemplateBank, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
 if TYPE_CHECKING:
@@ -113,10 +114,15 @@ class PoseSearch:
 
             self._cores = CoreSearch(self.grid, self._limit, shift_step_px=shift_step_px, mirror=mirror)
         self.product_bytes = MOST_BYTES
+        self._compiling: threading.Thread | None = None
         if self.device.type == "cuda":
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
             eighth = max(1, free_memory(self.device) // 8)
             self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_BYTES), MOST_BYTES)
+            from ralib.ops.newton_triton import compile_ahead  # Triton is not everywhere
+
+            n_half = self.grid.n_angles // 2
+            self._compiling = compile_ahead(self.grid.n_radii, n_half, FINE, self.device)
 
     def shrink(self) -> bool:
         """Plan for half the memory from now on; whether that was possible."""
@@ -291,6 +297,8 @@ class PoseSearch:
     def _refine(self, samples: Tensor, centre: Tensor | None, candidates: Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
         bank, grid = self.bank, self.grid
+        if self._compiling:
+            self._compiling.join()
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         row, pose = candidates

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from itertools import pairwise
 
 import torch
@@ -266,3 +267,28 @@ def newton_triton(
         CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
     return out
+
+
+def compile_ahead(n_radii: int, n_half: int, n_fine: int, device: torch.device) -> threading.Thread:
+    """Begin to compile the kernel for samples (b, n_radii, n_half), beside what the caller does until it joins.
+
+    On a machine's first run that takes longer than all else: particles are read meanwhile.
+    """
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def work() -> None:
+        table = zeros(1, n_fine, n_radii, 3 * n_half + 2, dtype=torch.int32)
+        given = (table, zeros(n_radii), zeros(n_half), zeros(n_radii), (0, 0, n_radii), (1.0, 1.0), (1.0, 1.0))
+        samples, centre = zeros(1, n_radii, n_half, dtype=torch.complex64), zeros(1, 2)
+        for n in (2 * MANY[0], FEW[0]):
+            newton_triton(samples, centre, zeros(n, 1, dtype=torch.int64), zeros(n, 1, 4), *given)
+
+    def on_device() -> None:
+        with torch.cuda.device(device):
+            work()
+
+    thread = threading.Thread(target=on_device if device.type == "cuda" else work)
+    thread.start()
+    return thread
