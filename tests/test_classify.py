@@ -12,9 +12,9 @@ import torch
 from ralib import likelihood
 from ralib.checkpoint import Checkpoint
 from ralib.classify import Classifier, Silent
-from ralib.conventions import pose_error
+from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.course import Plan
-from ralib.expectation import Model, State
+from ralib.expectation import Model
 from ralib.leave_out import own_cross
 from ralib.likelihood import (
     ClassPoses,
@@ -26,13 +26,15 @@ from ralib.likelihood import (
     score_classes,
     score_fixed,
 )
-from ralib.maximization import follow_centres
+from ralib.maximization import follow_centres, signal_share
 from ralib.metrics import purity
 from ralib.ops import rotate_shift_images
+from ralib.picks import log_prior, pick_spread
 from ralib.posterior import class_posterior, class_prices
 from ralib.rings import RingGrid
 from ralib.simulate import SimulationOptions, Simulator
 from ralib.starts import keep_most_useful
+from ralib.state import State
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
 
 BOX = 48
@@ -97,6 +99,54 @@ def test_a_posed_particle_is_found_in_its_pose(grid: RingGrid, mirror: bool) -> 
     assert torch.allclose(fixed.cross.diagonal(), best.cross, rtol=1e-3)
     # An exact copy has scale 1, and half its power as log-likelihood against noise.
     assert torch.allclose(best_scale(best.cross, best.norm, torch.tensor(1.0)), torch.ones(3), atol=0.02)
+
+
+def test_a_likely_place_wins_and_its_fit_is_told_as_it_is(grid: RingGrid) -> None:
+    references = blobs(2, seed=4, radius=5.0)
+    spectra, orders = as_spectra(grid, references[:1].roll(4, dims=2)), as_orders(grid, references)
+    shifts = torch.tensor([[4.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+
+    def search(which: list[int], favour: torch.Tensor | None = None) -> ClassPoses:
+        return score_classes(grid, spectra, torch.zeros(1, 2), orders, shifts[which], favour=favour)
+
+    free = search([0, 1, 2])
+    for i in range(3):
+        favour = 1e6 * torch.nn.functional.one_hot(torch.tensor(i), 3).float()
+        found, alone = search([0, 1, 2], favour), search([i])
+        assert torch.allclose(found.origin_xy_px, alone.origin_xy_px)
+        assert torch.allclose(found.cross, alone.cross, rtol=1e-2)
+        assert bool((found.cross <= free.cross * 1.01).all())
+    assert float(free.cross[0, 0]) > 1.1 * float(search([1]).cross[0, 0])
+
+
+def test_places_are_known_from_most_and_bad_picks_cost_no_more_than_they_must() -> None:
+    generator = torch.Generator().manual_seed(0)
+    origin = 2.0 * torch.randn(2000, 2, generator=generator)
+    origin[:100] = 9.0  # bad picks
+    spread = pick_spread(origin)
+    assert float(spread) == pytest.approx(2.0, rel=0.1)
+    assert float(origin.std()) > 2.5
+    told = log_prior(torch.tensor([[0.0, 0.0], [0.0, 4.0], [9.0, 0.0], [0.0, 90.0]]), torch.tensor(2.0), 9.0)
+    assert float(told[0]) == pytest.approx(0.0, abs=1e-6)
+    assert float(told[1]) == pytest.approx(-2.0, abs=0.1)
+    assert -8 < float(told[2]) < -5
+    assert float(told[3]) == pytest.approx(float(told[2]), abs=0.1)
+
+
+def test_signal_is_where_the_halves_agree(grid: RingGrid) -> None:
+    (image,) = blobs(1, seed=2, radius=5.0)
+    noise = 0.3 * torch.randn(2, BOX, BOX, generator=torch.Generator().manual_seed(1))
+    c = torch.arange(BOX) - BOX // 2
+    away = torch.hypot(c[:, None].float(), c[None].float())
+
+    def share(halves: torch.Tensor) -> torch.Tensor:
+        return signal_share(grid, as_orders(grid, halves)[:, None], 2.0)[0]
+
+    told = share(image + noise)
+    assert float(told[away < 3].min()) > 0.8
+    assert float(told[(away > 14) & (away < 20)].mean()) < 0.4
+    assert float(share(noise)[away < 20].mean()) < 0.4
+    assert float(share(image + noise[[0, 0]])[away < 20].min()) > 0.99
 
 
 def pose_back(images: torch.Tensor, psi: torch.Tensor, origin: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
@@ -255,7 +305,7 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
     out[some] = True
 
     def cross(model: Model) -> torch.Tensor:
-        references = model.masked(model.averages(state, state.class_index, 4, rings)[0].orders, rings)
+        references = model.masked(model.averages(state, state.class_index, 4, rings)[0], rings)
         found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
         return found.cross.gather(1, state.class_index[:, None])[some, 0]
 
@@ -348,6 +398,9 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
         return float(found.cross.gather(1, state.class_index[:, None]).mean())
 
     before, centred = shared(away, model.references(away, rings)), model.centred(away)
+    there = mirror_x(rotate_xy(centred.psi_deg, centred.origin_xy_px), centred.mirror)
+    for k in range(4):  # the boxes of a class have their centres where its average has its own
+        assert float(there[centred.class_index == k].mean(0).abs().max()) < 0.01
     assert float((centred.origin_xy_px - away.origin_xy_px).norm(dim=1).median()) > 1.0
     assert shared(centred, model.references(centred, rings)) == pytest.approx(before, rel=0.02)
     assert shared(centred, model.references(away, rings)) < 0.95 * before

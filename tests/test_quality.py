@@ -9,6 +9,7 @@ import torch
 from ralib.classify import Classifier
 from ralib.course import Plan
 from ralib.quality import junk_probability, particle_quality
+from ralib.simulate import SimulationOptions, Simulator
 from ralib.stability import compare_runs
 from ralib.types import Poses
 
@@ -87,3 +88,14 @@ def test_each_kind_of_junk_is_told_and_why() -> None:
 def test_a_set_that_was_centred_again_has_no_junk_for_that() -> None:
     explained, detail, away, index = (part[:900] for part in judged_set())
     assert (particle_quality(explained, detail, 0.02 * away, index)[1] > 0.5).mean() < 0.02
+
+
+def test_what_fits_anywhere_is_found_away_from_the_centre() -> None:
+    """A sixth of the images is noise, and what is known of other particles must not draw it to the centre."""
+    simulator = Simulator(SimulationOptions(n_particles=300, box=48, snr=0.1, seed=3, n_views=3, ctf=False))
+    images = torch.cat(list(simulator.blocks()))
+    images[::6] = torch.randn(50, 48, 48, generator=torch.Generator().manual_seed(0))
+    result = Classifier(n_classes=3, seed=1, plan=QUICK).fit(images).result_
+    noise = np.arange(300) % 6 == 0
+    away = result.extra["particles"]["off_centre"]
+    assert np.median(away[noise]) > 1.5 * np.median(away[~noise])

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from ralib import assign, finish
-from ralib import likelihood as lk
 from ralib.batches import ParticleBatches
 from ralib.checkpoint import Checkpoint
 from ralib.course import Course, Plan
 from ralib.course_figures import course_figures, state_poses
 from ralib.course_state import pack, unpack
-from ralib.expectation import Model, State, Step
+from ralib.expectation import Model
 from ralib.figures import class_figures
 from ralib.particle_spectra import Field, load_field
 from ralib.quality import judge
 from ralib.stability import quick_estimate
+from ralib.state import State, Step
 from ralib.types import ArraySource, ClassAverages, ParticleSet, RalibError, RunResult
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
@@ -199,11 +199,10 @@ class Classifier:
         n = len(particles)
         half = torch.randperm(n, generator=generator) % 2
         held = _held_out(n, generator).to(self.device)
-        model = Model(field, half.to(self.device), held, self.balance, self.mirror, align=not self.skip_align)
-        course = Course(
-            model, self.plan, self.n_classes, (self.search_px or 0.1 * particles.box) * field.scale, generator
-        )
-        state = State.blank(n, torch.zeros(n, 2, device=self.device))
+        search_px = (self.search_px or 0.1 * particles.box) * field.scale
+        model = Model(field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align)
+        course = Course(model, self.plan, self.n_classes, generator)
+        state = model.blank(n)
         if self.skip_align and particles.poses is not None:
             given = particles.poses.to(self.device)
             origin = given.origin_xy_px.float() * field.scale
@@ -260,8 +259,8 @@ def _equalised(model: Model, course: Course, state: State) -> State:
     """Classes of equal size: a balanced assignment over the final fits, each particle's pose refined in its class."""
     assert course.references is not None
     rings = course.references.shape[1]
-    found = model.expect(course.references, state, Step(rings, 1.0, model.shifts(rings)))
-    fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
+    found = model.expect(course.references, state, Step(rings, 1.0))
+    fit = model.fit(found, state)
     index = assign.equal_sizes(fit.cpu()).to(fit.device)
     pose = found.pick(index)
     members = torch.nn.functional.one_hot(index, fit.shape[1]).float().sum(0)

@@ -3,7 +3,7 @@
     start      many random particles as references, at a resolution of a few details across the particle, soft
     thin       the least useful of them are dropped, down to the number of classes asked for
     exchange   the largest classes are split in two, all compete, the K most useful stay; several rounds
-    sharpen    Bayes' rule as it is, more rings as long as the halves agree there, poses off the grid
+    sharpen    more rings as long as the halves agree there, poses off the grid
 
 A single particle at low dose is a poor reference, but its signal already outweighs its noise where an exhaustive
 search may choose the pose. Starting beyond the lowest resolution matters: there all views look alike.
@@ -21,16 +21,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.expectation import Model, State, Step
+from ralib.expectation import Model
 from ralib.leave_out import Own
 from ralib.posterior import class_prices
 from ralib.starts import keep_most_useful, particles_as_references, poorly_explained
+from ralib.state import State, Step
 
 ENOUGH = 10_000, 200
 """Particles, and particles a class, that a start needs."""
 
 STRANGE_SEEDS = 20
 """Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
+
+STRANGE_SHARE = 5
+"""One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
+view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,9 @@ class Plan:
                               each other come apart
     surplus                   seeds for every class asked for: a class needs a seed among its members
     thinning                  share of the seeds that each step leaves, down to the classes asked for
-    temperatures              of start, exchange and end
+    temperatures              of the start, and from then on
     exchanges                 rounds; each splits the `newcomers` times K largest classes
-    strangers                 times K: classes that the worst explained fifth of the particles form among themselves;
+    strangers                 times K: classes that the worst explained particles form among themselves (STRANGE_SHARE);
                               they compete too, so that a rare view or species can get a class that no seed gave it
     wide                      rounds that begin with a search over all shifts
     agreement                 rings are added while the halves' mean FRC there exceeds it
@@ -55,7 +60,7 @@ class Plan:
     exchange_details: float = 10.5
     surplus: float = 2.5
     thinning: float = 0.75
-    temperatures: tuple[float, float, float] = (4.0, 2.0, 1.0)
+    temperatures: tuple[float, float] = (4.0, 1.0)
     exchanges: int = 3
     newcomers: float = 0.3
     strangers: float = 0.4
@@ -80,9 +85,8 @@ class Course:
     `position` and the state of the same moment, saved, let another Course go on from there.
     """
 
-    def __init__(self, model: Model, plan: Plan, n_classes: int, search_px: float, generator: torch.Generator) -> None:
+    def __init__(self, model: Model, plan: Plan, n_classes: int, generator: torch.Generator) -> None:
         self.model, self.plan, self.k, self.generator = model, plan, n_classes, generator
-        self.search_px = search_px
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.position = Position(rings=self._rings(plan.exchange_details))
@@ -115,9 +119,12 @@ class Course:
             return (yield from self.begin(state))
         chosen = torch.randperm(len(able), generator=self.generator)[:enough].sort().values
         rows = able[chosen].to(state.psi_deg.device)
-        course = Course(self.model.of(rows), self.plan, self.k, self.search_px, self.generator)
+        course = Course(self.model.of(rows), self.plan, self.k, self.generator)
         *_, (_, found) = course.only_begin(state.of(rows))
-        references = course.model.references(found, self.position.rings)
+        references, state = (
+            course.model.references(found, self.position.rings),
+            replace(state, spread_px=found.spread_px),
+        )
         state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
         return state
 
@@ -174,7 +181,7 @@ class Course:
             at.rings = self._grown(state, at.rings)
         references = self.model.references(state, at.rings)
         state, _ = self._iterate(
-            references, state, at.rings, plan.temperatures[2],
+            references, state, at.rings, plan.temperatures[1],
             wide=at.sharpened == 0, newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
             centre=at.sharpened < 3,
         )  # fmt: skip
@@ -193,10 +200,7 @@ class Course:
     ) -> tuple[State, Tensor]:
         """One iteration; `wide` searches all shifts, from the box centre."""
         model = self.model
-        step = Step(rings, temperature, model.shifts(rings, self.search_px if wide else None), newton=newton)
-        if wide and model.align:
-            state = replace(state, origin_xy_px=torch.zeros_like(state.origin_xy_px))
-        state = model.iterate(references, state, step)
+        state = model.iterate(references, state, Step(rings, temperature, wide=wide, newton=newton))
         if centre:
             state = model.centred(state)
         self.references = model.references(state, rings)
@@ -229,7 +233,7 @@ class Course:
             middle = torch.where(member, state.scale, torch.nan).nanmedian()
             index = torch.where(member & (state.scale < middle), self.k + new, index)
         averages, own = self.model.averages(state, index, self.k + len(classes), rings)
-        return self.model.masked(averages.orders, rings), own
+        return self.model.masked(averages, rings), own
 
     def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
         """References of `count` classes that the worst explained particles form, beginning anew among themselves.
@@ -237,13 +241,15 @@ class Course:
         From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
         """
         model, rings = self.model, self.position.rings
-        rows = poorly_explained(model.field.spectra, state, references, ~model.held_out & model.field.usable, 4 * count)
+        able = ~model.held_out & model.field.usable
+        strange = max(4 * count, len(able) // (STRANGE_SHARE * 2**self.position.exchanged))
+        rows = poorly_explained(model.field.spectra, state, references, able, strange)
         sub = model.of(rows)
         plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)
-        course = Course(sub, plan, count, self.search_px, self.generator)
+        course = Course(sub, plan, count, self.generator)
         part = state.of(rows)
         if model.align:
-            part = State.blank(len(rows), torch.zeros_like(part.origin_xy_px))
+            part = State.blank(len(rows), state.spread_px)
         *_, (_, found) = course.only_begin(part)
         return sub.references(found, rings)
 

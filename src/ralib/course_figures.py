@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import wrap_deg
-from ralib.expectation import State
 from ralib.figures import iteration_figures
 from ralib.particle_spectra import Field
+from ralib.state import State
 from ralib.types import ClassAverages, Poses
 
 

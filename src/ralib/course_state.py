@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ralib.course import Course, Position
-from ralib.expectation import State
 from ralib.leave_out import Own
 from ralib.maximization import RingAverages
+from ralib.state import State
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
-_PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale", "mean_scale", "members")
+_PARTICLES = (
+    *("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior"),
+    *("scale", "mean_scale", "spread_px", "members"),
+)
 _AVERAGES = ("orders", "halves", "frc", "gain")
 
 

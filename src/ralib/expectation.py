@@ -1,4 +1,4 @@
-"""One iteration of classification: E-step, balance, M-step, masked references; and the state it hands on."""
+"""One iteration of classification: E-step, balance, M-step, masked references."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ralib import likelihood as lk
+from ralib.conventions import mirror_x, rotate_xy
 from ralib.leave_out import Own, own_cross, own_share, without_own
 from ralib.maximization import (
     RingAverages,
@@ -19,12 +20,14 @@ from ralib.maximization import (
     follow_centres,
     masked_references,
     moved_averages,
-    off_centre,
+    signal_share,
     sum_classes,
 )
 from ralib.memory import within_memory
 from ralib.particle_spectra import Field
+from ralib.picks import log_prior, pick_spread
 from ralib.posterior import class_posterior, class_prices
+from ralib.state import State, Step
 
 T = TypeVar("T")
 
@@ -34,69 +37,17 @@ CANDIDATES = 3
 STEP_DETAIL = 0.22
 """Shift grid step times the highest frequency: half a step off costs a tenth of the score at that frequency."""
 
-
 WIDE_STEP = 1.5
 """Times coarser where all shifts are searched; the shifts next to the winner follow in the next iteration."""
 
-CENTRING_LIMIT_PX = 2.0
-"""Working pixels by which a class moves at once, each way: an early average's centre of mass is not to be trusted."""
+WINDOW = 0.1
+"""Of the particle's radius: the Gaussian window in which the halves of an average are compared place by place."""
+
+PICKED_WITHIN = 3.0
+"""Standard deviations within which the search radius lies, before any place is known."""
 
 LEAST_BYTES = 3e7
 """A step that finds no room for this much has nothing left to shrink."""
-
-
-@dataclass(frozen=True)
-class State:
-    """Where every particle stands (n,), and the classes as the last M-step left them.
-
-    fit          (n, k) log-likelihood of each class at its best pose, without balance
-    second       (n,) the second best class; posterior (n,) probability of the best
-    scale        (n,) contrast of each particle relative to the median
-    mean_scale   () median scale before that division: the references' own contrast
-    members      (k,) particles whose best class it is
-    own          what each particle gave to the averages, which its next fit does without
-    """
-
-    psi_deg: Tensor
-    origin_xy_px: Tensor
-    mirror: Tensor
-    class_index: Tensor
-    fit: Tensor
-    posterior: Tensor
-    scale: Tensor
-    mean_scale: Tensor
-    members: Tensor
-    averages: RingAverages | None
-    own: Own | None = None
-
-    def of(self, rows: Tensor) -> State:
-        """The state of some particles; classes as they are, made of others as well."""
-        own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
-        return replace(self, own=None, **{name: getattr(self, name)[rows] for name in own})
-
-    @classmethod
-    def blank(cls, n: int, origin_xy_px: Tensor) -> State:
-        device = origin_xy_px.device
-        zero = torch.zeros(n, device=device)
-        index = torch.zeros(n, dtype=torch.int64, device=device)
-        one = torch.ones(n, device=device)
-        return cls(zero, origin_xy_px, index.bool(), index, zero[:, None], one, one, one[0], one[:1], None)
-
-
-@dataclass(frozen=True)
-class Step:
-    """How an iteration is done.
-
-    rings         how many rings count: the resolution
-    temperature   of the posterior: 1 is Bayes' rule, above it classes stay soft
-    shifts_xy_px  (S, 2) tried around each particle's last centre, working pixels
-    newton        refinement steps off the grid
-    """
-
-    rings: int
-    temperature: float
-    shifts_xy_px: Tensor
-    newton: int = 0
 
 
 @dataclass
@@ -116,6 +67,7 @@ class Model:
 
     half       (n,) which half of the data a particle is in, 0 or 1
     held_out   (n,) particles that join no average, so that the classes can be tested on them
+    search_px  how far from the box centre a particle may lie, working pixels
     budget     of memory, shared with the models of some of the particles
     """
 
@@ -124,6 +76,7 @@ class Model:
     held_out: Tensor
     balance: float
     mirror: bool
+    search_px: float
     align: bool = True
     budget: Budget = made_by(default_factory=Budget)
 
@@ -135,21 +88,47 @@ class Model:
         """Grid step of the shifts at a resolution; a working pixel is fine enough, since winners are refined."""
         return max(1.0, STEP_DETAIL / (rings * self.field.grid.spacing))
 
-    def shifts(self, rings: int, radius_px: float | None = None) -> Tensor:
-        """Shifts within a radius (None: the neighbours on the grid)."""
-        step = self.shift_step_px(rings) * (1.0 if radius_px is None else WIDE_STEP)
-        return lk.disc_of_shifts(1.5 * step if radius_px is None else radius_px, step, self.field.grid.device)
+    def blank(self, n: int) -> State:
+        """The state of n particles of which nothing is known."""
+        return State.blank(n, torch.tensor(self.search_px / PICKED_WITHIN, device=self.field.grid.device))
+
+    def shifts(self, rings: int, *, wide: bool) -> Tensor:
+        """Shifts within the searched disc, or the neighbours on the grid."""
+        step = self.shift_step_px(rings) * (WIDE_STEP if wide else 1.0)
+        return lk.disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.field.grid.device)
+
+    def search(
+        self, spectra: lk.Spectra, origin_xy_px: Tensor, references: Tensor, state: State | None, *, wide: bool
+    ) -> lk.ClassPoses:
+        """Best pose of particles in every class: near their origins (b, 2), or (`wide`) anywhere that is searched.
+
+        What the state tells of the particles' places counts; without one, all places are as likely.
+        """
+        shifts, favour = self.shifts(references.shape[1], wide=wide), None
+        if wide:
+            origin_xy_px = torch.zeros_like(origin_xy_px)
+            favour = None if state is None else self.log_prior(shifts, state) / state.mean_scale
+        return self.within(
+            lambda most: lk.score_classes(
+                self.field.grid, spectra, origin_xy_px, references, shifts,
+                favour=favour, mirror=self.mirror, memory_bytes=most,
+            )
+        )  # fmt: skip
+
+    def log_prior(self, origin_xy_px: Tensor, state: State) -> Tensor:
+        """Logarithm of the prior (...) of origins (..., 2)."""
+        return log_prior(origin_xy_px, state.spread_px, self.search_px)
+
+    def fit(self, found: lk.ClassPoses, state: State) -> Tensor:
+        """Log-likelihood with the prior, of the shape of the poses."""
+        fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
+        return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
     def expect(self, references: Tensor, state: State, step: Step) -> lk.ClassPoses:
         """E-step's search: the best pose of every particle in every class, fits without the particles' own share."""
         grid, spectra = self.field.grid, self.field.spectra
         if self.align:
-            found = self.within(
-                lambda most: lk.score_classes(
-                    grid, spectra, state.origin_xy_px, references, step.shifts_xy_px,
-                    mirror=self.mirror, memory_bytes=most,
-                )
-            )  # fmt: skip
+            found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
         else:
             found = lk.score_fixed(grid, spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
         return found if state.own is None else without_own(self.field, state.own, found, references.shape[1])
@@ -157,7 +136,7 @@ class Model:
     def iterate(self, references: Tensor, state: State, step: Step) -> State:
         """E-step and M-step; the new averages reach a few rings beyond those that were compared."""
         found = self.expect(references, state, step)
-        fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
+        fit = self.fit(found, state)
         price = class_prices(fit, step.temperature, self.balance)
         weight, index = class_posterior(fit, price, step.temperature).topk(min(CANDIDATES, fit.shape[1]), dim=1)
         posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
@@ -165,7 +144,7 @@ class Model:
         if step.newton and self.align:
             poses = [self._refined(references, p, index[:, j], step, state.own) for j, p in enumerate(poses)]
             # The class a particle was in has the advantage of a refined centre on the grid; now all have.
-            better = torch.stack([lk.log_likelihood(p.cross, p.norm, state.mean_scale) for p in poses], dim=1)
+            better = torch.stack([self.fit(p, state) for p in poses], dim=1)
             fit = fit.scatter(1, index, better)
             weight, order = class_posterior(better, price[index], step.temperature).sort(
                 dim=1, descending=True, stable=True
@@ -184,6 +163,7 @@ class Model:
             posterior=posterior,
             scale=scale[0] / mean,
             mean_scale=mean,
+            spread_px=pick_spread(poses[0].origin_xy_px),
         )
         weight = weight * (~self.held_out)[:, None]
         columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
@@ -246,7 +226,7 @@ class Model:
 
     def _own(self, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> Own:
         scale = state.scale * state.mean_scale
-        share = own_share(self.field, averages, class_index, weight * state.scale, scale)
+        share = own_share(self.field, averages, self.mask(averages), class_index, weight * state.scale, scale)
         return Own(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
 
     def averages(self, state: State, class_index: Tensor, n_classes: int, rings: int) -> tuple[RingAverages, Own]:
@@ -258,24 +238,35 @@ class Model:
         averages = average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
         return averages, self._own(state, class_index, weight, averages)
 
-    def masked(self, orders: Tensor, rings: int) -> Tensor:
-        """References (k, r, m) from orders of class averages, behind the mask where they stand."""
-        field = self.field
-        rings = min(rings, field.grid.n_rings)
-        return masked_references(field.grid, orders, field.mask, rings, field.orders(rings))
+    def mask(self, averages: RingAverages) -> Tensor:
+        """What of each average is taken for signal, (k, n, n): inside the mask, where its halves agree."""
+        window = WINDOW * self.field.particle_radius_px
+        return self.field.mask * signal_share(self.field.grid, averages.halves, window)
+
+    def masked(self, averages: RingAverages, rings: int) -> Tensor:
+        """References (k, r, m) from class averages."""
+        grid, rings = self.field.grid, min(rings, self.field.grid.n_rings)
+        return masked_references(grid, averages.orders, self.mask(averages), rings, self.field.orders(rings))
 
     def references(self, state: State, rings: int) -> Tensor:
-        """Masked references (k, r, m) from the averages."""
+        """References (k, r, m) from the state's averages."""
         assert state.averages is not None
-        return self.masked(state.averages.orders, rings)
+        return self.masked(state.averages, rings)
 
     def centred(self, state: State) -> State:
-        """The averages at their centres of mass, and the particles where they still fit them."""
+        """The averages where the boxes of their members have their centres on average, and the particles with them.
+
+        All classes then share one frame, so that a particle has the same place in all of them. Centres of mass differ
+        from view to view, and those of noisy averages from iteration to iteration.
+        """
         assert state.averages is not None
         if not self.align:
             return state
-        grid = self.field.grid
-        move = off_centre(grid, state.averages.orders, self.field.mask, CENTRING_LIMIT_PX)
+        there = mirror_x(rotate_xy(state.psi_deg, state.origin_xy_px), state.mirror)
+        belongs = torch.nn.functional.one_hot(state.class_index, len(state.members)).to(there.dtype)
+        belongs = belongs * self.field.usable[:, None]
+        move = -(belongs.T @ there) / belongs.sum(0).clamp_min(1)[:, None]
         origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
         own = None if state.own is None else replace(state.own, origin_xy_px=origin)
-        return replace(state, origin_xy_px=origin, averages=moved_averages(grid, state.averages, move), own=own)
+        averages = moved_averages(self.field.grid, state.averages, move)
+        return replace(state, origin_xy_px=origin, averages=averages, own=own)

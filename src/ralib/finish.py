@@ -11,8 +11,8 @@ from ralib import metrics
 from ralib.average import ClassSums, class_averages, ctf_power_in_class_frame
 from ralib.batches import ParticleBatches
 from ralib.ctf import apply_ctf, ctf_2d
-from ralib.expectation import State
 from ralib.particle_spectra import Field
+from ralib.state import State
 from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses
 
 

@@ -46,10 +46,13 @@ class Own:
         return replace(self, class_index=torch.where(self.class_index >= 0, new[self.class_index.clamp_min(0)], -1))
 
 
-def own_share(field: Field, averages: RingAverages, class_index: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def own_share(
+    field: Field, averages: RingAverages, mask: Tensor, class_index: Tensor, weight: Tensor, scale: Tensor
+) -> Tensor:
     """`Own.share` of particles that were summed with a weight (n,) into averages where their contrast is scale (n,)."""
     grid, spectra, rings = field.grid, field.spectra, averages.gain.shape[1]
-    inside = float(field.mask.sum()) / grid.n_pixels  # references are masked, and the noise in them
+    # References are behind their masks (k, n, n), and so is the noise in them.
+    inside = (mask.sum((1, 2)) / grid.n_pixels)[class_index][:, None]
     power = spectra.power[:, :rings]
     signal = (scale[:, None] * power).square() * ring_power(averages.orders)[class_index] / grid.n_half
     noise = (spectra.energy[:, :rings] - signal).clamp_min(0)

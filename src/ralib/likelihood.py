@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
+from ralib.metrics import squared
 from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max
 from ralib.rings import RingGrid
 
@@ -46,7 +47,7 @@ class Spectra:
     @cached_property
     def energy(self) -> Tensor:
         """Sum over the angles of |data|^2, (b, R)."""
-        return torch.cat([part.abs().square().sum(2) for part in self.data.split(1024)])
+        return torch.cat([squared(part).sum(2) for part in self.data.split(1024)])
 
     def __getitem__(self, index: Tensor | slice) -> Spectra:
         return Spectra(self.data[index], self.power[index])
@@ -99,7 +100,7 @@ def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
 
 def ring_power(references: Tensor) -> Tensor:
     """Mean over angles of |A|^2, (k, r), from orders (k, r, m)."""
-    power = references.abs().square()
+    power = squared(references)
     return 2 * power.sum(-1) - power[..., 0]
 
 
@@ -139,6 +140,7 @@ def score_classes(
     references: Tensor,
     shifts_xy_px: Tensor,
     *,
+    favour: Tensor | None = None,
     mirror: bool = True,
     memory_bytes: float = STEP_BYTES,
 ) -> ClassPoses:
@@ -147,6 +149,7 @@ def score_classes(
     origin_xy_px    (b, 2) where each particle was centred so far
     references      (k, r, m) orders of the class averages, masked
     shifts_xy_px    (S, 2) searched around it; a shift of the class by s is one of the particle by -s, in its frame
+    favour          (S,) added to the cross term while shifts are compared: how likely they are
     """
     k, rings, n_orders = references.shape
     flips = 2 if mirror else 1
@@ -163,8 +166,12 @@ def score_classes(
         columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
         value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
+        if favour is not None:
+            value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
         value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
         turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
+        if favour is not None:
+            value -= favour[at // (2 * flips)]
         parts.append((value.T, at.T, turn.T))
     value, at, turn = (torch.cat(p) for p in zip(*parts, strict=True))
     # Within a class the order is shift, mirror, sign of the rotation.

@@ -112,16 +112,32 @@ def _smooth(curve: Tensor) -> Tensor:
     return torch.nn.functional.conv1d(padded, kernel)[:, 0]
 
 
+def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
+    """How much of class averages is signal, place by place, (k, n, n) from 0 to 1, as their halves (2, k, r, m) tell.
+
+    The halves' local correlation c, in a Gaussian window, makes 2 c / (1 + c): Wiener's weight for the average of both.
+    A particle fills its mask in no view; the rest is noise, which a reference is better without.
+    """
+    first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
+    common = _blurred(first * second, blur_px)
+    power = _blurred(0.5 * (first.square() + second.square()), blur_px)
+    correlation = (common / power.clamp_min(1e-20)).clamp(0, 1)
+    return 2 * correlation / (1 + correlation)
+
+
+def _blurred(images: Tensor, sd_px: float) -> Tensor:
+    n = images.shape[-1]
+    kx, ky = torch.fft.rfftfreq(n, device=images.device), torch.fft.fftfreq(n, device=images.device)
+    window = torch.exp(-2 * (math.pi * sd_px) ** 2 * (kx.square() + ky.square()[:, None]))
+    blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * window, s=(n, n))
+    return blurred
+
+
 def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int) -> Tensor:
-    """Class averages (k, R, m) behind the mask, as orders (k, rings, n_orders)."""
+    """Class averages (k, R, m) behind their masks (k, n, n), as orders (k, rings, n_orders)."""
     images = grid.image(grid.samples_of(orders))
     masked = grid.transform(images * mask)[:, :rings]
     return grid.orders_of(masked, n_orders)
-
-
-def off_centre(grid: RingGrid, orders: Tensor, mask: Tensor, limit_px: float) -> Tensor:
-    """How far averages (k, R, m) are to be moved to their centre of mass, (k, 2), each way at most the limit."""
-    return (-centre_of_mass(grid.image(grid.samples_of(orders)), mask)).clamp(-limit_px, limit_px)
 
 
 def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -> RingAverages:

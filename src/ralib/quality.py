@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ralib import metrics
-from ralib.expectation import State
 from ralib.likelihood import ring_power
 from ralib.maximization import centre_of_mass, soft_mask
 from ralib.particle_spectra import Field
 from ralib.stability import Stability
+from ralib.state import State
 from ralib.types import ClassAverages, Poses
 
 FINE_DETAIL = 3.5
@@ -63,8 +63,7 @@ def judge(
     detail = detail_ratio(field, state, references).cpu().numpy().astype(np.float64)
     explained = explained_ratio(field, state, references).cpu().numpy().astype(np.float64)
     index = poses.class_index.numpy()
-    away = torch.linalg.vector_norm(state.origin_xy_px, dim=1) / field.particle_radius_px
-    away = away.cpu().numpy().astype(np.float64)
+    away = (stability.away_px / field.particle_radius_px).cpu().numpy().astype(np.float64)
     quality, junk, cause = particle_quality(explained, detail, away, index)
     agreement = stability.agreement.cpu().numpy()
     particles = {

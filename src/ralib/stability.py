@@ -12,7 +12,7 @@ start, knowing nothing of the first, brings them together again in the same rela
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from torch import Tensor
 from ralib import likelihood as lk
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.course import Course
-from ralib.expectation import Model, State
+from ralib.expectation import Model
 from ralib.likelihood import Spectra
 from ralib.rings import RingGrid
+from ralib.state import State
 from ralib.types import Poses
 
 SEPARATION = 0.75
@@ -42,10 +43,12 @@ class Stability:
     """What is known of each particle, (n,), and of the run in a few numbers.
 
     agreement   (n,) share of the tests a particle passed: same class from either half of the data, or from other runs
+    away_px     (n,) how far from the centre of its box a particle fits its class best, wherever others lie
     believable  whether held-out particles fit the classes better than noise does
     """
 
     agreement: Tensor
+    away_px: Tensor
     believable: bool
     summary: dict[str, Any]
 
@@ -58,13 +61,14 @@ def quick_estimate(model: Model, course: Course, state: State, generator: torch.
     rings = references.shape[1]
     held = torch.nonzero(model.held_out)[:TESTED, 0]
     separation = _separation(model, course, state, held, generator) if len(held) else math.nan
-    agreement = torch.zeros(len(state.psi_deg), device=grid.device)
+    agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
     for h in (0, 1):
         rows = torch.nonzero(model.half != h)[:, 0]
-        half = model.masked(state.averages.halves[h], rings)
+        half = model.masked(replace(state.averages, orders=state.averages.halves[h]), rings)
         centre = (state.psi_deg[rows], state.origin_xy_px[rows], state.mirror[rows])
-        _, index = _best_fit(model, state, model.field.spectra[rows], half, centre, model.shifts(rings))
+        _, index = _best_fit(model, state, model.field.spectra[rows], half, centre, wide=False)
         agreement[rows] = (index == state.class_index[rows]).float()
+        away[rows] = _away_px(model, state, rows, half)
     believable = len(held) < 20 or separation >= SEPARATION
     summary = {
         "held_out_particles": len(held),
@@ -72,7 +76,24 @@ def quick_estimate(model: Model, course: Course, state: State, generator: torch.
         "same_class_from_other_half": float(agreement.mean()),
         "believable": believable,
     }
-    return Stability(agreement, believable, summary)
+    return Stability(agreement, away, believable, summary)
+
+
+def _away_px(model: Model, state: State, rows: Tensor, references: Tensor) -> Tensor:
+    """How far from their boxes' centres some particles (b,) fit their classes best if all places are as likely.
+
+    What is no particle fits anywhere, and only what is known of the others has kept it near the centre.
+    """
+    away = torch.linalg.vector_norm(state.origin_xy_px, dim=1)
+    for k in range(len(references) if model.align else 0):
+        mine = rows[state.class_index[rows] == k]
+        if len(mine):
+            known = state.origin_xy_px[mine]
+            found = model.search(model.field.spectra[mine], known, references[k : k + 1], None, wide=True)
+            place = found.origin_xy_px[:, 0]
+            elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
+            away[mine] = torch.where(elsewhere, place.norm(dim=1), away[mine])
+    return away[rows]
 
 
 def _separation(model: Model, course: Course, state: State, held: Tensor, generator: torch.Generator) -> float:
@@ -81,13 +102,10 @@ def _separation(model: Model, course: Course, state: State, held: Tensor, genera
     rings = course.references.shape[1]
     references = course.references.clone()
     references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
-    shifts = model.shifts(rings, course.search_px)
     spectra = model.field.spectra[held]
-    centre = (state.psi_deg[held], torch.zeros_like(state.origin_xy_px[held]), state.mirror[held])
-    if not model.align:
-        centre = (centre[0], state.origin_xy_px[held], centre[2])
+    centre = (state.psi_deg[held], state.origin_xy_px[held], state.mirror[held])
     fits = [
-        _best_fit(model, state, s, references, centre, shifts)[0]
+        _best_fit(model, state, s, references, centre, wide=True)[0]
         for s in (spectra, noise_like(model.field.grid, spectra, generator))
     ]
     return float((fits[0][:, None] > fits[1]).float().mean())
@@ -106,19 +124,15 @@ def _best_fit(
     spectra: Spectra,
     references: Tensor,
     pose: tuple[Tensor, Tensor, Tensor],
-    shifts: Tensor,
+    *,
+    wide: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of the best class of some particles around (not aligned: at) their poses, and which it is."""
-    grid = model.field.grid
+    """Fit of the best class of some particles around (not aligned: at) their poses, and which it is."""
     if model.align:
-        found = model.within(
-            lambda most: lk.score_classes(
-                grid, spectra, pose[1], references, shifts, mirror=model.mirror, memory_bytes=most
-            )
-        )
+        found = model.search(spectra, pose[1], references, state, wide=wide)
     else:
-        found = lk.score_fixed(grid, spectra, *pose, references)
-    return lk.log_likelihood(found.cross, found.norm, state.mean_scale).max(dim=1)
+        found = lk.score_fixed(model.field.grid, spectra, *pose, references)
+    return model.fit(found, state).max(dim=1)
 
 
 def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: float) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.expectation import State
 from ralib.likelihood import Spectra, ring_power
 from ralib.rings import RingGrid
+from ralib.state import State
 
 NEIGHBOURS = 3, 10
 """Best classes within which a particle's spread is told, at least and at most: a quarter of all, so that few lie in
@@ -17,7 +17,7 @@ LEAST_SPREAD = 2.0
 """Nats: classes that differ by less are the same to a particle."""
 
 DISTINCT = 8, 1.4
-"""Members that a rare view must have at least, and times the typical class's loss a member that makes it one."""
+"""Members that a rare view must have at least, and times the typical loss a member, in nats, that makes it one."""
 
 
 def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
@@ -34,18 +34,19 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of
     its spread that it would lose, which is what lies between its best class and one some places further down. So
     neither particles of high contrast decide, nor a species whose views differ more than another's. A class whose
-    members lose much more than those of others stays, however few they are: it holds a rare view that nothing else
+    members lose many more nats than those of others stays, however few they are: it holds a rare view that nothing else
     explains.
     """
     k = fit.shape[1]
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
-    fit = fit / (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
+    spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
+    fit = fit / spread
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for left in range(k, keep, -1):
         two, owner = fit.topk(2, dim=1)
         belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
-        loss, members = (two[:, 0] - two[:, 1]) @ belongs, belongs.sum(0)
-        each = loss / members.clamp_min(1)
+        lost, members = two[:, 0] - two[:, 1], belongs.sum(0)
+        loss, each = lost @ belongs, (lost * spread[:, 0]) @ belongs / members.clamp_min(1)
         known = torch.where(alive, each, -torch.inf).sort(descending=True).values
         # What more than a third of all classes have is no exception.
         special = torch.maximum(DISTINCT[1] * known[left // 2], known[keep // 3])
@@ -56,10 +57,9 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     return torch.argsort((~alive).int(), stable=True)[:keep]
 
 
-def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, at_least: int) -> Tensor:
-    """Numbers of the fifth of the particles that their classes explain worst, given their CTF and noise."""
+def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int) -> Tensor:
+    """Numbers of the `count` particles that their classes explain worst, given their CTF and noise."""
     typical = (state.members / state.members.sum().clamp_min(1)) @ ring_power(references)
     expected = spectra.power[:, : len(typical)] @ typical
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
-    count = min(int(eligible.sum()), max(at_least, len(share) // 5))
-    return torch.argsort(share, stable=True)[:count].sort().values
+    return torch.argsort(share, stable=True)[: min(count, int(eligible.sum()))].sort().values
