@@ -33,6 +33,10 @@ ENOUGH = 10_000, 200
 STRANGE_SEEDS = 20
 """Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
 
+STRANGE_SHARE = 5
+"""One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
+view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,7 +49,7 @@ class Plan:
     thinning                  share of the seeds that each step leaves, down to the classes asked for
     temperatures              of the start, and from then on
     exchanges                 rounds; each splits the `newcomers` times K largest classes
-    strangers                 times K: classes that the worst explained fifth of the particles form among themselves;
+    strangers                 times K: classes that the worst explained particles form among themselves (STRANGE_SHARE);
                               they compete too, so that a rare view or species can get a class that no seed gave it
     wide                      rounds that begin with a search over all shifts
     agreement                 rings are added while the halves' mean FRC there exceeds it
@@ -238,7 +242,7 @@ class Course:
         """
         model, rings = self.model, self.position.rings
         able = ~model.held_out & model.field.usable
-        strange = max(4 * count, len(able) // 5)
+        strange = max(4 * count, len(able) // (STRANGE_SHARE * 2**self.position.exchanged))
         rows = poorly_explained(model.field.spectra, state, references, able, strange)
         sub = model.of(rows)
         plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)

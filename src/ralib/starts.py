@@ -16,9 +16,8 @@ another species; ten are two shells around one's own class where views lie evenl
 LEAST_SPREAD = 2.0
 """Nats: classes that differ by less are the same to a particle."""
 
-DISTINCT = 8, 1.4, 0.9
-"""A rare view: members that it must have at least, and what each must lose, as a multiple of the typical class's loss
-or as a share of the spread: where classes are few, the typical loss is a large share, too, and none exceeds it all."""
+DISTINCT = 8, 1.4
+"""Members that a rare view must have at least, and times the typical loss a member, in nats, that makes it one."""
 
 
 def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
@@ -35,21 +34,22 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of
     its spread that it would lose, which is what lies between its best class and one some places further down. So
     neither particles of high contrast decide, nor a species whose views differ more than another's. A class whose
-    members lose much more than those of others stays, however few they are: it holds a rare view that nothing else
+    members lose many more nats than those of others stays, however few they are: it holds a rare view that nothing else
     explains.
     """
     k = fit.shape[1]
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
-    fit = fit / (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
+    spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
+    fit = fit / spread
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for left in range(k, keep, -1):
         two, owner = fit.topk(2, dim=1)
         belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
-        loss, members = (two[:, 0] - two[:, 1]) @ belongs, belongs.sum(0)
-        each = loss / members.clamp_min(1)
+        lost, members = two[:, 0] - two[:, 1], belongs.sum(0)
+        loss, each = lost @ belongs, (lost * spread[:, 0]) @ belongs / members.clamp_min(1)
         known = torch.where(alive, each, -torch.inf).sort(descending=True).values
         # What more than a third of all classes have is no exception.
-        special = torch.maximum((DISTINCT[1] * known[left // 2]).clamp_max(DISTINCT[2]), known[keep // 3])
+        special = torch.maximum(DISTINCT[1] * known[left // 2], known[keep // 3])
         loss = loss + torch.where((members >= DISTINCT[0]) & (each > special), float(len(fit)), 0.0)
         drop = torch.where(alive, loss, torch.inf).argmin()
         alive[drop] = False
