@@ -14,8 +14,8 @@ FIGURES: dict[str, tuple[str, str, str, bool]] = {
     "effective": ("effective classes", "", "higher", False),
     "purity": ("purity of species", "", "higher", True),
     "junk_caught": ("junk told at 95% of the good kept", "", "higher", True),
-    "rare_1_percent": ("runs in which a view at 1% kept a class", "", "higher", False),
-    "rare_0.3_percent": ("runs in which a view at 0.3% kept a class", "", "higher", False),
+    "rare_1_percent": ("runs in which a view at 1% kept a class", "", "higher", True),
+    "rare_0.3_percent": ("runs in which a view at 0.3% kept a class", "", "higher", True),
     "believable": ("runs that were believed", "", "lower", True),
     "seconds": ("particles on disk to results on disk", "s", "lower", True),
     "processor_seconds": ("processor time", "s", "lower", True),
@@ -51,9 +51,10 @@ def table_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 continue
             if figure == "purity" and case != "two species":
                 continue
-            among = f"{min(values):.3g} to {max(values):.3g}, {len(values)} seeds"
+            among = f"{min(values):.4g} to {max(values):.4g}, {len(values)} seeds" if len(values) > 1 else "1 seed"
+            size = "" if case.startswith(f"{particles:,} ") else f"{particles:,} particles, "
             row = {
-                "case": f"{case}, {particles:,} particles, K={classes}: {words} ({among})",
+                "case": f"{case}, {size}K={classes}: {words} ({among})",
                 "ours": statistics.fmean(values) if isinstance(group[0][figure], dict) else statistics.median(values),
                 "unit": unit, "better": better, "readme": False,
             }  # fmt: skip
