@@ -132,7 +132,7 @@ def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
     return torch.cat([mirror_x(shifts[s], flip == 1), torch.stack([flip, sign], dim=1)], dim=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TemplateBank:
     """Templates in the two forms the search needs, each made when it is first asked for.
 
