@@ -17,13 +17,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ralib.alignment import Alignment
-from ralib.alignment_options import AlignmentOptions, as_particles
-from ralib.benchmarks.engine import CASES, Case, make_particles
+from ralib.benchmarks.engine import CASES, Case, make_particles, make_run
 from ralib.benchmarks.record import record, write_record
 from ralib.cli.common import resolve_device
-from ralib.loop_state import LoopState
-from ralib.types import Poses
 
 RESULTS = Path(__file__).parent / "results"
 ITERATIONS = 5
@@ -65,9 +61,7 @@ def profiled(case: Case, n: int, device: torch.device) -> list[dict[str, Any]]:
     """Milliseconds an iteration of each kind of work, the largest first; then what the device waits, and all."""
     references = make_particles(case, 1, 1.0, device, seed=1)[1]
     images = make_particles(case, n, 0.1, device, seed=3)[0]
-    run = Alignment(as_particles(images), AlignmentOptions(outer_radius=case.outer_radius, center=0, device=device))
-    stage = run.stage((float(case.shift_range_px),) * 2)
-    state = LoopState(0, references, Poses.identity(n, device))
+    run, stage, state = make_run(case, images, references, device)
 
     def iterate() -> float:
         nonlocal state

@@ -64,9 +64,7 @@ def trials(case: Case, n: int, device: torch.device) -> Iterator[dict[str, Any]]
         return {"case": f"{case.name}, {n:,} particles: {what}", "ours": 100 * missed / n, "unit": "% missed"}
 
     def changed(**options: Any) -> PoseSearch:
-        span = (float(case.shift_range_px),) * 2
-        given = {"box": case.box, "outer_radius": case.outer_radius, "shift_range_xy_px": span, "device": device}
-        other = PoseSearch(**(given | options))
+        other = make_search(case, device, **options)
         other.set_references(references)
         return other
 

@@ -24,6 +24,7 @@ from ralib.polar import PolarGrid
 from ralib.templates import (
     GRID_SCORE_LOSS,
     grid_shifts,
+    grid_step_px,
     leaving,
     mean_square_frequency,
     natural_step_px,
@@ -81,7 +82,7 @@ class CoreSearch:
             power = (spectrum.abs().square().sum(0) * grid.weight[:, None]).double()
             power /= power.sum().clamp(min=1e-30)
             natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
-            step = self.shift_step_px or min(natural, max(*self.limit_xy_px, 0.5))
+            step = self.shift_step_px or grid_step_px(natural, self.limit_xy_px)
             shifts = grid_shifts(self.limit_xy_px, step, grid.device)
             grid_loss, close_loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
             n_orders = 4 * math.ceil(_holding(power.sum(0), grid_loss) / 4)

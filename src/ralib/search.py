@@ -35,7 +35,7 @@ from ralib.ops.phase import part_norm, shifted_parts
 from ralib.ops.rotational_score import angle_deg, rotational_max
 from ralib.ops.shortlist import shortlist
 from ralib.polar import PolarGrid
-from ralib.templates import FINE, Extent, PoseGrid, TemplateBank, masked_unit_norm, ring_mask
+from ralib.templates import FINE, Extent, PoseGrid, TemplateBank, grid_step_px, masked_unit_norm, ring_mask
 from ralib.types import Poses
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ class PoseSearch:
     def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor) -> None:
         """The bank of the templates, on a new grid of poses if they need another."""
         extent = Extent.of(self.grid, measured)
-        # In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
-        step_px = self.shift_step_px or min(extent.step_px, max(*self._limit, 0.5))
+        step_px = self.shift_step_px or grid_step_px(extent.step_px, self._limit)
         poses = self._bank.poses if self._bank else None
         if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
             given = (self._limit, self.mirror, self.dtype)

@@ -251,6 +251,14 @@ def natural_step_px(grid: PolarGrid, mean_square: float) -> float:
     return min(max(math.sqrt(8 * GRID_SCORE_LOSS / max(mean_square, 1e-6)), 0.5), grid.box / 45)
 
 
+def grid_step_px(natural_px: float, limit_xy_px: tuple[float, float]) -> float:
+    """The step of the shift grid for templates that need `natural_px`.
+
+    In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
+    """
+    return min(natural_px, max(*limit_xy_px, 0.5))
+
+
 def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) -> tuple[int, int, int]:
     """Radii up to which every third, every second, and every angle has to be used.
 

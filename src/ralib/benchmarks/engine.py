@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.alignment import Alignment
+from ralib.alignment import Alignment, Stage
 from ralib.alignment_options import AlignmentOptions, as_particles
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.loop_state import LoopState
@@ -145,10 +145,10 @@ def make_particles(case: Case, n: int, snr: float, device: torch.device, seed: i
     return images, references
 
 
-def make_search(case: Case, device: torch.device) -> PoseSearch:
-    """The search the loops would make for this case."""
+def make_search(case: Case, device: torch.device, **changes: Any) -> PoseSearch:
+    """The search the loops would make for this case; `changes` are further options of it."""
     span = (float(case.shift_range_px), float(case.shift_range_px))
-    return PoseSearch(box=case.box, outer_radius=case.outer_radius, shift_range_xy_px=span, device=device)
+    return PoseSearch(box=case.box, outer_radius=case.outer_radius, shift_range_xy_px=span, device=device, **changes)
 
 
 def parity_fraction(case: Case, search: PoseSearch, references: Tensor, snr: float, n: int) -> float:
@@ -165,6 +165,15 @@ def parity_fraction(case: Case, search: PoseSearch, references: Tensor, snr: flo
     return good / n
 
 
+def make_run(
+    case: Case, images: Tensor, references: Tensor, device: torch.device
+) -> tuple[Alignment, Stage, LoopState]:
+    """An alignment of the case's particles, its stage, and the state that its first iteration begins with."""
+    run = Alignment(as_particles(images), AlignmentOptions(outer_radius=case.outer_radius, center=0, device=device))
+    stage = run.stage((float(case.shift_range_px), float(case.shift_range_px)))
+    return run, stage, LoopState(0, references, Poses.identity(len(images), device))
+
+
 def time_iteration(
     case: Case, references: Tensor, device: torch.device, n_particles: int, repeats: int
 ) -> dict[str, Any]:
@@ -173,11 +182,9 @@ def time_iteration(
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    run = Alignment(as_particles(images), AlignmentOptions(outer_radius=case.outer_radius, center=0, device=device))
+    run, stage, state = make_run(case, images, references, device)
     del images
-    stage = run.stage((float(case.shift_range_px), float(case.shift_range_px)))
-    start = LoopState(0, references, Poses.identity(n_particles, device))
-    state = run.iterate(stage, start, last=True)
+    state = run.iterate(stage, state, last=True)
     seconds = []
     for _ in range(repeats):
         _synchronize(device)
