@@ -121,10 +121,8 @@ class Course:
         rows = able[chosen].to(state.psi_deg.device)
         course = Course(self.model.of(rows), self.plan, self.k, self.generator)
         *_, (_, found) = course.only_begin(state.of(rows))
-        references, state = (
-            course.model.references(found, self.position.rings),
-            replace(state, spread_px=found.spread_px),
-        )
+        references = course.model.references(found, self.position.rings)
+        state = replace(state, spread_px=found.spread_px)
         state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
         return state
 
