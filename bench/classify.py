@@ -48,9 +48,9 @@ from classify_table import table_rows
 from ralib import io
 from ralib.benchmarks.record import device_name, record
 from ralib.cli import main as ralib
-from ralib.phantom import phantom_volume
-from ralib.rundir import read_record, run_poses
-from ralib.simulate import PHANTOM_BOX_A
+from ralib.results.run_directory import read_record, run_poses
+from ralib.simulation.phantom import phantom_volume
+from ralib.simulation.simulator import PHANTOM_BOX_A
 from ralib.types import Poses
 
 CASES: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ralib.classes.evaluation import contingency, purity
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.io import open_particles
-from ralib.metrics import contingency, purity
 from ralib.types import Poses
 
 VIEWS, CLASSES, BOX = 8, 8, 90

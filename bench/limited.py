@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from ralib.alignment import Alignment
-from ralib.alignment_options import AlignmentOptions
+from ralib.alignment.iteration import Alignment
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.state import LoopState
 from ralib.benchmarks.distributed import BLOCK, MadeImages, Workload, synchronize
 from ralib.benchmarks.record import record, write_record
-from ralib.loop_state import LoopState
-from ralib.memory import limit_device_memory
-from ralib.simulate import simulate_particles
+from ralib.runtime.memory import limit_device_memory
+from ralib.simulation.simulator import simulate_particles
 from ralib.types import ParticleSet, Poses
 
 GIB = 2**30

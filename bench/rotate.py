@@ -22,14 +22,8 @@ import torch
 from torch import Tensor
 
 from ralib.benchmarks.record import record, write_record
-from ralib.ops import (
-    accumulate_plain,
-    interpolation_samples,
-    resample_plain,
-    rotate_shift_images,
-    rotate_shift_sum,
-    twin,
-)
+from ralib.kernels import interpolation_samples, rotate_shift_images, rotate_shift_sum, twin
+from ralib.kernels.interpolation import accumulate_plain, resample_plain
 
 # Float32 coordinates of 100 px carry 1e-5 px; white noise, which has every frequency, feels each of them. EMAN2's
 # quadratic form jumps where a coordinate passes an integer, so that rounding moves a few pixels across a jump.
@@ -235,7 +229,7 @@ class Bench:
 
     def sweep(self) -> None:
         """Tilings, run lengths and batches of the Triton form: one run decides the defaults."""
-        from ralib.ops.resample_triton import DEFAULT_TILING, Tiling
+        from ralib.kernels.interpolation.resample_triton import DEFAULT_TILING, Tiling
 
         shapes = [
             (16, 32, 4, 4), (16, 32, 4, 2), (16, 16, 4, 2), (8, 32, 4, 2), (8, 16, 4, 1), (16, 64, 4, 8),

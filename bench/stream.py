@@ -32,15 +32,16 @@ import numpy as np
 import psutil
 import torch
 
-from ralib import io, loading
-from ralib.alignment import Alignment
-from ralib.alignment_options import AlignmentOptions
+from ralib import io
+from ralib.alignment.iteration import Alignment
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.state import LoopState
 from ralib.benchmarks.distributed import BLOCK, MadeImages, Workload, synchronize
 from ralib.benchmarks.record import record, write_record
 from ralib.io.mrc import open_stack
-from ralib.loop_state import LoopState
-from ralib.memory import limit_device_memory
-from ralib.simulate import simulate_particles
+from ralib.particles import prefetch as loading
+from ralib.runtime.memory import limit_device_memory
+from ralib.simulation.simulator import simulate_particles
 from ralib.types import ParticleSet, Poses
 
 HEADER_BYTES, NZ_AT = 1024, 8

@@ -16,12 +16,12 @@ from unittest import mock
 
 import torch
 
-from ralib import search as search_module
+from ralib.alignment.search import batched as search_module
+from ralib.alignment.search.batched import PoseSearch
 from ralib.benchmarks.engine import CASES, TOLERANCE, Case, make_particles, make_search
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.benchmarks.record import record, write_record
 from ralib.cli.common import resolve_device
-from ralib.search import PoseSearch
 
 RESULTS = Path(__file__).parent / "results"
 SNR = 0.02

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.benchmarks.record import record, write_record
+from ralib.classes.evaluation import median_of_bound, pose_bound
 from ralib.conventions import pose_error
-from ralib.metrics import median_of_bound, pose_bound
-from ralib.multireference import MultiReferenceAligner
-from ralib.simulate import SimulationOptions, Simulator
+from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import Poses
 
 SNRS = (0.1, 1.0)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ralib.arrays import as_tensor
-from ralib.rotate import rotate_shift, rotate_shift_average
+from ralib.images.array_interop import as_tensor
+from ralib.images.transform import rotate_shift, rotate_shift_average
 
 
 def show(library: str, images: Any, address: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ralib.rotate import rotate_shift, rotate_shift_average
+from ralib.images.transform import rotate_shift, rotate_shift_average
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "operations.npz"
 

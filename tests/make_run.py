@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from ralib.io import write_mrcs, write_star
-from ralib.ops import rotate_shift_images
+from ralib.kernels import rotate_shift_images
 
 STACK_IMAGES = 1200
 

@@ -11,7 +11,7 @@ import pytest
 from ralib.analysis.run import Analysis
 from ralib.cli import main
 from ralib.io import open_images, open_particles, write_mrcs, write_particles_star
-from ralib.simulate import simulate_particles
+from ralib.simulation.simulator import simulate_particles
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 

@@ -10,7 +10,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from ralib.analysis import MPCA, PCA, SteerablePCA, TwoSDR
 from ralib.analysis import rows as rows_module
-from ralib.ops import rotate_shift_images
+from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 BOX = 16

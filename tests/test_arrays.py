@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.arrays import as_tensor, same_kind
+from ralib.images.array_interop import as_tensor, same_kind
 from ralib.types import RalibError
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from ralib import assign
-from ralib.assign import Shortlists
+from ralib.classes import assignment as assign
+from ralib.classes.assignment import Shortlists
 from ralib.types import RalibError
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from blobs import blob_centres, draw, grid, make
-from ralib import average, metrics, references
+from ralib.alignment import references
+from ralib.classes import averages as average
 from ralib.conventions import apply_pose
-from ralib.ctf import apply_ctf, ctf_2d
+from ralib.images.ctf import apply_ctf, ctf_2d
+from ralib.images.fourier import ring_sums
 from ralib.types import ClassAverages, CtfParameters, Poses
 
 BOX = 48
@@ -88,7 +90,7 @@ def test_ctf_power_turns_with_the_particle() -> None:
 
 
 def _ctf_at(ctf: CtfParameters, u: float, v: float) -> torch.Tensor:
-    from ralib.ctf import ctf_polar
+    from ralib.images.ctf import ctf_polar
 
     radius, angle = torch.tensor([np.hypot(u, v)]), torch.tensor([np.arctan2(v, u)])
     return ctf_polar(ctf[:1], radius, angle)[0, 0, 0]
@@ -205,7 +207,7 @@ def test_fourier_variance_whitens_the_average() -> None:
     weighted, _ = references.prepare_references(averages, plan(fourier_variance=True), Poses.identity(2), 3.0)
 
     def high(image: torch.Tensor) -> float:
-        power = metrics.ring_sums(torch.fft.rfft2(image).abs().square())[0]
+        power = ring_sums(torch.fft.rfft2(image).abs().square())[0]
         return float(power[8:].sum() / power.sum())
 
     assert high(weighted) > 2 * high(plain)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ralib import checkpoint
-from ralib.checkpoint import Checkpoint
+from ralib.results import checkpoint
+from ralib.results.checkpoint import Checkpoint
 from ralib.types import RalibError
 
 

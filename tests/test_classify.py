@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ralib import likelihood
-from ralib.checkpoint import Checkpoint
-from ralib.classify import Classifier, Silent
-from ralib.conventions import mirror_x, pose_error, rotate_xy
-from ralib.course import Plan
-from ralib.expectation import Model
-from ralib.leave_out import own_cross
-from ralib.likelihood import (
+from ralib.classes.evaluation import purity
+from ralib.classification import e_step as likelihood
+from ralib.classification.classifier import Classifier, Silent
+from ralib.classification.e_step import (
     ClassPoses,
     Spectra,
     best_scale,
@@ -26,15 +22,19 @@ from ralib.likelihood import (
     score_classes,
     score_fixed,
 )
-from ralib.maximization import follow_centres, signal_share
-from ralib.metrics import purity
-from ralib.ops import rotate_shift_images
-from ralib.picks import log_prior, pick_spread
-from ralib.posterior import class_posterior, class_prices
-from ralib.rings import RingGrid
-from ralib.simulate import SimulationOptions, Simulator
-from ralib.starts import keep_most_useful
-from ralib.state import State
+from ralib.classification.em import Model
+from ralib.classification.leave_one_out import own_cross
+from ralib.classification.m_step import follow_centres, signal_share
+from ralib.classification.posterior import class_posterior, class_prices
+from ralib.classification.priors import log_prior, pick_spread
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.schedule import Plan
+from ralib.classification.seeding import keep_most_useful
+from ralib.classification.state import State
+from ralib.conventions import mirror_x, pose_error, rotate_xy
+from ralib.kernels import rotate_shift_images
+from ralib.results.checkpoint import Checkpoint
+from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
 
 BOX = 48

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ralib.cli import main
-from ralib.rundir import read_record, run_poses
-from ralib.select import FORMAT, FORMAT_VERSION, fingerprint
+from ralib.results.run_directory import read_record, run_poses
+from ralib.results.selection import FORMAT, FORMAT_VERSION, fingerprint
 
 COMMON = ["--device", "cpu", "--no-report"]
 

@@ -16,12 +16,12 @@ import torch
 
 from blobs import Truth, make
 from ralib import io
+from ralib.classes.evaluation import purity
 from ralib.cli import main
 from ralib.cli.parsing import ctf_choice, shift_ranges, user_function
 from ralib.cli.running import SignalFlag
 from ralib.cli.timing import began, process_age_s, references_s, time_line
-from ralib.metrics import purity
-from ralib.rundir import load_run
+from ralib.results.run_directory import load_run
 from ralib.types import RalibError
 
 
@@ -90,7 +90,7 @@ def test_reffree_end_to_end_with_report(data, tmp_path, capsys) -> None:
 
 def test_the_report_of_what_is_in_memory_is_that_of_the_files(data, tmp_path) -> None:
     from ralib.report.payload import figures
-    from ralib.summary import finished_run, open_run, report_json, summarise
+    from ralib.results.summary import finished_run, open_run, report_json, summarise
 
     folder, _ = data
     out = tmp_path / "out"
@@ -107,7 +107,7 @@ def test_the_report_of_what_is_in_memory_is_that_of_the_files(data, tmp_path) ->
 
 def test_files_that_cannot_be_written_end_the_run(data, tmp_path, capsys, monkeypatch) -> None:
     """They are written by a thread beside the next iteration; its error is the run's."""
-    from ralib.rundir import RunDirectory
+    from ralib.results.run_directory import RunDirectory
 
     def full(self: RunDirectory, number: int, arrays: object, meta: object) -> None:
         if number == 2:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ralib.ops.compiled import choose_places
+from ralib.kernels.compile_cache import choose_places
 
 NOWHERE = Path(__file__) / "in" / "no" / "folder"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ralib.contactsheet import GAP_PX, LABEL_PX, TILE_PX, class_picture
+from ralib.results.contact_sheet import GAP_PX, LABEL_PX, TILE_PX, class_picture
 from ralib.types import ClassAverages
 
 

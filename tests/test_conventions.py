@@ -19,7 +19,7 @@ from scipy import ndimage
 from ralib import conventions as c
 from ralib.io import open_images, open_particles, write_mrcs, write_params, write_particles_star, write_star
 from ralib.io.relion_model import mirrored
-from ralib.ops import rotate_shift_images
+from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, ParticleSet, Poses
 
 BOX = 64

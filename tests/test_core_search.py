@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search.polar_grid import PolarGrid
+from ralib.alignment.search.templates import fine_table, parity_orders
 from ralib.benchmarks.oracle import Oracle
-from ralib.ops.climb_numba import N_MOMENTS, Climb, _fill_moments, climb
-from ralib.ops.grid_numba import GridTables, angular_orders, best_poses, best_scores
-from ralib.ops.newton import pose_moments
-from ralib.ops.peaks_numba import NOTHING
-from ralib.ops.thin import FINE, ThinGrid
-from ralib.ops.tile_numba import LANES, ROWS, tile
-from ralib.polar import PolarGrid
-from ralib.search import PoseSearch
-from ralib.templates import fine_table, parity_orders
+from ralib.kernels.pose_search.climb_numba import N_MOMENTS, Climb, _fill_moments, climb
+from ralib.kernels.pose_search.grid_numba import GridTables, angular_orders, best_poses, best_scores
+from ralib.kernels.pose_search.newton import pose_moments
+from ralib.kernels.pose_search.peaks_numba import NOTHING
+from ralib.kernels.pose_search.thin import FINE, ThinGrid
+from ralib.kernels.pose_search.tile_numba import LANES, ROWS, tile
 
 BOX, RADIUS, N_ORDERS = 40, 14, 16
 

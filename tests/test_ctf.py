@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.ctf import (
-    apply_ctf,
-    ctf_2d,
-    ctf_from_eman2,
-    ctf_polar,
-    electron_wavelength_A,
-    phase_flip,
-)
+from ralib.images.ctf import apply_ctf, ctf_2d, ctf_from_eman2, ctf_polar, electron_wavelength_A, phase_flip
 from ralib.types import CtfParameters, RalibError
 
 

@@ -11,13 +11,14 @@ import torch
 
 from blobs import Truth, make
 from devices import needs_gpu
-from ralib import io, memory, sparx
+from ralib import io, sparx
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.reference_free import ReferenceFreeAligner
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.state import LoopState
 from ralib.cli import main
-from ralib.ctf import ctf_from_eman2
-from ralib.loop_state import LoopState
-from ralib.multireference import MultiReferenceAligner
-from ralib.referencefree import ReferenceFreeAligner
-from ralib.search import PoseSearch
+from ralib.images.ctf import ctf_from_eman2
+from ralib.runtime import memory
 from ralib.sparx.ctf import filt_ctf
 from ralib.types import RunResult
 
@@ -131,7 +132,7 @@ def test_cuda_command_reports_its_peak(truth: Truth, tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", truth.images, 3.0, dtype=np.float16)
     options = ["--ou=18", "--xr=1", "--maxit=1", "--memory=0", "--device=cuda", "--no-report"]
     assert main(["mref", str(tmp_path / "p.mrcs"), "3", str(tmp_path / "out"), *options]) == 0
-    from ralib.rundir import read_record
+    from ralib.results.run_directory import read_record
 
     record = read_record(tmp_path / "out")
     assert record["peak_device_memory_bytes"] > 2**20

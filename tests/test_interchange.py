@@ -17,7 +17,7 @@ import torch
 from ralib.cli import main
 from ralib.conventions import invert
 from ralib.io import open_images, open_particles, read_star, write_mrcs, write_particles_star
-from ralib.ops import rotate_shift_images, rotate_shift_sum
+from ralib.kernels import rotate_shift_images, rotate_shift_sum
 from ralib.types import Poses
 
 BOX, N, CLASSES = 48, 180, 3

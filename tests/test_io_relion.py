@@ -27,7 +27,7 @@ from ralib.io import (
     write_star,
 )
 from ralib.io.relion import split_image_names
-from ralib.ops import rotate_shift_images, rotate_shift_sum
+from ralib.kernels import rotate_shift_images, rotate_shift_sum
 from ralib.types import ClassAverages, Poses, RalibError
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from devices import needs_gpu
-from ralib import io, loading
+from ralib import io
 from ralib.io.mrc import open_stack
 from ralib.io.stacks import FilesSource
-from ralib.loading import Loader
+from ralib.particles import prefetch as loading
+from ralib.particles.prefetch import Loader
 from ralib.types import ArraySource, RalibError
 
 CPU = torch.device("cpu")

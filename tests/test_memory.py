@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from ralib import memory
+from ralib.runtime import memory
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -10,7 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from ralib import metrics
+from ralib.classes import evaluation
+from ralib.images.fourier import ring_counts, ring_sums
+from ralib.images.frc import frc, resolution_frequency, ssnr
 from ralib.types import Poses
 
 
@@ -26,7 +28,7 @@ def test_ring_sums_cover_the_plane_once(n: int) -> None:
     f = np.fft.fftfreq(n) * n
     ring = np.round(np.hypot(f[:, None], f[None, :]))
     expected = [float(power[torch.from_numpy(ring == r)].sum()) for r in range(n // 2 + 1)]
-    sums = metrics.ring_sums(torch.fft.rfft2(image).abs().square())
+    sums = ring_sums(torch.fft.rfft2(image).abs().square())
     np.testing.assert_allclose(sums.numpy(), expected, rtol=1e-10)
 
 
@@ -34,19 +36,19 @@ def test_frc_of_signal_with_noise_gives_its_snr() -> None:
     g = torch.Generator().manual_seed(2)
     signal = torch.randn(200, 32, 32, generator=g)
     halves = [signal + 0.5 * torch.randn(200, 32, 32, generator=g) for _ in range(2)]
-    curve = metrics.frc(*halves).mean(0)
+    curve = frc(*halves).mean(0)
     assert curve[3:].mean() == pytest.approx(1 / 1.25, abs=0.01)
-    assert metrics.ssnr(curve)[3:].mean() == pytest.approx(8.0, rel=0.06), "the average of two has half the noise"
-    assert metrics.frc(signal, signal)[:, 1:].min() > 0.999
+    assert ssnr(curve)[3:].mean() == pytest.approx(8.0, rel=0.06), "the average of two has half the noise"
+    assert frc(signal, signal)[:, 1:].min() > 0.999
 
 
 def test_frc_against_eman2(golden: Path) -> None:
     with np.load(golden / "operations.npz") as data:
         a, b, (frequency, expected, count) = data["frc_a"], data["frc_b"], data["frc"]
-    curve = metrics.frc(torch.from_numpy(a)[None], torch.from_numpy(b)[None])[0]
+    curve = frc(torch.from_numpy(a)[None], torch.from_numpy(b)[None])[0]
     np.testing.assert_allclose(frequency, np.arange(len(curve)) / 64, atol=1e-6)
     np.testing.assert_allclose(curve[:-1], expected[:-1], atol=2e-5)  # EMAN2 counts the last ring otherwise
-    assert np.corrcoef(metrics.ring_counts(64)[1:-1], count[1:-1])[0, 1] > 0.999
+    assert np.corrcoef(ring_counts(64)[1:-1], count[1:-1])[0, 1] > 0.999
 
 
 def test_resolution_is_interpolated_between_rings() -> None:
@@ -54,14 +56,14 @@ def test_resolution_is_interpolated_between_rings() -> None:
     curve[0, 8] = 0.2
     curve[0, 9:] = 0.0
     expected = (8 + (0.2 - 0.143) / 0.2) / 32
-    assert metrics.resolution_frequency(curve.clone()).item() == pytest.approx(expected, abs=1e-6)
-    assert metrics.resolution_frequency(torch.ones(2, 17)).tolist() == [0.5, 0.5]
+    assert resolution_frequency(curve.clone()).item() == pytest.approx(expected, abs=1e-6)
+    assert resolution_frequency(torch.ones(2, 17)).tolist() == [0.5, 0.5]
 
 
 def test_effective_classes() -> None:
-    assert metrics.effective_classes(torch.tensor([5, 5, 5, 5])) == pytest.approx(4)
-    assert metrics.effective_classes(torch.tensor([9, 0, 0])) == pytest.approx(1)
-    assert metrics.effective_classes(torch.zeros(3)) == 0.0
+    assert evaluation.effective_classes(torch.tensor([5, 5, 5, 5])) == pytest.approx(4)
+    assert evaluation.effective_classes(torch.tensor([9, 0, 0])) == pytest.approx(1)
+    assert evaluation.effective_classes(torch.zeros(3)) == 0.0
 
 
 def test_pixel_error_is_the_rms_over_a_disc() -> None:
@@ -72,8 +74,8 @@ def test_pixel_error_is_the_rms_over_a_disc() -> None:
     p = (r * np.cos(t) + 1j * r * np.sin(t)) - (0.6 - 0.3j)  # a disc about the second pose's centre
     moved = np.exp(1j * np.deg2rad(7)) * (p + 0.6 - 0.3j) - (p + 0.6 - 0.3j) + (0.6 - 0.3j)
     expected = math.sqrt(np.mean(np.abs(moved) ** 2))
-    assert metrics.pixel_error(b, a, 20.0).item() == pytest.approx(expected, rel=0.01)
-    assert torch.isnan(metrics.pixel_error(b.replace(mirror=torch.tensor([True])), a, 20.0)).all()
+    assert evaluation.pixel_error(b, a, 20.0).item() == pytest.approx(expected, rel=0.01)
+    assert torch.isnan(evaluation.pixel_error(b.replace(mirror=torch.tensor([True])), a, 20.0)).all()
 
 
 def test_pose_bound_matches_numerical_fisher_information() -> None:
@@ -89,11 +91,11 @@ def test_pose_bound_matches_numerical_fisher_information() -> None:
         columns.append(((image(*step) - image(*(-step))) / (2 * h)).flatten())
     jacobian = torch.stack(columns)
     sd = (torch.linalg.inv(jacobian @ jacobian.T) * 0.3**2).diagonal().sqrt()
-    angle, x, y = metrics.pose_bound(image(0, 0, 0), 0.3)
+    angle, x, y = evaluation.pose_bound(image(0, 0, 0), 0.3)
     assert angle == pytest.approx(math.degrees(float(sd[0])), rel=1e-4)
     assert (x, y) == (pytest.approx(float(sd[1]), rel=1e-4), pytest.approx(float(sd[2]), rel=1e-4))
-    assert metrics.pose_bound(image(0, 0, 0), 0.3, outer_radius=8)[0] > angle, "fewer pixels know less"
-    median_angle, median_shift = metrics.median_of_bound((1.0, 1.0, 1.0))
+    assert evaluation.pose_bound(image(0, 0, 0), 0.3, outer_radius=8)[0] > angle, "fewer pixels know less"
+    median_angle, median_shift = evaluation.median_of_bound((1.0, 1.0, 1.0))
     assert median_angle == pytest.approx(0.6745, abs=1e-3)
     assert median_shift == pytest.approx(math.sqrt(2 * math.log(2)), rel=0.01)
 
@@ -103,7 +105,7 @@ def test_spread_within_classes_ignores_the_class_offset() -> None:
     truth = Poses.identity(200).replace(psi_deg=360 * torch.rand(200, generator=g) - 180)
     truth = truth.replace(class_index=torch.arange(200) % 2)
     found = truth.replace(psi_deg=truth.psi_deg + torch.where(truth.class_index == 0, 170.0, -20.0))
-    angle, shift = metrics.spread_within_classes(found, truth, 2)
+    angle, shift = evaluation.spread_within_classes(found, truth, 2)
     assert angle.max() < 1e-3
     assert shift.max() == 0
 
@@ -111,6 +113,6 @@ def test_spread_within_classes_ignores_the_class_offset() -> None:
 def test_partition_measures() -> None:
     g = torch.Generator().manual_seed(0)
     a, b = torch.randint(0, 4, (300,), generator=g), torch.randint(0, 5, (300,), generator=g)
-    assert metrics.adjusted_rand_index(a, b) == pytest.approx(adjusted_rand_score(b, a), abs=1e-12)
-    assert metrics.adjusted_rand_index(a, (a + 1) % 4) == pytest.approx(1.0)
-    assert metrics.purity(torch.tensor([0, 0, 0, 1, 1, -1]), torch.tensor([0, 0, 1, 1, 1, 1])) == pytest.approx(0.8)
+    assert evaluation.adjusted_rand_index(a, b) == pytest.approx(adjusted_rand_score(b, a), abs=1e-12)
+    assert evaluation.adjusted_rand_index(a, (a + 1) % 4) == pytest.approx(1.0)
+    assert evaluation.purity(torch.tensor([0, 0, 0, 1, 1, -1]), torch.tensor([0, 0, 1, 1, 1, 1])) == pytest.approx(0.8)

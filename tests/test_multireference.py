@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from blobs import Truth, make
-from ralib import alignment, alignment_options, batches, metrics, room
-from ralib import equal as equal_classes
+from ralib.alignment import equal_sizes as equal_classes
+from ralib.alignment import iteration as alignment
+from ralib.alignment import sample_cache as room
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.state import LoopState
+from ralib.classes import evaluation
 from ralib.conventions import compose, pose_error, wrap_deg
-from ralib.loop_state import LoopState
-from ralib.multireference import MultiReferenceAligner
-from ralib.types import Poses, RalibError
+from ralib.particles import batches
+from ralib.types import Poses, RalibError, as_particles
 
 OUTER = 19
 
@@ -39,7 +42,7 @@ def test_true_references_give_poses_near_the_cramer_rao_bound(snr: float) -> Non
     right = (found.class_index == truth.poses.class_index) & (found.mirror == truth.poses.mirror)
     assert right.double().mean() >= 0.999
     angle, shift = errors(found, truth.poses)
-    bounds = [metrics.median_of_bound(metrics.pose_bound(r, truth.noise_sd)) for r in truth.references]
+    bounds = [evaluation.median_of_bound(evaluation.pose_bound(r, truth.noise_sd)) for r in truth.references]
     for k, (angle_bound, shift_bound) in enumerate(bounds):
         member = truth.poses.class_index == k
         # A median of 175 numbers scatters by 9 %.
@@ -115,7 +118,7 @@ def test_batches_streaming_and_repetition_change_nothing(easy: Truth, monkeypatc
 def test_random_averages_find_the_classes() -> None:
     truth = make(150, snr=1.0, n_views=3, seed=8)
     result = aligner(truth, references=5, iterations=6, center=1).fit(truth.images)
-    assert metrics.purity(result.poses_.class_index, truth.poses.class_index) > 0.9
+    assert evaluation.purity(result.poses_.class_index, truth.poses.class_index) > 0.9
     assert result.iterations_[-1]["criterion"] > result.iterations_[0]["criterion"]
 
 
@@ -138,7 +141,7 @@ def test_a_starving_class_is_reseeded_and_told(easy: Truth) -> None:
 
 def test_averages_are_those_of_the_poses_written(easy: Truth) -> None:
     result = aligner(easy, iterations=2, center=1).fit(easy.images)
-    run = alignment.Alignment(alignment_options.as_particles(easy.images), result.options)
+    run = alignment.Alignment(as_particles(easy.images), result.options)
     again = run.average(result.poses_, 3).images
     disc = run.plan.mask > 0.99
     for a, b in zip(again[:, disc], result.class_averages_.images[:, disc], strict=True):

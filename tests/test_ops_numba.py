@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ralib.ops import accumulate_numba, accumulate_plain, interpolation_samples, resample_numba, resample_plain, twin
-from ralib.ops.resample_plain import BOUNDARIES, METHODS
+from ralib.kernels import interpolation_samples, twin
+from ralib.kernels.interpolation import accumulate_numba, accumulate_plain, resample_numba, resample_plain
+from ralib.kernels.interpolation.resample_plain import BOUNDARIES, METHODS
 
 # Rounding moves EMAN2's quadratic form across its jumps.
 TOLERANCE = {"cubic": 1e-5, "linear": 1e-5, "quadratic": 3e-3}

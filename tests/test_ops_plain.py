@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import apply_pose, eman2_to_pose
-from ralib.ops import resample_plain
-from ralib.ops.accumulate_plain import rotate_shift_sum
-from ralib.ops.resample_plain import BOUNDARIES, METHODS, interpolation_samples, rotate_shift_images
+from ralib.kernels.interpolation import resample_plain
+from ralib.kernels.interpolation.accumulate_plain import rotate_shift_sum
+from ralib.kernels.interpolation.resample_plain import BOUNDARIES, METHODS, interpolation_samples, rotate_shift_images
 
 PoseTriple = tuple[Tensor, Tensor, Tensor]
 

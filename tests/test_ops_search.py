@@ -10,15 +10,15 @@ import sys
 import pytest
 import torch
 
-from ralib.ops.newton import half_pairs, newton_plain, pose_moments
-from ralib.ops.newton_numba import newton_numba
-from ralib.ops.phase import shifted_parts_plain
-from ralib.ops.phase_numba import shifted_parts_numba
-from ralib.ops.rotational_score import angle_deg, angular_tables, rotational_max_plain
-from ralib.ops.shortlist import shortlist_plain
-from ralib.ops.taps import gather_taps_plain
-from ralib.polar import PolarGrid
-from ralib.templates import Extent, angle_stops, fine_table
+from ralib.alignment.search.polar_grid import PolarGrid
+from ralib.alignment.search.templates import Extent, angle_stops, fine_table
+from ralib.kernels.pose_search.newton import half_pairs, newton_plain, pose_moments
+from ralib.kernels.pose_search.newton_numba import newton_numba
+from ralib.kernels.pose_search.phase import shifted_parts_plain
+from ralib.kernels.pose_search.phase_numba import shifted_parts_numba
+from ralib.kernels.pose_search.rotational_score import angle_deg, angular_tables, rotational_max_plain
+from ralib.kernels.pose_search.shortlist import shortlist_plain
+from ralib.kernels.pose_search.taps import gather_taps_plain
 
 CHILD = "RALIB_INTERPRETED"
 
@@ -185,11 +185,11 @@ def test_triton_twins_in_the_interpreter() -> None:
 
 
 def _compare_twins() -> None:
-    from ralib.ops.newton_triton import compile_ahead, newton_triton
-    from ralib.ops.phase_triton import shifted_parts_triton
-    from ralib.ops.rotational_score_triton import rotational_max_triton
-    from ralib.ops.shortlist_triton import shortlist_triton
-    from ralib.ops.taps_triton import gather_taps_triton
+    from ralib.kernels.pose_search.newton_triton import compile_ahead, newton_triton
+    from ralib.kernels.pose_search.phase_triton import shifted_parts_triton
+    from ralib.kernels.pose_search.rotational_score_triton import rotational_max_triton
+    from ralib.kernels.pose_search.shortlist_triton import shortlist_triton
+    from ralib.kernels.pose_search.taps_triton import gather_taps_triton
 
     values = _random_complex(3, 50, seed=4)
     index = torch.randint(-50, 50, (300, 5), generator=torch.Generator().manual_seed(5), dtype=torch.int32)

@@ -55,7 +55,7 @@ def assert_twins(out: Tensor, plain: Tensor, tolerance: float = 1e-12) -> None:
 @pytest.mark.parametrize("boundary", ["zero", "mean", "cyclic", "background"])
 @pytest.mark.parametrize("method", ["cubic", "quadratic", "linear"])
 def test_twins_agree(method: str, boundary: str) -> None:
-    from ralib.ops import accumulate_plain, accumulate_triton, resample_plain, resample_triton
+    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton, resample_plain, resample_triton
 
     tiling = resample_triton.Tiling(8, 8, 8, 1)
     images, pose, index = case(5, 13, 3)
@@ -70,7 +70,7 @@ def test_twins_agree(method: str, boundary: str) -> None:
 @pytest.mark.parametrize(("b", "n", "k"), [(1, 4, 1), (7, 16, 4), (12, 9, 30), (6, 17, 2)])
 def test_ragged_sizes(b: int, n: int, k: int) -> None:
     """Boxes that do not fill their tiles, runs and batches that end early, more classes than particles."""
-    from ralib.ops import accumulate_plain, accumulate_triton, resample_triton
+    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton, resample_triton
 
     images, pose, index = case(b, n, k)
     index[0] = 0
@@ -89,7 +89,7 @@ def test_ragged_sizes(b: int, n: int, k: int) -> None:
 
 @here
 def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
-    from ralib.ops import accumulate_plain, accumulate_triton
+    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton
 
     images, pose, index = case(9, 12, 2, torch.float32)
     first = accumulate_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4)
@@ -100,7 +100,8 @@ def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
 
 @here
 def test_samples_and_running_sums() -> None:
-    from ralib.ops import accumulate_plain, accumulate_triton, interpolation_samples, resample_triton
+    from ralib.kernels import interpolation_samples
+    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton, resample_triton
 
     images, pose, index = case(6, 12, 3)
     samples = interpolation_samples(images, boundary="mean")
@@ -111,14 +112,14 @@ def test_samples_and_running_sums() -> None:
 
 
 def resample_plain_images(images: Tensor, pose: tuple[Tensor, ...]) -> Tensor:
-    from ralib.ops import resample_plain
+    from ralib.kernels.interpolation import resample_plain
 
     return resample_plain.rotate_shift_images(images, *pose, boundary="mean")
 
 
 @here
 def test_no_particles() -> None:
-    from ralib.ops import accumulate_triton, resample_triton
+    from ralib.kernels.interpolation import accumulate_triton, resample_triton
 
     images, pose, index = (value for value in case(1, 8, 1))
     nothing = images[:0], *(value[:0] for value in pose)
@@ -132,7 +133,7 @@ def test_no_particles() -> None:
 @pytest.mark.parametrize(("n", "tolerance"), [(4, 1e-12), (13, 1e-12), (19, 1e-6), (44, 1e-6), (61, 1e-6)])
 def test_prefilter_by_elimination(n: int, tolerance: float) -> None:
     """Boxes of one block of rows, where it is exact, and of several."""
-    from ralib.ops import resample_plain, resample_triton
+    from ralib.kernels.interpolation import resample_plain, resample_triton
 
     images, _, _ = case(3, n, 1)
     matrix = resample_plain.prefilter_matrix(images, "zero")
@@ -146,7 +147,7 @@ def test_prefilter_by_elimination(n: int, tolerance: float) -> None:
 @here
 def test_every_particle_is_added_once() -> None:
     """Runs that hold several classes, classes of several runs, empty classes, particles of no class at the end."""
-    from ralib.ops import accumulate_triton
+    from ralib.kernels.interpolation import accumulate_triton
 
     index = torch.tensor([2, 0, -1, 2, 2, 0, 2, 2, 4, -1], device=DEVICE)
     images = 2.0 ** torch.arange(10, device=DEVICE, dtype=torch.float64)[:, None, None].expand(10, 4, 4)

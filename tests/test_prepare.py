@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.prepare import (
-    Preparation,
-    clip,
-    fourier_resize,
-    normalise_background,
-    prepare_images,
-    prepare_particles,
-    soft_circle,
-)
-from ralib.simulate import SimulationOptions, Simulator
+from ralib.images.fourier import fourier_resize
+from ralib.images.masks import soft_circle
+from ralib.images.normalise import normalise_background
+from ralib.particles.preparation import Preparation, clip, prepare_images, prepare_particles
+from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
 
 

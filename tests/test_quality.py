@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.classify import Classifier
-from ralib.course import Plan
-from ralib.quality import junk_probability, particle_quality
-from ralib.simulate import SimulationOptions, Simulator
-from ralib.stability import compare_runs
+from ralib.classification.classifier import Classifier
+from ralib.classification.quality import junk_probability, particle_quality
+from ralib.classification.schedule import Plan
+from ralib.classification.validation import compare_runs
+from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import Poses
 
 QUICK = Plan(exchanges=0, final=2)

@@ -15,7 +15,7 @@ import torch
 from blobs import make
 from ralib import io
 from ralib.cli import main
-from ralib.ranks import ProcessGroup, SingleProcess, shard
+from ralib.runtime.distributed import ProcessGroup, SingleProcess, shard
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
@@ -26,9 +26,9 @@ def work(out: Path) -> None:
     """What each of four processes does: each loop among 1, 2 and all 4 of them; rank 0 keeps what came out."""
     from torch import distributed as dist
 
-    from ralib.multireference import MultiReferenceAligner
-    from ralib.ranks import join
-    from ralib.referencefree import ReferenceFreeAligner
+    from ralib.alignment.multi_reference import MultiReferenceAligner
+    from ralib.alignment.reference_free import ReferenceFreeAligner
+    from ralib.runtime.distributed import join
 
     everyone = join()
     truth = make(N, box=32, n_views=3, snr=0.5, shift_px=1.0, seed=3)

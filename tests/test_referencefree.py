@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from blobs import make
+from ralib.alignment.reference_free import ReferenceFreeAligner
+from ralib.alignment.state import LoopState
 from ralib.conventions import compose, invert, wrap_deg
-from ralib.loop_state import LoopState
-from ralib.referencefree import ReferenceFreeAligner
 from ralib.types import RalibError
 
 STAGES = [(2.0, 2.0, 1.0), (1.0, 1.0, None)]

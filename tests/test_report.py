@@ -18,13 +18,14 @@ from PIL import Image
 
 from make_run import make_run
 from ralib.cli import main
+from ralib.images.fourier import resized
 from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
-from ralib.summary import open_run, summarise, write_report
-from ralib.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
-from ralib.summary.embedding import principal_plane, tsne
-from ralib.summary.figures import class_figures, histograms, shift_map, sorted_scores
-from ralib.summary.pictures import aligned, choose_members, likeness, resized
+from ralib.results.summary import open_run, summarise, write_report
+from ralib.results.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
+from ralib.results.summary.embedding import principal_plane, tsne
+from ralib.results.summary.figures import class_figures, histograms, shift_map, sorted_scores
+from ralib.results.summary.pictures import aligned, choose_members, likeness
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
 
 

@@ -14,8 +14,8 @@ from browser import chromium, requests, resize, wait_for
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_particles
-from ralib.select import read_selection
-from ralib.summary import open_run, write_report
+from ralib.results.selection import read_selection
+from ralib.results.summary import open_run, write_report
 
 PLOTS = {
     *("iteration-criterion", "iteration-pixel_error", "iteration-changes", "iteration-effective"),

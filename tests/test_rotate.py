@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.rotate import rotate_shift, rotate_shift_average
+from ralib.images.transform import rotate_shift, rotate_shift_average
 from ralib.types import RalibError
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from blobs import make
-from ralib import io, rundir
-from ralib.figures import log_line
-from ralib.multireference import MultiReferenceAligner
-from ralib.rundir import RunDirectory, load_run
+from ralib import io
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.classes.iteration_figures import log_line
+from ralib.results import run_directory as rundir
+from ralib.results.run_directory import RunDirectory, load_run
 from ralib.types import RalibError
 
 
@@ -109,7 +110,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path) -> None:
 
 def test_the_lock_dies_with_its_process(tmp_path) -> None:
     code = (
-        "import os, sys; from ralib.rundir import RunDirectory; d = RunDirectory(sys.argv[1]);"
+        "import os, sys; from ralib.results.run_directory import RunDirectory; d = RunDirectory(sys.argv[1]);"
         "d.write_record({'state': 'running'}); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False).returncode == 9

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.benchmarks.oracle import Oracle
 from ralib.conventions import apply_pose, wrap_deg
-from ralib.polar import PolarGrid
-from ralib.search import PoseSearch
 from ralib.types import Poses
 
 BOX, RADIUS = 48, 18

@@ -11,8 +11,8 @@ import pytest
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_particles, read_star
-from ralib.select import Selection, choose_classes, fingerprint, parse_classes, read_selection, selected_rows
-from ralib.summary import open_run
+from ralib.results.selection import Selection, choose_classes, fingerprint, parse_classes, read_selection, selected_rows
+from ralib.results.summary import open_run
 from ralib.types import RalibError
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ralib.conventions import apply_pose
-from ralib.phantom import FourierProjector, phantom_volume, spread_views, view_frames
-from ralib.simulate import BLOCK, Junk, SimulationOptions, Simulator, circle_mask, simulate_particles
+from ralib.images.masks import circle_mask
+from ralib.simulation.phantom import FourierProjector, phantom_volume, spread_views, view_frames
+from ralib.simulation.simulator import BLOCK, Junk, SimulationOptions, Simulator, simulate_particles
 from ralib.types import RalibError
 
 

@@ -11,7 +11,7 @@ import torch
 
 from devices import DEVICES
 from ralib import sparx
-from ralib.ctf import ctf_from_eman2
+from ralib.images.ctf import ctf_from_eman2
 from ralib.sparx.ali2d import ali2d
 from ralib.sparx.ctf import filt_ctf
 from ralib.sparx.scf import parabola_peak_2d

@@ -12,7 +12,7 @@ import torch
 
 from devices import DEVICES
 from ralib import sparx
-from ralib.ctf import ctf_from_eman2
+from ralib.images.ctf import ctf_from_eman2
 from ralib.sparx.ctf import filt_ctf
 from ralib.sparx.mref import mref_ali2d
 from ralib.sparx.run import IterationResult, Listener

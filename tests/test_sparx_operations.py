@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ralib import sparx
-from ralib.ctf import ctf_from_eman2
-from ralib.sparx.centering import METHODS, rot_avg_image
+from ralib.images.centering import METHODS, rot_avg_image
+from ralib.images.ctf import ctf_from_eman2
 from ralib.sparx.ctf import ctf_2, ctf_img, filt_ctf
 from ralib.sparx.rings import make_rings, numrinit, ringwe
 from ralib.types import CtfParameters, RalibError

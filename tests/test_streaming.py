@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from blobs import Truth, make
-from ralib import equal, io
-from ralib.batches import ParticleBatches
+from ralib import io
+from ralib.alignment import equal_sizes as equal
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.state import LoopState
 from ralib.cli import main
-from ralib.loop_state import LoopState
-from ralib.multireference import MultiReferenceAligner
-from ralib.search import PoseSearch
+from ralib.particles.batches import ParticleBatches
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 BOX, N = 32, 90
@@ -200,8 +201,8 @@ ALIGNMENT = """
 import sys
 sys.path[:0] = sys.argv[1:]
 import numpy as np, psutil, torch
-from ralib.multireference import MultiReferenceAligner
-from ralib.search import PoseSearch
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.search.batched import PoseSearch
 from ralib.types import ParticleSet, Poses
 
 class Noise:

@@ -14,8 +14,8 @@ import pytest
 
 from blobs import make
 from ralib import io
-from ralib.checkpoint import newest
 from ralib.cli import main
+from ralib.results.checkpoint import newest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}

@@ -10,7 +10,7 @@ import pytest
 from make_run import make_run
 from ralib.cli import main
 from ralib.cli.view import fill
-from ralib.summary import open_run
+from ralib.results.summary import open_run
 
 
 @pytest.fixture

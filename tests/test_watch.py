@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from blobs import Truth, make
-from ralib import io, watch
-from ralib.alignment_options import AlignmentOptions
-from ralib.checkpoint import newest
+from ralib import io
+from ralib.alignment import incremental as watch
+from ralib.alignment.incremental import Arrivals, GrowingClassification, WatchOptions
+from ralib.alignment.options import AlignmentOptions
+from ralib.classes.evaluation import purity
 from ralib.cli import main
-from ralib.metrics import purity
-from ralib.rundir import load_run
+from ralib.results.checkpoint import newest
+from ralib.results.run_directory import load_run
 from ralib.types import ArraySource, ParticleSet, RalibError
-from ralib.watch import Arrivals, GrowingClassification, WatchOptions
 
 
 @pytest.fixture(scope="module")

@@ -5,37 +5,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ralib._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ralib.classify import Classifier
+    from ralib.alignment.multi_reference import MultiReferenceAligner
+    from ralib.alignment.reference_free import ReferenceFreeAligner
+    from ralib.alignment.search.batched import PoseSearch
+    from ralib.classification.classifier import Classifier
     from ralib.conventions import compose, eman2_to_pose, invert, pose_to_eman2
-    from ralib.ctf import ctf_2d
+    from ralib.images.ctf import ctf_2d
+    from ralib.images.frc import frc
+    from ralib.images.transform import rotate_shift, rotate_shift_average
     from ralib.io import open_images, open_particles, write_mrcs, write_params, write_particles_star
-    from ralib.metrics import frc
-    from ralib.multireference import MultiReferenceAligner
-    from ralib.prepare import prepare_particles
-    from ralib.referencefree import ReferenceFreeAligner
-    from ralib.rotate import rotate_shift, rotate_shift_average
-    from ralib.rundir import load_run
-    from ralib.search import PoseSearch
-    from ralib.simulate import simulate_particles
+    from ralib.particles.preparation import prepare_particles
+    from ralib.results.run_directory import load_run
+    from ralib.simulation.simulator import simulate_particles
     from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses, RalibError, RunResult
 
 # Where each public name lives; imported when first asked for, so that `import ralib` costs nothing.
 _HOMES = {
-    "classify": ["Classifier"],
+    "alignment.multi_reference": ["MultiReferenceAligner"],
+    "alignment.reference_free": ["ReferenceFreeAligner"],
+    "alignment.search.batched": ["PoseSearch"],
+    "classification.classifier": ["Classifier"],
     "conventions": ["compose", "eman2_to_pose", "invert", "pose_to_eman2"],
-    "ctf": ["ctf_2d"],
+    "images.ctf": ["ctf_2d"],
+    "images.frc": ["frc"],
+    "images.transform": ["rotate_shift", "rotate_shift_average"],
     "io": ["open_images", "open_particles", "write_mrcs", "write_params", "write_particles_star"],
-    "metrics": ["frc"],
-    "multireference": ["MultiReferenceAligner"],
-    "prepare": ["prepare_particles"],
-    "referencefree": ["ReferenceFreeAligner"],
-    "rotate": ["rotate_shift", "rotate_shift_average"],
-    "rundir": ["load_run"],
-    "search": ["PoseSearch"],
-    "simulate": ["simulate_particles"],
+    "particles.preparation": ["prepare_particles"],
+    "results.run_directory": ["load_run"],
+    "simulation.simulator": ["simulate_particles"],
     "types": ["ClassAverages", "CtfParameters", "ParticleSet", "Poses", "RalibError", "RunResult"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -205,3 +205,13 @@ class RunResult:
         from ralib.report.jupyter import run_result_html
 
         return run_result_html(self)
+
+
+def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
+    """A particle set of whatever holds images (n, m, m)."""
+    if isinstance(particles, ParticleSet):
+        return particles
+    images = particles.detach().cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
+    if images.ndim != 3 or images.shape[1] != images.shape[2]:
+        raise RalibError(f"particles must be square images (n, box, box), not an array of shape {images.shape}")
+    return ParticleSet(ArraySource(images))

@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from ralib.metrics import adjusted_rand_index, contingency
+from ralib.classes.evaluation import adjusted_rand_index, contingency
 from ralib.types import RalibError
 
 MANY_PARTICLES = 20_000

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ralib.ctf import ctf_2d, ctf_polar
+from ralib.images.ctf import ctf_2d, ctf_polar
 from ralib.types import CtfParameters, Poses, RalibError
 
 MAX_LEGEND = 20

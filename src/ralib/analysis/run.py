@@ -20,7 +20,7 @@ from ralib.analysis.pca import PCA
 from ralib.analysis.steerable import SteerablePCA
 from ralib.analysis.twosdr import TwoSDR
 from ralib.io import write_mrcs
-from ralib.prepare import align_particles
+from ralib.particles.preparation import align_particles
 from ralib.types import ImageSource, ParticleSet, RalibError
 
 METHODS = ("pca", "mpca", "2sdr", "steerable")

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ralib.alignment import BATCH_BYTES, Alignment
-from ralib.alignment_options import AlignmentOptions
-from ralib.loop_state import LoopState
-from ralib.memory import free_memory
-from ralib.ops import rotate_shift_images
-from ralib.ranks import ProcessGroup, Ranks, SingleProcess, shard
-from ralib.simulate import simulate_particles
+from ralib.alignment.iteration import BATCH_BYTES, Alignment
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.state import LoopState
+from ralib.kernels import rotate_shift_images
+from ralib.runtime.distributed import ProcessGroup, Ranks, SingleProcess, shard
+from ralib.runtime.memory import free_memory
+from ralib.simulation.simulator import simulate_particles
 from ralib.types import ParticleSet, Poses, RalibError
 
 BLOCK = 512

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.alignment import Alignment, Stage
-from ralib.alignment_options import AlignmentOptions, as_particles
+from ralib.alignment.iteration import Alignment, Stage
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.state import LoopState
 from ralib.benchmarks.oracle import Oracle, dense_search
-from ralib.loop_state import LoopState
-from ralib.ops.newton import used_samples
-from ralib.search import PoseSearch
-from ralib.simulate import simulate_particles
-from ralib.types import Poses
+from ralib.kernels.pose_search.newton import used_samples
+from ralib.simulation.simulator import simulate_particles
+from ralib.types import Poses, as_particles
 
 PARITY_SNR = (0.05, 0.02)
 TOLERANCE = 1e-4

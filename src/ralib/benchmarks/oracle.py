@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ralib.search import PoseSearch
-from ralib.templates import masked_unit_norm
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search.templates import masked_unit_norm
 from ralib.types import Poses
 
 ANGLES = 512

@@ -20,9 +20,9 @@ import torch
 
 from ralib import io
 from ralib.benchmarks.engine import Case
+from ralib.images.normalise import normalise_background
 from ralib.io.relion_model import mirrored
-from ralib.prepare import normalise_background
-from ralib.simulate import simulate_particles
+from ralib.simulation.simulator import simulate_particles
 from ralib.types import RalibError
 
 SNR = 0.1

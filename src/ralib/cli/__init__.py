@@ -12,9 +12,9 @@ from importlib import import_module
 
 import typer
 
-from ralib import __version__
+from ralib._version import __version__
 from ralib.cli.common import run
-from ralib.ranks import launched
+from ralib.runtime.distributed import launched
 from ralib.types import RalibError
 
 COMMAND_MODULES = ("align", "classify", "data", "simulate", "report", "analyze", "watch", "bench", "info")

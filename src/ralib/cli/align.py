@@ -247,7 +247,7 @@ def _device(text: str, gpu_devices: str | None) -> Any:
         raise RalibError(f"--gpu_devices {gpu_devices!r} is no list of GPU numbers: use '0' or '0,1'")
     if text not in ("auto", "cuda"):
         raise RalibError(f"--gpu_devices {gpu_devices} and --device {text} contradict each other: give one")
-    from ralib.ranks import launch, launched
+    from ralib.runtime.distributed import launch, launched
 
     if len(numbers) == 1 or launched():
         local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -13,6 +13,10 @@ import torch
 import typer
 
 from ralib import io
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.reference_free import ReferenceFreeAligner
+from ralib.alignment.references import shift_limit_px
+from ralib.alignment.state import LoopState
 from ralib.cli.parsing import user_function
 from ralib.cli.running import (
     Reporter,
@@ -24,12 +28,8 @@ from ralib.cli.running import (
     stopped_message,
 )
 from ralib.cli.timing import references_s, time_line
-from ralib.loop_state import LoopState
-from ralib.multireference import MultiReferenceAligner
-from ralib.ranks import RankLost, Ranks, join
-from ralib.referencefree import ReferenceFreeAligner
-from ralib.references import shift_limit_px
-from ralib.rundir import RunDirectory
+from ralib.results.run_directory import RunDirectory
+from ralib.runtime.distributed import RankLost, Ranks, join
 from ralib.types import ParticleSet, RalibError, RunResult
 
 HDF_SUFFIXES = (".hdf", ".h5", ".hdf5")
@@ -194,7 +194,7 @@ class AlignmentRun:
 
     def _write_report(self, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> str:
         """report.html, or a line that says why there is none: the run itself is safe on disk."""
-        from ralib.summary import finished_run, write_report
+        from ralib.results.summary import finished_run, write_report
 
         on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         try:

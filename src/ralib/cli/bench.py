@@ -175,7 +175,7 @@ def _distributed(
     particles: int, box: int, references: int, repeats: int, n_ranks: int, device: str, out: Path | None
 ) -> None:
     """The scaling curve; starts the processes where nobody has."""
-    from ralib.ranks import join, launch, launched
+    from ralib.runtime.distributed import join, launch, launched
 
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     n_ranks = n_ranks or (2 if on_cpu else torch.cuda.device_count())

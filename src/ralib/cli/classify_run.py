@@ -15,12 +15,12 @@ import torch
 import typer
 
 from ralib import io
-from ralib.checkpoint import Checkpoint
-from ralib.classify import Classifier, Silent
+from ralib.classification.classifier import Classifier, Silent
+from ralib.classification.validation import compare_runs
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
-from ralib.rundir import RunDirectory, read_record
-from ralib.select import combine, selected_rows
-from ralib.stability import compare_runs
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.run_directory import RunDirectory, read_record
+from ralib.results.selection import combine, selected_rows
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 
@@ -185,7 +185,7 @@ class ClassifyRun:
         directory.write_record(record)
         self._tell(result)
         if self.report:
-            from ralib.summary import write_report
+            from ralib.results.summary import write_report
 
             write_report(self.outdir, device=self.device, datadir=self.options["datadir"])
         typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")

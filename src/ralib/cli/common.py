@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ralib.cli.timing import began
-from ralib.ranks import RankLost, first_to_fail
+from ralib.runtime.distributed import RankLost, first_to_fail
 from ralib.types import RalibError
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device
 from ralib.types import ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:
-    from ralib.average import ClassSums
+    from ralib.classes.averages import ClassSums
     from ralib.types import ClassAverages
 
 _STACK = typer.Argument(metavar="STACK", help="Particles: .star .cs .mrcs .mrc .hdf .spi .hed ...")
@@ -76,7 +76,7 @@ def prepare(
 
     Pixel size, image size and poses follow in the new metadata; the input stays as it is.
     """
-    from ralib.prepare import Preparation, PreparedSource, prepare_particles
+    from ralib.particles.preparation import Preparation, PreparedSource, prepare_particles
 
     preparation = Preparation(
         clip_px=clip,
@@ -105,7 +105,7 @@ def transform(
     device: Annotated[str, _DEVICE] = "auto",
 ) -> None:
     """Apply the stored poses to the images (sxtransform2d): each comes out as its class average sees it."""
-    from ralib.prepare import align_particles
+    from ralib.particles.preparation import align_particles
 
     particles = _open(stack, datadir, input_pixel_size)
     _save(out, align_particles(particles, method=method, device=resolve_device(device)), "transforming")
@@ -123,7 +123,7 @@ def average(
     device: Annotated[str, _DEVICE] = "auto",
 ) -> None:
     """Average the particles of each class under their stored poses; prints members and resolution."""
-    from ralib.average import class_averages
+    from ralib.classes.averages import class_averages
     from ralib.io import class_headers, write_hdf, write_mrcs
 
     if out.suffix.lower() not in (".mrcs", ".mrc", ".hdf"):
@@ -249,8 +249,8 @@ def _save(out: Path, particles: ParticleSet, label: str) -> None:
 
 def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.device) -> ClassSums:
     """Class sums of all particles, even and odd ones apart."""
-    from ralib.average import ClassSums, ctf_power_in_class_frame
-    from ralib.ctf import apply_ctf, ctf_2d
+    from ralib.classes.averages import ClassSums, ctf_power_in_class_frame
+    from ralib.images.ctf import apply_ctf, ctf_2d
 
     n_classes = max(1, int(poses.class_index.max()) + 1)
     sums = ClassSums.empty(n_classes, particles.box, device, ctf=ctf)
@@ -270,7 +270,7 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
 
 def _show_classes(averages: ClassAverages) -> None:
     """One line a class: members, resolution where the halves' FRC falls below 0.143."""
-    from ralib.metrics import resolution_frequency
+    from ralib.images.frc import resolution_frequency
 
     assert averages.frc is not None
     frequency = resolution_frequency(averages.frc)

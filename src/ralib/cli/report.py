@@ -35,7 +35,7 @@ def report(
     pipeline_control: Annotated[Path | None, _CONTROL] = None,
 ) -> None:
     """Write one HTML file that shows everything about a run and needs nothing else: no network, no ralib."""
-    from ralib.summary import report_json, write_report
+    from ralib.results.summary import report_json, write_report
 
     if as_json:
         typer.echo(json.dumps(report_json(run, datadir=datadir, max_points=max_points), allow_nan=False))
@@ -64,9 +64,9 @@ def select(
 ) -> None:
     """Write the particles of the chosen classes, by the report's selection file or by rules (all of them must hold)."""
     from ralib.io.paths import name_for_project
-    from ralib.select import check_output, combine, selected_rows, write_selected
-    from ralib.summary.figures import class_figures
-    from ralib.summary.runs import open_run
+    from ralib.results.selection import check_output, combine, selected_rows, write_selected
+    from ralib.results.summary.figures import class_figures
+    from ralib.results.summary.runs import open_run
 
     selection_file, out = _selection_and_out(files or [], out_option, run)
     if selection_file is None and (classes, min_resolution, min_members, min_score) == (None,) * 4:

@@ -19,13 +19,13 @@ import torch
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ralib import __version__
-from ralib.checkpoint import newest
+from ralib._version import __version__
+from ralib.alignment.state import LoopState
+from ralib.classes.iteration_figures import log_line
 from ralib.cli.common import describe_device
-from ralib.figures import log_line
-from ralib.loop_state import LoopState
-from ralib.ranks import launched
-from ralib.rundir import RunDirectory
+from ralib.results.checkpoint import newest
+from ralib.results.run_directory import RunDirectory
+from ralib.runtime.distributed import launched
 from ralib.types import ParticleSet, RalibError, RunResult
 
 

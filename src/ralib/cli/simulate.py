@@ -12,7 +12,7 @@ from ralib.cli.common import DEVICE_HELP, new_folder, progress, resolve_device
 from ralib.types import ParticleSet, RalibError
 
 if TYPE_CHECKING:
-    from ralib.simulate import Simulator
+    from ralib.simulation.simulator import Simulator
 
 _VIEWS, _IMAGING, _SPOILT = "Particles and views", "Imaging", "What goes wrong"
 
@@ -83,7 +83,7 @@ def simulate(
     Writes particles.mrcs, particles.star (with CTF, without poses), references.mrcs (the views) and truth.npz
     (psi_deg, origin_xy_px, mirror, class_index, R, junk, species, contrast) into OUTDIR.
     """
-    from ralib.simulate import SimulationOptions, Simulator
+    from ralib.simulation.simulator import SimulationOptions, Simulator
 
     options = SimulationOptions(
         n_particles=particles,

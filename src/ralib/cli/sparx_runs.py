@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib.alignment import Alignment
-from ralib.alignment_options import AlignmentOptions
+from ralib.alignment.iteration import Alignment
+from ralib.alignment.multi_reference import random_averages, starting_poses
+from ralib.alignment.options import AlignmentOptions
 from ralib.cli.running import Reporter
-from ralib.multireference import random_averages, starting_poses
 from ralib.sparx.run import IterationResult, Listener
 from ralib.types import ParticleSet, RalibError, RunResult
 

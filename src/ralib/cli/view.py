@@ -13,7 +13,7 @@ import typer
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
-    from ralib.summary import RunFiles
+    from ralib.results.summary import RunFiles
 
 
 def view(
@@ -25,7 +25,7 @@ def view(
     ] = None,
 ) -> None:
     """Open class averages and half averages in napari, where it is installed: one class a step of the slider."""
-    from ralib.summary.runs import open_run
+    from ralib.results.summary.runs import open_run
 
     opened = open_run(run, datadir=datadir)
     if find_spec("napari") is None:
@@ -49,7 +49,7 @@ def fill(viewer: Any, run: RunFiles) -> None:
     import numpy as np
 
     from ralib.io import open_images
-    from ralib.summary.figures import class_figures
+    from ralib.results.summary.figures import class_figures
 
     told = [_told(figures) for figures in class_figures(run)]
     pixel = run.record.get("input", {}).get("pixel_size_A") or 1.0

@@ -86,7 +86,7 @@ class Watch:
     def execute(self) -> None:
         """Look, take in what came, write; until nothing comes or a signal does."""
         from ralib.cli.running import SignalFlag, Stopped
-        from ralib.rundir import RunDirectory
+        from ralib.results.run_directory import RunDirectory
 
         flag = SignalFlag()
         with ExitStack() as stack:
@@ -113,9 +113,9 @@ class Watch:
 
     def _beginning(self) -> tuple[Any, Any]:
         """Where to look, and the state to go on from."""
-        from ralib.checkpoint import newest
-        from ralib.loop_state import LoopState
-        from ralib.watch import Arrivals
+        from ralib.alignment.incremental import Arrivals
+        from ralib.alignment.state import LoopState
+        from ralib.results.checkpoint import newest
 
         found = newest(self.outdir / "checkpoints") if self.resume else None
         names = [] if found is None else [str(name) for name in found.meta.get("stacks", [])]
@@ -124,8 +124,8 @@ class Watch:
         return arrivals, None if found is None else LoopState.unpack(found.arrays, found.meta, self.device)
 
     def _classification(self, flag: Any, state: Any) -> Any:
-        from ralib.alignment_options import AlignmentOptions
-        from ralib.watch import GrowingClassification, WatchOptions
+        from ralib.alignment.incremental import GrowingClassification, WatchOptions
+        from ralib.alignment.options import AlignmentOptions
 
         o = self.options
         alignment = AlignmentOptions(
@@ -142,7 +142,7 @@ class Watch:
     def _write(self, directory: Any, growing: Any, particles: ParticleSet, stacks: list[str]) -> None:
         """The run directory of a finished run, of all that has come so far; and where to go on."""
         from ralib.cli.running import finish_record, new_record
-        from ralib.summary import write_report
+        from ralib.results.summary import write_report
 
         started, result = time.perf_counter(), growing.result()
         record = new_record("mref", self.options, particles, self.source, self.device)
@@ -170,7 +170,7 @@ class _Told:
         self.flag.raise_if_set()
 
     def iteration(self, state: Any) -> None:
-        from ralib.figures import log_line
+        from ralib.classes.iteration_figures import log_line
 
         typer.echo(log_line(state.figures[-1]))
 

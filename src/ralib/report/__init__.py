@@ -1,4 +1,5 @@
-"""Run result -> one self-contained HTML page, or JSON with the same figures. Computes nothing: see `ralib.summary`."""
+"""Run result -> one self-contained HTML page, or JSON with the same figures. Computes nothing:
+`ralib.results.summary` does."""
 
 from ralib.report.contents import ReportContents
 from ralib.report.page import render_report

@@ -1,4 +1,4 @@
-"""What a report shows, all of it already computed: plain numbers, texts and arrays. Filled by `ralib.summary`."""
+"""What a report shows, all of it already computed: numbers, texts and arrays; `ralib.results.summary` fills it."""
 
 from __future__ import annotations
 

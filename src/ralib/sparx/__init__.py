@@ -3,10 +3,12 @@
 EMAN2's quirks live here and nowhere else; each has a comment that says why it is there.
 """
 
-from ralib.sparx.centering import average_shift, ccf, center_2D, center_shift, phase_cog
-from ralib.sparx.filters import filt_table, filt_tanl, fit_tanh, fsc, fsc_mask, model_circle
-from ralib.sparx.resample import fshift, mirror_images, rot_shift2D
-from ralib.sparx.transforms import combine_params2, inverse_transform2, params_to_poses, poses_to_params
+from ralib.images.centering import ccf, center_2D, center_shift, phase_cog
+from ralib.images.fourier import fshift
+from ralib.images.masks import model_circle
+from ralib.sparx.filters import filt_table, filt_tanl, fit_tanh, fsc, fsc_mask
+from ralib.sparx.resample import mirror_images, rot_shift2D
+from ralib.sparx.transforms import average_shift, combine_params2, inverse_transform2, params_to_poses, poses_to_params
 
 __all__ = [
     "average_shift",

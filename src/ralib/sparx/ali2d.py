@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.figures import iteration_figures
+from ralib.classes.iteration_figures import iteration_figures
+from ralib.images.fourier import fshift
 from ralib.sparx.filters import fsc_mask
 from ralib.sparx.mref import mean_shift_of_classes, moved_with_reference
 from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
-from ralib.sparx.resample import fshift, rot_shift2D
+from ralib.sparx.resample import rot_shift2D
 from ralib.sparx.rings import Rings, make_rings
 from ralib.sparx.run import History, IterationResult, Listener, check_center, iterations_of, outer_ring, params_table
 from ralib.sparx.scf import SelfCorrelationSearch

@@ -1,7 +1,7 @@
 """SPARX's use of the CTF: images filtered by it in a doubled box, and its squared profile without astigmatism.
 
-Follows Util::tf, filter.filt_ctf, morphology.ctf_img and ctf_2 (EMAN2 2.99). `ralib.ctf` is the CTF of the rest of
-the package; this one keeps EMAN2's rounded electron wavelength (4e-5 smaller) and its Nyquist row at +1/2.
+Follows Util::tf, filter.filt_ctf, morphology.ctf_img and ctf_2 (EMAN2 2.99). `ralib.images.ctf` is the CTF of the
+rest of the package; this one keeps EMAN2's rounded electron wavelength (4e-5 smaller) and its Nyquist row at +1/2.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.images.masks import mean_under, model_circle
 from ralib.types import RalibError
 
 
@@ -63,28 +64,6 @@ def fsc_mask(first: Tensor, second: Tensor, mask: Tensor | None = None) -> tuple
         return (images.double() - mean_under(images, mask)[:, None, None]) * mask.double()
 
     return fsc(centred(first), centred(second))
-
-
-def model_circle(radius: float, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """A disc of ones (n, n), |x - n // 2| <= radius (utilities.model_circle)."""
-    axis = torch.arange(n, device=device, dtype=torch.float32) - n // 2
-    return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius * radius).float()
-
-
-def mean_under(images: Tensor, mask: Tensor, inside: bool = True) -> Tensor:
-    """Mean (k,) of each image where mask > 0.5 (or, outside, where it is not), float64."""
-    return statistics_under(images, mask, inside)[0]
-
-
-def statistics_under(images: Tensor, mask: Tensor, inside: bool = True) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (n - 1) of each image under or outside the mask (Util.infomask), (k,) float64."""
-    chosen = (mask > 0.5) == inside
-    count = int(chosen.sum())
-    if count < 2:
-        where = "inside" if inside else "outside"
-        raise RalibError(f"the mask has {count} pixels {where} it: give one with pixels on both sides of 0.5")
-    values = images[:, chosen.to(images.device)].double()
-    return values.mean(dim=1), values.std(dim=1)
 
 
 def filt_tanl(images: Tensor, cutoff_per_px: Tensor | float, fall_off: Tensor | float) -> Tensor:

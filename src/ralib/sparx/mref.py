@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.figures import iteration_figures
-from ralib.sparx.filters import filt_table, fsc, mean_under
+from ralib.classes.iteration_figures import iteration_figures
+from ralib.images.fourier import fshift
+from ralib.images.masks import mean_under
+from ralib.sparx.filters import filt_table, fsc
 from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
-from ralib.sparx.resample import fshift
 from ralib.sparx.rings import Rings, make_rings
 from ralib.sparx.run import History, IterationResult, Listener, check_center, iterations_of, outer_ring, params_table
 from ralib.sparx.search import Found, ReferenceRings

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.images.masks import mean_under, model_circle, statistics_under
 from ralib.sparx.ctf import ctf_2, filt_ctf
-from ralib.sparx.filters import mean_under, model_circle, statistics_under
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 BATCH_PIXELS = 2**22

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.sparx.centering import center_2D
-from ralib.sparx.filters import filt_tanl, fit_tanh, mean_under
+from ralib.images.centering import center_2D
+from ralib.images.masks import mean_under
+from ralib.sparx.filters import filt_tanl, fit_tanh
 from ralib.sparx.resample import rot_shift2D
 from ralib.sparx.transforms import Params
 from ralib.types import RalibError

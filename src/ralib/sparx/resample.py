@@ -48,19 +48,6 @@ def mirror_images(images: Tensor, mirror: Tensor) -> Tensor:
     return torch.where(mirror[:, None, None].to(images.device), flipped, images)
 
 
-def fshift(images: Tensor, shift_xy_px: Tensor) -> Tensor:
-    """Images (b, n, n) moved by (b, 2) pixels with a Fourier phase (fundamentals.fshift); cyclic."""
-    n = images.shape[-1]
-    k = torch.arange(n, device=images.device, dtype=torch.float64)
-    # EMAN2 keeps the Nyquist row at +n/2, so a half-pixel shift of it is not symmetric.
-    ky = torch.where(k > n // 2, k - n, k)
-    kx = torch.arange(n // 2 + 1, device=images.device, dtype=torch.float64)
-    shift = shift_xy_px.to(images.device).double() / n
-    turns = shift[:, 0, None, None] * kx + shift[:, 1, None, None] * ky[:, None]
-    phase = torch.polar(torch.ones_like(turns), -2.0 * math.pi * turns)
-    return torch.fft.irfft2(torch.fft.rfft2(images) * phase.to(_complex(images)), s=(n, n))
-
-
 def _source_coordinates(params: Params, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each output pixel comes from, (b, n, n) float32 each, in EMAN2's order of operations."""
     angle = (params[:, 0].to(device).float().double() * math.pi / 180.0).float()
@@ -120,7 +107,3 @@ def _linear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     pixel, dx, dy = _corners(images, x, y)
     p00, p10, p01, p11 = pixel(0, 0), pixel(1, 0), pixel(0, 1), pixel(1, 1)
     return p00 + dy * (p01 - p00) + dx * (p10 - p00 + dy * (p11 - p10 - p01 + p00))
-
-
-def _complex(images: Tensor) -> torch.dtype:
-    return torch.complex128 if images.dtype == torch.float64 else torch.complex64

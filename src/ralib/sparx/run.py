@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.figures import class_figures
+from ralib.classes.iteration_figures import class_figures
 from ralib.sparx.transforms import Params
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.sparx.centering import ccf, scf, window
+from ralib.images.centering import ccf, scf, window
 from ralib.sparx.resample import mirror_images, rot_shift2D
 from ralib.sparx.rings import Rings
 from ralib.sparx.search import Found, ReferenceRings

@@ -66,3 +66,9 @@ def poses_to_params(poses: Poses) -> Params:
 def _wrap_eman2(alpha_deg: Tensor) -> Tensor:
     """The same angle in (-180, 180], where EMAN2's arc tangent puts it."""
     return -wrap_deg(-alpha_deg)
+
+
+def average_shift(params: Params) -> Tensor:
+    """`--center -1`: the mean shift (2,) of particles brought onto their average, x turned back where mirrored."""
+    sign = torch.where(params[:, 3] > 0.5, -1.0, 1.0).double()
+    return torch.stack([(sign * params[:, 1]).mean(), params[:, 2].mean()])

@@ -1,0 +1,1 @@
+"""Alignment to references: multi-reference, reference-free, and particles that keep arriving."""

@@ -1,0 +1,196 @@
+"""Particles that arrive over time, and a multi-reference classification that takes them in as they come.
+
+Whoever came keeps its number and its pose; the references go on from where they are. Classes grow with the particles:
+n particles have n // per_class classes, at most as many as were asked for, and a new class begins with the
+worst-fitting members of the largest. So early classes are few and well filled, and nothing is ever begun anew.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ralib.alignment.iteration import Alignment
+from ralib.alignment.multi_reference import finished_result, random_averages, starting_poses
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.state import LoopState, Observer
+from ralib.classes import assignment as assign
+from ralib.classes.averages import shift_averages, shift_poses
+from ralib.io import open_particles, open_stack
+from ralib.io.stacks import FilesSource
+from ralib.types import ParticleSet, Poses, RalibError, RunResult
+
+STACKS = (".mrcs", ".mrc")
+SETTLED_S = 2.0
+"""A file untouched for so long counts as written."""
+
+
+class Arrivals:
+    """The particles of a growing STAR file, or of the stacks in a folder, in the order in which they came.
+
+    `names` are the stacks in that order; a run that goes on hands those of its checkpoint back. `left_out` says which
+    files cannot be used, and why.
+    """
+
+    def __init__(self, path: Path, *, datadir: Path | None = None, names: list[str] | None = None) -> None:
+        if not path.exists():
+            raise RalibError(f"there is no {path} to watch: make the folder first, or name the growing STAR file")
+        self.path, self.datadir = path, datadir
+        self.names: list[str] = list(names or [])
+        self.left_out: dict[str, str] = {}
+        self._seen = -1.0
+
+    def look(self) -> ParticleSet | None:
+        """All particles there are, or None where nothing has been added since the last look."""
+        return self._folder() if self.path.is_dir() else self._file()
+
+    def _file(self) -> ParticleSet | None:
+        changed = self.path.stat().st_mtime
+        if changed == self._seen or not _settled(self.path):
+            return None
+        try:
+            particles = open_particles(self.path, datadir=self.datadir)
+        except RalibError as error:  # perhaps it is being written
+            self.left_out[self.path.name] = str(error)
+            return None
+        self._seen = changed
+        self.left_out.pop(self.path.name, None)
+        return particles
+
+    def _folder(self) -> ParticleSet | None:
+        there = [p for p in self.path.iterdir() if p.suffix.lower() in STACKS and p.name[0] != "."]
+        new = [p for p in there if p.name not in self.names and _settled(p)]
+        came = sorted(new, key=lambda p: (p.stat().st_mtime, p.name))
+        good = [p.name for p in came if self._usable(p)]
+        self.names += good
+        first_look, self._seen = self._seen < 0, 0.0
+        if not self.names or not (good or first_look):
+            return None
+        stacks = [open_stack(self.path / name) for name in self.names]
+        sizes = [s.n_images for s in stacks]
+        images = FilesSource(
+            [self.path / name for name in self.names],
+            np.repeat(np.arange(len(sizes)), sizes),
+            np.concatenate([np.arange(size) for size in sizes]),
+            open_stack,
+        )
+        return ParticleSet(images, pixel_size_A=images.pixel_size_A)
+
+    def _usable(self, path: Path) -> bool:
+        """Whether a stack can be read, and has the box of the first."""
+        try:
+            box = open_stack(path).box
+            first = open_stack(self.path / self.names[0]).box if self.names else box
+        except RalibError as error:
+            self.left_out[path.name] = str(error)
+            return False
+        if box != first:
+            self.left_out[path.name] = f"{path} holds {box} px images, the first stack {first} px: it is left out"
+            return False
+        self.left_out.pop(path.name, None)
+        return True
+
+
+def _settled(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > SETTLED_S
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How many classes in the end, particles a class needs to begin, shift range, rounds after each arrival."""
+
+    classes: int
+    per_class: int = 100
+    shift_range_xy_px: tuple[float, float] = (3.0, 3.0)
+    rounds: int = 3
+    seed: int = 1000
+
+    def __post_init__(self) -> None:
+        if min(self.classes, self.rounds) < 1 or self.per_class < 2:
+            raise RalibError(
+                f"{self.classes} classes, {self.per_class} particles for each, {self.rounds} rounds: "
+                "give at least 1, 2 and 1"
+            )
+
+    def classes_for(self, particles: int) -> int:
+        """As many classes as so many particles can fill."""
+        return max(1, min(self.classes, particles // self.per_class))
+
+
+class GrowingClassification:
+    """A classification that goes on as particles come: `take` them, then `state` and `result` are those of all.
+
+    state   after the last round, None before the first; one may be handed in to go on from
+    """
+
+    def __init__(
+        self,
+        options: WatchOptions,
+        alignment: AlignmentOptions,
+        *,
+        observer: Observer | None = None,
+        state: LoopState | None = None,
+    ) -> None:
+        # Small classes grow; they are not refilled behind the watcher's back.
+        self.options, self.alignment = options, replace(alignment, min_members=0)
+        self.observer, self.state = observer, state
+        self._run: Alignment | None = None
+
+    def take(self, particles: ParticleSet) -> None:
+        """Some rounds over all particles, of which those of the state come first, in the same order."""
+        known = 0 if self.state is None else len(self.state.poses)
+        if len(particles) < known:
+            raise RalibError(f"{known} particles were there, {len(particles)} are left: what is watched may only grow")
+        run = Alignment(particles, self.alignment, observer=self.observer)
+        stage, self._run = run.stage(self.options.shift_range_xy_px), run
+        state = self._begun(run) if self.state is None else _joined(self.state, particles, run)
+        for round_ in range(self.options.rounds):
+            closing = partial(self._grown, run) if round_ == 0 else None
+            state = run.iterate(stage, state, last=True, closing=closing)
+        self.state = state
+
+    def result(self) -> RunResult:
+        """The run as it would have ended here."""
+        if self._run is None or self.state is None:
+            raise RalibError("no particles have arrived: nothing to write")
+        return finished_result("mref", self._run, self.state, {"seed": self.options.seed})
+
+    def _begun(self, run: Alignment) -> LoopState:
+        poses, k = starting_poses(run.particles), self.options.classes_for(len(run.particles))
+        references = random_averages(run, poses, k, self.options.seed, max(self.options.shift_range_xy_px))
+        return LoopState(0, references, poses.to(run.device))
+
+    def _grown(self, run: Alignment, state: LoopState) -> LoopState:
+        """The state with more classes, where there are particles for them."""
+        k, before = self.options.classes_for(len(run.particles)), len(state.references)
+        if k <= before:
+            return state
+        poses = state.poses.to("cpu")
+        seeded = assign.reseed_small_classes(poses.class_index, poses.score, k, max(2, self.options.per_class // 4))
+        poses, k = poses.replace(class_index=seeded.class_index), max(before, int(seeded.class_index.max()) + 1)
+        averages = run.average(poses, k)
+        references, move = run.references_from(averages, poses.to(run.device), max(self.options.shift_range_xy_px))
+        return replace(
+            state,
+            references=references,
+            poses=shift_poses(poses.to(run.device), move),
+            averages=shift_averages(averages, move),
+        )
+
+
+def _joined(state: LoopState, particles: ParticleSet, run: Alignment) -> LoopState:
+    """The state with the newcomers at its end: no class yet, and the poses they came with."""
+    known = len(state.poses)
+    if known == len(particles):
+        return state
+    new = starting_poses(particles)[known:].to(run.device)
+    new = new.replace(class_index=torch.full_like(new.class_index, -1))
+    previous = None if state.previous is None else Poses.cat([state.previous, new])
+    # More particles may have to be kept in half precision where fewer had not.
+    figures = [{k: v for k, v in f.items() if k != "half_precision"} for f in state.figures]
+    return replace(state, poses=Poses.cat([state.poses, new]), previous=previous, figures=figures)

@@ -1,0 +1,313 @@
+"""One iteration of alignment, shared by the multi-reference and the reference-free loop.
+
+search all batches -> assign -> half sums -> averages -> FRC -> low-pass -> mask -> centre -> new references
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ralib.alignment.equal_sizes import EqualClasses
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.references import (
+    ReferencePlan,
+    prepare_references,
+    reference_mask,
+    shift_limit_px,
+    user_references,
+)
+from ralib.alignment.sample_cache import DeviceRoom
+from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.state import LoopState, Observer, Silent
+from ralib.classes import assignment as assign
+from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses
+from ralib.classes.iteration_figures import iteration_figures
+from ralib.kernels.threads import one_thread
+from ralib.particles.batches import Batch, ParticleBatches
+from ralib.runtime.distributed import Ranks, SingleProcess, gather_rows, shard
+from ralib.runtime.memory import total_memory
+from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
+
+BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
+"""Images of one batch: enough to keep every core, or the GPU, busy. Its transforms take twenty times as much."""
+BATCH_SHARE = 64
+"""A batch takes no more than one in so many bytes of a GPU, whatever is free: so batches are cut alike each time."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pose search, and the shift range (x, y) in pixels it was made for."""
+
+    search: PoseSearch
+    shift_range_xy_px: tuple[float, float]
+
+
+class Alignment:
+    """The particles of one run and the passes over them."""
+
+    def __init__(
+        self,
+        particles: ParticleSet,
+        options: AlignmentOptions,
+        *,
+        ranks: Ranks | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        if len(particles) == 0:
+            raise RalibError("the stack holds no particles: nothing to align")
+        self.options = options.checked(particles.box)
+        self.particles, self.box = particles, particles.box
+        self.device = torch.device(self.options.device)
+        self.ranks: Ranks = ranks or SingleProcess()
+        self.observer: Observer = observer or Silent()
+        self.outer_radius = float(self.options.outer_radius or 0)
+        self.batches = ParticleBatches(
+            particles,
+            shard(len(particles), self.ranks),
+            batch_size=self.options.batch_size or _default_batch(self.device, self.box),
+            device=self.device,
+            background_radius=max(self.outer_radius, self.box // 4),
+            ctf=self.options.ctf,
+            strict=self.options.strict,
+            resident_bytes=self.options.resident_bytes,
+        )
+        # All ranks round alike.
+        rounded = self.ranks.all_reduce_(torch.tensor(float(self.batches.rounded)))
+        self.batches.round_images(bool(rounded > 0))
+        self.plan = ReferencePlan(
+            mask=reference_mask(self.options.mask, self.box, self.outer_radius, self.device),
+            center=self.options.center,
+            outer_radius=self.outer_radius,
+            fourier_variance=self.options.fourier_variance,
+        )
+        self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
+        self.warnings: list[dict[str, str]] = []
+        self.room = DeviceRoom(self.batches)
+
+    def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
+        """A pose search for these particles; shifts stay where the disc remains inside the box."""
+        limit = shift_limit_px(self.box, self.outer_radius)
+        span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
+        if max(shift_range_xy_px) > limit:
+            self.warnings.append(
+                {
+                    "what": f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
+                    f"{self.outer_radius:g} px can move no further in a box of {self.box} px",
+                    "where": "--xr, --yr",
+                    "do": f"give --ou {self.box // 2 - 1 - max(shift_range_xy_px):g} or less to search all of it",
+                }
+            )
+        search = PoseSearch(
+            box=self.box,
+            outer_radius=self.outer_radius,
+            inner_radius=self.options.inner_radius,
+            shift_range_xy_px=span,
+            shift_step_px=step_px,
+            mirror=self.options.mirror,
+            device=self.device,
+        )
+        return Stage(search, span)
+
+    def iterate(
+        self,
+        stage: Stage,
+        state: LoopState,
+        *,
+        last: bool,
+        closing: Callable[[LoopState], LoopState] | None = None,
+    ) -> LoopState:
+        """One iteration: `state.references` and poses in, the next ones out; the same on every rank.
+
+        `closing` may change the state before the observer sees it.
+        """
+        start = time.perf_counter()
+        if state.figures:  # begun with images rounded, or not
+            self.batches.round_images(state.figures[-1].get("half_precision", self.batches.rounded))
+        self.room.fitting(stage.search, lambda: stage.search.set_references(state.references))
+        target = self._equal_classes(stage, state) if self.options.equal_sizes else None
+        poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
+        # A class found starving in the last iteration is reported, not refilled with members never searched.
+        poses, warnings = (poses, []) if last else self._reseed(poses, sums)
+        sums.all_reduce_(self.ranks)
+        with one_thread():
+            averages = self._averages_of(sums)
+            references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
+        # The figures wait for the device: what the next search begins with is under way before.
+        self.room.fitting(None, lambda: stage.search.expect_references(references))
+        centred = self.plan.center != 0 or self.options.user_function is not None
+        poses = shift_poses(poses, move) if centred else poses
+        warnings, self.room.told = [*self.room.told, *warnings], []
+        previous = state.poses if state.averages is not None else None
+        figures = iteration_figures(
+            state.iteration + 1,
+            poses,
+            previous,
+            averages,
+            self.outer_radius,
+            time.perf_counter() - start,
+        )
+        figures["half_precision"] = self.batches.rounded
+        done = replace(
+            state,
+            iteration=state.iteration + 1,
+            references=references,
+            poses=poses,
+            previous=previous,
+            averages=shift_averages(averages, move) if centred else averages,
+            figures=[*state.figures, figures],
+            warnings=[*state.warnings, *warnings],
+        )
+        done = closing(done) if closing else done
+        self.observer.iteration(done)
+        return done
+
+    def references_from(self, averages: ClassAverages, poses: Poses, shift_range_px: float) -> tuple[Tensor, Tensor]:
+        """The next references and the shift (k, 2) that centred them, by the user's function where there is one.
+
+        Rank 0's are everyone's.
+        """
+        if self.options.user_function is None:
+            room = max(0.0, shift_limit_px(self.box, self.outer_radius) - shift_range_px)
+            references, move = prepare_references(averages, self.plan, poses, room)
+        else:
+            references, move = user_references(self.options.user_function, averages, self.plan)
+        return self.ranks.broadcast_(references.contiguous()), self.ranks.broadcast_(move.contiguous())
+
+    def average(self, poses: Poses, n_classes: int) -> ClassAverages:
+        """Class averages of all particles under the poses given, over all ranks."""
+        index = torch.nonzero(poses.class_index >= 0)[:, 0].numpy()
+
+        def summed() -> ClassSums:
+            sums = self._empty_sums(n_classes)
+            # Reading everything goes by the batches that later iterations keep.
+            for batch in self.batches if 2 * len(index) > len(poses) else self.batches.select(index):
+                self._add(sums, batch, poses[torch.from_numpy(batch.index)].to(self.device))
+            return sums
+
+        sums = self.room.fitting(None, summed)
+        sums.all_reduce_(self.ranks)
+        return self._averages_of(sums)
+
+    def smallest_class(self, n_classes: int) -> int:
+        """Classes below it count as starved: the option, else a twentieth of an equal share, at least 4."""
+        if self.options.min_members is not None:
+            return self.options.min_members
+        return max(4, round(0.05 * len(self.particles) / n_classes))
+
+    # -- passes over this rank's particles --------------------------------------------------------------------------
+
+    def _search_and_sum(
+        self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None
+    ) -> tuple[Poses, ClassSums]:
+        """Poses of all particles, gathered over the ranks, and this rank's class sums under them."""
+        local, sums = self.room.fitting(stage.search, lambda: self._pass(stage, previous, n_classes, target))
+        return self._gather(local), sums
+
+    def _pass(self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None) -> tuple[Poses, ClassSums]:
+        """Poses of this rank's particles, and their class sums."""
+        sums = self._empty_sums(n_classes)
+        found = []
+        clock = _Clock(self.timings)
+        for batch in self.batches:
+            samples = self.room.samples(stage.search, batch)
+            clock.lap("prepare_s")
+            centre = self._centre(stage, previous, batch)
+            if target is None:
+                poses = stage.search.search(samples, centre)
+            else:
+                poses = stage.search.search_within(samples, target[batch.rows].to(self.device), centre)
+            poses = poses.replace(class_index=torch.where(batch.usable, poses.class_index, -1))
+            clock.lap("search_s")
+            self._add(sums, batch, poses)
+            found.append(poses)
+            clock.lap("average_s")
+            self.observer.batch(int(batch.index[-1]) + 1 - self.batches.rows.start, len(self.batches.rows))
+        return Poses.cat(found) if found else Poses.identity(0, self.device), sums
+
+    def _averages_of(self, sums: ClassSums) -> ClassAverages:
+        mask, pixel_size_A = self.plan.mask, self.particles.pixel_size_A
+        return self.room.fitting(
+            None, lambda: class_averages(sums, snr=self.options.snr, mask=mask, pixel_size_A=pixel_size_A)
+        )
+
+    def _equal_classes(self, stage: Stage, state: LoopState) -> Tensor:
+        """Balanced classes (n,), the same on every rank; unusable particles take no place."""
+
+        def scores(batch: Batch) -> Tensor:
+            samples = self.room.samples(stage.search, batch)
+            return stage.search.scores(samples, self._centre(stage, state.poses, batch))
+
+        equal = EqualClasses(self.batches, self.ranks, scores, lambda work: self.room.fitting(stage.search, work))
+        return equal.assign(len(state.references))
+
+    def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[dict[str, str]]]:
+        """Feed starving classes; sums are linear, so only the particles that moved are taken out and put in."""
+        smallest = self.smallest_class(sums.n_classes)
+        if self.options.equal_sizes or sums.n_classes == 1 or smallest < 1:
+            return poses, []
+        on_device, poses = poses, poses.to("cpu")
+        result = assign.reseed_small_classes(poses.class_index, poses.score, sums.n_classes, smallest)
+        if not result.events:
+            return on_device, []
+        after = poses.replace(class_index=result.class_index)
+        moved = torch.nonzero(result.class_index != poses.class_index)[:, 0].numpy()
+        for batch in self.batches.select(moved):
+            at = torch.from_numpy(batch.index)
+            self._add(sums, batch, poses[at].to(self.device), sign=-1)
+            self._add(sums, batch, after[at].to(self.device))
+        return after.to(self.device), [
+            {
+                "what": f"class {starved + 1} had {had} members and was reseeded with the {given} "
+                f"worst-fitting members of class {donor + 1}",
+                "where": f"class {starved + 1}",
+                "do": "ask for fewer classes, or --EQ for equal sizes, if this goes on to the end",
+            }
+            for starved, had, donor, given in result.events
+        ]
+
+    def _add(self, sums: ClassSums, batch: Batch, poses: Poses, sign: int = 1) -> None:
+        ctf = self.batches.ctf_parameters(batch.index)
+        power = None
+        if ctf is not None and self.particles.pixel_size_A is not None:
+            power = ctf_power_in_class_frame(ctf, poses, self.box, self.particles.pixel_size_A)
+        sums.add_(batch.turnable, poses, batch.half, power, sign)
+
+    def _empty_sums(self, n_classes: int) -> ClassSums:
+        return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")
+
+    def _centre(self, stage: Stage, previous: Poses, batch: Batch) -> Tensor:
+        """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
+        limit = shift_limit_px(self.box, self.outer_radius)
+        rows = batch.rows if batch.number >= 0 else torch.from_numpy(batch.index).to(self.device)
+        room = (max(0.0, limit - span) for span in stage.shift_range_xy_px)
+        origin = previous.origin_xy_px[rows].unbind(-1)
+        return torch.stack([part.clamp(-most, most) for part, most in zip(origin, room, strict=True)], dim=-1)
+
+    def _gather(self, local: Poses) -> Poses:
+        """All ranks' poses in the order of the particles."""
+        n = len(self.particles)
+        return Poses(**{name: gather_rows(part, n, self.ranks) for name, part in vars(local).items()})
+
+
+def _default_batch(device: torch.device, box: int) -> int:
+    most = BATCH_BYTES.get(device.type, 2**26)
+    if device.type == "cuda":
+        most = min(most, total_memory(device) // BATCH_SHARE)
+    return max(64, most // (4 * box**2))
+
+
+class _Clock:
+    """Adds the time since the last lap to a named sum, as the host sees it."""
+
+    def __init__(self, sums: dict[str, float]) -> None:
+        self.sums, self.last = sums, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.sums[name] += now - self.last
+        self.last = now

@@ -1,0 +1,196 @@
+"""Multi-reference alignment: every particle against every reference, class averages as the next references.
+
+Follows SPARX's mref_ali2d (Penczek, Radermacher and Frank 1992 for the method), with the changes DESIGN.md tells:
+references of equal norm, poses off the grid, classes that cannot starve unnoticed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.alignment.iteration import Alignment
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.references import given_references
+from ralib.alignment.state import LoopState, Observer
+from ralib.classes.iteration_figures import class_figures
+from ralib.runtime.distributed import Ranks
+from ralib.types import ParticleSet, Poses, RalibError, RunResult, as_particles
+
+
+class MultiReferenceAligner:
+    """Aligns particles to many references and averages them class by class, again and again.
+
+    references          (k, n, n) images, or a number k: averages of random particles to start from
+    iterations          how many times; at least 1
+    shift_range_xy_px   how far a particle may move from its last centre, along x and y, in one iteration
+    outer_radius, inner_radius   the ring area compared, pixels; None takes box // 2 - 2
+    mirror              whether mirrored particles are found
+    center              SPARX's centring of averages, -1..7
+    mask                (n, n) for the averages, or None for a soft disc
+    min_members         smaller classes are reseeded from the worst-fitting members of the largest; None takes a
+                        twentieth of an equal share, at least 4; 0 reseeds none
+    equal_sizes         classes whose sizes differ by at most one
+    ctf                 'off', 'wiener' or 'flip'; snr the signal to noise ratio of one particle for Wiener's
+                        average, None to measure it
+    user_function       function(average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass,
+                        centring and mask
+    seed                of the random start
+    device, batch_size, ranks    where, how many particles at a time, with which other processes
+    resident_bytes      of particles kept on the device between iterations; None: 0.45 of its free memory
+
+    After `fit`: poses_, class_averages_, references_, iterations_ (one dict each), warnings_, bad_particles_, result_.
+    """
+
+    def __init__(
+        self,
+        *,
+        references: int | np.ndarray | Tensor,
+        outer_radius: float | None = None,
+        inner_radius: float = 1,
+        shift_range_xy_px: tuple[float, float] = (3.0, 3.0),
+        shift_step_px: float | None = None,
+        iterations: int = 10,
+        mirror: bool = True,
+        center: int = 1,
+        mask: np.ndarray | Tensor | None = None,
+        min_members: int | None = None,
+        equal_sizes: bool = False,
+        ctf: str = "off",
+        snr: float | None = None,
+        user_function: Any = None,
+        seed: int = 1000,
+        strict: bool = False,
+        device: torch.device | str = "cpu",
+        batch_size: int | None = None,
+        resident_bytes: int | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if iterations < 1:
+            raise RalibError(f"{iterations} iterations: multi-reference alignment needs --maxit 1 or more")
+        self.references, self.iterations, self.seed, self.ranks = references, iterations, seed, ranks
+        self.shift_range_xy_px, self.shift_step_px = shift_range_xy_px, shift_step_px
+        self.options = AlignmentOptions(
+            outer_radius=outer_radius,
+            inner_radius=inner_radius,
+            mirror=mirror,
+            center=center,
+            mask=mask,
+            min_members=min_members,
+            equal_sizes=equal_sizes,
+            ctf=ctf,
+            snr=snr,
+            user_function=user_function,
+            strict=strict,
+            device=device,
+            batch_size=batch_size,
+            resident_bytes=resident_bytes,
+        )
+
+    def fit(
+        self,
+        particles: ParticleSet | np.ndarray | Tensor,
+        *,
+        observer: Observer | None = None,
+        resume: LoopState | None = None,
+    ) -> MultiReferenceAligner:
+        """Align; `resume` goes on from the state after some iteration, to the bit as if never interrupted."""
+        run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
+        state = resume or self._start(run)
+        stage = run.stage(self.shift_range_xy_px, self.shift_step_px)
+        while state.iteration < self.iterations:
+            state = run.iterate(stage, state, last=state.iteration + 1 == self.iterations)
+        return self._finish(run, state)
+
+    def _start(self, run: Alignment) -> LoopState:
+        poses = starting_poses(run.particles)
+        if isinstance(self.references, int | np.integer):
+            references = random_averages(run, poses, int(self.references), self.seed, max(self.shift_range_xy_px))
+        else:
+            references = given_references(self.references, run.box, run.device)
+        return LoopState(0, references, poses.to(run.device))
+
+    def _finish(self, run: Alignment, state: LoopState) -> MultiReferenceAligner:
+        if state.averages is None:
+            raise RalibError("no iteration was done: nothing to write")
+        self.result_ = finished_result("mref", run, state, {"seed": self.seed})
+        self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
+        self.references_, self.iterations_ = state.references, state.figures
+        self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.extra["bad_particles"]
+        return self
+
+
+def starting_poses(particles: ParticleSet) -> Poses:
+    """The poses the input came with, as far as they say where the particle is; class 0 for all."""
+    n = len(particles)
+    if particles.poses is None:
+        return Poses.identity(n)
+    given = particles.poses.to("cpu")
+    if not bool(torch.isfinite(given.psi_deg).all() and torch.isfinite(given.origin_xy_px).all()):
+        raise RalibError("the poses of the input are not all finite: repair the file or remove its pose columns")
+    return Poses(
+        psi_deg=given.psi_deg.float(),
+        origin_xy_px=given.origin_xy_px.float(),
+        mirror=given.mirror,
+        class_index=torch.zeros(n, dtype=torch.int64),
+        score=torch.full((n,), float("nan")),
+    )
+
+
+def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shift_range_px: float) -> Tensor:
+    """References (k, n, n): averages of equal random parts of the particles, as generate_random_averages."""
+    n = len(poses)
+    if not 1 <= n_classes <= n:
+        raise RalibError(f"{n_classes} references cannot be made from {n} particles: ask for 1 to {n}")
+    order = np.random.default_rng(seed).permutation(n)
+    label = np.empty(n, dtype=np.int64)
+    label[order] = np.arange(n) % n_classes
+    poses = poses.replace(class_index=torch.from_numpy(label))
+    averages = run.average(poses, n_classes)
+    return run.references_from(averages, poses, shift_range_px)[0]
+
+
+def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[str, Any]) -> RunResult:
+    """A run's result: averages on the host, class figures, and the warnings a user should act on."""
+    averages = state.averages
+    if averages is None:
+        raise RalibError("no iteration was done: nothing to write")
+    # The last iteration reseeds nothing, so who has no class there was not usable.
+    bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
+    warnings = [*run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
+    extra = {
+        "references": state.references.cpu(),
+        "classes": class_figures(averages, state.poses, state.previous),
+        "bad_particles": bad,
+        "timings": run.timings | run.batches.reading.figures(),
+    }
+    return RunResult(kind, state.poses.to("cpu"), averages.to("cpu"), state.figures, options, warnings, extra)
+
+
+def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:
+    """What a user should know at the end: unusable images, small classes."""
+    warnings = []
+    if bad:
+        shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
+        warnings.append(
+            {
+                "what": f"{len(bad)} images are not finite or constant and were left out: {shown}",
+                "where": "input",
+                "do": "repair or remove them; --strict stops at the first one",
+            }
+        )
+    sizes = state.figures[-1]["class_sizes"]
+    smallest = run.smallest_class(len(sizes))
+    small = [k + 1 for k, size in enumerate(sizes) if size < smallest]
+    if small and len(sizes) > 1:
+        warnings.append(
+            {
+                "what": f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
+                "where": "classes",
+                "do": "ask for fewer classes, or --EQ for equal sizes",
+            }
+        )
+    return warnings

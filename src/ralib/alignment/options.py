@@ -1,0 +1,50 @@
+"""The options both alignment loops share, checked once, and what counts as particles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.alignment.references import UserFunction
+from ralib.types import RalibError
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """Options both loops share; lengths in pixels. None means: chosen from the data."""
+
+    outer_radius: float | None = None
+    inner_radius: float = 1
+    mirror: bool = True
+    center: int = 1
+    mask: np.ndarray | Tensor | None = None
+    min_members: int | None = None
+    equal_sizes: bool = False
+    ctf: str = "off"
+    snr: float | None = None
+    user_function: UserFunction | None = None
+    fourier_variance: bool = False
+    strict: bool = False
+    device: torch.device | str = "cpu"
+    batch_size: int | None = None
+    resident_bytes: int | None = None
+
+    def checked(self, box: int) -> AlignmentOptions:
+        """The options with every None filled in for images of this box; RalibError for what cannot be."""
+        radius = self.outer_radius
+        radius = box // 2 - 2 if radius is None or radius < 0 else radius
+        if not 0 < self.inner_radius <= radius or radius > box // 2:
+            raise RalibError(
+                f"radii {self.inner_radius:g} to {radius:g} px do not fit in a box of {box} px: "
+                f"use 1 <= --ir <= --ou <= {box // 2 - 1}"
+            )
+        if self.snr is not None and not self.snr > 0:
+            raise RalibError(f"--snr {self.snr:g} must be above 0")
+        if self.center not in range(-1, 8):
+            raise RalibError(f"--center {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
+        return replace(self, outer_radius=float(radius), device=torch.device(self.device))

@@ -1,0 +1,1 @@
+"""The pose search: every particle against every reference, rotation, mirror and shift."""

@@ -1,0 +1,340 @@
+"""The pose search: every particle against every reference over rotations, mirror and shifts, then off the grid.
+
+A reference, masked to the search's disc and scaled to unit norm, is the template T. The score of a pose is the inner
+product of the particle with the posed template,
+
+    S(psi, origin, mirror) = sum_p I(p) T(M(R(psi)(p + origin))),
+
+band-limited to `max_frequency_per_px`. In polar Fourier samples (see `polar`), with angular orders a_m of the particle
+and b_m of the template shifted by s in its own frame,
+
+    S(psi) = sum_k w_k Re sum_m a_m(k) conj(b_m(k)) exp(-i m psi)        (mirrored: b_m in place of its conjugate).
+
+1. Grid: the sums over k are one matrix product per order, for all (reference, shift, mirror) and particles together;
+   the sum over m and the maximum over psi are `ops.rotational_max`. It is the templates that are shifted, not the
+   particles: once for all of them, and wherever each particle is centred.
+2. The best few (reference, shift, mirror, psi) of each particle take Newton steps in (psi, x, y); fewer go on after
+   each step, the last two or so to their maxima, and the best one wins.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ralib.alignment.search.polar_grid import PolarGrid
+from ralib.alignment.search.templates import FINE, Extent, PoseGrid, TemplateBank, grid_step_px, masked_unit_norm
+from ralib.conventions import rotate_xy, wrap_deg
+from ralib.images.masks import ring_mask
+from ralib.kernels.pose_search.newton import newton
+from ralib.kernels.pose_search.phase import part_norm, shifted_parts
+from ralib.kernels.pose_search.rotational_score import angle_deg, rotational_max
+from ralib.kernels.pose_search.shortlist import shortlist
+from ralib.kernels.threads import on_cores, one_thread
+from ralib.runtime.memory import free_memory
+from ralib.types import Poses
+
+if TYPE_CHECKING:
+    from ralib.alignment.search.per_core import CoreSearch
+
+LEAST_BYTES, MOST_BYTES = 2**24, 2**32
+"""Cross spectra that a GPU works on at a time."""
+AT_ONCE = 64
+"""Particles whose transforms a core works on at a time."""
+SAME_DEG, SAME_PX = 1.5, 0.4
+"""Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
+SLACK = (0.1, 0.03, 0.01)
+"""So far, as a fraction of a particle's best score, a candidate may lie behind before its first, second, ... step."""
+LAST_STEPS = 6
+"""The last candidates take as many steps as they need to settle, but no more than this."""
+
+Candidates = tuple[Tensor, Tensor]
+"""Poses under refinement, c of each of b particles: which template (c, b) (the reference, plus the number of references
+where mirrored), and (c, b, 4) psi in degrees, offset x and y from the particle's centre in pixels, score."""
+
+
+class PoseSearch:
+    """Finds the best reference, rotation, mirror and shift of particles.
+
+    box                    image size, pixels
+    outer_radius           the templates' disc, pixels
+    inner_radius           radius of a hole in it; 1 or less means none
+    shift_range_xy_px      how far a particle may move from its centre, along x and y; 0 holds it fixed
+    shift_step_px          grid step of the shifts, before they are refined; None takes what the templates need
+    mirror                 whether mirrored poses are searched
+    max_frequency_per_px   band limit of the score
+    candidates             how many grid poses take the first, second, ... Newton step, and the last as many steps as
+                           they need; None: by the references. On a CPU, whoever names them gets the form of the search
+                           that a GPU uses, in place of its own
+    grid_loss              fraction of the templates' power that the grid search may leave out
+    dtype                  of the grid search's products; None takes half precision on a GPU, single on a CPU
+    """
+
+    def __init__(
+        self,
+        *,
+        box: int,
+        outer_radius: float,
+        inner_radius: float = 1,
+        shift_range_xy_px: tuple[float, float] = (3.0, 3.0),
+        shift_step_px: float | None = None,
+        mirror: bool = True,
+        max_frequency_per_px: float = 0.5,
+        candidates: tuple[int, ...] | None = None,
+        grid_loss: float = 1e-4,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
+        self.shift_range_xy_px, self.shift_step_px, self.mirror = shift_range_xy_px, shift_step_px, mirror
+        self.outer_radius, self._given_candidates, self.grid_loss = outer_radius, candidates, grid_loss
+        reach = min(math.hypot(*shift_range_xy_px), max(0.0, box / 2 - outer_radius))
+        self.grid = PolarGrid.create(
+            box,
+            support_radius_px=outer_radius + reach + 1,
+            max_frequency_per_px=max_frequency_per_px,
+            device=self.device,
+        )
+        self.mask = ring_mask(box, inner_radius, outer_radius, device=self.device)
+        fx, fy = (2 * math.pi * f for f in self.grid.frequency_xy())
+        self._basis = torch.stack([fx, fy])
+        # A pose may leave the range by the half pixel that a whole-pixel grid would have rounded away.
+        x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
+        self._limit = (x, y)
+        self._bank: TemplateBank | None = None
+        self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._cores: CoreSearch | None = None
+        if self.device.type == "cpu" and candidates is None:
+            from ralib.alignment.search.per_core import (
+                CoreSearch,  # Numba takes its time to load: not where a GPU does the work
+            )
+
+            self._cores = CoreSearch(self.grid, self._limit, shift_step_px=shift_step_px, mirror=mirror)
+        self.product_bytes = MOST_BYTES
+        self._compiling: threading.Thread | None = None
+        if self.device.type == "cuda":
+            # A power of two: a few bytes more or less that are free change no plan, and so no bit.
+            eighth = max(1, free_memory(self.device) // 8)
+            self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_BYTES), MOST_BYTES)
+            from ralib.kernels.pose_search.newton_triton import compile_ahead  # Triton is not everywhere
+
+            n_half = self.grid.n_angles // 2
+            self._compiling = compile_ahead(self.grid.n_radii, n_half, FINE, self.device)
+
+    def shrink(self) -> bool:
+        """Plan for half the memory from now on; whether that was possible."""
+        self.product_bytes //= 2
+        return self.product_bytes >= LEAST_BYTES
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
+        images = images.to(self.device, torch.float32)
+        if self.device.type != "cpu":
+            return self.grid.transform(images)
+        samples = torch.empty(len(images), self.grid.n_radii, self.grid.n_angles // 2, dtype=torch.complex64)
+
+        def one(chunk: tuple[Tensor, Tensor]) -> None:
+            chunk[1].copy_(self.grid.transform(chunk[0]))
+
+        # Few at a time, so that their padded transforms stay in a core's cache.
+        on_cores(one, list(zip(images.split(AT_ONCE), samples.split(AT_ONCE), strict=True)))
+        return samples
+
+    def expect_references(self, references: Tensor) -> None:
+        """Begin with what `set_references` will be given: on a GPU, while earlier work is still under way there."""
+        if self._cores is None:
+            self._expected = (references, self._measured(self._templates(references)))
+
+    def set_references(self, references: Tensor) -> None:
+        """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
+        expected, self._expected = self._expected, None
+        if expected and expected[0] is references:
+            self._build(*expected[1])
+        else:
+            self.set_template_samples(self._templates(references))
+
+    def set_template_samples(self, samples: Tensor) -> None:
+        """Take templates as polar Fourier samples (k, K, H), as they are."""
+        if self._cores:
+            self._cores.set_templates(samples)
+        else:
+            self._build(*self._measured(samples))
+
+    def _templates(self, references: Tensor) -> Tensor:
+        """Polar samples of references, masked and of unit norm."""
+        with one_thread():
+            return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
+
+    def _measured(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples of templates, their angular spectrum, and how far that reaches: see `Extent.measure`."""
+        spectrum = self.grid.angular_spectrum(samples, self.grid.n_angles // 2)
+        return samples, spectrum, Extent.measure(self.grid, spectrum, self.grid_loss)
+
+    def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor) -> None:
+        """The bank of the templates, on a new grid of poses if they need another."""
+        extent = Extent.of(self.grid, measured)
+        step_px = self.shift_step_px or grid_step_px(extent.step_px, self._limit)
+        poses = self._bank.poses if self._bank else None
+        if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
+            given = (self._limit, self.mirror, self.dtype)
+            poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
+        self._bank = TemplateBank(self.grid, samples, spectrum, self.mirror, poses, extent)
+
+    def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
+        """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
+        return self._search(samples, centre_xy_px, None)
+
+    def search_within(self, samples: Tensor, class_index: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
+        """Best pose of each particle in the class (b,) given."""
+        return self._search(samples, centre_xy_px, class_index)
+
+    def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
+        """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
+        if self._cores:
+            return self._cores.scores(samples, centre_xy_px)
+        bank = self.bank
+        out = []
+        for part, centre, _ in self._chunks(samples, centre_xy_px, None):
+            best = samples.new_full((len(part), bank.n_references), -math.inf, dtype=torch.float32)
+            for value, _, first in self._grid_values(part, centre):
+                here = best[:, first : first + len(value)]
+                torch.maximum(here, value.amax(1).T, out=here)
+            out.append(best * part_norm(part, bank.n_radii)[:, None])
+        return torch.cat(out)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """How many grid poses take each Newton step: enough, at SNR 0.02, that 99.9 % of the best poses stay in."""
+        if self._given_candidates is not None:
+            return self._given_candidates
+        k = self.bank.n_references
+        # Poses on a ridge of the score take several steps to its top: few candidates, but to the end.
+        if k == 1:
+            return (min(max(len(self.bank.poses.pairings) // 9, 4), 8), 4, 2)
+        # On a grid finer than need be, more of its poses belong to one maximum.
+        crowd = min(self.bank.extent.step_px / self.bank.poses.step_px, 2.0)
+        # Among many references, more of them look alike.
+        first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
+        return (round(crowd * first), round(crowd * second), 4 + k // 500, 2)
+
+    # -- the grid ----------------------------------------------------------------------------------------------------
+
+    def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+        if self._cores:
+            return self._cores.search(samples, centre_xy_px, class_index)
+
+        def one(chunk: tuple[Tensor, Tensor | None, Tensor | None]) -> Poses:
+            part, centre, classes = chunk
+            return self._refine(part, centre, self._grid_candidates(part, centre, classes))
+
+        chunks = list(self._chunks(samples, centre_xy_px, class_index))
+        if self.device.type != "cpu":
+            return Poses.cat([one(chunk) for chunk in chunks])
+        return Poses.cat(on_cores(one, chunks))
+
+    def _chunks(
+        self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Particles, few enough at a time that the grid's cross spectra fit their share of memory."""
+        size = self.plan()[0]
+        centre = None if centre is None else centre.to(self.device, torch.float32)
+        for i in range(0, len(samples), size):
+            cut = slice(i, i + size)
+            yield (
+                samples[cut],
+                None if centre is None else centre[cut],
+                None if class_index is None else class_index[cut],
+            )
+
+    def plan(self) -> tuple[int, int]:
+        """Particles, and references, in one matrix product: sized for a CPU's cache, or a GPU's matrix units."""
+        bank = self.bank
+        on_gpu = self.device.type == "cuda"
+        budget, least = (self.product_bytes, 512) if on_gpu else (8 * 2**20, 16)
+        per_reference = len(bank.poses.orders) * len(bank.poses.pairings) * self.dtype.itemsize
+        references = max(1, min(bank.n_references, budget // (per_reference * least)))
+        particles = max(least, budget // (per_reference * references) // least * least)
+        return min(particles, 32_768 if on_gpu else 64), references
+
+    def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Per group of references: best value and its angle, both (r, s * mirror * sign of psi, b), and its first."""
+        bank, poses = self.bank, self.bank.poses
+        parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
+        # Matrix units want rows whose length is a round number; what is in the rest of a row stays there.
+        columns = poses.angular_orders(parts, len(samples) + -len(samples) % 64).flatten(1, 2)
+        _, group = self.plan()
+        per_reference = len(poses.pairings)
+        for first in range(0, bank.n_references, group):
+            block = bank.rows[:, first * per_reference : (first + group) * per_reference]
+            spectra = torch.bmm(block, columns).view(len(poses.orders), -1, 2, columns.shape[-1])
+            best = rotational_max(spectra, poses.cosine, poses.sine, poses.penalty)
+            value, index = (part.view(-1, per_reference, columns.shape[-1])[..., : len(samples)] for part in best)
+            yield value, index, first
+
+    def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> Candidates:
+        """The best grid poses of each particle."""
+        poses, n, found = self.bank.poses, self.candidates[0], []
+        for value, index, first in self._grid_values(samples, centre):
+            if class_index is not None:
+                reference = torch.arange(first, first + len(value), device=self.device)
+                value = value.masked_fill((reference[:, None] != class_index)[:, None], -math.inf)
+            flat = value.flatten(0, 1)
+            score, at = flat.topk(min(n, len(flat)), dim=0)
+            x, y, mirror, sign = poses.pairings[at % len(poses.pairings)].unbind(-1)
+            psi = angle_deg(index.flatten(0, 1).gather(0, at), sign, poses.n_half)
+            offset = rotate_xy(-psi, torch.stack([x, y], dim=-1))
+            row = first + at // len(poses.pairings) + self.bank.n_references * mirror.long()
+            found.append((row, torch.cat([psi[..., None], offset, score[..., None]], dim=-1)))
+        row, pose = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return shortlist(row, pose, n)
+
+    # -- off the grid ------------------------------------------------------------------------------------------------
+
+    def _refine(self, samples: Tensor, centre: Tensor | None, candidates: Candidates) -> Poses:
+        """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
+        bank, grid = self.bank, self.grid
+        if self._compiling:
+            self._compiling.join()
+        if centre is None:
+            centre = torch.zeros(len(samples), 2, device=self.device)
+        row, pose = candidates
+        radius = 2 * math.pi * grid.radius_per_px
+        # How far the local quadratic of a score can be trusted.
+        reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.extent.step_px)
+        for i, n in enumerate(self.candidates):
+            if i > 0:
+                row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
+            polar = (radius, grid.angle_rad, grid.weight)
+            slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
+            steps = LAST_STEPS if i == len(self.candidates) - 1 else 1
+            bounds = (self.stops(i), self._limit, reach)
+            pose = newton(samples, centre, row, pose, bank.table, *polar, *bounds, slack, steps)
+        row, pose = shortlist(row, pose, 1)
+        psi, x, y, score = pose[0].unbind(-1)
+        return Poses(
+            psi_deg=wrap_deg(psi),
+            origin_xy_px=centre + torch.stack([x, y], dim=-1),
+            mirror=row[0] >= bank.n_references,
+            class_index=row[0] % bank.n_references,
+            score=score,
+        )
+
+    def stops(self, step: int) -> tuple[int, int, int]:
+        """The samples that a Newton step, counted from 0, uses: see `ops.newton`."""
+        if step == len(self.candidates) - 1:
+            return self.bank.full
+        # The first steps only have to rank: what the grid search used of the samples will do.
+        return self.bank.rough if step < 2 else self.bank.close
+
+    @property
+    def bank(self) -> TemplateBank:
+        """The templates in use."""
+        if self._bank is None:
+            raise RuntimeError("no references yet: call set_references first")
+        return self._bank

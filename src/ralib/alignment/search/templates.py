@@ -1,0 +1,311 @@
+"""References made ready for the pose search: masked, normalised, shifted, and tabulated in polar Fourier space."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ralib.alignment.search.polar_grid import PolarGrid
+from ralib.conventions import mirror_x, rotate_xy
+from ralib.images.fourier import squared
+from ralib.kernels.pose_search.newton import half_pairs
+from ralib.kernels.pose_search.rotational_score import angular_tables
+
+GRID_SCORE_LOSS = 0.1
+"""How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
+
+CLOSE_LOSS = 1e-6
+"""The fraction of the templates' power that steps towards a maximum may leave out."""
+
+FINE = 2
+"""Fine rotations per angular sample of the polar grid, where templates are tabulated for the Newton steps."""
+
+
+TABLE_BYTES = 2**25
+"""Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
+
+
+def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
+    """References (k, n, n) with mean 0 under the mask, masked, and scaled to unit norm; a flat one becomes zero."""
+    mean = (references * mask).sum((1, 2), keepdim=True) / mask.sum()
+    masked = (references - mean) * mask
+    norm = torch.linalg.vector_norm(masked, dim=(1, 2), keepdim=True)
+    return masked / norm.clamp(min=1e-20)
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """The poses of the search's grid, and the tables that go with them; one serves as long as templates need it.
+
+    orders    (m,) angular orders: even ones first, then odd ones
+    n_half    grid angles over half a turn; cosine and sine (n_half, m): see `ops.rotational_max`
+    step_px   of the templates' shifts
+    penalty   (s * mirror, 2, n_half): minus infinity where the particle leaves its shift range; None without shifts
+    pairings  (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
+    analysis  from samples' real, and from their imaginary parts, to real and imaginary parts of even, and of odd,
+              angular orders: each (2 m, H); see `angular_orders`
+    phase     (s, K, H) complex64: moves a template by the shifts
+    """
+
+    orders: Tensor
+    n_half: int
+    step_px: float
+    penalty: Tensor | None
+    pairings: Tensor
+    cosine: Tensor
+    sine: Tensor
+    analysis: tuple[Tensor, Tensor]
+    phase: Tensor
+
+    @classmethod
+    def create(
+        cls,
+        grid: PolarGrid,
+        n_orders: int,
+        step_px: float,
+        limit_xy_px: tuple[float, float],
+        mirror: bool,
+        dtype: torch.dtype,
+    ) -> PoseGrid:
+        """`limit_xy_px`: a particle's shift may lie this far out, and half a step."""
+        orders = parity_orders(n_orders, grid.device)
+        # At least 2.5 angles to the shortest angular wave.
+        n_half = 16 * math.ceil(1.25 * n_orders / 16)
+        shifts = grid_shifts(limit_xy_px, step_px, grid.device)
+        limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
+        penalty = leaving(shifts, limit, mirror, n_half) if len(shifts) > 1 else None
+        n_even = (n_orders + 1) // 2
+        turn = orders[:, None] * grid.angle_rad.double()
+        cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))
+        even, odd = (cosine[:n_even], -sine[:n_even]), (sine[n_even:], cosine[n_even:])
+        analysis = (torch.stack(even, dim=1).flatten(0, 1), torch.stack(odd, dim=1).flatten(0, 1))
+        tables = angular_tables(orders, n_half, dtype=dtype)
+        phase = grid.shift_phase(-shifts)
+        return cls(orders, n_half, step_px, penalty, _pairings(shifts, mirror), *tables, analysis, phase)
+
+    def angular_orders(self, parts: Tensor, room: int) -> Tensor:
+        """Real and imaginary parts (m, 2, K, room) of the angular orders of samples given as parts (2, b, K, H).
+
+        Of the last axis the first b columns are filled. F(k, phi + pi) is the conjugate of F(k, phi), so that with
+        sums over the half circle F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi)
+        for odd m.
+        """
+        _, n, n_radii, _ = parts.shape
+        out = parts.new_empty(len(self.orders), 2, n_radii, room)
+        by_parity = out.split([len(f) // 2 for f in self.analysis])
+        for f, part, filled in zip(self.analysis, parts, by_parity, strict=True):
+            left = f.to(parts.dtype).expand(n_radii, -1, -1)
+            torch.bmm(left, part.permute(1, 2, 0), out=filled.flatten(0, 1).movedim(1, 0)[..., :n])
+        return out
+
+
+def leaving(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
+    """Minus infinity where a template shift (s, 2), turned back to the particle, leaves the shift range."""
+    psi = (torch.arange(n_half, device=shifts.device) + 0.5) * (180.0 / n_half)
+    flips = torch.arange(1 + mirror, device=shifts.device) == 1
+    origin = rotate_xy(-torch.stack([psi, -psi]), mirror_x(shifts[:, None], flips)[:, :, None, None])
+    return torch.where((origin.abs() <= limit_xy_px).all(-1), 0.0, -math.inf).flatten(0, 1)
+
+
+def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
+    """(s * mirror * 2, 4): shift x and y with the mirror undone, mirror, sign of psi."""
+    s, flip, sign = torch.cartesian_prod(
+        *(torch.arange(n, device=shifts.device) for n in (len(shifts), 1 + mirror, 2))
+    ).T
+    return torch.cat([mirror_x(shifts[s], flip == 1), torch.stack([flip, sign], dim=1)], dim=1)
+
+
+@dataclass(frozen=True)
+class TemplateBank:
+    """Templates in the two forms the search needs, each made when it is first asked for.
+
+    By then the particles keep a GPU busy, while the host launches the many small steps that a form takes.
+
+    samples   (k, K, H) polar samples of the templates, spectrum (k, K, A / 2) their angular orders
+    poses     the grid they are made for, mirrored ones with them if `mirror`
+    extent    how far they reach
+    """
+
+    grid: PolarGrid
+    samples: Tensor
+    spectrum: Tensor
+    mirror: bool
+    poses: PoseGrid
+    extent: Extent
+
+    @property
+    def n_references(self) -> int:
+        return len(self.samples)
+
+    @property
+    def n_radii(self) -> int:
+        """Radii the grid search uses, from the innermost."""
+        return self.extent.n_radii
+
+    @cached_property
+    def rough(self) -> tuple[int, int, int]:
+        """Samples that rank poses, as `stops` of `ops.newton`."""
+        return angle_stops(self.grid, self.extent.n_orders, self.extent.n_radii, block=4)
+
+    @cached_property
+    def close(self) -> tuple[int, int, int]:
+        """Samples that lead to a maximum."""
+        return angle_stops(self.grid, self.extent.close_orders, self.extent.close_radii)
+
+    @cached_property
+    def full(self) -> tuple[int, int, int]:
+        """Samples that tell two maxima apart."""
+        return angle_stops(self.grid, self.extent.close_orders, self.grid.n_radii)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products."""
+        return _rows(self.grid, self.samples[:, : self.n_radii], self.poses, self.mirror)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """(k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
+
+        On a GPU as pairs of half precision: see `half_pairs`.
+        """
+        return fine_table(self.grid, self.spectrum, self.mirror, packed=self.samples.is_cuda)
+
+
+def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> Tensor:
+    """Shifts (s, 2) on a square grid that covers the range in any rotation."""
+    reach = math.hypot(*limit_xy_px) + 1e-4
+    n = math.floor(reach / step_px)
+    axis = torch.arange(-n, n + 1, device=device) * step_px
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    shifts = torch.stack([x.flatten(), y.flatten()], dim=1)
+    return shifts[torch.linalg.vector_norm(shifts, dim=1) <= reach]
+
+
+def parity_orders(n_orders: int, device: torch.device) -> Tensor:
+    """0, 2, 4, ..., 1, 3, 5, ...: even orders come from real parts of the half circle, odd from imaginary parts."""
+    m = torch.arange(n_orders, device=device)
+    return torch.cat([m[0::2], m[1::2]])
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far templates reach in angular orders and radii, and how fast their score falls.
+
+    n_orders, n_radii          hold all but the fraction `loss` of their power: for the grid
+    close_orders, close_radii  all but CLOSE_LOSS of it: to come close to a maximum
+    step_px                    shifts this far apart lose no more than GRID_SCORE_LOSS
+    """
+
+    n_orders: int
+    n_radii: int
+    close_orders: int
+    close_radii: int
+    step_px: float
+
+    @staticmethod
+    def measure(grid: PolarGrid, spectrum: Tensor, loss: float) -> Tensor:
+        """Of an angular spectrum (k, K, A / 2): the four counts less 1, the mean square frequency; on the device."""
+        # In double precision: a millionth of the whole is asked about.
+        power = (squared(spectrum) * grid.weight[:, None]).sum(0).double()
+        power = power / power.sum().clamp(min=1e-30)
+        by_radius = power.sum(1)
+        left_out = [1 - part.cumsum(0) for part in (power.sum(0), by_radius)]
+        counts = [(left > 0.5 * share).sum() for left in left_out for share in (loss, CLOSE_LOSS)]
+        return torch.stack([*counts, mean_square_frequency(grid, by_radius)])
+
+    @classmethod
+    def of(cls, grid: PolarGrid, measured: Tensor) -> Extent:
+        """From what `measure` found; waits for it."""
+        *counted, mean_square = measured.tolist()
+        n_orders, close_orders, n_radii, close_radii = (1 + int(n) for n in counted)
+        # Matrix units work on multiples of 8 and 16.
+        n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
+        n_radii, close_radii = (min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, close_radii))
+        return cls(n_orders, n_radii, close_orders, close_radii, natural_step_px(grid, mean_square))
+
+
+def mean_square_frequency(grid: PolarGrid, power: Tensor) -> Tensor:
+    """Of templates whose power, by radius (K,), adds up to 1; radians per pixel, squared."""
+    return (power * (2 * math.pi * grid.radius_per_px) ** 2).sum()
+
+
+def natural_step_px(grid: PolarGrid, mean_square: float) -> float:
+    """The shift step of which half, along x and y, costs a template no more than GRID_SCORE_LOSS of its own score."""
+    return min(max(math.sqrt(8 * GRID_SCORE_LOSS / max(mean_square, 1e-6)), 0.5), grid.box / 45)
+
+
+def grid_step_px(natural_px: float, limit_xy_px: tuple[float, float]) -> float:
+    """The step of the shift grid for templates that need `natural_px`.
+
+    In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
+    """
+    return min(natural_px, max(*limit_xy_px, 0.5))
+
+
+def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) -> tuple[int, int, int]:
+    """Radii up to which every third, every second, and every angle has to be used.
+
+    With every s-th angle, order m also counts m - A / s; a particle of radius n / 2 has orders to pi k n, and the
+    templates some of `n_orders`: the aliases meet none of them inside these radii. Whole blocks of radii, as the
+    kernels take them: 4 where several candidates are ranked, 8 for single ones.
+    """
+    highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]
+    third, second = (
+        block * (bisect(highest, grid.n_angles / stride) // block) if len(grid.angle_rad) % stride == 0 else 0
+        for stride in (3, 2)
+    )
+    return third, max(third, second), n_radii
+
+
+def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Tensor:
+    """Left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
+    n_radii, n_orders, n_shifts = samples.shape[1], len(poses.orders), len(poses.phase)
+    # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
+    scale = grid.weight[:n_radii].repeat(n_orders, 1)
+    scale[0] *= 0.5
+    scale = scale / (squared(samples).sqrt() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
+    phase = poses.phase[:, :n_radii]
+    shape = (n_orders, len(samples), n_shifts, 2 * (1 + mirror), 2 * n_radii)
+    out = torch.empty(shape, dtype=poses.cosine.dtype, device=samples.device)
+    group = max(1, TABLE_BYTES // (phase.numel() * 8))
+    for i in range(0, len(samples), group):
+        part = samples[i : i + group]
+        moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
+        factors = poses.angular_orders(moved, moved.shape[1]) * scale[:, None, :, None]
+        re, im = factors.transpose(-1, -2).to(poses.cosine.dtype).unbind(1)
+        minus = -im
+        four = [re, im, minus, re, re, minus, im, re] if mirror else [re, im, minus, re]
+        out[:, i : i + group] = torch.cat(four, dim=-1).view(n_orders, len(part), *shape[2:])
+    return out.view(n_orders, -1, 2 * n_radii)
+
+
+def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
+    """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, 2, K, A + H + 2).
+
+    From their angular spectrum (k, K, A / 2). Packed: as `half_pairs`, (t, FINE, K, A + H + 2).
+    """
+    half = grid.n_angles // 2
+    m = torch.arange(half, device=grid.device)
+    fraction = torch.arange(FINE, device=grid.device) * (2 * math.pi / (FINE * grid.n_angles))
+    turn = torch.polar(torch.ones(FINE, half, device=grid.device), fraction[:, None] * m)[:, None]
+    sign = 1.0 - 2.0 * (m[1:] % 2)
+    planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
+    shape = ((1 + mirror) * len(spectrum), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
+    table = torch.empty(shape, dtype=dtype, device=grid.device)
+    both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
+    group = max(1, TABLE_BYTES // (FINE * grid.n_radii * grid.n_angles * 8))
+    for i in range(0, len(both), group):
+        positive = both[i : i + group, None] * turn
+        # A real image: order -m is (-1)^m times the conjugate of order m.
+        negative = (positive[..., 1:].conj() * sign).flip(-1)
+        full = torch.cat([positive, torch.zeros_like(positive[..., :1]), negative], dim=-1)
+        circle = torch.fft.ifft(full, dim=-1, norm="forward")
+        wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
+        parts = torch.view_as_real(wrapped).movedim(-1, 2)
+        table[i : i + group] = half_pairs(parts) if packed else parts
+    return table

@@ -1,0 +1,1 @@
+"""Class averages, assignment, and the figures that judge a set of classes."""

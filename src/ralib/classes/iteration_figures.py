@@ -1,0 +1,144 @@
+"""The figures of an iteration and of a class: what the log line, run.json and the report show."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ralib.classes import evaluation
+from ralib.conventions import wrap_deg
+from ralib.images.frc import resolution_frequency
+from ralib.types import ClassAverages, Poses
+
+
+def iteration_figures(
+    iteration: int,
+    poses: Poses,
+    previous: Poses | None,
+    averages: ClassAverages,
+    outer_radius: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """One iteration in numbers; `previous` None where there is nothing to compare with. NaN stands for unknown.
+
+    criterion           mean score of the particles in classes
+    mean_resolution_A   mean over the classes that have one; resolution_px the same in pixels, per class
+    pixel_error_px      mean rms move of a particle's disc among those that kept class and mirror
+    """
+    assigned = poses.class_index >= 0
+    counts = torch.zeros(len(averages.images) + 1, dtype=torch.float64, device=poses.score.device)
+    counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
+    means = _means([(poses.score, assigned), *_changes(poses, previous, outer_radius)])
+    # One transfer: every number taken from a GPU by itself would wait for all the work before it.
+    on_host = torch.cat([means, counts[1:]]).cpu()
+    criterion, pixel_error, class_changes, mirror_changes = on_host[: len(means)].tolist()
+    sizes = on_host[len(means) :].long()
+    resolution_px = class_resolution_px(averages)
+    known = [r for r in resolution_px if math.isfinite(r)]
+    pixel = averages.pixel_size_A or math.nan
+    mean_px = sum(known) / len(known) if known else math.nan
+    return {
+        "iteration": iteration,
+        "criterion": criterion,
+        "class_sizes": sizes.tolist(),
+        "smallest": int(sizes.min()),
+        "largest": int(sizes.max()),
+        "empty": int((sizes == 0).sum()),
+        "effective_classes": evaluation.effective_classes(sizes),
+        "mean_resolution_px": mean_px,
+        "mean_resolution_A": mean_px * pixel,
+        "resolution_px": resolution_px,
+        "resolution_A": [r * pixel for r in resolution_px],
+        "seconds": seconds,
+        "pixel_error_px": pixel_error,
+        "class_changes": class_changes,
+        "mirror_changes": mirror_changes,
+    }
+
+
+def class_resolution_px(averages: ClassAverages) -> list[float]:
+    """Resolution of each class in pixels, NaN where it has no FRC."""
+    if averages.frc is None:
+        return [math.nan] * len(averages.images)
+    curve = averages.frc.cpu().float()
+    frequency = resolution_frequency(curve.clone()).tolist()
+    known = (curve[:, 1:] != 0).any(1).tolist()
+    return [1 / max(f, 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
+
+
+def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> list[tuple[Tensor, Tensor]]:
+    """Pixel error, whether the class changed, and whether the mirror did; and of which particles that is known."""
+    if previous is None:
+        return [(poses.score, torch.zeros_like(poses.mirror))] * 3
+    both = (poses.class_index >= 0) & (previous.class_index >= 0)
+    kept = both & (poses.class_index == previous.class_index)
+    turned = poses.mirror != previous.mirror
+    error = evaluation.pixel_error(poses, previous, outer_radius)
+    return [(error, kept & ~turned), (~kept, both), (turned, kept)]
+
+
+def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None) -> list[dict[str, Any]]:
+    """Each class in numbers: members, resolution, mean score, and how far its members' poses moved last.
+
+    inplane_spread_deg and shift_spread_px are the rms changes of angle and shift in the last iteration, among members
+    that kept class and mirror: how reproducible the poses are.
+    """
+    pixel = averages.pixel_size_A or math.nan
+    rows = []
+    for k, resolution in enumerate(class_resolution_px(averages)):
+        member = poses.class_index == k
+        angle, shift = _spread(poses, previous, member)
+        rows.append(
+            {
+                "class": k + 1,
+                "members": int(member.sum()),
+                "resolution_px": resolution,
+                "resolution_A": resolution * pixel,
+                "mean_score": _mean(poses.score[member]),
+                "inplane_spread_deg": angle,
+                "shift_spread_px": shift,
+            }
+        )
+    return rows
+
+
+def _spread(poses: Poses, previous: Poses | None, member: Tensor) -> tuple[float, float]:
+    if previous is None:
+        return math.nan, math.nan
+    same = member & (previous.class_index == poses.class_index) & (previous.mirror == poses.mirror)
+    angle = wrap_deg(poses.psi_deg[same] - previous.psi_deg[same])
+    shift = torch.linalg.vector_norm(poses.origin_xy_px[same] - previous.origin_xy_px[same], dim=-1)
+    return math.sqrt(_mean(angle.square())), math.sqrt(_mean(shift.square()))
+
+
+def log_line(figures: dict[str, Any], total: int | None = None) -> str:
+    """An iteration in one line for a log file."""
+    resolution, unit = figures["mean_resolution_A"], "A"
+    if not math.isfinite(resolution):
+        resolution, unit = figures["mean_resolution_px"], "px"
+    of = f"/{total}" if total else ""
+    parts = [
+        f"iteration {figures['iteration']}{of}: criterion {figures['criterion']:.4f}",
+        f"class sizes {figures['smallest']}..{figures['largest']} "
+        f"({figures['empty']} empty, {figures['effective_classes']:.1f} effective)",
+    ]
+    if math.isfinite(resolution):
+        parts.append(f"FRC {resolution:.1f} {unit}")
+    if math.isfinite(figures["pixel_error_px"]):
+        parts.append(f"pixel error {figures['pixel_error_px']:.2f}")
+    if math.isfinite(figures["class_changes"]):
+        parts.append(f"class changes {100 * figures['class_changes']:.1f} %")
+    return ", ".join([*parts, f"{figures['seconds']:.1f} s"])
+
+
+def _means(chosen: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean (float64, on the device) of each pair's values where its mask says; NaN when there are none."""
+    values, where = (torch.stack(part) for part in zip(*((v.double(), w) for v, w in chosen), strict=True))
+    return torch.where(where, values, 0.0).sum(1) / where.sum(1)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if len(values) else math.nan

@@ -1,0 +1,293 @@
+"""Classification from scratch: particles in, classes out, no references.
+
+The model and its E-step are in `likelihood`, the M-step in `maximization`, balance in `posterior`, the course from
+first seeds to final classes in `course`. Here the options become those rooms' numbers, and their result a `RunResult`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classes import assignment as assign
+from ralib.classes.iteration_figures import class_figures
+from ralib.classification import results as finish
+from ralib.classification.course_figures import course_figures, state_poses
+from ralib.classification.course_state import pack, unpack
+from ralib.classification.em import Model
+from ralib.classification.quality import judge
+from ralib.classification.schedule import Course, Plan
+from ralib.classification.state import State, Step
+from ralib.classification.validation import quick_estimate
+from ralib.classification.whitening import Field, load_field
+from ralib.particles.batches import ParticleBatches
+from ralib.results.checkpoint import Checkpoint
+from ralib.types import ArraySource, ClassAverages, ParticleSet, RalibError, RunResult
+
+CTF_CHOICES = ("auto", "on", "off", "flipped")
+
+
+class Observer(Protocol):
+    """What a classification tells while it runs; an exception raised here stops it."""
+
+    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
+        """An iteration is complete: the figures of all so far; `pictures` makes its averages, coarse as they are."""
+        ...
+
+    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """A step of the course is complete; `fit(resume=...)` goes on from these."""
+        ...
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
+        return None
+
+    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        return None
+
+
+class Classifier:
+    """Sorts particles into classes by what they show, from scratch, and aligns them within.
+
+    n_classes      classes to end with
+    diameter_A     of the mask on class averages; None measures it from the particles
+    resolution_A   finest detail compared; None takes what the number of classes and the data support
+    lowest_A       coarsest detail compared, e.g. to ignore gradients; None uses all
+    balance        pressure towards equal class sizes, 0 (none) to 1 (equal); equal_sizes ends with sizes that differ by
+                   at most one
+    mirror         whether mirrored views share a class
+    ctf            'auto' (on where the input has CTF parameters), 'on', 'off', 'flipped' (phases are right already)
+    search_px      how far from the box centre a particle may lie; None takes a tenth of the box
+    skip_align     keep the poses the particles come with: only classes are found
+    seed           of everything random
+    plan           the course's numbers, see `course.Plan`
+
+    After `fit`: result_, poses_, class_averages_, classes_ (a dict a class), warnings_.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_classes: int,
+        diameter_A: float | None = None,
+        resolution_A: float | None = None,
+        lowest_A: float | None = None,
+        balance: float = 0.3,
+        equal_sizes: bool = False,
+        mirror: bool = True,
+        ctf: str = "auto",
+        search_px: float | None = None,
+        skip_align: bool = False,
+        seed: int = 1000,
+        plan: Plan | None = None,
+        batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if n_classes < 1:
+            raise RalibError(f"--classes {n_classes}: ask for at least 1")
+        if not 0 <= balance <= 1:
+            raise RalibError(f"--balance {balance:g} must lie between 0 (free) and 1 (equal)")
+        if ctf not in CTF_CHOICES:
+            raise RalibError(f"--ctf {ctf!r} is unknown: choose one of {', '.join(CTF_CHOICES)}")
+        for name, value in (("--diameter", diameter_A), ("--resolution", resolution_A), ("--low-limit", lowest_A)):
+            if value is not None and not value > 0:
+                raise RalibError(f"{name} {value:g} A must be above 0")
+        self.n_classes, self.balance, self.equal_sizes = n_classes, balance, equal_sizes
+        self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
+        self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
+        self.seed, self.plan, self.device = seed, plan or Plan(), torch.device(device)
+        self.batch_size = batch_size
+
+    def fit(
+        self,
+        particles: ParticleSet | np.ndarray | Tensor,
+        *,
+        observer: Observer | None = None,
+        resume: Checkpoint | None = None,
+    ) -> Classifier:
+        """Classify; `resume` goes on from what an observer was given, with the same result to the bit."""
+        particles = _as_particles(particles)
+        self._check(particles)
+        self._timings: dict[str, float] = {}
+        start = time.perf_counter()
+        batches = self._batches(particles)
+        field = self._load(particles, batches)
+        if (usable := int(field.usable.sum())) < 2:
+            raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
+        self._lap("prepare_s", start)
+        start = time.perf_counter()
+        state, figures, course, model = self._search(particles, field, observer or Silent(), resume)
+        self._lap("search_s", start)
+        start = time.perf_counter()
+        self._finish(particles, batches, field, state, figures, course, model)
+        self._lap("average_s", start)
+        self.result_.extra["timings"] = self._timings
+        return self
+
+    def _check(self, particles: ParticleSet) -> None:
+        n = len(particles)
+        if n < 2 * self.n_classes:
+            raise RalibError(f"{n} particles are too few for {self.n_classes} classes: ask for at most {n // 2}")
+        if self.ctf in ("on", "flipped") and particles.ctf is None:
+            raise RalibError(
+                f"--ctf {self.ctf}: the particles have no CTF parameters: use --ctf off, or a file with them"
+            )
+        if particles.pixel_size_A is None and any(v is not None for v in (self.diameter_A, self.resolution_A)):
+            raise RalibError("lengths in A need a pixel size and no file says it: give one with --pixel-size")
+        if self.skip_align and particles.poses is None:
+            raise RalibError("--skip-align: the particles have no poses: give a file with them by --reference-poses")
+
+    def _ctf_mode(self, particles: ParticleSet) -> str:
+        known = particles.ctf is not None and particles.pixel_size_A is not None
+        return "off" if not known else "on" if self.ctf == "auto" else self.ctf
+
+    def _batches(self, particles: ParticleSet) -> ParticleBatches:
+        default = 1024 if self.device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
+        return ParticleBatches(
+            particles,
+            range(len(particles)),
+            batch_size=self.batch_size or default,
+            device=self.device,
+            background_radius=0.45 * particles.box,
+        )
+
+    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> Field:
+        pixel = particles.pixel_size_A or 1.0
+        return load_field(
+            particles,
+            batches,
+            n_classes=self.n_classes,
+            radius_px=self.diameter_A / pixel / 2 if self.diameter_A else None,
+            resolution_px=self.resolution_A / pixel if self.resolution_A else None,
+            lowest_px=self.lowest_A / pixel if self.lowest_A else None,
+            ctf=self._ctf_mode(particles),
+        )
+
+    def _search(
+        self, particles: ParticleSet, field: Field, observer: Observer, resume: Checkpoint | None
+    ) -> tuple[State, list[dict[str, Any]], Course, Model]:
+        model, course, state = self._begin(particles, field)
+        figures: list[dict[str, Any]] = []
+        if resume is not None:
+            state, figures = unpack(course, resume.arrays, resume.meta, self.device)
+        clock, saved, pixel = time.perf_counter(), replace(course.position), particles.pixel_size_A
+        previous = state_poses(state, field) if figures else None
+        for stage, state in course.run(state):  # noqa: B020 - each state begins the next
+            poses = state_poses(state, field)
+            now = time.perf_counter()
+            number = len(figures) + 1
+            figures.append(course_figures(stage, number, state, poses, previous, field, pixel, now - clock))
+            clock, previous = now, poses
+            observer.iteration(figures, partial(finish.coarse_averages, field, state, pixel))
+            if course.position != saved and not course.finished:
+                saved = replace(course.position)
+                observer.checkpoint(*pack(course, state, figures))
+        return state, figures, course, model
+
+    def _begin(self, particles: ParticleSet, field: Field) -> tuple[Model, Course, State]:
+        """The model, a course at its beginning, and the particles as they come."""
+        generator = torch.Generator().manual_seed(self.seed)
+        n = len(particles)
+        half = torch.randperm(n, generator=generator) % 2
+        held = _held_out(n, generator).to(self.device)
+        search_px = (self.search_px or 0.1 * particles.box) * field.scale
+        model = Model(field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align)
+        course = Course(model, self.plan, self.n_classes, generator)
+        state = model.blank(n)
+        if self.skip_align and particles.poses is not None:
+            given = particles.poses.to(self.device)
+            origin = given.origin_xy_px.float() * field.scale
+            state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
+        return model, course, state
+
+    def _finish(
+        self,
+        particles: ParticleSet,
+        batches: ParticleBatches,
+        field: Field,
+        state: State,
+        figures: list[dict[str, Any]],
+        course: Course,
+        model: Model,
+    ) -> None:
+        if self.equal_sizes:
+            state = _equalised(model, course, state)
+        poses = state_poses(state, field).to("cpu")
+        averages = finish.on_host(
+            finish.full_averages(
+                particles, batches, poses.to(self.device), model.half, ctf=self._ctf_mode(particles),
+                n_classes=self.n_classes,
+            )
+        )  # fmt: skip
+        stability = quick_estimate(model, course, state, torch.Generator().manual_seed(self.seed))
+        classes = class_figures(averages, poses, None)
+        assert course.references is not None
+        verdict = judge(field, state, course.references, averages, poses, classes, stability)
+        extra = {
+            "references": finish.filtered(averages),
+            "classes": verdict.classes,
+            "particles": verdict.particles,
+            "bad_particles": sorted(batches.bad),
+            "log": course.log,
+            "stability": stability.summary,
+            "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
+        }
+        self.result_ = RunResult("classify", poses, averages, figures, self._options(), verdict.warnings, extra)
+        self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
+        self.warnings_ = verdict.warnings
+
+    def _options(self) -> dict[str, Any]:
+        names = "n_classes diameter_A resolution_A lowest_A balance equal_sizes mirror ctf search_px skip_align seed"
+        return {name: getattr(self, name) for name in names.split()}
+
+    def _lap(self, name: str, start: float) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._timings[name] = time.perf_counter() - start
+
+
+def _equalised(model: Model, course: Course, state: State) -> State:
+    """Classes of equal size: a balanced assignment over the final fits, each particle's pose refined in its class."""
+    assert course.references is not None
+    rings = course.references.shape[1]
+    found = model.expect(course.references, state, Step(rings, 1.0))
+    fit = model.fit(found, state)
+    index = assign.equal_sizes(fit.cpu()).to(fit.device)
+    pose = found.pick(index)
+    members = torch.nn.functional.one_hot(index, fit.shape[1]).float().sum(0)
+    return replace(
+        state,
+        psi_deg=pose.psi_deg,
+        origin_xy_px=pose.origin_xy_px,
+        mirror=pose.mirror,
+        class_index=index,
+        fit=fit,
+        members=members,
+    )
+
+
+def _held_out(n: int, generator: torch.Generator) -> Tensor:
+    """A twentieth of the particles, 20 to 500; none of fewer than 160, which cannot spare them."""
+    held = torch.zeros(n, dtype=torch.bool)
+    if n >= 160:
+        held[torch.randperm(n, generator=generator)[: min(500, max(20, n // 20))]] = True
+    return held
+
+
+def _as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
+    if isinstance(particles, ParticleSet):
+        return particles
+    array = particles.cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
+    if array.ndim != 3 or array.shape[1] != array.shape[2]:
+        raise RalibError(f"images have shape {tuple(array.shape)}: give (n, box, box)")
+    return ParticleSet(images=ArraySource(array))

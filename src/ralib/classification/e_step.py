@@ -1,0 +1,294 @@
+"""How well a particle fits a class in every pose: the E-step's search and its refinement off the grid.
+
+A particle is modelled as F(k) = a CTF(k) A_c(posed) + noise of variance sigma^2(k). Up to what all classes share, the
+logarithm of its likelihood is a x - a^2 p / 2 with the cross term x = <CTF F / sigma^2, posed A_c> and the norm
+p = <CTF^2 / sigma^2, |A_c|^2> (over angles CTF^2 is averaged, so p knows no pose). The scale a has a normal prior
+around the mean scale; its best value can be written down, and what remains is a monotonous function of x.
+
+Scheres et al. 2005 (ML2D) and Scheres 2012 (RELION) are where this model comes from; the mirror, and the exhaustive
+search with shifts done as phases on the template, are not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ralib.classification.ring_grid import RingGrid
+from ralib.conventions import mirror_x, rotate_xy, wrap_deg
+from ralib.images.fourier import squared
+from ralib.kernels.pose_search.rotational_score import angle_deg, angular_tables, rotational_max
+
+STEP_BYTES = 4e9
+"""Device memory that a step may take beside the particles, where there is so much."""
+
+SCALE_SD = 0.35
+"""Standard deviation of the particles' scales around their mean: ice thickness and defocus leave about a third."""
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Particles on the rings, ready for scoring.
+
+    data    (b, R, H) complex: weight * CTF * F / sigma^2
+    power   (b, R) what the ring power of a template is summed with: weight * H * mean over angles of CTF^2 / sigma^2
+    """
+
+    data: Tensor
+    power: Tensor
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        """Sum over the angles of |data|^2, (b, R)."""
+        return torch.cat([squared(part).sum(2) for part in self.data.split(1024)])
+
+    def __getitem__(self, index: Tensor | slice) -> Spectra:
+        return Spectra(self.data[index], self.power[index])
+
+
+@dataclass(frozen=True)
+class ClassPoses:
+    """The best pose of each particle in each class, every field (b, k) (origin (b, k, 2)).
+
+    cross and norm are x and p of the module's first lines.
+    """
+
+    cross: Tensor
+    norm: Tensor
+    psi_deg: Tensor
+    origin_xy_px: Tensor
+    mirror: Tensor
+
+    def pick(self, class_index: Tensor) -> ClassPoses:
+        """The poses in one class of each particle, class_index (b,): fields (b,)."""
+        row = torch.arange(len(class_index), device=class_index.device)
+        return ClassPoses(*(f[row, class_index] for f in self.fields()))
+
+    def columns(self, keep: Tensor) -> ClassPoses:
+        """The same for some of the classes."""
+        return ClassPoses(*(f[:, keep] for f in self.fields()))
+
+    def fields(self) -> tuple[Tensor, ...]:
+        return self.cross, self.norm, self.psi_deg, self.origin_xy_px, self.mirror
+
+
+def in_order(poses: list[ClassPoses], order: Tensor) -> list[ClassPoses]:
+    """Candidates, each with fields (b,), put into an order (b, candidates) of each particle's own."""
+    together = ClassPoses(*(torch.stack(f, dim=1) for f in zip(*(p.fields() for p in poses), strict=True)))
+    return [together.pick(order[:, j]) for j in range(len(poses))]
+
+
+def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
+    """Logarithm of the likelihood against pure noise, at the best scale under its prior."""
+    precision = 1.0 / (SCALE_SD * mean_scale) ** 2
+    return 0.5 * (cross + precision * mean_scale).square() / (norm + precision) - 0.5 * precision * mean_scale**2
+
+
+def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
+    """The scale that maximises the likelihood, not below a tenth of the mean."""
+    precision = 1.0 / (SCALE_SD * mean_scale) ** 2
+    scale = (cross + precision * mean_scale) / (norm + precision)
+    return torch.maximum(scale, 0.1 * mean_scale)
+
+
+def ring_power(references: Tensor) -> Tensor:
+    """Mean over angles of |A|^2, (k, r), from orders (k, r, m)."""
+    power = squared(references)
+    return 2 * power.sum(-1) - power[..., 0]
+
+
+def disc_of_shifts(radius_px: float, step_px: float, device: torch.device | str) -> Tensor:
+    """Shifts (S, 2) on a square grid around zero, within the radius, the nearest first."""
+    n = math.floor(radius_px / step_px + 1e-6)
+    line = torch.arange(-n, n + 1, dtype=torch.float32) * step_px
+    grid = torch.cartesian_prod(line, line)
+    length = grid.norm(dim=1)
+    inside = grid[length <= radius_px + 1e-4]
+    return inside[torch.argsort(inside.norm(dim=1), stable=True)].to(device)
+
+
+def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
+    """Rows of the scoring product: real (m, k * S * 2 or 1 * 2, 2 r) from reference orders (k, r, m).
+
+    Row pairs are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), columns Re X and Im X.
+    """
+    rings, n_orders = references.shape[1:]
+    samples = grid.samples_of(references)
+    moved = samples[:, None] * grid.phase(shifts_xy_px, rings)
+    t = grid.orders_of(moved, n_orders) * (2.0 * grid.n_half)
+    t[..., 0] *= 0.5
+    a, b = t.real, t.imag
+    plain = torch.stack([torch.cat([a, b], -2), torch.cat([-b, a], -2)], dim=2)
+    rows = plain[:, :, None]
+    if mirror:
+        mirrored = torch.stack([torch.cat([a, -b], -2), torch.cat([b, a], -2)], dim=2)
+        rows = torch.stack([plain, mirrored], dim=2)
+    return rows.flatten(0, 3).permute(2, 0, 1).contiguous()
+
+
+def score_classes(
+    grid: RingGrid,
+    spectra: Spectra,
+    origin_xy_px: Tensor,
+    references: Tensor,
+    shifts_xy_px: Tensor,
+    *,
+    favour: Tensor | None = None,
+    mirror: bool = True,
+    memory_bytes: float = STEP_BYTES,
+) -> ClassPoses:
+    """Best pose of every particle (b) in every class (k) over all rotations, mirror, and shifts around its origin.
+
+    origin_xy_px    (b, 2) where each particle was centred so far
+    references      (k, r, m) orders of the class averages, masked
+    shifts_xy_px    (S, 2) searched around it; a shift of the class by s is one of the particle by -s, in its frame
+    favour          (S,) added to the cross term while shifts are compared: how likely they are
+    """
+    k, rings, n_orders = references.shape
+    flips = 2 if mirror else 1
+    rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
+    n_half = 8 * math.ceil(1.5 * n_orders / 8)
+    orders = torch.arange(n_orders, device=grid.device, dtype=torch.float64)
+    cosine, sine = angular_tables(orders, n_half, dtype=torch.float32)
+    norm = spectra.power[:, :rings] @ ring_power(references).T
+    parts = []
+    for first in range(0, len(spectra), batch := _batch(rows, memory_bytes)):
+        cut = slice(first, first + batch)
+        moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
+        x = grid.orders_of(moved, n_orders)
+        columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).contiguous()
+        cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
+        value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
+        if favour is not None:
+            value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
+        value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
+        turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
+        if favour is not None:
+            value -= favour[at // (2 * flips)]
+        parts.append((value.T, at.T, turn.T))
+    value, at, turn = (torch.cat(p) for p in zip(*parts, strict=True))
+    # Within a class the order is shift, mirror, sign of the rotation.
+    psi = angle_deg(turn, at % 2, n_half)
+    flipped = at // 2 % flips == 1
+    moved_by = -mirror_x(shifts_xy_px[at // (2 * flips)], flipped)
+    origin = origin_xy_px[:, None] + rotate_xy(-psi, moved_by)
+    return ClassPoses(value, norm, psi, origin, flipped)
+
+
+def _batch(rows: Tensor, memory_bytes: float) -> int:
+    """Particles scored at once: few on a CPU, where the product should stay in the cache; many on a GPU."""
+    if rows.device.type == "cpu":
+        return 48
+    per_particle = 4.0 * rows.shape[1] * (rows.shape[0] + 4)
+    return max(16, int(memory_bytes / per_particle))
+
+
+def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:
+    """Particles, at most `most`, of which a step may hold all samples a dozen times."""
+    return max(16, min(most, int(memory_bytes / (100.0 * rings * grid.n_half))))
+
+
+def score_fixed(
+    grid: RingGrid, spectra: Spectra, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, references: Tensor
+) -> ClassPoses:
+    """The same for poses that are given (b,): only the classes are compared."""
+    k, rings, n_orders = references.shape
+    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
+    rows = torch.view_as_real(references * torch.where(m == 0, 1.0, 2.0) * grid.n_half).flatten(1)
+    parts = []
+    for first in range(0, len(spectra), 1024):
+        cut = slice(first, first + 1024)
+        moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
+        turn = -torch.deg2rad(psi_deg[cut])[:, None] * m
+        posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
+        posed = torch.where(mirror[cut][:, None, None], posed.conj(), posed)
+        parts.append(torch.view_as_real(posed.resolve_conj()).flatten(1) @ rows.T)
+    norm = spectra.power[:, :rings] @ ring_power(references).T
+    poses = (f[:, None].expand(-1, k, *f.shape[1:]) for f in (psi_deg, origin_xy_px, mirror))
+    return ClassPoses(torch.cat(parts), norm, *poses)
+
+
+def refine_poses(
+    grid: RingGrid,
+    spectra: Spectra,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    *,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+    memory_bytes: float = STEP_BYTES,
+) -> ClassPoses:
+    """Newton steps in (psi, x, y) from the grid's pose of each particle in its class; fields (b,) in and out.
+
+    A step is at most `limit_deg` and `limit_px` long, and is only kept where the cross term grows.
+    """
+    out = []
+    most = 64 if grid.device.type == "cpu" else 4096
+    chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
+    for first in range(0, len(spectra), chunk):
+        cut = slice(first, first + chunk)
+        part = ClassPoses(*(f[cut] for f in poses.fields()))
+        psi, origin = part.psi_deg, part.origin_xy_px
+        rings = references.shape[1]
+        data, reference = spectra.data[cut, :rings], references[class_index[cut]]
+        reference = torch.where(part.mirror[:, None, None], reference.conj(), reference)
+        best, best_psi, best_origin = part.cross, psi, origin
+        for step in range(steps + 1):
+            score, gradient, hessian = _derivatives(grid, data, reference, psi, origin, order=2 if step < steps else 0)
+            better = score > best if step else torch.ones_like(score, dtype=torch.bool)
+            best = torch.where(better, score, best)
+            best_psi = torch.where(better, psi, best_psi)
+            best_origin = torch.where(better[:, None], origin, best_origin)
+            if step < steps:
+                move = _newton(gradient, hessian)
+                turn = torch.rad2deg(move[:, 0]).clamp(-limit_deg, limit_deg)
+                psi, origin = psi + turn, origin + move[:, 1:].clamp(-limit_px, limit_px)
+        out.append(ClassPoses(best, part.norm, wrap_deg(best_psi), best_origin, part.mirror))
+    return ClassPoses(*(torch.cat(f) for f in zip(*(o.fields() for o in out), strict=True)))
+
+
+def _derivatives(
+    grid: RingGrid, data: Tensor, reference: Tensor, psi_deg: Tensor, origin_xy_px: Tensor, *, order: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross term (b,), its gradient (b, 3) and Hessian (b, 3, 3) in (psi in radians, x, y of the origin)."""
+    rings, n_orders = reference.shape[1:]
+    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
+    turn = torch.deg2rad(psi_deg)[:, None] * m
+    turned = reference * torch.polar(torch.ones_like(turn), turn)[:, None]
+    moved = data * grid.phase(origin_xy_px, rings)
+    product = moved * grid.samples_of(turned).conj()
+    score = product.real.sum((1, 2))
+    if order == 0:
+        return score, score, score
+    slope = moved * grid.samples_of(turned * (1j * m)).conj()
+    bend = -(moved * grid.samples_of(turned * (m * m)).conj()).real.sum((1, 2))
+    direction = torch.stack([torch.cos(grid.angle_rad), torch.sin(grid.angle_rad)])
+    f = (2 * math.pi * grid.frequency[:rings, None] * direction[:, None]).flatten(1)
+    once = torch.stack([f[0], f[1]], dim=1)
+    twice = torch.stack([f[0] * f[0], f[0] * f[1], f[1] * f[1]], dim=1)
+    sx, sy = (product.imag.flatten(1) @ once).unbind(1)
+    px, py = (slope.imag.flatten(1) @ once).unbind(1)
+    xx, xy, yy = (-product.real.flatten(1) @ twice).unbind(1)
+    gradient = torch.stack([slope.real.sum((1, 2)), sx, sy], dim=1)
+    hessian = torch.stack([bend, px, py, px, xx, xy, py, xy, yy], dim=1).unflatten(1, (3, 3))
+    return score, gradient, hessian
+
+
+def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """Step (b, 3) towards the maximum; a direction in which the score is no hill is climbed by its slope's sign."""
+    scale = torch.diagonal(hessian, dim1=1, dim2=2).abs().clamp_min(1e-12).rsqrt()
+    scaled = hessian * scale[:, :, None] * scale[:, None, :]
+    hill = -scaled + 0.05 * torch.eye(3, device=hessian.device)
+    determinant_safe = hill + (torch.linalg.det(hill).abs() < 1e-4)[:, None, None] * torch.eye(3, device=hill.device)
+    step = torch.linalg.solve_ex(determinant_safe, (gradient * scale)[..., None])[0][..., 0] * scale
+    uphill = (step * gradient).sum(1) > 0
+    return torch.where(uphill[:, None], step, torch.sign(gradient) * scale * 0.3)

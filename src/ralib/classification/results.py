@@ -1,0 +1,81 @@
+"""Class averages at full box and pixel size from the poses a classification ended with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame
+from ralib.classification.state import State
+from ralib.classification.whitening import Field
+from ralib.images.ctf import apply_ctf, ctf_2d
+from ralib.images.fourier import spread_rings
+from ralib.particles.batches import ParticleBatches
+from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses
+
+
+def full_averages(
+    particles: ParticleSet, batches: ParticleBatches, poses: Poses, half: Tensor, *, ctf: str, n_classes: int
+) -> ClassAverages:
+    """CTF-corrected averages, half averages and FRC of all classes: Wiener's filter with each class's measured SSNR.
+
+    The averages are not filtered otherwise, and not masked. half (n,) says which half a particle is in; ctf is 'on',
+    'off' or 'flipped'.
+    """
+    corrected = ctf != "off" and particles.ctf is not None and particles.pixel_size_A is not None
+    sums = ClassSums.empty(n_classes, particles.box, batches.device, ctf=corrected)
+    for batch in batches:
+        member, power, images = poses[batch.rows], None, batch.images
+        if corrected:
+            assert particles.ctf is not None
+            assert particles.pixel_size_A is not None
+            parameters = particles.ctf[batch.index]
+            images = _times_ctf(images, parameters, particles.pixel_size_A, ctf)
+            power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
+        sums.add_(images, member, half[batch.rows].to(batches.device), power)
+    return class_averages(sums, pixel_size_A=particles.pixel_size_A)
+
+
+def coarse_averages(field: Field, state: State, pixel_size_A: float | None) -> ClassAverages:
+    """The averages of an iteration, at the box and pixel size at which the search works."""
+    assert state.averages is not None
+    grid = field.grid
+    images = grid.image(grid.samples_of(state.averages.orders)).cpu()
+    pixel = None if pixel_size_A is None else pixel_size_A / field.scale
+    return ClassAverages(images=images, members=state.members.cpu(), pixel_size_A=pixel)
+
+
+def filtered(averages: ClassAverages) -> Tensor:
+    """The averages (k, n, n) as far as they can be believed: every ring weighted by sqrt(2 FRC / (1 + FRC)).
+
+    That weight is the expected correlation of the average with a perfect one (Rosenthal and Henderson 2003); rings
+    past the first that fails are left out.
+    """
+    assert averages.frc is not None
+    curve = averages.frc.clamp(0, 1)
+    alive = torch.cumprod((curve[:, 1:] > 0.05).to(curve.dtype), dim=1)
+    curve = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:] * alive], dim=1)
+    weight = torch.sqrt(2 * curve / (1 + curve))
+    box = averages.images.shape[-1]
+    response = spread_rings(weight, box)
+    images: Tensor = torch.fft.irfft2(torch.fft.rfft2(averages.images) * response, s=(box, box))
+    return images
+
+
+def on_host(averages: ClassAverages) -> ClassAverages:
+    """The same averages in main memory."""
+    halves, curve = averages.half_images, averages.frc
+    return replace(
+        averages,
+        images=averages.images.cpu(),
+        members=averages.members.cpu(),
+        half_images=None if halves is None else halves.cpu(),
+        frc=None if curve is None else curve.cpu(),
+    )
+
+
+def _times_ctf(images: Tensor, parameters: CtfParameters, pixel_size_A: float, ctf: str) -> Tensor:
+    transfer = ctf_2d(parameters, images.shape[-1], pixel_size_A, device=images.device)
+    return apply_ctf(images, transfer.abs() if ctf == "flipped" else transfer)

@@ -1,0 +1,273 @@
+"""The course of a classification: from single particles as references to the final classes.
+
+    start      many random particles as references, at a resolution of a few details across the particle, soft
+    thin       the least useful of them are dropped, down to the number of classes asked for
+    exchange   the largest classes are split in two, all compete, the K most useful stay; several rounds
+    sharpen    more rings as long as the halves agree there, poses off the grid
+
+A single particle at low dose is a poor reference, but its signal already outweighs its noise where an exhaustive
+search may choose the pose. Starting beyond the lowest resolution matters: there all views look alike.
+
+Most iterations try the shifts next to each particle's last centre only. A particle that early, poor references put off
+centre would stay there and end in a class of another view, so exchange and sharpening begin with a search from the box
+centre over all shifts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ralib.classification.em import Model
+from ralib.classification.leave_one_out import Own
+from ralib.classification.posterior import class_prices
+from ralib.classification.seeding import keep_most_useful, particles_as_references, poorly_explained
+from ralib.classification.state import State, Step
+
+ENOUGH = 10_000, 200
+"""Particles, and particles a class, that a start needs."""
+
+STRANGE_SEEDS = 20
+"""Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
+
+STRANGE_SHARE = 5
+"""One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
+view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a course. Resolutions are details (full periods) across a particle.
+
+    start_details, exchange_details   resolution of the first stages: at 6 a particle has its shape but no detail that
+                              a single noisy particle could not show; at 10 views a few degrees from a mirror image of
+                              each other come apart
+    surplus                   seeds for every class asked for: a class needs a seed among its members
+    thinning                  share of the seeds that each step leaves, down to the classes asked for
+    temperatures              of the start, and from then on
+    exchanges                 rounds; each splits the `newcomers` times K largest classes
+    strangers                 times K: classes that the worst explained particles form among themselves (STRANGE_SHARE);
+                              they compete too, so that a rare view or species can get a class that no seed gave it
+    wide                      rounds that begin with a search over all shifts
+    agreement                 rings are added while the halves' mean FRC there exceeds it
+    final                     iterations of the last stage
+    """
+
+    start_details: float = 6.6
+    exchange_details: float = 10.5
+    surplus: float = 2.5
+    thinning: float = 0.75
+    temperatures: tuple[float, float] = (4.0, 1.0)
+    exchanges: int = 3
+    newcomers: float = 0.3
+    strangers: float = 0.4
+    wide: int = 1
+    agreement: float = 0.2
+    final: int = 6
+
+
+@dataclass
+class Position:
+    """Where a course stands: what is done, and the resolution reached. With the state, all that the rest needs."""
+
+    begun: bool = False
+    exchanged: int = 0
+    sharpened: int = 0
+    rings: int = 0
+
+
+class Course:
+    """Runs a plan; `run` yields the state after every iteration with the name of its stage.
+
+    `position` and the state of the same moment, saved, let another Course go on from there.
+    """
+
+    def __init__(self, model: Model, plan: Plan, n_classes: int, generator: torch.Generator) -> None:
+        self.model, self.plan, self.k, self.generator = model, plan, n_classes, generator
+        self.log: list[str] = []
+        self.references: Tensor | None = None
+        self.position = Position(rings=self._rings(plan.exchange_details))
+
+    @property
+    def finished(self) -> bool:
+        return self.position.sharpened > self.plan.final
+
+    def run(self, state: State) -> Iterator[tuple[str, State]]:
+        """All stages from the position on; at the first, from single particles."""
+        at, plan = self.position, self.plan
+        if not at.begun:
+            state = yield from self._begin_with_some(state)
+            at.begun = True
+            yield "classes", state
+        for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
+            state = yield from self._exchange(state, self.model.references(state, at.rings))
+            at.exchanged += 1
+            yield "exchange", state
+        for _ in range(at.sharpened, plan.final + 1):
+            state = self._sharpen(state)
+            at.sharpened += 1
+            yield "sharpen", state
+
+    def _begin_with_some(self, state: State) -> Generator[tuple[str, State], None, State]:
+        """The first stage, on no more particles than it needs: more add nothing to single particles as references."""
+        able = torch.nonzero((self.model.field.usable & ~self.model.held_out).cpu())[:, 0]
+        enough = max(ENOUGH[0], ENOUGH[1] * self.k)
+        if len(able) < 1.5 * enough:
+            return (yield from self.begin(state))
+        chosen = torch.randperm(len(able), generator=self.generator)[:enough].sort().values
+        rows = able[chosen].to(state.psi_deg.device)
+        course = Course(self.model.of(rows), self.plan, self.k, self.generator)
+        *_, (_, found) = course.only_begin(state.of(rows))
+        references = course.model.references(found, self.position.rings)
+        state = replace(state, spread_px=found.spread_px)
+        state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
+        return state
+
+    def begin(self, state: State) -> Generator[tuple[str, State], None, State]:
+        """From single particles as references to as many classes as asked for."""
+        plan, rings, middle = self.plan, self.position.rings, self._rings(self.plan.start_details)
+        usable = torch.nonzero((self.model.field.usable & ~self.model.held_out).cpu())[:, 0]
+        seeds = min(len(usable), max(self.k + 1, round(plan.surplus * self.k)))
+        chosen = usable[torch.randperm(len(usable), generator=self.generator)[:seeds]]
+        references = self._seeds(state, chosen, middle)
+        for i in range(3):
+            state, references = self._iterate(references, state, middle, plan.temperatures[0], wide=i < 2)
+            yield "start", state
+        # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
+        while len(references) > self.k:
+            keep = self._most_useful(state, max(self.k, int(plan.thinning * len(references))))
+            state, references = _restricted(state, keep), references[keep]
+            state, _ = self._iterate(references, state, middle, plan.temperatures[0])
+            yield "thin", state
+            middle = min(middle + 1, rings)
+            references = self.model.references(state, middle)
+        for i in range(2):
+            if i:
+                yield "classes", state
+            state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
+        return state
+
+    def _exchange(self, state: State, references: Tensor) -> Generator[tuple[str, State], None, State]:
+        """One round: newcomers compete with the classes there are, and as many as were asked for stay."""
+        at, plan, k = self.position, self.plan, self.k
+        extra = max(1, round(plan.newcomers * k))
+        largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
+        crowd, own = self._split(state, largest, at.rings)
+        state = replace(state, own=own)
+        if plan.strangers > 0:
+            crowd = torch.cat([crowd, self._strangers(state, references, max(1, round(plan.strangers * k)))])
+        for i in range(2):
+            wide = i == 0 and at.exchanged < plan.wide
+            state, crowd = self._iterate(crowd, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
+            yield "exchange", state
+        keep = self._most_useful(state, k)
+        split, strange = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
+        told = f"{extra} classes were split, {split} of the new ones stay for others"
+        if len(crowd) > k + extra:
+            told += f"; {len(crowd) - k - extra} classes of poorly explained particles came, {strange} of them stay"
+        self.log.append(f"exchange {at.exchanged + 1}: {told}")
+        state, _ = self._iterate(crowd[keep], _restricted(state, keep), at.rings, plan.temperatures[1], newton=1)
+        return state
+
+    def _sharpen(self, state: State) -> State:
+        """One iteration of the last stage: resolution grows with the agreement of the halves."""
+        at, plan = self.position, self.plan
+        if at.sharpened > 0:
+            at.rings = self._grown(state, at.rings)
+        references = self.model.references(state, at.rings)
+        state, _ = self._iterate(
+            references, state, at.rings, plan.temperatures[1],
+            wide=at.sharpened == 0, newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
+            centre=at.sharpened < 3,
+        )  # fmt: skip
+        return state
+
+    def _iterate(
+        self,
+        references: Tensor,
+        state: State,
+        rings: int,
+        temperature: float,
+        *,
+        wide: bool = False,
+        newton: int = 0,
+        centre: bool = True,
+    ) -> tuple[State, Tensor]:
+        """One iteration; `wide` searches all shifts, from the box centre."""
+        model = self.model
+        state = model.iterate(references, state, Step(rings, temperature, wide=wide, newton=newton))
+        if centre:
+            state = model.centred(state)
+        self.references = model.references(state, rings)
+        return state, self.references
+
+    def _rings(self, details: float) -> int:
+        return self.model.field.rings_for(details)
+
+    def _seeds(self, state: State, index: Tensor, rings: int) -> Tensor:
+        """References (b, r, m) from single particles, behind the mask."""
+        grid, mask = self.model.field.grid, self.model.field.mask
+        index = index.to(grid.device)
+        samples = particles_as_references(grid, self.model.field.spectra[index], rings)
+        samples = samples * grid.phase(state.origin_xy_px[index], rings)
+        masked = grid.transform(grid.image(samples) * mask)[:, :rings]
+        return grid.orders_of(masked, self.model.field.orders(rings))
+
+    def _most_useful(self, state: State, keep: int) -> Tensor:
+        """Which classes to keep; fits count less what balance charges the members of large classes."""
+        return keep_most_useful(state.fit + class_prices(state.fit, 1.0, self.model.balance), keep)
+
+    def _split(self, state: State, classes: Tensor, rings: int) -> tuple[Tensor, Own]:
+        """References of all classes, and of new ones: the worse fitting half of the members of some; who is in them.
+
+        Where a class mixes two views, those of the rarer one fit its average worse.
+        """
+        index = state.class_index.clone()
+        for new, old in enumerate(classes.tolist()):
+            member = state.class_index == old
+            middle = torch.where(member, state.scale, torch.nan).nanmedian()
+            index = torch.where(member & (state.scale < middle), self.k + new, index)
+        averages, own = self.model.averages(state, index, self.k + len(classes), rings)
+        return self.model.masked(averages, rings), own
+
+    def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
+        """References of `count` classes that the worst explained particles form, beginning anew among themselves.
+
+        From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
+        """
+        model, rings = self.model, self.position.rings
+        able = ~model.held_out & model.field.usable
+        strange = max(4 * count, len(able) // (STRANGE_SHARE * 2**self.position.exchanged))
+        rows = poorly_explained(model.field.spectra, state, references, able, strange)
+        sub = model.of(rows)
+        plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)
+        course = Course(sub, plan, count, self.generator)
+        part = state.of(rows)
+        if model.align:
+            part = State.blank(len(rows), state.spread_px)
+        *_, (_, found) = course.only_begin(part)
+        return sub.references(found, rings)
+
+    def only_begin(self, state: State) -> Iterator[tuple[str, State]]:
+        """The first stage alone."""
+        yield "classes", (yield from self.begin(state))
+
+    def _grown(self, state: State, rings: int) -> int:
+        """As many rings as the halves agree on, at most two more than now."""
+        assert state.averages is not None
+        frc, members = state.averages.frc, state.members
+        mean = (frc * members[:, None]).sum(0) / members.sum().clamp_min(1)
+        agree = torch.cumprod((mean > self.plan.agreement).int(), 0)
+        return max(rings, min(int(agree.sum()), rings + 2, self.model.field.grid.n_rings))
+
+
+def _restricted(state: State, keep: Tensor) -> State:
+    """A state of which only some classes remain; particles move to the best of them."""
+    fit = state.fit[:, keep]
+    index = fit.argmax(1)
+    members = torch.nn.functional.one_hot(index, len(keep)).float().sum(0)
+    own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
+    return replace(state, fit=fit, class_index=index, members=members, own=own)

@@ -1,0 +1,65 @@
+"""Where classes begin, and which of too many are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ralib.classification.e_step import Spectra, ring_power
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.state import State
+
+NEIGHBOURS = 3, 10
+"""Best classes within which a particle's spread is told, at least and at most: a quarter of all, so that few lie in
+another species; ten are two shells around one's own class where views lie evenly on a sphere."""
+
+LEAST_SPREAD = 2.0
+"""Nats: classes that differ by less are the same to a particle."""
+
+DISTINCT = 8, 1.4
+"""Members that a rare view must have at least, and times the typical loss a member, in nats, that makes it one."""
+
+
+def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
+    """Samples (b, r, H) of single particles, deconvolved by their CTF as far as their noise allows."""
+    data = spectra.data[:, :rings] / grid.weight[:rings, None]
+    power = spectra.power[:, :rings] / (grid.weight[:rings] * grid.n_half)
+    return data / (power + 0.5)[..., None]
+
+
+def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
+    """Which `keep` of the k columns of a table of fits (n, k) to keep so that particles lose least: (keep,).
+
+    Columns are dropped one by one, each time the one whose particles lose least by going to their second best
+    (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of
+    its spread that it would lose, which is what lies between its best class and one some places further down. So
+    neither particles of high contrast decide, nor a species whose views differ more than another's. A class whose
+    members lose many more nats than those of others stays, however few they are: it holds a rare view that nothing else
+    explains.
+    """
+    k = fit.shape[1]
+    top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
+    spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
+    fit = fit / spread
+    alive = torch.ones(k, dtype=torch.bool, device=fit.device)
+    for left in range(k, keep, -1):
+        two, owner = fit.topk(2, dim=1)
+        belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
+        lost, members = two[:, 0] - two[:, 1], belongs.sum(0)
+        loss, each = lost @ belongs, (lost * spread[:, 0]) @ belongs / members.clamp_min(1)
+        known = torch.where(alive, each, -torch.inf).sort(descending=True).values
+        # What more than a third of all classes have is no exception.
+        special = torch.maximum(DISTINCT[1] * known[left // 2], known[keep // 3])
+        loss = loss + torch.where((members >= DISTINCT[0]) & (each > special), float(len(fit)), 0.0)
+        drop = torch.where(alive, loss, torch.inf).argmin()
+        alive[drop] = False
+        fit[:, drop] = -torch.inf
+    return torch.argsort((~alive).int(), stable=True)[:keep]
+
+
+def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int) -> Tensor:
+    """Numbers of the `count` particles that their classes explain worst, given their CTF and noise."""
+    typical = (state.members / state.members.sum().clamp_min(1)) @ ring_power(references)
+    expected = spectra.power[:, : len(typical)] @ typical
+    share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
+    return torch.argsort(share, stable=True)[: min(count, int(eligible.sum()))].sort().values

@@ -1,0 +1,175 @@
+"""How far classes can be believed: a fast test of every run, and a comparison of independent runs.
+
+The fast test keeps some particles out of all averages. Averages of pure noise look like whatever they were aligned to,
+and the particles in them agree with them because they are in them. Particles that never were are scored against the
+classes from scratch, and so are synthetic images of pure noise of the same spectra: where particles fit no better than
+those, the classes are noise, or the particles are.
+
+The comparison of runs follows ISAC (Yang et al. 2012): members of a class are stable where another run from another
+start, knowing nothing of the first, brings them together again in the same relative poses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ralib.classification import e_step as lk
+from ralib.classification.e_step import Spectra
+from ralib.classification.em import Model
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.schedule import Course
+from ralib.classification.state import State
+from ralib.conventions import compose, invert, wrap_deg
+from ralib.types import Poses
+
+SEPARATION = 0.75
+"""How often a held-out particle must fit better than an image of pure noise; where it is noise, half the time."""
+
+TESTED = 200
+"""Held-out particles, and as many images of noise, that the test looks at."""
+
+COARSE_DETAIL = 1.5
+"""Details across the particle up to which the test looks away: the background level of an image, wrong by the noise it
+was measured in, is coarse structure that even empty images share."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What is known of each particle, (n,), and of the run in a few numbers.
+
+    agreement   (n,) share of the tests a particle passed: same class from either half of the data, or from other runs
+    away_px     (n,) how far from the centre of its box a particle fits its class best, wherever others lie
+    believable  whether held-out particles fit the classes better than noise does
+    """
+
+    agreement: Tensor
+    away_px: Tensor
+    believable: bool
+    summary: dict[str, Any]
+
+
+def quick_estimate(model: Model, course: Course, state: State, generator: torch.Generator) -> Stability:
+    """Held-out particles against noise, and every particle against classes made of the other half of the data."""
+    grid, references = model.field.grid, course.references
+    assert references is not None
+    assert state.averages is not None
+    rings = references.shape[1]
+    held = torch.nonzero(model.held_out)[:TESTED, 0]
+    separation = _separation(model, course, state, held, generator) if len(held) else math.nan
+    agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
+    for h in (0, 1):
+        rows = torch.nonzero(model.half != h)[:, 0]
+        half = model.masked(replace(state.averages, orders=state.averages.halves[h]), rings)
+        centre = (state.psi_deg[rows], state.origin_xy_px[rows], state.mirror[rows])
+        _, index = _best_fit(model, state, model.field.spectra[rows], half, centre, wide=False)
+        agreement[rows] = (index == state.class_index[rows]).float()
+        away[rows] = _away_px(model, state, rows, half)
+    believable = len(held) < 20 or separation >= SEPARATION
+    summary = {
+        "held_out_particles": len(held),
+        "fit_better_than_noise": separation,
+        "same_class_from_other_half": float(agreement.mean()),
+        "believable": believable,
+    }
+    return Stability(agreement, away, believable, summary)
+
+
+def _away_px(model: Model, state: State, rows: Tensor, references: Tensor) -> Tensor:
+    """How far from their boxes' centres some particles (b,) fit their classes best if all places are as likely.
+
+    What is no particle fits anywhere, and only what is known of the others has kept it near the centre.
+    """
+    away = torch.linalg.vector_norm(state.origin_xy_px, dim=1)
+    for k in range(len(references) if model.align else 0):
+        mine = rows[state.class_index[rows] == k]
+        if len(mine):
+            known = state.origin_xy_px[mine]
+            found = model.search(model.field.spectra[mine], known, references[k : k + 1], None, wide=True)
+            place = found.origin_xy_px[:, 0]
+            elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
+            away[mine] = torch.where(elsewhere, place.norm(dim=1), away[mine])
+    return away[rows]
+
+
+def _separation(model: Model, course: Course, state: State, held: Tensor, generator: torch.Generator) -> float:
+    """Probability that a held-out particle fits its best class better than an image of noise fits its own."""
+    assert course.references is not None
+    rings = course.references.shape[1]
+    references = course.references.clone()
+    references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
+    spectra = model.field.spectra[held]
+    centre = (state.psi_deg[held], state.origin_xy_px[held], state.mirror[held])
+    fits = [
+        _best_fit(model, state, s, references, centre, wide=True)[0]
+        for s in (spectra, noise_like(model.field.grid, spectra, generator))
+    ]
+    return float((fits[0][:, None] > fits[1]).float().mean())
+
+
+def noise_like(grid: RingGrid, spectra: Spectra, generator: torch.Generator) -> Spectra:
+    """Images of pure noise as the model describes it, with the noise spectra and CTFs of these particles."""
+    white = torch.randn(len(spectra), grid.box, grid.box, generator=generator).to(grid.device)
+    amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half)
+    return Spectra(grid.transform(white) * amplitude[..., None], spectra.power)
+
+
+def _best_fit(
+    model: Model,
+    state: State,
+    spectra: Spectra,
+    references: Tensor,
+    pose: tuple[Tensor, Tensor, Tensor],
+    *,
+    wide: bool,
+) -> tuple[Tensor, Tensor]:
+    """Fit of the best class of some particles around (not aligned: at) their poses, and which it is."""
+    if model.align:
+        found = model.search(spectra, pose[1], references, state, wide=wide)
+    else:
+        found = lk.score_fixed(model.field.grid, spectra, *pose, references)
+    return model.fit(found, state).max(dim=1)
+
+
+def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: float) -> Tensor:
+    """Share of the other runs (n,) in which each particle is stable.
+
+    Stable: the particle's class there shares more particles with its class here than any other does or than chance
+    would, and within the shared ones its pose, relative to theirs, moves a disc of `radius_px` by less than `limit_px`.
+    """
+    passed = torch.zeros(len(first), dtype=torch.float64)
+    for other in others:
+        passed += _stable(first, other, radius_px, limit_px).double()
+    return passed / max(1, len(others))
+
+
+def _stable(first: Poses, other: Poses, radius_px: float, limit_px: float) -> Tensor:
+    n, k1, k2 = len(first), int(first.class_index.max()) + 1, int(other.class_index.max()) + 1
+    keep = (first.class_index >= 0) & (other.class_index >= 0)
+    pair = torch.where(keep, first.class_index * k2 + other.class_index, -1)
+    table = torch.bincount(pair[keep], minlength=k1 * k2).view(k1, k2)
+    chance = table.sum(1, keepdim=True).double() * table.sum(0) / max(1, int(keep.sum()))
+    enough = (table >= 3) & (table > 2 * chance + 2 * chance.sqrt())
+    stable = torch.zeros(n, dtype=torch.bool)
+    for a, b in torch.nonzero(enough).tolist():
+        rows = torch.nonzero(pair == a * k2 + b)[:, 0]
+        stable[rows] = _consistent(first[rows], other[rows], radius_px, limit_px)
+    return stable
+
+
+def _consistent(first: Poses, other: Poses, radius_px: float, limit_px: float) -> Tensor:
+    """Which particles keep their pose relative to the others that share both classes with them."""
+    back = invert((first.psi_deg, first.origin_xy_px, first.mirror))
+    psi, shift, mirror = compose(back, (other.psi_deg, other.origin_xy_px, other.mirror))
+    common = mirror.float().mean() > 0.5
+    same = mirror == common
+    angle = torch.deg2rad(psi)
+    mean = torch.rad2deg(torch.atan2(torch.sin(angle[same]).sum(), torch.cos(angle[same]).sum()))
+    turn = torch.deg2rad(wrap_deg(psi - mean))
+    off = shift - shift[same].median(dim=0).values
+    error = torch.sqrt(off.square().sum(1) + radius_px**2 * (1 - torch.cos(turn)))
+    return same & (error < limit_px)

@@ -1,0 +1,159 @@
+"""From images to what classification works on: whitened, CTF-weighted ring samples, made once.
+
+Batches are read ahead, normalised and moved to the device by `batches`; here their noise is measured per group, and
+they are cropped to the resolution the classes can have and transformed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classification import noise
+from ralib.classification.e_step import Spectra
+from ralib.classification.ring_grid import RingGrid, ring_spacing
+from ralib.images.ctf import ctf_polar
+from ralib.images.fourier import crop_fourier
+from ralib.images.masks import background_mask, soft_mask
+from ralib.particles.batches import ParticleBatches
+from ralib.types import ParticleSet
+
+MASK_MARGIN = 1.3
+"""The mask's radius over that of the circle which holds 95% of the particles' signal: the rest, and long views."""
+
+MASK_EDGE_PX = 4.0
+
+LARGEST_RADIUS = 0.42
+"""The mask's largest radius as a fraction of the box: beyond it there would be no background left."""
+
+VIEW_BLUR = 1.8
+"""How far the rings go beyond the detail at which neighbouring classes differ; see `highest_frequency`."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """The particles of one run on the rings, and the geometry they share. Lengths are working pixels.
+
+    scale      working pixels per pixel of the input (below 1 where images were cropped in Fourier space)
+    mask       (n, n) soft mask of the class averages; radius_px where it begins to fall
+    particle_radius_px   radius that holds the particle
+    usable     (n,) False for images that are not finite or constant
+    """
+
+    grid: RingGrid
+    spectra: Spectra
+    scale: float
+    mask: Tensor
+    radius_px: float
+    particle_radius_px: float
+    usable: Tensor
+
+    @property
+    def support_px(self) -> float:
+        """Radius beyond which a masked class average is zero."""
+        return self.radius_px + MASK_EDGE_PX * self.scale
+
+    def of(self, rows: Tensor) -> Field:
+        """The same for some of the particles."""
+        return replace(self, spectra=self.spectra[rows], usable=self.usable[rows])
+
+    def orders(self, rings: int) -> int:
+        """Angular orders of a masked class average on the first rings."""
+        return self.grid.orders(rings, self.support_px)
+
+    def rings_for(self, details_across: float) -> int:
+        """How many rings resolve this many details (full periods) across a particle."""
+        frequency = details_across / (2 * self.particle_radius_px)
+        return max(3, min(self.grid.n_rings, round(frequency / self.grid.spacing + 0.5)))
+
+
+def highest_frequency(n_classes: int, particle_radius_px: float) -> float:
+    """Detail beyond which K class averages can show nothing, cycles per pixel, with room to spare.
+
+    K classes that share the views of a particle (a hemisphere of them, where mirrors count as one) are caps of half
+    angle acos(1 - 1/K). Within a cap, points at the particle's rim move against each other by radius times angle.
+    """
+    angle = math.acos(1 - 1 / max(n_classes, 2))
+    return VIEW_BLUR / (particle_radius_px * angle)
+
+
+def load_field(
+    particles: ParticleSet,
+    batches: ParticleBatches,
+    *,
+    n_classes: int,
+    radius_px: float | None,
+    resolution_px: float | None,
+    lowest_px: float | None,
+    ctf: str,
+) -> Field:
+    """Read all particles and bring them onto the rings.
+
+    radius_px       of the mask, input pixels; None measures it
+    resolution_px   finest detail used, input pixels; None takes `highest_frequency`; lowest_px the coarsest, or None
+    ctf             'off', 'on', or 'flipped' where the images' phases are right already
+    """
+    device, box = batches.device, particles.box
+    background = background_mask(box, device)
+    first = next(iter(batches)).images[:2000]
+    measured = noise.particle_radius_px(_with_noise(first))
+    if measured is None or measured > LARGEST_RADIUS * box:
+        measured = min(radius_px or math.inf, LARGEST_RADIUS * box / MASK_MARGIN)
+    mask_radius = min(radius_px or MASK_MARGIN * measured, LARGEST_RADIUS * box)
+    particle_radius = min(measured, mask_radius)
+    limit = min(0.45, 1 / resolution_px if resolution_px else highest_frequency(n_classes, particle_radius))
+    work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
+    scale = work_box / box
+    grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
+    data, power, usable = _transform(particles, batches, grid, background, scale, ctf)
+    if lowest_px is not None:
+        power[:, grid.frequency * scale < 1 / lowest_px] = 0
+        data[:, grid.frequency * scale < 1 / lowest_px] = 0
+    mask = soft_mask(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device)
+    return Field(grid, Spectra(data, power), scale, mask, mask_radius * scale, particle_radius * scale, usable)
+
+
+def _ring_grid(box: int, mask_radius: float, highest: float, device: torch.device) -> RingGrid:
+    disc, partner = box / 2 - 1, mask_radius + MASK_EDGE_PX
+    n_rings = max(4, int(highest / ring_spacing(disc, partner)))
+    return RingGrid.create(box, radius_px=disc, partner_radius_px=partner, n_rings=n_rings, device=device)
+
+
+def _transform(
+    particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, background: Tensor, scale: float, ctf: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted data (n, R, H), power (n, R) and usable (n,) of all particles."""
+    n = len(particles)
+    data = torch.zeros(n, grid.n_rings, grid.n_half, dtype=torch.complex64, device=grid.device)
+    around = torch.zeros(n, grid.n_rings, device=grid.device)
+    usable = torch.ones(n, dtype=torch.bool, device=grid.device)
+    for batch in batches:
+        images = _with_noise(batch.images)
+        around[batch.rows] = noise.background_power(images, background, grid.frequency * scale, grid.spacing * scale)
+        data[batch.rows] = grid.transform(crop_fourier(images, grid.box))
+        usable[batch.rows] = batch.usable
+    group = np.zeros(n, np.int64) if particles.group is None else np.asarray(particles.group)
+    sigma2 = noise.noise_spectra(around.cpu().numpy().astype(np.float64), group) * scale**2
+    weight = grid.weight / torch.from_numpy(sigma2.astype(np.float32)).to(grid.device)
+    weight = weight * usable[:, None]
+    power = weight * grid.n_half
+    for first in range(0, n, 1024):
+        cut = slice(first, first + 1024)
+        data[cut] *= weight[cut, :, None]
+        if ctf == "off" or particles.ctf is None or particles.pixel_size_A is None:
+            continue
+        frequency = grid.frequency * (scale / particles.pixel_size_A)
+        transfer = ctf_polar(particles.ctf[cut], frequency, grid.angle_rad)
+        transfer = transfer.abs() if ctf == "flipped" else transfer
+        data[cut] *= transfer
+        power[cut] *= transfer.square().mean(-1)
+    return data, power, usable
+
+
+def _with_noise(images: Tensor) -> Tensor:
+    """Images whose background is no cleaner than a thirtieth of the image: a likelihood weighs against noise."""
+    return images / (0.03 * images.flatten(1).std(dim=1)).clamp_min(1.0)[:, None, None]

@@ -1,0 +1,1 @@
+"""The mathematics of image stacks; knows no particles and no files."""

@@ -1,0 +1,219 @@
+"""SPARX's ways to centre an average (utilities.center_2D), on batches of images (k, n, n).
+
+    0 none; 1 phase approximation of the centre of gravity; 2 correlation with a Gaussian; 3 with a ring (a wide less a
+    narrow Gaussian); 4 with a given reference (the mask, in ref_ali2d); 5 with the image's own rotational average;
+    6 as 1 of what is brighter than mean + sigma; 7 correlation of a binary image with the reference.
+
+Each returns how far the object lies from pixel (n // 2, n // 2); `center_2D` moves it there. `-1` (the average of the
+particles' shifts) needs poses, not an image: `average_shift`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ralib.images.fourier import fshift
+from ralib.images.masks import model_circle, statistics_under
+from ralib.types import RalibError
+
+METHODS = tuple(range(8))
+
+
+def center_2D(
+    images: Tensor,
+    method: int = 1,
+    *,
+    search_range_px: float = -1,
+    inner_radius_px: float = 2.0,
+    outer_radius_px: float = 7.0,
+    reference: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Images (k, n, n) centred by a method, and the shift_xy_px (k, 2) they were off by.
+
+    search_range_px > 0 limits a phase shift (a larger one counts as none) and windows a correlation to that width.
+    """
+    shift = center_shift(
+        images,
+        method,
+        search_range_px=search_range_px,
+        inner_radius_px=inner_radius_px,
+        outer_radius_px=outer_radius_px,
+        reference=reference,
+    )
+    if method == 0:
+        return images, shift
+    if method == 7:
+        return _roll(images, -shift.long()), shift
+    return fshift(images, -shift), shift
+
+
+def center_shift(
+    images: Tensor,
+    method: int,
+    *,
+    search_range_px: float = -1,
+    inner_radius_px: float = 2.0,
+    outer_radius_px: float = 7.0,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """How far (k, 2), x then y in pixels, each image is off centre by the method's measure."""
+    if images.ndim != 3 or images.shape[-1] != images.shape[-2]:
+        raise RalibError(f"centring takes square images (k, n, n), not {tuple(images.shape)}")
+    if method not in METHODS:
+        raise RalibError(f"--center {method} is not a method of SPARX: choose -1 (average shift) or 0 to 7")
+    n = images.shape[-1]
+    if method == 0:
+        return torch.zeros(len(images), 2, dtype=torch.float64, device=images.device)
+    if method == 1:
+        return _limited(phase_cog(images), search_range_px)
+    if method == 5:
+        return _self_rotated_shift(images, search_range_px)
+    if method == 6:
+        return _limited(phase_cog(_above_threshold(images)), search_range_px)
+    if method == 2:
+        reference = _gaussian(inner_radius_px, n, images.device)
+    elif method == 3:
+        reference = _gaussian(outer_radius_px, n, images.device) - _gaussian(inner_radius_px, n, images.device)
+    elif reference is None or reference.shape[-2:] != images.shape[-2:]:
+        raise RalibError(f"--center {method} correlates with a reference of {n} px: give one of that size")
+    if method == 7:
+        return _binary_shift(images, reference, search_range_px)
+    # SPARX windows here from a range above 1, elsewhere from above 0.
+    return peak_shift(ccf(images, reference), search_range_px if search_range_px > 1 else -1)
+
+
+def phase_cog(images: Tensor) -> Tensor:
+    """Centre of gravity (k, 2) from the phase of the first Fourier coefficient of each projection, from n // 2."""
+    n = images.shape[-1]
+    angle = 2.0 * math.pi / n * torch.arange(n, device=images.device, dtype=torch.float64)
+    wave = torch.polar(torch.ones_like(angle), angle)
+
+    def centre(profile: Tensor) -> Tensor:
+        turn = torch.angle((profile.double() * wave).sum(dim=-1))
+        return torch.where(turn < 0, turn + 2.0 * math.pi, turn) * n / (2.0 * math.pi) - n // 2
+
+    return torch.stack([centre(images.sum(dim=-2)), centre(images.sum(dim=-1))], dim=-1)
+
+
+def ccf(images: Tensor, reference: Tensor) -> Tensor:
+    """Circulant cross-correlation (k, n, n), its origin at pixel (n // 2, n // 2)."""
+    spectrum = torch.fft.rfft2(images) * torch.fft.rfft2(reference.to(images.dtype)).conj()
+    correlation = torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    return torch.fft.fftshift(correlation, dim=(-2, -1))
+
+
+def scf(images: Tensor) -> Tensor:
+    """Circulant self-correlation (k, n, n) by EMAN2: the transform of the amplitudes, origin at the centre."""
+    amplitude = torch.fft.rfft2(images).abs()
+    return torch.fft.fftshift(torch.fft.irfft2(amplitude, s=images.shape[-2:]), dim=(-2, -1))
+
+
+def peak_shift(correlation: Tensor, window_px: float = -1) -> Tensor:
+    """Where (k, 2) the highest peak of a correlation lies, pixels from the centre; within a window if given."""
+    if window_px > 0:
+        correlation = window(correlation, int(window_px))
+    n = correlation.shape[-1]
+    # The highest pixel is the highest of SPARX's strict local maxima too; a flat map has none and shifts nothing.
+    index = correlation.flatten(1).argmax(dim=1)
+    flat = correlation.flatten(1).std(dim=1) == 0
+    shift = torch.stack([index % n - n // 2, torch.div(index, n, rounding_mode="floor") - n // 2], dim=-1).double()
+    return torch.where(flat[:, None], torch.zeros_like(shift), shift)
+
+
+def window(images: Tensor, size: int) -> Tensor:
+    """The central size x size pixels, centre kept at size // 2."""
+    start = images.shape[-1] // 2 - size // 2
+    return images[..., start : start + size, start : start + size]
+
+
+def rot_avg_image(images: Tensor) -> Tensor:
+    """Each image (k, n, n) replaced by its rotational average (EMData::rotavg_i), its rim's mean beyond n // 2 px."""
+    n = images.shape[-1]
+    axis = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
+    radius = torch.sqrt(axis[:, None] ** 2 + axis[None, :] ** 2).double()
+    index = radius.long()
+    largest = n // 2 + n % 2
+    inside = index < largest
+    ring, part = index[inside], (radius - index)[inside]
+    values = images[:, inside].double()
+    total = torch.zeros(len(images), largest + 1, dtype=torch.float64, device=images.device)
+    total.index_add_(1, ring, values * (1 - part)).index_add_(1, ring + 1, values * part)
+    count = torch.zeros(largest + 1, dtype=torch.float64, device=images.device)
+    count.index_add_(0, ring, 1 - part).index_add_(0, ring + 1, part)
+    profile = total / count.clamp_min(1.0)
+    rim = index[(index <= largest) & (index >= largest - 2)]
+    beyond = profile[:, rim].mean(dim=1)[:, None, None]
+    index = index.clamp_max(largest - 1)
+    low, high = profile[:, index], profile[:, index + 1]
+    return torch.where(inside, low + (high - low) * (radius - index), beyond).to(images.dtype)
+
+
+def _self_rotated_shift(images: Tensor, search_range_px: float) -> Tensor:
+    """Method 5: shift onto the image's own rotational average until it moves by less than a pixel."""
+    total = torch.zeros(len(images), 2, dtype=torch.float64, device=images.device)
+    moved = images
+    for _ in range(images.shape[-1]):  # SPARX has no limit here and can hang on an image that swings
+        step = torch.cat([peak_shift(ccf(m[None], rot_avg_image(m[None])), search_range_px) for m in moved])
+        total = total + step
+        if bool((torch.linalg.vector_norm(step, dim=-1) < 1.0).all()):
+            break
+        moved = fshift(moved, -step)
+    return total
+
+
+def _above_threshold(images: Tensor) -> Tensor:
+    """What is brighter than mean + sigma inside the largest circle; the rest at that image's threshold."""
+    n = images.shape[-1]
+    mean, sigma = statistics_under(images, model_circle(n // 2 - 2, n, images.device))
+    threshold = (mean + sigma).to(images.dtype)[:, None, None]
+    lowest = torch.where(images >= threshold, images, torch.inf).amin(dim=(1, 2), keepdim=True)
+    return torch.where(images >= threshold, images, lowest)
+
+
+def _binary_shift(images: Tensor, reference: Tensor, search_range_px: float) -> Tensor:
+    """Method 7: the bright pixels, smoothed and made binary, correlated with the reference; whole pixels."""
+    mean, sigma = images.double().mean(dim=(1, 2)), images.double().std(dim=(1, 2))
+    bright = (images > (mean + sigma)[:, None, None]).to(images.dtype)
+    padded = torch.nn.functional.pad(bright[:, None], (2, 2, 2, 2), mode="circular")
+    smooth = torch.nn.functional.avg_pool2d(padded, 5, stride=1)[:, 0]
+    overlap = ccf((smooth > 0.5).to(images.dtype), reference)
+    # Overlaps are whole numbers, so many pixels share the best: SPARX takes the floor of their mean.
+    best = (overlap >= overlap.amax(dim=(1, 2), keepdim=True) - 0.5).double()
+    axis = torch.arange(images.shape[-1], device=images.device, dtype=torch.float64) - images.shape[-1] // 2
+    total = torch.stack([(best * axis).sum(dim=(1, 2)), (best * axis[:, None]).sum(dim=(1, 2))], dim=-1)
+    return _limited(torch.floor(total / best.sum(dim=(1, 2))[:, None]), search_range_px)
+
+
+def _gaussian(sigma_px: float, n: int, device: torch.device) -> Tensor:
+    """A Gaussian of height one at the centre."""
+    axis = torch.arange(n, device=device, dtype=torch.float64) - n // 2
+    profile = torch.exp(-0.5 * (axis / sigma_px) ** 2)
+    return profile[:, None] * profile[None, :]
+
+
+def _limited(shift: Tensor, search_range_px: float) -> Tensor:
+    """Shifts with each coordinate beyond the range set to zero, as SPARX does (it does not clip)."""
+    if search_range_px <= 0:
+        return shift
+    return torch.where(shift.abs() > search_range_px, torch.zeros_like(shift), shift)
+
+
+def _roll(images: Tensor, shift: Tensor) -> Tensor:
+    return torch.stack(
+        [torch.roll(m, (int(y), int(x)), dims=(0, 1)) for m, (x, y) in zip(images, shift.tolist(), strict=True)]
+    )
+
+
+def centre_of_mass(images: Tensor, mask: Tensor) -> Tensor:
+    """Centre (k, 2) of what stands out above a third of the maximum inside the mask, dark or bright."""
+    n = images.shape[-1]
+    inside = images * mask
+    sign = torch.where(inside.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]
+    inside = inside * sign
+    mass = (inside - 0.33 * inside.amax((1, 2), keepdim=True)).clamp_min(0)
+    line = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
+    total = mass.sum((1, 2)).clamp_min(1e-20)
+    return torch.stack([(mass * line).sum((1, 2)) / total, (mass * line[:, None]).sum((1, 2)) / total], dim=1)

@@ -1,0 +1,159 @@
+"""The Fourier plane of images: rings, shifts by phases, other box sizes, low-pass filters."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@functools.lru_cache(maxsize=8)
+def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
+    """Ring 0..n//2 of every sample of rfft2's layout (n, n//2+1); the corners beyond get n//2+1."""
+    fy = torch.fft.fftfreq(box, device=device) * box
+    fx = torch.fft.rfftfreq(box, device=device) * box
+    radius = torch.sqrt(fy[:, None] ** 2 + fx[None, :] ** 2)
+    return torch.clamp(torch.round(radius), max=box // 2 + 1).long()
+
+
+@functools.lru_cache(maxsize=8)
+def _hermitian_weight(box: int, device: torch.device | str) -> Tensor:
+    """How many samples of the full transform each column of the half transform stands for: (n//2+1,)."""
+    weight = torch.full((box // 2 + 1,), 2.0, device=device, dtype=torch.float64)
+    weight[0] = 1.0
+    if box % 2 == 0:
+        weight[-1] = 1.0
+    return weight
+
+
+def ring_sums(values: Tensor) -> Tensor:
+    """Sums over Fourier rings of the full plane: real (..., n, n//2+1) -> float64 (..., n//2+1)."""
+    box = values.shape[-2]
+    ring = ring_index(box, values.device).flatten()
+    weighted = (values.double() * _hermitian_weight(box, values.device)).flatten(-2)
+    sums = torch.zeros(*values.shape[:-2], box // 2 + 2, dtype=torch.float64, device=values.device)
+    return sums.index_add_(-1, ring, weighted)[..., : box // 2 + 1]
+
+
+@functools.lru_cache(maxsize=8)
+def ring_counts(box: int, device: torch.device | str = "cpu") -> Tensor:
+    """Samples of the full transform in each ring: (n//2+1,) float64."""
+    return ring_sums(torch.ones(box, box // 2 + 1, device=device))
+
+
+def spread_rings(curve: Tensor, box: int) -> Tensor:
+    """A curve over rings (..., n//2+1) on every sample of rfft2's layout; the corners take the last ring's
+    value.
+    """
+    index = ring_index(box, curve.device).clamp(max=box // 2)
+    return curve[..., index]
+
+
+def squared(values: Tensor) -> Tensor:
+    """Squared magnitudes of complex values, whose `abs` PyTorch would compile at run time on a GPU: seconds, once."""
+    return values.real.square() + values.imag.square()
+
+
+def frequency_grid(
+    box: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Frequencies (kx, ky) in cycles per pixel, rfft2 layout; they broadcast to (box, box // 2 + 1)."""
+    kx = torch.fft.rfftfreq(box, device=device, dtype=dtype)[None, :]
+    ky = torch.fft.fftfreq(box, device=device, dtype=dtype)[:, None]
+    return kx, ky
+
+
+def shift_images(images: Tensor, shift_xy_px: Tensor) -> Tensor:
+    """Images (k, n, n) moved by (k, 2) pixels, by Fourier phases."""
+    n = images.shape[-1]
+    fy = torch.fft.fftfreq(n, device=images.device)[:, None]
+    fx = torch.fft.rfftfreq(n, device=images.device)[None, :]
+    turn = -2 * math.pi * (shift_xy_px[:, 0, None, None] * fx + shift_xy_px[:, 1, None, None] * fy)
+    phase = torch.polar(torch.ones_like(turn), turn)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * phase, s=(n, n))
+
+
+def fshift(images: Tensor, shift_xy_px: Tensor) -> Tensor:
+    """Images (b, n, n) moved by (b, 2) pixels with a Fourier phase (fundamentals.fshift); cyclic."""
+    n = images.shape[-1]
+    k = torch.arange(n, device=images.device, dtype=torch.float64)
+    # EMAN2 keeps the Nyquist row at +n/2, so a half-pixel shift of it is not symmetric.
+    ky = torch.where(k > n // 2, k - n, k)
+    kx = torch.arange(n // 2 + 1, device=images.device, dtype=torch.float64)
+    shift = shift_xy_px.to(images.device).double() / n
+    turns = shift[:, 0, None, None] * kx + shift[:, 1, None, None] * ky[:, None]
+    phase = torch.polar(torch.ones_like(turns), -2.0 * math.pi * turns)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * phase.to(_complex(images)), s=(n, n))
+
+
+def _complex(images: Tensor) -> torch.dtype:
+    return torch.complex128 if images.dtype == torch.float64 else torch.complex64
+
+
+def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
+    """Images (b, n, n) on another grid, (b, box, box), by cropping or padding their transform.
+
+    Pixel n // 2 stays the centre and grey values stay what they are. The Nyquist frequency of the smaller of two
+    even boxes is left out, since it stands for two frequencies of the larger.
+    """
+    n = images.shape[-1]
+    if box == n:
+        return images
+    keep = (min(n, box) - 1) // 2
+    transform = torch.fft.rfft2(images)
+    rows = torch.cat([torch.arange(keep + 1), torch.arange(-keep, 0)]).to(images.device)
+    frequency_y, frequency_x = rows[:, None], rows[None, : keep + 1]
+    # The centre goes from n // 2 to pixel 0 and on to box // 2.
+    shift = 2.0 * torch.pi * ((n // 2) / n - (box // 2) / box)
+    angle = (frequency_x + frequency_y) * shift
+    resized = torch.zeros(len(images), box, box // 2 + 1, dtype=transform.dtype, device=images.device)
+    part = transform[:, rows, : keep + 1] * torch.polar(torch.ones_like(angle), angle)
+    resized[:, rows, : keep + 1] = part * (box / n) ** 2
+    return torch.fft.irfft2(resized, s=(box, box))
+
+
+def crop_fourier(images: Tensor, box: int) -> Tensor:
+    """Images (b, n, n) on a coarser grid of box x box pixels, the same field of view and grey values."""
+    n = images.shape[-1]
+    if box == n:
+        return images
+    spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, dim=(-2, -1))), dim=(-2, -1))
+    low = n // 2 - box // 2
+    part = torch.fft.ifftshift(spectrum[..., low : low + box, low : low + box], dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.ifft2(part).real, dim=(-2, -1)) * (box / n) ** 2
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images (b, n, n) Fourier-cropped to (b, size, size), centre kept at size // 2; smaller ones stay as they are."""
+    box = images.shape[-1]
+    if size >= box:
+        return images
+    spectrum = torch.fft.rfft2(images)[..., : size // 2 + 1]
+    low = torch.cat([spectrum[..., : (size + 1) // 2, :], spectrum[..., box - size // 2 :, :]], dim=-2)
+    turns = box // 2 / box - size // 2 / size  # how far the centre pixel moves, in boxes: not at all for even ones
+    if turns:
+        rows, columns = torch.fft.fftfreq(size, 1 / size), torch.arange(size // 2 + 1)
+        angle = (2 * torch.pi * turns * (rows[:, None] + columns)).to(images.device, images.dtype)
+        low = low * torch.polar(torch.ones_like(angle), angle)
+    return torch.fft.irfft2(low, s=(size, size)) * (size / box) ** 2
+
+
+def tanh_low_pass(frequency: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
+    """SPARX's filt_tanl, one half at `cutoff`: 0.5 (tanh(c (f + cutoff)) - tanh(c (f - cutoff))), c = pi/(2 a cutoff).
+
+    frequency (r,) in cycles per pixel against cutoff and falloff that broadcast with it.
+    """
+    c = math.pi / (2.0 * falloff * cutoff)
+    return 0.5 * (torch.tanh(c * (frequency + cutoff)) - torch.tanh(c * (frequency - cutoff)))
+
+
+def low_pass(images: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
+    """Images (k, n, n) under the tanh filter of each."""
+    n = images.shape[-1]
+    fy = torch.fft.fftfreq(n, device=images.device)[:, None]
+    fx = torch.fft.rfftfreq(n, device=images.device)[None, :]
+    response = tanh_low_pass(torch.hypot(fy, fx), cutoff[:, None, None], falloff[:, None, None])
+    return torch.fft.irfft2(torch.fft.rfft2(images) * response, s=(n, n))

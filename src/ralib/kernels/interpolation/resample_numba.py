@@ -1,0 +1,246 @@
+"""Rotated, shifted and mirrored images on a CPU: the Numba twin of `resample_plain`.
+
+Line by line of the class frame: coordinates in vector registers into buffers of one line, then the taps, where the
+plain form writes and reads some sixty temporaries. Threads share out the lines, so that each line's sum has one owner
+and the particles' order: the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.kernels.interpolation import resample_plain
+from ralib.kernels.interpolation.cubic_numba import LINE, POINTS, cubic_points, fetch_soon
+from ralib.kernels.interpolation.resample_plain import (
+    BOUNDARIES,
+    EDGE_PX,
+    METHODS,
+    OMOMS_CENTRE,
+    OMOMS_SIDE,
+    PAD,
+    Samples,
+    chunk_pixels,
+    empty_like,
+    pose_table,
+    sampled_chunks,
+)
+from ralib.kernels.threads import on_cores, shares
+
+_CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadratic", "linear"))
+_CYCLIC, _BACKGROUND = (BOUNDARIES.index(name) for name in ("cyclic", "background"))
+# In the samples' own precision, so that float32 stays float32.
+_NUMBERS = (0.5, 1.0, -EDGE_PX)
+# The plain form's chunks, times this: threads are started for each.
+CHUNKS = 8
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _place_line(pose: Any, across: Any, down: Any, numbers: Any, boundary: Any, px: Any, py: Any) -> None:
+    """Box coordinates px, py (n,) of the line `down` of the class frame."""
+    n = len(px)
+    cos, sin = pose[0], pose[1]
+    start_x, start_y = sin * down + pose[2], cos * down + pose[3]
+    box, edge, centre = numbers[1] * n, numbers[2], numbers[1] * (n // 2)
+    for x in range(n):
+        px[x] = cos * across[x] + start_x
+        py[x] = start_y - sin * across[x]
+    if boundary == _CYCLIC:
+        for x in range(n):
+            px[x] -= box * np.floor(px[x] / box)
+            py[x] -= box * np.floor(py[x] / box)
+    if boundary == _BACKGROUND:
+        for x in range(n):
+            inside = (px[x] > edge) & (px[x] < box) & (py[x] > edge) & (py[x] < box)
+            px[x] = px[x] if inside else across[x] + centre
+            py[x] = py[x] if inside else down + centre
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _split_line(px: Any, py: Any, first: Any) -> None:
+    """Coordinates into the address of the sample before them, in flat padded samples, and what is left over."""
+    n = len(px)
+    width, lowest, highest = n + 2 * PAD, np.int32(-3), np.int32(n + 1)
+    for x in range(n):
+        fx, fy = np.floor(px[x]), np.floor(py[x])
+        # Clamped as integers: beyond, every tap is padding, and what a NaN becomes stays in memory that is ours.
+        jx, jy = min(max(np.int32(fx), lowest), highest), min(max(np.int32(fy), lowest), highest)
+        first[x] = np.uint32((jy + PAD) * width + (jx + PAD))
+        px[x] -= fx
+        py[x] -= fy
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _add_cubic(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, value: Any, out: Any) -> None:
+    n = len(out)
+    for x in range(0, n, POINTS):
+        cubic_points(f, first, np.int64(n + 2 * PAD), t, u, value, np.int64(x))
+    for x in range(n):
+        out[x] += scale * (value[x] + offset)
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _add_quadratic(f: Any, first: Any, t: Any, u: Any, c: Any, scale: Any, offset: Any, out: Any) -> None:
+    """EMAN2's quadri."""
+    n = len(first)
+    w, one = np.uint64(n + 2 * PAD), np.uint64(1)
+    for x in range(n):
+        k = np.uint64(first[x])
+        centre = f[k]
+        right, left = f[k + one] - centre, f[k - one] - centre
+        below, above = f[k + w] - centre, f[k - w] - centre
+        mixed = f[k + w + one] - centre - right - below
+        along_x = right + (t[x] - c[1]) * (right + left) * c[0] + u[x] * mixed
+        along_y = below + (u[x] - c[1]) * (below + above) * c[0]
+        out[x] += scale * (centre + t[x] * along_x + u[x] * along_y + offset)
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _add_linear(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, out: Any) -> None:
+    n = len(first)
+    w, one = np.uint64(n + 2 * PAD), np.uint64(1)
+    for x in range(n):
+        k = np.uint64(first[x])
+        upper = f[k] + t[x] * (f[k + one] - f[k])
+        lower = f[k + w] + t[x] * (f[k + w + one] - f[k + w])
+        out[x] += scale * (upper + u[x] * (lower - upper) + offset)
+
+
+@numba.njit(fastmath=True, cache=True, nogil=True)
+@no_type_check
+def _add_turned(
+    samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, start: Any, stop: Any,
+    sums: Any,
+) -> None:  # fmt: skip
+    """Add the lines from `start` to `stop` of particle i, turned, to sums[row[i]] where there is such a row.
+
+    samples (b, w * w); table (b, 7), see pose_table; column (2, n), the columns and their mirror images, from the
+    centre; numbers, _NUMBERS; sums (rows, n, n).
+    """
+    n = sums.shape[-1]
+    # Whole blocks of points: what is past the line are some points of the image.
+    room = (n + POINTS - 1) // POINTS * POINTS
+    all_x, all_y, value = np.zeros(room, samples.dtype), np.zeros(room, samples.dtype), np.zeros(room, samples.dtype)
+    all_first = np.full(room, PAD * (n + 2 * PAD) + PAD, np.uint32)
+    px, py, first = all_x[:n], all_y[:n], all_first[:n]
+    share = LINE * (samples.shape[1] // (LINE * (stop - start)) + 1)
+    for i in range(len(samples)):
+        if row[i] >= len(sums):
+            continue
+        f, pose, scale, offset = samples[i], table[i], table[i, 5], table[i, 6]
+        across = column[1] if pose[4] != 0 else column[0]
+        following = samples[min(i + 1, len(samples) - 1)]
+        for y in range(start, stop):
+            out = sums[row[i], y]
+            # Turned lines come from everywhere: what no prefetcher foresees is asked for a particle ahead.
+            for p in range((y - start) * share, min((y - start + 1) * share, len(following)), LINE):
+                fetch_soon(following, np.int64(p))
+            _place_line(pose, across, column[0, y], numbers, boundary, px, py)
+            _split_line(px, py, first)
+            if method == _CUBIC:
+                _add_cubic(f, all_first, all_x, all_y, scale, offset, value, out)
+            elif method == _QUADRATIC:
+                _add_quadratic(f, first, px, py, numbers, scale, offset, out)
+            else:
+                _add_linear(f, first, px, py, scale, offset, out)
+
+
+def rotate_shift_images(
+    images: Tensor | Samples,
+    psi_deg: Tensor,
+    origin_xy_px: Tensor,
+    mirror: Tensor,
+    *,
+    method: str = "cubic",
+    boundary: str = "zero",
+) -> Tensor:
+    """Particles seen in the frame of their class average; `resample_plain` describes arguments and result."""
+    out = empty_like(images).zero_()
+    for part, samples in sampled_chunks(images, method, boundary, CHUNKS * chunk_pixels(images), solved):
+        table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
+        add_turned(samples, table, torch.arange(len(samples)), out[part])
+    return out
+
+
+def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
+    """Samples of images (b, n, n) to be used again; see `resample_plain`."""
+    return resample_plain.interpolation_samples(images, method=method, boundary=boundary, pad=solved)
+
+
+@numba.njit(fastmath=True)
+@no_type_check
+def _solve_lines(lines: Any, scale: Any, side: Any) -> None:
+    """In place, along the first axis: the tridiagonal system of the prefilter, by elimination."""
+    n = len(lines)
+    for x in range(lines.shape[1]):
+        lines[0, x] *= scale[0]
+    for k in range(1, n):
+        for x in range(lines.shape[1]):
+            lines[k, x] = (lines[k, x] - side * lines[k - 1, x]) * scale[k]
+    for k in range(n - 2, -1, -1):
+        for x in range(lines.shape[1]):
+            lines[k, x] -= side * scale[k] * lines[k + 1, x]
+
+
+@numba.njit(fastmath=True, cache=True, nogil=True)
+@no_type_check
+def _solve(images: Any, scale: Any, side: Any, out: Any) -> None:
+    """Prefilter images (b, n, n) into the inside of out (b, w, w): columns of the transposed image, then columns."""
+    n = images.shape[-1]
+    turned = np.empty((n, n), out.dtype)
+    for i in range(len(images)):
+        for y in range(n):
+            for x in range(n):
+                turned[x, y] = images[i, y, x]
+        _solve_lines(turned, scale, side)
+        inside = out[i, PAD : PAD + n, PAD : PAD + n]
+        for y in range(n):
+            for x in range(n):
+                inside[y, x] = turned[x, y]
+        _solve_lines(inside, scale, side)
+
+
+def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
+    """`resample_plain.padded`, the prefilter as recursions: a quarter of the matrix products' time."""
+    if matrix is None or boundary != "zero":
+        return resample_plain.padded(images, matrix, boundary)
+    n = images.shape[-1]
+    scale = [1 / OMOMS_CENTRE]
+    while len(scale) < n:
+        scale.append(1 / (OMOMS_CENTRE - OMOMS_SIDE**2 * scale[-1]))
+    out = torch.zeros(len(images), n + 2 * PAD, n + 2 * PAD)
+    contiguous, factors = images.to(torch.float32).contiguous(), np.array(scale, np.float32)
+    on_cores(
+        lambda part: _solve(contiguous[part].numpy(), factors, np.float32(OMOMS_SIDE), out[part].numpy()),
+        shares(len(images)),
+    )
+    return out, None
+
+
+def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> None:
+    """Add particle i, turned by its row of the pose table, to sums[row[i]], (rows, n, n); a row too large is none."""
+    n, dtype = samples.box, samples.values.dtype
+    index = torch.arange(n)
+    column = torch.stack([index, (2 * (n // 2) - index) % n]).sub(n // 2).to(dtype)
+    given = (
+        samples.values.view(len(samples), -1).numpy(),
+        table.contiguous().numpy(),
+        row.numpy(),
+        column.numpy(),
+        torch.tensor(_NUMBERS, dtype=dtype).numpy(),
+        METHODS.index(samples.method),
+        BOUNDARIES.index(samples.boundary),
+    )
+    on_cores(
+        lambda lines: _add_turned(*given, lines.start, lines.stop, sums.numpy()),
+        shares(n),
+    )

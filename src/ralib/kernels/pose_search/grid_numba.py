@@ -1,0 +1,234 @@
+"""The grid of the pose search on a CPU: products and rotations of sixteen particles side by side.
+
+A pairing is a reference, a shift and a mirror. With a = a_m(k) of the particle and b = b_m(k) of the template, its
+spectra are sums over k: of Re a Re b + Im a Im b, which cosines meet, and of Im a Re b - Re a Im b, which sines meet.
+Its mirror image's are the difference and the sum of the same products.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.kernels.pose_search.peaks_numba import FAST, NOTHING, fill_maxima, interpolated, lowest_of, set_pose
+from ralib.kernels.pose_search.thin import ThinGrid
+from ralib.kernels.pose_search.tile_numba import LANES, ROWS, tile
+
+GROUP = 8
+"""References times shifts whose products are made at a time: with the particles' orders they fill half of a cache."""
+ORDER_STEP = (4 * GROUP + 1) * LANES
+"""From one order's products to the next's: no power of two, whose addresses would crowd in a few lines of a cache."""
+
+
+@dataclass(frozen=True)
+class GridTables:
+    """Templates and tables as the compiled loops read them; order m, radius k, and i = (reference, shift).
+
+    layout, analysis  of the thinned samples of the grid, and how they become angular orders: see `ThinGrid.analysis`
+    rows      (m, i, 2, k) templates, real and imaginary parts, with all weights; i padded to whole tiles
+    turns     (4, J / 2, m / 2): cosines of even and odd orders, sines of even and odd orders
+    toll      (s * mirror, 2, J): minus infinity where the particle would leave its shift range
+    shifts    (s, 2) of the templates in their own frame
+    """
+
+    layout: np.ndarray
+    analysis: np.ndarray
+    rows: np.ndarray
+    turns: np.ndarray
+    toll: np.ndarray
+    shifts: np.ndarray
+    n_references: int
+
+    @classmethod
+    def create(
+        cls, thin: ThinGrid, orders: Tensor, templates: Tensor, toll: Tensor, shifts: Tensor, n_references: int
+    ) -> GridTables:
+        """From the templates' orders (i, m, 2, k), weighted, orders (m,), even ones first, and toll, shifts (s, 2)."""
+        n_half = toll.shape[-1]
+        rows = torch.zeros(templates.shape[1], ROWS // 2 * -(-len(templates) // (ROWS // 2)), *templates.shape[2:])
+        rows[:, : len(templates)] = templates.transpose(0, 1)
+        psi = (torch.arange(n_half // 2, dtype=torch.float64) + 0.5) * (math.pi / n_half)
+        even, odd = orders.view(2, 1, -1)
+        turns = torch.stack([f(psi[:, None] * m) for f in (torch.cos, torch.sin) for m in (even, odd)]).float()
+        return cls(
+            thin.layout[: thin.inner],
+            thin.analysis(orders),
+            rows.numpy(),
+            turns.numpy(),
+            toll.numpy(),
+            shifts.contiguous().numpy(),
+            n_references,
+        )
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As the compiled loops take them."""
+        flat = (self.analysis, self.rows.ravel(), self.turns.ravel())
+        return (self.layout, *flat, self.rows.shape, self.toll, self.shifts, self.n_references)
+
+
+def angular_orders(parts: Tensor, thin: ThinGrid, orders: Tensor) -> Tensor:
+    """Angular orders (b, m, 2, k), real and imaginary parts, of the grid search's k radii of parts (b, 2, P).
+
+    orders (m,): even ones first, then as many odd ones.
+    """
+    out = torch.empty(len(parts), len(orders), 2, thin.n_radii)
+    _all_orders(parts.numpy(), thin.layout[: thin.inner], thin.analysis(orders), out.numpy())
+    return out
+
+
+def best_poses(
+    parts: Tensor, tables: GridTables, class_index: Tensor, most: int, behind: float
+) -> tuple[Tensor, Tensor]:
+    """Templates (b, c) and poses (b, c, 4) of particles given as parts (b, 2, P): their c = `most` best, in any order.
+
+    A template is the reference, plus the number of references where mirrored; a pose psi in degrees, offset x and y in
+    pixels and score; NOTHING beyond the last. class_index (b,): the only reference allowed, or -1. Poses whose score is
+    more than the fraction `behind` below the best are left out where that is known in time.
+    """
+    row, pose = torch.zeros(len(parts), most, dtype=torch.int64), torch.empty(len(parts), most, 4)
+    arrays = (t.numpy() for t in (class_index, row, pose, torch.empty(len(parts), 0)))
+    _search(parts.numpy(), tables.arguments, np.float32(behind), *arrays)
+    return row, pose
+
+
+def best_scores(parts: Tensor, tables: GridTables) -> Tensor:
+    """The best score on the grid of each particle, given as parts (b, 2, P), with each reference: (b, k)."""
+    row, pose = torch.zeros(len(parts), 1, dtype=torch.int64), torch.empty(len(parts), 1, 4)
+    best = torch.empty(len(parts), tables.n_references)
+    arrays = (t.numpy() for t in (torch.full((len(parts),), -1), row, pose, best))
+    _search(parts.numpy(), tables.arguments, np.float32(0.0), *arrays)
+    return best
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _search(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, pose: Any, best: Any) -> None:
+    for i in range(0, len(parts), LANES):
+        j = i + LANES
+        _search_block(parts[i:j], tables, behind, wanted[i:j], row[i:j], pose[i:j], best[i:j])
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _all_orders(parts: Any, layout: Any, analysis: Any, out: Any) -> None:
+    b, n_orders, _, n_radii = out.shape
+    columns = np.empty(2 * n_orders * (n_radii + 1) * LANES, np.float32)
+    for first in range(0, b, LANES):
+        _fill_columns(parts[first : first + LANES], layout, analysis, n_orders, n_radii, columns)
+        for m in range(2 * n_orders):
+            for k in range(n_radii):
+                for i in range(min(LANES, b - first)):
+                    out[first + i, m // 2, m % 2, k] = columns[(m * (n_radii + 1) + k) * LANES + i]
+
+
+@numba.njit
+@no_type_check
+def _fill_columns(parts: Any, layout: Any, analysis: Any, n_orders: Any, n_radii: Any, columns: Any) -> None:
+    """Angular orders of at most LANES particles: columns, flat (m, 2, k + 1, LANES), from parts (b, 2, P).
+
+    The last radius of each is room for what a tile computes too much.
+    """
+    most = 0
+    for g in range(len(layout)):
+        most = max(most, layout[g, 1] * layout[g, 3])
+    lanes = np.zeros((most + 1) * LANES, np.float32)
+    row_step, at = (n_radii + 1) * LANES, 0
+    for g in range(len(layout)):
+        first, count, n_angles, start = layout[g, 0], layout[g, 1], layout[g, 3], layout[g, 4]
+        for part in range(2):
+            for p in range(n_angles * count):
+                for b in range(len(parts)):
+                    lanes[p * LANES + b] = parts[b, part, start + p]
+            for k in range(0, count, 2):
+                for row in range(0, n_orders, ROWS):
+                    place = (part * n_orders + row) * row_step + (first + k) * LANES
+                    tile(
+                        analysis, at + row * n_angles, lanes, k * LANES, count * LANES, LANES, n_angles,
+                        columns, place, row_step, LANES,
+                    )  # fmt: skip
+            at += n_orders * n_angles
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, pose: Any, best: Any) -> None:
+    """See `best_poses` and, where `best` (b, k) is not empty, `best_scores`; of at most LANES particles."""
+    layout, analysis, rows, turns, (n_orders, padded, _, n_radii), toll, shifts, n_references = tables
+    n_mirror, n_half, n_shifts = len(toll) // len(shifts), toll.shape[2], len(shifts)
+    n, step = n_references * n_shifts, (n_radii + 1) * LANES
+    columns = np.empty(2 * n_orders * step, np.float32)
+    products = np.empty(n_orders * ORDER_STEP, np.float32)
+    sums = np.empty(4 * n_half * LANES, np.float32)
+    value = np.empty((2, LANES), np.float32)
+    found, top = np.zeros(len(parts), np.int64), np.full(len(parts), NOTHING, np.float32)
+    floor, lowest = top.copy(), found.copy()
+    pose[:] = np.float32(NOTHING)
+    best[:] = np.float32(NOTHING)
+    _fill_columns(parts, layout, analysis, n_orders, n_radii, columns)
+    for first in range(0, n, GROUP):
+        last = min(first + GROUP, n)
+        if not _any_wants(wanted, first // n_shifts, (last - 1) // n_shifts):
+            continue
+        for m in range(n_orders):
+            for i in range(first, last, ROWS // 2):
+                tile(
+                    rows, (m * padded + i) * 2 * n_radii, columns, 2 * m * step, LANES, step, n_radii,
+                    products, m * ORDER_STEP + (i - first) * 4 * LANES, 2 * LANES, LANES,
+                )  # fmt: skip
+        for i in range(first, last):
+            reference, shift = i // n_shifts, i % n_shifts
+            _fill_sums(products, (i - first) * 4 * LANES, turns, n_orders // 2, n_half // 2, sums)
+            for mirror in range(n_mirror):
+                tolls = toll[shift * n_mirror + mirror]
+                fill_maxima(sums, tolls, mirror, value)
+                for b in range(len(parts)):
+                    here = max(value[0, b], value[1, b])
+                    if best.shape[1] > 0:
+                        best[b, reference] = max(best[b, reference], here)
+                    if here <= floor[b] or 0 <= wanted[b] != reference:
+                        continue
+                    for sign in range(2):
+                        if value[sign, b] <= floor[b]:
+                            continue
+                        position, score = interpolated(sums, b, mirror, sign, tolls, value[sign, b])
+                        if score <= floor[b]:
+                            continue
+                        at = lowest[b]
+                        row[b, at] = reference + mirror * n_references
+                        set_pose(position / np.float32(n_half), shifts[shift], mirror, score, pose[b, at])
+                        found[b], top[b] = found[b] + 1, max(top[b], score)
+                        lowest[b] = found[b] if found[b] < pose.shape[1] else lowest_of(pose[b])
+                        floor[b] = max(top[b] - behind * abs(top[b]), pose[b, lowest[b], 3])
+
+
+@numba.njit
+@no_type_check
+def _any_wants(wanted: Any, first: Any, last: Any) -> Any:
+    """Whether a particle may belong to a reference from the first to the last."""
+    wants = False
+    for b in range(len(wanted)):
+        wants |= wanted[b] < 0 or first <= wanted[b] <= last
+    return wants
+
+
+@numba.njit
+@no_type_check
+def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quarter: Any, sums: Any) -> None:
+    """Sums (4, J / 2, 2, LANES) over even and odd orders, by cosines, then by sines, of the products that want them."""
+    for kind in range(4):
+        # By cosines Re Re and Im Im, the first and the last of four; by sines Re Im and Im Re.
+        second, apart = (first, 3 * LANES) if kind < 2 else (first + LANES, LANES)
+        second += kind % 2 * n_half_orders * ORDER_STEP
+        for q in range(0, n_quarter, ROWS):
+            row = kind * n_quarter + q
+            tile(
+                turns, row * n_half_orders, products, second, ORDER_STEP, apart, n_half_orders,
+                sums, row * 2 * LANES, 2 * LANES, LANES,
+            )  # fmt: skip

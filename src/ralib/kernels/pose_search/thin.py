@@ -1,0 +1,203 @@
+"""Polar samples for a CPU: the inner radii, where an image turns slowly, with fewer angles; laid out for vectors.
+
+Samples F(k, phi) of an image of radius R have angular orders up to 2 pi k R. Against a template of orders up to M, a
+sum over n angles of the circle is exact while n exceeds both together: near the centre every second or fourth angle
+tells the rest, and on the whole half of the samples are left. Adjacent radii with one spacing form a group, angle by
+angle with the radii side by side: a rotation is an offset in memory, and all inner loops are long and contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.kernels.trig_numba import cos_sin
+
+LANES = 64
+"""Groups are padded to a multiple of so many points, so that unrolled vector loops leave no rest."""
+FINE = 2
+"""Fine rotations per angular sample of the polar grid, where templates are tabulated."""
+TAIL = 8
+"""Orders by which a disc's Fourier transform outlasts 2 pi k R before it vanishes."""
+STRIDES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Radii [first, first + count) at every `stride`-th angle, `n_angles` of the half circle.
+
+    start      its first point
+    base       its place in a row of the template table: real, then imaginary parts, each `turns` rows of `lanes`
+    """
+
+    first: int
+    count: int
+    stride: int
+    n_angles: int
+    start: int
+    base: int
+
+    @property
+    def points(self) -> int:
+        """Points, with the padding."""
+        return LANES * math.ceil(self.n_angles * self.count / LANES)
+
+    @property
+    def turns(self) -> int:
+        """Fine rotations from one of its angles to the next."""
+        return FINE * self.stride
+
+    @property
+    def lanes(self) -> int:
+        """Entries of the table at one fine rotation: angles -1 to 2 n_angles, and what padded points read."""
+        return (2 * self.n_angles + 2) * self.count + LANES
+
+    @property
+    def radii(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+    def of(self, points: Tensor) -> Tensor:
+        """Its share (..., n_angles, count) of all points (..., P)."""
+        return points[..., self.start : self.start + self.n_angles * self.count].unflatten(-1, (self.n_angles, -1))
+
+
+@dataclass(frozen=True)
+class ThinGrid:
+    """Which samples of a polar grid are kept.
+
+    n_half     angles of the full half circle
+    groups     innermost first; `inner` of them hold the radii of the grid search
+    frequency  (2, P) x and y component of each point's frequency, cycles per pixel; 0 where padded
+    weight     (K,) quadrature weights of the radii
+    layout     (groups, 8) int64: the groups as compiled loops read them
+    """
+
+    n_half: int
+    groups: tuple[Group, ...]
+    inner: int
+    frequency: Tensor
+    weight: Tensor
+    layout: np.ndarray
+
+    @classmethod
+    def create(
+        cls,
+        radius_per_px: Tensor,
+        angle_rad: Tensor,
+        weight: Tensor,
+        *,
+        box: int,
+        n_orders: list[int],
+        n_radii: int,
+    ) -> ThinGrid:
+        """For particles of `box` px: radii (K,), angles (H,), weights (K,); the grid search uses `n_radii`.
+
+        n_orders: how many orders the templates have at each radius.
+        """
+        n_half = len(angle_rad)
+        needs = (m + TAIL + math.pi * box * k for m, k in zip(n_orders, radius_per_px.tolist(), strict=True))
+        # A radius may not be sparser than one further in: then the groups are few.
+        strides = np.minimum.accumulate([_stride(n_half, need) for need in needs]).tolist()
+        groups: list[Group] = []
+        first = start = base = 0
+        for k in range(1, len(strides) + 1):
+            if k in (n_radii, len(strides)) or strides[k] != strides[first]:
+                group = Group(first, k - first, strides[first], n_half // strides[first], start, base)
+                groups.append(group)
+                first, start, base = k, start + group.points, base + 2 * group.turns * group.lanes
+        frequency = torch.zeros(2, start)
+        for g in groups:
+            angle = angle_rad[:: g.stride, None]
+            g.of(frequency)[:] = torch.stack([torch.cos(angle), torch.sin(angle)]) * radius_per_px[g.radii]
+        layout = [(g.first, g.count, g.stride, g.n_angles, g.start, g.points, g.base, g.lanes) for g in groups]
+        inner = sum(g.first < n_radii for g in groups)
+        return cls(n_half, tuple(groups), inner, frequency, weight, np.array(layout, np.int64))
+
+    def parts(self, samples: Tensor, shift_xy_px: Tensor) -> Tensor:
+        """Real and imaginary parts (b, 2, P) of samples (b, K, H) complex64, of images moved by shifts (b, 2)."""
+        out = torch.empty(len(samples), 2, self.frequency.shape[1])
+        given = (torch.view_as_real(samples), shift_xy_px.float().contiguous())
+        _gather(*(t.numpy() for t in given), self.layout, self.frequency.numpy(), out.numpy())
+        return out
+
+    @property
+    def n_radii(self) -> int:
+        """Radii of the grid search."""
+        return self.groups[self.inner - 1].radii.stop
+
+    def analysis(self, orders: Tensor) -> np.ndarray:
+        """What turns the grid search's samples into angular orders, flat: per group (2, m / 2, 2, n_angles).
+
+        Of real parts, then of imaginary parts; orders (m,) even ones first, then as many odd ones; real, then imaginary
+        part of each. F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle
+        F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
+        """
+        even, odd = orders.view(2, -1, 1)
+        tables = []
+        for g in self.groups[: self.inner]:
+            phi = torch.arange(g.n_angles, dtype=torch.float64) * (math.pi / g.n_angles)
+            of_real = torch.stack([torch.cos(even * phi), -torch.sin(even * phi)], dim=1)
+            of_imag = torch.stack([torch.sin(odd * phi), torch.cos(odd * phi)], dim=1)
+            tables += [of_real.ravel() / g.n_angles, of_imag.ravel() / g.n_angles]
+        return torch.cat(tables).float().numpy()
+
+    @property
+    def table_length(self) -> int:
+        """Entries of a template's row of the table."""
+        return self.groups[-1].base + 2 * self.groups[-1].turns * self.groups[-1].lanes
+
+    def table(self, spectrum: Tensor, mirror: bool) -> Tensor:
+        """Templates, then their mirror images, at all fine rotations: (t, L), with the weights of the samples in it.
+
+        spectrum (t, K, m) complex: the templates' angular orders from 0.
+        """
+        if mirror:
+            spectrum = torch.cat([spectrum, spectrum.conj()])
+        m = torch.arange(1, spectrum.shape[-1])
+        table = torch.zeros(len(spectrum), self.table_length)
+        for g in self.groups:
+            inner = spectrum[:, g.radii] * (g.stride * self.weight[g.radii, None])
+            full = torch.zeros(*inner.shape[:2], 2 * self.n_half * FINE, dtype=torch.complex64)
+            full[..., : inner.shape[-1]] = inner
+            # A real image: order -m is (-1)^m times the conjugate of order m.
+            full[..., -m] = inner[..., 1:].conj() * (1.0 - 2.0 * (m % 2))
+            circle = torch.fft.ifft(full, dim=-1, norm="forward").unflatten(-1, (-1, g.turns))
+            circle = torch.cat([circle[:, :, -1:], circle, circle[:, :, :1]], dim=2)
+            place = table[:, g.base : g.base + 2 * g.turns * g.lanes].view(len(table), 2, g.turns, g.lanes)
+            # (t, k, angle, turn, part) -> (t, part, turn, angle, k)
+            place[..., :-LANES] = torch.view_as_real(circle).permute(0, 4, 3, 2, 1).flatten(3)
+        return table
+
+
+def _stride(n_half: int, n_angles: float) -> int:
+    """The largest by which the half circle divides and which leaves more than so many angles of the full one."""
+    return max(s for s in STRIDES if n_half % s == 0 and (s == 1 or 2 * n_half > s * n_angles))
+
+
+@numba.njit(fastmath=True, cache=True, nogil=True)
+@no_type_check
+def _gather(samples: Any, shift: Any, layout: Any, frequency: Any, out: Any) -> None:
+    """See `ThinGrid.parts`."""
+    for b in range(len(out)):
+        real, imag = out[b, 0], out[b, 1]
+        for g in range(len(layout)):
+            first, count, stride, n_angles, start, points = layout[g, :6]
+            for k in range(count):
+                mine = samples[b, first + k]
+                for h in range(n_angles):
+                    real[start + h * count + k] = mine[h * stride, 0]
+                    imag[start + h * count + k] = mine[h * stride, 1]
+            for p in range(start + n_angles * count, start + points):
+                real[p] = imag[p] = np.float32(0.0)
+        x, y = shift[b, 0], shift[b, 1]
+        for p in range(out.shape[2]):
+            co, si = cos_sin(x * frequency[0, p] + y * frequency[1, p])
+            re, im = real[p], imag[p]
+            real[p] = re * co + im * si
+            imag[p] = im * co - re * si

@@ -1,0 +1,205 @@
+"""Particles in batches on the device: read ahead, checked, normalised, CTF applied; kept there if they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.images.ctf import apply_ctf, ctf_2d, phase_flip
+from ralib.images.normalise import normalise_background
+from ralib.kernels import Samples, interpolation_samples
+from ralib.particles.prefetch import Loaded, Loader
+from ralib.runtime.memory import free_memory
+from ralib.types import CtfParameters, ParticleSet, RalibError
+
+RESIDENT_SHARE = 0.45
+"""Of the free memory: what particles may take; batches on their way, the search and its templates need the rest."""
+CTF_MODES = ("off", "wiener", "flip")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few particles: which ones (b,) on the host, their images (b, n, n) and whether each is usable (b,).
+
+    turnable   what `rotate_shift_sum` takes: the images, or their interpolation samples where they are kept
+    """
+
+    number: int
+    index: np.ndarray
+    images: Tensor
+    turnable: Tensor | Samples
+    usable: Tensor
+
+    @property
+    def rows(self) -> slice:
+        return slice(int(self.index[0]), int(self.index[-1]) + 1)
+
+    @property
+    def half(self) -> Tensor:
+        """Which half of its class (b,) a particle belongs to: even numbers to 0, odd ones to 1."""
+        if self.number < 0:
+            return torch.from_numpy(self.index % 2).to(self.usable.device)
+        # Made where it is needed: a copy from the host would wait for all work before it.
+        return torch.arange(self.rows.start, self.rows.stop, device=self.usable.device) % 2
+
+
+class ParticleBatches:
+    """One rank's particles, batch after batch, the same each time.
+
+    From each image the plane fitted to its background (outside `background_radius`) is taken off, and the background's
+    standard deviation becomes 1. With
+    ctf='wiener' they are multiplied by their CTF (the matched filter; the averages divide by the sum of CTF^2),
+    with 'flip' only the phases are turned. Images that are not finite or constant come out as zeros, not usable;
+    `bad` holds their numbers, and strict=True raises instead.
+
+    Where `resident_bytes` (None: RESIDENT_SHARE of the free memory) hold all images they stay on the device: with their
+    interpolation samples, alone, or in half precision, whichever is the first to fit; `resident` says which. Where they
+    hold a quarter of the images in half precision at least, as many batches as fit stay. All others are read anew for
+    every pass, a few batches ahead.
+
+    `rounded` tells whether images pass through half precision; then all do, kept or not, so that what is free at the
+    moment changes no bit of a run that has begun.
+    """
+
+    def __init__(
+        self,
+        particles: ParticleSet,
+        rows: range,
+        *,
+        batch_size: int,
+        device: torch.device,
+        background_radius: float,
+        ctf: str = "off",
+        strict: bool = False,
+        resident_bytes: int | None = None,
+    ) -> None:
+        if ctf not in CTF_MODES:
+            raise RalibError(f"ctf {ctf!r} is unknown: choose one of {', '.join(CTF_MODES)}")
+        if ctf != "off" and particles.ctf is None:
+            raise RalibError("the particles have no CTF parameters: leave --CTF out, or give a file that has them")
+        if ctf != "off" and particles.pixel_size_A is None:
+            raise RalibError("the CTF needs a pixel size and no file says it: give one with --pixel-size")
+        self.particles, self.rows, self.device = particles, rows, device
+        self.batch_size, self.ctf, self.strict = batch_size, ctf, strict
+        self.bad: set[int] = set()
+        self.background_radius = background_radius
+        self._budget = int(RESIDENT_SHARE * free_memory(device)) if resident_bytes is None else resident_bytes
+        ways = _ways(len(rows), particles.box)
+        # In half precision also some of them may stay.
+        enough = ways | {"half": ways["half"] // 4}
+        self.resident = next((way for way, size in enough.items() if size <= self._budget), "none")
+        self.rounded = self.resident == "half"
+        self._kept: dict[int, Batch] = {}
+        self._loader = Loader(particles.images, device)
+        self.reading = self._loader.reading
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        blocks = [
+            np.arange(start, min(start + self.batch_size, self.rows.stop))
+            for start in range(self.rows.start, self.rows.stop, self.batch_size)
+        ]
+        loaded = self._loader.blocks([block for i, block in enumerate(blocks) if i not in self._kept])
+        for number, block in enumerate(blocks):
+            batch = self._kept[number] if number in self._kept else self._batch(number, block, next(loaded))
+            if number not in self._kept and self._fits(batch):
+                self._kept[number] = batch
+            yield self._in_single_precision(batch)
+
+    def select(self, index: np.ndarray) -> Iterator[Batch]:
+        """Only the particles of this rank among `index` (sorted), in batches of any size."""
+        mine = index[(index >= self.rows.start) & (index < self.rows.stop)]
+        number = (mine - self.rows.start) // self.batch_size
+        for batch in self._kept.values():
+            wanted = np.flatnonzero(np.isin(batch.index, mine[number == batch.number]))
+            if len(wanted):
+                at = torch.from_numpy(wanted).to(self.device)
+                part = Batch(-1, batch.index[wanted], batch.images[at], batch.turnable[at], batch.usable[at])
+                yield self._in_single_precision(part)
+        rest = mine[~np.isin(number, list(self._kept))]
+        for start in range(0, len(rest), self.batch_size):
+            block = rest[start : start + self.batch_size]
+            yield self._in_single_precision(self._batch(-1, block, self._loader.block(block)))
+
+    def round_images(self, rounded: bool) -> None:
+        """Let images pass through half precision or not, whatever memory there is: before the first pass."""
+        if self.resident == "half" and not rounded:
+            self.resident = "none"
+        self.rounded = rounded
+
+    def recut(self, batch_size: int, *, keep: bool) -> None:
+        """From the next pass on cut batches of this size; without `keep` none of them stays on the device."""
+        self._kept.clear()
+        self.batch_size = batch_size
+        if not keep:
+            self.resident = "none"
+
+    def ctf_parameters(self, index: np.ndarray) -> CtfParameters | None:
+        """CTF of these particles where averages are to be corrected for it."""
+        return None if self.particles.ctf is None or self.ctf != "wiener" else self.particles.ctf[index]
+
+    @property
+    def coming_bytes(self) -> int:
+        """Device memory that batches which are still to be read will stay in."""
+        if self.resident == "none":
+            return 0
+        whole = min(_ways(len(self.rows), self.particles.box)[self.resident], self._budget)
+        return whole * (len(self) - len(self._kept)) // len(self)
+
+    def _fits(self, batch: Batch) -> bool:
+        """Whether there is room to keep one more batch."""
+        if self.resident in ("samples", "single"):
+            return True  # planned for all of them
+        half_bytes = 2 * self.particles.box**2
+        kept = sum(len(b.index) for b in self._kept.values())
+        return self.resident == "half" and half_bytes * (kept + len(batch.index)) <= self._budget
+
+    def _batch(self, number: int, block: np.ndarray, loaded: Loaded) -> Batch:
+        images, arrived = loaded
+        if arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(arrived)
+            images.record_stream(torch.cuda.current_stream(self.device))
+        images, usable = self._prepare(block, images)
+        if self.rounded:
+            images = images.half()
+        turnable = interpolation_samples(images.float()) if self.resident == "samples" else images
+        return Batch(number, block, images, turnable, usable)
+
+    def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
+        images = raw.to(self.device, torch.float32, non_blocking=True)
+        usable = torch.isfinite(images).flatten(1).all(1)
+        usable &= images.flatten(1).amax(1) > images.flatten(1).amin(1)
+        images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self.background_radius)
+        if not bool(usable.all()):
+            self._note_bad(block[~usable.cpu().numpy()])
+        if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
+            ctf = ctf_2d(self.particles.ctf[block], images.shape[-1], self.particles.pixel_size_A, device=self.device)
+            images = apply_ctf(images, ctf) if self.ctf == "wiener" else phase_flip(images, ctf)
+        return images, usable
+
+    def _in_single_precision(self, batch: Batch) -> Batch:
+        """The batch as the loops compute with it."""
+        if batch.images.dtype != torch.float16:
+            return batch
+        images = batch.images.float()
+        return replace(batch, images=images, turnable=batch.turnable if self.resident == "samples" else images)
+
+    def _note_bad(self, numbers: np.ndarray) -> None:
+        if self.strict:
+            raise RalibError(
+                f"particle {numbers[0] + 1} is not a usable image (not finite, or constant): "
+                "repair the stack, or leave --strict out to go on without it"
+            )
+        self.bad.update(int(i) for i in numbers)
+
+
+def _ways(n: int, box: int) -> dict[str, int]:
+    """Bytes that n images take on the device, by how they are kept."""
+    single = 4 * n * box**2
+    return {"samples": single * 2 + 16 * single // box, "single": single, "half": single // 2}

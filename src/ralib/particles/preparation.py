@@ -1,0 +1,229 @@
+"""Particles made ready: cut, phase-flipped, resampled in Fourier space, inverted, normalised, masked, in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ralib.images.ctf import ctf_2d, phase_flip
+from ralib.images.fourier import fourier_resize
+from ralib.images.masks import soft_circle
+from ralib.images.normalise import divided_by_sd, normalise_background
+from ralib.kernels import rotate_shift_images
+from ralib.types import CtfParameters, ImageSource, ParticleSet, Poses, RalibError
+
+NORMALISATIONS = ("none", "background", "variance")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What to do, in this order. Lengths are pixels of the finished image unless named otherwise.
+
+    clip_px         cut (or pad with the edge's mean) to this box in real space, in pixels of the input
+    flip_phases     multiply each frequency by the sign of the CTF
+    box_px          Fourier-crop (or pad) to this box: the pixel size changes, the field of view stays
+    pixel_size_A    the same, to the even box whose pixel size comes closest
+    invert          change the sign of the contrast
+    normalise       'background': the plane fitted outside `background_radius_px` becomes 0, the standard deviation
+                    there 1 (RELION); 'variance': mean 0, standard deviation 1 of the whole image; 'none'
+    background_radius_px    three quarters of half the box where None
+    mask_radius_px  fade to 0 beyond this radius, over `mask_edge_px` pixels
+    """
+
+    clip_px: int | None = None
+    flip_phases: bool = False
+    box_px: int | None = None
+    pixel_size_A: float | None = None
+    invert: bool = False
+    normalise: str = "none"
+    background_radius_px: float | None = None
+    mask_radius_px: float | None = None
+    mask_edge_px: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.normalise not in NORMALISATIONS:
+            raise RalibError(f"--normalise {self.normalise!r}: choose one of {', '.join(NORMALISATIONS)}")
+        if self.box_px is not None and self.pixel_size_A is not None:
+            raise RalibError("--box and --pixel-size both set the Fourier crop: give one of them")
+        for option, size in (("--box", self.box_px), ("--clip", self.clip_px)):
+            if size is not None and not 8 <= size <= 16384:
+                raise RalibError(f"{option} {size}: give 8 to 16384 px")
+        for option, size_A in (("--pixel-size", self.pixel_size_A), ("--mask-radius", self.mask_radius_px)):
+            if size_A is not None and not size_A > 0:
+                raise RalibError(f"{option} {size_A}: give a number above 0")
+
+
+def prepare_particles(
+    particles: ParticleSet,
+    preparation: Preparation | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> ParticleSet:
+    """The particle set after `preparation`, or Preparation(**options); images are made when read, nothing is held.
+
+    Pixel size, poses (their origins are pixels) and, through the writers, image size follow; origins in Angstrom
+    stay what they were. Raises RalibError where the CTF or the pixel size that a step needs is missing.
+    """
+    preparation = preparation or Preparation(**options)
+    source = PreparedSource(particles, preparation, torch.device(device))
+    poses = particles.poses
+    if poses is not None:
+        poses = poses.replace(origin_xy_px=poses.origin_xy_px / source.magnification)
+    pixel_size_A = particles.pixel_size_A
+    return particles.replace(
+        images=source,
+        poses=poses,
+        pixel_size_A=None if pixel_size_A is None else pixel_size_A * source.magnification,
+    )
+
+
+@dataclass
+class PreparedSource:
+    """An image source that prepares what it reads. `bad` collects images that are not finite or constant: they
+    come out as zeros, in their place."""
+
+    particles: ParticleSet
+    preparation: Preparation
+    device: torch.device
+    bad: set[int] = field(default_factory=set)
+    box: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.preparation.flip_phases:
+            if self.particles.ctf is None:
+                raise RalibError("phase flipping needs a CTF, and these particles have none: leave --phase-flip out")
+            if self.particles.pixel_size_A is None:
+                raise RalibError("phase flipping needs the pixel size, and no file says it: give --input-pixel-size")
+        self.box = target_box(self.preparation, self._clipped, self.particles.pixel_size_A)
+        radius = self.preparation.background_radius_px
+        if self.preparation.normalise == "background" and radius is not None and radius > 0.65 * self.box:
+            raise RalibError(f"--background-radius {radius}: no background is left in a box of {self.box} px")
+
+    @property
+    def n_images(self) -> int:
+        return self.particles.images.n_images
+
+    @property
+    def magnification(self) -> float:
+        """Pixel size of the finished images over that of the input."""
+        return self._clipped / self.box
+
+    @property
+    def _clipped(self) -> int:
+        return self.preparation.clip_px or self.particles.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(self.particles.images.read(index)).to(self.device)
+        usable = torch.isfinite(images).flatten(1).all(1) & (images.amax((1, 2)) > images.amin((1, 2)))
+        self.bad.update(np.asarray(index)[~usable.cpu().numpy()].tolist())
+        ctf = None if self.particles.ctf is None else self.particles.ctf[index]
+        images = torch.where(usable[:, None, None], images, 0.0)
+        done = prepare_images(images, self.preparation, ctf=ctf, pixel_size_A=self.particles.pixel_size_A)
+        return done.cpu().numpy()
+
+
+def prepare_images(
+    images: Float[Tensor, "b n n"],
+    preparation: Preparation,
+    *,
+    ctf: CtfParameters | None = None,
+    pixel_size_A: float | None = None,
+) -> Float[Tensor, "b m m"]:
+    """Images (b, n, n) after `preparation`: (b, m, m) float32 on the same device."""
+    images = images.float()
+    if preparation.clip_px is not None:
+        images = clip(images, preparation.clip_px)
+    if preparation.flip_phases:
+        if ctf is None or pixel_size_A is None:
+            raise RalibError("phase flipping needs the CTF and the pixel size")
+        images = phase_flip(images, ctf_2d(ctf, images.shape[-1], pixel_size_A, device=images.device))
+    images = fourier_resize(images, target_box(preparation, images.shape[-1], pixel_size_A))
+    if preparation.invert:
+        images = -images
+    if preparation.normalise == "variance":
+        images = divided_by_sd(images - images.mean((1, 2), keepdim=True), images.std((1, 2)), images)
+    elif preparation.normalise == "background":
+        images = normalise_background(images, preparation.background_radius_px)
+    if preparation.mask_radius_px is not None:
+        mask = soft_circle(images.shape[-1], preparation.mask_radius_px, preparation.mask_edge_px)
+        images = images * mask.to(images.device)
+    return images
+
+
+def target_box(preparation: Preparation, box: int, pixel_size_A: float | None) -> int:
+    """Box after Fourier cropping images of `box` pixels."""
+    if preparation.box_px is not None:
+        return preparation.box_px
+    if preparation.pixel_size_A is None:
+        return box
+    if pixel_size_A is None:
+        raise RalibError("the pixel size of the input is not known: give it with --input-pixel-size, or use --box")
+    target = 2 * round(box * pixel_size_A / preparation.pixel_size_A / 2)
+    if not 8 <= target <= 16384:
+        raise RalibError(
+            f"--pixel-size {preparation.pixel_size_A} A would make {box} px images of {pixel_size_A} A/px "
+            f"{target} px: choose one nearer to {pixel_size_A}"
+        )
+    return target
+
+
+def clip(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
+    """Images (b, n, n) cut to (b, box, box) about the centre, or padded with the mean of each image's edge."""
+    n = images.shape[-1]
+    first = n // 2 - box // 2
+    if box <= n:
+        return images[:, first : first + box, first : first + box]
+    edge = torch.cat([images[:, [0, -1]].flatten(1), images[:, 1:-1, [0, -1]].flatten(1)], dim=1)
+    padded = edge.mean(1)[:, None, None].repeat(1, box, box)
+    padded[:, -first : n - first, -first : n - first] = images
+    return padded
+
+
+def align_particles(
+    particles: ParticleSet, *, method: str = "cubic", device: torch.device | str = "cpu"
+) -> ParticleSet:
+    """The particle set with its stored poses applied when images are read (SPARX's transform2d).
+
+    Poses become the identity (classes stay), and the direction of astigmatism turns with the image. Raises
+    RalibError where there are no poses.
+    """
+    poses = particles.poses
+    if poses is None:
+        raise RalibError("these particles have no poses to apply: give the particles.star of an alignment")
+    ctf = particles.ctf
+    if ctf is not None:
+        turned = ctf.astigmatism_angle_deg + poses.psi_deg.numpy()
+        ctf = replace(ctf, astigmatism_angle_deg=np.where(poses.mirror.numpy(), -turned, turned) % 180.0)
+    identity = Poses.identity(len(poses)).replace(class_index=poses.class_index, score=poses.score)
+    source = AlignedSource(particles.images, poses, method, torch.device(device))
+    return particles.replace(images=source, poses=identity, ctf=ctf)
+
+
+@dataclass
+class AlignedSource:
+    """An image source that brings what it reads into the frame of its class average."""
+
+    source: ImageSource
+    poses: Poses
+    method: str
+    device: torch.device
+
+    @property
+    def n_images(self) -> int:
+        return self.source.n_images
+
+    @property
+    def box(self) -> int:
+        return self.source.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(self.source.read(index)).to(self.device)
+        p = self.poses[torch.as_tensor(index)].to(self.device)
+        turned = rotate_shift_images(images, p.psi_deg, p.origin_xy_px, p.mirror, method=self.method, boundary="mean")
+        return turned.float().cpu().numpy()

@@ -1,0 +1,222 @@
+"""The folder of a run: one writer at a time, every file whole, readable again as the result it came from.
+
+class_averages.mrcs  class_averages_{half1,half2,filtered}.mrcs  frc.txt  classes.png  particles.star  params.txt
+run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{data.star,model.star,classes.mrcs}
+and, for inputs of their kind, class_averages.hdf (EMAN2) and particles.cs (cryoSPARC)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from ralib import io
+from ralib.results.checkpoint import Checkpoint, newest, save
+from ralib.results.contact_sheet import class_picture
+from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
+
+LOCK = ".lock"
+
+
+class RunDirectory:
+    """A run's folder, held by one process: use it as a context manager."""
+
+    def __init__(self, path: Path | str, *, resume: bool = False) -> None:
+        """Make the folder, or with `resume` take up the one there; RalibError where neither can be."""
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise RalibError(f"{self.path} is a file: OUTDIR must be a new folder; choose another name")
+        if resume and not self.path.is_dir():
+            raise RalibError(f"--continue: there is no run in {self.path}: leave --continue out to begin one")
+        self._made = not self.path.exists()
+        self._begun = resume
+        if not resume and not self._made and any(self.path.iterdir()):
+            hint = "go on with --continue, or choose" if (self.path / "run.json").exists() else "choose"
+            raise RalibError(f"{self.path} exists and is not empty: {hint} another OUTDIR")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] | None = (self.path / LOCK).open("a")
+        except OSError as error:
+            raise RalibError(f"cannot write into {self.path}: {error.strerror}; choose another OUTDIR") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RalibError(
+                f"another ralib is working in {self.path}: wait for it, or choose another OUTDIR"
+            ) from error
+        except OSError:  # a file system without locks: the check for an empty folder has to do
+            pass
+        if resume:
+            for leftover in self.path.rglob(".tmp-*"):  # of a process that was killed while writing
+                leftover.unlink(missing_ok=True)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the folder; one in which nothing was ever written disappears again."""
+        if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+        if not self._begun:
+            for folder in (self.path / "iterations", self.path / "checkpoints"):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            if self._made:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+
+    def _check_there(self) -> None:
+        """RalibError where the folder was taken away: made anew, it could be another run's by now."""
+        if self._lock is not None and not (self.path / LOCK).exists():
+            raise RalibError(
+                f"{self.path} has vanished, or {LOCK} in it, while the run was writing: bring it back and go on with "
+                "--continue, or start again"
+            )
+
+    # -- while it runs ----------------------------------------------------------------------------------------------
+
+    def write_iteration(self, number: int, averages: ClassAverages) -> None:
+        """iterations/NNN: the averages after this iteration and their FRC."""
+        self._check_there()
+        folder = self.path / "iterations" / f"{number:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        io.write_mrcs(folder / "averages.mrcs", averages.images.cpu().numpy(), averages.pixel_size_A)
+        write_frc(folder / "frc.txt", averages)
+        self._begun = True
+
+    def save_checkpoint(self, number: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        self._check_there()
+        folder = self.path / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        save(folder, Checkpoint(number, arrays, meta))
+        self._begun = True
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        return newest(self.path / "checkpoints")
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """run.json; NaN becomes null."""
+        io.write_json(self.path / "run.json", record)
+        self._begun = True
+
+    # -- at its end -------------------------------------------------------------------------------------------------
+
+    def write_result(
+        self, result: RunResult, particles: ParticleSet, record: dict[str, Any], *, hdf: bool = False
+    ) -> None:
+        """All files of a finished run; run.json last, so that where it says 'finished' all others are there."""
+        self._check_there()
+        averages, pixel = result.averages, result.averages.pixel_size_A
+        io.write_mrcs(self.path / "class_averages.mrcs", averages.images.numpy(), pixel)
+        if averages.half_images is not None:
+            for half, images in enumerate(averages.half_images.numpy(), 1):
+                io.write_mrcs(self.path / f"class_averages_half{half}.mrcs", images, pixel)
+        if "references" in result.extra:
+            filtered = result.extra["references"].numpy()
+            io.write_mrcs(self.path / "class_averages_filtered.mrcs", filtered, pixel)
+        write_frc(self.path / "frc.txt", averages)
+        n_classes = len(averages.images)
+        io.write_particles_star(self.path / "particles.star", particles, result.poses, n_classes=n_classes)
+        if particles.metadata.source_format == "cryosparc":
+            io.write_particles_cs(self.path / "particles.cs", particles, result.poses, n_classes=n_classes)
+        io.write_params(self.path / "params.txt", result.poses)
+        self._write_relion(result)
+        if hdf:
+            headers = io.class_headers(result.poses.class_index, n_classes)
+            io.write_hdf(self.path / "class_averages.hdf", averages.images, headers, pixel_size_A=pixel)
+        write_class_picture(self.path / "classes.png", averages)
+        self.write_record(record)
+
+    def _write_relion(self, result: RunResult) -> None:
+        """RELION's tables: class K + k is class k mirrored. Its subset selection looks for the particles of
+        X_model.star in X_data.star."""
+        averages = result.averages
+        stack = self.path / "relion_classes.mrcs"
+        io.write_class_stack(stack, averages.images, averages.pixel_size_A)
+        io.write_model_star(self.path / "relion_model.star", averages, averages_path=stack, poses=result.poses)
+        with io.atomic_path(self.path / "relion_data.star") as temporary:
+            shutil.copyfile(self.path / "particles.star", temporary)
+
+
+def write_frc(path: Path, averages: ClassAverages) -> None:
+    """Columns: frequency (1/px), then class 1..K."""
+    if averages.frc is None:
+        return
+    curves = averages.frc.double().cpu().numpy()
+    frequency = np.arange(curves.shape[1]) / averages.images.shape[-1]
+    header = "# frequency_per_px " + " ".join(f"class_{k + 1}" for k in range(len(curves)))
+    rows = (" ".join(f"{v:.6f}" for v in row) for row in np.column_stack([frequency, curves.T]))
+    io.write_text(path, "\n".join([header, *rows]) + "\n")
+
+
+def read_frc(path: Path) -> np.ndarray:
+    """(k, rings) of a file by `write_frc`."""
+    return np.atleast_2d(np.loadtxt(path))[:, 1:].T
+
+
+def write_class_picture(path: Path, averages: ClassAverages) -> None:
+    """The averages as one PNG, largest class first, each with its number and members."""
+    with io.atomic_path(path) as temporary:
+        class_picture(averages).save(temporary, format="PNG")
+
+
+def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResult:
+    """A finished run read back; RalibError naming the file that is missing or wrong."""
+    path = Path(path)
+    record = read_record(path)
+    if record.get("state") != "finished":
+        raise RalibError(f"{path}: the run has not finished; go on with --continue")
+    pixel = record["input"].get("pixel_size_A")
+    images = torch.from_numpy(io.open_images(path / "class_averages.mrcs"))
+    poses = run_poses(path, len(images), datadir=datadir)
+    halves = [path / f"class_averages_half{h}.mrcs" for h in (1, 2)]
+    averages = ClassAverages(
+        images=images,
+        members=torch.bincount(poses.class_index[poses.class_index >= 0], minlength=len(images)),
+        half_images=torch.stack([torch.from_numpy(io.open_images(h)) for h in halves])
+        if all(h.is_file() for h in halves)
+        else None,
+        frc=torch.from_numpy(read_frc(path / "frc.txt")).float() if (path / "frc.txt").is_file() else None,
+        pixel_size_A=pixel,
+    )
+    kept = ["classes", "timings", "device", "command", "input"]
+    extra: dict[str, Any] = {k: record[k] for k in kept if k in record}
+    filtered = path / "class_averages_filtered.mrcs"
+    if filtered.is_file():
+        extra["references"] = torch.from_numpy(io.open_images(filtered))
+    return RunResult(
+        record["kind"], poses, averages, record["iterations"], record["options"], record["warnings"], extra
+    )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """run.json of a run."""
+    file = Path(path) / "run.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RalibError(f"{path} is not the folder of a ralib run: run.json: {error}") from error
+    if not isinstance(record, dict):
+        raise RalibError(f"{file} does not describe a ralib run")
+    return record
+
+
+def run_poses(path: Path, n_classes: int, *, datadir: Path | str | None = None) -> Poses:
+    """The poses in a run's particles.star; the images need not be there."""
+    particles = io.open_particles(path / "particles.star", datadir=datadir, require_images=False)
+    if particles.poses is None:
+        raise RalibError(f"{path / 'particles.star'} holds no poses: it is not the file ralib wrote")
+    highest = int(particles.poses.class_index.max()) if len(particles) else 0
+    if highest >= n_classes:
+        raise RalibError(f"{path / 'particles.star'} names class {highest + 1} of {n_classes}: it was changed")
+    return particles.poses

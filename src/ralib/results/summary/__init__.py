@@ -1,0 +1,127 @@
+"""What a report shows, computed from a run's files; `write_report` is what every run calls at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ralib.images.fourier import resized
+from ralib.io import write_text
+from ralib.report import ReportContents, render_report
+from ralib.report.payload import figures as numbers_only
+from ralib.results.selection import fingerprint
+from ralib.results.summary.contrast import ctf_curves
+from ralib.results.summary.diagnose import diagnose
+from ralib.results.summary.embedding import embed
+from ralib.results.summary.figures import class_figures, histograms, shift_map, sorted_scores
+from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members
+from ralib.results.summary.runs import RunFiles, finished_run, open_run
+from ralib.types import RalibError
+
+__all__ = ["RunFiles", "finished_run", "open_run", "report_json", "summarise", "write_report"]
+
+MAX_POINTS = 10_000
+MAX_SCORES = 1_000_000
+
+
+def write_report(
+    source: RunFiles | Path | str,
+    out: Path | str | None = None,
+    *,
+    max_points: int = MAX_POINTS,
+    device: torch.device | str = "cpu",
+    datadir: Path | str | None = None,
+) -> Path:
+    """Write the report of a run (its folder, or what was read of it), RUN/report.html unless `out` names another file.
+
+    Returns its path.
+    """
+    run = source if isinstance(source, RunFiles) else open_run(source, datadir=datadir)
+    folder = run.path if run.path.is_dir() else run.path.parent
+    target = Path(out) if out is not None else folder / "report.html"
+    write_text(target, render_report(summarise(run, max_points=max_points, device=device)))
+    return target
+
+
+def report_json(
+    run_dir: Path | str, *, datadir: Path | str | None = None, max_points: int = MAX_POINTS
+) -> dict[str, Any]:
+    """The report's figures in JSON's own types."""
+    return numbers_only(summarise(open_run(run_dir, datadir=datadir), max_points=max_points))
+
+
+def summarise(
+    run: RunFiles, *, max_points: int = MAX_POINTS, seed: int = 0, device: torch.device | str = "cpu"
+) -> ReportContents:
+    """Everything a report shows. Where the particle images cannot be read, all that needs none of them."""
+    rng = np.random.default_rng(seed)
+    small_averages = resized(torch.as_tensor(run.averages), POINT_PX * 2).numpy()
+    warnings = diagnose(run, small_averages)
+    rows = _sample(run, max_points, rng)
+    shown_members = plane = None
+    try:
+        points = aligned(run, rows, min(POINT_PX, run.particles.box), device)
+        score = _score(run, rows, points)
+        shown_members = members(run, score, rng, device)
+        plane = embed(run, rows, points)
+    except RalibError as error:
+        warnings.append(
+            {
+                "what": "The particle images could not be read.",
+                "where": str(error),
+                "do": "Give their folder with --datadir for members and map.",
+            }
+        )
+    record, pixel_size_A = run.record, _pixel_size_A(run)
+    scores = sorted_scores(run) if len(run.poses) <= MAX_SCORES else None
+    ctf = run.particles.ctf
+    return ReportContents(
+        title=_title(run),
+        fingerprint=fingerprint(run.members),
+        facts={k: v for k, v in record.items() if k not in ("iterations", "classes", "warnings")},
+        classes=class_figures(run),
+        iterations=list(record.get("iterations") or []),
+        warnings=warnings,
+        averages=average_pictures(run.averages),
+        box_px=int(run.averages.shape[-1]),
+        pixel_size_A=pixel_size_A,
+        frc_frequency_per_px=run.frc_frequency_per_px,
+        frc=run.frc,
+        scores=scores,
+        histograms=histograms(run),
+        shift_map=shift_map(run),
+        members=shown_members,
+        history=history(run),
+        ctf=ctf_curves(ctf, pixel_size_A, rng) if ctf is not None and pixel_size_A else None,
+        embedding=plane,
+    )
+
+
+def _sample(run: RunFiles, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of at most `most` particles that are in a class, in the order of the file."""
+    rows = np.flatnonzero(run.poses.class_index.numpy() >= 0)
+    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+
+
+def _score(run: RunFiles, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The run's scores (n,); where it has none, how alike the sampled particles are to their averages."""
+    score = run.poses.score.numpy().astype(np.float64)
+    if np.isfinite(score).any() or not len(rows):
+        return score
+    references = resized(torch.as_tensor(run.averages), points.shape[-1]).numpy()
+    alike = np.full(len(score), np.nan)
+    alike[rows] = likeness(points, references[run.poses.class_index.numpy()[rows]])
+    return alike
+
+
+def _pixel_size_A(run: RunFiles) -> float | None:
+    recorded = (run.record.get("input") or {}).get("pixel_size_A") or run.particles.pixel_size_A
+    return float(recorded) if recorded else None
+
+
+def _title(run: RunFiles) -> str:
+    """The run's folder; what the page and the selection file are called by."""
+    return (run.path if run.path.is_dir() else run.path.parent).resolve().name

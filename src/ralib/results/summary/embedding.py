@@ -1,0 +1,104 @@
+"""A plane for particles and classes: principal components of aligned, downsampled particles; t-SNE of the averages."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ralib.images.fourier import resized
+from ralib.report.contents import Embedding
+from ralib.results.summary.pictures import POINT_PX, disc
+from ralib.results.summary.runs import RunFiles
+
+FEWEST_FOR_TSNE, MOST_FOR_TSNE = 6, 1000
+
+
+def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray) -> Embedding | None:
+    """The plane of the sample `rows` (p,), whose aligned pictures are `images` (p, t, t); None for too few."""
+    if len(rows) < 4:
+        return None
+    features = normalised(images)
+    xy, explained = principal_plane(features)
+    index = run.poses.class_index.numpy()[rows]
+    counts = np.bincount(index, minlength=run.n_classes)[:, None]
+    sums = np.zeros((run.n_classes, 2))
+    np.add.at(sums, index, xy)
+    defocus = np.full(len(rows), np.nan)
+    if run.particles.ctf is not None:
+        ctf = run.particles.ctf[rows]
+        defocus = (ctf.defocus_u_A + ctf.defocus_v_A) / 2
+    return Embedding(
+        xy=xy,
+        row=rows,
+        class_index=index,
+        score=run.poses.score.numpy()[rows],
+        defocus_A=defocus,
+        images=images,
+        # An average holds far less noise than its members, so it would lie outside their cloud: take their mean.
+        class_xy=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
+        class_tsne_xy=class_tsne(run.averages),
+        explained=explained,
+    )
+
+
+def principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (p, d) along their first two principal axes, (p, 2), and the fractions of variance these explain, (2,).
+
+    scikit-learn does the same, but takes longer to load than a whole run on a GPU may wait for its report.
+    """
+    centred = torch.from_numpy(features - features.mean(axis=0)).double()
+    variance, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes[:, -2:].flip(1)
+    axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))  # an axis has no sign of its own
+    fractions = variance[-2:].flip(0) / variance.sum().clamp_min(1e-12)
+    return (centred @ axes).numpy(), fractions.numpy()
+
+
+def class_tsne(averages: np.ndarray) -> np.ndarray | None:
+    """t-SNE of the class averages (k, n, n) -> (k, 2); None for too few or too many, or when all are alike."""
+    features = normalised(resized(torch.as_tensor(averages), POINT_PX).numpy())
+    if not FEWEST_FOR_TSNE <= len(features) <= MOST_FOR_TSNE or np.allclose(features, features[0]):
+        return None
+    start = principal_plane(features)[0]
+    start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
+    return tsne(features, start, perplexity=min(30.0, (len(features) - 1) / 3))
+
+
+def tsne(features: np.ndarray, start: np.ndarray, *, perplexity: float, iterations: int = 600) -> np.ndarray:
+    """Plane (k, 2) in which neighbours among the features (k, d) stay neighbours, reached from `start` (k, 2).
+
+    Exact t-SNE by van der Maaten and Hinton 2008, with their momentum and gains; neighbours are held together twelve
+    times as hard for the first third. The step is a twelfth of the points, as Belkina et al. 2019 found best.
+    """
+    near = _neighbourhood(torch.from_numpy(features).double(), perplexity).float()
+    y, step = torch.from_numpy(start).float(), torch.zeros(start.shape)
+    gain, rate = torch.ones_like(step), len(start) / 12
+    for i in range(iterations):
+        early = i < iterations // 3
+        heavy = torch.cdist(y, y).square_().add_(1).reciprocal_().fill_diagonal_(0)
+        pull = near.mul(12.0 if early else 1.0).sub_(heavy / heavy.sum()).mul_(heavy)
+        slope = pull.sum(1, keepdim=True) * y - pull @ y
+        gain = torch.where(slope * step < 0, gain + 0.2, gain * 0.8).clamp_min(0.01)
+        step = (0.5 if early else 0.8) * step - rate * gain * slope
+        y = y + step
+    return (y - y.mean(0)).double().numpy()
+
+
+def _neighbourhood(features: torch.Tensor, perplexity: float) -> torch.Tensor:
+    """Symmetric probabilities (k, k) of being neighbours: each row a normal distribution of the given perplexity."""
+    distance = torch.cdist(features, features).square().fill_diagonal_(torch.inf)
+    low, high = torch.full((len(features), 1), -50.0).double(), torch.full((len(features), 1), 50.0).double()
+    for _ in range(50):
+        precision = ((low + high) / 2).exp()
+        p = torch.softmax(-distance * precision, dim=1)
+        wide = -torch.special.xlogy(p, p).sum(1, keepdim=True) > np.log(perplexity)
+        low, high = torch.where(wide, precision.log(), low), torch.where(wide, high, precision.log())
+    return (p + p.T) / (2 * len(features))
+
+
+def normalised(images: np.ndarray) -> np.ndarray:
+    """Pixels inside a disc as rows, mean 0 and length 1: (p, t, t) -> (p, d)."""
+    rows = np.nan_to_num(images[:, disc(images.shape[-1])].astype(np.float32))
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1))

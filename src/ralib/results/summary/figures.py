@@ -1,0 +1,95 @@
+"""Figures of each class and counts of each quantity by class, from the poses alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ralib.report.contents import Histogram, ShiftMap
+from ralib.results.summary.runs import RunFiles
+
+MINIMUM_MEMBERS = 4
+"""Below this EMAN2 gave up on a class; we flag it."""
+
+
+def class_figures(run: RunFiles) -> list[dict[str, Any]]:
+    """One dict a class: what the run recorded, completed by what its poses say."""
+    recorded = {int(item["class"]): dict(item) for item in run.record.get("classes") or [] if "class" in item}
+    poses = run.poses
+    index = poses.class_index.numpy()
+    order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[order], np.arange(run.n_classes + 1))
+    mirror, score = poses.mirror.numpy(), poses.score.numpy()
+    result = []
+    for k in range(run.n_classes):
+        rows = order[starts[k] : starts[k + 1]]
+        figures: dict[str, Any] = recorded.get(k + 1, {})
+        figures.update({"class": k + 1, "members": len(rows)})
+        if len(rows):
+            figures["mirror_fraction"] = float(mirror[rows].mean())
+            if np.isfinite(score[rows]).any():
+                figures["mean_score"] = float(np.nanmean(score[rows]))
+            if run.particles.ctf is not None:
+                ctf = run.particles.ctf[rows]
+                figures["median_defocus_A"] = float(np.median((ctf.defocus_u_A + ctf.defocus_v_A) / 2))
+        if len(rows) < MINIMUM_MEMBERS:
+            figures["flag"] = "empty" if not len(rows) else "tiny"
+        result.append(figures)
+    return result
+
+
+def sorted_scores(run: RunFiles) -> list[np.ndarray] | None:
+    """Each class's scores in rising order, float32; None where any member has none."""
+    index, score = run.poses.class_index.numpy(), run.poses.score.numpy()
+    if not np.isfinite(score[index >= 0]).all() or not (index >= 0).any():
+        return None
+    order = np.lexsort((score, index))
+    starts = np.searchsorted(index[order], np.arange(run.n_classes + 1))
+    return [score[order[starts[k] : starts[k + 1]]].astype(np.float32) for k in range(run.n_classes)]
+
+
+def histograms(run: RunFiles) -> dict[str, Histogram]:
+    """In-plane angles, scores and defocus, counted by class."""
+    poses, found = run.poses, {}
+    psi = (poses.psi_deg.numpy().astype(np.float64) + 180) % 360 - 180
+    found["psi"] = _count(run, psi, np.linspace(-180, 180, 37), "In-plane angle", "°")
+    score = poses.score.numpy().astype(np.float64)
+    if np.isfinite(score).any():
+        found["score"] = _count(run, score, _edges(score, 40), "Score", "")
+    if run.particles.ctf is not None:
+        defocus = (run.particles.ctf.defocus_u_A + run.particles.ctf.defocus_v_A) / 2
+        found["defocus"] = _count(run, defocus, _edges(defocus, 32), "Defocus", "Å")
+    return found
+
+
+def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    return np.linspace(low, high if high > low else low + 1, bins + 1)
+
+
+def _bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Bin of each value; those beyond the ends (rounding) go into the last one there is."""
+    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+
+
+def _count(run: RunFiles, values: np.ndarray, edges: np.ndarray, label: str, unit: str) -> Histogram:
+    index = run.poses.class_index.numpy()
+    valid = (index >= 0) & np.isfinite(values)
+    width = len(edges) - 1
+    flat = index[valid] * width + _bins(values[valid], edges)
+    counts = np.bincount(flat, minlength=run.n_classes * width).reshape(run.n_classes, width)
+    return Histogram(label, unit, edges, counts)
+
+
+def shift_map(run: RunFiles, bins: int = 25) -> ShiftMap:
+    """Origin shifts counted on a square grid around zero that holds 99.9 % of them; the rest go to its rim."""
+    origin = run.poses.origin_xy_px.numpy().astype(np.float64)
+    reach = max(1.0, float(np.percentile(np.abs(origin), 99.9))) if len(origin) else 1.0
+    edges = np.linspace(-reach, reach, bins + 1)
+    index = run.poses.class_index.numpy()
+    valid = index >= 0
+    column, row = (_bins(origin[valid, axis], edges) for axis in (0, 1))
+    flat = (index[valid] * bins + row) * bins + column
+    return ShiftMap(edges, np.bincount(flat, minlength=run.n_classes * bins * bins).reshape(-1, bins, bins))

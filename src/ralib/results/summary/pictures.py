@@ -1,0 +1,132 @@
+"""Small pictures for the report: Fourier-cropped averages, aligned particles, the members worth showing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.images.ctf import ctf_2d, phase_flip
+from ralib.images.fourier import frequency_grid, resized
+from ralib.io import open_images
+from ralib.kernels import rotate_shift_images
+from ralib.kernels.interpolation import resample_plain
+from ralib.report.contents import History, Members
+from ralib.results.summary.runs import RunFiles
+
+AVERAGE_PX, HISTORY_PX, MEMBER_PX, POINT_PX = 192, 48, 64, 32
+MAX_AVERAGE_PIXELS = 8_000_000
+MAX_MEMBER_PIXELS = 10_000_000
+MAX_HISTORY_PIXELS = 6_000_000
+BATCH = 512
+
+
+def average_pictures(averages: np.ndarray) -> np.ndarray:
+    """Averages as shown: at most 192 px, fewer when there are very many."""
+    size = min(AVERAGE_PX, int(np.sqrt(MAX_AVERAGE_PIXELS / max(1, len(averages)))) // 16 * 16)
+    return resized(torch.as_tensor(averages), max(48, size)).numpy()
+
+
+def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | str = "cpu") -> np.ndarray:
+    """Particles `rows` in the frame of their class average, (len(rows), size, size) float32.
+
+    They are cropped in Fourier space before they are turned: the picture is small, so the turning is cheap. Where the
+    run used the CTF, phases are flipped; and noise above a quarter of the picture's sampling rate is dampened.
+    """
+    poses, parts, flipped = run.poses, [], uses_ctf(run)
+    # A GPU's kernels would have to be compiled for these sizes, which takes longer than turning so few small pictures.
+    turn = rotate_shift_images if torch.device(device).type == "cpu" else resample_plain.rotate_shift_images
+    for start in range(0, len(rows), BATCH):
+        index = rows[start : start + BATCH]
+        images = torch.from_numpy(np.nan_to_num(run.particles.images.read(index))).to(device)
+        work = resized(images, min(images.shape[-1], 2 * size))
+        scale = work.shape[-1] / images.shape[-1]
+        if flipped:
+            work = _phase_flipped(run, index, work, scale)
+        part = poses[torch.from_numpy(index)].to(device)
+        turned = turn(work, part.psi_deg, part.origin_xy_px * scale, part.mirror)
+        parts.append(_softened(resized(turned, size)).cpu())
+    return torch.cat(parts).numpy() if parts else np.zeros((0, size, size), dtype=np.float32)
+
+
+def uses_ctf(run: RunFiles) -> bool:
+    """Whether the run itself took the particles' CTF into account, so that their phases are still unflipped."""
+    options = run.record.get("options") or {}
+    modes = [options.get(name) for name in ("ctf_mode", "ctf")]
+    asked = any(mode is True or mode in ("wiener", "flip") for mode in modes) or run.record.get("program") == "RELION"
+    return asked and run.particles.ctf is not None and run.particles.pixel_size_A is not None
+
+
+def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: float) -> Tensor:
+    assert run.particles.ctf is not None
+    assert run.particles.pixel_size_A is not None
+    pixel_size_A = run.particles.pixel_size_A / scale
+    ctf = ctf_2d(run.particles.ctf[index], images.shape[-1], pixel_size_A, device=images.device)
+    return phase_flip(images, ctf)
+
+
+def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:
+    """Images (b, s, s) under a Gaussian low-pass: 1/e at the cut-off."""
+    size = images.shape[-1]
+    kx, ky = frequency_grid(size, device=images.device)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * torch.exp(-(kx**2 + ky**2) / cutoff_per_px**2), s=(size, size))
+
+
+def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Normalised cross-correlation of each image with its reference inside a disc; both (b, s, s) -> (b,)."""
+    inside = disc(images.shape[-1])
+    a, b = (x[:, inside] - x[:, inside].mean(axis=1, keepdims=True) for x in (images, references))
+    norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.where(norm > 0, norm, 1))
+
+
+def disc(size: int) -> np.ndarray:
+    """Pixels within 0.45 of the box from the centre: bool (size, size)."""
+    y, x = np.mgrid[:size, :size] - size // 2
+    return np.asarray(np.hypot(x, y) <= 0.45 * size)
+
+
+def members(
+    run: RunFiles, score: np.ndarray, rng: np.random.Generator, device: torch.device | str = "cpu"
+) -> Members | None:
+    """The most alike, some typical and the least alike members of each class by `score` (n,), NaN where unknown."""
+    each = int(np.clip(MAX_MEMBER_PIXELS // (MEMBER_PX**2 * max(1, run.n_classes)) // 3, 1, 8))
+    picks = [
+        choose_members(np.flatnonzero(run.poses.class_index.numpy() == k), score, each, rng)
+        for k in range(run.n_classes)
+    ]
+    rows = np.stack(picks)
+    wanted = np.unique(rows[rows >= 0])
+    if not len(wanted):
+        return None
+    pictures = aligned(run, wanted, min(MEMBER_PX, run.particles.box), device)
+    images = np.zeros((*rows.shape, *pictures.shape[-2:]), dtype=np.float32)
+    images[rows >= 0] = pictures[np.searchsorted(wanted, rows[rows >= 0])]
+    shown = np.where(rows >= 0, score[rows], np.nan)
+    return Members(images, rows, shown, ("most alike",) * each + ("typical",) * each + ("least alike",) * each)
+
+
+def choose_members(rows: np.ndarray, score: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
+    """(3 * each,) rows, -1 where there are too few: best, random in between, worst (worst first)."""
+    ranked = rows[np.isfinite(score[rows])]
+    ranked = ranked[np.argsort(-score[ranked], kind="stable")]
+    best = ranked[:each]
+    worst = ranked[len(best) :][::-1][:each]
+    others = np.setdiff1d(rows, np.concatenate([best, worst]))
+    typical = np.sort(rng.choice(others, min(each, len(others)), replace=False)) if len(others) else others
+    return np.concatenate([np.pad(part, (0, each - len(part)), constant_values=-1) for part in (best, typical, worst)])
+
+
+def history(run: RunFiles, most: int = 12) -> History | None:
+    """Averages of at most `most` iterations, evenly spread, the first and the last among them."""
+    most = max(2, min(most, MAX_HISTORY_PIXELS // (HISTORY_PX**2 * max(1, run.n_classes))))
+    usable = []
+    if run.history:
+        wanted = np.unique(np.linspace(0, len(run.history) - 1, min(most, len(run.history))).round().astype(int))
+        for number, path in (run.history[i] for i in wanted):
+            averages = open_images(path)[: run.n_classes]
+            if len(averages) == run.n_classes:
+                usable.append((number, resized(torch.as_tensor(averages), HISTORY_PX).numpy()))
+    if not usable or len({images.shape for _, images in usable}) > 1:
+        return None
+    return History(tuple(number for number, _ in usable), np.stack([images for _, images in usable]))

@@ -1,0 +1,165 @@
+"""A finished run as its files tell it: ralib's run directory, or a RELION 2D classification job."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ralib.io import open_images, open_particles, read_star
+from ralib.results.run_directory import read_record
+from ralib.types import ParticleSet, Poses, RalibError, RunResult
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What is on disk, read but not yet digested.
+
+    averages    (k, n, n); poses has one entry a particle, class_index from 0
+    record      run.json, or the same keys as far as another program's files give them
+    history     (iteration, file of its averages) in order
+    frc         (k, f) with frc_frequency_per_px (f,), or None
+    """
+
+    path: Path
+    record: dict[str, Any]
+    averages: np.ndarray
+    particles: ParticleSet
+    poses: Poses
+    history: list[tuple[int, Path]] = field(default_factory=list)
+    frc_frequency_per_px: np.ndarray | None = None
+    frc: np.ndarray | None = None
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.averages)
+
+    @property
+    def members(self) -> np.ndarray:
+        """Particles in each class (k,), counted from the poses."""
+        index = self.poses.class_index.numpy()
+        return np.bincount(index[index >= 0], minlength=self.n_classes)
+
+
+def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles:
+    """The run in a folder (ralib's OUTDIR, RELION's Class2D job) or of a RELION run_itNNN_data.star file."""
+    path = Path(path)
+    if path.is_dir() and (path / "run.json").is_file():
+        return _open_ralib(path, datadir)
+    if path.is_dir():
+        found = sorted(path.glob("*_it[0-9][0-9][0-9]_data.star")) or sorted(path.glob("*_data.star"))
+        if found:
+            return _open_relion(found[-1], datadir)
+    elif path.is_file() and path.name.endswith("_data.star"):
+        return _open_relion(path, datadir)
+    raise RalibError(
+        f"{path} is no run: expected a folder with run.json (written by ralib) or with RELION's *_itNNN_data.star"
+    )
+
+
+def finished_run(path: Path, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> RunFiles:
+    """The run that just ended in the folder `path`, without reading back what is still in memory."""
+    averages = result.averages
+    frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
+    frequency = None if frc is None else np.arange(frc.shape[1]) / averages.images.shape[-1]
+    images, poses = averages.images.cpu().numpy(), result.poses.to("cpu")
+    return RunFiles(path, record, images, particles, poses, _iterations(path), frequency, frc)
+
+
+def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
+    record = read_record(path)
+    for needed in ("class_averages.mrcs", "particles.star"):
+        if not (path / needed).is_file():
+            raise RalibError(f"{path}: {needed} is missing, the run has not finished; go on with --continue")
+    averages = open_images(path / "class_averages.mrcs")
+    averages = averages[: len(record.get("classes") or averages)]  # mirrored copies may follow the classes
+    particles = open_particles(path / "particles.star", datadir=datadir, require_images=False)
+    poses = _poses_of(particles, len(averages), path / "particles.star")
+    frequency, frc = _read_frc(path / "frc.txt", len(averages))
+    return RunFiles(path, record, averages, particles, poses, _iterations(path), frequency, frc)
+
+
+def _iterations(path: Path) -> list[tuple[int, Path]]:
+    """The averages after each iteration of a run of ours."""
+    return [
+        (int(folder.name), folder / "averages.mrcs")
+        for folder in sorted((path / "iterations").glob("[0-9]*"))
+        if folder.name.isdecimal() and (folder / "averages.mrcs").is_file()
+    ]
+
+
+def _poses_of(particles: ParticleSet, n_classes: int, path: Path) -> Poses:
+    if particles.poses is None:
+        raise RalibError(f"{path} has no poses (rlnAnglePsi, rlnClassNumber): there is nothing to report")
+    highest = int(particles.poses.class_index.max()) + 1
+    if highest > n_classes:
+        raise RalibError(f"{path} has class {highest}, but there are {n_classes} class averages: files of two runs?")
+    return particles.poses.to("cpu")
+
+
+def _read_frc(path: Path, n_classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if not path.is_file():
+        return None, None
+    try:
+        table = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise RalibError(f"{path} is not a table of numbers: {error}") from error
+    if table.shape[1] < n_classes + 1:
+        raise RalibError(f"{path} has {table.shape[1] - 1} curves for {n_classes} classes: files of two runs?")
+    return table[:, 0], table[:, 1 : n_classes + 1].T
+
+
+def _open_relion(data_star: Path, datadir: Path | str | None) -> RunFiles:
+    """A RELION 2D classification: *_data.star, *_classes.mrcs and, where it is there, *_model.star."""
+    stem = data_star.name.removesuffix("_data.star")
+    classes = data_star.with_name(f"{stem}_classes.mrcs")
+    if not classes.is_file():
+        raise RalibError(f"{classes} is missing beside {data_star.name}: copy it there")
+    averages = open_images(classes)
+    particles = open_particles(data_star, datadir=datadir, require_images=False)
+    poses = _poses_of(particles, len(averages), data_star)
+    prefix = re.sub(r"_it\d+$", "", stem)
+    history, iterations = [], []
+    for model in sorted(data_star.parent.glob(f"{prefix}*_model.star")):
+        number = re.search(r"_it(\d+)_model\.star$", model.name)
+        if number:
+            iterations.append({"iteration": int(number[1]), **_relion_model(model, len(poses))})
+            history.append((int(number[1]), model.with_name(model.name.replace("_model.star", "_classes.mrcs"))))
+    model = data_star.with_name(f"{stem}_model.star")
+    last = _relion_model(model, len(poses)) if model.is_file() else {}
+    resolutions = last.get("resolution_A") or [None] * len(averages)
+    record: dict[str, Any] = {
+        "program": "RELION",
+        "kind": "Class2D",
+        "input": {"path": str(data_star), "particles": len(poses), "box": averages.shape[-1]},
+        "iterations": iterations,
+        "classes": [{"class": k + 1, "resolution_A": resolutions[k]} for k in range(len(averages))],
+    }
+    record["input"]["pixel_size_A"] = particles.pixel_size_A
+    return RunFiles(data_star, record, averages, particles, poses, [h for h in history if h[1].is_file()])
+
+
+def _relion_model(path: Path, n_particles: int) -> dict[str, Any]:
+    """Class sizes and resolutions of one iteration's model file."""
+    table: Any = read_star(path).get("model_classes")
+    if table is None or "rlnClassDistribution" not in table:
+        return {}
+    share = np.asarray(table["rlnClassDistribution"], dtype=float)
+    sizes = np.round(share * n_particles).astype(int)
+    filled = share[share > 0]
+    figures: dict[str, Any] = {
+        "class_sizes": sizes.tolist(),
+        "smallest": int(sizes.min()),
+        "largest": int(sizes.max()),
+        "empty": int((sizes == 0).sum()),
+        "effective_classes": float(np.exp(-(filled * np.log(filled)).sum())),
+    }
+    if "rlnEstimatedResolution" in table:
+        resolution = np.asarray(table["rlnEstimatedResolution"], dtype=float)
+        resolution = np.where(np.isfinite(resolution) & (resolution < 900), resolution, np.nan)
+        figures["resolution_A"] = [r if np.isfinite(r) else None for r in resolution.tolist()]
+        figures["mean_resolution_A"] = float(np.nanmean(resolution)) if np.isfinite(resolution).any() else None
+    return figures

@@ -1,0 +1,1 @@
+"""The machine: ranks of a distributed run, memory."""

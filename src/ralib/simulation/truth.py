@@ -1,0 +1,193 @@
+"""What simulated particles are like, and the truth drawn for each: pose, view, defocus, what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.conventions import mirror_x, rotate_xy
+from ralib.simulation.phantom import view_frames
+from ralib.types import CtfParameters, Poses, RalibError
+
+
+class Junk(IntEnum):
+    """What is wrong with a particle."""
+
+    NONE = 0
+    EMPTY_ICE = 1
+    HALF_OUT = 2
+    CONTAMINATION = 3
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What to simulate. Lengths in pixels or Angstrom as named; fractions from 0 to 1.
+
+    snr                 variance of the clean signal (after the CTF, inside the largest circle) over the noise's
+    n_views             K > 0: K discrete views, the classes; 0: continuous views, uniform on the sphere
+    view_frequencies    how often each discrete view occurs (relative); None: equally
+    preferred_fraction  fraction of the views taken from one spot of the sphere (continuous views)
+    mirror              half of the particles show the mirror image of their discrete view (a continuous view's
+                        mirror image is a view of its own)
+    shift_sd_px         standard deviation of the picking error along x and y, never beyond 2.5 of it
+    coloured_noise      fraction of the noise variance that is solvent, filtered by the CTF
+    n_references        reference images to make with continuous views (discrete ones give K a species)
+    """
+
+    n_particles: int
+    box: int
+    snr: float = 0.1
+    seed: int = 0
+    pixel_size_A: float | None = None
+    n_views: int = 0
+    view_frequencies: Sequence[float] | None = None
+    preferred_fraction: float = 0.0
+    mirror: bool = True
+    shift_sd_px: float = 1.2
+    contrast_sd: float = 0.1
+    junk_fraction: float = 0.0
+    coloured_noise: float = 0.0
+    ctf: bool = True
+    defocus_range_A: tuple[float, float] = (8000.0, 28000.0)
+    astigmatism_A: float = 800.0
+    voltage_kV: float = 300.0
+    spherical_aberration_mm: float = 2.7
+    amplitude_contrast: float = 0.1
+    particles_per_micrograph: int = 100
+    n_references: int = 20
+
+    def __post_init__(self) -> None:
+        _check(self.n_particles > 0, f"--particles {self.n_particles}: at least one is needed")
+        _check(16 <= self.box <= 2048, f"--box {self.box}: give 16 to 2048 px")
+        _check(self.snr > 0, f"--snr {self.snr}: give a number above 0")
+        _check(self.n_views >= 0, f"--views {self.n_views}: give 0 (continuous) or the number of views")
+        for name in ("preferred_fraction", "junk_fraction", "coloured_noise"):
+            _check(0 <= getattr(self, name) <= 1, f"{name} {getattr(self, name)}: give a fraction, 0 to 1")
+        frequencies = self.view_frequencies
+        if frequencies is not None:
+            good = len(frequencies) == self.n_views and min(frequencies) >= 0 and sum(frequencies) > 0
+            _check(good, f"--view-frequencies: give {self.n_views} numbers, not negative, not all zero")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise RalibError(message)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of each simulated particle; n particles.
+
+    poses               poses onto the view of the particle's class; class_index -1 for junk and where views are
+                        continuous (there the pose takes the particle onto its own view)
+    rotation            (n, 3, 3) rows: directions in the volume of the particle's x, y and of the viewing axis
+    junk, species, micrograph   (n,) int; contrast (n,); ctf: None without one
+    """
+
+    poses: Poses
+    rotation: np.ndarray
+    junk: np.ndarray
+    species: np.ndarray
+    contrast: np.ndarray
+    micrograph: np.ndarray
+    ctf: CtfParameters | None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as plain arrays, for truth.npz; `R`, `view`, `psi`, `shift` serve external scripts."""
+        arrays = {f.name: getattr(self.poses, f.name).numpy() for f in fields(Poses) if f.name != "score"}
+        arrays |= {n: getattr(self, n) for n in ("junk", "species", "contrast", "micrograph")}
+        arrays |= {"R": self.rotation, "view": self.rotation[:, 2]}
+        arrays |= {"psi": np.deg2rad(arrays["psi_deg"]), "shift": -arrays["origin_xy_px"]}
+        if self.ctf is not None:
+            arrays |= {f.name: getattr(self.ctf, f.name) for f in fields(CtfParameters)}
+        return arrays
+
+
+def draw_truth(options: SimulationOptions, n_species: int, views: np.ndarray) -> tuple[Truth, np.ndarray]:
+    """The truth of every particle, and the extra shift (n, 2) of those half out of the box."""
+    rng = np.random.default_rng(options.seed)
+    n = options.n_particles
+    species = rng.integers(0, n_species, n)
+    frames, class_index = _draw_views(options, views, rng)
+    class_index = np.where(class_index < 0, -1, class_index + species * max(options.n_views, 1))
+    junk = np.zeros(n, dtype=np.int64)
+    spoilt = rng.permutation(n)[: round(options.junk_fraction * n)]
+    junk[spoilt] = rng.integers(1, len(Junk), len(spoilt))
+    off = rng.choice([-1.0, 1.0], (n, 2)) * rng.uniform(0.28, 0.4, (n, 2)) * options.box
+    psi_deg = torch.as_tensor(rng.uniform(-180, 180, n), dtype=torch.float32)
+    mirror = torch.as_tensor(rng.random(n) < 0.5) & (options.mirror and options.n_views > 0)
+    poses = Poses(
+        psi_deg=psi_deg,
+        origin_xy_px=torch.as_tensor(_draw_shifts(options, rng), dtype=torch.float32),
+        mirror=mirror,
+        class_index=torch.as_tensor(np.where(junk == Junk.NONE, class_index, -1)),
+        score=torch.full((n,), float("nan")),
+    )
+    micrograph = np.arange(n) // options.particles_per_micrograph
+    truth = Truth(
+        poses=poses,
+        rotation=_particle_frames(frames, psi_deg, mirror),
+        junk=junk,
+        species=species,
+        contrast=np.clip(rng.normal(1.0, options.contrast_sd, n), 0.5, 1.6),
+        micrograph=micrograph,
+        ctf=_draw_ctf(options, micrograph, rng) if options.ctf else None,
+    )
+    return truth, np.where((junk == Junk.HALF_OUT)[:, None], off, 0.0)
+
+
+def _draw_views(
+    options: SimulationOptions, views: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (n, 3, 3) and the number of the view (n,), -1 where views are continuous."""
+    n = options.n_particles
+    if options.n_views:
+        weights = np.ones(options.n_views) if options.view_frequencies is None else options.view_frequencies
+        number = rng.choice(options.n_views, n, p=np.asarray(weights, float) / np.sum(weights))
+        return views[number], number
+    direction = rng.normal(size=(n, 3))
+    spot = rng.normal(size=(n, 3)) * 0.25 + np.array([0.3, 0.2, 1.0])
+    preferred = rng.random((n, 1)) < options.preferred_fraction
+    return view_frames(np.where(preferred, spot, direction)), np.full(n, -1)
+
+
+def _draw_shifts(options: SimulationOptions, rng: np.random.Generator) -> np.ndarray:
+    shift = rng.normal(size=(options.n_particles, 2))
+    length = np.linalg.norm(shift, axis=1, keepdims=True)
+    return shift * np.minimum(1.0, 2.5 / length) * options.shift_sd_px
+
+
+def _draw_ctf(options: SimulationOptions, micrograph: np.ndarray, rng: np.random.Generator) -> CtfParameters:
+    n = int(micrograph.max()) + 1
+    u_A = rng.uniform(*options.defocus_range_A, n)
+    v_A = u_A - rng.uniform(0.0, max(options.astigmatism_A, 0.0), n)
+    angle_deg = rng.uniform(0.0, 180.0, n)
+    same = np.ones(len(micrograph))
+    return CtfParameters(
+        defocus_u_A=u_A[micrograph],
+        defocus_v_A=v_A[micrograph],
+        astigmatism_angle_deg=angle_deg[micrograph],
+        voltage_kV=same * options.voltage_kV,
+        spherical_aberration_mm=same * options.spherical_aberration_mm,
+        amplitude_contrast=same * options.amplitude_contrast,
+        phase_shift_deg=same * 0.0,
+        bfactor_A2=same * 0.0,
+    )
+
+
+def _particle_frames(frames: np.ndarray, psi_deg: Tensor, mirror: Tensor) -> np.ndarray:
+    """Volume directions of the particle's own axes: those of the view, undone by the pose's M R.
+
+    A particle point p shows the view at M R p, so its x axis runs along M R (1, 0) in the view, its y axis
+    likewise; a mirrored one is the view from the other side.
+    """
+    rows = []
+    for unit in ((1.0, 0.0), (0.0, 1.0)):
+        in_view = mirror_x(rotate_xy(psi_deg, torch.tensor(unit)), mirror).numpy()
+        rows.append(in_view[:, [0]] * frames[:, 0] + in_view[:, [1]] * frames[:, 1])
+    return np.stack([*rows, np.cross(rows[0], rows[1])], axis=1)
