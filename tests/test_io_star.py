@@ -108,13 +108,13 @@ def test_awkward_text_goes_round(value: str) -> None:
 def test_numbers_go_round_exactly() -> None:
     values = np.random.default_rng(0).normal(size=200) * 10.0 ** np.arange(-100, 100)
     whole = np.array([2**64 - 1, 2**63, 5], dtype=np.uint64).repeat([1, 1, 198])
-    table = pd.DataFrame({"a": values, "b": whole, "c": [np.nan, np.inf, *range(198)], "d": values > 0})
-    again = star.parse_star(star.format_star({"t": table}), "again")["t"]
-    assert np.array_equal(again["a"], values)
-    assert np.array_equal(again["b"].astype(np.uint64), whole)
-    assert np.isnan(again["c"][0])
-    assert np.isinf(again["c"][1])
-    assert again["d"].tolist() == [int(v > 0) for v in values]
+    columns = {"rlnA": values, "rlnB": whole, "rlnC": [np.nan, np.inf, *range(198)], "rlnD": values > 0}
+    again = star.parse_star(star.format_star({"t": pd.DataFrame(columns)}), "again")["t"]
+    assert np.array_equal(again["rlnA"], values)
+    assert np.array_equal(again["rlnB"].astype(np.uint64), whole)
+    assert np.isnan(again["rlnC"][0])
+    assert np.isinf(again["rlnC"][1])
+    assert again["rlnD"].tolist() == [int(v > 0) for v in values]
 
 
 def test_a_hundred_thousand_rows_are_quick(tmp_path: Path) -> None:
@@ -128,3 +128,85 @@ def test_a_hundred_thousand_rows_are_quick(tmp_path: Path) -> None:
     again = star.read_star(tmp_path / "big.star")["particles"]
     assert time.process_time() - start < 5
     assert again["rlnColumn3"].equals(table["rlnColumn3"])
+
+
+TEXTS = {
+    "hash": ["72E45901", "72345901", "7234590E"],
+    "wrpSourceHash": ["72E45901", "12E45901", "72345901"],
+    "id": ["00713", "00714", "00013"],
+    "session": ["250531_1", "250531_2", "250601_1"],
+    "date": ["2025-05-31", "20250531", "2025.10"],
+    "version": ["1.10", "1.9", "3.0"],
+    "rlnSomeHash": ["72E45901", "1E400", "5"],
+    "rlnTomoSerial": ["00713", "1", "2"],
+}
+
+
+@pytest.mark.parametrize("extra", ["", "# a comment\n", "1@d.mrcs 'a' b c d e f g 0001\n"])
+def test_text_that_looks_like_numbers_comes_back_letter_by_letter(extra: str) -> None:
+    names = ["rlnImageName", *TEXTS]
+    rows = "".join(f"{i}@a.mrcs {' '.join(TEXTS[n][i] for n in TEXTS)}\n" for i in range(3))
+    text = "data_particles\n\nloop_\n" + "".join(f"_{n}\n" for n in names) + rows + extra
+    table = star.parse_star(text, "a")["particles"]
+    again = star.parse_star(star.format_star({"particles": table}), "b")["particles"]
+    for name, values in TEXTS.items():
+        assert table[name].tolist()[:3] == again[name].tolist()[:3] == values
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
+def test_byte_order_marks_are_no_part_of_the_text(mark: bytes, tmp_path: Path) -> None:
+    encoding = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}[mark]
+    (tmp_path / "a.star").write_bytes(mark + SMALL.encode(encoding))
+    assert list(star.read_star(tmp_path / "a.star")) == ["optics", "particles", "general"]
+
+
+def test_rows_that_begin_like_a_block_or_a_label_are_rows() -> None:
+    head = "data_particles\n\nloop_\n_rlnMicrographName #1\n_rlnAnglePsi #2\n"
+    table = star.parse_star(head + "data_2021/m0.mrc 1\n_tilt/m1.mrc 2\ndata_x 3\n", "a")["particles"]
+    assert table["rlnMicrographName"].tolist() == ["data_2021/m0.mrc", "_tilt/m1.mrc", "data_x"]
+    assert table["rlnAnglePsi"].tolist() == [1, 2, 3]
+    two = star.parse_star(head + "m.mrc 1\ndata_more # a remark\n_rlnBox 5\n", "b")
+    assert two["more"] == {"rlnBox": "5"}
+
+
+def test_an_open_quote_swallows_no_rows() -> None:
+    head = "data_particles\n\nloop_\n_rlnImageName\n_rlnAnglePsi\n"
+    table = star.parse_star(head + "\"a@m 1\nb@m 2\n\"c@m 3\n", "a")["particles"]
+    assert table["rlnAnglePsi"].tolist() == [1, 2, 3]
+
+
+def test_names_in_latin_1_keep_their_bytes(tmp_path: Path) -> None:
+    raw = SMALL.encode().replace(b"1@a.mrcs", b"1@\xfc.mrcs")
+    (tmp_path / "a.star").write_bytes(raw)
+    star.write_star(tmp_path / "b.star", star.read_star(tmp_path / "a.star"))
+    assert b"1@\xfc.mrcs" in (tmp_path / "b.star").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data_\n\nloop_\n_rlnImageName\n1@p.mrcs\n" + "#\n" * 400_000,
+        "data_\n\nloop_\n_rlnImageName\n" + "#\n1@p.mrcs\n" * 100_000,
+        "data_\n\nloop_\n_rlnImageName\n_x\n" + "1@p#1.mrcs 5\n" * 60_000 + "1@p.mrcs '5'\n" + "2@p.mrcs 5 # x\n" * 60_000,
+        "data_\n\nloop_\n" + "".join(f"_c{i}\n" for i in range(9_000)) + "1 " * 9_000 + "\n",
+        "data_\n" + "".join(f"_c{i} 1\n" for i in range(100_000)),
+        "data_\n\nloop_\n_rlnImageName\n" + "' " * 200_000 + "\n",
+        "".join(f"data_{i}\n" for i in range(50_000)),
+    ],
+    ids=["comments", "comments between", "slow rows", "columns", "values", "quotes", "blocks"],
+)
+def test_time_is_linear_in_the_length(text: str) -> None:
+    start = time.process_time()
+    try:
+        star.parse_star(text, "a")
+    except RalibError as error:
+        assert "columns" in str(error)
+    assert time.process_time() - start < 5
+
+
+def test_too_many_columns_are_refused_in_a_line() -> None:
+    text = "data_\n\nloop_\n" + "".join(f"_c{i}\n" for i in range(100_000)) + "1 " * 100_000 + "\n"
+    start = time.process_time()
+    with pytest.raises(RalibError, match="100000 columns"):
+        star.parse_star(text, "a")
+    assert time.process_time() - start < 5

@@ -46,7 +46,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 def write_text(path: PathLike, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: PathLike, value: Any) -> None:

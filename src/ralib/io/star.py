@@ -2,10 +2,16 @@
 
 The dialects of RELION 1 to 5, cryoSPARC, Warp and friends: blocks in any order, comments, tabs, quoted
 values, column numbers or none after the names. Junk is an error that names its line.
+
+An own parser, although `starfile` (our tests' oracle) and gemmi read STAR files too: a particle file with a wrong row
+must be refused with the line of that row, labels of other programs must come back letter by letter (a hash 72E45901 is
+no number), and the time must be linear in the length of the file whatever it holds. `starfile` turns every column
+that looks like numbers into numbers, and gemmi's CIF grammar refuses lines that RELION writes and reads.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import warnings
@@ -17,14 +23,23 @@ import numpy as np
 import pandas as pd
 
 from ralib.io.atomic import PathLike, write_text
+from ralib.io.text import ERRORS, read_text, shown
 from ralib.types import RalibError
 
 Table = pd.DataFrame | dict[str, str]
-_BLOCK = re.compile(r"^[ \t]*data_(\S*)[^\n]*\n?", re.MULTILINE)
-_SINGLE_QUOTED = re.compile(r"(?:^|\s)'", re.MULTILINE)
-_TOKEN = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
-_TEXT_COLUMN = re.compile(r"(name|path|file|label)$", re.IGNORECASE)
+MAX_COLUMNS = 10_000
+_BLOCK = re.compile(r"^[ \t]*data_([^\s/]*)[ \t]*(?:#[^\n]*)?(?:\n|\Z)", re.MULTILINE)  # a name with / is a path: a value
+_COMMENT_LINES = re.compile(r"^[ \t]*#[^\n]*$", re.MULTILINE)
+_QUOTED_TOKEN = re.compile(r"""(?:^|\s)['"]""", re.MULTILINE)
+_COMMENT_TOKEN = re.compile(r"(?:^|\s)#", re.MULTILINE)
+_TOKEN = re.compile(r"""'([^'\n]*)'(?=[ \t]|$)|"([^"\n]*)"(?=[ \t]|$)|([^ \t\f\v]+)""")
+_WORD = re.compile(r"[^ \t\f\v]+")
 _PLAIN = re.compile(r"""[^\s"'#_\0][^\s\0]*""")
+_OWN_LABEL = re.compile(r"(?:rln|ralib|cs/)")
+_TEXT_LABEL = re.compile(r"(name|path|file|label)$", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?|[+-]?(?:nan|NaN|inf|Inf)|<NA>")
+_LEADING_ZERO = re.compile(r"[+-]?0\d")
+_ROWS_WITH_LEADING_ZERO = re.compile(r"(?:^|\s)[+-]?0\d[^\s@]*(?=\s|$)", re.MULTILINE)
 _EXTRA = "\0"  # no column can have this name
 _EXACT: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
 _NAN = ["nan", "-nan", "NaN", "<NA>"]
@@ -33,20 +48,11 @@ _NAN = ["nan", "-nan", "NaN", "<NA>"]
 def read_star(path: PathLike) -> dict[str, Table]:
     """All blocks of a STAR file by name (without `data_`), in their order.
 
-    Numbers become numbers, columns of names and paths stay text. Raises RalibError naming the line of any
-    junk.
+    Columns of RELION and of ralib (labels `rln...`, `ralib...`) that hold numbers become numbers; names, and all
+    columns of other programs, stay text as they stand. Raises RalibError naming the line of any junk.
     """
     path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise RalibError(f"cannot read {path}: {error.strerror}") from error
-    if b"\0" in raw:
-        raise RalibError(f"{path} is no STAR file: it holds binary data")
-    text = raw.decode("utf-8", errors="replace")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return parse_star(text, str(path))
+    return parse_star(read_text(path, "STAR file"), str(path))
 
 
 def parse_star(text: str, where: str) -> dict[str, Table]:
@@ -67,10 +73,15 @@ def parse_star(text: str, where: str) -> dict[str, Table]:
     return tables
 
 
+def one_row(block: Mapping[str, str]) -> pd.DataFrame:
+    """A block of single values as the table of one row that it stands for."""
+    return pd.DataFrame({name: _typed(name, [value]) for name, value in block.items()})
+
+
 def _no_junk(text: str, where: str, line: int) -> None:
     for number, content in enumerate(text.split("\n"), line):
         if content.strip() and not content.lstrip().startswith("#"):
-            raise RalibError(f"{where} line {number}: {_shown(content)} stands outside any table; remove it")
+            raise RalibError(f"{where} line {number}: {shown(content)} stands outside any table; remove it")
 
 
 def _parse_block(body: str, where: str, line: int) -> Table:
@@ -83,7 +94,7 @@ def _parse_block(body: str, where: str, line: int) -> Table:
         end = len(body) if end < 0 else end
         content = body[position:end].strip()
         position = end + 1
-        if content == "loop_" or content.startswith("loop_ "):
+        if content == "loop_" or content.startswith(("loop_ ", "loop_\t", "loop_#")):
             if pairs:
                 raise RalibError(
                     f"{where} line {line}: a loop_ after single values in one block; give it its own data_"
@@ -91,6 +102,8 @@ def _parse_block(body: str, where: str, line: int) -> Table:
             return _parse_loop(body, position, where, line + 1)
         if content and not content.startswith("#"):
             name, value = _parse_pair(content, where, line)
+            if name in pairs:
+                raise RalibError(f"{where} line {line}: the value _{name} is there twice; remove one")
             pairs[name] = value
         line += 1
     return pairs
@@ -99,67 +112,83 @@ def _parse_block(body: str, where: str, line: int) -> Table:
 def _parse_pair(content: str, where: str, line: int) -> tuple[str, str]:
     tokens = _tokens(content)
     if len(tokens) < 2 or not tokens[0].startswith("_") or (len(tokens) > 2 and not tokens[2].startswith("#")):
-        raise RalibError(f"{where} line {line}: {_shown(content)} is neither a comment nor '_name value'; correct it")
+        raise RalibError(f"{where} line {line}: {shown(content)} is neither a comment nor '_name value'; correct it")
     return tokens[0][1:], tokens[1]
 
 
 def _parse_loop(body: str, position: int, where: str, line: int) -> pd.DataFrame:
-    names: list[str] = []
+    names: dict[str, None] = {}
     while position < len(body):
         end = body.find("\n", position)
         end = len(body) if end < 0 else end
         content = body[position:end].strip()
-        if content.startswith("_"):
-            names.append(content.split()[0][1:])
-            if names[-1] in names[:-1]:
-                raise RalibError(f"{where} line {line}: the column _{names[-1]} is there twice; remove one")
+        words = _WORD.findall(content) if content.startswith("_") else []
+        if words and (len(words) == 1 or words[1].startswith("#") or not names):
+            if words[0][1:] in names:
+                raise RalibError(f"{where} line {line}: the column {words[0]} is there twice; remove one")
+            names[words[0][1:]] = None
         elif content and not content.startswith("#"):
             break
         position, line = end + 1, line + 1
     if not names:
         raise RalibError(f"{where} line {line}: a loop_ without column names; the file is damaged")
-    return _parse_rows(body[position:], names, where, line)
+    if len(names) > MAX_COLUMNS:
+        raise RalibError(f"{where} line {line}: a table of {len(names)} columns; at most {MAX_COLUMNS} are read")
+    return _parse_rows(body[position:], list(names), where, line)
 
 
 def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFrame:
     """The rows of a loop. The quick parser is asked for one column too many, so that a wrong row shows as a
-    value there or as a gap in the last proper column; only then are the lines counted one by one."""
-    rows = _without_last_comments(rows)
-    if not rows:
+    value there or as a gap in the last proper column; only then are the lines looked at one by one."""
+    quick = (_COMMENT_LINES.sub("", rows) if "#" in rows else rows).rstrip()
+    if not quick:
         return pd.DataFrame(columns=names, dtype=object)
-    if "#" in rows or ("'" in rows and _SINGLE_QUOTED.search(rows)):
+    quoted = ("'" in quick or '"' in quick) and _QUOTED_TOKEN.search(quick)
+    if quoted or ("#" in quick and _COMMENT_TOKEN.search(quick)) or not _is_unicode(quick):
         return _parse_rows_slowly(rows, names, where, line)
-    text = {n: str for n in names if _TEXT_COLUMN.search(n)}
-    missing = {n: _NAN for n in names if n not in text} | {_EXTRA: [""]}
-    options = {"dtype": text, "keep_default_na": False, "na_values": missing, "low_memory": False, **_EXACT}
+    exact = _ROWS_WITH_LEADING_ZERO.search(quick) is not None  # 00713 is no number
+    table = _parse_quickly(quick, names, [n for n in names if exact or not _may_be_numbers(n)])
+    if table is None:
+        return _parse_rows_slowly(rows, names, where, line)
+    overflown = [n for n in names if table[n].dtype.kind == "f" and np.isinf(table[n].to_numpy()).any()]
+    if overflown:  # 72E45901 is no number, either
+        table = _parse_quickly(quick, names, [n for n in names if exact or n in overflown or not _may_be_numbers(n)])
+        assert table is not None
+    for name in names if exact else overflown:
+        if _may_be_numbers(name):
+            table[name] = _typed(name, table[name].tolist())
+    return table
+
+
+def _parse_quickly(rows: str, names: list[str], text: list[str]) -> pd.DataFrame | None:
+    """The rows by pandas' parser, the columns `text` as text; None where a row has too few or too many values."""
+    as_text = set(text)
+    missing = {n: _NAN for n in names if n not in as_text} | {_EXTRA: [""]}
+    options: dict[str, Any] = {
+        "dtype": dict.fromkeys(text, str), "keep_default_na": False, "na_values": missing, "low_memory": False,
+        "quoting": csv.QUOTE_NONE, "encoding_errors": ERRORS, **_EXACT,
+    }  # fmt: skip
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
-                io.BytesIO(rows.encode()), sep=r"\s+", header=None, names=[*names, _EXTRA], index_col=False, **options
-            )
+                io.BytesIO(rows.encode("utf-8", ERRORS)), sep=r"\s+", header=None, names=[*names, _EXTRA],
+                index_col=False, **options,
+            )  # fmt: skip
     except (ValueError, OverflowError, pd.errors.ParserWarning):  # pandas' ParserError is a ValueError
-        return _parse_rows_slowly(rows, names, where, line)
+        return None
     last = table[names[-1]]
     short = last.isna().any() or (not pd.api.types.is_numeric_dtype(last) and (last == "").any())
     if short or table.pop(_EXTRA).notna().any():
-        return _parse_rows_slowly(rows, names, where, line)
+        return None
     return table
 
 
-def _without_last_comments(rows: str) -> str:
-    """The comment before the next block is not one among the rows."""
-    rows = rows.rstrip()
-    while (last := rows[rows.rfind("\n") + 1 :].lstrip()).startswith("#"):
-        rows = rows[: len(rows) - len(last)].rstrip()
-    return rows
-
-
 def _parse_rows_slowly(rows: str, names: list[str], where: str, line: int) -> pd.DataFrame:
-    """Row by row, for single quotes and comments among the rows, and to name the line of a wrong row."""
+    """Row by row, for quotes and comments among the rows, and to name the line of a wrong row."""
     values: list[list[str]] = []
     for number, content in enumerate(rows.split("\n"), line):
-        tokens = _tokens(content) if content.strip() and not content.lstrip().startswith("#") else []
+        tokens = [] if content.lstrip().startswith("#") else _tokens(content)
         if len(tokens) > len(names) and tokens[len(names)].startswith("#"):
             tokens = tokens[: len(names)]
         if not tokens:
@@ -167,31 +196,49 @@ def _parse_rows_slowly(rows: str, names: list[str], where: str, line: int) -> pd
         if len(tokens) != len(names):
             raise RalibError(
                 f"{where} line {number}: {len(tokens)} values where the table has {len(names)} columns "
-                f"({_shown(content)}); correct or remove that line"
+                f"({shown(content)}); correct or remove that line"
             )
         values.append(tokens)
-    columns = {n: _as_numbers(n, [row[i] for row in values]) for i, n in enumerate(names)}
-    return pd.DataFrame(columns)
+    columns = zip(*values, strict=True) if values else [()] * len(names)
+    return pd.DataFrame({name: _typed(name, list(column)) for name, column in zip(names, columns, strict=True)})
 
 
-def _as_numbers(name: str, values: list[str]) -> pd.Series:
-    series = pd.Series(values)
-    if _TEXT_COLUMN.search(name):
+def _may_be_numbers(label: str) -> bool:
+    return _OWN_LABEL.match(label) is not None and _TEXT_LABEL.search(label) is None
+
+
+def _typed(label: str, values: list[Any]) -> pd.Series:
+    """A column as numbers where it is one of ours and holds nothing else, else as the text it is."""
+    series = text_column(values)
+    if not _may_be_numbers(label) or not all(_NUMBER.fullmatch(v) and not _LEADING_ZERO.match(v) for v in values):
         return series
     for kind in (np.int64, np.uint64, np.float64):
         try:
-            return pd.Series(np.array(values, dtype=object).astype(kind))
+            numbers = np.array([np.nan if v == "<NA>" else v for v in values], dtype=object).astype(kind)
         except (ValueError, OverflowError, TypeError):
             continue
+        overflown = kind is np.float64 and any("n" not in v.lower() for v in np.array(values)[np.isinf(numbers)])
+        return series if overflown else pd.Series(numbers)
     return series
 
 
+def text_column(values: list[str]) -> pd.Series:
+    """A column of text; pandas' own text type holds no names that are not UTF-8."""
+    return pd.Series(values, dtype=str if all(map(_is_unicode, values)) else object)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _tokens(content: str) -> list[str]:
+    """The values of one line."""
+    if "'" not in content and '"' not in content:
+        return _WORD.findall(content)
     return [a or b or c for a, b, c in _TOKEN.findall(content)]
-
-
-def _shown(content: str) -> str:
-    return repr(content.strip()[:60])
 
 
 def write_star(path: PathLike, tables: Mapping[str, Table]) -> None:
@@ -226,6 +273,11 @@ def _format_column(column: pd.Series) -> list[str]:
     if (np.abs(values) < 1e9).all() and (np.round(values, 6) == values).all():
         return [f"{v:12.6f}" for v in values.tolist()]
     return [repr(v) for v in values.tolist()]
+
+
+def unwritable(value: str) -> bool:
+    """Whether text cannot be a value of a STAR file: line breaks, or quotes of both kinds around blanks."""
+    return any(c in value for c in "\n\r\0") or ('"' in value and "'" in value and not _PLAIN.fullmatch(value))
 
 
 def _quoted(value: str) -> str:

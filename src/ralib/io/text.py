@@ -1,0 +1,52 @@
+"""Text files of every origin: byte order marks, line ends of three systems, names that are not UTF-8.
+
+Bytes that are no UTF-8 (a name in Latin-1) become lone surrogates (PEP 383), as in Python's own file names, and are
+written back as the same bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from ralib.types import RalibError
+
+ERRORS = "surrogateescape"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path, kind: str) -> str:
+    """The text of a file with line ends as newlines and without byte order marks; `kind` names it in errors.
+
+    Raises RalibError in one line where the file cannot be read or holds binary data.
+    """
+    try:
+        if not path.is_file():  # a named pipe would wait for ever
+            raise RalibError(f"cannot read {path}: {'it is no ordinary file' if path.exists() else 'no such file'}")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    return decode(raw, f"{path} is no {kind}")
+
+
+def decode(raw: bytes, refusal: str) -> str:
+    """`raw` as text, as `read_text` gives it; `refusal` begins the error where it is none."""
+    if raw.startswith(_UTF16):
+        try:
+            text = raw.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise RalibError(f"{refusal}: it begins like UTF-16 text, but is none") from error
+    else:
+        text = raw.decode("utf-8", errors=ERRORS)
+    if "\0" in text:
+        raise RalibError(f"{refusal}: it holds binary data")
+    if "\ufeff" in text:
+        text = text.replace("\ufeff", "")  # also within: files were joined
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
+
+
+def shown(content: str, longest: int = 60) -> str:
+    """A piece of a file as an error shows it: quoted, in one line."""
+    return repr(content.strip()[:longest])
