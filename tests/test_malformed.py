@@ -146,7 +146,7 @@ def test_star_text(tmp_path: Path) -> None:
 def test_stacks_of_two_boxes(star: Path) -> None:
     write_mrcs(star.parent / "b.mrcs", np.zeros((4, 6, 6)), 1.5)
     edited(star, lambda t: t["particles"].__setitem__("rlnImageName", ["1@a.mrcs", "1@b.mrcs"] * 2))
-    told("ralib prepare --box", star)
+    told("ralib prepare STACK OUT.star --clip 6", star)
 
 
 def test_cs(star: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -63,12 +64,21 @@ class Poses:
         return Poses(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Poses)})
 
 
+class CtfState(IntEnum):
+    """What has been done already to the CTF of an image: nothing, its phases flipped, or multiplied by its CTF."""
+
+    NONE = 0
+    PHASE_FLIPPED = 1
+    PREMULTIPLIED = 2
+
+
 @dataclass(frozen=True)
 class CtfParameters:
     """Contrast transfer function of each particle; every array has shape (n,).
 
     Defocus is positive for underfocus, in Angstrom; `astigmatism_angle_deg` is the angle from the x axis to the
-    direction of `defocus_u_A`; `amplitude_contrast` is a fraction; spherical aberration in millimetres.
+    direction of `defocus_u_A`; `amplitude_contrast` is a fraction; spherical aberration in millimetres; `state` is
+    the `CtfState` of the image, NONE for all where it is left out.
     """
 
     defocus_u_A: np.ndarray
@@ -79,12 +89,35 @@ class CtfParameters:
     amplitude_contrast: np.ndarray
     phase_shift_deg: np.ndarray
     bfactor_A2: np.ndarray
+    state: np.ndarray = None  # type: ignore[assignment]  # made by __post_init__
+
+    def __post_init__(self) -> None:
+        if self.state is None:
+            object.__setattr__(self, "state", np.zeros(np.shape(self.defocus_u_A), dtype=np.int8))
 
     def __len__(self) -> int:
         return len(self.defocus_u_A)
 
     def __getitem__(self, index: np.ndarray | slice) -> CtfParameters:
         return CtfParameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def with_state(self, state: CtfState | np.ndarray) -> CtfParameters:
+        """The same CTF of images to which `state` was done."""
+        return replace(self, state=np.broadcast_to(np.asarray(state, dtype=np.int8), np.shape(self.defocus_u_A)))
+
+    def in_pixels_of(self, pixel_size_A: np.ndarray, common_A: float) -> CtfParameters:
+        """The CTF of images of pixel_size_A (n,), as one of images of `common_A`: the same at every cycle per pixel.
+
+        The phase is pi lambda d k^2 - pi / 2 Cs lambda^3 k^4: where k grows by a factor, d and Cs shrink by its powers.
+        """
+        ratio = (common_A / np.asarray(pixel_size_A, dtype=np.float64)) ** 2
+        return replace(
+            self,
+            defocus_u_A=self.defocus_u_A * ratio,
+            defocus_v_A=self.defocus_v_A * ratio,
+            spherical_aberration_mm=self.spherical_aberration_mm * ratio**2,
+            bfactor_A2=self.bfactor_A2 * ratio,
+        )
 
 
 @runtime_checkable
@@ -141,6 +174,10 @@ class ParticleSet:
     pixel_size_A    one number for the stack, or None where no file says it
     ctf, poses      None where the input has none
     group           (n,) int, micrograph (or optics group) of each particle, for noise estimates
+    pixel_sizes_A   (n,) where the particles differ in it; `pixel_size_A` is then the most frequent one
+    same_as         (n,) the first particle that shows the same image; None where no image is there twice
+    usable          (n,) False for particles to be left out, since numbers given for them cannot be meant; None: all
+    warnings        what a person should know of the input: dicts of what, where and do, as in `RunResult`
     """
 
     images: ImageSource
@@ -149,6 +186,10 @@ class ParticleSet:
     poses: Poses | None = None
     group: np.ndarray | None = None
     metadata: Metadata = field(default_factory=lambda: Metadata("memory"))
+    pixel_sizes_A: np.ndarray | None = None
+    same_as: np.ndarray | None = None
+    usable: np.ndarray | None = None
+    warnings: tuple[dict[str, str], ...] = ()
 
     def __len__(self) -> int:
         return self.images.n_images
@@ -158,7 +199,19 @@ class ParticleSet:
         return self.images.box
 
     def replace(self, **changes: Any) -> ParticleSet:
+        """The set with these changes; one new pixel size holds for all its particles."""
+        if "pixel_size_A" in changes:
+            changes.setdefault("pixel_sizes_A", None)
         return replace(self, **changes)
+
+    def leave_out(self, rows: np.ndarray, warning: dict[str, str]) -> ParticleSet:
+        """The set with the particles `rows` (n,) bool marked as not usable, and the warning that says why."""
+        usable = ~rows if self.usable is None else self.usable & ~rows
+        return replace(self, usable=usable, warnings=(*self.warnings, warning))
+
+    def warned(self, what: str, where: str, do: str) -> ParticleSet:
+        """The set with one more warning."""
+        return replace(self, warnings=(*self.warnings, {"what": what, "where": where, "do": do}))
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,14 @@ from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, writ
 from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
 from ralib.io.npy import open_npy
+from ralib.io.paths import check_writable_name
+from ralib.io.plausible import for_computing, with_plausible_ctf, with_sound_poses
 from ralib.io.relion import open_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import write_particles_star
-from ralib.io.stacks import StackFile
-from ralib.io.star import read_star, write_star
+from ralib.io.repeats import with_repeats_noted, without_repeats
+from ralib.io.stacks import StackFile, file_references
+from ralib.io.star import one_row, read_star, write_star
 from ralib.io.subset import take
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
@@ -29,6 +32,7 @@ from ralib.types import Metadata, ParticleSet, RalibError
 __all__ = [
     "atomic_path",
     "class_headers",
+    "for_computing",
     "kept_headers",
     "open_images",
     "open_particles",
@@ -38,6 +42,8 @@ __all__ = [
     "read_star",
     "stack_writer",
     "take",
+    "with_plausible_ctf",
+    "without_repeats",
     "write_class_stack",
     "write_hdf",
     "write_headers",
@@ -86,12 +92,16 @@ def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_i
     suffix = path.suffix.lower()
     if suffix in _LISTS:
         _check_there(path)
-        return _LISTS[suffix](path, open_stack, datadir=datadir, require_images=require_images)
-    if suffix in _HDF:
+        particles = _LISTS[suffix](path, open_stack, datadir=datadir, require_images=require_images)
+    elif suffix in _HDF:
         _check_there(path)
-        return open_hdf(path)
-    stack = open_stack(path)
-    return ParticleSet(images=stack, pixel_size_A=stack.pixel_size_A, metadata=Metadata(suffix[1:], str(path)))
+        particles = open_hdf(path)
+    else:
+        stack = open_stack(path)
+        particles = ParticleSet(stack, pixel_size_A=stack.pixel_size_A, metadata=Metadata(suffix[1:], str(path)))
+    for file in (file_references(particles.images) or ([path],))[0]:
+        check_writable_name(file)
+    return with_repeats_noted(with_sound_poses(particles))
 
 
 def open_images(path: PathLike) -> np.ndarray:
@@ -100,6 +110,7 @@ def open_images(path: PathLike) -> np.ndarray:
     path = Path(path)
     if path.suffix.lower() == ".star":
         classes = read_star(path).get("model_classes")
+        classes = one_row(classes) if isinstance(classes, dict) else classes
         if isinstance(classes, pd.DataFrame) and "rlnReferenceImage" in classes.columns:
             return _reference_images(path, classes["rlnReferenceImage"])
     source = open_particles(path).images
@@ -112,6 +123,8 @@ def _reference_images(path: Path, names: pd.Series) -> np.ndarray:
     from ralib.io.stacks import FilesSource
 
     file_index, files, slices = split_image_names(names)
+    if (slices < -1).any():
+        raise RalibError(f"{path}: rlnReferenceImage needs a number from 1 before @")
     return FilesSource(resolve_images(files, path, None), file_index, slices, open_stack).read(np.arange(len(names)))
 
 

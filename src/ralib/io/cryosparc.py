@@ -12,14 +12,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.npy import read_header
 from ralib.io.paths import resolve_images
-from ralib.io.stacks import FilesSource, MissingImages, StackFile
-from ralib.types import CtfParameters, ImageSource, Metadata, ParticleSet, Poses, RalibError
+from ralib.io.plausible import check_pixel_sizes, one_or_many
+from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
+from ralib.io.text import ERRORS
+from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
+
+STATE_FIELD = "ralib/ctf_state"
+"""cryoSPARC's files have no field for images whose phases are flipped or that are multiplied by the CTF: ours."""
 
 
 def open_cs(
@@ -39,23 +45,72 @@ def open_cs(
     rows = load_cs(path)
     if not len(rows):
         raise RalibError(f"{path} holds no particles")
+    unused: list[str] = []
     for extra in _passthrough_files(path, passthrough):
-        rows = _joined(rows, load_cs(extra), extra, must_match=passthrough is not None)
+        rows = _with_passthrough(rows, extra, unused, must_match=passthrough is not None)
     for name in ("blob/path", "blob/idx"):
         if name not in _names(rows):
             raise RalibError(
                 f"{path} has no field {name}: give its passthrough file too, or export the particles again"
+                + "".join(f"; {why}" for why in unused)
             )
     images, header_pixel_A = _images(path, rows, open_stack, datadir, require_images)
-    pixel_size_A = _pixel_size_A(rows, path) or header_pixel_A
-    return ParticleSet(
+    stated = _pixel_size_A(rows, path)
+    pixel_size_A, sizes_A = one_or_many(header_pixel_A if stated is None else stated)
+    particles = ParticleSet(
         images=images,
         pixel_size_A=pixel_size_A,
+        pixel_sizes_A=sizes_A,
         ctf=_ctf(rows),
-        poses=poses_of(rows, pixel_size_A),
+        poses=poses_of(rows, pixel_size_A if sizes_A is None else sizes_A),
         group=_groups(rows),
         metadata=Metadata("cryosparc", str(path), {"cs": rows}),
     )
+    return _noted(particles, rows, unused)
+
+
+def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> ParticleSet:
+    """The particles with what a person should know: passthrough files left aside, helical segments."""
+    if unused:
+        lost = "" if particles.ctf is not None else "; the particles have no CTF now"
+        particles = particles.warned(
+            "; ".join(unused) + lost, "passthrough", "export the particles again, with all their fields in one job"
+        )
+    if any(name.startswith("filament/") for name in _names(rows)):
+        particles = particles.warned(
+            "these are segments of helical filaments (filament/...): they are treated as single particles, without "
+            "helical priors",
+            "particles",
+            "nothing, if that is what you want; angles along the filament are searched like all others",
+        )
+    return particles
+
+
+def _with_passthrough(rows: np.ndarray, extra: Path, unused: list[str], *, must_match: bool) -> np.ndarray:
+    """`rows` joined with the fields of the file `extra`. A file that was found beside the .cs and does not fit adds a
+    line to `unused`, unless it belongs to another job and nothing is lost; one that was asked for is an error."""
+    try:
+        table = load_cs(extra)
+        missing = _missing(rows, table)
+        why = f"it lacks {int(missing.sum())} of the {len(rows)} particles (by uid): it belongs to another job"
+        if not missing.any():
+            return _joined(rows, table)
+        if missing.all() and "ctf/df1_A" in _names(rows):
+            why = ""
+    except RalibError as error:
+        why = str(error)
+    if must_match:
+        raise RalibError(f"{extra} cannot be joined: {why}")
+    if why:
+        unused.append(f"{extra.name} was not used: {why}")
+    return rows
+
+
+def _missing(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    """(n,) True for particles that `extra` does not hold."""
+    if "uid" not in _names(rows) or "uid" not in _names(extra):
+        raise RalibError("the field uid is missing")
+    return ~np.isin(rows["uid"], extra["uid"])
 
 
 def load_cs(path: Path) -> np.ndarray:
@@ -85,22 +140,14 @@ def _names(rows: np.ndarray) -> tuple[str, ...]:
 def _passthrough_files(path: Path, given: Sequence[PathLike] | None) -> list[Path]:
     if given is not None:
         return [Path(p) for p in given]
-    return sorted(p for p in path.parent.glob("*passthrough*.cs") if p != path)
+    return sorted(p for p in path.parent.glob("*passthrough*.cs") if not (p.is_file() and p.samefile(path)))
 
 
-def _joined(rows: np.ndarray, extra: np.ndarray, where: Path, *, must_match: bool) -> np.ndarray:
-    """`rows` with the fields of `extra` it lacks, matched by uid."""
+def _joined(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    """`rows` with the fields of `extra` it lacks, matched by uid; `extra` holds them all."""
     new = [n for n in _names(extra) if n not in _names(rows)]
-    if "uid" not in _names(rows) or "uid" not in _names(extra):
-        if must_match:
-            raise RalibError(f"{where} cannot be joined: the field uid is missing")
-        return rows
     order = np.argsort(extra["uid"], kind="stable")
-    position = np.searchsorted(extra["uid"][order], rows["uid"]).clip(max=max(0, len(extra) - 1))
-    if not len(extra) or not (extra["uid"][order][position] == rows["uid"]).all():
-        if must_match:
-            raise RalibError(f"{where} does not hold all particles (uid): it belongs to another job")
-        return rows
+    position = np.searchsorted(extra["uid"][order], rows["uid"])
     joined = np.zeros(len(rows), dtype=rows.dtype.descr + [(n, *_field(extra.dtype[n])) for n in new])
     for name in _names(rows):
         joined[name] = rows[name]
@@ -116,15 +163,15 @@ def _field(dtype: np.dtype) -> tuple:
 def image_paths(rows: np.ndarray) -> list[str]:
     """blob/path as text; cryoSPARC marks paths inside its project by a leading '>'."""
     paths = rows["blob/path"]
-    decoded = np.char.decode(paths, "utf-8", "replace") if paths.dtype.kind == "S" else paths
+    decoded = np.char.decode(paths, "utf-8", ERRORS) if paths.dtype.kind == "S" else paths
     return [str(p).removeprefix(">") for p in decoded.tolist()]
 
 
 def _images(
     path: Path, rows: np.ndarray, open_stack: Callable, datadir: PathLike | None, required: bool
-) -> tuple[ImageSource, float | None]:
+) -> tuple[ImageSource, np.ndarray | float | None]:
     try:
-        names, file_index = np.unique(np.array(image_paths(rows)), return_inverse=True)
+        file_index, names = pd.factorize(np.array(image_paths(rows), dtype=object))
         files = resolve_images(names.tolist(), path, datadir)
         slices = rows["blob/idx"].astype(np.int64)
         if (slices < 0).any():
@@ -134,10 +181,11 @@ def _images(
         if required:
             raise
         shape = rows["blob/shape"][0] if "blob/shape" in _names(rows) else np.zeros(1)
-        return MissingImages(len(rows), int(np.ravel(shape)[0]), str(error)), None
+        side = float(np.ravel(shape)[0])
+        return MissingImages(len(rows), int(side) if 0 < side <= MAX_BOX else 0, str(error)), None
     except (TypeError, ValueError) as error:
         raise RalibError(f"{path}: blob/path or blob/idx hold something else than paths and numbers") from error
-    return source, source.pixel_size_A
+    return source, source.pixel_sizes_A
 
 
 def _floats(rows: np.ndarray, name: str, default: float = 0.0) -> np.ndarray:
@@ -149,14 +197,11 @@ def _floats(rows: np.ndarray, name: str, default: float = 0.0) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _pixel_size_A(rows: np.ndarray, path: Path) -> float | None:
+def _pixel_size_A(rows: np.ndarray, path: Path) -> np.ndarray | None:
+    """(n,) pixel size of each particle's image, or None where the file does not say."""
     if "blob/psize_A" not in _names(rows):
         return None
-    sizes, counts = np.unique(_floats(rows, "blob/psize_A"), return_counts=True)
-    size = float(sizes[np.argmax(counts)])
-    if not np.isfinite(size) or size <= 0:
-        raise RalibError(f"{path}: pixel size {size} A/px in blob/psize_A: correct it")
-    return size
+    return check_pixel_sizes(_floats(rows, "blob/psize_A"), f"{path} (blob/psize_A)")
 
 
 def _ctf(rows: np.ndarray) -> CtfParameters | None:
@@ -172,10 +217,11 @@ def _ctf(rows: np.ndarray) -> CtfParameters | None:
         amplitude_contrast=_floats(rows, "ctf/amp_contrast", 0.1),
         phase_shift_deg=np.rad2deg(_floats(rows, "ctf/phase_shift_rad")),
         bfactor_A2=_floats(rows, "ctf/bfactor"),
+        state=_floats(rows, STATE_FIELD).astype(np.int8).clip(0, max(CtfState)),
     )
 
 
-def poses_of(rows: np.ndarray, pixel_size_A: float | None) -> Poses | None:
+def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses | None:
     """alignments2D, else the in-plane part of alignments3D (its third Euler angle), else None."""
     names = _names(rows)
     kind = next((k for k in ("alignments2D", "alignments3D") if f"{k}/pose" in names and f"{k}/shift" in names), None)
@@ -186,14 +232,22 @@ def poses_of(rows: np.ndarray, pixel_size_A: float | None) -> Poses | None:
         raise RalibError(f"{kind}/pose or shift of the .cs file have the shape {pose.shape}, {shift.shape}")
     if kind == "alignments3D":
         pose = _inplane_rad(pose)
-    scale = _floats(rows, f"{kind}/psize_A", pixel_size_A or 1.0) / (pixel_size_A or 1.0)
+    size_A = np.broadcast_to(1.0 if pixel_size_A is None else np.asarray(pixel_size_A), len(rows))
+    stated = _floats(rows, f"{kind}/psize_A") if f"{kind}/psize_A" in names else size_A
+    scale = np.where(stated > 0, stated / size_A, np.nan)
     psi_deg, origin, mirror = conventions.cryosparc_to_pose(torch.tensor(pose), torch.tensor(shift * scale[:, None]))
-    index = torch.tensor(_floats(rows, f"{kind}/class").astype(np.int64).clip(-1, 2**31))
+    index = torch.tensor(_class_index(_floats(rows, f"{kind}/class"), f"{kind}/class"))
     if "ralib/mirror" in names and "ralib/class" in names:
-        original = torch.tensor(_floats(rows, "ralib/class").astype(np.int64))
+        original = torch.tensor(_class_index(_floats(rows, "ralib/class"), "ralib/class"))
         index, mirror = conventions.restore_mirror(index, original, torch.tensor(_floats(rows, "ralib/mirror") != 0))
     score = torch.full((len(rows),), float("nan"))
     return Poses(psi_deg.float(), origin.float(), mirror, index, score)
+
+
+def _class_index(number: np.ndarray, name: str) -> np.ndarray:
+    if not (np.isfinite(number) & (np.abs(number) < 2**32)).all():
+        raise RalibError(f"the field {name} of the .cs file should hold class numbers from 0")
+    return number.astype(np.int64).clip(-1, 2**31)
 
 
 def _inplane_rad(rotation_vector: np.ndarray) -> np.ndarray:

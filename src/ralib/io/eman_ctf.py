@@ -8,22 +8,50 @@ degrees. A phase plate is hidden in an amplitude contrast beyond 100 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ralib.types import CtfParameters
+from ralib.types import CtfParameters, CtfState
 
 _PHASE_PLATE_CONTRAST = 0.1
+STATE_ATTRIBUTE = "ralib_ctf_state"
+
+
+def ctf_of_headers(headers: Sequence[Mapping[str, Any]]) -> CtfParameters | None:
+    """CTF of each particle from the attributes `ctf` and `ctf_applied` of its header; None where no header has one.
+
+    Where some have none, theirs is NaN, which the commands leave out and name. SPARX sets `ctf_applied` where it has
+    multiplied an image by its CTF.
+    """
+    ctf = ctf_of_strings([h.get("ctf") for h in headers])
+    return ctf if ctf is None else ctf.with_state(np.array([_state(h) for h in headers]))
+
+
+def _state(header: Mapping[str, Any]) -> CtfState:
+    own = header.get(STATE_ATTRIBUTE)
+    if isinstance(own, int) and own in tuple(CtfState):
+        return CtfState(own)
+    applied = header.get("ctf_applied", 0)
+    return CtfState.PREMULTIPLIED if isinstance(applied, int | float) and applied > 0 else CtfState.NONE
+
+
+def state_header(state: int) -> dict[str, int]:
+    """Attributes that say what was done to the CTF of an image: SPARX's, and ours, which tells flipped phases too.
+
+    SPARX has no mark for flipped phases; with `ctf_applied` it refuses to apply the CTF a second time.
+    """
+    return {"ctf_applied": int(state != CtfState.NONE)} | ({STATE_ATTRIBUTE: int(state)} if state else {})
 
 
 def ctf_of_strings(headers: Sequence[Any]) -> CtfParameters | None:
-    """CTF of each particle from its header text, or None unless every particle has one."""
+    """CTF of each particle from its header text, NaN where it has none; None where no particle has one."""
     parsed = [_numbers(h) for h in headers]
-    if any(p is None for p in parsed):
+    if all(p is None for p in parsed):
         return None
-    defocus, difference, angle, bfactor, contrast, voltage, cs, _ = np.array(parsed, dtype=np.float64).T
+    rows = [[np.nan] * 8 if p is None else p for p in parsed]
+    defocus, difference, angle, bfactor, contrast, voltage, cs, _ = np.array(rows, dtype=np.float64).T
     amplitude, phase = zip(*(_contrast_and_phase(c) for c in contrast), strict=True)
     return CtfParameters(
         defocus_u_A=1e4 * (defocus + difference / 2),
@@ -38,12 +66,18 @@ def ctf_of_strings(headers: Sequence[Any]) -> CtfParameters | None:
 
 
 def ctf_to_strings(ctf: CtfParameters, pixel_size_A: float) -> list[str]:
-    """The header text of each particle; the phase shift goes into the amplitude contrast, as EMAN2 has it."""
+    """The header text of each particle, '' where it has no finite CTF; the phase shift goes into the amplitude
+    contrast, as EMAN2 has it."""
     mean, difference = (ctf.defocus_u_A + ctf.defocus_v_A) / 2e4, (ctf.defocus_u_A - ctf.defocus_v_A) / 1e4
     angle = np.mod(135.0 - ctf.astigmatism_angle_deg, 180.0)
-    contrast = [_percent(a, p) for a, p in zip(ctf.amplitude_contrast, ctf.phase_shift_deg, strict=True)]
+    finite = np.isfinite(ctf.amplitude_contrast) & np.isfinite(ctf.phase_shift_deg)
+    both = zip(ctf.amplitude_contrast, ctf.phase_shift_deg, finite, strict=True)
+    contrast = [_percent(a, p) if good else math.nan for a, p, good in both]
     columns = (mean, difference, angle, ctf.bfactor_A2, contrast, ctf.voltage_kV, ctf.spherical_aberration_mm)
-    return ["E" + " ".join(f"{v:.10g}" for v in (*row, pixel_size_A)) + " 0 0 0" for row in zip(*columns, strict=True)]
+    return [
+        "E" + " ".join(f"{v:.10g}" for v in (*row, pixel_size_A)) + " 0 0 0" if np.isfinite(row).all() else ""
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def _numbers(header: Any) -> list[float] | None:
@@ -59,8 +93,12 @@ def _numbers(header: Any) -> list[float] | None:
 
 def _contrast_and_phase(percent: float) -> tuple[float, float]:
     """(amplitude contrast as a fraction, phase shift in degrees)."""
-    if abs(percent) <= 100:
+    if not percent < 0 and percent <= 100:
         return percent / 100, 0.0
+    if -100 <= percent < 0:  # a fraction is not negative: all of it is phase
+        return 0.0, math.degrees(math.asin(percent / 100))
+    if math.isnan(percent):
+        return math.nan, 0.0
     folded = min(1.0, abs(2 - abs(percent) / 100))
     phase = math.copysign(math.pi - math.asin(folded), percent)
     return _PHASE_PLATE_CONTRAST, math.degrees(phase - math.asin(_PHASE_PLATE_CONTRAST))

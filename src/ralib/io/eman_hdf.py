@@ -8,8 +8,10 @@ matrix). Compressed images are integers: value = rendermin + raw (rendermax - re
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
-from ralib.io.eman_ctf import ctf_of_strings
-from ralib.io.stacks import check_index, check_square, file_references
+from ralib.io.eman_ctf import STATE_ATTRIBUTE, ctf_of_headers
+from ralib.io.plausible import named
+from ralib.io.stacks import FilesSource, check_index, check_square, file_references
 from ralib.types import Metadata, ParticleSet, Poses, RalibError
 
 IMAGES = "/MDF/images"
@@ -31,42 +34,45 @@ _STATISTICS = ("minimum", "maximum", "mean", "sigma", "square_sum", "mean_nonzer
 _STORED = ("renderbits", "rendermin", "rendermax", "truncated")
 _STORAGE = {"nx", "ny", "nz", "datatype", "render_compress_level", *_STATISTICS, *(f"stored_{n}" for n in _STORED)}
 _MAX_ATTRIBUTE = 1 << 16
-_READ = ("xform.align2d", "assign", "ctf", "apix_x", "ptcl_source_image", "score_align")
+_MAX_INFLATED = 1 << 26  # bytes of one image that may come from however few
+_READ = ("xform.align2d", "assign", "ctf", "ctf_applied", STATE_ATTRIBUTE, "apix_x", "ptcl_source_image", "score_align")
 
 
 class HdfStack:
-    """Images of an EMAN2 HDF file. HDF5 takes one thread at a time; a lock keeps it so."""
+    """Images of an EMAN2 HDF file, by their numbers in it. HDF5 takes one thread at a time; a lock keeps it so.
+
+    numbers    the images that are there; with all of them `numbers` is 0 ... n_images - 1
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         with _told(path):
             self._file = _open(path)
-            group = self._file.get(IMAGES)
-            if not isinstance(group, h5py.Group):
-                raise RalibError(f"{path} is no EMAN2 stack: it has no group {IMAGES}")
-            self._numbers = _image_numbers(group)
-            if not len(self._numbers):
+            group = images_group(self._file, path)
+            self.numbers = _image_numbers(group)
+            if not len(self.numbers):
                 raise RalibError(f"{path} holds no images")
-            first = self._dataset(0)
+            self._ids = group.id
+            first = self._dataset(self.numbers[0])
             ny, nx = _plane(path, first.shape)
             check_square(path, ny, nx)
-            self.n_images, self.box = len(self._numbers), nx
-            size = _attribute(self._header(0), "apix_x")
+            self.n_images, self.box = self.numbers[-1] + 1, nx
+            size = _attribute(self._header(self.numbers[0]), "apix_x")
             self.pixel_size_A = _positive(size)
 
     def read(self, index: np.ndarray) -> np.ndarray:
         index = check_index(self.path, index, self.n_images)
         out = np.empty((len(index), self.box, self.box), dtype=np.float32)
         with self._lock, _told(self.path):
-            for row, i in enumerate(index.tolist()):
-                out[row] = self._image(i)
+            for row, number in enumerate(index.tolist()):
+                out[row] = self._image(number)
         return out
 
     def attributes(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
         """One dict an image, of the attributes `names` (without EMAN.) that it has."""
         with self._lock, _told(self.path):
-            return [_attributes(self._header(i), names) for i in range(self.n_images)]
+            return [_attributes(self._header(i), names) for i in self.numbers]
 
     def all_attributes(self, index: np.ndarray) -> list[dict[str, Any]]:
         """Every attribute of images `index`, but those that describe how the pixels are stored."""
@@ -76,32 +82,81 @@ class HdfStack:
             kept = [tuple(n[5:].decode() for n in names if n.startswith(b"EMAN.")) for names in named]
             return [_attributes(h, tuple(set(k) - _STORAGE)) for h, k in zip(headers, kept, strict=True)]
 
-    def _header(self, index: int) -> h5py.h5g.GroupID:
-        return h5py.h5g.open(self._file.id, f"{IMAGES}/{self._numbers[index]}".encode())
+    def _header(self, number: int) -> h5py.h5g.GroupID:
+        _refuse_link(self._ids, str(number), self.path)
+        return h5py.h5g.open(self._ids, str(number).encode())
 
-    def _dataset(self, index: int) -> h5py.Dataset:
-        number = self._numbers[index]
-        dataset = self._file[IMAGES].get(f"{number}/image")
+    def _dataset(self, number: int) -> h5py.Dataset:
+        """The pixels of an image, once it is certain that they lie in this file and are all there."""
+        header = self._header(number)
+        if "image" not in h5py.Group(header):
+            raise RalibError(f"image {number} of {self.path} has no pixels; the file is incomplete")
+        _refuse_link(header, "image", self.path)
+        dataset = h5py.Group(header)["image"]
         if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
             raise RalibError(f"image {number} of {self.path} has no pixels; the file is incomplete")
+        _check_stored(dataset, number, self.path)
         return dataset
 
-    def _image(self, index: int) -> np.ndarray:
-        dataset = self._dataset(index)
+    def _image(self, number: int) -> np.ndarray:
+        if number not in self._present:
+            raise RalibError(f"image {number + 1} of {self.path} is not there: that number was left out or deleted")
+        dataset = self._dataset(number)
         if _plane(self.path, dataset.shape) != (self.box, self.box):
-            raise RalibError(f"image {index + 1} of {self.path} is {dataset.shape}, the first one {self.box} px")
-        if dataset.id.get_storage_size() == 0:
-            raise RalibError(f"image {index + 1} of {self.path} was never written; the file is incomplete")
+            raise RalibError(f"image {number + 1} of {self.path} is {dataset.shape}, the first one {self.box} px")
         pixels = dataset[()].reshape(self.box, self.box).astype(np.float32)
-        header = self._header(index)
+        header = self._header(number)
         bits = _attribute(header, "stored_renderbits")
         if dataset.dtype.kind == "f" or not bits or not 0 < int(bits) <= 32:
             return pixels
         low, high = _attribute(header, "stored_rendermin"), _attribute(header, "stored_rendermax")
         if low is None or high is None:
-            raise RalibError(f"image {index + 1} of {self.path} is compressed, but its rendermin or rendermax is gone")
+            raise RalibError(f"image {number + 1} of {self.path} is compressed, but its rendermin or rendermax is gone")
         with np.errstate(invalid="ignore", over="ignore"):
             return pixels * np.float32((high - low) / (2.0 ** int(bits) - 1)) + np.float32(low)
+
+    @cached_property
+    def _present(self) -> frozenset[int]:
+        return frozenset(self.numbers)
+
+
+def images_group(file: h5py.File, path: Path) -> h5py.Group:
+    """The group of a file that holds its images; links to elsewhere are refused, not followed."""
+    group: h5py.Group = file
+    for name in IMAGES.strip("/").split("/"):
+        if name not in group.keys():  # noqa: SIM118 - `in group` would follow links
+            raise RalibError(f"{path} is no EMAN2 stack: it has no group {IMAGES}")
+        _refuse_link(group.id, name, path)
+        group = group[name]
+        if not isinstance(group, h5py.Group):
+            raise RalibError(f"{path} is no EMAN2 stack: {IMAGES} is no group")
+    return group
+
+
+def _refuse_link(group: h5py.h5g.GroupID, name: str, path: Path) -> None:
+    """RalibError where `name` is a link: it may lead to any file, or to none and for ever."""
+    if group.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise RalibError(f"{path}: {name} is a link to elsewhere, which is not followed; write the images themselves")
+
+
+def _check_stored(dataset: h5py.Dataset, number: int, path: Path) -> None:
+    """RalibError unless the pixels lie in this very file, completely, before any memory is taken for them."""
+    layout = dataset.id.get_create_plist()
+    if layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
+        raise RalibError(f"image {number + 1} of {path} lies in another file, which is not read; write it itself")
+    stored, claimed = dataset.id.get_storage_size(), math.prod(dataset.shape) * dataset.dtype.itemsize
+    if dataset.chunks is not None:
+        cut = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+        chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        complete = dataset.id.get_num_chunks() == math.prod(cut) and chunk_bytes <= 4 * claimed + (1 << 20)
+    else:
+        complete = stored >= claimed
+    inflated = claimed > _MAX_INFLATED and claimed > 100 * stored
+    if stored == 0 or not complete or inflated:
+        raise RalibError(
+            f"image {number + 1} of {path} claims {claimed} bytes of pixels and has {stored}: it was never written "
+            "completely; the file is incomplete"
+        )
 
 
 def open_hdf(path: PathLike) -> ParticleSet:
@@ -109,17 +164,25 @@ def open_hdf(path: PathLike) -> ParticleSet:
     stack = HdfStack(Path(path))
     headers = stack.attributes(_READ)
     with _told(stack.path):  # attributes of unexpected types
-        ctf, poses = ctf_of_strings([h.get("ctf") for h in headers]), _poses(headers)
+        ctf, poses = ctf_of_headers(headers), _poses(headers)
         sources = [h.get("ptcl_source_image") for h in headers]
         group = np.unique(np.array(sources, dtype=str), return_inverse=True)[1] if all(sources) else None
-    return ParticleSet(
-        images=stack,
+    whole = len(stack.numbers) == stack.n_images
+    images = stack if whole else FilesSource([stack.path], np.zeros(len(headers)), np.array(stack.numbers), HdfStack)
+    particles = ParticleSet(
+        images=images,
         pixel_size_A=stack.pixel_size_A,
         ctf=ctf,
         poses=poses,
         group=None if group is None else group.reshape(-1).astype(np.int64),
         metadata=Metadata("eman2", str(path), {}),
     )
+    without = np.array(["ctf" not in h for h in headers])
+    if ctf is not None and without.any():
+        particles = particles.warned(
+            f"{named(without)} without a CTF in the header", "CTF", "fit the CTF of all particles, or leave it out"
+        )
+    return particles
 
 
 def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
@@ -225,9 +288,10 @@ def _attribute(group: h5py.h5g.GroupID, name: str) -> Any:
     attribute = h5py.h5a.open(group, key)
     if attribute.get_type().get_class() == h5py.h5t.COMPOUND:
         return _transform(attribute)
+    claimed = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
+    if claimed > _MAX_ATTRIBUTE:
+        raise RalibError(f"the attribute EMAN.{name} claims {claimed} bytes; the file is damaged")
     value = np.empty(attribute.shape or (), dtype=attribute.dtype)
-    if value.nbytes > _MAX_ATTRIBUTE:
-        raise RalibError(f"the attribute EMAN.{name} claims {value.nbytes} bytes; the file is damaged")
     attribute.read(value)
     if value.dtype.kind in "SUO":
         first = value.reshape(-1)[0] if value.size else ""

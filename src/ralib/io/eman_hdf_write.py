@@ -15,8 +15,17 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
-from ralib.io.eman_ctf import ctf_to_strings
-from ralib.io.eman_hdf import IMAGES, TRANSFORM, TRANSFORM_TYPE, _image_numbers, _open, _told, align2d_to_matrix
+from ralib.io.eman_ctf import ctf_to_strings, state_header
+from ralib.io.eman_hdf import (
+    IMAGES,
+    TRANSFORM,
+    TRANSFORM_TYPE,
+    _image_numbers,
+    _open,
+    _told,
+    align2d_to_matrix,
+    images_group,
+)
 from ralib.types import CtfParameters, Poses, RalibError
 
 _HEADER_ROOM = 16_384  # bytes that new headers of one image may take
@@ -60,17 +69,23 @@ def write_hdf(
 
 
 def pose_headers(
-    poses: Poses, ctf: CtfParameters | None = None, pixel_size_A: float | None = None
+    poses: Poses | None, ctf: CtfParameters | None = None, pixel_size_A: float | None = None
 ) -> list[dict[str, Any]]:
-    """xform.align2d, assign and ID (as SPARX's mref_ali2d leaves them) of each particle, and its ctf."""
-    poses = poses.to("cpu")
-    alpha, shift, mirror = conventions.pose_to_eman2(poses.psi_deg.double(), poses.origin_xy_px.double(), poses.mirror)
-    matrices = align2d_to_matrix(alpha.numpy(), shift.numpy(), mirror.numpy())
-    rows = zip(matrices, poses.class_index.tolist(), strict=True)
-    headers: list[dict[str, Any]] = [{"xform.align2d": m, "assign": c, "ID": i} for i, (m, c) in enumerate(rows)]
+    """xform.align2d, assign and ID (as SPARX's mref_ali2d leaves them) of each particle where there are poses, and its
+    ctf and ctf_applied where there is a CTF."""
+    headers: list[dict[str, Any]] = [{"ID": i} for i in range(len(poses or ctf or ()))]
+    if poses is not None:
+        poses = poses.to("cpu")
+        alpha, shift, mirror = conventions.pose_to_eman2(
+            poses.psi_deg.double(), poses.origin_xy_px.double(), poses.mirror
+        )
+        matrices = align2d_to_matrix(alpha.numpy(), shift.numpy(), mirror.numpy())
+        for header, matrix, index in zip(headers, matrices, poses.class_index.tolist(), strict=True):
+            header |= {"xform.align2d": matrix, "assign": index}
     if ctf is not None:
-        for header, text in zip(headers, ctf_to_strings(ctf, pixel_size_A or 1.0), strict=True):
-            header["ctf"] = text
+        texts = ctf_to_strings(ctf, pixel_size_A or 1.0)
+        for header, text, state in zip(headers, texts, ctf.state.tolist(), strict=True):
+            header |= {"ctf": text, **state_header(state)} if text else state_header(state)
     return headers
 
 
@@ -94,7 +109,7 @@ def write_headers(path: PathLike, poses: Poses) -> None:
     """
     path = Path(path)
     with _told(path), _open(path) as file:
-        numbers = _image_numbers(file[IMAGES])
+        numbers = _image_numbers(images_group(file, path))
     if len(numbers) != len(poses):
         raise RalibError(f"{len(poses)} poses for the {len(numbers)} images of {path}")
     if not os.access(path, os.W_OK):

@@ -7,6 +7,7 @@ class in the JSON part.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.eman_hdf import matrix_to_align2d
 from ralib.io.paths import resolve_images
+from ralib.io.plausible import one_or_many
 from ralib.io.stacks import FilesSource, MissingImages, StackFile
+from ralib.io.text import read_text, shown
 from ralib.types import ImageSource, Metadata, ParticleSet, Poses, RalibError
 
 
@@ -38,21 +41,20 @@ def open_lst(
     try:
         found = resolve_images(files, path, datadir)
         source = FilesSource(found, file_index, np.array(numbers, dtype=np.int64), open_stack)
-        images, pixel_size_A = source, source.pixel_size_A
+        images = source
+        pixel_size_A, sizes_A = one_or_many(source.pixel_sizes_A)
     except RalibError as error:
         if require_images:
             raise
-        images, pixel_size_A = MissingImages(len(numbers), 0, str(error)), None
+        images, pixel_size_A, sizes_A = MissingImages(len(numbers), 0, str(error)), None, None
     group = file_index.astype(np.int64)
-    return ParticleSet(images, pixel_size_A, None, _poses(extras), group, Metadata("lst", str(path), {}))
+    return ParticleSet(
+        images, pixel_size_A, None, _poses(extras), group, Metadata("lst", str(path), {}), pixel_sizes_A=sizes_A
+    )
 
 
 def _parse(path: Path) -> tuple[list[int], list[str], list[Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RalibError(f"cannot read {path}: {error.strerror}") from error
-    lines = text.split("\n")
+    lines = read_text(path, "EMAN2 list").split("\n")
     if not lines[0].startswith(("#LST", "#LSX")):
         raise RalibError(f"{path} is no EMAN2 list: its first line is not #LST or #LSX")
     numbers, names, extras = [], [], []
@@ -60,8 +62,8 @@ def _parse(path: Path) -> tuple[list[int], list[str], list[Any]]:
         if not content.strip() or content.startswith("#"):
             continue
         parts = content.rstrip().split("\t") if "\t" in content else content.split(None, 2)
-        if len(parts) < 2 or not parts[0].strip().isdecimal() or len(parts[0]) > 9 or "\0" in parts[1]:
-            raise RalibError(f"{path} line {line}: {content.strip()[:60]!r} is not 'number file'; correct it")
+        if len(parts) < 2 or not re.fullmatch(r"\s*[0-9]{1,9}\s*", parts[0]):
+            raise RalibError(f"{path} line {line}: {shown(content)} is not 'number file'; correct it")
         numbers.append(int(parts[0]))
         names.append(parts[1].strip())
         extras.append(_json(parts[2]) if len(parts) > 2 else {})

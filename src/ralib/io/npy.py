@@ -20,6 +20,8 @@ _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, M
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """(shape, Fortran order, dtype, where the data begin) of a .npy file; objects (pickles) are refused."""
     try:
+        if not path.is_file():  # a named pipe would wait for ever
+            raise RalibError(f"cannot read {path}: {'it is no ordinary file' if path.exists() else 'no such file'}")
         with path.open("rb") as file:
             raw = file.read(12)
             width = {1: 2, 2: 4, 3: 4}.get(raw[6] if len(raw) == 12 else 0)
@@ -32,7 +34,8 @@ def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers of Python 2 are parsed with a warning
-            shape, fortran, dtype = read(header)
+            # The size of the header is bounded above: numpy's own bound is too small for hundreds of fields.
+            shape, fortran, dtype = read(header, max_header_size=_LONGEST_HEADER)
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
     except (*_HEADER_ERRORS, tokenize.TokenError) as error:

@@ -4,38 +4,99 @@ folder."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ralib.io.atomic import PathLike
+from ralib.io.star import unwritable
+from ralib.io.text import ERRORS
 from ralib.types import RalibError
+
+_FOLDERS_ABOVE = 6
+_FORMAT = re.compile(r"(.+\.[A-Za-z0-9]+):[A-Za-z]{2,5}")  # Xmipp's and Scipion's stack.mrc:mrcs
 
 
 def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None) -> list[Path]:
-    """The existing file of each name. Tried in this order: `datadir` (whole name, then base name), the name
-    as it is (from the current folder, where RELION runs), next to the particle file, in the folders above it
-    (a job folder lies inside its project), and by base name next to the particle file.
+    """The existing file of each name, as it stands: below `datadir` where that is given, from the current folder
+    (where RELION runs), from the folder of the particle file (also of what a symbolic link points to) and from those
+    above it (a job folder lies inside its project).
 
+    Where none of the names is found so, all of them by their base names, in `datadir` or beside the particle file: but
+    only where no two names would become one file.
     Raises RalibError naming the first file that is nowhere.
     """
-    parents = [beside.parent, *list(beside.absolute().parent.parents)[:6]]
-    return [_resolve(name, parents, Path(datadir) if datadir is not None else None, beside) for name in names]
+    names = list(names)
+    folder = Path(datadir) if datadir is not None else None
+    if folder is not None:
+        within = [_first_file(folder / n for n in _spellings(name)) for name in names]
+        if not any(within) and (flat := _by_base_name(names, folder, beside)) is not None:
+            return flat
+    else:
+        within = [None] * len(names)
+    parents = _parents(beside)
+    found = [path or _as_named(name, parents) for name, path in zip(names, within, strict=True)]
+    if not any(found) and (flat := _by_base_name(names, beside.parent, beside)) is not None:
+        return flat
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            raise RalibError(
+                f"{beside} names the image file {name!r}, which is not there (looked from the current folder, from the "
+                "folder of the particle file and those above it); give its folder with --datadir"
+            )
+    return [path for path in found if path is not None]
 
 
-def _resolve(name: str, parents: list[Path], datadir: Path | None, beside: Path) -> Path:
-    given = Path(name)
-    candidates = [datadir / name, datadir / given.name] if datadir is not None else []
-    candidates.append(given)
-    if not given.is_absolute():
-        candidates += [folder / name for folder in parents]
-    candidates.append(beside.parent / given.name)
-    for candidate in candidates:
-        if _is_file(candidate):
-            return candidate
-    raise RalibError(
-        f"{beside} names the image file {name!r}, which is not there (looked from the current folder, from the "
-        "folder of the particle file and those above it); give its folder with --datadir"
-    )
+def _parents(beside: Path) -> list[Path]:
+    """Folders that names may start from: those of the particle file, and of the file it links to."""
+    folders: dict[Path, None] = {}
+    for path in (beside, Path(os.path.realpath(beside))):
+        folders |= dict.fromkeys([path.parent, *list(path.absolute().parent.parents)[:_FOLDERS_ABOVE]])
+    return list(folders)
+
+
+def _as_named(name: str, parents: Sequence[Path]) -> Path | None:
+    for spelling in _spellings(name):
+        given = Path(spelling)
+        path = _first_file([given] if given.is_absolute() else [given, *(folder / given for folder in parents)])
+        if path is not None:
+            return path
+    return None
+
+
+def _by_base_name(names: Sequence[str], folder: Path, beside: Path) -> list[Path] | None:
+    """Every name's file in `folder`, None where one is not there. RalibError where two names share a file."""
+    found = [_first_file(folder / Path(n).name for n in _spellings(name)) for name in names]
+    paths = [path for path in found if path is not None]
+    if len(paths) < len(names):
+        return None
+    owner: dict[Path, str] = {}
+    for name, path in zip(names, paths, strict=True):
+        if owner.setdefault(path, name) != name:
+            raise RalibError(
+                f"{beside} names {owner[path]!r} and {name!r}, and both would be {path}: keep their folders apart, and "
+                "give the folder that holds them with --datadir"
+            )
+    return paths
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The ways a name in a file may be meant: as it is, its bytes in this system's encoding, from and to Latin-1, and without
+    the format that Xmipp appends after a colon."""
+    raw = name.encode("utf-8", ERRORS)
+    seen = dict.fromkeys([name, os.fsdecode(raw)])
+    if not name.isascii():
+        seen[raw.decode("latin-1")] = None
+        if all(ord(c) < 256 for c in name):
+            seen[os.fsdecode(name.encode("latin-1"))] = None
+    match = _FORMAT.fullmatch(name)
+    if match is not None:
+        seen[match[1]] = None
+    return iter(seen)
+
+
+def _first_file(candidates: Iterable[Path]) -> Path | None:
+    return next((path for path in candidates if _is_file(path)), None)
 
 
 def _is_file(path: Path) -> bool:
@@ -45,9 +106,27 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def name_for_project(path: Path, project: Path | None = None) -> str:
+def name_for_project(path: Path, project: Path | None = None, star: PathLike | None = None) -> str:
     """How a STAR file names `path` so that RELION, run in `project` (the current folder), finds it: relative
-    inside the project, absolute outside."""
+    inside the project, absolute outside, and absolute where the file `star` itself lies outside of it."""
     absolute = Path(os.path.abspath(path))
     root = Path(os.path.abspath(project or Path.cwd()))
-    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+    relative = absolute.is_relative_to(root)
+    if star is not None:
+        home, real_root = Path(os.path.realpath(star)).parent, Path(os.path.realpath(root))
+        relative &= home.is_relative_to(real_root) and len(home.relative_to(real_root).parts) <= _FOLDERS_ABOVE
+    return text_of(absolute.relative_to(root) if relative else absolute)
+
+
+def text_of(path: Path) -> str:
+    """A path as the text of a file; its bytes where it is no UTF-8."""
+    return os.fsencode(path).decode("utf-8", ERRORS)
+
+
+def check_writable_name(path: Path) -> None:
+    """RalibError where no STAR file can name `path`: better said before a run than after it."""
+    if unwritable(name := text_of(Path(os.path.abspath(path)))):
+        raise RalibError(
+            f"the path {name!r} has a line break, or blanks and quotes of both kinds: no STAR file can name it; "
+            "rename the file or its folder"
+        )

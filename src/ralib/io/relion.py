@@ -17,11 +17,13 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
-from ralib.io.stacks import FilesSource, MissingImages, StackFile
-from ralib.io.star import Table, read_star
-from ralib.types import CtfParameters, ImageSource, Metadata, ParticleSet, Poses, RalibError
+from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
+from ralib.io.plausible import check_pixel_sizes, one_or_many
+from ralib.io.star import Table, one_row, read_star
+from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
 DEFAULT_AMPLITUDE_CONTRAST = 0.1
+STATE_COLUMNS = ("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied")
 
 
 def open_star(
@@ -37,20 +39,55 @@ def open_star(
     Metadata.tables keeps every block; `metadata.tables[particle_block(tables)]` has one row a particle.
     """
     path = Path(path)
-    tables = read_star(path)
+    tables = _as_tables(read_star(path))
     particles = _particle_table(tables, path)
     table = _with_optics(particles, tables, path)
-    pixel_size_A = _pixel_size_A(table)
+    _refuse_three_dimensions(table, path)
+    pixel_size_A = _pixel_size_A(table, path)
     images, header_pixel_A = _images(path, table, open_stack, datadir, require_images)
-    stack_pixel_A = _common(pixel_size_A) if pixel_size_A is not None else header_pixel_A
-    per_particle_A = pixel_size_A if pixel_size_A is not None else np.full(len(table), stack_pixel_A or np.nan)
-    return ParticleSet(
+    known = pixel_size_A if pixel_size_A is not None else header_pixel_A
+    one_A, sizes_A = one_or_many(known)
+    per_particle_A = np.full(len(table), np.nan) if known is None else np.broadcast_to(known, len(table))
+    opened = ParticleSet(
         images=images,
-        pixel_size_A=stack_pixel_A,
+        pixel_size_A=one_A,
+        pixel_sizes_A=sizes_A,
         ctf=_ctf(table, path),
         poses=_poses(table, per_particle_A, path),
         group=_groups(table),
         metadata=Metadata("relion", str(path), dict(tables)),
+    )
+    return _helical_noted(opened, table)
+
+
+def _as_tables(tables: dict[str, Table]) -> dict[str, Table]:
+    """The blocks, with particles and optics that were written as single values as tables of one row."""
+    single = {
+        name: one_row(block)
+        for name, block in tables.items()
+        if isinstance(block, dict) and (name == "optics" or "rlnImageName" in block)
+    }
+    return {**tables, **single}
+
+
+def _refuse_three_dimensions(table: pd.DataFrame, path: Path) -> None:
+    if "rlnImageDimensionality" in table.columns:
+        flat = _numbers(table, "rlnImageDimensionality", path) != 3
+        if not flat.all():
+            raise RalibError(
+                f"{path}: rlnImageDimensionality is 3 for {int((~flat).sum())} of {len(table)} particles: these are "
+                "three-dimensional subtomograms; two-dimensional particle images are needed"
+            )
+
+
+def _helical_noted(particles: ParticleSet, table: pd.DataFrame) -> ParticleSet:
+    if "rlnHelicalTubeID" not in table.columns or not (_numbers(table, "rlnHelicalTubeID", "helix") > 0).any():
+        return particles
+    return particles.warned(
+        "these are segments of helices (rlnHelicalTubeID): they are treated as single particles, without helical "
+        "priors",
+        "particles",
+        "nothing, if that is what you want; angles along the tube are searched like all others",
     )
 
 
@@ -62,22 +99,27 @@ def particle_block(tables: dict[str, Table]) -> str | None:
 
 
 def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """(file number, file names, slice from 0) of `000012@stack.mrcs` names; a name without @ is a single
-    image.
-
-    The stack part repeats, so it is cut off by length-independent text methods once and then factorised.
-    """
-    text = names.astype(str).tolist()
+    """(file number, file names, slice from 0) of `000012@stack.mrcs` names; -1 for a name without @, which is the only
+    image of its file, -2 for a number that is none from 1."""
+    text = names.astype(object).tolist()
     numbers = np.empty(len(text), dtype=np.int64)
     files: dict[str, int] = {}
     file_index = np.empty(len(text), dtype=np.int32)
-    for i, name in enumerate(text):
+    for i, name in enumerate(map(str, text)):
         number, at, stack = name.partition("@")
-        numbers[i] = (
-            int(number) if at and number.isascii() and number.isdigit() and len(number) < 12 else (0 if at else 1)
-        )
-        file_index[i] = files.setdefault(stack if at else number, len(files))
-    return file_index, list(files), numbers - 1
+        if not at:
+            number, stack, numbers[i] = "", name, -1
+        else:
+            good = number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0
+            numbers[i] = int(number) - 1 if good else -2
+        file_index[i] = files.setdefault(stack, len(files))
+    return file_index, list(files), numbers
+
+
+def joined_table(metadata: Metadata) -> pd.DataFrame:
+    """The particle table of an opened STAR file with the columns of its optics groups."""
+    path = Path(metadata.path)
+    return _with_optics(_particle_table(metadata.tables, path), metadata.tables, path)
 
 
 def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
@@ -95,9 +137,7 @@ def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) 
     """The particle table with the columns of its optics group joined in; a particle's own value goes
     first."""
     optics = tables.get("optics")
-    if isinstance(optics, dict):  # one group written as single values
-        optics = pd.DataFrame({k: [v] for k, v in optics.items()}).apply(_numeric_if_possible)
-    if optics is None or not len(optics):
+    if not isinstance(optics, pd.DataFrame) or not len(optics):
         return particles
     if "rlnOpticsGroup" in particles.columns and "rlnOpticsGroup" in optics.columns:
         group = _numbers(particles, "rlnOpticsGroup", path)
@@ -117,13 +157,6 @@ def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) 
     return pd.concat([particles, pd.DataFrame(shared, index=particles.index)], axis=1)
 
 
-def _numeric_if_possible(column: pd.Series) -> pd.Series:
-    try:
-        return pd.to_numeric(column)
-    except (ValueError, TypeError):
-        return column
-
-
 def _numbers(table: pd.DataFrame, name: str, path: Path | str) -> np.ndarray:
     """A column as float64, or an error naming it."""
     try:
@@ -136,44 +169,37 @@ def _optional(table: pd.DataFrame, name: str, default: float, path: Path) -> np.
     return _numbers(table, name, path) if name in table.columns else np.full(len(table), default)
 
 
-def _pixel_size_A(table: pd.DataFrame) -> np.ndarray | None:
+def _pixel_size_A(table: pd.DataFrame, path: Path) -> np.ndarray | None:
     """(n,) pixel size of each particle's image, or None where the file does not say."""
     if "rlnImagePixelSize" in table.columns:
-        size = _numbers(table, "rlnImagePixelSize", "rlnImagePixelSize")
+        size = _numbers(table, "rlnImagePixelSize", path)
     elif "rlnDetectorPixelSize" in table.columns and "rlnMagnification" in table.columns:
-        magnification = _numbers(table, "rlnMagnification", "rlnMagnification")
-        detector_um = _numbers(table, "rlnDetectorPixelSize", "rlnDetectorPixelSize")
+        magnification = _numbers(table, "rlnMagnification", path)
+        detector_um = _numbers(table, "rlnDetectorPixelSize", path)
         size = detector_um * 1e4 / np.where(magnification > 0, magnification, np.nan)
     elif "rlnPixelSize" in table.columns:
-        size = _numbers(table, "rlnPixelSize", "rlnPixelSize")
+        size = _numbers(table, "rlnPixelSize", path)
     else:
         return None
-    if not (np.isfinite(size) & (size > 0)).all():
-        raise RalibError(f"pixel size {size[~(np.isfinite(size) & (size > 0))][0]} A/px in the STAR file: correct it")
-    return size
-
-
-def _common(values: np.ndarray) -> float:
-    """The most frequent value."""
-    unique, counts = np.unique(values, return_counts=True)
-    return float(unique[np.argmax(counts)])
+    return check_pixel_sizes(size, str(path))
 
 
 def _images(
     path: Path, table: pd.DataFrame, open_stack: Callable, datadir: PathLike | None, required: bool
-) -> tuple[ImageSource, float | None]:
+) -> tuple[ImageSource, np.ndarray | float | None]:
+    """The images, and the pixel size that the headers of their files say, (n,) where they differ."""
     file_index, files, slices = split_image_names(table["rlnImageName"])
-    if (slices < 0).any():
-        bad = table["rlnImageName"].iloc[int(np.argmax(slices < 0))]
+    if (slices < -1).any():
+        bad = table["rlnImageName"].iloc[int(np.argmax(slices < -1))]
         raise RalibError(f"{path}: image name {bad!r}: a number from 1 is needed before @")
     try:
         source = FilesSource(resolve_images(files, path, datadir), file_index, slices, open_stack)
     except RalibError as error:
         if required:
             raise
-        size = table["rlnImageSize"].iloc[0] if "rlnImageSize" in table.columns else 0
-        return MissingImages(len(table), int(size), str(error)), None
-    return source, source.pixel_size_A
+        size = _optional(table, "rlnImageSize", 0.0, path)[0]
+        return MissingImages(len(table), int(size) if 0 < size <= MAX_BOX else 0, str(error)), None
+    return source, source.pixel_sizes_A
 
 
 def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
@@ -194,7 +220,14 @@ def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
         amplitude_contrast=_optional(table, "rlnAmplitudeContrast", DEFAULT_AMPLITUDE_CONTRAST, path),
         phase_shift_deg=_optional(table, "rlnPhaseShift", 0.0, path),
         bfactor_A2=_optional(table, "rlnCtfBfactor", 0.0, path),
+        state=_ctf_state(table, path),
     )
+
+
+def _ctf_state(table: pd.DataFrame, path: Path) -> np.ndarray:
+    """`CtfState` (n,) by RELION's two flags, which data_optics holds."""
+    flipped, multiplied = (_optional(table, column, 0.0, path) > 0 for column in STATE_COLUMNS)
+    return np.where(multiplied, CtfState.PREMULTIPLIED, np.where(flipped, CtfState.PHASE_FLIPPED, CtfState.NONE))
 
 
 def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses | None:
@@ -226,7 +259,7 @@ def _class_index(number: np.ndarray, label: str, path: Path) -> np.ndarray:
 def _origin_px(table: pd.DataFrame, axis: str, pixel_size_A: np.ndarray, path: Path) -> np.ndarray:
     if f"rlnOrigin{axis}Angst" in table.columns:
         origin_A = _numbers(table, f"rlnOrigin{axis}Angst", path)
-        if np.isnan(pixel_size_A).any() and origin_A.any():
+        if np.isnan(pixel_size_A).any() and (origin_A != 0).any():
             raise RalibError(f"{path}: origins are in Angstrom, but no pixel size is given; add rlnImagePixelSize")
         return np.where(origin_A == 0, 0.0, origin_A / pixel_size_A)
     return _optional(table, f"rlnOrigin{axis}", 0.0, path)

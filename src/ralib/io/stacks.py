@@ -8,6 +8,7 @@ images asked for is ever held.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import threading
@@ -75,6 +76,8 @@ class RawStack:
     def __init__(self, path: Path, layout: RawLayout) -> None:
         check_square(path, layout.ny, layout.nx)
         needed = layout.offset + (layout.n_images - 1) * layout.stride + layout.ny * layout.nx * layout.dtype.itemsize
+        if not path.is_file():
+            raise RalibError(f"cannot read {path}: it is no ordinary file")
         present = path.stat().st_size
         if layout.n_images < 1:
             raise RalibError(f"{path} holds no images (its header says {layout.n_images})")
@@ -146,11 +149,14 @@ def _runs(index: np.ndarray, *, contiguous: bool) -> list[tuple[int, int]]:
 
 
 class FilesSource:
-    """Particles spread over many stacks: particle i is image `slice_index[i]` of `paths[file_index[i]]`.
+    """Particles spread over many stacks: particle i is image `slice_index[i]` of `paths[file_index[i]]`; -1 stands
+    for the only image of a file.
 
-    Every header is read once when it is made (box and number of images are checked for all), then at most
-    `MAX_OPEN_FILES` files stay open; the least recently used one goes first. Safe to read from several
-    threads.
+    Every header is read once when it is made (the number of images is checked for all), then at most `MAX_OPEN_FILES`
+    files stay open; the least recently used one goes first. Safe to read from several threads.
+
+    box             of the first particle; `boxes` (n,) where files differ, else None. One `read` is of one box.
+    pixel_sizes_A   what the headers say: one number, (n,) where they differ, or None
     """
 
     def __init__(
@@ -159,29 +165,55 @@ class FilesSource:
         file_index: np.ndarray,
         slice_index: np.ndarray,
         open_stack: Callable[[Path], StackFile],
-        *,
-        check: bool = True,
-        raw_dtype: np.dtype | None = None,
     ) -> None:
         if not len(slice_index):
             raise RalibError("the particle file holds no particles")
         self.paths = list(paths)
         self.file_index = np.asarray(file_index, dtype=np.int32)
-        self.slice_index = np.asarray(slice_index, dtype=np.int32)
-        self.n_images = len(self.slice_index)
+        self.slice_index = np.array(slice_index, dtype=np.int32)
         self._open_stack = open_stack
         self._open: OrderedDict[int, StackFile] = OrderedDict()
         self._lock = threading.Lock()
-        first = self._stack(int(self.file_index[0]))
-        self.box = first.box
-        self.pixel_size_A = first.pixel_size_A
-        self.raw_dtype = getattr(first, "raw_dtype", np.dtype(np.float32)) if raw_dtype is None else raw_dtype
-        if check:
-            self._check_all()
+        self._box_of_file = np.zeros(len(self.paths), dtype=np.int64)
+        self._size_of_file = np.full(len(self.paths), np.nan)
+        self.raw_dtype = self._check_all()
+        self.slice_index[self.slice_index < 0] = 0
+
+    @property
+    def n_images(self) -> int:
+        return len(self.slice_index)
+
+    @property
+    def box(self) -> int:
+        return int(self._box_of_file[self.file_index[0]])
+
+    @property
+    def boxes(self) -> np.ndarray | None:
+        boxes = self._box_of_file[self.file_index]
+        return None if (boxes == boxes[0]).all() else boxes
+
+    @property
+    def pixel_sizes_A(self) -> float | np.ndarray | None:
+        sizes = self._size_of_file[self.file_index]
+        known = sizes[np.isfinite(sizes)]
+        if not len(known):
+            return None
+        if np.allclose(known, known[0], rtol=1e-5, atol=0):  # a header's single precision
+            return float(known[0])
+        return np.where(np.isfinite(sizes), sizes, np.median(known))
+
+    @property
+    def pixel_size_A(self) -> float | None:
+        sizes = self.pixel_sizes_A
+        return sizes if sizes is None or isinstance(sizes, float) else float(sizes[0])
 
     def read(self, index: np.ndarray) -> np.ndarray:
         index = np.asarray(index, dtype=np.int64).reshape(-1)
-        out = np.empty((len(index), self.box, self.box), dtype=np.float32)
+        boxes = self._box_of_file[self.file_index[index]]
+        box = int(boxes[0]) if len(boxes) else self.box
+        if not (boxes == box).all():
+            raise RalibError(mixed_boxes(boxes))
+        out = np.empty((len(index), box, box), dtype=np.float32)
         self.read_raw(index, out)
         return out
 
@@ -202,14 +234,18 @@ class FilesSource:
 
     def taken(self, index: np.ndarray) -> FilesSource:
         """The same source of the particles `index` only."""
-        return FilesSource(
-            self.paths,
-            self.file_index[index],
-            self.slice_index[index],
-            self._open_stack,
-            check=False,
-            raw_dtype=self.raw_dtype,
-        )
+        chosen = copy.copy(self)
+        chosen.file_index, chosen.slice_index = self.file_index[index], self.slice_index[index]
+        chosen._open, chosen._lock = OrderedDict(), threading.Lock()
+        return chosen
+
+    def same_as(self) -> np.ndarray | None:
+        """(n,) the first particle that is the same image of the same file; None where no image is there twice."""
+        identity: dict[tuple[int, int], int] = {}
+        file = np.array([identity.setdefault(_inode(path), len(identity)) for path in self.paths])
+        key = file[self.file_index].astype(np.int64) << 32 | self.slice_index
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        return None if len(first) == len(key) else first[inverse.reshape(-1)]
 
     def _stack(self, number: int) -> StackFile:
         with self._lock:
@@ -222,24 +258,45 @@ class FilesSource:
                 self._open.popitem(last=False)
             return stack
 
-    def _check_all(self) -> None:
-        highest = np.full(len(self.paths), -1, dtype=np.int64)
+    def _check_all(self) -> np.dtype:
+        """Read every header, check what is listed against it; the type of number that all files share."""
+        highest = np.full(len(self.paths), -2, dtype=np.int64)
         np.maximum.at(highest, self.file_index, self.slice_index)
+        alone = np.zeros(len(self.paths), dtype=bool)
+        alone[self.file_index[self.slice_index < 0]] = True
+        kinds = set()
         for number, top in enumerate(highest):
-            if top < 0:
+            if top < -1:
                 continue
             stack = self._stack(number)
-            if stack.box != self.box:
-                raise RalibError(
-                    f"{self.paths[number]} holds {stack.box} px images, {self.paths[int(self.file_index[0])]} "
-                    f"{self.box} px: bring all to one box with 'ralib prepare --box'"
-                )
-            if getattr(stack, "raw_dtype", None) != self.raw_dtype:
-                self.raw_dtype = np.dtype(np.float32)  # files of several kinds meet in single precision
+            self._box_of_file[number] = stack.box
+            self._size_of_file[number] = np.nan if stack.pixel_size_A is None else stack.pixel_size_A
+            kinds.add(getattr(stack, "raw_dtype", np.dtype(np.float32)))
             if top >= stack.n_images:
                 raise RalibError(
                     f"image {top + 1} of {self.paths[number]} is listed, but that stack holds {stack.n_images} images"
                 )
+            if alone[number] and stack.n_images != 1:
+                raise RalibError(
+                    f"{self.paths[number]} is listed without a number before @, but holds {stack.n_images} images: a "
+                    "volume or a tilt series is no particle; name one image of a stack as 000001@stack.mrcs"
+                )
+        # files of several kinds meet in single precision
+        return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+
+
+def mixed_boxes(boxes: np.ndarray) -> str:
+    """What to say of images (n,) of several boxes, and what to do."""
+    sizes = sorted(set(boxes.tolist()))
+    return (
+        f"the particles have boxes of {' and '.join(map(str, sizes[:4]))} px: bring them to one box with 'ralib prepare "
+        f"STACK OUT.star --clip {sizes[0]}' (or to one scale with --pixel-size), and use OUT.star"
+    )
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def file_references(source: ImageSource) -> tuple[list[Path], np.ndarray, np.ndarray] | None:

@@ -28,7 +28,9 @@ from ralib.types import RalibError
 
 Table = pd.DataFrame | dict[str, str]
 MAX_COLUMNS = 10_000
-_BLOCK = re.compile(r"^[ \t]*data_([^\s/]*)[ \t]*(?:#[^\n]*)?(?:\n|\Z)", re.MULTILINE)  # a name with / is a path: a value
+_BLOCK = re.compile(
+    r"^[ \t]*data_([^\s/]*)[ \t]*(?:#[^\n]*)?(?:\n|\Z)", re.MULTILINE
+)  # a name with / is a path: a value
 _COMMENT_LINES = re.compile(r"^[ \t]*#[^\n]*$", re.MULTILINE)
 _QUOTED_TOKEN = re.compile(r"""(?:^|\s)['"]""", re.MULTILINE)
 _COMMENT_TOKEN = re.compile(r"(?:^|\s)#", re.MULTILINE)

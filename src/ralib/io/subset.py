@@ -44,8 +44,18 @@ def take(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
         ctf=None if particles.ctf is None else particles.ctf[index],
         poses=None if particles.poses is None else particles.poses[torch.from_numpy(index)],
         group=None if particles.group is None else particles.group[index],
+        pixel_size_A=particles.pixel_size_A,
+        pixel_sizes_A=None if particles.pixel_sizes_A is None else particles.pixel_sizes_A[index],
+        usable=None if particles.usable is None else particles.usable[index],
+        same_as=None if particles.same_as is None else _first_of(particles.same_as[index]),
         metadata=Metadata(particles.metadata.source_format, particles.metadata.path, tables),
     )
+
+
+def _first_of(same_as: np.ndarray) -> np.ndarray | None:
+    """`same_as` of some of the particles, by their new numbers."""
+    _, first, inverse = np.unique(same_as, return_index=True, return_inverse=True)
+    return None if len(first) == len(same_as) else first[inverse.reshape(-1)]
 
 
 def _images(source: ImageSource, index: np.ndarray) -> ImageSource:

@@ -13,6 +13,7 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike, write_text
+from ralib.io.text import read_text
 from ralib.types import Poses, RalibError
 
 
@@ -53,10 +54,7 @@ def read_params(path: PathLike) -> Poses:
 
 def _rows(path: Path) -> np.ndarray:
     """(n, 4, 5 or 6) numbers; an error names the line that is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    text = read_text(path, "text file of parameters")
     rows: list[list[float]] = []
     for number, line in enumerate(text.split("\n"), 1):
         tokens = line.split("#")[0].split()

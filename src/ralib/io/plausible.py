@@ -1,0 +1,180 @@
+"""Numbers that cannot be meant: CTF and poses that are NaN, infinite, zero, or in another unit.
+
+One place for all readers and all commands. A particle with such a number is left out, counted and named; where every
+particle has one (a voltage in volts, amplitude contrast in per cent) the file is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ralib.io.stacks import mixed_boxes
+from ralib.types import CtfParameters, ParticleSet, Poses, RalibError
+
+LIMITS: dict[str, tuple[float, float, str]] = {
+    "defocus_u_A": (-3e5, 3e5, "defocus U {:g} A (Angstrom, not micrometres)"),
+    "defocus_v_A": (-3e5, 3e5, "defocus V {:g} A (Angstrom, not micrometres)"),
+    "astigmatism_angle_deg": (-1e4, 1e4, "astigmatism (defocus) angle {:g} degrees"),
+    "voltage_kV": (20.0, 3000.0, "voltage {:g} kV (kilovolts: 300)"),
+    "spherical_aberration_mm": (-20.0, 20.0, "spherical aberration {:g} mm (millimetres: 2.7)"),
+    "amplitude_contrast": (0.0, 1.0, "amplitude contrast {:g} (a fraction, 0 to 1)"),
+    "phase_shift_deg": (-720.0, 720.0, "phase shift {:g} degrees"),
+    "bfactor_A2": (-100.0, 1e5, "CTF B-factor {:g} A^2"),
+}
+"""What can be meant: lowest and highest value, and how a value outside is named."""
+LEAST_DEFOCUS_A = 50.0
+"""Mean defocus below which no micrograph is taken: 1.2 is micrometres, 0 was never measured."""
+LARGEST_CLASS_NUMBER = 1_000_000
+
+
+def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:
+    """(n,) True for CTFs that cannot be meant, and what is wrong with the first of them ('' where none is)."""
+    bad = np.zeros(len(ctf), dtype=bool)
+    reasons: list[tuple[int, str]] = []
+    for name, (low, high, told) in LIMITS.items():
+        values = np.asarray(getattr(ctf, name), dtype=np.float64)
+        wrong = ~((values >= low) & (values <= high))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            reasons.append((row, told.format(values[row])))
+            bad |= wrong
+    mean = (np.asarray(ctf.defocus_u_A, dtype=np.float64) + ctf.defocus_v_A) / 2
+    wrong = ~bad & ~(np.abs(mean) >= LEAST_DEFOCUS_A)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        reasons.append((row, f"defocus {mean[row]:g} A (Angstrom, not micrometres)"))
+        bad |= wrong
+    return bad, min(reasons)[1] if reasons else ""
+
+
+def with_plausible_ctf(particles: ParticleSet) -> ParticleSet:
+    """The set with particles left out whose CTF cannot be meant; for a computation that uses the CTF.
+
+    Raises RalibError where no particle has one that can. Doing it twice is doing it once.
+    """
+    if particles.ctf is None:
+        return particles
+    bad, reason = implausible_ctf(particles.ctf)
+    if particles.usable is not None and not (bad & particles.usable).any():
+        return particles
+    if not bad.any():
+        return particles
+    source = particles.metadata.path or "the particles"
+    if bad.all():
+        raise RalibError(
+            f"{source}: the CTF of all particles cannot be meant: {reason}; correct the file, or leave the CTF out "
+            "(--ctf off, no --CTF)"
+        )
+    return particles.leave_out(
+        bad,
+        {
+            "what": f"{named(bad)} left out: the CTF cannot be meant: {reason}",
+            "where": "CTF",
+            "do": f"correct the CTF of these particles in {source}",
+        },
+    )
+
+
+def named(rows: np.ndarray) -> str:
+    """'3 of 60 particles (4, 9, 17) are': how many of rows (n,) bool, and the first of them, from 1."""
+    numbers = np.flatnonzero(rows) + 1
+    first = ", ".join(map(str, numbers[:5].tolist())) + (", ..." if len(numbers) > 5 else "")
+    return f"{len(numbers)} of {len(rows)} particles ({first}) {'is' if len(numbers) == 1 else 'are'}"
+
+
+def sound_poses(poses: Poses | None, box: int) -> tuple[Poses | None, np.ndarray]:
+    """Poses with those that cannot be meant set to none (class -1, no shift), and which these are, (n,).
+
+    An angle or origin that is not finite, or an origin further away than twice the box. None where no pose is sound.
+    """
+    if poses is None:
+        return None, np.zeros(0, dtype=bool)
+    psi, origin = poses.psi_deg.double().numpy(), poses.origin_xy_px.double().numpy()
+    farthest = 2.0 * box if box else 1e5
+    bad = ~(np.isfinite(psi) & (np.abs(psi) < 1e6) & (np.abs(origin) <= farthest).all(axis=1))
+    if not bad.any():
+        return poses, bad
+    if bad.all():
+        return None, bad
+    import torch
+
+    rows = torch.from_numpy(bad)
+    return (
+        poses.replace(
+            psi_deg=poses.psi_deg.masked_fill(rows, 0.0),
+            origin_xy_px=poses.origin_xy_px.masked_fill(rows[:, None], 0.0),
+            class_index=poses.class_index.masked_fill(rows, -1),
+        ),
+        bad,
+    )
+
+
+def with_sound_poses(particles: ParticleSet) -> ParticleSet:
+    """The set with particles left out whose pose cannot be meant; without poses where none can."""
+    poses, bad = sound_poses(particles.poses, particles.box)
+    if particles.poses is None or not bad.any():
+        return particles
+    source = particles.metadata.path or "the input"
+    if poses is None:
+        return particles.replace(poses=None).warned(
+            "no particle has a pose that can be meant (angles or origins are no numbers, or far outside the box)",
+            "poses",
+            f"correct angles and origins in {source} if they are needed",
+        )
+    return particles.replace(poses=poses).leave_out(
+        bad,
+        {
+            "what": f"{named(bad)} left out: angle or origin is no number, or far outside the box",
+            "where": "poses",
+            "do": f"correct angles and origins of these particles in {source}",
+        },
+    )
+
+
+def check_pixel_sizes(size_A: np.ndarray, where: str) -> np.ndarray:
+    """`size_A` (n,), or RalibError naming the first that can be no pixel size."""
+    good = np.isfinite(size_A) & (size_A >= 0.01) & (size_A <= 1000)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise RalibError(f"{where}: pixel size {size_A[row]:g} A/px of particle {row + 1} cannot be meant: correct it")
+    return size_A
+
+
+def one_or_many(size_A: np.ndarray | float | None) -> tuple[float | None, np.ndarray | None]:
+    """(pixel size, None) where all particles share it, else (the most frequent one, each particle's (n,))."""
+    if size_A is None or isinstance(size_A, float):
+        return size_A, None
+    unique, counts = np.unique(size_A, return_counts=True)
+    common = float(unique[np.argmax(counts)])
+    return common, None if np.allclose(size_A, common, rtol=1e-6, atol=0) else np.asarray(size_A, dtype=np.float64)
+
+
+def for_computing(particles: ParticleSet, *, ctf: bool) -> ParticleSet:
+    """The set as a computation over all its images needs it: one box, one scale and, with `ctf`, a sound CTF for each.
+
+    Pixel sizes that differ by less than a pixel over the whole box count as one scale; each particle's CTF keeps its
+    own. Raises RalibError with the command that brings a mixed set to one scale.
+    """
+    boxes = getattr(particles.images, "boxes", None)
+    if boxes is not None:
+        raise RalibError(mixed_boxes(boxes))
+    sizes = particles.pixel_sizes_A
+    if sizes is not None:
+        common = particles.pixel_size_A or float(np.median(sizes))
+        if np.ptp(sizes) * particles.box > common:
+            raise RalibError(mixed_pixel_sizes(sizes))
+        own = particles.ctf if particles.ctf is None else particles.ctf.in_pixels_of(sizes, common)
+        if ctf:
+            particles = with_plausible_ctf(particles)  # by the numbers that the file holds
+        return particles.replace(ctf=own, pixel_size_A=common)
+    return with_plausible_ctf(particles) if ctf else particles
+
+
+def mixed_pixel_sizes(sizes_A: np.ndarray) -> str:
+    """What to say of images (n,) of several pixel sizes, and what to do."""
+    sizes = np.unique(np.round(sizes_A, 5))
+    told = " and ".join(f"{size:g}" for size in sizes[:4]) + (" and more" if len(sizes) > 4 else "")
+    return (
+        f"the particles have several pixel sizes ({told} A/px) and cannot be averaged: bring them to one with 'ralib "
+        f"prepare STACK OUT.star --pixel-size {sizes[-1]:g}', and use OUT.star"
+    )

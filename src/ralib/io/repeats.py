@@ -1,0 +1,98 @@
+"""Particles that are there twice: the same image listed again, or two picks of one particle in a micrograph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ralib.io.stacks import FilesSource
+from ralib.types import ParticleSet, RalibError
+
+
+def with_repeats_noted(particles: ParticleSet) -> ParticleSet:
+    """The set with `same_as` where images are listed more than once, and a warning that counts them."""
+    images = particles.images
+    same = images.same_as() if isinstance(images, FilesSource) else None
+    if same is None:
+        return particles
+    again = int((same != np.arange(len(same))).sum())
+    return particles.replace(same_as=same).warned(
+        f"{again} of {len(same)} rows name an image that is listed before: they count twice, and are kept in one half",
+        "particles",
+        "write each particle once with 'ralib prepare STACK OUT.star --remove-duplicates 0'",
+    )
+
+
+def without_repeats(particles: ParticleSet, distance_A: float) -> np.ndarray:
+    """Rows of the particles that remain (m,) when every image is there once, and of picks in one micrograph that lie
+    closer than `distance_A` only the first is kept (0: images alone are compared).
+
+    Raises RalibError where a distance is asked for and the file has no coordinates.
+    """
+    n = len(particles)
+    first = np.arange(n) if particles.same_as is None else particles.same_as
+    keep = first == np.arange(n)
+    if distance_A > 0:
+        place_A, micrograph = _places(particles)
+        rows = np.flatnonzero(keep)
+        for members in pd.Series(rows).groupby(micrograph[rows]).indices.values():
+            keep[_too_close(place_A, rows[members], distance_A)] = False
+    return np.flatnonzero(keep)
+
+
+def _too_close(place_A: np.ndarray, rows: np.ndarray, distance_A: float) -> list[int]:
+    """Those of `rows`, in order, that lie within the distance of one that is kept."""
+    from scipy.spatial import cKDTree
+
+    gone: set[int] = set()
+    near = cKDTree(place_A[rows]).query_ball_point(place_A[rows], distance_A * (1 - 1e-9))
+    for i, others in enumerate(near):
+        if i not in gone:
+            gone.update(j for j in others if j > i)
+    return [int(rows[i]) for i in gone]
+
+
+def _places(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
+    """Where each particle's centre lies in its micrograph, Angstrom (n, 2), and which micrograph (n,)."""
+    found = _of_star(particles) if particles.metadata.source_format == "relion" else _of_cs(particles)
+    if found is None:
+        raise RalibError(
+            "--remove-duplicates by distance needs coordinates: rlnCoordinateX/Y, rlnMicrographName and the "
+            "micrograph's pixel size, or cryoSPARC's location fields; give 0 to compare the images alone"
+        )
+    place_A, micrograph = found
+    if particles.poses is not None and particles.pixel_size_A is not None:
+        size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A[:, None]
+        place_A = place_A - particles.poses.origin_xy_px.double().numpy() * size_A
+    if not np.isfinite(place_A).all():
+        raise RalibError("--remove-duplicates: coordinates in the file are no numbers: correct them")
+    return place_A, micrograph
+
+
+def _of_star(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray] | None:
+    from ralib.io.relion import joined_table
+
+    table = joined_table(particles.metadata)
+    if not {"rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName"} <= set(table.columns):
+        return None
+    sizes = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
+    column = next((c for c in sizes if c in table.columns), None)
+    if column is None:
+        return None
+    numbers: Any = table[["rlnCoordinateX", "rlnCoordinateY", column]].apply(pd.to_numeric, errors="coerce")
+    values = numbers.to_numpy(dtype=np.float64)
+    return values[:, :2] * values[:, 2:], pd.factorize(table["rlnMicrographName"])[0]
+
+
+def _of_cs(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray] | None:
+    rows = particles.metadata.tables.get("cs")
+    names = () if rows is None else rows.dtype.names or ()
+    parts = ("center_x_frac", "center_y_frac", "micrograph_shape", "micrograph_psize_A", "micrograph_path")
+    if rows is None or not {f"location/{part}" for part in parts} <= set(names):
+        return None
+    fraction = np.stack([rows["location/center_x_frac"], rows["location/center_y_frac"]], axis=1).astype(np.float64)
+    shape_xy = rows["location/micrograph_shape"].astype(np.float64)[:, ::-1]  # rows, columns
+    place_A = fraction * shape_xy * rows["location/micrograph_psize_A"].astype(np.float64)[:, None]
+    return place_A, np.unique(rows["location/micrograph_path"], return_inverse=True)[1].reshape(-1)
