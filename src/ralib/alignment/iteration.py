@@ -27,6 +27,7 @@ from ralib.alignment.state import LoopState, Observer, Silent
 from ralib.classes import assignment as assign
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses
 from ralib.classes.iteration_figures import iteration_figures
+from ralib.io import for_computing
 from ralib.kernels.threads import one_thread
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.distributed import Ranks, SingleProcess, gather_rows, shard
@@ -60,6 +61,7 @@ class Alignment:
     ) -> None:
         if len(particles) == 0:
             raise RalibError("the stack holds no particles: nothing to align")
+        particles = for_computing(particles, ctf=options.ctf != "off")
         self.options = options.checked(particles.box)
         self.particles, self.box = particles, particles.box
         self.device = torch.device(self.options.device)
@@ -271,6 +273,7 @@ class Alignment:
         ]
 
     def _add(self, sums: ClassSums, batch: Batch, poses: Poses, sign: int = 1) -> None:
+        poses = poses.replace(class_index=torch.where(batch.usable, poses.class_index, -1))
         ctf = self.batches.ctf_parameters(batch.index)
         power = None
         if ctf is not None and self.particles.pixel_size_A is not None:

@@ -160,7 +160,7 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
         raise RalibError("no iteration was done: nothing to write")
     # The last iteration reseeds nothing, so who has no class there was not usable.
     bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
-    warnings = [*run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
+    warnings = [*run.particles.warnings, *run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
     extra = {
         "references": state.references.cpu(),
         "classes": class_figures(averages, state.poses, state.previous),
@@ -173,6 +173,8 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
 def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:
     """What a user should know at the end: unusable images, small classes."""
     warnings = []
+    if run.particles.usable is not None:  # those have been told
+        bad = [i for i in bad if run.particles.usable[i]]
     if bad:
         shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
         warnings.append(
@@ -185,6 +187,16 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[d
     sizes = state.figures[-1]["class_sizes"]
     smallest = run.smallest_class(len(sizes))
     small = [k + 1 for k, size in enumerate(sizes) if size < smallest]
+    empty = [k + 1 for k, size in enumerate(sizes) if size == 0]
+    if empty:
+        warnings.append(
+            {
+                "what": f"{len(empty)} classes are empty, their averages are all zero: "
+                + ", ".join(map(str, empty[:20])),
+                "where": "classes",
+                "do": "ask for fewer classes, or --EQ for equal sizes",
+            }
+        )
     if small and len(sizes) > 1:
         warnings.append(
             {

@@ -21,6 +21,9 @@ from ralib.kernels import Samples, rotate_shift_sum
 from ralib.runtime.distributed import Ranks
 from ralib.types import ClassAverages, CtfParameters, Poses
 
+LEAST_CTF_POWER = 1e-6
+"""Sums of CTF^2 below this share of their mean are no signal: at frequency 0 where the amplitude contrast is 0."""
+
 
 @dataclass(frozen=True)
 class ClassSums:
@@ -105,11 +108,14 @@ def class_averages(
 
 
 def _wiener(image_sums: Tensor, ctf_power: Tensor, inverse_snr: Tensor) -> Tensor:
-    """irfft2(F / (power + 1/snr)); inverse_snr (..., rings) or (..., 1)."""
+    """irfft2(F / (power + 1/snr)), 0 where the CTF let nothing through; inverse_snr (..., rings) or (..., 1)."""
     box = image_sums.shape[-1]
     if inverse_snr.shape[-1] == 1:
         inverse_snr = inverse_snr.expand(*inverse_snr.shape[:-1], box // 2 + 1)
-    filtered = torch.fft.rfft2(image_sums) / (ctf_power + spread_rings(inverse_snr, box))
+    denominator = ctf_power + spread_rings(inverse_snr, box)
+    nothing = ~(denominator > LEAST_CTF_POWER * ctf_power.mean((-2, -1), keepdim=True))
+    filtered = torch.fft.rfft2(image_sums) / torch.where(nothing, 1.0, denominator)
+    filtered = torch.where(nothing, 0.0, filtered)
     return torch.fft.irfft2(filtered, s=(box, box))
 
 
@@ -121,7 +127,7 @@ def _inverse_snr(curve: Tensor, ctf_power: Tensor) -> Tensor:
     """
     box = ctf_power.shape[-2]
     mean_power = ring_sums(ctf_power) / ring_counts(box, ctf_power.device)
-    return mean_power / ssnr(curve.clamp_min(0.01))
+    return mean_power / ssnr(torch.nan_to_num(curve).clamp_min(0.01))
 
 
 def shift_poses(poses: Poses, class_shift_xy_px: Tensor) -> Poses:

@@ -26,10 +26,12 @@ from ralib.classification.quality import judge
 from ralib.classification.schedule import Course, Plan
 from ralib.classification.state import State, Step
 from ralib.classification.validation import quick_estimate
-from ralib.classification.whitening import Field, load_field
+from ralib.classification.whitening import FINEST, LARGEST_RADIUS, Field, load_field
+from ralib.io import for_computing
+from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import ArraySource, ClassAverages, ParticleSet, RalibError, RunResult
+from ralib.types import ArraySource, ClassAverages, CtfState, ParticleSet, RalibError, RunResult
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
@@ -116,8 +118,7 @@ class Classifier:
         resume: Checkpoint | None = None,
     ) -> Classifier:
         """Classify; `resume` goes on from what an observer was given, with the same result to the bit."""
-        particles = _as_particles(particles)
-        self._check(particles)
+        particles = self._admitted(_as_particles(particles))
         self._timings: dict[str, float] = {}
         start = time.perf_counter()
         batches = self._batches(particles)
@@ -136,20 +137,65 @@ class Classifier:
 
     def _check(self, particles: ParticleSet) -> None:
         n = len(particles)
+        if n < 2:
+            raise RalibError(f"{n} particle cannot be classified: give at least 2")
         if n < 2 * self.n_classes:
             raise RalibError(f"{n} particles are too few for {self.n_classes} classes: ask for at most {n // 2}")
         if self.ctf in ("on", "flipped") and particles.ctf is None:
             raise RalibError(
                 f"--ctf {self.ctf}: the particles have no CTF parameters: use --ctf off, or a file with them"
             )
-        if particles.pixel_size_A is None and any(v is not None for v in (self.diameter_A, self.resolution_A)):
+        if self.ctf in ("on", "flipped") and particles.pixel_size_A is None:
+            raise RalibError(f"--ctf {self.ctf}: no file says the pixel size: give it with --pixel-size")
+        lengths = (self.diameter_A, self.resolution_A, self.lowest_A)
+        if particles.pixel_size_A is None and any(v is not None for v in lengths):
             raise RalibError("lengths in A need a pixel size and no file says it: give one with --pixel-size")
         if self.skip_align and particles.poses is None:
             raise RalibError("--skip-align: the particles have no poses: give a file with them by --reference-poses")
 
+    def _admitted(self, particles: ParticleSet) -> ParticleSet:
+        """The particles as they can be classified, with what a user should know of them in `warnings`."""
+        self._check(particles)
+        if self.ctf == "auto" and particles.ctf is not None and particles.pixel_size_A is None:
+            particles = particles.warned(
+                "the particles have CTF parameters, but their pixel size is not known: the CTF is left out",
+                "CTF",
+                "give the pixel size with --pixel-size, or --ctf off if that is what you want",
+            )
+        if self.ctf == "flipped" and particles.ctf is not None:
+            flipped = np.maximum(particles.ctf.state, CtfState.PHASE_FLIPPED)
+            particles = particles.replace(ctf=particles.ctf.with_state(flipped))
+        particles = for_computing(particles, ctf=self._ctf_mode(particles) == "on")
+        return self._notes_on_options(particles)
+
+    def _notes_on_options(self, particles: ParticleSet) -> ParticleSet:
+        """Options that the images cannot honour are cut, with a warning."""
+        box, pixel = particles.box, particles.pixel_size_A
+        if pixel is not None and self.diameter_A is not None and self.diameter_A > 2 * LARGEST_RADIUS * box * pixel:
+            particles = particles.warned(
+                f"--diameter {self.diameter_A:g} A was cut to {2 * LARGEST_RADIUS * box * pixel:.0f} A: the box is "
+                f"{box * pixel:.0f} A wide, and some background must be left",
+                "--diameter",
+                "give a smaller diameter, or extract the particles in a larger box",
+            )
+        if pixel is not None and self.resolution_A is not None and self.resolution_A * FINEST < pixel:
+            particles = particles.warned(
+                f"--resolution {self.resolution_A:g} A was cut to {pixel / FINEST:.3g} A: pixels of {pixel:g} A hold "
+                f"nothing beyond {2 * pixel:g} A (Nyquist)",
+                "--resolution",
+                "leave it out, or extract the particles with smaller pixels",
+            )
+        if self.search_px is not None and self.search_px > box / 2:
+            raise RalibError(
+                f"--search {self.search_px:g} px: a particle lies within {box // 2} px of the box's centre"
+            )
+        if pixel is not None and self.lowest_A is not None and self.lowest_A < 2 * pixel:
+            raise RalibError(f"--low-limit {self.lowest_A:g} A leaves nothing to compare: pixels are {pixel:g} A")
+        return particles
+
     def _ctf_mode(self, particles: ParticleSet) -> str:
         known = particles.ctf is not None and particles.pixel_size_A is not None
-        return "off" if not known else "on" if self.ctf == "auto" else self.ctf
+        return "off" if not known or self.ctf == "off" else "on"
 
     def _batches(self, particles: ParticleSet) -> ParticleBatches:
         default = 1024 if self.device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
@@ -199,6 +245,8 @@ class Classifier:
         generator = torch.Generator().manual_seed(self.seed)
         n = len(particles)
         half = torch.randperm(n, generator=generator) % 2
+        if particles.same_as is not None:
+            half = half[torch.from_numpy(particles.same_as)]
         held = _held_out(n, generator).to(self.device)
         search_px = (self.search_px or 0.1 * particles.box) * field.scale
         model = Model(field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align)
@@ -242,9 +290,10 @@ class Classifier:
             "stability": stability.summary,
             "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         }
-        self.result_ = RunResult("classify", poses, averages, figures, self._options(), verdict.warnings, extra)
+        warnings = [*particles.warnings, *_unusable(particles, batches.bad), *verdict.warnings]
+        self.result_ = RunResult("classify", poses, averages, figures, self._options(), warnings, extra)
         self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
-        self.warnings_ = verdict.warnings
+        self.warnings_ = warnings
 
     def _options(self) -> dict[str, Any]:
         names = "n_classes diameter_A resolution_A lowest_A balance equal_sizes mirror ctf search_px skip_align seed"
@@ -254,6 +303,18 @@ class Classifier:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._timings[name] = time.perf_counter() - start
+
+
+def _unusable(particles: ParticleSet, bad: set[int]) -> list[dict[str, str]]:
+    """The warning that names images which are not finite or constant; none where `ParticleSet.usable` told already."""
+    rows = np.zeros(len(particles), dtype=bool)
+    rows[sorted(bad)] = True
+    if particles.usable is not None:
+        rows &= particles.usable
+    if not rows.any():
+        return []
+    what = f"{named(rows)} left out: the images are not finite or constant"
+    return [{"what": what, "where": "input", "do": "repair or remove them"}]
 
 
 def _equalised(model: Model, course: Course, state: State) -> State:

@@ -11,6 +11,9 @@ from torch import Tensor
 from ralib.images.fourier import squared
 from ralib.images.masks import BACKGROUND_RADIUS
 
+HOT_PIXEL = 5.0
+"""An image whose brightest pixel exceeds the typical brightest pixel so many times says nothing of the particles."""
+
 POOL = 10.0
 """A group's noise spectrum counts as many particles as it has, the average over all groups as this many."""
 
@@ -29,17 +32,23 @@ def background_power(images: Tensor, background: Tensor, rings_per_px: Tensor, s
     return (power @ near) / near.sum(0)
 
 
-def noise_spectra(power: np.ndarray, group: np.ndarray) -> np.ndarray:
+def noise_spectra(power: np.ndarray, group: np.ndarray, passed: np.ndarray | None = None) -> np.ndarray:
     """Noise power (n, R) of each particle's group: the group's mean, pooled with that of all particles.
 
     power   (n, R) background power of each particle
     group   (n,) its micrograph or optics group
+    passed  (n, R) share of the noise's power left in an image that was filtered before; None: all of it
     """
     names, index = np.unique(group, return_inverse=True)
     sums = np.zeros((len(names), power.shape[1]))
     np.add.at(sums, index, power)
-    count = np.bincount(index, minlength=len(names))[:, None]
-    spectrum = (sums + POOL * power.mean(0)) / (count + POOL)
+    count: np.ndarray = np.bincount(index, minlength=len(names))[:, None]
+    pool: float | np.ndarray = POOL
+    if passed is not None:
+        count = np.zeros((len(names), power.shape[1]))
+        np.add.at(count, index, passed)
+        pool = np.maximum(POOL * passed.mean(0), 1e-3)
+    spectrum = (sums + POOL * power.mean(0)) / (count + pool)
     return np.maximum(spectrum, 1e-3 * spectrum.max())[index].astype(np.float32)
 
 
@@ -47,8 +56,11 @@ def particle_radius_px(images: Tensor, *, fraction: float = 0.95) -> float | Non
     """Radius that holds `fraction` of what the particles add to the variance of their images (b, n, n); or None.
 
     The images' background has variance 1. The variance at a radius, averaged over all particles and angles, exceeds
-    the background's where there is particle. None where the excess is lost in the noise.
+    the background's where there is particle. None where the excess is lost in the noise. Images with a pixel far
+    brighter than others have (hot pixels) do not count.
     """
+    peak = images.abs().flatten(1).amax(1)
+    images = images[peak <= HOT_PIXEL * peak.median()]
     n = images.shape[-1]
     c = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
     ring = torch.hypot(c[:, None], c[None, :]).round().long().flatten().cpu().numpy()

@@ -220,7 +220,9 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
         return 0.0, "unstable: particles kept out of the averages fit no better than pure noise"
     words = []
     if row["members"] == 0:
-        return 0.0, "empty"
+        return 0.0, "empty: its average is all zero"
+    if not math.isfinite(score):
+        return 0.0, "unusable: its figures are no numbers"
     if row["junk"] > 0.5:
         words.append(f"{100 * row['junk']:.0f}% of its members are probably junk: most {cause}")
     if row["reproducibility"] < 0.3:
@@ -246,7 +248,13 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
         )
     empty = sum(r["members"] == 0 for r in rows)
     if empty:
-        warnings.append({"what": f"{empty} classes are empty", "where": "classes", "do": "ask for fewer classes"})
+        warnings.append(
+            {
+                "what": f"{empty} classes are empty, their averages are all zero",
+                "where": "classes",
+                "do": "ask for fewer classes",
+            }
+        )
     bad = int((junk > 0.5).sum())
     if bad > 0.02 * len(junk):
         share = 100 * bad / len(junk)

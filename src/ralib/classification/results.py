@@ -10,7 +10,7 @@ from torch import Tensor
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame
 from ralib.classification.state import State
 from ralib.classification.whitening import Field
-from ralib.images.ctf import apply_ctf, ctf_2d
+from ralib.images.ctf import apply_ctf, ctf_2d, matched_filter, noise_gain
 from ralib.images.fourier import spread_rings
 from ralib.particles.batches import ParticleBatches
 from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses
@@ -21,8 +21,8 @@ def full_averages(
 ) -> ClassAverages:
     """CTF-corrected averages, half averages and FRC of all classes: Wiener's filter with each class's measured SSNR.
 
-    The averages are not filtered otherwise, and not masked. half (n,) says which half a particle is in; ctf is 'on',
-    'off' or 'flipped'.
+    The averages are not filtered otherwise, and not masked. half (n,) says which half a particle is in; ctf is 'on' or
+    'off'.
     """
     corrected = ctf != "off" and particles.ctf is not None and particles.pixel_size_A is not None
     sums = ClassSums.empty(n_classes, particles.box, batches.device, ctf=corrected)
@@ -32,7 +32,8 @@ def full_averages(
             assert particles.ctf is not None
             assert particles.pixel_size_A is not None
             parameters = particles.ctf[batch.index]
-            images = _times_ctf(images, parameters, particles.pixel_size_A, ctf)
+            images = _times_ctf(images, parameters, particles.pixel_size_A)
+            images = images.masked_fill(~batch.usable[:, None, None], 0.0)
             power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)
     return class_averages(sums, pixel_size_A=particles.pixel_size_A)
@@ -76,6 +77,9 @@ def on_host(averages: ClassAverages) -> ClassAverages:
     )
 
 
-def _times_ctf(images: Tensor, parameters: CtfParameters, pixel_size_A: float, ctf: str) -> Tensor:
+def _times_ctf(images: Tensor, parameters: CtfParameters, pixel_size_A: float) -> Tensor:
+    """Images with the noise of images as they were taken, multiplied by what is left of their CTF."""
     transfer = ctf_2d(parameters, images.shape[-1], pixel_size_A, device=images.device)
-    return apply_ctf(images, transfer.abs() if ctf == "flipped" else transfer)
+    if parameters.state.any():
+        images = images * noise_gain(parameters, transfer)[:, None, None]
+    return apply_ctf(images, matched_filter(parameters, transfer))

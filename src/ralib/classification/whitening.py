@@ -16,11 +16,11 @@ from torch import Tensor
 from ralib.classification import noise
 from ralib.classification.e_step import Spectra
 from ralib.classification.ring_grid import RingGrid, ring_spacing
-from ralib.images.ctf import ctf_polar
+from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import crop_fourier
 from ralib.images.masks import background_mask, soft_mask
 from ralib.particles.batches import ParticleBatches
-from ralib.types import ParticleSet
+from ralib.types import CtfParameters, CtfState, ParticleSet
 
 MASK_MARGIN = 1.3
 """The mask's radius over that of the circle which holds 95% of the particles' signal: the rest, and long views."""
@@ -29,6 +29,9 @@ MASK_EDGE_PX = 4.0
 
 LARGEST_RADIUS = 0.42
 """The mask's largest radius as a fraction of the box: beyond it there would be no background left."""
+
+FINEST = 0.45
+"""The finest detail compared, cycles per pixel: what interpolation leaves alone."""
 
 VIEW_BLUR = 1.8
 """How far the rings go beyond the detail at which neighbouring classes differ; see `highest_frequency`."""
@@ -95,7 +98,7 @@ def load_field(
 
     radius_px       of the mask, input pixels; None measures it
     resolution_px   finest detail used, input pixels; None takes `highest_frequency`; lowest_px the coarsest, or None
-    ctf             'off', 'on', or 'flipped' where the images' phases are right already
+    ctf             'off', or 'on': what was done to the images already is in the CTF's `state`
     """
     device, box = batches.device, particles.box
     background = background_mask(box, device)
@@ -105,7 +108,7 @@ def load_field(
         measured = min(radius_px or math.inf, LARGEST_RADIUS * box / MASK_MARGIN)
     mask_radius = min(radius_px or MASK_MARGIN * measured, LARGEST_RADIUS * box)
     particle_radius = min(measured, mask_radius)
-    limit = min(0.45, 1 / resolution_px if resolution_px else highest_frequency(n_classes, particle_radius))
+    limit = min(FINEST, 1 / resolution_px if resolution_px else highest_frequency(n_classes, particle_radius))
     work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
     scale = work_box / box
     grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
@@ -133,25 +136,70 @@ def _transform(
     usable = torch.ones(n, dtype=torch.bool, device=grid.device)
     for batch in batches:
         images = _with_noise(batch.images)
+        if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
+            images = images * _gain(particles, batch.index, batch.usable)
         around[batch.rows] = noise.background_power(images, background, grid.frequency * scale, grid.spacing * scale)
         data[batch.rows] = grid.transform(crop_fourier(images, grid.box))
         usable[batch.rows] = batch.usable
     group = np.zeros(n, np.int64) if particles.group is None else np.asarray(particles.group)
-    sigma2 = noise.noise_spectra(around.cpu().numpy().astype(np.float64), group) * scale**2
+    transfers = None
+    if ctf != "off" and particles.ctf is not None and particles.pixel_size_A is not None:
+        transfers = _Transfers(particles.ctf, grid, scale / particles.pixel_size_A, usable)
+    passed = None if transfers is None else transfers.noise_power()
+    sigma2 = noise.noise_spectra(around.cpu().numpy().astype(np.float64), group, passed) * scale**2
     weight = grid.weight / torch.from_numpy(sigma2.astype(np.float32)).to(grid.device)
     weight = weight * usable[:, None]
     power = weight * grid.n_half
     for first in range(0, n, 1024):
         cut = slice(first, first + 1024)
         data[cut] *= weight[cut, :, None]
-        if ctf == "off" or particles.ctf is None or particles.pixel_size_A is None:
-            continue
-        frequency = grid.frequency * (scale / particles.pixel_size_A)
-        transfer = ctf_polar(particles.ctf[cut], frequency, grid.angle_rad)
-        transfer = transfer.abs() if ctf == "flipped" else transfer
-        data[cut] *= transfer
-        power[cut] *= transfer.square().mean(-1)
+        if transfers is not None:
+            transfer = transfers.of(cut)
+            data[cut] *= transfers.left(cut, transfer)
+            power[cut] *= transfer.square().mean(-1)
     return data, power, usable
+
+
+@dataclass(frozen=True)
+class _Transfers:
+    """The CTF of every particle on the rings; 0 for those that are not usable. per_A: cycles per Angstrom a ring's
+    frequency stands for."""
+
+    ctf: CtfParameters
+    grid: RingGrid
+    per_A: float
+    usable: Tensor
+
+    def of(self, cut: slice) -> Tensor:
+        """CTF (b, R, A) of the particles `cut`."""
+        transfer = ctf_polar(self.ctf[cut], self.grid.frequency * self.per_A, self.grid.angle_rad)
+        return torch.where(self.usable[cut, None, None], transfer, 0.0)
+
+    def left(self, cut: slice, transfer: Tensor) -> Tensor:
+        """What the particles `cut` are still to be multiplied by (b, R, A)."""
+        return torch.where(self.usable[cut, None, None], matched_filter(self.ctf[cut], transfer), 0.0)
+
+    def noise_power(self) -> np.ndarray | None:
+        """Share of the noise's power (n, R) that is left in images multiplied by their CTF, 1 in others; None for all
+        of it."""
+        multiplied = self.ctf.state == CtfState.PREMULTIPLIED
+        if not multiplied.any():
+            return None
+        passed = np.ones((len(multiplied), self.grid.n_rings))
+        for first in range(0, len(multiplied), 1024):
+            cut = slice(first, first + 1024)
+            mean = self.of(cut).square().mean(-1).double().cpu().numpy()
+            passed[cut] = np.where(multiplied[cut, None], mean, 1.0)
+        return passed
+
+
+def _gain(particles: ParticleSet, index: np.ndarray, usable: Tensor) -> Tensor:
+    """Standard deviation (b, 1, 1) that the background of these images has, where that of the micrograph is 1."""
+    assert particles.ctf is not None
+    assert particles.pixel_size_A is not None
+    own = particles.ctf[index]
+    gain = noise_gain(own, ctf_2d(own, particles.box, particles.pixel_size_A, device=usable.device))
+    return torch.where(usable, gain, 1.0)[:, None, None]
 
 
 def _with_noise(images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.references import shift_limit_px
 from ralib.alignment.state import LoopState
+from ralib.cli.common import tell_warnings
 from ralib.cli.parsing import user_function
 from ralib.cli.running import (
     Reporter,
@@ -51,6 +52,7 @@ class AlignmentRun:
         began: float,
     ) -> None:
         self.began = began
+        self.told: tuple[dict[str, str], ...] = ()
         self.kind, self.stack, self.outdir, self.device = kind, stack, outdir, device
         self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
         self.resume, self.report = resume, report
@@ -62,7 +64,7 @@ class AlignmentRun:
         o = self.options
         self._refuse()
         particles = self._particles()
-        references = self._references() if self.kind == "mref" else None
+        references = self._references(particles) if self.kind == "mref" else None
         mask = _single_image(o["mask"]) if o["mask"] else None
         function = user_function(o["function"])
         flag = SignalFlag()
@@ -181,7 +183,7 @@ class AlignmentRun:
                 io.write_headers(self.stack, result.poses)
             timings["write_s"] += time.perf_counter() - start
             for warning in result.warnings:
-                if warning not in reporter.record["warnings"]:
+                if warning not in reporter.record["warnings"] and warning not in self.told:
                     typer.echo(f"warning: {warning['what']}; {warning['do']}")
             start = time.perf_counter()
             if report is not None and (trouble := report.result()):
@@ -246,13 +248,30 @@ class AlignmentRun:
             if not o["pixel_size"] > 0:
                 raise RalibError(f"--pixel-size {o['pixel_size']:g} A must be above 0")
             particles = particles.replace(pixel_size_A=o["pixel_size"])
+        io.check_writable_name(self.outdir)
+        tell_warnings(particles.warnings)
+        self.told = particles.warnings
         return particles
 
-    def _references(self) -> Any:
+    def _references(self, particles: ParticleSet) -> Any:
         text = self.options["references"]
         if text.isdecimal() and not Path(text).exists():
             return int(text)
+        self._compare_scale(text, particles)
         return io.open_images(text)
+
+    def _compare_scale(self, references: str, particles: ParticleSet) -> None:
+        """RalibError where the references say another pixel size than the particles."""
+        if Path(references).suffix.lower() == ".star":
+            return
+        size_A, own_A = io.open_particles(references, require_images=False).pixel_size_A, particles.pixel_size_A
+        box = particles.box
+        if size_A is None or own_A is None or abs(size_A - own_A) * box <= own_A or size_A == 1.0:
+            return
+        raise RalibError(
+            f"{references} has {size_A:g} A/px, the particles {own_A:g} A/px: bring the references to the particles' "
+            f"scale with 'ralib prepare {references} OUT.mrcs --pixel-size {own_A:g}' (and --clip {box})"
+        )
 
     def _resumed(self, record: dict[str, Any], particles: ParticleSet) -> LoopState | None:
         """The newest checkpoint's state; every rank reads it for itself."""

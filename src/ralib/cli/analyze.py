@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ralib.cli.common import DEVICE_HELP, resolve_device
+from ralib.cli.common import DEVICE_HELP, resolve_device, tell_warnings
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ def analyze(
     Writes eigenimages.mrcs, cluster_averages.mrcs, features.npz, clusters.txt, analysis.json and figures.
     """
     from ralib.analysis.run import Analysis, write_analysis
-    from ralib.io import open_particles
+    from ralib.io import for_computing, open_particles
 
     target = out or default_folder(source)
     if target.exists():
         raise RalibError(f"{target} exists: remove it, or name another folder with --out")
-    particles = open_particles(particle_file(source), datadir=datadir)
+    particles = for_computing(open_particles(particle_file(source), datadir=datadir), ctf=False)
+    tell_warnings(particles.warnings)
     analysis = Analysis(
         method=method,
         n_components=components or None,

@@ -17,6 +17,7 @@ import typer
 from ralib import io
 from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
+from ralib.cli.common import tell_warnings
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.run_directory import RunDirectory, read_record
@@ -93,6 +94,7 @@ class ClassifyRun:
         self.started = time.perf_counter()
         self.stack, self.outdir, self.device = stack, outdir, device
         self.resume, self.report = resume, report
+        self.told: tuple[dict[str, str], ...] = ()
         self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
     def execute(self) -> None:
@@ -200,8 +202,7 @@ class ClassifyRun:
             )
             figures = f"{row['members']:5d} particles, {size}, score {row['score']:.2f}"
             typer.echo(f"class {row['class']:3d}: {figures}: {row['verdict']}")
-        for warning in result.warnings:
-            typer.echo(f"warning: {warning['what']}; {warning['do']}")
+        tell_warnings(warning for warning in result.warnings if warning not in self.told)
 
     def _particles(self) -> ParticleSet:
         o = self.options
@@ -217,6 +218,9 @@ class ClassifyRun:
             raise RalibError("--split and --from both choose particles: give one of them")
         if o["split"] is not None or o["from_"] is not None:
             particles = io.take(particles, self._chosen(particles))
+        tell_warnings(particles.warnings)
+        self.told = particles.warnings
+        io.check_writable_name(self.outdir)
         return particles
 
     def _chosen(self, particles: ParticleSet) -> np.ndarray:

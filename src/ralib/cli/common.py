@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import sys
@@ -78,6 +79,13 @@ def progress(items: Sequence[T], label: str) -> Iterable[T]:
     return track(items, description=label, console=Console(stderr=True)) if sys.stderr.isatty() else items
 
 
+def tell_warnings(warnings: Iterable[dict[str, str]]) -> None:
+    """What a person should know of the input, told before work begins."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        for warning in warnings:
+            typer.echo(f"warning: {warning['what']}; {warning['do']}")
+
+
 def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> Iterator[np.ndarray]:
     """Consecutive indices of n images, in batches of about `batch_bytes`."""
     size = max(1, batch_bytes // (4 * box * box))
@@ -113,6 +121,9 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
 
 
 def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that this terminal cannot show stop no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
     except KeyboardInterrupt:

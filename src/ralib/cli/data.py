@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device
+from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device, tell_warnings
 from ralib.types import ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _OUT = typer.Argument(metavar="OUT", help="New file: .star (with its .mrcs besid
 _DATADIR = typer.Option(help="Where the image files named in STACK lie.")
 _INPUT_PIXEL = typer.Option("--input-pixel-size", help="A/px, where STACK does not say it or is wrong.")
 _DEVICE = typer.Option(help=DEVICE_HELP)
+MOST_CLASSES = 100_000
 _IMAGE, _GREY = "Size and CTF", "Grey values"
 
 
@@ -68,6 +69,15 @@ def prepare(
         float | None, typer.Option(help="Fade to 0 beyond this radius, px of the result.", rich_help_panel=_GREY)
     ] = None,
     mask_edge: Annotated[float, typer.Option(help="Width of that fade, px.", rich_help_panel=_GREY)] = 5.0,
+    remove_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            "--remove-duplicates",
+            metavar="A",
+            help="Leave out images that are listed twice and, of picks in one micrograph closer than so many A, all "
+            "but the first; 0 compares the images alone.",
+        ),
+    ] = None,
     input_pixel_size: Annotated[float | None, _INPUT_PIXEL] = None,
     datadir: Annotated[Path | None, _DATADIR] = None,
     device: Annotated[str, _DEVICE] = "auto",
@@ -89,11 +99,32 @@ def prepare(
         mask_radius_px=mask_radius,
         mask_edge_px=mask_edge,
     )
-    particles = prepare_particles(_open(stack, datadir, input_pixel_size), preparation, device=resolve_device(device))
-    _save(out, particles, "preparing")
+    _check_output(out)
+    given = _open(stack, datadir, input_pixel_size)
+    if remove_duplicates is not None:
+        given = _without_duplicates(given, remove_duplicates)
+    before = given.warnings
+    particles = prepare_particles(given, preparation, device=resolve_device(device))
+    tell_warnings(particles.warnings[len(before) :])
     source = particles.images
-    if isinstance(source, PreparedSource) and source.bad:
+    assert isinstance(source, PreparedSource)
+    if particles.ctf is not None and particles.pixel_size_A is None and out.suffix.lower() == ".hdf":
+        raise RalibError(
+            f"{out}: EMAN2's CTF header holds the pixel size, and no file says it: give --input-pixel-size"
+        )
+    _save(out, particles, "preparing")
+    if source.bad:
         _warn_bad(source.bad)
+
+
+def _without_duplicates(particles: ParticleSet, distance_A: float) -> ParticleSet:
+    from ralib.io import take, without_repeats
+
+    if not 0 <= distance_A < float("inf"):
+        raise RalibError(f"--remove-duplicates {distance_A:g}: give a distance in A, or 0")
+    rows = without_repeats(particles, distance_A)
+    typer.echo(f"{len(particles) - len(rows)} of {len(particles)} particles are there twice and were left out")
+    return take(particles, rows)
 
 
 def transform(
@@ -105,9 +136,10 @@ def transform(
     device: Annotated[str, _DEVICE] = "auto",
 ) -> None:
     """Apply the stored poses to the images (sxtransform2d): each comes out as its class average sees it."""
+    from ralib.io import for_computing
     from ralib.particles.preparation import align_particles
 
-    particles = _open(stack, datadir, input_pixel_size)
+    particles = for_computing(_open(stack, datadir, input_pixel_size), ctf=False)
     _save(out, align_particles(particles, method=method, device=resolve_device(device)), "transforming")
 
 
@@ -124,7 +156,7 @@ def average(
 ) -> None:
     """Average the particles of each class under their stored poses; prints members and resolution."""
     from ralib.classes.averages import class_averages
-    from ralib.io import class_headers, write_hdf, write_mrcs
+    from ralib.io import class_headers, for_computing, write_hdf, write_mrcs
 
     if out.suffix.lower() not in (".mrcs", ".mrc", ".hdf"):
         raise RalibError(f"{out}: averages are written as .mrcs or .hdf")
@@ -133,6 +165,12 @@ def average(
     poses = _poses_of(particles, stack)
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):
         raise RalibError(f"--CTF: {stack} has no CTF parameters or no pixel size; leave --CTF out")
+    told = particles.warnings
+    particles = for_computing(particles, ctf=ctf)
+    tell_warnings(particles.warnings[len(told) :])
+    highest = int(poses.class_index.max()) + 1
+    if highest > MOST_CLASSES:
+        raise RalibError(f"{stack} has class numbers up to {highest}: at most {MOST_CLASSES} classes can be averaged")
     sums = _sum_classes(particles, poses, ctf, resolve_device(device))
     averages = class_averages(sums, snr=snr, pixel_size_A=particles.pixel_size_A)
     if out.suffix.lower() == ".hdf":
@@ -169,6 +207,7 @@ def params(
     if (export_to is None) == (import_from is None):
         raise RalibError("give one of --export FILE and --import FILE")
     particles = open_particles(stack, datadir=datadir, require_images=False)
+    tell_warnings(particles.warnings)
     if export_to is not None:
         _refuse_existing(export_to)
         write_params(export_to, _poses_of(particles, stack), form=form)
@@ -201,6 +240,7 @@ def _open(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> Part
     from ralib.io import open_particles
 
     particles = open_particles(stack, datadir=datadir)
+    tell_warnings(particles.warnings)
     if pixel_size_A is None:
         return particles
     if not pixel_size_A > 0:
@@ -220,18 +260,32 @@ def _refuse_existing(*paths: Path) -> None:
             raise RalibError(f"{path} exists already: choose another name, or remove it")
 
 
+def _check_output(out: Path) -> None:
+    """RalibError unless particles can be written as `out`, and a STAR file can name its stack."""
+    from ralib.io.paths import check_writable_name
+
+    if out.suffix.lower() not in (".star", ".mrcs", ".mrc", ".hdf"):
+        raise RalibError(f"{out}: particles are written as .star, .mrcs or .hdf")
+    check_writable_name(out)
+
+
 def _save(out: Path, particles: ParticleSet, label: str) -> None:
     """Images and metadata of a lazily made particle set into new files; says what it wrote."""
     from ralib.io import open_stack, pose_headers, stack_writer, write_hdf, write_particles_star
 
+    _check_output(out)
     suffix = out.suffix.lower()
-    if suffix not in (".star", ".mrcs", ".mrc", ".hdf"):
-        raise RalibError(f"{out}: particles are written as .star, .mrcs or .hdf")
     n, box, pixel_size_A = len(particles), particles.box, particles.pixel_size_A
+    if suffix != ".star" and particles.pixel_sizes_A is not None:
+        raise RalibError(
+            f"{out}: one stack holds one pixel size, and these particles have several: write a .star, or bring them to "
+            "one with --pixel-size"
+        )
     if suffix == ".hdf":
         _refuse_existing(out)
         images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
-        headers = None if particles.poses is None else pose_headers(particles.poses, particles.ctf, pixel_size_A)
+        nothing = particles.poses is None and particles.ctf is None
+        headers = None if nothing else pose_headers(particles.poses, particles.ctf, pixel_size_A)
         write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
         typer.echo(f"wrote {out}: {n} images of {box} px")
         return
@@ -241,6 +295,9 @@ def _save(out: Path, particles: ParticleSet, label: str) -> None:
         for index in in_batches(n, box, label):
             writer.append(particles.images.read(index))
     known = f"{pixel_size_A:.4g} A/px" if pixel_size_A else "pixel size not known"
+    if particles.pixel_sizes_A is not None:
+        sizes = sorted(set(particles.pixel_sizes_A.round(4).tolist()))
+        known = "several pixel sizes: " + ", ".join(f"{size:.4g}" for size in sizes[:5]) + " A/px"
     typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
     if suffix == ".star":
         write_particles_star(out, particles.replace(images=open_stack(stack)))
@@ -248,23 +305,34 @@ def _save(out: Path, particles: ParticleSet, label: str) -> None:
 
 
 def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.device) -> ClassSums:
-    """Class sums of all particles, even and odd ones apart."""
+    """Class sums of all particles, even and odd ones apart; all rows that name one image are in one half."""
     from ralib.classes.averages import ClassSums, ctf_power_in_class_frame
-    from ralib.images.ctf import apply_ctf, ctf_2d
+    from ralib.images.ctf import apply_ctf, ctf_2d, matched_filter
+    from ralib.images.normalise import without_offset
 
     n_classes = max(1, int(poses.class_index.max()) + 1)
     sums = ClassSums.empty(n_classes, particles.box, device, ctf=ctf)
+    offsets = torch.zeros(2, n_classes, dtype=torch.float64, device=device)
+    first = torch.arange(len(particles)) if particles.same_as is None else torch.from_numpy(particles.same_as)
     for index in in_batches(len(particles), particles.box, "averaging"):
         rows = torch.as_tensor(index)
         images, mine, power = torch.from_numpy(particles.images.read(index)).to(device), poses[rows].to(device), None
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if particles.usable is not None:
+            finite &= torch.from_numpy(particles.usable[index]).to(device)
+        images, offset = without_offset(torch.where(finite[:, None, None], images, 0.0))
         if ctf and particles.ctf is not None and particles.pixel_size_A is not None:
             own, size_A = particles.ctf[index], particles.pixel_size_A
-            images = apply_ctf(images, ctf_2d(own, particles.box, size_A, device=device))
+            images = apply_ctf(images, matched_filter(own, ctf_2d(own, particles.box, size_A, device=device)))
             power = ctf_power_in_class_frame(own, mine, particles.box, size_A)
-        finite = torch.isfinite(images).flatten(1).all(1)
         kept = torch.where(finite, mine.class_index, -1)
         images = torch.where(finite[:, None, None], images, 0.0)
-        sums.add_(images, mine.replace(class_index=kept), rows.to(device) % 2, power)
+        half = (first[rows] % 2).to(device)
+        sums.add_(images, mine.replace(class_index=kept), half, power)
+        member = kept >= 0
+        offsets.index_put_((half[member], kept[member]), offset[member, 0, 0].double(), accumulate=True)
+    if not ctf:  # a constant is the same under every pose; with a CTF, the mean of an image says nothing
+        sums.images.add_(offsets[..., None, None])
     return sums
 
 

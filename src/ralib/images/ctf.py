@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ralib.images.fourier import frequency_grid
-from ralib.types import CtfParameters, RalibError
+from ralib.types import CtfParameters, CtfState, RalibError
 
 
 def electron_wavelength_A(voltage_kV: np.ndarray) -> np.ndarray:
@@ -59,6 +59,33 @@ def apply_ctf(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"])
 def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) with the sign of every frequency set right; amplitudes stay as they are."""
     return apply_ctf(images, torch.where(ctf < 0, -1.0, 1.0).to(images.dtype))
+
+
+def matched_filter(params: CtfParameters, ctf: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """What images are still to be multiplied by to have their CTF applied once, by their `CtfState`: (b, ...).
+
+    The CTF for images as they were taken, its absolute value where the phases are flipped, 1 where they are multiplied
+    by it already. Sums of these over sums of CTF^2 are Wiener's average for all three.
+    """
+    if not params.state.any():
+        return ctf
+    state = torch.as_tensor(params.state, device=ctf.device).reshape(-1, *[1] * (ctf.ndim - 1))
+    left = torch.where(state == CtfState.PHASE_FLIPPED, ctf.abs(), ctf)
+    return torch.where(state == CtfState.PREMULTIPLIED, torch.ones_like(ctf), left)
+
+
+def remaining_flip(params: CtfParameters, ctf: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
+    """A CTF of which `phase_flip` leaves images alone whose phases are right already."""
+    if not params.state.any():
+        return ctf
+    right = torch.as_tensor(params.state != CtfState.NONE, device=ctf.device)
+    return torch.where(right[:, None, None], torch.ones_like(ctf), ctf)
+
+
+def noise_gain(params: CtfParameters, ctf: Float[Tensor, "b n m"]) -> Float[Tensor, " b"]:
+    """Standard deviation of white noise of variance 1 after what was done to the images: (b,)."""
+    multiplied = torch.as_tensor(params.state == CtfState.PREMULTIPLIED, device=ctf.device)
+    return torch.where(multiplied, ctf.square().mean((1, 2)).sqrt(), 1.0)
 
 
 def ctf_from_eman2(

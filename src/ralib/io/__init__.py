@@ -31,6 +31,7 @@ from ralib.types import Metadata, ParticleSet, RalibError
 
 __all__ = [
     "atomic_path",
+    "check_writable_name",
     "class_headers",
     "for_computing",
     "kept_headers",

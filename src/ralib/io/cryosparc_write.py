@@ -16,9 +16,11 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
-from ralib.io.cryosparc import _ctf, poses_of
+from ralib.io.cryosparc import STATE_FIELD, _ctf, poses_of
+from ralib.io.paths import text_of
 from ralib.io.stacks import file_references
-from ralib.io.star import Table
+from ralib.io.star import Table, text_column
+from ralib.io.text import ERRORS
 from ralib.types import CtfParameters, ParticleSet, Poses, RalibError
 
 PREFIX = "cs/"
@@ -56,7 +58,8 @@ def write_particles_cs(
         rows = _with_ctf(rows, particles.ctf)
     chosen = particles.poses if poses is None else poses
     if chosen is not None:
-        rows = _with_poses(rows, chosen, particles.pixel_size_A, n_classes, mirror_as_class, poses is not None)
+        size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
+        rows = _with_poses(rows, chosen, size_A, n_classes, mirror_as_class, poses is not None)
     save_cs(path, rows)
 
 
@@ -84,7 +87,7 @@ def star_columns(rows: np.ndarray) -> tuple[dict[str, Any], pd.DataFrame]:
 
 def _plain(values: np.ndarray) -> Any:
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "replace").astype(object)
+        return text_column(np.char.decode(values, "utf-8", ERRORS).tolist())
     return values.astype(np.float64) if values.dtype.kind == "f" else values
 
 
@@ -107,7 +110,7 @@ def rows_from_star(table: pd.DataFrame, types: Table | None) -> np.ndarray | Non
 
 def _packed(column: pd.Series, kind: str) -> np.ndarray:
     if kind.startswith("S"):
-        return np.array([str(v).encode("utf-8", "replace") for v in column])
+        return np.array([str(v).encode("utf-8", ERRORS) for v in column])
     return column.to_numpy()
 
 
@@ -129,20 +132,25 @@ def _new_rows(particles: ParticleSet) -> np.ndarray:
     files = file_references(particles.images)
     if files is None:
         raise RalibError("these particles are in memory only: write the images first (write_mrcs), then open that file")
-    names = [str(p) for p in files[0]]
+    names = [text_of(p) for p in files[0]]
     path, index = [names[f] for f in files[1].tolist()], files[2]
+    raw = [p.encode("utf-8", ERRORS) for p in path]
     rows = np.zeros(
         len(particles),
-        dtype=[("uid", "u8"), ("blob/path", f"S{max(len(p.encode()) for p in path)}"), ("blob/idx", "u4"),
+        dtype=[("uid", "u8"), ("blob/path", f"S{max(map(len, raw))}"), ("blob/idx", "u4"),
                ("blob/shape", "u4", (2,)), ("blob/psize_A", "f4"), ("blob/sign", "f4"), ("blob/import_sig", "u8")],
     )  # fmt: skip
     # uids must be unique across a project: random, yet the same for the same particles
-    rows["uid"] = np.random.default_rng([len(particles), *"".join(path[:1]).encode()]).integers(
+    rows["uid"] = np.random.default_rng([len(particles), *"".join(path[:1]).encode("utf-8", ERRORS)]).integers(
         1, 2**63, size=len(particles), dtype=np.uint64
     )
-    rows["blob/path"] = [p.encode() for p in path]
-    rows["blob/idx"], rows["blob/shape"] = index, particles.box
-    rows["blob/psize_A"], rows["blob/sign"] = particles.pixel_size_A or 1.0, 1.0
+    rows["blob/path"] = raw
+    boxes = getattr(particles.images, "boxes", None)
+    rows["blob/idx"], rows["blob/shape"] = index, particles.box if boxes is None else boxes[:, None]
+    rows["blob/sign"] = 1.0
+    rows["blob/psize_A"] = (
+        (particles.pixel_size_A or 1.0) if particles.pixel_sizes_A is None else particles.pixel_sizes_A
+    )
     return rows
 
 
@@ -170,11 +178,19 @@ def _with_ctf(rows: np.ndarray, ctf: CtfParameters) -> np.ndarray:
     for name, (attribute, factor) in _CTF_FIELDS.items():
         if name in (rows.dtype.names or ()):
             rows[name][changed] = getattr(ctf, attribute)[changed] * factor
+    if ctf.state.any() or STATE_FIELD in (rows.dtype.names or ()):
+        rows = _with_fields(rows, [(STATE_FIELD, "u4")])
+        rows[STATE_FIELD] = ctf.state
     return rows
 
 
 def _with_poses(
-    rows: np.ndarray, poses: Poses, pixel_size_A: float | None, n_classes: int | None, mirror_as_class: bool, new: bool
+    rows: np.ndarray,
+    poses: Poses,
+    pixel_size_A: np.ndarray | float | None,
+    n_classes: int | None,
+    mirror_as_class: bool,
+    new: bool,
 ) -> np.ndarray:
     old = None if new else poses_of(rows, pixel_size_A)
     changed = np.ones(len(rows), dtype=bool) if old is None else _pose_changed(old, poses)
@@ -192,7 +208,8 @@ def _with_poses(
          (f"{name}/class", "u4"), (f"{name}/class_posterior", "f4"), ("ralib/class", "i4"), ("ralib/mirror", "u4")],
     )  # fmt: skip
     rows[f"{name}/pose"][changed] = pose_rad.numpy()[changed]
-    rows[f"{name}/psize_A"][changed] = pixel_size_A or 1.0
+    size_A = np.broadcast_to(1.0 if pixel_size_A is None else np.asarray(pixel_size_A), len(rows))
+    rows[f"{name}/psize_A"][changed] = size_A[changed]
     rows[f"{name}/shift"][changed] = shift.numpy()[changed]
     rows[f"{name}/class"][changed] = index.numpy()[changed].clip(min=0)
     rows["ralib/class"] = poses.class_index.numpy()

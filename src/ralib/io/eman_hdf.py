@@ -24,9 +24,10 @@ from ralib.io.atomic import PathLike
 from ralib.io.eman_ctf import STATE_ATTRIBUTE, ctf_of_headers
 from ralib.io.plausible import named
 from ralib.io.stacks import FilesSource, check_index, check_square, file_references
-from ralib.types import Metadata, ParticleSet, Poses, RalibError
+from ralib.types import CtfParameters, Metadata, ParticleSet, Poses, RalibError
 
 IMAGES = "/MDF/images"
+SUFFIXES = (".hdf", ".h5", ".hdf5")
 MATRIX = [f"{row}{column}" for row in range(3) for column in range(4)]
 TRANSFORM = np.dtype([(name, "<f4") for name in MATRIX])
 TRANSFORM_TYPE = h5py.h5t.py_create(TRANSFORM)
@@ -69,10 +70,11 @@ class HdfStack:
                 out[row] = self._image(number)
         return out
 
-    def attributes(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """One dict an image, of the attributes `names` (without EMAN.) that it has."""
+    def attributes(self, names: tuple[str, ...], index: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """One dict an image (of `index`, or each that is there), of the attributes `names` (without EMAN.) it has."""
         with self._lock, _told(self.path):
-            return [_attributes(self._header(i), names) for i in self.numbers]
+            numbers = self.numbers if index is None else index.tolist()
+            return [_attributes(self._header(i), names) for i in numbers]
 
     def all_attributes(self, index: np.ndarray) -> list[dict[str, Any]]:
         """Every attribute of images `index`, but those that describe how the pixels are stored."""
@@ -185,13 +187,25 @@ def open_hdf(path: PathLike) -> ParticleSet:
     return particles
 
 
+def ctf_of_files(source: FilesSource) -> CtfParameters | None:
+    """CTF of each particle of a list from the headers of the HDF stacks it names; None where no header has one."""
+    headers: list[dict[str, Any]] = [{} for _ in range(source.n_images)]
+    for number, path in enumerate(source.paths):
+        rows = np.flatnonzero(source.file_index == number)
+        if len(rows) and path.suffix.lower() in SUFFIXES:
+            found = HdfStack(path).attributes(("ctf", "ctf_applied", STATE_ATTRIBUTE), source.slice_index[rows])
+            for row, header in zip(rows.tolist(), found, strict=True):
+                headers[row] = header
+    return ctf_of_headers(headers)
+
+
 def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
     """What EMAN2 knows of each particle beyond poses and pixels, to be written along with it; {} for other files."""
     headers: list[dict[str, Any]] = [{} for _ in range(len(particles))]
     paths, file_index, slices = file_references(particles.images) or ([], np.zeros(0), np.zeros(0))
     for number, path in enumerate(paths):
         rows = np.flatnonzero(file_index == number)
-        if len(rows) and path.suffix.lower() in (".hdf", ".h5", ".hdf5"):
+        if len(rows) and path.suffix.lower() in SUFFIXES:
             for row, header in zip(rows.tolist(), HdfStack(path).all_attributes(slices[rows]), strict=True):
                 headers[row] = header
     return headers

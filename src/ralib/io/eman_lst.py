@@ -17,7 +17,7 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
-from ralib.io.eman_hdf import matrix_to_align2d
+from ralib.io.eman_hdf import ctf_of_files, matrix_to_align2d
 from ralib.io.paths import resolve_images
 from ralib.io.plausible import one_or_many
 from ralib.io.stacks import FilesSource, MissingImages, StackFile
@@ -41,15 +41,15 @@ def open_lst(
     try:
         found = resolve_images(files, path, datadir)
         source = FilesSource(found, file_index, np.array(numbers, dtype=np.int64), open_stack)
-        images = source
+        images, ctf = source, ctf_of_files(source)
         pixel_size_A, sizes_A = one_or_many(source.pixel_sizes_A)
     except RalibError as error:
         if require_images:
             raise
-        images, pixel_size_A, sizes_A = MissingImages(len(numbers), 0, str(error)), None, None
+        images, ctf, pixel_size_A, sizes_A = MissingImages(len(numbers), 0, str(error)), None, None, None
     group = file_index.astype(np.int64)
     return ParticleSet(
-        images, pixel_size_A, None, _poses(extras), group, Metadata("lst", str(path), {}), pixel_sizes_A=sizes_A
+        images, pixel_size_A, ctf, _poses(extras), group, Metadata("lst", str(path), {}), pixel_sizes_A=sizes_A
     )
 
 

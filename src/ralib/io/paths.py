@@ -81,8 +81,8 @@ def _by_base_name(names: Sequence[str], folder: Path, beside: Path) -> list[Path
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """The ways a name in a file may be meant: as it is, its bytes in this system's encoding, from and to Latin-1, and without
-    the format that Xmipp appends after a colon."""
+    """The ways a name in a file may be meant: as it is, its bytes in this system's encoding, from and to Latin-1, and
+    without the format that Xmipp appends after a colon."""
     raw = name.encode("utf-8", ERRORS)
     seen = dict.fromkeys([name, os.fsdecode(raw)])
     if not name.isascii():

@@ -17,8 +17,8 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
-from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.plausible import check_pixel_sizes, one_or_many
+from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.star import Table, one_row, read_star
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 

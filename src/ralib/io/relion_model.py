@@ -48,7 +48,7 @@ def write_model_star(
         members, resolution = np.concatenate(counts), resolution * 2
     tables: dict[str, Table] = {
         "model_general": _general(n, pixel_A, len(members), min(resolution, default=_NO_RESOLUTION_A), log_likelihood),
-        "model_classes": _classes(name_for_project(Path(averages_path), project), members, resolution),
+        "model_classes": _classes(name_for_project(Path(averages_path), project, path), members, resolution),
     }
     for i in range(len(members)):
         tables[f"model_class_{i + 1}"] = _class_table(frc, i % k, n, pixel_A)

@@ -20,10 +20,10 @@ from ralib.io.atomic import PathLike
 from ralib.io.cryosparc import image_paths
 from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, star_columns
 from ralib.io.paths import name_for_project
-from ralib.io.relion import particle_block
+from ralib.io.relion import STATE_COLUMNS, particle_block
 from ralib.io.stacks import file_references
-from ralib.io.star import Table, write_star
-from ralib.types import ParticleSet, Poses, RalibError
+from ralib.io.star import Table, text_column, write_star
+from ralib.types import CtfState, ParticleSet, Poses, RalibError
 
 _SHARED = {  # columns RELION >= 3.1 keeps in data_optics
     "rlnVoltage": "voltage_kV",
@@ -38,7 +38,9 @@ _OWN = {
     "rlnPhaseShift": "phase_shift_deg",
     "rlnCtfBfactor": "bfactor_A2",
 }
-_REPLACED = ["rlnOriginX", "rlnOriginY", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize"]
+_WHOLE = ("rlnImageSize", *STATE_COLUMNS)
+_OF_IMAGES = ("rlnImagePixelSize", "rlnImageSize", "rlnImageDimensionality")
+_REPLACED = ("rlnOriginX", "rlnOriginY", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize")
 
 
 def write_particles_star(
@@ -59,7 +61,7 @@ def write_particles_star(
     image_names      `000001@stack.mrcs` of each particle, for sources that are not files
     Columns and blocks we do not know are written back as they came.
     """
-    write_star(path, particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names))
+    write_star(path, particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names, path))
 
 
 def particle_tables(
@@ -69,8 +71,9 @@ def particle_tables(
     mirror_as_class: bool,
     project: Path | None,
     image_names: list[str] | None = None,
+    star: PathLike | None = None,
 ) -> dict[str, Table]:
-    """The blocks that `write_particles_star` writes."""
+    """The blocks that `write_particles_star` writes into the file `star`."""
     poses = particles.poses if poses is None else poses
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
@@ -79,21 +82,22 @@ def particle_tables(
     old = kept[block] if block is not None else pd.DataFrame(index=range(len(particles)))
     assert isinstance(old, pd.DataFrame)
     table = old.reset_index(drop=True).copy(deep=False)
-    names = image_names or _image_names(particles, old, project)
-    columns: dict[str, Any] = {"rlnImageName": names}
+    names = image_names or _image_names(particles, old, project, star)
+    columns: dict[str, Any] = {"rlnImageName": text_column(names)}
     if particles.group is not None and "rlnMicrographName" not in table.columns:
         columns["rlnMicrographName"] = [f"group{g + 1:06d}.mrc" for g in particles.group.tolist()]
     if particles.ctf is not None:
         columns |= {c: getattr(particles.ctf, name) for c, name in _OWN.items()}
-    optics, pixel_size_A = _optics(particles, kept.get("optics"), table)
-    columns["rlnOpticsGroup"] = optics.pop("group_of_particle")
+    optics, group = _optics(particles, kept.get("optics"), table)
+    columns["rlnOpticsGroup"] = group
+    pixel_size_A = pixel_sizes_A(particles, optics, group)
     if poses is not None:
         columns |= pose_columns(poses, pixel_size_A, n_classes, mirror_as_class)
-    moved = (*_REPLACED, *_SHARED) if "optics" not in kept else _REPLACED
+    moved = (*_REPLACED, *_SHARED, *STATE_COLUMNS, *_OF_IMAGES) if "optics" not in kept else (*_REPLACED, *_OF_IMAGES)
     table = table.drop(columns=[c for c in moved if c in table.columns])
     table = table.assign(**columns)
     rest = {n: t for n, t in kept.items() if n not in (block, "optics")}
-    return {"optics": pd.DataFrame(optics["table"]), "particles": table, **rest}
+    return {"optics": optics, "particles": table, **rest}
 
 
 def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
     columns, types = star_columns(rows)
     slices = (rows["blob/idx"].astype(np.int64) + 1).tolist()
     names = [f"{i:06d}@{p}" for i, p in zip(slices, image_paths(rows), strict=True)]
-    known = {"rlnImageName": names}
+    known: dict[str, Any] = {"rlnImageName": text_column(names)}
     if MICROGRAPH in columns:
         known["rlnMicrographName"] = columns[MICROGRAPH]
     return {"particles": pd.DataFrame({**known, **columns}), FIELDS_BLOCK: types}
@@ -136,58 +140,114 @@ def pose_columns(
     return columns
 
 
-def _image_names(particles: ParticleSet, old: pd.DataFrame, project: Path | None) -> list[str]:
+def _image_names(particles: ParticleSet, old: pd.DataFrame, project: Path | None, star: PathLike | None) -> list[str]:
     files = file_references(particles.images)
     if files is not None:
-        names = [name_for_project(p, project) for p in files[0]]
+        names = [name_for_project(p, project, star) for p in files[0]]
         return [f"{i + 1:06d}@{names[f]}" for i, f in zip(files[2].tolist(), files[1].tolist(), strict=True)]
     if "rlnImageName" in old.columns:
         return old["rlnImageName"].tolist()
     raise RalibError("these particles are in memory only: write the images first (write_mrcs), then open that file")
 
 
-def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[dict[str, Any], np.ndarray]:
-    """The optics table, each particle's group, and each particle's pixel size (1 where none is known).
+def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The optics table, and each particle's group (n,).
 
     RELION refuses a table without voltage and spherical aberration; where no CTF is known they have usual values,
-    which nothing uses without a defocus.
+    which nothing uses without a defocus. Particles of another pixel size, box or CTF state are another group.
     """
-    n = len(particles)
     if isinstance(old, pd.DataFrame) and len(old):
         return _kept_optics(particles, old, table)
-    size = particles.pixel_size_A or 1.0
+    n = len(particles)
     shared = {c: getattr(particles.ctf, a) for c, a in _SHARED.items()} if particles.ctf is not None else _UNKNOWN
+    shared = shared | _image_columns(particles)
     columns = [np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for v in shared.values()]
     rows, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     optics = pd.DataFrame({"rlnOpticsGroupName": [f"opticsGroup{i + 1}" for i in range(len(rows))]})
     optics["rlnOpticsGroup"] = np.arange(1, len(rows) + 1)
     for j, column in enumerate(shared):
-        optics[column] = rows[:, j]
-    optics["rlnMicrographOriginalPixelSize"] = size
-    optics["rlnImagePixelSize"] = size
-    optics["rlnImageSize"] = particles.box
+        optics[column] = rows[:, j].astype(np.int64) if column in _WHOLE else rows[:, j]
+    optics["rlnMicrographOriginalPixelSize"] = optics.get("rlnImagePixelSize", 1.0)
+    if "rlnImagePixelSize" not in optics.columns:
+        optics["rlnImagePixelSize"] = 1.0
     optics["rlnImageDimensionality"] = 2
-    return {"table": optics, "group_of_particle": group.reshape(-1) + 1}, np.full(n, size)
+    return optics, group.reshape(-1) + 1
 
 
-def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[str, Any], np.ndarray]:
-    """The optics table that came with the particles, completed; pixel size and box are those of the images
-    now."""
+def _image_columns(particles: ParticleSet) -> dict[str, Any]:
+    """What data_optics says of the images themselves, as they are now: one value, or one a particle (n,)."""
+    size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
+    boxes = getattr(particles.images, "boxes", None)
+    columns: dict[str, Any] = {} if size_A is None else {"rlnImagePixelSize": size_A}
+    if particles.box:
+        columns["rlnImageSize"] = particles.box if boxes is None else boxes
+    if particles.ctf is not None and particles.ctf.state.any():
+        for column, state in zip(STATE_COLUMNS, (CtfState.PHASE_FLIPPED, CtfState.PREMULTIPLIED), strict=True):
+            columns[column] = (particles.ctf.state == state).astype(np.int64)
+    return columns
+
+
+def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The optics table that came with the particles, completed; pixel size, box and CTF state are those of the images
+    now. A group whose images differ in them becomes several."""
     optics = old.copy()
     n = len(particles)
     if "rlnOpticsGroup" not in optics.columns:
         optics["rlnOpticsGroup"] = np.arange(1, len(optics) + 1)
-    group = table["rlnOpticsGroup"].to_numpy() if "rlnOpticsGroup" in table.columns else np.ones(n, dtype=np.int64)
+    group = (
+        table["rlnOpticsGroup"].to_numpy()
+        if "rlnOpticsGroup" in table.columns
+        else np.full(n, optics["rlnOpticsGroup"].iloc[0])
+    )
     for column, value in _UNKNOWN.items():
         if column not in optics.columns:
             own: Any = table.groupby(group)[column].first() if column in table.columns else {}
             optics[column] = [own.get(g, value) for g in optics["rlnOpticsGroup"].tolist()]
+    now = {c: np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for c, v in _image_columns(particles).items()}
+    optics, group = _split_groups(optics, np.asarray(group), now)
+    for column in STATE_COLUMNS:  # a CTF state that was taken off again
+        if column in optics.columns and column not in now and particles.ctf is not None:
+            optics[column] = 0
     if "rlnImagePixelSize" not in optics.columns:
         optics["rlnImagePixelSize"] = particles.pixel_size_A or 1.0
-    elif particles.pixel_size_A is not None and not (optics["rlnImagePixelSize"] == particles.pixel_size_A).any():
-        optics["rlnImagePixelSize"] = particles.pixel_size_A  # the images were rescaled
-    if particles.box:
-        optics["rlnImageSize"] = particles.box
     optics["rlnImageDimensionality"] = 2
-    sizes = dict(zip(optics["rlnOpticsGroup"].tolist(), optics["rlnImagePixelSize"].astype(float), strict=True))
-    return {"table": optics, "group_of_particle": group}, np.array([sizes[g] for g in group.tolist()])
+    return optics, group
+
+
+def _split_groups(
+    optics: pd.DataFrame, group: np.ndarray, now: dict[str, np.ndarray]
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The table with the columns `now` (n,) of the particles in each group; one more group for each other value."""
+    keys = np.stack([pd.factorize(group)[0].astype(np.float64), *now.values()], axis=1)
+    values, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    which = which.reshape(-1)
+    position = pd.Index(optics["rlnOpticsGroup"]).get_indexer(group[first])
+    used, taken, next_number = set(), [], int(pd.to_numeric(optics["rlnOpticsGroup"]).max()) + 1
+    numbers: list[Any] = []
+    for row in position.tolist():
+        number = optics["rlnOpticsGroup"].iloc[row]
+        if row in used:
+            number, next_number = next_number, next_number + 1
+        used.add(row)
+        numbers.append(number)
+        taken.append(row)
+    rest = [i for i in range(len(optics)) if i not in used]
+    new = optics.iloc[taken + rest].reset_index(drop=True)
+    new["rlnOpticsGroup"] = [*numbers, *optics["rlnOpticsGroup"].iloc[rest].tolist()]
+    for j, column in enumerate(now, 1):
+        kept = list(optics[column].iloc[rest]) if column in optics.columns else [values[0, j]] * len(rest)
+        new[column] = [*values[:, j].tolist(), *kept]
+        if column in _WHOLE:
+            new[column] = pd.to_numeric(new[column]).astype(np.int64)
+    order = np.argsort(pd.to_numeric(new["rlnOpticsGroup"]).to_numpy(), kind="stable")
+    return new.iloc[order].reset_index(drop=True), np.array(numbers)[which]
+
+
+def pixel_sizes_A(particles: ParticleSet, optics: pd.DataFrame, group: np.ndarray) -> np.ndarray:
+    """Pixel size of each particle (n,) by which its origin becomes Angstrom; 1 where none is known."""
+    if particles.pixel_sizes_A is not None:
+        return particles.pixel_sizes_A
+    if particles.pixel_size_A is not None:
+        return np.full(len(particles), particles.pixel_size_A)
+    sizes = dict(zip(optics["rlnOpticsGroup"].tolist(), pd.to_numeric(optics["rlnImagePixelSize"]), strict=True))
+    return np.array([float(sizes[g]) for g in group.tolist()])

@@ -288,8 +288,9 @@ class FilesSource:
 def mixed_boxes(boxes: np.ndarray) -> str:
     """What to say of images (n,) of several boxes, and what to do."""
     sizes = sorted(set(boxes.tolist()))
+    told = " and ".join(map(str, sizes[:4]))
     return (
-        f"the particles have boxes of {' and '.join(map(str, sizes[:4]))} px: bring them to one box with 'ralib prepare "
+        f"the particles have boxes of {told} px: bring them to one box with 'ralib prepare "
         f"STACK OUT.star --clip {sizes[0]}' (or to one scale with --pixel-size), and use OUT.star"
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import apply_ctf, ctf_2d, phase_flip
+from ralib.images.ctf import apply_ctf, ctf_2d, matched_filter, noise_gain, phase_flip, remaining_flip
 from ralib.images.normalise import normalise_background
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
@@ -26,6 +26,7 @@ class Batch:
     """A few particles: which ones (b,) on the host, their images (b, n, n) and whether each is usable (b,).
 
     turnable   what `rotate_shift_sum` takes: the images, or their interpolation samples where they are kept
+    first      (b,) the number whose parity decides on the half, where images are there more than once; else None
     """
 
     number: int
@@ -33,6 +34,7 @@ class Batch:
     images: Tensor
     turnable: Tensor | Samples
     usable: Tensor
+    first: np.ndarray | None = None
 
     @property
     def rows(self) -> slice:
@@ -40,7 +42,9 @@ class Batch:
 
     @property
     def half(self) -> Tensor:
-        """Which half of its class (b,) a particle belongs to: even numbers to 0, odd ones to 1."""
+        """Which half of its class (b,) a particle belongs to: even numbers to 0, odd ones to 1, one image to one."""
+        if self.first is not None:
+            return torch.from_numpy(self.first % 2).to(self.usable.device)
         if self.number < 0:
             return torch.from_numpy(self.index % 2).to(self.usable.device)
         # Made where it is needed: a copy from the host would wait for all work before it.
@@ -120,7 +124,8 @@ class ParticleBatches:
             wanted = np.flatnonzero(np.isin(batch.index, mine[number == batch.number]))
             if len(wanted):
                 at = torch.from_numpy(wanted).to(self.device)
-                part = Batch(-1, batch.index[wanted], batch.images[at], batch.turnable[at], batch.usable[at])
+                part = Batch(-1, batch.index[wanted], batch.images[at], batch.turnable[at], batch.usable[at],
+                             None if batch.first is None else batch.first[wanted])  # fmt: skip
                 yield self._in_single_precision(part)
         rest = mine[~np.isin(number, list(self._kept))]
         for start in range(0, len(rest), self.batch_size):
@@ -169,18 +174,28 @@ class ParticleBatches:
         if self.rounded:
             images = images.half()
         turnable = interpolation_samples(images.float()) if self.resident == "samples" else images
-        return Batch(number, block, images, turnable, usable)
+        same = self.particles.same_as
+        return Batch(number, block, images, turnable, usable, None if same is None else same[block])
 
     def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
         images = raw.to(self.device, torch.float32, non_blocking=True)
         usable = torch.isfinite(images).flatten(1).all(1)
+        if self.particles.usable is not None:
+            usable &= torch.from_numpy(self.particles.usable[block]).to(self.device)
         usable &= images.flatten(1).amax(1) > images.flatten(1).amin(1)
         images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self.background_radius)
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
-            ctf = ctf_2d(self.particles.ctf[block], images.shape[-1], self.particles.pixel_size_A, device=self.device)
-            images = apply_ctf(images, ctf) if self.ctf == "wiener" else phase_flip(images, ctf)
+            own = self.particles.ctf[block]
+            ctf = ctf_2d(own, images.shape[-1], self.particles.pixel_size_A, device=self.device)
+            if own.state.any():
+                images = images * noise_gain(own, ctf)[:, None, None]
+            if self.ctf == "wiener":
+                images = apply_ctf(images, matched_filter(own, ctf))
+            else:
+                images = phase_flip(images, remaining_flip(own, ctf))
+            images = images.masked_fill(~usable[:, None, None], 0.0)  # a CTF that cannot be meant is not finite
         return images, usable
 
     def _in_single_precision(self, batch: Batch) -> Batch:

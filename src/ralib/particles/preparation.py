@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ralib.images.ctf import ctf_2d, phase_flip
-from ralib.images.fourier import fourier_resize
+from ralib.images.ctf import ctf_2d, phase_flip, remaining_flip
+from ralib.images.fourier import fourier_resize, resample
 from ralib.images.masks import soft_circle
-from ralib.images.normalise import divided_by_sd, normalise_background
+from ralib.images.normalise import divided_by_sd, normalise_background, without_offset
+from ralib.io import with_plausible_ctf
+from ralib.io.plausible import one_or_many
+from ralib.io.stacks import mixed_boxes
 from ralib.kernels import rotate_shift_images
-from ralib.types import CtfParameters, ImageSource, ParticleSet, Poses, RalibError
+from ralib.types import CtfParameters, CtfState, ImageSource, ParticleSet, Poses, RalibError
 
 NORMALISATIONS = ("none", "background", "variance")
 
@@ -67,42 +70,59 @@ def prepare_particles(
 ) -> ParticleSet:
     """The particle set after `preparation`, or Preparation(**options); images are made when read, nothing is held.
 
-    Pixel size, poses (their origins are pixels) and, through the writers, image size follow; origins in Angstrom
-    stay what they were. Raises RalibError where the CTF or the pixel size that a step needs is missing.
+    Pixel size, poses (their origins are pixels), the CTF's state and, through the writers, image size follow; origins
+    in Angstrom stay what they were. Particles of several pixel sizes or boxes each have their own: `pixel_size_A`
+    brings all to exactly that one and to the largest box that every field of view fills, `clip_px` or `box_px` to one
+    box. Raises RalibError where the CTF or the pixel size that a step needs is missing.
     """
     preparation = preparation or Preparation(**options)
+    if preparation.flip_phases:
+        _check_flip(particles)
+        particles = with_plausible_ctf(particles)
     source = PreparedSource(particles, preparation, torch.device(device))
-    poses = particles.poses
+    poses, old_A = particles.poses, source.pixel_sizes_A
     if poses is not None:
-        poses = poses.replace(origin_xy_px=poses.origin_xy_px / source.magnification)
-    pixel_size_A = particles.pixel_size_A
-    return particles.replace(
-        images=source,
-        poses=poses,
-        pixel_size_A=None if pixel_size_A is None else pixel_size_A * source.magnification,
-    )
+        growth = torch.from_numpy(np.broadcast_to(source.magnifications, len(poses)).copy())
+        poses = poses.replace(origin_xy_px=(poses.origin_xy_px.double() / growth[:, None]).float())
+    ctf = particles.ctf
+    if ctf is not None and preparation.flip_phases:
+        ctf = ctf.with_state(np.maximum(ctf.state, CtfState.PHASE_FLIPPED))
+    one_A, many_A = one_or_many(None if old_A is None else old_A * source.magnifications)
+    return particles.replace(images=source, poses=poses, ctf=ctf, pixel_size_A=one_A, pixel_sizes_A=many_A)
 
 
-@dataclass
+def _check_flip(particles: ParticleSet) -> None:
+    if particles.ctf is None:
+        raise RalibError("phase flipping needs a CTF, and these particles have none: leave --phase-flip out")
+    if particles.pixel_size_A is None:
+        raise RalibError("phase flipping needs the pixel size, and no file says it: give --input-pixel-size")
+    if (particles.ctf.state != CtfState.NONE).all():
+        raise RalibError(
+            "the file says that the phases of these images are flipped (or that they are multiplied by their CTF) "
+            "already: leave --phase-flip out"
+        )
+
+
 class PreparedSource:
-    """An image source that prepares what it reads. `bad` collects images that are not finite or constant: they
-    come out as zeros, in their place."""
+    """An image source that prepares what it reads. `bad` collects images that are not finite or constant, or left out
+    since their CTF cannot be meant: they come out as zeros, in their place.
 
-    particles: ParticleSet
-    preparation: Preparation
-    device: torch.device
-    bad: set[int] = field(default_factory=set)
-    box: int = field(init=False)
+    magnifications   (n,) pixel size of the finished images over that of the input
+    """
 
-    def __post_init__(self) -> None:
-        if self.preparation.flip_phases:
-            if self.particles.ctf is None:
-                raise RalibError("phase flipping needs a CTF, and these particles have none: leave --phase-flip out")
-            if self.particles.pixel_size_A is None:
-                raise RalibError("phase flipping needs the pixel size, and no file says it: give --input-pixel-size")
-        self.box = target_box(self.preparation, self._clipped, self.particles.pixel_size_A)
-        radius = self.preparation.background_radius_px
-        if self.preparation.normalise == "background" and radius is not None and radius > 0.65 * self.box:
+    def __init__(self, particles: ParticleSet, preparation: Preparation, device: torch.device) -> None:
+        self.particles, self.preparation, self.device = particles, preparation, device
+        self.bad: set[int] = set()
+        n = len(particles)
+        boxes = getattr(particles.images, "boxes", None)
+        self._boxes = np.full(n, particles.box) if boxes is None else boxes
+        sizes = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
+        self.pixel_sizes_A = None if sizes is None else np.broadcast_to(np.asarray(sizes, dtype=np.float64), (n,))
+        self._mixed = boxes is not None or particles.pixel_sizes_A is not None
+        self.box = self._finished_box()
+        self.magnifications = self._magnifications()
+        radius = preparation.background_radius_px
+        if preparation.normalise == "background" and radius is not None and radius > 0.65 * self.box:
             raise RalibError(f"--background-radius {radius}: no background is left in a box of {self.box} px")
 
     @property
@@ -110,22 +130,62 @@ class PreparedSource:
         return self.particles.images.n_images
 
     @property
-    def magnification(self) -> float:
-        """Pixel size of the finished images over that of the input."""
-        return self._clipped / self.box
+    def _clipped(self) -> np.ndarray:
+        return self._boxes if self.preparation.clip_px is None else np.full_like(self._boxes, self.preparation.clip_px)
 
     @property
-    def _clipped(self) -> int:
-        return self.preparation.clip_px or self.particles.box
+    def _to_one_scale(self) -> bool:
+        """Whether particles of several pixel sizes or boxes are brought to one pixel size."""
+        return self._mixed and self.preparation.pixel_size_A is not None
+
+    def _finished_box(self) -> int:
+        p, clipped = self.preparation, self._clipped
+        if not self._to_one_scale:
+            if p.box_px is None and not (clipped == clipped[0]).all():
+                raise RalibError(mixed_boxes(clipped))
+            return target_box(p, int(clipped[0]), self.particles.pixel_size_A)
+        if self.pixel_sizes_A is None:
+            raise RalibError("the pixel size of the input is not known: give it with --input-pixel-size, or use --box")
+        box = int((clipped * self.pixel_sizes_A).min() / p.pixel_size_A * (1 + 1e-9)) // 2 * 2
+        if not 8 <= box <= 16384:
+            raise RalibError(f"--pixel-size {p.pixel_size_A} A would make images of {box} px: choose another one")
+        return box
+
+    def _magnifications(self) -> np.ndarray:
+        if self._to_one_scale:
+            assert self.pixel_sizes_A is not None
+            assert self.preparation.pixel_size_A is not None
+            return self.preparation.pixel_size_A / self.pixel_sizes_A
+        return self._clipped / self.box
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        index = np.asarray(index, dtype=np.int64).reshape(-1)
+        out = np.empty((len(index), self.box, self.box), dtype=np.float32)
+        sizes = np.zeros(len(index)) if self.pixel_sizes_A is None else self.pixel_sizes_A[index]
+        alike = np.unique(np.stack([self._boxes[index], sizes], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+        for kind in range(int(alike.max()) + 1 if len(index) else 0):
+            rows = np.flatnonzero(alike == kind)
+            out[rows] = self._prepared(index[rows])
+        return out
+
+    def _prepared(self, index: np.ndarray) -> np.ndarray:
+        """Finished images of particles of one box and pixel size."""
         images = torch.from_numpy(self.particles.images.read(index)).to(self.device)
         usable = torch.isfinite(images).flatten(1).all(1) & (images.amax((1, 2)) > images.amin((1, 2)))
-        self.bad.update(np.asarray(index)[~usable.cpu().numpy()].tolist())
+        if self.particles.usable is not None and self.preparation.flip_phases:
+            usable &= torch.from_numpy(self.particles.usable[index]).to(self.device)
+        self.bad.update(index[~usable.cpu().numpy()].tolist())
         ctf = None if self.particles.ctf is None else self.particles.ctf[index]
         images = torch.where(usable[:, None, None], images, 0.0)
-        done = prepare_images(images, self.preparation, ctf=ctf, pixel_size_A=self.particles.pixel_size_A)
-        return done.cpu().numpy()
+        size_A = None if self.pixel_sizes_A is None else float(self.pixel_sizes_A[index[0]])
+        done = prepare_images(
+            images,
+            replace(self.preparation, pixel_size_A=None, box_px=self.box),
+            ctf=ctf,
+            pixel_size_A=size_A,
+            magnification=float(self.magnifications[index[0]]),
+        )
+        return torch.where(usable[:, None, None], done, 0.0).cpu().numpy()
 
 
 def prepare_images(
@@ -134,22 +194,34 @@ def prepare_images(
     *,
     ctf: CtfParameters | None = None,
     pixel_size_A: float | None = None,
+    magnification: float | None = None,
 ) -> Float[Tensor, "b m m"]:
-    """Images (b, n, n) after `preparation`: (b, m, m) float32 on the same device."""
-    images = images.float()
+    """Images (b, n, n) after `preparation`: (b, m, m) float32 on the same device.
+
+    magnification   pixel size of the finished images over that of the input; None: the field of view stays
+    """
+    images, offset = without_offset(images.float())
     if preparation.clip_px is not None:
         images = clip(images, preparation.clip_px)
     if preparation.flip_phases:
         if ctf is None or pixel_size_A is None:
             raise RalibError("phase flipping needs the CTF and the pixel size")
-        images = phase_flip(images, ctf_2d(ctf, images.shape[-1], pixel_size_A, device=images.device))
-    images = fourier_resize(images, target_box(preparation, images.shape[-1], pixel_size_A))
-    if preparation.invert:
-        images = -images
+        transfer = remaining_flip(ctf, ctf_2d(ctf, images.shape[-1], pixel_size_A, device=images.device))
+        images = phase_flip(images, transfer)
+        offset = torch.where(transfer[:, :1, :1] < 0, -offset, offset)
+    n, box = images.shape[-1], target_box(preparation, images.shape[-1], pixel_size_A)
+    if magnification is None or abs(magnification * box / n - 1) < 1e-9:
+        images = fourier_resize(images, box)
+    else:
+        images = resample(images, box, magnification)
     if preparation.normalise == "variance":
         images = divided_by_sd(images - images.mean((1, 2), keepdim=True), images.std((1, 2)), images)
     elif preparation.normalise == "background":
         images = normalise_background(images, preparation.background_radius_px)
+    else:
+        images = images + offset
+    if preparation.invert:
+        images = -images
     if preparation.mask_radius_px is not None:
         mask = soft_circle(images.shape[-1], preparation.mask_radius_px, preparation.mask_edge_px)
         images = images * mask.to(images.device)
@@ -224,6 +296,7 @@ class AlignedSource:
 
     def read(self, index: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(self.source.read(index)).to(self.device)
+        images, offset = without_offset(images)
         p = self.poses[torch.as_tensor(index)].to(self.device)
         turned = rotate_shift_images(images, p.psi_deg, p.origin_xy_px, p.mirror, method=self.method, boundary="mean")
-        return turned.float().cpu().numpy()
+        return (turned.float() + offset).cpu().numpy()

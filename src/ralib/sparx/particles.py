@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.images.masks import mean_under, model_circle, statistics_under
+from ralib.io import for_computing
 from ralib.sparx.ctf import ctf_2, filt_ctf
 from ralib.types import ArraySource, ParticleSet, RalibError
 
@@ -61,6 +62,14 @@ class ParityParticles:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
         if self.ctf and (self.particles.ctf is None or self.particles.pixel_size_A is None):
             raise RalibError("--CTF needs CTF parameters and a pixel size: give a file that has them, or leave it out")
+        object.__setattr__(self, "particles", for_computing(self.particles, ctf=self.ctf))
+        if self.ctf and self.particles.ctf is not None and self.particles.ctf.state.any():
+            raise RalibError(
+                "--CTF: the phases of these images are flipped, or they are multiplied by their CTF, already (the file "
+                "says so), and SPARX takes only images as they were taken: leave --CTF out"
+            )
+        if self.particles.usable is not None and not self.particles.usable.all():
+            raise RalibError(f"{self.particles.warnings[-1]['what']}, and SPARX leaves out none: take them out")
 
     def __len__(self) -> int:
         return len(self.particles)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ralib.images.ctf import ctf_polar
+from ralib.io.plausible import implausible_ctf
 from ralib.report.contents import CtfCurves
 from ralib.types import CtfParameters
 
@@ -17,6 +18,8 @@ SAMPLE = 1000
 
 def ctf_curves(ctf: CtfParameters, pixel_size_A: float, rng: np.random.Generator) -> CtfCurves:
     """Curves up to the Nyquist frequency of `pixel_size_A`; the coverage from at most 1000 particles."""
+    meant = ~implausible_ctf(ctf)[0]
+    ctf = ctf[meant] if meant.any() else ctf
     frequency = torch.linspace(0, 0.5 / pixel_size_A, FREQUENCIES)
     defocus = (ctf.defocus_u_A + ctf.defocus_v_A) / 2
     levels = np.percentile(defocus, [5, 50, 95])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import ctf_2d, phase_flip
+from ralib.images.ctf import ctf_2d, phase_flip, remaining_flip
 from ralib.images.fourier import frequency_grid, resized
 from ralib.io import open_images
 from ralib.kernels import rotate_shift_images
@@ -62,7 +62,7 @@ def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: floa
     assert run.particles.pixel_size_A is not None
     pixel_size_A = run.particles.pixel_size_A / scale
     ctf = ctf_2d(run.particles.ctf[index], images.shape[-1], pixel_size_A, device=images.device)
-    return phase_flip(images, ctf)
+    return phase_flip(images, remaining_flip(run.particles.ctf[index], ctf))
 
 
 def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:
