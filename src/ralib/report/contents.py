@@ -46,10 +46,14 @@ class Members:
 
 @dataclass(frozen=True)
 class History:
-    """Averages of some iterations: images (t, k, h, h) and the iteration numbers (t,)."""
+    """Averages of some iterations, each class followed back through its changes of number.
+
+    images (t, k, h, h) and ancestors (t, k), for each final class the number (from 0) it had at the iterations (t,)
+    """
 
     iterations: tuple[int, ...]
     images: np.ndarray
+    ancestors: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class ReportContents:
     warnings    dicts of what, where, do
     averages    (k, s, s) class averages as shown (at most a few hundred pixels)
     frc         (k, f) with frc_frequency_per_px (f,), or None
-    scores      for each class its members' scores in rising order, or None where the run has none
+    particle_figures  by name (fit, posterior, junk): one value a member, class after class
+    server      where the page is served: addresses it writes to and asks, and whether the run has finished
     """
 
     title: str
@@ -111,10 +116,11 @@ class ReportContents:
     pixel_size_A: float | None = None
     frc_frequency_per_px: np.ndarray | None = None
     frc: np.ndarray | None = None
-    scores: list[np.ndarray] | None = None
+    particle_figures: dict[str, np.ndarray] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     shift_map: ShiftMap | None = None
     members: Members | None = None
     history: History | None = None
     ctf: CtfCurves | None = None
     embedding: Embedding | None = None
+    server: dict[str, Any] | None = None

@@ -82,19 +82,22 @@ const K = run.classes.length;
 const members = run.classes.map((item) => item.members);
 // Resolution in Å, or in pixels where the run knows no pixel size.
 const resolutionUnit = run.classes.some((item) => known(item.resolution_A)) || run.pixel_size_A ? "Å" : "px";
-for (const item of run.classes) item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
+for (const item of run.classes) {
+  item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
+  item.agreement = item.reproducibility;
+  item.stable = item.stable_members ?? item.stability;
+}
 for (const item of run.iterations) {
   item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
   item.mean_resolution = resolutionUnit === "Å" ? item.mean_resolution_A : item.mean_resolution_px;
 }
 const total = members.reduce((sum, value) => sum + value, 0);
-const scores = (() => {
-  const all = unpack(run.scores);
-  if (!all) return null;
+// Figures of each particle (fit, posterior, junk ...), one array a class: the run's own order within a class.
+const particleFigures = Object.fromEntries(Object.entries(run.particle_figures || {}).map(([name, packed]) => {
+  const all = unpack(packed).values;
   let start = 0;
-  const split = members.map((size) => all.values.subarray(start, (start += size)));
-  return start === all.values.length ? split : null;
-})();
+  return [name, members.map((size) => all.subarray(start, (start += size)))];
+}));
 const frc = run.frc && { x: run.frc.frequency_per_px, ...unpack(run.frc.values) };
 // Ring 0 is one number, the mean grey value: no correlation to show.
 const frcOf = (k) => Array.from(frc.values.subarray(k * frc.shape[1], (k + 1) * frc.shape[1]), (value, i) => (i ? value : null));
@@ -121,6 +124,19 @@ function showTip(x, y, ...children) {
   tip.style.top = `${Math.max(6, Math.min(y + gap, innerHeight - box.height - 6))}px`;
 }
 const hideTip = () => { tip.hidden = true; };
+// Light or dark: the reader's choice where there is one, else the system's.
+const darkSystem = matchMedia("(prefers-color-scheme: dark)");
+const remembered = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
+const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* private mode: forget */ } };
+const isDark = () => document.documentElement.dataset.theme === "dark";
+function setTheme(theme, chosen = true) {
+  document.documentElement.dataset.theme = theme;
+  if (chosen) remember("ralib-theme", theme);
+  document.dispatchEvent(new Event("ralib-theme"));
+}
+setTheme(remembered("ralib-theme") || (darkSystem.matches ? "dark" : "light"), false);
+darkSystem.addEventListener("change", () => { if (!remembered("ralib-theme")) setTheme(darkSystem.matches ? "dark" : "light", false); });
+
 async function copy(text, button) {
   const before = button.textContent;
   try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }

@@ -23,7 +23,9 @@ function fillDetail() {
       button("‹", "Previous class (left arrow)", () => stepDetail(-1), { class: "icon" }), button("›", "Next class (right arrow)", () => stepDetail(1), { class: "icon" }),
       button("×", "Close (Escape)", () => detail.close(), { class: "icon", id: "detail-close" })),
     el("div", { class: "body" },
-      el("div", {}, bigPicture(k), el("dl", { class: "figures" }, facts(item).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))))),
+      el("div", {}, bigPicture(k), el("dl", { class: "figures" }, facts(item).map(([name, value, about]) => el("div", { title: about }, el("dt", {}, name), el("dd", {}, value)))),
+        item.verdict && el("p", { class: "says" }, sentence(item.verdict)), automaticText(item) && el("p", { class: "says muted" }, sentence(automaticText(item))),
+        el("div", { class: "actions" }, el("button", { type: "button", id: "keep-above", onclick: () => keepAlso(upTo(k)) }, "Keep this and all above"), el("button", { type: "button", id: "keep-below", onclick: () => keepAlso(fromHere(k)) }, "Keep this and all below"))),
       el("div", { class: "plots" }, detailPlots(k)),
       el("div", { class: "wide" }, historyOf(k), ...montage(k).filter(Boolean))));
 }
@@ -31,16 +33,11 @@ function fillDetail() {
 function bigPicture(k) {
   const canvas = picture(run.averages, k, `Average of class ${run.classes[k].class}`);
   canvas.classList.add("big");
-  return canvas;
+  return el("div", { class: "frame" }, canvas);
 }
 
 function facts(item) {
-  return [
-    ["Members", `${count(item.members)} (${percent(item.members, total)})`], [frc ? "FRC resolution" : "Resolution", withUnit(item.resolution, resolutionUnit)],
-    ["In-plane spread", withUnit(item.inplane_spread_deg, "°")], ["Shift spread", withUnit(item.shift_spread_px, "px")],
-    ["Mirrored", item.mirror_fraction ? percent(item.mirror_fraction, 1) : "–"], ["Mean score", short(item.mean_score)],
-    ["Stability", known(item.stability) ? percent(item.stability, 1) : "–"], ["Median defocus", known(item.median_defocus_A) ? `${short(item.median_defocus_A / 1e4)} µm` : "–"],
-  ].filter(([, value]) => value !== "–");
+  return figures.filter(({ key }) => known(item[key])).map(({ key, name, text, about }) => [name, key === "members" ? `${count(item.members)} (${percent(item.members, total)})` : text(item[key]), about]);
 }
 
 function detailPlots(k) {
@@ -48,22 +45,30 @@ function detailPlots(k) {
   if (frc) plots.push(frcChart({ id: "class-frc", title: "Fourier ring correlation", height: 170, series: [{ name: "FRC", x: frequencies(), y: frcOf(k), color: "var(--c1)" }] }));
   if (histograms.psi) plots.push(distribution("psi", { id: "class-psi", title: "In-plane angle", height: 150, counts: () => summed(histograms.psi.counts, only) }));
   if (shifts) plots.push(heatMap({ id: "class-shifts", title: "Origin shift", most: 220, edges: shifts.edges, counts: () => summed(shifts.counts, only) }));
-  if (histograms.score) plots.push(distribution("score", { id: "class-score", title: "Score", height: 150, color: "var(--c4)", counts: () => summed(histograms.score.counts, only) }));
+  for (const name of ["fit", "posterior", "junk"]) if (histograms[name]) plots.push(distribution(name, { id: `class-${name}`, title: histograms[name].label, height: 150, color: "var(--c4)", counts: () => summed(histograms[name].counts, only) }));
   const x = run.iterations.map((item) => item.iteration), dots = x.length < 30;
   for (const [key, title, color] of [["class_sizes", "Members", "var(--c3)"], ["resolution", `Resolution (${resolutionUnit})`, "var(--c2)"]]) {
-    const y = run.iterations.map((item) => item[key]?.[k]);
+    const y = run.iterations.map((item) => item[key]?.[ancestor(k, item.iteration)]);
     if (x.length > 1 && y.some(known)) plots.push(lineChart({ id: `class-${key}`, title: `${title} by iteration`, height: 150, whole: key === "class_sizes", xName: "Iteration", xTicks: ticks(x[0], x[x.length - 1], 4).filter(Number.isInteger), series: [{ name: title, x, y, color, dots }] }));
   }
   return plots;
+}
+
+// The number (from 0) that class k had at an iteration: histories follow classes, which may change their numbers.
+function ancestor(k, iteration) {
+  const { iterations, ancestors } = run.history || {};
+  if (!iterations) return k;
+  const later = iterations.findIndex((number) => number >= iteration);
+  return ancestors[later < 0 ? iterations.length - 1 : later][k];
 }
 
 function historyOf(k) {
   const node = el("div");
   if (run.history && run.history.iterations.length > 1) {
     const { iterations, sheets } = run.history;
-    node.append(el("h3", {}, "Over the iterations"), el("div", { class: "strip", tabindex: 0, "aria-label": "Average at each iteration" }, iterations.map((iteration, t) => {
-      const size = run.iterations.find((item) => item.iteration === iteration)?.class_sizes?.[k];
-      return el("figure", {}, picture(sheets, t * K + k, `Iteration ${iteration}`), el("figcaption", {}, `${iteration}`, el("br"), known(size) ? count(size) : ""));
+    node.append(el("h3", {}, "Over the iterations"), el("div", { class: "strip", tabindex: 0, role: "region", "aria-label": "Average at each iteration" }, iterations.map((iteration, t) => {
+      const then = ancestor(k, iteration), size = run.iterations.find((item) => item.iteration === iteration)?.class_sizes?.[then];
+      return el("figure", {}, picture(sheets, t * K + k, `Iteration ${iteration}`), el("figcaption", {}, `${iteration}`, el("br"), known(size) ? count(size) : "", then !== k && el("div", { title: "The number it had then" }, `#${then + 1}`)));
     })));
   }
   return node;
@@ -77,7 +82,7 @@ function montage(k) {
     node.append(el("div", {}, el("h3", {}, `${name[0].toUpperCase()}${name.slice(1)} members`), el("div", { class: "montage" }, list.map((m) =>
       el("figure", {}, picture(sheets, k * kind.length + m, `Particle ${row[k][m] + 1}`), el("figcaption", {}, `${count(row[k][m] + 1)}`, known(score[k][m]) ? ` · ${short(score[k][m])}` : ""))))));
   }
-  return [node, groups.size > 0 && el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its score.")];
+  return [node, groups.size > 0 && el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its fit.")];
 }
 
 detail.addEventListener("close", () => {

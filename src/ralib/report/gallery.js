@@ -1,31 +1,37 @@
-// The gallery of class averages: sorting, size, thresholds, brushing, keys.
+// The gallery of class averages: cards, order, brushing, keys, and the menu of a card.
 
 const cards = [];
-// What one can sort by: name, the figure, which end comes first, and how a card then shows that figure.
-const orders = {
-  size: ["Size", "members", -1], resolution: ["Resolution", "resolution", 1],
-  stability: ["Stability", "stability", -1, (value) => `${percent(value, 1)} stable`], score: ["Mean score", "mean_score", -1, (value) => `score ${short(value)}`],
-  shift: ["Shift spread", "shift_spread_px", 1, (value) => `shift ${short(value)} px`], inplane: ["In-plane spread", "inplane_spread_deg", 1, (value) => `spread ${short(value)}°`],
-  number: ["Number", "class", 1],
-};
-let order = [];
+// A card always shows these; the figure it is sorted by comes on top of them.
+const onCard = ["junk", "agreement", "stable"];
+let order = [], sortedBy = { key: "members", down: true };
 
 function label(item) {
   const parts = [`Class ${item.class}`, `${count(item.members)} members`];
   if (known(item.resolution)) parts.push(`${short(item.resolution)} ${resolutionUnit}`);
+  if (known(item.score)) parts.push(`class score ${twoDigits(item.score)}`);
   return parts.join(", ");
 }
 
+// Green, amber, red by thirds of the class score: colour only repeats what the number says.
+const grade = (value) => (value >= 0.67 ? "good" : value >= 0.34 ? "fair" : "poor");
+
 function makeCard(k) {
   const item = run.classes[k], canvas = el("canvas", { class: "picture", width: 1, height: 1, "aria-hidden": "true" });
-  const open = el("button", { type: "button", class: "open", tabindex: -1, "aria-label": `${label(item)}: open`, "aria-keyshortcuts": "Enter Space", onclick: (event) => {
+  const open = el("button", { type: "button", class: "open", tabindex: -1, "aria-label": `${label(item)}: open`, "aria-keyshortcuts": "Enter Space Shift+Home Shift+End", onclick: (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) pick(k, event.shiftKey); else openDetail(k);
   } }, canvas);
   const box = el("input", { type: "checkbox", "aria-label": `Keep class ${item.class}`, onchange: () => toggle(k, box.checked) });
-  const extra = el("span");
-  const card = el("article", { class: "card", "data-class": item.class }, open, el("label", { class: "tick" }, box, el("i")),
-    item.flag && el("span", { class: "flag" }, item.flag),
-    el("footer", {}, el("b", { title: "members" }, count(item.members)), el("b", { title: "FRC resolution" }, known(item.resolution) ? `${short(item.resolution)} ${resolutionUnit}` : ""), el("span", {}, `#${item.class}`), extra));
+  const extra = el("span", { class: "extra" });
+  const score = known(item.score) && el("span", { class: `score ${grade(item.score)}`, title: `Class score. ${figureOf("score").about}` }, twoDigits(item.score));
+  const shares = onCard.map(figureOf).filter((figure) => figure && known(item[figure.key]))
+    .map(({ key, name, brief, about }) => el("span", { title: `${name}. ${about}` }, el("small", {}, brief), `${Math.round(100 * item[key])} %`));
+  const card = el("article", { class: "card", "data-class": item.class, oncontextmenu: (event) => { event.preventDefault(); openMenu(k, event.clientX, event.clientY); } }, open,
+    el("label", { class: "tick", title: automaticText(item) || null }, box, el("i")),
+    el("span", { class: "badges" }, score, item.flag && el("span", { class: "flag" }, item.flag)),
+    el("footer", {}, el("b", { title: "Members" }, count(item.members)), el("b", { title: "FRC resolution" }, known(item.resolution) ? `${short(item.resolution)} ${resolutionUnit}` : ""),
+      el("span", {}, `#${item.class}`), extra,
+      shares.length > 0 && el("div", { class: "shares" }, shares),
+      item.verdict && el("div", { class: "verdict", title: item.verdict }, briefVerdict(item.verdict))));
   return { k, card, open, box, canvas, extra };
 }
 
@@ -33,41 +39,35 @@ let anchor = null;
 function pick(k, range) {
   if (range && anchor !== null) {
     const [from, to] = [order.indexOf(anchor), order.indexOf(k)].sort((a, b) => a - b);
-    for (const other of order.slice(from, to + 1)) kept.add(other);
-    changed();
+    keepAlso(order.slice(from, to + 1));
   } else toggle(k);
   anchor = k;
 }
+const upTo = (k) => order.slice(0, order.indexOf(k) + 1);
+const fromHere = (k) => order.slice(order.indexOf(k));
 
-function arrange(name) {
-  const [, key, sign, text] = orders[name], value = (k) => (known(run.classes[k][key]) ? sign * run.classes[k][key] : Infinity);
-  order = [...Array(K).keys()].sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a - b));
+function sortedClasses({ key, down }) {
+  const value = (k) => (known(run.classes[k][key]) ? (down ? -1 : 1) * run.classes[k][key] : Infinity);
+  return everyClass().sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a - b));
+}
+// By default the better end comes first; the table may ask for the other.
+function arrange(key, down = (figureOf(key)?.better ?? -1) > 0 || key === "median_defocus_A" || key === "mirror_fraction") {
+  sortedBy = { key, down };
+  order = sortedClasses(sortedBy);
   byId("gallery").append(...order.map((k) => cards[k].card));
-  for (const { k, extra } of cards) extra.textContent = text && known(run.classes[k][key]) ? text(run.classes[k][key]) : "";
+  const figure = figureOf(key), seen = ["members", "resolution", "score", ...onCard];
+  for (const { k, extra } of cards) extra.textContent = figure && !seen.includes(key) && known(run.classes[k][key]) ? `${figure.name.toLowerCase()} ${figure.text(run.classes[k][key])}` : "";
   cards.forEach((card) => { card.open.tabIndex = -1; });
   if (order.length) cards[order[0]].open.tabIndex = 0;
-}
-
-function buildToolbar() {
-  const sort = el("select", { id: "sort", "aria-label": "Sort classes", onchange: () => arrange(sort.value) },
-    Object.entries(orders).filter(([, [, key]]) => run.classes.some((item) => known(item[key]))).map(([name, [text]]) => el("option", { value: name }, text)));
-  const size = el("input", { type: "range", min: 64, max: 260, step: 4, value: innerWidth < 720 ? 96 : 116, "aria-label": "Size of the averages", oninput: () => document.documentElement.style.setProperty("--tile", `${size.value}px`) });
-  const contrast = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
-    contrast.setAttribute("aria-pressed", document.body.classList.toggle("inverted"));
-  } }, "Invert contrast");
-  const limit = (key, text, hint, step) => el("label", {}, text, el("input", { type: "number", id: `limit-${key}`, step, min: key === "score" ? null : 0, placeholder: hint, oninput: (event) => {
-    limits[key] = event.target.value === "" ? null : Number(event.target.value);
-    applyLimits();
-  } }));
-  const group = el("span", { class: "group", role: "group", "aria-label": "Keep" }, el("span", {}, "Keep"), el("button", { type: "button", id: "keep-all", onclick: () => setKept(Array(K).keys()) }, "all"), limit("members", "members ≥", "any", 1));
-  if (run.classes.some((item) => known(item.resolution))) group.append(limit("resolution", `${resolutionUnit} ≤`, "any", 0.1));
-  if (scores) group.append(limit("score", "score ≥", "any", "any"));
-  byId("toolbar").append(el("label", {}, "Sort by", sort), el("label", { class: "size" }, "Size", size), contrast, group);
+  if (byId("sort")) byId("sort").value = key;
+  orderTable();
 }
 
 function moveFocus(event) {
   const at = order.findIndex((k) => cards[k].open === document.activeElement);
   if (at < 0) return;
+  if (event.shiftKey && event.key === "Home") { event.preventDefault(); keepAlso(upTo(order[at])); return; }
+  if (event.shiftKey && event.key === "End") { event.preventDefault(); keepAlso(fromHere(order[at])); return; }
   const columns = getComputedStyle(byId("gallery")).gridTemplateColumns.split(" ").length;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at, End: order.length - 1 - at }[event.key];
   if (event.key === " ") { event.preventDefault(); pick(order[at], event.shiftKey); return; }
@@ -78,6 +78,32 @@ function moveFocus(event) {
   next.open.tabIndex = 0;
   next.open.focus();
 }
+
+// ---- the menu of a card: right button, or the context-menu key --------------------------------------------------
+function menuItems(k) {
+  const number = run.classes[k].class;
+  return [
+    [kept.has(k) ? `Leave class ${number} out` : `Keep class ${number}`, () => toggle(k)],
+    ["Keep this one and all above it", () => keepAlso(upTo(k))], ["Keep this one and all below it", () => keepAlso(fromHere(k))],
+    ["Leave this one and all above it out", () => keepAlso(upTo(k), false)], ["Leave this one and all below it out", () => keepAlso(fromHere(k), false)],
+    ["Keep only this one", () => setKept([k])],
+  ];
+}
+function openMenu(k, x, y) {
+  const menu = byId("menu"), close = () => { menu.hidden = true; cards[k].open.focus({ preventScroll: true }); };
+  menu.setAttribute("aria-label", `Class ${run.classes[k].class} in the order shown`);
+  menu.replaceChildren(...menuItems(k).map(([text, action]) => el("button", { type: "button", role: "menuitem", tabindex: -1, onclick: () => { close(); action(); } }, text)));
+  menu.hidden = false;
+  const box = menu.getBoundingClientRect();
+  menu.style.left = `${Math.max(6, Math.min(x, innerWidth - box.width - 6))}px`;
+  menu.style.top = `${Math.max(6, Math.min(y, innerHeight - box.height - 6))}px`;
+  menu.firstChild.focus();
+  menu.onkeydown = (event) => {
+    const items = [...menu.children], at = items.indexOf(document.activeElement), move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape" || event.key === "Tab") { event.preventDefault(); close(); } else if (move) { event.preventDefault(); items[(at + move + items.length) % items.length].focus(); }
+  };
+}
+addEventListener("pointerdown", (event) => { if (!event.target.closest("#menu")) byId("menu").hidden = true; });
 
 // Dragging the mouse over cards keeps them; with Alt it lets them go. On touch screens a drag scrolls, as it should.
 function brushing(gallery) {
@@ -96,15 +122,15 @@ function brushing(gallery) {
   addEventListener("pointerup", (event) => {
     if (mark) {
       const area = mark.getBoundingClientRect();
-      for (const { k, card } of cards) {
+      const inside = cards.filter(({ card }) => {
         const box = card.getBoundingClientRect();
-        if (box.left < area.right && box.right > area.left && box.top < area.bottom && box.bottom > area.top) { if (event.altKey) kept.delete(k); else kept.add(k); }
-      }
+        return box.left < area.right && box.right > area.left && box.top < area.bottom && box.bottom > area.top;
+      });
       mark.remove();
       mark = null;
       // The click that ends a brush must not open a class.
       addEventListener("click", (click) => { click.stopPropagation(); click.preventDefault(); }, { capture: true, once: true });
-      changed();
+      keepAlso(inside.map(({ k }) => k), !event.altKey);
     }
     start = null;
   });
@@ -121,7 +147,7 @@ function buildGallery() {
   addEventListener("beforeprint", () => cards.forEach(show));
   if (!K) gallery.append(el("p", { class: "empty" }, "This run has no classes."));
   buildToolbar();
-  arrange("size");
+  arrange("members");
   gallery.addEventListener("keydown", moveFocus);
   brushing(gallery);
   onSelection(() => cards.forEach(({ k, card, box }) => { box.checked = kept.has(k); card.classList.toggle("kept", box.checked); }));

@@ -16,6 +16,7 @@ function buildNavigation() {
 
 buildHeader();
 buildSelectionBar();
+buildPrintSummary();
 buildGallery();
 buildConvergence();
 buildResolution();
@@ -25,6 +26,7 @@ buildMap();
 buildProvenance();
 buildNavigation();
 restoreSelection();
+followRun();
 const asked = location.hash.match(/^#class-(\d+)$/);
 if (asked && run.classes[asked[1] - 1]) openDetail(asked[1] - 1);
 document.documentElement.dataset.ready = Math.round(performance.now());

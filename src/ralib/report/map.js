@@ -4,20 +4,22 @@ function buildMap() {
   const e = run.embedding, host = byId("embedding");
   if (!e) { byId("map").remove(); return; }
   const xy = unpack(e.xy).values, owner = unpack(e.class_index).values, rows = unpack(e.row).values, n = owner.length;
-  const values = { score: unpack(e.score).values, defocus: unpack(e.defocus_A).values };
+  const values = { fit: unpack(e.score).values, defocus: unpack(e.defocus_A).values };
   const centres = unpack(e.class_xy).values, tsne = unpack(e.class_tsne_xy)?.values;
   const canvas = el("canvas", { id: "map-canvas", tabindex: 0, role: "img", "aria-label": `Map of ${count(n)} particles and ${count(K)} classes; the gallery lists the same classes` });
   const scale = el("div", { class: "scale" }), pen = canvas.getContext("2d");
   const select = (id, text, list) => el("label", {}, text, el("select", { id, onchange: () => paint() }, list.map(([value, name]) => el("option", { value }, name))));
-  const colours = [["class", "Class"], ["score", "Score"], ["defocus", "Defocus"]].filter(([name]) => name === "class" || values[name].some(Number.isFinite));
+  const colours = [["class", "Class"], ["fit", "Fit"], ["defocus", "Defocus"]].filter(([name]) => name === "class" || values[name].some(Number.isFinite));
   const views = [["points", `Particles (${count(n)})`], ["averages", "Class averages"], ...(tsne ? [["tsne", "Class averages, t-SNE"]] : [])];
   const reset = el("button", { type: "button", onclick: () => { zoom = 1; pan = [0, 0]; paint(); } }, "Reset view");
-  host.append(el("div", { class: "toolbar" }, select("map-view", "Show", views), select("map-colour", "Colour by", colours), el("button", { type: "button", "aria-label": "Zoom in", class: "icon", onclick: () => zoomAt(1.5) }, "+"), el("button", { type: "button", "aria-label": "Zoom out", class: "icon", onclick: () => zoomAt(1 / 1.5) }, "−"), reset),
+  const lasso = el("button", { type: "button", id: "map-lasso", "aria-pressed": "false", title: "Draw around class averages, or around particles: classes with most of theirs inside are kept (with Alt: left out)", onclick: () => { lasso.setAttribute("aria-pressed", !lassoing()); canvas.style.touchAction = lassoing() ? "none" : ""; } }, "Lasso");
+  const lassoing = () => lasso.getAttribute("aria-pressed") === "true";
+  host.append(el("div", { class: "toolbar" }, select("map-view", "Show", views), select("map-colour", "Colour by", colours), el("button", { type: "button", "aria-label": "Zoom in", class: "icon", onclick: () => zoomAt(1.5) }, "+"), el("button", { type: "button", "aria-label": "Zoom out", class: "icon", onclick: () => zoomAt(1 / 1.5) }, "−"), reset, lasso),
     el("div", { class: "map-frame", "data-plot": "embedding" }, canvas, scale));
-  let zoom = 1, pan = [0, 0], width = 0, height = 0, averages = null, places = [], reach = 14, frame = null;
+  let zoom = 1, pan = [0, 0], width = 0, height = 0, averages = null, places = [], reach = 14, frame = null, outline = null;
 
   // Golden-angle hues keep neighbouring class numbers apart.
-  const hue = (k) => `oklch(${matchMedia("(prefers-color-scheme: dark)").matches ? 0.76 : 0.6} 0.15 ${(k * 137.508) % 360})`;
+  const hue = (k) => `oklch(${isDark() ? 0.76 : 0.6} 0.15 ${(k * 137.508) % 360})`;
   const limits = (list) => { const finite = Array.from(list).filter(Number.isFinite).sort((a, b) => a - b); return [finite[Math.floor(finite.length * 0.01)], finite[Math.floor((finite.length - 1) * 0.99)]]; };
   const spread = (list) => {
     const box = [[Infinity, -Infinity], [Infinity, -Infinity]];
@@ -42,7 +44,16 @@ function buildMap() {
     canvas.width = width * ratio; canvas.height = height * ratio;
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     if (view() === "points") paintPoints(); else paintAverages(view() === "tsne" ? tsne : centres);
+    if (outline) paintOutline();
     paintScale();
+  }
+  function paintOutline() {
+    pen.beginPath();
+    for (const [x, y] of outline) pen.lineTo(x, y);
+    pen.closePath();
+    pen.strokeStyle = getComputedStyle(canvas).getPropertyValue("--accent"); pen.lineWidth = 1.5; pen.setLineDash([5, 4]);
+    pen.stroke();
+    pen.setLineDash([]);
   }
   function colourOf() {
     const by = byId("map-colour").value;
@@ -106,19 +117,45 @@ function buildMap() {
     }
     return best;
   }
+  // Classes whose mark lies inside the outline; of particles, classes with more than half of those shown inside.
+  function enclosed() {
+    const inside = (i) => {
+      let odd = false;
+      for (let a = 0, b = outline.length - 1; a < outline.length; b = a++) {
+        const [ax, ay] = outline[a], [bx, by] = outline[b];
+        if ((ay > places[2 * i + 1]) !== (by > places[2 * i + 1]) && places[2 * i] < (bx - ax) * (places[2 * i + 1] - ay) / (by - ay) + ax) odd = !odd;
+      }
+      return odd;
+    };
+    if (view() !== "points") return everyClass().filter((k) => members[k] && inside(k));
+    const within = new Uint32Array(K), all = new Uint32Array(K);
+    for (let i = 0; i < n; i++) { all[owner[i]]++; if (inside(i)) within[owner[i]]++; }
+    return everyClass().filter((k) => within[k] > all[k] / 2);
+  }
   let drag = null;
   const point = (event) => {
+    if (outline) { outline.push([event.offsetX, event.offsetY]); hideTip(); paint(); return; }
     if (drag) { pan = [pan[0] + event.movementX, pan[1] + event.movementY]; drag.moved += Math.abs(event.movementX) + Math.abs(event.movementY); hideTip(); paint(); return; }
     const i = nearest(event);
     if (i < 0) { hideTip(); return; }
     const points = view() === "points", item = run.classes[points ? owner[i] : i];
     const pictures = [points && picture(e.sheets, i, "Particle"), picture(run.averages, item.class - 1, "Its class average")];
     showTip(event.clientX, event.clientY, el("div", { class: "pair" }, pictures.filter(Boolean)), el("b", {}, label(item)),
-      ...(points ? [el("div", {}, `Particle ${count(rows[i] + 1)}`), known(values.score[i]) && el("div", {}, `Score ${short(values.score[i])}`), known(values.defocus[i]) && el("div", {}, `Defocus ${short(values.defocus[i] / 1e4)} µm`)].filter(Boolean) : []));
+      ...(points ? [el("div", {}, `Particle ${count(rows[i] + 1)}`), known(values.fit[i]) && el("div", {}, `Fit ${short(values.fit[i])}`), known(values.defocus[i]) && el("div", {}, `Defocus ${short(values.defocus[i] / 1e4)} µm`)].filter(Boolean) : []));
   };
   canvas.addEventListener("pointermove", point);
-  canvas.addEventListener("pointerdown", (event) => { if (event.pointerType === "mouse") { drag = { moved: 0 }; canvas.setPointerCapture(event.pointerId); } });
+  canvas.addEventListener("pointerdown", (event) => {
+    if (lassoing()) { outline = [[event.offsetX, event.offsetY]]; canvas.setPointerCapture(event.pointerId); event.preventDefault(); return; }
+    if (event.pointerType === "mouse") { drag = { moved: 0 }; canvas.setPointerCapture(event.pointerId); }
+  });
   canvas.addEventListener("pointerup", (event) => {
+    if (outline) {
+      const chosen = outline.length > 2 ? enclosed() : [];
+      outline = null;
+      keepAlso(chosen, !event.altKey);
+      paint();
+      return;
+    }
     const still = !drag || drag.moved < 5, i = still ? nearest(event) : -1;
     drag = null;
     if (i >= 0 && event.pointerType === "mouse") { hideTip(); openDetail(view() === "points" ? owner[i] : i); }
@@ -135,5 +172,5 @@ function buildMap() {
   canvas.addEventListener("wheel", (event) => { if (!event.ctrlKey) return; event.preventDefault(); zoomAt(Math.exp(-event.deltaY / 200), event.offsetX, event.offsetY); }, { passive: false });
   new ResizeObserver(paint).observe(canvas);
   onSelection(paint);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  document.addEventListener("ralib-theme", paint);
 }

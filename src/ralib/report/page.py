@@ -12,19 +12,24 @@ from markupsafe import Markup
 from ralib.report.contents import ReportContents
 from ralib.report.payload import page, plain, script_safe
 
-SCRIPTS = ("data.js", "charts.js", "selection.js", "gallery.js", "detail.js", "map.js", "sections.js", "main.js")
+SCRIPTS = (
+    *("data.js", "figures.js", "charts.js", "selection.js", "table.js", "gallery.js", "toolbar.js", "export.js"),
+    *("detail.js", "map.js", "sections.js", "server.js", "main.js"),
+)
 
 
 def render_report(contents: ReportContents) -> str:
     """The whole page as text.
 
     Texts from the run reach the page only as JSON data and through textContent, and the content security policy lets
-    no script run but ours (by its hash) and no request out: a label or file name cannot inject anything.
+    no script run but ours (by its hash) and no request out (a served page may ask its own server): a label or file name cannot inject anything.
     """
     data, sheets = page(contents)
     script = '"use strict";\n(() => {\n' + "\n".join(_part(name) for name in SCRIPTS) + "\n})();"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    if contents.server is not None:
+        policy += "; connect-src 'self'"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_part("report.html"))
     return template.render(

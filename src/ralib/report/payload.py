@@ -87,12 +87,13 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         key: getattr(c, key)
         for key in ("title", "fingerprint", "facts", "classes", "iterations", "warnings", "box_px", "pixel_size_A")
     }
+    data["server"] = c.server
     data["averages"] = pictures("averages", c.averages, 90)
-    data["frc"] = data["scores"] = data["shift_map"] = data["members"] = data["history"] = data["ctf"] = None
+    data["frc"] = data["particle_figures"] = data["shift_map"] = data["members"] = data["history"] = data["ctf"] = None
     if c.frc is not None and c.frc_frequency_per_px is not None:
         data["frc"] = {"frequency_per_px": c.frc_frequency_per_px, "values": packed(c.frc, "f4")}
-    if c.scores is not None:
-        data["scores"] = packed(np.concatenate([*c.scores, np.empty(0)]), "f4")
+    if c.particle_figures:
+        data["particle_figures"] = {name: packed(values, "f4") for name, values in c.particle_figures.items()}
     data["histograms"] = {
         name: {"label": h.label, "unit": h.unit, "edges": h.edges, "counts": packed(h.counts, "u4")}
         for name, h in c.histograms.items()
@@ -104,7 +105,7 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "sheets": pictures("members", m.images, 55)}
     if c.history is not None:
         h = c.history
-        data["history"] = {"iterations": h.iterations, "sheets": pictures("history", h.images, 60)}
+        data["history"] = {"iterations": h.iterations, "ancestors": h.ancestors, "sheets": pictures("history", h.images, 60)}
     if c.ctf is not None:
         data["ctf"] = vars(c.ctf)
     data["embedding"] = None if c.embedding is None else _embedding(c.embedding, pictures)

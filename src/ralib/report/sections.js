@@ -79,7 +79,7 @@ function buildResolution() {
 
 function buildDistributions() {
   const host = byId("distributions").querySelector(".plots"), plots = [], scope = () => (kept.size ? kept : null);
-  for (const name of Object.keys(histograms)) plots.push(distribution(name, { id: `distribution-${name}`, title: histograms[name].label, height: 220, color: { psi: "var(--c1)", score: "var(--c4)", defocus: "var(--c3)" }[name], counts: () => summed(histograms[name].counts, scope()) }));
+  for (const name of Object.keys(histograms)) plots.push(distribution(name, { id: `distribution-${name}`, title: histograms[name].label, height: 220, color: { psi: "var(--c1)", fit: "var(--c4)", posterior: "var(--c2)", junk: "var(--c5)", defocus: "var(--c3)" }[name], counts: () => summed(histograms[name].counts, scope()) }));
   if (shifts) plots.push(heatMap({ id: "distribution-shift", title: "Origin shift", most: 235, edges: shifts.edges, counts: () => summed(shifts.counts, scope()) }));
   if (run.classes.some((item) => item.mirror_fraction)) {
     plots.push(histogram({ id: "distribution-mirror", title: "Mirrored", height: 220, edges: [0, 1, 2], xTicks: [0.5, 1.5], xText: (value) => (value < 1 ? "plain" : "mirrored"), color: "var(--c5)", counts: () => {
@@ -118,7 +118,5 @@ function buildProvenance() {
   if (timings.length) host.append(panel("timings", "Time", el("div", { class: "bars" }, timings.flatMap(([key, value]) => [el("span", {}, PART_NAMES[key] ?? key.replace(/_s$/, "").replaceAll("_", " ")), el("i", { style: { width: `${100 * value / longest}%` } }), el("span", { class: "num" }, duration(value))]))));
   const machine = { device: f.device, "peak device memory": known(f.peak_device_memory_bytes) && f.peak_device_memory_bytes ? `${short(f.peak_device_memory_bytes / 2 ** 30)} GiB` : null, seed: f.seed, input: f.input?.path, ...f.versions };
   host.append(panel("machine", "Machine and versions", rows(Object.fromEntries(Object.entries({ program: [f.program, f.version].filter(Boolean).join(" "), ...machine }).filter(([, value]) => value !== null && value !== undefined && value !== "")))));
-  if (f.options && Object.keys(f.options).length) host.append(panel("options", "Options", el("div", { class: "table-wrap", tabindex: 0 }, rows(f.options))));
-  const columns = [["class", "Class"], ["members", "Members"], ["resolution", resolutionUnit], ["inplane_spread_deg", "In-plane °"], ["shift_spread_px", "Shift px"], ["mirror_fraction", "Mirrored"], ["mean_score", "Score"], ["stability", "Stability"]].filter(([key]) => run.classes.some((item) => known(item[key])));
-  host.append(el("div", { class: "wide" }, panel("table", "All classes in numbers", el("div", { class: "table-wrap", tabindex: 0 }, el("table", {}, el("thead", {}, el("tr", {}, columns.map(([, name]) => el("th", { class: "right" }, name)))), el("tbody", {}, run.classes.map((item) => el("tr", {}, columns.map(([key]) => el("td", { class: "right" }, short(item[key])))))))))));
+  if (f.options && Object.keys(f.options).length) host.append(panel("options", "Options", el("div", { class: "table-wrap", tabindex: 0, role: "region", "aria-label": "Options" }, rows(f.options))));
 }

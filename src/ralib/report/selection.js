@@ -1,37 +1,82 @@
-// Which classes are kept, how many particles that leaves, and the file that `ralib select` takes.
+// Which classes are kept, how many particles that leaves, undo and redo, and the file that `ralib select` takes.
 
 const kept = new Set();
-const limits = { members: null, resolution: null, score: null };
+const limits = { classes: {}, particles: {} }; // thresholds by the key of the figure; absent: none
 const listeners = [];
 const onSelection = (listener) => listeners.push(listener);
 const memory = `ralib-selection-${run.fingerprint}`;
+const everyClass = () => [...Array(K).keys()];
+
+// ---- changes, each of which can be undone -----------------------------------------------------------------------
+const past = [], future = [];
+let lastGroup = null;
+const snapshot = () => JSON.stringify({ kept: [...kept], limits });
+function restore(text) {
+  const state = JSON.parse(text);
+  kept.clear();
+  for (const k of state.kept) kept.add(k);
+  limits.classes = state.limits.classes;
+  limits.particles = state.limits.particles;
+}
+// Changes of one `group` in a row (the digits of a number being typed) are undone together.
+function change(action, group = null) {
+  const before = snapshot();
+  action();
+  if (snapshot() === before) return;
+  if (!group || group !== lastGroup) past.push(before);
+  lastGroup = group;
+  future.length = 0;
+  changed();
+}
+function step(from, to) {
+  if (!from.length) return;
+  to.push(snapshot());
+  restore(from.pop());
+  lastGroup = null;
+  changed();
+}
+const undo = () => step(past, future);
+const redo = () => step(future, past);
 
 function changed() {
-  try { localStorage.setItem(memory, JSON.stringify({ kept: [...kept], score: limits.score })); } catch { /* private mode: forget */ }
+  remember(memory, snapshot());
   document.body.classList.toggle("selecting", kept.size > 0);
   for (const listener of listeners) listener();
 }
-function setKept(classes) {
+const setKept = (classes, group) => change(() => {
+  const list = [...classes];
   kept.clear();
-  for (const k of classes) kept.add(k);
-  changed();
-}
-function toggle(k, on = !kept.has(k)) {
-  if (on) kept.add(k); else kept.delete(k);
-  changed();
-}
-const invert = () => setKept([...Array(K).keys()].filter((k) => !kept.has(k)));
+  for (const k of list) kept.add(k);
+}, group);
+const toggle = (k, on = !kept.has(k)) => change(() => { if (on) kept.add(k); else kept.delete(k); });
+const keepAlso = (classes, on = true) => change(() => { for (const k of classes) if (on) kept.add(k); else kept.delete(k); });
+const invert = () => setKept(everyClass().filter((k) => !kept.has(k)));
 
-// Members of class k whose score reaches the threshold (all of them without one); the scores are sorted.
+// ---- thresholds -------------------------------------------------------------------------------------------------
+function meets(k) {
+  return members[k] > 0 && Object.entries(limits.classes).every(([key, limit]) => {
+    const value = run.classes[k][key];
+    return known(value) && (figureOf(key).better < 0 ? value <= limit : value >= limit);
+  });
+}
+function setLimit(kind, key, value) {
+  change(() => {
+    if (value === null || !Number.isFinite(value)) delete limits[kind][key]; else limits[kind][key] = value;
+    if (kind === "classes" && Object.keys(limits.classes).length) {
+      kept.clear();
+      for (const k of everyClass().filter(meets)) kept.add(k);
+    }
+  }, `${kind}-${key}`);
+}
+
+// Members of class k that meet every particle threshold. The figures are float32, as `ralib select` compares them.
 function remaining(k) {
-  if (limits.score === null || !scores) return members[k];
-  const list = scores[k];
-  let low = 0, high = list.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (list[middle] < limits.score) low = middle + 1; else high = middle;
-  }
-  return list.length - low;
+  const rules = particleLimits.filter(({ key }) => limits.particles[key] !== undefined)
+    .map(({ key, sense }) => [particleFigures[key][k], Math.fround(limits.particles[key]), sense === "≤"]);
+  if (!rules.length) return members[k];
+  let left = 0;
+  for (let i = 0; i < members[k]; i++) if (rules.every(([values, limit, below]) => (below ? values[i] <= limit : values[i] >= limit))) left++;
+  return left;
 }
 const particlesKept = () => [...kept].reduce((sum, k) => sum + remaining(k), 0);
 
@@ -52,29 +97,27 @@ function selectionFile() {
     format: "ralib-selection", version: 1,
     run: { title: run.title, fingerprint: run.fingerprint, n_classes: K },
     classes: [...kept].map((k) => k + 1).sort((a, b) => a - b),
-    min_score: limits.score, particles: particlesKept(),
+    ...Object.fromEntries(particleLimits.map(({ key, file }) => [file, limits.particles[key] ?? null])),
+    particles: particlesKept(),
   };
 }
-
-function meets(k) {
-  const item = run.classes[k];
-  return (limits.members === null || item.members >= limits.members)
-    && (limits.resolution === null || (known(item.resolution) && item.resolution <= limits.resolution))
-    && item.members > 0;
-}
-function applyLimits() {
-  if (limits.members !== null || limits.resolution !== null) setKept([...Array(K).keys()].filter(meets));
-  else changed();
+const selectOptions = () => [`--classes ${asRanges(kept)}`, ...particleLimits.filter(({ key }) => limits.particles[key] !== undefined).map(({ key, option }) => `${option} ${limits.particles[key]}`)].join(" ");
+function selectionSummary() {
+  const left = particlesKept();
+  return `${count(left)} of ${count(total)} particles (${percent(left, total)}) in ${count(kept.size)} of ${count(K)} classes`;
 }
 
+// ---- the bar at the foot of the page ----------------------------------------------------------------------------
 function buildSelectionBar() {
-  const bar = byId("selection"), message = el("div", { class: "count" }), meter = el("i");
+  const bar = byId("selection"), message = el("div", { class: "count", role: "status" }), meter = el("i");
   const button = (label, action, more = {}) => el("button", { type: "button", onclick: action, ...more }, label);
-  const download = button(["Download", el("span", { class: "long" }, " selection")], () => save("selection.json", JSON.stringify(selectionFile(), null, 1), "application/json"), { class: "primary", id: "download" });
-  const clear = button("Clear", () => setKept([]));
+  const download = button(["Download", el("span", { class: "long" }, " selection")], () => save("selection.json", JSON.stringify(selectionFile(), null, 1), "application/json"), { class: run.server ? "" : "primary", id: "download" });
+  const write = run.server && button("Write files", () => writeSelection(write), { class: "primary", id: "write", title: "Particles kept, particles left out, averages kept: into the run's folder" });
   const how = el("div", { class: "how command" }, el("pre", { id: "select-command" }));
   how.append(button("Copy", (event) => copy(byId("select-command").textContent, event.currentTarget)));
-  bar.append(message, el("div", { class: "actions" }, button("Invert", invert, { id: "invert" }), clear, download), how);
+  bar.append(message, el("div", { class: "actions" }, button("Undo", undo, { id: "bar-undo", "aria-keyshortcuts": "Control+Z" }), button("Clear", () => setKept([])), download, write),
+    how, run.server && el("div", { class: "how", id: "written", role: "status" }),
+    !run.server && el("p", { class: "how caption" }, "To write files from this page, open it with ", el("code", {}, `ralib report ${run.title} --serve`), "."));
   onSelection(() => {
     const left = particlesKept();
     message.replaceChildren(
@@ -82,15 +125,32 @@ function buildSelectionBar() {
       el("div", { class: "meter" }, meter));
     meter.style.width = `${total ? 100 * left / total : 0}%`;
     bar.hidden = !kept.size;
-    const score = limits.score === null ? "" : ` --min-score ${limits.score}`;
-    byId("select-command").textContent = `ralib select RUN --classes ${asRanges(kept)}${score} --out selected.star`;
+    byId("bar-undo").disabled = !past.length;
+    byId("select-command").textContent = `ralib select RUN ${selectOptions()} --out selected.star`;
   });
 }
 
+// Undo and redo anywhere but in a field that has its own.
+addEventListener("keydown", (event) => {
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || event.target.matches?.("input[type=number], textarea")) return;
+  const key = event.key.toLowerCase();
+  if (key === "z" && !event.shiftKey) undo(); else if (key === "y" || (key === "z" && event.shiftKey)) redo(); else return;
+  event.preventDefault();
+});
+
+// What was ticked before in this browser; else the run's automatic selection.
 function restoreSelection() {
   try {
-    const before = JSON.parse(localStorage.getItem(memory));
-    if (before) { limits.score = scores ? before.score : null; setKept(before.kept.filter((k) => Number.isInteger(k) && k >= 0 && k < K)); return; }
-  } catch { /* nothing remembered */ }
+    const before = JSON.parse(remembered(memory));
+    if (before?.kept) {
+      before.kept = before.kept.filter((k) => Number.isInteger(k) && k >= 0 && k < K);
+      const some = (object, keys) => Object.fromEntries(Object.entries(object || {}).filter(([key, value]) => keys.includes(key) && Number.isFinite(value)));
+      before.limits = { classes: some(before.limits?.classes, figures.map(({ key }) => key)), particles: some(before.limits?.particles, particleLimits.map(({ key }) => key)) };
+      restore(JSON.stringify(before));
+      changed();
+      return;
+    }
+  } catch { /* nothing sensible remembered */ }
+  for (const k of automaticClasses()) kept.add(k);
   changed();
 }

@@ -16,15 +16,16 @@ from ralib.results.selection import fingerprint
 from ralib.results.summary.contrast import ctf_curves
 from ralib.results.summary.diagnose import diagnose
 from ralib.results.summary.embedding import embed
-from ralib.results.summary.figures import class_figures, histograms, shift_map, sorted_scores
+from ralib.results.summary.figures import class_figures, histograms, shift_map, particle_figures
 from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members
+from ralib.images.fourier import resized
 from ralib.results.summary.runs import RunFiles, finished_run, open_run
 from ralib.types import RalibError
 
 __all__ = ["RunFiles", "finished_run", "open_run", "report_json", "summarise", "write_report"]
 
 MAX_POINTS = 10_000
-MAX_SCORES = 1_000_000
+MAX_SCORES = 3_000_000
 
 
 def write_report(
@@ -54,9 +55,17 @@ def report_json(
 
 
 def summarise(
-    run: RunFiles, *, max_points: int = MAX_POINTS, seed: int = 0, device: torch.device | str = "cpu"
+    run: RunFiles,
+    *,
+    max_points: int = MAX_POINTS,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    server: dict[str, Any] | None = None,
 ) -> ReportContents:
-    """Everything a report shows. Where the particle images cannot be read, all that needs none of them."""
+    """Everything a report shows. Where the particle images cannot be read, all that needs none of them.
+
+    server: see `ReportContents`.
+    """
     rng = np.random.default_rng(seed)
     small_averages = resized(torch.as_tensor(run.averages), POINT_PX * 2).numpy()
     warnings = diagnose(run, small_averages)
@@ -76,7 +85,9 @@ def summarise(
             }
         )
     record, pixel_size_A = run.record, _pixel_size_A(run)
-    scores = sorted_scores(run) if len(run.poses) <= MAX_SCORES else None
+    per_particle = particle_figures(run)
+    if len(run.poses) * len(per_particle) > MAX_SCORES:
+        per_particle = {}
     ctf = run.particles.ctf
     return ReportContents(
         title=_title(run),
@@ -90,13 +101,14 @@ def summarise(
         pixel_size_A=pixel_size_A,
         frc_frequency_per_px=run.frc_frequency_per_px,
         frc=run.frc,
-        scores=scores,
+        particle_figures=per_particle,
         histograms=histograms(run),
         shift_map=shift_map(run),
         members=shown_members,
         history=history(run),
         ctf=ctf_curves(ctf, pixel_size_A, rng) if ctf is not None and pixel_size_A else None,
         embedding=plane,
+        server=server,
     )
 
 

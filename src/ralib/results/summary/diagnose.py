@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.results.summary.figures import MINIMUM_MEMBERS
-from ralib.results.summary.pictures import disc
+from ralib.results.summary.pictures import disc, normalised
 from ralib.results.summary.runs import RunFiles
 
 EDGE_FRACTION = 0.05
@@ -157,8 +157,6 @@ def centre_of_mass_px(images: np.ndarray) -> np.ndarray:
 
 def _alike(run: RunFiles, averages: np.ndarray) -> Finding:
     """Pairs of averages that are one and the same picture."""
-    from ralib.results.summary.embedding import normalised
-
     features = normalised(averages)
     used = np.flatnonzero(run.members >= MINIMUM_MEMBERS)
     overlap = np.triu(features[used] @ features[used].T, 1)

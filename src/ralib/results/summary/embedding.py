@@ -7,7 +7,8 @@ import torch
 
 from ralib.images.fourier import resized
 from ralib.report.contents import Embedding
-from ralib.results.summary.pictures import POINT_PX, disc
+from ralib.results.summary.pictures import POINT_PX, normalised
+from ralib.images.fourier import resized
 from ralib.results.summary.runs import RunFiles
 
 FEWEST_FOR_TSNE, MOST_FOR_TSNE = 6, 1000
@@ -94,11 +95,3 @@ def _neighbourhood(features: torch.Tensor, perplexity: float) -> torch.Tensor:
         wide = -torch.special.xlogy(p, p).sum(1, keepdim=True) > np.log(perplexity)
         low, high = torch.where(wide, precision.log(), low), torch.where(wide, high, precision.log())
     return (p + p.T) / (2 * len(features))
-
-
-def normalised(images: np.ndarray) -> np.ndarray:
-    """Pixels inside a disc as rows, mean 0 and length 1: (p, t, t) -> (p, d)."""
-    rows = np.nan_to_num(images[:, disc(images.shape[-1])].astype(np.float32))
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(length > 0, length, 1))

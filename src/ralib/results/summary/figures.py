@@ -29,7 +29,10 @@ def class_figures(run: RunFiles) -> list[dict[str, Any]]:
         if len(rows):
             figures["mirror_fraction"] = float(mirror[rows].mean())
             if np.isfinite(score[rows]).any():
-                figures["mean_score"] = float(np.nanmean(score[rows]))
+                figures["mean_fit"] = float(np.nanmean(score[rows]))
+            for name, values in (("junk", run.scores.get("junk")), ("posterior_mean", run.scores.get("posterior"))):
+                if values is not None and figures.get(name) is None:
+                    figures[name] = float(np.mean(values[rows]))
             if run.particles.ctf is not None:
                 ctf = run.particles.ctf[rows]
                 figures["median_defocus_A"] = float(np.median((ctf.defocus_u_A + ctf.defocus_v_A) / 2))
@@ -39,24 +42,26 @@ def class_figures(run: RunFiles) -> list[dict[str, Any]]:
     return result
 
 
-def sorted_scores(run: RunFiles) -> list[np.ndarray] | None:
-    """Each class's scores in rising order, float32; None where any member has none."""
-    index, score = run.poses.class_index.numpy(), run.poses.score.numpy()
-    if not np.isfinite(score[index >= 0]).all() or not (index >= 0).any():
-        return None
-    order = np.lexsort((score, index))
-    starts = np.searchsorted(index[order], np.arange(run.n_classes + 1))
-    return [score[order[starts[k] : starts[k + 1]]].astype(np.float32) for k in range(run.n_classes)]
+def particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
+    """Fit, posterior and junk probability of the members, class after class, float32; only those that all have."""
+    index = run.poses.class_index.numpy()
+    rows = np.argsort(index, kind="stable")[int((index < 0).sum()) :]
+    columns = {"fit": run.poses.score.numpy(), **run.scores}
+    found = {name: np.asarray(columns[name])[rows] for name in ("fit", "posterior", "junk") if name in columns}
+    return {name: values.astype(np.float32) for name, values in found.items() if len(rows) and np.isfinite(values).all()}
 
 
 def histograms(run: RunFiles) -> dict[str, Histogram]:
-    """In-plane angles, scores and defocus, counted by class."""
+    """In-plane angles, fit, posterior, junk probability and defocus, counted by class."""
     poses, found = run.poses, {}
     psi = (poses.psi_deg.numpy().astype(np.float64) + 180) % 360 - 180
     found["psi"] = _count(run, psi, np.linspace(-180, 180, 37), "In-plane angle", "°")
     score = poses.score.numpy().astype(np.float64)
     if np.isfinite(score).any():
-        found["score"] = _count(run, score, _edges(score, 40), "Score", "")
+        found["fit"] = _count(run, score, _edges(score, 40), "Fit", "")
+    for name, label in (("posterior", "Posterior"), ("junk", "Junk probability")):
+        if name in run.scores:
+            found[name] = _count(run, run.scores[name], np.linspace(0, 1, 41), label, "")
     if run.particles.ctf is not None:
         defocus = (run.particles.ctf.defocus_u_A + run.particles.ctf.defocus_v_A) / 2
         found["defocus"] = _count(run, defocus, _edges(defocus, 32), "Defocus", "Å")

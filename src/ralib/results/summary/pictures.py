@@ -86,6 +86,14 @@ def disc(size: int) -> np.ndarray:
     return np.asarray(np.hypot(x, y) <= 0.45 * size)
 
 
+def normalised(images: np.ndarray) -> np.ndarray:
+    """Pixels inside a disc as rows, mean 0 and length 1: (p, t, t) -> (p, d)."""
+    rows = np.nan_to_num(images[:, disc(images.shape[-1])].astype(np.float32))
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1))
+
+
 def members(
     run: RunFiles, score: np.ndarray, rng: np.random.Generator, device: torch.device | str = "cpu"
 ) -> Members | None:
@@ -118,15 +126,44 @@ def choose_members(rows: np.ndarray, score: np.ndarray, each: int, rng: np.rando
 
 
 def history(run: RunFiles, most: int = 12) -> History | None:
-    """Averages of at most `most` iterations, evenly spread, the first and the last among them."""
+    """Averages of at most `most` iterations, evenly spread, the first and the last among them.
+
+    Each final class is followed back: a class that was emptied and split off another one continues that one, and
+    one that changed its number keeps its past.
+    """
     most = max(2, min(most, MAX_HISTORY_PIXELS // (HISTORY_PX**2 * max(1, run.n_classes))))
+    wanted = np.unique(np.linspace(0, len(run.history) - 1, min(most, len(run.history))).round().astype(int))
     usable = []
-    if run.history:
-        wanted = np.unique(np.linspace(0, len(run.history) - 1, min(most, len(run.history))).round().astype(int))
-        for number, path in (run.history[i] for i in wanted):
-            averages = open_images(path)[: run.n_classes]
-            if len(averages) == run.n_classes:
-                usable.append((number, resized(torch.as_tensor(averages), HISTORY_PX).numpy()))
-    if not usable or len({images.shape for _, images in usable}) > 1:
+    for number, path in (run.history[i] for i in wanted if run.history):
+        averages = open_images(path)
+        usable.append((number, resized(torch.as_tensor(averages), HISTORY_PX).numpy()))
+    if not usable or len({images.shape[1:] for _, images in usable}) > 1 or not run.n_classes:
         return None
-    return History(tuple(number for number, _ in usable), np.stack([images for _, images in usable]))
+    final = resized(torch.as_tensor(run.averages), usable[-1][1].shape[-1]).numpy()
+    ancestors = followed_back([images for _, images in usable], final)
+    images = np.stack([averages[own] for (_, averages), own in zip(usable, ancestors, strict=True)])
+    return History(tuple(number for number, _ in usable), images, ancestors)
+
+
+CLEARLY_ALIKE = 0.15
+"""How much more another number's average must correlate before a class is taken to have had that number."""
+
+
+def followed_back(averages: list[np.ndarray], final: np.ndarray) -> np.ndarray:
+    """For each of the final averages (k, s, s) the index it had in each of `averages` (each (j, s, s)): (t, k).
+
+    From the last to the first, the average most like the class's next one is its ancestor; its own number is kept
+    unless another correlates clearly better.
+    """
+    own, later = np.arange(len(final)), normalised(final)
+    ancestors = np.zeros((len(averages), len(final)), dtype=np.int64)
+    for t in range(len(averages) - 1, -1, -1):
+        features = normalised(averages[t])
+        alike = later @ features.T
+        best = alike.argmax(axis=1)
+        here = np.minimum(own, len(features) - 1)
+        rows = np.arange(len(final))
+        kept = (own < len(features)) & (alike[rows, best] - alike[rows, here] < CLEARLY_ALIKE)
+        own = np.where(kept, own, best)
+        ancestors[t], later = own, features[own]
+    return ancestors

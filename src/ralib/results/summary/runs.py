@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ralib.io import open_images, open_particles, read_star
+from ralib.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
 from ralib.results.run_directory import read_record
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
@@ -22,6 +24,7 @@ class RunFiles:
     record      run.json, or the same keys as far as another program's files give them
     history     (iteration, file of its averages) in order
     frc         (k, f) with frc_frequency_per_px (f,), or None
+    scores      each particle's posterior, junk, quality ... (n,) by name (see `particle_scores`)
     """
 
     path: Path
@@ -32,6 +35,7 @@ class RunFiles:
     history: list[tuple[int, Path]] = field(default_factory=list)
     frc_frequency_per_px: np.ndarray | None = None
     frc: np.ndarray | None = None
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:
@@ -66,7 +70,11 @@ def finished_run(path: Path, record: dict[str, Any], result: RunResult, particle
     frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
     frequency = None if frc is None else np.arange(frc.shape[1]) / averages.images.shape[-1]
     images, poses = averages.images.cpu().numpy(), result.poses.to("cpu")
-    return RunFiles(path, record, images, particles, poses, _iterations(path), frequency, frc)
+    scores = {name: np.asarray(values) for name, values in (result.extra.get("particles") or {}).items()}
+    by_class = class_scores(poses.class_index.numpy(), record.get("classes") or [])
+    if by_class is not None:
+        scores["class_score"] = by_class
+    return RunFiles(path, record, images, particles, poses, _iterations(path), frequency, frc, scores)
 
 
 def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
@@ -79,7 +87,23 @@ def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     particles = open_particles(path / "particles.star", datadir=datadir, require_images=False)
     poses = _poses_of(particles, len(averages), path / "particles.star")
     frequency, frc = _read_frc(path / "frc.txt", len(averages))
-    return RunFiles(path, record, averages, particles, poses, _iterations(path), frequency, frc)
+    scores = _scores_of(path, particles, poses, record)
+    return RunFiles(path, record, averages, particles, poses, _iterations(path), frequency, frc, scores)
+
+
+def _scores_of(path: Path, particles: ParticleSet, poses: Poses, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Scores of particle_scores.txt, and those that only the particle file holds."""
+    table = particle_table(particles)
+    scores = {} if table is None else table_scores(table)
+    scores |= read_particle_scores(path / SCORES_FILE, len(particles))
+    by_class = class_scores(poses.class_index.numpy(), record.get("classes") or [])
+    return scores if by_class is None else {**scores, "class_score": by_class}
+
+
+def particle_table(particles: ParticleSet) -> pd.DataFrame | None:
+    """The table of a STAR file with one row a particle; None for other sources."""
+    tables = particles.metadata.tables.values()
+    return next((t for t in tables if isinstance(t, pd.DataFrame) and "rlnImageName" in t.columns), None)
 
 
 def _iterations(path: Path) -> list[tuple[int, Path]]:
