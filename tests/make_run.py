@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ralib.io import write_mrcs, write_star
+from ralib.io import read_star, write_mrcs, write_star
 from ralib.kernels import rotate_shift_images
 
 STACK_IMAGES = 1200
@@ -28,11 +28,13 @@ def make_run(
     n_stack: int = STACK_IMAGES,
     scores: bool = True,
     ctf: bool = True,
+    judged: bool = False,
 ) -> Path:
     """Write a run of `n_particles` in `n_classes` into `folder`/run and its particles beside it; returns the run.
 
     The last class is empty and the one before has two members. Beyond `n_stack` particles, images repeat in the
-    particle file. `hostile` puts markup into names, options and warnings.
+    particle file. `hostile` puts markup into names, options and warnings. `judged` adds what `classify` says of classes
+    (score, verdict, junk, agreement, automatic selection) and particles (particle_scores.txt), and picks.
     """
     rng = np.random.default_rng(seed)
     run = folder / "run"
@@ -60,8 +62,41 @@ def make_run(
     members = np.bincount(labels, minlength=n_classes)
     iterations = make_iterations(run, averages, members, 2.5 / cutoff, n_iterations, rng)
     record = make_record(folder, members, 2.5 / cutoff, iterations, box, n_particles, hostile)
+    if judged:
+        record["classes"] = judged_classes(record["classes"])
+        write_scores(run / "particle_scores.txt", labels, score, rng)
+        add_picks(run / "particles.star", rng)
     (run / "run.json").write_text(json.dumps(record))
     return run
+
+
+def judged_classes(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Class scores falling from 0.95 to 0.05; the better half, as far as it has members, is selected."""
+    for row, score in zip(classes, np.linspace(0.95, 0.05, len(classes)), strict=True):
+        good = bool(score > 0.5) and row["members"] > 3
+        row |= {"score": float(score), "verdict": "good: detailed" if good else "blurred next to the best class"}
+        row |= {"junk": float(0.9 * (1 - score)), "reproducibility": float(score), "posterior_mean": 0.9}
+        row |= {"selected": good, "reason": "detailed and reproducible" if good else "class score below 0.5"}
+    return classes
+
+
+def write_scores(path: Path, labels: np.ndarray, fit: np.ndarray, rng: np.random.Generator) -> None:
+    """particle_scores.txt as `ralib classify` writes it, with some of its columns."""
+    n = len(labels)
+    posterior, junk, quality = rng.uniform(0.3, 1, n), rng.beta(0.4, 1.5, n), rng.normal(0, 1, n)
+    table = np.column_stack([np.arange(1, n + 1), labels + 1, posterior, fit, quality, junk])
+    np.savetxt(path, table, fmt="%.6g", header="particle class posterior fit quality junk")
+
+
+def add_picks(star: Path, rng: np.random.Generator) -> None:
+    """Coordinates on the micrographs, 1.25 A/px; every tenth particle lies 4 px beside the one before it."""
+    tables = read_star(star)
+    table = tables["particles"]
+    x, y = rng.uniform(0, 4000, (2, len(table)))
+    x[9::10], y[9::10] = x[8::10][: len(x[9::10])] + 4, y[8::10][: len(x[9::10])]
+    tables["optics"]["rlnMicrographOriginalPixelSize"] = 1.25
+    tables["particles"] = table.assign(rlnCoordinateX=x.round(3), rlnCoordinateY=y.round(3))
+    write_star(star, tables)
 
 
 def phantoms(n: int, box: int, rng: np.random.Generator) -> np.ndarray:

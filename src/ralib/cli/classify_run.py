@@ -19,9 +19,10 @@ from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
 from ralib.cli.common import tell_warnings
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
-from ralib.results.checkpoint import Checkpoint
+from ralib.particle_scores import SCORES_FILE, read_particle_scores
 from ralib.results.run_directory import RunDirectory, read_record
 from ralib.results.selection import combine, selected_rows
+from ralib.classification.validation import compare_runs
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 
@@ -230,7 +231,8 @@ class ClassifyRun:
             raise RalibError(f"{self.stack} is no run: --split and --from choose from the folder of a finished run")
         figures = read_record(folder)["classes"]
         selection = combine(figures, file=self.options["from_"], classes=self.options["split"])
-        rows = selected_rows(particles.poses, selection)
+        scores = read_particle_scores(folder / SCORES_FILE, len(particles))
+        rows = selected_rows(particles.poses, selection, scores)
         if len(rows) == 0:
             raise RalibError(f"{self.stack}: the classes chosen have no members")
         return rows

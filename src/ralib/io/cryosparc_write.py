@@ -7,6 +7,7 @@ comparing both copies; the changed rows win.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -45,11 +46,13 @@ def write_particles_cs(
     *,
     n_classes: int | None = None,
     mirror_as_class: bool = True,
+    scores: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write `particles` with `poses` (the particles' own if None) as a .cs file that cryosparc-tools loads.
 
     cryoSPARC has no mirror: a mirrored member of class k goes into class K + k (see `relion_write`); the
-    fields ralib/class and ralib/mirror keep the original, and our reader takes them first.
+    fields ralib/class and ralib/mirror keep the original, and our reader takes them first. scores (n,) by name go
+    into fields ralib/<name>.
     """
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
@@ -60,6 +63,12 @@ def write_particles_cs(
     if chosen is not None:
         size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
         rows = _with_poses(rows, chosen, size_A, n_classes, mirror_as_class, poses is not None)
+    if scores:
+        rows = _with_fields(rows, [(f"ralib/{name}", "f4") for name in scores])
+        for name, values in scores.items():
+            rows[f"ralib/{name}"] = values
+        if "posterior" in scores and chosen is not None:
+            rows["alignments2D/class_posterior"] = np.nan_to_num(scores["posterior"])
     save_cs(path, rows)
 
 

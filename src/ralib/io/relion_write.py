@@ -9,6 +9,7 @@ mirror; our reader takes those first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def write_particles_star(
     mirror_as_class: bool = True,
     project: Path | None = None,
     image_names: list[str] | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write `particles` with `poses` (the particles' own if None) as a RELION particle file.
 
@@ -59,9 +61,15 @@ def write_particles_star(
     mirror_as_class  False keeps mirrored members in class k: only for readers that know ralibMirror
     project          folder RELION runs in (the current one): image names inside it become relative
     image_names      `000001@stack.mrcs` of each particle, for sources that are not files
+    columns          further columns (n,) by name, such as scores
     Columns and blocks we do not know are written back as they came.
     """
-    write_star(path, particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names, path))
+    tables = particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names, path)
+    if columns:
+        table = tables["particles"]
+        assert isinstance(table, pd.DataFrame)
+        tables["particles"] = table.assign(**columns)
+    write_star(path, tables)
 
 
 def particle_tables(

@@ -22,7 +22,8 @@ def render_report(contents: ReportContents) -> str:
     """The whole page as text.
 
     Texts from the run reach the page only as JSON data and through textContent, and the content security policy lets
-    no script run but ours (by its hash) and no request out (a served page may ask its own server): a label or file name cannot inject anything.
+    no script run but ours (by its hash) and no request out (a served page may ask its own server): a label or file
+    name cannot inject anything.
     """
     data, sheets = page(contents)
     script = '"use strict";\n(() => {\n' + "\n".join(_part(name) for name in SCRIPTS) + "\n})();"

@@ -105,7 +105,11 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "sheets": pictures("members", m.images, 55)}
     if c.history is not None:
         h = c.history
-        data["history"] = {"iterations": h.iterations, "ancestors": h.ancestors, "sheets": pictures("history", h.images, 60)}
+        data["history"] = {
+            "iterations": h.iterations,
+            "ancestors": h.ancestors,
+            "sheets": pictures("history", h.images, 60),
+        }
     if c.ctf is not None:
         data["ctf"] = vars(c.ctf)
     data["embedding"] = None if c.embedding is None else _embedding(c.embedding, pictures)

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ import torch
 from ralib import io
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
+from ralib.particle_scores import class_scores, relion_columns, star_columns
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 LOCK = ".lock"
@@ -126,9 +128,15 @@ class RunDirectory:
             io.write_mrcs(self.path / "class_averages_filtered.mrcs", filtered, pixel)
         write_frc(self.path / "frc.txt", averages)
         n_classes = len(averages.images)
-        io.write_particles_star(self.path / "particles.star", particles, result.poses, n_classes=n_classes)
+        scores = particle_scores(result, record)
+        columns = star_columns(scores) | relion_columns(scores)
+        io.write_particles_star(
+            self.path / "particles.star", particles, result.poses, n_classes=n_classes, columns=columns
+        )
         if particles.metadata.source_format == "cryosparc":
-            io.write_particles_cs(self.path / "particles.cs", particles, result.poses, n_classes=n_classes)
+            io.write_particles_cs(
+                self.path / "particles.cs", particles, result.poses, n_classes=n_classes, scores=scores
+            )
         io.write_params(self.path / "params.txt", result.poses)
         self._write_relion(result)
         if hdf:
@@ -146,6 +154,13 @@ class RunDirectory:
         io.write_model_star(self.path / "relion_model.star", averages, averages_path=stack, poses=result.poses)
         with io.atomic_path(self.path / "relion_data.star") as temporary:
             shutil.copyfile(self.path / "particles.star", temporary)
+
+
+def particle_scores(result: RunResult, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a run knows of each particle beside its pose (n,) by name; empty for runs that judge no particles."""
+    scores = {name: np.asarray(values, dtype=np.float64) for name, values in result.extra.get("particles", {}).items()}
+    by_class = class_scores(result.poses.class_index.cpu().numpy(), record.get("classes") or [])
+    return scores if by_class is None else {**scores, "class_score": by_class}
 
 
 def write_frc(path: Path, averages: ClassAverages) -> None:

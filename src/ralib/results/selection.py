@@ -1,18 +1,18 @@
-"""Choosing classes of a run, by a file from the report or by rules, and the particles that remain."""
+"""Which classes of a run are kept, by a file from the report or by rules, and what their members must meet."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ralib.types import ParticleSet, Poses, RalibError
+from ralib.types import Poses, RalibError
 
 FORMAT = "ralib-selection"
 FORMAT_VERSION = 1
@@ -21,10 +21,20 @@ MAX_FILE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Selection:
-    """Classes to keep, numbered from 1, and the lowest score a particle may have (None: any)."""
+    """Classes to keep, numbered from 1, and what a particle of them must meet (None: nothing).
+
+    min_fit        the criterion reached in the search (Poses.score)
+    max_junk       its probability to be junk
+    min_posterior  its probability to belong to its class rather than to another
+    """
 
     classes: tuple[int, ...]
-    min_score: float | None = None
+    min_fit: float | None = None
+    max_junk: float | None = None
+    min_posterior: float | None = None
+
+
+_THRESHOLDS = ("min_fit", "max_junk", "min_posterior")
 
 
 def fingerprint(members: Sequence[int] | np.ndarray) -> str:
@@ -51,17 +61,21 @@ def read_selection(path: Path | str, members: Sequence[int] | np.ndarray) -> Sel
     """The selection file the report hands out, checked against the run's class sizes `members` (k,)."""
     path = Path(path)
     value = _load(path)
-    run = value.get("run")
-    classes, score = value.get("classes"), value.get("min_score")
+    run, classes = value.get("run"), value.get("classes")
+    limits = {name: value.get(name) for name in _THRESHOLDS}
+    if limits["min_fit"] is None:
+        limits["min_fit"] = value.get("min_score")  # what the fit was called in version 0.1
     numbers = isinstance(classes, list) and all(type(c) is int and 1 <= c <= len(members) for c in classes)
-    if not isinstance(run, dict) or not numbers or not (score is None or type(score) in (int, float)):
+    sound = all(limit is None or type(limit) in (int, float) for limit in limits.values())
+    if not isinstance(run, dict) or not numbers or not sound:
         raise RalibError(f"{path} is damaged: 'classes' must list class numbers from 1 to {len(members)}")
     if run.get("fingerprint") != fingerprint(members):
         raise RalibError(
             f"{path} was made for another run ({str(run.get('title'))[:80]!r}): open this run's report and select there"
         )
     assert isinstance(classes, list)
-    return Selection(tuple(sorted(set(classes))), None if score is None else float(score))
+    kept = tuple(sorted(set(classes)))
+    return Selection(kept, **{name: None if limit is None else float(limit) for name, limit in limits.items()})
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -84,24 +98,41 @@ def choose_classes(
     classes: Sequence[int] | None = None,
     min_resolution_A: float | None = None,
     min_members: int | None = None,
+    min_class_score: float | None = None,
 ) -> tuple[int, ...]:
     """Numbers of the classes that meet every rule given, and have members.
 
-    figures           one dict a class with class, members, resolution_A
+    figures           one dict a class with class, members, resolution_A, score
     min_resolution_A  the class is resolved to this or better (to a smaller number of Angstrom)
+    min_class_score   its class score (0 to 1) is at least this
     """
     if min_resolution_A is not None and all(item.get("resolution_A") is None for item in figures):
         raise RalibError("--min-resolution: this run knows no resolution in Angstrom (no pixel size): leave it out")
+    if min_class_score is not None and all(item.get("score") is None for item in figures):
+        raise RalibError("--min-class-score: this run scored no classes ('ralib classify' does): leave it out")
     chosen = []
     for item in figures:
-        number, size, resolution_A = int(item["class"]), int(item["members"]), item.get("resolution_A")
+        number, size = int(item["class"]), int(item["members"])
+        resolution_A, score = item.get("resolution_A"), item.get("score")
         if classes is not None and number not in classes:
             continue
         if min_resolution_A is not None and (resolution_A is None or not resolution_A <= min_resolution_A):
             continue
+        if min_class_score is not None and (score is None or not score >= min_class_score):
+            continue
         if size >= max(1, min_members or 0):
             chosen.append(number)
     return tuple(chosen)
+
+
+def automatic_classes(figures: Sequence[dict[str, Any]]) -> set[int]:
+    """The classes that the run itself would keep, as it stored in run.json."""
+    if all(item.get("selected") is None for item in figures):
+        raise RalibError(
+            "--auto: this run stored no automatic selection ('ralib classify' does): give --classes, "
+            "--min-class-score or --min-members instead"
+        )
+    return {int(item["class"]) for item in figures if item.get("selected")}
 
 
 def combine(
@@ -109,67 +140,55 @@ def combine(
     *,
     file: Path | str | None = None,
     classes: str | None = None,
+    auto: bool = False,
     min_resolution_A: float | None = None,
     min_members: int | None = None,
-    min_score: float | None = None,
+    min_class_score: float | None = None,
+    min_fit: float | None = None,
+    max_junk: float | None = None,
+    min_posterior: float | None = None,
 ) -> Selection:
     """What is kept when a selection file, a list of classes and thresholds are given together: all must hold."""
-    listed: set[int] | None = None
+    lists: list[set[int]] = []
     if file is not None:
         given = read_selection(file, [int(item["members"]) for item in figures])
-        listed = set(given.classes)
-        scores = [score for score in (given.min_score, min_score) if score is not None]
-        min_score = max(scores) if scores else None
+        lists.append(set(given.classes))
+        min_fit = _strictest(max, given.min_fit, min_fit)
+        min_posterior = _strictest(max, given.min_posterior, min_posterior)
+        max_junk = _strictest(min, given.max_junk, max_junk)
     if classes is not None:
-        named = set(parse_classes(classes, len(figures)))
-        listed = named if listed is None else listed & named
-    rules = {"min_resolution_A": min_resolution_A, "min_members": min_members}
-    kept = choose_classes(figures, classes=None if listed is None else sorted(listed), **rules)  # type: ignore[arg-type]
-    return Selection(kept, min_score)
+        lists.append(set(parse_classes(classes, len(figures))))
+    if auto:
+        lists.append(automatic_classes(figures))
+    kept = choose_classes(
+        figures,
+        classes=sorted(set.intersection(*lists)) if lists else None,
+        min_resolution_A=min_resolution_A,
+        min_members=min_members,
+        min_class_score=min_class_score,
+    )
+    return Selection(kept, min_fit, max_junk, min_posterior)
 
 
-def selected_rows(poses: Poses, selection: Selection) -> np.ndarray:
-    """Rows of the particles that remain, in order."""
+def _strictest(choose: Callable[[list[float]], float], *limits: float | None) -> float | None:
+    given = [limit for limit in limits if limit is not None]
+    return choose(given) if given else None
+
+
+def selected_rows(poses: Poses, selection: Selection, scores: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """Rows of the particles that remain, in order; scores: their posterior and junk (n,), see `particle_scores`."""
     keep = np.isin(poses.class_index.numpy(), np.array(selection.classes, dtype=np.int64) - 1)
-    if selection.min_score is not None:
-        score = poses.score.numpy()
-        if not np.isfinite(score).any():
-            raise RalibError("--min-score: this run wrote no scores; leave the option out")
-        # float32 against float32, as in the page: a threshold read off a score keeps that particle.
-        keep &= score >= np.float32(selection.min_score)
+    columns = {"fit": poses.score.numpy(), **(scores or {})}
+    for name, option, limit, above in (
+        ("fit", "--min-fit", selection.min_fit, True),
+        ("posterior", "--min-posterior", selection.min_posterior, True),
+        ("junk", "--max-junk", selection.max_junk, False),
+    ):
+        if limit is None:
+            continue
+        values = np.asarray(columns.get(name, np.nan), dtype=np.float32)
+        if not np.isfinite(values).any():
+            raise RalibError(f"{option}: this run wrote no {name} of its particles; leave the option out")
+        # float32 against float32, as in the page: a threshold read off a figure keeps that particle.
+        keep &= values >= np.float32(limit) if above else values <= np.float32(limit)
     return np.flatnonzero(keep)
-
-
-def write_selected(particles: ParticleSet, rows: np.ndarray, out: Path | str, *, n_classes: int) -> None:
-    """Write the particles of `rows` with poses and everything else known of them as .star, .cs or .hdf.
-
-    Only the .hdf holds the images themselves; the others name the same image files as before.
-    """
-    from ralib import io
-
-    out = Path(out)
-    check_output(out)
-    if not len(rows):
-        raise RalibError("no particle remains: keep more classes, or loosen the rules")
-    chosen = io.take(particles, rows)
-    suffix = out.suffix.lower()
-    if suffix == ".star":
-        io.write_particles_star(out, chosen, n_classes=n_classes)
-    elif suffix == ".cs":
-        io.write_particles_cs(out, chosen, n_classes=n_classes)
-    else:
-        assert chosen.poses is not None
-        new = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
-        headers = [{**kept, **pose} for kept, pose in zip(io.kept_headers(chosen), new, strict=True)]
-        images = chosen.images.read(np.arange(len(chosen)))
-        io.write_hdf(out, images, headers, pixel_size_A=chosen.pixel_size_A)
-
-
-def check_output(out: Path) -> None:
-    """RalibError unless `out` is a new file of a kind we write."""
-    if out.suffix.lower() not in (".star", ".cs", ".hdf"):
-        raise RalibError(f"{out}: selected particles are written as .star, .cs or .hdf: name one of these")
-    if out.exists():
-        raise RalibError(f"{out} exists: choose another name, or remove it first")
-    if not out.absolute().parent.is_dir():
-        raise RalibError(f"{out}: there is no folder {out.absolute().parent}: make it first")

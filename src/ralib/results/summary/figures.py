@@ -48,7 +48,9 @@ def particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
     rows = np.argsort(index, kind="stable")[int((index < 0).sum()) :]
     columns = {"fit": run.poses.score.numpy(), **run.scores}
     found = {name: np.asarray(columns[name])[rows] for name in ("fit", "posterior", "junk") if name in columns}
-    return {name: values.astype(np.float32) for name, values in found.items() if len(rows) and np.isfinite(values).all()}
+    return {
+        name: values.astype(np.float32) for name, values in found.items() if len(rows) and np.isfinite(values).all()
+    }
 
 
 def histograms(run: RunFiles) -> dict[str, Histogram]:

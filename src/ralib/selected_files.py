@@ -1,0 +1,84 @@
+"""What a selection leaves: the particles kept and left out, their scores with them, and the averages kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ralib import io
+from ralib.particle_scores import relion_columns, star_columns
+from ralib.types import ParticleSet, RalibError
+
+PARTICLE_FILES = (".star", ".cs", ".hdf")
+AVERAGE_FILES = (".mrcs", ".mrc", ".hdf")
+
+
+def write_selected(
+    particles: ParticleSet,
+    rows: np.ndarray,
+    out: Path | str,
+    *,
+    n_classes: int,
+    scores: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write the particles of `rows` with poses and everything else known of them as .star, .cs or .hdf.
+
+    Only the .hdf holds the images themselves; the others name the same image files as before. scores (n,) by name go
+    along: columns ralibJunk ... of a STAR file, fields ralib/junk ... of a .cs file, attributes ralib_junk ... of HDF.
+    """
+    out = Path(out)
+    check_output(out)
+    if not len(rows):
+        raise RalibError("no particle remains: keep more classes, or loosen the rules")
+    chosen = io.take(particles, rows)
+    own = {name: np.asarray(values)[rows] for name, values in (scores or {}).items()}
+    suffix = out.suffix.lower()
+    if suffix == ".star":
+        columns = star_columns(own) | relion_columns(own)
+        io.write_particles_star(out, chosen, n_classes=n_classes, columns=columns)
+    elif suffix == ".cs":
+        io.write_particles_cs(out, chosen, n_classes=n_classes, scores=own)
+    else:
+        assert chosen.poses is not None
+        new = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
+        headers = [{**kept, **pose} for kept, pose in zip(io.kept_headers(chosen), new, strict=True)]
+        for name, values in own.items():
+            for header, value in zip(headers, values.tolist(), strict=True):
+                header[f"ralib_{name}"] = float(value)
+        images = chosen.images.read(np.arange(len(chosen)))
+        io.write_hdf(out, images, headers, pixel_size_A=chosen.pixel_size_A)
+
+
+def write_averages(averages: np.ndarray, classes: Sequence[int], out: Path, pixel_size_A: float | None) -> None:
+    """The averages (k, n, n) of the classes (numbered from 1) as one stack, e.g. templates for picking."""
+    check_output(out, AVERAGE_FILES, "class averages")
+    chosen = averages[[number - 1 for number in classes]]
+    if out.suffix.lower() == ".hdf":
+        io.write_hdf(out, chosen, pixel_size_A=pixel_size_A)
+    else:
+        io.write_mrcs(out, chosen, pixel_size_A)
+
+
+def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
+    """The rows in `parts` random subsets of equal size (to one), each in order."""
+    if not 1 <= parts <= len(rows):
+        raise RalibError(f"--split {parts}: {len(rows)} particles go into 1 to {len(rows)} parts")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [np.sort(rows[order[part::parts]]) for part in range(parts)]
+
+
+def split_names(out: Path, parts: int) -> list[Path]:
+    """selected.star -> selected_split1.star, selected_split2.star ... as relion_star_handler names them."""
+    return [out.with_name(f"{out.stem}_split{i + 1}{out.suffix}") for i in range(parts)]
+
+
+def check_output(out: Path, kinds: Sequence[str] = PARTICLE_FILES, what: str = "selected particles") -> None:
+    """RalibError unless `out` is a new file of a kind we write."""
+    if out.suffix.lower() not in kinds:
+        raise RalibError(f"{out}: {what} are written as {', '.join(kinds[:-1])} or {kinds[-1]}: name one of these")
+    if out.exists():
+        raise RalibError(f"{out} exists: choose another name, or remove it first")
+    if not out.absolute().parent.is_dir():
+        raise RalibError(f"{out}: there is no folder {out.absolute().parent}: make it first")

@@ -1,0 +1,104 @@
+"""A selection carried out: which particles of a run remain, and the files that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ralib.particle_rules import capped, conditions_met, particle_columns, preference, recentred, without_duplicates
+from ralib.results.selection import Selection, selected_rows
+from ralib.selected_files import split_rows, write_averages, write_selected
+from ralib.results.summary.runs import RunFiles
+from ralib.types import RalibError
+
+
+@dataclass(frozen=True)
+class ParticleRules:
+    """Rules beyond classes and thresholds, in the order in which they apply.
+
+    where                conditions on columns, e.g. 'rlnDefocusU<20000'
+    cap_per_class        at most so many of a class; with `rebalance` as many as the median class has
+    remove_duplicates_A  of picks closer than this on one micrograph only the best stays
+    """
+
+    where: tuple[str, ...] = ()
+    cap_per_class: int | None = None
+    rebalance: bool = False
+    remove_duplicates_A: float | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: rows kept, and lines for a person."""
+
+    rows: np.ndarray
+    lines: list[str]
+
+
+def rows_kept(run: RunFiles, selection: Selection, rules: ParticleRules | None = None) -> tuple[np.ndarray, list[str]]:
+    """Rows of the particles that remain, and a line on what each rule left out."""
+    rules = rules or ParticleRules()
+    columns = particle_columns(run.particles, run.scores)
+    index, n = run.poses.class_index.numpy(), len(run.poses)
+    in_classes = selected_rows(run.poses, Selection(selection.classes))
+    rows, lines = in_classes, [f"{n - len(in_classes)} particles are in no class kept"]
+
+    def now(left: np.ndarray, why: str) -> np.ndarray:
+        if len(left) < len(rows):
+            lines.append(f"{len(rows) - len(left)} left out {why}")
+        return left
+
+    rows = now(selected_rows(run.poses, selection, run.scores), "by fit, posterior or junk")
+    rows = now(rows[conditions_met(rules.where, columns, n)[rows]], f"by {' and '.join(rules.where)}")
+    preferred = preference(columns, n)
+    if rules.remove_duplicates_A is not None:
+        distance_A = rules.remove_duplicates_A
+        rows = now(
+            without_duplicates(rows, run.particles, columns, preferred, distance_A),
+            f"within {distance_A:g} A of a better",
+        )
+    if rules.cap_per_class is not None:
+        rows = now(capped(rows, index, preferred, rules.cap_per_class), f"beyond {rules.cap_per_class} of a class")
+    if rules.rebalance:
+        rows = now(capped(rows, index, preferred, None), "beyond the median class's size")
+    return rows, lines
+
+
+def write_selection(
+    run: RunFiles,
+    selection: Selection,
+    rules: ParticleRules | None = None,
+    *,
+    outputs: Sequence[Path],
+    excluded: Path | None = None,
+    averages: Path | None = None,
+    recenter: bool = False,
+) -> Written:
+    """Write the particles kept (into several outputs: in random parts), and where asked those left out and the
+    averages kept.
+    """
+    rows, lines = rows_kept(run, selection, rules)
+    if not len(rows):
+        raise RalibError("no particle remains: keep more classes, or loosen the rules")
+    left_out = np.setdiff1d(np.arange(len(run.poses)), rows)
+    if excluded is not None and not len(left_out):
+        raise RalibError("--excluded: every particle is kept, none is left out; leave the option out")
+    particles = run.particles
+    if recenter:
+        particles = recentred(particles, particle_columns(particles, run.scores))
+    parts = split_rows(rows, len(outputs)) if len(outputs) > 1 else [rows]
+    for part, out in zip(parts, outputs, strict=True):
+        write_selected(particles, part, out, n_classes=run.n_classes, scores=run.scores)
+    if excluded is not None:
+        write_selected(particles, left_out, excluded, n_classes=run.n_classes, scores=run.scores)
+        lines.append(f"wrote {excluded}: {len(left_out)} particles left out")
+    if averages is not None:
+        pixel_size_A = (run.record.get("input") or {}).get("pixel_size_A") or run.particles.pixel_size_A
+        write_averages(run.averages, selection.classes, averages, pixel_size_A)
+        lines.append(f"wrote {averages}: {len(selection.classes)} class averages")
+    total = f"{run.members.sum()} particles in {len(selection.classes)} of {run.n_classes} classes"
+    lines.append(f"kept {len(rows)} of {total}: wrote {', '.join(str(path) for path in outputs)}")
+    return Written(rows, lines)
