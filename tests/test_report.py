@@ -24,8 +24,9 @@ from ralib.report.sheets import encode, grey_levels, pack
 from ralib.results.summary import open_run, summarise, write_report
 from ralib.results.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
 from ralib.results.summary.embedding import principal_plane, tsne
-from ralib.results.summary.figures import class_figures, histograms, shift_map, sorted_scores
-from ralib.results.summary.pictures import aligned, choose_members, likeness
+from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
+from ralib.results.summary.pictures import aligned, choose_members, followed_back, likeness
+from ralib.images.fourier import resized
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
 
 
@@ -51,21 +52,31 @@ def test_figures_agree_with_the_poses(run: Path) -> None:
     index = opened.poses.class_index.numpy()
     figures = class_figures(opened)
     assert [item["members"] for item in figures] == np.bincount(index, minlength=8).tolist()
-    assert figures[0]["mean_score"] == pytest.approx(opened.poses.score.numpy()[index == 0].mean(), rel=1e-5)
+    assert figures[0]["mean_fit"] == pytest.approx(opened.poses.score.numpy()[index == 0].mean(), rel=1e-5)
     assert figures[0]["mirror_fraction"] == pytest.approx(opened.poses.mirror.numpy()[index == 0].mean())
     assert figures[-1]["flag"] == "empty"
     for histogram in histograms(opened).values():
         np.testing.assert_array_equal(histogram.counts.sum(axis=1), opened.members)
-    assert set(histograms(opened)) == {"psi", "score", "defocus"}
+    assert set(histograms(opened)) == {"psi", "fit", "defocus"}
     shifts = shift_map(opened)
     np.testing.assert_array_equal(shifts.counts.sum(axis=(1, 2)), opened.members)
     right = shifts.counts[:, :, shifts.counts.shape[2] // 2 + 1 :].sum()
     width = shifts.edges_px[1] - shifts.edges_px[0]
     assert right == (opened.poses.origin_xy_px.numpy()[:, 0] >= width / 2).sum()
-    scores = sorted_scores(opened)
-    assert scores is not None
-    assert [len(s) for s in scores] == opened.members.tolist()
-    assert all((np.diff(s) >= 0).all() for s in scores)
+    fit = particle_figures(opened)["fit"]
+    np.testing.assert_array_equal(fit, opened.poses.score.numpy()[np.argsort(index, kind="stable")])
+
+
+def test_figures_of_particles_follow_the_classes(tmp_path: Path) -> None:
+    judged = open_run(make_run(tmp_path, n_classes=5, n_particles=80, box=16, n_iterations=1, judged=True))
+    index, found = judged.poses.class_index.numpy(), particle_figures(judged)
+    assert set(found) == {"fit", "posterior", "junk"}
+    for k in range(5):
+        start = judged.members[:k].sum()
+        np.testing.assert_allclose(
+            found["junk"][start : start + judged.members[k]], judged.scores["junk"][index == k], rtol=1e-6
+        )
+    assert {"junk", "posterior"} <= set(histograms(judged))
 
 
 def test_members_lie_on_their_average(run: Path) -> None:
@@ -241,7 +252,7 @@ def test_view_without_napari_is_one_line(run: Path, capsys: pytest.CaptureFixtur
 def test_without_images_scores_or_ctf_the_rest_is_still_there(tmp_path: Path) -> None:
     run = make_run(tmp_path, n_classes=4, n_particles=60, box=24, n_iterations=2, scores=False, ctf=False)
     with_images = summarise(open_run(run))
-    assert with_images.scores is None
+    assert not with_images.particle_figures
     assert with_images.ctf is None
     assert with_images.members is not None
     assert np.nanmax(with_images.members.score) > 0.3  # likeness to the average stands in for the score
@@ -290,3 +301,18 @@ def test_notebook_galleries() -> None:
     html = result._repr_html_()
     assert "<script" not in html
     assert "look" in html
+
+
+def test_histories_follow_classes_through_changes_of_number() -> None:
+    """Classes that changed places are found again; one split off another has that one's past; all else stays."""
+    rng = np.random.default_rng(4)
+    kinds = rng.normal(size=(6, 24, 24))
+
+    def noisy(order: list[int]) -> np.ndarray:
+        return kinds[order] + 0.3 * rng.normal(size=(len(order), 24, 24))
+
+    early, late = noisy([0, 1, 2, 3, 4]), noisy([1, 0, 2, 3, 3])
+    ancestors = followed_back([early, late], noisy([1, 0, 2, 3, 3]))
+    assert ancestors.tolist() == [[1, 0, 2, 3, 3], [0, 1, 2, 3, 4]]
+    unlike = [rng.normal(size=(5, 24, 24)), late]  # nothing alike before: the numbers are kept
+    assert followed_back(unlike, late)[0].tolist() == [0, 1, 2, 3, 4]

@@ -20,10 +20,10 @@ from ralib.results.summary import open_run, write_report
 PLOTS = {
     *("iteration-criterion", "iteration-pixel_error", "iteration-changes", "iteration-effective"),
     *("iteration-mean_resolution", "iteration-sizes", "iteration-seconds", "frc", "resolution-size", "class-sizes"),
-    *("distribution-psi", "distribution-score", "distribution-defocus", "distribution-shift", "distribution-mirror"),
+    *("distribution-psi", "distribution-fit", "distribution-defocus", "distribution-shift", "distribution-mirror"),
     *("ctf-curves", "ctf-coverage", "ctf-defocus", "embedding", "command", "timings", "machine", "options", "table"),
 }
-CLASS_PLOTS = {"class-frc", "class-psi", "class-shifts", "class-score", "class-class_sizes", "class-resolution"}
+CLASS_PLOTS = {"class-frc", "class-psi", "class-shifts", "class-fit", "class-class_sizes", "class-resolution"}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,9 @@ def test_the_averages_are_drawn_in_every_order(opened: Any, run: Path) -> None:
     numbers = "return [...document.querySelectorAll('.card')].map(c => +c.dataset.class)"
     members = open_run(run).members
     assert [members[k - 1] for k in opened.execute_script(numbers)] == sorted(members, reverse=True)
-    for order in ("resolution", "number", "stability", "score", "shift", "inplane"):
+    for order in ("resolution", "class", "stable", "mean_fit", "shift_spread_px", "inplane_spread_deg"):
         opened.find_element("css selector", f'#sort option[value="{order}"]').click()
-    opened.find_element("css selector", '#sort option[value="number"]').click()
+    opened.find_element("css selector", '#sort option[value="class"]').click()
     assert opened.execute_script(numbers) == list(range(1, 10))
     pixels = (
         "const c=document.querySelector('.card canvas');"
@@ -157,6 +157,7 @@ def test_selection_by_tick_key_brush_threshold_and_invert(opened: Any, run: Path
     assert kept_particles(opened) == members.sum() - members[[k - 1 for k in order[:3]]].sum()
     opened.find_element("id", "keep-all").click()
     assert kept_particles(opened) == members.sum()
+    opened.find_element("css selector", "#thresholds summary").click()
     opened.find_element("id", "limit-members").send_keys("30")
     assert kept_particles(opened) == members[members >= 30].sum()
     opened.find_element("id", "limit-resolution").send_keys("12")
@@ -171,7 +172,8 @@ def test_the_selection_goes_through_ralib_select(opened: Any, run: Path, tmp_pat
     for number in (2, 4, 5):
         card(opened, number, ".tick input").click()
     score = f"{np.median(open_run(run).poses.score):.4f}"
-    opened.find_element("id", "limit-score").send_keys(score)
+    opened.find_element("css selector", "#thresholds summary").click()
+    opened.find_element("id", "limit-particle-fit").send_keys(score)
     shown = kept_particles(opened)
     assert 0 < shown < open_run(run).members[[1, 3, 4]].sum()
     opened.find_element("id", "download").click()
@@ -217,7 +219,7 @@ def test_pointing_at_the_map_shows_the_particle(opened: Any) -> None:
         pictures = 2 if view == "points" else 1
         drawn = "return document.querySelectorAll('#tip canvas[data-drawn]').length"
         wait_for(lambda wanted=pictures, script=drawn: opened.execute_script(script) == wanted)
-    for colour in ("score", "defocus", "class"):
+    for colour in ("fit", "defocus", "class"):
         opened.find_element("css selector", '#map-view option[value="points"]').click()
         opened.find_element("css selector", f'#map-colour option[value="{colour}"]').click()
 

@@ -145,8 +145,8 @@ def history(run: RunFiles, most: int = 12) -> History | None:
     return History(tuple(number for number, _ in usable), images, ancestors)
 
 
-CLEARLY_ALIKE = 0.15
-"""How much more another number's average must correlate before a class is taken to have had that number."""
+LEAST_ALIKE, MORE_ALIKE = 0.4, 0.15
+"""How well another number's average must correlate, and how much better than the class's own, to be its ancestor."""
 
 
 def followed_back(averages: list[np.ndarray], final: np.ndarray) -> np.ndarray:
@@ -163,7 +163,8 @@ def followed_back(averages: list[np.ndarray], final: np.ndarray) -> np.ndarray:
         best = alike.argmax(axis=1)
         here = np.minimum(own, len(features) - 1)
         rows = np.arange(len(final))
-        kept = (own < len(features)) & (alike[rows, best] - alike[rows, here] < CLEARLY_ALIKE)
+        other = (alike[rows, best] >= LEAST_ALIKE) & (alike[rows, best] >= alike[rows, here] + MORE_ALIKE)
+        kept = (own < len(features)) & ~other
         own = np.where(kept, own, best)
         ancestors[t], later = own, features[own]
     return ancestors
