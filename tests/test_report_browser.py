@@ -21,7 +21,7 @@ PLOTS = {
     *("iteration-criterion", "iteration-pixel_error", "iteration-changes", "iteration-effective"),
     *("iteration-mean_resolution", "iteration-sizes", "iteration-seconds", "frc", "resolution-size", "class-sizes"),
     *("distribution-psi", "distribution-fit", "distribution-defocus", "distribution-shift", "distribution-mirror"),
-    *("ctf-curves", "ctf-coverage", "ctf-defocus", "embedding", "command", "timings", "machine", "options", "table"),
+    *("ctf-curves", "ctf-coverage", "ctf-defocus", "embedding", "command", "timings", "machine", "options"),
 }
 CLASS_PLOTS = {"class-frc", "class-psi", "class-shifts", "class-fit", "class-class_sizes", "class-resolution"}
 

@@ -67,7 +67,9 @@ def shown_order(page: Any) -> list[int]:
 
 
 def click(page: Any, element_id: str) -> None:
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", page.find_element("id", element_id))
+    page.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", page.find_element("id", element_id)
+    )
     page.find_element("id", element_id).click()
 
 
@@ -232,9 +234,9 @@ def test_the_look_changes_and_is_exported(opened: Any, run: Path, tmp_path: Path
     assert "contrast(1.5)" in looked
     assert "blur(" in looked
     assert float(width.removesuffix("px")) >= 198
-    dark = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+    dark = opened.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
     click(opened, "theme")
-    assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") != dark
+    assert opened.execute_script("return getComputedStyle(document.documentElement).backgroundColor") != dark
     click(opened, "export-png")
     wait_for((tmp_path / "run-classes.png").is_file, what="the picture")
     wait_for(lambda: (tmp_path / "run-classes.png").stat().st_size > 1000, what="the picture")
@@ -287,7 +289,7 @@ def test_the_page_uses_a_wide_screen_and_fits_a_phone(opened: Any) -> None:
     resize(opened, 390, 844, mobile=True)
     opened.refresh()
     wait_for(lambda: opened.execute_script("return document.documentElement.dataset.ready"))
-    opened.find_element("css selector", "#thresholds summary").click()
+    click(opened, "thresholds")
     for view in ("gallery", "table"):
         click(opened, f"view-{view}")
         assert opened.execute_script("return document.documentElement.scrollWidth") <= 390
