@@ -10,44 +10,16 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ralib"
 
-# Floors, from the ground up: a room sees its own floor and those below. Rooms named nowhere stand on ENGINE.
-GROUND, OPS, ENGINE, LOOPS, RUNS, CLI = range(6)
-FLOOR = {
-    "types": GROUND,
-    "conventions": GROUND,
-    "ops": OPS,
-    "multireference": LOOPS,
-    "referencefree": LOOPS,
-    "classify": LOOPS,
-    "alignment": LOOPS,
-    "alignment_options": LOOPS,
-    "loop_state": LOOPS,
-    "analysis": LOOPS,
-    "sparx": ENGINE,
-    "analysis.run": RUNS,
-    "benchmarks": RUNS,
-    "rundir": RUNS,
-    "summary": RUNS,
-    "select": RUNS,
-    "particle_rules": RUNS,
-    "selected_files": RUNS,
-    "selection_run": RUNS,
-    "watch": RUNS,
-    "cli": CLI,
-    "__main__": CLI,
-}
-# Side rooms: they see these and nothing else. Everyone may look into them from LOOPS up, io from RUNS up.
-SIDE = {
-    "io": {"types", "conventions"},
-    "report": {"types", "conventions"},
-    "checkpoint": {"types", "conventions", "io"},
-    "ranks": set(),
-}
-SEEN_FROM = {"io": RUNS, "report": RUNS, "checkpoint": LOOPS, "ranks": ENGINE}
-# Doors in the floor, each with its reason.
-DOORS = {
-    ("types", "report"): "a result shows itself in a notebook; the page is made when it is shown",
-}
+PLAN = SOURCE.parents[1] / "docs" / "architecture.md"
+
+
+def floors(text: str) -> dict[str, int]:
+    """The table of docs/architecture.md: each folder or root module and its floor."""
+    rows = re.findall(r"^\| (\d+) \| `([\w/]+)` \|", text, flags=re.MULTILINE)
+    return {name: int(number) for number, name in rows}
+
+
+FLOOR = floors(PLAN.read_text())
 
 
 def room(module: str) -> str:

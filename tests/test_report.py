@@ -26,7 +26,6 @@ from ralib.results.summary.diagnose import centre_of_mass_px, diagnose, search_r
 from ralib.results.summary.embedding import principal_plane, tsne
 from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
 from ralib.results.summary.pictures import aligned, choose_members, followed_back, likeness
-from ralib.images.fourier import resized
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
 
 

@@ -12,8 +12,8 @@ import pytest
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_images, read_star
-from ralib.particle_rules import capped, meets
-from ralib.particle_scores import read_particle_scores
+from ralib.results.particle_rules import capped, meets
+from ralib.results.particle_scores import read_particle_scores
 from ralib.results.summary import open_run
 from ralib.types import RalibError
 

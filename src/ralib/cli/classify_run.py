@@ -19,10 +19,10 @@ from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
 from ralib.cli.common import tell_warnings
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
-from ralib.particle_scores import SCORES_FILE, read_particle_scores
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
 from ralib.results.run_directory import RunDirectory, read_record
 from ralib.results.selection import combine, selected_rows
-from ralib.classification.validation import compare_runs
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 

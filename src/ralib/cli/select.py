@@ -104,9 +104,9 @@ def select(
     Scores go along as columns (ralibJunk, ralibPosterior, ralibQuality, ralibClassScore ...).
     """
     from ralib.io.paths import name_for_project
+    from ralib.results.selected_files import AVERAGE_FILES, check_output, split_names
     from ralib.results.selection import combine
-    from ralib.selected_files import AVERAGE_FILES, check_output, split_names
-    from ralib.selection_run import ParticleRules, write_selection
+    from ralib.results.selection_run import ParticleRules, write_selection
     from ralib.results.summary.figures import class_figures
     from ralib.results.summary.runs import open_run
 

@@ -21,7 +21,7 @@ import torch
 from ralib import io
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
-from ralib.particle_scores import class_scores, relion_columns, star_columns
+from ralib.results.particle_scores import class_scores, relion_columns, star_columns
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 LOCK = ".lock"

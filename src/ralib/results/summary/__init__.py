@@ -18,7 +18,6 @@ from ralib.results.summary.diagnose import diagnose
 from ralib.results.summary.embedding import embed
 from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
 from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members
-from ralib.images.fourier import resized
 from ralib.results.summary.runs import RunFiles, finished_run, open_run
 from ralib.types import RalibError
 

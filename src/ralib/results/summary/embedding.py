@@ -8,7 +8,6 @@ import torch
 from ralib.images.fourier import resized
 from ralib.report.contents import Embedding
 from ralib.results.summary.pictures import POINT_PX, normalised
-from ralib.images.fourier import resized
 from ralib.results.summary.runs import RunFiles
 
 FEWEST_FOR_TSNE, MOST_FOR_TSNE = 6, 1000

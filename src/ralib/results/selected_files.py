@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ralib import io
-from ralib.particle_scores import relion_columns, star_columns
+from ralib.results.particle_scores import relion_columns, star_columns
 from ralib.types import ParticleSet, RalibError
 
 PARTICLE_FILES = (".star", ".cs", ".hdf")

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ralib.particle_rules import capped, conditions_met, particle_columns, preference, recentred, without_duplicates
+from ralib.results.particle_rules import (
+    capped,
+    conditions_met,
+    particle_columns,
+    preference,
+    recentred,
+    without_duplicates,
+)
+from ralib.results.selected_files import split_rows, write_averages, write_selected
 from ralib.results.selection import Selection, selected_rows
-from ralib.selected_files import split_rows, write_averages, write_selected
 from ralib.results.summary.runs import RunFiles
 from ralib.types import RalibError
 
