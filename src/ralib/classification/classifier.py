@@ -22,11 +22,13 @@ from ralib.classification import results as finish
 from ralib.classification.course_figures import course_figures, state_poses
 from ralib.classification.course_state import pack, unpack
 from ralib.classification.em import Model
+from ralib.classification.image_statistics import statistics_of
 from ralib.classification.quality import judge
 from ralib.classification.schedule import Course, Plan
 from ralib.classification.state import State, Step
 from ralib.classification.validation import quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, Field, load_field
+from ralib.images.frc import masked_frc
 from ralib.io import for_computing
 from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches
@@ -277,10 +279,12 @@ class Classifier:
                 n_classes=self.n_classes,
             )
         )  # fmt: skip
+        averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
         stability = quick_estimate(model, course, state, torch.Generator().manual_seed(self.seed))
         classes = class_figures(averages, poses, None)
         assert course.references is not None
-        verdict = judge(field, state, course.references, averages, poses, classes, stability)
+        image = statistics_of(batches, field.particle_radius_px / field.scale)
+        verdict = judge(model, state, course.references, averages, poses, classes, stability, image)
         extra = {
             "references": finish.filtered(averages),
             "classes": verdict.classes,
@@ -290,6 +294,7 @@ class Classifier:
             "stability": stability.summary,
             "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         }
+        self.evidence_ = verdict.evidence
         warnings = [*particles.warnings, *_unusable(particles, batches.bad), *verdict.warnings]
         self.result_ = RunResult("classify", poses, averages, figures, self._options(), warnings, extra)
         self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes

@@ -1,17 +1,14 @@
 """What a class or a particle is worth, in numbers and in words.
 
-Particles are judged three times. How much of what a typical class would let expect of them, under their own CTF and
-noise, does their class explain? An empty patch of ice or half a particle falls short; two groups, where there are two,
-are told apart by a mixture of two normal distributions. And how much of what is explained is fine detail? A speck of
-dirt may resemble a class well, or get a class of its own, but all of it is coarse. And how far from the centre of its
-box does it lie? Picking centres particles to within a few pixels; what only fits far from there is noise that fits
-anywhere, a particle cut by the box, or dirt beside the place that was picked. Classes are judged by their members, and
-by the fine detail these share with them, which blurred classes and blobs lack.
+Three things are measured: what an image shows by itself (`image_statistics`), how a particle fits its class
+(`class_fit`), and what the class averages show (`class_statistics`). A small model that was fitted on simulated sets
+turns them into the probability that a particle is junk (`junk_model`). A class is worth what its members are: its score
+is the share of true particles among them, and above one half how well it shows them. Nothing of a run is believed whose
+particles fit no better than noise does (`stability`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,107 +16,164 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.classification.class_fit import class_fit, typical_power
+from ralib.classification.class_statistics import class_statistics
 from ralib.classification.e_step import ring_power
+from ralib.classification.em import Model
+from ralib.classification.junk_model import OWN_NAMES, Evidence, deviations, junk_log_odds
 from ralib.classification.state import State
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import Field
 from ralib.images.centering import centre_of_mass
-from ralib.images.frc import masked_frc, resolution_frequency, ssnr
+from ralib.images.frc import ssnr
 from ralib.images.masks import soft_mask
+from ralib.results.automatic_selection import automatic_selection
 from ralib.types import ClassAverages, Poses
 
 FINE_DETAIL = 3.5
 """Details across the particle from which on they count as fine: coarser ones a blob has too."""
 
-SURELY_USUAL, CLEARLY_ODD, WORST = 3.0, 6.0, 10.0
-"""Robust standard deviations by which a particle's share of fine detail is too small, or its place too far off: below
-the first there is nothing odd, above the second surely. No score goes beyond the last."""
+WORST = 10.0
+"""No particle's quality, a logarithm of odds, lies beyond."""
 
-CAUSES = ("fit no class", "share no fine detail with it", "lie far from the centres of their boxes")
-"""What is wrong with junk, in words: the three ways in which particles are judged."""
+OFF_CENTRE = 0.2, 0.6
+"""Particle radii by which the mass of an average may lie off the centre, and from which on the class shows nothing."""
 
-CENTRED = 0.05
-"""Of the particle's radius: places that differ by less are one place, however narrowly a set was centred."""
+FAR_TOO_STRONG = 4.5
+"""Standard deviations of the first of CAUSES from which on it counts without the learned model."""
+
+CAUSES = {
+    "far stronger than the others where detail is coarse: bead, ice, carbon": (
+        "power_inside_1", "power_inside_2", "power_outside_1", "darkest_inside", "darkest_outside",
+    ),
+    "more than one particle, or an edge, within the mask": (
+        "near_centre", "second_near", "left_inside_1", "left_outside_1", "left_outside_2",
+    ),
+    "little or nothing at the centre of the box: empty, or off centre": ("-at_centre", "-log_fit", "-log_explained"),
+    "fits its class badly": ("-missing_1", "-missing_2", "-share_1", "-share_2", "-posterior", "-agreement"),
+}  # fmt: skip
+"""What is wrong with junk, in words, and the features whose deviation (negative: in the other direction) says so."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Rows of run.json for the classes, arrays (n,) for the particles, and warnings."""
+    """Rows of run.json for the classes, arrays (n,) for the particles, warnings, and the evidence they rest on."""
 
     classes: list[dict[str, Any]]
     particles: dict[str, np.ndarray]
     warnings: list[dict[str, str]]
+    evidence: Evidence
 
 
 def judge(
-    field: Field,
+    model: Model,
     state: State,
     references: Tensor,
     averages: ClassAverages,
     poses: Poses,
     classes: list[dict[str, Any]],
     stability: Stability,
+    image: Tensor,
 ) -> Verdict:
-    """Everything the output says about quality; `classes` are the rows to add to, `references` (k, r, m)."""
-    detail = detail_ratio(field, state, references).cpu().numpy().astype(np.float64)
-    explained = explained_ratio(field, state, references).cpu().numpy().astype(np.float64)
-    index = poses.class_index.numpy()
-    away = (stability.away_px / field.particle_radius_px).cpu().numpy().astype(np.float64)
-    quality, junk, cause = particle_quality(explained, detail, away, index)
-    agreement = stability.agreement.cpu().numpy()
+    """Everything the output says about quality.
+
+    Parameters
+    ----------
+    references
+        (k, r, m) of the last iteration, behind their masks.
+    averages
+        Class averages at full size with their FRC.
+    classes
+        The rows of run.json to add to, one a class.
+    image
+        (n, f) `image_statistics` of the particles.
+    """
+    field, index = model.field, poses.class_index.numpy()
+    explained = _numbers(explained_ratio(field, state, references))
+    away = _numbers(stability.away_px / field.particle_radius_px)
+    agreement = _numbers(stability.agreement)
+    fit, posterior, scale = (_numbers(v) for v in (poses.score, state.posterior, state.scale))
+    logs = (np.log1p(np.maximum(fit, 0)), np.log(np.maximum(explained, 0.02)))
+    evidence = Evidence(
+        image=_numbers(image),
+        fit=_numbers(class_fit(model, state, references.shape[1])),
+        scalars=np.stack([*logs, away, agreement, posterior, scale], axis=1),
+        classes=_numbers(class_statistics(model, state)),
+        index=index,
+    )
+    odds = np.maximum(junk_log_odds(evidence), _far_too_strong(evidence))
+    odds = np.where(index >= 0, np.clip(odds, -WORST, WORST), WORST)
+    if not stability.believable:
+        odds = np.full_like(odds, WORST)
+    junk = 1 / (1 + np.exp(-odds))
     particles = {
-        "posterior": state.posterior.cpu().numpy(),
-        "fit": poses.score.numpy(),
-        "scale": state.scale.cpu().numpy(),
+        "posterior": posterior,
+        "fit": fit,
+        "scale": scale,
         "explained": explained,
-        "quality": quality,
-        "detail": detail,
+        "quality": -odds,
+        "detail": _numbers(detail_ratio(field, state, references)),
         "off_centre": away,
         "agreement": agreement,
         "junk": junk,
     }
-    curve = masked_frc(averages, field.radius_px / field.scale)
-    resolution = 1.0 / resolution_frequency(curve.clone()).clamp_min(1e-3)
-    images = averages.images
-    mask = soft_mask(images.shape[-1], field.radius_px / field.scale, 4.0, "cpu")
-    off = torch.linalg.vector_norm(centre_of_mass(images, mask), dim=1)
-    pixel = averages.pixel_size_A or math.nan
-    rows = []
-    for k, row in enumerate(classes):
+    rows = _rows(averages, field, particles, index, classes)
+    causes = _causes(evidence, junk)
+    for row, cause in zip(rows, causes, strict=True):
+        row["score"], row["verdict"] = _verdict(row, rows, stability.believable, cause)
+    automatic = automatic_selection(junk, index, rows, causes, believable=stability.believable)
+    particles["selected"] = automatic.kept.astype(np.float64)
+    for row, choice in zip(rows, automatic.classes, strict=True):
+        row |= {"selected": choice.selected, "kept": choice.kept, "reason": choice.reason}
+    return Verdict(rows, particles, _warnings(rows, junk, stability), evidence)
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy().astype(np.float64)
+
+
+def _rows(
+    averages: ClassAverages,
+    field: Field,
+    particles: dict[str, np.ndarray],
+    index: np.ndarray,
+    rows: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The classes' rows with what their averages and members add to them."""
+    assert averages.frc is not None
+    radius = field.radius_px / field.scale
+    mask = soft_mask(averages.images.shape[-1], radius, 4.0, "cpu")
+    off = torch.linalg.vector_norm(centre_of_mass(averages.images, mask), dim=1)
+    fine = averages.frc[:, 1 : field.grid.n_rings]
+    added = []
+    for k, row in enumerate(rows):
         member = index == k
         known = bool(member.any())
-        fine = curve[k][: field.grid.n_rings]
-        rows.append(
+
+        def mean(name: str, member: np.ndarray = member, known: bool = known) -> float:
+            return float(particles[name][member].mean()) if known else 0.0
+
+        added.append(
             row
             | {
-                "resolution_px": float(resolution[k]),
-                "resolution_A": float(resolution[k]) * pixel,
-                "ssnr_mean": float(ssnr(fine).mean()),
-                "sharpness": float(np.mean(detail[member])) if known else 0.0,
+                "ssnr_mean": float(ssnr(fine[k]).mean()),
+                "sharpness": mean("detail"),
                 "off_centre_px": float(off[k]),
-                "reproducibility": float(agreement[member].mean()) if known else 0.0,
-                "posterior_mean": float(particles["posterior"][member].mean()) if known else 0.0,
-                "junk": float(junk[member].mean()) if known else 1.0,
+                "off_centre": float(off[k]) * field.scale / field.particle_radius_px,
+                "reproducibility": mean("agreement"),
+                "posterior_mean": mean("posterior"),
+                "junk": mean("junk") if known else 1.0,
             }
         )
-    for k, row in enumerate(rows):
-        main_cause = int(np.bincount(cause[(index == k) & (junk > 0.5)], minlength=len(CAUSES)).argmax())
-        row["score"], row["verdict"] = _verdict(row, rows, stability.believable, CAUSES[main_cause])
-    return Verdict(rows, particles, _warnings(rows, junk, stability))
+    return added
 
 
 def explained_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     """Square root of a particle's log-likelihood over that of a typical particle under its CTF, (n,): 1 is typical."""
-    typical = _typical_power(state, references)
+    typical = typical_power(ring_power(references), state.members)
     expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
     best = state.fit.gather(1, state.class_index[:, None])[:, 0]
     return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
-
-
-def _typical_power(state: State, references: Tensor) -> Tensor:
-    """Ring power (r,) of the classes, averaged over the particles."""
-    share = state.members / state.members.sum().clamp_min(1)
-    return share @ ring_power(references)
 
 
 def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
@@ -127,7 +181,7 @@ def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     grid, spectra = field.grid, field.spectra
     rings = references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
-    expected = spectra.power[:, first:rings] @ _typical_power(state, references)[first:]
+    expected = spectra.power[:, first:rings] @ typical_power(ring_power(references), state.members)[first:]
     m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
     shared = torch.empty_like(expected)
     for start in range(0, len(spectra), 512):
@@ -141,95 +195,71 @@ def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 
-def particle_quality(
-    explained: np.ndarray, detail: np.ndarray, away: np.ndarray, index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Quality (n,), the higher the better and about 0 for a typical particle; junk probability (n,); which of CAUSES.
+def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
+    """How far (causes, n) each of CAUSES sets a particle apart, in robust standard deviations of the typical ones."""
+    deviation = deviations(evidence.own, typical & (evidence.index >= 0))
+    column = {name: i for i, name in enumerate(OWN_NAMES)}
+    told = []
+    for names in CAUSES.values():
+        signed = [(-1 if n.startswith("-") else 1) * deviation[:, column[n.lstrip("-")]] for n in names]
+        told.append(np.sort(signed, axis=0)[-2])  # the second largest: one feature alone may err
+    return np.stack(told)
 
-    What is explained, how much of that is fine detail, and how far `away` from the centre of the box a particle lies
-    (particle radii) count in their own robust standard deviations, and the worst decides. The last two count for less,
-    since some views have little detail and some picks are poor. A single particle's are noisy, so half of each is its
-    class's: junk of a kind shares a class. index (n,) is the class, -1 for images that are none: these are junk.
+
+def _far_too_strong(evidence: Evidence) -> np.ndarray:
+    """Least log-odds (n,) of being junk of images far stronger than the others, however well a class of such fits them.
+
+    No true particle of the sets that the model was fitted on lies 4.5 standard deviations out.
     """
-    usable = index >= 0
-    log = np.log(np.maximum(explained, 0.02))
-    fine = detail / np.maximum(explained**2, 0.05)  # both over what is expected; the square is a share of likelihood
-    low = _deviation(log, usable)
-    coarse = _deviation(_half_of_class(fine, index), usable)
-    far = _deviation(_half_of_class(away, index), usable, floor=CENTRED)
-    judged = np.stack([low, 0.7 * coarse, -0.5 * far])
-    quality = np.where(usable, np.clip(judged.min(0), -WORST, WORST), -WORST)
-    junk = np.clip((np.maximum(-coarse, far) - SURELY_USUAL) / (CLEARLY_ODD - SURELY_USUAL), 0, 1)
-    regular = usable & (junk < 0.5)  # dirt may lie far above all others, and would widen the upper group
-    if regular.sum() > 1:
-        junk[regular] = np.maximum(junk[regular], junk_probability(log[regular]))
-    junk[~usable] = 1.0
-    return quality, junk, judged.argmin(0)
+    strength: np.ndarray = _strengths(evidence, evidence.index >= 0)[0] - FAR_TOO_STRONG
+    return np.where(strength > 0, strength, -np.inf)
 
 
-def _half_of_class(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Mean (n,) of each particle's value and the median of its class."""
-    known = [index == k for k in range(index.max() + 1)]
-    median = np.array([np.median(values[member]) if member.any() else 0.0 for member in known])
-    return 0.5 * (values + np.where(index >= 0, median[index], 0.0)) if known else values
+def oddness(evidence: Evidence) -> np.ndarray:
+    """Rules without any fit, for comparison: by how many standard deviations (n,) the worst of CAUSES applies."""
+    worst: np.ndarray = _strengths(evidence, evidence.index >= 0).max(0)
+    return worst
 
 
-def _deviation(values: np.ndarray, usable: np.ndarray, floor: float = 1e-12) -> np.ndarray:
-    """(values - median) in standard deviations, told from the half of the data nearest to the median."""
-    known = values[usable] if usable.any() else values
-    middle = np.median(known)
-    deviation: np.ndarray = (values - middle) / max(1.4826 * float(np.median(np.abs(known - middle))), floor)
-    return deviation
-
-
-def junk_probability(values: np.ndarray, *, iterations: int = 60) -> np.ndarray:
-    """Probability (n,) that a particle belongs to the lower of two normal groups; 0 for all where there is one.
-
-    values are logarithms of what is explained. Expectation maximisation from the lower and the upper part of the range.
-    Two groups are only believed where they stand apart (Ashman's D above 2) with fewer particles between them than in
-    either (else it is the tail of one group), and the lower is neither a few outliers nor two fifths of the data (then
-    it is another species, not junk).
-    """
-    low, high = np.percentile(values, [5, 60])
-    mean = np.array([min(low, high - 1.0), high])
-    sd, share = np.full(2, max(values.std() / 2, 1e-6)), np.array([0.2, 0.8])
-    for _ in range(iterations):
-        log = np.log(share) - np.log(sd) - 0.5 * ((values[:, None] - mean) / sd) ** 2
-        weight = np.exp(log - log.max(1, keepdims=True))
-        weight /= weight.sum(1, keepdims=True)
-        total = weight.sum(0) + 1e-9
-        share = total / total.sum()
-        mean = (weight * values[:, None]).sum(0) / total
-        sd = np.sqrt((weight * (values[:, None] - mean) ** 2).sum(0) / total) + 1e-6
-    apart = (mean[1] - mean[0]) * math.sqrt(2 / (sd**2).sum())
-    between = np.linspace(mean[0], mean[1], 60)[:, None]
-    density = (share / sd * np.exp(-0.5 * ((between - mean) / sd) ** 2)).sum(1)
-    valley = density.min() < 0.9 * density[0]
-    if apart < 2 or not valley or not 0.01 < share[0] < 0.4:
-        return np.zeros(len(values))
-    # A wide group must not claim what lies beyond the other one.
-    return np.where(values < mean[0], 1.0, np.where(values > mean[1], 0.0, weight[:, 0]))
+def _causes(evidence: Evidence, junk: np.ndarray) -> list[str]:
+    """For each class what sets its junk apart, in words of CAUSES; '' where there is none."""
+    main, words = _strengths(evidence, junk < 0.5).argmax(0), list(CAUSES)
+    told = []
+    for k in range(len(evidence.classes)):
+        bad = main[(evidence.index == k) & (junk > 0.5)]
+        told.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
+    return told
 
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, cause: str) -> tuple[float, str]:
-    """A score between 0 and 1, and the sentence that says where it comes from."""
-    sharp = max(r["sharpness"] for r in rows) or 1.0
-    parts = (1 - row["junk"], min(1.0, row["reproducibility"] / 0.6), min(1.0, max(0.0, row["sharpness"] / sharp)))
-    score = float(np.prod(parts) ** (1 / 3))
+    """A score between 0 and 1, and the sentence that says where it comes from.
+
+    Up to one half the score is the share of true particles among the members; above, what goes beyond one half counts
+    for as much as the class shows of them. So a class of mostly junk stands below all classes of mostly true particles.
+    """
     if not believable:
-        return 0.0, "unstable: particles kept out of the averages fit no better than pure noise"
-    words = []
+        return 0.0, "not believed: the particles fit no better than noise, or than noise that a template picked"
     if row["members"] == 0:
         return 0.0, "empty: its average is all zero"
-    if not math.isfinite(score):
+    true = 1 - row["junk"]
+    sharpest = max((r["sharpness"] for r in rows if r["junk"] < 0.5), default=0.0) or 1.0
+    centred = (OFF_CENTRE[1] - row["off_centre"]) / (OFF_CENTRE[1] - OFF_CENTRE[0])
+    parts = [row["sharpness"] / sharpest, row["reproducibility"] / 0.6, centred]
+    shown = float(np.prod(np.clip(parts, 0, 1)) ** (1 / 3))
+    score = true if true <= 0.5 else 0.5 + (true - 0.5) * shown
+    if not np.isfinite(score):
         return 0.0, "unusable: its figures are no numbers"
-    if row["junk"] > 0.5:
-        words.append(f"{100 * row['junk']:.0f}% of its members are probably junk: most {cause}")
+    words = []
+    if true <= 0.5:
+        words.append(f"mostly junk: {100 * row['junk']:.0f}% of its members probably are; {cause}")
+    elif row["junk"] > 0.2:
+        words.append(f"{100 * row['junk']:.0f}% of its members are probably junk: {cause}" if cause else
+                     f"{100 * row['junk']:.0f}% of its members are probably junk")  # fmt: skip
     if row["reproducibility"] < 0.3:
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
-    if row["sharpness"] < 0.5 * sharp:
+    if row["sharpness"] < 0.5 * sharpest:
         words.append("blurred next to the best class")
-    if row["off_centre_px"] > 5:
+    if row["off_centre"] > OFF_CENTRE[0]:
         words.append(f"its mass lies {row['off_centre_px']:.0f} px off the centre")
     return score, "; ".join(words) or "good: detailed, reproducible, well centred"
 
@@ -237,11 +267,13 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
 def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[dict[str, str]]:
     warnings = []
     if not stability.believable:
-        share = 100 * stability.summary["fit_better_than_noise"]
+        told = stability.summary
         warnings.append(
             {
-                "what": "the data do not support these classes: a particle kept out of the averages fits them "
-                f"better than an image of pure noise in {share:.0f}% of cases (noise itself: 50%)",
+                "what": "the data do not support these classes: their particles look like pure noise, or noise that a "
+                f"template picked (a particle kept out of the averages fits them better than an image of noise in "
+                f"{100 * told['fit_better_than_noise']:.0f}% of cases, noise itself in 50%; the fits spread by "
+                f"{told['fit_spread']:.2f} standard deviations, signal in noise by more than 1)",
                 "where": "classes",
                 "do": "do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
             }
@@ -256,15 +288,13 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
             }
         )
     bad = int((junk > 0.5).sum())
-    if bad > 0.02 * len(junk):
-        share = 100 * bad / len(junk)
+    if stability.believable and bad > 0.02 * len(junk):
         warnings.append(
             {
-                "what": f"{bad} particles ({share:.0f}%) are probably junk: they fit no class, share no fine detail "
-                "with it, or lie far from the centres of their boxes",
+                "what": f"{bad} particles ({100 * bad / len(junk):.0f}%) are probably junk",
                 "where": "particles",
-                "do": "select the good classes in the report and classify them again with --from; particle_scores.txt "
-                "has the junk score of each particle",
+                "do": "'ralib select RUN --auto OUT' leaves them out and says why, class by class; particle_scores.txt "
+                "has the junk probability of each particle",
             }
         )
     return warnings

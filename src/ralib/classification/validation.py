@@ -27,8 +27,13 @@ from ralib.classification.state import State
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.types import Poses
 
-SEPARATION = 0.75
-"""How often a held-out particle must fit better than an image of pure noise; where it is noise, half the time."""
+ABOVE_NOISE = 0.5
+"""Share of the held-out particles that must fit better than 90% of images of pure noise do; of noise, a tenth does."""
+
+LEAST_SPREAD = 1.1
+"""Standard deviation of sqrt(2 fit) below which fits are the largest of many chances. Of signal in noise it is the
+noise's own, 1, and what contrast and defocus add; of maxima of noise alone it is less. So noise that a template picked
+is told, although its averages show the template: all of it lies just above what the picking asked for."""
 
 TESTED = 200
 """Held-out particles, and as many images of noise, that the test looks at."""
@@ -60,7 +65,8 @@ def quick_estimate(model: Model, course: Course, state: State, generator: torch.
     assert state.averages is not None
     rings = references.shape[1]
     held = torch.nonzero(model.held_out)[:TESTED, 0]
-    separation = _separation(model, course, state, held, generator) if len(held) else math.nan
+    separation, above = _separation(model, course, state, held, generator) if len(held) else (math.nan, math.nan)
+    spread = fit_spread(state.fit.amax(1)[model.field.usable])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
     for h in (0, 1):
         rows = torch.nonzero(model.half != h)[:, 0]
@@ -69,10 +75,12 @@ def quick_estimate(model: Model, course: Course, state: State, generator: torch.
         _, index = _best_fit(model, state, model.field.spectra[rows], half, centre, wide=False)
         agreement[rows] = (index == state.class_index[rows]).float()
         away[rows] = _away_px(model, state, rows, half)
-    believable = len(held) < 20 or separation >= SEPARATION
+    believable = (len(held) < 20 or above >= ABOVE_NOISE) and spread >= LEAST_SPREAD
     summary = {
         "held_out_particles": len(held),
         "fit_better_than_noise": separation,
+        "fit_above_noise": above,
+        "fit_spread": spread,
         "same_class_from_other_half": float(agreement.mean()),
         "believable": believable,
     }
@@ -96,8 +104,19 @@ def _away_px(model: Model, state: State, rows: Tensor, references: Tensor) -> Te
     return away[rows]
 
 
-def _separation(model: Model, course: Course, state: State, held: Tensor, generator: torch.Generator) -> float:
-    """Probability that a held-out particle fits its best class better than an image of noise fits its own."""
+def fit_spread(fit: Tensor) -> float:
+    """Robust standard deviation of sqrt(2 fit), the fits (n,) in standard deviations of noise."""
+    quartile = torch.quantile(
+        torch.sqrt(2 * fit.clamp_min(0)).double(), torch.tensor([0.25, 0.75]).double().to(fit.device)
+    )
+    return float(quartile[1] - quartile[0]) / 1.349
+
+
+def _separation(
+    model: Model, course: Course, state: State, held: Tensor, generator: torch.Generator
+) -> tuple[float, float]:
+    """Held-out particles beside images of noise, each in its best class: how often a particle fits better than such an
+    image, and the share of the particles that fit better than nine tenths of them."""
     assert course.references is not None
     rings = course.references.shape[1]
     references = course.references.clone()
@@ -108,7 +127,8 @@ def _separation(model: Model, course: Course, state: State, held: Tensor, genera
         _best_fit(model, state, s, references, centre, wide=True)[0]
         for s in (spectra, noise_like(model.field.grid, spectra, generator))
     ]
-    return float((fits[0][:, None] > fits[1]).float().mean())
+    limit = torch.quantile(fits[1], 0.9)
+    return float((fits[0][:, None] > fits[1]).float().mean()), float((fits[0] > limit).float().mean())
 
 
 def noise_like(grid: RingGrid, spectra: Spectra, generator: torch.Generator) -> Spectra:

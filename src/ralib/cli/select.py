@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,8 @@ def select(
         typer.Argument(metavar="[SELECTION] [OUT]", help="selection.json from the report; new .star, .cs or .hdf."),
     ] = None,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Classes that the run itself would keep.", rich_help_panel=_CLASSES)
+        bool,
+        typer.Option("--auto", help="What the run itself would keep, and why.", rich_help_panel=_CLASSES),
     ] = False,
     classes: Annotated[
         str | None, typer.Option(help="Classes to keep, from 1: 1,4-9.", rich_help_panel=_CLASSES)
@@ -136,6 +137,8 @@ def select(
             max_junk=max_junk,
             min_posterior=min_posterior,
         )
+        if auto:
+            _tell_why(opened.record)
         done = write_selection(
             opened, selection, rules, outputs=outputs, excluded=excluded, averages=averages, recenter=recenter
         )
@@ -143,6 +146,14 @@ def select(
         if averages is not None:
             nodes[name_for_project(averages)] = "Image2DStack.mrc.relion"
         _tell(done.lines)
+
+
+def _tell_why(record: dict[str, Any]) -> None:
+    """What the automatic selection does with each class, and warnings about the run as a whole."""
+    for row in record.get("classes") or []:
+        typer.echo(f"class {row['class']:3d}: {row.get('reason', '')}")
+    if not (record.get("stability") or {}).get("believable", True):
+        raise RalibError("--auto: the classes of this run are not believed, so nothing is kept: see the run's warnings")
 
 
 def _tell(lines: list[str]) -> None:

@@ -26,12 +26,14 @@ class Selection:
     min_fit        the criterion reached in the search (Poses.score)
     max_junk       its probability to be junk
     min_posterior  its probability to belong to its class rather than to another
+    automatic      it is among those that the run proposes
     """
 
     classes: tuple[int, ...]
     min_fit: float | None = None
     max_junk: float | None = None
     min_posterior: float | None = None
+    automatic: bool = False
 
 
 _THRESHOLDS = ("min_fit", "max_junk", "min_posterior")
@@ -75,7 +77,8 @@ def read_selection(path: Path | str, members: Sequence[int] | np.ndarray) -> Sel
         )
     assert isinstance(classes, list)
     kept = tuple(sorted(set(classes)))
-    return Selection(kept, **{name: None if limit is None else float(limit) for name, limit in limits.items()})
+    min_fit, max_junk, min_posterior = (None if limits[k] is None else float(limits[k]) for k in _THRESHOLDS)
+    return Selection(kept, min_fit, max_junk, min_posterior)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def combine(
     if classes is not None:
         lists.append(set(parse_classes(classes, len(figures))))
     if auto:
-        lists.append(automatic_classes(figures))
+        automatic_classes(figures)  # or refuse: such a run proposes nothing
     kept = choose_classes(
         figures,
         classes=sorted(set.intersection(*lists)) if lists else None,
@@ -167,7 +170,7 @@ def combine(
         min_members=min_members,
         min_class_score=min_class_score,
     )
-    return Selection(kept, min_fit, max_junk, min_posterior)
+    return Selection(kept, min_fit, max_junk, min_posterior, auto)
 
 
 def _strictest(choose: Callable[[list[float]], float], *limits: float | None) -> float | None:
@@ -191,4 +194,8 @@ def selected_rows(poses: Poses, selection: Selection, scores: Mapping[str, np.nd
             raise RalibError(f"{option}: this run wrote no {name} of its particles; leave the option out")
         # float32 against float32, as in the page: a threshold read off a figure keeps that particle.
         keep &= values >= np.float32(limit) if above else values <= np.float32(limit)
+    if selection.automatic:
+        if "selected" not in columns:
+            raise RalibError("--auto: this run proposes no particles; select by classes instead")
+        keep &= np.asarray(columns["selected"]) > 0.5
     return np.flatnonzero(keep)

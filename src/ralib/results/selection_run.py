@@ -17,7 +17,7 @@ from ralib.results.particle_rules import (
     without_duplicates,
 )
 from ralib.results.selected_files import split_rows, write_averages, write_selected
-from ralib.results.selection import Selection, selected_rows
+from ralib.results.selection import Selection, automatic_classes, selected_rows
 from ralib.results.summary.runs import RunFiles
 from ralib.types import RalibError
 
@@ -93,6 +93,9 @@ def write_selection(
     left_out = np.setdiff1d(np.arange(len(run.poses)), rows)
     if excluded is not None and not len(left_out):
         raise RalibError("--excluded: every particle is kept, none is left out; leave the option out")
+    classes = selection.classes
+    if selection.automatic:
+        classes = tuple(sorted(automatic_classes(run.record["classes"]) & set(classes)))
     particles = run.particles
     if recenter:
         particles = recentred(particles, particle_columns(particles, run.scores))
@@ -104,8 +107,8 @@ def write_selection(
         lines.append(f"wrote {excluded}: {len(left_out)} particles left out")
     if averages is not None:
         pixel_size_A = (run.record.get("input") or {}).get("pixel_size_A") or run.particles.pixel_size_A
-        write_averages(run.averages, selection.classes, averages, pixel_size_A)
-        lines.append(f"wrote {averages}: {len(selection.classes)} class averages")
-    total = f"{run.members.sum()} particles in {len(selection.classes)} of {run.n_classes} classes"
+        write_averages(run.averages, classes, averages, pixel_size_A)
+        lines.append(f"wrote {averages}: {len(classes)} class averages")
+    total = f"{run.members.sum()} particles in {len(classes)} of {run.n_classes} classes"
     lines.append(f"kept {len(rows)} of {total}: wrote {', '.join(str(path) for path in outputs)}")
     return Written(rows, lines)

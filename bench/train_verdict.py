@@ -1,0 +1,209 @@
+"""Fit the learned verdict on simulated sets whose truth is known, and show what it is worth on molecules left out.
+
+    export PYTHONPATH=src
+    python3 bench/train_verdict.py measure ace2=SETS/ace2_30 t20s=SETS/t20s_10 ... --out TABLES [--device cuda]
+    python3 bench/train_verdict.py fit TABLES/*.npz [--write] [--json bench/results/verdict-left-out.json]
+
+`measure` classifies each set (particles.star, truth.npz with `junk`: 0 good, else its kind) and keeps what the model
+looks at; MOLECULE= says what the set shows, so that all its sets can be left out together. `fit`
+leaves out one molecule after the other, fits trees, a logistic regression on the same features, and rules without any
+fit, and judges the molecule that was left out. --write then fits on all and replaces the model in the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ralib import io
+from ralib.classification.classifier import Classifier
+from ralib.classification.junk_model import (
+    MODEL_FILE,
+    NAMES,
+    BoostedTrees,
+    Evidence,
+    features,
+    junk_log_odds,
+    load_model,
+)
+from ralib.classification.quality import oddness
+from verdict import judged
+
+TREES: dict[str, Any] = {
+    "max_iter": 120,
+    "max_leaf_nodes": 10,
+    "learning_rate": 0.08,
+    "min_samples_leaf": 60,
+    "l2_regularization": 5.0,
+    "max_features": 0.3,
+    "random_state": 0,
+}
+"""Few leaves and many particles in each: the model is to hold for molecules it has not seen."""
+
+WRONG = 0.05
+"""Share of all particles that are taken for usual by mistake while features are made for training."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One set: its evidence and the true kinds of junk (n,)."""
+
+    name: str
+    molecule: str
+    evidence: Evidence
+    junk: np.ndarray
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Tables of evidence, one file a set."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    for given in options.sets:
+        molecule, folder = given.split("=", 1)
+        target = options.out / f"{Path(folder).name}.npz"
+        particles, truth = io.open_particles(Path(folder) / "particles.star"), np.load(Path(folder) / "truth.npz")
+        found = Classifier(n_classes=options.classes, seed=options.seed, device=options.device).fit(particles).evidence_
+        np.savez_compressed(
+            target, molecule=molecule, junk=truth["junk"], image=found.image.astype(np.float32),
+            fit=found.fit.astype(np.float32), scalars=found.scalars.astype(np.float32),
+            classes=found.classes.astype(np.float32), index=found.index,
+        )  # fmt: skip
+        print(f"{target}: {len(particles)} particles", flush=True)
+
+
+def read(path: Path) -> Table:
+    """A table by `measure`."""
+    with np.load(path, allow_pickle=False) as saved:
+        names = ("image", "fit", "scalars", "classes", "index")
+        return Table(path.stem, str(saved["molecule"]), Evidence(*(saved[n] for n in names)), saved["junk"])
+
+
+def examples(tables: list[Table], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels: as at first sight, and as when the true particles say what is usual."""
+    rows, labels = [], []
+    for table in tables:
+        good = table.junk == 0
+        views = [table.evidence.index >= 0]
+        if good.sum() > 50:
+            views.append(good | (rng.random(len(good)) < WRONG))
+        for usual in views:
+            rows.append(features(table.evidence, usual))
+            labels.append(~good)
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def grown(x: np.ndarray, y: np.ndarray) -> BoostedTrees:
+    """Trees fitted to the examples, as arrays, with only the features that any of them asks for."""
+    fitted = HistGradientBoostingClassifier(**TREES).fit(x, y)
+    nodes = [stage[0].nodes for stage in fitted._predictors]
+    size = max(len(n) for n in nodes)
+    asked = sorted({int(f) for n in nodes for f in n["feature_idx"][n["is_leaf"] == 0]})
+    column = {f: i for i, f in enumerate(asked)}
+    shape = (len(nodes), size)
+    feature, left, right = np.full(shape, -1, np.int16), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    threshold, value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for t, tree in enumerate(nodes):
+        inner = tree["is_leaf"] == 0
+        feature[t, : len(tree)][inner] = [column[int(f)] for f in tree["feature_idx"][inner]]
+        threshold[t, : len(tree)][inner] = tree["num_threshold"][inner]
+        left[t, : len(tree)], right[t, : len(tree)] = tree["left"], tree["right"]
+        value[t, : len(tree)][~inner] = tree["value"][~inner]
+    baseline = float(np.ravel(fitted._baseline_prediction)[0])
+    return BoostedTrees(feature, threshold, left, right, value, baseline, tuple(NAMES[f] for f in asked))
+
+
+class Logistic:
+    """A logistic regression in the place of trees."""
+
+    names = NAMES
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=400)).fit(x, y)
+
+    def log_odds(self, x: np.ndarray) -> np.ndarray:
+        """Logarithm of the odds (n,)."""
+        odds: np.ndarray = self.fitted.decision_function(x)
+        return odds
+
+
+def left_out(tables: list[Table]) -> list[dict[str, Any]]:
+    """Rows of what each way is worth on the sets of each molecule, fitted without that molecule."""
+    rows = []
+    for molecule in sorted({t.molecule for t in tables}):
+        x, y = examples([t for t in tables if t.molecule != molecule], np.random.default_rng(0))
+        ways = {"trees": grown(x, y), "logistic": Logistic(x, y)}
+        for table in (t for t in tables if t.molecule == molecule):
+            for way, model in ways.items():
+                odds = junk_log_odds(table.evidence, model)  # type: ignore[arg-type]
+                rows.append({"set": table.name, "molecule": molecule, "way": way} | _judged(table, odds))
+            rows.append(
+                {"set": table.name, "molecule": molecule, "way": "rules"} | _judged(table, oddness(table.evidence))
+            )
+            for row in rows[-3:]:
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def _judged(table: Table, odds: np.ndarray) -> dict[str, Any]:
+    return judged(1 / (1 + np.exp(-odds)), table.junk, table.evidence.index)
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean over the sets of every number, way by way."""
+    told: dict[str, dict[str, float]] = {}
+    for way in ("rules", "logistic", "trees"):
+        mine = [r for r in rows if r["way"] == way]
+        names = {n for r in mine for n, v in r.items() if isinstance(v, float)}
+        told[way] = {n: round(float(np.mean([r[n] for r in mine if r.get(n) is not None])), 3) for n in sorted(names)}
+    return told
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Leave-one-molecule-out, and the model for the package."""
+    tables = [read(path) for path in options.tables]
+    if not options.no_left_out:
+        rows = left_out(tables)
+        print(json.dumps(means(rows), indent=1))
+        if options.json:
+            io.write_json(options.json, {"rows": rows, "means": means(rows)})
+    if options.write:
+        trees = grown(*examples(tables, np.random.default_rng(0)))
+        names = ("feature", "threshold", "left", "right", "value")
+        arrays = {name: getattr(trees, name) for name in names}
+        np.savez_compressed(MODEL_FILE, **arrays, baseline=trees.baseline, names=np.array(trees.names))
+        load_model.cache_clear()
+        print(f"wrote {MODEL_FILE}: {len(trees.feature)} trees, {MODEL_FILE.stat().st_size} bytes")
+
+
+def main() -> int:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("measure")
+    command.add_argument("sets", nargs="+", help="MOLECULE=FOLDER")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--classes", type=int, default=15)
+    command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--device", default="cpu")
+    command.set_defaults(run=measure)
+    command = commands.add_parser("fit")
+    command.add_argument("tables", nargs="+", type=Path)
+    command.add_argument("--write", action="store_true")
+    command.add_argument("--no-left-out", action="store_true")
+    command.add_argument("--json", type=Path)
+    command.set_defaults(run=fit)
+    options = parser.parse_args()
+    options.run(options)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

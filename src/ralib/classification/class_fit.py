@@ -1,0 +1,177 @@
+"""How a particle and its class fit, band by band: what is shared, what is left, inside the particle and around it.
+
+Every comparison is with averages made of the half of the data that the particle is not in, so that its own noise is
+in none of them. Of a true member of its class the cross term with it has a known mean and variance, whatever the dose,
+the CTF and the box are; empty ice falls short of it in all bands, dirt exceeds it where it is coarse and falls short
+where it is fine, and a second particle or an edge leaves power behind once the class is taken away.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ralib.classification.e_step import ring_power
+from ralib.classification.em import Model
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.state import State
+from ralib.images.fourier import squared
+from ralib.images.masks import soft_mask
+
+BANDS = 0.0, 1.5, 3.0, 6.0, 12.0
+"""Details across the particle between which fits are told."""
+
+_N = len(BANDS) - 1
+FIT_NAMES = (
+    *(f"expected_{i}" for i in range(_N)),
+    *(f"missing_{i}" for i in range(_N)),
+    *(f"share_{i}" for i in range(_N)),
+    *(f"left_inside_{i}" for i in range(_N)),
+    *(f"left_outside_{i}" for i in range(_N)),
+    "left_brightest",
+    "left_darkest",
+    "at_centre",
+    "near_centre",
+    "far_away",
+    "second_near",
+    "second_far",
+    "blob_more",
+    "blob_less",
+)
+"""Columns of `class_fit`.
+
+expected_i  cross term over that of the typical class of the run, 1 where a particle is typical
+missing_i   (cross term - what the own class would give) over its standard deviation, 0 on average for a member
+share_i     correlation coefficient of particle and class in the band
+left_*_i    logarithm of the power left after the class is taken away, 0 where it is the noise's
+at_centre   what the round mean of the typical class fits at the particle's place, in standard deviations of noise;
+near_centre and far_away  elsewhere within 0.8 diameters, and beyond; second_*  the same after the class is taken away
+blob_*      what a blob of a quarter of the diameter fits best, inside, in what is left; less: its negative
+"""
+
+NEAR, FAR = 0.5, 1.6
+"""Particle radii from the particle's place between which another one overlaps with it; neighbours lie beyond."""
+
+CHUNK = 256
+
+
+def class_fit(model: Model, state: State, rings: int) -> Tensor:
+    """Features (n, f) of all particles at their poses in their classes, see FIT_NAMES."""
+    assert state.averages is not None
+    rings = min(rings, state.averages.halves.shape[2])
+    halves = [model.masked(replace(state.averages, orders=half), rings) for half in state.averages.halves]
+    powers = torch.stack([ring_power(h) for h in halves])  # (2, k, r)
+    typical = typical_power(powers.mean(0), state.members)
+    round_mean = weighted_median((halves[0] + halves[1])[:, :, 0].real / 2, state.members)
+    columns = []
+    for first in range(0, len(state.psi_deg), CHUNK):
+        rows = slice(first, first + CHUNK)
+        columns.append(_of_rows(model, state, rows, halves, powers, typical, round_mean))
+    return torch.cat(columns)
+
+
+def typical_power(power: Tensor, members: Tensor) -> Tensor:
+    """Ring power (r,) of the typical class: the median of the classes' (k, r), every class counted by its members.
+
+    A mean would be what strong junk makes it: a bead has some hundred times the power of a molecule.
+    """
+    return weighted_median(power, members)
+
+
+def weighted_median(values: Tensor, members: Tensor) -> Tensor:
+    """Median (r,) over the classes of values (k, r), every class counted by its members (k,)."""
+    order = values.argsort(dim=0)
+    weight = members.to(values.dtype)[order].cumsum(0)
+    middle = (weight >= 0.5 * weight[-1:]).int().argmax(0, keepdim=True)
+    return values.gather(0, order.gather(0, middle))[0]
+
+
+def _of_rows(
+    model: Model, state: State, rows: slice, halves: list[Tensor], powers: Tensor, typical: Tensor, round_mean: Tensor
+) -> Tensor:
+    """`class_fit` of some particles."""
+    grid, spectra, rings = model.field.grid, model.field.spectra, len(typical)
+    index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
+    reference = torch.where((other == 0)[:, None, None], halves[0][index], halves[1][index])
+    reference = torch.where(mirror[:, None, None], reference.conj(), reference)
+    m = torch.arange(reference.shape[2], device=grid.device, dtype=torch.float32)
+    turn = torch.deg2rad(state.psi_deg[rows])[:, None] * m
+    posed = grid.samples_of(reference * torch.polar(torch.ones_like(turn), turn)[:, None])
+    data = spectra.data[rows, :rings] * grid.phase(state.origin_xy_px[rows], rings)
+    power = spectra.power[rows, :rings]
+    scale = state.mean_scale
+    band = ring_bands(model, rings)
+    cross = (data * posed.conj()).real.sum(2) @ band.T
+    norm = (scale * power * powers[other, index]) @ band.T
+    expected = (scale * power * typical) @ band.T
+    # The cross term's variance is the norm with the references as they are, cross in units of the scale.
+    missing = (cross - norm) / torch.sqrt((norm / scale).clamp_min(1e-9) + (0.35 * norm).square())
+    energy = torch.where(power > 1e-9, squared(data).sum(2) * grid.n_half / power.clamp_min(1e-9), 0.0) @ band.T
+    share = cross / torch.sqrt((energy * norm / scale).clamp_min(1e-12))
+    left = data - (scale * state.scale[rows])[:, None, None] * (power / grid.n_half)[..., None] * posed
+    white = left / torch.sqrt(grid.weight[:rings] * power / grid.n_half).clamp_min(1e-9)[..., None]
+    white = torch.where((power > 1e-9)[..., None], white, 0.0)
+    found = _blobs(model, data, left, power, round_mean)
+    return torch.cat([cross / expected.clamp_min(1e-9), missing, share, _left(model, white, band), found], dim=1)
+
+
+def _blobs(model: Model, data: Tensor, left: Tensor, power: Tensor, round_mean: Tensor) -> Tensor:
+    """Where else a particle could be (b, f): round templates matched everywhere, with the class and without it."""
+    grid, radius = model.field.grid, model.field.particle_radius_px
+    c = torch.arange(grid.box, device=grid.device, dtype=torch.float32) - grid.box // 2
+    distance = torch.hypot(c[:, None], c[None, :]) / radius
+    limit = distance * radius < grid.box / 2 - 2
+    centre, near, far = distance < 0.3, (distance > NEAR) & (distance < FAR) & limit, (distance >= FAR) & limit
+    near = near if near.any() else centre
+    whole = _matched(grid, data, power, round_mean)
+    rest = _matched(grid, left, power, round_mean)
+    detail = grid.frequency[: len(round_mean)] * 2 * radius
+    blob = torch.exp(-0.5 * (detail / 3.0) ** 2) * (1 - torch.exp(-(detail**2)))
+    small = _matched(grid, left, power, blob)[:, distance < 1.0]
+    columns = [whole[:, centre].amax(1), whole[:, near].amax(1), _largest(whole, far), rest[:, near].amax(1)]
+    columns += [_largest(rest, far), small.amax(1), -small.amin(1)]
+    return torch.stack(columns, dim=1)
+
+
+def _largest(images: Tensor, where: Tensor) -> Tensor:
+    """Maximum (b,) of images (b, n, n) in a region (n, n); 0 where there is none."""
+    return images[:, where].amax(1) if where.any() else images.new_zeros(len(images))
+
+
+def _matched(grid: RingGrid, data: Tensor, power: Tensor, template: Tensor) -> Tensor:
+    """Matched filter (b, n, n) of a round template (r,), in standard deviations of noise."""
+    sd = torch.sqrt((power @ template.square()).clamp_min(1e-12))
+    return grid.image(data / grid.weight[: len(template), None] * template[:, None]) / sd[:, None, None]
+
+
+def _left(model: Model, white: Tensor, band: Tensor) -> Tensor:
+    """Powers and extremes (b, f) of what is left (b, r, H), whitened, inside the particle and around it."""
+    grid, radius = model.field.grid, model.field.particle_radius_px
+    inside = soft_mask(grid.box, 1.05 * radius, 0.2 * radius, grid.device)
+    around = (1 - inside) * soft_mask(grid.box, grid.box / 2 - 2, 1.0, grid.device)
+    near: list[Tensor] = []
+    far: list[Tensor] = []
+    for i in range(len(band)):
+        image = grid.image(white * band[i][:, None])
+        area = (grid.n_half * grid.weight[: white.shape[1]] * band[i]).sum().clamp_min(1e-12)  # of the band
+        for region, powers in ((inside, near), (around, far)):
+            mean = (image.square() * region).sum((1, 2)) / region.sum().clamp_min(1)
+            powers.append(torch.log((mean / area).clamp_min(1e-4)))
+    coarse = grid.image(white * band[:3].sum(0)[:, None])
+    coarse = coarse / coarse.flatten(1).std(1).median().clamp_min(1e-9)
+    within = coarse[:, inside > 0.5]
+    extremes = [within.amax(1), -within.amin(1)]
+    return torch.stack([*near, *far, *extremes], dim=1)
+
+
+def ring_bands(model: Model, rings: int) -> Tensor:
+    """Which rings belong to which band, (bands, rings) of 0 and 1; a band beyond the rings is the last one there is."""
+    detail = model.field.grid.frequency[:rings] * 2 * model.field.particle_radius_px
+    rows: list[Tensor] = []
+    for low, high in itertools.pairwise(BANDS):
+        inside = ((detail >= low) & (detail < high)).float()
+        rows.append(inside if inside.any() or not rows else rows[-1])
+    return torch.stack(rows)

@@ -1,0 +1,111 @@
+"""What an image shows by itself, before any class exists: power, extremes, evenness.
+
+Beads, ice crystals and carbon edges are far stronger than a molecule, and show it where a molecule has nothing: at
+detail coarser than the particle, outside the particle's radius, in single extreme places, in shot noise that changes
+across the image. Lengths are told in particle radii and powers against the image's own background, so that the same
+numbers mean the same at another box, pixel size or dose.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from ralib.images.fourier import squared
+from ralib.images.masks import soft_mask
+from ralib.particles.batches import ParticleBatches
+
+DETAILS = 0.0, 1.0, 2.0, 4.0, 8.0
+"""Details (full periods) across the particle between which power is told; the last band ends at the next doubling."""
+
+IMAGE_NAMES = (
+    *(f"power_inside_{i}" for i in range(len(DETAILS))),
+    *(f"power_outside_{i}" for i in range(len(DETAILS))),
+    "fine_noise_inside",
+    "fine_noise_outside",
+    "brightest_inside",
+    "darkest_inside",
+    "brightest_outside",
+    "darkest_outside",
+    "brightest_fine",
+    "darkest_fine",
+    "sides",
+    "kurtosis",
+)
+"""Columns of `image_statistics`; logarithms where the quantity is a power or an extreme."""
+
+MARGIN = 1.15
+"""Times the particle's radius: where inside ends, and outside begins."""
+
+
+def statistics_of(batches: ParticleBatches, radius_px: float) -> Tensor:
+    """`image_statistics` (n, f) of all particles, on the device of the batches."""
+    found = torch.zeros(len(batches.rows), len(IMAGE_NAMES), device=batches.device)
+    for batch in batches:
+        found[batch.rows] = image_statistics(batch.images, radius_px)
+    return found
+
+
+def image_statistics(images: Tensor, radius_px: float) -> Tensor:
+    """Statistics (b, f) of images (b, n, n) whose background has mean 0 and standard deviation 1; see IMAGE_NAMES.
+
+    radius_px is the particle's, in pixels of the images.
+    """
+    n = images.shape[-1]
+    inside, outside = _regions(n, radius_px, images.device)
+    frequency = _frequency(n, images.device) * (2 * radius_px)
+    powers = [_band_powers(images, region, frequency) for region in (inside, outside)]
+    transform = torch.fft.rfft2(images)
+    coarse = torch.fft.irfft2(transform * torch.exp(-((frequency / 4.0) ** 2)), s=(n, n))
+    fine = torch.fft.irfft2(transform * torch.exp(-((frequency / 16.0) ** 2)), s=(n, n))
+    near, far = inside > 0.5, outside > 0.5
+    extremes = [f for region in (near, far) for f in (coarse[:, region].amax(1), -coarse[:, region].amin(1))]
+    extremes += [fine.flatten(1).amax(1), -fine.flatten(1).amin(1)]
+    logs = torch.log(torch.cat([*powers, torch.stack(extremes, dim=1).clamp_min(1e-3)], dim=1))
+    pixels = images.flatten(1)
+    spread = pixels.std(1).clamp_min(1e-6)
+    kurtosis = ((pixels - pixels.mean(1, keepdim=True)) / spread[:, None]).pow(4).mean(1)
+    return torch.cat([*_in_order(logs), _sides(coarse, far)[:, None], torch.log(kurtosis)[:, None]], dim=1)
+
+
+def _in_order(logs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bands inside and outside, the fine noise inside and outside, the extremes."""
+    b = len(DETAILS)
+    bands = torch.cat([logs[:, :b], logs[:, b + 1 : 2 * b + 1]], dim=1)
+    return bands, logs[:, [b, 2 * b + 1]], logs[:, 2 * b + 2 :]
+
+
+def _regions(n: int, radius_px: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Soft windows (n, n) of the particle and of what surrounds it, which is never less than the corners."""
+    radius = min(MARGIN * radius_px, 0.45 * n)
+    inside = soft_mask(n, radius - 0.1 * radius_px, 0.2 * radius_px, device)
+    rim = soft_mask(n, 0.70 * n, 0.02 * n, device)
+    return inside, (1 - inside) * rim
+
+
+def _frequency(n: int, device: torch.device) -> Tensor:
+    """Cycles per pixel of rfft2's samples, (n, n // 2 + 1)."""
+    return torch.hypot(torch.fft.fftfreq(n, device=device)[:, None], torch.fft.rfftfreq(n, device=device)[None, :])
+
+
+def _band_powers(images: Tensor, region: Tensor, frequency: Tensor) -> Tensor:
+    """Mean power per pixel (b, bands + 1) in a region; the last column is the noise beyond all bands."""
+    power = squared(torch.fft.rfft2(images * region)) / region.square().sum()
+    edges = [*DETAILS, 2 * DETAILS[-1]]
+    columns = []
+    for low, high in itertools.pairwise(edges):
+        band = (frequency >= low) & (frequency < high)
+        columns.append(power[:, band].mean(1) if band.any() else power.mean((1, 2)))
+    top = frequency >= 0.7 * frequency.max() / 2**0.5
+    return torch.stack([*columns, power[:, top].mean(1)], dim=1).clamp_min(1e-12)
+
+
+def _sides(coarse: Tensor, far: Tensor) -> Tensor:
+    """Difference (b,) between the brightest and the darkest eighth of the surroundings, seen from the centre."""
+    n = coarse.shape[-1]
+    c = torch.arange(n, device=coarse.device, dtype=torch.float32) - n // 2
+    sector = ((torch.atan2(c[:, None], c[None, :]) + torch.pi) / (torch.pi / 4)).long() % 8
+    means = torch.stack([coarse[:, far & (sector == s)].mean(1) for s in range(8)], dim=1)
+    return means.amax(1) - means.amin(1)

@@ -1,0 +1,127 @@
+"""The learned verdict: from features of a particle and its class to the probability that it is junk.
+
+Boosted regression trees (Friedman 2001), fitted by `bench/train_verdict.py` on simulated sets of other molecules and
+kept as plain arrays in `junk_model.npz`. Every feature is free of scale: told in standard deviations of noise, in
+particle radii, or as a deviation from the run's own particles in robust standard deviations.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ralib.classification.class_fit import FIT_NAMES
+from ralib.classification.class_statistics import CLASS_NAMES
+from ralib.classification.image_statistics import IMAGE_NAMES
+
+MODEL_FILE = Path(__file__).with_name("junk_model.npz")
+
+SCALAR_NAMES = ("log_fit", "log_explained", "off_centre", "agreement", "posterior", "scale")
+"""What the classification itself says of a particle; the first two as logarithms."""
+
+OWN_NAMES = (*IMAGE_NAMES, *FIT_NAMES, *SCALAR_NAMES)
+
+NAMES = (
+    *FIT_NAMES,
+    *SCALAR_NAMES,
+    *(f"deviation_{name}" for name in OWN_NAMES),
+    *(f"class_{name}" for name in OWN_NAMES),
+    *CLASS_NAMES,
+)
+"""Columns of `features`: as they are, as deviations from the run's particles, those of the class's median member, and
+the statistics of the class average."""
+
+FARTHEST, LEAST_SPREAD = 20.0, 0.02
+"""Deviations are cut off at this many standard deviations, which are never taken to be smaller than this."""
+
+
+@dataclass(frozen=True)
+class BoostedTrees:
+    """Trees as arrays (t, nodes): where `feature` is -1 a leaf with its `value`, else x <= threshold goes left."""
+
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+    baseline: float
+    names: tuple[str, ...]
+
+    def log_odds(self, x: np.ndarray) -> np.ndarray:
+        """Logarithm of the odds (n,) of features (n, len(names)): the baseline and one leaf of every tree."""
+        parts = [self._of_rows(x[first : first + 4096]) for first in range(0, len(x), 4096)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _of_rows(self, x: np.ndarray) -> np.ndarray:
+        row, tree = np.arange(len(x))[:, None], np.arange(len(self.feature))[None]
+        node = np.zeros((len(x), len(self.feature)), dtype=np.int64)
+        while True:
+            feature = self.feature[tree, node]
+            if (feature < 0).all():
+                return self.baseline + self.value[tree, node].astype(np.float64).sum(1)
+            goes_left = x[row, np.maximum(feature, 0)] <= self.threshold[tree, node]
+            node = np.where(feature < 0, node, np.where(goes_left, self.left[tree, node], self.right[tree, node]))
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(path: Path = MODEL_FILE) -> BoostedTrees:
+    """The trees in the package."""
+    with np.load(path, allow_pickle=False) as saved:
+        arrays = {name: saved[name] for name in ("feature", "threshold", "left", "right", "value")}
+        return BoostedTrees(**arrays, baseline=float(saved["baseline"]), names=tuple(saved["names"].tolist()))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is measured of particles (n, .) and classes (k, .); index (n,) is the class, -1 for unusable images."""
+
+    image: np.ndarray
+    fit: np.ndarray
+    scalars: np.ndarray
+    classes: np.ndarray
+    index: np.ndarray
+
+    @property
+    def own(self) -> np.ndarray:
+        """All that is told of a particle by itself, (n, len(OWN_NAMES))."""
+        return np.concatenate([self.image, self.fit, self.scalars], axis=1).astype(np.float64)
+
+
+def deviations(own: np.ndarray, typical: np.ndarray) -> np.ndarray:
+    """own (n, f) in robust standard deviations from the median of the rows where `typical` (n,) holds."""
+    known = own[typical] if typical.any() else own
+    middle = np.median(known, axis=0)
+    spread = 1.4826 * np.median(np.abs(known - middle), axis=0) + LEAST_SPREAD
+    limited: np.ndarray = np.clip((own - middle) / spread, -FARTHEST, FARTHEST)
+    return limited
+
+
+def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
+    """Features (n, len(NAMES)) where the particles with `typical` (n,) say what is usual in this run."""
+    index, own = evidence.index, evidence.own
+    deviation = deviations(own, typical & (index >= 0))
+    middle = np.zeros((max(len(evidence.classes), 1), own.shape[1]))
+    for k in np.unique(index[index >= 0]):
+        middle[k] = np.median(deviation[index == k], axis=0)
+    at = np.maximum(index, 0)
+    direct = own[:, len(IMAGE_NAMES) :]
+    return np.concatenate([direct, deviation, middle[at], evidence.classes[at]], axis=1).astype(np.float32)
+
+
+def junk_log_odds(evidence: Evidence, model: BoostedTrees | None = None) -> np.ndarray:
+    """Logarithm of the odds (n,) that a particle is junk.
+
+    Twice: first all particles say what is usual, then those that were more likely particles than junk; so a set of
+    which most is junk is judged by the particles in it.
+    """
+    model = model or load_model()
+    column = [NAMES.index(name) for name in model.names]
+    usable = evidence.index >= 0
+    odds = model.log_odds(features(evidence, usable)[:, column])
+    typical = usable & (odds < 0)
+    if typical.sum() >= max(20, 0.1 * usable.sum()):
+        odds = model.log_odds(features(evidence, typical)[:, column])
+    return odds

@@ -1,0 +1,97 @@
+"""The selection that a run proposes: particles by their probability of being junk, and why, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TRUE_LOST = 0.035
+"""Expected share of the true particles that may be given up with the junk."""
+
+SURELY_KEPT = 0.25
+"""Probability of being junk below which no particle is given up."""
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """What becomes of a class (numbered from 1): selected where most of it stays, the members kept, and why."""
+
+    number: int
+    selected: bool
+    kept: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class AutomaticSelection:
+    """Which particles are kept (n,), one choice a class, and the highest junk probability that a kept particle has."""
+
+    kept: np.ndarray
+    classes: tuple[ClassChoice, ...]
+    junk_limit: float
+
+
+def automatic_selection(
+    junk: np.ndarray,
+    class_index: np.ndarray,
+    rows: Sequence[dict[str, Any]],
+    causes: Sequence[str],
+    *,
+    believable: bool = True,
+) -> AutomaticSelection:
+    """What `ralib select --auto` keeps: particles by their own probability of being junk, whatever their class.
+
+    Parameters
+    ----------
+    junk
+        (n,) probability of being junk.
+    class_index
+        (n,) classes from 0; -1 for images that are in none, which are left out.
+    rows
+        One dict a class with `class` (its number) and `junk` (mean probability of its members).
+    causes
+        (k,) what sets the junk of each class apart, in words, or ''.
+    believable
+        Whether the run's classes can be believed; nothing is kept of a run that cannot.
+    """
+    usable = class_index >= 0
+    limit = junk_limit(junk[usable])
+    kept = usable & (junk <= limit) & believable
+    choices = []
+    for k, (row, cause) in enumerate(zip(rows, causes, strict=True)):
+        member = class_index == k
+        choices.append(_choice(row, int(member.sum()), int((kept & member).sum()), cause, believable))
+    return AutomaticSelection(kept, tuple(choices), limit)
+
+
+def junk_limit(junk: np.ndarray) -> float:
+    """Highest probability of being junk, of junk (n,), that a kept particle has.
+
+    Particles go, the worst first, until TRUE_LOST of the true ones would be lost if the probabilities are right. Who is
+    more likely true than SURELY_KEPT says stays in any case: a set without junk keeps nearly all.
+    """
+    worst = np.sort(np.asarray(junk, dtype=np.float64))[::-1]
+    if not len(worst):
+        return SURELY_KEPT
+    lost = np.cumsum(1 - worst)
+    allowed = int(np.searchsorted(lost, TRUE_LOST * lost[-1], side="right"))
+    return max(float(worst[min(allowed, len(worst) - 1)]), SURELY_KEPT)
+
+
+def _choice(row: dict[str, Any], members: int, kept: int, cause: str, believable: bool) -> ClassChoice:
+    share = f"{100 * row['junk']:.0f}% of its members are probably junk"
+    why = f"{share}: {cause}" if cause else share
+    number = int(row["class"])
+    if not members:
+        return ClassChoice(number, False, 0, "left out: empty")
+    if not believable:
+        return ClassChoice(number, False, 0, "left out: the classes of this run are not believed")
+    if 2 * kept <= members:
+        some = f"; {kept} of its {members} members look true and are kept" if kept else ""
+        return ClassChoice(number, False, kept, f"left out: {why}{some}")
+    if kept < members:
+        return ClassChoice(number, True, kept, f"kept without {members - kept} of its {members} members: {why}")
+    return ClassChoice(number, True, kept, f"kept: {share}")
