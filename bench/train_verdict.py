@@ -117,7 +117,7 @@ def grown(x: np.ndarray, y: np.ndarray) -> BoostedTrees:
         left[t, : len(tree)], right[t, : len(tree)] = tree["left"], tree["right"]
         value[t, : len(tree)][~inner] = tree["value"][~inner]
     baseline = float(np.ravel(fitted._baseline_prediction)[0])
-    return BoostedTrees(feature, threshold, left, right, value, baseline, tuple(NAMES[f] for f in asked))
+    return BoostedTrees(feature, threshold, left, right, value, baseline, float(y.mean()), tuple(NAMES[f] for f in asked))
 
 
 class Logistic:
@@ -126,6 +126,7 @@ class Logistic:
     names = NAMES
 
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.prior = float(y.mean())
         self.fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=400)).fit(x, y)
 
     def log_odds(self, x: np.ndarray) -> np.ndarray:
@@ -178,7 +179,7 @@ def fit(options: argparse.Namespace) -> None:
         trees = grown(*examples(tables, np.random.default_rng(0)))
         names = ("feature", "threshold", "left", "right", "value")
         arrays = {name: getattr(trees, name) for name in names}
-        np.savez_compressed(MODEL_FILE, **arrays, baseline=trees.baseline, names=np.array(trees.names))
+        np.savez_compressed(MODEL_FILE, **arrays, baseline=trees.baseline, prior=trees.prior, names=np.array(trees.names))
         load_model.cache_clear()
         print(f"wrote {MODEL_FILE}: {len(trees.feature)} trees, {MODEL_FILE.stat().st_size} bytes")
 

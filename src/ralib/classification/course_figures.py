@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ralib.classes.iteration_figures import iteration_figures
+from ralib.classes.iteration_figures import class_resolution_px, iteration_figures
 from ralib.classification.state import State
 from ralib.classification.whitening import Field
 from ralib.conventions import wrap_deg
+from ralib.images.frc import masked_frc
 from ralib.types import ClassAverages, Poses
 
 
@@ -33,15 +34,14 @@ def course_figures(
     seconds: float,
 ) -> dict[str, Any]:
     """One iteration in numbers; `previous` None where there is nothing to compare with."""
-    assert state.averages is not None
-    frequency = (field.grid.frequency[: state.averages.frc.shape[1]] * field.scale).cpu()
     sketch = ClassAverages(
         images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=pixel_size_A
     )
     row = iteration_figures(number, poses, previous, sketch, field.particle_radius_px / field.scale, seconds)
-    resolution = _resolution_px(state.averages.frc.cpu(), frequency)
+    resolution = torch.tensor(class_resolution_px(_with_frc(state, field, pixel_size_A))) / field.scale
     pixel = math.nan if pixel_size_A is None else pixel_size_A
-    mean = float(resolution.mean())
+    known = resolution[resolution.isfinite()]
+    mean = float(known.mean()) if len(known) else math.nan
     return row | {
         "stage": stage,
         "resolution_px": resolution.tolist(),
@@ -51,9 +51,11 @@ def course_figures(
     }
 
 
-def _resolution_px(frc: Tensor, frequency: Tensor, threshold: float = 0.143) -> Tensor:
-    """Detail (k,), in pixels, up to which the FRC (k, r) stays above the threshold."""
-    above = frc > threshold
-    above[:, :3] = True  # so few samples that a bad one says nothing
-    above = torch.cumprod(above.int(), dim=1).sum(1).clamp(1, len(frequency))
-    return 1.0 / frequency[above - 1]
+def _with_frc(state: State, field: Field, pixel_size_A: float | None) -> ClassAverages:
+    """The averages' halves on the working grid and their FRC, as `images.frc.masked_frc` has it for the final ones."""
+    assert state.averages is not None
+    grid, halves = field.grid, state.averages.halves
+    images = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2]).cpu()
+    pixel = None if pixel_size_A is None else pixel_size_A / field.scale
+    averages = ClassAverages(images.mean(0), state.members.cpu(), images, None, pixel)
+    return replace(averages, frc=masked_frc(averages, field.radius_px))

@@ -8,6 +8,7 @@ particle radii, or as a deviation from the run's own particles in robust standar
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,19 @@ NAMES = (
 """Columns of `features`: as they are, as deviations from the run's particles, those of the class's median member, and
 the statistics of the class average."""
 
+LEAST_SHARE = 0.02
+"""Share of junk that every set is taken to have at least."""
+
 FARTHEST, LEAST_SPREAD = 20.0, 0.02
 """Deviations are cut off at this many standard deviations, which are never taken to be smaller than this."""
 
 
 @dataclass(frozen=True)
 class BoostedTrees:
-    """Trees as arrays (t, nodes): where `feature` is -1 a leaf with its `value`, else x <= threshold goes left."""
+    """Trees as arrays (t, nodes): where `feature` is -1 a leaf with its `value`, else x <= threshold goes left.
+
+    prior is the share of junk in what the trees were fitted on, baseline its logarithm of odds as they begin with it.
+    """
 
     feature: np.ndarray
     threshold: np.ndarray
@@ -48,6 +55,7 @@ class BoostedTrees:
     right: np.ndarray
     value: np.ndarray
     baseline: float
+    prior: float
     names: tuple[str, ...]
 
     def log_odds(self, x: np.ndarray) -> np.ndarray:
@@ -71,7 +79,7 @@ def load_model(path: Path = MODEL_FILE) -> BoostedTrees:
     """The trees in the package."""
     with np.load(path, allow_pickle=False) as saved:
         arrays = {name: saved[name] for name in ("feature", "threshold", "left", "right", "value")}
-        return BoostedTrees(**arrays, baseline=float(saved["baseline"]), names=tuple(saved["names"].tolist()))
+        return BoostedTrees(**arrays, baseline=float(saved["baseline"]), prior=float(saved["prior"]), names=tuple(saved["names"].tolist()))
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,32 @@ def junk_log_odds(evidence: Evidence, model: BoostedTrees | None = None) -> np.n
     model = model or load_model()
     column = [NAMES.index(name) for name in model.names]
     usable = evidence.index >= 0
-    odds = model.log_odds(features(evidence, usable)[:, column])
+
+    def seen_from(typical: np.ndarray) -> np.ndarray:
+        return with_own_prior(model.log_odds(features(evidence, typical)[:, column]), usable, model.prior)
+
+    odds = seen_from(usable)
     typical = usable & (odds < 0)
     if typical.sum() >= max(20, 0.1 * usable.sum()):
-        odds = model.log_odds(features(evidence, typical)[:, column])
+        odds = seen_from(typical)
     return odds
+
+
+def with_own_prior(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.ndarray:
+    """Log-odds (n,) as they are where less is junk than in the sets of the fit, whose share was `prior`.
+
+    The share that explains the odds of this set best is found by expectation maximisation (Saerens et al. 2002). It
+    only falls: where much is junk, the odds say so by themselves, and a share that grows on faint ones runs away.
+    """
+    there = odds[usable] - _log_odds(prior)
+    share = prior
+    for _ in range(200):
+        found = float(np.clip((1 / (1 + np.exp(-(there + _log_odds(share))))).mean(), LEAST_SHARE, prior))
+        if abs(found - share) < 1e-5:
+            break
+        share = found
+    return odds + _log_odds(share) - _log_odds(prior)
+
+
+def _log_odds(probability: float) -> float:
+    return math.log(probability / (1 - probability))
