@@ -117,7 +117,8 @@ def grown(x: np.ndarray, y: np.ndarray) -> BoostedTrees:
         left[t, : len(tree)], right[t, : len(tree)] = tree["left"], tree["right"]
         value[t, : len(tree)][~inner] = tree["value"][~inner]
     baseline = float(np.ravel(fitted._baseline_prediction)[0])
-    return BoostedTrees(feature, threshold, left, right, value, baseline, float(y.mean()), tuple(NAMES[f] for f in asked))
+    names = tuple(NAMES[f] for f in asked)
+    return BoostedTrees(feature, threshold, left, right, value, baseline, float(y.mean()), names)
 
 
 class Logistic:
@@ -178,8 +179,8 @@ def fit(options: argparse.Namespace) -> None:
     if options.write:
         trees = grown(*examples(tables, np.random.default_rng(0)))
         names = ("feature", "threshold", "left", "right", "value")
-        arrays = {name: getattr(trees, name) for name in names}
-        np.savez_compressed(MODEL_FILE, **arrays, baseline=trees.baseline, prior=trees.prior, names=np.array(trees.names))
+        saved = {name: getattr(trees, name) for name in (*names, "baseline", "prior")}
+        np.savez_compressed(MODEL_FILE, **saved, names=np.array(trees.names))
         load_model.cache_clear()
         print(f"wrote {MODEL_FILE}: {len(trees.feature)} trees, {MODEL_FILE.stat().st_size} bytes")
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ralib.classification.classifier import Classifier
-from ralib.classification.quality import junk_probability, particle_quality
 from ralib.classification.schedule import Plan
 from ralib.classification.validation import compare_runs
 from ralib.simulation.simulator import SimulationOptions, Simulator
@@ -23,17 +22,6 @@ def test_pure_noise_yields_no_convincing_classes(n: int) -> None:
     assert not result.extra["stability"]["believable"]
     assert any("pure noise" in warning["what"] for warning in result.warnings)
     assert all(row["score"] == 0.0 and "unstable" in row["verdict"] for row in result.extra["classes"])
-
-
-def test_two_groups_are_told_apart_and_one_is_left_alone() -> None:
-    rng = np.random.default_rng(0)
-    good, bad = rng.normal(1.0, 0.2, 850), rng.normal(0.1, 0.15, 150)
-    junk = junk_probability(np.log(np.concatenate([good, bad]).clip(0.02)))
-    assert (junk[:850] > 0.5).mean() < 0.02
-    assert (junk[850:] > 0.5).mean() > 0.95
-    skewed = np.log(rng.gamma(12.0, 1.0, 3000))
-    assert (junk_probability(skewed) > 0.5).mean() < 0.01
-    assert (junk_probability(np.log(good)) > 0.5).mean() < 0.01
 
 
 def random_poses(n: int, seed: int, classes: int = 5) -> Poses:
@@ -60,34 +48,6 @@ def test_stable_is_the_same_company_in_the_same_relative_pose() -> None:
     assert float(compare_runs(first, [same], 20.0, 2.0).min()) == 1.0
     other = compare_runs(first, [random_poses(500, 1), random_poses(500, 2)], 20.0, 2.0)
     assert float(other.mean()) < 0.1
-
-
-def judged_set(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What is told of 900 good particles in 9 classes and 30 of each kind of junk in a class of its own."""
-    rng = np.random.default_rng(seed)
-    index = np.concatenate([np.arange(900) % 9, np.repeat([9, 10, 11], 30)])
-    explained, detail = rng.normal(1.0, 0.12, 990), rng.normal(1.0, 0.2, 990)
-    away = np.hypot(*rng.normal(0.0, 0.1, (2, 990)))
-    explained[900:930] = rng.normal(0.3, 0.1, 30)  # empty ice
-    detail[900:930] *= 0.1
-    detail[930:960] = rng.normal(0.0, 0.1, 30)  # dirt where a particle should be
-    away[960:] += 0.6  # half out of the box
-    return explained, detail, away, index
-
-
-def test_each_kind_of_junk_is_told_and_why() -> None:
-    quality, junk, cause = particle_quality(*judged_set())
-    cut = np.quantile(quality[:900], 0.05)
-    for i, kind in enumerate((slice(900, 930), slice(930, 960), slice(960, 990))):
-        assert (quality[kind] < cut).mean() > 0.95
-        assert (junk[kind] > 0.5).mean() > 0.8
-        assert np.bincount(cause[kind]).argmax() == i
-    assert (junk[:900] > 0.5).mean() < 0.03
-
-
-def test_a_set_that_was_centred_again_has_no_junk_for_that() -> None:
-    explained, detail, away, index = (part[:900] for part in judged_set())
-    assert (particle_quality(explained, detail, 0.02 * away, index)[1] > 0.5).mean() < 0.02
 
 
 def test_what_fits_anywhere_is_found_away_from_the_centre() -> None:

@@ -79,7 +79,8 @@ def load_model(path: Path = MODEL_FILE) -> BoostedTrees:
     """The trees in the package."""
     with np.load(path, allow_pickle=False) as saved:
         arrays = {name: saved[name] for name in ("feature", "threshold", "left", "right", "value")}
-        return BoostedTrees(**arrays, baseline=float(saved["baseline"]), prior=float(saved["prior"]), names=tuple(saved["names"].tolist()))
+        baseline, prior = float(saved["baseline"]), float(saved["prior"])
+        return BoostedTrees(**arrays, baseline=baseline, prior=prior, names=tuple(saved["names"].tolist()))
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     for as much as the class shows of them. So a class of mostly junk stands below all classes of mostly true particles.
     """
     if not believable:
-        return 0.0, "not believed: the particles fit no better than noise, or than noise that a template picked"
+        return 0.0, "unstable, not believed: the particles fit no better than noise, or noise that a template picked"
     if row["members"] == 0:
         return 0.0, "empty: its average is all zero"
     true = 1 - row["junk"]
