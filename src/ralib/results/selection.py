@@ -77,7 +77,7 @@ def read_selection(path: Path | str, members: Sequence[int] | np.ndarray) -> Sel
         )
     assert isinstance(classes, list)
     kept = tuple(sorted(set(classes)))
-    min_fit, max_junk, min_posterior = (None if limits[k] is None else float(limits[k]) for k in _THRESHOLDS)
+    min_fit, max_junk, min_posterior = (None if v is None else float(v) for v in limits.values())
     return Selection(kept, min_fit, max_junk, min_posterior)
 
 
@@ -196,6 +196,6 @@ def selected_rows(poses: Poses, selection: Selection, scores: Mapping[str, np.nd
         keep &= values >= np.float32(limit) if above else values <= np.float32(limit)
     if selection.automatic:
         if "selected" not in columns:
-            raise RalibError("--auto: this run proposes no particles; select by classes instead")
+            raise RalibError("--auto: particle_scores.txt has no column 'selected'; select by classes instead")
         keep &= np.asarray(columns["selected"]) > 0.5
     return np.flatnonzero(keep)
