@@ -16,8 +16,8 @@ from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, loa
 from ralib.classification.schedule import Plan
 from ralib.cli import main
 from ralib.images.frc import resolution_frequency
-from ralib.results.run_directory import read_frc, read_record
 from ralib.results.automatic_selection import automatic_selection, junk_limit
+from ralib.results.run_directory import read_frc, read_record
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import RunResult
 
