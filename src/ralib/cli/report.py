@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 from pathlib import Path
 from typing import Annotated
 
@@ -30,11 +32,22 @@ def report(
     max_points: Annotated[int, typer.Option(min=0, max=50_000, help="Particles drawn in the map.")] = 10_000,
     datadir: Annotated[Path | None, _DATADIR] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page here, live, so that it can write what is selected in it.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any free one.")] = 0,
     pipeline_control: Annotated[Path | None, _CONTROL] = None,
 ) -> None:
-    """Write one HTML file that shows everything about a run and needs nothing else: no network, no ralib."""
+    """Write one HTML file that shows everything about a run and needs nothing else: no network, no ralib.
+
+    With --serve the page comes from a server on this machine instead (127.0.0.1 only): it follows a run that goes on,
+    and writes the particles kept, the particles left out and the averages kept into RUN/selections.
+    """
     from ralib.results.summary import report_json, write_report
 
+    if serve:
+        _serve(run, port, datadir, max_points)
+        return
     if as_json:
         typer.echo(json.dumps(report_json(run, datadir=datadir, max_points=max_points), allow_nan=False))
         return
@@ -42,3 +55,16 @@ def report(
     with external_job(pipeline_control, nodes):
         page = write_report(run, out, max_points=max_points, device=resolve_device(device), datadir=datadir)
         typer.echo(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _serve(run: Path, port: int, datadir: Path | None, max_points: int) -> None:
+    from ralib.results.report_server import serve_report
+
+    def ready(address: str) -> None:
+        number = address.split(":")[2].split("/")[0]
+        typer.echo(f"report: {address}  (Ctrl-C ends it)")
+        typer.echo(f"from another machine first: ssh -L {number}:127.0.0.1:{number} {platform.node()}")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_report(run, port=port, datadir=datadir, max_points=max_points, ready=ready)
+    typer.echo("server stopped")

@@ -26,7 +26,7 @@ const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[
 function buildHeader() {
   const { facts: f } = run, last = run.iterations[run.iterations.length - 1] || {};
   const kinds = { mref: "Multi-reference alignment", reffree: "Reference-free alignment", classify: "Classification", Class2D: "2D classification" };
-  byId("subtitle").textContent = [kinds[f.kind] || f.kind, f.input?.path?.split("/").pop(), f.input?.particles && `${count(f.input.particles)} particles of ${f.input.box} px`, run.pixel_size_A && `${short(run.pixel_size_A)} Å/px`, f.device, f.finished].filter(Boolean).join(" · ");
+  byId("subtitle").textContent = [kinds[f.kind] || f.kind, f.input?.path?.split("/").pop(), f.input?.particles && `${count(f.input.particles)} particles of ${f.input.box} px`, run.pixel_size_A && `${short(run.pixel_size_A)} Å/px`, f.device, f.finished, run.server && !run.server.finished && `running: ${last.iteration ? `iteration ${last.iteration}` : "nothing to see yet"}${last.stage ? `, ${last.stage}` : ""}; this page follows`].filter(Boolean).join(" · ");
   const resolutions = run.classes.filter((item) => known(item.resolution)).map((item) => item.resolution).sort((a, b) => a - b);
   const assigned = f.input?.particles && total !== f.input.particles ? `of ${count(f.input.particles)}` : "";
   const tile = (name, value, small = "") => value && el("div", {}, el("dt", {}, name), el("dd", {}, value, small && el("small", {}, small)));

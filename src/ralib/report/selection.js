@@ -112,7 +112,7 @@ function buildSelectionBar() {
   const bar = byId("selection"), message = el("div", { class: "count", role: "status" }), meter = el("i");
   const button = (label, action, more = {}) => el("button", { type: "button", onclick: action, ...more }, label);
   const download = button(["Download", el("span", { class: "long" }, " selection")], () => save("selection.json", JSON.stringify(selectionFile(), null, 1), "application/json"), { class: run.server ? "" : "primary", id: "download" });
-  const write = run.server && button("Write files", () => writeSelection(write), { class: "primary", id: "write", title: "Particles kept, particles left out, averages kept: into the run's folder" });
+  const write = run.server?.finished && button("Write files", () => writeSelection(write), { class: "primary", id: "write", title: "Particles kept, particles left out, averages kept: into the run's folder" });
   const how = el("div", { class: "how command" }, el("pre", { id: "select-command" }));
   how.append(button("Copy", (event) => copy(byId("select-command").textContent, event.currentTarget)));
   bar.append(message, el("div", { class: "actions" }, button("Undo", undo, { id: "bar-undo", "aria-keyshortcuts": "Control+Z" }), button("Clear", () => setKept([])), download, write),

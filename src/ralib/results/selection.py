@@ -61,8 +61,13 @@ def parse_classes(text: str, n_classes: int) -> tuple[int, ...]:
 
 def read_selection(path: Path | str, members: Sequence[int] | np.ndarray) -> Selection:
     """The selection file the report hands out, checked against the run's class sizes `members` (k,)."""
-    path = Path(path)
-    value = _load(path)
+    return selection_of(_load(Path(path)), members, str(path))
+
+
+def selection_of(value: dict[str, Any], members: Sequence[int] | np.ndarray, path: str) -> Selection:
+    """The selection that a decoded file (or a served page) holds, checked as by `read_selection`; path is its name."""
+    if value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
+        raise RalibError(f"{path} is no selection file of this version: download it from the run's report")
     run, classes = value.get("run"), value.get("classes")
     limits = {name: value.get(name) for name in _THRESHOLDS}
     if limits["min_fit"] is None:
@@ -90,7 +95,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RalibError(f"{path} is not JSON: download the selection from the report again ({error})") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
+    if not isinstance(value, dict):
         raise RalibError(f"{path} is no selection file of this version: download it from the run's report")
     return value
 

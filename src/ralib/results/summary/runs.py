@@ -74,7 +74,7 @@ def finished_run(path: Path, record: dict[str, Any], result: RunResult, particle
     by_class = class_scores(poses.class_index.numpy(), record.get("classes") or [])
     if by_class is not None:
         scores["class_score"] = by_class
-    return RunFiles(path, record, images, particles, poses, _iterations(path), frequency, frc, scores)
+    return RunFiles(path, record, images, particles, poses, iteration_averages(path), frequency, frc, scores)
 
 
 def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
@@ -86,9 +86,9 @@ def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     averages = averages[: len(record.get("classes") or averages)]  # mirrored copies may follow the classes
     particles = open_particles(path / "particles.star", datadir=datadir, require_images=False)
     poses = _poses_of(particles, len(averages), path / "particles.star")
-    frequency, frc = _read_frc(path / "frc.txt", len(averages))
+    frequency, frc = frc_curves(path / "frc.txt", len(averages))
     scores = _scores_of(path, particles, poses, record)
-    return RunFiles(path, record, averages, particles, poses, _iterations(path), frequency, frc, scores)
+    return RunFiles(path, record, averages, particles, poses, iteration_averages(path), frequency, frc, scores)
 
 
 def _scores_of(path: Path, particles: ParticleSet, poses: Poses, record: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def particle_table(particles: ParticleSet) -> pd.DataFrame | None:
     return next((t for t in tables if isinstance(t, pd.DataFrame) and "rlnImageName" in t.columns), None)
 
 
-def _iterations(path: Path) -> list[tuple[int, Path]]:
+def iteration_averages(path: Path) -> list[tuple[int, Path]]:
     """The averages after each iteration of a run of ours."""
     return [
         (int(folder.name), folder / "averages.mrcs")
@@ -124,7 +124,8 @@ def _poses_of(particles: ParticleSet, n_classes: int, path: Path) -> Poses:
     return particles.poses.to("cpu")
 
 
-def _read_frc(path: Path, n_classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def frc_curves(path: Path, n_classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Frequency (f,) in 1/px and curves (k, f) of a frc.txt; None twice where there is no file."""
     if not path.is_file():
         return None, None
     try:
