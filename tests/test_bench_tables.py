@@ -42,8 +42,8 @@ def results(tables, tmp_path: Path) -> list[dict]:
     return tables.load_results(tmp_path)
 
 
-def test_readme_table_shows_goals_met_and_missed(tables, tmp_path: Path) -> None:
-    lines = tables.readme_table(results(tables, tmp_path)).splitlines()
+def test_goal_tables_show_goals_met_and_missed(tables, tmp_path: Path) -> None:
+    lines = tables.goal_tables(results(tables, tmp_path)).splitlines()
     assert lines[0] == f"**{tables.OTHERS}**"
     assert lines[2] == "| Case | Device | Measured | Goal | Elsewhere | Parity first |"
     assert lines[4] == "| fast | H100 80GB | 1.23 s | ≤ 2 s | 1,200 s | 98.7% same |"
@@ -52,11 +52,20 @@ def test_readme_table_shows_goals_met_and_missed(tables, tmp_path: Path) -> None
     assert len(lines) == 7
 
 
-def test_readme_rows_stand_in_sections(tables) -> None:
+def test_rows_with_goals_stand_in_sections(tables) -> None:
     row = {"case": "mref-10", "ours": 1.2, "unit": "us a particle and iteration", "goal": 1.5}
     engine = {"file": "engine.json", "bench": "engine", "device": "card", "rows": [row]}
     title = next(title for title, benches in tables.SECTIONS.items() if "engine" in benches)
-    assert tables.readme_table([engine]).splitlines()[::4] == [f"**{title}**", "| mref-10 | card | 1.2 µs | ≤ 1.5 µs |"]
+    assert tables.goal_tables([engine]).splitlines()[::4] == [f"**{title}**", "| mref-10 | card | 1.2 µs | ≤ 1.5 µs |"]
+
+
+def test_readme_table_shows_the_headlines_that_were_measured(tables) -> None:
+    bench, device, case, words = tables.HEADLINES[1]
+    row = {"case": case, "ours": 1.86, "unit": "us a particle and iteration", "goal": 3, "other": "original CUDA 85"}
+    engine = {"file": "engine.json", "bench": bench, "device": device, "rows": [row, {"case": "another", "ours": 1}]}
+    lines = tables.readme_table([engine]).splitlines()
+    assert lines[0] == "| What is measured | On | Measured | Goal | Other programs |"
+    assert lines[2:] == [f"| {words} | {device} | 1.86 µs | ≤ 3 µs | original CUDA 85 |"]
 
 
 def test_benchmark_page_holds_every_row(tables, tmp_path: Path) -> None:
