@@ -10,6 +10,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from ralib.analysis import MPCA, PCA, SteerablePCA, TwoSDR
 from ralib.analysis import rows as rows_module
+from ralib.analysis.clusters import embed
 from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, ParticleSet, RalibError
 
@@ -198,3 +199,9 @@ def _checks():
 @pytest.mark.parametrize(("estimator", "check"), list(_checks()))
 def test_scikit_learn_accepts_the_estimators(estimator, check) -> None:
     check(estimator)
+
+
+def test_embed_identical_particles_gives_one_point() -> None:
+    place = embed(np.full((40, 5), 3.0), "tsne")
+    assert place.shape == (40, 2)
+    assert (place == 0).all()

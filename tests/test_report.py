@@ -21,7 +21,7 @@ from ralib.cli import main
 from ralib.images.fourier import resized
 from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
-from ralib.results.summary import open_run, summarise, write_report
+from ralib.results.summary import open_run, runs, summarise, write_report
 from ralib.results.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
 from ralib.results.summary.embedding import principal_plane, tsne
 from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
@@ -315,3 +315,10 @@ def test_histories_follow_classes_through_changes_of_number() -> None:
     assert ancestors.tolist() == [[1, 0, 2, 3, 3], [0, 1, 2, 3, 4]]
     unlike = [rng.normal(size=(5, 24, 24)), late]  # nothing alike before: the numbers are kept
     assert followed_back(unlike, late)[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_relion_job_continued_gives_its_newest_iteration(tmp_path: Path) -> None:
+    for name in ("run_it010", "run_it025", "run_ct25_it026", "run_ct25_it030", "run_ct10_it025"):
+        (tmp_path / f"{name}_data.star").touch()
+    names = [path.name.removesuffix("_data.star") for path in runs._relion_iterations(tmp_path)]
+    assert names == ["run_it010", "run_it025", "run_ct10_it025", "run_ct25_it026", "run_ct25_it030"]

@@ -103,6 +103,17 @@ def test_going_on_with_other_particles_is_refused(stack: Path, tmp_path: Path, c
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
+def test_going_on_with_other_images_of_the_same_number_is_refused(stack: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(stack, out, "--maxit=1")) == 0
+    images = io.open_images(stack)
+    io.write_mrcs(tmp_path / "reversed.mrcs", images[::-1].copy(), 3.0)
+    assert main(arguments(tmp_path / "reversed.mrcs", out, "--maxit=2", "--continue")) == 2
+    assert "the images or their order differ" in capsys.readouterr().err
+    shutil.copy(stack, tmp_path / "moved.mrcs")
+    assert main(arguments(tmp_path / "moved.mrcs", out, "--maxit=2", "--continue")) == 0, "the same under another name"
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk needs root and mount")
 def test_a_full_disk_leaves_the_last_checkpoint(stack: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

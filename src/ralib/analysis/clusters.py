@@ -35,6 +35,8 @@ def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, 
     """Coordinates (n, 2) to draw particles at: 'pca' (the first features), 'tsne', or 'umap' where it is installed."""
     if method == "pca":
         return features[:, :n_dimensions]
+    if np.allclose(features, features[:1], rtol=0, atol=1e-6 * max(1.0, float(np.abs(features).max()))):
+        return np.zeros((len(features), n_dimensions))  # one point: scikit-learn's t-SNE would divide by no variance
     if method == "tsne":
         perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
         return TSNE(n_components=n_dimensions, perplexity=perplexity, init="pca", random_state=seed).fit_transform(

@@ -29,7 +29,8 @@ from ralib.cli.running import (
     stopped_message,
 )
 from ralib.cli.timing import references_s, time_line
-from ralib.results.run_directory import RunDirectory
+from ralib.results.input_fingerprint import check_same_input
+from ralib.results.run_directory import RunDirectory, read_record
 from ralib.runtime.distributed import RankLost, Ranks, join
 from ralib.types import ParticleSet, RalibError, RunResult
 
@@ -281,12 +282,7 @@ class AlignmentRun:
         if state is None:
             self._say("no iteration was finished: beginning anew")
             return None
-        before, now = (len(state.poses), state.references.shape[-1]), (len(particles), particles.box)
-        if before != now:
-            raise RalibError(
-                f"--continue: the run in {self.outdir} was of {before[0]} particles of {before[1]} px, {self.stack} "
-                f"holds {now[0]} of {now[1]} px: give the stack it was begun with"
-            )
+        check_same_input(read_record(self.outdir), particles, stack=str(self.stack), outdir=str(self.outdir))
         record |= {"iterations": state.figures, "warnings": list(state.warnings)}
         self._say(f"going on after iteration {state.iteration}")
         return state

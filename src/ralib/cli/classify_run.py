@@ -20,6 +20,7 @@ from ralib.classification.validation import compare_runs
 from ralib.cli.common import tell_warnings
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
 from ralib.results.checkpoint import Checkpoint
+from ralib.results.input_fingerprint import check_same_input
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
 from ralib.results.run_directory import RunDirectory, read_record
 from ralib.results.selection import combine, selected_rows
@@ -104,7 +105,7 @@ class ClassifyRun:
         with ExitStack() as stack:
             directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             record = new_record("classify", self.options, particles, self.stack, self.device)
-            begun = self._begun(directory)
+            begun = self._begun(directory, particles)
             recorder = stack.enter_context(Recorder(directory, record, flag).showing())
             try:
                 classifier = self._classifier(self.options["seed"])
@@ -118,7 +119,7 @@ class ClassifyRun:
                 raise typer.Exit(stop.status) from None
             self._write(directory, result, particles, record)
 
-    def _begun(self, directory: RunDirectory) -> Checkpoint | None:
+    def _begun(self, directory: RunDirectory, particles: ParticleSet) -> Checkpoint | None:
         """The checkpoint to go on from; RalibError where the run was begun with other options."""
         found = directory.newest_checkpoint() if self.resume else None
         if found is not None:
@@ -127,6 +128,7 @@ class ClassifyRun:
             if changed:
                 told = ", ".join(f"{k} was {before[k]!r}, is {self.options.get(k)!r}" for k in changed)
                 raise RalibError(f"--continue needs the options the run was begun with: {told}")
+            check_same_input(read_record(self.outdir), particles, stack=str(self.stack), outdir=str(self.outdir))
         return found
 
     def _classifier(self, seed: int) -> Classifier:

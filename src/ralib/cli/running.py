@@ -24,6 +24,7 @@ from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import log_line
 from ralib.cli.common import describe_device
 from ralib.results.checkpoint import newest
+from ralib.results.input_fingerprint import input_fingerprint
 from ralib.results.run_directory import RunDirectory
 from ralib.runtime.distributed import launched
 from ralib.types import ParticleSet, RalibError, RunResult
@@ -180,6 +181,7 @@ def new_record(
             "particles": len(particles),
             "box": particles.box,
             "pixel_size_A": particles.pixel_size_A,
+            "fingerprint": input_fingerprint(particles),
         },
         "iterations": [],
         "classes": [],

@@ -54,7 +54,7 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
     if path.is_dir() and (path / "run.json").is_file():
         return _open_ralib(path, datadir)
     if path.is_dir():
-        found = sorted(path.glob("*_it[0-9][0-9][0-9]_data.star")) or sorted(path.glob("*_data.star"))
+        found = _relion_iterations(path) or sorted(path.glob("*_data.star"))
         if found:
             return _open_relion(found[-1], datadir)
     elif path.is_file() and path.name.endswith("_data.star"):
@@ -62,6 +62,16 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
     raise RalibError(
         f"{path} is no run: expected a folder with run.json (written by ralib) or with RELION's *_itNNN_data.star"
     )
+
+
+def _relion_iterations(folder: Path) -> list[Path]:
+    """A Class2D job's data files, the newest last: run_ct25_it030 goes on from run_it025, and supersedes run_it030."""
+    found = []
+    for path in folder.glob("*_data.star"):
+        match = re.search(r"(?:_ct(\d+))?_it(\d+)_data\.star$", path.name)
+        if match:
+            found.append((int(match[2]), int(match[1] or 0), path.name, path))
+    return [path for *_, path in sorted(found)]
 
 
 def finished_run(path: Path, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> RunFiles:
