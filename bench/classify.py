@@ -48,7 +48,8 @@ from classify_table import table_rows
 from ralib import io
 from ralib.benchmarks.record import device_name, record
 from ralib.cli import main as ralib
-from ralib.results.run_directory import read_record, run_poses
+from ralib.results.run_directory import run_poses
+from ralib.results.run_record import read_record
 from ralib.simulation.phantom import phantom_volume
 from ralib.simulation.simulator import PHANTOM_BOX_A
 from ralib.types import Poses

@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from ralib.benchmarks.record import record, write_record
 from ralib.cli import main as ralib
 from ralib.results.automatic_selection import junk_limit
-from ralib.results.run_directory import read_record
+from ralib.results.run_record import read_record
 
 
 def judged(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ralib.cli import main
-from ralib.results.run_directory import read_record, run_poses
+from ralib.results.run_directory import run_poses
+from ralib.results.run_record import read_record
 from ralib.results.selection import FORMAT, FORMAT_VERSION, fingerprint
 
 COMMON = ["--device", "cpu", "--no-report"]

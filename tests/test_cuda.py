@@ -132,7 +132,7 @@ def test_cuda_command_reports_its_peak(truth: Truth, tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", truth.images, 3.0, dtype=np.float16)
     options = ["--ou=18", "--xr=1", "--maxit=1", "--memory=0", "--device=cuda", "--no-report"]
     assert main(["mref", str(tmp_path / "p.mrcs"), "3", str(tmp_path / "out"), *options]) == 0
-    from ralib.results.run_directory import read_record
+    from ralib.results.run_record import read_record
 
     record = read_record(tmp_path / "out")
     assert record["peak_device_memory_bytes"] > 2**20

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +22,12 @@ from ralib.cli import main
 from ralib.images.fourier import resized
 from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
+from ralib.results.run_record import read_record, run_record
 from ralib.results.summary import open_run, runs, summarise, write_report
-from ralib.results.summary.diagnose import centre_of_mass_px, diagnose, search_range_px
+from ralib.results.summary.diagnose import centre_of_mass_px, diagnose
 from ralib.results.summary.embedding import principal_plane, tsne
 from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
-from ralib.results.summary.pictures import aligned, choose_members, followed_back, likeness
+from ralib.results.summary.pictures import aligned, choose_members, followed_back, likeness, uses_ctf
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
 
 
@@ -130,11 +132,11 @@ def test_a_healthy_run_gets_no_warning(run: Path) -> None:
 
 
 def test_search_range_is_read_from_every_way_to_write_it() -> None:
-    assert search_range_px({"xr": "4 2 1"}) == 4
-    assert search_range_px({"shift_range_xy_px": [3, 5]}) == 5
-    assert search_range_px({"xr": [[3, 3], [1, 1]]}) == 3
-    assert search_range_px({"xr": "wide"}) is None
-    assert search_range_px({}) is None
+    assert run_record({"options": {"xr": "4 2 1"}}).search_range_px == 4
+    assert run_record({"options": {"shift_range_xy_px": [3, 5]}}).search_range_px == 5
+    assert run_record({"options": {"xr": [[3, 3], [1, 1]]}}).search_range_px == 3
+    assert run_record({"options": {"xr": "wide"}}).search_range_px is None
+    assert run_record({"options": {}}).search_range_px is None
 
 
 def test_centre_of_mass() -> None:
@@ -322,3 +324,37 @@ def test_relion_job_continued_gives_its_newest_iteration(tmp_path: Path) -> None
         (tmp_path / f"{name}_data.star").touch()
     names = [path.name.removesuffix("_data.star") for path in runs._relion_iterations(tmp_path)]
     assert names == ["run_it010", "run_it025", "run_ct10_it025", "run_ct25_it026", "run_ct25_it030"]
+
+
+def test_report_of_a_classification_with_ctf_flips_phases_and_knows_its_search_range(tmp_path: Path) -> None:
+    """What --ctf auto did is recorded as done, and advice names options that classify has."""
+    assert main(["simulate", str(tmp_path / "sim"), "--particles=160", "--box=32", "--views=2", "--seed=1"]) == 0
+    words = ["--classes=2", "--search=2", "--device=cpu", "--no-report"]
+    assert main(["classify", str(tmp_path / "sim" / "particles.star"), str(tmp_path / "run"), *words]) == 0
+    opened = open_run(tmp_path / "run")
+    record = run_record(opened.record)
+    assert (record.kind, record.finished, record.ctf, record.search_range_px) == ("classify", True, "wiener", 2)
+    assert uses_ctf(opened)
+    unflipped = replace(opened, record={**opened.record, "ctf_correction": "none"})
+    rows = np.arange(8)
+    assert np.abs(aligned(opened, rows, 32) - aligned(unflipped, rows, 32)).max() > 0.1, "phases are flipped"
+    far = opened.poses.replace(origin_xy_px=torch.full_like(opened.poses.origin_xy_px, 1.8))
+    advice = " ".join(item["do"] for item in diagnose(replace(opened, poses=far), opened.averages))
+    assert "--search" in advice
+    assert "--center" not in advice
+    assert "--xr" not in advice
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": [1, 2]}, "'classes' must be a list of tables"),
+        ({"classes": [{"class": 1, "members": 3, "resolution_A": "x"}]}, "a class whose numbers are none"),
+        ({"options": [1]}, "'options' must be a table"),
+        ({"input": {"pixel_size_A": 1e-300}}, "'input.pixel_size_A' is 1e-300 A"),
+    ],
+)
+def test_read_record_damaged_says_what_is_wrong(tmp_path: Path, change: dict, words: str) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"kind": "mref", "state": "finished"} | change))
+    with pytest.raises(RalibError, match=re.escape(words)):
+        read_record(tmp_path)

@@ -17,7 +17,8 @@ from ralib.classification.schedule import Plan
 from ralib.cli import main
 from ralib.images.frc import resolution_frequency
 from ralib.results.automatic_selection import automatic_selection, junk_limit
-from ralib.results.run_directory import read_frc, read_record
+from ralib.results.run_directory import read_frc
+from ralib.results.run_record import read_record
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import RunResult
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -70,6 +70,14 @@ class CtfState(IntEnum):
     NONE = 0
     PHASE_FLIPPED = 1
     PREMULTIPLIED = 2
+
+
+class CtfCorrection(StrEnum):
+    """What a run does about the CTF: nothing, turn phases, or weigh by the CTF and divide by its square (Wiener)."""
+
+    NONE = "none"
+    FLIP = "flip"
+    WIENER = "wiener"
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ from ralib.cli.running import (
     finish_record,
     new_record,
     resumed_state,
+    run_ctf,
     stopped_message,
 )
 from ralib.cli.timing import references_s, time_line
 from ralib.results.input_fingerprint import check_same_input
-from ralib.results.run_directory import RunDirectory, read_record
+from ralib.results.run_directory import RunDirectory
+from ralib.results.run_record import read_record
 from ralib.runtime.distributed import RankLost, Ranks, join
 from ralib.types import ParticleSet, RalibError, RunResult
 
@@ -73,7 +75,10 @@ class AlignmentRun:
             directory = None
             if self.ranks.rank == 0:
                 directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
-            record = new_record(self.kind, o, particles, self.stack, self.device)
+            record = new_record(
+                self.kind, o, particles, self.stack, self.device,
+                ctf=run_ctf(o["ctf_mode"], particles), search_range_px=_widest_range_px(search),
+            )  # fmt: skip
             state = self._resumed(record, particles)
             reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations()).showing())
             record["timings"] = {"start_s": time.perf_counter() - self.began}
@@ -143,13 +148,10 @@ class AlignmentRun:
     def _tell_of_short_range(self, box: int, search: dict[str, Any]) -> None:
         """Said before an hour goes by; the run's own warning comes at its end."""
         radius = self.options["ou"] if self.options["ou"] > 0 else box // 2 - 2
-        ranges = (
-            [search["x_range"], search["y_range"]] if self.kind == "mref" else [max(s[:2]) for s in search["stages"]]
-        )
         limit = shift_limit_px(box, radius)
-        if max(ranges) > limit:
+        if (widest := _widest_range_px(search)) > limit:
             self._say(
-                f"note: shifts are searched to {limit:g} px only, not {max(ranges):g}: a disc of radius {radius:g} px "
+                f"note: shifts are searched to {limit:g} px only, not {widest:g}: a disc of radius {radius:g} px "
                 f"(--ou) can move no further in a box of {box} px"
             )
 
@@ -293,6 +295,12 @@ class AlignmentRun:
 
     def _iterations(self) -> int | None:
         return self.options["maxit"] if self.kind == "mref" else None
+
+
+def _widest_range_px(search: dict[str, Any]) -> float:
+    """The widest shift that an alignment tries, whatever its stages."""
+    stages = search["stages"] if "stages" in search else [(search["x_range"], search["y_range"])]
+    return float(max(max(stage[:2]) for stage in stages))
 
 
 def _single_image(path: str) -> np.ndarray:

@@ -18,11 +18,12 @@ from ralib import io
 from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
 from ralib.cli.common import tell_warnings
-from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, stopped_message
+from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, run_ctf, stopped_message
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
-from ralib.results.run_directory import RunDirectory, read_record
+from ralib.results.run_directory import RunDirectory
+from ralib.results.run_record import read_record
 from ralib.results.selection import combine, selected_rows
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
@@ -104,7 +105,11 @@ class ClassifyRun:
         particles, flag = self._particles(), SignalFlag()
         with ExitStack() as stack:
             directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
-            record = new_record("classify", self.options, particles, self.stack, self.device)
+            record = new_record(
+                "classify", self.options, particles, self.stack, self.device,
+                ctf=run_ctf(self.options["ctf"], particles),
+                search_range_px=None if self.options["skip_align"] else self.options["search"] or 0.1 * particles.box,
+            )  # fmt: skip
             begun = self._begun(directory, particles)
             recorder = stack.enter_context(Recorder(directory, record, flag).showing())
             try:
@@ -231,7 +236,7 @@ class ClassifyRun:
         folder = self.stack if self.stack.is_dir() else self.stack.parent
         if particles.poses is None or not (folder / "run.json").is_file():
             raise RalibError(f"{self.stack} is no run: --split and --from choose from the folder of a finished run")
-        figures = read_record(folder)["classes"]
+        figures = read_record(folder).get("classes") or []
         selection = combine(figures, file=self.options["from_"], classes=self.options["split"])
         scores = read_particle_scores(folder / SCORES_FILE, len(particles))
         rows = selected_rows(particles.poses, selection, scores)

@@ -27,7 +27,7 @@ from ralib.results.checkpoint import newest
 from ralib.results.input_fingerprint import input_fingerprint
 from ralib.results.run_directory import RunDirectory
 from ralib.runtime.distributed import launched
-from ralib.types import ParticleSet, RalibError, RunResult
+from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -163,7 +163,14 @@ class Reporter:
 
 
 def new_record(
-    kind: str, options: dict[str, Any], particles: ParticleSet, stack: Path, device: torch.device
+    kind: str,
+    options: dict[str, Any],
+    particles: ParticleSet,
+    stack: Path,
+    device: torch.device,
+    *,
+    ctf: CtfCorrection,
+    search_range_px: float | None,
 ) -> dict[str, Any]:
     """run.json as it stands before the first iteration."""
     return {
@@ -173,6 +180,8 @@ def new_record(
         "state": "running",
         "command": ["ralib", *sys.argv[1:]],
         "options": options,
+        "ctf_correction": ctf.value,
+        "search_range_px": search_range_px,
         "seed": options.get("seed"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "device": describe_device(device),
@@ -188,6 +197,13 @@ def new_record(
         "warnings": [],
         "timings": {},
     }
+
+
+def run_ctf(mode: str, particles: ParticleSet) -> CtfCorrection:
+    """What an option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off') makes a run do about the CTF."""
+    if mode == "off" or particles.ctf is None or particles.pixel_size_A is None:
+        return CtfCorrection.NONE
+    return CtfCorrection.FLIP if mode == "flip" else CtfCorrection.WIENER
 
 
 def resumed_state(outdir: Path, options: dict[str, Any], device: torch.device) -> LoopState | None:

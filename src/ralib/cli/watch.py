@@ -141,11 +141,14 @@ class Watch:
 
     def _write(self, directory: Any, growing: Any, particles: ParticleSet, stacks: list[str]) -> None:
         """The run directory of a finished run, of all that has come so far; and where to go on."""
-        from ralib.cli.running import finish_record, new_record
+        from ralib.cli.running import finish_record, new_record, run_ctf
         from ralib.results.summary import write_report
 
         started, result = time.perf_counter(), growing.result()
-        record = new_record("mref", self.options, particles, self.source, self.device)
+        record = new_record(
+            "mref", self.options, particles, self.source, self.device,
+            ctf=run_ctf(self.options["ctf_mode"], particles), search_range_px=None,
+        )  # fmt: skip
         record = finish_record(record, result, self.device, started, 0.0)
         arrays, meta = growing.state.pack()
         directory.save_checkpoint(growing.state.iteration, arrays, meta | {"stacks": stacks})

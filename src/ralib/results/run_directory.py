@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from ralib import io
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
 from ralib.results.particle_scores import class_scores, relion_columns, star_columns
+from ralib.results.run_record import read_record
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
 LOCK = ".lock"
@@ -176,7 +176,10 @@ def write_frc(path: Path, averages: ClassAverages) -> None:
 
 def read_frc(path: Path) -> np.ndarray:
     """(k, rings) of a file by `write_frc`."""
-    return np.atleast_2d(np.loadtxt(path))[:, 1:].T
+    try:
+        return np.atleast_2d(np.loadtxt(path))[:, 1:].T
+    except ValueError as error:
+        raise RalibError(f"{path} is no table of FRC curves that ralib wrote: {error}") from error
 
 
 def write_class_picture(path: Path, averages: ClassAverages) -> None:
@@ -212,18 +215,6 @@ def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResul
     return RunResult(
         record["kind"], poses, averages, record["iterations"], record["options"], record["warnings"], extra
     )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """run.json of a run."""
-    file = Path(path) / "run.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RalibError(f"{path} is not the folder of a ralib run: run.json: {error}") from error
-    if not isinstance(record, dict):
-        raise RalibError(f"{file} does not describe a ralib run")
-    return record
 
 
 def run_poses(path: Path, n_classes: int, *, datadir: Path | str | None = None) -> Poses:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
+from ralib.results.run_record import run_record
 from ralib.results.summary.figures import MINIMUM_MEMBERS
 from ralib.results.summary.pictures import disc, normalised
 from ralib.results.summary.runs import RunFiles
@@ -61,34 +60,23 @@ def _collapsed(run: RunFiles) -> Finding:
 
 def _shifts_at_edge(run: RunFiles) -> Finding:
     """Shifts that stopped at the end of the searched range, where the options say what it was."""
-    reach = search_range_px(run.record.get("options") or {})
+    record = run_record(run.record)
+    reach = record.search_range_px
     if reach is None:
         return None
     member = run.poses.class_index.numpy() >= 0
     origin = np.abs(run.poses.origin_xy_px.numpy()[member])
-    fraction = float((origin > reach - 0.5).any(axis=1).mean()) if len(origin) else 0.0
+    # classify searches a disc, the alignments a rectangle.
+    far = np.hypot(*origin.T) if record.kind == "classify" else origin.max(axis=1, initial=0)
+    fraction = float((far > reach - 0.5).mean()) if len(origin) else 0.0
     if fraction < EDGE_FRACTION:
         return None
+    further = "--search" if record.kind == "classify" else "--xr, --yr"
     return ("edge",), {
         "what": f"{100 * fraction:.0f} % of the shifts lie at the edge of their range ({reach:g} px).",
         "where": "",
-        "do": "Search further (--xr, --yr), or centre the particles first.",
+        "do": f"Search further ({further}), or centre the particles first.",
     }
-
-
-def search_range_px(options: dict[str, Any]) -> float | None:
-    """The widest searched shift: numbers, texts such as '4 2 1' or lists under the range options' names."""
-    for name in ("shift_range_xy_px", "shift_range_px", "xr", "x_range"):
-        value = options.get(name)
-        if value is None:
-            continue
-        try:
-            words = value.split() if isinstance(value, str) else np.ravel(value).tolist()
-            reach = max(float(word) for word in words)
-        except (TypeError, ValueError):
-            continue
-        return reach if reach > 0 else None
-    return None
 
 
 def _duplicates(run: RunFiles) -> Finding:
@@ -133,10 +121,11 @@ def _uncentred(run: RunFiles, averages: np.ndarray) -> Finding:
     low = np.flatnonzero((np.hypot(*off.T) > OFF_CENTRE_FRACTION * size) & (run.members >= MINIMUM_MEMBERS))
     if not len(low):
         return None
+    again = "Run again with another --center, or l" if run_record(run.record).kind in ("mref", "reffree") else "L"
     return ("not centred", "off centre"), {
         "what": f"{len(low)} averages are not centred.",
         "where": f"In {classes_text(low)}.",
-        "do": "Run again with another --center, or leave these classes out: their rims may be cut.",
+        "do": f"{again}eave these classes out: their rims may be cut.",
     }
 
 

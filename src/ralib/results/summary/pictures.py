@@ -12,7 +12,9 @@ from ralib.io import open_images
 from ralib.kernels import rotate_shift_images
 from ralib.kernels.interpolation import resample_plain
 from ralib.report.contents import History, Members
+from ralib.results.run_record import run_record
 from ralib.results.summary.runs import RunFiles
+from ralib.types import CtfCorrection
 
 AVERAGE_PX, HISTORY_PX, MEMBER_PX, POINT_PX = 192, 48, 64, 32
 MAX_AVERAGE_PIXELS = 8_000_000
@@ -51,10 +53,8 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
 
 def uses_ctf(run: RunFiles) -> bool:
     """Whether the run itself took the particles' CTF into account, so that their phases are still unflipped."""
-    options = run.record.get("options") or {}
-    modes = [options.get(name) for name in ("ctf_mode", "ctf")]
-    asked = any(mode is True or mode in ("wiener", "flip") for mode in modes) or run.record.get("program") == "RELION"
-    return asked and run.particles.ctf is not None and run.particles.pixel_size_A is not None
+    known = run.particles.ctf is not None and run.particles.pixel_size_A is not None
+    return run_record(run.record, has_ctf=known).ctf is not CtfCorrection.NONE
 
 
 def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: float) -> Tensor:

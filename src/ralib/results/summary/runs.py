@@ -12,7 +12,7 @@ import pandas as pd
 
 from ralib.io import open_images, open_particles, read_star
 from ralib.results.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
-from ralib.results.run_directory import read_record
+from ralib.results.run_record import read_record
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 
