@@ -1,16 +1,19 @@
 """Mutated files for every reader: whatever the bytes, a reader returns, or raises RalibError in one line.
 
-Hypothesis chooses the mutations. Limits an example: 10 s, and memory (what Python and NumPy allocate) of ten times the
-file plus one MiB for the parsers themselves.
+Hypothesis chooses the mutations: of bytes, of the format's own structures (`structures`), or of both. Limits an
+example: 10 s, and memory (what Python and NumPy allocate) of ten times the file plus one MiB for the parsers
+themselves.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,10 @@ from ralib.io import (
     write_particles_cs,
     write_particles_star,
 )
+from ralib.results.selection import FORMAT, FORMAT_VERSION, fingerprint, read_selection, selected_rows
 from ralib.types import Poses, RalibError
+
+from . import structures
 
 SECONDS = 10.0
 SPARE_BYTES = 1 << 20
@@ -37,6 +43,7 @@ _NUMBERS = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0
 _TOKENS = [b"loop_", b"data_", b"\n", b"#", b"'", b'"', b"_rlnImageName", b"9999999999@a.mrcs", b"nan", b"1e999", b"-1"]
 _TOKENS += [b"(999999999,)", b"\0", b"\xff\xfe", b"../../x", b"@", b"\t", b"[[[[[[", b"|O", b"<U999999999"]
 
+MEMBERS = [3, 1, 2, 0]
 Mutation = tuple[str, float, int, int]
 
 
@@ -75,13 +82,28 @@ def mutate(data: bytes, edits: Sequence[Mutation]) -> bytes:
 class Reader:
     """One format: a small sound file, and how it is read."""
 
-    def __init__(self, name: str, make: Callable[[Path], Path], read: Callable[[Path], object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[Path], Path],
+        read: Callable[[Path], object],
+        restructure: Callable[[Path, np.random.Generator], None] | None = None,
+    ) -> None:
         self.name = name
+        self._restructure = restructure
         self._folder = tempfile.TemporaryDirectory(prefix="ralib-fuzz-")
         self._path = make(Path(self._folder.name))
         self._read = read
         self.seed = self._path.read_bytes()
         self.opened = self.refused = 0
+
+    def restructured(self, seed: int) -> bytes:
+        """The sound file with its structures mutated; as it is where this format has no such mutation."""
+        if self._restructure is None:
+            return self.seed
+        self._path.write_bytes(self.seed)
+        self._restructure(self._path, np.random.default_rng(seed))
+        return self._path.read_bytes()
 
     def check(self, data: bytes) -> None:
         """Read `data`; anything but a result or a RalibError, too slow or too large, is an AssertionError."""
@@ -113,9 +135,10 @@ def fuzz(reader: Reader, n: int, *, seed: int | None = None) -> None:
     @settings(
         max_examples=n, deadline=None, database=None, derandomize=seed is None, suppress_health_check=list(HealthCheck)
     )
-    @given(mutations())
-    def every(edits: list[Mutation]) -> None:
-        reader.check(mutate(reader.seed, edits))
+    @given(st.sampled_from(["bytes", "structure", "both"]), st.integers(0, 2**32 - 1), mutations())
+    def every(kind: str, number: int, edits: list[Mutation]) -> None:
+        data = reader.seed if kind == "bytes" else reader.restructured(number)
+        reader.check(data if kind == "structure" and reader.seed != data else mutate(data, edits))
 
     if seed is not None:
         from hypothesis import seed as seeded
@@ -197,14 +220,28 @@ def _params(folder: Path) -> Path:
     return folder / "p.txt"
 
 
-READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
-    "mrc": (_mrc, _read_particles),
-    "star": (_star, _read_particles),
-    "cs": (_cs, _read_particles),
-    "hdf": (_hdf, _read_particles),
-    "lst": (_lst, _read_particles),
-    "spider": (_spider, _read_particles),
-    "imagic": (_imagic, _read_particles),
+def _selection(folder: Path) -> Path:
+    run = {"title": "run", "fingerprint": fingerprint(MEMBERS)}
+    value = {"format": FORMAT, "version": FORMAT_VERSION, "run": run, "classes": [1, 3], "min_score": 0.5}
+    (folder / "selection.json").write_text(json.dumps(value))
+    return folder / "selection.json"
+
+
+def _read_selection(path: Path) -> None:
+    chosen = read_selection(path, MEMBERS)
+    selected_rows(_poses().replace(score=torch.arange(4.0)), chosen)
+
+
+READERS: dict[str, tuple] = {
+    "mrc": (_mrc, _read_particles, partial(structures.words, kind="<i4", first=0, last=55)),
+    "star": (_star, _read_particles, structures.star),
+    "cs": (_cs, _read_particles, structures.cs),
+    "hdf": (_hdf, _read_particles, structures.hdf),
+    "lst": (_lst, _read_particles, structures.lst),
+    "spider": (_spider, _read_particles, partial(structures.words, kind="<f4", first=0, last=40)),
+    "imagic": (_imagic, _read_particles, partial(structures.words, kind="<i4", first=0, last=20)),
     "npy": (_npy, _read_particles),
     "params": (_params, read_params),
+    "selection": (_selection, _read_selection, structures.selection),
 }
+"""How a sound file of each format is made and read, and how its structures are mutated."""

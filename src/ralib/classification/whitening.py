@@ -33,6 +33,9 @@ LARGEST_RADIUS = 0.42
 FINEST = 0.45
 """The finest detail compared, cycles per pixel: what interpolation leaves alone."""
 
+CLEANEST = 0.03
+"""The least standard deviation of the background over that of the image: a likelihood weighs against noise."""
+
 VIEW_BLUR = 1.8
 """How far the rings go beyond the detail at which neighbouring classes differ; see `highest_frequency`."""
 
@@ -138,7 +141,8 @@ def _transform(
         images = _with_noise(batch.images)
         if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
             images = images * _gain(particles, batch.index, batch.usable)
-        around[batch.rows] = noise.background_power(images, background, grid.frequency * scale, grid.spacing * scale)
+        power = noise.background_power(images, background, grid.frequency * scale, grid.spacing * scale)
+        around[batch.rows] = _no_cleaner(power, images)
         data[batch.rows] = grid.transform(crop_fourier(images, grid.box))
         usable[batch.rows] = batch.usable
     group = np.zeros(n, np.int64) if particles.group is None else np.asarray(particles.group)
@@ -202,6 +206,13 @@ def _gain(particles: ParticleSet, index: np.ndarray, usable: Tensor) -> Tensor:
     return torch.where(usable, gain, 1.0)[:, None, None]
 
 
+def _no_cleaner(power: Tensor, images: Tensor) -> Tensor:
+    """Background power (b, R) of images, white at a thirtieth of the image's deviation where there is less: a mask has
+    made the background exactly 0."""
+    least = (CLEANEST * images.flatten(1).std(1)).square()[:, None]
+    return torch.where(power.mean(1, keepdim=True) < least, least, power)
+
+
 def _with_noise(images: Tensor) -> Tensor:
     """Images whose background is no cleaner than a thirtieth of the image: a likelihood weighs against noise."""
-    return images / (0.03 * images.flatten(1).std(dim=1)).clamp_min(1.0)[:, None, None]
+    return images / (CLEANEST * images.flatten(1).std(dim=1)).clamp_min(1.0)[:, None, None]

@@ -92,15 +92,30 @@ def default_folder(source: Path) -> Path:
 
 def read_truth(path: Path, n: int) -> np.ndarray:
     """True classes (n,) from a text file of one number a line, or from a simulation's truth.npz; -1 is left out."""
+    import struct
+    import zipfile
+    import zlib
+
     import numpy as np
+
+    from ralib.io.text import read_numbers
+
+    damaged = (zipfile.BadZipFile, zlib.error, struct.error)
 
     try:
         if path.suffix == ".npz":
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is no .npz archive")
             with np.load(path) as arrays:
                 values = arrays["class_index"]
         else:
-            values = np.loadtxt(path, dtype=int, ndmin=1)
-    except (OSError, KeyError, ValueError) as error:
+            values = read_numbers(path, "list of true classes")[:, 0]
+        if values.dtype.kind not in "iuf" or values.ndim != 1 or not np.isfinite(values).all():
+            raise ValueError("classes are whole numbers, one a particle")
+        if not (np.abs(values) < 2**31).all() or (values != np.floor(values)).any():
+            raise ValueError("classes are whole numbers below 2^31")
+        values = values.astype(np.int64)
+    except (OSError, LookupError, ValueError, EOFError, RuntimeError, MemoryError, *damaged) as error:
         raise RalibError(f"{path} holds no true classes ({error}): give one number a line, or truth.npz") from error
     if values.shape != (n,):
         raise RalibError(f"{path} has {len(values)} true classes for {n} particles: they must be as many")

@@ -115,6 +115,8 @@ def _missing(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
 
 def load_cs(path: Path) -> np.ndarray:
     """The structured array of a .cs file, without ever running a pickle."""
+    if not path.is_file():  # a named pipe would wait for ever
+        raise RalibError(f"cannot read {path}: {'it is no ordinary file' if path.exists() else 'no such file'}")
     try:
         with path.open("rb") as file:
             if file.read(6) == b"\x94CSDAT":
@@ -173,9 +175,10 @@ def _images(
     try:
         file_index, names = pd.factorize(np.array(image_paths(rows), dtype=object))
         files = resolve_images(names.tolist(), path, datadir)
-        slices = rows["blob/idx"].astype(np.int64)
-        if (slices < 0).any():
-            raise RalibError(f"{path}: blob/idx {slices.min()} is negative")
+        number = _floats(rows, "blob/idx")
+        if not ((number >= 0) & (number < 2**31)).all():
+            raise RalibError(f"{path}: blob/idx {number.min():g} to {number.max():g}: image numbers from 0 are needed")
+        slices = number.astype(np.int64)
         source = FilesSource(files, file_index, slices, open_stack)
     except RalibError as error:
         if required:
@@ -227,6 +230,8 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
     kind = next((k for k in ("alignments2D", "alignments3D") if f"{k}/pose" in names and f"{k}/shift" in names), None)
     if kind is None:
         return None
+    if any(rows[f"{kind}/{part}"].dtype.kind not in "fiu" for part in ("pose", "shift")):
+        raise RalibError(f"{kind}/pose or shift of the .cs file hold something else than numbers")
     pose, shift = rows[f"{kind}/pose"].astype(np.float64), rows[f"{kind}/shift"].astype(np.float64)
     if shift.shape != (len(rows), 2) or pose.shape != ((len(rows),) if kind == "alignments2D" else (len(rows), 3)):
         raise RalibError(f"{kind}/pose or shift of the .cs file have the shape {pose.shape}, {shift.shape}")

@@ -126,6 +126,8 @@ def _parse_loop(body: str, position: int, where: str, line: int) -> pd.DataFrame
         content = body[position:end].strip()
         words = _WORD.findall(content) if content.startswith("_") else []
         if words and (len(words) == 1 or words[1].startswith("#") or not names):
+            if not _is_unicode(words[0]):
+                raise RalibError(f"{where} line {line}: the column {shown(words[0])} is no text; the file is damaged")
             if words[0][1:] in names:
                 raise RalibError(f"{where} line {line}: the column {words[0]} is there twice; remove one")
             names[words[0][1:]] = None

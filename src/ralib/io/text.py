@@ -7,7 +7,10 @@ written back as the same bytes.
 from __future__ import annotations
 
 import codecs
+import warnings
 from pathlib import Path
+
+import numpy as np
 
 from ralib.types import RalibError
 
@@ -50,3 +53,14 @@ def decode(raw: bytes, refusal: str) -> str:
 def shown(content: str, longest: int = 60) -> str:
     """A piece of a file as an error shows it: quoted, in one line."""
     return repr(content.strip()[:longest])
+
+
+def read_numbers(path: Path, kind: str) -> np.ndarray:
+    """A table of numbers (rows, columns) float64, blanks between them, # before comments; `kind` names it in errors."""
+    text = read_text(path, kind)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an empty table is a warning of numpy's
+            return np.loadtxt(text.split("\n"), ndmin=2)
+    except (ValueError, UserWarning, OverflowError) as error:
+        raise RalibError(f"{path} is no {kind}: {' '.join(str(error).split())[:120]}") from error

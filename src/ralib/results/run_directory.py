@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ralib import io
+from ralib.io.text import read_numbers
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
 from ralib.results.particle_scores import class_scores, relion_columns, star_columns
@@ -176,10 +177,7 @@ def write_frc(path: Path, averages: ClassAverages) -> None:
 
 def read_frc(path: Path) -> np.ndarray:
     """(k, rings) of a file by `write_frc`."""
-    try:
-        return np.atleast_2d(np.loadtxt(path))[:, 1:].T
-    except ValueError as error:
-        raise RalibError(f"{path} is no table of FRC curves that ralib wrote: {error}") from error
+    return read_numbers(path, "table of FRC curves")[:, 1:].T
 
 
 def write_class_picture(path: Path, averages: ClassAverages) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ralib.io.text import read_text
 from ralib.types import Poses, RalibError
 
 FORMAT = "ralib-selection"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 16 << 20
+LARGEST_LIMIT = 3e38
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ def selection_of(value: dict[str, Any], members: Sequence[int] | np.ndarray, pat
     if limits["min_fit"] is None:
         limits["min_fit"] = value.get("min_score")  # what the fit was called in version 0.1
     numbers = isinstance(classes, list) and all(type(c) is int and 1 <= c <= len(members) for c in classes)
-    sound = all(limit is None or type(limit) in (int, float) for limit in limits.values())
-    if not isinstance(run, dict) or not numbers or not sound:
+    # JSON allows any number, and NaN: limits are compared in single precision
+    sound = all(v is None or (type(v) in (int, float) and abs(v) < LARGEST_LIMIT) for v in limits.values())
+    if not sound:
+        raise RalibError(f"{path} is damaged: its limits must be numbers")
+    if not isinstance(run, dict) or not numbers:
         raise RalibError(f"{path} is damaged: 'classes' must list class numbers from 1 to {len(members)}")
     if run.get("fingerprint") != fingerprint(members):
         raise RalibError(
@@ -88,9 +93,9 @@ def selection_of(value: dict[str, Any], members: Sequence[int] | np.ndarray, pat
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
             raise RalibError(f"{path} is too large for a selection file: download it from the report again")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path, "selection file"))
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

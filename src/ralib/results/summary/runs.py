@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.io import open_images, open_particles, read_star
+from ralib.io.text import read_numbers
 from ralib.results.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
 from ralib.results.run_record import read_record
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
@@ -138,10 +139,7 @@ def frc_curves(path: Path, n_classes: int) -> tuple[np.ndarray | None, np.ndarra
     """Frequency (f,) in 1/px and curves (k, f) of a frc.txt; None twice where there is no file."""
     if not path.is_file():
         return None, None
-    try:
-        table = np.loadtxt(path, ndmin=2)
-    except ValueError as error:
-        raise RalibError(f"{path} is not a table of numbers: {error}") from error
+    table = read_numbers(path, "table of numbers")
     if table.shape[1] < n_classes + 1:
         raise RalibError(f"{path} has {table.shape[1] - 1} curves for {n_classes} classes: files of two runs?")
     return table[:, 0], table[:, 1 : n_classes + 1].T
