@@ -240,7 +240,9 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
     size_A = np.broadcast_to(1.0 if pixel_size_A is None else np.asarray(pixel_size_A), len(rows))
     stated = _floats(rows, f"{kind}/psize_A") if f"{kind}/psize_A" in names else size_A
     scale = np.where(stated > 0, stated / size_A, np.nan)
-    psi_deg, origin, mirror = conventions.cryosparc_to_pose(torch.tensor(pose), torch.tensor(shift * scale[:, None]))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found by `plausible`
+        shift_px = shift * scale[:, None]
+    psi_deg, origin, mirror = conventions.cryosparc_to_pose(torch.tensor(pose), torch.tensor(shift_px))
     index = torch.tensor(_class_index(_floats(rows, f"{kind}/class"), f"{kind}/class"))
     if "ralib/mirror" in names and "ralib/class" in names:
         original = torch.tensor(_class_index(_floats(rows, "ralib/class"), "ralib/class"))

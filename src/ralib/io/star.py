@@ -113,7 +113,8 @@ def _parse_block(body: str, where: str, line: int) -> Table:
 
 def _parse_pair(content: str, where: str, line: int) -> tuple[str, str]:
     tokens = _tokens(content)
-    if len(tokens) < 2 or not tokens[0].startswith("_") or (len(tokens) > 2 and not tokens[2].startswith("#")):
+    named = bool(tokens) and tokens[0].startswith("_") and _is_unicode(tokens[0])
+    if len(tokens) < 2 or not named or (len(tokens) > 2 and not tokens[2].startswith("#")):
         raise RalibError(f"{where} line {line}: {shown(content)} is neither a comment nor '_name value'; correct it")
     return tokens[0][1:], tokens[1]
 
