@@ -111,7 +111,8 @@ class CtfParameters:
 
     def with_state(self, state: CtfState | np.ndarray) -> CtfParameters:
         """The same CTF of images to which `state` was done."""
-        return replace(self, state=np.broadcast_to(np.asarray(state, dtype=np.int8), np.shape(self.defocus_u_A)))
+        shape = np.shape(self.defocus_u_A)
+        return replace(self, state=np.broadcast_to(np.asarray(state, dtype=np.int8), shape).copy())
 
     def in_pixels_of(self, pixel_size_A: np.ndarray, common_A: float) -> CtfParameters:
         """The CTF of images of pixel_size_A (n,), as one of images of `common_A`: the same at every cycle per pixel.

@@ -1,0 +1,137 @@
+"""Numbers that cannot be meant: the particle is named, counted and left out, or the file is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.classes.averages import ClassSums, class_averages
+from ralib.classification.classifier import Classifier
+from ralib.cli import main
+from ralib.io import for_computing, open_images, open_particles, pose_headers, write_hdf
+from ralib.io.plausible import implausible_ctf
+from ralib.types import CtfParameters, Poses, RalibError
+from star_files import OPTICS, rows, stack, write
+
+ODD = [
+    ("rlnDefocusU", "nan"), ("rlnDefocusV", "inf"), ("rlnDefocusU", 1.2), ("rlnDefocusU", "<NA>"), ("rlnVoltage", 0),
+    ("rlnVoltage", 300000), ("rlnAmplitudeContrast", 10), ("rlnAmplitudeContrast", -0.1), ("rlnDefocusAngle", "nan"),
+    ("rlnSphericalAberration", 2.7e7), ("rlnPhaseShift", "nan"), ("rlnDefocusV", -1e9), ("rlnCtfBfactor", "-inf"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "value"), ODD)
+def test_a_particle_with_an_odd_ctf_is_named_and_left_out(label: str, value: object, tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    usual = {**OPTICS, "rlnDefocusU": 12000, "rlnDefocusV": 11900, "rlnDefocusAngle": 0, "rlnPhaseShift": 0}
+    values = [value if i == 3 else usual.get(label, 0) for i in range(6)]
+    if label == "rlnDefocusU" and value == 1.2:
+        table = rows(6, rlnDefocusU=values, rlnDefocusV=values)
+    else:
+        table = rows(6, **{label: values})
+    particles = for_computing(open_particles(write(tmp_path / "p.star", table)), ctf=True)
+    assert particles.usable is not None
+    assert np.flatnonzero(~particles.usable).tolist() == [3]
+    (warning,) = particles.warnings
+    assert "1 of 6 particles (4) is left out" in warning["what"]
+    again = for_computing(particles, ctf=True)
+    assert len(again.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "value"), [("rlnVoltage", 300000), ("rlnAmplitudeContrast", 10), ("rlnVoltage", "nan")]
+)
+def test_a_file_of_nothing_else_is_refused(label: str, value: object, tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    particles = open_particles(write(tmp_path / "p.star", rows(6), OPTICS | {label: value}))
+    with pytest.raises(RalibError, match="the CTF of all particles cannot be meant"):
+        for_computing(particles, ctf=True)
+    assert for_computing(particles, ctf=False).usable is None  # without the CTF nothing is wrong with them
+
+
+def test_sound_values_at_the_edge_are_kept() -> None:
+    one = np.ones(4)
+    ctf = CtfParameters(
+        one * [-12000, 500, 12000, 12000], one * [-12000, 500, 12000, 12000], 0 * one, one * [300, 120, 200, 80],
+        one * [0, 2.7, 0.01, 2], one * [0, 1, 0.07, 0.1], one * [0, 90, 175, -30], 0 * one,
+    )  # fmt: skip
+    assert not implausible_ctf(ctf)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("label", "value"), [("rlnAnglePsi", "nan"), ("rlnOriginXAngst", "inf"), ("rlnOriginYAngst", 1e9)]
+)
+def test_a_pose_that_cannot_be_meant_leaves_the_particle_out(label: str, value: object, tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    columns = {"rlnAnglePsi": [0] * 6, "rlnOriginXAngst": [0] * 6, "rlnOriginYAngst": [0] * 6}
+    columns[label] = [value if i == 2 else 0 for i in range(6)]  # type: ignore[misc]
+    star = write(tmp_path / "p.star", rows(6, **columns))
+    particles = open_particles(star)
+    assert particles.poses is not None
+    assert particles.usable is not None
+    assert particles.poses.class_index.tolist() == [0, 0, -1, 0, 0, 0]
+    assert particles.usable.tolist() == [True, True, False, True, True, True]
+    assert main(["average", str(star), str(tmp_path / "a.mrcs")]) == 0
+    assert np.isfinite(open_images(tmp_path / "a.mrcs")).all()
+
+
+def test_no_average_is_nan_and_the_particle_is_in_no_class(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs")
+    defocus = [("nan" if i == 5 else 12000) for i in range(40)]
+    particles = open_particles(write(tmp_path / "p.star", rows(rlnDefocusU=defocus)))
+    classified = Classifier(n_classes=2).fit(particles)
+    aligned = MultiReferenceAligner(references=2, iterations=2, outer_radius=12, ctf="wiener").fit(particles)
+    for result in (classified.result_, aligned.result_):
+        assert torch.isfinite(result.averages.images).all()
+        assert result.poses.class_index[5] == -1
+        assert any("(6) is left out" in w["what"] for w in result.warnings)
+    assert all("nan" not in row["verdict"] and np.isfinite(row["score"]) for row in classified.classes_)
+
+
+def test_a_ctf_of_zero_at_zero_frequency_and_an_empty_class_give_finite_averages() -> None:
+    g = torch.Generator().manual_seed(0)
+    sums = ClassSums.empty(2, 16, torch.device("cpu"), ctf=True)
+    assert sums.ctf_power is not None
+    sums.images[:, 0] = torch.randn(2, 16, 16, generator=g, dtype=torch.float64)
+    sums.ctf_power[:, 0] = torch.rand(2, 16, 9, generator=g, dtype=torch.float64) * 20
+    sums.ctf_power[:, 0, 0, 0] = 1e-30  # amplitude contrast 0: rounding errors
+    sums.members[:, 0] = 20
+    for snr in (None, 1.0):
+        averages = class_averages(sums, snr=snr)
+        assert torch.isfinite(averages.images).all()
+        assert averages.images.abs().max() < 100
+        assert not averages.images[1].any()
+    assert class_averages(sums).images[0].mean().abs() < 1e-6
+
+
+def test_pixel_sizes_that_cannot_be_meant_are_refused_and_named(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    for value in ("nan", 0, -1, 1e-300, 1e6):
+        star = write(tmp_path / "p.star", rows(6), OPTICS | {"rlnImagePixelSize": value})
+        with pytest.raises(RalibError, match=r"pixel size .* particle 1"):
+            open_particles(star)
+
+
+def test_one_eman2_image_without_ctf_is_named(tmp_path: Path) -> None:
+    images = stack(tmp_path / "p.mrcs", 6)
+    particles = open_particles(write(tmp_path / "p.star", rows(6)))
+    headers = pose_headers(Poses.identity(6), particles.ctf, 4.0)
+    del headers[4]["ctf"]
+    write_hdf(tmp_path / "p.hdf", images, headers, pixel_size_A=4.0)
+    found = open_particles(tmp_path / "p.hdf")
+    assert found.ctf is not None
+    assert "1 of 6 particles (5)" in found.warnings[0]["what"]
+    usable = for_computing(found, ctf=True).usable
+    assert usable is not None
+    assert np.flatnonzero(~usable).tolist() == [4]
+
+
+def test_class_numbers_beyond_reason_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    star = write(tmp_path / "p.star", rows(6, rlnClassNumber=2147483647))
+    assert main(["average", str(star), str(tmp_path / "a.mrcs")]) == 2
+    assert "class numbers up to 2147483647" in capsys.readouterr().err

@@ -1,0 +1,168 @@
+"""Several pixel sizes and boxes in one file: each particle its own, one scale where they are averaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.classification.classifier import Classifier
+from ralib.cli import main
+from ralib.images.ctf import ctf_2d, phase_flip
+from ralib.images.fourier import fourier_resize, resample
+from ralib.io import (
+    for_computing,
+    open_particles,
+    read_star,
+    take,
+    write_particles_cs,
+    write_particles_star,
+)
+from ralib.types import RalibError
+from star_files import OPTICS, rows, stack, write
+
+SECOND = OPTICS | {"rlnOpticsGroup": 2, "rlnOpticsGroupName": "two"}
+
+
+@pytest.fixture
+def two_sizes(tmp_path: Path) -> Path:
+    """40 particles of 32 px: 20 of 12.5 A/px, 20 of 8 A/px, origins (10, -5) A."""
+    a = stack(tmp_path / "a.mrcs", 20)
+    stack(tmp_path / "b.mrcs", 20, seed=1)
+    assert a.shape == (20, 32, 32)
+    origin = {"rlnAnglePsi": 0, "rlnOriginXAngst": 10, "rlnOriginYAngst": -5}
+    table = rows(20, "a.mrcs", **origin) + rows(20, "b.mrcs", **origin, rlnOpticsGroup=2)
+    return write(
+        tmp_path / "two.star", table, OPTICS | {"rlnImagePixelSize": 12.5}, SECOND | {"rlnImagePixelSize": 8.0}
+    )
+
+
+def test_origins_and_ctf_use_each_particles_own_size(two_sizes: Path, tmp_path: Path) -> None:
+    particles = open_particles(two_sizes)
+    assert particles.poses is not None
+    assert particles.pixel_sizes_A is not None
+    expected = np.array([[0.8, -0.4], [1.25, -0.625]])
+    assert particles.poses.origin_xy_px[[0, 20]].numpy() == pytest.approx(expected)
+    assert main(["prepare", str(two_sizes), str(tmp_path / "f.star"), "--phase-flip"]) == 0
+    flipped = open_particles(tmp_path / "f.star").images.read(np.arange(40))
+    assert particles.ctf is not None
+    for cut, size_A in ((slice(0, 20), 12.5), (slice(20, 40), 8.0)):
+        raw = torch.from_numpy(particles.images.read(np.arange(40)[cut]))
+        expected = phase_flip(raw, ctf_2d(particles.ctf[cut], 32, size_A))
+        assert np.allclose(flipped[cut], expected.numpy(), atol=1e-4)
+
+
+def test_prepare_writes_sizes_and_origins_of_each_group(two_sizes: Path, tmp_path: Path) -> None:
+    assert main(["prepare", str(two_sizes), str(tmp_path / "small.star"), "--box", "16"]) == 0
+    tables = read_star(tmp_path / "small.star")
+    assert tables["optics"]["rlnImagePixelSize"].tolist() == [25.0, 16.0]
+    assert tables["optics"]["rlnImageSize"].tolist() == [16, 16]
+    assert tables["particles"]["rlnOriginXAngst"].to_numpy() == pytest.approx(10, abs=1e-4)
+    assert tables["particles"]["rlnOpticsGroup"].tolist() == [1] * 20 + [2] * 20
+
+
+def test_averages_of_two_scales_are_refused_with_advice_that_works(two_sizes: Path, tmp_path: Path) -> None:
+    with pytest.raises(RalibError, match=r"--pixel-size 12\.5") as told:
+        Classifier(n_classes=2).fit(open_particles(two_sizes))
+    assert "8 and 12.5 A/px" in str(told.value)
+    for command in (
+        ["mref", str(two_sizes), "2", str(tmp_path / "r")],
+        ["average", str(two_sizes), str(tmp_path / "a.mrcs")],
+    ):
+        assert main(command) == 2
+    out = tmp_path / "one.star"
+    assert main(["prepare", str(two_sizes), str(out), "--pixel-size", "12.5"]) == 0
+    one = open_particles(out)
+    assert (one.box, one.pixel_size_A, one.pixel_sizes_A) == (20, 12.5, None)
+    assert one.poses is not None
+    assert one.poses.origin_xy_px.numpy() == pytest.approx(np.tile([0.8, -0.4], (40, 1)), abs=1e-4)
+    Classifier(n_classes=2).fit(one)
+
+
+def test_resampling_is_exact_for_any_ratio() -> None:
+    """A smooth image drawn at both scales; and the Fourier crop where the ratio allows one."""
+
+    def drawn(n: int, size_A: float) -> torch.Tensor:
+        y, x = np.mgrid[:n, :n] - n // 2
+        blob = np.exp(-(((x * size_A - 7) ** 2 + (y * size_A + 11) ** 2) / (2 * 30.0**2)))
+        return torch.from_numpy(blob[None].astype(np.float32))
+
+    for n, m, old, new in ((64, 40, 8.0, 12.5), (63, 50, 8.0, 9.1), (64, 60, 8.0, 6.3)):
+        assert (resample(drawn(n, old), m, new / old) - drawn(m, new)).abs().max() < 2e-3
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 48, 48, generator=g)
+    assert torch.allclose(resample(noise, 24, 2.0), fourier_resize(noise, 24), atol=1e-5)
+
+
+def test_two_boxes_are_brought_to_one_as_the_advice_says(tmp_path: Path) -> None:
+    stack(tmp_path / "a.mrcs", 20)
+    stack(tmp_path / "b.mrcs", 20, 24, seed=1)
+    table = rows(20, "a.mrcs") + rows(20, "b.mrcs", rlnOpticsGroup=2)
+    star = write(tmp_path / "p.star", table, OPTICS, SECOND | {"rlnImageSize": 24})
+    with pytest.raises(RalibError, match=r"prepare STACK OUT\.star --clip 24"):
+        for_computing(open_particles(star), ctf=False)
+    assert main(["prepare", str(star), str(tmp_path / "none.star")]) == 2  # nothing says which box
+    assert main(["prepare", str(star), str(tmp_path / "one.star"), "--clip", "24"]) == 0
+    one = open_particles(tmp_path / "one.star")
+    assert (one.box, one.pixel_size_A) == (24, 4.0)
+    assert np.array_equal(
+        one.images.read(np.array([25])), open_particles(tmp_path / "b.mrcs").images.read(np.array([5]))
+    )
+    assert np.array_equal(
+        one.images.read(np.array([5]))[0], open_particles(tmp_path / "a.mrcs").images.read(np.array([5]))[0, 4:28, 4:28]
+    )
+    assert main(["prepare", str(star), str(tmp_path / "b24.star"), "--box", "24"]) == 0
+    sizes = read_star(tmp_path / "b24.star")["optics"]["rlnImagePixelSize"].tolist()
+    assert sizes == pytest.approx([4 * 32 / 24, 4.0])
+
+
+def test_magnifications_of_relion_3_0_are_each_particles_own(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    table = [
+        {"rlnImageName": f"{i + 1}@p.mrcs", "rlnDetectorPixelSize": 5, "rlnMagnification": 50000 if i < 4 else 40000,
+         "rlnOriginX": 2, "rlnOriginY": 0}
+        for i in range(6)
+    ]  # fmt: skip
+    text = (
+        "data_\n\nloop_\n"
+        + "".join(f"_{k}\n" for k in table[0])
+        + "".join(" ".join(map(str, row.values())) + "\n" for row in table)
+    )
+    (tmp_path / "p.star").write_text(text)
+    particles = open_particles(tmp_path / "p.star")
+    assert particles.pixel_sizes_A is not None
+    assert particles.pixel_sizes_A.tolist() == [1.0] * 4 + [1.25] * 2
+    write_particles_star(tmp_path / "q.star", particles)
+    tables = read_star(tmp_path / "q.star")
+    assert tables["optics"]["rlnImagePixelSize"].tolist() == [1.0, 1.25]
+    assert tables["particles"]["rlnOriginXAngst"].tolist() == [2.0] * 4 + [2.5] * 2
+    write_particles_cs(tmp_path / "q.cs", particles)
+    again = open_particles(tmp_path / "q.cs")
+    assert again.pixel_sizes_A is not None
+    assert again.pixel_sizes_A.tolist() == [1.0] * 4 + [1.25] * 2
+    assert again.poses is not None
+    assert again.poses.origin_xy_px[:, 0].tolist() == pytest.approx([2.0] * 6)
+    assert take(again, np.arange(3)).pixel_sizes_A is not None
+
+
+def test_sizes_that_differ_by_less_than_a_pixel_over_the_box_are_one_scale(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 40)
+    table = rows(rlnOpticsGroup=[1 + (i >= 20) for i in range(40)])
+    star = write(tmp_path / "p.star", table, OPTICS, SECOND | {"rlnImagePixelSize": 4.004})
+    particles = open_particles(star)
+    computed = for_computing(particles, ctf=True)
+    assert particles.ctf is not None
+    assert computed.ctf is not None
+    own = ctf_2d(particles.ctf[20:], 32, 4.004)
+    assert torch.allclose(ctf_2d(computed.ctf[20:], 32, 4.0), own, atol=1e-4)
+
+
+def test_references_of_another_pixel_size_are_refused(two_sizes: Path, tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 40)
+    stack(tmp_path / "refs.mrcs", 2, pixel_size_A=2.0)
+    assert (
+        main(["mref", str(tmp_path / "p.mrcs"), str(tmp_path / "refs.mrcs"), str(tmp_path / "run"), "--ou", "12"]) == 2
+    )
+    assert not (tmp_path / "run" / "particles.star").exists()
