@@ -85,6 +85,8 @@ class HdfStack:
             return [_attributes(h, tuple(set(k) - _STORAGE)) for h, k in zip(headers, kept, strict=True)]
 
     def _header(self, number: int) -> h5py.h5g.GroupID:
+        if number not in self._present:
+            raise RalibError(f"image {number + 1} of {self.path} is not there: that number was left out or deleted")
         _refuse_link(self._ids, str(number), self.path)
         return h5py.h5g.open(self._ids, str(number).encode())
 
@@ -101,8 +103,6 @@ class HdfStack:
         return dataset
 
     def _image(self, number: int) -> np.ndarray:
-        if number not in self._present:
-            raise RalibError(f"image {number + 1} of {self.path} is not there: that number was left out or deleted")
         dataset = self._dataset(number)
         if _plane(self.path, dataset.shape) != (self.box, self.box):
             raise RalibError(f"image {number + 1} of {self.path} is {dataset.shape}, the first one {self.box} px")
