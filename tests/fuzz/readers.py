@@ -108,7 +108,7 @@ class Reader:
     def check(self, data: bytes) -> None:
         """Read `data`; anything but a result or a RalibError, too slow or too large, is an AssertionError."""
         self._path.write_bytes(data)
-        start, lines = time.monotonic(), 1
+        start, cpu, lines = time.monotonic(), time.process_time(), 1
         tracemalloc.start()
         try:
             with warnings.catch_warnings():
@@ -123,7 +123,9 @@ class Reader:
             tracemalloc.stop()
         assert peak <= 10 * len(data) + SPARE_BYTES, f"{peak} bytes of memory for a file of {len(data)}"
         assert lines == 1, "an error of more than one line"
-        assert time.monotonic() - start < SECONDS
+        # a busy machine may let a process wait, so that only the time it computes is held to the limit itself
+        assert time.process_time() - cpu < SECONDS
+        assert time.monotonic() - start < 12 * SECONDS
 
     def close(self) -> None:
         self._folder.cleanup()
