@@ -86,8 +86,11 @@ def read(path: Path) -> Table:
         return Table(path.stem, str(saved["molecule"]), Evidence(*(saved[n] for n in names)), saved["junk"])
 
 
-def examples(tables: list[Table], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels: as at first sight, and as when the true particles say what is usual."""
+def examples(tables: list[Table], rng: np.random.Generator, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels: as at first sight, and as when the true particles say what is usual.
+
+    At most `most` particles of every set.
+    """
     rows, labels = [], []
     for table in tables:
         good = table.junk == 0
@@ -95,8 +98,9 @@ def examples(tables: list[Table], rng: np.random.Generator) -> tuple[np.ndarray,
         if good.sum() > 50:
             views.append(good | (rng.random(len(good)) < WRONG))
         for usual in views:
-            rows.append(features(table.evidence, usual))
-            labels.append(~good)
+            some = rng.permutation(len(good))[:most]
+            rows.append(features(table.evidence, usual)[some])
+            labels.append(~good[some])
     return np.concatenate(rows), np.concatenate(labels)
 
 
@@ -140,7 +144,7 @@ def left_out(tables: list[Table]) -> list[dict[str, Any]]:
     """Rows of what each way is worth on the sets of each molecule, fitted without that molecule."""
     rows = []
     for molecule in sorted({t.molecule for t in tables}):
-        x, y = examples([t for t in tables if t.molecule != molecule], np.random.default_rng(0))
+        x, y = examples([t for t in tables if t.molecule != molecule], np.random.default_rng(0), most=600)
         ways = {"trees": grown(x, y), "logistic": Logistic(x, y)}
         for table in (t for t in tables if t.molecule == molecule):
             for way, model in ways.items():
