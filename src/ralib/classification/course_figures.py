@@ -38,7 +38,8 @@ def course_figures(
         images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=pixel_size_A
     )
     row = iteration_figures(number, poses, previous, sketch, field.particle_radius_px / field.scale, seconds)
-    resolution = torch.tensor(class_resolution_px(_with_frc(state, field, pixel_size_A))) / field.scale
+    resolution = torch.tensor(class_resolution_px(_with_frc(state, field, pixel_size_A)))
+    resolution = resolution.clamp_max(field.grid.box) / field.scale  # halves that agree on nothing, not even ring 1
     pixel = math.nan if pixel_size_A is None else pixel_size_A
     known = resolution[resolution.isfinite()]
     mean = float(known.mean()) if len(known) else math.nan
