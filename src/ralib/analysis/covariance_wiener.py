@@ -1,0 +1,257 @@
+"""Covariance Wiener filtering: steerable components of raw particles, and particles denoised, with the CTF known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ralib.analysis.base import wrong_shape
+from ralib.analysis.fourier_bessel import FourierBesselBasis
+from ralib.analysis.matched import BackgroundNormalisation, MatchedParticles, NoiseSpectrum, measured_radius_px
+from ralib.analysis.shrinkage import noise_edge, shrink_eigenvalues
+from ralib.analysis.steerable import SteerablePCA
+from ralib.types import RalibError
+
+DEFAULT_BAND = 0.42
+CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Coefficients (n, J) of the matched filter on the host, and the precision of each different CTF.
+
+    at_functions (u, J) and on_rings (u, K) are C^2 / sigma^2; which (n,) says whose a particle's is
+    """
+
+    coefficients: Tensor
+    at_functions: Tensor
+    on_rings: Tensor
+    which: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        return torch.bincount(self.which, minlength=len(self.on_rings)).to(self.on_rings.dtype)
+
+    def chunks(self) -> Iterator[slice]:
+        for start in range(0, len(self.which), CHUNK):
+            yield slice(start, min(start + CHUNK, len(self.which)))
+
+
+class CovarianceWienerFilter(SteerablePCA):
+    """Steerable components of particles seen through different CTFs, and the best linear estimate of each particle.
+
+    The covariance of the undistorted images is estimated by least squares over all particles and their rotations and
+    reflections, its eigenvalues are freed from what noise adds, and every particle is restored by the Wiener filter
+    that this covariance and its own CTF define (Bhamre, Zhang and Singer 2016, doi 10.1016/j.jsb.2016.04.013). In the
+    Fourier-Bessel basis a CTF is nearly diagonal, so that least squares come down to one division for each pair of
+    functions, whatever the number of CTFs (Marshall, Mickelin, Shi and Singer 2022, arXiv:2210.17501). Unlike there,
+    particles are multiplied by their CTF, astigmatism included, before the disc is cut out, which brings signal back
+    that the microscope had spread beyond it; and the restoring filter uses each CTF's exact radial matrix.
+
+    Parameters
+    ----------
+    n_components : most (complex) components to keep; None: all above the noise's edge
+    radius_px : disc that holds a particle; None measures it
+    max_frequency_per_px : band limit, cycles per pixel, at most 0.5
+    device : where to compute
+
+    Attributes
+    ----------
+    components_ : (k, h * w) complex, orthonormal; order_ (k,) their angular orders
+    explained_variance_ : (k,) of the undistorted images, in units of the background's variance, noise taken off
+    mean_ : (h * w,) rotationally averaged, CTF corrected; image_shape_
+    spectrum_, edge_ : eigenvalues of the whitened covariance and the noise's edge over them, by angular order
+    noise_spectrum_, normalisation_ : power of the noise, and what images were divided by; radius_px_
+    """
+
+    basis_: FourierBesselBasis
+    noise_spectrum_: NoiseSpectrum
+    normalisation_: BackgroundNormalisation
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        radius_px: float | None = None,
+        max_frequency_per_px: float = DEFAULT_BAND,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.n_components = n_components  # type: ignore[assignment]
+        self.radius_px = radius_px
+        self.max_frequency_per_px = max_frequency_per_px
+        self.device = device
+
+    def fit(self, X: Any, y: None = None) -> Self:
+        """Learn from a `ParticleSet` with CTF parameters, or from images without."""
+        self._fit(X)
+        return self
+
+    def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
+        """`fit`, then `transform` of the same particles, which are read once."""
+        data = self._fit(X)
+        return self._posterior(data)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Complex scores (n, k): the expected coefficients of the undistorted images on the components."""
+        check_is_fitted(self)
+        matched = MatchedParticles(X, device=self.device, noise=self.noise_spectrum_, normalisation=self.normalisation_)
+        if (matched.box, matched.box) != self.image_shape_:
+            raise wrong_shape((matched.box, matched.box), self.image_shape_)
+        return self._posterior(self._data(matched))
+
+    def denoise(self, X: Any) -> np.ndarray:
+        """Undistorted, denoised images (n, h, h), normalised to a background of standard deviation 1."""
+        scores = self.transform(X)
+        return self.images(scores)
+
+    def images(self, scores: np.ndarray) -> np.ndarray:
+        """Images (n, h, h) from scores (n, k)."""
+        return self.inverse_transform(scores).reshape(-1, *self.image_shape_)
+
+    def _fit(self, X: Any) -> _Data:
+        matched = MatchedParticles(X, device=self.device)
+        if matched.n < 2:
+            raise RalibError(f"{matched.n} particle is too few to learn components from: give at least 2")
+        box = matched.box
+        radius = measured_radius_px(matched) if self.radius_px is None else self.radius_px
+        if not (2 < radius <= box // 2 and 0 < self.max_frequency_per_px <= 0.5):
+            raise RalibError(
+                f"radius_px={radius}, max_frequency_per_px={self.max_frequency_per_px} in a box of {box} px: "
+                f"give a radius of 3 to {box // 2} and a frequency up to 0.5"
+            )
+        self.radius_px_, self.image_shape_ = radius, (box, box)
+        self.noise_spectrum_, self.normalisation_ = matched.noise, matched.normalisation
+        self.basis_ = FourierBesselBasis.create(
+            box, radius_px=radius, max_frequency_per_px=self.max_frequency_per_px, device=matched.device
+        )
+        data = self._data(matched)
+        self._learn(data)
+        return data
+
+    def _data(self, matched: MatchedParticles) -> _Data:
+        basis = self.basis_
+        coefficients = torch.empty(matched.n, len(basis), dtype=torch.complex64, device=matched.device)
+        for index in matched.index_batches():
+            coefficients[index[0] : index[-1] + 1] = basis.coefficients(matched.filtered(index))
+        ctf, which = matched.unique_ctf()
+        at_functions = torch.from_numpy(basis.frequency_per_px).float()
+        return _Data(
+            coefficients=coefficients,
+            at_functions=matched.precision_on_rings(ctf, at_functions),
+            on_rings=matched.precision_on_rings(ctf, basis.ring_frequency_per_px),
+            which=torch.from_numpy(which).to(matched.device),
+        )
+
+    def _learn(self, data: _Data) -> None:
+        """Mean, then one block of the covariance for each angular order."""
+        basis, n = self.basis_, len(data.which)
+        self._mean = self._mean_coefficients(data)
+        blocks, orders, variances = [], [], []
+        self.spectrum_, self.edge_ = {}, {}
+        for m, (a, b) in enumerate(basis.spans):
+            eigenvalues, vectors, aspect = self._whitened_covariance(data, m, a, b)
+            self.spectrum_[m], self.edge_[m] = eigenvalues.flip(0).cpu().numpy(), noise_edge(aspect)
+            signal = shrink_eigenvalues(eigenvalues, aspect)
+            keep = signal > 0
+            factor = vectors[:, keep] * signal[keep].sqrt()
+            axes, root, _ = torch.linalg.svd(factor, full_matrices=False)
+            blocks.append(axes)
+            orders.append(np.full(axes.shape[1], m))
+            variances.append(root.square().cpu().numpy() * (1 if m == 0 else 4))
+        order, variance = np.concatenate(orders), np.concatenate(variances)
+        best = np.argsort(-variance, kind="stable")[: self.n_components]
+        if not len(best):
+            raise RalibError(
+                f"no component of these {n:,} particles rises above the noise: give more particles, or a radius that fits"
+            )
+        self._keep_best(blocks, order, variance, best)
+
+    def _keep_best(self, blocks: list[Tensor], order: np.ndarray, variance: np.ndarray, best: np.ndarray) -> None:
+        """Store the chosen components as images, as coefficients, and where the scores of each order stand."""
+        basis = self.basis_
+        coefficients = torch.zeros(len(order), len(basis), dtype=torch.complex64, device=basis.hankel[0].device)
+        first = 0
+        for (a, b), axes in zip(basis.spans, blocks, strict=True):
+            coefficients[first : first + axes.shape[1], a:b] = axes.T.to(torch.complex64)
+            first += axes.shape[1]
+        chosen = coefficients[torch.from_numpy(best).to(coefficients.device)]
+        largest = chosen.real.gather(1, chosen.real.abs().argmax(1, keepdim=True))
+        chosen = chosen * torch.where(largest < 0, -1.0, 1.0)
+        self.order_, self.explained_variance_ = order[best], variance[best]
+        self._axes = chosen.real
+        # An order above 0 is its real image plus i times its quarter turn: both from `images`, which takes real parts.
+        double = torch.from_numpy(np.where(self.order_ == 0, 1.0, 2.0)).to(chosen.device, torch.float32)[:, None]
+        real = basis.images(chosen / double)
+        turned = (
+            basis.images(chosen * (-1j) / double) * torch.from_numpy(self.order_ > 0).to(chosen.device)[:, None, None]
+        )
+        self.components_ = torch.complex(real, turned).flatten(1).cpu().numpy()
+        zero = torch.zeros(1, len(basis), dtype=torch.complex64, device=chosen.device)
+        zero[0, : len(self._mean)] = self._mean.to(torch.complex64)
+        self.mean_ = basis.images(zero)[0].flatten().cpu().numpy()
+
+    def _mean_coefficients(self, data: _Data) -> Tensor:
+        """Coefficients (q,) of the mean over particles and rotations: least squares in order 0."""
+        a, b = self.basis_.spans[0]
+        hankel = self.basis_.hankel[0]
+        normal = (hankel * (data.counts @ data.on_rings)[:, None]).T @ hankel
+        normal += 1e-4 * normal.diagonal().mean() * torch.eye(b - a, device=normal.device)
+        return torch.linalg.solve(normal, data.coefficients[:, a:b].real.sum(0))
+
+    def _residual(self, data: _Data, m: int, a: int, b: int, rows: slice) -> Tensor:
+        """Coefficients of one order as reals (rows, q, 1 or 2), the mean taken off."""
+        parts = torch.view_as_real(data.coefficients[rows, a:b])
+        if m:
+            return parts
+        hankel = self.basis_.hankel[0]
+        seen = (data.on_rings * (hankel @ self._mean)) @ hankel
+        return parts[..., :1] - seen[data.which[rows], :, None]
+
+    def _whitened_covariance(self, data: _Data, m: int, a: int, b: int) -> tuple[Tensor, Tensor, float]:
+        """Eigenvalues (ascending) of signal plus unit noise, vectors that undo the whitening, dimensions a sample.
+
+        Each of the `parts` real coefficients of a function, one for order 0 and two above, is a sample with half the
+        noise.
+        """
+        parts, q = (1 if m == 0 else 2), b - a
+        scatter = torch.zeros(q, q, dtype=torch.float64, device=data.coefficients.device)
+        for rows in data.chunks():
+            flat = self._residual(data, m, a, b, rows).transpose(1, 2).reshape(-1, q)
+            scatter += (flat.T @ flat).double()
+        scatter /= parts
+        counts, hankel = data.counts.double(), self.basis_.hankel[m].double()
+        noise = (hankel * (counts @ data.on_rings.double())[:, None]).T @ hankel / parts
+        precision = data.at_functions[:, a:b].double()
+        pairs = (precision * counts[:, None]).T @ precision
+        root = (parts * (counts @ precision) / counts.sum()).sqrt()
+        whitened = root[:, None] * ((scatter - noise) / pairs.clamp_min(1e-300)) * root
+        whitened = (whitened + whitened.T) / 2 + torch.eye(q, dtype=torch.float64, device=whitened.device)
+        eigenvalues, vectors = torch.linalg.eigh(whitened)
+        return eigenvalues.float(), (vectors / root[:, None]).float(), q / (len(data.which) * parts)
+
+    def _posterior(self, data: _Data) -> np.ndarray:
+        """Scores (n, k): means of the Gaussian posterior, one order at a time."""
+        scores = np.zeros((len(data.which), len(self.order_)), np.complex64)
+        for m in np.unique(self.order_).tolist():
+            a, b = self.basis_.spans[m]
+            columns = np.flatnonzero(self.order_ == m)
+            parts = 1 if m == 0 else 2
+            axes = self._axes[columns, a:b].T.to(data.coefficients.device)
+            root = torch.from_numpy(np.sqrt(self.explained_variance_[columns] / parts**2)).to(axes)
+            factor = axes * root
+            seen = self.basis_.hankel[m] @ factor
+            information = parts * torch.einsum("uk,ka,kb->uab", data.on_rings, seen, seen)
+            covariance = torch.linalg.inv(information + torch.eye(len(columns), device=axes.device))
+            for rows in data.chunks():
+                projected = parts * torch.einsum("nqc,qa->nac", self._residual(data, m, a, b, rows), factor)
+                mean = (covariance[data.which[rows]] @ projected) * root[:, None]
+                if m == 0:
+                    mean = torch.cat([mean, torch.zeros_like(mean)], dim=2)
+                scores[rows.start : rows.stop, columns] = torch.view_as_complex(mean.contiguous()).cpu().numpy()
+        return scores

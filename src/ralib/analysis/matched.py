@@ -1,0 +1,307 @@
+"""Particles as a likelihood sees them: multiplied by their CTF, divided by the noise's spectrum.
+
+An image is modelled as y = C x + n, with the CTF C and noise of power sigma^2(k), both diagonal in Fourier space. All
+that y tells about x is then the matched filter C y / sigma^2 and its precision C^2 / sigma^2: what the covariance
+Wiener filter, the probabilistic PCA and the states of a class start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.ctf import ctf_2d, ctf_polar
+from ralib.ops import rotate_shift_images
+from ralib.prepare import soft_circle
+from ralib.types import ArraySource, CtfParameters, ImageSource, ParticleSet, RalibError
+
+BACKGROUND_RADIUS = 0.45
+"""The background of an image lies beyond this fraction of its box from the centre."""
+
+BATCH = 512
+RING_ANGLES = 8
+MASK_EDGE_PX = 4.0
+LARGEST_RADIUS = 0.47
+RADIUS_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class NoiseSpectrum:
+    """Power of the noise by ring of the Fourier plane of a box: power (R,), at frequencies 0, 1 / box, 2 / box, ..."""
+
+    power: Tensor
+    box: int
+
+    def at(self, frequency_per_px: Tensor) -> Tensor:
+        """Power at any frequencies, in cycles per pixel, linearly between rings."""
+        ring = (frequency_per_px * self.box).clamp(0, len(self.power) - 1)
+        low = ring.floor().long().clamp_max(len(self.power) - 2)
+        part = ring - low
+        return self.power[low] * (1 - part) + self.power[low + 1] * part
+
+
+@dataclass(frozen=True)
+class BackgroundNormalisation:
+    """What is taken off every image and what it is divided by, so that the background has mean 0 and variance 1.
+
+    A plane fitted to the corners of one image has an error that reaches into the particle, and so has a standard
+    deviation: both are taken from each image only where images differ by more than noise explains, and from all of
+    them together where a stack was normalised before.
+
+    Attributes
+    ----------
+    each_plane, each_scale : whether an image has its own plane and its own standard deviation
+    offset, scale : those of the whole stack
+    """
+
+    each_plane: bool
+    each_scale: bool
+    offset: float
+    scale: float
+
+    @classmethod
+    def measure(cls, images: Tensor) -> BackgroundNormalisation:
+        """From some images (b, h, h) of a stack."""
+        inside, plane = _background_plane(images.shape[-1], images.device)
+        values = images.flatten(1)[:, inside]
+        fitted = values @ plane
+        residual = values - fitted @ plane.T
+        variance = residual.square().mean(1)
+        mean_variance = float(variance.median())
+        spread = (fitted - fitted.median(0).values).square().median(0).values / 0.455 / max(mean_variance, 1e-30)
+        expected = 2.0 / residual.shape[1]
+        scale_spread = float((variance / max(mean_variance, 1e-30) - 1).abs().median()) ** 2 / 0.455
+        return cls(
+            each_plane=bool((spread > PLANE_EXCESS).any()),
+            each_scale=scale_spread > SCALE_EXCESS * expected,
+            offset=float(values.mean(1).median()),
+            scale=max(mean_variance, 1e-30) ** 0.5,
+        )
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Images (b, h, h), normalised."""
+        images = images - self.offset
+        if not (self.each_plane or self.each_scale):
+            return images / self.scale
+        inside, plane = _background_plane(images.shape[-1], images.device)
+        flat = images.flatten(1)
+        fitted = flat[:, inside] @ plane
+        scale = torch.full((len(images), 1), self.scale, device=images.device)
+        if self.each_scale:
+            scale = (flat[:, inside] - fitted @ plane.T).std(dim=1, keepdim=True).clamp_min(1e-30)
+        if self.each_plane:
+            whole = _plane_everywhere(images.shape[-1], images.device)
+            flat = flat - fitted @ (torch.linalg.pinv(whole[inside]) @ plane).T @ whole.T
+        return (flat / scale).unflatten(1, images.shape[1:])
+
+
+PLANE_EXCESS = 10.0
+"""A background's offset and slopes vary this many times more than white noise before each image has its own."""
+
+SCALE_EXCESS = 4.0
+"""The same for its standard deviation."""
+
+
+def _plane_everywhere(box: int, device: torch.device) -> Tensor:
+    """Columns 1, x, y (h * h, 3), about the centre."""
+    centred = torch.arange(box, device=device).float() - box // 2
+    y, x = torch.meshgrid(centred, centred, indexing="ij")
+    return torch.stack([torch.ones_like(x), x, y], dim=-1).flatten(0, 1)
+
+
+def _background_plane(box: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pixels outside the inscribed circle, and an orthonormal basis (p, 3) of the planes on them."""
+    whole = _plane_everywhere(box, device)
+    inside = (whole[:, 1:].norm(dim=1) > box / 2).nonzero()[:, 0]
+    return inside, torch.linalg.qr(whole[inside])[0]
+
+
+class MatchedParticles:
+    """Particles read in batches, normalised to their background, with the CTF and the noise that they are seen through.
+
+    Parameters
+    ----------
+    source : ParticleSet, ImageSource or array (n, h, h)
+        Particles without CTF parameters or without a pixel size count as having a CTF of 1.
+    device : where to compute
+    noise : the noise's spectrum; None measures it around the particles
+    normalisation : of the background; None measures it
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        device: torch.device | str = "cpu",
+        noise: NoiseSpectrum | None = None,
+        normalisation: BackgroundNormalisation | None = None,
+    ) -> None:
+        self.particles = as_particle_set(source)
+        self.device = torch.device(device)
+        self.box = self.particles.box
+        self.n = len(self.particles)
+        if self.n < 1:
+            raise RalibError("there are no particles: give at least one")
+        self.frequency = plane_frequency(self.box, self.device)
+        self.normalisation = normalisation or BackgroundNormalisation.measure(self._raw(self.some(2000)))
+        self.noise = noise or background_spectrum(self)
+
+    @property
+    def has_ctf(self) -> bool:
+        return self.particles.ctf is not None and self.particles.pixel_size_A is not None
+
+    def index_batches(self, size: int = BATCH) -> Iterator[np.ndarray]:
+        for start in range(0, self.n, size):
+            yield np.arange(start, min(start + size, self.n))
+
+    def some(self, at_most: int) -> np.ndarray:
+        """Numbers of up to so many particles, evenly through the stack."""
+        return np.unique(np.linspace(0, self.n - 1, min(self.n, at_most)).astype(int))
+
+    def images(self, index: np.ndarray) -> Tensor:
+        """Normalised images (b, h, h), whose background has mean 0 and variance 1."""
+        return self.normalisation.apply(self._raw(index))
+
+    def _raw(self, index: np.ndarray) -> Tensor:
+        raw = torch.from_numpy(self.particles.images.read(index)).to(self.device, torch.float32)
+        if not bool(torch.isfinite(raw).all()):
+            raise RalibError("the images hold NaN or infinite pixels: leave those particles out, or repair them")
+        return raw
+
+    def filtered(self, index: np.ndarray) -> Tensor:
+        """Matched filter C y / sigma^2 as images (b, h, h), in the particles' own frame."""
+        spectrum = torch.fft.rfft2(self.images(index)) / self.noise.at(self.frequency)
+        return torch.fft.irfft2(spectrum * self.ctf_plane(index), s=(self.box, self.box))
+
+    def ctf_plane(self, index: np.ndarray) -> Tensor:
+        """CTF (b, h, h // 2 + 1), or ones that broadcast."""
+        if not self.has_ctf:
+            return torch.ones(1, 1, 1, device=self.device)
+        assert self.particles.ctf is not None
+        assert self.particles.pixel_size_A is not None
+        return ctf_2d(self.particles.ctf[index], self.box, self.particles.pixel_size_A, device=self.device)
+
+    def aligned(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Half planes (b, h, h // 2 + 1) of the matched filter in the frame of the class average, and C^2 / sigma^2.
+
+        The transform is orthonormal and the image's centre is its origin. Without poses the particles are taken as
+        aligned.
+        """
+        images, ctf = self.filtered(index), self.ctf_plane(index)
+        poses = self.particles.poses
+        if poses is not None:
+            pose = poses[torch.as_tensor(index)].to(self.device)
+            images = rotate_shift_images(
+                images, pose.psi_deg, pose.origin_xy_px, pose.mirror, method="cubic", boundary="zero"
+            )
+            if self.has_ctf:
+                assert self.particles.ctf is not None
+                turned = turned_ctf(self.particles.ctf[index], pose.psi_deg.cpu().numpy(), pose.mirror.cpu().numpy())
+                ctf = ctf_2d(turned, self.box, float(self.particles.pixel_size_A or 1), device=self.device)
+        spectrum = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)), norm="ortho")
+        precision = ctf.square() / self.noise.at(self.frequency)
+        return spectrum, precision.expand(len(index), *precision.shape[1:])
+
+    def unique_ctf(self) -> tuple[CtfParameters | None, np.ndarray]:
+        """The different CTFs, and which of them each particle (n,) has."""
+        if not self.has_ctf:
+            return None, np.zeros(self.n, np.int64)
+        assert self.particles.ctf is not None
+        ctf = self.particles.ctf
+        table = np.stack([np.asarray(getattr(ctf, f.name), np.float64) for f in fields(ctf)], axis=1)
+        _, first, index = np.unique(table, axis=0, return_index=True, return_inverse=True)
+        return ctf[first], index.reshape(-1)
+
+    def precision_on_rings(self, ctf: CtfParameters | None, frequency_per_px: Tensor) -> Tensor:
+        """C^2 / sigma^2 (u, K), averaged around rings of these frequencies (K,)."""
+        frequency = frequency_per_px.to(self.device)
+        noise = self.noise.at(frequency)
+        if ctf is None:
+            return (1 / noise)[None]
+        angle = torch.arange(RING_ANGLES, device=self.device) * (torch.pi / RING_ANGLES)
+        ring = ctf_polar(ctf, frequency / float(self.particles.pixel_size_A or 1), angle)
+        return ring.square().mean(-1) / noise
+
+
+def as_particle_set(source: Any) -> ParticleSet:
+    """Whatever holds square images as a particle set."""
+    if isinstance(source, ParticleSet):
+        return source
+    if isinstance(source, ImageSource):
+        return ParticleSet(source)
+    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    if array.ndim != 3 or array.shape[1] != array.shape[2]:
+        raise RalibError(f"images of shape {array.shape}: give a particle set or (n, h, h) images")
+    return ParticleSet(ArraySource(array))
+
+
+def turned_ctf(ctf: CtfParameters, psi_deg: np.ndarray, mirror: np.ndarray) -> CtfParameters:
+    """CTF of particles that are rotated by psi, then mirrored: only the direction of astigmatism changes."""
+    turned = ctf.astigmatism_angle_deg + psi_deg
+    return replace(ctf, astigmatism_angle_deg=np.where(mirror, -turned, turned) % 180.0)
+
+
+def plane_frequency(box: int, device: torch.device | str = "cpu") -> Tensor:
+    """Distance from zero frequency (h, h // 2 + 1), in cycles per pixel, in rfft2's layout."""
+    ky, kx = torch.fft.fftfreq(box, device=device), torch.fft.rfftfreq(box, device=device)
+    return torch.hypot(ky[:, None].expand(box, len(kx)), kx[None, :].expand(box, len(kx)))
+
+
+def ring_mean(values: Tensor, ring: Tensor, n_rings: int) -> Tensor:
+    """Mean of values (p,) over the members of each ring (p,)."""
+    total = torch.zeros(n_rings, device=values.device).index_add_(0, ring, values)
+    count = torch.zeros(n_rings, device=values.device).index_add_(0, ring, torch.ones_like(values))
+    return total / count.clamp_min(1)
+
+
+def background_spectrum(data: MatchedParticles, *, at_most: int = 5000) -> NoiseSpectrum:
+    """Ring spectrum of what surrounds the particles, from up to 5,000 of them evenly through the stack."""
+    box, device = data.box, data.device
+    centred = torch.arange(box, device=device) - box // 2
+    background = (torch.hypot(centred[:, None].float(), centred[None, :].float()) > BACKGROUND_RADIUS * box).float()
+    chosen = data.some(at_most)
+    power = torch.zeros(box, box // 2 + 1, device=device)
+    for start in range(0, len(chosen), BATCH):
+        images = data.images(chosen[start : start + BATCH]) * background
+        power += torch.fft.rfft2(images).abs().square().sum(0)
+    power /= len(chosen) * background.sum()
+    ring = (data.frequency * box).round().long().flatten()
+    n_rings = int(ring.max()) + 1
+    rings = ring_mean(power.flatten(), ring, n_rings)
+    # The mean of each image is taken out: the first two rings would be too quiet.
+    rings[:2] = torch.maximum(rings[:2], rings[2])
+    smooth = (rings + torch.cat([rings[:1], rings[:-1]]) + torch.cat([rings[1:], rings[-1:]])) / 3
+    return NoiseSpectrum(smooth.clamp_min(1e-3 * float(smooth.max())), box)
+
+
+def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction: float = 0.98) -> float:
+    """Radius that holds `fraction` of what particles add to the variance of the images, with a margin of a tenth.
+
+    From the matched filter's variance at each radius, over the background's; where the excess is lost in noise, the
+    largest radius that leaves a background.
+    """
+    box = data.box
+    chosen = data.some(at_most)
+    square = torch.zeros(box, box, dtype=torch.float64, device=data.device)
+    for start in range(0, len(chosen), BATCH):
+        square += data.filtered(chosen[start : start + BATCH]).double().square().sum(0)
+    centred = torch.arange(box, device=data.device) - box // 2
+    ring = torch.hypot(centred[:, None].float(), centred[None, :].float()).round().long().flatten()
+    count = torch.bincount(ring).double()
+    profile = torch.zeros_like(count).index_add_(0, ring, square.flatten()) / count / len(chosen)
+    outside = profile[int(BACKGROUND_RADIUS * box) : box // 2].mean()
+    excess = ((profile - outside) * count)[: int(BACKGROUND_RADIUS * box)].cumsum(0).cpu().numpy()
+    largest = LARGEST_RADIUS * box
+    if excess.max() <= 5 * float(outside) * np.sqrt(2.0 / len(chosen) * box**2 / 2):
+        return largest
+    return float(min(largest, RADIUS_MARGIN * (np.argmax(excess > fraction * excess.max()) + 1)))
+
+
+def disc_mask(box: int, radius_px: float, device: torch.device | str) -> Tensor:
+    """Soft disc (h, h) that falls from 1 to 0 within four pixels beyond the radius."""
+    return soft_circle(box, min(radius_px, box / 2 - MASK_EDGE_PX), MASK_EDGE_PX).to(device)
