@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,13 +22,14 @@ class HalfPlane:
     box : image size
     index : (d,) positions in the flattened rfft2 plane
     ring : (d,) nearest ring of the Fourier plane
-    mask : (h, h) soft disc in which images may differ from zero
+    mask : (h, h) soft disc in which images may differ from zero; radius_px where it begins to fall
     """
 
     box: int
     index: Tensor
     ring: Tensor
     mask: Tensor
+    radius_px: float
 
     @classmethod
     def create(
@@ -41,7 +42,11 @@ class HalfPlane:
         keep = once & (frequency <= max_frequency_per_px) & (kx < 0.5) & (ky.abs() < 0.5) & (frequency > 0)
         index = keep.flatten().nonzero()[:, 0]
         ring = (frequency.flatten()[index] * box).round().long()
-        return cls(box, index, ring, disc_mask(box, radius_px, device))
+        return cls(box, index, ring, disc_mask(box, radius_px, device), radius_px)
+
+    def with_radius(self, radius_px: float) -> HalfPlane:
+        """The same with another mask."""
+        return replace(self, mask=disc_mask(self.box, radius_px, self.mask.device), radius_px=radius_px)
 
     @property
     def n_rings(self) -> int:

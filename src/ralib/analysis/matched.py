@@ -196,8 +196,9 @@ class MatchedParticles:
         poses = self.particles.poses
         if poses is not None:
             pose = poses[torch.as_tensor(index)].to(self.device)
+            # What turns in from outside must be noise of the same power: the image repeated has it.
             images = rotate_shift_images(
-                images, pose.psi_deg, pose.origin_xy_px, pose.mirror, method="cubic", boundary="zero"
+                images, pose.psi_deg, pose.origin_xy_px, pose.mirror, method="cubic", boundary="cyclic"
             )
             if self.has_ctf:
                 assert self.particles.ctf is not None
@@ -300,6 +301,18 @@ def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction:
     if excess.max() <= 5 * float(outside) * np.sqrt(2.0 / len(chosen) * box**2 / 2):
         return largest
     return float(min(largest, RADIUS_MARGIN * (np.argmax(excess > fraction * excess.max()) + 1)))
+
+
+def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
+    """Radius in pixels that holds `fraction` of an image's power (h, h) over that of its rim."""
+    box = image.shape[-1]
+    centred = torch.arange(box, device=image.device).float() - box // 2
+    ring = torch.hypot(centred[:, None], centred[None, :]).round().long().flatten()
+    count = torch.bincount(ring).to(image.dtype)
+    total = torch.zeros_like(count).index_add_(0, ring, image.square().flatten())
+    rim = slice(int(0.42 * box), max(int(0.42 * box) + 1, int(BACKGROUND_RADIUS * box)))
+    excess = (total - total[rim].sum() / count[rim].sum() * count)[: rim.stop].cumsum(0)
+    return float((excess < fraction * excess.max()).sum()) + 1.0
 
 
 def disc_mask(box: int, radius_px: float, device: torch.device | str) -> Tensor:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ralib.analysis.base import wrong_shape
 from ralib.analysis.half_plane import HalfPlane
-from ralib.analysis.matched import BackgroundNormalisation, MatchedParticles, NoiseSpectrum, measured_radius_px
+from ralib.analysis.matched import MASK_EDGE_PX, BackgroundNormalisation, MatchedParticles, NoiseSpectrum, radius_of_image
 from ralib.analysis.pca import krylov_spectrum
 from ralib.analysis.shrinkage import shrink_eigenvalues
 from ralib.types import RalibError
 
 MOST_COMPONENTS = 10
+LEAST_PARTICLES = 10
 SPECTRUM_SHOWN = 20
 CONTRAST_SD = 0.2
 CG_STEPS = 25
@@ -169,20 +170,9 @@ class ProbabilisticPCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, X: Any) -> AlignedSpectra:
         matched = MatchedParticles(X, device=self.device)
-        if matched.n < 10:
-            raise RalibError(f"{matched.n} particles are too few to learn components from: give at least 10")
-        radius = measured_radius_px(matched) if self.radius_px is None else self.radius_px
-        if not (2 < radius <= matched.box / 2 and 0 < self.max_frequency_per_px <= 0.5):
-            raise RalibError(
-                f"radius_px={radius}, max_frequency_per_px={self.max_frequency_per_px} in a box of {matched.box} px: "
-                f"give a radius of 3 to {matched.box // 2} and a frequency up to 0.5"
-            )
-        self._plane = HalfPlane.create(
-            matched.box, max_frequency_per_px=self.max_frequency_per_px, radius_px=radius, device=matched.device
-        )
-        self.radius_px_, self.image_shape_ = radius, (matched.box, matched.box)
+        data = masked_spectra(matched, self.max_frequency_per_px, self.radius_px)
+        self._plane, self.radius_px_, self.image_shape_ = data.plane, data.plane.radius_px, (matched.box, matched.box)
         self.noise_spectrum_, self.normalisation_ = matched.noise, matched.normalisation
-        data = aligned_spectra(matched, self._plane)
         self._learn(data)
         return data
 
@@ -230,6 +220,28 @@ def aligned_spectra(matched: MatchedParticles, plane: HalfPlane, noise_power: Te
         spectra[rows] = plane.vector(spectrum) * weight
         ctf2[rows] = precision.flatten(1)[:, plane.index] * weight
     return AlignedSpectra(plane, spectra, ctf2, background if noise_power is None else noise_power)
+
+
+def masked_spectra(matched: MatchedParticles, max_frequency_per_px: float, radius_px: float | None) -> AlignedSpectra:
+    """All particles in a half plane whose mask has this radius; None takes the radius that holds their mean."""
+    box, device = matched.box, matched.device
+    if matched.n < LEAST_PARTICLES:
+        raise RalibError(f"{matched.n} particles are too few to learn components from: give at least {LEAST_PARTICLES}")
+    if not (2 < (radius_px or box / 2) <= box / 2 and 0 < max_frequency_per_px <= 0.5):
+        raise RalibError(
+            f"radius_px={radius_px}, max_frequency_per_px={max_frequency_per_px} in a box of {box} px: "
+            f"give a radius of 3 to {box // 2} and a frequency up to 0.5"
+        )
+    largest = box / 2 - MASK_EDGE_PX
+    plane = HalfPlane.create(
+        box, max_frequency_per_px=max_frequency_per_px, radius_px=radius_px or largest, device=device
+    )
+    data = aligned_spectra(matched, plane)
+    if radius_px is None:
+        ones = torch.ones(len(data), 1, device=device)
+        mean = plane.images(m_step(data, ones, ones[:, :, None]))[0]
+        data.plane = plane.with_radius(min(largest, radius_of_image(mean)))
+    return data
 
 
 def e_step(data: AlignedSpectra, model: Tensor, contrast_sd: float) -> Latent:

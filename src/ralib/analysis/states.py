@@ -1,0 +1,252 @@
+"""Dividing the members of a class into structural states, at the poses they have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.analysis.latent_mixture import LatentMixture, ScoreLikelihood
+from ralib.analysis.matched import MatchedParticles
+from ralib.analysis.probabilistic_pca import (
+    AlignedSpectra,
+    expectation_maximisation,
+    initial_components,
+    masked_spectra,
+    ordered_and_shrunk,
+)
+from ralib.types import ParticleSet, RalibError
+
+MOST_STATES = 4
+MOST_COMPONENTS = 6
+EM_ROUNDS = 10
+LEAST_MEMBERS = 60
+FOLDS = 5
+SIGNIFICANCE = 3.0
+"""Held-out gain over one state, in its own standard errors, below which a class stays whole."""
+
+LEAST_SEPARATION = 6.0
+"""Distance of two states, in standard deviations within one, that a split must reach. A spread of viewing directions is
+wide and flat: several Gaussians describe it better than one, but overlap, 3 to 5 standard deviations apart."""
+
+
+@dataclass(frozen=True)
+class StateSplit:
+    """States of one class.
+
+    Attributes
+    ----------
+    n_states : 1 where the class stays whole
+    responsibilities : (n, K) probability of each state for each member
+    averages : (K, h, w) CTF corrected, weighted by the responsibilities; halves (2, K, h, w) of even and odd members
+    difference : (K, h, w) each state less the class's mean, from the components: free of most noise
+    gain, gain_error : held-out log likelihood a particle over one state, and its standard error, of the states tested
+    separation : smallest distance of two states in standard deviations within one
+    tried : the same figures for every number of states that was tested
+    n_above_noise : components above the noise's edge
+    contrast : (n,)
+    """
+
+    n_states: int
+    responsibilities: np.ndarray
+    averages: np.ndarray
+    halves: np.ndarray
+    difference: np.ndarray
+    gain: float
+    gain_error: float
+    separation: float
+    n_above_noise: int
+    contrast: np.ndarray
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The likeliest state (n,) of each member, from 0."""
+        return self.responsibilities.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class _Subspace:
+    """Mean and components (1 + k, 2, d) with the contrast's standard deviation."""
+
+    model: Tensor
+    contrast_sd: float
+    n_above: int
+    contrast: Tensor
+
+
+def split_states(
+    particles: ParticleSet,
+    n_states: int | str = "auto",
+    *,
+    radius_px: float | None = None,
+    max_frequency_per_px: float = 0.35,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> StateSplit:
+    """Divide the members of one class into states, or leave it whole.
+
+    The class's CTF-corrected mean and the components above the noise's edge span a subspace; in it the members are a
+    mixture of Gaussians with a common covariance, each member known only as well as its CTF and noise allow. A split
+    stands if three conditions hold. Some component rises above the noise's edge; states learnt from four fifths of the
+    members give the last fifth a higher likelihood than one Gaussian does, by three standard errors; and the states
+    are apart by `LEAST_SEPARATION`, which tells states from a continuous spread.
+
+    Parameters
+    ----------
+    particles : members of one class, with poses (and CTF)
+    n_states : how many states to test for; 'auto' tests 2 to 4
+    radius_px, max_frequency_per_px : mask and band limit, as in `ProbabilisticPCA`
+    seed : of starts and halves
+    device : where to compute
+
+    Raises
+    ------
+    RalibError : for fewer than 60 members, or a number of states that is not 1 to 4
+    """
+    candidates = _candidates(n_states)
+    if len(particles) < LEAST_MEMBERS:
+        raise RalibError(f"{len(particles)} members are too few to divide: give a class of at least {LEAST_MEMBERS}")
+    matched = MatchedParticles(particles, device=device)
+    data = masked_spectra(matched, max_frequency_per_px, radius_px)
+    whole = _subspace(data, None, seed)
+    tried: list[dict[str, Any]] = []
+    best: LatentMixture | None = None
+    likelihood = score_likelihood(data, whole.model, whole.contrast_sd)
+    if whole.n_above:
+        for k in candidates:
+            mixture = LatentMixture.fit(likelihood, k, seed=seed)
+            gain = held_out_gain(likelihood, k, seed)
+            figures = {
+                "n_states": k,
+                "gain": float(gain.mean()),
+                "gain_error": float(gain.std() / len(gain) ** 0.5),
+                "separation": mixture.separation(),
+                "least_share": float(mixture.share.min()),
+            }
+            figures["stands"] = _stands(figures, tried)
+            tried.append(figures)
+            if figures["stands"]:
+                best = mixture
+    return _result(matched, data, whole, likelihood, best, tried)
+
+
+def _candidates(n_states: int | str) -> list[int]:
+    if n_states == "auto":
+        return list(range(2, MOST_STATES + 1))
+    if not isinstance(n_states, int) or not 2 <= n_states <= MOST_STATES:
+        raise RalibError(f"{n_states} states: give 2 to {MOST_STATES}, or auto")
+    return [n_states]
+
+
+def _stands(figures: dict[str, Any], before: list[dict[str, Any]]) -> bool:
+    """Whether a split is better than one state, and than the splits before it that stand."""
+    rival = max((f["gain"] for f in before if f["stands"]), default=0.0)
+    return bool(
+        figures["gain"] - rival > SIGNIFICANCE * figures["gain_error"]
+        and figures["separation"] > LEAST_SEPARATION
+        and figures["least_share"] > 0.05
+    )
+
+
+def _subspace(data: AlignedSpectra, n_components: int | None, seed: int) -> _Subspace:
+    """Components above the noise's edge, at least one."""
+    generator = torch.Generator(device=data.matched.device).manual_seed(seed)
+    start, spectrum, edge = initial_components(data, generator=generator)
+    above = int((spectrum > edge).sum())
+    k = n_components or min(max(above, 1), MOST_COMPONENTS)
+    model, latent, contrast_sd = expectation_maximisation(data, start[: k + 1], max_iter=EM_ROUNDS)
+    model, _ = ordered_and_shrunk(data, model, edge)
+    return _Subspace(model, contrast_sd, above, latent.mean[:, 0])
+
+
+def score_likelihood(data: AlignedSpectra, model: Tensor, contrast_sd: float) -> ScoreLikelihood:
+    """What each particle says about its scores, its contrast integrated out."""
+    k = len(model)
+    row, column = torch.tril_indices(k, k)
+    pairs = (model[row] * model[column]).sum(1) * data.weight
+    lower = data.ctf2 @ pairs.T
+    information = torch.empty(len(data), k, k, device=model.device)
+    information[:, row, column] = lower
+    information[:, column, row] = lower
+    projection = data.matched.flatten(1) @ (model * data.weight).flatten(1).T
+    prior = 1 / max(contrast_sd, 1e-3) ** 2
+    own, cross = information[:, 0, 0] + prior, information[:, 1:, 0]
+    rest = information[:, 1:, 1:] - cross[:, :, None] * cross[:, None, :] / own[:, None, None]
+    return ScoreLikelihood(projection[:, 1:] - cross * ((projection[:, 0] + prior) / own)[:, None], rest)
+
+
+def held_out_gain(likelihood: ScoreLikelihood, n_states: int, seed: int) -> Tensor:
+    """Log likelihood (n,) of each particle under states learnt from the others, over one state's, by five folds."""
+    n, device = len(likelihood), likelihood.projection.device
+    fold = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % FOLDS).to(device)
+    gain = torch.zeros(n, device=device)
+    for k in range(FOLDS):
+        learnt, held_out = likelihood[fold != k], likelihood[fold == k]
+        one = LatentMixture.fit(learnt, 1, seed=seed)
+        several = LatentMixture.fit(learnt, n_states, seed=seed)
+        gain[fold == k] = several.log_likelihood(held_out) - one.log_likelihood(held_out)
+    return gain
+
+
+def _result(
+    matched: MatchedParticles,
+    data: AlignedSpectra,
+    whole: _Subspace,
+    likelihood: ScoreLikelihood,
+    best: LatentMixture | None,
+    tried: list[dict[str, Any]],
+) -> StateSplit:
+    one = torch.ones(len(data), 1, device=data.matched.device)
+    responsibilities = one if best is None else best.responsibilities(likelihood)
+    centre = torch.zeros(1, len(whole.model) - 1, device=one.device) if best is None else best.centre
+    if best is not None:  # the largest state first
+        order = responsibilities.sum(0).argsort(descending=True)
+        responsibilities, centre = responsibilities[:, order], centre[order]
+    away = (centre @ whole.model[1:].flatten(1)).unflatten(1, whole.model.shape[1:])
+    averages, halves = state_averages(matched, responsibilities)
+    figures = next((f for f in reversed(tried) if f["stands"]), tried[0] if tried else None)
+    return StateSplit(
+        n_states=responsibilities.shape[1],
+        responsibilities=responsibilities.cpu().numpy(),
+        averages=averages.cpu().numpy(),
+        halves=halves.cpu().numpy(),
+        difference=data.plane.images(away).cpu().numpy(),
+        gain=0.0 if figures is None else figures["gain"],
+        gain_error=0.0 if figures is None else figures["gain_error"],
+        separation=0.0 if figures is None else figures["separation"],
+        n_above_noise=whole.n_above,
+        contrast=whole.contrast.cpu().numpy(),
+        tried=tried,
+    )
+
+
+def state_averages(matched: MatchedParticles, responsibilities: Tensor) -> tuple[Tensor, Tensor]:
+    """CTF-corrected averages (K, h, w) of the states, and those of their even and odd members (2, K, h, w)."""
+    box, k = matched.box, responsibilities.shape[1]
+    planes = torch.zeros(2, k, box, box // 2 + 1, dtype=torch.complex64, device=matched.device)
+    weights = torch.zeros(2, k, box, box // 2 + 1, device=matched.device)
+    for index in matched.index_batches():
+        spectrum, precision = matched.aligned(index)
+        for half in (0, 1):
+            rows = torch.from_numpy(np.flatnonzero(index % 2 == half)).to(matched.device)
+            share = responsibilities[index[0] : index[-1] + 1][rows]
+            planes[half] += torch.einsum("nk,nyx->kyx", share.to(planes.dtype), spectrum[rows])
+            weights[half] += torch.einsum("nk,nyx->kyx", share, precision[rows])
+
+    def images(plane: Tensor, weight: Tensor) -> Tensor:
+        # One particle's worth of precision keeps the zeros of the CTF from blowing up.
+        floor = weight.mean(dim=(-2, -1), keepdim=True) / responsibilities.sum(0)[:, None, None].clamp_min(1)
+        restored = plane / (weight + floor)
+        image = torch.fft.irfft2(restored, s=(box, box), norm="ortho")
+        return torch.fft.fftshift(image, dim=(-2, -1))
+
+    return images(planes.sum(0), weights.sum(0)), torch.stack([images(planes[h], weights[h]) for h in (0, 1)])
