@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.cluster import HDBSCAN, KMeans, MiniBatchKMeans
 from sklearn.manifold import TSNE
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
@@ -31,10 +33,71 @@ def kmeans(features: np.ndarray, n_clusters: int, *, seed: int = 0, n_init: int 
     return np.argsort(by_size)[labels]
 
 
+def hdbscan(features: np.ndarray, *, min_cluster_size: int = 0) -> np.ndarray:
+    """Cluster (n,) of each row of features (n, d), numbered by size; -1 where a row lies in no cluster.
+
+    Clusters are what stays dense over the widest range of densities (HDBSCAN, Campello, Moulavi and Sander 2013), so
+    that their number comes from the data and outliers belong to none.
+
+    Parameters
+    ----------
+    min_cluster_size : the smallest cluster; 0: a fiftieth of the rows, at least 5
+    """
+    smallest = min_cluster_size or max(5, len(features) // 50)
+    if not 2 <= smallest <= len(features):
+        raise RalibError(f"clusters of at least {smallest} among {len(features)} particles: give 2 to {len(features)}")
+    labels = HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(features)
+    inside = labels >= 0
+    if not inside.any():
+        return labels
+    by_size = np.argsort(-np.bincount(labels[inside]), kind="stable")
+    return np.where(inside, np.argsort(by_size)[labels], -1)
+
+
+def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.025, n_iter: int = 100) -> np.ndarray:
+    """Cluster (n,) of each row of features (n, d), numbered by size, by self-updating: close rows run together.
+
+    gamma-SUP (Chen et al. 2014, Annals of Applied Statistics 8, 259): every row moves to the mean of all rows, weighted
+    by a q-Gaussian that is zero beyond a distance, so that far outliers pull nothing and stay alone. Needs n^2 numbers.
+
+    Parameters
+    ----------
+    scale : tau, the distance over which rows attract each other; None: half the median distance
+    s : of the q-Gaussian; smaller is closer to a Gaussian
+    """
+    points = np.asarray(features, np.float64)
+    if len(points) > MANY_PARTICLES:
+        raise RalibError(f"gamma-SUP compares all pairs of {len(points):,} particles: give up to {MANY_PARTICLES:,}")
+    if scale is None:
+        some = points[:: max(1, len(points) // 1000)]
+        distance = _squared_distances(some, some)
+        scale = 0.5 * float(np.sqrt(np.median(distance[distance > 0]))) if (distance > 0).any() else 1.0
+    for _ in range(n_iter):
+        weight = np.maximum(0.0, 1 - s * _squared_distances(points, points) / scale**2) ** (1 / s)
+        moved = weight @ points / weight.sum(axis=1, keepdims=True)
+        change = float(np.abs(moved - points).max())
+        points = moved
+        if change < 1e-4 * scale:
+            break
+    near = csr_matrix(_squared_distances(points, points) < (0.05 * scale) ** 2)
+    labels = connected_components(near, directed=False)[1]
+    by_size = np.argsort(-np.bincount(labels), kind="stable")
+    return np.argsort(by_size)[labels]
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0.0)
+
+
 def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, seed: int = 0) -> np.ndarray:
-    """Coordinates (n, 2) to draw particles at: 'pca' (the first features), 'tsne', or 'umap' where it is installed."""
-    if method == "pca":
-        return features[:, :n_dimensions]
+    """Coordinates (n, 2) to draw particles at, the same for the same seed.
+
+    'pca' (the first features), 'tsne', or where they are installed 'umap' and 'opentsne' (t-SNE that stays fast for
+    many particles).
+    """
+    if method == "pca" or features.shape[1] < n_dimensions:
+        missing = max(0, n_dimensions - features.shape[1])
+        return np.pad(features[:, :n_dimensions], ((0, 0), (0, missing)))
     if np.allclose(features, features[:1], rtol=0, atol=1e-6 * max(1.0, float(np.abs(features).max()))):
         return np.zeros((len(features), n_dimensions))  # one point: scikit-learn's t-SNE would divide by no variance
     if method == "tsne":
@@ -42,13 +105,25 @@ def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, 
         return TSNE(n_components=n_dimensions, perplexity=perplexity, init="pca", random_state=seed).fit_transform(
             features
         )
+    if method == "opentsne":
+        return _open_tsne(features, n_dimensions, seed)
     if method != "umap":
-        raise RalibError(f"no embedding {method!r}: give 'pca', 'tsne' or 'umap'")
+        raise RalibError(f"no embedding {method!r}: give 'pca', 'tsne', 'opentsne' or 'umap'")
     if not has_umap():
         raise RalibError("UMAP is not installed: pip install 'cryo-ralib[analysis]', or choose 'tsne'")
     from umap import UMAP
 
     return np.asarray(UMAP(n_components=n_dimensions, random_state=seed, n_jobs=1).fit_transform(features))
+
+
+def _open_tsne(features: np.ndarray, n_dimensions: int, seed: int) -> np.ndarray:
+    if find_spec("openTSNE") is None:
+        raise RalibError("openTSNE is not installed: pip install 'cryo-ralib[analysis]', or choose 'tsne'")
+    import openTSNE
+
+    perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
+    found = openTSNE.TSNE(n_components=n_dimensions, perplexity=perplexity, random_state=seed, n_jobs=1).fit(features)
+    return np.asarray(found)
 
 
 def has_umap() -> bool:

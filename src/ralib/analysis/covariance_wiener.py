@@ -168,7 +168,7 @@ class CovarianceWienerFilter(SteerablePCA):
         best = np.argsort(-variance, kind="stable")[: self.n_components]
         if not len(best):
             raise RalibError(
-                f"no component of these {n:,} particles rises above the noise: give more particles, or a radius that fits"
+                f"no component of these {n:,} particles rises above the noise: give more, or a radius that fits"
             )
         self._keep_best(blocks, order, variance, best)
 

@@ -102,7 +102,7 @@ class FourierBesselBasis:
         return list(zip(starts.tolist(), [*starts[1:].tolist(), len(self.order)], strict=True))
 
     def coefficients(self, images: Tensor) -> Tensor:
-        """Inner products (b, J), complex64, of images (b, h, h) with the functions; pixels off the disc do not count."""
+        """Inner products (b, J), complex64, of images (b, h, h) with the functions; the disc counts."""
         values = images.flatten(1)[:, self._pixel]
         half = values.shape[1] // 2
         first, last = values[:, :half], values[:, half + 1 :].flip(1)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.ctf import ctf_2d, ctf_polar
-from ralib.ops import rotate_shift_images
-from ralib.prepare import soft_circle
+from ralib.images.ctf import ctf_2d, ctf_polar
+from ralib.images.masks import soft_circle
+from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, CtfParameters, ImageSource, ParticleSet, RalibError
 
 BACKGROUND_RADIUS = 0.45

@@ -129,6 +129,52 @@ def ctf_figure(ctf: CtfParameters, index: int = 0, *, pixel_size_A: float, box: 
     return figure
 
 
+def spectrum_figure(spectrum: Any, noise_edge: float, eigenimages: Any = None) -> Figure:
+    """Eigenvalues of whitened particles against the largest that noise alone makes, and the first eigenimages."""
+    values = _array(spectrum)
+    figure = Figure(figsize=(6, 4.5 if eigenimages is None else 6), layout="constrained")
+    grid = figure.add_gridspec(
+        1 if eigenimages is None else 2, 6, height_ratios=(1,) if eigenimages is None else (3, 1)
+    )
+    ax = figure.add_subplot(grid[0, :])
+    number = np.arange(1, len(values) + 1)
+    ax.bar(number, values, color=[_colour(0) if v > noise_edge else "0.7" for v in values])
+    ax.axhline(noise_edge, color=_colour(3), lw=1, label="noise alone")
+    ax.set(xlabel="component", ylabel="variance over the noise's")
+    ax.legend(frameon=False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for k, image in enumerate(() if eigenimages is None else _array(eigenimages)[:6]):
+        small = figure.add_subplot(grid[1, k])
+        small.imshow(image, cmap="gray", interpolation="nearest")
+        small.set_title(f"{k + 1}", fontsize=7, pad=2)
+        small.set_axis_off()
+    return figure
+
+
+def view_figure(rot_deg: Any, tilt_deg: Any, *, what: tuple[str, str] = ("rot", "tilt")) -> Figure:
+    """Viewing directions in hexagonal bins, with the distribution of either angle at the sides (degrees)."""
+    return hexbin_figure(_array(rot_deg), _array(tilt_deg), labels=(f"{what[0]} (degrees)", f"{what[1]} (degrees)"))
+
+
+def hexbin_figure(x: Any, y: Any, *, labels: tuple[str, str] = ("x", "y"), gridsize: int = 36) -> Figure:
+    """Points (n,) in hexagonal bins, with the distribution of each coordinate at the sides."""
+    x, y = _array(x), _array(y)
+    if x.shape != y.shape or x.ndim != 1:
+        raise RalibError(f"points of shapes {x.shape} and {y.shape}: give (n,) of both")
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
+    ax = figure.add_subplot(grid[1, 0])
+    bins = ax.hexbin(x, y, gridsize=gridsize, cmap="viridis", mincnt=1)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    above, beside = figure.add_subplot(grid[0, 0], sharex=ax), figure.add_subplot(grid[1, 1], sharey=ax)
+    above.hist(x, bins=gridsize, color=_colour(0))
+    beside.hist(y, bins=gridsize, color=_colour(0), orientation="horizontal")
+    for side in (above, beside):
+        side.tick_params(labelbottom=side is beside, labelleft=side is above)
+    figure.colorbar(bins, ax=beside, label="particles")
+    return figure
+
+
 def scree_figure(explained_variance_ratio: np.ndarray) -> Figure:
     """Variance explained by each component, and by all up to it."""
     ratio = np.asarray(explained_variance_ratio)

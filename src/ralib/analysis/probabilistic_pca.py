@@ -15,12 +15,18 @@ from torch import Tensor
 
 from ralib.analysis.base import wrong_shape
 from ralib.analysis.half_plane import HalfPlane
-from ralib.analysis.matched import MASK_EDGE_PX, BackgroundNormalisation, MatchedParticles, NoiseSpectrum, radius_of_image
+from ralib.analysis.matched import (
+    MASK_EDGE_PX,
+    BackgroundNormalisation,
+    MatchedParticles,
+    NoiseSpectrum,
+    radius_of_image,
+)
 from ralib.analysis.pca import krylov_spectrum
 from ralib.analysis.shrinkage import shrink_eigenvalues
 from ralib.types import RalibError
 
-MOST_COMPONENTS = 10
+MOST_COMPONENTS = 20
 LEAST_PARTICLES = 10
 SPECTRUM_SHOWN = 20
 CONTRAST_SD = 0.2
@@ -87,7 +93,7 @@ class ProbabilisticPCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    n_components : how many; None: those above the noise's edge, at least 1, at most 10
+    n_components : how many; None: those above the noise's edge, at least 1, at most 20
     radius_px : of the mask in which particles differ; None measures it
     max_frequency_per_px : band limit, cycles per pixel, at most 0.5
     max_iter : EM iterations

@@ -14,17 +14,21 @@ import numpy as np
 import torch
 
 from ralib.analysis import plots
-from ralib.analysis.clusters import agreement, class_purity, embed, kmeans
+from ralib.analysis.clusters import agreement, class_purity, embed, gamma_sup, hdbscan, kmeans
+from ralib.analysis.covariance_wiener import CovarianceWienerFilter
 from ralib.analysis.mpca import MPCA
+from ralib.analysis.neighbours import standardised_scores
 from ralib.analysis.pca import PCA
+from ralib.analysis.probabilistic_pca import ProbabilisticPCA
 from ralib.analysis.steerable import SteerablePCA
 from ralib.analysis.twosdr import TwoSDR
 from ralib.io import write_mrcs
 from ralib.particles.preparation import align_particles
 from ralib.types import ImageSource, ParticleSet, RalibError
 
-METHODS = ("pca", "mpca", "2sdr", "steerable")
-EMBEDDINGS = ("pca", "tsne", "umap", "none")
+METHODS = ("auto", "ctf", "pca", "mpca", "2sdr", "steerable")
+EMBEDDINGS = ("pca", "tsne", "umap", "opentsne", "none")
+CLUSTERINGS = ("kmeans", "hdbscan", "gamma-sup")
 BATCH = 2048
 
 
@@ -33,7 +37,9 @@ class AnalysisResult:
     """Features (n, d), clusters (n,) from 0, coordinates of some particles, and what there was to compare with.
 
     eigenimages (k, h, w), cluster_averages (clusters, h, w), explained (k,) fraction of the variance or None,
-    drawn (m,) particles that have coordinates (m, 2), agreements: name of the other labels -> figures
+    drawn (m,) particles that have coordinates (m, 2), agreements: name of the other labels -> figures; a cluster of -1
+    is an outlier. With CTF-aware components: spectrum (s,) of the covariance, noise_edge, trajectory (t, h, w) of images
+    along the first component.
     """
 
     options: dict[str, Any]
@@ -45,12 +51,18 @@ class AnalysisResult:
     drawn: np.ndarray
     coordinates: np.ndarray | None
     agreements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spectrum: np.ndarray | None = None
+    noise_edge: float | None = None
+    trajectory: np.ndarray | None = None
 
     def in_one_line(self) -> str:
         """What a person wants to know first."""
         held = "" if self.explained is None else f" holding {float(self.explained.sum()):.1%} of the variance"
-        sizes = np.bincount(self.clusters)
+        sizes, outside = np.bincount(self.clusters[self.clusters >= 0], minlength=1), int((self.clusters < 0).sum())
         line = f"{self.features.shape[1]} components{held}; {len(sizes)} clusters of {sizes.min():,} to {sizes.max():,}"
+        line += f"; {outside:,} in none" if outside else ""
+        if self.noise_edge is not None and self.spectrum is not None:
+            line += f"; {int((self.spectrum > self.noise_edge).sum())} components above the noise"
         for name, figures in self.agreements.items():
             line += f"; with {name}: purity {figures['purity']:.3f}, ARI {figures['adjusted_rand_index']:.3f}"
         return line
@@ -60,7 +72,10 @@ class AnalysisResult:
 class Analysis:
     """How to look at particles; the fields are `ralib analyze`'s options.
 
-    method      'pca', 'mpca', '2sdr' or 'steerable' (whose features do not depend on in-plane rotations)
+    method      'pca', 'mpca', '2sdr' or 'steerable' (whose features do not depend on in-plane rotations); 'ctf': with
+                the CTF in the model, `ProbabilisticPCA` for aligned particles and `CovarianceWienerFilter` for raw
+                ones; 'auto': 'ctf' where the particles have CTF parameters, else '2sdr'
+    clustering  'kmeans'; 'hdbscan' or 'gamma-sup', which find the number of clusters and leave outliers out
     core        rows and columns of the core of mpca and 2sdr; 0: a quarter of the box, at least 20
     aligned     bring particles onto their class averages first
     """
@@ -70,6 +85,7 @@ class Analysis:
     core: int = 0
     aligned: bool = False
     n_clusters: int = 10
+    clustering: str = "kmeans"
     embedding: str = "tsne"
     embed_at_most: int = 5000
     seed: int = 1000
@@ -77,44 +93,70 @@ class Analysis:
 
     def run(self, particles: ParticleSet, *, truth: np.ndarray | None = None) -> AnalysisResult:
         """Analyse particles; `truth` (n,) are the true classes where they are known."""
-        if self.method not in METHODS or self.embedding not in EMBEDDINGS:
+        if self.method not in METHODS or self.embedding not in EMBEDDINGS or self.clustering not in CLUSTERINGS:
             raise RalibError(
-                f"method {self.method!r}, embedding {self.embedding!r}: "
-                f"give one of {', '.join(METHODS)} and of {', '.join(EMBEDDINGS)}"
+                f"method {self.method!r}, embedding {self.embedding!r}, clustering {self.clustering!r}: "
+                f"give one of {', '.join(METHODS)}, of {', '.join(EMBEDDINGS)} and of {', '.join(CLUSTERINGS)}"
             )
+        method = self.method
+        if method == "auto":
+            method = "ctf" if particles.ctf is not None and particles.pixel_size_A is not None else "2sdr"
         source = (align_particles(particles, device=self.device) if self.aligned else particles).images
-        model = self._model(min(source.n_images, source.box**2), source.box)
-        scores = model.fit_transform(source)
-        features = np.abs(scores) if self.method == "steerable" else scores
-        clusters = kmeans(features, self.n_clusters, seed=self.seed)
+        model = self._model(method, min(source.n_images, source.box**2), source.box)
+        seen = source if method != "ctf" else particles if self.aligned else particles.replace(poses=None)
+        scores = model.fit_transform(seen)
+        if isinstance(model, CovarianceWienerFilter):
+            scores = standardised_scores(model, scores)
+        features = np.abs(scores) if np.iscomplexobj(scores) else scores
+        clusters = self._clusters(features)
         rng = np.random.default_rng(self.seed)
         n = len(features)
         drawn = np.sort(rng.permutation(n)[: self.embed_at_most])
         explained = getattr(model, "explained_variance_ratio_", None)
         return AnalysisResult(
-            options={**asdict(self), "device": str(self.device)},
+            options={**asdict(self), "method": method, "device": str(self.device)},
             features=features,
             clusters=clusters,
             eigenimages=model.eigenimages_[:100],
-            cluster_averages=cluster_averages(source, clusters, self.n_clusters),
+            cluster_averages=cluster_averages(source, clusters, max(1, int(clusters.max()) + 1)),
             explained=None if explained is None else np.atleast_1d(explained),
             drawn=drawn,
             coordinates=None if self.embedding == "none" else embed(features[drawn], self.embedding, seed=self.seed),
             agreements=_agreements(clusters, _known_labels(particles, truth)),
+            spectrum=model.spectrum_ if isinstance(model, ProbabilisticPCA) else None,
+            noise_edge=model.noise_edge_ if isinstance(model, ProbabilisticPCA) else None,
+            trajectory=model.trajectory() if isinstance(model, ProbabilisticPCA) else None,
         )
 
-    def _model(self, at_most: int, box: int) -> Any:
+    def _clusters(self, features: np.ndarray) -> np.ndarray:
+        if self.clustering == "hdbscan":
+            return hdbscan(features)
+        if self.clustering == "gamma-sup":
+            return without_small(gamma_sup(features), max(5, len(features) // 50))
+        return kmeans(features, self.n_clusters, seed=self.seed)
+
+    def _model(self, method: str, at_most: int, box: int) -> Any:
         k = None if self.n_components is None else min(self.n_components, at_most)
         side = min(self.core or max(20, box // 4), box)
         core = (side, side)
-        if self.method == "pca":
+        if method == "ctf" and self.aligned:
+            few = k is not None and k < min(20, at_most)
+            return ProbabilisticPCA(k if few else None, random_state=self.seed, device=self.device)
+        if method == "ctf":
+            return CovarianceWienerFilter(k, device=self.device)
+        if method == "pca":
             return PCA(k, random_state=self.seed, device=self.device)
-        if self.method == "mpca":
+        if method == "mpca":
             return MPCA(core, device=self.device)
-        if self.method == "steerable":
+        if method == "steerable":
             return SteerablePCA(k or 50, device=self.device)
         k = None if k is None else min(k, core[0] * core[1])
         return TwoSDR(k, core_shape=core, random_state=self.seed, device=self.device)
+
+
+def without_small(clusters: np.ndarray, smallest: int) -> np.ndarray:
+    """The same clusters, those with fewer members than `smallest` made outliers (-1)."""
+    return np.where(np.bincount(clusters)[clusters] >= smallest, clusters, -1)
 
 
 def cluster_averages(source: ImageSource, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
@@ -123,9 +165,9 @@ def cluster_averages(source: ImageSource, clusters: np.ndarray, n_clusters: int)
     for start in range(0, source.n_images, BATCH):
         index = np.arange(start, min(start + BATCH, source.n_images))
         images, labels = source.read(index), clusters[index]
-        for k in np.unique(labels):
+        for k in np.unique(labels[labels >= 0]):
             total[k] += images[labels == k].sum(axis=0)
-    counts = np.bincount(clusters, minlength=n_clusters)
+    counts = np.bincount(clusters[clusters >= 0], minlength=n_clusters)
     return (total / np.maximum(counts, 1)[:, None, None]).astype(np.float32)
 
 
@@ -146,7 +188,7 @@ def _known_labels(particles: ParticleSet, truth: np.ndarray | None) -> dict[str,
 def _agreements(clusters: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, values in labels.items():
-        known = values >= 0
+        known = (values >= 0) & (clusters >= 0)
         if known.any():
             found[name] = agreement(clusters[known], values[known])
             by_cluster = class_purity(clusters[known], values[known])
@@ -163,7 +205,7 @@ def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult)
         write_mrcs(made / "eigenimages.mrcs", result.eigenimages.astype(np.float32), particles.pixel_size_A)
         write_mrcs(made / "cluster_averages.mrcs", result.cluster_averages, particles.pixel_size_A)
         rows = np.column_stack([np.arange(len(result.clusters)), result.clusters + 1])
-        np.savetxt(made / "clusters.txt", rows, fmt="%d", header="particle (from 0)  cluster (from 1)")
+        np.savetxt(made / "clusters.txt", rows, fmt="%d", header="particle (from 0)  cluster (from 1; 0: an outlier)")
         (made / "analysis.json").write_text(json.dumps(_summary(result), indent=1) + "\n")
         for name, figure in _figures(particles, result).items():
             figure.savefig(made / f"{name}.png", dpi=120)
@@ -180,13 +222,17 @@ def _summary(result: AnalysisResult) -> dict[str, Any]:
         "particles": len(result.clusters),
         "components": int(result.features.shape[1]),
         "explained_variance_ratio": None if result.explained is None else result.explained.tolist(),
-        "cluster_sizes": np.bincount(result.clusters).tolist(),
+        "cluster_sizes": np.bincount(result.clusters[result.clusters >= 0]).tolist(),
+        "outliers": int((result.clusters < 0).sum()),
+        "spectrum": None if result.spectrum is None else result.spectrum.tolist(),
+        "noise_edge": result.noise_edge,
         "agreement": result.agreements,
     }
 
 
 def _figures(particles: ParticleSet, result: AnalysisResult) -> dict[str, Any]:
-    sizes = np.bincount(result.clusters, minlength=len(result.cluster_averages))
+    inside = result.clusters[result.clusters >= 0]
+    sizes = np.bincount(inside, minlength=len(result.cluster_averages))
     figures = {
         "eigenimages": plots.gallery(result.eigenimages[:50]),
         "clusters": plots.class_gallery(result.cluster_averages, sizes),
@@ -194,6 +240,10 @@ def _figures(particles: ParticleSet, result: AnalysisResult) -> dict[str, Any]:
     }
     if result.explained is not None and len(result.explained) > 1:
         figures["variance"] = plots.scree_figure(result.explained)
+    if result.spectrum is not None and result.noise_edge is not None:
+        figures["spectrum"] = plots.spectrum_figure(result.spectrum, result.noise_edge, result.eigenimages)
+    if result.trajectory is not None:
+        figures["trajectory"] = plots.gallery(result.trajectory, columns=len(result.trajectory))
     if result.coordinates is not None:
         labels = result.clusters[result.drawn] + 1
         figures["embedding"] = plots.scatter_by_cluster(result.coordinates, labels, title="by cluster")

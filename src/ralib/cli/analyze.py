@@ -13,6 +13,8 @@ from ralib.types import RalibError
 if TYPE_CHECKING:
     import numpy as np
 
+    from ralib.types import ParticleSet
+
 
 def register(app: typer.Typer) -> None:
     app.command("analyze")(analyze)
@@ -26,8 +28,19 @@ def analyze(
         Path | None,
         typer.Option(help="Folder to write; must not exist. Otherwise RUN/analysis, or STACK's name + _analysis."),
     ] = None,
-    method: Annotated[str, typer.Option(help="Components: pca, mpca, 2sdr or steerable.")] = "2sdr",
-    components: Annotated[int, typer.Option(min=0, help="How many; 0: as many as the data supports (pca, 2sdr).")] = 50,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Components: ctf, pca, mpca, 2sdr or steerable; auto: ctf where the CTF is known, else 2sdr."
+        ),
+    ] = "auto",
+    ctf: Annotated[
+        bool | None,
+        typer.Option("--ctf/--no-ctf", help="Components that know the CTF (as --method ctf), or that do not (2sdr)."),
+    ] = None,
+    components: Annotated[
+        int, typer.Option(min=0, help="How many; 0: as many as the data supports (ctf, pca, 2sdr).")
+    ] = 50,
     core: Annotated[
         int,
         typer.Option(min=0, help="mpca and 2sdr: rows and columns of the core; 0: a quarter of the box, at least 20."),
@@ -37,7 +50,12 @@ def analyze(
         typer.Option("--aligned/--raw", help="Bring particles onto their class averages first, where they have poses."),
     ] = True,
     clusters: Annotated[int, typer.Option("--clusters", "--K", min=1, help="k-means clusters.")] = 10,
-    embedding: Annotated[str, typer.Option(help="Drawn by: pca, tsne, umap (where installed) or none.")] = "tsne",
+    clustering: Annotated[
+        str, typer.Option(help="kmeans; hdbscan or gamma-sup find the number of clusters and leave outliers out.")
+    ] = "kmeans",
+    embedding: Annotated[
+        str, typer.Option(help="Drawn by: pca, tsne, umap or opentsne (where installed), or none.")
+    ] = "tsne",
     embed_at_most: Annotated[int, typer.Option(min=10, help="Particles drawn in the embedding.")] = 5000,
     truth: Annotated[
         Path | None,
@@ -60,7 +78,8 @@ def analyze(
     particles = for_computing(open_particles(particle_file(source), datadir=datadir), ctf=False)
     tell_warnings(particles.warnings)
     analysis = Analysis(
-        method=method,
+        method=chosen_method(method, ctf, particles),
+        clustering=clustering,
         n_components=components or None,
         core=core,
         aligned=aligned and particles.poses is not None,
@@ -74,6 +93,17 @@ def analyze(
     write_analysis(target, particles, result)
     typer.echo(result.in_one_line())
     typer.echo(f"wrote {target}")
+
+
+def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
+    """What --ctf and --no-ctf make of --method."""
+    if ctf is None:
+        return method
+    if method not in ("auto", "ctf") or (method == "ctf" and not ctf):
+        raise RalibError(f"--method {method} and --{'' if ctf else 'no-'}ctf exclude each other: leave one out")
+    if ctf and (particles.ctf is None or particles.pixel_size_A is None):
+        raise RalibError("--ctf needs CTF parameters and a pixel size, and the particles have none: leave --ctf out")
+    return "ctf" if ctf else "2sdr"
 
 
 def particle_file(source: Path) -> Path:
