@@ -79,7 +79,7 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
         points = moved
         if change < 1e-4 * scale:
             break
-    near = csr_matrix(_squared_distances(points, points) < (0.05 * scale) ** 2)
+    near = csr_matrix((_squared_distances(points, points) < (0.05 * scale) ** 2).astype(np.int8))
     labels = connected_components(near, directed=False)[1]
     by_size = np.argsort(-np.bincount(labels), kind="stable")
     return np.argsort(by_size)[labels]

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import ctf_2d, ctf_polar
+from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
 from ralib.images.masks import soft_circle
 from ralib.kernels import rotate_shift_images
-from ralib.types import ArraySource, CtfParameters, ImageSource, ParticleSet, RalibError
+from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
 
 BACKGROUND_RADIUS = 0.45
 """The background of an image lies beyond this fraction of its box from the centre."""
@@ -145,6 +145,13 @@ class MatchedParticles:
         self.device = torch.device(device)
         self.box = self.particles.box
         self.n = len(self.particles)
+        if self.particles.pixel_sizes_A is not None:
+            raise RalibError("particles of several pixel sizes: bring them to one with 'ralib prepare --pixel-size'")
+        ctf = self.particles.ctf
+        if ctf is not None and bool((ctf.state == CtfState.PREMULTIPLIED).any()):
+            raise RalibError(
+                "the images are multiplied by their CTF already, which hides their noise: give them as they were taken"
+            )
         if self.n < 1:
             raise RalibError("there are no particles: give at least one")
         self.frequency = plane_frequency(self.box, self.device)
@@ -176,7 +183,10 @@ class MatchedParticles:
     def filtered(self, index: np.ndarray) -> Tensor:
         """Matched filter C y / sigma^2 as images (b, h, h), in the particles' own frame."""
         spectrum = torch.fft.rfft2(self.images(index)) / self.noise.at(self.frequency)
-        return torch.fft.irfft2(spectrum * self.ctf_plane(index), s=(self.box, self.box))
+        ctf = self.ctf_plane(index)
+        if self.has_ctf and self.particles.ctf is not None:
+            ctf = matched_filter(self.particles.ctf[index], ctf)
+        return torch.fft.irfft2(spectrum * ctf, s=(self.box, self.box))
 
     def ctf_plane(self, index: np.ndarray) -> Tensor:
         """CTF (b, h, h // 2 + 1), or ones that broadcast."""

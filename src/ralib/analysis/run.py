@@ -38,8 +38,8 @@ class AnalysisResult:
 
     eigenimages (k, h, w), cluster_averages (clusters, h, w), explained (k,) fraction of the variance or None,
     drawn (m,) particles that have coordinates (m, 2), agreements: name of the other labels -> figures; a cluster of -1
-    is an outlier. With CTF-aware components: spectrum (s,) of the covariance, noise_edge, trajectory (t, h, w) of images
-    along the first component.
+    is an outlier. With CTF-aware components: spectrum (s,) of the covariance, noise_edge, trajectory (t, h, w) of
+    images along the first component.
     """
 
     options: dict[str, Any]

@@ -17,7 +17,21 @@ from ralib.cli.common import run
 from ralib.runtime.distributed import launched
 from ralib.types import RalibError
 
-COMMAND_MODULES = ("align", "classify", "data", "simulate", "report", "select", "analyze", "watch", "bench", "info")
+COMMAND_MODULES = (
+    ,
+)
+    "align",
+    "classify",
+    "data",
+    "simulate",
+    "report",
+    "select",
+    "analyze",
+    "denoise",
+    "watch",
+    "bench",
+    "info",
+)
 SEVERAL_PROCESSES = ("mref", "reffree", "bench")
 
 app = typer.Typer(

@@ -31,7 +31,7 @@ def analyze(
     method: Annotated[
         str,
         typer.Option(
-            help="Components: ctf, pca, mpca, 2sdr or steerable; auto: ctf where the CTF is known, else 2sdr."
+            help="Components: ctf, pca, mpca, 2sdr, steerable, or auto: ctf where the CTF is known, else 2sdr."
         ),
     ] = "auto",
     ctf: Annotated[

@@ -66,6 +66,11 @@ def classify(
         str | None, typer.Option("--split", help="Only members of these classes of the run STACK, e.g. 3 or 1,4-6: "
                                  "sorted into --classes new ones.", rich_help_panel=_CLASSES)
     ] = None,
+    split_states: Annotated[
+        str | None, typer.Option("--split-states", metavar="K|auto", help="Divide each class of the finished run STACK "
+                                 "into structural states at the poses it has, where the data supports it; no new "
+                                 "classes.", rich_help_panel=_CLASSES)
+    ] = None,
     stability: Annotated[
         int, typer.Option("--stability", min=0, help="Runs from other starts to compare with.", rich_help_panel=_RUN)
     ] = 0,
@@ -83,7 +88,13 @@ def classify(
     centre it lies, agreement and junk score of each particle. Classes are explained in words in run.json and in the
     log.
     """
-    options: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("stack", "outdir", "report", "resume")}
+    left_out = ("stack", "outdir", "report", "resume", "split_states")
+    options: dict[str, Any] = {k: v for k, v in locals().items() if k not in left_out}
+    if split_states is not None:
+        from ralib.cli.states import split_states_of
+
+        split_states_of(stack, outdir, split_states, seed=seed, device=device)
+        return
     if helical:
         raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
     if reference_poses is not None and not skip_align:

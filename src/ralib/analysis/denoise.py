@@ -1,0 +1,59 @@
+"""Denoised particles as an image source, and class averages of neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ralib.analysis.covariance_wiener import CovarianceWienerFilter
+from ralib.analysis.neighbours import Neighbours
+from ralib.images.ctf import apply_ctf, ctf_2d
+from ralib.types import ParticleSet
+
+
+@dataclass(frozen=True)
+class DenoisedSource:
+    """Particles restored by a covariance Wiener filter, made when they are read.
+
+    keep_ctf : multiplied by their CTF again (its absolute value where phases were flipped), so that the metadata of the
+        particles stays true; otherwise undistorted
+    """
+
+    model: CovarianceWienerFilter
+    scores: np.ndarray
+    particles: ParticleSet
+    keep_ctf: bool
+
+    @property
+    def n_images(self) -> int:
+        return len(self.scores)
+
+    @property
+    def box(self) -> int:
+        return self.particles.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        images = self.model.images(self.scores[index]).astype(np.float32)
+        ctf, pixel_size_A = self.particles.ctf, self.particles.pixel_size_A
+        if not self.keep_ctf or ctf is None or pixel_size_A is None:
+            return images
+        plane = ctf_2d(ctf[index], self.box, pixel_size_A)
+        flipped = torch.from_numpy(ctf.state[index] != 0)[:, None, None]
+        return apply_ctf(torch.from_numpy(images), torch.where(flipped, plane.abs(), plane)).numpy()
+
+
+def neighbour_averages(
+    model: CovarianceWienerFilter, scores: np.ndarray, found: Neighbours, particles: np.ndarray
+) -> np.ndarray:
+    """Averages (m, h, w) of chosen particles (m,) and their neighbours, aligned: sums of denoised images.
+
+    Rotations and mirrors act on the scores, so that nothing is interpolated.
+    """
+    total = scores[particles].astype(np.complex64)
+    sign = np.where(model.order_ % 2 == 0, 1.0, -1.0)
+    for j in range(found.index.shape[1]):
+        other = model.rotate(scores[found.index[particles, j]], found.psi_deg[particles, j])
+        total += np.where(found.mirror[particles, j][:, None], sign * other.conj(), other)
+    return model.images((total / (1 + found.index.shape[1])).astype(np.complex64)).astype(np.float32)

@@ -1,0 +1,112 @@
+"""The states within every class of a finished run, as files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ralib.analysis.states import LEAST_MEMBERS, StateSplit, split_states
+from ralib.types import ArraySource, ParticleSet, RalibError
+
+
+def split_run(
+    source: Path, out: Path, n_states: int | str, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Divide every class of a finished run that has members enough, and write the states into a new folder.
+
+    Writes states.star (the particles, their class the state's number), state_averages.mrcs and their half averages,
+    differences.mrcs, responsibilities.txt, states.json and states.png. Returns what states.json holds.
+    """
+    from ralib.io import open_particles
+
+    if out.exists():
+        raise RalibError(f"{out} exists: remove it, or name another folder")
+    particles = open_particles(source / "particles.star" if source.is_dir() else source)
+    if particles.poses is None:
+        raise RalibError(f"{source} holds no poses: give the folder or the particles.star of a finished run")
+    classes = particles.poses.class_index.cpu().numpy()
+    splits: dict[int, tuple[np.ndarray, StateSplit]] = {}
+    for k in np.unique(classes[classes >= 0]).tolist():
+        members = np.flatnonzero(classes == k)
+        if len(members) >= LEAST_MEMBERS:
+            chosen = members_of(particles, members)
+            splits[k] = members, split_states(chosen, n_states, seed=seed, device=device)
+    if not splits:
+        raise RalibError(f"no class of {source} has {LEAST_MEMBERS} members: states cannot be told apart")
+    return _write_states(out, particles, splits, n_states)
+
+
+def members_of(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
+    """Some of the particles, their images in memory."""
+    poses, ctf = particles.poses, particles.ctf
+    return ParticleSet(
+        ArraySource(particles.images.read(index)),
+        pixel_size_A=particles.pixel_size_A,
+        ctf=None if ctf is None else ctf[index],
+        poses=None if poses is None else poses[torch.as_tensor(index)],
+    )
+
+
+def _write_states(
+    out: Path, particles: ParticleSet, splits: dict[int, tuple[np.ndarray, StateSplit]], n_states: int | str
+) -> dict[str, Any]:
+    from ralib.analysis import plots
+    from ralib.io import write_json, write_mrcs, write_particles_star
+
+    assert particles.poses is not None
+    state_index = torch.full((len(particles),), -1, dtype=torch.int64)
+    weight = np.zeros(len(particles))
+    record: dict[str, Any] = {"asked_for": n_states, "classes": []}
+    first = 0
+    for k, (members, split) in splits.items():
+        state_index[torch.from_numpy(members)] = torch.from_numpy(split.labels + first)
+        weight[members] = split.responsibilities.max(1)
+        figures = {
+            "class": k + 1,
+            "members": len(members),
+            "states": list(range(first + 1, first + split.n_states + 1)),
+            "shares": split.responsibilities.mean(0).round(4).tolist(),
+            "gain": split.gain,
+            "gain_error": split.gain_error,
+            "separation": split.separation,
+            "components_above_noise": split.n_above_noise,
+            "tried": split.tried,
+        }
+        record["classes"].append(figures)
+        first += split.n_states
+    found = [split for _, split in splits.values()]
+    averages = np.concatenate([split.averages for split in found])
+    differences = np.concatenate([split.difference for split in found])
+    halves = np.concatenate([split.halves for split in found], axis=1)
+    titles = [f"{f['class']}: state {s}" for f in record["classes"] for s in f["states"]]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        write_mrcs(made / "state_averages.mrcs", averages, particles.pixel_size_A)
+        for half in (0, 1):
+            write_mrcs(made / f"state_averages_half{half + 1}.mrcs", halves[half], particles.pixel_size_A)
+        write_mrcs(made / "differences.mrcs", differences, particles.pixel_size_A)
+        poses = particles.poses.replace(class_index=state_index)
+        np.savetxt(
+            made / "responsibilities.txt",
+            np.column_stack([np.arange(len(weight)), state_index.numpy() + 1, weight]),
+            fmt=("%d", "%d", "%.4f"),
+            header="particle (from 0)  state (from 1; 0: none)  its probability",
+        )
+        write_json(made / "states.json", record)
+        plots.gallery(np.concatenate([averages, differences]), titles=[*titles, *titles], columns=len(titles)).savefig(
+            made / "states.png", dpi=120
+        )
+        made.chmod(0o755)
+        os.rename(made, out)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    write_particles_star(out / "states.star", particles, poses, n_classes=first)
+    return record
