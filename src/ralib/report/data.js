@@ -72,7 +72,8 @@ async function draw(canvas, sheets, index) {
   canvas.dataset.drawn = "yes";
 }
 function picture(sheets, index, label) {
-  const canvas = el("canvas", { class: "picture", role: "img", "aria-label": label, width: 1, height: 1 });
+  const name = label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" }; // one whose text stands beside it
+  const canvas = el("canvas", { class: "picture", ...name, width: 1, height: 1 });
   draw(canvas, sheets, index);
   return canvas;
 }

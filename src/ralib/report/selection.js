@@ -115,9 +115,9 @@ function buildSelectionBar() {
   const write = run.server?.finished && button("Write files", () => writeSelection(write), { class: "primary", id: "write", title: "Particles kept, particles left out, averages kept: into the run's folder" });
   const how = el("div", { class: "how command" }, el("pre", { id: "select-command" }));
   how.append(button("Copy", (event) => copy(byId("select-command").textContent, event.currentTarget)));
-  bar.append(message, el("div", { class: "actions" }, button("Undo", undo, { id: "bar-undo", "aria-keyshortcuts": "Control+Z" }), button("Clear", () => setKept([])), download, write),
+  bar.append(...[message, el("div", { class: "actions" }, button("Undo", undo, { id: "bar-undo", "aria-keyshortcuts": "Control+Z" }), button("Clear", () => setKept([])), download, write),
     how, run.server && el("div", { class: "how", id: "written", role: "status" }),
-    !run.server && el("p", { class: "how caption" }, "To write files from this page, open it with ", el("code", {}, `ralib report ${run.title} --serve`), "."));
+    !run.server && el("p", { class: "how caption" }, "To write files from this page, open it with ", el("code", {}, `ralib report ${run.title} --serve`), ".")].filter(Boolean));
   onSelection(() => {
     const left = particlesKept();
     message.replaceChildren(

@@ -67,7 +67,7 @@ function thresholds() {
 }
 
 function viewSwitch() {
-  const gallery = byId("gallery"), table = byId("class-table"), buttons = [["gallery", "Gallery"], ["table", "Table"]].map(([name, text]) => el("button", { type: "button", id: `view-${name}`, "aria-pressed": name === "gallery", onclick: () => {
+  const gallery = byId("gallery"), table = byId("class-table"), buttons = [["gallery", "Gallery"], ["table", "Table"]].map(([name, text]) => el("button", { type: "button", id: `view-${name}`, "aria-pressed": String(name === "gallery"), onclick: () => {
     gallery.hidden = name !== "gallery";
     table.hidden = name !== "table";
     if (name === "table") fillTable();

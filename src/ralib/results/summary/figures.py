@@ -60,7 +60,7 @@ def histograms(run: RunFiles) -> dict[str, Histogram]:
     found["psi"] = _count(run, psi, np.linspace(-180, 180, 37), "In-plane angle", "°")
     score = poses.score.numpy().astype(np.float64)
     if np.isfinite(score).any():
-        found["fit"] = _count(run, score, _edges(score, 40), "Fit", "")
+        found["fit"] = _count(run, score, _edges(score, 40, beyond_percent=0.5), "Fit", "")
     for name, label in (("posterior", "Posterior"), ("junk", "Junk probability")):
         if name in run.scores:
             found[name] = _count(run, run.scores[name], np.linspace(0, 1, 41), label, "")
@@ -70,14 +70,16 @@ def histograms(run: RunFiles) -> dict[str, Histogram]:
     return found
 
 
-def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+def _edges(values: np.ndarray, bins: int, beyond_percent: float = 0.0) -> np.ndarray:
+    """Edges of equal bins over all values but `beyond_percent` at either end, which go into the first and last bin."""
     finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    ends = [beyond_percent, 100 - beyond_percent]
+    low, high = np.percentile(finite, ends) if len(finite) else (0.0, 1.0)
     return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 
 def _bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Bin of each value; those beyond the ends (rounding) go into the last one there is."""
+    """Bin of each value; those beyond the ends go into the last one there is."""
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
 
 
