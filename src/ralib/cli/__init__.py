@@ -18,14 +18,13 @@ from ralib.runtime.distributed import launched
 from ralib.types import RalibError
 
 COMMAND_MODULES = (
-    ,
-)
     "align",
     "classify",
     "data",
     "simulate",
     "report",
     "select",
+    "compare",
     "analyze",
     "denoise",
     "watch",

@@ -50,7 +50,7 @@ class RunFiles:
 
 
 def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles:
-    """The run in a folder (ralib's OUTDIR, RELION's Class2D job) or of a RELION run_itNNN_data.star file."""
+    """The run in a folder (ralib's OUTDIR, a Class2D job of RELION or cryoSPARC) or of such a job's particle file."""
     path = Path(path)
     if path.is_dir() and (path / "run.json").is_file():
         return _open_ralib(path, datadir)
@@ -60,8 +60,14 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
             return _open_relion(found[-1], datadir)
     elif path.is_file() and path.name.endswith("_data.star"):
         return _open_relion(path, datadir)
+    if path.is_dir() or path.suffix.lower() == ".cs":
+        found = sorted(path.glob("*_particles.cs")) if path.is_dir() else [path] * path.is_file()
+        classified = [file for file in found if _class_stack(file).is_file()]
+        if classified:
+            return _open_cryosparc(classified[-1], datadir)
     raise RalibError(
-        f"{path} is no run: expected a folder with run.json (written by ralib) or with RELION's *_itNNN_data.star"
+        f"{path} is no run: expected a folder with run.json (written by ralib), with RELION's *_itNNN_data.star, or "
+        "with cryoSPARC's *_particles.cs and *_class_averages.mrc"
     )
 
 
@@ -173,6 +179,22 @@ def _open_relion(data_star: Path, datadir: Path | str | None) -> RunFiles:
     }
     record["input"]["pixel_size_A"] = particles.pixel_size_A
     return RunFiles(data_star, record, averages, particles, poses, [h for h in history if h[1].is_file()])
+
+
+def _class_stack(particles: Path) -> Path:
+    """J12_020_particles.cs -> J12_020_class_averages.mrc, as cryoSPARC's 2D classification names them."""
+    return particles.with_name(particles.name.removesuffix("_particles.cs") + "_class_averages.mrc")
+
+
+def _open_cryosparc(cs: Path, datadir: Path | str | None) -> RunFiles:
+    """A cryoSPARC 2D classification: *_particles.cs with alignments2D, and *_class_averages.mrc beside it."""
+    averages = open_images(_class_stack(cs))
+    particles = open_particles(cs, datadir=datadir, require_images=False)
+    poses = _poses_of(particles, len(averages), cs)
+    source = {"path": str(cs), "particles": len(poses), "box": averages.shape[-1]}
+    record = {"program": "cryoSPARC", "kind": "Class2D", "input": source, "iterations": [], "classes": []}
+    source["pixel_size_A"] = particles.pixel_size_A
+    return RunFiles(cs, record, averages, particles, poses)
 
 
 def _relion_model(path: Path, n_particles: int) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Two classifications of the same particles beside each other: classes matched, agreement, what each keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ralib.results.summary.figures import class_figures
+from ralib.results.summary.runs import RunFiles
+from ralib.types import ParticleSet, RalibError
+
+_CRYOSPARC_PREFIX = re.compile(r"^\d{10,}_")
+"""cryoSPARC puts its uid in front of the names of imported files."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two runs A and B make of the particles they have in common.
+
+    rows_a, rows_b  rows (n,) of the common particles in either run's file, in A's order
+    flow            (ka + 1, kb + 1) particles by class in A and in B; the last row and column: in no class
+    matches         pairs of classes (from 0) that share the most particles in all, each class in one pair at most
+    kept            (2, 2) particles by whether A and whether B keeps them: [kept by A][kept by B]
+    kept_a, kept_b  bool (n,) of the common particles
+    adjusted_rand   1: the same classes; 0: no more alike than by chance (Hubert and Arabie 1985)
+    mutual_information  normalised to 0..1 by the mean of both entropies
+    shared          fraction of the particles that are in matched classes
+    """
+
+    rows_a: np.ndarray
+    rows_b: np.ndarray
+    n_a: int
+    n_b: int
+    flow: np.ndarray
+    matches: list[tuple[int, int]]
+    adjusted_rand: float
+    mutual_information: float
+    shared: float
+    kept_a: np.ndarray
+    kept_b: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        table = np.zeros((2, 2), dtype=np.int64)
+        np.add.at(table, (self.kept_a.astype(int), self.kept_b.astype(int)), 1)
+        return table
+
+    def figures(self) -> dict[str, Any]:
+        """The numbers in JSON's own types; classes are numbered from 1."""
+        matched = [
+            {"a": a + 1, "b": b + 1, "shared": int(self.flow[a, b]), "overlap": self.overlap(a, b)}
+            for a, b in self.matches
+        ]
+        kept = self.kept
+        return {
+            "particles_a": self.n_a,
+            "particles_b": self.n_b,
+            "in_common": len(self.rows_a),
+            "adjusted_rand": self.adjusted_rand,
+            "mutual_information": self.mutual_information,
+            "shared": self.shared,
+            "matches": matched,
+            "kept_by_both": int(kept[1, 1]),
+            "kept_by_a_only": int(kept[1, 0]),
+            "kept_by_b_only": int(kept[0, 1]),
+            "kept_by_neither": int(kept[0, 0]),
+            "flow": self.flow.tolist(),
+        }
+
+    def overlap(self, a: int, b: int) -> float:
+        """Shared particles of two classes over all of both (Jaccard)."""
+        union = self.flow[a].sum() + self.flow[:, b].sum() - self.flow[a, b]
+        return float(self.flow[a, b] / union) if union else 0.0
+
+
+def compare(a: RunFiles, b: RunFiles) -> Comparison:
+    """Compare the classes of two runs over the particles that both know."""
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    rows_a, rows_b = common_rows(a.particles, b.particles)
+    index_a, index_b = a.poses.class_index.numpy()[rows_a], b.poses.class_index.numpy()[rows_b]
+    flow = np.zeros((a.n_classes + 1, b.n_classes + 1), dtype=np.int64)
+    np.add.at(flow, (index_a, index_b), 1)  # class -1 is the last row or column
+    inside = flow[:-1, :-1]
+    first, second = linear_sum_assignment(inside, maximize=True)
+    matches = [(int(i), int(j)) for i, j in zip(first, second, strict=True) if inside[i, j]]
+    both = (index_a >= 0) & (index_b >= 0)
+    return Comparison(
+        rows_a=rows_a,
+        rows_b=rows_b,
+        n_a=len(a.poses),
+        n_b=len(b.poses),
+        flow=flow,
+        matches=sorted(matches, key=lambda pair: -inside[pair]),
+        adjusted_rand=float(adjusted_rand_score(index_a[both], index_b[both])) if both.any() else 0.0,
+        mutual_information=float(normalized_mutual_info_score(index_a[both], index_b[both])) if both.any() else 0.0,
+        shared=float(sum(inside[pair] for pair in matches) / max(1, both.sum())),
+        kept_a=kept_particles(a)[rows_a],
+        kept_b=kept_particles(b)[rows_b],
+    )
+
+
+def kept_particles(run: RunFiles) -> np.ndarray:
+    """Which particles (n,) a run keeps: those of its automatic selection, else all that are in a class."""
+    index = run.poses.class_index.numpy()
+    figures = class_figures(run)
+    if all(item.get("selected") is None for item in figures):
+        return np.asarray(index >= 0)
+    chosen = [int(item["class"]) - 1 for item in figures if item.get("selected")]
+    return np.isin(index, chosen)
+
+
+def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the particles that both sets hold, told by cryoSPARC's uid, or by image file and number in it.
+
+    Paths count as a whole first; where that finds less than half (files were moved or linked), by file name alone.
+    """
+    best: tuple[np.ndarray, np.ndarray] | None = None
+    for names in (_uids, _images, _image_files):
+        keys_a, keys_b = names(a), names(b)
+        if keys_a is None or keys_b is None:
+            continue
+        table_a, table_b = pd.Index(keys_a), pd.Index(keys_b)
+        if not (table_a.is_unique and table_b.is_unique):
+            continue
+        places = table_b.get_indexer(table_a)
+        rows_a = np.flatnonzero(places >= 0)
+        found = rows_a, places[rows_a]
+        if best is None or len(rows_a) > len(best[0]):
+            best = found
+        if 2 * len(rows_a) >= min(len(a), len(b)):
+            break
+    if best is None or not len(best[0]):
+        raise RalibError(
+            "the two runs have no particle in common: neither cryoSPARC's uids nor the names of the images match; "
+            "compare runs of the same particle files"
+        )
+    return best
+
+
+def _uids(particles: ParticleSet) -> Sequence[Any] | None:
+    for table in particles.metadata.tables.values():
+        if isinstance(table, np.ndarray) and "uid" in (table.dtype.names or ()):
+            return [int(uid) for uid in table["uid"]]
+        if isinstance(table, pd.DataFrame) and "cs/uid" in table.columns:
+            return [int(uid) for uid in table["cs/uid"]]
+    return None
+
+
+def _images(particles: ParticleSet) -> list[tuple[int, str]] | None:
+    """(number from 1, path) of each image."""
+    for table in particles.metadata.tables.values():
+        if isinstance(table, pd.DataFrame) and "rlnImageName" in table.columns:
+            parts = [str(name).rpartition("@") for name in table["rlnImageName"]]
+            return [(int(number or 1), str(PurePosixPath(path))) for number, _, path in parts]
+        if isinstance(table, np.ndarray) and "blob/path" in (table.dtype.names or ()):
+            names = [name.decode() for name in table["blob/path"].tolist()]
+            return [(int(i) + 1, str(PurePosixPath(name))) for i, name in zip(table["blob/idx"], names, strict=True)]
+    return None
+
+
+def _image_files(particles: ParticleSet) -> list[tuple[int, str]] | None:
+    """The same by file name alone, without what cryoSPARC puts in front."""
+    images = _images(particles)
+    if images is None:
+        return None
+    return [(number, _CRYOSPARC_PREFIX.sub("", PurePosixPath(path).name)) for number, path in images]
+
+
+def comparison_lines(c: Comparison, name_a: str, name_b: str, most: int = 12) -> list[str]:
+    """The comparison in words and numbers, for a terminal."""
+    kept = c.kept
+    lines = [
+        f"{name_a}: {c.n_a} particles in {np.count_nonzero(c.flow[:-1].sum(1))} classes; "
+        f"{name_b}: {c.n_b} in {np.count_nonzero(c.flow[:, :-1].sum(0))}; {len(c.rows_a)} in common",
+        f"agreement: adjusted Rand {c.adjusted_rand:.3f}, mutual information {c.mutual_information:.3f}, "
+        f"{100 * c.shared:.0f} % of the particles in matched classes",
+        f"kept: by both {kept[1, 1]}, only by {name_a} {kept[1, 0]}, only by {name_b} {kept[0, 1]}, "
+        f"by neither {kept[0, 0]}",
+        "matched classes (A, B, particles shared, of all in either):",
+    ]
+    for a, b in c.matches[:most]:
+        lines.append(f"  {a + 1:4d} {b + 1:4d} {c.flow[a, b]:7d} {100 * c.overlap(a, b):4.0f} %")
+    if len(c.matches) > most:
+        lines.append(f"  and {len(c.matches) - most} more (--json has all)")
+    for name, alone, index in ((name_a, c.kept_a & ~c.kept_b, 1), (name_b, c.kept_b & ~c.kept_a, 0)):
+        if alone.any():
+            other = name_b if index else name_a
+            lines.append(f"what only {name} keeps: {int(alone.sum())} particles that {other} leaves out")
+    return lines
