@@ -25,6 +25,7 @@ COMMAND_MODULES = (
     "report",
     "select",
     "compare",
+    "relion",
     "analyze",
     "denoise",
     "watch",

@@ -19,6 +19,9 @@ ABORT_FILE = "RELION_JOB_ABORT_NOW"
 NODE_TYPES = {
     "particles.star": "ParticlesData.star.relion",
     "class_averages.mrcs": "Image2DStack.mrc.relion",
+    "relion_optimiser.star": "ProcessData.star.relion.optimiser.class2d",
+    "relion_model.star": "ModelData.star.relion.class2d",
+    "report.html": "LogFile.html.ralib",
 }
 
 

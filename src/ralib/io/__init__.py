@@ -20,6 +20,7 @@ from ralib.io.npy import open_npy
 from ralib.io.paths import check_writable_name
 from ralib.io.plausible import for_computing, with_plausible_ctf, with_sound_poses
 from ralib.io.relion import open_star
+from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampling_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import write_particles_star
 from ralib.io.repeats import with_repeats_noted, without_repeats
@@ -35,6 +36,7 @@ __all__ = [
     "class_headers",
     "for_computing",
     "kept_headers",
+    "link_or_copy",
     "open_images",
     "open_particles",
     "open_stack",
@@ -52,10 +54,12 @@ __all__ = [
     "write_json",
     "write_model_star",
     "write_mrcs",
+    "write_optimiser_star",
     "write_output_nodes",
     "write_params",
     "write_particles_cs",
     "write_particles_star",
+    "write_sampling_star",
     "write_star",
     "write_text",
 ]

@@ -237,7 +237,7 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
         return None
     origin = np.stack([_origin_px(table, axis, pixel_size_A, path) for axis in "XY"], axis=1)
     index = torch.tensor(_class_index(_optional(table, "rlnClassNumber", 1.0, path), "rlnClassNumber", path))
-    mirror = torch.tensor(_optional(table, "ralibMirror", 0.0, path) != 0)
+    mirror = _mirror(table, path)
     if "ralibClass" in table.columns:
         original = torch.tensor(_class_index(_numbers(table, "ralibClass", path), "ralibClass", path))
         index, mirror = conventions.restore_mirror(index, original, mirror)
@@ -248,6 +248,15 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
         class_index=index,
         score=torch.tensor(_optional(table, "ralibScore", np.nan, path), dtype=torch.float32),
     )
+
+
+def _mirror(table: pd.DataFrame, path: Path) -> torch.Tensor:
+    """ralibMirror; without it (RELION 3 drops columns it does not know) images turned over by a tilt of 180 degrees."""
+    if "ralibMirror" in table.columns:
+        return torch.tensor(_numbers(table, "ralibMirror", path) != 0)
+    tilt = np.abs(_optional(table, "rlnAngleTilt", 0.0, path))
+    flat = bool(np.isin(tilt, (0.0, 180.0)).all()) and not bool(_optional(table, "rlnAngleRot", 0.0, path).any())
+    return torch.tensor(tilt == 180.0) if flat else torch.zeros(len(tilt), dtype=torch.bool)
 
 
 def _class_index(number: np.ndarray, label: str, path: Path) -> np.ndarray:

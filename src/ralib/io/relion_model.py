@@ -17,7 +17,8 @@ from ralib.io.star import Table, write_star
 from ralib.types import ClassAverages, Poses, RalibError
 
 _NO_RESOLUTION_A = 999.0
-_NODE_NUMBERS = {"ParticlesData": 3, "Image2DStack": 5, "LogFile": 13}
+MOST_GROUP_SPECTRA = 500
+_NODE_NUMBERS = {"ParticlesData": 3, "Image2DStack": 5, "ModelData": 8, "ProcessData": 9, "LogFile": 13}
 
 
 def write_model_star(
@@ -28,6 +29,12 @@ def write_model_star(
     poses: Poses | None = None,
     resolution_A: Sequence[float] | None = None,
     log_likelihood: float = 0.0,
+    mean_posterior: float = 1.0,
+    rotation_accuracy_deg: Sequence[float] | None = None,
+    shift_accuracy_A: Sequence[float] | None = None,
+    noise_power: np.ndarray | None = None,
+    groups: Mapping[str, int] | None = None,
+    n_optics: int = 1,
     project: Path | None = None,
 ) -> None:
     """Write the tables of RELION's run_it025_model.star: general figures, one row a class, one table a class.
@@ -37,6 +44,11 @@ def write_model_star(
     then
                     `averages_path` must hold 2K images, as `write_class_stack` writes them
     resolution_A    (K,) resolution of each class; from the FRC at 0.143 if None
+    rotation_accuracy_deg, shift_accuracy_A  (K,) spread of the members' poses; RELION's 999 where unknown
+    groups, n_optics  particles of each micrograph, in order of appearance, and number of optics groups: RELION looks
+                    for a noise spectrum of each. RELION 3.1 has one a micrograph, which is left out where there are
+                    very many: it then opens the file for display and selection, but does not go on from it
+    noise_power     (n // 2 + 1,) power of the particles' noise a ring in RELION's scale (see `relion_job`); 1 if None
     """
     k, n = averages.images.shape[0], averages.images.shape[-1]
     pixel_A = averages.pixel_size_A or 1.0
@@ -46,21 +58,40 @@ def write_model_star(
     if poses is not None and bool(poses.mirror.any()):
         counts = [_count(poses, k, mirrored) for mirrored in (False, True)]
         members, resolution = np.concatenate(counts), resolution * 2
+    resolution = [_known(value) for value in resolution]
+    accuracy = {"rlnAccuracyRotations": rotation_accuracy_deg, "rlnAccuracyTranslationsAngst": shift_accuracy_A}
+    known = {name: [_known(v) for v in values] for name, values in accuracy.items() if values is not None}
+    general = _general(n, pixel_A, len(members), min(resolution, default=_NO_RESOLUTION_A), log_likelihood)
+    noise = np.ones(n // 2 + 1) if noise_power is None else noise_power
     tables: dict[str, Table] = {
-        "model_general": _general(n, pixel_A, len(members), min(resolution, default=_NO_RESOLUTION_A), log_likelihood),
-        "model_classes": _classes(name_for_project(Path(averages_path), project, path), members, resolution),
+        "model_general": general | {"rlnAveragePmax": f"{mean_posterior:.6f}"},
+        "model_classes": _classes(name_for_project(Path(averages_path), project, path), members, resolution).assign(**known),
     }
     for i in range(len(members)):
         tables[f"model_class_{i + 1}"] = _class_table(frc, i % k, n, pixel_A)
+    groups = groups or {"all": int(members.sum())}
     tables["model_groups"] = pd.DataFrame(
         {
-            "rlnGroupNumber": [1],
-            "rlnGroupName": ["all"],
-            "rlnGroupNrParticles": [int(members.sum())],
-            "rlnGroupScaleCorrection": [1.0],
+            "rlnGroupNumber": np.arange(1, len(groups) + 1),
+            "rlnGroupName": list(groups),
+            "rlnGroupNrParticles": list(groups.values()),
+            "rlnGroupScaleCorrection": 1.0,
         }
     )
+    tables["model_general"]["rlnNrGroups"] = str(len(groups))
+    tables["model_general"]["rlnNrOpticsGroups"] = str(n_optics)
+    ring = np.arange(n // 2 + 1)
+    spectrum = pd.DataFrame({"rlnSpectralIndex": ring, "rlnResolution": ring / (n * pixel_A), "rlnSigma2Noise": noise})
+    names = [f"model_optics_group_{i + 1}" for i in range(n_optics)]
+    if len(groups) <= MOST_GROUP_SPECTRA:
+        names += [f"model_group_{i + 1}" for i in range(len(groups))]
+    tables |= dict.fromkeys(names, spectrum)
     write_star(path, tables)
+
+
+def _known(value: float | None) -> float:
+    """RELION's 999 for what is not known."""
+    return float(value) if value is not None and np.isfinite(value) else _NO_RESOLUTION_A
 
 
 def write_class_stack(path: PathLike, images: torch.Tensor, pixel_size_A: float | None) -> None:

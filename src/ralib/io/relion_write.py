@@ -1,10 +1,11 @@
-"""Particle STAR files as RELION 3.1 and later read them: optics table, poses in Angstrom, mirrors as classes
-of their own.
+"""Particle STAR files as RELION 3.1 and later read them: optics table, poses in Angstrom, and the mirror.
 
-RELION has no mirror. A mirrored member of class k keeps psi and origin and becomes a member of class K + k,
-whose average is class k's mirrored (pixel column 0 of an even box stays): then p_ref = R(psi)(p + origin)
-holds for every particle without any mirror. Columns ralibClass and ralibMirror hold the original class and
-mirror; our reader takes those first.
+RELION's 2D classification has no mirror, but its Euler angles have: an image turned over lies at rlnAngleTilt 180 with
+the same psi and origin, p_ref = Ry(180) R(psi)(p + origin). A run is written so, and its classes keep their numbers.
+RELION's 2D programs ignore the tilt; for these `mirror_as_class` makes a mirrored member of class k one of class K + k,
+whose average is class k's mirrored (pixel column 0 of an even box stays): then p_ref = R(psi)(p + origin) holds for
+every particle without any mirror. Columns ralibClass and ralibMirror hold the original class and mirror; our reader
+takes those first.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def write_particles_star(
     """Write `particles` with `poses` (the particles' own if None) as a RELION particle file.
 
     n_classes        K, for the classes K + k of mirrored members; from the poses if None
-    mirror_as_class  False keeps mirrored members in class k: only for readers that know ralibMirror
+    mirror_as_class  False keeps mirrored members in class k, turned over by rlnAngleTilt 180
     project          folder RELION runs in (the current one): image names inside it become relative
     image_names      `000001@stack.mrcs` of each particle, for sources that are not files
     columns          further columns (n,) by name, such as scores
@@ -135,7 +136,9 @@ def pose_columns(
     if mirror_as_class:
         relion_class = conventions.mirror_to_class(poses.class_index, poses.mirror, k)
     origin_A = poses.origin_xy_px.double().numpy() * pixel_size_A[:, None]
+    turned_over = {} if mirror_as_class else {"rlnAngleRot": 0.0, "rlnAngleTilt": 180.0 * poses.mirror.double().numpy()}
     columns = {
+        **turned_over,
         "rlnAnglePsi": np.round(poses.psi_deg.double().numpy(), 6),
         "rlnOriginXAngst": np.round(origin_A[:, 0], 6),
         "rlnOriginYAngst": np.round(origin_A[:, 1], 6),

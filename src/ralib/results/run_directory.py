@@ -1,7 +1,7 @@
 """The folder of a run: one writer at a time, every file whole, readable again as the result it came from.
 
 class_averages.mrcs  class_averages_{half1,half2,filtered}.mrcs  frc.txt  classes.png  particles.star  params.txt
-run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{data.star,model.star,classes.mrcs}
+run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{data,model,optimiser,sampling}.star
 and, for inputs of their kind, class_averages.hdf (EMAN2) and particles.cs (cryoSPARC)
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from ralib.io.text import read_numbers
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
 from ralib.results.particle_scores import class_scores, relion_columns, star_columns
+from ralib.results.relion_files import write_relion_files
 from ralib.results.run_record import read_record
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
 
@@ -132,29 +132,34 @@ class RunDirectory:
         scores = particle_scores(result, record)
         columns = star_columns(scores) | relion_columns(scores)
         io.write_particles_star(
-            self.path / "particles.star", particles, result.poses, n_classes=n_classes, columns=columns
+            self.path / "particles.star", particles, result.poses, mirror_as_class=False, columns=columns
         )
         if particles.metadata.source_format == "cryosparc":
             io.write_particles_cs(
                 self.path / "particles.cs", particles, result.poses, n_classes=n_classes, scores=scores
             )
         io.write_params(self.path / "params.txt", result.poses)
-        self._write_relion(result)
+        self._write_relion(result, particles, record, scores.get("posterior"))
         if hdf:
             headers = io.class_headers(result.poses.class_index, n_classes)
             io.write_hdf(self.path / "class_averages.hdf", averages.images, headers, pixel_size_A=pixel)
         write_class_picture(self.path / "classes.png", averages)
         self.write_record(record)
 
-    def _write_relion(self, result: RunResult) -> None:
-        """RELION's tables: class K + k is class k mirrored. Its subset selection looks for the particles of
-        X_model.star in X_data.star."""
-        averages = result.averages
-        stack = self.path / "relion_classes.mrcs"
-        io.write_class_stack(stack, averages.images, averages.pixel_size_A)
-        io.write_model_star(self.path / "relion_model.star", averages, averages_path=stack, poses=result.poses)
-        with io.atomic_path(self.path / "relion_data.star") as temporary:
-            shutil.copyfile(self.path / "particles.star", temporary)
+    def _write_relion(
+        self, result: RunResult, particles: ParticleSet, record: Mapping[str, Any], posterior: np.ndarray | None
+    ) -> None:
+        """relion_{data,model,optimiser,sampling}.star, by which RELION's own programs take the run up."""
+        write_relion_files(
+            self.path / "relion",
+            result.averages,
+            result.poses,
+            particles,
+            record,
+            particle_file=self.path / "particles.star",
+            average_file=self.path / "class_averages.mrcs",
+            posterior=posterior,
+        )
 
 
 def particle_scores(result: RunResult, record: Mapping[str, Any]) -> dict[str, np.ndarray]:

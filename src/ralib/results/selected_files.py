@@ -37,7 +37,7 @@ def write_selected(
     suffix = out.suffix.lower()
     if suffix == ".star":
         columns = star_columns(own) | relion_columns(own)
-        io.write_particles_star(out, chosen, n_classes=n_classes, columns=columns)
+        io.write_particles_star(out, chosen, mirror_as_class=False, columns=columns)
     elif suffix == ".cs":
         io.write_particles_cs(out, chosen, n_classes=n_classes, scores=own)
     else:

@@ -1,0 +1,138 @@
+"""A run as RELION's Class2D job leaves it: data, model, optimiser and sampling, which name each other.
+
+Class numbers are the run's own; a mirrored particle lies at rlnAngleTilt 180 (see `io.relion_write`). The particle file
+and the class averages are linked, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ralib import io
+from ralib.images.fourier import ring_counts, ring_sums
+from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
+
+NOISE_SAMPLE = 200
+PSI_STEP_DEG = 6.0
+
+
+def write_relion_files(
+    root: Path,
+    averages: ClassAverages,
+    poses: Poses,
+    particles: ParticleSet,
+    record: Mapping[str, Any],
+    *,
+    particle_file: Path,
+    average_file: Path,
+    posterior: np.ndarray | None = None,
+    iteration: int | None = None,
+) -> list[Path]:
+    """Write root + _data.star, _model.star, _optimiser.star and _sampling.star; returns them in this order.
+
+    root            e.g. RUN/relion, or Class2D/job007/run_it025
+    particle_file, average_file  what _data.star is linked to, and the stack that the model names
+    iteration       what RELION is told that it was (the run's own number if None)
+    """
+    data, model, optimiser, sampling = (
+        Path(f"{root}_{part}.star") for part in ("data", "model", "optimiser", "sampling")
+    )
+    options, figures = record.get("options") or {}, list(record.get("iterations") or [])
+    last = figures[-1] if figures else {}
+    pixel_A = averages.pixel_size_A or 1.0
+    box = averages.images.shape[-1]
+    classes = list(record.get("classes") or [])
+    spread = [_values(classes, "inplane_spread_deg"), _values(classes, "shift_spread_px")]
+    io.link_or_copy(particle_file, data)
+    io.write_model_star(
+        model,
+        averages,
+        averages_path=average_file,
+        resolution_A=_values(classes, "resolution_A"),
+        log_likelihood=float(np.nansum(poses.score.double().numpy())),
+        mean_posterior=1.0 if posterior is None else float(np.mean(posterior)),
+        rotation_accuracy_deg=spread[0],
+        shift_accuracy_A=None if spread[1] is None else [np.nan if v is None else v * pixel_A for v in spread[1]],
+        noise_power=noise_power(particles, box),
+        groups=group_sizes(particles),
+        n_optics=_optics_groups(particles),
+    )
+    number = iteration if iteration is not None else int(last.get("iteration") or len(figures))
+    ctf = options.get("ctf_mode", options.get("ctf"))
+    reach_px = options.get("search") or 0.1 * box
+    io.write_sampling_star(
+        sampling, psi_step_deg=PSI_STEP_DEG, offset_range_A=float(reach_px) * pixel_A, offset_step_A=2 * pixel_A
+    )
+    io.write_optimiser_star(
+        optimiser,
+        root=str(root).removesuffix(f"_it{number:03d}"),
+        model=model,
+        data=data,
+        sampling=sampling,
+        iteration=number,
+        particle_diameter_A=float(record.get("diameter_A") or 0.9 * box * pixel_A),
+        ctf=particles.ctf is not None and ctf not in (None, False, "off"),
+        phase_flipped=ctf == "flipped",
+        seed=int(options.get("seed") or record.get("seed") or 0),
+        skip_align=bool(options.get("skip_align")),
+        class_changes=_number(last.get("class_changes")),
+        shift_changes_A=_number(last.get("pixel_error_px")) * pixel_A,
+    )
+    return [data, model, optimiser, sampling]
+
+
+def noise_power(particles: ParticleSet, box: int) -> np.ndarray | None:
+    """Mean power a ring (box // 2 + 1,) of real and imaginary parts of some particles, in the scale of RELION's
+    rlnSigma2Noise (transforms divided by the number of pixels); None where no image can be read.
+
+    Single particles are nearly all noise, so this is what RELION itself begins with.
+    """
+    if not len(particles) or particles.box != box:
+        return None
+    rows = np.unique(np.linspace(0, len(particles) - 1, min(NOISE_SAMPLE, len(particles))).astype(np.int64))
+    try:
+        images = torch.from_numpy(np.nan_to_num(particles.images.read(rows)))
+    except (RalibError, OSError):
+        return None
+    power = (torch.fft.rfft2(images) / box**2).abs().square().mean(dim=0, keepdim=True)
+    return np.asarray((ring_sums(power) / ring_counts(box)).numpy()[0] / 2, dtype=np.float64)
+
+
+def group_sizes(particles: ParticleSet) -> dict[str, int] | None:
+    """Particles of each micrograph in order of appearance; None where no file says which is whose."""
+    if particles.group is None:
+        return None
+    names: list[str] = []
+    for table in particles.metadata.tables.values():
+        if isinstance(table, pd.DataFrame) and "rlnMicrographName" in table.columns:
+            names = [str(name) for name in pd.unique(table["rlnMicrographName"])]
+    sizes = np.bincount(particles.group).tolist()
+    if len(names) != len(sizes):
+        names = [f"group{g + 1:06d}.mrc" for g in range(len(sizes))]
+    return dict(zip(names, sizes, strict=True))
+
+
+def _optics_groups(particles: ParticleSet) -> int:
+    optics = particles.metadata.tables.get("optics")
+    if isinstance(optics, pd.DataFrame) and len(optics):
+        return len(optics)
+    if particles.ctf is None:
+        return 1
+    c = particles.ctf
+    return len(np.unique(np.stack([c.voltage_kV, c.spherical_aberration_mm, c.amplitude_contrast], axis=1), axis=0))
+
+
+def _values(classes: Sequence[Mapping[str, Any]], name: str) -> list[Any] | None:
+    """One figure of all classes; None where no class has it."""
+    values = [row.get(name) for row in classes]
+    return values if any(isinstance(v, (int, float)) and np.isfinite(v) for v in values) else None
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else 0.0
