@@ -63,9 +63,10 @@ def write_model_star(
     known = {name: [_known(v) for v in values] for name, values in accuracy.items() if values is not None}
     general = _general(n, pixel_A, len(members), min(resolution, default=_NO_RESOLUTION_A), log_likelihood)
     noise = np.ones(n // 2 + 1) if noise_power is None else noise_power
+    stack = name_for_project(Path(averages_path), project, path)
     tables: dict[str, Table] = {
         "model_general": general | {"rlnAveragePmax": f"{mean_posterior:.6f}"},
-        "model_classes": _classes(name_for_project(Path(averages_path), project, path), members, resolution).assign(**known),
+        "model_classes": _classes(stack, members, resolution).assign(**known),
     }
     for i in range(len(members)):
         tables[f"model_class_{i + 1}"] = _class_table(frc, i % k, n, pixel_A)
