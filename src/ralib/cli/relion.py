@@ -215,7 +215,8 @@ def write_job_files(run: Path, root: Path, iteration: int) -> dict[str, Path]:
     from ralib import io
     from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
     from ralib.results.relion_files import write_relion_files
-    from ralib.results.run_directory import load_run, read_record
+    from ralib.results.run_directory import load_run
+    from ralib.results.run_record import read_record
 
     result = load_run(run)
     particles = io.open_particles(run / "particles.star")
