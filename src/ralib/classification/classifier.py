@@ -21,13 +21,14 @@ from ralib.classes.iteration_figures import class_figures
 from ralib.classification import results as finish
 from ralib.classification.course_figures import course_figures, state_poses
 from ralib.classification.course_state import pack, unpack
-from ralib.classification.em import Model
+from ralib.classification.diameter import Measured, measure_radius
+from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import statistics_of
 from ralib.classification.quality import judge
 from ralib.classification.schedule import Course, Plan
 from ralib.classification.state import State, Step
 from ralib.classification.validation import quick_estimate
-from ralib.classification.whitening import FINEST, LARGEST_RADIUS, Field, load_field
+from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, Field, load_field
 from ralib.images.frc import masked_frc
 from ralib.io import for_computing
 from ralib.io.plausible import named
@@ -110,7 +111,7 @@ class Classifier:
         self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
         self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
         self.seed, self.plan, self.device = seed, plan or Plan(), torch.device(device)
-        self.batch_size = batch_size
+        self.batch_size, self._budget = batch_size, Budget()
 
     def fit(
         self,
@@ -129,10 +130,10 @@ class Classifier:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, course, model = self._search(particles, field, observer or Silent(), resume)
+        state, figures, course = self._search(particles, field, observer or Silent(), resume)
         self._lap("search_s", start)
         start = time.perf_counter()
-        self._finish(particles, batches, field, state, figures, course, model)
+        self._finish(particles, batches, state, figures, course)
         self._lap("average_s", start)
         self.result_.extra["timings"] = self._timings
         return self
@@ -211,20 +212,35 @@ class Classifier:
 
     def _load(self, particles: ParticleSet, batches: ParticleBatches) -> Field:
         pixel = particles.pixel_size_A or 1.0
+        self._size = self._measured(particles)
         return load_field(
             particles,
             batches,
             n_classes=self.n_classes,
-            radius_px=self.diameter_A / pixel / 2 if self.diameter_A else None,
+            radius_px=self._size.mask_radius_px,
+            particle_radius_px=self._size.radius_px,
             resolution_px=self.resolution_A / pixel if self.resolution_A else None,
             lowest_px=self.lowest_A / pixel if self.lowest_A else None,
             ctf=self._ctf_mode(particles),
         )
 
+    def _search_px(self, particles: ParticleSet) -> float:
+        return self.search_px or 0.1 * particles.box
+
+    def _measured(self, particles: ParticleSet) -> Measured:
+        """The particle's radius: as asked for, or measured."""
+        if self.diameter_A:
+            mask_px = self.diameter_A / (particles.pixel_size_A or 1.0) / 2
+            return Measured(mask_px / MASK_MARGIN, crowded=False)
+        return measure_radius(
+            particles, device=self.device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
+            mirror=self.mirror, budget=self._budget,
+        )  # fmt: skip
+
     def _search(
         self, particles: ParticleSet, field: Field, observer: Observer, resume: Checkpoint | None
-    ) -> tuple[State, list[dict[str, Any]], Course, Model]:
-        model, course, state = self._begin(particles, field)
+    ) -> tuple[State, list[dict[str, Any]], Course]:
+        _, course, state = self._begin(particles, field)
         figures: list[dict[str, Any]] = []
         if resume is not None:
             state, figures = unpack(course, resume.arrays, resume.meta, self.device)
@@ -240,7 +256,7 @@ class Classifier:
             if course.position != saved and not course.finished:
                 saved = replace(course.position)
                 observer.checkpoint(*pack(course, state, figures))
-        return state, figures, course, model
+        return state, figures, course
 
     def _begin(self, particles: ParticleSet, field: Field) -> tuple[Model, Course, State]:
         """The model, a course at its beginning, and the particles as they come."""
@@ -250,8 +266,10 @@ class Classifier:
         if particles.same_as is not None:
             half = half[torch.from_numpy(particles.same_as)]
         held = _held_out(n, generator).to(self.device)
-        search_px = (self.search_px or 0.1 * particles.box) * field.scale
-        model = Model(field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align)
+        search_px = self._search_px(particles) * field.scale
+        model = Model(
+            field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
+        )  # fmt: skip
         course = Course(model, self.plan, self.n_classes, generator)
         state = model.blank(n)
         if self.skip_align and particles.poses is not None:
@@ -264,19 +282,23 @@ class Classifier:
         self,
         particles: ParticleSet,
         batches: ParticleBatches,
-        field: Field,
         state: State,
         figures: list[dict[str, Any]],
         course: Course,
-        model: Model,
     ) -> None:
+        model, field = course.model, course.model.field
+        notices = []
         if self.equal_sizes:
             state = _equalised(model, course, state)
+        elif (empty := int((state.members < 1).sum())) > 0:
+            state = course.without_empty(state)
+            notices.append(_fewer_classes(self.n_classes, empty))
+        n_classes = len(state.members)
         poses = state_poses(state, field).to("cpu")
         averages = finish.on_host(
             finish.full_averages(
                 particles, batches, poses.to(self.device), model.half, ctf=self._ctf_mode(particles),
-                n_classes=self.n_classes,
+                n_classes=n_classes,
             )
         )  # fmt: skip
         averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
@@ -295,7 +317,7 @@ class Classifier:
             "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         }
         self.evidence_ = verdict.evidence
-        warnings = [*particles.warnings, *_unusable(particles, batches.bad), *verdict.warnings]
+        warnings = [*particles.warnings, *notices, *_unusable(particles, batches.bad), *verdict.warnings]
         self.result_ = RunResult("classify", poses, averages, figures, self._options(), warnings, extra)
         self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
         self.warnings_ = warnings
@@ -340,6 +362,15 @@ def _equalised(model: Model, course: Course, state: State) -> State:
         fit=fit,
         members=members,
     )
+
+
+def _fewer_classes(asked: int, empty: int) -> dict[str, str]:
+    return {
+        "what": f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others explain "
+        "them as well",
+        "where": "classes",
+        "do": "ask for fewer classes, or give more particles",
+    }
 
 
 def _held_out(n: int, generator: torch.Generator) -> Tensor:

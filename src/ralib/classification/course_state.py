@@ -30,6 +30,8 @@ def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[d
     assert state.own is not None
     arrays["own_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = state.fit.amax(1).cpu().numpy()
+    if course.noise:
+        arrays["noise"] = torch.stack(course.noise).cpu().numpy()
     arrays["generator"] = course.generator.get_state().numpy()
     return arrays, {"position": asdict(course.position), "log": course.log, "figures": figures}
 
@@ -45,6 +47,8 @@ def unpack(
     def part(name: str) -> Tensor:
         return torch.from_numpy(arrays[name].copy()).to(device)
 
+    for ratio in part("noise") if "noise" in arrays else []:
+        course.use_noise(ratio)  # one after the other, as the run did: the same bits
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
     known = {name: part(name) for name in _PARTICLES}
     fit = part("best")[:, None].expand(-1, len(known["members"]))

@@ -46,6 +46,9 @@ WINDOW = 0.1
 PICKED_WITHIN = 3.0
 """Standard deviations within which the search radius lies, before any place is known."""
 
+LEAST_NOISE = 0.02
+"""Of a ring's power: what is noise, at least."""
+
 LEAST_BYTES = 3e7
 """A step that finds no room for this much has nothing left to shrink."""
 
@@ -66,7 +69,7 @@ class Model:
     """What stays the same from iteration to iteration.
 
     half       (n,) which half of the data a particle is in, 0 or 1
-    held_out   (n,) particles that join no average, so that the classes can be tested on them
+    held_out   (n,) particles that join no average, so that the classes can be tested on them; nor do outliers
     search_px  how far from the box centre a particle may lie, working pixels
     budget     of memory, shared with the models of some of the particles
     """
@@ -83,6 +86,11 @@ class Model:
     def of(self, rows: Tensor) -> Model:
         """The same for some of the particles."""
         return replace(self, field=self.field.of(rows), half=self.half[rows], held_out=self.held_out[rows])
+
+    @property
+    def joins(self) -> Tensor:
+        """Particles (n,) of which averages are made."""
+        return self.field.typical & ~self.held_out
 
     def shift_step_px(self, rings: int) -> float:
         """Grid step of the shifts at a resolution; a working pixel is fine enough, since winners are refined."""
@@ -165,7 +173,7 @@ class Model:
             mean_scale=mean,
             spread_px=pick_spread(poses[0].origin_xy_px),
         )
-        weight = weight * (~self.held_out)[:, None]
+        weight = weight * self.joins[:, None]
         columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
         return self._maximise(state, poses, *columns, [s / mean for s in scale], step, fit.shape[1])
 
@@ -233,7 +241,7 @@ class Model:
         """Averages of other groups (n,) of the particles, posed as they are, and what each gave to them."""
         zero = torch.zeros_like(state.scale)
         pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
-        weight = (~self.held_out).float()
+        weight = self.joins.float()
         sums = self._sums([pose], [class_index], [weight], [state.scale], n_classes, rings)
         averages = average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
         return averages, self._own(state, class_index, weight, averages)
@@ -270,3 +278,43 @@ class Model:
         own = None if state.own is None else replace(state.own, origin_xy_px=origin)
         averages = moved_averages(self.field.grid, state.averages, move)
         return replace(state, origin_xy_px=origin, averages=averages, own=own)
+
+    def noise_ratio(self, state: State) -> Tensor:
+        """Noise power (R,) by what the classes leave of the particles, over what it has been taken for.
+
+        As in RELION's M-step, the residuals of particles against their posed classes; but of the class without the
+        particle (`leave_out`), and with the best scale of each ring. So neither a particle's own noise in its average
+        makes the noise look too small, nor the noise of the others too large.
+        """
+        assert state.averages is not None
+        assert state.own is not None
+        rings = state.averages.gain.shape[1]
+        references = self.references(state, rings)
+        use = self.field.typical.float()[:, None]
+        cross, norm = torch.zeros(2, rings, device=use.device)
+        chunk = lk.samples_at_once(self.field.grid, rings, 1024, self.budget.step_bytes)
+        for first in range(0, len(use), chunk):
+            cut = slice(first, first + chunk)
+            scale = state.scale[cut, None] * use[cut]
+            found = self._ring_cross(references, state, cut) - state.own.share[cut]
+            cross += (scale * found).sum(0)
+            power = lk.ring_power(references)[state.class_index[cut]]
+            norm += (scale.square() * self.field.spectra.power[cut, :rings] * power).sum(0)
+        explained = cross.clamp_min(0).square() / norm.clamp_min(1e-12)
+        total = (self.field.observed * use).sum(0)
+        left = total.clone()
+        grid = self.field.grid
+        left[:rings] -= explained / (grid.weight[:rings] * grid.n_half * grid.n_pixels)
+        return torch.maximum(left, LEAST_NOISE * total) / use.sum().clamp_min(1)
+
+    def _ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
+        """Cross terms (b, r) of some particles with their classes, ring by ring."""
+        grid = self.field.grid
+        m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
+        reference = references[state.class_index[cut]]
+        reference = torch.where(state.mirror[cut][:, None, None], reference.conj(), reference)
+        turn = torch.deg2rad(state.psi_deg[cut])[:, None] * m
+        posed = grid.samples_of(reference * torch.polar(torch.ones_like(turn), turn)[:, None])
+        rings = references.shape[1]
+        moved = self.field.spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
+        return (moved * posed.conj()).real.sum(2)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ralib.classification.em import Model
 from ralib.classification.leave_one_out import Own
+from ralib.classification.m_step import RingAverages
 from ralib.classification.posterior import class_prices
 from ralib.classification.seeding import keep_most_useful, particles_as_references, poorly_explained
 from ralib.classification.state import State, Step
@@ -36,6 +37,14 @@ STRANGE_SEEDS = 20
 STRANGE_SHARE = 5
 """One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
 view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
+
+FEWEST, SMALL_SHARE = 8, 0.2
+"""A class of fewer members than either, the second times the mean, is refilled while classes are sharpened: no view that
+is kept for being rare has fewer."""
+
+TOLERANCE = 0.005
+"""Share of the mean log-likelihood that a step may lose: fits are told less a particle's own share, so that a converged
+classification rises and falls by a little."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class Course:
         self.model, self.plan, self.k, self.generator = model, plan, n_classes, generator
         self.log: list[str] = []
         self.references: Tensor | None = None
+        self.noise: list[Tensor] = []
         self.position = Position(rings=self._rings(plan.exchange_details))
 
     @property
@@ -101,19 +111,34 @@ class Course:
         if not at.begun:
             state = yield from self._begin_with_some(state)
             at.begun = True
+            state = self._with_noise_left(state)
             yield "classes", state
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
             state = yield from self._exchange(state, self.model.references(state, at.rings))
             at.exchanged += 1
+            state = self._with_noise_left(state)
             yield "exchange", state
-        for _ in range(at.sharpened, plan.final + 1):
+        while not self.finished:
             state = self._sharpen(state)
             at.sharpened += 1
             yield "sharpen", state
 
+    def _with_noise_left(self, state: State) -> State:
+        """The state after the noise is what the classes leave of the particles."""
+        ratio = self.model.noise_ratio(state)
+        self.use_noise(ratio)
+        assert state.own is not None
+        share = state.own.share / ratio[: state.own.share.shape[1]]
+        return replace(state, own=replace(state.own, share=share))
+
+    def use_noise(self, ratio: Tensor) -> None:
+        """From now on take the noise for `ratio` (R,) times what it has been taken for."""
+        self.noise.append(ratio)
+        self.model = replace(self.model, field=self.model.field.with_noise(ratio))
+
     def _begin_with_some(self, state: State) -> Generator[tuple[str, State], None, State]:
         """The first stage, on no more particles than it needs: more add nothing to single particles as references."""
-        able = torch.nonzero((self.model.field.usable & ~self.model.held_out).cpu())[:, 0]
+        able = torch.nonzero(self.model.joins.cpu())[:, 0]
         enough = max(ENOUGH[0], ENOUGH[1] * self.k)
         if len(able) < 1.5 * enough:
             return (yield from self.begin(state))
@@ -129,7 +154,7 @@ class Course:
     def begin(self, state: State) -> Generator[tuple[str, State], None, State]:
         """From single particles as references to as many classes as asked for."""
         plan, rings, middle = self.plan, self.position.rings, self._rings(self.plan.start_details)
-        usable = torch.nonzero((self.model.field.usable & ~self.model.held_out).cpu())[:, 0]
+        usable = torch.nonzero(self.model.joins.cpu())[:, 0]
         seeds = min(len(usable), max(self.k + 1, round(plan.surplus * self.k)))
         chosen = usable[torch.randperm(len(usable), generator=self.generator)[:seeds]]
         references = self._seeds(state, chosen, middle)
@@ -155,7 +180,7 @@ class Course:
         at, plan, k = self.position, self.plan, self.k
         extra = max(1, round(plan.newcomers * k))
         largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
-        crowd, own = self._split(state, largest, at.rings)
+        crowd, own = self._split(state, [(old, k + i) for i, old in enumerate(largest.tolist())], k + extra)
         state = replace(state, own=own)
         if plan.strangers > 0:
             crowd = torch.cat([crowd, self._strangers(state, references, max(1, round(plan.strangers * k)))])
@@ -173,17 +198,59 @@ class Course:
         return state
 
     def _sharpen(self, state: State) -> State:
-        """One iteration of the last stage: resolution grows with the agreement of the halves."""
-        at, plan = self.position, self.plan
+        """One iteration of the last stage: resolution grows with the agreement of the halves.
+
+        The stage ends with the state before if particles fit worse after: more rings than the data support, say.
+        """
+        at, plan, before = self.position, self.plan, replace(self.position)
         if at.sharpened > 0:
             at.rings = self._grown(state, at.rings)
-        references = self.model.references(state, at.rings)
-        state, _ = self._iterate(
-            references, state, at.rings, plan.temperatures[1],
+        step, few = state, self._too_small(state) if at.sharpened < plan.final - 1 else []
+        if few:
+            step, references = self._refilled(state, few)
+        else:
+            references = self.model.references(state, at.rings)
+        step, _ = self._iterate(
+            references, step, at.rings, plan.temperatures[1],
             wide=at.sharpened == 0, newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
             centre=at.sharpened < 3,
         )  # fmt: skip
+        # The first two iterations differ in how far they search: their fits are not to be compared.
+        if few or before.sharpened < 2 or self._objective(step) >= (1 - TOLERANCE) * self._objective(state):
+            return step
+        self.log.append(f"sharpening ended after {before.sharpened} iterations: particles fitted worse in the next")
+        self.references = self.model.references(state, before.rings)
+        at.rings, at.sharpened = before.rings, plan.final
         return state
+
+    def without_empty(self, state: State) -> State:
+        """The final state less the classes that no particle is in, references likewise."""
+        assert self.references is not None
+        assert state.averages is not None
+        keep = torch.nonzero(state.members >= 1)[:, 0]
+        self.references = self.references[keep]
+        self.log.append(f"{len(state.members) - len(keep)} classes have no particles and are left out")
+        averages = state.averages
+        kept = RingAverages(averages.orders[keep], averages.halves[:, keep], averages.frc[keep], averages.gain[keep])
+        return replace(_restricted(state, keep), averages=kept)
+
+    def _objective(self, state: State) -> float:
+        """Mean log-likelihood of the particles in their classes."""
+        return float(state.fit.amax(1)[self.model.field.typical].mean())
+
+    def _too_small(self, state: State) -> list[int]:
+        """Classes that too few particles are left in to be of use."""
+        counted = torch.bincount(state.class_index[self.model.joins], minlength=len(state.members))
+        least = min(FEWEST, SMALL_SHARE * float(counted.sum()) / len(counted))
+        return torch.nonzero(counted < least)[:, 0].tolist()
+
+    def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
+        """References of all classes where those of `few` members begin anew with halves of the largest."""
+        largest = torch.argsort(state.members, descending=True, stable=True)[: len(few)].tolist()
+        pairs = [(old, new) for old, new in zip(largest, few, strict=True) if old not in few]
+        self.log.append(f"sharpen {self.position.sharpened + 1}: {len(pairs)} classes ran empty and share the largest")
+        references, own = self._split(state, pairs, len(state.members))
+        return replace(state, own=own), references
 
     def _iterate(
         self,
@@ -218,20 +285,22 @@ class Course:
 
     def _most_useful(self, state: State, keep: int) -> Tensor:
         """Which classes to keep; fits count less what balance charges the members of large classes."""
-        return keep_most_useful(state.fit + class_prices(state.fit, 1.0, self.model.balance), keep)
+        fit = state.fit[self.model.field.typical]
+        return keep_most_useful(fit + class_prices(fit, 1.0, self.model.balance), keep)
 
-    def _split(self, state: State, classes: Tensor, rings: int) -> tuple[Tensor, Own]:
-        """References of all classes, and of new ones: the worse fitting half of the members of some; who is in them.
+    def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, Own]:
+        """References of `n_classes` where the worse fitting half of some classes makes others; who is in them.
 
-        Where a class mixes two views, those of the rarer one fit its average worse.
+        pairs are (class to split, number of the new one). Where a class mixes two views, those of the rarer one fit its
+        average worse.
         """
         index = state.class_index.clone()
-        for new, old in enumerate(classes.tolist()):
+        for old, new in pairs:
             member = state.class_index == old
-            middle = torch.where(member, state.scale, torch.nan).nanmedian()
-            index = torch.where(member & (state.scale < middle), self.k + new, index)
-        averages, own = self.model.averages(state, index, self.k + len(classes), rings)
-        return self.model.masked(averages, rings), own
+            middle = torch.where(member & self.model.joins, state.scale, torch.nan).nanmedian()
+            index = torch.where(member & (state.scale < middle), new, index)
+        averages, own = self.model.averages(state, index, n_classes, self.position.rings)
+        return self.model.masked(averages, self.position.rings), own
 
     def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
         """References of `count` classes that the worst explained particles form, beginning anew among themselves.
@@ -239,7 +308,7 @@ class Course:
         From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
         """
         model, rings = self.model, self.position.rings
-        able = ~model.held_out & model.field.usable
+        able = model.joins
         strange = max(4 * count, len(able) // (STRANGE_SHARE * 2**self.position.exchanged))
         rows = poorly_explained(model.field.spectra, state, references, able, strange)
         sub = model.of(rows)

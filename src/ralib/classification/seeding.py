@@ -16,6 +16,7 @@ another species; ten are two shells around one's own class where views lie evenl
 LEAST_SPREAD = 2.0
 """Nats: classes that differ by less are the same to a particle."""
 
+RELATIVE = True
 DISTINCT = 8, 1.4
 """Members that a rare view must have at least, and times the typical loss a member, in nats, that makes it one."""
 
@@ -40,13 +41,16 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     k = fit.shape[1]
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
     spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
+    # In nats, what is strong loses most: a particle of twice the typical fit counts as a typical one.
+    strength = (top[:, 0] / top[:, 0].median().clamp_min(LEAST_SPREAD)).clamp_min(1)
+    nats = spread[:, 0] / strength if RELATIVE else spread[:, 0]
     fit = fit / spread
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for left in range(k, keep, -1):
         two, owner = fit.topk(2, dim=1)
         belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
         lost, members = two[:, 0] - two[:, 1], belongs.sum(0)
-        loss, each = lost @ belongs, (lost * spread[:, 0]) @ belongs / members.clamp_min(1)
+        loss, each = lost @ belongs, (lost * nats) @ belongs / members.clamp_min(1)
         known = torch.where(alive, each, -torch.inf).sort(descending=True).values
         # What more than a third of all classes have is no exception.
         special = torch.maximum(DISTINCT[1] * known[left // 2], known[keep // 3])
@@ -57,9 +61,16 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     return torch.argsort((~alive).int(), stable=True)[:keep]
 
 
+def weighted_median(values: Tensor, weight: Tensor) -> Tensor:
+    """Median (r,) over the rows of values (k, r), with a weight (k,): a few strong classes do not lift it."""
+    ordered, order = values.sort(dim=0)
+    share = weight[order].cumsum(0) / weight.sum().clamp_min(1e-12)
+    return ordered.gather(0, (share < 0.5).sum(0, keepdim=True).clamp_max(len(values) - 1))[0]
+
+
 def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int) -> Tensor:
     """Numbers of the `count` particles that their classes explain worst, given their CTF and noise."""
-    typical = (state.members / state.members.sum().clamp_min(1)) @ ring_power(references)
+    typical = weighted_median(ring_power(references), state.members)
     expected = spectra.power[:, : len(typical)] @ typical
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
     return torch.argsort(share, stable=True)[: min(count, int(eligible.sum()))].sort().values

@@ -21,9 +21,9 @@ from torch import Tensor
 from ralib.classification import e_step as lk
 from ralib.classification.e_step import Spectra
 from ralib.classification.em import Model
-from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule import Course
 from ralib.classification.state import State
+from ralib.classification.whitening import Field
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.types import Poses
 
@@ -129,16 +129,22 @@ def _separation(
     centre = (state.psi_deg[held], state.origin_xy_px[held], state.mirror[held])
     fits = [
         _best_fit(model, state, s, references, centre, wide=True)[0]
-        for s in (spectra, noise_like(model.field.grid, spectra, generator))
+        for s in (spectra, noise_like(model.field, held, generator))
     ]
     limit = torch.quantile(fits[1], 0.9)
     return float((fits[0][:, None] > fits[1]).float().mean()), float((fits[0] > limit).float().mean())
 
 
-def noise_like(grid: RingGrid, spectra: Spectra, generator: torch.Generator) -> Spectra:
-    """Images of pure noise as the model describes it, with the noise spectra and CTFs of these particles."""
+def noise_like(field: Field, rows: Tensor, generator: torch.Generator) -> Spectra:
+    """Images of pure noise with the CTFs of some particles (b,) and all the power that particles have.
+
+    Power says nothing: only what particles have in common does. So it does not matter how much of it was found to be
+    noise, which the search for the best poses makes look like less where all is.
+    """
+    grid, spectra = field.grid, field.spectra[rows]
     white = torch.randn(len(spectra), grid.box, grid.box, generator=generator).to(grid.device)
-    amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half)
+    observed = field.observed[field.typical].mean(0)
+    amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
     return Spectra(grid.transform(white) * amplitude[..., None], spectra.power)
 
 

@@ -1,0 +1,134 @@
+"""How large a particle is: measured from a few coarse class averages before the classification begins.
+
+The variance of single images cannot tell a particle's edge where boxes hold neighbours: these are as strong, and begin
+where the particle ends. In averages of aligned particles they are not: neighbours lie anywhere around a particle and
+average out, while the particle adds up. So a thousand particles are sorted into a few classes at low resolution, behind
+a mask of the size that boxes usually leave to their particle, and what the two halves of each class have in common
+falls from the particle outwards to its first minimum: the edge. Where that makes a clearly smaller mask, once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib import io
+from ralib.classification.em import Budget, Model
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.schedule import Course, Plan
+from ralib.classification.seeding import weighted_median
+from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, Field, load_field
+from ralib.particles.batches import ParticleBatches
+from ralib.types import ParticleSet
+
+PARTICLES, CLASSES = 1000, 6
+"""How many, spread evenly over the set, and into how many classes."""
+
+USUAL_RADIUS = 0.3
+"""Of the box: the first mask. Boxes are one and a half to two times as wide as their particles."""
+
+SMALLEST_RADIUS = 0.08
+"""Of the box: no particle is smaller, only what is left of noise."""
+
+DETAILS = 9.0
+"""Periods across that mask up to which images are compared."""
+
+EDGE, MINIMUM = 0.05, 0.1
+"""Of the profile's maximum: the edge is where the profile falls to the first, or has a minimum below the second."""
+
+BEHIND = 0.15
+"""Of the maximum: a profile that rises above this again, behind the edge, is that of neighbours."""
+
+CROWDED_MARGIN = 1.05
+"""In place of MASK_MARGIN where neighbours begin at the particle's edge: of real apoferritin, a fifth of the classes
+showed a neighbour each at 1.2, none at 1.05."""
+
+CHANGED = 0.75
+"""A mask smaller than this share of the one before is measured again."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Radius of a particle, pixels of the input, and whether neighbours begin right behind it."""
+
+    radius_px: float
+    crowded: bool
+
+    @property
+    def mask_radius_px(self) -> float:
+        """Radius of the mask: wider than the particle, unless it would hold neighbours."""
+        return (CROWDED_MARGIN if self.crowded else MASK_MARGIN) * self.radius_px
+
+
+def measure_radius(
+    particles: ParticleSet, *, device: torch.device, search_px: float, ctf: str, mirror: bool, budget: Budget
+) -> Measured:
+    """The radius at which particles end, from `CLASSES` class averages."""
+    rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), PARTICLES)).round().astype(np.int64))
+    few = io.take(particles, rows)
+    batches = ParticleBatches(
+        few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box
+    )  # fmt: skip
+    n_classes = max(1, min(CLASSES, len(few) // 20))
+    measured = Measured(USUAL_RADIUS * few.box / MASK_MARGIN, crowded=False)
+    for _ in range(2):
+        mask_px = measured.mask_radius_px
+        field = load_field(
+            few, batches, n_classes=n_classes, radius_px=mask_px, particle_radius_px=mask_px / MASK_MARGIN,
+            resolution_px=2 * mask_px / DETAILS, lowest_px=None, ctf=ctf,
+        )  # fmt: skip
+        if int(field.typical.sum()) < 2 * n_classes:
+            break
+        measured = _measured(field, n_classes, search_px, mirror, budget)
+        if measured.mask_radius_px > CHANGED * mask_px:
+            break
+    return measured
+
+
+def _measured(field: Field, n_classes: int, search_px: float, mirror: bool, budget: Budget) -> Measured:
+    n, device = len(field.usable), field.grid.device
+    half = (torch.arange(n) % 2).to(device)
+    nobody = torch.zeros(n, dtype=torch.bool, device=device)
+    model = Model(field, half, nobody, 0.3, mirror, search_px * field.scale, budget=budget)
+    course = Course(model, Plan(), n_classes, torch.Generator().manual_seed(0))
+    *_, (_, state) = course.only_begin(model.blank(n))
+    assert state.averages is not None
+    profile = radial_profile(field.grid, state.averages.halves, state.members)
+    radius, crowded = edge_px(profile)
+    box = field.grid.box
+    return Measured(min(max(radius, SMALLEST_RADIUS * box), LARGEST_RADIUS * box) / field.scale, crowded)
+
+
+def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
+    """What the halves (2, k, r, m) of a class average have in common at each distance from the centre, (n // 2,).
+
+    The product of the halves, averaged over angles: noise and neighbours, which differ from half to half, cancel in it.
+    Of the classes' profiles, each over its maximum, the median with members (k,) as weights: so a class of aggregates or
+    of ice does not count more than others.
+    """
+    first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
+    n = grid.box
+    line = torch.arange(n, device=grid.device, dtype=torch.float32) - n // 2
+    distance = torch.hypot(line[:, None], line[None, :])
+    ring = torch.arange(n // 2, device=grid.device)
+    share = (1 - (distance.flatten()[:, None] - ring).abs()).clamp_min(0)  # of each pixel, between two rings
+    common = ((first * second).flatten(1) @ share) / share.sum(0)
+    return weighted_median(common / common.amax(1, keepdim=True).clamp_min(1e-20), members)
+
+
+def edge_px(profile: Tensor) -> tuple[float, bool]:
+    """Where a radial profile (r,) ends, from its maximum outwards, and whether something else begins behind.
+
+    Between two rings where it falls to EDGE, or at its first low minimum.
+    """
+    curve = profile.cpu() / profile.max().clamp_min(1e-20).cpu()
+    at = int(curve.argmax())
+    while at + 1 < len(curve) and curve[at] > EDGE and not curve[at] < min(MINIMUM, float(curve[at + 1])):
+        at += 1
+    crowded = bool((curve[at:] > BEHIND).any())
+    if curve[at] < EDGE and at > 0 and curve[at - 1] > EDGE:
+        return at - 1 + float((curve[at - 1] - EDGE) / (curve[at - 1] - curve[at])), crowded
+    return float(at), crowded and bool(curve[at] < MINIMUM)

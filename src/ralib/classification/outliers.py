@@ -1,0 +1,78 @@
+"""Images that are no typical particles, recognised before anything is classified: beads, ice, carbon edges, hot pixels.
+
+What stands out of a micrograph counts most in sums of powers and squares, and what counts most decides where classes
+begin. Such an image is told from its own numbers: the power of its spectrum in a few bands, its brightest pixel, its
+gradient. Logarithms of these are near to normal for particles, so that the median and the median deviation of all
+images say what is usual, as long as most images are particles. Both ends count: a gold bead has too much power in all
+bands, ice and carbon have too little in the finest ones, since the background they were normalised by is theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ralib.images.fourier import squared
+from ralib.images.masks import background_mask
+
+BAND_EDGES = 0.5, 1.6, 3.2, 6.0, 12.0
+"""Periods across the box that part the bands; the last band reaches to Nyquist."""
+
+FEATURES = (*(f"log_power_{i}" for i in range(len(BAND_EDGES) + 1)), "log_peak", "log_gradient")
+"""Columns of `Outliers.features`."""
+
+OUTLYING = 4.0
+"""Robust standard deviations from the median, in any feature, beyond which an image is an outlier. Of particles about
+one in a hundred lies there, of gold beads and crystalline ice nearly all, of carbon edges most."""
+
+LEAST_SPREAD = 0.02
+"""Features are not known to spread by less: images of one phantom without noise are no outliers of each other."""
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """What sets images apart, (n, len(FEATURES)) features and their deviations in robust standard deviations.
+
+    score   (n,) the largest deviation, up or down, of a usable image; 0 for others
+    found   (n,) True beyond OUTLYING
+    """
+
+    features: Tensor
+    deviation: Tensor
+    score: Tensor
+    found: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Outliers:
+        return Outliers(self.features[rows], self.deviation[rows], self.score[rows], self.found[rows])
+
+
+def image_features(images: Tensor) -> Tensor:
+    """`Outliers.features` (b, f) of images (b, n, n) whose background has mean 0 and variance 1."""
+    n, device = images.shape[-1], images.device
+    disc = 1 - background_mask(n, device)
+    fy, fx = torch.fft.fftfreq(n, 1 / n, device=device), torch.fft.rfftfreq(n, 1 / n, device=device)
+    periods = torch.hypot(fy[:, None], fx[None, :])
+    power = squared(torch.fft.rfft2(images * disc)) / disc.sum()
+    edges = [0.0, *BAND_EDGES, max(n / 2, BAND_EDGES[-1] + 1)]
+    within = [((periods >= a) & (periods < b)).float() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    bands = [(power * band).sum((1, 2)) / band.sum().clamp_min(1) for band in within]
+    line = torch.arange(n, device=device, dtype=torch.float32) - n // 2
+    slope = [(images * disc * axis).sum((1, 2)) / (disc * axis.square()).sum() for axis in (line, line[:, None])]
+    gradient = torch.hypot(*slope) * n
+    peak = images.flatten(1).abs().amax(1)
+    return torch.stack([*bands, peak, gradient], dim=1).clamp_min(1e-12).log()
+
+
+def find_outliers(features: Tensor, usable: Tensor) -> Outliers:
+    """The outliers among images (n, f), judged by the usable ones (n,)."""
+    if not bool(usable.any()):
+        zero = torch.zeros(len(features), device=features.device)
+        return Outliers(features, torch.zeros_like(features), zero, zero.bool())
+    known = features[usable]
+    middle = known.median(dim=0).values
+    spread = 1.4826 * (known - middle).abs().median(dim=0).values
+    deviation = (features - middle) / spread.clamp_min(LEAST_SPREAD)
+    score = torch.where(usable, deviation.abs().amax(1), 0.0)
+    return Outliers(features, deviation, score, score > OUTLYING)
