@@ -34,7 +34,7 @@ from ralib.io import for_computing
 from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import ArraySource, ClassAverages, CtfState, ParticleSet, RalibError, RunResult
+from ralib.types import ArraySource, ClassAverages, CtfState, ParticleSet, Poses, RalibError, RunResult
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
@@ -288,19 +288,21 @@ class Classifier:
     ) -> None:
         model, field = course.model, course.model.field
         notices = []
-        if self.equal_sizes:
-            state = _equalised(model, course, state)
-        elif (empty := int((state.members < 1).sum())) > 0:
+        state = _equalised(model, course, state) if self.equal_sizes else course.filled(state)
+        if (empty := int((state.members < 1).sum())) > 0:
             state = course.without_empty(state)
             notices.append(_fewer_classes(self.n_classes, empty))
         n_classes = len(state.members)
         poses = state_poses(state, field).to("cpu")
         averages = finish.on_host(
             finish.full_averages(
-                particles, batches, poses.to(self.device), model.half, ctf=self._ctf_mode(particles),
+                particles, batches, _shown(poses, field).to(self.device), model.half, ctf=self._ctf_mode(particles),
                 n_classes=n_classes,
             )
         )  # fmt: skip
+        averages = replace(
+            averages, members=torch.bincount(poses.class_index[poses.class_index >= 0], minlength=n_classes)
+        )
         averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
         stability = quick_estimate(model, course, state, torch.Generator().manual_seed(self.seed))
         classes = class_figures(averages, poses, None)
@@ -364,10 +366,15 @@ def _equalised(model: Model, course: Course, state: State) -> State:
     )
 
 
+def _shown(poses: Poses, field: Field) -> Poses:
+    """Poses of which class averages are made: outliers belong to a class, but one bead would outshine all of it."""
+    return poses.replace(class_index=torch.where(field.outliers.found.cpu(), -1, poses.class_index))
+
+
 def _fewer_classes(asked: int, empty: int) -> dict[str, str]:
     return {
-        "what": f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others explain "
-        "them as well",
+        "what": f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others "
+        "explain them as well",
         "where": "classes",
         "do": "ask for fewer classes, or give more particles",
     }

@@ -106,8 +106,8 @@ def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
     """What the halves (2, k, r, m) of a class average have in common at each distance from the centre, (n // 2,).
 
     The product of the halves, averaged over angles: noise and neighbours, which differ from half to half, cancel in it.
-    Of the classes' profiles, each over its maximum, the median with members (k,) as weights: so a class of aggregates or
-    of ice does not count more than others.
+    Of the classes' profiles, each over its maximum, the median with members (k,) as weights: so a class of aggregates
+    or of ice does not count more than others.
     """
     first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
     n = grid.box

@@ -10,6 +10,7 @@ bands, ice and carbon have too little in the finest ones, since the background t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def image_features(images: Tensor) -> Tensor:
     periods = torch.hypot(fy[:, None], fx[None, :])
     power = squared(torch.fft.rfft2(images * disc)) / disc.sum()
     edges = [0.0, *BAND_EDGES, max(n / 2, BAND_EDGES[-1] + 1)]
-    within = [((periods >= a) & (periods < b)).float() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    within = [((periods >= a) & (periods < b)).float() for a, b in pairwise(edges)]
     bands = [(power * band).sum((1, 2)) / band.sum().clamp_min(1) for band in within]
     line = torch.arange(n, device=device, dtype=torch.float32) - n // 2
     slope = [(images * disc * axis).sum((1, 2)) / (disc * axis.square()).sum() for axis in (line, line[:, None])]

@@ -39,8 +39,8 @@ STRANGE_SHARE = 5
 view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
 
 FEWEST, SMALL_SHARE = 8, 0.2
-"""A class of fewer members than either, the second times the mean, is refilled while classes are sharpened: no view that
-is kept for being rare has fewer."""
+"""A class of fewer members than either, the second times the mean, is refilled while classes are sharpened: no view
+that is kept for being rare has fewer."""
 
 TOLERANCE = 0.005
 """Share of the mean log-likelihood that a step may lose: fits are told less a particle's own share, so that a converged
@@ -223,6 +223,28 @@ class Course:
         at.rings, at.sharpened = before.rings, plan.final
         return state
 
+    def filled(self, state: State) -> State:
+        """The final state with all classes in use: those that ran empty take the worse fitting halves of the largest.
+
+        Where views differ by less than the noise, as those of a nearly round particle do, one class explains as much as
+        two, and the smaller loses its members to the larger, however often both begin anew.
+        """
+        few = self._too_small(state)
+        pairs = self._shared(state, few)
+        if not pairs:
+            return state
+        self.log.append(f"{len(pairs)} classes ran empty in the end and took halves of the largest")
+        index = self._halved(state, pairs)
+        fit = state.fit.clone()
+        for old, new in pairs:
+            moved = (index == new) & (state.class_index == old)
+            fit[moved, new] = state.fit[moved, old]
+        averages, own = self.model.averages(state, index, len(state.members), self.position.rings)
+        self.references = self.model.masked(averages, self.position.rings)
+        usable = self.model.field.usable.float()
+        members = torch.nn.functional.one_hot(index, len(state.members)).float().T @ usable
+        return replace(state, class_index=index, fit=fit, members=members, averages=averages, own=own)
+
     def without_empty(self, state: State) -> State:
         """The final state less the classes that no particle is in, references likewise."""
         assert self.references is not None
@@ -246,8 +268,7 @@ class Course:
 
     def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
         """References of all classes where those of `few` members begin anew with halves of the largest."""
-        largest = torch.argsort(state.members, descending=True, stable=True)[: len(few)].tolist()
-        pairs = [(old, new) for old, new in zip(largest, few, strict=True) if old not in few]
+        pairs = self._shared(state, few)
         self.log.append(f"sharpen {self.position.sharpened + 1}: {len(pairs)} classes ran empty and share the largest")
         references, own = self._split(state, pairs, len(state.members))
         return replace(state, own=own), references
@@ -288,19 +309,29 @@ class Course:
         fit = state.fit[self.model.field.typical]
         return keep_most_useful(fit + class_prices(fit, 1.0, self.model.balance), keep)
 
-    def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, Own]:
-        """References of `n_classes` where the worse fitting half of some classes makes others; who is in them.
+    def _shared(self, state: State, few: list[int]) -> list[tuple[int, int]]:
+        """(largest class, class of few members) for all of the latter for which there is a class large enough."""
+        largest = torch.argsort(state.members, descending=True, stable=True)[: len(few)].tolist()
+        enough = [int(state.members[old]) >= 4 and old not in few for old in largest]
+        return [(old, new) for old, new, large in zip(largest, few, enough, strict=True) if large]
 
-        pairs are (class to split, number of the new one). Where a class mixes two views, those of the rarer one fit its
-        average worse.
+    def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, Own]:
+        """References of `n_classes` where the worse fitting half of some classes makes others; who is in them."""
+        index = self._halved(state, pairs)
+        averages, own = self.model.averages(state, index, n_classes, self.position.rings)
+        return self.model.masked(averages, self.position.rings), own
+
+    def _halved(self, state: State, pairs: list[tuple[int, int]]) -> Tensor:
+        """Classes (n,) after the worse fitting half of some went to others; pairs are (class to split, the other).
+
+        Where a class mixes two views, those of the rarer one fit its average worse.
         """
         index = state.class_index.clone()
         for old, new in pairs:
             member = state.class_index == old
             middle = torch.where(member & self.model.joins, state.scale, torch.nan).nanmedian()
             index = torch.where(member & (state.scale < middle), new, index)
-        averages, own = self.model.averages(state, index, n_classes, self.position.rings)
-        return self.model.masked(averages, self.position.rings), own
+        return index
 
     def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
         """References of `count` classes that the worst explained particles form, beginning anew among themselves.

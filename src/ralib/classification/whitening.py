@@ -134,7 +134,7 @@ def load_field(
     work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
     scale = work_box / box
     grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
-    samples = _read(particles, batches, grid, scale)
+    samples = _read(particles, batches, grid, scale, ctf)
     spectra, observed = _whitened(particles, grid, scale, samples, ctf)
     if lowest_px is not None:
         coarse = grid.frequency * scale < 1 / lowest_px
@@ -161,7 +161,7 @@ class _Samples:
     outliers: Outliers
 
 
-def _read(particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, scale: float) -> _Samples:
+def _read(particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, scale: float, ctf: str) -> _Samples:
     n = len(particles)
     data = torch.zeros(n, grid.n_rings, grid.n_half, dtype=torch.complex64, device=grid.device)
     power = torch.zeros(n, grid.n_rings, device=grid.device)
