@@ -271,12 +271,29 @@ class Classifier:
             field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
         )  # fmt: skip
         course = Course(model, self.plan, self.n_classes, generator)
+        course.log += self._findings(particles, field)
         state = model.blank(n)
         if self.skip_align and particles.poses is not None:
             given = particles.poses.to(self.device)
             origin = given.origin_xy_px.float() * field.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
         return model, course, state
+
+    def _findings(self, particles: ParticleSet, field: Field) -> list[str]:
+        """What was found out about the images before they are classified, in words."""
+        unit, per_px = ("A", particles.pixel_size_A) if particles.pixel_size_A else ("px", 1.0)
+        particle, mask = (2 * per_px * px / field.scale for px in (field.particle_radius_px, field.radius_px))
+        found = f"particle diameter {particle:.0f} {unit}, mask {mask:.0f} {unit}"
+        how = "as asked for" if self.diameter_A else "from coarse class averages"
+        if self._size.crowded:
+            how += ", neighbours begin right behind"
+        outliers = int(field.outliers.found.sum())
+        share = 100 * outliers / len(particles)
+        return [
+            f"{found}: {how}",
+            f"{outliers} images ({share:.1f}%) are outliers by their spectrum, brightest pixel or gradient: no class "
+            "begins from them, and no average holds them",
+        ]
 
     def _finish(
         self,

@@ -16,7 +16,6 @@ another species; ten are two shells around one's own class where views lie evenl
 LEAST_SPREAD = 2.0
 """Nats: classes that differ by less are the same to a particle."""
 
-RELATIVE = True
 DISTINCT = 8, 1.4
 """Members that a rare view must have at least, and times the typical loss a member, in nats, that makes it one."""
 
@@ -36,14 +35,14 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
     its spread that it would lose, which is what lies between its best class and one some places further down. So
     neither particles of high contrast decide, nor a species whose views differ more than another's. A class whose
     members lose many more nats than those of others stays, however few they are: it holds a rare view that nothing else
-    explains.
+    explains. Nats are counted at the strength of a typical particle there, or strong junk would pass for rare views.
     """
     k = fit.shape[1]
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
     spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
     # In nats, what is strong loses most: a particle of twice the typical fit counts as a typical one.
     strength = (top[:, 0] / top[:, 0].median().clamp_min(LEAST_SPREAD)).clamp_min(1)
-    nats = spread[:, 0] / strength if RELATIVE else spread[:, 0]
+    nats = spread[:, 0] / strength
     fit = fit / spread
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for left in range(k, keep, -1):
