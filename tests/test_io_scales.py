@@ -166,3 +166,24 @@ def test_references_of_another_pixel_size_are_refused(two_sizes: Path, tmp_path:
         main(["mref", str(tmp_path / "p.mrcs"), str(tmp_path / "refs.mrcs"), str(tmp_path / "run"), "--ou", "12"]) == 2
     )
     assert not (tmp_path / "run" / "particles.star").exists()
+
+
+def test_one_pixel_size_given_for_several_is_refused(two_sizes: Path, tmp_path: Path) -> None:
+    for command in (
+        ["classify", str(two_sizes), str(tmp_path / "r")],
+        ["mref", str(two_sizes), "2", str(tmp_path / "m")],
+    ):
+        assert main([*command, "--pixel-size", "10"]) == 2
+
+
+def test_a_cs_file_of_prepared_particles_names_the_prepared_images(tmp_path: Path) -> None:
+    """The .cs fields that a STAR file carries name the images they came with; those of now are what is written."""
+    stack(tmp_path / "p.mrcs", 6)
+    write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "p.mrcs"))
+    assert main(["prepare", str(tmp_path / "p.cs"), str(tmp_path / "half.star"), "--box", "16"]) == 0
+    half = open_particles(tmp_path / "half.star")
+    write_particles_cs(tmp_path / "half.cs", half)
+    again = open_particles(tmp_path / "half.cs")
+    assert (again.box, again.pixel_size_A) == (16, 8.0)
+    assert np.array_equal(again.images.read(np.arange(6)), half.images.read(np.arange(6)))
+    assert again.metadata.tables["cs"]["uid"].tolist() == np.load(tmp_path / "p.cs")["uid"].tolist()

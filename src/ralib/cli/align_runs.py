@@ -17,7 +17,7 @@ from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.references import shift_limit_px
 from ralib.alignment.state import LoopState
-from ralib.cli.common import tell_warnings
+from ralib.cli.common import tell_warnings, with_pixel_size
 from ralib.cli.parsing import user_function
 from ralib.cli.running import (
     Reporter,
@@ -247,10 +247,7 @@ class AlignmentRun:
     def _particles(self) -> ParticleSet:
         o = self.options
         particles = io.open_particles(self.stack, datadir=o["datadir"])
-        if o["pixel_size"] is not None:
-            if not o["pixel_size"] > 0:
-                raise RalibError(f"--pixel-size {o['pixel_size']:g} A must be above 0")
-            particles = particles.replace(pixel_size_A=o["pixel_size"])
+        particles = with_pixel_size(particles, o["pixel_size"], "--pixel-size")
         io.check_writable_name(self.outdir)
         tell_warnings(particles.warnings)
         self.told = particles.warnings
@@ -269,7 +266,13 @@ class AlignmentRun:
             return
         size_A, own_A = io.open_particles(references, require_images=False).pixel_size_A, particles.pixel_size_A
         box = particles.box
-        if size_A is None or own_A is None or abs(size_A - own_A) * box <= own_A or size_A == 1.0:
+        if size_A is None or own_A is None or abs(size_A - own_A) * box <= own_A:
+            return
+        if size_A == 1.0:  # what programs write that do not know it
+            self._say(
+                f"warning: the header of {references} says 1 A/px, the particles have {own_A:g} A/px; they are "
+                "compared pixel by pixel: make sure that the references are of the particles' scale"
+            )
             return
         raise RalibError(
             f"{references} has {size_A:g} A/px, the particles {own_A:g} A/px: bring the references to the particles' "

@@ -17,7 +17,7 @@ import typer
 from ralib import io
 from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
-from ralib.cli.common import tell_warnings
+from ralib.cli.common import tell_warnings, with_pixel_size
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, run_ctf, stopped_message
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.input_fingerprint import check_same_input
@@ -216,10 +216,7 @@ class ClassifyRun:
         o = self.options
         source = self.stack / "particles.star" if self.stack.is_dir() else self.stack
         particles = io.open_particles(source, datadir=o["datadir"])
-        if o["pixel_size"] is not None:
-            if not o["pixel_size"] > 0:
-                raise RalibError(f"--pixel-size {o['pixel_size']:g} A must be above 0")
-            particles = particles.replace(pixel_size_A=o["pixel_size"])
+        particles = with_pixel_size(particles, o["pixel_size"], "--pixel-size")
         if o["reference_poses"] is not None:
             particles = particles.replace(poses=read_poses(Path(o["reference_poses"]), len(particles)))
         if o["split"] is not None and o["from_"] is not None:

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from ralib.cli.timing import began
 from ralib.runtime.distributed import RankLost, first_to_fail
-from ralib.types import RalibError
+from ralib.types import ParticleSet, RalibError
 
 T = TypeVar("T")
 
@@ -84,6 +84,19 @@ def tell_warnings(warnings: Iterable[dict[str, str]]) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         for warning in warnings:
             typer.echo(f"warning: {warning['what']}; {warning['do']}")
+
+
+def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: str) -> ParticleSet:
+    """The particles with the pixel size that `option` gives, where it is given."""
+    if pixel_size_A is None:
+        return particles
+    if not 0.01 <= pixel_size_A <= 1000:
+        raise RalibError(f"{option} {pixel_size_A:g} A: give a pixel size above 0, in Angstrom")
+    if particles.pixel_sizes_A is not None:
+        from ralib.io.plausible import mixed_pixel_sizes
+
+        raise RalibError(f"{option} says one pixel size, but {mixed_pixel_sizes(particles.pixel_sizes_A)}")
+    return particles.replace(pixel_size_A=pixel_size_A)
 
 
 def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> Iterator[np.ndarray]:

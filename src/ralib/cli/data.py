@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device, tell_warnings
+from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device, tell_warnings, with_pixel_size
 from ralib.types import ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:
@@ -241,11 +241,7 @@ def _open(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> Part
 
     particles = open_particles(stack, datadir=datadir)
     tell_warnings(particles.warnings)
-    if pixel_size_A is None:
-        return particles
-    if not pixel_size_A > 0:
-        raise RalibError(f"--input-pixel-size {pixel_size_A}: give a number above 0")
-    return particles.replace(pixel_size_A=pixel_size_A)
+    return with_pixel_size(particles, pixel_size_A, "--input-pixel-size")
 
 
 def _poses_of(particles: ParticleSet, stack: Path) -> Poses:

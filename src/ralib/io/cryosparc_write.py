@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
-from ralib.io.cryosparc import STATE_FIELD, _ctf, poses_of
+from ralib.io.cryosparc import STATE_FIELD, _ctf, image_paths, poses_of
 from ralib.io.paths import text_of
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column
@@ -133,8 +134,31 @@ def _base_rows(particles: ParticleSet) -> np.ndarray:
         if isinstance(table, pd.DataFrame) and PREFIX + "uid" in table.columns:
             rows = rows_from_star(table, tables.get(FIELDS_BLOCK))
             if rows is not None:
-                return rows
+                return _of_these_images(rows, particles)
     return _new_rows(particles)
+
+
+def _of_these_images(rows: np.ndarray, particles: ParticleSet) -> np.ndarray:
+    """The rows with the images that the particles have now, where these are others than the rows name: new files of
+    'ralib prepare', whose box and pixel size may be new, too."""
+    files = file_references(particles.images)
+    if files is None or "blob/path" not in (rows.dtype.names or ()):
+        return rows
+    names = [text_of(p) for p in files[0]]
+    same = all(
+        Path(old).name == Path(names[f]).name for old, f in zip(image_paths(rows), files[1].tolist(), strict=True)
+    )
+    if same and np.array_equal(rows["blob/idx"], files[2]):
+        return rows
+    new = _new_rows(particles)
+    blob = [n for n in new.dtype.names or () if n.startswith("blob/")]
+    kept = [(n, *d) for n, *d in rows.dtype.descr if n not in blob]
+    out = np.zeros(len(rows), dtype=[*kept, *((n, new.dtype[n]) for n in blob)])
+    for name in out.dtype.names or ():
+        out[name] = (new if name in blob else rows)[name]
+    if "blob/sign" in (rows.dtype.names or ()):
+        out["blob/sign"] = rows["blob/sign"]
+    return out
 
 
 def _new_rows(particles: ParticleSet) -> np.ndarray:
