@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from blobs import make
 from ralib import io
 from ralib.cli import main
+from ralib.cli.running import report_of
 from ralib.results.checkpoint import newest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -126,3 +129,27 @@ def test_a_full_disk_leaves_the_last_checkpoint(stack: Path, tmp_path: Path) -> 
         assert not list(disk.rglob(".tmp*"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_terminated_command_says_so_and_leaves_no_temporary_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ralib", "simulate", "big", "--particles=50000", "--box=64", "--device=cpu"]
+    run = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".tmp-*/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert said.strip().splitlines() == ["ralib: terminated (SIGTERM): what was being written is removed"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ralib.results.summary.write_report", fail)
+    report_of(tmp_path, torch.device("cpu"), None)
+    assert "no report.html" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from ralib import io
 from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
 from ralib.cli.common import tell_warnings, with_pixel_size
-from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, run_ctf, stopped_message
+from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, report_of, run_ctf, stopped_message
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
@@ -195,9 +195,7 @@ class ClassifyRun:
         directory.write_record(record)
         self._tell(result)
         if self.report:
-            from ralib.results.summary import write_report
-
-            write_report(self.outdir, device=self.device, datadir=self.options["datadir"])
+            report_of(self.outdir, self.device, self.options["datadir"])
         typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
 
     def _tell(self, result: RunResult) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import io
 import os
+import secrets
 import shutil
+import signal
 import sys
-import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -112,9 +114,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise RalibError(f"{path} exists already: choose another folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    temporary = path.parent / f".tmp-{path.name}-{secrets.token_hex(6)}"
+    temporary.mkdir()  # with the permissions that the user's umask leaves
     try:
-        temporary.chmod(0o755)
         yield temporary
         temporary.rename(path)
     finally:
@@ -133,12 +135,36 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
     return status
 
 
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what cleans up after Ctrl-C then does so here, too."""
+
+
+@contextlib.contextmanager
+def _terminating_cleanly() -> Iterator[None]:
+    """SIGTERM ends the command like Ctrl-C; only the main thread may say so."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that this terminal cannot show stop no run
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
+        with _terminating_cleanly():
+            status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
+    except Terminated:
+        return _fail("terminated (SIGTERM): what was being written is removed", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except typer.Abort:

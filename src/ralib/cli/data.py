@@ -296,7 +296,11 @@ def _save(out: Path, particles: ParticleSet, label: str) -> None:
         known = "several pixel sizes: " + ", ".join(f"{size:.4g}" for size in sizes[:5]) + " A/px"
     typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
     if suffix == ".star":
-        write_particles_star(out, particles.replace(images=open_stack(stack)))
+        try:
+            write_particles_star(out, particles.replace(images=open_stack(stack)))
+        except BaseException:
+            stack.unlink()  # both files, or none that would stand in the way of the next try
+            raise
         typer.echo(f"wrote {out}")
 
 

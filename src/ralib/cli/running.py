@@ -54,6 +54,8 @@ class SignalFlag:
             if self.number is not None:
                 raise KeyboardInterrupt
             self.number = number
+            with contextlib.suppress(OSError):  # at once, and not through a buffer that a handler may not touch
+                os.write(2, b"\nralib: stopping when this step is done and saved; once more ends at once\n")
 
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -197,6 +199,16 @@ def new_record(
         "warnings": [],
         "timings": {},
     }
+
+
+def report_of(outdir: Path, device: torch.device, datadir: str | None) -> None:
+    """report.html of a finished run, or a line that says why there is none: the run itself is safe on disk."""
+    from ralib.results.summary import write_report
+
+    try:
+        write_report(outdir, device=device, datadir=datadir)
+    except (RalibError, OSError) as error:
+        typer.echo(f"warning: no report.html: {error}; try 'ralib report {outdir}'", err=True)
 
 
 def run_ctf(mode: str, particles: ParticleSet) -> CtfCorrection:

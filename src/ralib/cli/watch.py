@@ -141,8 +141,7 @@ class Watch:
 
     def _write(self, directory: Any, growing: Any, particles: ParticleSet, stacks: list[str]) -> None:
         """The run directory of a finished run, of all that has come so far; and where to go on."""
-        from ralib.cli.running import finish_record, new_record, run_ctf
-        from ralib.results.summary import write_report
+        from ralib.cli.running import finish_record, new_record, report_of, run_ctf
 
         started, result = time.perf_counter(), growing.result()
         record = new_record(
@@ -154,7 +153,7 @@ class Watch:
         directory.save_checkpoint(growing.state.iteration, arrays, meta | {"stacks": stacks})
         directory.write_result(result, particles, record)
         if self.report:
-            write_report(self.outdir, device=self.device, datadir=self.options["datadir"])
+            report_of(self.outdir, self.device, self.options["datadir"])
 
     def _warn(self, left_out: dict[str, str]) -> None:
         for why in left_out.values():
