@@ -34,7 +34,8 @@ from hard_scores import hard_scores
 from ralib import io
 from ralib.benchmarks.record import device_name, record
 from ralib.cli import main as ralib
-from ralib.results.run_directory import read_record, run_poses
+from ralib.results.run_directory import run_poses
+from ralib.results.run_record import read_record
 
 _COMMON = ["--n", "3000", "--apix", "3", "--bin", "2", "--crowd", ".5", "--gradient", ".03"]
 
