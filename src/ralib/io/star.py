@@ -41,7 +41,7 @@ _OWN_LABEL = re.compile(r"(?:rln|ralib|cs/)")
 _TEXT_LABEL = re.compile(r"(name|path|file|label)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?|[+-]?(?:nan|NaN|inf|Inf)|<NA>")
 _LEADING_ZERO = re.compile(r"[+-]?0\d")
-_ROWS_WITH_LEADING_ZERO = re.compile(r"(?:^|\s)[+-]?0\d[^\s@]*(?=\s|$)", re.MULTILINE)
+_ROWS_WITH_LEADING_ZERO = re.compile(r"0(?<![^ \t\n+\-]0)\d[^\s@]*(?=\s|\Z)")  # the literal first: it is searched fast
 _EXTRA = "\0"  # no column can have this name
 _EXACT: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
 _NAN = ["nan", "-nan", "NaN", "<NA>"]
