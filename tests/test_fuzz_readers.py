@@ -1,4 +1,4 @@
-"""A few hundred mutated files for each reader; `python -m tests.fuzz.run` reads 20,000 of each."""
+"""A few hundred mutated files for each reader; `python -m tests.fuzz.run` reads 30,000 of each."""
 
 from __future__ import annotations
 

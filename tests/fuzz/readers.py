@@ -131,8 +131,31 @@ class Reader:
         self._folder.cleanup()
 
 
+KINDS = ("bytes", "structure", "both")
+EDITS = ("set", "number", "cut", "end", "repeat", "token", "swap", "zero")
+
+
+def soak(reader: Reader, n: int, seed: int) -> None:
+    """Read `n` mutated files, without Hypothesis' search for the smallest: ten times as fast. A failure names its
+    number, which makes the same file again."""
+    for number in range(n):
+        rng = np.random.default_rng([seed, number])
+        kind = KINDS[int(rng.integers(3))]
+        data = reader.seed if kind == "bytes" else reader.restructured(int(rng.integers(2**32)))
+        edits = [
+            (EDITS[int(rng.integers(8))], float(rng.random()), int(rng.integers(256)), int(rng.integers(1, 65)))
+            for _ in range(int(rng.integers(1, 7)))
+        ]
+        try:
+            reader.check(data if kind == "structure" else mutate(data, edits))
+        except Exception as error:
+            raise AssertionError(
+                f"{reader.name} file {number} of seed {seed}: {type(error).__name__}: {error}"
+            ) from error
+
+
 def fuzz(reader: Reader, n: int, *, seed: int | None = None) -> None:
-    """Read `n` mutated files."""
+    """Read `n` mutated files; Hypothesis makes a failing one as small as it can."""
 
     @settings(
         max_examples=n, deadline=None, database=None, derandomize=seed is None, suppress_health_check=list(HealthCheck)

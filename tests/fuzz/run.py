@@ -1,4 +1,4 @@
-"""Fuzz every reader at length: `python -m tests.fuzz.run --n 20000 [--readers mrc star] [--out FILE.json]`.
+"""Fuzz every reader at length: `python -m tests.fuzz.run --n 30000 [--readers mrc star] [--out FILE.json]`.
 
 Each reader runs in a process of its own with a limit on its address space, so that a crash or a runaway allocation
 inside a C library is seen and told too.
@@ -22,7 +22,7 @@ EXTRA_ADDRESS_SPACE = 4 << 30
 
 def one(name: str, n: int, seed: int) -> None:
     """Fuzz one reader in this process and print its figures as JSON."""
-    from .readers import READERS, Reader, fuzz
+    from .readers import READERS, Reader, soak
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + EXTRA_ADDRESS_SPACE
@@ -32,7 +32,7 @@ def one(name: str, n: int, seed: int) -> None:
     assert reader.opened == 1, f"the sound {name} file does not open"
     faulthandler.dump_traceback_later(3600, exit=True)
     start = time.monotonic()
-    fuzz(reader, n, seed=seed)
+    soak(reader, n, seed)
     reader.close()
     seconds = time.monotonic() - start
     tried = reader.opened + reader.refused - 1
@@ -66,7 +66,7 @@ def main() -> int:
     from .readers import READERS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=20_000, help="mutated files for each reader")
+    parser.add_argument("--n", type=int, default=30_000, help="mutated files for each reader")
     parser.add_argument("--readers", nargs="*", default=list(READERS), help="which readers (all)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
