@@ -98,7 +98,7 @@ def test_probabilistic_pca_turned_particles_give_the_same_component() -> None:
 
 def test_covariance_wiener_filter_denoises_below_the_mean_and_the_flip() -> None:
     particles, truth = turned_views(600, noise=1.0)
-    model = CovarianceWienerFilter()
+    model = CovarianceWienerFilter().fit(particles)
     restored = model.denoise(particles) * model.normalisation_.scale
     error = ((restored - truth) ** 2).sum() / (truth**2).sum()
     only_mean = ((truth.mean(0) - truth) ** 2).sum() / (truth**2).sum()
@@ -127,7 +127,8 @@ def test_neighbours_of_turned_views_show_the_same_view() -> None:
     model = CovarianceWienerFilter()
     scores = standardised_scores(model, model.fit_transform(particles))
     found = find_neighbours(scores, model.order_, 10, rounds=1)
-    view = clean.reshape(len(clean), -1).sum(1) > np.median(clean.reshape(len(clean), -1).sum(1))
+    brightness = clean.sum((1, 2))
+    view = brightness > (brightness.min() + brightness.max()) / 2
     assert (view[found.index] == view[:, None]).mean() > 0.95
     assert not (found.index == np.arange(300)[:, None]).any()
 
@@ -186,9 +187,8 @@ def test_states_wrong_requests_are_refused() -> None:
 def test_fourier_bessel_is_orthonormal_and_its_radial_spectra_filter_exactly() -> None:
     basis = FourierBesselBasis.create(BOX, radius_px=12, max_frequency_per_px=0.3)
     unit = torch.eye(len(basis), dtype=torch.complex64)[[0, 3, len(basis) // 2]]
-    double = torch.from_numpy(np.where(basis.order == 0, 1.0, 2.0)).float()
-    again = basis.coefficients(basis.images(unit / double))
-    np.testing.assert_allclose(again.numpy(), unit.numpy(), atol=2e-4)
+    again = basis.coefficients(basis.images(unit))
+    np.testing.assert_allclose(again.numpy(), unit.numpy(), atol=2e-3)
     for spectra in basis.hankel[:5]:
         gram = (spectra.T @ spectra).numpy()
         np.testing.assert_allclose(gram, np.eye(len(gram)), atol=0.08)
@@ -221,7 +221,7 @@ def test_background_is_taken_from_each_image_only_where_images_differ() -> None:
     assert counts.each_plane
     assert counts.each_scale
     done = counts.apply((noise + 5 * level) * (1 + 0.3 * level.abs()))
-    np.testing.assert_allclose(done.mean((1, 2)), torch.zeros(200), atol=0.15)
+    np.testing.assert_allclose(done.mean((1, 2)), torch.zeros(200), atol=0.25)
 
 
 def test_premultiplied_images_are_refused() -> None:

@@ -15,10 +15,10 @@ from ralib.types import Poses, RalibError
 
 FEATURES = 300
 TRIPLES = 4000
-CANDIDATES_A_NEIGHBOUR = 6
+CANDIDATES_A_NEIGHBOUR = 16
 BLOCK = 256
 WORKING_NUMBERS = 1 << 25
-EXHAUSTIVE_UP_TO = 6000
+EXHAUSTIVE_UP_TO = 4000
 ROUNDS = 2
 AVERAGED = 8
 
@@ -59,7 +59,7 @@ def find_neighbours(
 ) -> Neighbours:
     """Nearest views among particles given by steerable scores, as `CovarianceWienerFilter.transform` gives them.
 
-    Up to 6,000 particles all pairs are compared over all in-plane rotations and reflections. Beyond, candidates are
+    Up to 4,000 particles all pairs are compared over all in-plane rotations and reflections. Beyond, candidates are
     found first by the bispectrum (Zhao and Singer 2014, doi 10.1016/j.jsb.2014.03.003), and those are aligned. Each
     further round repeats the comparison with particles that were averaged with their nearest neighbours.
 
