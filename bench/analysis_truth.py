@@ -41,23 +41,8 @@ from ralib.particles.preparation import align_particles
 
 SIDE_VIEWS = {"a": "-0.438,-0.867,0.237", "b": "1,0,0", "c": "0,1,0"}
 """Directions across the clamp's movement; along 0,0,1 it moves the least."""
-COMMON = [
-    "--apix",
-    "3",
-    "--bin",
-    "2",
-    "--crowd",
-    ".5",
-    "--gradient",
-    ".03",
-    "--junk",
-    "0",
-    "--preferred",
-    "1",
-    "--pref-oneside",
-    "--permic",
-    "13",
-]
+COMMON = ["--apix", "3", "--bin", "2", "--crowd", ".5", "--gradient", ".03", "--junk", "0"]
+COMMON += ["--preferred", "1", "--pref-oneside", "--permic", "13"]
 POL2 = "pol2_open0.npz,pol2_open16.npz"
 
 

@@ -149,13 +149,13 @@ def test_neighbours_pose_brings_the_neighbour_onto_the_particle() -> None:
 
 
 def test_states_planted_movement_is_split_and_its_absence_is_not() -> None:
-    particles, state, _ = planted(400, moved=4.0)
-    split = split_states(particles, seed=0)
+    particles, state, _ = planted(250, moved=4.0)
+    split = split_states(particles, 2, seed=0)
     assert split.n_states == 2
     assert max((split.labels == state).mean(), (split.labels != state).mean()) > 0.9
     assert split.halves.shape == (2, 2, BOX, BOX)
     for seed in range(3):
-        same, _, _ = planted(300, moved=0.0, seed=10 + seed)
+        same, _, _ = planted(150, moved=0.0, seed=10 + seed)
         assert split_states(same, seed=seed).n_states == 1
 
 
@@ -250,8 +250,8 @@ def test_clusters_leave_outliers_out(method: object) -> None:
 @pytest.fixture(scope="module")
 def on_disc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    particles, _, _ = planted(240, moved=4.0)
-    write_mrcs(folder / "stack.mrcs", particles.images.read(np.arange(240)), PIXEL_A)
+    particles, _, _ = planted(200, moved=4.0)
+    write_mrcs(folder / "stack.mrcs", particles.images.read(np.arange(200)), PIXEL_A)
     stack = open_particles(folder / "stack.mrcs")
     written = particles.replace(images=stack.images, metadata=stack.metadata)
     assert particles.poses is not None
@@ -280,7 +280,7 @@ def test_denoise_and_neighbours_write_files(on_disc: Path) -> None:
     assert open_particles(on_disc / "plain.star").ctf is None
     assert main(["neighbours", star, str(on_disc / "near"), "--count", "5", "--averages", "3", "--device", "cpu"]) == 0
     with np.load(on_disc / "near" / "neighbours.npz") as found:
-        assert found["index"].shape == (240, 5)
+        assert found["index"].shape == (200, 5)
     assert main(["neighbours", star, str(on_disc / "near")]) == 2, "nothing is overwritten"
 
 
