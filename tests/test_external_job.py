@@ -63,6 +63,8 @@ def test_relion_takes_the_job_and_its_files(project: Path) -> None:
     assert nodes["rlnPipeLineNodeName"].tolist() == [
         "External/job001/run/particles.star",
         "External/job001/run/class_averages.mrcs",
+        "External/job001/run/relion_optimiser.star",
+        "External/job001/run/relion_model.star",
     ]
     assert job("--device", "cpu") == 0  # a finished job run again has nothing to do
     pipeliner = shutil.which("relion_pipeliner")
