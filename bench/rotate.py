@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ralib.benchmarks.record import record, write_record
-from ralib.kernels import interpolation_samples, rotate_shift_images, rotate_shift_sum, twin
-from ralib.kernels.interpolation import accumulate_plain, resample_plain
+from ralib.kernels import implementation, interpolation_samples, rotate_shift_images, rotate_shift_sum
+from ralib.kernels.interpolation import reference as oracle
 
 # Float32 coordinates of 100 px carry 1e-5 px; white noise, which has every frequency, feels each of them. EMAN2's
 # quadratic form jumps where a coordinate passes an integer, so that rounding moves a few pixels across a jump.
@@ -80,7 +80,7 @@ def sums_error(form: Callable[..., Tensor], box: int, n_classes: int, device: to
     poison(device)
     out = form(stack.images, *stack.pose, index, n_classes, weights=weights, half_index=halves, **options)
     plain = {name: options[name] for name in ("method", "boundary") if name in options}
-    reference = accumulate_plain.rotate_shift_sum(
+    reference = oracle.rotate_shift_sum(
         stack.images.double(), *stack.pose, index, n_classes, weights=weights, half_index=halves, **plain
     )
     return relative_error(out, reference)
@@ -92,7 +92,7 @@ def images_error(form: Callable[..., Tensor], box: int, device: torch.device, **
     stack = random_stack(PARITY_PARTICLES, box, 1, device, seed)
     poison(device)
     out = form(stack.images, *stack.pose, **options)
-    return relative_error(out, resample_plain.rotate_shift_images(stack.images.double(), *stack.pose, **options))
+    return relative_error(out, oracle.rotate_shift_images(stack.images.double(), *stack.pose, **options))
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
@@ -173,7 +173,7 @@ class Bench:
     def sum_case(self, name: str, **options: Any) -> float:
         """A form of the class sums; options beyond the shared signature go to the Triton twin."""
         own = set(options) - {"method", "boundary"}
-        form = twin("accumulate", self.stack.images).rotate_shift_sum if own else rotate_shift_sum
+        form = implementation("interpolation", self.stack.images).rotate_shift_sum if own else rotate_shift_sum
         k, stack = self.args.classes, self.stack
         about = {key: asdict(value) if key == "tiling" else value for key, value in options.items()}
         return self.case(
@@ -187,13 +187,13 @@ class Bench:
     def run(self) -> None:
         """The standard cases."""
         args = self.args
-        for method in resample_plain.METHODS:
+        for method in oracle.METHODS:
             name = f"rotate, shift and average {args.particles:,} x {args.box} px into {args.classes}, {method}"
             self.sum_case(name, method=method)
             if method == "cubic" and self.device.type == "cuda" and args.particles == GPU_PARTICLES:
                 self.rows[-1]["goal"] = GOAL_MS
         self.sum_case("average, quadratic, EMAN2's background", method="quadratic", boundary="background")
-        for method in resample_plain.METHODS:
+        for method in oracle.METHODS:
             self.case(
                 f"images, {method}",
                 images_error(rotate_shift_images, self.args.box, self.device, method=method),
@@ -216,11 +216,11 @@ class Bench:
         """Where the time of the cubic average goes."""
         batch = max(1, (1 << 27) // self.args.box**2)
         parts = [self.stack.images[i : i + batch] for i in range(0, len(self.stack.images), batch)]
-        matrix = resample_plain.prefilter_matrix(self.stack.images, "zero")
-        solved = twin("resample", self.stack.images).solved
+        matrix = oracle.prefilter_matrix(self.stack.images, "zero")
+        solved = implementation("interpolation", self.stack.images).solved
         run = {
-            "stage: padding only": lambda: [resample_plain.padded(p, None, "zero") for p in parts],
-            "stage: prefilter by matrix products": lambda: [resample_plain.padded(p, matrix, "zero") for p in parts],
+            "stage: padding only": lambda: [oracle.padded(p, None, "zero") for p in parts],
+            "stage: prefilter by matrix products": lambda: [oracle.padded(p, matrix, "zero") for p in parts],
             "stage: prefilter by elimination": lambda: [solved(p, matrix, "zero") for p in parts],
             "stage: copy of the stack": lambda: [p.clone() for p in parts],
         }
@@ -229,7 +229,7 @@ class Bench:
 
     def sweep(self) -> None:
         """Tilings, run lengths and batches of the Triton form: one run decides the defaults."""
-        from ralib.kernels.interpolation.resample_triton import DEFAULT_TILING, Tiling
+        from ralib.kernels.interpolation.gpu_triton import DEFAULT_TILING, Tiling
 
         shapes = [
             (16, 32, 4, 4), (16, 32, 4, 2), (16, 16, 4, 2), (8, 32, 4, 2), (8, 16, 4, 1), (16, 64, 4, 8),

@@ -17,7 +17,8 @@ from jaxtyping import install_import_hook
 _SOURCE = Path(__file__).resolve().parents[1] / "src"
 _MODULES = [".".join(p.relative_to(_SOURCE).with_suffix("").parts) for p in _SOURCE.rglob("*.py")]
 # Numba and Triton compile their functions from the source themselves and take no wrapper.
-install_import_hook([m for m in _MODULES if not m.endswith(("_numba", "_triton", "__init__"))], "shape_checker.check")
+_UNWRAPPED = ("_numba", "_triton", "_llvm", "__init__")
+install_import_hook([m for m in _MODULES if not m.endswith(_UNWRAPPED)], "shape_checker.check")
 
 
 def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -13,12 +13,16 @@ from ralib.alignment.search.batched import PoseSearch
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import fine_table, parity_orders
 from ralib.benchmarks.oracle import Oracle
-from ralib.kernels.pose_search.climb_numba import N_MOMENTS, Climb, _fill_moments, climb
-from ralib.kernels.pose_search.grid_numba import GridTables, angular_orders, best_poses, best_scores
-from ralib.kernels.pose_search.newton import pose_moments
-from ralib.kernels.pose_search.peaks_numba import NOTHING
-from ralib.kernels.pose_search.thin import FINE, ThinGrid
-from ralib.kernels.pose_search.tile_numba import LANES, ROWS, tile
+from ralib.kernels.pose_search.cpu_grid_numba import NOTHING, GridTables, angular_orders, best_poses, best_scores
+from ralib.kernels.pose_search.cpu_refine_numba import (
+    N_THINNED_MOMENTS,
+    CandidateRule,
+    _fill_moments,
+    refine_candidates,
+)
+from ralib.kernels.pose_search.cpu_samples import ThinGrid
+from ralib.kernels.pose_search.reference import FINE_ROTATIONS, FineTemplates, pose_moments
+from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 
 BOX, RADIUS, N_ORDERS = 40, 14, 16
 
@@ -73,12 +77,12 @@ def test_moments_are_those_of_all_samples(grid: PolarGrid, n_orders: int) -> Non
     """With the orders that the templates have; with far fewer, samples are thinned too far."""
     thin, references = thinned(grid, n_orders), grid.transform(images(2, 2))
     samples, shift = grid.transform(noisy(3, 3)), torch.tensor([[0.4, -0.9], [1.5, 0.2], [0.0, 0.0]])
-    row, position = torch.tensor([0, 3, 1]), torch.tensor([5, -31, FINE * 2 * len(grid.angle_rad) - 1])
+    row, position = torch.tensor([0, 3, 1]), torch.tensor([5, -31, FINE_ROTATIONS * 2 * len(grid.angle_rad) - 1])
     spectrum = grid.angular_spectrum(references, grid.n_angles // 2)
-    full = (2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (0, 0, grid.n_radii))
     table = fine_table(grid, spectrum, mirror=True)
+    templates = FineTemplates(table, 2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight)
     particle = torch.arange(3)
-    plain = pose_moments(samples, particle, shift, table, row, position, *full)
+    plain = pose_moments(samples, particle, shift, row, position, templates, (0, 0, grid.n_radii))
     s, x, y, below, above = plain[:, 3], plain[:, 4], plain[:, 5], plain[:, :3], plain[:, 6:9]
     wave = 2 * math.pi
     apart = (above - below) / torch.tensor([1, wave, wave])
@@ -86,7 +90,7 @@ def test_moments_are_those_of_all_samples(grid: PolarGrid, n_orders: int) -> Non
     together = above[:, 0] + below[:, 0]
     expected = torch.stack([s, x / wave, y / wave, *second.T, *apart.T, together], dim=1)
     parts, mine = thin.parts(samples, torch.zeros(3, 2)).numpy(), thin.table(spectrum, mirror=True).numpy()
-    found = np.zeros((3, N_MOMENTS), np.float32)
+    found = np.zeros((3, N_THINNED_MOMENTS), np.float32)
     for i in range(3):
         x, y = (np.float32(v) for v in shift[i])
         _fill_moments(parts[i], thin.frequency.numpy(), mine[row[i]], thin.layout, int(position[i]), x, y, found[i])
@@ -115,31 +119,31 @@ SHIFTS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, -1.5]])
 
 
 def grid_scores(
-    grid: PolarGrid, parts: torch.Tensor, thin: ThinGrid, references: torch.Tensor, toll: torch.Tensor
+    grid: PolarGrid, parts: torch.Tensor, thin: ThinGrid, references: torch.Tensor, penalty: torch.Tensor
 ) -> tuple[GridTables, torch.Tensor]:
-    """Tables of templates (k, BOX, BOX) at SHIFTS, and the plain scores (k, s, mirror, sign, J, b) with the tolls."""
+    """Tables of templates (k, BOX, BOX) at SHIFTS, and the plain scores (k, s, mirror, sign, J, b), penalties in."""
     orders = parity_orders(N_ORDERS, grid.device)
     moved = [
         angular_orders(thin.parts(sample.expand(3, -1, -1), -SHIFTS), thin, orders)
         for sample in grid.transform(references)
     ]
     templates = torch.cat(moved) * thin.weight[: thin.n_radii]
-    tables = GridTables.create(thin, orders, templates, toll, SHIFTS, len(references))
+    tables = GridTables.create(thin, orders, templates, penalty, SHIFTS, len(references))
     a, b = (torch.complex(f[:, :, 0], f[:, :, 1]) for f in (angular_orders(parts, thin, orders), templates))
     cross = torch.stack([torch.einsum("bmk,imk->imb", a, f) for f in (b.conj(), b)], dim=1)
     psi = (torch.arange(N_HALF) + 0.5) * (math.pi / N_HALF)
     turn = torch.exp(-1j * torch.stack([psi, -psi])[..., None] * orders)
     score = torch.einsum("sjm,ifmb->ifsjb", turn, cross).real.unflatten(0, (len(references), len(SHIFTS)))
-    return tables, score + toll.view(1, len(SHIFTS), 2, 2, N_HALF, 1)
+    return tables, score + penalty.view(1, len(SHIFTS), 2, 2, N_HALF, 1)
 
 
 def test_grid_maxima_are_the_plain_ones(grid: PolarGrid) -> None:
-    """With tolls, and with more particles than lanes."""
-    toll = torch.where(torch.rand(6, 2, N_HALF, generator=torch.Generator().manual_seed(4)) < 0.5, 0.0, -math.inf)
-    toll[2, 1] = -math.inf
+    """With penalties, and with more particles than lanes."""
+    penalty = torch.where(torch.rand(6, 2, N_HALF, generator=torch.Generator().manual_seed(4)) < 0.5, 0.0, -math.inf)
+    penalty[2, 1] = -math.inf
     thin, particles = thinned(grid), noisy(LANES + 3, 1)
     parts = thin.parts(grid.transform(particles), torch.zeros(len(particles), 2))
-    tables, score = grid_scores(grid, parts, thin, images(3, 2), toll)
+    tables, score = grid_scores(grid, parts, thin, images(3, 2), penalty)
     plain = score.amax((1, 2, 3, 4)).T
     torch.testing.assert_close(best_scores(parts, tables), plain, atol=1e-4 * float(plain.max()), rtol=1e-4)
     wanted = torch.arange(len(particles)) % 4 - 1
@@ -183,11 +187,11 @@ def test_a_far_candidate_wins_where_it_leads_higher(grid: PolarGrid) -> None:
     best = float((template**2).sum())
     pose = torch.tensor([[[100.0, 0.0, 0.0, 0.9 * best], [3.0, -0.2, 0.1, 0.88 * best], [0, 0, 0, NOTHING]]])
     given = (parts, thin, table, torch.zeros(1, 3, dtype=torch.int64), pose)
-    row, found = climb(*given, Climb.after_grid(0.1), (3.0, 3.0), (4.0, 0.8))
+    row, found = refine_candidates(*given, CandidateRule.after_grid(0.1), (3.0, 3.0), (4.0, 0.8))
     assert row.item() == 0
     torch.testing.assert_close(found[0, :3], torch.tensor([0.0, -0.8, 0.5]), atol=1e-2, rtol=0)
     assert math.isclose(found[0, 3], best, rel_tol=1e-2)
-    _, hopeless = climb(*given, Climb((0.0, 0.0, 0.0, 0.0)), (3.0, 3.0), (4.0, 0.8))
+    _, hopeless = refine_candidates(*given, CandidateRule((0.0, 0.0, 0.0, 0.0)), (3.0, 3.0), (4.0, 0.8))
     assert hopeless[0, 3] <= found[0, 3] + 1e-3
 
 

@@ -128,7 +128,7 @@ def test_triton_stays_in_kernels() -> None:
     ("importer", "imported", "allowed"),
     [
         ("ralib.alignment.search.batched", "ralib.kernels", True),
-        ("ralib.kernels.pose_search.taps", "ralib.alignment.search.batched", False),
+        ("ralib.kernels.pose_search.reference", "ralib.alignment.search.batched", False),
         ("ralib.io.star", "ralib.images.ctf", False),
         ("ralib.cli.data", "ralib.alignment.multi_reference", True),
         ("ralib.classes.averages", "ralib.alignment.multi_reference", False),

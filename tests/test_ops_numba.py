@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ralib.kernels import interpolation_samples, twin
-from ralib.kernels.interpolation import accumulate_numba, accumulate_plain, resample_numba, resample_plain
-from ralib.kernels.interpolation.resample_plain import BOUNDARIES, METHODS
+from ralib.kernels import implementation, interpolation_samples
+from ralib.kernels.interpolation import cpu_numba, reference
+from ralib.kernels.interpolation.reference import BOUNDARIES, METHODS
 
 # Rounding moves EMAN2's quadratic form across its jumps.
 TOLERANCE = {"cubic": 1e-5, "linear": 1e-5, "quadratic": 3e-3}
@@ -36,13 +36,13 @@ def test_twins_agree(method: str, boundary: str) -> None:
     images, pose, index = case(9, 21, 3)
     options = {"method": method, "boundary": boundary}
     weights, half = torch.rand(9), torch.arange(9) % 2
-    turned = resample_numba.rotate_shift_images(images, *pose, **options)
+    turned = cpu_numba.rotate_shift_images(images, *pose, **options)
     assert turned.dtype == torch.float32
-    assert error(turned, resample_plain.rotate_shift_images(images, *pose, **options)) < TOLERANCE[method]
+    assert error(turned, reference.rotate_shift_images(images, *pose, **options)) < TOLERANCE[method]
     extra = {"weights": weights, "half_index": half, **options}
-    sums = accumulate_numba.rotate_shift_sum(images, *pose, index, 3, **extra)
-    assert error(sums, accumulate_plain.rotate_shift_sum(images, *pose, index, 3, **extra)) < TOLERANCE[method]
-    wrong = accumulate_plain.rotate_shift_sum(images, pose[0] + 0.5, *pose[1:], index, 3, **extra)
+    sums = cpu_numba.rotate_shift_sum(images, *pose, index, 3, **extra)
+    assert error(sums, reference.rotate_shift_sum(images, *pose, index, 3, **extra)) < TOLERANCE[method]
+    wrong = reference.rotate_shift_sum(images, pose[0] + 0.5, *pose[1:], index, 3, **extra)
     assert error(sums, wrong) > TOLERANCE[method]
 
 
@@ -52,23 +52,23 @@ def test_sizes_and_running_sums_in_double_precision(b: int, n: int, k: int) -> N
     index[0] = 0
     samples = interpolation_samples(images, boundary="mean")
     sums = torch.ones(k, n, n, dtype=torch.float64)
-    assert accumulate_numba.rotate_shift_sum(samples, *pose, index, k, out=sums) is sums
-    plain = accumulate_plain.rotate_shift_sum(images.double(), *pose, index, k, boundary="mean")
+    assert cpu_numba.rotate_shift_sum(samples, *pose, index, k, out=sums) is sums
+    plain = reference.rotate_shift_sum(images.double(), *pose, index, k, boundary="mean")
     assert error(sums - 1, plain) < 1e-5
 
 
 def test_no_images() -> None:
     images, pose, _ = case(1, 12, 2)
-    assert resample_numba.rotate_shift_images(images[:0], *(value[:0] for value in pose)).shape == (0, 12, 12)
+    assert cpu_numba.rotate_shift_images(images[:0], *(value[:0] for value in pose)).shape == (0, 12, 12)
 
 
 def test_who_serves_whom() -> None:
     """float32 and integers on a CPU go to Numba; float64, for which nothing is compiled, to the plain form."""
     images, _, _ = case(1, 8, 1)
-    assert twin("resample", images) is resample_numba
-    assert twin("accumulate", interpolation_samples(images)) is accumulate_numba
-    assert twin("resample", images.to(torch.int16)) is resample_numba
-    assert twin("accumulate", images.double()) is accumulate_plain
+    assert implementation("interpolation", images) is cpu_numba
+    assert implementation("interpolation", interpolation_samples(images)) is cpu_numba
+    assert implementation("interpolation", images.to(torch.int16)) is cpu_numba
+    assert implementation("interpolation", images.double()) is reference
 
 
 def test_threads_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +77,11 @@ def test_threads_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        whole = accumulate_numba.rotate_shift_sum(samples, *pose, index, 3)
+        whole = cpu_numba.rotate_shift_sum(samples, *pose, index, 3)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
-        monkeypatch.setattr(resample_plain, "_CPU_CHUNK_PIXELS", 3 * 24 * 24)
-        assert torch.equal(accumulate_numba.rotate_shift_sum(samples, *pose, index, 3), whole)
+        monkeypatch.setattr(reference, "_CPU_CHUNK_PIXELS", 3 * 24 * 24)
+        assert torch.equal(cpu_numba.rotate_shift_sum(samples, *pose, index, 3), whole)
     finally:
         torch.set_num_threads(before)
 
@@ -90,5 +90,5 @@ def test_a_pose_that_is_no_number_stays_in_memory() -> None:
     images, (psi, origin, mirror), _ = case(3, 16, 1)
     origin[1] = float("nan")
     psi[2] = float("inf")
-    turned = resample_numba.rotate_shift_images(images, psi, origin, mirror)
+    turned = cpu_numba.rotate_shift_images(images, psi, origin, mirror)
     assert turned[0].isfinite().all()

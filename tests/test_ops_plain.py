@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import apply_pose, eman2_to_pose
-from ralib.kernels.interpolation import resample_plain
-from ralib.kernels.interpolation.accumulate_plain import rotate_shift_sum
-from ralib.kernels.interpolation.resample_plain import BOUNDARIES, METHODS, interpolation_samples, rotate_shift_images
+from ralib.kernels.interpolation import reference
+from ralib.kernels.interpolation.reference import (
+    BOUNDARIES,
+    METHODS,
+    interpolation_samples,
+    rotate_shift_images,
+    rotate_shift_sum,
+)
 
 PoseTriple = tuple[Tensor, Tensor, Tensor]
 
@@ -55,7 +60,7 @@ def exact_rotation(n: int, highest_per_px: float, p: PoseTriple) -> tuple[Tensor
     k = torch.fft.fftfreq(n, dtype=torch.float64)
     ky, kx = torch.meshgrid(k, k, indexing="ij")
     spectrum[torch.hypot(kx, ky) > highest_per_px] = 0
-    x, y = resample_plain.sample_points(*p, n, "zero")
+    x, y = reference.sample_points(*p, n, "zero")
     phase = 2j * torch.pi * (x.reshape(-1, 1) * kx.reshape(1, -1) + y.reshape(-1, 1) * ky.reshape(1, -1))
     exact = (phase.exp() @ spectrum.reshape(-1)).real.reshape(1, n, n) / n**2
     return torch.fft.ifft2(spectrum).real[None], exact
@@ -160,7 +165,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = images.float()
     index = torch.arange(11) % 3
     whole = rotate_shift_sum(images, *p, index, 3)
-    monkeypatch.setattr(resample_plain, "_CPU_CHUNK_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(reference, "_CPU_CHUNK_PIXELS", 2 * 16 * 16)
     torch.testing.assert_close(rotate_shift_sum(images, *p, index, 3), whole, atol=2e-6, rtol=0)
 
 

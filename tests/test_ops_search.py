@@ -1,35 +1,40 @@
-"""The search's kernels against their plain twins, in Triton's interpreter; ragged sizes."""
+"""The search's kernels: the reference against the mathematics, the Triton forms against the reference; ragged sizes."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from interpreter import in_interpreter
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import Extent, angle_stops, fine_table
-from ralib.kernels.pose_search.newton import half_pairs, newton_plain, pose_moments
-from ralib.kernels.pose_search.newton_numba import newton_numba
-from ralib.kernels.pose_search.phase import shifted_parts_plain
-from ralib.kernels.pose_search.phase_numba import shifted_parts_numba
-from ralib.kernels.pose_search.rotational_score import angle_deg, angular_tables, rotational_max_plain
-from ralib.kernels.pose_search.shortlist import shortlist_plain
-from ralib.kernels.pose_search.taps import gather_taps_plain
-
-CHILD = "RALIB_INTERPRETED"
+from ralib.kernels.pose_search import reference
+from ralib.kernels.pose_search.reference import (
+    FineTemplates,
+    NewtonRule,
+    angle_deg,
+    angular_tables,
+    half_pairs,
+    newton,
+    pose_moments,
+    rotational_max,
+    shortlist,
+)
 
 
 def _random_complex(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
 
 
-def _moments_case(
-    k: int = 5, h: int = 6, fine: int = 4, stops: tuple[int, int, int] = (0, 0, 4)
-) -> tuple[torch.Tensor, ...]:
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Stops = tuple[int, int, int]
+MomentsCase = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, FineTemplates, Stops]
+
+
+def _moments_case(k: int = 5, h: int = 6, fine: int = 4, stops: Stops = (0, 0, 4)) -> MomentsCase:
     g = torch.Generator().manual_seed(3)
     samples = _random_complex(7, k, h, seed=1)
     circle = torch.randn(3, fine, 2, k, 2 * h, generator=g)
@@ -40,7 +45,7 @@ def _moments_case(
     shift = torch.randn(11, 2, generator=g)
     radius, weight = torch.rand(k, generator=g), torch.rand(k, generator=g)
     angle = torch.arange(h) * (torch.pi / h)
-    return samples, particle, shift, table, row, position, radius, angle, weight, stops
+    return samples, particle, shift, row, position, FineTemplates(table, radius, angle, weight), stops
 
 
 def test_moments_are_the_score_and_its_derivatives() -> None:
@@ -61,14 +66,14 @@ def test_moments_are_the_score_and_its_derivatives() -> None:
 def test_a_rotation_by_whole_samples_rolls_the_template() -> None:
     case = list(_moments_case())
     here = pose_moments(*case)
-    case[5] = case[5] + 4
+    case[4] = case[4] + 4
     assert torch.allclose(pose_moments(*case)[:, :6], here[:, 3:9], atol=1e-5)
 
 
 def test_rotational_max_finds_the_direct_maximum() -> None:
     spectra = torch.randn(6, 5, 2, 4, generator=torch.Generator().manual_seed(0))
     cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
-    value, index = rotational_max_plain(spectra, cosine, sine)
+    value, index = rotational_max(spectra, cosine, sine)
     for sign in (0, 1):
         psi = torch.deg2rad(angle_deg(torch.arange(16), torch.tensor(sign), 16))
         turn = psi[:, None] * torch.arange(6)
@@ -81,10 +86,10 @@ def test_rotational_max_finds_the_direct_maximum() -> None:
 def test_rotational_max_respects_the_penalty() -> None:
     spectra = torch.randn(6, 4, 2, 3, generator=torch.Generator().manual_seed(0))
     cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
-    free, at = rotational_max_plain(spectra, cosine, sine)
+    free, at = rotational_max(spectra, cosine, sine)
     penalty = torch.zeros(4, 2, 16)
     penalty[torch.arange(4)[:, None, None], torch.arange(2)[:, None], at.long()] = -torch.inf
-    value, index = rotational_max_plain(spectra, cosine, sine, penalty)
+    value, index = rotational_max(spectra, cosine, sine, penalty)
     assert not (index == at).any()
     assert (value < free).all()
 
@@ -98,13 +103,12 @@ def test_newton_climbs_to_the_maximum() -> None:
     table = fine_table(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
     shift = torch.tensor([[0.7, -0.4]])
     moved = samples * grid.shift_phase(shift)
-    given = (
-        moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[2.0, 0.0, 0.0, 0.0]]]), table,
-        2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight, (0, 0, grid.n_radii), (3.0, 3.0), (4.0, 0.5),
-    )  # fmt: skip
-    pose = newton_plain(*given, steps=10)
-    assert torch.equal(newton_plain(*given, steps=20), pose), "it settles before ten steps"
-    assert (newton_plain(*given) - pose).abs().max() > 0.1, "and after the first"
+    templates = FineTemplates(table, 2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight)
+    rule = NewtonRule((0, 0, grid.n_radii), (3.0, 3.0), 4.0, 0.5)
+    given = (moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[2.0, 0.0, 0.0, 0.0]]]))
+    pose = newton(*given, templates, replace(rule, steps=10))
+    assert torch.equal(newton(*given, templates, replace(rule, steps=20)), pose), "it settles before ten steps"
+    assert (newton(*given, templates, rule) - pose).abs().max() > 0.1, "and after the first"
     assert torch.allclose(pose[0, 0, :3], torch.tensor([0.0, -0.7, 0.4]), atol=2e-3)
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
 
@@ -120,10 +124,11 @@ def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
     extent = Extent.of(grid, Extent.measure(grid, spectrum, 1e-4))
     stops = angle_stops(grid, extent.close_orders, grid.n_radii)
     assert 8 <= stops[0] < stops[2] <= grid.n_radii
+    table = fine_table(grid, spectrum, mirror=False)
     case = (
-        noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g), fine_table(grid, spectrum, mirror=False),
+        noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g),
         torch.zeros(6, dtype=torch.int64), torch.arange(6) * 50,
-        2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight,
+        FineTemplates(table, 2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight),
     )  # fmt: skip
     every = pose_moments(*case, (0, 0, grid.n_radii))
 
@@ -133,21 +138,6 @@ def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
 
     assert error(stops) < 1e-4
     assert error((stops[2], stops[2], stops[2])) > 1e-3
-
-
-def test_numba_twins() -> None:
-    samples, _, _, table, _, _, _, angle, *_ = _moments_case()
-    generator = torch.Generator().manual_seed(12)
-    radius, weight = torch.rand(5, generator=generator), torch.rand(5, generator=generator)
-    row = torch.randint(0, 3, (4, 7), generator=generator)
-    centre = torch.randn(7, 2, generator=generator)
-    pose = torch.cat([400 * torch.randn(4, 7, 1, generator=generator), torch.randn(4, 7, 3, generator=generator)], -1)
-    given = (samples, centre, row, pose, table, radius, angle, weight, (0, 0, 4), (1.5, 0.5), (8.0, 0.4))
-    torch.testing.assert_close(newton_numba(*given), newton_plain(*given), atol=1e-3, rtol=1e-3)
-    basis = 3 * torch.randn(2, 5, 6, generator=generator)
-    for shift in (None, centre):
-        moved = (samples, shift, basis, 3, torch.float32)
-        torch.testing.assert_close(shifted_parts_numba(*moved), shifted_parts_plain(*moved), atol=1e-5, rtol=1e-4)
 
 
 def _shortlist_case() -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +153,7 @@ def _shortlist_case() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_shortlist_has_one_candidate_of_each_maximum() -> None:
     row, pose = _shortlist_case()
-    kept_row, kept = shortlist_plain(row, pose, 6, (1.5, 0.4))
+    kept_row, kept = shortlist(row, pose, 6, (1.5, 0.4))
     assert (kept[:-1, :, 3] >= kept[1:, :, 3]).all()
     assert torch.equal(kept[0, :, 3], pose[..., 3].nan_to_num(nan=-torch.inf).amax(0))
     for b in range(5):
@@ -172,66 +162,95 @@ def test_the_shortlist_has_one_candidate_of_each_maximum() -> None:
             (int(r), round(float(p) % 360 / 30)) for r, p in zip(kept_row[known, b], kept[known, b, 0], strict=True)
         }
         assert len(maxima) == known.sum(), "two candidates of one maximum"
-    assert shortlist_plain(row, pose, 2)[1].shape == (2, 5, 4)
+    assert shortlist(row, pose, 2)[1].shape == (2, 5, 4)
 
 
-@pytest.mark.skipif(CHILD in os.environ, reason="this is the child that runs the interpreter")
-def test_triton_twins_in_the_interpreter() -> None:
-    """A child process, because Triton decides at import whether it interprets."""
-    pytest.importorskip("triton", reason="triton is not installed on this platform")
-    environment = os.environ | {"TRITON_INTERPRET": "1", CHILD: "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
+# The Triton forms against the reference.
 
 
-def _compare_twins() -> None:
-    from ralib.kernels.pose_search.newton_triton import compile_ahead, newton_triton
-    from ralib.kernels.pose_search.phase_triton import shifted_parts_triton
-    from ralib.kernels.pose_search.rotational_score_triton import rotational_max_triton
-    from ralib.kernels.pose_search.shortlist_triton import shortlist_triton
-    from ralib.kernels.pose_search.taps_triton import gather_taps_triton
+@in_interpreter
+def test_gathered_taps_are_those_of_the_reference() -> None:
+    from ralib.kernels.pose_search import gpu_triton
 
     values = _random_complex(3, 50, seed=4)
     index = torch.randint(-50, 50, (300, 5), generator=torch.Generator().manual_seed(5), dtype=torch.int32)
     weight = torch.randn(300, 5, generator=torch.Generator().manual_seed(6))
-    torch.testing.assert_close(gather_taps_triton(values, index, weight), gather_taps_plain(values, index, weight))
+    given = (values, index, weight)
+    _assert_close(gpu_triton.gather_taps(*_there(*given)), reference.gather_taps(*given))
+
+
+RAGGED, RAGGED_STOPS, WHOLE_BLOCKS = (5, 6, 4, (0, 0, 4)), (5, 6, 4, (1, 3, 5)), (26, 48, 4, (8, 16, 24))
+
+
+@in_interpreter
+@pytest.mark.parametrize(("slack", "steps"), [(math.inf, 1), (0.5, 1), (0.5, 2)])
+@pytest.mark.parametrize("case", [RAGGED, RAGGED_STOPS, WHOLE_BLOCKS], ids=["ragged", "stops", "blocks"])
+def test_newton_steps_are_those_of_the_reference(case: tuple[int, int, int, Stops], slack: float, steps: int) -> None:
+    from ralib.kernels.pose_search import gpu_triton
 
     generator = torch.Generator().manual_seed(11)
     row = torch.randint(0, 3, (5, 7), generator=generator)
     centre = torch.randn(7, 2, generator=generator)
     pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
-    # Ragged, and in whole blocks.
-    for case in (_moments_case(), _moments_case(stops=(1, 3, 5)), _moments_case(26, 48, stops=(8, 16, 24))):
-        samples, _, _, table, _, _, radius, angle, weight, stops = case
-        given = (samples, centre, row, pose, table, radius, angle, weight, stops, (1.5, 0.5), (8.0, 0.4))
-        # The kernel's table is rounded to half precision: so is its twin's.
-        packed = (*given[:4], half_pairs(table), *given[5:])
-        rounded = (*given[:4], table.half().float(), *given[5:])
-        for slack, steps in ((math.inf, 1), (0.5, 1), (0.5, 2)):
-            found, expected = newton_triton(*packed, slack, steps), newton_plain(*rounded, slack, steps)
-            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
-        assert (expected[..., 3] == -math.inf).any()
-    compile_ahead(8, 24, 2, torch.device("cpu")).join()
-    basis = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
-    given = _shortlist_case()
-    for n, same in ((6, (1.5, 0.4)), (30, None)):
-        for found, expected in zip(shortlist_triton(*given, n, same), shortlist_plain(*given, n, same), strict=True):
-            torch.testing.assert_close(found, expected)
+    samples, *_, templates, stops = _moments_case(*case)
+    given, rule = (samples, centre, row, pose), NewtonRule(stops, (1.5, 0.5), 8.0, 0.4, slack, steps)
+    # The kernel's table is rounded to half precision: so is the reference's.
+    packed = FineTemplates(*_there(half_pairs(templates.table), templates.radius, templates.angle, templates.weight))
+    rounded = replace(templates, table=templates.table.half().float())
+    expected = newton(*given, rounded, rule)
+    _assert_close(gpu_triton.newton(*_there(*given), packed, rule), expected, atol=1e-3, rtol=1e-3)
+    assert (expected[..., 3] == -math.inf).any() == math.isfinite(slack)
 
-    samples = _moments_case()[0]
-    for shift in (None, torch.randn(7, 2, generator=torch.Generator().manual_seed(9))):
-        given = (samples, shift, basis, 3, torch.float32)
-        torch.testing.assert_close(shifted_parts_triton(*given), shifted_parts_plain(*given))
+
+@in_interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, of zeros times an endless slack
+def test_newton_compiles_ahead() -> None:
+    from ralib.kernels.pose_search.gpu_newton_triton import compile_ahead
+
+    compile_ahead(8, 24, 2, torch.device(DEVICE)).join()
+
+
+@in_interpreter
+@pytest.mark.parametrize(("n", "same"), [(6, (1.5, 0.4)), (30, None)])
+def test_the_shortlist_is_that_of_the_reference(n: int, same: tuple[float, float] | None) -> None:
+    from ralib.kernels.pose_search import gpu_triton
+
+    given = _shortlist_case()
+    for found, expected in zip(gpu_triton.shortlist(*_there(*given), n, same), shortlist(*given, n, same), strict=True):
+        _assert_close(found, expected)
+
+
+@in_interpreter
+@pytest.mark.parametrize("shifted", [False, True])
+def test_shifted_parts_are_those_of_the_reference(shifted: bool) -> None:
+    from ralib.kernels.pose_search import gpu_triton
+
+    samples, basis = _moments_case()[0], torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
+    shift = torch.randn(7, 2, generator=torch.Generator().manual_seed(9)) if shifted else None
+    there = _there(shift)[0] if shift is not None else None
+    found = gpu_triton.shifted_parts(*_there(samples), there, *_there(basis), 3, torch.float32)
+    _assert_close(found, reference.shifted_parts(samples, shift, basis, 3, torch.float32))
+
+
+@in_interpreter
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_rotational_maxima_are_those_of_the_reference(forbidden: bool) -> None:
+    from ralib.kernels.pose_search import gpu_triton
 
     cosine, sine = angular_tables(torch.arange(24), 40, dtype=torch.float32)
     spectra = torch.randn(24, 11, 2, 70, generator=torch.Generator().manual_seed(7))
     penalty = torch.where(torch.rand(11, 2, 40, generator=torch.Generator().manual_seed(8)) < 0.5, 0.0, -torch.inf)
-    for toll in (None, penalty):
-        value, index = rotational_max_triton(spectra, cosine, sine, toll)
-        expected, expected_index = rotational_max_plain(spectra, cosine, sine, toll)
-        torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
-        assert (index == expected_index).float().mean() > 0.99, "only exact ties may differ"
+    given = (spectra, cosine, sine, penalty) if forbidden else (spectra, cosine, sine)
+    value, index = gpu_triton.rotational_max(*_there(*given))
+    expected, expected_index = rotational_max(*given)
+    _assert_close(value, expected, atol=1e-4, rtol=1e-4)
+    assert (index.cpu() == expected_index).float().mean() > 0.99, "only exact ties may differ"
 
 
-if __name__ == "__main__":
-    _compare_twins()
+def _there(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors where the Triton forms run: on the GPU where there is one."""
+    return [tensor.to(DEVICE) for tensor in tensors]
+
+
+def _assert_close(found: torch.Tensor, expected: torch.Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(found.cpu(), expected, **tolerance)

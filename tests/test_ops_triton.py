@@ -1,35 +1,15 @@
-"""The Triton forms against their plain twins: on the GPU where there is one, else in Triton's interpreter.
-
-The interpreter has to be chosen before Triton is imported, and Triton reads the source of its kernels, which the
-import hook of conftest.py wraps: so one test runs this file again, in a process of its own, without conftest.py.
-"""
+"""The Triton forms of rotate, shift, mirror and sum against their reference: on the GPU where there is one, else in
+Triton's interpreter, in a process of their own (see `interpreter`)."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-CHILD = "RALIB_TRITON_CHILD"
+from interpreter import in_interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-here = pytest.mark.skipif(CHILD not in os.environ, reason="runs in a process of its own, started by the first test")
-
-
-@pytest.mark.skipif(CHILD in os.environ, reason="is what started this process")
-def test_in_a_process_of_its_own() -> None:
-    pytest.importorskip("triton", reason="the Triton twins need the package triton: pip install 'cryo-ralib[test]'")
-    environment = {**os.environ, CHILD: "1", "OMP_NUM_THREADS": "1"}
-    if DEVICE == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-x", "--noconftest", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
 
 
 def case(b: int, n: int, k: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
@@ -51,26 +31,26 @@ def assert_twins(out: Tensor, plain: Tensor, tolerance: float = 1e-12) -> None:
     assert error < tolerance, f"relative error {error:.1e}"
 
 
-@here
+@in_interpreter
 @pytest.mark.parametrize("boundary", ["zero", "mean", "cyclic", "background"])
 @pytest.mark.parametrize("method", ["cubic", "quadratic", "linear"])
 def test_twins_agree(method: str, boundary: str) -> None:
-    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton, resample_plain, resample_triton
+    from ralib.kernels.interpolation import gpu_triton, reference
 
-    tiling = resample_triton.Tiling(8, 8, 8, 1)
+    tiling = gpu_triton.Tiling(8, 8, 8, 1)
     images, pose, index = case(5, 13, 3)
     options = {"method": method, "boundary": boundary}
-    turned = resample_triton.rotate_shift_images(images, *pose, tiling=tiling, **options)
-    assert_twins(turned, resample_plain.rotate_shift_images(images, *pose, **options))
-    sums = accumulate_triton.rotate_shift_sum(images, *pose, index, 3, tiling=tiling, **options)
-    assert_twins(sums, accumulate_plain.rotate_shift_sum(images, *pose, index, 3, **options))
+    turned = gpu_triton.rotate_shift_images(images, *pose, tiling=tiling, **options)
+    assert_twins(turned, reference.rotate_shift_images(images, *pose, **options))
+    sums = gpu_triton.rotate_shift_sum(images, *pose, index, 3, tiling=tiling, **options)
+    assert_twins(sums, reference.rotate_shift_sum(images, *pose, index, 3, **options))
 
 
-@here
+@in_interpreter
 @pytest.mark.parametrize(("b", "n", "k"), [(1, 4, 1), (7, 16, 4), (12, 9, 30), (6, 17, 2)])
 def test_ragged_sizes(b: int, n: int, k: int) -> None:
     """Boxes that do not fill their tiles, runs and batches that end early, more classes than particles."""
-    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton, resample_triton
+    from ralib.kernels.interpolation import gpu_triton, reference
 
     images, pose, index = case(b, n, k)
     index[0] = 0
@@ -78,81 +58,79 @@ def test_ragged_sizes(b: int, n: int, k: int) -> None:
         "weights": torch.rand(b, dtype=torch.float64, device=DEVICE),
         "half_index": torch.arange(b, device=DEVICE) % 2,
     }
-    small = {"tiling": resample_triton.Tiling(16, 8, 4, 1), "run_length": 2, "batch_pixels": 5 * n * n}
-    sums = accumulate_triton.rotate_shift_sum(images, *pose, index, k, **extra, **small)
-    plain = accumulate_plain.rotate_shift_sum(images, *pose, index, k, **extra)
+    small = {"tiling": gpu_triton.Tiling(16, 8, 4, 1), "run_length": 2, "batch_pixels": 5 * n * n}
+    sums = gpu_triton.rotate_shift_sum(images, *pose, index, k, **extra, **small)
+    plain = reference.rotate_shift_sum(images, *pose, index, k, **extra)
     assert sums.shape == (2, k, n, n)
     assert_twins(sums, plain)
-    wrong = accumulate_plain.rotate_shift_sum(images, pose[0] + 0.01, *pose[1:], index, k, **extra)
+    wrong = reference.rotate_shift_sum(images, pose[0] + 0.01, *pose[1:], index, k, **extra)
     assert torch.linalg.vector_norm(sums - wrong) > 1e-5 * torch.linalg.vector_norm(plain)
 
 
-@here
+@in_interpreter
 def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
-    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton
+    from ralib.kernels.interpolation import gpu_triton, reference
 
     images, pose, index = case(9, 12, 2, torch.float32)
-    first = accumulate_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4)
-    assert torch.equal(first, accumulate_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4))
-    assert_twins(first, accumulate_plain.rotate_shift_sum(images, *pose, index, 2), 2e-6)
+    first = gpu_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4)
+    assert torch.equal(first, gpu_triton.rotate_shift_sum(images, *pose, index, 2, run_length=4))
+    assert_twins(first, reference.rotate_shift_sum(images, *pose, index, 2), 2e-6)
     assert first.isfinite().all()
 
 
-@here
+@in_interpreter
 def test_samples_and_running_sums() -> None:
     from ralib.kernels import interpolation_samples
-    from ralib.kernels.interpolation import accumulate_plain, accumulate_triton, resample_triton
+    from ralib.kernels.interpolation import gpu_triton, reference
 
     images, pose, index = case(6, 12, 3)
     samples = interpolation_samples(images, boundary="mean")
-    assert_twins(resample_triton.rotate_shift_images(samples, *pose), resample_plain_images(images, pose))
+    assert_twins(gpu_triton.rotate_shift_images(samples, *pose), with_mean_boundary(images, pose))
     sums = torch.ones(3, 12, 12, dtype=torch.float64, device=DEVICE)
-    accumulate_triton.rotate_shift_sum(samples, *pose, index, 3, out=sums)
-    assert_twins(sums - 1, accumulate_plain.rotate_shift_sum(images, *pose, index, 3, boundary="mean"))
+    gpu_triton.rotate_shift_sum(samples, *pose, index, 3, out=sums)
+    assert_twins(sums - 1, reference.rotate_shift_sum(images, *pose, index, 3, boundary="mean"))
 
 
-def resample_plain_images(images: Tensor, pose: tuple[Tensor, ...]) -> Tensor:
-    from ralib.kernels.interpolation import resample_plain
+def with_mean_boundary(images: Tensor, pose: tuple[Tensor, ...]) -> Tensor:
+    from ralib.kernels.interpolation import reference
 
-    return resample_plain.rotate_shift_images(images, *pose, boundary="mean")
+    return reference.rotate_shift_images(images, *pose, boundary="mean")
 
 
-@here
+@in_interpreter
 def test_no_particles() -> None:
-    from ralib.kernels.interpolation import accumulate_triton, resample_triton
+    from ralib.kernels.interpolation import gpu_triton
 
     images, pose, index = (value for value in case(1, 8, 1))
     nothing = images[:0], *(value[:0] for value in pose)
-    assert resample_triton.rotate_shift_images(*nothing).shape == (0, 8, 8)
-    assert torch.equal(
-        accumulate_triton.rotate_shift_sum(*nothing, index[:0], 3), torch.zeros_like(images).expand(3, 8, 8)
-    )
+    assert gpu_triton.rotate_shift_images(*nothing).shape == (0, 8, 8)
+    assert torch.equal(gpu_triton.rotate_shift_sum(*nothing, index[:0], 3), torch.zeros_like(images).expand(3, 8, 8))
 
 
-@here
+@in_interpreter
 @pytest.mark.parametrize(("n", "tolerance"), [(4, 1e-12), (13, 1e-12), (19, 1e-6), (44, 1e-6), (61, 1e-6)])
 def test_prefilter_by_elimination(n: int, tolerance: float) -> None:
     """Boxes of one block of rows, where it is exact, and of several."""
-    from ralib.kernels.interpolation import resample_plain, resample_triton
+    from ralib.kernels.interpolation import gpu_triton, reference
 
     images, _, _ = case(3, n, 1)
-    matrix = resample_plain.prefilter_matrix(images, "zero")
+    matrix = reference.prefilter_matrix(images, "zero")
     assert_twins(
-        resample_triton.solved(images, matrix, "zero")[0],
-        resample_plain.padded(images, matrix, "zero")[0],
+        gpu_triton.solved(images, matrix, "zero")[0],
+        reference.padded(images, matrix, "zero")[0],
         tolerance,
     )
 
 
-@here
+@in_interpreter
 def test_every_particle_is_added_once() -> None:
     """Runs that hold several classes, classes of several runs, empty classes, particles of no class at the end."""
-    from ralib.kernels.interpolation import accumulate_triton
+    from ralib.kernels.interpolation import gpu_triton
 
     index = torch.tensor([2, 0, -1, 2, 2, 0, 2, 2, 4, -1], device=DEVICE)
     images = 2.0 ** torch.arange(10, device=DEVICE, dtype=torch.float64)[:, None, None].expand(10, 4, 4)
     nothing = torch.zeros(10, device=DEVICE)
     pose = nothing, torch.zeros(10, 2, device=DEVICE), nothing > 0
     for length in (1, 2, 3, 16):
-        sums = accumulate_triton.rotate_shift_sum(images, *pose, index, 5, method="linear", run_length=length)
+        sums = gpu_triton.rotate_shift_sum(images, *pose, index, 5, method="linear", run_length=length)
         assert sums[:, 1, 1].tolist() == [2 + 32, 0, 1 + 8 + 16 + 64 + 128, 0, 256]

@@ -20,7 +20,7 @@ from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.search.batched import PoseSearch
 from ralib.alignment.state import LoopState
 from ralib.benchmarks.oracle import Oracle, dense_search
-from ralib.kernels.pose_search.newton import used_samples
+from ralib.kernels.pose_search.reference import used_samples
 from ralib.simulation.simulator import simulate_particles
 from ralib.types import Poses, as_particles
 

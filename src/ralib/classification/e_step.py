@@ -21,7 +21,7 @@ from torch import Tensor
 from ralib.classification.ring_grid import RingGrid
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
 from ralib.images.fourier import squared
-from ralib.kernels.pose_search.rotational_score import angle_deg, angular_tables, rotational_max
+from ralib.kernels.pose_search import angle_deg, angular_tables, rotational_max
 
 STEP_BYTES = 4e9
 """Device memory that a step may take beside the particles, where there is so much."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ralib.conventions import PoseTriple, eman2_to_pose
 from ralib.images.array_interop import as_tensor, same_kind
 from ralib.kernels import rotate_shift_images, rotate_shift_sum
-from ralib.kernels.interpolation.resample_plain import BOUNDARIES, METHODS, compute_dtype
+from ralib.kernels.interpolation.reference import BOUNDARIES, METHODS, compute_dtype
 from ralib.types import RalibError
 
 # The wrapped and padded borders reach this far into the box.

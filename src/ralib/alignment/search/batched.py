@@ -11,7 +11,7 @@ and b_m of the template shifted by s in its own frame,
     S(psi) = sum_k w_k Re sum_m a_m(k) conj(b_m(k)) exp(-i m psi)        (mirrored: b_m in place of its conjugate).
 
 1. Grid: the sums over k are one matrix product per order, for all (reference, shift, mirror) and particles together;
-   the sum over m and the maximum over psi are `ops.rotational_max`. It is the templates that are shifted, not the
+   the sum over m and the maximum over psi are `rotational_max`. It is the templates that are shifted, not the
    particles: once for all of them, and wherever each particle is centred.
 2. The best few (reference, shift, mirror, psi) of each particle take Newton steps in (psi, x, y); fewer go on after
    each step, the last two or so to their maxima, and the best one wins.
@@ -28,13 +28,20 @@ import torch
 from torch import Tensor
 
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import FINE, Extent, PoseGrid, TemplateBank, grid_step_px, masked_unit_norm
+from ralib.alignment.search.templates import Extent, PoseGrid, TemplateBank, grid_step_px, masked_unit_norm
 from ralib.conventions import rotate_xy, wrap_deg
 from ralib.images.masks import ring_mask
-from ralib.kernels.pose_search.newton import newton
-from ralib.kernels.pose_search.phase import part_norm, shifted_parts
-from ralib.kernels.pose_search.rotational_score import angle_deg, rotational_max
-from ralib.kernels.pose_search.shortlist import shortlist
+from ralib.kernels.pose_search import (
+    FINE_ROTATIONS,
+    FineTemplates,
+    NewtonRule,
+    angle_deg,
+    newton,
+    part_norm,
+    rotational_max,
+    shifted_parts,
+    shortlist,
+)
 from ralib.kernels.threads import on_cores, one_thread
 from ralib.runtime.memory import free_memory
 from ralib.types import Poses
@@ -42,7 +49,7 @@ from ralib.types import Poses
 if TYPE_CHECKING:
     from ralib.alignment.search.per_core import CoreSearch
 
-LEAST_BYTES, MOST_BYTES = 2**24, 2**32
+LEAST_PRODUCT_BYTES, MOST_PRODUCT_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
 AT_ONCE = 64
 """Particles whose transforms a core works on at a time."""
@@ -116,21 +123,21 @@ class PoseSearch:
             )
 
             self._cores = CoreSearch(self.grid, self._limit, shift_step_px=shift_step_px, mirror=mirror)
-        self.product_bytes = MOST_BYTES
+        self.product_bytes = MOST_PRODUCT_BYTES
         self._compiling: threading.Thread | None = None
         if self.device.type == "cuda":
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
             eighth = max(1, free_memory(self.device) // 8)
-            self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_BYTES), MOST_BYTES)
-            from ralib.kernels.pose_search.newton_triton import compile_ahead  # Triton is not everywhere
+            self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_PRODUCT_BYTES), MOST_PRODUCT_BYTES)
+            from ralib.kernels.pose_search.gpu_newton_triton import compile_ahead  # Triton is not everywhere
 
             n_half = self.grid.n_angles // 2
-            self._compiling = compile_ahead(self.grid.n_radii, n_half, FINE, self.device)
+            self._compiling = compile_ahead(self.grid.n_radii, n_half, FINE_ROTATIONS, self.device)
 
     def shrink(self) -> bool:
         """Plan for half the memory from now on; whether that was possible."""
         self.product_bytes //= 2
-        return self.product_bytes >= LEAST_BYTES
+        return self.product_bytes >= LEAST_PRODUCT_BYTES
 
     def prepare(self, images: Tensor) -> Tensor:
         """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
@@ -304,17 +311,16 @@ class PoseSearch:
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         row, pose = candidates
-        radius = 2 * math.pi * grid.radius_per_px
+        templates = FineTemplates(bank.table, 2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight)
         # How far the local quadratic of a score can be trusted.
         reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.extent.step_px)
         for i, n in enumerate(self.candidates):
             if i > 0:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
-            polar = (radius, grid.angle_rad, grid.weight)
             slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
             steps = LAST_STEPS if i == len(self.candidates) - 1 else 1
-            bounds = (self.stops(i), self._limit, reach)
-            pose = newton(samples, centre, row, pose, bank.table, *polar, *bounds, slack, steps)
+            rule = NewtonRule(self.stops(i), self._limit, *reach, slack, steps)
+            pose = newton(samples, centre, row, pose, templates, rule)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(
@@ -326,7 +332,7 @@ class PoseSearch:
         )
 
     def stops(self, step: int) -> tuple[int, int, int]:
-        """The samples that a Newton step, counted from 0, uses: see `ops.newton`."""
+        """The samples that a Newton step, counted from 0, uses: see `NewtonRule`."""
         if step == len(self.candidates) - 1:
             return self.bank.full
         # The first steps only have to rank: what the grid search used of the samples will do.

@@ -1,8 +1,8 @@
 """The pose search on the cores of a CPU: the scores of `search`, found in the way that a core likes.
 
-Samples are thinned where an image turns slowly (`ops.thin`); the products of the grid (`ops.grid_numba`) stay in a
-core's cache; the best of its poses, interpolated (`ops.peaks_numba`), are candidates of which only those take Newton
-steps that may yet become the best (`ops.climb_numba`). Each core takes particles of its own through compiled functions
+Samples are thinned where an image turns slowly (`cpu_samples`); the products of the grid stay in a core's cache, and
+its best poses, interpolated, are candidates (`cpu_grid_numba`), of which only those take Newton steps that may yet
+become the best (`cpu_refine_numba`). Each core takes particles of its own through compiled functions
 that hold no lock.
 """
 
@@ -19,16 +19,16 @@ from ralib.alignment.search.templates import (
     GRID_SCORE_LOSS,
     grid_shifts,
     grid_step_px,
-    leaving,
     mean_square_frequency,
     natural_step_px,
+    out_of_range_penalty,
     parity_orders,
 )
 from ralib.conventions import wrap_deg
-from ralib.kernels.pose_search.climb_numba import Climb, climb
-from ralib.kernels.pose_search.grid_numba import GridTables, angular_orders, best_poses, best_scores
-from ralib.kernels.pose_search.thin import ThinGrid
-from ralib.kernels.pose_search.tile_numba import LANES
+from ralib.kernels.pose_search.cpu_grid_numba import GridTables, angular_orders, best_poses, best_scores
+from ralib.kernels.pose_search.cpu_refine_numba import CandidateRule, refine_candidates
+from ralib.kernels.pose_search.cpu_samples import ThinGrid
+from ralib.kernels.pose_search.tile_llvm import LANES
 from ralib.kernels.threads import on_cores, one_thread
 from ralib.types import Poses
 
@@ -55,7 +55,7 @@ class CoreTemplates:
     thin: ThinGrid
     grid: GridTables
     table: Tensor
-    rule: Climb
+    rule: CandidateRule
     bound: tuple[float, float]
 
 
@@ -89,15 +89,15 @@ class CoreSearch:
             thin = _thinned(grid, power, n_orders, _holding(power.sum(1), grid_loss), close_loss)
             # At least 3.6 angles to the shortest angular wave: a parabola finds what lies between.
             orders, n_half = parity_orders(n_orders, grid.device), 8 * math.ceil(1.8 * n_orders / 8)
-            toll = leaving(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half)
+            penalty = out_of_range_penalty(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half)
         weighted = _weighted(thin, samples, shifts, orders)
         with one_thread():
-            tables = GridTables.create(thin, orders, torch.cat(weighted), toll, shifts, len(samples))
+            tables = GridTables.create(thin, orders, torch.cat(weighted), penalty, shifts, len(samples))
         self._templates = CoreTemplates(
             thin,
             tables,
             _tabulated(thin, spectrum[:, : len(thin.weight)], mirror),
-            Climb.after_grid(GRID_SCORE_LOSS * min(step / natural, 1.0) ** 2),
+            CandidateRule.after_grid(GRID_SCORE_LOSS * min(step / natural, 1.0) ** 2),
             (max(1.0, 90.0 / n_half), 0.4 * natural),
         )
 
@@ -123,7 +123,7 @@ class CoreSearch:
         def one(cut: slice) -> tuple[Tensor, Tensor]:
             parts = t.thin.parts(samples[cut], centre[cut])
             row, pose = best_poses(parts, t.grid, wanted[cut], self.candidates, t.rule.slack[0] + PARABOLA)
-            return climb(parts, t.thin, t.table, row, pose, t.rule, self.limit_xy_px, t.bound)
+            return refine_candidates(parts, t.thin, t.table, row, pose, t.rule, self.limit_xy_px, t.bound)
 
         row, pose = (torch.cat(part) for part in zip(*on_cores(one, shrinking(len(samples))), strict=True))
         psi, x, y, score = pose.unbind(-1)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.kernels.pose_search.taps import gather_taps
+from ralib.kernels.pose_search import gather_taps
 
 KERNEL_WIDTH = 6
 PADDING = 2

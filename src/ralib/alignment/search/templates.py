@@ -13,18 +13,13 @@ from torch import Tensor
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import squared
-from ralib.kernels.pose_search.newton import half_pairs
-from ralib.kernels.pose_search.rotational_score import angular_tables
+from ralib.kernels.pose_search import FINE_ROTATIONS, angular_tables, half_pairs
 
 GRID_SCORE_LOSS = 0.1
 """How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
 
 CLOSE_LOSS = 1e-6
 """The fraction of the templates' power that steps towards a maximum may leave out."""
-
-FINE = 2
-"""Fine rotations per angular sample of the polar grid, where templates are tabulated for the Newton steps."""
-
 
 TABLE_BYTES = 2**25
 """Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
@@ -43,7 +38,7 @@ class PoseGrid:
     """The poses of the search's grid, and the tables that go with them; one serves as long as templates need it.
 
     orders    (m,) angular orders: even ones first, then odd ones
-    n_half    grid angles over half a turn; cosine and sine (n_half, m): see `ops.rotational_max`
+    n_half    grid angles over half a turn; cosine and sine (n_half, m): see `reference.rotational_max`
     step_px   of the templates' shifts
     penalty   (s * mirror, 2, n_half): minus infinity where the particle leaves its shift range; None without shifts
     pairings  (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
@@ -78,7 +73,7 @@ class PoseGrid:
         n_half = 16 * math.ceil(1.25 * n_orders / 16)
         shifts = grid_shifts(limit_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
-        penalty = leaving(shifts, limit, mirror, n_half) if len(shifts) > 1 else None
+        penalty = out_of_range_penalty(shifts, limit, mirror, n_half) if len(shifts) > 1 else None
         n_even = (n_orders + 1) // 2
         turn = orders[:, None] * grid.angle_rad.double()
         cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))
@@ -104,7 +99,7 @@ class PoseGrid:
         return out
 
 
-def leaving(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
+def out_of_range_penalty(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
     """Minus infinity where a template shift (s, 2), turned back to the particle, leaves the shift range."""
     psi = (torch.arange(n_half, device=shifts.device) + 0.5) * (180.0 / n_half)
     flips = torch.arange(1 + mirror, device=shifts.device) == 1
@@ -149,7 +144,7 @@ class TemplateBank:
 
     @cached_property
     def rough(self) -> tuple[int, int, int]:
-        """Samples that rank poses, as `stops` of `ops.newton`."""
+        """Samples that rank poses, as `stops` of a `NewtonRule`."""
         return angle_stops(self.grid, self.extent.n_orders, self.extent.n_radii, block=4)
 
     @cached_property
@@ -169,7 +164,7 @@ class TemplateBank:
 
     @cached_property
     def table(self) -> Tensor:
-        """(k * mirror, FINE, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
+        """(k * mirror, FINE_ROTATIONS, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
 
         On a GPU as pairs of half precision: see `half_pairs`.
         """
@@ -285,20 +280,20 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
 
 
 def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
-    """Templates, then (if `mirror`) their mirror images, at FINE rotations a sample: (t, FINE, 2, K, A + H + 2).
+    """Templates, then (if `mirror`) their mirror images, at F = FINE_ROTATIONS a sample: (t, F, 2, K, A + H + 2).
 
-    From their angular spectrum (k, K, A / 2). Packed: as `half_pairs`, (t, FINE, K, A + H + 2).
+    From their angular spectrum (k, K, A / 2). Packed: as `half_pairs`, (t, F, K, A + H + 2).
     """
     half = grid.n_angles // 2
     m = torch.arange(half, device=grid.device)
-    fraction = torch.arange(FINE, device=grid.device) * (2 * math.pi / (FINE * grid.n_angles))
-    turn = torch.polar(torch.ones(FINE, half, device=grid.device), fraction[:, None] * m)[:, None]
+    fraction = torch.arange(FINE_ROTATIONS, device=grid.device) * (2 * math.pi / (FINE_ROTATIONS * grid.n_angles))
+    turn = torch.polar(torch.ones(FINE_ROTATIONS, half, device=grid.device), fraction[:, None] * m)[:, None]
     sign = 1.0 - 2.0 * (m[1:] % 2)
     planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
-    shape = ((1 + mirror) * len(spectrum), FINE, *planes, grid.n_radii, grid.n_angles + half + 2)
+    shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS, *planes, grid.n_radii, grid.n_angles + half + 2)
     table = torch.empty(shape, dtype=dtype, device=grid.device)
     both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
-    group = max(1, TABLE_BYTES // (FINE * grid.n_radii * grid.n_angles * 8))
+    group = max(1, TABLE_BYTES // (FINE_ROTATIONS * grid.n_radii * grid.n_angles * 8))
     for i in range(0, len(both), group):
         positive = both[i : i + group, None] * turn
         # A real image: order -m is (-1)^m times the conjugate of order m.

@@ -10,7 +10,7 @@ from ralib.images.ctf import ctf_2d, phase_flip, remaining_flip
 from ralib.images.fourier import frequency_grid, resized
 from ralib.io import open_images
 from ralib.kernels import rotate_shift_images
-from ralib.kernels.interpolation import resample_plain
+from ralib.kernels.interpolation import reference
 from ralib.report.contents import History, Members
 from ralib.results.run_record import run_record
 from ralib.results.summary.runs import RunFiles
@@ -37,7 +37,7 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
     """
     poses, parts, flipped = run.poses, [], uses_ctf(run)
     # A GPU's kernels would have to be compiled for these sizes, which takes longer than turning so few small pictures.
-    turn = rotate_shift_images if torch.device(device).type == "cpu" else resample_plain.rotate_shift_images
+    turn = rotate_shift_images if torch.device(device).type == "cpu" else reference.rotate_shift_images
     for start in range(0, len(rows), BATCH):
         index = rows[start : start + BATCH]
         images = torch.from_numpy(np.nan_to_num(run.particles.images.read(index))).to(device)

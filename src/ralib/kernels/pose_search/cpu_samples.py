@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.kernels.pose_search.reference import FINE_ROTATIONS
 from ralib.kernels.trig_numba import cos_sin
 
-LANES = 64
+POINTS_MULTIPLE = 64
 """Groups are padded to a multiple of so many points, so that unrolled vector loops leave no rest."""
-FINE = 2
-"""Fine rotations per angular sample of the polar grid, where templates are tabulated."""
 TAIL = 8
 """Orders by which a disc's Fourier transform outlasts 2 pi k R before it vanishes."""
 STRIDES = (1, 2, 4)
@@ -46,17 +45,17 @@ class Group:
     @property
     def points(self) -> int:
         """Points, with the padding."""
-        return LANES * math.ceil(self.n_angles * self.count / LANES)
+        return POINTS_MULTIPLE * math.ceil(self.n_angles * self.count / POINTS_MULTIPLE)
 
     @property
     def turns(self) -> int:
         """Fine rotations from one of its angles to the next."""
-        return FINE * self.stride
+        return FINE_ROTATIONS * self.stride
 
     @property
     def lanes(self) -> int:
         """Entries of the table at one fine rotation: angles -1 to 2 n_angles, and what padded points read."""
-        return (2 * self.n_angles + 2) * self.count + LANES
+        return (2 * self.n_angles + 2) * self.count + POINTS_MULTIPLE
 
     @property
     def radii(self) -> slice:
@@ -163,7 +162,7 @@ class ThinGrid:
         table = torch.zeros(len(spectrum), self.table_length)
         for g in self.groups:
             inner = spectrum[:, g.radii] * (g.stride * self.weight[g.radii, None])
-            full = torch.zeros(*inner.shape[:2], 2 * self.n_half * FINE, dtype=torch.complex64)
+            full = torch.zeros(*inner.shape[:2], 2 * self.n_half * FINE_ROTATIONS, dtype=torch.complex64)
             full[..., : inner.shape[-1]] = inner
             # A real image: order -m is (-1)^m times the conjugate of order m.
             full[..., -m] = inner[..., 1:].conj() * (1.0 - 2.0 * (m % 2))
@@ -171,7 +170,7 @@ class ThinGrid:
             circle = torch.cat([circle[:, :, -1:], circle, circle[:, :, :1]], dim=2)
             place = table[:, g.base : g.base + 2 * g.turns * g.lanes].view(len(table), 2, g.turns, g.lanes)
             # (t, k, angle, turn, part) -> (t, part, turn, angle, k)
-            place[..., :-LANES] = torch.view_as_real(circle).permute(0, 4, 3, 2, 1).flatten(3)
+            place[..., :-POINTS_MULTIPLE] = torch.view_as_real(circle).permute(0, 4, 3, 2, 1).flatten(3)
         return table
 
 

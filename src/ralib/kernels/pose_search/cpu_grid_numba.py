@@ -3,6 +3,12 @@
 A pairing is a reference, a shift and a mirror. With a = a_m(k) of the particle and b = b_m(k) of the template, its
 spectra are sums over k: of Re a Re b + Im a Im b, which cosines meet, and of Im a Re b - Re a Im b, which sines meet.
 Its mirror image's are the difference and the sum of the same products.
+
+As in `reference.rotational_max`, S(+-psi_j) = E_j +- O_j at psi_j = pi (j + 1/2) / J; around the circle, position j
+stands for psi_j and position -1 - j for -psi_j. Even and odd orders stay apart: at pi - psi the cosines of odd orders
+and the sines of even ones change sign, so that a quarter of the circle tells all of it. Sums are flat
+(4, J / 2, 2, LANES): even orders by cosines, odd ones by cosines, even by sines, odd by sines; of the products Re Re
+and Im Im of template and particle by cosines, of Re Im and Im Re by sines.
 """
 
 from __future__ import annotations
@@ -16,10 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.kernels.pose_search.peaks_numba import FAST, NOTHING, fill_maxima, interpolated, lowest_of, set_pose
-from ralib.kernels.pose_search.thin import ThinGrid
-from ralib.kernels.pose_search.tile_numba import LANES, ROWS, tile
+from ralib.kernels.pose_search.cpu_samples import ThinGrid
+from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
+from ralib.kernels.trig_numba import cos_sin
 
+FAST = {"contract", "reassoc", "arcp", "nsz"}
+"""Fast arithmetic, in which minus infinity keeps its meaning."""
+NOTHING = -3.0e38
+"""The score of no pose."""
 GROUP = 8
 """References times shifts whose products are made at a time: with the particles' orders they fill half of a cache."""
 ORDER_STEP = (4 * GROUP + 1) * LANES
@@ -33,7 +43,7 @@ class GridTables:
     layout, analysis  of the thinned samples of the grid, and how they become angular orders: see `ThinGrid.analysis`
     rows      (m, i, 2, k) templates, real and imaginary parts, with all weights; i padded to whole tiles
     turns     (4, J / 2, m / 2): cosines of even and odd orders, sines of even and odd orders
-    toll      (s * mirror, 2, J): minus infinity where the particle would leave its shift range
+    penalty      (s * mirror, 2, J): minus infinity where the particle would leave its shift range
     shifts    (s, 2) of the templates in their own frame
     """
 
@@ -41,16 +51,16 @@ class GridTables:
     analysis: np.ndarray
     rows: np.ndarray
     turns: np.ndarray
-    toll: np.ndarray
+    penalty: np.ndarray
     shifts: np.ndarray
     n_references: int
 
     @classmethod
     def create(
-        cls, thin: ThinGrid, orders: Tensor, templates: Tensor, toll: Tensor, shifts: Tensor, n_references: int
+        cls, thin: ThinGrid, orders: Tensor, templates: Tensor, penalty: Tensor, shifts: Tensor, n_references: int
     ) -> GridTables:
-        """From the templates' orders (i, m, 2, k), weighted, orders (m,), even ones first, and toll, shifts (s, 2)."""
-        n_half = toll.shape[-1]
+        """From the templates' orders (i, m, 2, k), weighted; orders (m,), even ones first; penalty; shifts (s, 2)."""
+        n_half = penalty.shape[-1]
         rows = torch.zeros(templates.shape[1], ROWS // 2 * -(-len(templates) // (ROWS // 2)), *templates.shape[2:])
         rows[:, : len(templates)] = templates.transpose(0, 1)
         psi = (torch.arange(n_half // 2, dtype=torch.float64) + 0.5) * (math.pi / n_half)
@@ -61,7 +71,7 @@ class GridTables:
             thin.analysis(orders),
             rows.numpy(),
             turns.numpy(),
-            toll.numpy(),
+            penalty.numpy(),
             shifts.contiguous().numpy(),
             n_references,
         )
@@ -70,7 +80,7 @@ class GridTables:
     def arguments(self) -> tuple[Any, ...]:
         """As the compiled loops take them."""
         flat = (self.analysis, self.rows.ravel(), self.turns.ravel())
-        return (self.layout, *flat, self.rows.shape, self.toll, self.shifts, self.n_references)
+        return (self.layout, *flat, self.rows.shape, self.penalty, self.shifts, self.n_references)
 
 
 def angular_orders(parts: Tensor, thin: ThinGrid, orders: Tensor) -> Tensor:
@@ -160,8 +170,8 @@ def _fill_columns(parts: Any, layout: Any, analysis: Any, n_orders: Any, n_radii
 @no_type_check
 def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, pose: Any, best: Any) -> None:
     """See `best_poses` and, where `best` (b, k) is not empty, `best_scores`; of at most LANES particles."""
-    layout, analysis, rows, turns, (n_orders, padded, _, n_radii), toll, shifts, n_references = tables
-    n_mirror, n_half, n_shifts = len(toll) // len(shifts), toll.shape[2], len(shifts)
+    layout, analysis, rows, turns, (n_orders, padded, _, n_radii), penalty, shifts, n_references = tables
+    n_mirror, n_half, n_shifts = len(penalty) // len(shifts), penalty.shape[2], len(shifts)
     n, step = n_references * n_shifts, (n_radii + 1) * LANES
     columns = np.empty(2 * n_orders * step, np.float32)
     products = np.empty(n_orders * ORDER_STEP, np.float32)
@@ -186,8 +196,8 @@ def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, p
             reference, shift = i // n_shifts, i % n_shifts
             _fill_sums(products, (i - first) * 4 * LANES, turns, n_orders // 2, n_half // 2, sums)
             for mirror in range(n_mirror):
-                tolls = toll[shift * n_mirror + mirror]
-                fill_maxima(sums, tolls, mirror, value)
+                penalties = penalty[shift * n_mirror + mirror]
+                fill_maxima(sums, penalties, mirror, value)
                 for b in range(len(parts)):
                     here = max(value[0, b], value[1, b])
                     if best.shape[1] > 0:
@@ -197,7 +207,7 @@ def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, p
                     for sign in range(2):
                         if value[sign, b] <= floor[b]:
                             continue
-                        position, score = interpolated(sums, b, mirror, sign, tolls, value[sign, b])
+                        position, score = interpolated(sums, b, mirror, sign, penalties, value[sign, b])
                         if score <= floor[b]:
                             continue
                         at = lowest[b]
@@ -232,3 +242,97 @@ def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quar
                 turns, row * n_half_orders, products, second, ORDER_STEP, apart, n_half_orders,
                 sums, row * 2 * LANES, 2 * LANES, LANES,
             )  # fmt: skip
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def fill_maxima(sums: Any, penalty: Any, mirror: Any, value: Any) -> None:
+    """Maxima (2, LANES) over positive and over negative rotations, less the penalties (2, J)."""
+    n_half = penalty.shape[1]
+    apart, sign = n_half * LANES, np.float32(1 - 2 * mirror)
+    plus, minus = value[0], value[1]
+    plus[:] = np.float32(NOTHING)
+    minus[:] = np.float32(NOTHING)
+    for q in range(n_half // 2):
+        at, far = 2 * q * LANES, n_half - 1 - q
+        penalty_p, penalty_m = penalty[0, q], penalty[1, q]
+        far_penalty_p, far_penalty_m = penalty[0, far], penalty[1, far]
+        ec, oc = sums[at : at + 2 * LANES], sums[apart + at : apart + at + 2 * LANES]
+        es, os = sums[2 * apart + at : 2 * apart + at + 2 * LANES], sums[3 * apart + at : 3 * apart + at + 2 * LANES]
+        for b in range(LANES):
+            even_c, odd_c = ec[b] + sign * ec[LANES + b], oc[b] + sign * oc[LANES + b]
+            even_s, odd_s = es[b] - sign * es[LANES + b], os[b] - sign * os[LANES + b]
+            e, o, far_e, far_o = even_c + odd_c, even_s + odd_s, even_c - odd_c, odd_s - even_s
+            plus[b] = max(plus[b], max(e + o + penalty_p, far_e + far_o + far_penalty_p))
+            minus[b] = max(minus[b], max(e - o + penalty_m, far_e - far_o + far_penalty_m))
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def _cosines_sines(sums: Any, b: Any, mirror: Any, q: Any, n_half: Any) -> Any:
+    """Sums of even and odd orders by cosines, then by sines, at psi_q of one particle."""
+    at, apart, sign = 2 * q * LANES + b, n_half * LANES, np.float32(1 - 2 * mirror)
+    even_c, odd_c = sums[at] + sign * sums[at + LANES], sums[apart + at] + sign * sums[apart + at + LANES]
+    at += 2 * apart
+    even_s, odd_s = sums[at] - sign * sums[at + LANES], sums[apart + at] - sign * sums[apart + at + LANES]
+    return even_c, odd_c, even_s, odd_s
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def _score(sums: Any, b: Any, mirror: Any, n_half: Any, position: Any) -> Any:
+    """S at a position around the circle."""
+    position %= 2 * n_half
+    j = min(position, 2 * n_half - 1 - position)
+    q = min(j, n_half - 1 - j)
+    even_c, odd_c, even_s, odd_s = _cosines_sines(sums, b, mirror, q, n_half)
+    e, o = (even_c + odd_c, even_s + odd_s) if q == j else (even_c - odd_c, odd_s - even_s)
+    return e + o if j == position else e - o
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def interpolated(sums: Any, b: Any, mirror: Any, sign: Any, penalty: Any, value: Any) -> Any:
+    """Where the parabola through the maximum over half of the circle and its neighbours has its top, and how high.
+
+    In steps of the grid; NOTHING where there is no maximum: at the end of a half circle it lies in the other half.
+    """
+    n_half, turned = penalty.shape[1], np.float32(1 - 2 * sign)
+    at, highest = 0, np.float32(NOTHING)
+    for q in range(n_half // 2):
+        even_c, odd_c, even_s, odd_s = _cosines_sines(sums, b, mirror, q, n_half)
+        near = even_c + odd_c + turned * (even_s + odd_s) + penalty[sign, q]
+        far = even_c - odd_c + turned * (odd_s - even_s) + penalty[sign, n_half - 1 - q]
+        if max(near, far) > highest:
+            highest, at = max(near, far), q if near > far else n_half - 1 - q
+    position = at if sign == 0 else -1 - at
+    below = _score(sums, b, mirror, n_half, position - 1)
+    above = _score(sums, b, mirror, n_half, position + 1)
+    bend, lean = 2 * value - below - above, np.float32(0.0)
+    if below <= value and above <= value and bend > 0:
+        lean = np.float32(0.5) * (above - below) / bend
+        value += np.float32(0.25) * (above - below) * lean
+    elif bend == 0 or penalty.min() == 0:  # nobody else has the maximum at the end of an allowed arc
+        value = np.float32(NOTHING)
+    return np.float32(position) + lean + np.float32(0.5), value
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def set_pose(half_turns: Any, shift: Any, mirror: Any, score: Any, pose: Any) -> None:
+    """Fill pose (psi in degrees, x, y, score): the template's shift, seen from the particle."""
+    co, si = cos_sin(half_turns * np.float32(0.5))
+    x, y = -shift[0] if mirror == 1 else shift[0], shift[1]
+    pose[0], pose[1] = half_turns * np.float32(180.0), co * x + si * y
+    pose[2], pose[3] = co * y - si * x, score
+
+
+@numba.njit
+@no_type_check
+def lowest_of(pose: Any) -> Any:
+    """The pose of the lowest score."""
+    at = 0
+    for c in range(1, len(pose)):
+        if pose[c, 3] < pose[at, 3]:
+            at = c
+    return at

@@ -1,9 +1,9 @@
 """Candidate poses of a particle to the top of the highest maximum, on a CPU: all Newton steps in one compiled loop.
 
-The steps are those of `newton`, on thinned samples; a candidate's first two, which only have to rank it, leave out the
-outer radii. Which candidate takes the next one is asked each time: the one that may yet become the best, by its score
-and by what candidates that far have been seen to gain. It ends when the best has arrived and none may top it; most
-candidates never take a step.
+The steps are those of `reference.newton`, on thinned samples; a candidate's first two, which only have to rank it,
+leave out the outer radii. Which candidate takes the next one is asked each time: the one that may yet become the best,
+by its score and by what candidates that far have been seen to gain. It ends when the best has arrived and none may top
+it; most candidates never take a step.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.kernels.pose_search.peaks_numba import FAST, NOTHING
-from ralib.kernels.pose_search.thin import FINE, ThinGrid
+from ralib.kernels.pose_search.cpu_grid_numba import FAST, NOTHING
+from ralib.kernels.pose_search.cpu_samples import ThinGrid
+from ralib.kernels.pose_search.reference import FINE_ROTATIONS
 from ralib.kernels.trig_numba import cos_sin
 
-N_MOMENTS = 10
+N_THINNED_MOMENTS = 10
 ROUGH_STEPS = 2
 """So many steps of a candidate only have to rank it: they use the radii of the grid search."""
 
 
 @dataclass(frozen=True)
-class Climb:
+class CandidateRule:
     """When a candidate goes on.
 
     slack     by how much of the best score one that took 0, 1, 2, 3 or more steps may yet rise
@@ -43,7 +44,7 @@ class Climb:
     same_px: float = 0.2
 
     @classmethod
-    def after_grid(cls, loss: float) -> Climb:
+    def after_grid(cls, loss: float) -> CandidateRule:
         """Where a grid pose may have lost the fraction `loss` of its score, by the shifts between grid points.
 
         Tried on ribosomes at SNR 0.02 and 0.05: the smallest with which 99.9 % of the best poses are found.
@@ -51,13 +52,13 @@ class Climb:
         return cls((0.03 + 0.45 * loss, 0.02, 0.005, 0.001))
 
 
-def climb(
+def refine_candidates(
     parts: Tensor,
     thin: ThinGrid,
     table: Tensor,
     row: Tensor,
     pose: Tensor,
-    rule: Climb,
+    rule: CandidateRule,
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,7 @@ def climb(
     out_row = torch.zeros(len(parts), dtype=torch.int64)
     out_pose = torch.zeros(len(parts), 5)
     rules = ((*rule.slack, 0.0), limit_xy_px, bound, (rule.same_deg, rule.same_px))
-    _climb(
+    _refine(
         *(t.numpy() for t in (parts, thin.frequency, table)),
         thin.layout,
         thin.inner,
@@ -85,14 +86,14 @@ def climb(
 
 @numba.njit(fastmath=FAST, cache=True, nogil=True)
 @no_type_check
-def _climb(
+def _refine(
     parts: Any, frequency: Any, table: Any, layout: Any, inner: Any, row: Any, pose: Any, slack: Any, limit: Any,
     bound: Any, same: Any, done: Any, most: Any, out_row: Any, out_pose: Any,
 ) -> None:  # fmt: skip
     """Fill out_row (b,) and out_pose (b, 5): the pose, and what its last step gained."""
-    step_deg = np.float32(180.0 / (layout[0, 2] * layout[0, 3] * FINE))
+    step_deg = np.float32(180.0 / (layout[0, 2] * layout[0, 3] * FINE_ROTATIONS))
     arrived = len(slack) - 1
-    moments = np.empty(N_MOMENTS, np.float32)
+    moments = np.empty(N_THINNED_MOMENTS, np.float32)
     mine = np.empty((row.shape[1], 5), np.float32)
     whose, stage = np.empty(row.shape[1], np.int64), np.empty(row.shape[1], np.int64)
     for b in range(len(parts)):
@@ -111,7 +112,7 @@ def _climb(
             groups = layout[:inner] if rough else layout
             position = np.int64(np.floor(mine[c, 0] / step_deg + np.float32(0.5)))
             _fill_moments(parts[b], frequency, table[whose[c]], groups, position, mine[c, 1], mine[c, 2], moments)
-            _step(moments, mine[c], np.float32(position * step_deg), step_deg * FINE, limit, bound)
+            _step(moments, mine[c], np.float32(position * step_deg), step_deg * FINE_ROTATIONS, limit, bound)
             stage[c] = min(stage[c] + 1, arrived - 1)
             if not rough and mine[c, 4] < done * abs(mine[c, 3]):
                 stage[c] = arrived
@@ -177,16 +178,16 @@ def _without_twins(row: Any, pose: Any, stage: Any, n: Any, c: Any, same: Any, a
 def _fill_moments(parts: Any, frequency: Any, table: Any, layout: Any, position: Any, x: Any, y: Any, out: Any) -> None:
     """Moments (10,), see `_add_moments`, of parts (2, P) and a template (L,) at a fine rotation and a shift."""
     out[:] = np.float32(0.0)
-    n_half = layout[0, 2] * layout[0, 3] * FINE
+    n_half = layout[0, 2] * layout[0, 3] * FINE_ROTATIONS
     # A template half a turn on is its conjugate.
     sign = np.float32(1.0) if position // n_half % 2 == 0 else np.float32(-1.0)
     position %= n_half
     for g in range(len(layout)):
         count, start, end = layout[g, 1], layout[g, 4], layout[g, 4] + layout[g, 5]
-        base, lanes, turns = layout[g, 6], layout[g, 7], FINE * layout[g, 2]
-        below = base + (position - FINE) % turns * lanes + ((position - FINE) // turns + 1) * count
+        base, lanes, turns = layout[g, 6], layout[g, 7], FINE_ROTATIONS * layout[g, 2]
+        below = base + (position - FINE_ROTATIONS) % turns * lanes + ((position - FINE_ROTATIONS) // turns + 1) * count
         here = base + position % turns * lanes + (position // turns + 1) * count
-        above = base + (position + FINE) % turns * lanes + ((position + FINE) // turns + 1) * count
+        above = base + (position + FINE_ROTATIONS) % turns * lanes + ((position + FINE_ROTATIONS) // turns + 1) * count
         n, imag = end - start, turns * lanes
         _add_moments(
             parts[0, start:end], parts[1, start:end], frequency[0, start:end], frequency[1, start:end],
@@ -241,7 +242,7 @@ def _add_moments(
 @numba.njit(fastmath=FAST)
 @no_type_check
 def _step(m: Any, pose: Any, psi: Any, h_deg: Any, limit: Any, bound: Any) -> None:
-    """A Newton step of one pose (psi, x, y, score, gain) in place, from its moments at psi: `newton.stepped`.
+    """A Newton step of one pose (psi, x, y, score, gain) in place, from its moments at psi: `reference.stepped`.
 
     A step that had to be cut short gains all of the score: it was not the last.
     """

@@ -1,4 +1,4 @@
-"""Rotated, shifted and mirrored images on a CPU: the Numba twin of `resample_plain`.
+"""Rotated, shifted and mirrored images, and their class sums, on a CPU: the Numba twin of `reference`.
 
 Line by line of the class frame: coordinates in vector registers into buffers of one line, then the taps, where the
 plain form writes and reads some sixty temporaries. Threads share out the lines, so that each line's sum has one owner
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.kernels.interpolation import resample_plain
-from ralib.kernels.interpolation.cubic_numba import LINE, POINTS, cubic_points, fetch_soon
-from ralib.kernels.interpolation.resample_plain import (
+from ralib.kernels.interpolation import reference
+from ralib.kernels.interpolation.cubic_llvm import LINE, POINTS, cubic_points, fetch_soon
+from ralib.kernels.interpolation.reference import (
     BOUNDARIES,
     EDGE_PX,
     METHODS,
@@ -26,8 +26,10 @@ from ralib.kernels.interpolation.resample_plain import (
     Samples,
     chunk_pixels,
     empty_like,
+    new_sums,
     pose_table,
     sampled_chunks,
+    sum_row,
 )
 from ralib.kernels.threads import on_cores, shares
 
@@ -163,7 +165,7 @@ def rotate_shift_images(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Particles seen in the frame of their class average; `resample_plain` describes arguments and result."""
+    """Particles seen in the frame of their class average; `reference` describes arguments and result."""
     out = empty_like(images).zero_()
     for part, samples in sampled_chunks(images, method, boundary, CHUNKS * chunk_pixels(images), solved):
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
@@ -172,8 +174,8 @@ def rotate_shift_images(
 
 
 def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
-    """Samples of images (b, n, n) to be used again; see `resample_plain`."""
-    return resample_plain.interpolation_samples(images, method=method, boundary=boundary, pad=solved)
+    """Samples of images (b, n, n) to be used again; see `reference`."""
+    return reference.interpolation_samples(images, method=method, boundary=boundary, pad=solved)
 
 
 @numba.njit(fastmath=True)
@@ -210,9 +212,9 @@ def _solve(images: Any, scale: Any, side: Any, out: Any) -> None:
 
 
 def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """`resample_plain.padded`, the prefilter as recursions: a quarter of the matrix products' time."""
+    """`reference.padded`, the prefilter as recursions: a quarter of the matrix products' time."""
     if matrix is None or boundary != "zero":
-        return resample_plain.padded(images, matrix, boundary)
+        return reference.padded(images, matrix, boundary)
     n = images.shape[-1]
     scale = [1 / OMOMS_CENTRE]
     while len(scale) < n:
@@ -244,3 +246,30 @@ def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> No
         lambda lines: _add_turned(*given, lines.start, lines.stop, sums.numpy()),
         shares(n),
     )
+
+
+def rotate_shift_sum(
+    images: Tensor | Samples,
+    psi_deg: Tensor,
+    origin_xy_px: Tensor,
+    mirror: Tensor,
+    class_index: Tensor,
+    n_classes: int,
+    *,
+    weights: Tensor | None = None,
+    half_index: Tensor | None = None,
+    out: Tensor | None = None,
+    method: str = "cubic",
+    boundary: str = "zero",
+) -> Tensor:
+    """Sum of each class's images in the class frame; `reference` describes arguments and result."""
+    row = sum_row(class_index, half_index, n_classes)
+    sums = new_sums(images, half_index, n_classes) if out is None else out
+    rows_of_sums = sums.view(-1, *sums.shape[-2:])
+    # Samples as they are need no room: all of them at once.
+    pixels = len(images) * images.box**2 if isinstance(images, Samples) else CHUNKS * chunk_pixels(images)
+    for part, samples in sampled_chunks(images, method, boundary, pixels, solved):
+        weight = None if weights is None else weights[part]
+        table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)
+        add_turned(samples, table, row[part], rows_of_sums)
+    return sums

@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from ralib.kernels.interpolation.resample_plain import OMOMS_CENTRE
+from ralib.kernels.interpolation.reference import OMOMS_CENTRE
 
 POINTS, TAPS = 4, 4
 LINE = 16
@@ -36,7 +36,7 @@ _FAST = ("fast",)
 def cubic_points(context: Any, samples: Any, first: Any, width: Any, t: Any, u: Any, value: Any, x: Any) -> Any:
     """Fill value[x : x + POINTS] with what lies t right of and u below the samples `first`, both (n,).
 
-    samples (p,) float32, flat, `width` to a line; padded as `resample_plain.Samples`, they have all taps in memory.
+    samples (p,) float32, flat, `width` to a line; padded as `reference.Samples`, they have all taps in memory.
     first (n,) uint32 addresses; width and x int64.
     """
 

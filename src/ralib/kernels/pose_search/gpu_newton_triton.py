@@ -1,11 +1,10 @@
-"""Triton form of `newton`: moments and the steps they give, a few candidates of one particle a program."""
+"""Triton form of `reference.newton`: moments and the steps they give, a few candidates of one particle a program."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
 
 from __future__ import annotations
 
-import math
 import threading
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.newton import SETTLED
+from ralib.kernels.pose_search.reference import SETTLED, FineTemplates, NewtonRule
 
 MANY, FEW = (4, 4), (1, 8)
 """Candidates of a program, which share its samples, and radii that it takes at a time."""
@@ -184,7 +183,7 @@ def _newton(
         x0, x1, x2 = _total(x0), _total(x1), _total(x2)
         y0, y1, y2 = _total(y0), _total(y1), _total(y2)
         xx, xy, yy = _total(xx), _total(xy), _total(yy)
-        # The negative Hessian in (psi, x, y), by central differences in psi; then the step as in `newton.newton_step`.
+        # The negative Hessian in (psi, x, y), by central differences in psi; then `reference.newton_step`.
         h = n_fine * step_deg
         gp = (s2 - s0) / (2 * h)
         pp = (2 * s1 - s0 - s2) / (h * h)
@@ -235,34 +234,28 @@ def _newton(
     tl.store(out + 4 * c + 3, top)
 
 
-def newton_triton(
+def newton(
     samples: Tensor,
     centre: Tensor,
     row: Tensor,
     pose: Tensor,
-    table: Tensor,
-    radius: Tensor,
-    angle: Tensor,
-    weight: Tensor,
-    stops: tuple[int, int, int],
-    limit_xy_px: tuple[float, float],
-    bound: tuple[float, float],
-    slack: float = math.inf,
-    steps: int = 1,
+    templates: FineTemplates,
+    rule: NewtonRule,
     *,
     h_block: int = 8,
     num_warps: int = 1,
 ) -> Tensor:
-    """See `newton.newton`; the table is `newton.half_pairs`."""
+    """See `reference.newton`; the templates' table is its `half_pairs`."""
     candidates, k_block = MANY if len(row) > 2 else FEW
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
-    strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *stops)), strict=True) if stop > first]
-    even = all(stop % k_block == 0 for stop in stops) and all(n_half % (h_block * s) == 0 for s in strides)
+    strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]
+    even = all(stop % k_block == 0 for stop in rule.stops) and all(n_half % (h_block * s) == 0 for s in strides)
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
-        samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(), table,
-        radius, angle, weight, out,
-        len(row), n_particles, table.shape[1], *stops, *limit_xy_px, *bound, slack, steps, SETTLED,
+        samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(),
+        templates.table, templates.radius, templates.angle, templates.weight, out,
+        len(row), n_particles, templates.table.shape[1], *rule.stops, *rule.limit_xy_px, rule.most_deg, rule.most_px,
+        rule.slack, rule.steps, SETTLED,
         ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
         CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
@@ -280,10 +273,11 @@ def compile_ahead(n_radii: int, n_half: int, n_fine: int, device: torch.device) 
 
     def work() -> None:
         table = zeros(1, n_fine, n_radii, 3 * n_half + 2, dtype=torch.int32)
-        given = (table, zeros(n_radii), zeros(n_half), zeros(n_radii), (0, 0, n_radii), (1.0, 1.0), (1.0, 1.0))
+        templates = FineTemplates(table, zeros(n_radii), zeros(n_half), zeros(n_radii))
+        rule = NewtonRule((0, 0, n_radii), (1.0, 1.0), 1.0, 1.0)
         samples, centre = zeros(1, n_radii, n_half, dtype=torch.complex64), zeros(1, 2)
         for n in (2 * MANY[0], FEW[0]):
-            newton_triton(samples, centre, zeros(n, 1, dtype=torch.int64), zeros(n, 1, 4), *given)
+            newton(samples, centre, zeros(n, 1, dtype=torch.int64), zeros(n, 1, 4), templates, rule)
 
     def on_device() -> None:
         with torch.cuda.device(device):
