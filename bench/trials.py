@@ -16,8 +16,8 @@ from unittest import mock
 
 import torch
 
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.search import batched as search_module
-from ralib.alignment.search.batched import PoseSearch
 from ralib.benchmarks.engine import CASES, TOLERANCE, Case, make_particles, make_search
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.benchmarks.record import record, write_record

@@ -101,6 +101,31 @@ def test_a_posed_particle_is_found_in_its_pose(grid: RingGrid, mirror: bool) -> 
     assert torch.allclose(best_scale(best.cross, best.norm, torch.tensor(1.0)), torch.ones(3), atol=0.02)
 
 
+def test_half_precision_ranks_as_single_precision(grid: RingGrid) -> None:
+    """Whatever the units: also where terms lie far beyond the largest number of half precision."""
+    references = 1e5 * blobs(3, seed=1)
+    spectra, orders, index = as_spectra(grid, references), as_orders(grid, references), torch.arange(3)
+    given = (grid, spectra, torch.full((3, 2), 0.4), orders, disc_of_shifts(3.0, 1.0, "cpu"))
+    single, half = (score_classes(*given, dtype=dtype).pick(index) for dtype in (torch.float32, torch.float16))
+    assert float(single.cross.max()) > 65_504
+    assert torch.equal(half.origin_xy_px, single.origin_xy_px)
+    torch.testing.assert_close(half.cross, single.cross, rtol=1e-3, atol=0)
+    assert not torch.equal(half.cross, single.cross)
+
+
+def test_the_newton_kernel_reaches_the_maxima_of_plain_steps(grid: RingGrid) -> None:
+    references = blobs(3, seed=1)
+    spectra, orders, index = as_spectra(grid, references), as_orders(grid, references), torch.arange(3)
+    found = score_classes(grid, spectra, torch.full((3, 2), 0.4), orders, disc_of_shifts(2.0, 1.0, "cpu")).pick(index)
+    options = {"limit_deg": 3.0, "limit_px": 0.6}
+    plain, fused = (
+        refine_poses(grid, spectra, orders, found, index, steps=6, fused=fused, **options) for fused in (False, True)
+    )
+    torch.testing.assert_close(fused.cross, plain.cross, rtol=1e-4, atol=0)
+    assert float((fused.origin_xy_px - plain.origin_xy_px).abs().max()) < 0.05
+    assert float((plain.cross / found.cross).min()) > 1.001, "there was something to gain"
+
+
 def test_a_likely_place_wins_and_its_fit_is_told_as_it_is(grid: RingGrid) -> None:
     references = blobs(2, seed=4, radius=5.0)
     spectra, orders = as_spectra(grid, references[:1].roll(4, dims=2)), as_orders(grid, references)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import fine_table, parity_orders
 from ralib.benchmarks.oracle import Oracle

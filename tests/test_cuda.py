@@ -14,7 +14,7 @@ from devices import needs_gpu
 from ralib import io, sparx
 from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.state import LoopState
 from ralib.cli import main
 from ralib.images.ctf import ctf_from_eman2

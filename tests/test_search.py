@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.benchmarks.oracle import Oracle
 from ralib.conventions import apply_pose, wrap_deg

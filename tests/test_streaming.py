@@ -15,7 +15,7 @@ from blobs import Truth, make
 from ralib import io
 from ralib.alignment import equal_sizes as equal
 from ralib.alignment.multi_reference import MultiReferenceAligner
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.state import LoopState
 from ralib.cli import main
 from ralib.particles.batches import ParticleBatches
@@ -202,7 +202,7 @@ import sys
 sys.path[:0] = sys.argv[1:]
 import numpy as np, psutil, torch
 from ralib.alignment.multi_reference import MultiReferenceAligner
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.types import ParticleSet, Poses
 
 class Noise:

@@ -10,7 +10,7 @@ from ralib._version import __version__ as __version__
 if TYPE_CHECKING:
     from ralib.alignment.multi_reference import MultiReferenceAligner
     from ralib.alignment.reference_free import ReferenceFreeAligner
-    from ralib.alignment.search.batched import PoseSearch
+    from ralib.alignment.search import PoseSearch
     from ralib.classification.classifier import Classifier
     from ralib.conventions import compose, eman2_to_pose, invert, pose_to_eman2
     from ralib.images.ctf import ctf_2d
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "alignment.multi_reference": ["MultiReferenceAligner"],
     "alignment.reference_free": ["ReferenceFreeAligner"],
-    "alignment.search.batched": ["PoseSearch"],
+    "alignment.search": ["PoseSearch"],
     "classification.classifier": ["Classifier"],
     "conventions": ["compose", "eman2_to_pose", "invert", "pose_to_eman2"],
     "images.ctf": ["ctf_2d"],

@@ -22,7 +22,7 @@ from ralib.alignment.references import (
     user_references,
 )
 from ralib.alignment.sample_cache import DeviceRoom
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.state import LoopState, Observer, Silent
 from ralib.classes import assignment as assign
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses

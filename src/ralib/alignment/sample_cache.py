@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.memory import free_memory, within_memory
 

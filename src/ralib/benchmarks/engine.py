@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ralib.alignment.iteration import Alignment, Stage
 from ralib.alignment.options import AlignmentOptions
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
+from ralib.alignment.search.batched import BatchedSearch
 from ralib.alignment.state import LoopState
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.kernels.pose_search.reference import used_samples
@@ -124,7 +125,7 @@ def run_case(case: Case, device: torch.device, *, n_particles: int, n_parity: in
     }
     if min(parity.values()) < REQUIRED:
         return row
-    if on_gpu:
+    if on_gpu and isinstance(search, BatchedSearch):
         row["floor_us"] = floor_us(search)
     return row | time_iteration(case, references, device, n_particles, repeats)
 
@@ -201,7 +202,7 @@ def time_iteration(
     }
 
 
-def floor_us(search: PoseSearch) -> float:
+def floor_us(search: BatchedSearch) -> float:
     """The time the plan's own operations and bytes need at the card's ceilings, us a particle.
 
     Half precision: the grid's matrix products and the rotations' sums. Single: Newton steps, 60 operations a sample.

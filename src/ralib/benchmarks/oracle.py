@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ralib.alignment.search.batched import PoseSearch
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.templates import masked_unit_norm
 from ralib.types import Poses
 

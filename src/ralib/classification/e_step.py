@@ -21,10 +21,21 @@ from torch import Tensor
 from ralib.classification.ring_grid import RingGrid
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
 from ralib.images.fourier import squared
-from ralib.kernels.pose_search import angle_deg, angular_tables, rotational_max
+from ralib.kernels.pose_search import (
+    FineTemplates,
+    NewtonRule,
+    angle_deg,
+    angular_tables,
+    newton,
+    rotated_table,
+    rotational_max,
+)
 
 STEP_BYTES = 4e9
 """Device memory that a step may take beside the particles, where there is so much."""
+
+UNLIMITED_PX = 1e9
+"""How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
 
 SCALE_SD = 0.35
 """Standard deviation of the particles' scales around their mean: ice thickness and defocus leave about a third."""
@@ -143,29 +154,60 @@ def score_classes(
     favour: Tensor | None = None,
     mirror: bool = True,
     memory_bytes: float = STEP_BYTES,
+    dtype: torch.dtype | None = None,
 ) -> ClassPoses:
     """Best pose of every particle (b) in every class (k) over all rotations, mirror, and shifts around its origin.
 
-    origin_xy_px    (b, 2) where each particle was centred so far
-    references      (k, r, m) orders of the class averages, masked
-    shifts_xy_px    (S, 2) searched around it; a shift of the class by s is one of the particle by -s, in its frame
-    favour          (S,) added to the cross term while shifts are compared: how likely they are
+    Parameters
+    ----------
+    grid : RingGrid
+    spectra : Spectra
+        Of b particles.
+    origin_xy_px : Tensor
+        (b, 2) where each particle was centred so far, pixels.
+    references : Tensor
+        (k, r, m) complex64: orders of the class averages, masked.
+    shifts_xy_px : Tensor
+        (S, 2) searched around it; a shift of the class by s is one of the particle by -s, in its frame.
+    favour : Tensor or None
+        (S,) added to the cross term while shifts are compared: how likely they are.
+    mirror : bool
+        Whether mirrored poses are searched.
+    memory_bytes : float
+        What the cross spectra may take on a GPU.
+    dtype : torch.dtype or None
+        Of the products that rank poses; None takes half precision on a GPU, single on a CPU.
+
+    Returns
+    -------
+    ClassPoses
+        Every field (b, k). Cross terms of half precision are right to some 1e-4; `refine_poses` gives exact ones.
     """
+    dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
     k, rings, n_orders = references.shape
     flips = 2 if mirror else 1
     rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
     n_half = 8 * math.ceil(1.5 * n_orders / 8)
     orders = torch.arange(n_orders, device=grid.device, dtype=torch.float64)
-    cosine, sine = angular_tables(orders, n_half, dtype=torch.float32)
+    cosine, sine = angular_tables(orders, n_half, dtype=dtype)
+    height = None
+    if dtype == torch.float16:  # which holds nothing above 65,504: factors of about 1, whatever the units
+        height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
+        rows = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).to(dtype)
     norm = spectra.power[:, :rings] @ ring_power(references).T
     parts = []
     for first in range(0, len(spectra), batch := _batch(rows, memory_bytes)):
         cut = slice(first, first + batch)
         moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
         x = grid.orders_of(moved, n_orders)
-        columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).contiguous()
+        strength = torch.linalg.vector_norm(torch.view_as_real(x).flatten(1), dim=1).clamp_min(1e-30)
+        if height is not None:
+            x = x / strength[:, None, None]
+        columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).to(dtype).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
         value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
+        if height is not None:
+            value = value.view(k, -1, value.shape[-1]).mul_(height[:, None, None]).mul_(strength)
         if favour is not None:
             value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
         value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
@@ -186,7 +228,7 @@ def _batch(rows: Tensor, memory_bytes: float) -> int:
     """Particles scored at once: few on a CPU, where the product should stay in the cache; many on a GPU."""
     if rows.device.type == "cpu":
         return 48
-    per_particle = 4.0 * rows.shape[1] * (rows.shape[0] + 4)
+    per_particle = rows.shape[1] * (rows.element_size() * rows.shape[0] + 16.0)
     return max(16, int(memory_bytes / per_particle))
 
 
@@ -226,34 +268,116 @@ def refine_poses(
     limit_deg: float,
     limit_px: float,
     memory_bytes: float = STEP_BYTES,
+    fused: bool | None = None,
 ) -> ClassPoses:
     """Newton steps in (psi, x, y) from the grid's pose of each particle in its class; fields (b,) in and out.
 
-    A step is at most `limit_deg` and `limit_px` long, and is only kept where the cross term grows.
+    The cross term of the result is computed in single precision from all samples, whatever form took the steps.
+
+    Parameters
+    ----------
+    grid : RingGrid
+    spectra : Spectra
+        Of b particles.
+    references : Tensor
+        (k, r, m) complex64: orders of the class averages, masked.
+    poses : ClassPoses
+        The grid's, fields (b,).
+    class_index : Tensor
+        (b,) the class of each pose.
+    steps : int
+        Newton steps; the kernel takes up to twice as many, for it ends where they settle.
+    limit_deg, limit_px : float
+        How far one step may go.
+    memory_bytes : float
+        What a chunk of particles may take.
+    fused : bool or None
+        Whether all steps of a particle are one kernel (`kernels.pose_search.newton`), on templates tabulated in half
+        precision; otherwise each is a few dozen operations in single precision, and is kept only where the cross term
+        grows. None: on a GPU.
     """
     out = []
-    most = 64 if grid.device.type == "cpu" else 4096
-    chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
+    on_cpu = grid.device.type == "cpu"
+    fused = not on_cpu if fused is None else fused
+    templates = tabulated(grid, references, packed=not on_cpu) if fused and steps else None
+    chunk = samples_at_once(grid, references.shape[1], 64 if on_cpu else 4096, memory_bytes)
     for first in range(0, len(spectra), chunk):
         cut = slice(first, first + chunk)
-        part = ClassPoses(*(f[cut] for f in poses.fields()))
-        psi, origin = part.psi_deg, part.origin_xy_px
-        rings = references.shape[1]
-        data, reference = spectra.data[cut, :rings], references[class_index[cut]]
-        reference = torch.where(part.mirror[:, None, None], reference.conj(), reference)
-        best, best_psi, best_origin = part.cross, psi, origin
-        for step in range(steps + 1):
-            score, gradient, hessian = _derivatives(grid, data, reference, psi, origin, order=2 if step < steps else 0)
-            better = score > best if step else torch.ones_like(score, dtype=torch.bool)
-            best = torch.where(better, score, best)
-            best_psi = torch.where(better, psi, best_psi)
-            best_origin = torch.where(better[:, None], origin, best_origin)
-            if step < steps:
-                move = _newton(gradient, hessian)
-                turn = torch.rad2deg(move[:, 0]).clamp(-limit_deg, limit_deg)
-                psi, origin = psi + turn, origin + move[:, 1:].clamp(-limit_px, limit_px)
-        out.append(ClassPoses(best, part.norm, wrap_deg(best_psi), best_origin, part.mirror))
+        part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut, : references.shape[1]]
+        if templates:
+            part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
+        else:
+            part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
+        out.append(part)
     return ClassPoses(*(torch.cat(f) for f in zip(*(o.fields() for o in out), strict=True)))
+
+
+def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTemplates:
+    """References (k, r, m), then their mirror images, as the Newton kernel takes them; each scaled to about 1."""
+    rings = references.shape[1]
+    height = ring_power(references).amax(1).sqrt().clamp_min(1e-30)
+    table = rotated_table(references / height[:, None, None], grid.n_half, mirror=True, packed=packed)
+    frequency = grid.frequency[:rings]
+    # The weights of the sum over rings are in the particles' samples.
+    return FineTemplates(table, 2 * math.pi * frequency, grid.angle_rad, torch.ones_like(frequency))
+
+
+def _climbed(
+    grid: RingGrid,
+    data: Tensor,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    templates: FineTemplates,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+) -> ClassPoses:
+    """Poses (b,) after Newton steps in one kernel, their cross terms in single precision."""
+    row = class_index + len(references) * poses.mirror
+    zero = torch.zeros_like(poses.psi_deg)
+    start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
+    # It ends a pose's steps by itself where they change nothing: twice as many reach the maxima of the rest.
+    most, everywhere = 2 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
+    rule = NewtonRule((0, 0, references.shape[1]), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
+    found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
+    psi, origin = wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
+    reference = _posed_references(references, class_index, poses.mirror)
+    cross = _derivatives(grid, data, reference, psi, origin, order=0)[0]
+    return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
+
+
+def _stepped(
+    grid: RingGrid,
+    data: Tensor,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+) -> ClassPoses:
+    """Poses (b,) after Newton steps in single precision, each kept only where the cross term grows."""
+    psi, origin = poses.psi_deg, poses.origin_xy_px
+    reference = _posed_references(references, class_index, poses.mirror)
+    best, best_psi, best_origin = poses.cross, psi, origin
+    for step in range(steps + 1):
+        score, gradient, hessian = _derivatives(grid, data, reference, psi, origin, order=2 if step < steps else 0)
+        better = score > best if step else torch.ones_like(score, dtype=torch.bool)
+        best = torch.where(better, score, best)
+        best_psi = torch.where(better, psi, best_psi)
+        best_origin = torch.where(better[:, None], origin, best_origin)
+        if step < steps:
+            move = _newton(gradient, hessian)
+            turn = torch.rad2deg(move[:, 0]).clamp(-limit_deg, limit_deg)
+            psi, origin = psi + turn, origin + move[:, 1:].clamp(-limit_px, limit_px)
+    return ClassPoses(best, poses.norm, wrap_deg(best_psi), best_origin, poses.mirror)
+
+
+def _posed_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
+    """The reference (b, r, m) of each particle, mirrored where the particle is."""
+    reference = references[class_index]
+    return torch.where(mirror[:, None, None], reference.conj(), reference)
 
 
 def _derivatives(

@@ -1,1 +1,159 @@
-"""The pose search: every particle against every reference, rotation, mirror and shift."""
+"""The pose search: every particle against every reference over rotations, mirror and shifts, then off the grid.
+
+A reference, masked to the search's disc and scaled to unit norm, is the template T. The score of a pose is the inner
+product of the particle with the posed template,
+
+    S(psi, origin, mirror) = sum_p I(p) T(M(R(psi)(p + origin))),
+
+band-limited to `max_frequency_per_px`. `PoseSearch` is what both forms of the search have in common, and makes the one
+for the device: `batched` in large matrix products on a GPU, `per_core` in compiled loops on the cores of a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ralib.alignment.search.polar_grid import PolarGrid
+from ralib.alignment.search.templates import masked_unit_norm
+from ralib.images.masks import ring_mask
+from ralib.kernels.threads import on_cores, one_thread
+from ralib.types import Poses
+
+AT_ONCE = 64
+"""Particles whose transforms a core works on at a time."""
+
+
+class PoseSearch:
+    """Finds the best reference, rotation, mirror and shift of particles.
+
+    Parameters
+    ----------
+    box : int
+        Image size, pixels.
+    outer_radius : float
+        The templates' disc, pixels.
+    inner_radius : float
+        Radius of a hole in it; 1 or less means none.
+    shift_range_xy_px : tuple of float
+        How far a particle may move from its centre, along x and y; 0 holds it fixed.
+    shift_step_px : float or None
+        Grid step of the shifts, before they are refined; None takes what the templates need.
+    mirror : bool
+        Whether mirrored poses are searched.
+    max_frequency_per_px : float
+        Band limit of the score, cycles per pixel.
+    candidates : tuple of int or None
+        How many grid poses take the first, second, ... Newton step, and the last as many steps as they need; None: by
+        the references. On a CPU, whoever names them gets the form of the search that a GPU uses, in place of its own.
+    grid_loss : float
+        Fraction of the templates' power that the grid search may leave out, in the form that a GPU uses.
+    dtype : torch.dtype or None
+        Of that grid search's products; None takes half precision on a GPU, single on a CPU.
+    device : torch.device or str
+        Where particles and references are.
+    """
+
+    def __new__(
+        cls, *, candidates: tuple[int, ...] | None = None, device: torch.device | str = "cpu", **_: object
+    ) -> PoseSearch:
+        """The form of the search for a device."""
+        if cls is not PoseSearch:
+            return super().__new__(cls)
+        if torch.device(device).type == "cpu" and candidates is None:
+            from ralib.alignment.search.per_core import PerCoreSearch  # Numba takes its time to load: only where needed
+
+            return super().__new__(PerCoreSearch)
+        from ralib.alignment.search.batched import BatchedSearch
+
+        return super().__new__(BatchedSearch)
+
+    def __init__(
+        self,
+        *,
+        box: int,
+        outer_radius: float,
+        inner_radius: float = 1,
+        shift_range_xy_px: tuple[float, float] = (3.0, 3.0),
+        shift_step_px: float | None = None,
+        mirror: bool = True,
+        max_frequency_per_px: float = 0.5,
+        candidates: tuple[int, ...] | None = None,
+        grid_loss: float = 1e-4,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.shift_range_xy_px, self.shift_step_px, self.mirror = shift_range_xy_px, shift_step_px, mirror
+        self.outer_radius = outer_radius
+        reach = min(math.hypot(*shift_range_xy_px), max(0.0, box / 2 - outer_radius))
+        self.grid = PolarGrid.create(
+            box,
+            support_radius_px=outer_radius + reach + 1,
+            max_frequency_per_px=max_frequency_per_px,
+            device=self.device,
+        )
+        self.mask = ring_mask(box, inner_radius, outer_radius, device=self.device)
+        # A pose may leave the range by the half pixel that a whole-pixel grid would have rounded away.
+        x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
+        self._limit_xy_px = (x, y)
+        self._set_up(candidates, grid_loss, dtype)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
+        images = images.to(self.device, torch.float32)
+        if self.device.type != "cpu":
+            return self.grid.transform(images)
+        samples = torch.empty(len(images), self.grid.n_radii, self.grid.n_angles // 2, dtype=torch.complex64)
+
+        def one(chunk: tuple[Tensor, Tensor]) -> None:
+            chunk[1].copy_(self.grid.transform(chunk[0]))
+
+        # Few at a time, so that their padded transforms stay in a core's cache.
+        on_cores(one, list(zip(images.split(AT_ONCE), samples.split(AT_ONCE), strict=True)))
+        return samples
+
+    def expect_references(self, references: Tensor) -> None:
+        """Begin with what `set_references` will be given, where earlier work still goes on meanwhile: on a GPU."""
+
+    def set_references(self, references: Tensor) -> None:
+        """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
+        self.set_template_samples(self._templates(references))
+
+    def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
+        """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
+        return self._search(samples, centre_xy_px, None)
+
+    def search_within(self, samples: Tensor, class_index: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
+        """Best pose of each particle in the class (b,) given."""
+        return self._search(samples, centre_xy_px, class_index)
+
+    def _templates(self, references: Tensor) -> Tensor:
+        """Polar samples of references, masked and of unit norm."""
+        with one_thread():
+            return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
+
+    def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
+        """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
+        return self._scores(samples, centre_xy_px)
+
+    # -- what a form of the search does --------------------------------------------------------------------------------
+
+    def shrink(self) -> bool:
+        """Plan for less memory from now on; whether that was possible."""
+        raise NotImplementedError
+
+    def set_template_samples(self, samples: Tensor) -> None:
+        """Take templates as polar Fourier samples (k, K, H), as they are."""
+        raise NotImplementedError
+
+    def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:
+        raise NotImplementedError
+
+    def _scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+        raise NotImplementedError

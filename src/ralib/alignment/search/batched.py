@@ -1,12 +1,7 @@
-"""The pose search: every particle against every reference over rotations, mirror and shifts, then off the grid.
+"""The pose search in large matrix products: the form for a GPU.
 
-A reference, masked to the search's disc and scaled to unit norm, is the template T. The score of a pose is the inner
-product of the particle with the posed template,
-
-    S(psi, origin, mirror) = sum_p I(p) T(M(R(psi)(p + origin))),
-
-band-limited to `max_frequency_per_px`. In polar Fourier samples (see `polar`), with angular orders a_m of the particle
-and b_m of the template shifted by s in its own frame,
+In polar Fourier samples (see `polar_grid`), with angular orders a_m of the particle and b_m of the template shifted by
+s in its own frame,
 
     S(psi) = sum_k w_k Re sum_m a_m(k) conj(b_m(k)) exp(-i m psi)        (mirrored: b_m in place of its conjugate).
 
@@ -22,15 +17,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import Extent, PoseGrid, TemplateBank, grid_step_px, masked_unit_norm
+from ralib.alignment.search import PoseSearch
+from ralib.alignment.search.templates import Extent, PoseGrid, TemplateBank, grid_step_px
 from ralib.conventions import rotate_xy, wrap_deg
-from ralib.images.masks import ring_mask
 from ralib.kernels.pose_search import (
     FINE_ROTATIONS,
     FineTemplates,
@@ -42,17 +35,12 @@ from ralib.kernels.pose_search import (
     shifted_parts,
     shortlist,
 )
-from ralib.kernels.threads import on_cores, one_thread
+from ralib.kernels.threads import on_cores
 from ralib.runtime.memory import free_memory
 from ralib.types import Poses
 
-if TYPE_CHECKING:
-    from ralib.alignment.search.per_core import CoreSearch
-
 LEAST_PRODUCT_BYTES, MOST_PRODUCT_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
-AT_ONCE = 64
-"""Particles whose transforms a core works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
 """Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
 SLACK = (0.1, 0.03, 0.01)
@@ -65,64 +53,16 @@ Candidates = tuple[Tensor, Tensor]
 where mirrored), and (c, b, 4) psi in degrees, offset x and y from the particle's centre in pixels, score."""
 
 
-class PoseSearch:
-    """Finds the best reference, rotation, mirror and shift of particles.
+class BatchedSearch(PoseSearch):
+    """`PoseSearch` in large matrix products."""
 
-    box                    image size, pixels
-    outer_radius           the templates' disc, pixels
-    inner_radius           radius of a hole in it; 1 or less means none
-    shift_range_xy_px      how far a particle may move from its centre, along x and y; 0 holds it fixed
-    shift_step_px          grid step of the shifts, before they are refined; None takes what the templates need
-    mirror                 whether mirrored poses are searched
-    max_frequency_per_px   band limit of the score
-    candidates             how many grid poses take the first, second, ... Newton step, and the last as many steps as
-                           they need; None: by the references. On a CPU, whoever names them gets the form of the search
-                           that a GPU uses, in place of its own
-    grid_loss              fraction of the templates' power that the grid search may leave out
-    dtype                  of the grid search's products; None takes half precision on a GPU, single on a CPU
-    """
-
-    def __init__(
-        self,
-        *,
-        box: int,
-        outer_radius: float,
-        inner_radius: float = 1,
-        shift_range_xy_px: tuple[float, float] = (3.0, 3.0),
-        shift_step_px: float | None = None,
-        mirror: bool = True,
-        max_frequency_per_px: float = 0.5,
-        candidates: tuple[int, ...] | None = None,
-        grid_loss: float = 1e-4,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.device = torch.device(device)
+    def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        self.shift_range_xy_px, self.shift_step_px, self.mirror = shift_range_xy_px, shift_step_px, mirror
-        self.outer_radius, self._given_candidates, self.grid_loss = outer_radius, candidates, grid_loss
-        reach = min(math.hypot(*shift_range_xy_px), max(0.0, box / 2 - outer_radius))
-        self.grid = PolarGrid.create(
-            box,
-            support_radius_px=outer_radius + reach + 1,
-            max_frequency_per_px=max_frequency_per_px,
-            device=self.device,
-        )
-        self.mask = ring_mask(box, inner_radius, outer_radius, device=self.device)
+        self._given_candidates, self.grid_loss = candidates, grid_loss
         fx, fy = (2 * math.pi * f for f in self.grid.frequency_xy())
         self._basis = torch.stack([fx, fy])
-        # A pose may leave the range by the half pixel that a whole-pixel grid would have rounded away.
-        x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
-        self._limit = (x, y)
         self._bank: TemplateBank | None = None
         self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
-        self._cores: CoreSearch | None = None
-        if self.device.type == "cpu" and candidates is None:
-            from ralib.alignment.search.per_core import (
-                CoreSearch,  # Numba takes its time to load: not where a GPU does the work
-            )
-
-            self._cores = CoreSearch(self.grid, self._limit, shift_step_px=shift_step_px, mirror=mirror)
         self.product_bytes = MOST_PRODUCT_BYTES
         self._compiling: threading.Thread | None = None
         if self.device.type == "cuda":
@@ -139,24 +79,9 @@ class PoseSearch:
         self.product_bytes //= 2
         return self.product_bytes >= LEAST_PRODUCT_BYTES
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
-        images = images.to(self.device, torch.float32)
-        if self.device.type != "cpu":
-            return self.grid.transform(images)
-        samples = torch.empty(len(images), self.grid.n_radii, self.grid.n_angles // 2, dtype=torch.complex64)
-
-        def one(chunk: tuple[Tensor, Tensor]) -> None:
-            chunk[1].copy_(self.grid.transform(chunk[0]))
-
-        # Few at a time, so that their padded transforms stay in a core's cache.
-        on_cores(one, list(zip(images.split(AT_ONCE), samples.split(AT_ONCE), strict=True)))
-        return samples
-
     def expect_references(self, references: Tensor) -> None:
-        """Begin with what `set_references` will be given: on a GPU, while earlier work is still under way there."""
-        if self._cores is None:
-            self._expected = (references, self._measured(self._templates(references)))
+        """Begin with what `set_references` will be given, while earlier work is still under way on the device."""
+        self._expected = (references, self._measured(self._templates(references)))
 
     def set_references(self, references: Tensor) -> None:
         """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
@@ -164,19 +89,11 @@ class PoseSearch:
         if expected and expected[0] is references:
             self._build(*expected[1])
         else:
-            self.set_template_samples(self._templates(references))
+            super().set_references(references)
 
     def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H), as they are."""
-        if self._cores:
-            self._cores.set_templates(samples)
-        else:
-            self._build(*self._measured(samples))
-
-    def _templates(self, references: Tensor) -> Tensor:
-        """Polar samples of references, masked and of unit norm."""
-        with one_thread():
-            return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
+        self._build(*self._measured(samples))
 
     def _measured(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Samples of templates, their angular spectrum, and how far that reaches: see `Extent.measure`."""
@@ -186,25 +103,15 @@ class PoseSearch:
     def _build(self, samples: Tensor, spectrum: Tensor, measured: Tensor) -> None:
         """The bank of the templates, on a new grid of poses if they need another."""
         extent = Extent.of(self.grid, measured)
-        step_px = self.shift_step_px or grid_step_px(extent.step_px, self._limit)
+        step_px = self.shift_step_px or grid_step_px(extent.step_px, self._limit_xy_px)
         poses = self._bank.poses if self._bank else None
         if poses is None or (len(poses.orders), poses.step_px) != (extent.n_orders, step_px):
-            given = (self._limit, self.mirror, self.dtype)
+            given = (self._limit_xy_px, self.mirror, self.dtype)
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
         self._bank = TemplateBank(self.grid, samples, spectrum, self.mirror, poses, extent)
 
-    def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
-        """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
-        return self._search(samples, centre_xy_px, None)
-
-    def search_within(self, samples: Tensor, class_index: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
-        """Best pose of each particle in the class (b,) given."""
-        return self._search(samples, centre_xy_px, class_index)
-
-    def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
+    def _scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
-        if self._cores:
-            return self._cores.scores(samples, centre_xy_px)
         bank = self.bank
         out = []
         for part, centre, _ in self._chunks(samples, centre_xy_px, None):
@@ -233,9 +140,6 @@ class PoseSearch:
     # -- the grid ----------------------------------------------------------------------------------------------------
 
     def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
-        if self._cores:
-            return self._cores.search(samples, centre_xy_px, class_index)
-
         def one(chunk: tuple[Tensor, Tensor | None, Tensor | None]) -> Poses:
             part, centre, classes = chunk
             return self._refine(part, centre, self._grid_candidates(part, centre, classes))
@@ -319,7 +223,7 @@ class PoseSearch:
                 row, pose = shortlist(row, pose, n, (SAME_DEG, SAME_PX))
             slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
             steps = LAST_STEPS if i == len(self.candidates) - 1 else 1
-            rule = NewtonRule(self.stops(i), self._limit, *reach, slack, steps)
+            rule = NewtonRule(self.stops(i), self._limit_xy_px, *reach, slack, steps)
             pose = newton(samples, centre, row, pose, templates, rule)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)

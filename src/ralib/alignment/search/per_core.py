@@ -1,4 +1,4 @@
-"""The pose search on the cores of a CPU: the scores of `search`, found in the way that a core likes.
+"""The pose search on the cores of a CPU: the scores of `batched`, found in the way that a core likes.
 
 Samples are thinned where an image turns slowly (`cpu_samples`); the products of the grid stay in a core's cache, and
 its best poses, interpolated, are candidates (`cpu_grid_numba`), of which only those take Newton steps that may yet
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import (
     GRID_SCORE_LOSS,
@@ -59,22 +60,17 @@ class CoreTemplates:
     bound: tuple[float, float]
 
 
-class CoreSearch:
-    """Searches particles given as polar samples; `search.PoseSearch` describes the arguments."""
+class PerCoreSearch(PoseSearch):
+    """`PoseSearch` on the cores of a CPU."""
 
-    def __init__(
-        self,
-        grid: PolarGrid,
-        limit_xy_px: tuple[float, float],
-        *,
-        shift_step_px: float | None = None,
-        mirror: bool = True,
-    ) -> None:
-        self.grid, self.limit_xy_px = grid, limit_xy_px
-        self.shift_step_px, self.mirror = shift_step_px, mirror
-        self._templates: CoreTemplates | None = None
+    def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:
+        self._core_templates: CoreTemplates | None = None
 
-    def set_templates(self, samples: Tensor) -> None:
+    def shrink(self) -> bool:
+        """The search itself takes next to nothing: smaller batches are all there is to gain."""
+        return True
+
+    def set_template_samples(self, samples: Tensor) -> None:
         """Take templates as polar Fourier samples (k, K, H)."""
         grid, mirror = self.grid, self.mirror
         with one_thread():
@@ -82,18 +78,18 @@ class CoreSearch:
             power = (spectrum.abs().square().sum(0) * grid.weight[:, None]).double()
             power /= power.sum().clamp(min=1e-30)
             natural = natural_step_px(grid, float(mean_square_frequency(grid, power.sum(1))))
-            step = self.shift_step_px or grid_step_px(natural, self.limit_xy_px)
-            shifts = grid_shifts(self.limit_xy_px, step, grid.device)
+            step = self.shift_step_px or grid_step_px(natural, self._limit_xy_px)
+            shifts = grid_shifts(self._limit_xy_px, step, grid.device)
             grid_loss, close_loss = LOSS_OF_ONE if len(samples) == 1 else LOSS_OF_MANY
             n_orders = 4 * math.ceil(_holding(power.sum(0), grid_loss) / 4)
             thin = _thinned(grid, power, n_orders, _holding(power.sum(1), grid_loss), close_loss)
             # At least 3.6 angles to the shortest angular wave: a parabola finds what lies between.
             orders, n_half = parity_orders(n_orders, grid.device), 8 * math.ceil(1.8 * n_orders / 8)
-            penalty = out_of_range_penalty(shifts, torch.tensor(self.limit_xy_px) + 0.5 * step, mirror, n_half)
+            penalty = out_of_range_penalty(shifts, torch.tensor(self._limit_xy_px) + 0.5 * step, mirror, n_half)
         weighted = _weighted(thin, samples, shifts, orders)
         with one_thread():
             tables = GridTables.create(thin, orders, torch.cat(weighted), penalty, shifts, len(samples))
-        self._templates = CoreTemplates(
+        self._core_templates = CoreTemplates(
             thin,
             tables,
             _tabulated(thin, spectrum[:, : len(thin.weight)], mirror),
@@ -104,9 +100,9 @@ class CoreSearch:
     @property
     def templates(self) -> CoreTemplates:
         """The templates in use."""
-        if self._templates is None:
+        if self._core_templates is None:
             raise RuntimeError("no references yet: call set_references first")
-        return self._templates
+        return self._core_templates
 
     @property
     def candidates(self) -> int:
@@ -114,8 +110,7 @@ class CoreSearch:
         k = self.templates.grid.n_references
         return 16 if k == 1 else min(24 + k // 4, 48)
 
-    def search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
-        """Best pose of each particle; samples (b, K, H), the origin (b, 2) to search around, class (b,) if known."""
+    def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
         centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
         wanted = torch.full((len(samples),), -1) if class_index is None else class_index
         t = self.templates
@@ -123,7 +118,7 @@ class CoreSearch:
         def one(cut: slice) -> tuple[Tensor, Tensor]:
             parts = t.thin.parts(samples[cut], centre[cut])
             row, pose = best_poses(parts, t.grid, wanted[cut], self.candidates, t.rule.slack[0] + PARABOLA)
-            return refine_candidates(parts, t.thin, t.table, row, pose, t.rule, self.limit_xy_px, t.bound)
+            return refine_candidates(parts, t.thin, t.table, row, pose, t.rule, self._limit_xy_px, t.bound)
 
         row, pose = (torch.cat(part) for part in zip(*on_cores(one, shrinking(len(samples))), strict=True))
         psi, x, y, score = pose.unbind(-1)
@@ -135,7 +130,7 @@ class CoreSearch:
             score=score,
         )
 
-    def scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
+    def _scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k)."""
         centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
         t = self.templates

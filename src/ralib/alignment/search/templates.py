@@ -13,7 +13,7 @@ from torch import Tensor
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import squared
-from ralib.kernels.pose_search import FINE_ROTATIONS, angular_tables, half_pairs
+from ralib.kernels.pose_search import angular_tables, rotated_table
 
 GRID_SCORE_LOSS = 0.1
 """How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
@@ -21,8 +21,8 @@ GRID_SCORE_LOSS = 0.1
 CLOSE_LOSS = 1e-6
 """The fraction of the templates' power that steps towards a maximum may leave out."""
 
-TABLE_BYTES = 2**25
-"""Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
+AT_ONCE_BYTES = 2**25
+"""Shifted templates made at a time, as complex numbers: what that needs besides is several times as much."""
 
 
 def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class TemplateBank:
 
     @cached_property
     def table(self) -> Tensor:
-        """(k * mirror, FINE_ROTATIONS, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
+        """(k * mirror, F, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
 
         On a GPU as pairs of half precision: see `half_pairs`.
         """
@@ -267,7 +267,7 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
     phase = poses.phase[:, :n_radii]
     shape = (n_orders, len(samples), n_shifts, 2 * (1 + mirror), 2 * n_radii)
     out = torch.empty(shape, dtype=poses.cosine.dtype, device=samples.device)
-    group = max(1, TABLE_BYTES // (phase.numel() * 8))
+    group = max(1, AT_ONCE_BYTES // (phase.numel() * 8))
     for i in range(0, len(samples), group):
         part = samples[i : i + group]
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
@@ -280,27 +280,8 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
 
 
 def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
-    """Templates, then (if `mirror`) their mirror images, at F = FINE_ROTATIONS a sample: (t, F, 2, K, A + H + 2).
+    """Templates, then (if `mirror`) their mirror images, at F = 2 a sample: (t, F, 2, K, A + H + 2).
 
     From their angular spectrum (k, K, A / 2). Packed: as `half_pairs`, (t, F, K, A + H + 2).
     """
-    half = grid.n_angles // 2
-    m = torch.arange(half, device=grid.device)
-    fraction = torch.arange(FINE_ROTATIONS, device=grid.device) * (2 * math.pi / (FINE_ROTATIONS * grid.n_angles))
-    turn = torch.polar(torch.ones(FINE_ROTATIONS, half, device=grid.device), fraction[:, None] * m)[:, None]
-    sign = 1.0 - 2.0 * (m[1:] % 2)
-    planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
-    shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS, *planes, grid.n_radii, grid.n_angles + half + 2)
-    table = torch.empty(shape, dtype=dtype, device=grid.device)
-    both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
-    group = max(1, TABLE_BYTES // (FINE_ROTATIONS * grid.n_radii * grid.n_angles * 8))
-    for i in range(0, len(both), group):
-        positive = both[i : i + group, None] * turn
-        # A real image: order -m is (-1)^m times the conjugate of order m.
-        negative = (positive[..., 1:].conj() * sign).flip(-1)
-        full = torch.cat([positive, torch.zeros_like(positive[..., :1]), negative], dim=-1)
-        circle = torch.fft.ifft(full, dim=-1, norm="forward")
-        wrapped = torch.cat([circle[..., -1:], circle, circle[..., : half + 1]], dim=-1)
-        parts = torch.view_as_real(wrapped).movedim(-1, 2)
-        table[i : i + group] = half_pairs(parts) if packed else parts
-    return table
+    return rotated_table(spectrum, grid.n_angles // 2, mirror=mirror, packed=packed)

@@ -18,6 +18,7 @@ from ralib.kernels.pose_search.reference import (
     angular_tables,
     half_pairs,
     part_norm,
+    rotated_table,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "half_pairs",
     "newton",
     "part_norm",
+    "rotated_table",
     "rotational_max",
     "shifted_parts",
     "shortlist",

@@ -22,6 +22,8 @@ from ralib.conventions import wrap_deg
 N_MOMENTS = 12
 FINE_ROTATIONS = 2
 """Fine rotations per angular sample of the polar grid, at which templates are tabulated."""
+TABLE_BYTES = 2**25
+"""Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
 SETTLED = 3e-5
 """A step that changes the score by less, by its quadratic form and as a fraction of the score, is a pose's last."""
 
@@ -253,6 +255,48 @@ def half_pairs(table: Tensor) -> Tensor:
     Templates have unit norm, so that no entry overflows; rounding moves a score by less than 10^-4 of it.
     """
     return table.movedim(2, -1).half().contiguous().view(torch.int32)[..., 0]
+
+
+def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool = False) -> Tensor:
+    """Templates at fine rotations, as `newton` reads them.
+
+    Parameters
+    ----------
+    spectrum : Tensor
+        (k, K, m) complex64: the templates' angular orders from 0, at most `n_half`.
+    n_half : int
+        Angles H of the half circle; the full one has A = 2 H.
+    mirror : bool
+        Their mirror images follow the templates.
+    packed : bool
+        As `half_pairs`.
+
+    Returns
+    -------
+    Tensor
+        (k, or 2 k with mirror images, F, 2, K, A + H + 2) float32, F = FINE_ROTATIONS; packed (..., F, K, A + H + 2).
+    """
+    n_angles, n_radii, device = 2 * n_half, spectrum.shape[1], spectrum.device
+    spectrum = torch.nn.functional.pad(spectrum, (0, n_half - spectrum.shape[2]))
+    m = torch.arange(n_half, device=device)
+    fraction = torch.arange(FINE_ROTATIONS, device=device) * (2 * math.pi / (FINE_ROTATIONS * n_angles))
+    turn = torch.polar(torch.ones(FINE_ROTATIONS, n_half, device=device), fraction[:, None] * m)[:, None]
+    sign = 1.0 - 2.0 * (m[1:] % 2)
+    planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
+    shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS, *planes, n_radii, n_angles + n_half + 2)
+    table = torch.empty(shape, dtype=dtype, device=device)
+    both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
+    group = max(1, TABLE_BYTES // (FINE_ROTATIONS * n_radii * n_angles * 8))
+    for i in range(0, len(both), group):
+        positive = both[i : i + group, None] * turn
+        # A real image: order -m is (-1)^m times the conjugate of order m.
+        negative = (positive[..., 1:].conj() * sign).flip(-1)
+        full = torch.cat([positive, torch.zeros_like(positive[..., :1]), negative], dim=-1)
+        circle = torch.fft.ifft(full, dim=-1, norm="forward")
+        wrapped = torch.cat([circle[..., -1:], circle, circle[..., : n_half + 1]], dim=-1)
+        parts = torch.view_as_real(wrapped).movedim(-1, 2)
+        table[i : i + group] = half_pairs(parts) if packed else parts
+    return table
 
 
 def newton(

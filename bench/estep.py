@@ -1,0 +1,188 @@
+"""The E-step of classification, its parity first: every class and pose, then Newton steps of the best three classes.
+
+    PYTHONPATH=src python3 bench/estep.py [--particles 5000 --classes 50]     (a GPU)
+
+The oracle has products, rotation maxima and Newton steps in single precision, as plain operations, and as many steps as
+lead to the maxima. The fast form has half-precision products that rank, one kernel for all Newton steps, and cross
+terms of the winners in single precision. The form before it took three plain steps; how far it was off is told too.
+Against the oracle, at least 99.9 % of the particles must get the same class, and the log-likelihood of the best class,
+over all particles, must not be lower by more than 1e-4 of it; without that no time is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ralib.benchmarks.engine import Case, make_particles
+from ralib.benchmarks.record import record, write_record
+from ralib.classification import e_step
+from ralib.classification.e_step import ClassPoses, Spectra, disc_of_shifts, log_likelihood, refine_poses, score_classes
+from ralib.classification.ring_grid import RingGrid
+from ralib.cli.common import resolve_device
+
+RESULTS = Path(__file__).parent / "results"
+SAME_CLASS, SAME_LIKELIHOOD = 0.999, 1e-4
+BEST, STEPS, ORACLE_STEPS = 3, 3, 12
+BOX, RADIUS_PX = 90, 34.0
+
+
+class Problem:
+    """Particles on rings under random CTFs, the true views as class references, and the shifts of one iteration."""
+
+    def __init__(self, n: int, classes: int, rings: int, wide: bool, device: torch.device, seed: int) -> None:
+        case = Case("e-step", classes, 2.0, BOX)
+        images, views = make_particles(case, n, 0.05, device, seed)
+        generator = torch.Generator().manual_seed(seed)
+        self.grid = RingGrid.create(BOX, radius_px=44.0, partner_radius_px=RADIUS_PX, n_rings=rings, device=device)
+        phase = 2 * torch.pi * torch.rand(n, 1, generator=generator).to(device)
+        ctf = torch.sin(phase + 900 * self.grid.frequency**2)
+        noise = images.var() * BOX**2
+        weighted = self.grid.weight * ctf / noise
+        data = torch.cat([self.grid.transform(part) for part in images.split(2048)])
+        self.spectra = Spectra(data * (weighted * ctf)[..., None], weighted * ctf * self.grid.n_half)
+        m = self.grid.orders(rings, RADIUS_PX)
+        self.references = self.grid.orders_of(self.grid.transform(views), m)
+        self.origin = torch.zeros(n, 2, device=device)
+        self.shifts = disc_of_shifts(5.0, 1.5, device)
+        if not wide:
+            found = self.search(torch.float32)
+            self.origin = found.pick(found.cross.argmax(1)).origin_xy_px
+            self.shifts = disc_of_shifts(1.5, 1.0, device)
+
+    def search(self, dtype: torch.dtype) -> ClassPoses:
+        """The best pose in every class."""
+        return score_classes(self.grid, self.spectra, self.origin, self.references, self.shifts, dtype=dtype)
+
+    def refine(self, found: ClassPoses, index: Tensor, fused: bool, steps: int = STEPS) -> ClassPoses:
+        """Newton steps of the poses in one class of each particle."""
+        limits = {"limit_deg": 60.0 / self.references.shape[2], "limit_px": 0.9}
+        given = (self.grid, self.spectra, self.references, found.pick(index), index)
+        return refine_poses(*given, steps=steps, fused=fused, **limits)
+
+    def whole(self, dtype: torch.dtype, fused: bool, steps: int = STEPS) -> tuple[Tensor, Tensor]:
+        """Class (n,) and log-likelihood (n,) of the best of the BEST classes, refined."""
+        found = self.search(dtype)
+        one = torch.ones((), device=self.grid.device)
+        index = log_likelihood(found.cross, found.norm, one).topk(min(BEST, len(self.references)), dim=1).indices
+        fits = []
+        for column in index.unbind(1):
+            pose = self.refine(found, column, fused, steps)
+            fits.append(log_likelihood(pose.cross, pose.norm, one))
+        best, at = torch.stack(fits, dim=1).max(dim=1)
+        return index.gather(1, at[:, None])[:, 0], best
+
+
+def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
+    """Of each of several runs, after one that is not counted."""
+    took = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        clock = time.perf_counter()
+        work()
+        _wait(device)
+        took.append(time.perf_counter() - clock)
+    return took[1:]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def oracle(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The whole E-step in single precision, rotation maxima included."""
+    exact = e_step.rotational_max
+
+    def unrounded(*given: Tensor, rough: bool = False) -> tuple[Tensor, Tensor]:
+        return exact(*given)
+
+    with mock.patch.object(e_step, "rotational_max", unrounded):
+        return problem.whole(torch.float32, fused=False, steps=ORACLE_STEPS)
+
+
+def compare(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Share of the same classes, and by how much the log-likelihoods' sum is lower, as a fraction of it."""
+    same = (expected[0] == found[0]).double().mean()
+    total = expected[1].double().sum()
+    off = (total - found[1].double().sum()) / total
+    return float(same), float(off)
+
+
+def measure(n: int, classes: int, rings: int, wide: bool, repeats: int, device: torch.device) -> dict[str, Any]:
+    """One row: parity, then the times of both forms and of their parts."""
+    problem = Problem(n, classes, rings, wide, device, seed=5)
+    half = torch.float16 if device.type == "cuda" else torch.float32
+    expected, found = oracle(problem), problem.whole(half, fused=True)
+    same, off = compare(expected, found)
+    before = compare(expected, problem.whole(torch.float32, fused=False))
+    wrong = compare(expected, (expected[0].roll(1), expected[1] * 0.999))
+    assert wrong[0] < SAME_CLASS, "the comparison sees no wrong class"
+    assert wrong[1] > SAME_LIKELIHOOD, "the comparison sees no wrong likelihood"
+    area = "all shifts" if wide else "next shifts"
+    row: dict[str, Any] = {
+        "case": f"E-step, {n:,} particles, {classes} classes, {rings} rings, {area}",
+        "ours": None,
+        "unit": "us a particle and iteration",
+        "other": "",
+        "parity": f"{100 * same:.2f} % the same class, log-likelihood lower by {off:.1e}",
+        "parity_before": f"{100 * before[0]:.2f} % the same class, lower by {before[1]:.1e}",
+    }
+    if same < SAME_CLASS or off > SAME_LIKELIHOOD:
+        return row
+    top = problem.search(half)
+    index = top.cross.argmax(1)
+    parts: dict[str, Callable[[], object]] = {
+        "fast": lambda: problem.whole(half, fused=True),
+        "before": lambda: problem.whole(torch.float32, fused=False),
+        "search_fast": lambda: problem.search(half),
+        "search_before": lambda: problem.search(torch.float32),
+        "refine_fast": lambda: problem.refine(top, index, fused=True),
+        "refine_before": lambda: problem.refine(top, index, fused=False),
+    }
+    took = {name: [1e6 * s / n for s in seconds(work, repeats, device)] for name, work in parts.items()}
+    median = {name: statistics.median(values) for name, values in took.items()}
+    row |= {"ours": median["fast"], "other": f"single precision, step by step {median['before']:.2f}"}
+    return row | {"spread": {"min": min(took["fast"]), "max": max(took["fast"]), "repeats": repeats}, "us": median}
+
+
+def main() -> int:
+    """Run the cases; 0 when every one has a time."""
+    parser = argparse.ArgumentParser(description="The E-step of classification: parity, then time.")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--particles", type=int, default=5000)
+    parser.add_argument("--classes", type=int, default=50)
+    parser.add_argument("--rings", type=int, nargs="+", default=[12, 28])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    device, rows = resolve_device(options.device), []
+    for rings in options.rings:
+        for wide in (False, True):
+            row = measure(options.particles, options.classes, rings, wide, options.repeats, device)
+            print(
+                row["case"],
+                "|",
+                row["ours"],
+                row.get("us"),
+                "|",
+                row["parity"],
+                "| before:",
+                row["parity_before"],
+                flush=True,
+            )
+            rows.append(row)
+    print("wrote", write_record(options.out, record("estep", device, rows)))
+    return 0 if all(row["ours"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
