@@ -321,3 +321,9 @@ def test_killed_at_random_moments_it_still_ends_the_same(data, tmp_path) -> None
     assert mref(folder, out, "--maxit=6", "--continue", references="2") == 0
     assert same_run(tmp_path / "whole", out)
     assert not list(out.rglob(".tmp*")), "half-written files are removed"
+
+
+@pytest.mark.parametrize(("option", "instead"), [("--MPI", "--gpu_devices"), ("--gpu_info", "ralib info")])
+def test_an_option_that_was_replaced_points_to_what_replaces_it(option: str, instead: str, capsys) -> None:
+    assert main(["mref", "p.mrcs", "2", "out", option]) == 2
+    assert instead in capsys.readouterr().err

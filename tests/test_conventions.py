@@ -332,3 +332,12 @@ def test_images_in_memory_need_a_file_first(tmp_path: Path) -> None:
     with pytest.raises(RalibError, match="write the images first"):
         write_particles_star(tmp_path / "p.star", particles, random_poses())
     assert not list(tmp_path.iterdir())
+
+
+def test_restore_mirror_one_class_classified_again_is_not_mirrored() -> None:
+    one, mirror = torch.zeros(4, dtype=torch.long), torch.tensor([True, False, True, False])
+    index, found = c.restore_mirror(one, one, mirror, torch.zeros(4, dtype=torch.bool))
+    assert index.tolist() == [0] * 4
+    assert not found.any(), "columns of an earlier run, poses of a later one"
+    assert c.restore_mirror(one, one, mirror, mirror)[1].equal(mirror), "the file itself turns them over"
+    assert c.restore_mirror(one + mirror.long(), one, mirror)[1].equal(mirror), "class K + k"

@@ -112,15 +112,24 @@ def pose_to_cryosparc(psi_deg: Tensor, origin_xy_px: Tensor) -> tuple[Tensor, Te
     return torch.deg2rad(torch.remainder(psi_deg, 360.0)), origin_xy_px
 
 
-def restore_mirror(exported: Tensor, original: Tensor, mirror: Tensor) -> tuple[Tensor, Tensor]:
+def restore_mirror(
+    exported: Tensor, original: Tensor, mirror: Tensor, turned_over: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(class_index, mirror) of a file that holds both the exported classes (K + k) and the original ones.
 
     Where another program has classified since, its classes no longer fit the originals: then they count, and there
-    is no mirror. They fit if unmirrored members have the same class in both, and all mirrored ones the same K.
+    is no mirror. They fit if unmirrored members have the same class in both, and all mirrored ones either the same K,
+    beyond all original classes, or the same class and an image that the file itself says is `turned_over` (n,). A file of
+    one class, classified again into one, has the same class everywhere, and says no such thing.
     """
-    offset = (exported - original)[original >= 0]
-    mirrored = mirror[original >= 0]
+    known = original >= 0
+    offset, mirrored = (exported - original)[known], mirror[known]
     shifts = offset[mirrored].unique()
-    if bool((offset[~mirrored] == 0).all()) and len(shifts) <= 1 and bool((shifts >= 0).all()):
+    beyond = len(shifts) == 1 and int(shifts[0]) > int(original.max())
+    in_place = len(shifts) == 1 and int(shifts[0]) == 0 and turned_over is not None
+    if in_place:
+        assert turned_over is not None
+        in_place = bool((turned_over[known] == mirrored).all())
+    if bool((offset[~mirrored] == 0).all()) and (len(shifts) == 0 or beyond or in_place):
         return original, mirror
     return exported, torch.zeros_like(mirror)

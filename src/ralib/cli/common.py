@@ -30,6 +30,11 @@ T = TypeVar("T")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+REPLACED_OPTIONS = {
+    "--MPI": "Several GPUs of this machine: --gpu_devices 0,1; several machines: torchrun, see 'Several GPUs'.",
+    "--gpu_info": "'ralib info' shows the devices.",
+}
+"""Options of the earlier GPU version and of SPARX that other options or commands replace."""
 DEVICE_HELP = "Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:K."
 
 
@@ -189,6 +194,8 @@ def _explain(error: Exception) -> int:
         message = error.format_message()  # empty where it has just shown the help
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "ralib"
+        instead = REPLACED_OPTIONS.get(getattr(error, "option_name", ""))
+        message = f"{message} {instead}" if instead else message
         return _fail(f"{message} (see '{command} --help')", EXIT_ERROR) if message else EXIT_ERROR
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _fail(f"out of memory: {error}: use smaller batches (--batch) or a smaller box", EXIT_ERROR)

@@ -240,7 +240,7 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
     mirror = _mirror(table, path)
     if "ralibClass" in table.columns:
         original = torch.tensor(_class_index(_numbers(table, "ralibClass", path), "ralibClass", path))
-        index, mirror = conventions.restore_mirror(index, original, mirror)
+        index, mirror = conventions.restore_mirror(index, original, mirror, _turned_over(table, path))
     return Poses(
         psi_deg=torch.tensor(_optional(table, "rlnAnglePsi", 0.0, path), dtype=torch.float32),
         origin_xy_px=torch.tensor(origin, dtype=torch.float32),
@@ -254,6 +254,11 @@ def _mirror(table: pd.DataFrame, path: Path) -> torch.Tensor:
     """ralibMirror; without it (RELION 3 drops columns it does not know) images turned over by a tilt of 180 degrees."""
     if "ralibMirror" in table.columns:
         return torch.tensor(_numbers(table, "ralibMirror", path) != 0)
+    return _turned_over(table, path)
+
+
+def _turned_over(table: pd.DataFrame, path: Path) -> torch.Tensor:
+    """Images (n,) that RELION's own angles show from behind: a tilt of 180 degrees, where all others have none."""
     tilt = np.abs(_optional(table, "rlnAngleTilt", 0.0, path))
     flat = bool(np.isin(tilt, (0.0, 180.0)).all()) and not bool(_optional(table, "rlnAngleRot", 0.0, path).any())
     return torch.tensor(tilt == 180.0) if flat else torch.zeros(len(tilt), dtype=torch.bool)

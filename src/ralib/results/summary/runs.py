@@ -96,6 +96,8 @@ def finished_run(path: Path, record: dict[str, Any], result: RunResult, particle
 
 def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     record = read_record(path)
+    if record.get("state", "finished") != "finished":
+        raise RalibError(f"{path}: the run has not finished; go on with --continue")
     for needed in ("class_averages.mrcs", "particles.star"):
         if not (path / needed).is_file():
             raise RalibError(f"{path}: {needed} is missing, the run has not finished; go on with --continue")
