@@ -119,8 +119,8 @@ def restore_mirror(
 
     Where another program has classified since, its classes no longer fit the originals: then they count, and there
     is no mirror. They fit if unmirrored members have the same class in both, and all mirrored ones either the same K,
-    beyond all original classes, or the same class and an image that the file itself says is `turned_over` (n,). A file of
-    one class, classified again into one, has the same class everywhere, and says no such thing.
+    beyond all original classes, or the same class and an image that the file itself says is `turned_over` (n,). Of one
+    class, classified again into one, all have the same class, and the file says no such thing.
     """
     known = original >= 0
     offset, mirrored = (exported - original)[known], mirror[known]
