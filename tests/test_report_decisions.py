@@ -107,7 +107,7 @@ def test_every_card_shows_score_verdict_junk_agreement_and_stability(opened: Any
     for name in ("Class score", "Junk share", "Agreement", "Stability", "Mean posterior", "Mean fit"):
         assert name in detail
     assert "good: detailed" in detail.lower()
-    assert "kept by the automatic selection" in detail.lower()
+    assert "automatic selection: kept: detailed" in detail.lower()
     opened.find_element("id", "detail-close").click()
 
 

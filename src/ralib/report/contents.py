@@ -102,6 +102,7 @@ class ReportContents:
     averages    (k, s, s) class averages as shown (at most a few hundred pixels)
     frc         (k, f) with frc_frequency_per_px (f,), or None
     particle_figures  by name (fit, posterior, junk): one value a member, class after class
+    automatic_junk_limit  highest junk probability of a particle that the run itself would keep
     server      where the page is served: addresses it writes to and asks, and whether the run has finished
     """
 
@@ -123,4 +124,5 @@ class ReportContents:
     history: History | None = None
     ctf: CtfCurves | None = None
     embedding: Embedding | None = None
+    automatic_junk_limit: float | None = None
     server: dict[str, Any] | None = None

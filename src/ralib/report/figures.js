@@ -31,5 +31,17 @@ const particleLimits = [
 // Verdict in a word or two; the whole sentence is in the tooltip, the detail view and the table.
 const briefVerdict = (text) => (text || "").split(/[:;]/)[0];
 const hasAutomatic = run.classes.some((item) => typeof item.selected === "boolean");
-const automaticClasses = () => [...Array(K).keys()].filter((k) => run.classes[k].selected === true && members[k]);
-const automaticText = (item) => (typeof item.selected === "boolean" ? `${item.selected ? "Kept" : "Left out"} by the automatic selection${item.reason ? `: ${item.reason}` : ""}` : "");
+const automaticClasses = () => everyClass().filter((k) => run.classes[k].selected === true && members[k]);
+// Of the classes it keeps, the run leaves out the particles above this probability of being junk.
+const automaticLimit = () => (particleFigures.junk && known(run.automatic_junk_limit) ? run.automatic_junk_limit : null);
+function keepAutomatic() {
+  kept.clear();
+  for (const k of automaticClasses()) kept.add(k);
+  limits.classes = {};
+  limits.particles = automaticLimit() === null ? {} : { junk: automaticLimit() };
+}
+function automaticText(item) {
+  if (typeof item.selected !== "boolean") return "";
+  const verb = item.selected ? "kept" : "left out", reason = item.reason || "";
+  return `Automatic selection: ${reason.startsWith(verb) ? reason : [verb, reason].filter(Boolean).join(": ")}`;
+}

@@ -87,7 +87,7 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         key: getattr(c, key)
         for key in ("title", "fingerprint", "facts", "classes", "iterations", "warnings", "box_px", "pixel_size_A")
     }
-    data["server"] = c.server
+    data["server"], data["automatic_junk_limit"] = c.server, c.automatic_junk_limit
     data["averages"] = pictures("averages", c.averages, 90)
     data["frc"] = data["particle_figures"] = data["shift_map"] = data["members"] = data["history"] = data["ctf"] = None
     if c.frc is not None and c.frc_frequency_per_px is not None:

@@ -151,6 +151,6 @@ function restoreSelection() {
       return;
     }
   } catch { /* nothing sensible remembered */ }
-  for (const k of automaticClasses()) kept.add(k);
+  if (hasAutomatic) keepAutomatic();
   changed();
 }

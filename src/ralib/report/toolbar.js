@@ -42,7 +42,7 @@ function keepGroup() {
   const button = (id, text, action, more = {}) => el("button", { type: "button", id, onclick: action, ...more }, text);
   const back = button("undo", "Undo", undo, { "aria-keyshortcuts": "Control+Z", title: "Ctrl+Z" }), again = button("redo", "Redo", redo, { "aria-keyshortcuts": "Control+Shift+Z", title: "Ctrl+Shift+Z" });
   onSelection(() => { back.disabled = !past.length; again.disabled = !future.length; });
-  const automatic = hasAutomatic && button("keep-automatic", "automatic", () => setKept(automaticClasses()), { title: "The classes that the run itself would keep; the tick of each says why" });
+  const automatic = hasAutomatic && button("keep-automatic", "automatic", () => change(keepAutomatic), { title: "What the run itself would keep; the tick of each class says why" });
   return el("div", { class: "group", role: "group", "aria-label": "Keep" }, el("span", {}, "Keep"), automatic,
     button("keep-all", "all", () => setKept(everyClass())), button("keep-none", "none", () => setKept([])), button("invert", "inverse", invert), back, again);
 }

@@ -16,7 +16,7 @@ from ralib.results.selection import fingerprint
 from ralib.results.summary.contrast import ctf_curves
 from ralib.results.summary.diagnose import diagnose
 from ralib.results.summary.embedding import embed
-from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
+from ralib.results.summary.figures import automatic_junk_limit, class_figures, histograms, particle_figures, shift_map
 from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members
 from ralib.results.summary.runs import RunFiles, finished_run, open_run
 from ralib.types import RalibError
@@ -107,6 +107,7 @@ def summarise(
         history=history(run),
         ctf=ctf_curves(ctf, pixel_size_A, rng) if ctf is not None and pixel_size_A else None,
         embedding=plane,
+        automatic_junk_limit=automatic_junk_limit(run),
         server=server,
     )
 

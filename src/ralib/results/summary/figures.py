@@ -53,6 +53,17 @@ def particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
     }
 
 
+def automatic_junk_limit(run: RunFiles) -> float | None:
+    """Highest junk probability of the particles that the run itself would keep; None where it proposes none.
+
+    Rounded up to a float32, as which the page and `ralib select` compare it.
+    """
+    if "selected" not in run.scores or "junk" not in run.scores:
+        return None
+    junk = np.asarray(run.scores["junk"], dtype=np.float32)[np.asarray(run.scores["selected"]) > 0.5]
+    return float(junk.max()) if len(junk) else None
+
+
 def histograms(run: RunFiles) -> dict[str, Histogram]:
     """In-plane angles, fit, posterior, junk probability and defocus, counted by class."""
     poses, found = run.poses, {}
