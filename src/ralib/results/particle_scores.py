@@ -4,12 +4,13 @@ One name, one meaning, whatever the file:
 
 posterior     probability of the particle's class, given that it belongs to one of them
 fit           the criterion reached in the search (also Poses.score)
-explained     share of its signal that the class explains; 1 is typical
+explained     square root of the fit over that of the typical class; 1 is typical
 detail        fine detail that it shares with the class; 1 is typical
-quality       the worst of explained, detail and off_centre in robust standard deviations; 0 is typical
+quality       logarithm of the odds for a particle, against junk
 off_centre    distance from the centre of the box in particle radii
 agreement     1 where it returns to its class when compared with averages of the other half of the data
 junk          probability to be junk
+selected      1 where the automatic selection keeps it
 class_score   the score of its class, 0 to 1
 """
 
@@ -51,7 +52,17 @@ def read_particle_scores(path: Path, n_particles: int) -> dict[str, np.ndarray]:
 
 def table_scores(table: Any) -> dict[str, np.ndarray]:
     """Those scores that stand as columns in a particle table."""
-    known = ("posterior", "explained", "detail", "quality", "off_centre", "agreement", "junk", "class_score")
+    known = (
+        "posterior",
+        "explained",
+        "detail",
+        "quality",
+        "off_centre",
+        "agreement",
+        "junk",
+        "selected",
+        "class_score",
+    )
     found = {name: star_name(name) for name in known if star_name(name) in table.columns}
     return {name: np.asarray(table[column], dtype=np.float64) for name, column in found.items()}
 

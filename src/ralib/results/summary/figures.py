@@ -56,12 +56,17 @@ def particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
 def automatic_junk_limit(run: RunFiles) -> float | None:
     """Highest junk probability of the particles that the run itself would keep; None where it proposes none.
 
-    Rounded up to a float32, as which the page and `ralib select` compare it.
+    Rounded up to four digits where no other particle lies between.
     """
     if "selected" not in run.scores or "junk" not in run.scores:
         return None
-    junk = np.asarray(run.scores["junk"], dtype=np.float32)[np.asarray(run.scores["selected"]) > 0.5]
-    return float(junk.max()) if len(junk) else None
+    junk = np.asarray(run.scores["junk"], dtype=np.float32)
+    selected = junk[np.asarray(run.scores["selected"]) > 0.5]
+    if not len(selected):
+        return None
+    limit = float(selected.max())
+    rounded = float(np.ceil(limit * 1e4) / 1e4)
+    return limit if ((junk > limit) & (junk <= np.float32(rounded))).any() else rounded
 
 
 def histograms(run: RunFiles) -> dict[str, Histogram]:
