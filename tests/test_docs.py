@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from ralib.cli import app
+from ralib.cli.relion import OPTIONS as RELION_OPTIONS
 from ralib.io import open_particles, write_mrcs, write_particles_star
 from ralib.types import CtfParameters
 
@@ -47,6 +48,8 @@ def test_commands_in_the_docs_exist(page: Path) -> None:
         if words[0] == "external":
             continue  # hands its options on to another command
         known = options_of(words[0])
+        if words[0] == "relion":
+            known |= set(RELION_OPTIONS)
         for word in words[1:]:
             option = word.split("=")[0]
             if option.startswith("--") and len(option) > 2:
