@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.references import shift_limit_px
 from ralib.alignment.state import LoopState
+from ralib.cli.align import MrefSettings, ReffreeSettings
 from ralib.cli.common import tell_warnings, with_pixel_size
 from ralib.cli.parsing import user_function
 from ralib.cli.running import (
@@ -29,6 +31,7 @@ from ralib.cli.running import (
     run_ctf,
     stopped_message,
 )
+from ralib.cli.settings import write_config
 from ralib.cli.timing import references_s, time_line
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.run_directory import RunDirectory
@@ -47,9 +50,10 @@ class AlignmentRun:
         kind: str,
         stack: Path,
         outdir: Path,
-        options: dict[str, Any],
+        settings: MrefSettings | ReffreeSettings,
         device: torch.device,
         *,
+        references: str = "",
         resume: bool,
         report: bool,
         began: float,
@@ -57,36 +61,40 @@ class AlignmentRun:
         self.began = began
         self.told: tuple[dict[str, str], ...] = ()
         self.kind, self.stack, self.outdir, self.device = kind, stack, outdir, device
-        self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        self.settings, self.references = settings, references
+        self.options = settings.record() | ({"references": references} if kind == "mref" else {})
         self.resume, self.report = resume, report
+        self.stages = settings.stages()
         self.ranks: Ranks = join()
         self.hdf_input = stack.suffix.lower() in HDF_SUFFIXES
 
-    def execute(self, **search: Any) -> None:
-        """Open, align, write; `search` holds the shift ranges."""
-        o = self.options
+    def execute(self) -> None:
+        """Open, align, write."""
+        o = self.settings
         self._refuse()
         particles = self._particles()
         references = self._references(particles) if self.kind == "mref" else None
-        mask = _single_image(o["mask"]) if o["mask"] else None
-        function = user_function(o["function"])
+        mask = _single_image(o.mask) if o.mask else None
+        function = user_function(o.function)
         flag = SignalFlag()
         with ExitStack() as stack:
             directory = None
             if self.ranks.rank == 0:
                 directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             record = new_record(
-                self.kind, o, particles, self.stack, self.device,
-                ctf=run_ctf(o["ctf_mode"], particles), search_range_px=_widest_range_px(search),
+                self.kind, self.options, particles, self.stack, self.device,
+                ctf=run_ctf(o.ctf_choice(), particles), search_range_px=_widest_range_px(self.stages),
             )  # fmt: skip
             state = self._resumed(record, particles)
             reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations()).showing())
+            if directory is not None:
+                write_config(self.outdir, o)
             record["timings"] = {"start_s": time.perf_counter() - self.began}
             try:
-                if o["sparx"]:
-                    result = self._fit_sparx(particles, references, mask, function, search, reporter)
+                if o.sparx:
+                    result = self._fit_sparx(particles, references, mask, function, reporter)
                 else:
-                    result = self._fit(particles, references, mask, function, search, reporter, state)
+                    result = self._fit(particles, references, mask, function, reporter, state)
             except (Stopped, RankLost) as reason:
                 if flag.number is None:
                     raise
@@ -104,52 +112,52 @@ class AlignmentRun:
         references: Any,
         mask: np.ndarray | None,
         function: Any,
-        search: dict[str, Any],
         reporter: Reporter,
         state: LoopState | None,
     ) -> RunResult:
-        o = self.options
-        self._tell_of_short_range(particles.box, search)
+        o = self.settings
+        self._tell_of_short_range(particles.box)
         common: dict[str, Any] = {
-            "outer_radius": o["ou"],
-            "inner_radius": o["ir"],
-            "mirror": not o["nomirror"],
-            "center": o["center"],
-            "iterations": o["maxit"],
+            "outer_radius": o.ou,
+            "inner_radius": o.ir,
+            "mirror": not o.nomirror,
+            "center": o.center,
+            "iterations": o.maxit,
             "mask": mask,
-            "ctf": o["ctf_mode"],
-            "snr": o["snr"],
+            "ctf": o.ctf_choice(),
+            "snr": o.snr,
             "user_function": function,
-            "seed": o["seed"],
-            "strict": o["strict"],
+            "seed": o.seed,
+            "strict": o.strict,
             "device": self.device,
-            "batch_size": o["batch"],
-            "resident_bytes": None if o["memory"] is None else int(o["memory"] * 2**30),
+            "batch_size": o.batch,
+            "resident_bytes": None if o.memory is None else int(o.memory * 2**30),
             "ranks": self.ranks,
         }
-        if self.kind == "mref":
+        if isinstance(o, MrefSettings):
+            ((x_range, y_range, step),) = self.stages
             aligner: MultiReferenceAligner | ReferenceFreeAligner = MultiReferenceAligner(
                 references=references,
-                shift_range_xy_px=(search["x_range"], search["y_range"]),
-                shift_step_px=search["step"],
-                min_members=o["min_members"],
-                equal_sizes=o["equal"],
+                shift_range_xy_px=(x_range, y_range),
+                shift_step_px=step,
+                min_members=o.min_members,
+                equal_sizes=o.equal,
                 **common,
             )
         else:
             aligner = ReferenceFreeAligner(
-                stages=search["stages"],
-                randomize=o["randomize"],
-                fourier_variance=o["fourvar"],
+                stages=self.stages,
+                randomize=o.randomize,
+                fourier_variance=o.fourvar,
                 **common,
             )
         return aligner.fit(particles, observer=reporter, resume=state).result_
 
-    def _tell_of_short_range(self, box: int, search: dict[str, Any]) -> None:
+    def _tell_of_short_range(self, box: int) -> None:
         """Said before an hour goes by; the run's own warning comes at its end."""
-        radius = self.options["ou"] if self.options["ou"] > 0 else box // 2 - 2
+        radius = self.settings.ou if self.settings.ou > 0 else box // 2 - 2
         limit = shift_limit_px(box, radius)
-        if (widest := _widest_range_px(search)) > limit:
+        if (widest := _widest_range_px(self.stages)) > limit:
             self._say(
                 f"note: shifts are searched to {limit:g} px only, not {widest:g}: a disc of radius {radius:g} px "
                 f"(--ou) can move no further in a box of {box} px"
@@ -161,12 +169,11 @@ class AlignmentRun:
         references: Any,
         mask: np.ndarray | None,
         function: Any,
-        search: dict[str, Any],
         reporter: Reporter,
     ) -> RunResult:
         from ralib.cli.sparx_runs import fit_sparx
 
-        return fit_sparx(self.kind, particles, references, mask, function, search, self.options, self.device, reporter)
+        return fit_sparx(particles, references, mask, function, self.settings, self.stages, self.device, reporter)
 
     def _write(
         self, directory: RunDirectory, result: RunResult, particles: ParticleSet, reporter: Reporter, before: int
@@ -181,8 +188,8 @@ class AlignmentRun:
         with ThreadPoolExecutor(1, "ralib-report") as beside:
             shown = record | {"timings": {k: v for k, v in timings.items() if k != "write_s"}}  # not over yet
             report = beside.submit(self._write_report, shown, result, particles) if self.report else None
-            directory.write_result(result, particles, record, hdf=self.options["hdf"] or self.hdf_input)
-            if self.options["write_headers"]:
+            directory.write_result(result, particles, record, hdf=self.settings.hdf or self.hdf_input)
+            if self.settings.write_headers:
                 io.write_headers(self.stack, result.poses)
             timings["write_s"] += time.perf_counter() - start
             for warning in result.warnings:
@@ -211,32 +218,32 @@ class AlignmentRun:
 
     def _refuse(self) -> None:
         """Options this mode cannot honour are refused, never dropped."""
-        o = self.options
-        if o["memory"] is not None and o["memory"] < 0:
-            raise RalibError(f"--memory {o['memory']:g} GiB must not be below 0")
-        if o["write_headers"] and not self.hdf_input:
+        o = self.settings
+        if o.memory is not None and o.memory < 0:
+            raise RalibError(f"--memory {o.memory:g} GiB must not be below 0")
+        if o.write_headers and not self.hdf_input:
             raise RalibError(f"--write-headers: {self.stack.name} is no EMAN2 HDF file; poses are in OUTDIR/params.txt")
-        if o["sparx"]:
+        if o.sparx:
             if self.resume:
                 raise RalibError("--continue: the parity mode keeps no checkpoints: start again without --continue")
             if self.ranks.size > 1:
                 raise RalibError("--sparx runs as SPARX does, on one device: start it without torchrun or with one GPU")
-            if o.get("min_members") is not None:
+            if isinstance(o, MrefSettings) and o.min_members is not None:
                 raise RalibError(
                     "--min-members: SPARX gives a class below 4 one random particle: leave it, or --sparx, out"
                 )
             return
-        if o["rs"] != 1:
+        if o.rs != 1:
             raise RalibError(
-                f"--rs {o['rs']} thins out SPARX's polar rings; this search compares all frequencies: "
+                f"--rs {o.rs} thins out SPARX's polar rings; this search compares all frequencies: "
                 "leave it out, or add --sparx"
             )
-        if self.kind == "mref":
+        if isinstance(o, MrefSettings):
             return
         for name, given, neutral in (
-            ("--dst", o["dst"], 0.0),
-            ("--mode", o["mode"], "F"),
-            ("--random_method", o["random_method"], ""),
+            ("--dst", o.dst, 0.0),
+            ("--mode", o.mode, "F"),
+            ("--random_method", o.random_method, ""),
         ):
             if given != neutral:
                 raise RalibError(
@@ -245,16 +252,16 @@ class AlignmentRun:
                 )
 
     def _particles(self) -> ParticleSet:
-        o = self.options
-        particles = io.open_particles(self.stack, datadir=o["datadir"])
-        particles = with_pixel_size(particles, o["pixel_size"], "--pixel-size")
+        o = self.settings
+        particles = io.open_particles(self.stack, datadir=o.datadir)
+        particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
         io.check_writable_name(self.outdir)
         tell_warnings(particles.warnings)
         self.told = particles.warnings
         return particles
 
     def _references(self, particles: ParticleSet) -> Any:
-        text = self.options["references"]
+        text = self.references
         if text.isdecimal() and not Path(text).exists():
             return int(text)
         self._compare_scale(text, particles)
@@ -297,16 +304,15 @@ class AlignmentRun:
             typer.echo(line)
 
     def _iterations(self) -> int | None:
-        return self.options["maxit"] if self.kind == "mref" else None
+        return self.settings.maxit if self.kind == "mref" else None
 
 
-def _widest_range_px(search: dict[str, Any]) -> float:
+def _widest_range_px(stages: Sequence[tuple[float, float, float]]) -> float:
     """The widest shift that an alignment tries, whatever its stages."""
-    stages = search["stages"] if "stages" in search else [(search["x_range"], search["y_range"])]
-    return float(max(max(stage[:2]) for stage in stages))
+    return float(max(max(x, y) for x, y, _ in stages))
 
 
-def _single_image(path: str) -> np.ndarray:
+def _single_image(path: Path) -> np.ndarray:
     images = io.open_images(path)
     if len(images) != 1:
         raise RalibError(f"the mask {path} holds {len(images)} images: give a file with one")

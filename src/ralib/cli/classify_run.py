@@ -17,8 +17,10 @@ import typer
 from ralib import io
 from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
+from ralib.cli.classify import ClassifySettings
 from ralib.cli.common import tell_warnings, with_pixel_size
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, report_of, run_ctf, stopped_message
+from ralib.cli.settings import write_config
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
@@ -92,13 +94,13 @@ class ClassifyRun:
     """One command from opened files to written ones."""
 
     def __init__(
-        self, stack: Path, outdir: Path, options: dict[str, Any], device: torch.device, *, resume: bool, report: bool
+        self, stack: Path, outdir: Path, settings: ClassifySettings, device: torch.device, *, resume: bool, report: bool
     ) -> None:
         self.started = time.perf_counter()
         self.stack, self.outdir, self.device = stack, outdir, device
         self.resume, self.report = resume, report
         self.told: tuple[dict[str, str], ...] = ()
-        self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        self.settings, self.options = settings, settings.record()
 
     def execute(self) -> None:
         """Open, classify, compare with other starts where asked, write."""
@@ -107,16 +109,17 @@ class ClassifyRun:
             directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             record = new_record(
                 "classify", self.options, particles, self.stack, self.device,
-                ctf=run_ctf(self.options["ctf"], particles),
-                search_range_px=None if self.options["skip_align"] else self.options["search"] or 0.1 * particles.box,
+                ctf=run_ctf(self.settings.ctf, particles),
+                search_range_px=None if self.settings.skip_align else self.settings.search or 0.1 * particles.box,
             )  # fmt: skip
+            write_config(self.outdir, self.settings)
             begun = self._begun(directory, particles)
             recorder = stack.enter_context(Recorder(directory, record, flag).showing())
             try:
-                classifier = self._classifier(self.options["seed"])
+                classifier = self._classifier(self.settings.seed)
                 result = classifier.fit(particles, observer=recorder, resume=begun).result_
                 recorder.settle()
-                if self.options["stability"]:
+                if self.settings.stability:
                     self._compare(result, particles, flag)
             except Stopped as stop:
                 saved = directory.newest_checkpoint() is not None
@@ -137,29 +140,29 @@ class ClassifyRun:
         return found
 
     def _classifier(self, seed: int) -> Classifier:
-        o = self.options
+        o = self.settings
         return Classifier(
-            n_classes=o["classes"],
-            diameter_A=o["diameter"],
-            resolution_A=o["resolution"],
-            lowest_A=o["low_limit"],
-            balance=o["balance"],
-            equal_sizes=o["equal"],
-            mirror=not o["nomirror"],
-            ctf=o["ctf"],
-            search_px=o["search"],
-            skip_align=o["skip_align"],
+            n_classes=o.classes,
+            diameter_A=o.diameter,
+            resolution_A=o.resolution,
+            lowest_A=o.low_limit,
+            balance=o.balance,
+            equal_sizes=o.equal,
+            mirror=not o.nomirror,
+            ctf=o.ctf,
+            search_px=o.search,
+            skip_align=o.skip_align,
             seed=seed,
-            batch_size=o["batch"],
+            batch_size=o.batch,
             device=self.device,
         )
 
     def _compare(self, result: RunResult, particles: ParticleSet, flag: SignalFlag) -> None:
         """Other starts; what they agree on goes into the result."""
         others = []
-        for i in range(1, self.options["stability"] + 1):
+        for i in range(1, self.settings.stability + 1):
             typer.echo(f"stability: run {i} from another start")
-            other = self._classifier(self.options["seed"] + i).fit(particles, observer=Watchful(flag))
+            other = self._classifier(self.settings.seed + i).fit(particles, observer=Watchful(flag))
             others.append(other.result_.poses)
         pixel = particles.pixel_size_A or 1.0
         radius = 0.5 * result.extra["diameter_A"] / pixel
@@ -211,15 +214,15 @@ class ClassifyRun:
         tell_warnings(warning for warning in result.warnings if warning not in self.told)
 
     def _particles(self) -> ParticleSet:
-        o = self.options
+        o = self.settings
         source = self.stack / "particles.star" if self.stack.is_dir() else self.stack
-        particles = io.open_particles(source, datadir=o["datadir"])
-        particles = with_pixel_size(particles, o["pixel_size"], "--pixel-size")
-        if o["reference_poses"] is not None:
-            particles = particles.replace(poses=read_poses(Path(o["reference_poses"]), len(particles)))
-        if o["split"] is not None and o["from_"] is not None:
+        particles = io.open_particles(source, datadir=o.datadir)
+        particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
+        if o.reference_poses is not None:
+            particles = particles.replace(poses=read_poses(o.reference_poses, len(particles)))
+        if o.split is not None and o.from_ is not None:
             raise RalibError("--split and --from both choose particles: give one of them")
-        if o["split"] is not None or o["from_"] is not None:
+        if o.split is not None or o.from_ is not None:
             particles = io.take(particles, self._chosen(particles))
         tell_warnings(particles.warnings)
         self.told = particles.warnings
@@ -232,7 +235,7 @@ class ClassifyRun:
         if particles.poses is None or not (folder / "run.json").is_file():
             raise RalibError(f"{self.stack} is no run: --split and --from choose from the folder of a finished run")
         figures = read_record(folder).get("classes") or []
-        selection = combine(figures, file=self.options["from_"], classes=self.options["split"])
+        selection = combine(figures, file=self.settings.from_, classes=self.settings.split)
         scores = read_particle_scores(folder / SCORES_FILE, len(particles))
         rows = selected_rows(particles.poses, selection, scores)
         if len(rows) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,24 @@ import torch
 from ralib.alignment.iteration import Alignment
 from ralib.alignment.multi_reference import random_averages, starting_poses
 from ralib.alignment.options import AlignmentOptions
+from ralib.cli.align import MrefSettings, ReffreeSettings
 from ralib.cli.running import Reporter
 from ralib.sparx.run import IterationResult, Listener
 from ralib.types import ParticleSet, RalibError, RunResult
 
 
 def fit_sparx(
-    kind: str,
     particles: ParticleSet,
     references: Any,
     mask: np.ndarray | None,
     function: Any,
-    search: dict[str, Any],
-    options: dict[str, Any],
+    o: MrefSettings | ReffreeSettings,
+    stages: Sequence[tuple[float, float, float]],
     device: torch.device,
     reporter: Reporter,
 ) -> RunResult:
     """Run SPARX's mref_ali2d or ali2d with the options of the command line."""
-    o = options
-    if o["ctf_mode"] == "flip":
+    if o.ctf_choice() == "flip":
         raise RalibError("--ctf flip is not SPARX's: use --CTF, or flip first with 'ralib prepare --phase-flip'")
     seen: list[dict[str, Any]] = []
 
@@ -39,48 +39,50 @@ def fit_sparx(
 
     common: dict[str, Any] = {
         "mask": mask,
-        "ir": o["ir"],
-        "ou": o["ou"],
-        "rs": o["rs"],
-        "center": o["center"],
-        "maxit": o["maxit"],
-        "CTF": o["ctf_mode"] == "wiener",
-        "snr": 1.0 if o["snr"] is None else o["snr"],
+        "ir": o.ir,
+        "ou": o.ou,
+        "rs": o.rs,
+        "center": o.center,
+        "maxit": o.maxit,
+        "CTF": o.ctf_choice() == "wiener",
+        "snr": 1.0 if o.snr is None else o.snr,
         "user_function": function,
-        "rand_seed": o["seed"],
-        "nomirror": o["nomirror"],
+        "rand_seed": o.seed,
+        "nomirror": o.nomirror,
         "device": device,
         "listener": Listener(on_iteration=told, on_batch=reporter.batch),
     }
-    if o["batch"] is not None:
-        common["batch_size"] = o["batch"]
-    if kind == "mref":
+    if o.batch is not None:
+        common["batch_size"] = o.batch
+    if isinstance(o, MrefSettings):
         from ralib.sparx.mref import mref_ali2d
 
+        ((x_range, y_range, step),) = stages
+
         if isinstance(references, int):
-            run = Alignment(particles, AlignmentOptions(outer_radius=o["ou"], device=device))
+            run = Alignment(particles, AlignmentOptions(outer_radius=o.ou, device=device))
             start = starting_poses(particles)
-            references = random_averages(run, start, references, o["seed"], search["x_range"])
+            references = random_averages(run, start, references, o.seed, x_range)
         return mref_ali2d(
             particles,
             references,
-            xr=search["x_range"],
-            yr=search["y_range"],
-            ts=search["step"],
-            EQ=o["equal"],
+            xr=x_range,
+            yr=y_range,
+            ts=step,
+            EQ=o.equal,
             **common,
         )
     from ralib.sparx.ali2d import ali2d
 
     return ali2d(
         particles,
-        xr=o["xr"],
-        yr=o["yr"],
-        ts=o["ts"],
-        dst=o["dst"],
-        Fourvar=o["fourvar"],
-        mode=o["mode"],
-        randomize=o["randomize"],
-        random_method=o["random_method"],
+        xr=o.xr,
+        yr=o.yr,
+        ts=o.ts,
+        dst=o.dst,
+        Fourvar=o.fourvar,
+        mode=o.mode,
+        randomize=o.randomize,
+        random_method=o.random_method,
         **common,
     )

@@ -4,19 +4,68 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ralib.cli.align import BatchSize, Ctf, CtfMode, Datadir, Device, Inner, NoMirror, Outer, Report, Seed
+from ralib.cli.settings import Settings, command, write_config
 from ralib.types import ParticleSet, RalibError
 
 _CLASSES, _SEARCH, _RUN = "Classes", "Search", "Running"
 
 
+# fmt: off
+@dataclass(frozen=True)
+class WatchSettings(Settings):
+    """Options of `ralib watch`."""
+
+    essential = frozenset({"classes", "ou", "xr", "ctf_mode", "idle", "seed", "device"})
+    classes: Annotated[
+        int, typer.Option("--classes", help="Most classes there will be.", rich_help_panel=_CLASSES)
+    ] = 50
+    per_class: Annotated[
+        int, typer.Option("--per-class", help="Particles there must be for each class.", rich_help_panel=_CLASSES)
+    ] = 100
+    ir: Inner = 1
+    ou: Outer = -1
+    xr: Annotated[
+        float, typer.Option("--xr", help="Shift range, px.", rich_help_panel=_SEARCH)
+    ] = 3
+    nomirror: NoMirror = False
+    ctf: Ctf = False
+    ctf_mode: CtfMode = None
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Iterations after each arrival.", rich_help_panel=_RUN)
+    ] = 3
+    poll: Annotated[
+        float, typer.Option("--poll-seconds", help="Time between two looks.", rich_help_panel=_RUN)
+    ] = 10
+    idle: Annotated[
+        float, typer.Option("--idle-minutes", help="End when nothing has come for so long; 0: only by Ctrl-C.",
+                            rich_help_panel=_RUN)
+    ] = 0
+    seed: Seed = 1000
+    device: Device = "auto"
+    batch: BatchSize = None
+    datadir: Datadir = None
+# fmt: on
+
+    def ctf_choice(self) -> str:
+        """--CTF and --ctf as one of off, wiener, flip."""
+        from ralib.cli.parsing import ctf_choice
+
+        return ctf_choice(self.ctf, self.ctf_mode)
+
+    def record(self) -> dict[str, Any]:
+        """The options as run.json holds them, with what --CTF and --ctf came to."""
+        return super().record() | {"ctf_mode": self.ctf_choice()}
+
+
 def register(app: typer.Typer) -> None:
-    app.command("watch")(watch)
+    command(app, "watch", watch)
 
 
 def watch(
@@ -24,37 +73,10 @@ def watch(
         Path, typer.Argument(metavar="FOLDER|STAR", help="Folder that stacks (.mrcs) come into, or a STAR that grows.")
     ],
     outdir: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must be new or empty.")],
-    classes: Annotated[
-        int, typer.Option("--classes", "--K", help="Most classes there will be.", rich_help_panel=_CLASSES)
-    ] = 50,
-    per_class: Annotated[
-        int, typer.Option("--per-class", help="Particles there must be for each class.", rich_help_panel=_CLASSES)
-    ] = 100,
-    ir: Inner = 1,
-    ou: Outer = -1,
-    xr: Annotated[
-        float, typer.Option("--xr", "--shift-range", help="Shift range, px.", rich_help_panel=_SEARCH)
-    ] = 3,
-    nomirror: NoMirror = False,
-    ctf: Ctf = False,
-    ctf_mode: CtfMode = None,
-    rounds: Annotated[
-        int, typer.Option("--rounds", help="Iterations after each arrival.", rich_help_panel=_RUN)
-    ] = 3,
-    poll: Annotated[
-        float, typer.Option("--poll-seconds", help="Time between two looks.", rich_help_panel=_RUN)
-    ] = 10,
-    idle: Annotated[
-        float, typer.Option("--idle-minutes", help="End when nothing has come for so long; 0: only by Ctrl-C.",
-                            rich_help_panel=_RUN)
-    ] = 0,
-    seed: Seed = 1000,
-    device: Device = "auto",
-    batch: BatchSize = None,
+    settings: WatchSettings,
     resume: Annotated[
         bool, typer.Option("--continue", help="Go on with the classification in OUTDIR.", rich_help_panel=_RUN)
     ] = False,
-    datadir: Datadir = None,
     report: Report = True,
 ) -> None:  # fmt: skip
     """Classify particles as they arrive; OUTDIR always holds the classes of all that have come so far.
@@ -62,24 +84,23 @@ def watch(
     Classes grow in number with the particles and are never begun anew. Ctrl-C, or --idle-minutes without an arrival,
     ends the watch.
     """
-    options = {k: v for k, v in locals().items() if k not in ("source", "outdir", "resume", "report")}
     from ralib.cli.common import resolve_device
-    from ralib.cli.parsing import ctf_choice
 
-    options["ctf_mode"] = ctf_choice(ctf, ctf_mode)
-    if poll <= 0 or idle < 0:
-        raise RalibError(f"--poll-seconds {poll:g} must be above 0, --idle-minutes {idle:g} not below")
-    Watch(source, outdir, options, resolve_device(device), resume=resume, report=report).execute()
+    if settings.poll <= 0 or settings.idle < 0:
+        raise RalibError(
+            f"--poll-seconds {settings.poll:g} must be above 0, --idle-minutes {settings.idle:g} not below"
+        )
+    Watch(source, outdir, settings, resolve_device(settings.device), resume=resume, report=report).execute()
 
 
 class Watch:
     """One watch from the first look to the last."""
 
     def __init__(
-        self, source: Path, outdir: Path, options: dict[str, Any], device: Any, *, resume: bool, report: bool
+        self, source: Path, outdir: Path, settings: WatchSettings, device: Any, *, resume: bool, report: bool
     ) -> None:
         self.source, self.outdir, self.device = source, outdir, device
-        self.options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        self.settings, self.options = settings, settings.record()
         self.resume, self.report = resume, report
         self.told: set[str] = set()
 
@@ -93,11 +114,12 @@ class Watch:
             arrivals, state = self._beginning()
             directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             stack.enter_context(flag.watching())
+            write_config(self.outdir, self.settings)
             growing = self._classification(flag, state)
             last = time.monotonic()
             typer.echo(f"watching {self.source}; Ctrl-C ends")
             try:
-                while not self.options["idle"] or time.monotonic() - last < 60 * self.options["idle"]:
+                while not self.settings.idle or time.monotonic() - last < 60 * self.settings.idle:
                     particles = arrivals.look()
                     self._warn(arrivals.left_out)
                     if particles is not None:
@@ -105,7 +127,7 @@ class Watch:
                         growing.take(particles)
                         self._write(directory, growing, particles, arrivals.names)
                         last = time.monotonic()
-                    _sleep(self.options["poll"], flag)
+                    _sleep(self.settings.poll, flag)
             except Stopped as stop:
                 typer.echo(f"stopped by {stop}; --continue goes on watching")
             if growing.state is None:
@@ -119,7 +141,7 @@ class Watch:
 
         found = newest(self.outdir / "checkpoints") if self.resume else None
         names = [] if found is None else [str(name) for name in found.meta.get("stacks", [])]
-        datadir = None if self.options["datadir"] is None else Path(self.options["datadir"])
+        datadir = self.settings.datadir
         arrivals = Arrivals(self.source, datadir=datadir, names=names)
         return arrivals, None if found is None else LoopState.unpack(found.arrays, found.meta, self.device)
 
@@ -127,16 +149,16 @@ class Watch:
         from ralib.alignment.incremental import GrowingClassification, WatchOptions
         from ralib.alignment.options import AlignmentOptions
 
-        o = self.options
+        o = self.settings
         alignment = AlignmentOptions(
-            outer_radius=o["ou"],
-            inner_radius=o["ir"],
-            mirror=not o["nomirror"],
-            ctf=o["ctf_mode"],
+            outer_radius=o.ou,
+            inner_radius=o.ir,
+            mirror=not o.nomirror,
+            ctf=o.ctf_choice(),
             device=self.device,
-            batch_size=o["batch"],
+            batch_size=o.batch,
         )
-        options = WatchOptions(o["classes"], o["per_class"], (o["xr"], o["xr"]), o["rounds"], o["seed"])
+        options = WatchOptions(o.classes, o.per_class, (o.xr, o.xr), o.rounds, o.seed)
         return GrowingClassification(options, alignment, observer=_Told(flag), state=state)
 
     def _write(self, directory: Any, growing: Any, particles: ParticleSet, stacks: list[str]) -> None:
@@ -146,7 +168,7 @@ class Watch:
         started, result = time.perf_counter(), growing.result()
         record = new_record(
             "mref", self.options, particles, self.source, self.device,
-            ctf=run_ctf(self.options["ctf_mode"], particles), search_range_px=None,
+            ctf=run_ctf(self.settings.ctf_choice(), particles), search_range_px=None,
         )  # fmt: skip
         record = finish_record(record, result, self.device, started, 0.0)
         arrays, meta = growing.state.pack()

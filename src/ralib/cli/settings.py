@@ -1,0 +1,188 @@
+"""A command's options as one frozen dataclass: declared once, parsed by typer, passed whole, kept in run.yaml."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from ralib.types import RalibError
+
+CONFIG_FILE = "run.yaml"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of one command; every field's type is Annotated with the typer.Option or Argument that it is.
+
+    `essential` names the fields that --help shows; --help-all shows all.
+    """
+
+    essential: ClassVar[frozenset[str]] = frozenset()
+
+    def record(self) -> dict[str, Any]:
+        """The options as run.json and run.yaml hold them: paths as text."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+class RunCommand(TyperCommand):
+    """A command that also accepts older spellings of its options, which no help shows."""
+
+    older: ClassVar[dict[str, str]] = {
+        "--K": "--classes",
+        "--inner-radius": "--ir",
+        "--outer-radius": "--ou",
+        "--ring-step": "--rs",
+        "--shift-range-y": "--yr",
+        "--shift-step": "--ts",
+        "--no-mirror": "--nomirror",
+        "--ctf-correct": "--CTF",
+        "--signal-to-noise": "--snr",
+        "--user-function": "--function",
+        "--centring": "--center",
+        "--rand_seed": "--seed",
+        "--rand-seed": "--seed",
+        "--gpu-devices": "--gpu_devices",
+        "--batch-size": "--batch",
+        "--parity": "--sparx",
+        "--apix": "--pixel-size",
+        "--angpix": "--pixel-size",
+        "--iterations": "--maxit",
+        "--equal-sizes": "--EQ",
+        "--discrete-angle": "--dst",
+        "--random-method": "--random_method",
+        "--fourier-variance": "--Fourvar",
+        "--particle-diameter": "--diameter",
+        "--particle_diameter": "--diameter",
+        "--high-limit": "--resolution",
+    }
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Arguments with each older spelling replaced, but what follows `--`."""
+        known = {name for parameter in self.params for name in parameter.opts}
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [self._spelling(a, known) for a in args[:end]] + args[end:])
+
+    def _spelling(self, argument: str, known: set[str]) -> str:
+        name, equals, value = argument.partition("=")
+        if name == "--shift-range":
+            name = "--xr" if "--xr" in known else "--search"
+        elif name in self.older and name not in known:
+            name = self.older[name]
+        return name + equals + value
+
+
+def command(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
+    """Register `function`; its parameter that is annotated with a Settings class stands for that class's fields."""
+    app.command(name, cls=RunCommand)(expanded(function))
+
+
+def expanded(function: Callable[..., Any]) -> Callable[..., None]:
+    """`function` with a parameter for each field of its settings, --config and --help-all beside them."""
+    hints = get_type_hints(function, include_extras=True)
+    before = [p for p in inspect.signature(function).parameters.values() if not _is_settings(hints[p.name])]
+    (whole,) = (n for n, hint in hints.items() if _is_settings(hint))
+    kind: type[Settings] = hints[whole]
+    types = get_type_hints(kind, include_extras=True)
+    parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in before]
+    parameters += [_parameter(f, types[f.name], shown=f.name in kind.essential) for f in fields(kind)]
+    further = frozenset(f.name for f in fields(kind) if f.name not in kind.essential)
+    parameters += [
+        _keyword("config", Annotated[Path | None, _config_option(fields(kind))]),
+        _keyword("help_all", Annotated[bool, _help_all_option(further)], default=False),
+    ]
+
+    @functools.wraps(function)
+    def called(**given: Any) -> None:
+        del given["config"], given["help_all"]
+        settings = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
+        function(**given, **{whole: settings})
+
+    parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)  # stable: required ones first
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
+def write_config(folder: Path, settings: Settings) -> None:
+    """run.yaml: what `--config` of the next run takes."""
+    import yaml
+
+    from ralib.io import write_text
+
+    text = yaml.safe_dump(settings.record(), sort_keys=False, allow_unicode=True)
+    write_text(
+        folder / CONFIG_FILE, f"# The options of this run; the next takes them with --config {CONFIG_FILE}\n{text}"
+    )
+
+
+def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
+    """Options of a run.yaml by name; RalibError in one line for what is none."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RalibError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise RalibError(f"--config {path} must hold lines such as 'maxit: 10'")
+    names = sorted(known)
+    if unknown := sorted(str(name) for name in found if name not in names):
+        raise RalibError(f"--config {path}: {', '.join(unknown)} unknown: this command has {', '.join(names)}")
+    if bad := [str(name) for name, value in found.items() if isinstance(value, dict | list)]:
+        raise RalibError(f"--config {path}: {', '.join(bad)} must be one number, word or yes/no each")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_settings(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Settings)
+
+
+def _keyword(name: str, hint: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _parameter(field: Field[Any], hint: Any, *, shown: bool) -> inspect.Parameter:
+    """The command line's parameter of a field; options that are not essential are hidden from --help."""
+    base, option = get_args(hint)
+    if not shown and not isinstance(option, type(typer.Argument())):
+        option = copy.copy(option)
+        option.hidden = True
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return _keyword(field.name, Annotated[base, option], default)
+
+
+def _config_option(known: Iterable[Field[Any]]) -> Any:
+    names = [f.name for f in known]
+
+    def take(context: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            context.default_map = {**(context.default_map or {}), **read_config(path, names)}
+        return path
+
+    return typer.Option(
+        "--config", metavar="FILE", callback=take, is_eager=True, rich_help_panel="More",
+        help="Take options from the run.yaml of an earlier run; those given here win.",
+    )  # fmt: skip
+
+
+def _help_all_option(further: frozenset[str]) -> Any:
+    def show(context: typer.Context, wanted: bool) -> None:
+        if wanted:
+            for parameter in context.command.params:
+                if parameter.name in further and parameter.name != "helical":
+                    parameter.hidden = False  # type: ignore[attr-defined]
+            typer.echo(context.get_help())
+            raise typer.Exit
+
+    return typer.Option(
+        "--help-all", callback=show, is_eager=True, rich_help_panel="More", help="Show every option and exit."
+    )
