@@ -12,6 +12,11 @@ from ralib.alignment.references import UserFunction
 from ralib.types import RalibError
 
 
+def outer_radius_px(box: int, radius: float | None) -> float:
+    """The radius of the disc compared: as given, or for None and SPARX's -1 the largest that a box has room for."""
+    return float(box // 2 - 2 if radius is None or radius < 0 else radius)
+
+
 @dataclass(frozen=True)
 class AlignmentOptions:
     """Options both loops share; lengths in pixels. None means: chosen from the data."""
@@ -34,8 +39,7 @@ class AlignmentOptions:
 
     def checked(self, box: int) -> AlignmentOptions:
         """The options with every None filled in for images of this box; RalibError for what cannot be."""
-        radius = self.outer_radius
-        radius = box // 2 - 2 if radius is None or radius < 0 else radius
+        radius = outer_radius_px(box, self.outer_radius)
         if not 0 < self.inner_radius <= radius or radius > box // 2:
             raise RalibError(
                 f"radii {self.inner_radius:g} to {radius:g} px do not fit in a box of {box} px: "
@@ -47,4 +51,4 @@ class AlignmentOptions:
             raise RalibError(f"--center {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
         if self.batch_size is not None and self.batch_size < 1:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
-        return replace(self, outer_radius=float(radius), device=torch.device(self.device))
+        return replace(self, outer_radius=radius, device=torch.device(self.device))

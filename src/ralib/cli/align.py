@@ -20,7 +20,10 @@ Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .mrcs .
 Outdir = Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must be new or empty.")]
 Mask = Annotated[Path | None, typer.Argument(metavar="[MASK]", help="Image of the mask. [default: a soft disc]")]
 Inner = Annotated[int, typer.Option("--ir", help="Inner radius, px.", rich_help_panel=_GEOMETRY)]
-Outer = Annotated[int, typer.Option("--ou", help="Outer radius, px; -1: box/2 - 2.", rich_help_panel=_GEOMETRY)]
+Outer = Annotated[
+    int | None,
+    typer.Option("--ou", help="Outer radius, px. [default: the particle's, measured]", rich_help_panel=_GEOMETRY),
+]
 RingStep = Annotated[
     int, typer.Option("--rs", help="Ring step, px; other than 1 with --sparx only.",
                       rich_help_panel=_GEOMETRY)
@@ -95,7 +98,7 @@ class AlignmentSettings(Settings):
 
     mask: Mask = None
     ir: Inner = 1
-    ou: Outer = -1
+    ou: Outer = None
     rs: RingStep = 1
     nomirror: NoMirror = False
     ctf: Ctf = False
@@ -131,11 +134,12 @@ class MrefSettings(AlignmentSettings):
 
     essential = frozenset({"mask", "ou", "xr", "maxit", "ctf_mode", "equal", "seed", "device", "pixel_size"})
     xr: Annotated[
-        float, typer.Option("--xr", help="Shift range along x, px.", rich_help_panel=_GEOMETRY)
-    ] = 0
+        float | None, typer.Option("--xr", help="Shift range along x, px. [default: a twentieth of the box; 0 with "
+                                   "--sparx]", rich_help_panel=_GEOMETRY)
+    ] = None
     yr: Annotated[
-        float, typer.Option("--yr", help="Along y, px; -1: as --xr.", rich_help_panel=_GEOMETRY)
-    ] = -1
+        float | None, typer.Option("--yr", help="Along y, px. [default: as --xr]", rich_help_panel=_GEOMETRY)
+    ] = None
     ts: Annotated[
         float, typer.Option("--ts", help="Grid step of the shifts, px; the best one is refined.",
                             rich_help_panel=_GEOMETRY)
@@ -151,11 +155,12 @@ class MrefSettings(AlignmentSettings):
                      "share, at least 4]", rich_help_panel=_CLASSES),
     ] = None
 
-    def stages(self) -> list[tuple[float, float, float]]:
-        """(x range, y range, step) in pixels: one stage."""
-        from ralib.cli.parsing import shift_ranges
+    def stages(self, box: int) -> list[tuple[float, float, float]]:
+        """(x range, y range, step) in pixels: one stage, for images of `box` pixels."""
+        from ralib.cli.parsing import one_shift_range_px, shift_ranges
 
-        return shift_ranges(str(self.xr), str(self.yr), str(self.ts))[:1]
+        reach = self.xr if self.xr is not None else 0 if self.sparx else one_shift_range_px(box)
+        return shift_ranges(str(reach), None if self.yr is None else str(self.yr), str(self.ts))[:1]
 
 
 @dataclass(frozen=True)
@@ -164,16 +169,16 @@ class ReffreeSettings(AlignmentSettings):
 
     essential = frozenset({"mask", "ou", "xr", "maxit", "ctf_mode", "seed", "device", "pixel_size"})
     xr: Annotated[
-        str, typer.Option("--xr", help="Shift range along x of each stage, px.",
-                          rich_help_panel=_GEOMETRY)
-    ] = "4 2 1 1"
+        str | None, typer.Option("--xr", help="Shift range along x of each stage, px, e.g. '4 2 1'. [default: falling "
+                                 "from a sixteenth of the box]", rich_help_panel=_GEOMETRY)
+    ] = None
     yr: Annotated[
-        str, typer.Option("--yr", help="Along y, px; -1: as --xr.", rich_help_panel=_GEOMETRY)
-    ] = "-1"
+        str | None, typer.Option("--yr", help="Along y, px. [default: as --xr]", rich_help_panel=_GEOMETRY)
+    ] = None
     ts: Annotated[
-        str, typer.Option("--ts", help="Grid step of each stage, px; the best one is refined.",
-                          rich_help_panel=_GEOMETRY)
-    ] = "2 1 0.5 0.25"
+        str | None, typer.Option("--ts", help="Grid step of each stage, px; the best one is refined. [default: half "
+                                 "the range, at most 2]", rich_help_panel=_GEOMETRY)
+    ] = None
     dst: Annotated[
         float, typer.Option("--dst", help="Discrete angle of every fourth iteration, degrees; "
                             "with --sparx only.", rich_help_panel=_GEOMETRY)
@@ -199,11 +204,14 @@ class ReffreeSettings(AlignmentSettings):
                            rich_help_panel=_AVERAGE)
     ] = False
 
-    def stages(self) -> list[tuple[float, float, float]]:
-        """(x range, y range, step) in pixels of each stage."""
-        from ralib.cli.parsing import shift_ranges
+    def stages(self, box: int) -> list[tuple[float, float, float]]:
+        """(x range, y range, step) in pixels of each stage, for images of `box` pixels."""
+        from ralib.cli.parsing import SPARX_STAGES, falling_shift_ranges_px, shift_ranges
 
-        return shift_ranges(self.xr, self.yr, self.ts)
+        if self.xr is None and self.ts is None:
+            reach, step = SPARX_STAGES if self.sparx else falling_shift_ranges_px(box)
+            return shift_ranges(reach, self.yr, step)
+        return shift_ranges(self.xr or SPARX_STAGES[0], self.yr, self.ts)
 # fmt: on
 
 
@@ -226,7 +234,7 @@ def mref(
     """Multi-reference alignment: class averages from particles and references."""
     from ralib.cli.align_runs import AlignmentRun
 
-    settings.stages()  # refused before a device is looked for
+    settings.stages(box=64)  # refused before a device is looked for
     where = _device(settings.device, settings.gpu_devices)
     AlignmentRun(
         "mref", stack, outdir, settings, where, references=references, resume=resume, report=report, began=context.obj
@@ -244,7 +252,7 @@ def reffree(
     """Reference-free alignment: all particles onto their own average."""
     from ralib.cli.align_runs import AlignmentRun
 
-    settings.stages()
+    settings.stages(box=64)
     where = _device(settings.device, settings.gpu_devices)
     AlignmentRun("reffree", stack, outdir, settings, where, resume=resume, report=report, began=context.obj).execute()
 

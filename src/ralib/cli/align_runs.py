@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import typer
 
 from ralib import io
 from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.options import outer_radius_px
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.references import shift_limit_px
 from ralib.alignment.state import LoopState
@@ -31,13 +33,15 @@ from ralib.cli.running import (
     run_ctf,
     stopped_message,
 )
-from ralib.cli.settings import write_config
 from ralib.cli.timing import references_s, time_line
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.run_directory import RunDirectory
 from ralib.results.run_record import read_record
 from ralib.runtime.distributed import RankLost, Ranks, join
 from ralib.types import ParticleSet, RalibError, RunResult
+
+FEWEST_TO_MEASURE = 40
+"""Of fewer particles no size can be measured; the disc is then as large as the box allows."""
 
 HDF_SUFFIXES = (".hdf", ".h5", ".hdf5")
 
@@ -64,7 +68,6 @@ class AlignmentRun:
         self.settings, self.references = settings, references
         self.options = settings.record() | ({"references": references} if kind == "mref" else {})
         self.resume, self.report = resume, report
-        self.stages = settings.stages()
         self.ranks: Ranks = join()
         self.hdf_input = stack.suffix.lower() in HDF_SUFFIXES
 
@@ -73,6 +76,7 @@ class AlignmentRun:
         o = self.settings
         self._refuse()
         particles = self._particles()
+        self.stages = o.stages(particles.box)
         references = self._references(particles) if self.kind == "mref" else None
         mask = _single_image(o.mask) if o.mask else None
         function = user_function(o.function)
@@ -86,9 +90,9 @@ class AlignmentRun:
                 ctf=run_ctf(o.ctf_choice(), particles), search_range_px=_widest_range_px(self.stages),
             )  # fmt: skip
             state = self._resumed(record, particles)
-            reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations()).showing())
-            if directory is not None:
-                write_config(self.outdir, o)
+            reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations(), o).showing())
+            self.outer_radius_px = record["outer_radius_px"] = self._outer_radius_px(particles)
+            self._tell_of_defaults(particles)
             record["timings"] = {"start_s": time.perf_counter() - self.began}
             try:
                 if o.sparx:
@@ -118,7 +122,7 @@ class AlignmentRun:
         o = self.settings
         self._tell_of_short_range(particles.box)
         common: dict[str, Any] = {
-            "outer_radius": o.ou,
+            "outer_radius": self.outer_radius_px,
             "inner_radius": o.ir,
             "mirror": not o.nomirror,
             "center": o.center,
@@ -153,9 +157,28 @@ class AlignmentRun:
             )
         return aligner.fit(particles, observer=reporter, resume=state).result_
 
+    def _outer_radius_px(self, particles: ParticleSet) -> float:
+        """--ou, or what the run to go on with had, or the measured particle's mask; SPARX's default with --sparx."""
+        given = self.settings.ou
+        if given is None and self.resume and (known := read_record(self.outdir).get("outer_radius_px")):
+            return float(known)
+        if given is not None or self.settings.sparx or len(particles) < FEWEST_TO_MEASURE:
+            return outer_radius_px(particles.box, given)
+        return measured_radius_px(particles, self.device)
+
+    def _tell_of_defaults(self, particles: ParticleSet) -> None:
+        """What was chosen because no option says it."""
+        pixel = particles.pixel_size_A
+        if self.settings.ou is None:
+            length = f", {2 * self.outer_radius_px * pixel:.0f} A across" if pixel else ""
+            self._say(f"outer radius: {self.outer_radius_px:.0f} px{length} (--ou)")
+        if self.settings.xr is None:
+            reach = _widest_range_px(self.stages)
+            self._say(f"shift range: {reach:g} px{f', {reach * pixel:.0f} A' if pixel else ''} (--xr)")
+
     def _tell_of_short_range(self, box: int) -> None:
         """Said before an hour goes by; the run's own warning comes at its end."""
-        radius = self.settings.ou if self.settings.ou > 0 else box // 2 - 2
+        radius = self.outer_radius_px
         limit = shift_limit_px(box, radius)
         if (widest := _widest_range_px(self.stages)) > limit:
             self._say(
@@ -173,7 +196,17 @@ class AlignmentRun:
     ) -> RunResult:
         from ralib.cli.sparx_runs import fit_sparx
 
-        return fit_sparx(particles, references, mask, function, self.settings, self.stages, self.device, reporter)
+        return fit_sparx(
+            particles,
+            references,
+            mask,
+            function,
+            self.settings,
+            self.outer_radius_px,
+            self.stages,
+            self.device,
+            reporter,
+        )
 
     def _write(
         self, directory: RunDirectory, result: RunResult, particles: ParticleSet, reporter: Reporter, before: int
@@ -305,6 +338,19 @@ class AlignmentRun:
 
     def _iterations(self) -> int | None:
         return self.settings.maxit if self.kind == "mref" else None
+
+
+def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:
+    """Outer radius for these particles: that of the mask which `ralib classify` would measure, whole pixels."""
+    from ralib.classification.diameter import measure_radius
+    from ralib.classification.em import Budget
+
+    known = particles.ctf is not None and particles.pixel_size_A is not None
+    few = io.for_computing(particles, ctf=known)
+    found = measure_radius(
+        few, device=device, search_px=0.1 * few.box, ctf="on" if known else "off", mirror=True, budget=Budget()
+    )  # fmt: skip
+    return float(min(math.ceil(found.mask_radius_px), outer_radius_px(few.box, None)))
 
 
 def _widest_range_px(stages: Sequence[tuple[float, float, float]]) -> float:

@@ -21,7 +21,10 @@ class ClassifySettings(Settings):
     """Options of `ralib classify`."""
 
     essential = frozenset({"classes", "diameter", "resolution", "search", "ctf", "seed", "device", "pixel_size"})
-    classes: Annotated[int, typer.Option("--classes", help="How many.", rich_help_panel=_CLASSES)] = 50
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="How many. [default: one for each 100 particles up to 50, then one "
+                                 "for each 400 up to 100]", rich_help_panel=_CLASSES)
+    ] = None
     balance: Annotated[
         float, typer.Option("--balance", help="Pressure towards equal sizes: 0 none, 1 equal. A little keeps a class "
                             "from swallowing what others explain as well.", rich_help_panel=_CLASSES)

@@ -19,8 +19,9 @@ from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.validation import compare_runs
 from ralib.cli.classify import ClassifySettings
 from ralib.cli.common import tell_warnings, with_pixel_size
+from ralib.cli.parsing import default_classes
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, report_of, run_ctf, stopped_message
-from ralib.cli.settings import write_config
+from ralib.cli.settings import Settings, write_config
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
@@ -36,8 +37,8 @@ class Recorder:
     Files are written by a thread while the next iteration computes.
     """
 
-    def __init__(self, directory: RunDirectory, record: dict[str, Any], flag: SignalFlag) -> None:
-        self.directory, self.record, self.flag = directory, record, flag
+    def __init__(self, directory: RunDirectory, record: dict[str, Any], flag: SignalFlag, settings: Settings) -> None:
+        self.directory, self.record, self.flag, self.settings = directory, record, flag, settings
         self._writer = ThreadPoolExecutor(1, "ralib-write")
         self._pending: Future[None] | None = None
         self._pictures: Callable[[], ClassAverages] | None = None
@@ -112,9 +113,8 @@ class ClassifyRun:
                 ctf=run_ctf(self.settings.ctf, particles),
                 search_range_px=None if self.settings.skip_align else self.settings.search or 0.1 * particles.box,
             )  # fmt: skip
-            write_config(self.outdir, self.settings)
             begun = self._begun(directory, particles)
-            recorder = stack.enter_context(Recorder(directory, record, flag).showing())
+            recorder = stack.enter_context(Recorder(directory, record, flag, self.settings).showing())
             try:
                 classifier = self._classifier(self.settings.seed)
                 result = classifier.fit(particles, observer=recorder, resume=begun).result_
@@ -142,7 +142,7 @@ class ClassifyRun:
     def _classifier(self, seed: int) -> Classifier:
         o = self.settings
         return Classifier(
-            n_classes=o.classes,
+            n_classes=self.n_classes,
             diameter_A=o.diameter,
             resolution_A=o.resolution,
             lowest_A=o.low_limit,
@@ -191,6 +191,7 @@ class ClassifyRun:
         start = time.perf_counter()
         record = finish_record(record, result, self.device, self.started, 0.0)
         record |= {key: result.extra[key] for key in ("stability", "log", "diameter_A")}
+        write_config(self.outdir, self.settings)
         write_scores(self.outdir / "particle_scores.txt", result)
         directory.write_result(result, particles, record, hdf=False)
         record["timings"]["write_s"] = time.perf_counter() - start
@@ -227,7 +228,17 @@ class ClassifyRun:
         tell_warnings(particles.warnings)
         self.told = particles.warnings
         io.check_writable_name(self.outdir)
+        self._count_classes(len(particles))
         return particles
+
+    def _count_classes(self, n_particles: int) -> None:
+        """--classes, or as many as the particles are enough for; told, and recorded as if asked for."""
+        if self.settings.classes is None:
+            self.n_classes = default_classes(n_particles)
+            typer.echo(f"classes: {self.n_classes} for {n_particles} particles (--classes)")
+        else:
+            self.n_classes = self.settings.classes
+        self.options["classes"] = self.n_classes
 
     def _chosen(self, particles: ParticleSet) -> np.ndarray:
         """Rows of the particles in the classes that --split or --from names."""

@@ -23,18 +23,42 @@ def ctf_choice(ctf: bool, mode: str | None) -> str:
     return mode
 
 
-def shift_ranges(xr: str, yr: str, ts: str) -> list[tuple[float, float, float]]:
+SPARX_STAGES = "4 2 1 1", "2 1 0.5 0.25"
+"""sxali2d's shift ranges and steps."""
+
+
+def one_shift_range_px(box: int) -> int:
+    """How far multi-reference alignment searches from a particle's last centre: a twentieth of the box."""
+    return max(2, round(box / 20))
+
+
+def falling_shift_ranges_px(box: int) -> tuple[str, str]:
+    """Shift ranges and steps of reference-free alignment's stages: sxali2d's for 64 px, wider for larger boxes."""
+    reach = max(4, round(box / 16))
+    ranges = (reach, reach / 2, max(1, reach / 4), 1)
+    return " ".join(f"{x:g}" for x in ranges), " ".join(f"{min(2, x / 2):g}" for x in ranges[:3]) + " 0.25"
+
+
+def default_classes(n_particles: int) -> int:
+    """Classes for so many particles: one for each hundred up to 50, then one for each 400 up to 100."""
+    return max(1, min(n_particles // 100, 50), min(n_particles // 400, 100))
+
+
+def shift_ranges(xr: str, yr: str | None, ts: str | None) -> list[tuple[float, float, float]]:
     """(x range, y range, step) of each stage, from numbers separated by blanks or commas.
 
-    As sxali2d: yr -1 stands for xr, and one number for yr or ts serves all stages.
+    As sxali2d: yr -1 stands for xr, and one number for yr or ts serves all stages. None: yr as xr, ts half the
+    range, between 0.25 and 2.
     """
-    x, y, step = (_numbers(name, text) for name, text in (("--xr", xr), ("--yr", yr), ("--ts", ts)))
+    x = _numbers("--xr", xr)
+    y = [-1.0] if yr is None else _numbers("--yr", yr)
+    step = [min(2.0, max(0.25, reach / 2)) for reach in x] if ts is None else _numbers("--ts", ts)
     y = x if y == [-1.0] else y * len(x) if len(y) == 1 else y
     step = step * len(x) if len(step) == 1 else step
     if not len(x) == len(y) == len(step):
         raise RalibError(f"--xr has {len(x)} stages, --yr {len(y)}, --ts {len(step)}: give as many numbers for each")
     if min(*x, *y) < 0 or min(step) <= 0:
-        raise RalibError(f"--xr {xr!r} and --yr {yr!r} must not be below 0, --ts {ts!r} must be above 0")
+        raise RalibError(f"--xr {xr!r} and --yr {yr or xr!r} must not be below 0, --ts {ts!r} must be above 0")
     return list(zip(x, y, step, strict=True))
 
 

@@ -23,6 +23,7 @@ from ralib._version import __version__
 from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import log_line
 from ralib.cli.common import describe_device
+from ralib.cli.settings import Settings, write_config
 from ralib.results.checkpoint import newest
 from ralib.results.input_fingerprint import input_fingerprint
 from ralib.results.run_directory import RunDirectory
@@ -74,9 +75,15 @@ class Reporter:
     """
 
     def __init__(
-        self, directory: RunDirectory | None, record: dict[str, Any], flag: SignalFlag, iterations: int | None
+        self,
+        directory: RunDirectory | None,
+        record: dict[str, Any],
+        flag: SignalFlag,
+        iterations: int | None,
+        settings: Settings,
     ) -> None:
         self.directory, self.record, self.flag, self.iterations = directory, record, flag, iterations
+        self.settings = settings
         self.write_s = 0.0
         self._writer = ThreadPoolExecutor(1, "ralib-write")
         self._pending: Future[None] | None = None
@@ -137,6 +144,7 @@ class Reporter:
         directory, record, averages = self.directory, dict(self.record), averages.to("cpu")
 
         def write() -> None:
+            write_config(directory.path, self.settings)
             directory.write_iteration(number, averages)
             directory.write_record(record)
             if also is not None:

@@ -23,6 +23,7 @@ def fit_sparx(
     mask: np.ndarray | None,
     function: Any,
     o: MrefSettings | ReffreeSettings,
+    outer_radius: float,
     stages: Sequence[tuple[float, float, float]],
     device: torch.device,
     reporter: Reporter,
@@ -40,7 +41,7 @@ def fit_sparx(
     common: dict[str, Any] = {
         "mask": mask,
         "ir": o.ir,
-        "ou": o.ou,
+        "ou": int(outer_radius),
         "rs": o.rs,
         "center": o.center,
         "maxit": o.maxit,
@@ -60,7 +61,7 @@ def fit_sparx(
         ((x_range, y_range, step),) = stages
 
         if isinstance(references, int):
-            run = Alignment(particles, AlignmentOptions(outer_radius=o.ou, device=device))
+            run = Alignment(particles, AlignmentOptions(outer_radius=outer_radius, device=device))
             start = starting_poses(particles)
             references = random_averages(run, start, references, o.seed, x_range)
         return mref_ali2d(
@@ -74,11 +75,12 @@ def fit_sparx(
         )
     from ralib.sparx.ali2d import ali2d
 
+    x_text, y_text, step_text = (" ".join(f"{v:g}" for v in column) for column in zip(*stages, strict=True))
     return ali2d(
         particles,
-        xr=o.xr,
-        yr=o.yr,
-        ts=o.ts,
+        xr=x_text,
+        yr=y_text,
+        ts=step_text,
         dst=o.dst,
         Fourvar=o.fourvar,
         mode=o.mode,

@@ -30,7 +30,7 @@ class WatchSettings(Settings):
         int, typer.Option("--per-class", help="Particles there must be for each class.", rich_help_panel=_CLASSES)
     ] = 100
     ir: Inner = 1
-    ou: Outer = -1
+    ou: Outer = None
     xr: Annotated[
         float, typer.Option("--xr", help="Shift range, px.", rich_help_panel=_SEARCH)
     ] = 3
@@ -114,7 +114,6 @@ class Watch:
             arrivals, state = self._beginning()
             directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             stack.enter_context(flag.watching())
-            write_config(self.outdir, self.settings)
             growing = self._classification(flag, state)
             last = time.monotonic()
             typer.echo(f"watching {self.source}; Ctrl-C ends")
@@ -173,6 +172,7 @@ class Watch:
         record = finish_record(record, result, self.device, started, 0.0)
         arrays, meta = growing.state.pack()
         directory.save_checkpoint(growing.state.iteration, arrays, meta | {"stacks": stacks})
+        write_config(self.outdir, self.settings)
         directory.write_result(result, particles, record)
         if self.report:
             report_of(self.outdir, self.device, self.options["datadir"])
