@@ -67,7 +67,9 @@ def image_statistics(images: Tensor, radius_px: float) -> Tensor:
     pixels = images.flatten(1)
     spread = pixels.std(1).clamp_min(1e-6)
     kurtosis = ((pixels - pixels.mean(1, keepdim=True)) / spread[:, None]).pow(4).mean(1)
-    return torch.cat([*_in_order(logs), _sides(coarse, far)[:, None], torch.log(kurtosis)[:, None]], dim=1)
+    return torch.cat(
+        [*_in_order(logs), _sides(coarse, far)[:, None], torch.log(kurtosis.clamp_min(1e-3))[:, None]], dim=1
+    )
 
 
 def _in_order(logs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,7 +96,7 @@ class Evidence:
     @property
     def own(self) -> np.ndarray:
         """All that is told of a particle by itself, (n, len(OWN_NAMES))."""
-        return np.concatenate([self.image, self.fit, self.scalars], axis=1).astype(np.float64)
+        return np.concatenate([self.image, self.fit, self.scalars], axis=1).astype(np.float32)
 
 
 def deviations(own: np.ndarray, typical: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
     """Features (n, len(NAMES)) where the particles with `typical` (n,) say what is usual in this run."""
     index, own = evidence.index, evidence.own
     deviation = deviations(own, typical & (index >= 0))
-    middle = np.zeros((max(len(evidence.classes), 1), own.shape[1]))
+    middle = np.zeros((max(len(evidence.classes), 1), own.shape[1]), np.float32)
     for k in np.unique(index[index >= 0]):
         middle[k] = np.median(deviation[index == k], axis=0)
     at = np.maximum(index, 0)

@@ -20,7 +20,7 @@ from ralib.classification.class_fit import class_fit, typical_power
 from ralib.classification.class_statistics import class_statistics
 from ralib.classification.e_step import ring_power
 from ralib.classification.em import Model
-from ralib.classification.junk_model import OWN_NAMES, Evidence, deviations, junk_log_odds
+from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, deviations, junk_log_odds
 from ralib.classification.state import State
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import Field
@@ -89,35 +89,45 @@ def judge(
         (n, f) `image_statistics` of the particles.
     """
     field, index = model.field, poses.class_index.numpy()
-    explained = _numbers(explained_ratio(field, state, references))
-    away = _numbers(stability.away_px / field.particle_radius_px)
-    agreement = _numbers(stability.agreement)
-    fit, posterior, scale = (_numbers(v) for v in (poses.score, state.posterior, state.scale))
-    logs = (np.log1p(np.maximum(fit, 0)), np.log(np.maximum(explained, 0.02)))
+    particles = {
+        "posterior": _numbers(state.posterior),
+        "fit": _numbers(poses.score),
+        "scale": _numbers(state.scale),
+        "explained": _numbers(explained_ratio(field, state, references)),
+        "quality": np.zeros(len(index)),  # keeps its column; told below
+        "detail": _numbers(detail_ratio(field, state, references)),
+        "off_centre": _numbers(stability.away_px / field.particle_radius_px),
+        "agreement": _numbers(stability.agreement),
+    }
     evidence = Evidence(
         image=_numbers(image),
         fit=_numbers(class_fit(model, state, references.shape[1])),
-        scalars=np.stack([*logs, away, agreement, posterior, scale], axis=1),
+        scalars=_scalars(particles),
         classes=_numbers(class_statistics(model, state)),
         index=index,
     )
-    odds = np.maximum(junk_log_odds(evidence), _far_too_strong(evidence))
-    odds = np.where(index >= 0, np.clip(odds, -WORST, WORST), WORST)
-    if not stability.believable:
-        odds = np.full_like(odds, WORST)
-    junk = 1 / (1 + np.exp(-odds))
-    particles = {
-        "posterior": posterior,
-        "fit": fit,
-        "scale": scale,
-        "explained": explained,
-        "quality": -odds,
-        "detail": _numbers(detail_ratio(field, state, references)),
-        "off_centre": away,
-        "agreement": agreement,
-        "junk": junk,
-    }
-    rows = _rows(averages, field, particles, index, classes)
+    odds = _odds(evidence, stability.believable)
+    particles["quality"], particles["junk"] = -odds, 1 / (1 + np.exp(-odds))
+    return _told(evidence, particles, _rows(averages, field, particles, index, classes), stability)
+
+
+def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
+    """Columns (n, 6) of `junk_model.SCALAR_NAMES`."""
+    logs = np.log1p(np.maximum(particles["fit"], 0)), np.log(np.maximum(particles["explained"], 0.02))
+    return np.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], axis=1)
+
+
+def _odds(evidence: Evidence, believable: bool) -> np.ndarray:
+    """Log-odds (n,) of being junk, WORST for what cannot be used and where nothing is believed."""
+    odds = np.clip(np.maximum(junk_log_odds(evidence), _far_too_strong(evidence)), -WORST, WORST)
+    return np.where((evidence.index >= 0) & believable, odds, WORST)
+
+
+def _told(
+    evidence: Evidence, particles: dict[str, np.ndarray], rows: list[dict[str, Any]], stability: Stability
+) -> Verdict:
+    """The verdict in words, and what the automatic selection makes of it."""
+    junk, index = particles["junk"], evidence.index
     causes = _causes(evidence, junk)
     for row, cause in zip(rows, causes, strict=True):
         row["score"], row["verdict"] = _verdict(row, rows, stability.believable, cause)
