@@ -286,7 +286,7 @@ def refine_poses(
     class_index : Tensor
         (b,) the class of each pose.
     steps : int
-        Newton steps; the kernel takes up to twice as many, for it ends where they settle.
+        Newton steps; the kernel takes up to four times as many, for it ends where they settle.
     limit_deg, limit_px : float
         How far one step may go.
     memory_bytes : float
@@ -303,10 +303,11 @@ def refine_poses(
     chunk = samples_at_once(grid, references.shape[1], 64 if on_cpu else 4096, memory_bytes)
     for first in range(0, len(spectra), chunk):
         cut = slice(first, first + chunk)
-        part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut, : references.shape[1]]
+        part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut]
         if templates:
             part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
         else:
+            data = data[:, : references.shape[1]]
             part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
         out.append(part)
     return ClassPoses(*(torch.cat(f) for f in zip(*(o.fields() for o in out), strict=True)))
@@ -314,12 +315,12 @@ def refine_poses(
 
 def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTemplates:
     """References (k, r, m), then their mirror images, as the Newton kernel takes them; each scaled to about 1."""
-    rings = references.shape[1]
     height = ring_power(references).amax(1).sqrt().clamp_min(1e-30)
-    table = rotated_table(references / height[:, None, None], grid.n_half, mirror=True, packed=packed)
-    frequency = grid.frequency[:rings]
+    # All rings of the grid, whatever the resolution: the kernel is compiled for their number.
+    orders = torch.nn.functional.pad(references / height[:, None, None], (0, 0, 0, grid.n_rings - references.shape[1]))
+    table = rotated_table(orders, grid.n_half, mirror=True, packed=packed)
     # The weights of the sum over rings are in the particles' samples.
-    return FineTemplates(table, 2 * math.pi * frequency, grid.angle_rad, torch.ones_like(frequency))
+    return FineTemplates(table, 2 * math.pi * grid.frequency, grid.angle_rad, torch.ones_like(grid.frequency))
 
 
 def _climbed(
@@ -337,13 +338,13 @@ def _climbed(
     row = class_index + len(references) * poses.mirror
     zero = torch.zeros_like(poses.psi_deg)
     start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
-    # It ends a pose's steps by itself where they change nothing: twice as many reach the maxima of the rest.
-    most, everywhere = 2 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
+    # It ends a pose's steps by itself where they change nothing: more of them lead the rest to their maxima.
+    most, everywhere = 4 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
     rule = NewtonRule((0, 0, references.shape[1]), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
     found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
     psi, origin = wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
     reference = _posed_references(references, class_index, poses.mirror)
-    cross = _derivatives(grid, data, reference, psi, origin, order=0)[0]
+    cross = _derivatives(grid, data[:, : references.shape[1]], reference, psi, origin, order=0)[0]
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
 
 

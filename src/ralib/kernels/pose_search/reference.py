@@ -191,7 +191,8 @@ def rotational_max(
         (g, 2, b) int32: j of the rotations +psi_j and -psi_j; see `angle_deg`.
     """
     n_orders, n_pairs, _, n_particles = spectra.shape
-    value = spectra.new_empty(n_pairs, 2, n_particles)
+    dtype = torch.promote_types(spectra.dtype, torch.float32)
+    value = torch.empty(n_pairs, 2, n_particles, dtype=dtype, device=spectra.device)
     index = torch.empty(n_pairs, 2, n_particles, dtype=torch.int32, device=spectra.device)
     chunk = max(1, 200_000 // (len(cosine) * n_particles))
     for g in range(0, n_pairs, chunk):
