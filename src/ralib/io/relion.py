@@ -153,7 +153,8 @@ def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) 
         row = np.zeros(len(particles), dtype=np.int64)
     else:
         raise RalibError(f"{path}: {len(optics)} optics groups, but the column rlnOpticsGroup is missing")
-    shared = {c: optics[c].to_numpy()[row] for c in optics.columns if c not in particles.columns}
+    # Series keep their type: an array of text would become pandas' own, which holds no names that are not UTF-8.
+    shared = {c: optics[c].iloc[row].set_axis(particles.index) for c in optics.columns if c not in particles.columns}
     return pd.concat([particles, pd.DataFrame(shared, index=particles.index)], axis=1)
 
 
