@@ -1,4 +1,5 @@
-"""PCA and 2SDR of 105,247 particles of 90 px: first parity with scikit-learn, then seconds and memory.
+"""Components of 105,247 particles of 90 px: PCA and 2SDR, first parity with scikit-learn, then seconds and memory; the
+covariance Wiener filter and the probabilistic PCA with 1,000 CTFs in the model (right or not: bench/analysis_truth.py).
 
     python bench/analysis.py --device cuda              # the whole set; writes bench/results/analysis-<device>.json
     python bench/analysis.py --device cpu --particles 10000
@@ -25,11 +26,11 @@ import sklearn
 import sklearn.decomposition
 import torch
 
-from ralib.analysis import PCA, TwoSDR
-from ralib.types import ArraySource
+from ralib.analysis import PCA, CovarianceWienerFilter, ProbabilisticPCA, TwoSDR
+from ralib.types import ArraySource, CtfParameters, ParticleSet, Poses
 
 BOX = 90
-GOALS = {"PCA": 10.0, "2SDR": 30.0}
+GOALS = {"PCA": 10.0, "2SDR": 30.0, "CWF": 60.0, "PPCA": 60.0}
 MEMORY_GOAL_GIB = 16.0
 
 
@@ -81,6 +82,15 @@ def plain_twosdr_variances(images: np.ndarray, core: int, k: int) -> np.ndarray:
     return sklearn.decomposition.PCA(k, svd_solver="full").fit(cores).explained_variance_
 
 
+def with_ctf(source: ArraySource) -> ParticleSet:
+    """The particles in 1,000 micrographs of different defocus, as they lie."""
+    n = source.n_images
+    defocus = np.random.default_rng(0).uniform(8000, 26_000, 1000)[np.arange(n) * 1000 // n]
+    one = np.ones(n)
+    ctf = CtfParameters(defocus, defocus - 200, 40 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one, 0 * one)
+    return ParticleSet(source, pixel_size_A=3.0, ctf=ctf, poses=Poses.identity(n))
+
+
 def timed(call: Callable[[], Any], repeats: int, device: str) -> dict[str, float]:
     seconds = []
     for _ in range(repeats):
@@ -108,9 +118,14 @@ def rows_of(
     name: str, n: int, seconds: dict[str, float], differs: float, peak_gib: float, device_gib: float
 ) -> list[dict[str, Any]]:
     """Seconds, whose goal is a GPU's, and on a CPU the host memory, whose goal is a CPU's."""
-    case = f"{name}, {n:,} x {BOX} px to 50 components"
+    components = {"CWF": "all components above the noise", "PPCA": "10 components"}.get(name, "50 components")
+    case = f"{name}, {n:,} x {BOX} px to {components}"
     whole, on_gpu = n >= 105_247, device_gib > 0
-    parity = f"variances within {differs:.2%} of {'scikit-learn' if name == 'PCA' else 'float64 NumPy'}"
+    parity = (
+        ""
+        if np.isnan(differs)
+        else f"variances within {differs:.2%} of {'scikit-learn' if name == 'PCA' else 'float64 NumPy'}"
+    )
     timing = {
         "case": case,
         "ours": round(seconds["median_s"], 3),
@@ -137,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--particles", type=int, default=105_247)
+    parser.add_argument("--models", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -149,13 +165,17 @@ def main() -> None:
         "PCA": lambda: PCA(50, random_state=0, device=options.device).fit_transform(source),
         "2SDR": lambda: TwoSDR(50, core_shape=(20, 20), random_state=0, device=options.device).fit_transform(source),
     }
+    seen = with_ctf(source)
+    models["CWF"] = lambda: CovarianceWienerFilter(device=options.device).fit_transform(seen)
+    models["PPCA"] = lambda: ProbabilisticPCA(10, random_state=0, device=options.device).fit_transform(seen)
+    models = {name: models[name] for name in options.models}
     rows = []
     for name, call in models.items():
         call() if options.device.startswith("cuda") else None  # the first call also starts CUDA's libraries
         seconds = timed(call, options.repeats, options.device)
         device_gib = torch.cuda.max_memory_allocated() / 2**30 if options.device.startswith("cuda") else 0.0
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rows += rows_of(name, options.particles, seconds, differs[name], peak_gib, device_gib)
+        rows += rows_of(name, options.particles, seconds, differs.get(name, float("nan")), peak_gib, device_gib)
         print(json.dumps(rows[-1]), flush=True)
     name = device_name(options.device)
     result = {

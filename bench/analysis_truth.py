@@ -50,7 +50,8 @@ class Sets:
     """Sets made on first use under a work folder, and ASPIRE's answers about them."""
 
     def __init__(self, hard: Path, work: Path, aspire: str | None) -> None:
-        self.hard, self.work, self.aspire_python = hard, work, aspire
+        self.hard, self.work = hard.resolve(), work.resolve()
+        self.aspire_python = None if aspire is None else str(Path(aspire).absolute())
 
     def one_view(self, volumes: str, axis: str, *, spread_deg: float, n: int, seed: int) -> Path:
         folder = self.work / f"{volumes[:5]}{volumes.count(',')}_{axis}_{spread_deg}_{n}_{seed}"
@@ -73,8 +74,14 @@ class Sets:
     def aspire(self, what: str, path: Path) -> dict[str, float]:
         if self.aspire_python is None:
             return {}
-        script = str(Path(__file__).parent / "analysis_aspire.py")
-        done = subprocess.run([self.aspire_python, script, what, str(path)], capture_output=True, text=True, check=True)
+        script = str(Path(__file__).resolve().parent / "analysis_aspire.py")
+        done = subprocess.run(
+            [self.aspire_python, script, what, str(path.resolve())],
+            cwd=self.work,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
 
 

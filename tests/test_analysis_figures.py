@@ -182,3 +182,16 @@ def test_ctf_figure_shows_the_whole_plane() -> None:
     np.testing.assert_allclose(inner, inner[::-1, ::-1], atol=1e-5)
     full = np.fft.fft2(np.random.default_rng(0).standard_normal((8, 8))).real
     np.testing.assert_allclose(plots._whole_plane(full[:, :5], 8), np.fft.fftshift(full), atol=1e-9)
+
+
+def test_spectrum_and_view_figures_draw_every_point() -> None:
+    spectrum = plots.spectrum_figure(np.array([9.0, 3.0, 2.0]), 4.0, np.zeros((3, 8, 8)))
+    heights = [bar.get_height() for bar in spectrum.axes[0].patches]
+    assert heights == [9.0, 3.0, 2.0]
+    assert spectrum.axes[0].patches[0].get_facecolor() != spectrum.axes[0].patches[1].get_facecolor()
+    rng = np.random.default_rng(0)
+    views = plots.view_figure(rng.uniform(-180, 180, 500), rng.uniform(0, 180, 500))
+    assert views.axes[0].collections[0].get_array().sum() == 500
+    assert sum(bar.get_height() for bar in views.axes[1].patches) == 500
+    with pytest.raises(RalibError, match="of both"):
+        plots.hexbin_figure(np.zeros(3), np.zeros(4))
