@@ -66,9 +66,9 @@ def quick_estimate(model: Model, course: Course, state: State, generator: torch.
     assert references is not None
     assert state.averages is not None
     rings = references.shape[1]
-    held = torch.nonzero(model.held_out)[:TESTED, 0]
+    held = torch.nonzero(model.held_out & model.field.typical)[:TESTED, 0]
     separation, above = _separation(model, course, state, held, generator) if len(held) else (math.nan, math.nan)
-    spread = fit_spread(state.fit.amax(1)[model.field.usable])
+    spread = fit_spread(state.fit.amax(1)[model.field.typical])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
     for h in (0, 1):
         rows = torch.nonzero(model.half != h)[:, 0]
