@@ -64,7 +64,8 @@ def make_run(
     record = make_record(folder, members, 2.5 / cutoff, iterations, box, n_particles, hostile)
     if judged:
         record["classes"] = judged_classes(record["classes"])
-        write_scores(run / "particle_scores.txt", labels, score, rng)
+        chosen = np.array([row["selected"] for row in record["classes"]])
+        write_scores(run / "particle_scores.txt", labels, score, chosen[labels], rng)
         add_picks(run / "particles.star", rng)
     (run / "run.json").write_text(json.dumps(record))
     return run
@@ -80,12 +81,14 @@ def judged_classes(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return classes
 
 
-def write_scores(path: Path, labels: np.ndarray, fit: np.ndarray, rng: np.random.Generator) -> None:
+def write_scores(
+    path: Path, labels: np.ndarray, fit: np.ndarray, selected: np.ndarray, rng: np.random.Generator
+) -> None:
     """particle_scores.txt as `ralib classify` writes it, with some of its columns."""
     n = len(labels)
     posterior, junk, quality = rng.uniform(0.3, 1, n), rng.beta(0.4, 1.5, n), rng.normal(0, 1, n)
-    table = np.column_stack([np.arange(1, n + 1), labels + 1, posterior, fit, quality, junk])
-    np.savetxt(path, table, fmt="%.6g", header="particle class posterior fit quality junk")
+    table = np.column_stack([np.arange(1, n + 1), labels + 1, posterior, fit, quality, junk, selected])
+    np.savetxt(path, table, fmt="%.6g", header="particle class posterior fit quality junk selected")
 
 
 def add_picks(star: Path, rng: np.random.Generator) -> None:
