@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from typing import NoReturn
 
 
@@ -18,6 +19,8 @@ def program() -> NoReturn:
     held up by the spinning. It is settled when PyTorch loads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not os.environ.get("RALIB_DEBUG"):
+        warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
     from ralib.cli import main
 

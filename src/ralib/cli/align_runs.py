@@ -21,7 +21,7 @@ from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.references import shift_limit_px
 from ralib.alignment.state import LoopState
 from ralib.cli.align import MrefSettings, ReffreeSettings
-from ralib.cli.common import tell_warnings, with_pixel_size
+from ralib.cli.common import with_pixel_size
 from ralib.cli.parsing import user_function
 from ralib.cli.running import (
     Reporter,
@@ -33,12 +33,13 @@ from ralib.cli.running import (
     run_ctf,
     stopped_message,
 )
+from ralib.cli.terminal import Terminal, class_table, header
 from ralib.cli.timing import references_s, time_line
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.run_directory import RunDirectory
 from ralib.results.run_record import read_record
 from ralib.runtime.distributed import RankLost, Ranks, join
-from ralib.types import ParticleSet, RalibError, RunResult
+from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
 
 FEWEST_TO_MEASURE = 40
 """Of fewer particles no size can be measured; the disc is then as large as the box allows."""
@@ -69,6 +70,7 @@ class AlignmentRun:
         self.options = settings.record() | ({"references": references} if kind == "mref" else {})
         self.resume, self.report = resume, report
         self.ranks: Ranks = join()
+        self.terminal = Terminal(quiet=self.ranks.rank != 0)
         self.hdf_input = stack.suffix.lower() in HDF_SUFFIXES
 
     def execute(self) -> None:
@@ -90,7 +92,10 @@ class AlignmentRun:
                 ctf=run_ctf(o.ctf_choice(), particles), search_range_px=_widest_range_px(self.stages),
             )  # fmt: skip
             state = self._resumed(record, particles)
-            reporter = stack.enter_context(Reporter(directory, record, flag, self._iterations(), o).showing())
+            self._begin_telling(particles, record)
+            reporter = stack.enter_context(
+                Reporter(directory, record, flag, self._iterations(), o, self.terminal).showing()
+            )
             self.outer_radius_px = record["outer_radius_px"] = self._outer_radius_px(particles)
             self._tell_of_defaults(particles)
             record["timings"] = {"start_s": time.perf_counter() - self.began}
@@ -166,6 +171,14 @@ class AlignmentRun:
             return outer_radius_px(particles.box, given)
         return measured_radius_px(particles, self.device)
 
+    def _begin_telling(self, particles: ParticleSet, record: dict[str, Any]) -> None:
+        """The header of the log."""
+        number = self._iterations()
+        self.terminal.total = number
+        plan = f"{number} iterations" if number else f"{len(self.stages)} stages of falling shift range"
+        for line in header(particles, CtfCorrection(record["ctf_correction"]), plan):
+            self._say(line)
+
     def _tell_of_defaults(self, particles: ParticleSet) -> None:
         """What was chosen because no option says it."""
         pixel = particles.pixel_size_A
@@ -213,6 +226,7 @@ class AlignmentRun:
     ) -> None:
         """All files; the report is made beside them. `before` iterations were done by the run this one goes on with."""
         reporter.settle()
+        self.terminal.close()
         start = time.perf_counter()
         record = finish_record(reporter.record, result, self.device, self.began, reporter.write_s)
         timings = record["timings"]
@@ -225,17 +239,20 @@ class AlignmentRun:
             if self.settings.write_headers:
                 io.write_headers(self.stack, result.poses)
             timings["write_s"] += time.perf_counter() - start
-            for warning in result.warnings:
-                if warning not in reporter.record["warnings"] and warning not in self.told:
-                    typer.echo(f"warning: {warning['what']}; {warning['do']}")
+            before_told = [*reporter.record["warnings"], *self.told]
+            self.terminal.warn(warning for warning in result.warnings if warning not in before_told)
             start = time.perf_counter()
             if report is not None and (trouble := report.result()):
                 typer.echo(trouble, err=True)
         timings["report_s"] = time.perf_counter() - start
         timings["total_s"] = time.perf_counter() - self.began
         directory.write_record(record)
-        typer.echo(time_line(timings))
-        typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+        if len(record["classes"]) > 1:
+            for line in class_table(record["classes"], particles.box):
+                self._say(line)
+        self._say(time_line(timings))
+        self._say(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+        self.terminal.save(self.outdir)
 
     def _write_report(self, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> str:
         """report.html, or a line that says why there is none: the run itself is safe on disk."""
@@ -289,7 +306,7 @@ class AlignmentRun:
         particles = io.open_particles(self.stack, datadir=o.datadir)
         particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
         io.check_writable_name(self.outdir)
-        tell_warnings(particles.warnings)
+        self.terminal.warn(particles.warnings)
         self.told = particles.warnings
         return particles
 
@@ -333,8 +350,7 @@ class AlignmentRun:
         return state
 
     def _say(self, line: str) -> None:
-        if self.ranks.rank == 0:
-            typer.echo(line)
+        self.terminal.say(line)
 
     def _iterations(self) -> int | None:
         return self.settings.maxit if self.kind == "mref" else None

@@ -16,19 +16,21 @@ import typer
 
 from ralib import io
 from ralib.classification.classifier import Classifier, Silent
+from ralib.classification.schedule import Plan
 from ralib.classification.validation import compare_runs
 from ralib.cli.classify import ClassifySettings
-from ralib.cli.common import tell_warnings, with_pixel_size
+from ralib.cli.common import with_pixel_size
 from ralib.cli.parsing import default_classes
 from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, report_of, run_ctf, stopped_message
 from ralib.cli.settings import Settings, write_config
+from ralib.cli.terminal import Terminal, class_table, header, resolution_text
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
 from ralib.results.run_directory import RunDirectory
 from ralib.results.run_record import read_record
 from ralib.results.selection import combine, selected_rows
-from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
+from ralib.types import ClassAverages, CtfCorrection, ParticleSet, Poses, RalibError, RunResult
 
 
 class Recorder:
@@ -37,8 +39,11 @@ class Recorder:
     Files are written by a thread while the next iteration computes.
     """
 
-    def __init__(self, directory: RunDirectory, record: dict[str, Any], flag: SignalFlag, settings: Settings) -> None:
-        self.directory, self.record, self.flag, self.settings = directory, record, flag, settings
+    def __init__(
+        self, directory: RunDirectory, record: dict[str, Any], flag: SignalFlag, settings: Settings, terminal: Terminal
+    ) -> None:
+        self.directory, self.record, self.flag = directory, record, flag
+        self.settings, self.terminal = settings, terminal
         self._writer = ThreadPoolExecutor(1, "ralib-write")
         self._pending: Future[None] | None = None
         self._pictures: Callable[[], ClassAverages] | None = None
@@ -46,11 +51,13 @@ class Recorder:
     @contextmanager
     def showing(self) -> Iterator[Recorder]:
         """Until its end signals are noted, and at its end no file is half written."""
-        with self.flag.watching(), self._writer:
+        with self.flag.watching(), self._writer, self.terminal.showing():
             yield self
 
     def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
-        typer.echo(iteration_line(figures[-1]))
+        row = figures[-1]
+        self.terminal.say(iteration_line(row, self.record["input"]["box"]))
+        self.terminal.step(len(figures), row["stage"])
         self.record["iterations"], self._pictures = figures, pictures
         self._stop_if_asked()
 
@@ -63,6 +70,8 @@ class Recorder:
         record = {**self.record, "iterations": list(meta["figures"])}
 
         def write() -> None:
+            write_config(self.directory.path, self.settings)
+            self.terminal.save(self.directory.path)
             self.directory.write_iteration(number, averages)
             self.directory.write_record(record)
             self.directory.save_checkpoint(number, arrays, json.loads(text))
@@ -102,6 +111,7 @@ class ClassifyRun:
         self.resume, self.report = resume, report
         self.told: tuple[dict[str, str], ...] = ()
         self.settings, self.options = settings, settings.record()
+        self.terminal = Terminal()
 
     def execute(self) -> None:
         """Open, classify, compare with other starts where asked, write."""
@@ -114,11 +124,16 @@ class ClassifyRun:
                 search_range_px=None if self.settings.skip_align else self.settings.search or 0.1 * particles.box,
             )  # fmt: skip
             begun = self._begun(directory, particles)
-            recorder = stack.enter_context(Recorder(directory, record, flag, self.settings).showing())
+            self.terminal.total = planned_iterations(self.n_classes)
+            plan = f"{self.n_classes} classes in about {self.terminal.total} iterations: start, thin, exchange, sharpen"
+            for line in header(particles, CtfCorrection(record["ctf_correction"]), plan):
+                self.terminal.say(line)
+            recorder = stack.enter_context(Recorder(directory, record, flag, self.settings, self.terminal).showing())
             try:
                 classifier = self._classifier(self.settings.seed)
                 result = classifier.fit(particles, observer=recorder, resume=begun).result_
                 recorder.settle()
+                self.terminal.close()
                 if self.settings.stability:
                     self._compare(result, particles, flag)
             except Stopped as stop:
@@ -161,7 +176,7 @@ class ClassifyRun:
         """Other starts; what they agree on goes into the result."""
         others = []
         for i in range(1, self.settings.stability + 1):
-            typer.echo(f"stability: run {i} from another start")
+            self.terminal.say(f"stability: run {i} from another start")
             other = self._classifier(self.settings.seed + i).fit(particles, observer=Watchful(flag))
             others.append(other.result_.poses)
         pixel = particles.pixel_size_A or 1.0
@@ -173,7 +188,7 @@ class ClassifyRun:
             member = index == row["class"] - 1
             row["stable_members"] = float(stable[member].mean()) if member.any() else 0.0
         result.extra["stability"]["stable_particles"] = float(stable.mean())
-        typer.echo(
+        self.terminal.say(
             f"stability: {100 * stable.mean():.0f}% of the particles keep class mates and pose from other starts"
         )
         if stable.mean() < 0.1:
@@ -200,19 +215,15 @@ class ClassifyRun:
         self._tell(result)
         if self.report:
             report_of(self.outdir, self.device, self.options["datadir"])
-        typer.echo(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+        self.terminal.say(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+        self.terminal.save(self.outdir)
 
     def _tell(self, result: RunResult) -> None:
         for line in result.extra["log"]:
-            typer.echo(line)
-        rows = sorted(result.extra["classes"], key=lambda row: -row["score"])
-        for row in rows:
-            size = (
-                f"{row['resolution_A']:.0f} A" if np.isfinite(row["resolution_A"]) else f"{row['resolution_px']:.1f} px"
-            )
-            figures = f"{row['members']:5d} particles, {size}, score {row['score']:.2f}"
-            typer.echo(f"class {row['class']:3d}: {figures}: {row['verdict']}")
-        tell_warnings(warning for warning in result.warnings if warning not in self.told)
+            self.terminal.say(line)
+        for line in class_table(result.extra["classes"], result.averages.images.shape[-1]):
+            self.terminal.say(line)
+        self.terminal.warn(warning for warning in result.warnings if warning not in self.told)
 
     def _particles(self) -> ParticleSet:
         o = self.settings
@@ -225,7 +236,7 @@ class ClassifyRun:
             raise RalibError("--split and --from both choose particles: give one of them")
         if o.split is not None or o.from_ is not None:
             particles = io.take(particles, self._chosen(particles))
-        tell_warnings(particles.warnings)
+        self.terminal.warn(particles.warnings)
         self.told = particles.warnings
         io.check_writable_name(self.outdir)
         self._count_classes(len(particles))
@@ -235,7 +246,7 @@ class ClassifyRun:
         """--classes, or as many as the particles are enough for; told, and recorded as if asked for."""
         if self.settings.classes is None:
             self.n_classes = default_classes(n_particles)
-            typer.echo(f"classes: {self.n_classes} for {n_particles} particles (--classes)")
+            self.terminal.say(f"classes: {self.n_classes} for {n_particles} particles (--classes)")
         else:
             self.n_classes = self.settings.classes
         self.options["classes"] = self.n_classes
@@ -254,18 +265,27 @@ class ClassifyRun:
         return rows
 
 
-def iteration_line(row: dict[str, Any]) -> str:
-    """One iteration for the log."""
-    resolution, unit = row["mean_resolution_A"], "A"
-    if not np.isfinite(resolution):
-        resolution, unit = row["mean_resolution_px"], "px"
-    return (
-        f"iteration {row['iteration']} ({row['stage']}): fit {row['criterion']:.2f}, "
-        f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']} "
-        f"({row['empty']} empty, {row['effective_classes']:.1f} effective), "
-        f"FRC {resolution:.0f} {unit}, pixel error {row['pixel_error_px']:.2f}, "
-        f"class changes {100 * row['class_changes']:.0f} %, {row['seconds']:.1f} s"
-    )
+def planned_iterations(n_classes: int) -> int:
+    """Iterations that a classification takes as a rule: of the start, of each exchange, and of sharpening."""
+    plan, seeds, thinning = Plan(), max(n_classes + 1, round(Plan.surplus * n_classes)), 0
+    while seeds > n_classes:
+        seeds, thinning = max(n_classes, int(plan.thinning * seeds)), thinning + 1
+    return 3 + thinning + 2 + (3 * plan.exchanges if n_classes > 1 else 0) + plan.final + 1
+
+
+def iteration_line(row: dict[str, Any], box: int) -> str:
+    """One iteration for the log, in less than 100 characters; what is not known is left out."""
+    parts = [f"iteration {row['iteration']} {row['stage']}: fit {row['criterion']:.2f}"]
+    empty = f" ({row['empty']} empty)" if row["empty"] else ""
+    parts.append(f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']}{empty}")
+    mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
+    if (resolution := resolution_text(mean, box)) != "-":
+        parts.append(f"FRC {resolution}")
+    if np.isfinite(row["pixel_error_px"]):
+        parts.append(f"moved {row['pixel_error_px']:.2f} px")
+    if np.isfinite(row["class_changes"]):
+        parts.append(f"changed {100 * row['class_changes']:.0f} %")
+    return ", ".join([*parts, f"{row['seconds']:.1f} s"])
 
 
 def read_poses(path: Path, n: int) -> Poses:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ralib._version import __version__
 from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import log_line
 from ralib.cli.common import describe_device
 from ralib.cli.settings import Settings, write_config
+from ralib.cli.terminal import Terminal
 from ralib.results.checkpoint import newest
 from ralib.results.input_fingerprint import input_fingerprint
 from ralib.results.run_directory import RunDirectory
@@ -81,33 +81,23 @@ class Reporter:
         flag: SignalFlag,
         iterations: int | None,
         settings: Settings,
+        terminal: Terminal,
     ) -> None:
         self.directory, self.record, self.flag, self.iterations = directory, record, flag, iterations
-        self.settings = settings
+        self.settings, self.terminal = settings, terminal
         self.write_s = 0.0
         self._writer = ThreadPoolExecutor(1, "ralib-write")
         self._pending: Future[None] | None = None
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[Reporter]:
         """With the progress bar, where there is a terminal to show it on; at its end no file is half written."""
-        with self.flag.watching(), self._writer:
-            if self.directory is None or not sys.stderr.isatty():
-                yield self
-                return
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-            from rich.console import Console
-
-            with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-                self._bar, self._task = bar, bar.add_task("iteration 1", total=1.0)
-                yield self
+        with self.flag.watching(), self._writer, self.terminal.showing(len(self.record["iterations"])):
+            yield self
 
     def batch(self, done: int, total: int) -> None:
         self._stop_if_asked()
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+        self.terminal.part(done / max(1, total))
 
     def iteration(self, state: LoopState) -> None:
         if self.directory is not None:
@@ -133,18 +123,17 @@ class Reporter:
         """Log an iteration; have its folder and the record so far written, and `also` what else belongs to it."""
         if self.directory is None:
             return
-        self._say(log_line(figures[-1], self.iterations))
-        for warning in warnings[len(self.record["warnings"]) :]:
-            self._say(f"warning: {warning['what']}; {warning['do']}")
+        self.terminal.say(log_line(figures[-1], self.iterations))
+        self.terminal.warn(warnings[len(self.record["warnings"]) :])
         self.record |= {"iterations": figures, "warnings": list(warnings)}
         number = figures[-1]["iteration"]
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=f"iteration {number + 1}", completed=0)
+        self.terminal.step(number, f"iteration {number + 1}")
         self.settle()
         directory, record, averages = self.directory, dict(self.record), averages.to("cpu")
 
         def write() -> None:
             write_config(directory.path, self.settings)
+            self.terminal.save(directory.path)
             directory.write_iteration(number, averages)
             directory.write_record(record)
             if also is not None:
@@ -164,12 +153,6 @@ class Reporter:
         if self.flag.number is not None:
             self.settle()
         self.flag.raise_if_set()
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        else:
-            typer.echo(line)
 
 
 def new_record(

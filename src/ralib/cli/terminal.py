@@ -1,0 +1,143 @@
+"""What a run says: its header, a line an iteration, a table of classes; log.txt, and one progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ralib import io
+from ralib.types import CtfCorrection, ParticleSet
+
+LOG_FILE = "log.txt"
+COLUMNS = 100
+SHOWN_CLASSES = 6
+"""Of the best and of the worst; the classes between them are counted."""
+
+
+class Terminal:
+    """Lines on the screen and in OUTDIR/log.txt, and a progress bar over the whole run where there is a terminal.
+
+    total     iterations expected, None where nobody knows
+    quiet     on all ranks but the first
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.total: int | None = None
+        self.lines: list[str] = []
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._done = 0
+
+    def say(self, line: str) -> None:
+        """A line for the screen, folded at 100 columns there, and for log.txt, whole."""
+        if self.quiet:
+            return
+        self.lines.append(line)
+        if not sys.stdout.isatty():
+            typer.echo(line)
+            return
+        folded = textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False) if line else line
+        if self._bar is not None:
+            self._bar.console.print(folded, highlight=False, markup=False, soft_wrap=True)
+        else:
+            typer.echo(folded)
+
+    def warn(self, warnings: Iterable[dict[str, str]]) -> None:
+        """What a person should know, each with what to do; many reseeded classes in one line."""
+        warnings = list(warnings)
+        reseeded = [w for w in warnings if "was reseeded" in w["what"]]
+        if len(reseeded) > 3:
+            warnings = [w for w in warnings if w not in reseeded]
+            what = f"{len(reseeded)} classes had too few members and were reseeded (run.json names them)"
+            warnings.append({"what": what, "do": reseeded[0]["do"]})
+        for warning in warnings:
+            self.say(f"warning: {warning['what']}; {warning['do']}")
+
+    @contextlib.contextmanager
+    def showing(self, done: int = 0) -> Iterator[None]:
+        """With the bar, where there is a terminal; `done` iterations were done before."""
+        if self.quiet or not sys.stderr.isatty():
+            yield
+            return
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar, self._done = Progress(*columns, console=Console(stderr=True), transient=True), done
+        self._task = self._bar.add_task("reading", total=self.total, completed=done)
+        self._bar.start()
+        try:
+            yield
+        finally:
+            self.close()
+
+    def part(self, share: float) -> None:
+        """`share` of the present iteration is done."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done + share)
+
+    def step(self, done: int, stage: str) -> None:
+        """`done` iterations are done; `stage` is what goes on."""
+        self._done = done
+        if self._bar is not None and self._task is not None:
+            total = None if self.total is None else max(self.total, done + 1)
+            self._bar.update(self._task, completed=done, total=total, description=stage)
+
+    def close(self) -> None:
+        """Take the bar away; what is said afterwards stands on clean lines."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+
+    def save(self, folder: Path) -> None:
+        """log.txt of all lines so far."""
+        io.write_text(folder / LOG_FILE, "\n".join(self.lines) + "\n")
+
+
+def header(particles: ParticleSet, ctf: CtfCorrection, plan: str) -> list[str]:
+    """What is worked on: particles, box, pixel size, groups, what is done to the CTF, and the plan."""
+    pixel = particles.pixel_size_A
+    size = f"{particles.box} px" + (f" ({particles.box * pixel:.0f} A, {pixel:.4g} A/px)" if pixel else "")
+    groups = 0 if particles.group is None else len(np.unique(particles.group))
+    parts = [f"particles: {len(particles)}", f"box {size}"]
+    parts += [f"{groups} groups"] if groups > 1 else []
+    return [", ".join([*parts, f"CTF: {ctf.value}"]), f"plan: {plan}"]
+
+
+def resolution_text(row: dict[str, Any], box: int) -> str:
+    """'12 A', or '3.1 px' without a pixel size; '-' where the halves agree on nothing finer than half the box."""
+    in_px = row.get("resolution_px", row.get("mean_resolution_px", math.nan))
+    in_A = row.get("resolution_A", row.get("mean_resolution_A", math.nan))
+    if not isinstance(in_px, int | float) or not math.isfinite(in_px) or in_px > box / 2:
+        return "-"
+    return f"{in_A:.1f} A" if math.isfinite(in_A) else f"{in_px:.1f} px"
+
+
+def class_table(rows: Sequence[dict[str, Any]], box: int) -> list[str]:
+    """The best and the worst classes, a line each, the others counted: by score, or by members where none is given."""
+    judged = all(math.isfinite(row.get("score", math.nan)) for row in rows)
+    ranked = sorted(rows, key=lambda row: -row["score"] if judged else -row["members"])
+    cut = len(ranked) > 2 * SHOWN_CLASSES + 1
+    first = ranked[:SHOWN_CLASSES] if cut else ranked
+    lines = ["class  particles  resolution" + ("  score  verdict" if judged else "")]
+    lines += [_class_line(row, box, judged) for row in first]
+    if cut:
+        lines.append(f"  ... {len(ranked) - 2 * SHOWN_CLASSES} classes between these ...")
+        lines += [_class_line(row, box, judged) for row in ranked[-SHOWN_CLASSES:]]
+    return lines
+
+
+def _class_line(row: dict[str, Any], box: int, judged: bool) -> str:
+    line = f"{row['class']:5d}  {row['members']:9d}  {resolution_text(row, box):>10}"
+    return line + (f"  {row['score']:5.2f}  {row.get('verdict', '')}" if judged else "")
