@@ -12,11 +12,12 @@ import torch
 
 from blobs import Truth, make
 from ralib import io
-from ralib.alignment import incremental as watch
-from ralib.alignment.incremental import Arrivals, GrowingClassification, WatchOptions
+from ralib.alignment.incremental import GrowingClassification, WatchOptions
 from ralib.alignment.options import AlignmentOptions
 from ralib.classes.evaluation import purity
 from ralib.cli import main
+from ralib.io import arrivals
+from ralib.io.arrivals import Arrivals
 from ralib.results.checkpoint import newest
 from ralib.results.run_directory import load_run
 from ralib.types import ArraySource, ParticleSet, RalibError
@@ -116,7 +117,7 @@ def test_a_star_file_that_grows(truth: Truth, tmp_path: Path) -> None:
 
 
 def test_watch_from_arrival_to_signal(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "SETTLED_S", -1.0)
+    monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     stack(folder, "1.mrcs", truth.images[:50], 0)

@@ -134,7 +134,7 @@ class Watch:
 
     def _beginning(self) -> tuple[Any, Any]:
         """Where to look, and the state to go on from."""
-        from ralib.alignment.incremental import Arrivals
+        from ralib.io.arrivals import Arrivals
         from ralib.alignment.state import LoopState
         from ralib.results.checkpoint import newest
 
