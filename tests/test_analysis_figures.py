@@ -146,8 +146,8 @@ def test_euler_matrices_of_both_conventions_agree() -> None:
 
 def test_ctf_table_names_units() -> None:
     table = ctf_table(some_ctf())
-    assert table.shape == (20, 8)
-    assert {"defocus_u_A", "voltage_kV", "spherical_aberration_mm"} <= set(table.columns)
+    assert table.shape == (20, 9)
+    assert {"state", "defocus_u_A", "voltage_kV", "spherical_aberration_mm"} <= set(table.columns)
 
 
 def test_figures_draw(tmp_path) -> None:

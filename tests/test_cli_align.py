@@ -65,6 +65,7 @@ def test_mref_end_to_end(data, tmp_path, capsys) -> None:
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["state"] == "finished"
     assert record["options"]["xr"] == 2
+    assert record["input"].pop("fingerprint")["particles"] == 60
     assert record["input"] == {"path": str(folder / "particles.mrcs"), "particles": 60, "box": 32, "pixel_size_A": 3.0}
     assert len(record["iterations"]) == 2
     timings = record["timings"]

@@ -207,7 +207,7 @@ def score_classes(
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
         value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
         if height is not None:
-            value = value.view(k, -1, value.shape[-1]).mul_(height[:, None, None]).mul_(strength)
+            value = value.float().view(k, -1, value.shape[-1]).mul_(height[:, None, None]).mul_(strength)
         if favour is not None:
             value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
         value, at = value.view(k, -1, value.shape[-1]).max(dim=1)

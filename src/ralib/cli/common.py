@@ -98,7 +98,7 @@ def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: 
     if pixel_size_A is None:
         return particles
     if not 0.01 <= pixel_size_A <= 1000:
-        raise RalibError(f"{option} {pixel_size_A:g} A: give a pixel size above 0, in Angstrom")
+        raise RalibError(f"{option} {pixel_size_A:g} A must be above 0: give the pixel size in Angstrom")
     if particles.pixel_sizes_A is not None:
         from ralib.io.plausible import mixed_pixel_sizes
 

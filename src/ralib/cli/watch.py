@@ -134,8 +134,8 @@ class Watch:
 
     def _beginning(self) -> tuple[Any, Any]:
         """Where to look, and the state to go on from."""
-        from ralib.io.arrivals import Arrivals
         from ralib.alignment.state import LoopState
+        from ralib.io.arrivals import Arrivals
         from ralib.results.checkpoint import newest
 
         found = newest(self.outdir / "checkpoints") if self.resume else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ralib.types import ParticleSet, RalibError
 STACKS = (".mrcs", ".mrc")
 SETTLED_S = 2.0
 """A file untouched for so long counts as written."""
+ENDS_BYTES = 1 << 18
+"""How much of a stack's beginning and end is compared where its time has changed."""
 
 
 class Arrivals:
@@ -30,7 +33,7 @@ class Arrivals:
         self.names: list[str] = list(names or [])
         self.left_out: dict[str, str] = {}
         self._seen = -1.0
-        self._taken: dict[str, tuple[int, int, int]] = {}
+        self._taken: dict[str, tuple[int, int, str]] = {}
 
     def look(self) -> ParticleSet | None:
         """All particles there are, or None where nothing has been added since the last look."""
@@ -76,9 +79,12 @@ class Arrivals:
             path, before = self.path / name, self._taken.get(name)
             if not path.exists():
                 raise RalibError(f"{path} was taken in and is gone: put it back, or begin a new run")
-            if before is not None and _state(path) != before:
+            if before is None or (path.stat().st_size, path.stat().st_mtime_ns) == before[:2]:
+                continue
+            now = _state(path)
+            if (now[0], now[2]) != (before[0], before[2]):  # not merely touched, or copied again
                 raise RalibError(
-                    f"{path} was taken in with {before[1]} bytes, now {path.stat().st_size}, and has changed: "
+                    f"{path} was taken in with {before[0]} bytes, now {now[0]}, and has changed: "
                     "put the first version back and give new images in a new file, or begin a new run"
                 )
 
@@ -101,7 +107,11 @@ def _settled(path: Path) -> bool:
     return time.time() - path.stat().st_mtime > SETTLED_S
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """What tells a file from one that was written over it: inode, size in bytes, time of the last change in ns."""
+def _state(path: Path) -> tuple[int, int, str]:
+    """What tells a file from another of its name: bytes, time of the last change in ns, a hash of its two ends."""
     found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    with path.open("rb") as file:
+        head = file.read(ENDS_BYTES)
+        file.seek(max(0, found.st_size - ENDS_BYTES))
+        digest = hashlib.sha256(head + file.read(ENDS_BYTES)).hexdigest()
+    return found.st_size, found.st_mtime_ns, digest
