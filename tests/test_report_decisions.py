@@ -179,7 +179,7 @@ def test_thresholds_on_every_figure_tick_classes_and_thin_particles(opened: Any,
         c["class"] for c in record(run) if c["score"] >= 0.35 and c["stability"] >= 0.55 and members[c["class"] - 1]
     ]
     assert kept(opened) == good
-    opened.find_element("id", "limit-particle-junk").send_keys("0.25")
+    opened.find_element("id", "limit-particle-junk").send_keys("\ue009a\ue000", "0.25")  # not the run's own
     opened.find_element("id", "limit-particle-posterior").send_keys("0.6")
     files = open_run(run)
     left = np.isin(files.poses.class_index.numpy() + 1, good)

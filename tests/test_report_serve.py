@@ -85,7 +85,7 @@ def test_one_click_writes_particles_left_out_particles_and_averages(page: Any, s
     wait_for(lambda: page.execute_script("return document.documentElement.dataset.ready"))
     automatic = [c["class"] for c in json.loads((run / "run.json").read_text())["classes"] if c["selected"]]
     page.execute_script("document.querySelector('#thresholds').open = true")
-    page.find_element("id", "limit-particle-junk").send_keys("0.4")
+    page.find_element("id", "limit-particle-junk").send_keys("\ue009a\ue000", "0.4")  # in place of the run's own limit
     shown = int(page.find_element("id", "kept-particles").get_attribute("data-value"))
     page.find_element("id", "write").click()
     wait_for(lambda: "selected.star" in page.find_element("id", "written").text, what="the answer")
