@@ -143,13 +143,15 @@ def test_automatic_selection_needs_scores(
     run: tuple[Path, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = run
-    scores = folder / "particle_scores.txt"
-    text = scores.read_text()
-    scores.write_text(text.replace(" selected", " chosen", 1))
+    files = [folder / "particle_scores.txt", folder / "particles.star"]  # either tells what the run proposes
+    before = [file.read_text() for file in files]
+    for file, text in zip(files, before, strict=True):
+        file.write_text(text.replace(" selected", " chosen", 1).replace("ralibSelected", "ralibChosen", 1))
     assert main(["select", str(folder), "--auto", str(tmp_path / "kept.star")]) == 2
     assert "selected" in capsys.readouterr().err
     assert not (tmp_path / "kept.star").exists()
-    scores.write_text(text)
+    for file, text in zip(files, before, strict=True):
+        file.write_text(text)
 
 
 def test_the_frc_is_the_same_wherever_it_is_told(run: tuple[Path, np.ndarray]) -> None:
