@@ -64,14 +64,17 @@ class BoostedTrees:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _of_rows(self, x: np.ndarray) -> np.ndarray:
-        row, tree = np.arange(len(x))[:, None], np.arange(len(self.feature))[None]
-        node = np.zeros((len(x), len(self.feature)), dtype=np.int64)
+        flat = {name: getattr(self, name).ravel() for name in ("feature", "threshold", "left", "right", "value")}
+        trees, nodes = self.feature.shape
+        row, tree = np.arange(len(x))[:, None] * x.shape[1], np.arange(trees)[None] * nodes
+        values, at = x.ravel(), np.broadcast_to(tree, (len(x), trees))
         while True:
-            feature = self.feature[tree, node]
-            if (feature < 0).all():
-                return self.baseline + self.value[tree, node].astype(np.float64).sum(1)
-            goes_left = x[row, np.maximum(feature, 0)] <= self.threshold[tree, node]
-            node = np.where(feature < 0, node, np.where(goes_left, self.left[tree, node], self.right[tree, node]))
+            feature = flat["feature"].take(at)
+            inner = feature >= 0
+            if not inner.any():
+                return self.baseline + flat["value"].take(at).astype(np.float64).sum(1)
+            goes_left = values.take(row + np.maximum(feature, 0)) <= flat["threshold"].take(at)
+            at = np.where(inner, tree + np.where(goes_left, flat["left"].take(at), flat["right"].take(at)), at)
 
 
 @functools.lru_cache(maxsize=1)
