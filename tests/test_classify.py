@@ -23,12 +23,11 @@ from ralib.classification.e_step import (
     score_fixed,
 )
 from ralib.classification.em import Model
-from ralib.classification.leave_one_out import own_cross
+from ralib.classification.leave_one_out import self_cross
 from ralib.classification.m_step import follow_centres, signal_share
-from ralib.classification.posterior import class_posterior, class_prices
-from ralib.classification.priors import log_prior, pick_spread
+from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.schedule import Plan
+from ralib.classification.schedule import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful
 from ralib.classification.state import State
 from ralib.conventions import mirror_x, pose_error, rotate_xy
@@ -148,7 +147,7 @@ def test_places_are_known_from_most_and_bad_picks_cost_no_more_than_they_must() 
     generator = torch.Generator().manual_seed(0)
     origin = 2.0 * torch.randn(2000, 2, generator=generator)
     origin[:100] = 9.0  # bad picks
-    spread = pick_spread(origin)
+    spread = origin_spread(origin)
     assert float(spread) == pytest.approx(2.0, rel=0.1)
     assert float(origin.std()) > 2.5
     told = log_prior(torch.tensor([[0.0, 0.0], [0.0, 4.0], [9.0, 0.0], [0.0, 90.0]]), torch.tensor(2.0), 9.0)
@@ -239,7 +238,7 @@ def small_set() -> tuple[ParticleSet, Simulator]:
     return particle_set(SimulationOptions(n_particles=400, box=BOX, snr=0.2, seed=3, n_views=4))
 
 
-QUICK = Plan(exchanges=1, final=3)
+QUICK = ScheduleSettings(exchanges=1, final=3)
 
 
 @pytest.fixture(scope="module")
@@ -340,11 +339,11 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
     zero = torch.zeros(len(state.psi_deg))
     poses = ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
     own = model.averages(state, state.class_index, 4, rings)[1]
-    told = own_cross(field, own, poses, rings)[others]
+    told = self_cross(field, own, poses, rings)[others]
     assert float(torch.cat(lost).sum() / told.sum()) == pytest.approx(1, abs=0.2)
-    turned = own_cross(field, own, replace(poses, psi_deg=state.psi_deg + 90), rings)[others]
+    turned = self_cross(field, own, replace(poses, psi_deg=state.psi_deg + 90), rings)[others]
     assert float(turned.sum()) < 1e-3 * float(told.sum())
-    assert float(own_cross(field, own, poses, rings)[~model.joins].abs().max()) == 0.0
+    assert float(self_cross(field, own, poses, rings)[~model.joins].abs().max()) == 0.0
 
 
 class Interrupted(Exception):  # noqa: N818 - what the test raises to stop a run

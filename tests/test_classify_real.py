@@ -13,14 +13,14 @@ from ralib.classification.classifier import Classifier
 from ralib.classification.diameter import edge_px, measure_radius
 from ralib.classification.em import Budget
 from ralib.classification.outliers import find_outliers, image_features
-from ralib.classification.schedule import Plan
+from ralib.classification.schedule import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful, weighted_median
 from ralib.kernels import rotate_shift_images
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet
 
 BOX = 48
-QUICK = Plan(exchanges=1, final=3)
+QUICK = ScheduleSettings(exchanges=1, final=3)
 
 
 def simulated(n: int = 300, *, views: int = 3, snr: float = 0.2, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

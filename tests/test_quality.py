@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import Plan
+from ralib.classification.schedule import ScheduleSettings
 from ralib.classification.validation import compare_runs
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import Poses
 
-QUICK = Plan(exchanges=0, final=2)
+QUICK = ScheduleSettings(exchanges=0, final=2)
 
 
 @pytest.mark.parametrize("n", [200, 600])

@@ -13,7 +13,7 @@ from ralib.classification.class_fit import weighted_median
 from ralib.classification.classifier import Classifier
 from ralib.classification.image_statistics import IMAGE_NAMES, image_statistics
 from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, load_model, with_own_prior
-from ralib.classification.schedule import Plan
+from ralib.classification.schedule import ScheduleSettings
 from ralib.cli import main
 from ralib.images.frc import resolution_frequency
 from ralib.results.automatic_selection import automatic_selection, junk_limit
@@ -22,7 +22,7 @@ from ralib.results.run_record import read_record
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import RunResult
 
-QUICK = Plan(exchanges=1, final=2)
+QUICK = ScheduleSettings(exchanges=1, final=2)
 KINDS = {1: "empty", 2: "bead", 3: "edge"}
 BOX = 48
 

@@ -1,6 +1,6 @@
 """Classification from scratch: particles in, classes out, no references.
 
-The model and its E-step are in `likelihood`, the M-step in `maximization`, balance in `posterior`, the course from
+The model and its E-step are in `likelihood`, the M-step in `maximization`, balance in `posterior`, the schedule from
 first seeds to final classes in `course`. Here the options become those rooms' numbers, and their result a `RunResult`.
 """
 
@@ -19,16 +19,16 @@ from torch import Tensor
 from ralib.classes import assignment as assign
 from ralib.classes.iteration_figures import class_figures
 from ralib.classification import results as finish
-from ralib.classification.course_figures import course_figures, state_poses
-from ralib.classification.course_state import pack, unpack
 from ralib.classification.diameter import Measured, measure_radius
 from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import statistics_of
 from ralib.classification.quality import judge
-from ralib.classification.schedule import Course, Plan
-from ralib.classification.state import State, Step
+from ralib.classification.results import schedule_figures, state_poses
+from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
+from ralib.classification.schedule_checkpoint import pack, unpack
+from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
-from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, Field, load_field
+from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
 from ralib.images.frc import masked_frc
 from ralib.io import for_computing
 from ralib.io.plausible import named
@@ -47,7 +47,7 @@ class Observer(Protocol):
         ...
 
     def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """A step of the course is complete; `fit(resume=...)` goes on from these."""
+        """A step of the schedule is complete; `fit(resume=...)` goes on from these."""
         ...
 
 
@@ -75,7 +75,7 @@ class Classifier:
     search_px      how far from the box centre a particle may lie; None takes a tenth of the box
     skip_align     keep the poses the particles come with: only classes are found
     seed           of everything random
-    plan           the course's numbers, see `course.Plan`
+    plan           the course's numbers, see `schedule.ScheduleSettings`
 
     After `fit`: result_, poses_, class_averages_, classes_ (a dict a class), warnings_.
     """
@@ -94,7 +94,7 @@ class Classifier:
         search_px: float | None = None,
         skip_align: bool = False,
         seed: int = 1000,
-        plan: Plan | None = None,
+        plan: ScheduleSettings | None = None,
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -110,7 +110,7 @@ class Classifier:
         self.n_classes, self.balance, self.equal_sizes = n_classes, balance, equal_sizes
         self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
         self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
-        self.seed, self.plan, self.device = seed, plan or Plan(), torch.device(device)
+        self.seed, self.plan, self.device = seed, plan or ScheduleSettings(), torch.device(device)
         self.batch_size, self._budget = batch_size, Budget()
 
     def fit(
@@ -130,10 +130,10 @@ class Classifier:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, course = self._search(particles, field, observer or Silent(), resume)
+        state, figures, schedule = self._search(particles, field, observer or Silent(), resume)
         self._lap("search_s", start)
         start = time.perf_counter()
-        self._finish(particles, batches, state, figures, course)
+        self._finish(particles, batches, state, figures, schedule)
         self._lap("average_s", start)
         self.result_.extra["timings"] = self._timings
         return self
@@ -210,10 +210,10 @@ class Classifier:
             background_radius=0.45 * particles.box,
         )
 
-    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> Field:
+    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> WhitenedParticles:
         pixel = particles.pixel_size_A or 1.0
         self._size = self._measured(particles)
-        return load_field(
+        return whiten_particles(
             particles,
             batches,
             n_classes=self.n_classes,
@@ -238,28 +238,28 @@ class Classifier:
         )  # fmt: skip
 
     def _search(
-        self, particles: ParticleSet, field: Field, observer: Observer, resume: Checkpoint | None
-    ) -> tuple[State, list[dict[str, Any]], Course]:
-        _, course, state = self._begin(particles, field)
+        self, particles: ParticleSet, field: WhitenedParticles, observer: Observer, resume: Checkpoint | None
+    ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
+        _, schedule, state = self._begin(particles, field)
         figures: list[dict[str, Any]] = []
         if resume is not None:
-            state, figures = unpack(course, resume.arrays, resume.meta, self.device)
-        clock, saved, pixel = time.perf_counter(), replace(course.position), particles.pixel_size_A
+            state, figures = unpack(schedule, resume.arrays, resume.meta, self.device)
+        clock, saved, pixel = time.perf_counter(), replace(schedule.position), particles.pixel_size_A
         previous = state_poses(state, field) if figures else None
-        for stage, state in course.run(state):  # noqa: B020 - each state begins the next
+        for stage, state in schedule.run(state):  # noqa: B020 - each state begins the next
             poses = state_poses(state, field)
             now = time.perf_counter()
             number = len(figures) + 1
-            figures.append(course_figures(stage, number, state, poses, previous, field, pixel, now - clock))
+            figures.append(schedule_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
             observer.iteration(figures, partial(finish.coarse_averages, field, state, pixel))
-            if course.position != saved and not course.finished:
-                saved = replace(course.position)
-                observer.checkpoint(*pack(course, state, figures))
-        return state, figures, course
+            if schedule.position != saved and not schedule.finished:
+                saved = replace(schedule.position)
+                observer.checkpoint(*pack(schedule, state, figures))
+        return state, figures, schedule
 
-    def _begin(self, particles: ParticleSet, field: Field) -> tuple[Model, Course, State]:
-        """The model, a course at its beginning, and the particles as they come."""
+    def _begin(self, particles: ParticleSet, field: WhitenedParticles) -> tuple[Model, ClassificationSchedule, State]:
+        """The model, a schedule at its beginning, and the particles as they come."""
         generator = torch.Generator().manual_seed(self.seed)
         n = len(particles)
         half = torch.randperm(n, generator=generator) % 2
@@ -270,16 +270,16 @@ class Classifier:
         model = Model(
             field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
         )  # fmt: skip
-        course = Course(model, self.plan, self.n_classes, generator)
-        course.log += self._findings(particles, field)
+        schedule = ClassificationSchedule(model, self.plan, self.n_classes, generator)
+        schedule.log += self._findings(particles, field)
         state = model.blank(n)
         if self.skip_align and particles.poses is not None:
             given = particles.poses.to(self.device)
             origin = given.origin_xy_px.float() * field.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
-        return model, course, state
+        return model, schedule, state
 
-    def _findings(self, particles: ParticleSet, field: Field) -> list[str]:
+    def _findings(self, particles: ParticleSet, field: WhitenedParticles) -> list[str]:
         """What was found out about the images before they are classified, in words."""
         unit, per_px = ("A", particles.pixel_size_A) if particles.pixel_size_A else ("px", 1.0)
         particle, mask = (2 * per_px * px / field.scale for px in (field.particle_radius_px, field.radius_px))
@@ -301,13 +301,13 @@ class Classifier:
         batches: ParticleBatches,
         state: State,
         figures: list[dict[str, Any]],
-        course: Course,
+        schedule: ClassificationSchedule,
     ) -> None:
-        model, field = course.model, course.model.field
+        model, field = schedule.model, schedule.model.field
         notices = []
-        state = _equalised(model, course, state) if self.equal_sizes else course.filled(state)
+        state = _equalised(model, schedule, state) if self.equal_sizes else schedule.filled(state)
         if (empty := int((state.members < 1).sum())) > 0:
-            state = course.without_empty(state)
+            state = schedule.without_empty(state)
             notices.append(_fewer_classes(self.n_classes, empty))
         n_classes = len(state.members)
         poses = state_poses(state, field).to("cpu")
@@ -321,17 +321,17 @@ class Classifier:
             averages, members=torch.bincount(poses.class_index[poses.class_index >= 0], minlength=n_classes)
         )
         averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
-        stability = quick_estimate(model, course, state, torch.Generator().manual_seed(self.seed))
+        stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(self.seed))
         classes = class_figures(averages, poses, None)
-        assert course.references is not None
+        assert schedule.references is not None
         image = statistics_of(batches, field.particle_radius_px / field.scale)
-        verdict = judge(model, state, course.references, averages, poses, classes, stability, image)
+        verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image)
         extra = {
             "references": finish.filtered(averages),
             "classes": verdict.classes,
             "particles": verdict.particles,
             "bad_particles": sorted(batches.bad),
-            "log": course.log,
+            "log": schedule.log,
             "stability": stability.summary,
             "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         }
@@ -363,11 +363,11 @@ def _unusable(particles: ParticleSet, bad: set[int]) -> list[dict[str, str]]:
     return [{"what": what, "where": "input", "do": "repair or remove them"}]
 
 
-def _equalised(model: Model, course: Course, state: State) -> State:
+def _equalised(model: Model, schedule: ClassificationSchedule, state: State) -> State:
     """Classes of equal size: a balanced assignment over the final fits, each particle's pose refined in its class."""
-    assert course.references is not None
-    rings = course.references.shape[1]
-    found = model.expect(course.references, state, Step(rings, 1.0))
+    assert schedule.references is not None
+    rings = schedule.references.shape[1]
+    found = model.expect(schedule.references, state, IterationSettings(rings, 1.0))
     fit = model.fit(found, state)
     index = assign.equal_sizes(fit.cpu()).to(fit.device)
     pose = found.pick(index)
@@ -383,7 +383,7 @@ def _equalised(model: Model, course: Course, state: State) -> State:
     )
 
 
-def _shown(poses: Poses, field: Field) -> Poses:
+def _shown(poses: Poses, field: WhitenedParticles) -> Poses:
     """Poses of which class averages are made: outliers belong to a class, but one bead would outshine all of it."""
     return poses.replace(class_index=torch.where(field.outliers.found.cpu(), -1, poses.class_index))
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from ralib import io
 from ralib.classification.em import Budget, Model
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.schedule import Course, Plan
+from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
 from ralib.classification.seeding import weighted_median
-from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, Field, load_field
+from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
 from ralib.particles.batches import ParticleBatches
 from ralib.types import ParticleSet
 
@@ -76,7 +76,7 @@ def measure_radius(
     measured = Measured(USUAL_RADIUS * few.box / MASK_MARGIN, crowded=False)
     for _ in range(2):
         mask_px = measured.mask_radius_px
-        field = load_field(
+        field = whiten_particles(
             few, batches, n_classes=n_classes, radius_px=mask_px, particle_radius_px=mask_px / MASK_MARGIN,
             resolution_px=2 * mask_px / DETAILS, lowest_px=None, ctf=ctf,
         )  # fmt: skip
@@ -88,13 +88,13 @@ def measure_radius(
     return measured
 
 
-def _measured(field: Field, n_classes: int, search_px: float, mirror: bool, budget: Budget) -> Measured:
+def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget) -> Measured:
     n, device = len(field.usable), field.grid.device
     half = (torch.arange(n) % 2).to(device)
     nobody = torch.zeros(n, dtype=torch.bool, device=device)
     model = Model(field, half, nobody, 0.3, mirror, search_px * field.scale, budget=budget)
-    course = Course(model, Plan(), n_classes, torch.Generator().manual_seed(0))
-    *_, (_, state) = course.only_begin(model.blank(n))
+    schedule = ClassificationSchedule(model, ScheduleSettings(), n_classes, torch.Generator().manual_seed(0))
+    *_, (_, state) = schedule.only_begin(model.blank(n))
     assert state.averages is not None
     profile = radial_profile(field.grid, state.averages.halves, state.members)
     radius, crowded = edge_px(profile)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from dataclasses import field as made_by
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ralib.classification import e_step as lk
-from ralib.classification.leave_one_out import Own, own_cross, own_share, without_own
+from ralib.classification.leave_one_out import SelfContribution, self_cross, self_share, without_self
 from ralib.classification.m_step import (
     RingAverages,
     RingSums,
@@ -22,10 +22,9 @@ from ralib.classification.m_step import (
     signal_share,
     sum_classes,
 )
-from ralib.classification.posterior import class_posterior, class_prices
-from ralib.classification.priors import log_prior, pick_spread
-from ralib.classification.state import State, Step
-from ralib.classification.whitening import Field
+from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
+from ralib.classification.state import IterationSettings, State
+from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.runtime.memory import within_memory
 
@@ -74,14 +73,14 @@ class Model:
     budget     of memory, shared with the models of some of the particles
     """
 
-    field: Field
+    field: WhitenedParticles
     half: Tensor
     held_out: Tensor
     balance: float
     mirror: bool
     search_px: float
     align: bool = True
-    budget: Budget = made_by(default_factory=Budget)
+    budget: Budget = dataclasses.field(default_factory=Budget)
 
     def of(self, rows: Tensor) -> Model:
         """The same for some of the particles."""
@@ -132,16 +131,16 @@ class Model:
         fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
         return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
-    def expect(self, references: Tensor, state: State, step: Step) -> lk.ClassPoses:
+    def expect(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
         """E-step's search: the best pose of every particle in every class, fits without the particles' own share."""
         grid, spectra = self.field.grid, self.field.spectra
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
         else:
             found = lk.score_fixed(grid, spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
-        return found if state.own is None else without_own(self.field, state.own, found, references.shape[1])
+        return found if state.own is None else without_self(self.field, state.own, found, references.shape[1])
 
-    def iterate(self, references: Tensor, state: State, step: Step) -> State:
+    def iterate(self, references: Tensor, state: State, step: IterationSettings) -> State:
         """E-step and M-step; the new averages reach a few rings beyond those that were compared."""
         found = self.expect(references, state, step)
         fit = self.fit(found, state)
@@ -171,14 +170,19 @@ class Model:
             posterior=posterior,
             scale=scale[0] / mean,
             mean_scale=mean,
-            spread_px=pick_spread(poses[0].origin_xy_px),
+            spread_px=origin_spread(poses[0].origin_xy_px),
         )
         weight = weight * self.joins[:, None]
         columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
         return self._maximise(state, poses, *columns, [s / mean for s in scale], step, fit.shape[1])
 
     def _refined(
-        self, references: Tensor, poses: lk.ClassPoses, index: Tensor, step: Step, own: Own | None
+        self,
+        references: Tensor,
+        poses: lk.ClassPoses,
+        index: Tensor,
+        step: IterationSettings,
+        own: SelfContribution | None,
     ) -> lk.ClassPoses:
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
         found = poses
@@ -190,7 +194,7 @@ class Model:
         )  # fmt: skip
         if own is None:
             return poses
-        share = own_cross(self.field, own, poses, references.shape[1])
+        share = self_cross(self.field, own, poses, references.shape[1])
         return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))
 
     def _maximise(
@@ -200,7 +204,7 @@ class Model:
         index: list[Tensor],
         weight: list[Tensor],
         scale: list[Tensor],
-        step: Step,
+        step: IterationSettings,
         n_classes: int,
     ) -> State:
         grid = self.field.grid
@@ -232,12 +236,14 @@ class Model:
         """work(bytes it may take), with less and less where memory runs out."""
         return within_memory(lambda: work(self.budget.step_bytes), self.budget.shrink)
 
-    def _own(self, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> Own:
+    def _own(self, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> SelfContribution:
         scale = state.scale * state.mean_scale
-        share = own_share(self.field, averages, self.mask(averages), class_index, weight * state.scale, scale)
-        return Own(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
+        share = self_share(self.field, averages, self.mask(averages), class_index, weight * state.scale, scale)
+        return SelfContribution(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
 
-    def averages(self, state: State, class_index: Tensor, n_classes: int, rings: int) -> tuple[RingAverages, Own]:
+    def averages(
+        self, state: State, class_index: Tensor, n_classes: int, rings: int
+    ) -> tuple[RingAverages, SelfContribution]:
         """Averages of other groups (n,) of the particles, posed as they are, and what each gave to them."""
         zero = torch.zeros_like(state.scale)
         pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)

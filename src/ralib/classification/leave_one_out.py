@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ralib.classification.e_step import ClassPoses, ring_power
 from ralib.classification.m_step import RingAverages
-from ralib.classification.whitening import Field
+from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg
 
 CORRELATED = 0.3
@@ -26,7 +26,7 @@ CORRELATED = 0.3
 
 
 @dataclass(frozen=True)
-class Own:
+class SelfContribution:
     """What each particle (n,) gave to the references it will meet next.
 
     class_index and the pose as it was; -1 where that class is gone
@@ -39,17 +39,17 @@ class Own:
     mirror: Tensor
     share: Tensor
 
-    def restricted(self, keep: Tensor, n_classes: int) -> Own:
+    def restricted(self, keep: Tensor, n_classes: int) -> SelfContribution:
         """The same where only some of the classes remain."""
         new = torch.full((n_classes,), -1, dtype=torch.int64, device=keep.device)
         new[keep] = torch.arange(len(keep), device=keep.device)
         return replace(self, class_index=torch.where(self.class_index >= 0, new[self.class_index.clamp_min(0)], -1))
 
 
-def own_share(
-    field: Field, averages: RingAverages, mask: Tensor, class_index: Tensor, weight: Tensor, scale: Tensor
+def self_share(
+    field: WhitenedParticles, averages: RingAverages, mask: Tensor, class_index: Tensor, weight: Tensor, scale: Tensor
 ) -> Tensor:
-    """`Own.share` of particles that were summed with a weight (n,) into averages where their contrast is scale (n,)."""
+    """`SelfContribution.share` of particles summed with a weight (n,) into averages; scale (n,) is their contrast."""
     grid, spectra, rings = field.grid, field.spectra, averages.gain.shape[1]
     # References are behind their masks (k, n, n), and so is the noise in them.
     inside = (mask.sum((1, 2)) / grid.n_pixels)[class_index][:, None]
@@ -59,7 +59,7 @@ def own_share(
     return inside * weight[:, None] * noise * averages.gain[class_index] / grid.weight[:rings]
 
 
-def own_cross(field: Field, own: Own, poses: ClassPoses, rings: int) -> Tensor:
+def self_cross(field: WhitenedParticles, own: SelfContribution, poses: ClassPoses, rings: int) -> Tensor:
     """What each particle's own share adds to its cross term (n,) at poses (n,) in its old class."""
     turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
     # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
@@ -69,8 +69,8 @@ def own_cross(field: Field, own: Own, poses: ClassPoses, rings: int) -> Tensor:
     return torch.where(there, own.share[:, :rings].sum(1) * alike, 0.0)
 
 
-def without_own(field: Field, own: Own, found: ClassPoses, rings: int) -> ClassPoses:
+def without_self(field: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:
     """Poses in all classes, fields (n, k), with the own share taken out of the old class's cross term."""
     column = own.class_index.clamp_min(0)
-    share = own_cross(field, own, found.pick(column), rings)
+    share = self_cross(field, own, found.pick(column), rings)
     return replace(found, cross=found.cross.scatter_add(1, column[:, None], -share[:, None]))

@@ -1,6 +1,6 @@
-"""Where particles lie in their boxes: most within a few pixels of the centre, where they were picked, a few anywhere.
+"""The priors: where particles lie in their boxes, and how large classes are; responsibilities follow from both.
 
-What is known of a particle's place is a prior on its origin. A wrong class or a wrong rotation fits best where noise
+Most particles lie within a few pixels of the centre, where they were picked, a few anywhere. What is known of a particle's place is a prior on its origin. A wrong class or a wrong rotation fits best where noise
 happens to, which is rarely near the centre; so the prior, broad as it is, tells them from the right ones. It holds for
 one frame only: classes must stand where their members' boxes have their centres (`Model.centred`), not each at a centre
 of mass of its own. Scheres et al. 2005 (ML2D) has the normal part; the rest is for what was picked badly.
@@ -20,7 +20,7 @@ LEAST_SPREAD_PX = 0.5
 """Places are not known better than this."""
 
 
-def pick_spread(origin_xy_px: Tensor) -> Tensor:
+def origin_spread(origin_xy_px: Tensor) -> Tensor:
     """Standard deviation () along x and y of origins (n, 2), from their median length, which few bad ones change."""
     length = torch.linalg.vector_norm(origin_xy_px, dim=1)
     return (length.median() / math.sqrt(2 * math.log(2))).clamp_min(LEAST_SPREAD_PX)
@@ -31,3 +31,40 @@ def log_prior(origin_xy_px: Tensor, spread_px: Tensor, radius_px: float) -> Tens
     anywhere = ANYWHERE / (1 - ANYWHERE) * 2 * spread_px**2 / radius_px**2
     near = torch.exp(-0.5 * origin_xy_px.square().sum(-1) / spread_px**2)
     return torch.log((near + anywhere) / (1 + anywhere))
+
+
+PRESSURE_NATS = 10.0
+"""At balance 0.5, a class e times its fair share pays this much log-likelihood for every further member."""
+
+
+MOST_STEPS, LEFT_OVER = 30, 0.003
+"""The fixed point of prices is approached until this share of the way is left, in so many steps at most."""
+
+
+def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
+    """What each class adds to its particles' fit so that sizes stay near each other: (k,), from fits (n, k).
+
+    The fixed point of price = -pressure * log(share / fair share): entropic transport with relaxed class sizes
+    (Chizat et al. 2018, "Scaling algorithms for unbalanced optimal transport"). balance 0 leaves classes free, 1 makes
+    them equal. Where particles know their class (fits tens of nats apart) a moderate pressure moves only those between
+    two classes; where they do not, it keeps one class from swallowing the noise.
+    """
+    k = fit.shape[1]
+    price = torch.zeros(k, device=fit.device)
+    if balance <= 0 or k == 1:
+        return price
+    pressure = math.inf if balance >= 1 else PRESSURE_NATS * balance / (1 - balance)
+    factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
+    # Each step leaves `factor` of the way: prices that matter little next to the temperature are found sooner.
+    steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
+    for _ in range(min(steps, MOST_STEPS)):
+        share = torch.softmax((fit + price) / temperature, dim=1).mean(0) * k
+        price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
+        if balance < 1:
+            price = price.clamp_max(0.0)  # the popular pay; a rare view is not filled up with others
+    return price
+
+
+def class_posterior(fit: Tensor, price: Tensor, temperature: float) -> Tensor:
+    """Probability of each class for each particle, (n, k)."""
+    return torch.softmax((fit + price) / temperature, dim=1)

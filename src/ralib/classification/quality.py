@@ -23,7 +23,7 @@ from ralib.classification.em import Model
 from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, deviations, junk_log_odds
 from ralib.classification.state import State
 from ralib.classification.validation import Stability
-from ralib.classification.whitening import Field
+from ralib.classification.whitening import WhitenedParticles
 from ralib.images.centering import centre_of_mass
 from ralib.images.frc import ssnr
 from ralib.images.masks import soft_mask
@@ -144,7 +144,7 @@ def _numbers(values: Tensor) -> np.ndarray:
 
 def _rows(
     averages: ClassAverages,
-    field: Field,
+    field: WhitenedParticles,
     particles: dict[str, np.ndarray],
     index: np.ndarray,
     rows: list[dict[str, Any]],
@@ -178,7 +178,7 @@ def _rows(
     return added
 
 
-def explained_ratio(field: Field, state: State, references: Tensor) -> Tensor:
+def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
     """Square root of a particle's log-likelihood over that of a typical particle under its CTF, (n,): 1 is typical."""
     typical = typical_power(ring_power(references), state.members)
     expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
@@ -186,7 +186,7 @@ def explained_ratio(field: Field, state: State, references: Tensor) -> Tensor:
     return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
 
 
-def detail_ratio(field: Field, state: State, references: Tensor) -> Tensor:
+def detail_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
     """Fine detail a particle shares with its class over what a typical class would give it, (n,): 1 is typical."""
     grid, spectra = field.grid, field.spectra
     rings = references.shape[1]

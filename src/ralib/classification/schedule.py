@@ -1,4 +1,4 @@
-"""The course of a classification: from single particles as references to the final classes.
+"""The schedule of a classification: from single particles as references to the final classes.
 
     start      many random particles as references, at a resolution of a few details across the particle, soft
     thin       the least useful of them are dropped, down to the number of classes asked for
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from ralib.classification.em import Model
-from ralib.classification.leave_one_out import Own
+from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
-from ralib.classification.posterior import class_prices
+from ralib.classification.priors import class_prices
 from ralib.classification.seeding import keep_most_useful, particles_as_references, poorly_explained
-from ralib.classification.state import State, Step
+from ralib.classification.state import IterationSettings, State
 
 ENOUGH = 10_000, 200
 """Particles, and particles a class, that a start needs."""
@@ -34,7 +34,7 @@ ENOUGH = 10_000, 200
 STRANGE_SEEDS = 20
 """Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
 
-STRANGE_SHARE = 5
+OUTLYING_SHARE = 5
 """One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
 view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
 
@@ -48,8 +48,8 @@ classification rises and falls by a little."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The numbers of a course. Resolutions are details (full periods) across a particle.
+class ScheduleSettings:
+    """The numbers of a schedule. Resolutions are details (full periods) across a particle.
 
     start_details, exchange_details   resolution of the first stages: at 6 a particle has its shape but no detail that
                               a single noisy particle could not show; at 10 views a few degrees from a mirror image of
@@ -57,9 +57,10 @@ class Plan:
     surplus                   seeds for every class asked for: a class needs a seed among its members
     thinning                  share of the seeds that each step leaves, down to the classes asked for
     temperatures              of the start, and from then on
-    exchanges                 rounds; each splits the `newcomers` times K largest classes
-    strangers                 times K: classes that the worst explained particles form among themselves (STRANGE_SHARE);
-                              they compete too, so that a rare view or species can get a class that no seed gave it
+    exchanges                 rounds; each splits the `split_share` times K largest classes
+    outlying_share            times K: classes that the worst explained particles form among themselves
+                              (OUTLYING_SHARE); they compete too, so that a rare view or species can get a class
+                              that no seed gave it
     wide                      rounds that begin with a search over all shifts
     agreement                 rings are added while the halves' mean FRC there exceeds it
     final                     iterations of the last stage
@@ -71,16 +72,16 @@ class Plan:
     thinning: float = 0.75
     temperatures: tuple[float, float] = (4.0, 1.0)
     exchanges: int = 3
-    newcomers: float = 0.3
-    strangers: float = 0.4
+    split_share: float = 0.3
+    outlying_share: float = 0.4
     wide: int = 1
     agreement: float = 0.2
     final: int = 6
 
 
 @dataclass
-class Position:
-    """Where a course stands: what is done, and the resolution reached. With the state, all that the rest needs."""
+class ScheduleProgress:
+    """Where a schedule stands: what is done, and the resolution reached. With the state, all that the rest needs."""
 
     begun: bool = False
     exchanged: int = 0
@@ -88,18 +89,18 @@ class Position:
     rings: int = 0
 
 
-class Course:
+class ClassificationSchedule:
     """Runs a plan; `run` yields the state after every iteration with the name of its stage.
 
-    `position` and the state of the same moment, saved, let another Course go on from there.
+    `position` and the state of the same moment, saved, let another ClassificationSchedule go on from there.
     """
 
-    def __init__(self, model: Model, plan: Plan, n_classes: int, generator: torch.Generator) -> None:
+    def __init__(self, model: Model, plan: ScheduleSettings, n_classes: int, generator: torch.Generator) -> None:
         self.model, self.plan, self.k, self.generator = model, plan, n_classes, generator
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
-        self.position = Position(rings=self._rings(plan.exchange_details))
+        self.position = ScheduleProgress(rings=self._rings(plan.exchange_details))
 
     @property
     def finished(self) -> bool:
@@ -144,9 +145,9 @@ class Course:
             return (yield from self.begin(state))
         chosen = torch.randperm(len(able), generator=self.generator)[:enough].sort().values
         rows = able[chosen].to(state.psi_deg.device)
-        course = Course(self.model.of(rows), self.plan, self.k, self.generator)
-        *_, (_, found) = course.only_begin(state.of(rows))
-        references = course.model.references(found, self.position.rings)
+        schedule = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator)
+        *_, (_, found) = schedule.only_begin(state.of(rows))
+        references = schedule.model.references(found, self.position.rings)
         state = replace(state, spread_px=found.spread_px)
         state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
         return state
@@ -176,25 +177,27 @@ class Course:
         return state
 
     def _exchange(self, state: State, references: Tensor) -> Generator[tuple[str, State], None, State]:
-        """One round: newcomers compete with the classes there are, and as many as were asked for stay."""
+        """One round: split_share compete with the classes there are, and as many as were asked for stay."""
         at, plan, k = self.position, self.plan, self.k
-        extra = max(1, round(plan.newcomers * k))
+        extra = max(1, round(plan.split_share * k))
         largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
-        crowd, own = self._split(state, [(old, k + i) for i, old in enumerate(largest.tolist())], k + extra)
+        candidates, own = self._split(state, [(old, k + i) for i, old in enumerate(largest.tolist())], k + extra)
         state = replace(state, own=own)
-        if plan.strangers > 0:
-            crowd = torch.cat([crowd, self._strangers(state, references, max(1, round(plan.strangers * k)))])
+        if plan.outlying_share > 0:
+            count = max(1, round(plan.outlying_share * k))
+            candidates = torch.cat([candidates, self._outlying_classes(state, references, count)])
         for i in range(2):
             wide = i == 0 and at.exchanged < plan.wide
-            state, crowd = self._iterate(crowd, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
+            state, candidates = self._iterate(candidates, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
             yield "exchange", state
         keep = self._most_useful(state, k)
-        split, strange = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
+        split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
         told = f"{extra} classes were split, {split} of the new ones stay for others"
-        if len(crowd) > k + extra:
-            told += f"; {len(crowd) - k - extra} classes of poorly explained particles came, {strange} of them stay"
+        if len(candidates) > k + extra:
+            came = len(candidates) - k - extra
+            told += f"; {came} classes of poorly explained particles came, {outlying} of them stay"
         self.log.append(f"exchange {at.exchanged + 1}: {told}")
-        state, _ = self._iterate(crowd[keep], _restricted(state, keep), at.rings, plan.temperatures[1], newton=1)
+        state, _ = self._iterate(candidates[keep], _restricted(state, keep), at.rings, plan.temperatures[1], newton=1)
         return state
 
     def _sharpen(self, state: State) -> State:
@@ -286,7 +289,7 @@ class Course:
     ) -> tuple[State, Tensor]:
         """One iteration; `wide` searches all shifts, from the box centre."""
         model = self.model
-        state = model.iterate(references, state, Step(rings, temperature, wide=wide, newton=newton))
+        state = model.iterate(references, state, IterationSettings(rings, temperature, wide=wide, newton=newton))
         if centre:
             state = model.centred(state)
         self.references = model.references(state, rings)
@@ -315,7 +318,7 @@ class Course:
         enough = [int(state.members[old]) >= 4 and old not in few for old in largest]
         return [(old, new) for old, new, large in zip(largest, few, enough, strict=True) if large]
 
-    def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, Own]:
+    def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, SelfContribution]:
         """References of `n_classes` where the worse fitting half of some classes makes others; who is in them."""
         index = self._halved(state, pairs)
         averages, own = self.model.averages(state, index, n_classes, self.position.rings)
@@ -333,22 +336,22 @@ class Course:
             index = torch.where(member & (state.scale < middle), new, index)
         return index
 
-    def _strangers(self, state: State, references: Tensor, count: int) -> Tensor:
+    def _outlying_classes(self, state: State, references: Tensor, count: int) -> Tensor:
         """References of `count` classes that the worst explained particles form, beginning anew among themselves.
 
         From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
         """
         model, rings = self.model, self.position.rings
         able = model.joins
-        strange = max(4 * count, len(able) // (STRANGE_SHARE * 2**self.position.exchanged))
-        rows = poorly_explained(model.field.spectra, state, references, able, strange)
+        outlying = max(4 * count, len(able) // (OUTLYING_SHARE * 2**self.position.exchanged))
+        rows = poorly_explained(model.field.spectra, state, references, able, outlying)
         sub = model.of(rows)
         plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)
-        course = Course(sub, plan, count, self.generator)
+        schedule = ClassificationSchedule(sub, plan, count, self.generator)
         part = state.of(rows)
         if model.align:
             part = State.blank(len(rows), state.spread_px)
-        *_, (_, found) = course.only_begin(part)
+        *_, (_, found) = schedule.only_begin(part)
         return sub.references(found, rings)
 
     def only_begin(self, state: State) -> Iterator[tuple[str, State]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.leave_one_out import Own
+from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 
 
@@ -35,7 +35,7 @@ class State:
     spread_px: Tensor
     members: Tensor
     averages: RingAverages | None
-    own: Own | None = None
+    own: SelfContribution | None = None
 
     def of(self, rows: Tensor) -> State:
         """The state of some particles; classes as they are, made of others as well."""
@@ -54,7 +54,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Step:
+class IterationSettings:
     """How an iteration is done.
 
     rings         how many rings count: the resolution

@@ -21,9 +21,9 @@ from torch import Tensor
 from ralib.classification import e_step as lk
 from ralib.classification.e_step import Spectra
 from ralib.classification.em import Model
-from ralib.classification.schedule import Course
+from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
-from ralib.classification.whitening import Field
+from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.types import Poses
 
@@ -60,14 +60,16 @@ class Stability:
     summary: dict[str, Any]
 
 
-def quick_estimate(model: Model, course: Course, state: State, generator: torch.Generator) -> Stability:
+def quick_estimate(
+    model: Model, schedule: ClassificationSchedule, state: State, generator: torch.Generator
+) -> Stability:
     """Held-out particles against noise, and every particle against classes made of the other half of the data."""
-    grid, references = model.field.grid, course.references
+    grid, references = model.field.grid, schedule.references
     assert references is not None
     assert state.averages is not None
     rings = references.shape[1]
     held = torch.nonzero(model.held_out & model.field.typical)[:TESTED, 0]
-    separation, above = _separation(model, course, state, held, generator) if len(held) else (math.nan, math.nan)
+    separation, above = _separation(model, schedule, state, held, generator) if len(held) else (math.nan, math.nan)
     spread = fit_spread(state.fit.amax(1)[model.field.typical])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
     for h in (0, 1):
@@ -117,13 +119,13 @@ def fit_spread(fit: Tensor) -> float:
 
 
 def _separation(
-    model: Model, course: Course, state: State, held: Tensor, generator: torch.Generator
+    model: Model, schedule: ClassificationSchedule, state: State, held: Tensor, generator: torch.Generator
 ) -> tuple[float, float]:
     """Held-out particles beside images of noise, each in its best class: how often a particle fits better than such an
     image, and the share of the particles that fit better than nine tenths of them."""
-    assert course.references is not None
-    rings = course.references.shape[1]
-    references = course.references.clone()
+    assert schedule.references is not None
+    rings = schedule.references.shape[1]
+    references = schedule.references.clone()
     references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
     spectra = model.field.spectra[held]
     centre = (state.psi_deg[held], state.origin_xy_px[held], state.mirror[held])
@@ -135,7 +137,7 @@ def _separation(
     return float((fits[0][:, None] > fits[1]).float().mean()), float((fits[0] > limit).float().mean())
 
 
-def noise_like(field: Field, rows: Tensor, generator: torch.Generator) -> Spectra:
+def noise_like(field: WhitenedParticles, rows: Tensor, generator: torch.Generator) -> Spectra:
     """Images of pure noise with the CTFs of some particles (b,) and all the power that particles have.
 
     Power says nothing: only what particles have in common does. So it does not matter how much of it was found to be

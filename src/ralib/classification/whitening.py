@@ -43,7 +43,7 @@ VIEW_BLUR = 2.7
 
 
 @dataclass(frozen=True)
-class Field:
+class WhitenedParticles:
     """The particles of one run on the rings, and the geometry they share. Lengths are working pixels.
 
     scale      working pixels per pixel of the input (below 1 where images were cropped in Fourier space)
@@ -74,7 +74,7 @@ class Field:
         """Radius beyond which a masked class average is zero."""
         return self.radius_px + MASK_EDGE_PX * self.scale
 
-    def of(self, rows: Tensor) -> Field:
+    def of(self, rows: Tensor) -> WhitenedParticles:
         """The same for some of the particles."""
         return replace(
             self,
@@ -84,7 +84,7 @@ class Field:
             observed=self.observed[rows],
         )
 
-    def with_noise(self, ratio: Tensor) -> Field:
+    def with_noise(self, ratio: Tensor) -> WhitenedParticles:
         """The same for noise of `ratio` (R,) times the power; the samples, the largest part, are changed in place."""
         data = self.spectra.data
         data.div_(ratio[:, None])
@@ -110,7 +110,7 @@ def highest_frequency(n_classes: int, particle_radius_px: float) -> float:
     return VIEW_BLUR / (particle_radius_px * angle)
 
 
-def load_field(
+def whiten_particles(
     particles: ParticleSet,
     batches: ParticleBatches,
     *,
@@ -120,7 +120,7 @@ def load_field(
     resolution_px: float | None,
     lowest_px: float | None,
     ctf: str,
-) -> Field:
+) -> WhitenedParticles:
     """Read all particles and bring them onto the rings.
 
     radius_px       of the mask, input pixels; particle_radius_px of what it is for
@@ -142,7 +142,7 @@ def load_field(
         spectra.data[:, coarse] = 0
     mask = soft_mask(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device)
     radii = mask_radius * scale, particle_radius * scale
-    return Field(grid, spectra, scale, mask, *radii, samples.usable, samples.outliers, observed)
+    return WhitenedParticles(grid, spectra, scale, mask, *radii, samples.usable, samples.outliers, observed)
 
 
 def _ring_grid(box: int, mask_radius: float, highest: float, device: torch.device) -> RingGrid:
@@ -182,7 +182,7 @@ def _read(particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, scal
 def _whitened(
     particles: ParticleSet, grid: RingGrid, scale: float, samples: _Samples, ctf: str
 ) -> tuple[Spectra, Tensor]:
-    """The samples over their noise, times their CTF, in place; and `Field.observed`."""
+    """The samples over their noise, times their CTF, in place; and `WhitenedParticles.observed`."""
     n, data = len(particles), samples.data
     group = np.zeros(n, np.int64) if particles.group is None else np.asarray(particles.group)
     transfers = None

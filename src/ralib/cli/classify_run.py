@@ -16,7 +16,7 @@ import typer
 
 from ralib import io
 from ralib.classification.classifier import Classifier, Silent
-from ralib.classification.schedule import Plan
+from ralib.classification.schedule import ScheduleSettings
 from ralib.classification.validation import compare_runs
 from ralib.cli.classify import ClassifySettings
 from ralib.cli.common import with_pixel_size
@@ -267,7 +267,7 @@ class ClassifyRun:
 
 def planned_iterations(n_classes: int) -> int:
     """Iterations that a classification takes as a rule: of the start, of each exchange, and of sharpening."""
-    plan, seeds, thinning = Plan(), max(n_classes + 1, round(Plan.surplus * n_classes)), 0
+    plan, seeds, thinning = ScheduleSettings(), max(n_classes + 1, round(ScheduleSettings.surplus * n_classes)), 0
     while seeds > n_classes:
         seeds, thinning = max(n_classes, int(plan.thinning * seeds)), thinning + 1
     return 3 + thinning + 2 + (3 * plan.exchanges if n_classes > 1 else 0) + plan.final + 1

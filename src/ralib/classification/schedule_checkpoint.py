@@ -1,4 +1,4 @@
-"""A course as plain arrays and values, and back: what `classify --continue` goes on from, to the bit."""
+"""A schedule as plain arrays and values, and back: what `classify --continue` goes on from, to the bit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.leave_one_out import Own
+from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
-from ralib.classification.schedule import Course, Position
+from ralib.classification.schedule import ClassificationSchedule, ScheduleProgress
 from ralib.classification.state import State
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
@@ -22,36 +22,38 @@ _PARTICLES = (
 _AVERAGES = ("orders", "halves", "frc", "gain")
 
 
-def pack(course: Course, state: State, figures: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and values of a course after a step of which `course.position` tells."""
+def pack(
+    schedule: ClassificationSchedule, state: State, figures: list[dict[str, Any]]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and values of a schedule after a step of which `schedule.position` tells."""
     assert state.averages is not None
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
     assert state.own is not None
-    arrays["own_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
+    arrays["self_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = state.fit.amax(1).cpu().numpy()
-    if course.noise:
-        arrays["noise"] = torch.stack(course.noise).cpu().numpy()
-    arrays["generator"] = course.generator.get_state().numpy()
-    return arrays, {"position": asdict(course.position), "log": course.log, "figures": figures}
+    if schedule.noise:
+        arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
+    arrays["generator"] = schedule.generator.get_state().numpy()
+    return arrays, {"position": asdict(schedule.position), "log": schedule.log, "figures": figures}
 
 
 def unpack(
-    course: Course, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device
+    schedule: ClassificationSchedule, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device
 ) -> tuple[State, list[dict[str, Any]]]:
-    """Set the course to where it stood; the state and the iterations' figures of that moment."""
-    course.position = Position(**meta["position"])
-    course.log[:] = meta["log"]
-    course.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
+    """Set the schedule to where it stood; the state and the iterations' figures of that moment."""
+    schedule.position = ScheduleProgress(**meta["position"])
+    schedule.log[:] = meta["log"]
+    schedule.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
 
     def part(name: str) -> Tensor:
         return torch.from_numpy(arrays[name].copy()).to(device)
 
     for ratio in part("noise") if "noise" in arrays else []:
-        course.use_noise(ratio)  # one after the other, as the run did: the same bits
+        schedule.use_noise(ratio)  # one after the other, as the run did: the same bits
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
     known = {name: part(name) for name in _PARTICLES}
     fit = part("best")[:, None].expand(-1, len(known["members"]))
     pose = known["psi_deg"], known["origin_xy_px"], known["mirror"]
-    own = Own(known["class_index"], *pose, share=part("own_share"))
+    own = SelfContribution(known["class_index"], *pose, share=part("self_share"))
     return State(fit=fit, averages=averages, own=own, **known), list(meta["figures"])
