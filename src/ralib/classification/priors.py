@@ -1,9 +1,10 @@
 """The priors: where particles lie in their boxes, and how large classes are; responsibilities follow from both.
 
-Most particles lie within a few pixels of the centre, where they were picked, a few anywhere. What is known of a particle's place is a prior on its origin. A wrong class or a wrong rotation fits best where noise
-happens to, which is rarely near the centre; so the prior, broad as it is, tells them from the right ones. It holds for
-one frame only: classes must stand where their members' boxes have their centres (`Model.centred`), not each at a centre
-of mass of its own. Scheres et al. 2005 (ML2D) has the normal part; the rest is for what was picked badly.
+Most particles lie within a few pixels of the centre, where they were picked, a few anywhere. What is known of a
+particle's place is a prior on its origin. A wrong class or a wrong rotation fits best where noise happens to, which
+is rarely near the centre; so the prior, broad as it is, tells them from the right ones. It holds for one frame only:
+classes must stand where their members' boxes have their centres (`Model.centred`), not each at a centre of mass of
+its own. Scheres et al. 2005 (ML2D) has the normal part; the rest is for what was picked badly.
 """
 
 from __future__ import annotations

@@ -211,7 +211,9 @@ class ReffreeSettings(AlignmentSettings):
         if self.xr is None and self.ts is None:
             reach, step = SPARX_STAGES if self.sparx else falling_shift_ranges_px(box)
             return shift_ranges(reach, self.yr, step)
-        return shift_ranges(self.xr or SPARX_STAGES[0], self.yr, self.ts)
+        reach = self.xr or SPARX_STAGES[0]
+        as_sparx = self.ts is None and len(reach.replace(",", " ").split()) == len(SPARX_STAGES[1].split())
+        return shift_ranges(reach, self.yr, SPARX_STAGES[1] if as_sparx else self.ts)
 # fmt: on
 
 

@@ -175,7 +175,11 @@ class AlignmentRun:
         """The header of the log."""
         number = self._iterations()
         self.terminal.total = number
-        plan = f"{number} iterations" if number else f"{len(self.stages)} stages of falling shift range"
+        plan = (
+            f"{number} iterations"
+            if number
+            else f"{len(self.stages)} stage{'s' * (len(self.stages) > 1)} of falling shift range"
+        )
         for line in header(particles, CtfCorrection(record["ctf_correction"]), plan):
             self._say(line)
 
