@@ -1,7 +1,8 @@
 # ralib from a checkout. Each target makes the environment it needs in VENV; nothing is installed elsewhere.
 #
 #   make demo    simulate 2,000 particles, classify them, compare with the truth, draw the averages
-#   make test    the tests            make lint    style and types
+#   make test    the tests            make quick   those that are fast
+#   make lint    style and types
 #   make bench   the engine on this machine; the scripts in bench/ measure the rest
 #   make lowest  the tests with the oldest libraries pyproject.toml admits
 #   make wheel   dist/*.whl           make clean   forget the environments' stamps and the demo's results
@@ -12,13 +13,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export PYTHON TORCH
 
-.PHONY: demo test lint bench lowest wheel clean
+.PHONY: demo test quick lint bench lowest wheel clean
 
 demo: $(VENV)/.has-runtime
 	$(BIN)/python bench/demo.py demo
 
 test: $(VENV)/.has-test
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+quick: $(VENV)/.has-test
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.has-lint
 	$(BIN)/ruff check .

@@ -40,6 +40,26 @@ torch.empty_like = _poisoned(torch.empty_like)
 torch.Tensor.new_empty = _poisoned(torch.Tensor.new_empty)  # type: ignore[method-assign]
 
 
+SLOW = (
+    "browser",
+    "classifier",
+    "classify_command",
+    "distributed",
+    "install",
+    "notebooks",
+    "serve",
+    "soak",
+    "streaming",
+)
+"""Files whose tests kill, install, open browsers or classify at length: `make quick` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """EMAN2/SPARX's own results, committed beside the tests."""

@@ -39,6 +39,10 @@ DETAILS = 9.0
 EDGE, MINIMUM = 0.05, 0.1
 """Of the profile's maximum: the edge is where the profile falls to the first, or has a minimum below the second."""
 
+GAP, RISE = 0.25, 2.0
+"""A minimum below the first, behind which the profile rises to the second times as much, is the gap to neighbours: of
+real apoferritin it reached 0.101 on one machine and less than MINIMUM on another."""
+
 BEHIND = 0.15
 """Of the maximum: a profile that rises above this again, behind the edge, is that of neighbours."""
 
@@ -126,9 +130,16 @@ def edge_px(profile: Tensor) -> tuple[float, bool]:
     """
     curve = profile.cpu() / profile.max().clamp_min(1e-20).cpu()
     at = int(curve.argmax())
-    while at + 1 < len(curve) and curve[at] > EDGE and not curve[at] < min(MINIMUM, float(curve[at + 1])):
+    while at + 1 < len(curve) and curve[at] > EDGE and not _ends(curve, at):
         at += 1
     crowded = bool((curve[at:] > BEHIND).any())
     if curve[at] < EDGE and at > 0 and curve[at - 1] > EDGE:
         return at - 1 + float((curve[at - 1] - EDGE) / (curve[at - 1] - curve[at])), crowded
-    return float(at), crowded and bool(curve[at] < MINIMUM)
+    return float(at), crowded and bool(curve[at] < GAP)
+
+
+def _ends(curve: Tensor, at: int) -> bool:
+    """Whether a ring is a minimum so low, or with so much behind it, that the particle ends there."""
+    here, behind = float(curve[at]), float(curve[at:].max())
+    is_minimum = here < float(curve[at + 1])
+    return is_minimum and (here < MINIMUM or (here < GAP and behind > max(BEHIND, RISE * here)))

@@ -27,7 +27,7 @@ axe.run(document, {runOnly: arguments[0]}).then((found) =>
 def axe_core() -> str:
     """The script, or a skip."""
     places = [Path(os.environ["AXE_CORE"])] if "AXE_CORE" in os.environ else []
-    places.append(Path(__file__).parents[1] / "node_modules/axe-core/axe.min.js")
+    places.append(Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js")
     if shutil.which("npm"):
         root = subprocess.run(["npm", "root", "--global"], capture_output=True, text=True, check=False).stdout.strip()
         places.append(Path(root) / "axe-core/axe.min.js")

@@ -52,7 +52,7 @@ def test_averages_replace_the_loop(eman2: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("name", ["eman2_dropin", "cupy_dropin"])
 def test_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each compares its result with another program's or library's, and exits where they differ."""
-    path = Path(__file__).resolve().parents[1] / "examples" / f"{name}.py"
+    path = Path(__file__).resolve().parents[2] / "examples" / f"{name}.py"
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
 

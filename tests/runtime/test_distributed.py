@@ -17,8 +17,8 @@ from ralib import io
 from ralib.cli import main
 from ralib.runtime.distributed import ProcessGroup, SingleProcess, shard
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{SOURCE.parent / 'tests'}", "OMP_NUM_THREADS": "1"}
 N = 120
 
 

@@ -20,7 +20,7 @@ from ralib.cli import main
 from ralib.cli.running import report_of
 from ralib.results.checkpoint import newest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
 FILES = ("class_averages.mrcs", "class_averages_half1.mrcs", "params.txt", "frc.txt")
 

@@ -235,7 +235,7 @@ def test_a_whole_run_holds_nothing_of_the_size_of_the_stack() -> None:
     """98 MB of images; from one batch to any later one memory grows by a few batches of 4 MB."""
     # Large blocks go back to the system at once: what is freed does not count.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ALIGNMENT, str(Path(__file__).resolve().parents[1] / "src")]
+    command = [sys.executable, "-c", ALIGNMENT, str(Path(__file__).resolve().parents[2] / "src")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     batches, grown = map(int, done.stdout.split())
     assert batches == 2 * 24
