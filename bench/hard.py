@@ -44,6 +44,9 @@ SETS: dict[str, dict[str, Any]] = {
         "what": "91 kDa, 30% junk", "classes": 30, "volumes": ["ace2_7ddo.npz"],
         "options": "--box 64 --seed 34 --junk .30 --defocus 1.2,2.8 --shift-sd 2.5 --eff .75 --dose 50",
         "goal": {"view_deg": 15, "view_p90_deg": 90, "inplane_deg": 4, "shift_px": 0.6},
+        # RELION 5.0.1, VDAM, iteration 80, as the issue that asked for these sets tells it
+        "other": {"view_deg": "RELION 5 34.6", "view_p90_deg": "RELION 5 128", "inplane_deg": "RELION 5 11.5",
+                  "shift_px": "RELION 5 1.2"},
     },
     "pol2": {
         "what": "flexible, 20% junk", "classes": 30, "volumes": ["pol2_open0.npz", "pol2_open16.npz"],
@@ -160,6 +163,8 @@ def table_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }  # fmt: skip
             if figure in about["goal"]:
                 row |= {"goal": about["goal"][figure], "readme": figure in ("view_deg", "view_p90_deg", "empty")}
+            if figure in about.get("other", {}):
+                row["other"] = about["other"][figure]
             rows.append(row)
     return rows
 

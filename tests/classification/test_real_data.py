@@ -150,7 +150,7 @@ def test_strong_junk_is_no_rare_view() -> None:
 
 
 def test_edge_px_gap_to_neighbours_ends_the_particle() -> None:
-    """The profile of real, crowded apoferritin: its gap is a thousandth above the lowest minimum that counts anywhere."""
+    """The profile of real, crowded apoferritin: its gap is a thousandth above MINIMUM."""
     ring = [0.03, 0.04, 0.03, 0.01, 0.02, 0.17, 0.59, 1.0, 0.95, 0.44, 0.101, 0.36, 0.63, 0.45, 0.21, 0.10, 0.06, 0.04]
     assert edge_px(torch.tensor(ring)) == (10.0, True)
     hollow = [1.0, 0.8, 0.6, 0.45, 0.5, 0.4, 0.2, 0.02, 0.01]

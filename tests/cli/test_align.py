@@ -312,7 +312,10 @@ def test_killed_at_random_moments_it_still_ends_the_same(data, tmp_path) -> None
     rng = random.Random(1)
     for _ in range(2):
         resume = ["--continue"] if out.exists() else []
-        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on how many there are
+        process = subprocess.Popen(
+            [*command, *resume], env=threads, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 60
         while not (out / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
