@@ -375,6 +375,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert torch.equal(resumed.class_averages_.images, classified.class_averages_.images)
     assert len(resumed.result_.iterations) == len(classified.result_.iterations)
     arrays = keeper.kept[-1].arrays
+    assert {"psi_deg", "averages.orders", "own_share", "best"} <= set(arrays), (
+        "names that runs begun earlier have on disk"
+    )
     changed = {name: np.roll(arrays[name], 1, axis=0) for name in ("psi_deg", "averages.orders")}
     wrong = Checkpoint(0, arrays | changed, keeper.kept[-1].meta)
     other = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], resume=wrong)

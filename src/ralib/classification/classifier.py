@@ -1,7 +1,7 @@
 """Classification from scratch: particles in, classes out, no references.
 
-The model and its E-step are in `likelihood`, the M-step in `maximization`, balance in `posterior`, the schedule from
-first seeds to final classes in `course`. Here the options become those rooms' numbers, and their result a `RunResult`.
+The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, the way
+from first seeds to final classes in `schedule`. Here the options become their numbers, and their result a `RunResult`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Classifier:
     search_px      how far from the box centre a particle may lie; None takes a tenth of the box
     skip_align     keep the poses the particles come with: only classes are found
     seed           of everything random
-    plan           the course's numbers, see `schedule.ScheduleSettings`
+    plan           the schedule's numbers, see `schedule.ScheduleSettings`
 
     After `fit`: result_, poses_, class_averages_, classes_ (a dict a class), warnings_.
     """

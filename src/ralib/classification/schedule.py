@@ -177,7 +177,7 @@ class ClassificationSchedule:
         return state
 
     def _exchange(self, state: State, references: Tensor) -> Generator[tuple[str, State], None, State]:
-        """One round: split_share compete with the classes there are, and as many as were asked for stay."""
+        """One round: split and outlying classes compete with those there are, and as many as were asked for stay."""
         at, plan, k = self.position, self.plan, self.k
         extra = max(1, round(plan.split_share * k))
         largest = torch.argsort(state.members, descending=True, stable=True)[:extra]

@@ -30,7 +30,7 @@ def pack(
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
     assert state.own is not None
-    arrays["self_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
+    arrays["own_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = state.fit.amax(1).cpu().numpy()
     if schedule.noise:
         arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
@@ -55,5 +55,5 @@ def unpack(
     known = {name: part(name) for name in _PARTICLES}
     fit = part("best")[:, None].expand(-1, len(known["members"]))
     pose = known["psi_deg"], known["origin_xy_px"], known["mirror"]
-    own = SelfContribution(known["class_index"], *pose, share=part("self_share"))
+    own = SelfContribution(known["class_index"], *pose, share=part("own_share"))
     return State(fit=fit, averages=averages, own=own, **known), list(meta["figures"])
