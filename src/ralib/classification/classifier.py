@@ -1,7 +1,8 @@
 """Classification from scratch: particles in, classes out, no references.
 
-The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, the way
-from first seeds to final classes in `schedule`. Here the options become their numbers, and their result a `RunResult`.
+The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, the
+way from first seeds to final classes in `schedule`. Here the options become
+their numbers, and their result a `RunResult`.
 """
 
 from __future__ import annotations
