@@ -37,12 +37,14 @@ def arguments(stack: Path, out: Path, *options: str) -> list[str]:
 
 
 def started(stack: Path, out: Path, *options: str, most_bytes: int | None = None) -> subprocess.Popen:
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on how many there are
+
     def limited() -> None:
         if most_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
     command = [sys.executable, "-m", "ralib", *arguments(stack, out, *options)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=limited)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=limited)
 
 
 def wait_for(path: Path) -> None:
