@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ralib import io
-from ralib.classification.class_fit import weighted_median
 from ralib.classification.classifier import Classifier
 from ralib.classification.image_statistics import IMAGE_NAMES, image_statistics
 from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, load_model, with_own_prior
 from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.seeding import weighted_median
 from ralib.cli import main
 from ralib.images.frc import resolution_frequency
 from ralib.results.automatic_selection import automatic_selection, junk_limit

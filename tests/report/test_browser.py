@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from browser import chromium, requests, resize, wait_for
+from browser import requests, resize, wait_for
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_particles
@@ -24,13 +23,6 @@ PLOTS = {
     *("ctf-curves", "ctf-coverage", "ctf-defocus", "embedding", "command", "timings", "machine", "options"),
 }
 CLASS_PLOTS = {"class-frc", "class-psi", "class-shifts", "class-fit", "class-class_sizes", "class-resolution"}
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    driver = chromium(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import chromium, resize, wait_for
+from browser import resize, wait_for
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_particles
 from ralib.results.summary import open_run, write_report
 
 K, N = 9, 300
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    driver = chromium(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

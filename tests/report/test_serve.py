@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from browser import chromium, resize, wait_for
+from browser import resize, wait_for
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_images, open_particles, read_star
@@ -65,13 +65,6 @@ def server(run: Path) -> Iterator[Server]:
     yield served
     assert "server stopped" in served.stop()
     assert served.process.returncode == 0
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    driver = chromium(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
 
 
 def files_below(folder: Path) -> set[str]:

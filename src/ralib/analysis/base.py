@@ -15,34 +15,12 @@ from ralib.analysis.rows import ImageRows
 from ralib.types import ImageSource, ParticleSet, RalibError
 
 
-class ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Base of the dimension reductions over images.
+class PixelComponents:
+    """What follows from `components_` (k, h * w), `mean_` (h * w,) and `image_shape_`; images from scores."""
 
-    X may be (n, h, w) images, (n, h * w) rows as scikit-learn hands them round, a torch tensor, an `ImageSource` or a
-    `ParticleSet`, which are read in chunks. A subclass sets `mean_` (h * w,), `components_` (k, h * w) with
-    orthonormal rows and `image_shape_`, all NumPy arrays.
-    """
-
-    device: torch.device | str
     mean_: np.ndarray
     components_: np.ndarray
     image_shape_: tuple[int, int]
-
-    def fit(self, X: Any, y: None = None) -> Self:
-        """Learn the components of the images X; y is ignored."""
-        self._fit(self._rows(X, reset=True))
-        return self
-
-    def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
-        """`fit`, then `transform` of the same images, which are read once where they fit on the device."""
-        rows = self._rows(X, reset=True)
-        self._fit(rows)
-        return self._scores(rows)
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Scores (n, k) of images on the components."""
-        check_is_fitted(self)
-        return self._scores(self._rows(X, reset=False))
 
     def inverse_transform(self, scores: Any) -> np.ndarray:
         """Images from scores (n, k): (n, h * w) rows; `.reshape(-1, *estimator.image_shape_)` makes them images."""
@@ -60,6 +38,33 @@ class ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     @property
     def _n_features_out(self) -> int:
         return len(self.components_)
+
+
+class ImageTransformer(PixelComponents, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Base of the dimension reductions over images.
+
+    X may be (n, h, w) images, (n, h * w) rows as scikit-learn hands them round, a torch tensor, an `ImageSource` or a
+    `ParticleSet`, which are read in chunks. A subclass sets `mean_` (h * w,), `components_` (k, h * w) with
+    orthonormal rows and `image_shape_`, all NumPy arrays.
+    """
+
+    device: torch.device | str
+
+    def fit(self, X: Any, y: None = None) -> Self:
+        """Learn the components of the images X; y is ignored."""
+        self._fit(self._rows(X, reset=True))
+        return self
+
+    def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
+        """`fit`, then `transform` of the same images, which are read once where they fit on the device."""
+        rows = self._rows(X, reset=True)
+        self._fit(rows)
+        return self._scores(rows)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Scores (n, k) of images on the components."""
+        check_is_fitted(self)
+        return self._scores(self._rows(X, reset=False))
 
     def _fit(self, rows: ImageRows) -> None:
         raise NotImplementedError

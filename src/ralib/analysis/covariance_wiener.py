@@ -8,12 +8,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ralib.analysis.base import wrong_shape
 from ralib.analysis.fourier_bessel import FourierBesselBasis
-from ralib.analysis.matched import BackgroundNormalisation, MatchedParticles, NoiseSpectrum, measured_radius_px
+from ralib.analysis.matched import (
+    BackgroundNormalisation,
+    MatchedParticles,
+    NoiseSpectrum,
+    matched_as_learnt,
+    measured_radius_px,
+)
 from ralib.analysis.shrinkage import noise_edge, shrink_eigenvalues
 from ralib.analysis.steerable import SteerablePCA
 from ralib.types import RalibError
@@ -99,10 +103,7 @@ class CovarianceWienerFilter(SteerablePCA):
 
     def transform(self, X: Any) -> np.ndarray:
         """Complex scores (n, k): the expected coefficients of the undistorted images on the components."""
-        check_is_fitted(self)
-        matched = MatchedParticles(X, device=self.device, noise=self.noise_spectrum_, normalisation=self.normalisation_)
-        if (matched.box, matched.box) != self.image_shape_:
-            raise wrong_shape((matched.box, matched.box), self.image_shape_)
+        matched = matched_as_learnt(self, X)
         return self._posterior(self._data(matched))
 
     def denoise(self, X: Any) -> np.ndarray:

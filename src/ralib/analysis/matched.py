@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ralib.analysis.base import wrong_shape
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
-from ralib.images.masks import soft_circle
+from ralib.images.masks import BACKGROUND_RADIUS, soft_circle
 from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
-
-BACKGROUND_RADIUS = 0.45
-"""The background of an image lies beyond this fraction of its box from the centre."""
 
 BATCH = 512
 RING_ANGLES = 8
@@ -328,3 +327,13 @@ def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
 def disc_mask(box: int, radius_px: float, device: torch.device | str) -> Tensor:
     """Soft disc (h, h) that falls from 1 to 0 within four pixels beyond the radius."""
     return soft_circle(box, min(radius_px, box / 2 - MASK_EDGE_PX), MASK_EDGE_PX).to(device)
+
+
+def matched_as_learnt(estimator: Any, X: Any) -> MatchedParticles:
+    """Particles with the noise and normalisation a fitted estimator learnt; RalibError where the box is another."""
+    check_is_fitted(estimator)
+    noise, normalisation = estimator.noise_spectrum_, estimator.normalisation_
+    matched = MatchedParticles(X, device=estimator.device, noise=noise, normalisation=normalisation)
+    if (matched.box, matched.box) != estimator.image_shape_:
+        raise wrong_shape((matched.box, matched.box), estimator.image_shape_)
+    return matched

@@ -13,13 +13,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ralib.analysis.base import wrong_shape
+from ralib.analysis.base import PixelComponents
 from ralib.analysis.half_plane import HalfPlane
 from ralib.analysis.matched import (
     MASK_EDGE_PX,
     BackgroundNormalisation,
     MatchedParticles,
     NoiseSpectrum,
+    matched_as_learnt,
     radius_of_image,
 )
 from ralib.analysis.pca import krylov_spectrum
@@ -65,9 +66,6 @@ class AlignedSpectra:
         for start in range(0, len(self), CHUNK):
             yield slice(start, min(start + CHUNK, len(self)))
 
-    def subset(self, rows: Tensor) -> AlignedSpectra:
-        return AlignedSpectra(self.plane, self.matched[rows], self.ctf2[rows], self.noise_power)
-
 
 @dataclass(frozen=True)
 class Latent:
@@ -81,7 +79,7 @@ class Latent:
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
 
-class ProbabilisticPCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Components of aligned particles that know what the CTF hides and how strong the noise is.
 
     Particle i is y_i = C_i (a_i mean + W s_i) + n_i, with its contrast a_i around 1, scores s_i of unit variance and
@@ -144,19 +142,8 @@ class ProbabilisticPCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def transform(self, X: Any) -> np.ndarray:
         """Scores (n, k): posterior means, in the units of the images."""
-        check_is_fitted(self)
-        matched = MatchedParticles(X, device=self.device, noise=self.noise_spectrum_, normalisation=self.normalisation_)
-        if (matched.box, matched.box) != self.image_shape_:
-            raise wrong_shape((matched.box, matched.box), self.image_shape_)
+        matched = matched_as_learnt(self, X)
         return self._scores(aligned_spectra(matched, self._plane, self._noise_power))
-
-    def inverse_transform(self, scores: Any) -> np.ndarray:
-        """Undistorted images (n, h * w) at contrast 1 from scores (n, k)."""
-        check_is_fitted(self)
-        scores = np.asarray(scores, np.float32)
-        if scores.ndim != 2 or scores.shape[1] != len(self.components_):
-            raise RalibError(f"scores of shape {scores.shape} do not fit {len(self.components_)} components")
-        return scores @ self.components_ + self.mean_
 
     def trajectory(self, component: int = 0, *, steps: int = 7, reach_sd: float = 2.0) -> np.ndarray:
         """Images (steps, h, w) along a component, from -reach to +reach standard deviations of its scores."""
@@ -164,15 +151,6 @@ class ProbabilisticPCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         along = np.zeros((steps, len(self.components_)), np.float32)
         along[:, component] = np.linspace(-reach_sd, reach_sd, steps) * np.sqrt(self.explained_variance_[component])
         return self.inverse_transform(along).reshape(-1, *self.image_shape_)
-
-    @property
-    def eigenimages_(self) -> np.ndarray:
-        """The components as images (k, h, w)."""
-        return self.components_.reshape(-1, *self.image_shape_)
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)
 
     def _fit(self, X: Any) -> AlignedSpectra:
         matched = MatchedParticles(X, device=self.device)

@@ -2,7 +2,7 @@
 
 Every comparison is with averages made of the half of the data that the particle is not in, so that its own noise is
 in none of them. Of a true member of its class the cross term with it has a known mean and variance, whatever the dose,
-the CTF and the box are; empty ice falls short of it in all bands, dirt exceeds it where it is coarse and falls short
+the CTF and the box are; empty ice falls short of it in all bands, junk exceeds it where it is coarse and falls short
 where it is fine, and a second particle or an edge leaves power behind once the class is taken away.
 """
 
@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import ring_power
+from ralib.classification.e_step import mirrored_references, ring_power, turned_samples
 from ralib.classification.em import Model
 from ralib.classification.ring_grid import RingGrid
+from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.images.fourier import squared
 from ralib.images.masks import soft_mask
@@ -64,7 +65,7 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     rings = min(rings, state.averages.halves.shape[2])
     halves = [model.masked(replace(state.averages, orders=half), rings) for half in state.averages.halves]
     powers = torch.stack([ring_power(h) for h in halves])  # (2, k, r)
-    typical = typical_power(powers.mean(0), state.members)
+    typical = weighted_median(powers.mean(0), state.members)
     round_mean = weighted_median((halves[0] + halves[1])[:, :, 0].real / 2, state.members)
     columns = []
     for first in range(0, len(state.psi_deg), CHUNK):
@@ -73,33 +74,15 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     return torch.cat(columns)
 
 
-def typical_power(power: Tensor, members: Tensor) -> Tensor:
-    """Ring power (r,) of the typical class: the median of the classes' (k, r), every class counted by its members.
-
-    A mean would be what strong junk makes it: a bead has some hundred times the power of a molecule.
-    """
-    return weighted_median(power, members)
-
-
-def weighted_median(values: Tensor, members: Tensor) -> Tensor:
-    """Median (r,) over the classes of values (k, r), every class counted by its members (k,)."""
-    order = values.argsort(dim=0)
-    weight = members.to(values.dtype)[order].cumsum(0)
-    middle = (weight >= 0.5 * weight[-1:]).int().argmax(0, keepdim=True)
-    return values.gather(0, order.gather(0, middle))[0]
-
-
 def _of_rows(
     model: Model, state: State, rows: slice, halves: list[Tensor], powers: Tensor, typical: Tensor, round_mean: Tensor
 ) -> Tensor:
     """`class_fit` of some particles."""
     grid, spectra, rings = model.field.grid, model.field.spectra, len(typical)
     index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
-    reference = torch.where((other == 0)[:, None, None], halves[0][index], halves[1][index])
-    reference = torch.where(mirror[:, None, None], reference.conj(), reference)
-    m = torch.arange(reference.shape[2], device=grid.device, dtype=torch.float32)
-    turn = torch.deg2rad(state.psi_deg[rows])[:, None] * m
-    posed = grid.samples_of(reference * torch.polar(torch.ones_like(turn), turn)[:, None])
+    first, second = (mirrored_references(half, index, mirror) for half in halves)
+    reference = torch.where((other == 0)[:, None, None], first, second)
+    posed = turned_samples(grid, reference, state.psi_deg[rows])
     data = spectra.data[rows, :rings] * grid.phase(state.origin_xy_px[rows], rings)
     power = spectra.power[rows, :rings]
     scale = state.mean_scale

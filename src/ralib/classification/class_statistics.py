@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.classification.class_fit import BANDS, ring_bands, typical_power
+from ralib.classification.class_fit import BANDS, ring_bands
 from ralib.classification.e_step import ring_power
 from ralib.classification.em import Model
+from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.images.centering import centre_of_mass
 from ralib.images.masks import soft_mask
@@ -44,7 +45,7 @@ def class_statistics(model: Model, state: State) -> Tensor:
     frc = (averages.frc.nan_to_num(0.0) @ band.T) / band.sum(1)
     power = ring_power(averages.halves.mean(0)) * grid.weight[:rings]
     over = torch.log(
-        ((power @ band.T) / (typical_power(power, state.members) @ band.T).clamp_min(1e-12)).clamp_min(1e-4)
+        ((power @ band.T) / (weighted_median(power, state.members) @ band.T).clamp_min(1e-12)).clamp_min(1e-4)
     )
     share = state.members / state.members.sum().clamp_min(1)
     size = torch.log((share * len(share)).clamp_min(1e-2))

@@ -1,8 +1,8 @@
 """Classification from scratch: particles in, classes out, no references.
 
 The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, the
-way from first seeds to final classes in `schedule`. Here the options become
-their numbers, and their result a `RunResult`.
+way from first seeds to final classes in `schedule`. Here the options become their numbers, and their result a
+`RunResult`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ralib.io import for_computing
 from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import ArraySource, ClassAverages, CtfState, ParticleSet, Poses, RalibError, RunResult
+from ralib.types import ClassAverages, CtfState, ParticleSet, Poses, RalibError, RunResult, as_particles
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
@@ -122,7 +122,7 @@ class Classifier:
         resume: Checkpoint | None = None,
     ) -> Classifier:
         """Classify; `resume` goes on from what an observer was given, with the same result to the bit."""
-        particles = self._admitted(_as_particles(particles))
+        particles = self._admitted(as_particles(particles))
         self._timings: dict[str, float] = {}
         start = time.perf_counter()
         batches = self._batches(particles)
@@ -404,12 +404,3 @@ def _held_out(n: int, generator: torch.Generator) -> Tensor:
     if n >= 160:
         held[torch.randperm(n, generator=generator)[: min(500, max(20, n // 20))]] = True
     return held
-
-
-def _as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
-    if isinstance(particles, ParticleSet):
-        return particles
-    array = particles.cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
-    if array.ndim != 3 or array.shape[1] != array.shape[2]:
-        raise RalibError(f"images have shape {tuple(array.shape)}: give (n, box, box)")
-    return ParticleSet(images=ArraySource(array))

@@ -343,7 +343,7 @@ def _climbed(
     rule = NewtonRule((0, 0, references.shape[1]), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
     found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
     psi, origin = wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
-    reference = _posed_references(references, class_index, poses.mirror)
+    reference = mirrored_references(references, class_index, poses.mirror)
     cross = _derivatives(grid, data[:, : references.shape[1]], reference, psi, origin, order=0)[0]
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
 
@@ -360,7 +360,7 @@ def _stepped(
 ) -> ClassPoses:
     """Poses (b,) after Newton steps in single precision, each kept only where the cross term grows."""
     psi, origin = poses.psi_deg, poses.origin_xy_px
-    reference = _posed_references(references, class_index, poses.mirror)
+    reference = mirrored_references(references, class_index, poses.mirror)
     best, best_psi, best_origin = poses.cross, psi, origin
     for step in range(steps + 1):
         score, gradient, hessian = _derivatives(grid, data, reference, psi, origin, order=2 if step < steps else 0)
@@ -375,10 +375,17 @@ def _stepped(
     return ClassPoses(best, poses.norm, wrap_deg(best_psi), best_origin, poses.mirror)
 
 
-def _posed_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
+def mirrored_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
     """The reference (b, r, m) of each particle, mirrored where the particle is."""
     reference = references[class_index]
     return torch.where(mirror[:, None, None], reference.conj(), reference)
+
+
+def turned_samples(grid: RingGrid, references: Tensor, psi_deg: Tensor) -> Tensor:
+    """Samples (b, r, H) of references (b, r, m), each turned by its particle's psi (b,)."""
+    m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
+    turn = torch.deg2rad(psi_deg)[:, None] * m
+    return grid.samples_of(references * torch.polar(torch.ones_like(turn), turn)[:, None])
 
 
 def _derivatives(

@@ -289,8 +289,8 @@ class Model:
         """Noise power (R,) by what the classes leave of the particles, over what it has been taken for.
 
         As in RELION's M-step, the residuals of particles against their posed classes; but of the class without the
-        particle (`leave_out`), and with the best scale of each ring. So neither a particle's own noise in its average
-        makes the noise look too small, nor the noise of the others too large.
+        particle (`leave_one_out`), and with the best scale of each ring. So neither a particle's own noise in its
+        average makes the noise look too small, nor the noise of the others too large.
         """
         assert state.averages is not None
         assert state.own is not None
@@ -302,7 +302,7 @@ class Model:
         for first in range(0, len(use), chunk):
             cut = slice(first, first + chunk)
             scale = state.scale[cut, None] * use[cut]
-            found = self._ring_cross(references, state, cut) - state.own.share[cut]
+            found = self.ring_cross(references, state, cut) - state.own.share[cut]
             cross += (scale * found).sum(0)
             power = lk.ring_power(references)[state.class_index[cut]]
             norm += (scale.square() * self.field.spectra.power[cut, :rings] * power).sum(0)
@@ -313,14 +313,11 @@ class Model:
         left[:rings] -= explained / (grid.weight[:rings] * grid.n_half * grid.n_pixels)
         return torch.maximum(left, LEAST_NOISE * total) / use.sum().clamp_min(1)
 
-    def _ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
+    def ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
         """Cross terms (b, r) of some particles with their classes, ring by ring."""
         grid = self.field.grid
-        m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
-        reference = references[state.class_index[cut]]
-        reference = torch.where(state.mirror[cut][:, None, None], reference.conj(), reference)
-        turn = torch.deg2rad(state.psi_deg[cut])[:, None] * m
-        posed = grid.samples_of(reference * torch.polar(torch.ones_like(turn), turn)[:, None])
+        mirrored = lk.mirrored_references(references, state.class_index[cut], state.mirror[cut])
+        posed = lk.turned_samples(grid, mirrored, state.psi_deg[cut])
         rings = references.shape[1]
         moved = self.field.spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
         return (moved * posed.conj()).real.sum(2)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.class_fit import class_fit, typical_power
+from ralib.classification.class_fit import class_fit
 from ralib.classification.class_statistics import class_statistics
-from ralib.classification.e_step import ring_power
 from ralib.classification.em import Model
 from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, deviations, junk_log_odds
+from ralib.classification.seeding import typical_power
 from ralib.classification.state import State
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
@@ -95,7 +95,7 @@ def judge(
         "scale": _numbers(state.scale),
         "explained": _numbers(explained_ratio(field, state, references)),
         "quality": np.zeros(len(index)),  # keeps its column; told below
-        "detail": _numbers(detail_ratio(field, state, references)),
+        "detail": _numbers(detail_ratio(model, state, references)),
         "off_centre": _numbers(stability.away_px / field.particle_radius_px),
         "agreement": _numbers(stability.agreement),
     }
@@ -180,28 +180,20 @@ def _rows(
 
 def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
     """Square root of a particle's log-likelihood over that of a typical particle under its CTF, (n,): 1 is typical."""
-    typical = typical_power(ring_power(references), state.members)
+    typical = typical_power(references, state.members)
     expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
     best = state.fit.gather(1, state.class_index[:, None])[:, 0]
     return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
 
 
-def detail_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
+def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
     """Fine detail a particle shares with its class over what a typical class would give it, (n,): 1 is typical."""
-    grid, spectra = field.grid, field.spectra
-    rings = references.shape[1]
+    field, rings = model.field, references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
-    expected = spectra.power[:, first:rings] @ typical_power(ring_power(references), state.members)[first:]
-    m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
-    shared = torch.empty_like(expected)
-    for start in range(0, len(spectra), 512):
-        cut = slice(start, start + 512)
-        reference = references[state.class_index[cut]]
-        reference = torch.where(state.mirror[cut][:, None, None], reference.conj(), reference)
-        turn = torch.deg2rad(state.psi_deg[cut])[:, None] * m
-        posed = grid.samples_of(reference * torch.polar(torch.ones_like(turn), turn)[:, None])
-        moved = spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
-        shared[cut] = (moved * posed.conj()).real.sum(2)[:, first:].sum(1)
+    expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
+    starts = range(0, len(field.spectra), 512)
+    cross = [model.ring_cross(references, state, slice(start, start + 512)) for start in starts]
+    shared = torch.cat([part[:, first:].sum(1) for part in cross])
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 

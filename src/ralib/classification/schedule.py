@@ -78,6 +78,13 @@ class ScheduleSettings:
     agreement: float = 0.2
     final: int = 6
 
+    def planned_iterations(self, n_classes: int) -> int:
+        """Iterations that a classification takes as a rule: of the start, of each exchange, and of sharpening."""
+        seeds, thinning = max(n_classes + 1, round(self.surplus * n_classes)), 0
+        while seeds > n_classes:
+            seeds, thinning = max(n_classes, int(self.thinning * seeds)), thinning + 1
+        return 3 + thinning + 2 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1
+
 
 @dataclass
 class ScheduleProgress:

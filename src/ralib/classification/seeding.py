@@ -67,9 +67,17 @@ def weighted_median(values: Tensor, weight: Tensor) -> Tensor:
     return ordered.gather(0, (share < 0.5).sum(0, keepdim=True).clamp_max(len(values) - 1))[0]
 
 
+def typical_power(references: Tensor, members: Tensor) -> Tensor:
+    """Ring power (r,) of the typical class, every class (k, r, m) counted by its members (k,).
+
+    A mean would be what strong junk makes it: a bead has some hundred times the power of a molecule.
+    """
+    return weighted_median(ring_power(references), members)
+
+
 def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int) -> Tensor:
     """Numbers of the `count` particles that their classes explain worst, given their CTF and noise."""
-    typical = weighted_median(ring_power(references), state.members)
+    typical = typical_power(references, state.members)
     expected = spectra.power[:, : len(typical)] @ typical
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
     return torch.argsort(share, stable=True)[: min(count, int(eligible.sum()))].sort().values

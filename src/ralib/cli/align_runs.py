@@ -29,6 +29,7 @@ from ralib.cli.running import (
     Stopped,
     finish_record,
     new_record,
+    report_trouble,
     resumed_state,
     run_ctf,
     stopped_message,
@@ -259,16 +260,14 @@ class AlignmentRun:
         self.terminal.save(self.outdir)
 
     def _write_report(self, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> str:
-        """report.html, or a line that says why there is none: the run itself is safe on disk."""
+        """report.html from what is still in memory, or a line that says why there is none."""
         from ralib.results.summary import finished_run, write_report
 
-        on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        try:
-            with on_gpu:
-                write_report(finished_run(self.outdir, record, result, particles), device=self.device)
-        except (RalibError, OSError) as error:
-            return f"warning: no report.html: {error}; try 'ralib report {self.outdir}'"
-        return ""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return report_trouble(
+                self.outdir,
+                lambda: write_report(finished_run(self.outdir, record, result, particles), device=self.device),
+            )
 
     def _refuse(self) -> None:
         """Options this mode cannot honour are refused, never dropped."""
@@ -348,7 +347,8 @@ class AlignmentRun:
         if state is None:
             self._say("no iteration was finished: beginning anew")
             return None
-        check_same_input(read_record(self.outdir), particles, stack=str(self.stack), outdir=str(self.outdir))
+        now = record["input"]["fingerprint"]
+        check_same_input(read_record(self.outdir), now, stack=str(self.stack), outdir=str(self.outdir))
         record |= {"iterations": state.figures, "warnings": list(state.warnings)}
         self._say(f"going on after iteration {state.iteration}")
         return state

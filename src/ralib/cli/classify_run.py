@@ -34,7 +34,7 @@ from ralib.types import ClassAverages, CtfCorrection, ParticleSet, Poses, RalibE
 
 
 class Recorder:
-    """The observer of a run: a log line an iteration, and after each step of the course its averages and a checkpoint.
+    """The observer of a run: a log line an iteration, averages and a checkpoint after each step of the schedule.
 
     Files are written by a thread while the next iteration computes.
     """
@@ -123,8 +123,8 @@ class ClassifyRun:
                 ctf=run_ctf(self.settings.ctf, particles),
                 search_range_px=None if self.settings.skip_align else self.settings.search or 0.1 * particles.box,
             )  # fmt: skip
-            begun = self._begun(directory, particles)
-            self.terminal.total = planned_iterations(self.n_classes)
+            begun = self._begun(directory, record)
+            self.terminal.total = ScheduleSettings().planned_iterations(self.n_classes)
             plan = f"{self.n_classes} classes in about {self.terminal.total} iterations: start, thin, exchange, sharpen"
             for line in header(particles, CtfCorrection(record["ctf_correction"]), plan):
                 self.terminal.say(line)
@@ -142,7 +142,7 @@ class ClassifyRun:
                 raise typer.Exit(stop.status) from None
             self._write(directory, result, particles, record)
 
-    def _begun(self, directory: RunDirectory, particles: ParticleSet) -> Checkpoint | None:
+    def _begun(self, directory: RunDirectory, record: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; RalibError where the run was begun with other options."""
         found = directory.newest_checkpoint() if self.resume else None
         if found is not None:
@@ -151,7 +151,8 @@ class ClassifyRun:
             if changed:
                 told = ", ".join(f"{k} was {before[k]!r}, is {self.options.get(k)!r}" for k in changed)
                 raise RalibError(f"--continue needs the options the run was begun with: {told}")
-            check_same_input(read_record(self.outdir), particles, stack=str(self.stack), outdir=str(self.outdir))
+            now = record["input"]["fingerprint"]
+            check_same_input(read_record(self.outdir), now, stack=str(self.stack), outdir=str(self.outdir))
         return found
 
     def _classifier(self, seed: int) -> Classifier:
@@ -263,14 +264,6 @@ class ClassifyRun:
         if len(rows) == 0:
             raise RalibError(f"{self.stack}: the classes chosen have no members")
         return rows
-
-
-def planned_iterations(n_classes: int) -> int:
-    """Iterations that a classification takes as a rule: of the start, of each exchange, and of sharpening."""
-    plan, seeds, thinning = ScheduleSettings(), max(n_classes + 1, round(ScheduleSettings.surplus * n_classes)), 0
-    while seeds > n_classes:
-        seeds, thinning = max(n_classes, int(plan.thinning * seeds)), thinning + 1
-    return 3 + thinning + 2 + (3 * plan.exchanges if n_classes > 1 else 0) + plan.final + 1
 
 
 def iteration_line(row: dict[str, Any], box: int) -> str:

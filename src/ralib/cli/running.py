@@ -193,13 +193,20 @@ def new_record(
 
 
 def report_of(outdir: Path, device: torch.device, datadir: str | None) -> None:
-    """report.html of a finished run, or a line that says why there is none: the run itself is safe on disk."""
+    """report.html of a finished run, or a line that says why there is none."""
     from ralib.results.summary import write_report
 
+    if trouble := report_trouble(outdir, lambda: write_report(outdir, device=device, datadir=datadir)):
+        typer.echo(trouble, err=True)
+
+
+def report_trouble(outdir: Path, write: Callable[[], object]) -> str:
+    """Nothing, or the line that says why `write` made no report: the run itself is safe on disk."""
     try:
-        write_report(outdir, device=device, datadir=datadir)
+        write()
     except (RalibError, OSError) as error:
-        typer.echo(f"warning: no report.html: {error}; try 'ralib report {outdir}'", err=True)
+        return f"warning: no report.html: {error}; try 'ralib report {outdir}'"
+    return ""
 
 
 def run_ctf(mode: str, particles: ParticleSet) -> CtfCorrection:

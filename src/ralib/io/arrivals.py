@@ -64,7 +64,7 @@ class Arrivals:
             return None
         stacks = [open_stack(self.path / name) for name in self.names]
         sizes = [s.n_images for s in stacks]
-        self._taken = {name: _state(self.path / name) for name in self.names}
+        self._taken |= {name: _state(self.path / name) for name in self.names if name not in self._taken}
         images = FilesSource(
             [self.path / name for name in self.names],
             np.repeat(np.arange(len(sizes)), sizes),
@@ -87,6 +87,7 @@ class Arrivals:
                     f"{path} was taken in with {before[0]} bytes, now {now[0]}, and has changed: "
                     "put the first version back and give new images in a new file, or begin a new run"
                 )
+            self._taken[name] = now
 
     def _usable(self, path: Path) -> bool:
         """Whether a stack can be read, and has the box of the first."""

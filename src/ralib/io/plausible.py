@@ -24,7 +24,6 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 """What can be meant: lowest and highest value, and how a value outside is named."""
 LEAST_DEFOCUS_A = 50.0
 """Mean defocus below which no micrograph is taken: 1.2 is micrometres, 0 was never measured."""
-LARGEST_CLASS_NUMBER = 1_000_000
 
 
 def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:

@@ -52,12 +52,12 @@ def input_fingerprint(particles: ParticleSet) -> dict[str, Any]:
     }
 
 
-def check_same_input(record: Mapping[str, Any], particles: ParticleSet, *, stack: str, outdir: str) -> None:
-    """RalibError where a run's record (run.json) was begun with other particles; records without hashes pass."""
+def check_same_input(record: Mapping[str, Any], now: Mapping[str, Any], *, stack: str, outdir: str) -> None:
+    """RalibError where a run's record (run.json) was begun with other particles than those whose fingerprint is `now`;
+    records without hashes pass."""
     before = (record.get("input") or {}).get("fingerprint")
     if not isinstance(before, dict) or not {"particles", "box"} <= set(before):
         return
-    now = input_fingerprint(particles)
     if before["particles"] != now["particles"] or before["box"] != now["box"]:
         raise RalibError(
             f"--continue: the run in {outdir} was of {before['particles']} particles of {before['box']} px, {stack} "

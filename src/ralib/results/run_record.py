@@ -17,8 +17,6 @@ import numpy as np
 
 from ralib.types import CtfCorrection, RalibError
 
-KINDS = ("mref", "reffree", "classify")
-
 _CTF_OF_OPTIONS = {
     "wiener": CtfCorrection.WIENER,
     "on": CtfCorrection.WIENER,
@@ -35,7 +33,7 @@ _DICTS = ("options", "input", "timings", "stability", "versions")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What later steps need of a run.json; `raw` is all of it.
+    """What later steps need of a run.json.
 
     kind              'mref', 'reffree', 'classify', or 'relion'
     finished          whether the run came to its end
@@ -48,7 +46,6 @@ class RunRecord:
     finished: bool
     ctf: CtfCorrection
     search_range_px: float | None
-    raw: Mapping[str, Any]
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
@@ -67,7 +64,7 @@ def run_record(raw: Mapping[str, Any], *, has_ctf: bool = True) -> RunRecord:
     """The typed record of run.json as it was read; `has_ctf`: whether the particles have CTF parameters."""
     options = raw.get("options") or {}
     kind = "relion" if raw.get("program") == "RELION" else str(raw.get("kind", ""))
-    return RunRecord(kind, raw.get("state") == "finished", _ctf(raw, options, has_ctf), _range_px(raw, options), raw)
+    return RunRecord(kind, raw.get("state") == "finished", _ctf(raw, options, has_ctf), _range_px(raw, options))
 
 
 def _ctf(raw: Mapping[str, Any], options: Mapping[str, Any], has_ctf: bool) -> CtfCorrection:
