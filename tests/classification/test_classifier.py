@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ralib.classes.evaluation import purity
+from ralib.classification import class_fit
 from ralib.classification import e_step as likelihood
+from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.classifier import Classifier, Silent
 from ralib.classification.e_step import (
     ClassPoses,
@@ -382,6 +384,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     wrong = Checkpoint(0, arrays | changed, keeper.kept[-1].meta)
     other = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], resume=wrong)
     assert not torch.equal(other.class_averages_.images, classified.class_averages_.images)
+
+
+def test_class_fit_of_a_particle_does_not_depend_on_its_chunk(
+    classified: Classifier, small_set: tuple[ParticleSet, Simulator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_fit, "samples_at_once", lambda *_: 37)
+    again = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
+    np.testing.assert_allclose(again.evidence_.fit, classified.evidence_.fit, rtol=1e-4, atol=1e-4)
+    first = FIT_NAMES.index("left_brightest")
+    shuffled = again.evidence_.fit[::-1]
+    assert np.abs(shuffled - classified.evidence_.fit)[:, first].max() > 0.1, "particles differ by more than that"
 
 
 def test_a_step_that_finds_no_memory_is_done_in_parts(

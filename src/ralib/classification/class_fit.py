@@ -9,12 +9,12 @@ where it is fine, and a second particle or an edge leaves power behind once the 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import mirrored_references, ring_power, turned_samples
+from ralib.classification.e_step import mirrored_references, ring_power, samples_at_once, turned_samples
 from ralib.classification.em import Model
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import weighted_median
@@ -56,7 +56,37 @@ blob_*      what a blob of a quarter of the diameter fits best, inside, in what 
 NEAR, FAR = 0.5, 1.6
 """Particle radii from the particle's place between which another one overlaps with it; neighbours lie beyond."""
 
-CHUNK = 256
+
+@dataclass(frozen=True)
+class _Places:
+    """What is the same for all particles of a run: which rings make a band, and which pixels are looked at.
+
+    band (bands, r) of 0 and 1, tops how many rings hold it all; inside and around (n, n) are windows of the particle
+    and of its surroundings; centre, near, far and within (n, n) say where a particle, another one, or a blob may be.
+    """
+
+    band: Tensor
+    tops: tuple[int, ...]
+    inside: Tensor
+    around: Tensor
+    centre: Tensor
+    near: Tensor
+    far: Tensor
+    within: Tensor
+
+    @classmethod
+    def of(cls, model: Model, rings: int) -> _Places:
+        grid, radius = model.field.grid, model.field.particle_radius_px
+        band = ring_bands(model, rings)
+        ring = torch.arange(rings, device=grid.device)
+        tops = tuple(int((row * ring).amax()) + 1 for row in band)
+        inside = soft_mask(grid.box, 1.05 * radius, 0.2 * radius, grid.device)
+        around = (1 - inside) * soft_mask(grid.box, grid.box / 2 - 2, 1.0, grid.device)
+        c = torch.arange(grid.box, device=grid.device, dtype=torch.float32) - grid.box // 2
+        distance = torch.hypot(c[:, None], c[None, :]) / radius
+        limit = distance * radius < grid.box / 2 - 2
+        centre, near, far = distance < 0.3, (distance > NEAR) & (distance < FAR) & limit, (distance >= FAR) & limit
+        return cls(band, tops, inside, around, centre, near if near.any() else centre, far, distance < 1.0)
 
 
 def class_fit(model: Model, state: State, rings: int) -> Tensor:
@@ -67,17 +97,30 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     powers = torch.stack([ring_power(h) for h in halves])  # (2, k, r)
     typical = weighted_median(powers.mean(0), state.members)
     round_mean = weighted_median((halves[0] + halves[1])[:, :, 0].real / 2, state.members)
+    places, most = _Places.of(model, rings), 256 if model.field.grid.device.type == "cpu" else 1024
+    chunk = samples_at_once(model.field.grid, rings, most, model.budget.step_bytes)
     columns = []
-    for first in range(0, len(state.psi_deg), CHUNK):
-        rows = slice(first, first + CHUNK)
-        columns.append(_of_rows(model, state, rows, halves, powers, typical, round_mean))
-    return torch.cat(columns)
+    for first in range(0, len(state.psi_deg), chunk):
+        rows = slice(first, first + chunk)
+        columns.append(_of_rows(model, state, rows, halves, powers, typical, round_mean, places))
+    found = torch.cat(columns)
+    # Extremes count in the deviation of what is left of the usual particle, whoever shares a chunk with it.
+    extremes = [FIT_NAMES.index("left_brightest"), FIT_NAMES.index("left_darkest")]
+    found[:, extremes] /= found[:, -1].median().clamp_min(1e-9)
+    return found[:, :-1]
 
 
 def _of_rows(
-    model: Model, state: State, rows: slice, halves: list[Tensor], powers: Tensor, typical: Tensor, round_mean: Tensor
+    model: Model,
+    state: State,
+    rows: slice,
+    halves: list[Tensor],
+    powers: Tensor,
+    typical: Tensor,
+    round_mean: Tensor,
+    places: _Places,
 ) -> Tensor:
-    """`class_fit` of some particles."""
+    """`class_fit` of some particles, extremes in their own units; last comes the deviation (b,) of what is left."""
     grid, spectra, rings = model.field.grid, model.field.spectra, len(typical)
     index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
     first, second = (mirrored_references(half, index, mirror) for half in halves)
@@ -85,8 +128,7 @@ def _of_rows(
     posed = turned_samples(grid, reference, state.psi_deg[rows])
     data = spectra.data[rows, :rings] * grid.phase(state.origin_xy_px[rows], rings)
     power = spectra.power[rows, :rings]
-    scale = state.mean_scale
-    band = ring_bands(model, rings)
+    scale, band = state.mean_scale, places.band
     cross = (data * posed.conj()).real.sum(2) @ band.T
     norm = (scale * power * powers[other, index]) @ band.T
     expected = (scale * power * typical) @ band.T
@@ -97,24 +139,20 @@ def _of_rows(
     left = data - (scale * state.scale[rows])[:, None, None] * (power / grid.n_half)[..., None] * posed
     white = left / torch.sqrt(grid.weight[:rings] * power / grid.n_half).clamp_min(1e-9)[..., None]
     white = torch.where((power > 1e-9)[..., None], white, 0.0)
-    found = _blobs(model, data, left, power, round_mean)
-    return torch.cat([cross / expected.clamp_min(1e-9), missing, share, _left(model, white, band), found], dim=1)
+    blobs = _blobs(model, data, left, power, round_mean, places)
+    powers_left, deviation = _left(model, white, places)
+    return torch.cat([cross / expected.clamp_min(1e-9), missing, share, powers_left, blobs, deviation[:, None]], dim=1)
 
 
-def _blobs(model: Model, data: Tensor, left: Tensor, power: Tensor, round_mean: Tensor) -> Tensor:
+def _blobs(model: Model, data: Tensor, left: Tensor, power: Tensor, round_mean: Tensor, places: _Places) -> Tensor:
     """Where else a particle could be (b, f): round templates matched everywhere, with the class and without it."""
-    grid, radius = model.field.grid, model.field.particle_radius_px
-    c = torch.arange(grid.box, device=grid.device, dtype=torch.float32) - grid.box // 2
-    distance = torch.hypot(c[:, None], c[None, :]) / radius
-    limit = distance * radius < grid.box / 2 - 2
-    centre, near, far = distance < 0.3, (distance > NEAR) & (distance < FAR) & limit, (distance >= FAR) & limit
-    near = near if near.any() else centre
+    grid, radius, near, far = model.field.grid, model.field.particle_radius_px, places.near, places.far
     whole = _matched(grid, data, power, round_mean)
     rest = _matched(grid, left, power, round_mean)
     detail = grid.frequency[: len(round_mean)] * 2 * radius
     blob = torch.exp(-0.5 * (detail / 3.0) ** 2) * (1 - torch.exp(-(detail**2)))
-    small = _matched(grid, left, power, blob)[:, distance < 1.0]
-    columns = [whole[:, centre].amax(1), whole[:, near].amax(1), _largest(whole, far), rest[:, near].amax(1)]
+    small = _matched(grid, left, power, blob)[:, places.within]
+    columns = [whole[:, places.centre].amax(1), whole[:, near].amax(1), _largest(whole, far), rest[:, near].amax(1)]
     columns += [_largest(rest, far), small.amax(1), -small.amin(1)]
     return torch.stack(columns, dim=1)
 
@@ -130,24 +168,22 @@ def _matched(grid: RingGrid, data: Tensor, power: Tensor, template: Tensor) -> T
     return grid.image(data / grid.weight[: len(template), None] * template[:, None]) / sd[:, None, None]
 
 
-def _left(model: Model, white: Tensor, band: Tensor) -> Tensor:
-    """Powers and extremes (b, f) of what is left (b, r, H), whitened, inside the particle and around it."""
-    grid, radius = model.field.grid, model.field.particle_radius_px
-    inside = soft_mask(grid.box, 1.05 * radius, 0.2 * radius, grid.device)
-    around = (1 - inside) * soft_mask(grid.box, grid.box / 2 - 2, 1.0, grid.device)
+def _left(model: Model, white: Tensor, places: _Places) -> tuple[Tensor, Tensor]:
+    """Powers and extremes (b, f) of what is left (b, r, H), whitened, inside and around; and its deviation (b,)."""
+    grid, inside = model.field.grid, places.inside
     near: list[Tensor] = []
     far: list[Tensor] = []
-    for i in range(len(band)):
-        image = grid.image(white * band[i][:, None])
-        area = (grid.n_half * grid.weight[: white.shape[1]] * band[i]).sum().clamp_min(1e-12)  # of the band
-        for region, powers in ((inside, near), (around, far)):
+    images: list[Tensor] = []
+    for band, top in zip(places.band, places.tops, strict=True):
+        image = grid.image(white[:, :top] * band[:top, None])  # there is nothing of the band beyond
+        images.append(image)
+        area = (grid.n_half * grid.weight[: white.shape[1]] * band).sum().clamp_min(1e-12)  # of the band
+        for region, powers in ((inside, near), (places.around, far)):
             mean = (image.square() * region).sum((1, 2)) / region.sum().clamp_min(1)
             powers.append(torch.log((mean / area).clamp_min(1e-4)))
-    coarse = grid.image(white * band[:3].sum(0)[:, None])
-    coarse = coarse / coarse.flatten(1).std(1).median().clamp_min(1e-9)
+    coarse = images[0] + images[1] + images[2]
     within = coarse[:, inside > 0.5]
-    extremes = [within.amax(1), -within.amin(1)]
-    return torch.stack([*near, *far, *extremes], dim=1)
+    return torch.stack([*near, *far, within.amax(1), -within.amin(1)], dim=1), coarse.flatten(1).std(1)
 
 
 def ring_bands(model: Model, rings: int) -> Tensor:
