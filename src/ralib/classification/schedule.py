@@ -243,7 +243,7 @@ class ClassificationSchedule:
         pairs = self._shared(state, few)
         if not pairs:
             return state
-        self.log.append(f"{len(pairs)} classes ran empty in the end and took halves of the largest")
+        self.log.append(f"{_counted(len(pairs))} ran empty in the end and took halves of the largest")
         index = self._halved(state, pairs)
         fit = state.fit.clone()
         for old, new in pairs:
@@ -261,7 +261,7 @@ class ClassificationSchedule:
         assert state.averages is not None
         keep = torch.nonzero(state.members >= 1)[:, 0]
         self.references = self.references[keep]
-        self.log.append(f"{len(state.members) - len(keep)} classes have no particles and are left out")
+        self.log.append(f"{_counted(len(state.members) - len(keep))} without particles left out")
         averages = state.averages
         kept = RingAverages(averages.orders[keep], averages.halves[:, keep], averages.frc[keep], averages.gain[keep])
         return replace(_restricted(state, keep), averages=kept)
@@ -279,7 +279,7 @@ class ClassificationSchedule:
     def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
         """References of all classes where those of `few` members begin anew with halves of the largest."""
         pairs = self._shared(state, few)
-        self.log.append(f"sharpen {self.position.sharpened + 1}: {len(pairs)} classes ran empty and share the largest")
+        self.log.append(f"sharpen {self.position.sharpened + 1}: {_counted(len(pairs))} ran empty and share the largest")
         references, own = self._split(state, pairs, len(state.members))
         return replace(state, own=own), references
 
@@ -381,3 +381,7 @@ def _restricted(state: State, keep: Tensor) -> State:
     members = torch.nn.functional.one_hot(index, len(keep)).float().sum(0)
     own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
     return replace(state, fit=fit, class_index=index, members=members, own=own)
+
+
+def _counted(n: int) -> str:
+    return "1 class" if n == 1 else f"{n} classes"
