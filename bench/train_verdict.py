@@ -134,8 +134,8 @@ class Logistic:
         self.prior = float(y.mean())
         self.fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=400)).fit(x, y)
 
-    def log_odds(self, x: np.ndarray) -> np.ndarray:
-        """Logarithm of the odds (n,)."""
+    def log_odds(self, x: np.ndarray, device: str = "cpu") -> np.ndarray:
+        """Logarithm of the odds (n,); the regression knows no device."""
         odds: np.ndarray = self.fitted.decision_function(x)
         return odds
 

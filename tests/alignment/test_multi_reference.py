@@ -11,6 +11,7 @@ from ralib.alignment import equal_sizes as equal_classes
 from ralib.alignment import iteration as alignment
 from ralib.alignment import sample_cache as room
 from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.state import LoopState
 from ralib.classes import evaluation
 from ralib.conventions import compose, pose_error, wrap_deg
@@ -296,3 +297,9 @@ def test_a_shift_range_that_does_not_fit_is_said() -> None:
     assert any("cut to 2 px" in warning["what"] for warning in wide.warnings_)
     fits = MultiReferenceAligner(references=2, outer_radius=11, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
     assert not any("shift range" in warning["what"] for warning in fits.warnings_)
+
+
+@pytest.mark.parametrize("make", [lambda: MultiReferenceAligner(references=3), ReferenceFreeAligner])
+def test_aligners_without_a_usable_image_refuse_the_set(make) -> None:
+    with pytest.raises(RalibError, match="none of the 20 images can be used"):
+        make().fit(np.zeros((20, 32, 32), np.float32))

@@ -133,8 +133,6 @@ class Alignment:
         self.room.fitting(stage.search, lambda: stage.search.set_references(state.references))
         target = self._equal_classes(stage, state) if self.options.equal_sizes else None
         poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
-        if bool((poses.class_index < 0).all()):
-            raise RalibError(f"none of the {len(poses)} images can be used: constant, not finite, or left out")
         # A class found starving in the last iteration is reported, not refilled with members never searched.
         poses, warnings = (poses, []) if last else self._reseed(poses, sums)
         sums.all_reduce_(self.ranks)
@@ -155,6 +153,8 @@ class Alignment:
             self.outer_radius,
             time.perf_counter() - start,
         )
+        if figures["largest"] == 0:
+            raise RalibError(f"none of the {len(poses)} images can be used: constant, not finite, or left out")
         figures["half_precision"] = self.batches.rounded
         done = replace(
             state,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.class_statistics import CLASS_NAMES
@@ -58,23 +60,72 @@ class BoostedTrees:
     prior: float
     names: tuple[str, ...]
 
-    def log_odds(self, x: np.ndarray) -> np.ndarray:
+    def log_odds(self, x: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
         """Logarithm of the odds (n,) of features (n, len(names)): the baseline and one leaf of every tree."""
-        parts = [self._of_rows(x[first : first + 4096]) for first in range(0, len(x), 4096)]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        walk = _Walk.of(self, device)
+        rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        parts = [walk.leaf_sums(part.to(device)).cpu() for part in rows.split(walk.at_once)]
+        return self.baseline + torch.cat(parts).numpy() if parts else np.zeros(0)
 
-    def _of_rows(self, x: np.ndarray) -> np.ndarray:
-        flat = {name: getattr(self, name).ravel() for name in ("feature", "threshold", "left", "right", "value")}
-        trees, nodes = self.feature.shape
-        row, tree = np.arange(len(x))[:, None] * x.shape[1], np.arange(trees)[None] * nodes
-        values, at = x.ravel(), np.broadcast_to(tree, (len(x), trees))
-        while True:
-            feature = flat["feature"].take(at)
-            inner = feature >= 0
-            if not inner.any():
-                return self.baseline + flat["value"].take(at).astype(np.float64).sum(1)
-            goes_left = values.take(row + np.maximum(feature, 0)) <= flat["threshold"].take(at)
-            at = np.where(inner, tree + np.where(goes_left, flat["left"].take(at), flat["right"].take(at)), at)
+
+@dataclass(frozen=True)
+class _Walk:
+    """Trees on a device, flat, in which a leaf is its own child: after `depth` steps every row stands in its leaf.
+
+    first (t,) is each tree's root.
+    """
+
+    feature: Tensor
+    threshold: Tensor
+    left: Tensor
+    right: Tensor
+    value: Tensor
+    first: Tensor
+    depth: int
+
+    @classmethod
+    def of(cls, trees: BoostedTrees, device: torch.device | str) -> _Walk:
+        count, size = trees.feature.shape
+        node, first = np.arange(size), np.arange(count)[:, None] * size
+        leaf = trees.feature < 0
+
+        def flat(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array.ravel())).to(device)
+
+        return cls(
+            feature=flat(np.maximum(trees.feature, 0).astype(np.int64)),
+            threshold=flat(trees.threshold),
+            left=flat(np.where(leaf, node, trees.left) + first),
+            right=flat(np.where(leaf, node, trees.right) + first),
+            value=flat(trees.value),
+            first=flat(first),
+            depth=_depth(trees),
+        )
+
+    @property
+    def at_once(self) -> int:
+        return 4096 if self.first.device.type == "cpu" else 65_536
+
+    def leaf_sums(self, x: Tensor) -> Tensor:
+        """Sum (n,) of the leaves that rows (n, f) fall into."""
+        at = self.first.expand(len(x), -1)
+        for _ in range(self.depth):
+            goes_left = x.gather(1, self.feature.take(at)) <= self.threshold.take(at)
+            at = torch.where(goes_left, self.left.take(at), self.right.take(at))
+        return self.value.take(at).double().sum(1)
+
+
+def _depth(trees: BoostedTrees) -> int:
+    """Steps from a root to the farthest leaf of any tree."""
+    inner, depth = trees.feature >= 0, 0
+    here = np.zeros_like(inner)
+    here[:, 0] = True
+    while (here & inner).any():
+        tree, node = np.nonzero(here & inner)
+        here = np.zeros_like(inner)
+        here[tree, trees.left[tree, node]] = here[tree, trees.right[tree, node]] = True
+        depth += 1
+    return depth
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,8 +174,10 @@ def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
     return np.concatenate([direct, deviation, middle[at], evidence.classes[at]], axis=1).astype(np.float32)
 
 
-def junk_log_odds(evidence: Evidence, model: BoostedTrees | None = None) -> np.ndarray:
-    """Logarithm of the odds (n,) that a particle is junk.
+def junk_log_odds(
+    evidence: Evidence, model: BoostedTrees | None = None, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Logarithm of the odds (n,) that a particle is junk; trees are walked on the device.
 
     Twice: first all particles say what is usual, then those that were more likely particles than junk; so a set of
     which most is junk is judged by the particles in it.
@@ -134,7 +187,7 @@ def junk_log_odds(evidence: Evidence, model: BoostedTrees | None = None) -> np.n
     usable = evidence.index >= 0
 
     def seen_from(typical: np.ndarray) -> np.ndarray:
-        return with_own_prior(model.log_odds(features(evidence, typical)[:, column]), usable, model.prior)
+        return with_own_prior(model.log_odds(features(evidence, typical)[:, column], device), usable, model.prior)
 
     odds = seen_from(usable)
     typical = usable & (odds < 0)

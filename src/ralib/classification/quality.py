@@ -106,7 +106,7 @@ def judge(
         classes=_numbers(class_statistics(model, state)),
         index=index,
     )
-    odds = _odds(evidence, stability.believable)
+    odds = _odds(evidence, stability.believable, field.grid.device)
     particles["quality"], particles["junk"] = -odds, 1 / (1 + np.exp(-odds))
     return _told(evidence, particles, _rows(averages, field, particles, index, classes), stability)
 
@@ -117,9 +117,9 @@ def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], axis=1)
 
 
-def _odds(evidence: Evidence, believable: bool) -> np.ndarray:
+def _odds(evidence: Evidence, believable: bool, device: torch.device) -> np.ndarray:
     """Log-odds (n,) of being junk, WORST for what cannot be used and where nothing is believed."""
-    odds = np.clip(np.maximum(junk_log_odds(evidence), _far_too_strong(evidence)), -WORST, WORST)
+    odds = np.maximum(junk_log_odds(evidence, device=device), _far_too_strong(evidence)).clip(-WORST, WORST)
     return np.where((evidence.index >= 0) & believable, odds, WORST)
 
 

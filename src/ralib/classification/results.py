@@ -130,7 +130,7 @@ def _with_frc(state: State, field: WhitenedParticles, pixel_size_A: float | None
     """The averages' halves on the working grid and their FRC, as `images.frc.masked_frc` has it for the final ones."""
     assert state.averages is not None
     grid, halves = field.grid, state.averages.halves
-    images = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2]).cpu()
+    images = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
     pixel = None if pixel_size_A is None else pixel_size_A / field.scale
-    averages = ClassAverages(images.mean(0), state.members.cpu(), images, None, pixel)
+    averages = ClassAverages(images.mean(0), state.members, images, None, pixel)
     return replace(averages, frc=masked_frc(averages, field.radius_px))

@@ -61,19 +61,19 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     """
     halves = averages.half_images
     assert halves is not None
-    box = halves.shape[-1]
-    mask = soft_mask(box, radius_px, 4.0, "cpu")
+    box, device = halves.shape[-1], halves.device
+    mask = soft_mask(box, radius_px, 4.0, device)
     plain, masked = frc(halves[0], halves[1]), frc(halves[0], halves[1], mask)
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
     generator = torch.Generator().manual_seed(0)
-    ring = ring_index(box)
+    ring = ring_index(box, device)
     random = []
     for half in halves:
         spectrum = torch.fft.rfft2(half)
-        turn = 2 * math.pi * torch.rand(spectrum.shape, generator=generator)
+        turn = 2 * math.pi * torch.rand(spectrum.shape, generator=generator).to(device)
         turn = torch.where(ring[None] >= start[:, None, None], turn, 0.0)
         random.append(torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(turn), turn), s=(box, box)))
     floor = frc(random[0], random[1], mask)
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
-    beyond = torch.arange(plain.shape[1])[None] >= start[:, None] + 2
+    beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
     return torch.where(beyond, corrected, masked).clamp(-1, 1)
