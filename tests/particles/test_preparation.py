@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ralib.images.fourier import fourier_resize
-from ralib.images.masks import soft_circle
+from ralib.images.masks import soft_disc
 from ralib.images.normalise import normalise_background
 from ralib.particles.preparation import Preparation, clip, prepare_images, prepare_particles
 from ralib.simulation.simulator import SimulationOptions, Simulator
@@ -61,7 +61,7 @@ def test_variance_inversion_and_mask() -> None:
     masked = prepare_images(images, Preparation(mask_radius_px=8, mask_edge_px=3))
     assert masked[:, 0].abs().max() == 0
     torch.testing.assert_close(masked[:, 12:21, 12:21], images[:, 12:21, 12:21])
-    assert 0 < soft_circle(32, 8, 3)[16, 16 + 9] < 1
+    assert 0 < soft_disc(32, 8, 3)[16, 16 + 9] < 1
 
 
 @pytest.mark.parametrize(("n", "m"), [(32, 20), (32, 21), (33, 20), (20, 32), (21, 32), (20, 33)])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.images.fourier import resized
+from ralib.images.fourier import fourier_resize
 from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
 from ralib.results.run_record import read_record, run_record
@@ -96,7 +96,7 @@ def test_members_lie_on_their_average(run: Path) -> None:
 def test_resizing_keeps_grey_values_and_centre(box: int, size: int) -> None:
     y, x = np.mgrid[:box, :box] - box // 2
     blob = np.exp(-((x - 3) ** 2 + (y + 5) ** 2) / 2 / 4.0**2)
-    small = resized(torch.tensor(blob)[None], size)[0].numpy()
+    small = fourier_resize(torch.tensor(blob)[None], size)[0].numpy()
     v, u = (np.mgrid[:size, :size] - size // 2) * (box / size)
     expected = np.exp(-((u - 3) ** 2 + (v + 5) ** 2) / 2 / 4.0**2)
     np.testing.assert_allclose(small, expected, atol=0.02)

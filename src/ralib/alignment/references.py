@@ -13,8 +13,17 @@ from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.centering import center_shift
-from ralib.images.fourier import low_pass, ring_counts, ring_sums, shift_images, spread_rings, squared, tanh_low_pass
-from ralib.images.masks import soft_circle
+from ralib.images.fourier import (
+    filter_images,
+    low_pass,
+    ring_counts,
+    ring_sums,
+    shift_images,
+    spread_rings,
+    squared,
+    tanh_low_pass,
+)
+from ralib.images.masks import soft_disc
 from ralib.types import ClassAverages, Poses, RalibError
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
@@ -108,7 +117,7 @@ def _divide_by_noise(averages: ClassAverages) -> Tensor:
     difference = squared(torch.fft.rfft2(averages.half_images[0] - averages.half_images[1]))
     noise = ring_sums(difference) / ring_counts(box, difference.device)
     weight = spread_rings(noise.clamp_min(1e-12).rsqrt(), box).float()
-    return torch.fft.irfft2(torch.fft.rfft2(averages.images) * weight, s=(box, box))
+    return filter_images(averages.images, weight)
 
 
 def fit_low_pass(curve: Tensor, cutoff_range: tuple[float, float], max_falloff: float) -> tuple[Tensor, Tensor]:
@@ -139,7 +148,7 @@ def _filters(
 def reference_mask(mask: np.ndarray | Tensor | None, box: int, outer_radius: float, device: torch.device) -> Tensor:
     """The mask (n, n) of the averages: the one given, checked, or a soft disc."""
     if mask is None:
-        return soft_circle(box, outer_radius, MASK_EDGE_PX).to(device)
+        return soft_disc(box, outer_radius, MASK_EDGE_PX, device=device)
     tensor = torch.as_tensor(mask, dtype=torch.float32, device=device).squeeze()
     if tensor.shape != (box, box):
         raise RalibError(

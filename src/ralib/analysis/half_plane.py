@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.analysis.matched import disc_mask, plane_frequency
+from ralib.analysis.matched import disc_mask
+from ralib.images.fourier import frequency_radius
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class HalfPlane:
     def create(
         cls, box: int, *, max_frequency_per_px: float, radius_px: float, device: torch.device | str = "cpu"
     ) -> HalfPlane:
-        frequency = plane_frequency(box, device)
+        frequency = frequency_radius(box, device)
         ky = torch.fft.fftfreq(box, device=device)[:, None].expand_as(frequency)
         kx = torch.fft.rfftfreq(box, device=device)[None, :].expand_as(frequency)
         once = (kx > 0) | (ky > 0)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ralib.analysis.base import wrong_shape
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
-from ralib.images.masks import BACKGROUND_RADIUS, soft_circle
+from ralib.images.fourier import frequency_radius
+from ralib.images.masks import BACKGROUND_RADIUS, background_mask, centre_distance, soft_disc
 from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
 
@@ -153,7 +154,7 @@ class MatchedParticles:
             )
         if self.n < 1:
             raise RalibError("there are no particles: give at least one")
-        self.frequency = plane_frequency(self.box, self.device)
+        self.frequency = frequency_radius(self.box, self.device)
         self.normalisation = normalisation or BackgroundNormalisation.measure(self._raw(self.some(2000)))
         self.noise = noise or background_spectrum(self)
 
@@ -256,12 +257,6 @@ def turned_ctf(ctf: CtfParameters, psi_deg: np.ndarray, mirror: np.ndarray) -> C
     return replace(ctf, astigmatism_angle_deg=np.where(mirror, -turned, turned) % 180.0)
 
 
-def plane_frequency(box: int, device: torch.device | str = "cpu") -> Tensor:
-    """Distance from zero frequency (h, h // 2 + 1), in cycles per pixel, in rfft2's layout."""
-    ky, kx = torch.fft.fftfreq(box, device=device), torch.fft.rfftfreq(box, device=device)
-    return torch.hypot(ky[:, None].expand(box, len(kx)), kx[None, :].expand(box, len(kx)))
-
-
 def ring_mean(values: Tensor, ring: Tensor, n_rings: int) -> Tensor:
     """Mean of values (p,) over the members of each ring (p,)."""
     total = torch.zeros(n_rings, device=values.device).index_add_(0, ring, values)
@@ -272,8 +267,7 @@ def ring_mean(values: Tensor, ring: Tensor, n_rings: int) -> Tensor:
 def background_spectrum(data: MatchedParticles, *, at_most: int = 5000) -> NoiseSpectrum:
     """Ring spectrum of what surrounds the particles, from up to 5,000 of them evenly through the stack."""
     box, device = data.box, data.device
-    centred = torch.arange(box, device=device) - box // 2
-    background = (torch.hypot(centred[:, None].float(), centred[None, :].float()) > BACKGROUND_RADIUS * box).float()
+    background = background_mask(box, device)
     chosen = data.some(at_most)
     power = torch.zeros(box, box // 2 + 1, device=device)
     for start in range(0, len(chosen), BATCH):
@@ -300,8 +294,7 @@ def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction:
     square = torch.zeros(box, box, dtype=torch.float64, device=data.device)
     for start in range(0, len(chosen), BATCH):
         square += data.filtered(chosen[start : start + BATCH]).double().square().sum(0)
-    centred = torch.arange(box, device=data.device) - box // 2
-    ring = torch.hypot(centred[:, None].float(), centred[None, :].float()).round().long().flatten()
+    ring = centre_distance(box, data.device).round().long().flatten()
     count = torch.bincount(ring).double()
     profile = torch.zeros_like(count).index_add_(0, ring, square.flatten()) / count / len(chosen)
     outside = profile[int(BACKGROUND_RADIUS * box) : box // 2].mean()
@@ -315,8 +308,7 @@ def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction:
 def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
     """Radius in pixels that holds `fraction` of an image's power (h, h) over that of its rim."""
     box = image.shape[-1]
-    centred = torch.arange(box, device=image.device).float() - box // 2
-    ring = torch.hypot(centred[:, None], centred[None, :]).round().long().flatten()
+    ring = centre_distance(box, image.device).round().long().flatten()
     count = torch.bincount(ring).to(image.dtype)
     total = torch.zeros_like(count).index_add_(0, ring, image.square().flatten())
     rim = slice(int(0.42 * box), max(int(0.42 * box) + 1, int(BACKGROUND_RADIUS * box)))
@@ -326,7 +318,7 @@ def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
 
 def disc_mask(box: int, radius_px: float, device: torch.device | str) -> Tensor:
     """Soft disc (h, h) that falls from 1 to 0 within four pixels beyond the radius."""
-    return soft_circle(box, min(radius_px, box / 2 - MASK_EDGE_PX), MASK_EDGE_PX).to(device)
+    return soft_disc(box, min(radius_px, box / 2 - MASK_EDGE_PX), MASK_EDGE_PX, device=device)
 
 
 def matched_as_learnt(estimator: Any, X: Any) -> MatchedParticles:

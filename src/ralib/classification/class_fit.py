@@ -20,7 +20,7 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.images.fourier import squared
-from ralib.images.masks import soft_mask
+from ralib.images.masks import centre_distance, soft_disc
 
 BANDS = 0.0, 1.5, 3.0, 6.0, 12.0
 """Details across the particle between which fits are told."""
@@ -80,10 +80,9 @@ class _Places:
         band = ring_bands(model, rings)
         ring = torch.arange(rings, device=grid.device)
         tops = tuple(int((row * ring).amax()) + 1 for row in band)
-        inside = soft_mask(grid.box, 1.05 * radius, 0.2 * radius, grid.device)
-        around = (1 - inside) * soft_mask(grid.box, grid.box / 2 - 2, 1.0, grid.device)
-        c = torch.arange(grid.box, device=grid.device, dtype=torch.float32) - grid.box // 2
-        distance = torch.hypot(c[:, None], c[None, :]) / radius
+        inside = soft_disc(grid.box, 1.05 * radius, 0.2 * radius, device=grid.device)
+        around = (1 - inside) * soft_disc(grid.box, grid.box / 2 - 2, 1.0, device=grid.device)
+        distance = centre_distance(grid.box, grid.device) / radius
         limit = distance * radius < grid.box / 2 - 2
         centre, near, far = distance < 0.3, (distance > NEAR) & (distance < FAR) & limit, (distance >= FAR) & limit
         return cls(band, tops, inside, around, centre, near if near.any() else centre, far, distance < 1.0)

@@ -11,7 +11,7 @@ from ralib.classification.em import Model
 from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.images.centering import centre_of_mass
-from ralib.images.masks import soft_mask
+from ralib.images.masks import soft_disc
 
 CLASS_NAMES = (
     *(f"class_frc_{i}" for i in range(len(BANDS) - 1)),
@@ -50,10 +50,10 @@ def class_statistics(model: Model, state: State) -> Tensor:
     share = state.members / state.members.sum().clamp_min(1)
     size = torch.log((share * len(share)).clamp_min(1e-2))
     images = grid.image(grid.samples_of(averages.orders))
-    disc = soft_mask(grid.box, 1.15 * radius, 0.1 * radius, grid.device)
+    disc = soft_disc(grid.box, 1.15 * radius, 0.1 * radius, device=grid.device)
     inside = images * disc
     energy = images.square().sum((1, 2)).clamp_min(1e-12)
-    core = soft_mask(grid.box, 0.6 * radius, 0.1 * radius, grid.device)
+    core = soft_disc(grid.box, 0.6 * radius, 0.1 * radius, device=grid.device)
     compact = (images * core).square().sum((1, 2)) / inside.square().sum((1, 2)).clamp_min(1e-12)
     around = 1 - inside.square().sum((1, 2)) / energy
     off = centre_of_mass(images, disc).norm(dim=1) / radius

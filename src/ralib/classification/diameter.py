@@ -21,6 +21,7 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
 from ralib.classification.seeding import weighted_median
 from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
+from ralib.images.masks import centre_distance
 from ralib.particles.batches import ParticleBatches
 from ralib.types import ParticleSet
 
@@ -115,8 +116,7 @@ def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
     """
     first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
     n = grid.box
-    line = torch.arange(n, device=grid.device, dtype=torch.float32) - n // 2
-    distance = torch.hypot(line[:, None], line[None, :])
+    distance = centre_distance(n, grid.device)
     ring = torch.arange(n // 2, device=grid.device)
     share = (1 - (distance.flatten()[:, None] - ring).abs()).clamp_min(0)  # of each pixel, between two rings
     common = ((first * second).flatten(1) @ share) / share.sum(0)

@@ -13,8 +13,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from ralib.images.fourier import squared
-from ralib.images.masks import soft_mask
+from ralib.images.fourier import frequency_radius, squared
+from ralib.images.masks import soft_disc
 from ralib.particles.batches import ParticleBatches
 
 DETAILS = 0.0, 1.0, 2.0, 4.0, 8.0
@@ -55,7 +55,7 @@ def image_statistics(images: Tensor, radius_px: float) -> Tensor:
     """
     n = images.shape[-1]
     inside, outside = _regions(n, radius_px, images.device)
-    frequency = _frequency(n, images.device) * (2 * radius_px)
+    frequency = frequency_radius(n, images.device) * (2 * radius_px)
     powers = [_band_powers(images, region, frequency) for region in (inside, outside)]
     transform = torch.fft.rfft2(images)
     coarse = torch.fft.irfft2(transform * torch.exp(-((frequency / 4.0) ** 2)), s=(n, n))
@@ -82,14 +82,9 @@ def _in_order(logs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _regions(n: int, radius_px: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Soft windows (n, n) of the particle and of what surrounds it, which is never less than the corners."""
     radius = min(MARGIN * radius_px, 0.45 * n)
-    inside = soft_mask(n, radius - 0.1 * radius_px, 0.2 * radius_px, device)
-    rim = soft_mask(n, 0.70 * n, 0.02 * n, device)
+    inside = soft_disc(n, radius - 0.1 * radius_px, 0.2 * radius_px, device=device)
+    rim = soft_disc(n, 0.70 * n, 0.02 * n, device=device)
     return inside, (1 - inside) * rim
-
-
-def _frequency(n: int, device: torch.device) -> Tensor:
-    """Cycles per pixel of rfft2's samples, (n, n // 2 + 1)."""
-    return torch.hypot(torch.fft.fftfreq(n, device=device)[:, None], torch.fft.rfftfreq(n, device=device)[None, :])
 
 
 def _band_powers(images: Tensor, region: Tensor, frequency: Tensor) -> Tensor:

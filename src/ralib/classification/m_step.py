@@ -11,6 +11,7 @@ from torch import Tensor
 from ralib.classification.e_step import STEP_BYTES, ClassPoses, Spectra, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.images.fourier import filter_images, frequency_grid
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,8 @@ def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
 
 
 def _blurred(images: Tensor, sd_px: float) -> Tensor:
-    n = images.shape[-1]
-    kx, ky = torch.fft.rfftfreq(n, device=images.device), torch.fft.fftfreq(n, device=images.device)
-    window = torch.exp(-2 * (math.pi * sd_px) ** 2 * (kx.square() + ky.square()[:, None]))
-    blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * window, s=(n, n))
-    return blurred
+    kx, ky = frequency_grid(images.shape[-1], device=images.device)
+    return filter_images(images, torch.exp(-2 * (math.pi * sd_px) ** 2 * (kx.square() + ky.square())))
 
 
 def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int) -> Tensor:

@@ -26,7 +26,7 @@ from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
 from ralib.images.centering import centre_of_mass
 from ralib.images.frc import ssnr
-from ralib.images.masks import soft_mask
+from ralib.images.masks import soft_disc
 from ralib.results.automatic_selection import automatic_selection
 from ralib.types import ClassAverages, Poses
 
@@ -152,7 +152,7 @@ def _rows(
     """The classes' rows with what their averages and members add to them."""
     assert averages.frc is not None
     radius = field.radius_px / field.scale
-    mask = soft_mask(averages.images.shape[-1], radius, 4.0, "cpu")
+    mask = soft_disc(averages.images.shape[-1], radius, 4.0)
     off = torch.linalg.vector_norm(centre_of_mass(averages.images, mask), dim=1)
     fine = averages.frc[:, 1 : field.grid.n_rings]
     added = []

@@ -14,11 +14,11 @@ from ralib.classes.iteration_figures import class_resolution_px, iteration_figur
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg
-from ralib.images.ctf import apply_ctf, ctf_2d, matched_filter, noise_gain
-from ralib.images.fourier import spread_rings
+from ralib.images.ctf import multiply_remaining_ctf
+from ralib.images.fourier import filter_images, spread_rings
 from ralib.images.frc import masked_frc
 from ralib.particles.batches import ParticleBatches
-from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses
+from ralib.types import ClassAverages, ParticleSet, Poses
 
 
 def full_averages(
@@ -37,7 +37,7 @@ def full_averages(
             assert particles.ctf is not None
             assert particles.pixel_size_A is not None
             parameters = particles.ctf[batch.index]
-            images = _times_ctf(images, parameters, particles.pixel_size_A)
+            images = multiply_remaining_ctf(images, parameters, particles.pixel_size_A, noise_as_taken=True)
             images = images.masked_fill(~batch.usable[:, None, None], 0.0)
             power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)
@@ -64,10 +64,7 @@ def filtered(averages: ClassAverages) -> Tensor:
     alive = torch.cumprod((curve[:, 1:] > 0.05).to(curve.dtype), dim=1)
     curve = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:] * alive], dim=1)
     weight = torch.sqrt(2 * curve / (1 + curve))
-    box = averages.images.shape[-1]
-    response = spread_rings(weight, box)
-    images: Tensor = torch.fft.irfft2(torch.fft.rfft2(averages.images) * response, s=(box, box))
-    return images
+    return filter_images(averages.images, spread_rings(weight, averages.images.shape[-1]))
 
 
 def on_host(averages: ClassAverages) -> ClassAverages:
@@ -80,14 +77,6 @@ def on_host(averages: ClassAverages) -> ClassAverages:
         half_images=None if halves is None else halves.cpu(),
         frc=None if curve is None else curve.cpu(),
     )
-
-
-def _times_ctf(images: Tensor, parameters: CtfParameters, pixel_size_A: float) -> Tensor:
-    """Images with the noise of images as they were taken, multiplied by what is left of their CTF."""
-    transfer = ctf_2d(parameters, images.shape[-1], pixel_size_A, device=images.device)
-    if parameters.state.any():
-        images = images * noise_gain(parameters, transfer)[:, None, None]
-    return apply_ctf(images, matched_filter(parameters, transfer))
 
 
 def state_poses(state: State, field: WhitenedParticles) -> Poses:

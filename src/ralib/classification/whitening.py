@@ -18,8 +18,8 @@ from ralib.classification.e_step import Spectra
 from ralib.classification.outliers import FEATURES, Outliers, find_outliers, image_features
 from ralib.classification.ring_grid import RingGrid, ring_spacing
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
-from ralib.images.fourier import crop_fourier, squared
-from ralib.images.masks import soft_mask
+from ralib.images.fourier import fourier_resize, squared
+from ralib.images.masks import soft_disc
 from ralib.particles.batches import ParticleBatches
 from ralib.types import CtfParameters, CtfState, ParticleSet
 
@@ -140,7 +140,7 @@ def whiten_particles(
         coarse = grid.frequency * scale < 1 / lowest_px
         spectra.power[:, coarse] = 0
         spectra.data[:, coarse] = 0
-    mask = soft_mask(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device)
+    mask = soft_disc(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device=device)
     radii = mask_radius * scale, particle_radius * scale
     return WhitenedParticles(grid, spectra, scale, mask, *radii, samples.usable, samples.outliers, observed)
 
@@ -171,7 +171,7 @@ def _read(particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, scal
         images = _with_noise(batch.images)
         if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
             images = images * _gain(particles, batch.index, batch.usable)
-        samples = grid.transform(crop_fourier(images, grid.box))
+        samples = grid.transform(fourier_resize(images, grid.box))
         data[batch.rows] = samples
         power[batch.rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
         features[batch.rows] = image_features(images)

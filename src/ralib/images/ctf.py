@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ralib.images.fourier import frequency_grid
+from ralib.images.fourier import filter_images, frequency_grid
 from ralib.types import CtfParameters, CtfState, RalibError
 
 
@@ -53,12 +53,42 @@ def ctf_polar(
 
 def apply_ctf(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) filtered by a CTF (b, n, n // 2 + 1)."""
-    return torch.fft.irfft2(torch.fft.rfft2(images) * ctf, s=images.shape[-2:])
+    return filter_images(images, ctf)
 
 
 def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
     """Images (b, n, n) with the sign of every frequency set right; amplitudes stay as they are."""
     return apply_ctf(images, torch.where(ctf < 0, -1.0, 1.0).to(images.dtype))
+
+
+def multiply_remaining_ctf(
+    images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float, *, noise_as_taken: bool = False
+) -> Float[Tensor, "b n n"]:
+    """Images (b, n, n) with their CTF applied once in all, whatever their `CtfState`; see `matched_filter`.
+
+    noise_as_taken   first scale images multiplied by their CTF so that white noise has the power it was taken with
+    """
+    ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
+    if noise_as_taken:
+        images = scale_to_noise_as_taken(images, params, ctf)
+    return apply_ctf(images, matched_filter(params, ctf))
+
+
+def flip_remaining_phases(
+    images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float, *, noise_as_taken: bool = False
+) -> Float[Tensor, "b n n"]:
+    """Images (b, n, n) with the sign of every frequency set right, where their `CtfState` does not say it is."""
+    ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
+    if noise_as_taken:
+        images = scale_to_noise_as_taken(images, params, ctf)
+    return phase_flip(images, remaining_flip(params, ctf))
+
+
+def scale_to_noise_as_taken(
+    images: Float[Tensor, "b n n"], params: CtfParameters, ctf: Float[Tensor, "b n m"]
+) -> Float[Tensor, "b n n"]:
+    """Images of background variance 1 scaled so that their noise has the variance it had before any CTF was applied."""
+    return images * noise_gain(params, ctf)[:, None, None] if params.state.any() else images
 
 
 def matched_filter(params: CtfParameters, ctf: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:

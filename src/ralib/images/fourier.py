@@ -66,14 +66,21 @@ def frequency_grid(
     return kx, ky
 
 
+def filter_images(images: Tensor, response: Tensor) -> Tensor:
+    """Images (..., n, n) whose transform is multiplied by a response (..., n, n // 2 + 1)."""
+    return torch.fft.irfft2(torch.fft.rfft2(images) * response, s=images.shape[-2:])
+
+
+def frequency_radius(box: int, device: torch.device | str = "cpu") -> Float[Tensor, "{box} {box}//2+1"]:
+    """Distance of rfft2's samples from zero frequency, cycles per pixel."""
+    return torch.hypot(*reversed(frequency_grid(box, device=device)))
+
+
 def shift_images(images: Tensor, shift_xy_px: Tensor) -> Tensor:
     """Images (k, n, n) moved by (k, 2) pixels, by Fourier phases."""
-    n = images.shape[-1]
-    fy = torch.fft.fftfreq(n, device=images.device)[:, None]
-    fx = torch.fft.rfftfreq(n, device=images.device)[None, :]
-    turn = -2 * math.pi * (shift_xy_px[:, 0, None, None] * fx + shift_xy_px[:, 1, None, None] * fy)
-    phase = torch.polar(torch.ones_like(turn), turn)
-    return torch.fft.irfft2(torch.fft.rfft2(images) * phase, s=(n, n))
+    fx, fy = frequency_grid(images.shape[-1], device=images.device)
+    angle = -2 * math.pi * (shift_xy_px[:, 0, None, None] * fx + shift_xy_px[:, 1, None, None] * fy)
+    return filter_images(images, torch.polar(torch.ones_like(angle), angle))
 
 
 def fshift(images: Tensor, shift_xy_px: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ def fshift(images: Tensor, shift_xy_px: Tensor) -> Tensor:
     shift = shift_xy_px.to(images.device).double() / n
     turns = shift[:, 0, None, None] * kx + shift[:, 1, None, None] * ky[:, None]
     phase = torch.polar(torch.ones_like(turns), -2.0 * math.pi * turns)
-    return torch.fft.irfft2(torch.fft.rfft2(images) * phase.to(_complex(images)), s=(n, n))
+    return filter_images(images, phase.to(_complex(images)))
 
 
 def _complex(images: Tensor) -> torch.dtype:
@@ -96,8 +103,8 @@ def _complex(images: Tensor) -> torch.dtype:
 def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
     """Images (b, n, n) on another grid, (b, box, box), by cropping or padding their transform.
 
-    Pixel n // 2 stays the centre and grey values stay what they are. The Nyquist frequency of the smaller of two
-    even boxes is left out, since it stands for two frequencies of the larger.
+    Pixel n // 2 stays the centre and grey values stay what they are. The Nyquist frequency of the smaller box, where
+    it is even, is left out: it stands for two frequencies of the larger.
     """
     n = images.shape[-1]
     if box == n:
@@ -115,32 +122,6 @@ def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b
     return torch.fft.irfft2(resized, s=(box, box))
 
 
-def crop_fourier(images: Tensor, box: int) -> Tensor:
-    """Images (b, n, n) on a coarser grid of box x box pixels, the same field of view and grey values."""
-    n = images.shape[-1]
-    if box == n:
-        return images
-    spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, dim=(-2, -1))), dim=(-2, -1))
-    low = n // 2 - box // 2
-    part = torch.fft.ifftshift(spectrum[..., low : low + box, low : low + box], dim=(-2, -1))
-    return torch.fft.fftshift(torch.fft.ifft2(part).real, dim=(-2, -1)) * (box / n) ** 2
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images (b, n, n) Fourier-cropped to (b, size, size), centre kept at size // 2; smaller ones stay as they are."""
-    box = images.shape[-1]
-    if size >= box:
-        return images
-    spectrum = torch.fft.rfft2(images)[..., : size // 2 + 1]
-    low = torch.cat([spectrum[..., : (size + 1) // 2, :], spectrum[..., box - size // 2 :, :]], dim=-2)
-    turns = box // 2 / box - size // 2 / size  # how far the centre pixel moves, in boxes: not at all for even ones
-    if turns:
-        rows, columns = torch.fft.fftfreq(size, 1 / size), torch.arange(size // 2 + 1)
-        angle = (2 * torch.pi * turns * (rows[:, None] + columns)).to(images.device, images.dtype)
-        low = low * torch.polar(torch.ones_like(angle), angle)
-    return torch.fft.irfft2(low, s=(size, size)) * (size / box) ** 2
-
-
 def tanh_low_pass(frequency: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
     """SPARX's filt_tanl, one half at `cutoff`: 0.5 (tanh(c (f + cutoff)) - tanh(c (f - cutoff))), c = pi/(2 a cutoff).
 
@@ -152,11 +133,8 @@ def tanh_low_pass(frequency: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
 
 def low_pass(images: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
     """Images (k, n, n) under the tanh filter of each."""
-    n = images.shape[-1]
-    fy = torch.fft.fftfreq(n, device=images.device)[:, None]
-    fx = torch.fft.rfftfreq(n, device=images.device)[None, :]
-    response = tanh_low_pass(torch.hypot(fy, fx), cutoff[:, None, None], falloff[:, None, None])
-    return torch.fft.irfft2(torch.fft.rfft2(images) * response, s=(n, n))
+    frequency = frequency_radius(images.shape[-1], images.device)
+    return filter_images(images, tanh_low_pass(frequency, cutoff[:, None, None], falloff[:, None, None]))
 
 
 def resample(images: Float[Tensor, "b n n"], box: int, magnification: float) -> Float[Tensor, "b {box} {box}"]:

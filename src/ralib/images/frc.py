@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ralib.images.fourier import ring_index, ring_sums, squared
-from ralib.images.masks import soft_mask
+from ralib.images.masks import soft_disc
 from ralib.types import ClassAverages
 
 
@@ -62,7 +62,7 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     halves = averages.half_images
     assert halves is not None
     box, device = halves.shape[-1], halves.device
-    mask = soft_mask(box, radius_px, 4.0, device)
+    mask = soft_disc(box, radius_px, 4.0, device=device)
     plain, masked = frc(halves[0], halves[1]), frc(halves[0], halves[1], mask)
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
     generator = torch.Generator().manual_seed(0)

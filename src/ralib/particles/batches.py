@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import apply_ctf, ctf_2d, matched_filter, noise_gain, phase_flip, remaining_flip
+from ralib.images.ctf import flip_remaining_phases, multiply_remaining_ctf
 from ralib.images.normalise import normalise_background
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
@@ -187,14 +187,8 @@ class ParticleBatches:
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
-            own = self.particles.ctf[block]
-            ctf = ctf_2d(own, images.shape[-1], self.particles.pixel_size_A, device=self.device)
-            if own.state.any():
-                images = images * noise_gain(own, ctf)[:, None, None]
-            if self.ctf == "wiener":
-                images = apply_ctf(images, matched_filter(own, ctf))
-            else:
-                images = phase_flip(images, remaining_flip(own, ctf))
+            correct = multiply_remaining_ctf if self.ctf == "wiener" else flip_remaining_phases
+            images = correct(images, self.particles.ctf[block], self.particles.pixel_size_A, noise_as_taken=True)
             images = images.masked_fill(~usable[:, None, None], 0.0)  # a CTF that cannot be meant is not finite
         return images, usable
 

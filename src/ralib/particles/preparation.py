@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ralib.images.ctf import ctf_2d, phase_flip, remaining_flip
 from ralib.images.fourier import fourier_resize, resample
-from ralib.images.masks import soft_circle
+from ralib.images.masks import soft_disc
 from ralib.images.normalise import divided_by_sd, normalise_background, without_offset
 from ralib.io import with_plausible_ctf
 from ralib.io.plausible import one_or_many
@@ -223,8 +223,8 @@ def prepare_images(
     if preparation.invert:
         images = -images
     if preparation.mask_radius_px is not None:
-        mask = soft_circle(images.shape[-1], preparation.mask_radius_px, preparation.mask_edge_px)
-        images = images * mask.to(images.device)
+        radius_px, edge_px = preparation.mask_radius_px, preparation.mask_edge_px
+        images = images * soft_disc(images.shape[-1], radius_px, edge_px, device=images.device)
     return images
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ralib.images.ctf import ctf_2d
-from ralib.images.fourier import frequency_grid
+from ralib.images.fourier import filter_images, frequency_grid
 from ralib.images.masks import circle_mask
 from ralib.simulation.phantom import FourierProjector, phantom_volume, spread_views, view_frames
 from ralib.simulation.truth import Junk, SimulationOptions, Truth, draw_truth
@@ -119,7 +119,7 @@ class Simulator:
             solvent = torch.randn(shape, generator=generator, device=self.device)
             kx, ky = (k / self.pixel_size_A for k in frequency_grid(shape[-1], device=self.device))
             spectrum = torch.exp(-(kx**2 + ky**2) * _ICE_RESOLUTION_A**2 / 4) * self._ctf(index)
-            solvent = torch.fft.irfft2(torch.fft.rfft2(solvent) * spectrum, s=shape[-2:])
+            solvent = filter_images(solvent, spectrum)
             noise += solvent * (coloured**0.5 / solvent.std(dim=(-2, -1), keepdim=True))
         return noise
 

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import masked_unit_norm
-from ralib.images.masks import ring_mask
+from ralib.images.masks import soft_disc
 from ralib.kernels.threads import on_cores, one_thread
 from ralib.types import Poses
+
+MASK_EDGE_PX = 3.0
+"""The templates fall to zero over this width inside their outer radius."""
 
 AT_ONCE = 64
 """Particles whose transforms a core works on at a time."""
@@ -95,7 +98,10 @@ class PoseSearch:
             max_frequency_per_px=max_frequency_per_px,
             device=self.device,
         )
-        self.mask = ring_mask(box, inner_radius, outer_radius, device=self.device)
+        hole_px = inner_radius if inner_radius > 1 else 0.0
+        self.mask = soft_disc(
+            box, outer_radius - MASK_EDGE_PX, MASK_EDGE_PX, hole_radius_px=hole_px, device=self.device
+        )
         # A pose may leave the range by the half pixel that a whole-pixel grid would have rounded away.
         x, y = (span + 0.5 if span > 0 else 0.0 for span in shift_range_xy_px)
         self._limit_xy_px = (x, y)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib.images.fourier import resized
 from ralib.io import write_text
 from ralib.report import ReportContents, render_report
 from ralib.report.payload import figures as numbers_only
@@ -17,7 +16,7 @@ from ralib.results.summary.contrast import ctf_curves
 from ralib.results.summary.diagnose import diagnose
 from ralib.results.summary.embedding import embed
 from ralib.results.summary.figures import automatic_junk_limit, class_figures, histograms, particle_figures, shift_map
-from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members
+from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members, shrunk
 from ralib.results.summary.runs import RunFiles, finished_run, open_run
 from ralib.types import RalibError
 
@@ -66,7 +65,7 @@ def summarise(
     server: see `ReportContents`.
     """
     rng = np.random.default_rng(seed)
-    small_averages = resized(torch.as_tensor(run.averages), POINT_PX * 2).numpy()
+    small_averages = shrunk(run.averages, POINT_PX * 2)
     warnings = diagnose(run, small_averages)
     rows = _sample(run, max_points, rng)
     shown_members = plane = None
@@ -123,7 +122,7 @@ def _score(run: RunFiles, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
     score = run.poses.score.numpy().astype(np.float64)
     if np.isfinite(score).any() or not len(rows):
         return score
-    references = resized(torch.as_tensor(run.averages), points.shape[-1]).numpy()
+    references = shrunk(run.averages, points.shape[-1])
     alike = np.full(len(score), np.nan)
     alike[rows] = likeness(points, references[run.poses.class_index.numpy()[rows]])
     return alike

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ralib.images.fourier import resized
 from ralib.report.contents import Embedding
-from ralib.results.summary.pictures import POINT_PX, normalised
+from ralib.results.summary.pictures import POINT_PX, normalised, shrunk
 from ralib.results.summary.runs import RunFiles
 
 FEWEST_FOR_TSNE, MOST_FOR_TSNE = 6, 1000
@@ -56,7 +55,7 @@ def principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def class_tsne(averages: np.ndarray) -> np.ndarray | None:
     """t-SNE of the class averages (k, n, n) -> (k, 2); None for too few or too many, or when all are alike."""
-    features = normalised(resized(torch.as_tensor(averages), POINT_PX).numpy())
+    features = normalised(shrunk(averages, POINT_PX))
     if not FEWEST_FOR_TSNE <= len(features) <= MOST_FOR_TSNE or np.allclose(features, features[0]):
         return None
     start = principal_plane(features)[0]

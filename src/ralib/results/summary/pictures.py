@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import ctf_2d, phase_flip, remaining_flip
-from ralib.images.fourier import frequency_grid, resized
+from ralib.images.ctf import flip_remaining_phases
+from ralib.images.fourier import filter_images, fourier_resize, frequency_grid
 from ralib.io import open_images
 from ralib.kernels import rotate_shift_images
 from ralib.kernels.interpolation import reference
@@ -26,7 +26,12 @@ BATCH = 512
 def average_pictures(averages: np.ndarray) -> np.ndarray:
     """Averages as shown: at most 192 px, fewer when there are very many."""
     size = min(AVERAGE_PX, int(np.sqrt(MAX_AVERAGE_PIXELS / max(1, len(averages)))) // 16 * 16)
-    return resized(torch.as_tensor(averages), max(48, size)).numpy()
+    return shrunk(averages, max(48, size))
+
+
+def shrunk(images: np.ndarray, size: int) -> np.ndarray:
+    """Images (b, n, n) Fourier-cropped to at most `size` pixels; smaller ones stay as they are."""
+    return fourier_resize(torch.as_tensor(images), min(images.shape[-1], size)).numpy()
 
 
 def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | str = "cpu") -> np.ndarray:
@@ -41,13 +46,13 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
     for start in range(0, len(rows), BATCH):
         index = rows[start : start + BATCH]
         images = torch.from_numpy(np.nan_to_num(run.particles.images.read(index))).to(device)
-        work = resized(images, min(images.shape[-1], 2 * size))
+        work = fourier_resize(images, min(images.shape[-1], 2 * size))
         scale = work.shape[-1] / images.shape[-1]
         if flipped:
             work = _phase_flipped(run, index, work, scale)
         part = poses[torch.from_numpy(index)].to(device)
         turned = turn(work, part.psi_deg, part.origin_xy_px * scale, part.mirror)
-        parts.append(_softened(resized(turned, size)).cpu())
+        parts.append(_softened(fourier_resize(turned, min(turned.shape[-1], size))).cpu())
     return torch.cat(parts).numpy() if parts else np.zeros((0, size, size), dtype=np.float32)
 
 
@@ -60,16 +65,13 @@ def uses_ctf(run: RunFiles) -> bool:
 def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: float) -> Tensor:
     assert run.particles.ctf is not None
     assert run.particles.pixel_size_A is not None
-    pixel_size_A = run.particles.pixel_size_A / scale
-    ctf = ctf_2d(run.particles.ctf[index], images.shape[-1], pixel_size_A, device=images.device)
-    return phase_flip(images, remaining_flip(run.particles.ctf[index], ctf))
+    return flip_remaining_phases(images, run.particles.ctf[index], run.particles.pixel_size_A / scale)
 
 
 def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:
     """Images (b, s, s) under a Gaussian low-pass: 1/e at the cut-off."""
-    size = images.shape[-1]
-    kx, ky = frequency_grid(size, device=images.device)
-    return torch.fft.irfft2(torch.fft.rfft2(images) * torch.exp(-(kx**2 + ky**2) / cutoff_per_px**2), s=(size, size))
+    kx, ky = frequency_grid(images.shape[-1], device=images.device)
+    return filter_images(images, torch.exp(-(kx**2 + ky**2) / cutoff_per_px**2))
 
 
 def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -136,10 +138,10 @@ def history(run: RunFiles, most: int = 12) -> History | None:
     usable = []
     for number, path in (run.history[i] for i in wanted if run.history):
         averages = open_images(path)
-        usable.append((number, resized(torch.as_tensor(averages), HISTORY_PX).numpy()))
+        usable.append((number, shrunk(averages, HISTORY_PX)))
     if not usable or len({images.shape[1:] for _, images in usable}) > 1 or not run.n_classes:
         return None
-    final = resized(torch.as_tensor(run.averages), usable[-1][1].shape[-1]).numpy()
+    final = shrunk(run.averages, usable[-1][1].shape[-1])
     ancestors = followed_back([images for _, images in usable], final)
     images = np.stack([averages[own] for (_, averages), own in zip(usable, ancestors, strict=True)])
     return History(tuple(number for number, _ in usable), images, ancestors)
