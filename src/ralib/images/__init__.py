@@ -1,1 +1,1 @@
-"""The mathematics of image stacks; knows no particles and no files."""
+"""Mathematics of image stacks: masks, Fourier filters, CTF, FRC, normalisation, centring, rotation."""

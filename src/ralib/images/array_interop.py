@@ -1,7 +1,7 @@
-"""Arrays of any library in, the same kind out, on their device, without a copy.
+"""Conversion of arrays of any library to PyTorch tensors and back, without a copy.
 
-NumPy, PyTorch, CuPy, JAX and whatever else speaks DLPack or `__cuda_array_interface__` (Numba) become torch tensors
-over the same memory; results go back by the library's own `from_dlpack`.
+NumPy, PyTorch, CuPy, JAX and other arrays that support DLPack or `__cuda_array_interface__` (Numba) become tensors over
+the same memory. Results are returned through the library's own `from_dlpack`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,27 @@ from ralib.types import RalibError
 
 
 def as_tensor(array: Any, what: str = "array") -> Tensor:
-    """A torch tensor over the memory of `array`, on its device; never write to it.
+    """Return a PyTorch tensor over the memory of an array, on its device.
 
-    Copies only what torch cannot hold: NumPy arrays of foreign byte order or negative strides, lists, numbers.
-    RalibError, naming `what`, for anything that is no array of numbers.
+    The tensor must not be written to. Only what PyTorch cannot hold is copied: NumPy arrays of foreign byte order or
+    negative strides, lists, numbers.
+
+    Parameters
+    ----------
+    array : Any
+        NumPy, PyTorch, CuPy, JAX or other array, or a list or number.
+    what : str, default 'array'
+        What the array is called in an error message.
+
+    Returns
+    -------
+    Tensor
+        The tensor, detached from any gradient graph.
+
+    Raises
+    ------
+    RalibError
+        If `array` is not an array of numbers.
     """
     if isinstance(array, Tensor):
         return array.detach()
@@ -41,9 +58,20 @@ def as_tensor(array: Any, what: str = "array") -> Tensor:
 
 
 def same_kind(tensor: Tensor, example: Any) -> Any:
-    """`tensor` as an array of the library that `example` came from, on the example's kind of device.
+    """Return a tensor as an array of the library that an example came from.
 
-    A list, a number, or an array whose library cannot take tensors gives a NumPy array or the tensor itself.
+    Parameters
+    ----------
+    tensor : Tensor
+        The result to convert.
+    example : Any
+        Array whose library and kind of device are wanted.
+
+    Returns
+    -------
+    Any
+        The converted array. A list, a number, or an array whose library cannot import tensors gives a NumPy array, or
+        the tensor itself.
     """
     if isinstance(example, Tensor):
         return tensor.to(example.device)

@@ -1,11 +1,18 @@
-"""SPARX's ways to centre an average (utilities.center_2D), on batches of images (k, n, n).
+"""SPARX's methods to centre an average (`utilities.center_2D`), for batches of images (k, n, n).
 
-    0 none; 1 phase approximation of the centre of gravity; 2 correlation with a Gaussian; 3 with a ring (a wide less a
-    narrow Gaussian); 4 with a given reference (the mask, in ref_ali2d); 5 with the image's own rotational average;
-    6 as 1 of what is brighter than mean + sigma; 7 correlation of a binary image with the reference.
+The methods, by number:
 
-Each returns how far the object lies from pixel (n // 2, n // 2); `center_2D` moves it there. `-1` (the average of the
-particles' shifts) needs poses, not an image: `average_shift`.
+- 0: none
+- 1: centre of gravity by phase approximation
+- 2: correlation with a Gaussian
+- 3: correlation with a ring (a wide less a narrow Gaussian)
+- 4: correlation with a given reference (the mask, in `ref_ali2d`)
+- 5: correlation with the image's own rotational average
+- 6: as 1, of the pixels brighter than mean + sigma
+- 7: correlation of a binary image with the reference
+
+Each measures how far the object lies from pixel (n // 2, n // 2), and `center_2D` moves it there. Method -1, the
+average of the particles' shifts, needs poses rather than an image: see `ralib.alignment.references.mean_member_shift`.
 """
 
 from __future__ import annotations
@@ -31,9 +38,35 @@ def center_2D(
     outer_radius_px: float = 7.0,
     reference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images (k, n, n) centred by a method, and the shift_xy_px (k, 2) they were off by.
+    """Centre images by one of SPARX's methods.
 
-    search_range_px > 0 limits a phase shift (a larger one counts as none) and windows a correlation to that width.
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images to centre.
+    method : int, default 1
+        Number of the method, 0 to 7; see the module's list.
+    search_range_px : float, default -1
+        Above 0, a phase shift larger than this counts as none, and a correlation is searched in a window of this width.
+        -1 means no limit.
+    inner_radius_px : float, default 2.0
+        Standard deviation of the (narrow) Gaussian of methods 2 and 3, pixels.
+    outer_radius_px : float, default 7.0
+        Standard deviation of the wide Gaussian of method 3, pixels.
+    reference : Tensor of shape (n, n), optional
+        Reference of methods 4 and 7.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        The centred images.
+    Tensor of shape (k, 2)
+        Offset (x, y) from the centre that was removed, pixels.
+
+    Raises
+    ------
+    RalibError
+        If the images are not square, the method is unknown, or its reference is missing.
     """
     shift = center_shift(
         images,
@@ -59,7 +92,34 @@ def center_shift(
     outer_radius_px: float = 7.0,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """How far (k, 2), x then y in pixels, each image is off centre by the method's measure."""
+    """Measure how far each image is off centre.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images to measure.
+    method : int
+        Number of the method, 0 to 7; see the module's list.
+    search_range_px : float, default -1
+        Above 0, a phase shift larger than this counts as none, and a correlation is searched in a window of this width.
+        -1 means no limit.
+    inner_radius_px : float, default 2.0
+        Standard deviation of the (narrow) Gaussian of methods 2 and 3, pixels.
+    outer_radius_px : float, default 7.0
+        Standard deviation of the wide Gaussian of method 3, pixels.
+    reference : Tensor of shape (n, n), optional
+        Reference of methods 4 and 7.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Offset (x, y) from pixel (n // 2, n // 2), pixels.
+
+    Raises
+    ------
+    RalibError
+        If the images are not square, the method is unknown, or its reference is missing.
+    """
     if images.ndim != 3 or images.shape[-1] != images.shape[-2]:
         raise RalibError(f"centring takes square images (k, n, n), not {tuple(images.shape)}")
     if method not in METHODS:
@@ -86,7 +146,7 @@ def center_shift(
 
 
 def phase_cog(images: Tensor) -> Tensor:
-    """Centre of gravity (k, 2) from the phase of the first Fourier coefficient of each projection, from n // 2."""
+    """Return centres of gravity (k, 2), from n // 2, by the phase of each projection's first Fourier coefficient."""
     n = images.shape[-1]
     angle = 2.0 * math.pi / n * torch.arange(n, device=images.device, dtype=torch.float64)
     wave = torch.polar(torch.ones_like(angle), angle)
@@ -99,20 +159,46 @@ def phase_cog(images: Tensor) -> Tensor:
 
 
 def ccf(images: Tensor, reference: Tensor) -> Tensor:
-    """Circulant cross-correlation (k, n, n), its origin at pixel (n // 2, n // 2)."""
+    """Compute the circulant cross-correlation with its origin at pixel (n // 2, n // 2).
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    reference : Tensor of shape (n, n) or (k, n, n)
+        What they are correlated with.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Correlation maps.
+    """
     spectrum = torch.fft.rfft2(images) * torch.fft.rfft2(reference.to(images.dtype)).conj()
     correlation = torch.fft.irfft2(spectrum, s=images.shape[-2:])
     return torch.fft.fftshift(correlation, dim=(-2, -1))
 
 
 def scf(images: Tensor) -> Tensor:
-    """Circulant self-correlation (k, n, n) by EMAN2: the transform of the amplitudes, origin at the centre."""
+    """Compute EMAN2's circulant self-correlation (k, n, n): the transform of the amplitudes, origin at the centre."""
     amplitude = torch.fft.rfft2(images).abs()
     return torch.fft.fftshift(torch.fft.irfft2(amplitude, s=images.shape[-2:]), dim=(-2, -1))
 
 
 def peak_shift(correlation: Tensor, window_px: float = -1) -> Tensor:
-    """Where (k, 2) the highest peak of a correlation lies, pixels from the centre; within a window if given."""
+    """Locate the highest peak of correlation maps.
+
+    Parameters
+    ----------
+    correlation : Tensor of shape (k, n, n)
+        Maps with their origin at pixel (n // 2, n // 2).
+    window_px : float, default -1
+        Width of the central window that is searched, pixels; -1 searches everything.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Peak position (x, y) from the origin, pixels; (0, 0) for a flat map.
+    """
     if window_px > 0:
         correlation = window(correlation, int(window_px))
     n = correlation.shape[-1]
@@ -124,13 +210,26 @@ def peak_shift(correlation: Tensor, window_px: float = -1) -> Tensor:
 
 
 def window(images: Tensor, size: int) -> Tensor:
-    """The central size x size pixels, centre kept at size // 2."""
+    """Cut out the central part of images.
+
+    Parameters
+    ----------
+    images : Tensor of shape (..., n, n)
+        Images.
+    size : int
+        Width of the part, pixels.
+
+    Returns
+    -------
+    Tensor of shape (..., size, size)
+        The part; the centre stays at size // 2.
+    """
     start = images.shape[-1] // 2 - size // 2
     return images[..., start : start + size, start : start + size]
 
 
 def rot_avg_image(images: Tensor) -> Tensor:
-    """Each image (k, n, n) replaced by its rotational average (EMData::rotavg_i), its rim's mean beyond n // 2 px."""
+    """Replace each image (k, n, n) by its rotational average (`EMData::rotavg_i`), constant beyond n // 2 pixels."""
     n = images.shape[-1]
     axis = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
     radius = torch.sqrt(axis[:, None] ** 2 + axis[None, :] ** 2).double()
@@ -208,7 +307,20 @@ def _roll(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def centre_of_mass(images: Tensor, mask: Tensor) -> Tensor:
-    """Centre (k, 2) of what stands out above a third of the maximum inside the mask, dark or bright."""
+    """Compute the centre of the density above a third of the maximum inside a mask, dark or bright.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    mask : Tensor of shape (n, n)
+        Weight of each pixel, 0 to 1.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Centre (x, y) from pixel (n // 2, n // 2), pixels.
+    """
     n = images.shape[-1]
     inside = images * mask
     sign = torch.where(inside.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]

@@ -1,12 +1,12 @@
-"""The contrast transfer function, on the Fourier grid of an image and on polar rings.
+"""The contrast transfer function (CTF) on the Fourier grid of an image and on polar rings, and its correction.
 
-Sign and phase follow RELION and EMAN2 (checked against both), for protein-bright images:
+Sign and phase follow RELION and EMAN2 (verified against both), for images in which protein is bright:
 
     CTF(k) = sin(pi lambda d(theta) k^2 - pi/2 Cs lambda^3 k^4 + phase shift + asin(Q0)) exp(-B k^2 / 4),
     d(theta) = mean defocus + half the difference * cos(2 (theta - astigmatism angle)),
 
-so an underfocused image (d > 0) of bright protein starts at +Q0 at k = 0: low frequencies keep their sign.
-theta runs from the x axis (columns) towards y (rows), as every angle in `conventions`.
+so that an underfocused image (d > 0) starts at +Q0 at k = 0, and low frequencies keep their sign. The angle theta runs
+from the x axis (columns) towards y (rows), as every angle in `ralib.conventions`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ from ralib.types import CtfParameters, CtfState, RalibError
 
 
 def electron_wavelength_A(voltage_kV: np.ndarray) -> np.ndarray:
-    """Relativistic electron wavelength; (n,) kV -> (n,) Angstrom (0.0197 at 300 kV)."""
+    """Compute the relativistic electron wavelength.
+
+    Parameters
+    ----------
+    voltage_kV : ndarray of shape (n,)
+        Acceleration voltage, kV.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Wavelength, Angstrom (0.0197 at 300 kV).
+    """
     voltage_V = np.asarray(voltage_kV, dtype=np.float64) * 1e3
     return 12.2643247 / np.sqrt(voltage_V * (1.0 + 0.978466e-6 * voltage_V))
 
@@ -36,7 +47,31 @@ def ctf_2d(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b {box} {box}//2+1"]:
-    """CTF of each particle in rfft2's layout: (b, box, box // 2 + 1), zero frequency at [0, 0]."""
+    """Compute the CTF of each particle in the layout of `torch.fft.rfft2`.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles.
+    box : int
+        Image size n, pixels.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    dtype : torch.dtype, default torch.float32
+        Floating point type of the result.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n // 2 + 1)
+        The CTF, zero frequency at [0, 0].
+
+    Raises
+    ------
+    RalibError
+        If the pixel size is not above 0.
+    """
     if not pixel_size_A > 0:
         raise RalibError(f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with --pixel-size")
     kx, ky = frequency_grid(box, device=device, dtype=dtype)
@@ -46,27 +81,82 @@ def ctf_2d(
 def ctf_polar(
     params: CtfParameters, radial_frequency_per_A: Float[Tensor, " k"], angle_rad: Float[Tensor, " a"]
 ) -> Float[Tensor, "b k a"]:
-    """CTF of each particle on a polar grid: radii (K,) in 1/A and angles (A,) in radians -> (b, K, A)."""
+    """Compute the CTF of each particle on a polar grid.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles.
+    radial_frequency_per_A : Tensor of shape (k,)
+        Radii, 1/Angstrom.
+    angle_rad : Tensor of shape (a,)
+        Angles from the x axis towards y, radians.
+
+    Returns
+    -------
+    Tensor of shape (b, k, a)
+        The CTF.
+    """
     radius = radial_frequency_per_A[:, None]
     return _ctf(params, radius * torch.cos(angle_rad), radius * torch.sin(angle_rad))
 
 
 def apply_ctf(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
-    """Images (b, n, n) filtered by a CTF (b, n, n // 2 + 1)."""
+    """Multiply the transform of images by a CTF.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    ctf : Tensor of shape (b, n, n//2+1)
+        CTF of each image, or one for all.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Filtered images.
+    """
     return filter_images(images, ctf)
 
 
 def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]) -> Float[Tensor, "b n n"]:
-    """Images (b, n, n) with the sign of every frequency set right; amplitudes stay as they are."""
+    """Multiply the transform of images by the sign of their CTF; amplitudes stay.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    ctf : Tensor of shape (b, n, n//2+1)
+        CTF of each image, or one for all.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Phase-flipped images.
+    """
     return apply_ctf(images, torch.where(ctf < 0, -1.0, 1.0).to(images.dtype))
 
 
 def multiply_remaining_ctf(
     images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float, *, noise_as_taken: bool = False
 ) -> Float[Tensor, "b n n"]:
-    """Images (b, n, n) with their CTF applied once in all, whatever their `CtfState`; see `matched_filter`.
+    """Multiply images by what `matched_filter` leaves of their CTF, so that it is applied once in all.
 
-    noise_as_taken   first scale images multiplied by their CTF so that white noise has the power it was taken with
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images in any `CtfState`.
+    params : CtfParameters
+        Their CTF parameters, with the state.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    noise_as_taken : bool, default False
+        Scale premultiplied images first; see `scale_to_noise_as_taken`.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Images multiplied by their CTF once.
     """
     ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
     if noise_as_taken:
@@ -77,7 +167,24 @@ def multiply_remaining_ctf(
 def flip_remaining_phases(
     images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float, *, noise_as_taken: bool = False
 ) -> Float[Tensor, "b n n"]:
-    """Images (b, n, n) with the sign of every frequency set right, where their `CtfState` does not say it is."""
+    """Flip the phases of those images whose `CtfState` says that they are not flipped yet.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images in any `CtfState`.
+    params : CtfParameters
+        Their CTF parameters, with the state.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    noise_as_taken : bool, default False
+        Scale premultiplied images first; see `scale_to_noise_as_taken`.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Images with correct phases.
+    """
     ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
     if noise_as_taken:
         images = scale_to_noise_as_taken(images, params, ctf)
@@ -87,15 +194,42 @@ def flip_remaining_phases(
 def scale_to_noise_as_taken(
     images: Float[Tensor, "b n n"], params: CtfParameters, ctf: Float[Tensor, "b n m"]
 ) -> Float[Tensor, "b n n"]:
-    """Images of background variance 1 scaled so that their noise has the variance it had before any CTF was applied."""
+    """Scale images of background variance 1 so that their noise has the variance it had before a CTF was applied.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images of background variance 1.
+    params : CtfParameters
+        Their CTF parameters, with the state.
+    ctf : Tensor of shape (b, n, m)
+        Their CTF.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        The images, scaled by `noise_gain` where any state is not NONE.
+    """
     return images * noise_gain(params, ctf)[:, None, None] if params.state.any() else images
 
 
 def matched_filter(params: CtfParameters, ctf: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """What images are still to be multiplied by to have their CTF applied once, by their `CtfState`: (b, ...).
+    """Return the factor by which images are still to be multiplied for their CTF to be applied once, by `CtfState`.
 
-    The CTF for images as they were taken, its absolute value where the phases are flipped, 1 where they are multiplied
-    by it already. Sums of these over sums of CTF^2 are Wiener's average for all three.
+    The factor is the CTF for images as they were taken, its absolute value where phases are flipped, and 1 where images
+    are multiplied by it already. The sum of such images over the sum of CTF^2 is the Wiener average for all three.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles, with the state.
+    ctf : Tensor of shape (b, ...)
+        Their CTF, on any grid.
+
+    Returns
+    -------
+    Tensor of shape (b, ...)
+        The factor.
     """
     if not params.state.any():
         return ctf
@@ -105,7 +239,20 @@ def matched_filter(params: CtfParameters, ctf: Float[Tensor, "b ..."]) -> Float[
 
 
 def remaining_flip(params: CtfParameters, ctf: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
-    """A CTF of which `phase_flip` leaves images alone whose phases are right already."""
+    """Return a CTF with which `phase_flip` changes only images whose phases are not flipped yet.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles, with the state.
+    ctf : Tensor of shape (b, n, m)
+        Their CTF.
+
+    Returns
+    -------
+    Tensor of shape (b, n, m)
+        The CTF, or ones for images of correct phases.
+    """
     if not params.state.any():
         return ctf
     right = torch.as_tensor(params.state != CtfState.NONE, device=ctf.device)
@@ -113,7 +260,20 @@ def remaining_flip(params: CtfParameters, ctf: Float[Tensor, "b n m"]) -> Float[
 
 
 def noise_gain(params: CtfParameters, ctf: Float[Tensor, "b n m"]) -> Float[Tensor, " b"]:
-    """Standard deviation of white noise of variance 1 after what was done to the images: (b,)."""
+    """Compute the standard deviation that white noise of variance 1 has after the recorded CTF treatment.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles, with the state.
+    ctf : Tensor of shape (b, n, m)
+        Their CTF.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        Root mean square of the CTF for premultiplied images, 1 for others.
+    """
     multiplied = torch.as_tensor(params.state == CtfState.PREMULTIPLIED, device=ctf.device)
     return torch.where(multiplied, ctf.square().mean((1, 2)).sqrt(), 1.0)
 
@@ -128,11 +288,33 @@ def ctf_from_eman2(
     astigmatism_um: Sequence[float] | np.ndarray | None = None,
     astigmatism_angle_deg: Sequence[float] | np.ndarray | None = None,
 ) -> CtfParameters:
-    """SPARX's CTF numbers, each (n,), as ours.
+    """Convert CTF parameters of EMAN2/SPARX.
 
     SPARX's defocus along theta is mean - difference / 2 * sin(2 (theta + angle)). Its amplitude contrast is a
-    percentage that runs on to -200 and 200 where a phase plate adds more than 90 degrees; that part becomes
-    `phase_shift_deg`. (SPARX's electron wavelength is smaller than ours by 4e-5, a rounded constant.)
+    percentage that continues to -200 and 200 where a phase plate adds more than 90 degrees; that part becomes
+    `phase_shift_deg`. SPARX's electron wavelength is smaller than ours by 4e-5, because of a rounded constant.
+
+    Parameters
+    ----------
+    defocus_um : Sequence[float] or ndarray of shape (n,)
+        Mean defocus, micrometre; positive for underfocus.
+    cs_mm : Sequence[float] or ndarray of shape (n,)
+        Spherical aberration, mm.
+    voltage_kV : Sequence[float] or ndarray of shape (n,)
+        Acceleration voltage, kV.
+    amplitude_contrast_percent : Sequence[float] or ndarray of shape (n,)
+        Amplitude contrast, percent.
+    bfactor_A2 : Sequence[float] or ndarray of shape (n,)
+        B-factor, Angstrom^2.
+    astigmatism_um : Sequence[float], ndarray of shape (n,), optional
+        Defocus difference, micrometre; none by default.
+    astigmatism_angle_deg : Sequence[float], ndarray of shape (n,), optional
+        SPARX's angle of astigmatism, degrees.
+
+    Returns
+    -------
+    CtfParameters
+        The same in the package's conventions.
     """
     defocus_A = np.asarray(defocus_um, dtype=np.float64) * 1e4
     zeros = np.zeros_like(defocus_A)

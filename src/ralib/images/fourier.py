@@ -1,4 +1,4 @@
-"""The Fourier plane of images: rings, shifts by phases, other box sizes, low-pass filters."""
+"""The Fourier plane of images: rings, phase shifts, cropping and padding to other box sizes, low-pass filters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from torch import Tensor
 
 @functools.lru_cache(maxsize=8)
 def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
-    """Ring 0..n//2 of every sample of rfft2's layout (n, n//2+1); the corners beyond get n//2+1."""
+    """Return the ring 0..n//2 of every sample in rfft2's layout.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n // 2 + 1)
+        Ring numbers; the corners beyond the last ring have n // 2 + 1.
+    """
     fy = torch.fft.fftfreq(box, device=device) * box
     fx = torch.fft.rfftfreq(box, device=device) * box
     radius = torch.sqrt(fy[:, None] ** 2 + fx[None, :] ** 2)
@@ -30,7 +43,18 @@ def _hermitian_weight(box: int, device: torch.device | str) -> Tensor:
 
 
 def ring_sums(values: Tensor) -> Tensor:
-    """Sums over Fourier rings of the full plane: real (..., n, n//2+1) -> float64 (..., n//2+1)."""
+    """Sum values over the Fourier rings of the full plane.
+
+    Parameters
+    ----------
+    values : Tensor of shape (..., n, n // 2 + 1)
+        Real values in rfft2's layout.
+
+    Returns
+    -------
+    Tensor of shape (..., n // 2 + 1)
+        Sums in double precision; samples that stand for a conjugate pair count twice.
+    """
     box = values.shape[-2]
     ring = ring_index(box, values.device).flatten()
     weighted = (values.double() * _hermitian_weight(box, values.device)).flatten(-2)
@@ -40,51 +64,146 @@ def ring_sums(values: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def ring_counts(box: int, device: torch.device | str = "cpu") -> Tensor:
-    """Samples of the full transform in each ring: (n//2+1,) float64."""
+    """Count the samples of the full transform in each ring.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n // 2 + 1,)
+        Counts in double precision.
+    """
     return ring_sums(torch.ones(box, box // 2 + 1, device=device))
 
 
 def spread_rings(curve: Tensor, box: int) -> Tensor:
-    """A curve over rings (..., n//2+1) on every sample of rfft2's layout; the corners take the last ring's
-    value.
+    """Expand a curve over rings to every sample of rfft2's layout.
+
+    Parameters
+    ----------
+    curve : Tensor of shape (..., n // 2 + 1)
+        A value for each ring.
+    box : int
+        Image size n, pixels.
+
+    Returns
+    -------
+    Tensor of shape (..., n, n // 2 + 1)
+        The value of each sample's ring; the corners have that of the last ring.
     """
     index = ring_index(box, curve.device).clamp(max=box // 2)
     return curve[..., index]
 
 
 def squared(values: Tensor) -> Tensor:
-    """Squared magnitudes of complex values, whose `abs` PyTorch would compile at run time on a GPU: seconds, once."""
+    """Return squared magnitudes of complex values; PyTorch would compile `abs` at run time on a GPU, for seconds."""
     return values.real.square() + values.imag.square()
 
 
 def frequency_grid(
     box: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Frequencies (kx, ky) in cycles per pixel, rfft2 layout; they broadcast to (box, box // 2 + 1)."""
+    """Return the frequencies of rfft2's samples.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+    dtype : torch.dtype, default torch.float32
+        Floating point type.
+
+    Returns
+    -------
+    kx : Tensor of shape (1, n // 2 + 1)
+        Along x, cycles per pixel.
+    ky : Tensor of shape (n, 1)
+        Along y, cycles per pixel.
+    """
     kx = torch.fft.rfftfreq(box, device=device, dtype=dtype)[None, :]
     ky = torch.fft.fftfreq(box, device=device, dtype=dtype)[:, None]
     return kx, ky
 
 
 def filter_images(images: Tensor, response: Tensor) -> Tensor:
-    """Images (..., n, n) whose transform is multiplied by a response (..., n, n // 2 + 1)."""
+    """Multiply the transform of images by a response.
+
+    Parameters
+    ----------
+    images : Tensor of shape (..., n, n)
+        Images.
+    response : Tensor of shape (..., n, n // 2 + 1)
+        Real or complex response in rfft2's layout.
+
+    Returns
+    -------
+    Tensor of shape (..., n, n)
+        Filtered images.
+    """
     return torch.fft.irfft2(torch.fft.rfft2(images) * response, s=images.shape[-2:])
 
 
 def frequency_radius(box: int, device: torch.device | str = "cpu") -> Float[Tensor, "{box} {box}//2+1"]:
-    """Distance of rfft2's samples from zero frequency, cycles per pixel."""
+    """Return the distance of rfft2's samples from zero frequency.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n // 2 + 1)
+        Cycles per pixel.
+    """
     return torch.hypot(*reversed(frequency_grid(box, device=device)))
 
 
 def shift_images(images: Tensor, shift_xy_px: Tensor) -> Tensor:
-    """Images (k, n, n) moved by (k, 2) pixels, by Fourier phases."""
+    """Shift images by multiplication with Fourier phases; cyclic.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    shift_xy_px : Tensor of shape (k, 2)
+        Shift (x, y), pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Shifted images.
+    """
     fx, fy = frequency_grid(images.shape[-1], device=images.device)
     angle = -2 * math.pi * (shift_xy_px[:, 0, None, None] * fx + shift_xy_px[:, 1, None, None] * fy)
     return filter_images(images, torch.polar(torch.ones_like(angle), angle))
 
 
 def fshift(images: Tensor, shift_xy_px: Tensor) -> Tensor:
-    """Images (b, n, n) moved by (b, 2) pixels with a Fourier phase (fundamentals.fshift); cyclic."""
+    """Shift images by SPARX's Fourier phases (`fundamentals.fshift`); cyclic.
+
+    Differs from `shift_images` in the Nyquist row of even boxes, which EMAN2 keeps at +n / 2.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    shift_xy_px : Tensor of shape (b, 2)
+        Shift (x, y), pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Shifted images.
+    """
     n = images.shape[-1]
     k = torch.arange(n, device=images.device, dtype=torch.float64)
     # EMAN2 keeps the Nyquist row at +n/2, so a half-pixel shift of it is not symmetric.
@@ -101,10 +220,22 @@ def _complex(images: Tensor) -> torch.dtype:
 
 
 def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
-    """Images (b, n, n) on another grid, (b, box, box), by cropping or padding their transform.
+    """Crop or pad the transform of images, so that they have another box and the same field of view.
 
-    Pixel n // 2 stays the centre and grey values stay what they are. The Nyquist frequency of the smaller box, where
-    it is even, is left out: it stands for two frequencies of the larger.
+    Pixel n // 2 stays the centre, and grey values stay. The Nyquist frequency of the smaller box, where it is even, is
+    left out: it stands for two frequencies of the larger box.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    box : int
+        New image size m, pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, m, m)
+        Resized images.
     """
     n = images.shape[-1]
     if box == n:
@@ -123,25 +254,69 @@ def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b
 
 
 def tanh_low_pass(frequency: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
-    """SPARX's filt_tanl, one half at `cutoff`: 0.5 (tanh(c (f + cutoff)) - tanh(c (f - cutoff))), c = pi/(2 a cutoff).
+    """Evaluate SPARX's hyperbolic tangent low-pass filter (`filt_tanl`), which is one half at the cut-off.
 
-    frequency (r,) in cycles per pixel against cutoff and falloff that broadcast with it.
+    The response is 0.5 (tanh(c (f + cutoff)) - tanh(c (f - cutoff))) with c = pi / (2 falloff cutoff).
+
+    Parameters
+    ----------
+    frequency : Tensor of shape (r,)
+        Frequencies, cycles per pixel.
+    cutoff : Tensor
+        Cut-off, cycles per pixel; broadcasts with `frequency`.
+    falloff : Tensor
+        Width of the transition over the cut-off; broadcasts with `frequency`.
+
+    Returns
+    -------
+    Tensor
+        Response at each frequency.
     """
     c = math.pi / (2.0 * falloff * cutoff)
     return 0.5 * (torch.tanh(c * (frequency + cutoff)) - torch.tanh(c * (frequency - cutoff)))
 
 
 def low_pass(images: Tensor, cutoff: Tensor, falloff: Tensor) -> Tensor:
-    """Images (k, n, n) under the tanh filter of each."""
+    """Filter each image with its own tanh low-pass filter; see `tanh_low_pass`.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    cutoff : Tensor of shape (k,)
+        Cut-offs, cycles per pixel.
+    falloff : Tensor of shape (k,)
+        Widths of the transition over the cut-off.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Filtered images.
+    """
     frequency = frequency_radius(images.shape[-1], images.device)
     return filter_images(images, tanh_low_pass(frequency, cutoff[:, None, None], falloff[:, None, None]))
 
 
 def resample(images: Float[Tensor, "b n n"], box: int, magnification: float) -> Float[Tensor, "b {box} {box}"]:
-    """Images (b, n, n) on a grid of `box` pixels that are `magnification` times as large, (b, box, box).
+    """Resample images on a grid whose pixels are larger or smaller by any ratio.
 
-    The trigonometric polynomial through the pixels, without what lies beyond the Nyquist frequency of either grid, at
-    the new points: exact for any ratio, unlike a Fourier crop. Pixel n // 2 stays the centre; grey values stay.
+    The trigonometric polynomial through the pixels, without frequencies beyond the Nyquist frequency of either grid, is
+    evaluated at the new points: exact for any ratio, unlike a Fourier crop. Pixel n // 2 stays the centre; grey values
+    stay.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    box : int
+        New image size, pixels.
+    magnification : float
+        New pixel size over the old one.
+
+    Returns
+    -------
+    Tensor of shape (b, box, box)
+        Resampled images.
     """
     n = images.shape[-1]
     highest = min((n - 1) // 2, math.ceil(0.5 * n / magnification) - 1)

@@ -1,4 +1,4 @@
-"""Fourier ring correlation of half averages, and the resolution it tells."""
+"""Fourier ring correlation (FRC) of half averages, and the resolution and signal to noise ratio derived from it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,31 @@ from ralib.types import ClassAverages
 
 
 def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Fourier ring correlation of two sets of images (k, n, n): (k, n//2+1), ring r at r/n cycles per pixel.
+    """Compute the Fourier ring correlation of two sets of images.
 
-    Saxton and Baumeister 1982. A mask (n, n) is multiplied first; a ring without power counts as 0.
+    Parameters
+    ----------
+    first : Tensor of shape (k, n, n)
+        First half averages.
+    second : Tensor of shape (k, n, n)
+        Second half averages.
+    mask : Tensor of shape (n, n), optional
+        Multiplied to both first.
+
+    Returns
+    -------
+    Tensor of shape (k, n // 2 + 1)
+        Correlation; ring r lies at r / n cycles per pixel. A ring without power counts as 0.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    References
+    ----------
+    Saxton and Baumeister 1982, "The correlation averaging of a regularly arranged bacterial cell envelope protein", J.
+    Microsc. 127, 127-138.
     """
     if first.shape != second.shape:
         raise ValueError(f"the two sets have shapes {tuple(first.shape)} and {tuple(second.shape)}")
@@ -28,19 +50,44 @@ def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssnr(frc_curve: Tensor) -> Tensor:
-    """Signal to noise ratio per ring of the whole average, from the FRC of its halves: 2 F / (1 - F), not
-    below 0.
+    """Return the spectral signal to noise ratio of whole averages, 2 F / (1 - F), from the FRC F of their halves.
+
+    Parameters
+    ----------
+    frc_curve : Tensor of shape (..., r)
+        FRC on each ring.
+
+    Returns
+    -------
+    Tensor of shape (..., r)
+        Ratio, not below 0.
     """
     clipped = frc_curve.clamp(0.0, 0.999)
     return 2.0 * clipped / (1.0 - clipped)
 
 
 def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143) -> Tensor:
-    """Where each curve (k, n//2+1) first falls below the threshold, cycles per pixel; 0.5 where it never
-    does.
+    """Return the frequency at which each FRC curve first falls below a threshold, linear between rings.
 
-    Linear between rings. 0.143 belongs to halves of independent noise (Rosenthal and Henderson 2003); here
-    both halves were aligned to one reference, so the number is an optimistic one.
+    A threshold of 0.143 belongs to halves of independent noise. Here both halves were aligned to one reference, so that
+    the resolution is an optimistic one.
+
+    Parameters
+    ----------
+    frc_curve : Tensor of shape (k, n // 2 + 1)
+        FRC curves.
+    threshold : float, default 0.143
+        FRC at the resolution.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Cycles per pixel; 0.5 where the curve never falls below.
+
+    References
+    ----------
+    Rosenthal and Henderson 2003, "Optimal determination of particle orientation, absolute hand, and contrast loss in
+    single-particle electron cryomicroscopy", J. Mol. Biol. 333, 721-745.
     """
     box = 2 * (frc_curve.shape[-1] - 1)
     below = frc_curve < threshold
@@ -54,10 +101,27 @@ def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143) -> Tensor:
 
 
 def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
-    """FRC (k, rings) of the halves behind the mask, less what the mask itself correlates.
+    """Compute the FRC of masked half averages, corrected for the correlation that the mask introduces.
 
-    As Chen et al. 2013: beyond the ring where the unmasked FRC falls below 0.8, phases of both halves are drawn at
-    random; what still correlates there is the mask's, and is taken out.
+    Beyond the ring where the unmasked FRC falls below 0.8, the phases of both halves are replaced by random ones; the
+    correlation that remains is due to the mask and is subtracted.
+
+    Parameters
+    ----------
+    averages : ClassAverages
+        Class averages with half images.
+    radius_px : float
+        Radius of the soft mask, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, n // 2 + 1)
+        Corrected FRC, -1 to 1.
+
+    References
+    ----------
+    Chen et al. 2013, "High-resolution noise substitution to measure overfitting and validate resolution in 3D structure
+    determination by single particle electron cryomicroscopy", Ultramicroscopy 135, 24-35.
     """
     halves = averages.half_images
     assert halves is not None

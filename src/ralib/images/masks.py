@@ -1,4 +1,4 @@
-"""Masks: discs with hard and soft edges, rings, and what images are worth under them."""
+"""Masks with hard and soft edges, and image statistics under a mask."""
 
 from __future__ import annotations
 
@@ -15,13 +15,39 @@ BACKGROUND_RADIUS = 0.45
 
 
 def centre_distance(box: int, device: torch.device | str = "cpu") -> Float[Tensor, "{box} {box}"]:
-    """Distance (n, n) of every pixel from pixel (n // 2, n // 2), pixels."""
+    """Return the distance of every pixel from the centre, pixel (n // 2, n // 2).
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        Distance, pixels.
+    """
     c = torch.arange(box, device=device, dtype=torch.float32) - box // 2
     return torch.hypot(c[:, None], c[None, :])
 
 
 def background_mask(box: int, device: torch.device | str) -> Tensor:
-    """1.0 where an image shows background only: (n, n)."""
+    """Return a mask of the background: 1 beyond `BACKGROUND_RADIUS` times the box.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        1.0 in the background, 0.0 elsewhere.
+    """
     return (centre_distance(box, device) > BACKGROUND_RADIUS * box).float()
 
 
@@ -33,7 +59,26 @@ def soft_disc(
     hole_radius_px: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "{box} {box}"]:
-    """1 inside the radius, falling as a raised cosine to 0 at radius + edge; 0 in the hole: (n, n)."""
+    """Return a disc with a raised-cosine edge, the soft mask of class averages and templates.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    radius_px : float
+        Radius within which the mask is 1, pixels.
+    edge_px : float
+        Width beyond the radius over which it falls to 0, pixels.
+    hole_radius_px : float, default 0.0
+        Radius of a hole in the centre, where the mask is 0, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        The mask, 0 to 1.
+    """
     distance = centre_distance(box, device)
     beyond = ((distance - radius_px) / max(edge_px, 1e-6)).clamp(0.0, 1.0)
     disc = 0.5 + 0.5 * torch.cos(math.pi * beyond)
@@ -41,23 +86,95 @@ def soft_disc(
 
 
 def circle_mask(box: int, radius_px: float, *, device: torch.device | str = "cpu") -> Tensor:
-    """True inside the circle of that radius about pixel (box // 2, box // 2): (box, box) bool."""
+    """Return the pixels inside a circle about pixel (n // 2, n // 2).
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    radius_px : float
+        Radius, pixels; the circle itself belongs to the inside.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        True inside.
+    """
     grid = torch.arange(box, device=device) - box // 2
     return grid[:, None] ** 2 + grid[None, :] ** 2 <= radius_px**2
 
 
 def model_circle(radius: float, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """A disc of ones (n, n), |x - n // 2| <= radius (utilities.model_circle)."""
+    """Return a hard disc as SPARX makes it (`utilities.model_circle`).
+
+    Parameters
+    ----------
+    radius : float
+        Radius, pixels.
+    n : int
+        Image size, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        1.0 inside, 0.0 outside.
+    """
     return circle_mask(n, radius, device=device).float()
 
 
 def mean_under(images: Tensor, mask: Tensor, inside: bool = True) -> Tensor:
-    """Mean (k,) of each image where mask > 0.5 (or, outside, where it is not), float64."""
+    """Return the mean of each image inside or outside a mask.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    mask : Tensor of shape (n, n)
+        Inside where above 0.5.
+    inside : bool, default True
+        Whether the inside or the outside counts.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Means in double precision.
+
+    Raises
+    ------
+    RalibError
+        If fewer than two pixels count.
+    """
     return statistics_under(images, mask, inside)[0]
 
 
 def statistics_under(images: Tensor, mask: Tensor, inside: bool = True) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (n - 1) of each image under or outside the mask (Util.infomask), (k,) float64."""
+    """Return mean and standard deviation of each image inside or outside a mask (`Util.infomask`).
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    mask : Tensor of shape (n, n)
+        Inside where above 0.5.
+    inside : bool, default True
+        Whether the inside or the outside counts.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Means in double precision.
+    Tensor of shape (k,)
+        Standard deviations, with n - 1 degrees of freedom.
+
+    Raises
+    ------
+    RalibError
+        If fewer than two pixels count.
+    """
     chosen = (mask > 0.5) == inside
     count = int(chosen.sum())
     if count < 2:

@@ -1,4 +1,4 @@
-"""Normalisation of particle images: background plane off, background standard deviation 1."""
+"""Normalisation of particle images: background plane subtracted, background standard deviation 1."""
 
 from __future__ import annotations
 
@@ -13,9 +13,24 @@ LARGE_OFFSET_SD = 100.0
 
 
 def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None = None) -> Float[Tensor, "b n n"]:
-    """Images (b, n, n) less the plane fitted outside the circle, over the standard deviation about it there.
+    """Subtract the plane fitted to the background and divide by the background's standard deviation.
 
-    radius_px None is three quarters of half the box. A constant background leaves the image unscaled.
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Particle images.
+    radius_px : float, optional
+        The background lies outside this radius, pixels; by default three quarters of half the box.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Images of background mean 0 and standard deviation 1; one of constant background is not scaled.
+
+    Raises
+    ------
+    RalibError
+        If fewer than four pixels lie outside the radius.
     """
     box = images.shape[-1]
     radius_px = 0.75 * box / 2 if radius_px is None else radius_px
@@ -35,16 +50,43 @@ def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None
 def divided_by_sd(
     images: Float[Tensor, "b n n"], sd: Float[Tensor, " b"], raw: Float[Tensor, "b n n"]
 ) -> Float[Tensor, "b n n"]:
-    """Images (b, n, n) over sd (b,); a spread that is only rounding of the raw values is not blown up."""
+    """Divide images by standard deviations, unless these are only rounding errors of the raw values.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    sd : Tensor of shape (b,)
+        Standard deviation of each.
+    raw : Tensor of shape (b, n, n)
+        The images before anything was subtracted.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Scaled images.
+    """
     real = sd > 0.5 * torch.finfo(raw.dtype).eps * raw.abs().amax((1, 2))
     return images / torch.where(real, sd, torch.ones_like(sd))[:, None, None]
 
 
 def without_offset(images: Float[Tensor, "b n n"]) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b 1 1"]]:
-    """Images less their mean where it is so large that single precision would lose the signal in what follows, and
-    what was taken off: raw counts of 1e7 with a signal of 1. Others come back as they are, with 0.
+    """Subtract the mean of images where it is so large that single precision would lose the signal.
 
-    The mean is summed in double precision; the difference of two near numbers is exact in single precision.
+    That is the case for raw counts of 1e7 with a signal of 1. The mean is summed in double precision; the difference of
+    two near numbers is exact in single precision.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        The images; those of moderate mean are unchanged.
+    Tensor of shape (b, 1, 1)
+        What was subtracted, 0 for unchanged images.
     """
     mean = images.mean((1, 2), keepdim=True, dtype=torch.float64)
     sd = images.flatten(1).std(1)[:, None, None]

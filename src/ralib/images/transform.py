@@ -38,16 +38,35 @@ def rotate_shift(
     boundary: str = "background",
     device: torch.device | str | None = None,
 ) -> Any:
-    """Images rotated by alpha, shifted by (sx, sy), then mirrored: EMAN2's rot_shift2D on a stack.
+    """Rotate images by alpha, shift them by (sx, sy), then mirror them: EMAN2's `rot_shift2D` for a stack.
 
-    images    (b, n, n), or one image (n, n)
-    alpha     degrees; sx, sy pixels; mirror true or 1: each a number or (b,)
-    method    'cubic' (o-Moms, prefiltered: the most accurate), 'quadratic' (EMAN2's own), 'linear'
-    boundary  what lies outside the box: 'background' (EMAN2's rule: the value the pixel had), 'zero', 'mean', 'cyclic'
-    device    where to compute; default: where the images are
+    Parameters
+    ----------
+    images : array_like of shape (b, n, n) or (n, n)
+        Images of any array library.
+    alpha : array_like of shape (b,) or a number
+        In-plane rotation, degrees.
+    sx, sy : array_like of shape (b,) or a number
+        Shift along x and y, pixels.
+    mirror : array_like of shape (b,) or a number, default False
+        True or 1 to mirror.
+    method : str, default 'cubic'
+        Interpolation: 'cubic' (o-Moms on prefiltered samples, the most accurate), 'quadratic' (EMAN2's own) or
+        'linear'.
+    boundary : str, default 'background'
+        Value outside the box: 'background' (EMAN2's rule: the value the pixel had before), 'zero', 'mean' or 'cyclic'.
+    device : torch.device, str, optional
+        Where to compute; by default where the images are.
 
-    Returns the same shape and kind of array, float64 for float64 images and float32 otherwise.
-    RalibError for wrong shapes, unknown names and parameters that are not finite.
+    Returns
+    -------
+    array
+        Transformed images, of the input's shape and kind of array; float64 for float64 images, float32 otherwise.
+
+    Raises
+    ------
+    RalibError
+        If shapes do not fit, a name is unknown, or a parameter is not finite.
     """
     stack = _image_stack(images)
     pose = _eman2_poses(stack, alpha, sx, sy, mirror)
@@ -72,13 +91,38 @@ def rotate_shift_average(
     boundary: str = "background",
     device: torch.device | str | None = None,
 ) -> Any:
-    """Average of each class's images, each rotated by alpha, shifted by (sx, sy), then mirrored.
+    """Average the images of each class after rotating, shifting and mirroring them.
 
-    classes    (b,) integers from 0; -1 leaves an image out
-    n_classes  k; default: the largest class plus one
+    Parameters
+    ----------
+    images : array_like of shape (b, n, n)
+        Images of any array library.
+    alpha : array_like of shape (b,) or a number
+        In-plane rotation, degrees.
+    sx, sy : array_like of shape (b,) or a number
+        Shift along x and y, pixels.
+    mirror : array_like of shape (b,) or a number
+        True or 1 to mirror.
+    classes : array_like of shape (b,)
+        Class numbers from 0; -1 leaves an image out.
+    n_classes : int, optional
+        Number of classes k; by default the largest class number plus one.
+    method : str, default 'cubic'
+        Interpolation, as in `rotate_shift`.
+    boundary : str, default 'background'
+        Value outside the box, as in `rotate_shift`.
+    device : torch.device, str, optional
+        Where to compute; by default where the images are.
 
-    The rest as in `rotate_shift`. Returns (k, n, n) of the same kind of array; an empty class gives zeros.
-    RalibError also for classes out of range and images that hold NaN or infinity.
+    Returns
+    -------
+    array of shape (k, n, n)
+        Class averages, of the input's kind of array; zeros for an empty class.
+
+    Raises
+    ------
+    RalibError
+        As in `rotate_shift`, and if a class number is out of range or an image holds NaN or infinity.
     """
     stack = _image_stack(images)
     pose = _eman2_poses(stack, alpha, sx, sy, mirror)

@@ -1,8 +1,8 @@
-"""All that knows Triton and Numba: each kernel beside a plain PyTorch reference of the same signature.
+"""Compute kernels, each in a plain PyTorch reference and in compiled forms of the same signature (Numba, Triton).
 
-`interpolation_samples(images)` prefilters once what is to be turned in every iteration; its result goes in for images.
-`implementation` alone chooses the form of a kernel. An error in one is an error: nothing falls back silently. The
-references are the oracles of the tests.
+`implementation` alone chooses the form. An error in a kernel is raised: no form silently replaces another. The
+reference is the oracle of the tests. Images that are interpolated in every iteration are prefiltered once by
+`interpolation_samples`, whose result is accepted in place of images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ choose_places(os.environ, Path(__file__).parent)
 
 
 def implementation(folder: str, data: Tensor | Samples) -> Any:
-    """The one dispatch rule: which module of a folder of kernels computes on such data.
+    """Choose the module of a folder of kernels that computes on given data: the one dispatch rule.
 
     Parameters
     ----------
@@ -48,7 +48,22 @@ def implementation(folder: str, data: Tensor | Samples) -> Any:
 
 
 def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
-    """Images (b, n, n) made ready for interpolation, to be turned many times; they take the place of images below."""
+    """Prefilter images once that are interpolated many times.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    method : str, default 'cubic'
+        Interpolation; see `rotate_shift_images`.
+    boundary : str, default 'zero'
+        Value outside the box; see `rotate_shift_images`.
+
+    Returns
+    -------
+    Samples
+        Samples, accepted in place of images by `rotate_shift_images` and `rotate_shift_sum`.
+    """
     samples: Samples = implementation("interpolation", images).interpolation_samples(
         images, method=method, boundary=boundary
     )
@@ -64,7 +79,33 @@ def rotate_shift_images(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Particles (b, n, n) in the frame of their class average; see `interpolation.reference.rotate_shift_images`."""
+    """Transform particles into the frame of their class average, p_ref = M(R(psi)(p + origin)).
+
+    Parameters
+    ----------
+    images : Tensor or Samples of shape (b, n, n)
+        Particle images, or their `interpolation_samples`.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift (x, y), pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+    method : str, default 'cubic'
+        'cubic' (o-Moms on prefiltered samples), 'quadratic' (EMAN2's) or 'linear'.
+    boundary : str, default 'zero'
+        Value outside the box: 'zero', 'mean', 'cyclic' or 'background' (EMAN2's rule).
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Transformed images, float64 for float64 images and float32 otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the method or boundary is unknown.
+    """
     turned: Tensor = implementation("interpolation", images).rotate_shift_images(
         images, psi_deg, origin_xy_px, mirror, method=method, boundary=boundary
     )
@@ -85,7 +126,40 @@ def rotate_shift_sum(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Class sums (k, n, n), or (2, k, n, n) by half, of such images; see `interpolation.reference.rotate_shift_sum`."""
+    """Sum the images of each class in the frame of its class average.
+
+    Particles are added in their order, so that the result does not depend on how they are divided into chunks.
+
+    Parameters
+    ----------
+    images : Tensor or Samples of shape (b, n, n)
+        Particle images, or their `interpolation_samples`.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift (x, y), pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+    class_index : Tensor of shape (b,)
+        Class from 0, or -1 for a particle of no class.
+    n_classes : int
+        Number of classes k.
+    weights : Tensor of shape (b,), optional
+        Factor of each particle.
+    half_index : Tensor of shape (b,), optional
+        Half data set of each particle, 0 or 1.
+    out : Tensor of shape (k, n, n) or (2, k, n, n), optional
+        Running sums to add to; may be float64 for float32 images.
+    method : str, default 'cubic'
+        Interpolation; see `rotate_shift_images`.
+    boundary : str, default 'zero'
+        Value outside the box; see `rotate_shift_images`.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n), or (2, k, n, n) with `half_index`
+        `out`, or new sums.
+    """
     pose = (psi_deg, origin_xy_px, mirror, class_index)
     options = {"weights": weights, "half_index": half_index, "out": out, "method": method, "boundary": boundary}
     sums: Tensor = implementation("interpolation", images).rotate_shift_sum(images, *pose, n_classes, **options)

@@ -1,6 +1,6 @@
-"""Where Numba and Triton may keep what they compiled: in a container often neither beside the sources nor at home.
+"""The folders in which Numba and Triton keep compiled code; in a container the default ones are often not writable.
 
-Without such a place Numba refuses to import a function that asks to be kept, and Triton fails at the first kernel.
+Without a writable folder Numba refuses to import a function that is to be cached, and Triton fails at the first kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from pathlib import Path
 
 
 def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
-    """Set NUMBA_CACHE_DIR and TRITON_CACHE_DIR where these would find no place: to a folder of this user's own."""
+    """Set NUMBA_CACHE_DIR and TRITON_CACHE_DIR to a folder of this user where the default folder is not writable.
+
+    Parameters
+    ----------
+    environment : MutableMapping[str, str]
+        The process's environment, changed in place.
+    package : Path
+        Folder of the package's sources, Numba's default place.
+    """
     home = Path(environment.get("HOME", "/nonexistent"))
     cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     places = {

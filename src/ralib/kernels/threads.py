@@ -1,7 +1,7 @@
-"""Work shared out over the cores of a CPU, in threads that do not wait for each other on the way.
+"""Distribution of work over the cores of a CPU, in threads that do not synchronise until they end.
 
-PyTorch's own threads meet at the end of every operation, and spin until the last is there. On a core that something
-else is using too, that takes many times as long as the work.
+PyTorch's own threads synchronise at the end of every operation and spin until the last has arrived. On a core that
+another process uses too, this takes many times as long as the work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it PyTorch uses one thread: where there is little to do, another costs more than it helps."""
+    """Limit PyTorch to one thread in this context, for operations too small to gain from more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -29,7 +29,20 @@ def one_thread() -> Iterator[None]:
 
 
 def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """work(part) of each part, on as many threads as PyTorch may use; in the work it has one."""
+    """Run a function on each part, on as many threads as PyTorch may use; within it PyTorch has one thread.
+
+    Parameters
+    ----------
+    work : Callable[[T], R]
+        The function.
+    parts : Sequence[T]
+        Its arguments, one for each call.
+
+    Returns
+    -------
+    list[R]
+        Results in the order of `parts`.
+    """
     threads = torch.get_num_threads()
     if min(threads, len(parts)) < 2:
         return [work(part) for part in parts]
@@ -41,7 +54,7 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
 
 def shares(n: int) -> list[slice]:
-    """0 to n in even parts for the cores: two for each, so that none waits long for a slow one; all of it for one."""
+    """Divide 0..n evenly into slices for the cores: two for each, to balance the load; one slice for a single core."""
     threads = torch.get_num_threads()
     step = max(1, -(-n // (2 * threads if threads > 1 else 1)))
     return [slice(first, min(first + step, n)) for first in range(0, n, step)]

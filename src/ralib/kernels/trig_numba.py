@@ -1,4 +1,4 @@
-"""Cosine and sine for compiled loops on a CPU, from polynomials: they stay in vector registers."""
+"""Cosine and sine for compiled loops on a CPU, from polynomials that stay in vector registers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 @numba.njit(fastmath=True, inline="always")
 @no_type_check
 def cos_sin(cycles: Any) -> Any:
-    """cos and sin of 2 pi times the argument, to 6e-7, from Chebyshev fits of the argument reduced to [-1/2, 1/2]."""
+    """Return cosine and sine of 2 pi times the argument, to 6e-7, from Chebyshev fits on [-1/2, 1/2]."""
     r = cycles - np.floor(cycles + np.float32(0.5))
     q = r * r
     co = np.float32(6.5286492)

@@ -1,1 +1,1 @@
-"""Rotated and shifted images and class sums of them: reference (plain PyTorch), Numba on a CPU, Triton on a GPU."""
+"""Rotated and shifted images and their class sums: `reference` (plain PyTorch), Numba on a CPU, Triton on a GPU."""

@@ -1,8 +1,9 @@
-"""Rotated, shifted and mirrored images, and their class sums, on a CPU: the Numba twin of `reference`.
+"""Rotated, shifted and mirrored images, and their class sums, on a CPU: the Numba form of `reference`.
 
-Line by line of the class frame: coordinates in vector registers into buffers of one line, then the taps, where the
-plain form writes and reads some sixty temporaries. Threads share out the lines, so that each line's sum has one owner
-and the particles' order: the same bits for any number of threads.
+Each line of the class frame is computed in two passes: coordinates in vector registers into buffers of one line, then
+the interpolation. The plain form writes and reads some sixty temporary arrays. Lines are distributed over threads, so
+that each line's sum belongs to one thread and is added in the particles' order: the result has the same bits for any
+number of threads.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def rotate_shift_images(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Particles seen in the frame of their class average; `reference` describes arguments and result."""
+    """Transform particles into the frame of their class average; see `reference.rotate_shift_images`."""
     out = empty_like(images).zero_()
     for part, samples in sampled_chunks(images, method, boundary, CHUNKS * chunk_pixels(images), solved):
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
@@ -174,7 +175,7 @@ def rotate_shift_images(
 
 
 def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
-    """Samples of images (b, n, n) to be used again; see `reference`."""
+    """Prefilter images that are interpolated many times; see `reference.interpolation_samples`."""
     return reference.interpolation_samples(images, method=method, boundary=boundary, pad=solved)
 
 
@@ -212,7 +213,7 @@ def _solve(images: Any, scale: Any, side: Any, out: Any) -> None:
 
 
 def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """`reference.padded`, the prefilter as recursions: a quarter of the matrix products' time."""
+    """Pad and prefilter images by recursions, a quarter of the matrix products' time; see `reference.padded`."""
     if matrix is None or boundary != "zero":
         return reference.padded(images, matrix, boundary)
     n = images.shape[-1]
@@ -229,7 +230,19 @@ def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor
 
 
 def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> None:
-    """Add particle i, turned by its row of the pose table, to sums[row[i]], (rows, n, n); a row too large is none."""
+    """Add each transformed particle to its row of the sums.
+
+    Parameters
+    ----------
+    samples : Samples
+        Samples of b particles.
+    table : Tensor of shape (b, 7)
+        Pose table; see `reference.pose_table`.
+    row : Tensor of shape (b,)
+        Row of the sums for each particle; one beyond the last is skipped.
+    sums : Tensor of shape (rows, n, n)
+        Sums, changed in place.
+    """
     n, dtype = samples.box, samples.values.dtype
     index = torch.arange(n)
     column = torch.stack([index, (2 * (n // 2) - index) % n]).sub(n // 2).to(dtype)
@@ -262,7 +275,7 @@ def rotate_shift_sum(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Sum of each class's images in the class frame; `reference` describes arguments and result."""
+    """Sum the images of each class in the class frame; see `reference.rotate_shift_sum`."""
     row = sum_row(class_index, half_index, n_classes)
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])

@@ -1,7 +1,7 @@
 """Cubic o-Moms interpolation for compiled loops on a CPU: four points at once, the four taps of a line side by side.
 
-Left to itself the compiler takes sixteen points at a time and gathers their taps one by one, in more than twice the
-time. This is the one place that speaks to LLVM itself.
+The compiler by itself vectorises over sixteen points and gathers their taps one by one, which takes more than twice as
+long. This module generates the LLVM instructions directly.
 """
 
 from __future__ import annotations
@@ -34,10 +34,29 @@ _FAST = ("fast",)
 @intrinsic
 @no_type_check
 def cubic_points(context: Any, samples: Any, first: Any, width: Any, t: Any, u: Any, value: Any, x: Any) -> Any:
-    """Fill value[x : x + POINTS] with what lies t right of and u below the samples `first`, both (n,).
+    """Interpolate POINTS points and store them in value[x : x + POINTS].
 
-    samples (p,) float32, flat, `width` to a line; padded as `reference.Samples`, they have all taps in memory.
-    first (n,) uint32 addresses; width and x int64.
+    Parameters
+    ----------
+    context : Any
+        Numba's typing context.
+    samples : array_like of shape (p,)
+        Padded samples as in `reference.Samples`, flat, float32.
+    first : array_like of shape (n,)
+        Address of the sample below and left of each point, uint32.
+    width : Any
+        Samples in a line, int64.
+    t, u : array_like of shape (n,)
+        Distance of each point from that sample along x and y, 0 to 1.
+    value : array_like of shape (n,)
+        Results, changed in place.
+    x : Any
+        First point, int64.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
     """
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -71,7 +90,22 @@ def cubic_points(context: Any, samples: Any, first: Any, width: Any, t: Any, u: 
 @intrinsic
 @no_type_check
 def fetch_soon(context: Any, samples: Any, at: Any) -> Any:
-    """Ask for the cache line of samples[at], which will be read soon; samples (p,) contiguous, at int64."""
+    """Prefetch the cache line of samples[at].
+
+    Parameters
+    ----------
+    context : Any
+        Numba's typing context.
+    samples : array_like of shape (p,)
+        Contiguous samples.
+    at : Any
+        Index, int64.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
+    """
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, given[0]).data
@@ -97,7 +131,7 @@ def _weights(builder: Any, t: Any) -> Any:
 
 
 def _loaded(builder: Any, data: Any, at: Any, n: int) -> Any:
-    """n numbers from memory."""
+    """N numbers from memory."""
     vector = builder.load(builder.bitcast(builder.gep(data, [at]), ir.VectorType(_FLOAT, n).as_pointer()))
     vector.align = 4
     return vector

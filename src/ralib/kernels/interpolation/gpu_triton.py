@@ -1,14 +1,14 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-"""Rotated, shifted and mirrored images by interpolation, and their class sums: the Triton twin of `reference`.
+"""Rotated, shifted and mirrored images by interpolation, and their class sums: the Triton form of `reference`.
 
-Every pixel of the class frame gathers its taps straight from the particle, through the L1 cache. The 32 threads of
-a warp take a patch of 4 x 8 pixels rather than a line of 32: a line at an angle touches up to 32 rows, one cache
-line each, the patch at most nine; on an H100 a line takes a quarter longer. Nothing here is special to NVIDIA.
+Every pixel of the class frame gathers its taps directly from the particle through the L1 cache. The 32 threads of a
+warp take a patch of 4 x 8 pixels instead of a line of 32: a line at an angle crosses up to 32 rows, one cache line
+each, the patch at most nine; on an H100 a line takes a quarter longer. Nothing here is specific to NVIDIA.
 
-For class sums, particles are sorted by class and cut into runs of one length. One program a (run, tile of pixels)
-walks over the run with the tile's sum in registers and writes it out where the class changes; a second kernel adds up
-what the runs left for a class, in their order. No atomics and a fixed order: the same input gives the same bits. The
-particles are read once and only sums are written. No step waits for the device.
+For class sums, particles are sorted by class and divided into runs of equal length. One program for each (run, tile of
+pixels) accumulates the tile in registers and stores it where the class changes; a second kernel adds the partial sums
+of a class in their order. There are no atomic operations and the order is fixed, so that the same input gives the same
+bits. Particles are read once and only sums are written. No step synchronises with the host.
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ _SETTLED = 16
 
 @dataclass(frozen=True)
 class Tiling:
-    """How pixels are dealt to programs: powers of two. The defaults are the best of sixteen on an H100, by a little.
+    """Assignment of pixels to programs; all numbers are powers of two.
 
-    tile_x, tile_y    pixels of a program
-    patch_x           columns of the patch that 32 neighbouring threads take
-    num_warps         warps of a program
+    The defaults are the best of sixteen on an H100, by a small margin.
+
+    Attributes
+    ----------
+    tile_x, tile_y : int, default 16
+        Pixels of a program along x and y.
+    patch_x : int, default 4
+        Columns of the patch that 32 neighbouring threads take.
+    num_warps : int, default 4
+        Warps of a program.
     """
 
     tile_x: int = 16
@@ -56,12 +63,12 @@ class Tiling:
     num_warps: int = 4
 
     def options(self) -> dict[str, int]:
-        """Keyword arguments of a kernel launch."""
+        """Return keyword arguments of a kernel launch."""
         shape = {"TILE_X": self.tile_x, "TILE_Y": self.tile_y, "PATCH_X": self.patch_x}
         return {**shape, "num_warps": self.num_warps}
 
     def tiles(self, n: int) -> int:
-        """Tiles of an image of n x n pixels."""
+        """Return the number of tiles of an image of n x n pixels."""
         across: int = triton.cdiv(n, self.tile_x)
         down: int = triton.cdiv(n, self.tile_y)
         return across * down
@@ -80,7 +87,7 @@ def rotate_shift_images(
     boundary: str = "zero",
     tiling: Tiling = DEFAULT_TILING,
 ) -> Tensor:
-    """Particles seen in the frame of their class average; `reference` describes arguments and result."""
+    """Transform particles into the frame of their class average; see `reference.rotate_shift_images`."""
     out = empty_like(images)
     n = out.shape[-1]
     for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images), solved):
@@ -93,14 +100,14 @@ def rotate_shift_images(
 
 
 def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:
-    """Samples of images (b, n, n) to be used again; see `reference`."""
+    """Prefilter images that are interpolated many times; see `reference.interpolation_samples`."""
     return reference.interpolation_samples(images, method=method, boundary=boundary, pad=solved)
 
 
 def pose_table(
     samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, weights: Tensor | None
 ) -> Tensor:
-    """`reference.pose_table` in one launch instead of a dozen."""
+    """Compute the pose table in one launch instead of a dozen; see `reference.pose_table`."""
     table = torch.empty(len(samples), len(TABLE_COLUMNS), dtype=samples.values.dtype, device=samples.device)
     block = 256
     _table_kernel[(triton.cdiv(len(samples), block),)](
@@ -112,8 +119,11 @@ def pose_table(
 
 
 def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """`reference.padded`: the prefilter along x is one large matrix product, for which every GPU has a library;
-    along y, where the library would multiply image by image, columns are solved by elimination in registers."""
+    """Pad and prefilter images; see `reference.padded`.
+
+    The prefilter along x is one large matrix product, for which every GPU has a library. Along y, where a library would
+    multiply image by image, the columns' tridiagonal systems are solved by elimination in registers.
+    """
     if matrix is None or boundary != "zero":
         return reference.padded(images, matrix, boundary)
     b, n = images.shape[:2]
@@ -137,8 +147,11 @@ def _solve_kernel(
     in_ptr, out_ptr, n_blocks, N: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, HALO: tl.constexpr,
     SCALE: tl.constexpr, SIDE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """One program a block of rows of an image (N, W), one thread a column: its tridiagonal system by elimination down
-    and substitution up, starting a halo away, where the rest no longer matters; rows outside the box are zero."""
+    """Solve the tridiagonal systems of a block of rows of an image (N, W), one thread a column, by elimination.
+
+    Elimination runs down and substitution up, starting a halo away, where the rest no longer matters; rows outside the
+    box are zero.
+    """
     W: tl.constexpr = N + 2 * PAD
     pid = tl.program_id(0)
     image = (pid // n_blocks).to(tl.int64)
@@ -199,7 +212,24 @@ def _table_kernel(
 
 @triton.jit
 def tile_pixels(tile, N: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, PATCH_X: tl.constexpr):
-    """Column and row of the pixels of a tile, neighbouring threads in patches of 32 pixels."""
+    """Return column and row of a tile's pixels, ordered so that neighbouring threads have patches of 32 pixels.
+
+    Parameters
+    ----------
+    tile
+        Number of the tile.
+    N : tl.constexpr
+        Image size, pixels.
+    TILE_X, TILE_Y : tl.constexpr
+        Pixels of a tile along x and y.
+    PATCH_X : tl.constexpr
+        Columns of a patch.
+
+    Returns
+    -------
+    tuple of blocks
+        Column and row of each pixel.
+    """
     PATCH_Y: tl.constexpr = 32 // PATCH_X
     ACROSS: tl.constexpr = TILE_X // PATCH_X
     i = tl.arange(0, TILE_X * TILE_Y)
@@ -214,7 +244,30 @@ def tile_pixels(tile, N: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexp
 def class_frame_value(
     samples, table, column, row, N: tl.constexpr, PAD: tl.constexpr, METHOD: tl.constexpr, BOUNDARY: tl.constexpr
 ):
-    """Weighted value of one particle (pointers to its samples and its table row) at pixels of the class frame."""
+    """Interpolate one particle at pixels of the class frame.
+
+    Parameters
+    ----------
+    samples
+        Pointer to the particle's samples.
+    table
+        Pointer to its row of the pose table.
+    column, row
+        Pixels of the class frame.
+    N : tl.constexpr
+        Image size, pixels.
+    PAD : tl.constexpr
+        Width of the samples' border, pixels.
+    METHOD : tl.constexpr
+        Number of the interpolation method.
+    BOUNDARY : tl.constexpr
+        Number of the boundary rule.
+
+    Returns
+    -------
+    block
+        Values, times the particle's weight.
+    """
     cos, sin = tl.load(table), tl.load(table + 1)
     start_x, start_y = tl.load(table + 2), tl.load(table + 3)
     mirrored = tl.load(table + 4) != 0
@@ -337,7 +390,7 @@ def rotate_shift_sum(
     run_length: int = RUN_LENGTH,
     batch_pixels: int = BATCH_PIXELS,
 ) -> Tensor:
-    """Sum of each class's images in the class frame; `reference` describes arguments and result."""
+    """Sum the images of each class in the class frame; see `reference.rotate_shift_sum`."""
     row = sum_row(class_index, half_index, n_classes).int()
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])

@@ -1,15 +1,15 @@
-"""Images rotated, shifted and mirrored by interpolation, and class sums of them, in plain PyTorch.
+"""Images rotated, shifted and mirrored by interpolation, and their class sums, in plain PyTorch.
 
 This is the oracle of the Triton and the Numba form. Interpolation kernels, by `method`:
 
-    'cubic'      cubic o-Moms on prefiltered samples, 4 x 4 taps (Blu, Thevenaz, Unser 2001, "MOMS: maximal-order
-                 interpolation of minimal support"): the most accurate form of four taps a side. At 0.25 to
-                 0.30 cycles/px it errs by 0.9 %, the cubic B-spline by 2.4 %, Keys' cubic by 10 %, linear by 25 %.
-    'quadratic'  EMAN2's six-tap form (Util::quadri), for parity with rot_shift2D
-    'linear'     bilinear
+- 'cubic': cubic o-Moms on prefiltered samples, 4 x 4 taps (Blu, Thevenaz and Unser 2001, "MOMS: maximal-order
+  interpolation of minimal support"), the most accurate form of four taps a side. At 0.25 to 0.30 cycles per pixel its
+  error is 0.9 %, that of the cubic B-spline 2.4 %, of Keys' cubic 10 %, of linear interpolation 25 %.
+- 'quadratic': EMAN2's six-tap form (`Util::quadri`), for parity with `rot_shift2D`
+- 'linear': bilinear
 
-What lies outside the box, by `boundary`: 'zero'; 'mean' of the image; 'cyclic'; 'background', which is EMAN2's
-rule: a point sampled outside the box takes the value that its pixel had before.
+Values outside the box, by `boundary`: 'zero'; 'mean' of the image; 'cyclic'; 'background', EMAN2's rule: a point
+sampled outside the box takes the value that its pixel had before.
 """
 
 from __future__ import annotations
@@ -45,11 +45,16 @@ _GPU_CHUNK_PIXELS = 1 << 24
 
 @dataclass(frozen=True)
 class Samples:
-    """Images made ready for interpolation once, to be turned many times; takes the place of images in `ralib.kernels`.
+    """Images prefiltered for interpolation; accepted in place of images by the functions of `ralib.kernels`.
 
-    values            (b, w, w), w = box + 2 PAD: padded by zeros or wrapped around, prefiltered for 'cubic'
-    mean              (b,) taken off each image, where the boundary asks for that
-    method, boundary  what the values were made for, which holds whatever a call says
+    Attributes
+    ----------
+    values : Tensor of shape (b, w, w)
+        Values with a border, w = n + 2 PAD: zeros or wrapped around; prefiltered for 'cubic'.
+    mean : Tensor of shape (b,) or None
+        Mean subtracted from each image, where the boundary rule needs it.
+    method, boundary : str
+        What the values were made for; these take precedence over a call's arguments.
     """
 
     values: Tensor
@@ -65,10 +70,12 @@ class Samples:
 
     @property
     def box(self) -> int:
+        """Image size n, pixels."""
         return int(self.values.shape[-1]) - 2 * PAD
 
     @property
     def device(self) -> torch.device:
+        """Where the values are."""
         return self.values.device
 
 
@@ -81,10 +88,32 @@ def rotate_shift_images(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Particles seen in the frame of their class average, p_ref = M(R(psi)(p + origin)); see `conventions`.
+    """Transform particles into the frame of their class average, p_ref = M(R(psi)(p + origin)).
 
-    images (b, n, n); psi_deg (b,); origin_xy_px (b, 2); mirror (b,) bool. Returns (b, n, n), float64 for float64
-    images and float32 otherwise. ValueError for an unknown method or boundary.
+    Parameters
+    ----------
+    images : Tensor or Samples of shape (b, n, n)
+        Particle images, or their `interpolation_samples`.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift (x, y), pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+    method : str, default 'cubic'
+        Interpolation; see the module's list.
+    boundary : str, default 'zero'
+        Value outside the box; see the module's list.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Transformed images, float64 for float64 images and float32 otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the method or boundary is unknown.
     """
     out = empty_like(images)
     for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
@@ -95,9 +124,23 @@ def rotate_shift_images(
 def interpolation_samples(
     images: Tensor, *, method: str = "cubic", boundary: str = "zero", pad: Pad | None = None
 ) -> Samples:
-    """Samples of images (b, n, n): worth their memory, (1 + 8 / n)^2 times the images', where they are used again.
+    """Prefilter images that are interpolated many times; takes (1 + 8 / n)^2 times the images' memory.
 
-    `pad` is another form of `padded`.
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    method : str, default 'cubic'
+        Interpolation; see the module's list.
+    boundary : str, default 'zero'
+        Value outside the box; see the module's list.
+    pad : Pad, optional
+        Another form of `padded`.
+
+    Returns
+    -------
+    Samples
+        The samples.
     """
     n = images.shape[-1] + 2 * PAD
     values = torch.empty(len(images), n, n, dtype=compute_dtype(images), device=images.device)
@@ -109,13 +152,26 @@ def interpolation_samples(
 
 
 def empty_like(images: Tensor | Samples) -> Tensor:
-    """Room for turned images."""
+    """Allocate the output of `rotate_shift_images`."""
     n = images.box if isinstance(images, Samples) else images.shape[-1]
     return torch.empty(len(images), n, n, dtype=compute_dtype(images), device=images.device)
 
 
 def check_options(method: str, boundary: str) -> None:
-    """ValueError unless both names are known."""
+    """Check the names of an interpolation method and a boundary rule.
+
+    Parameters
+    ----------
+    method : str
+        Interpolation.
+    boundary : str
+        Value outside the box.
+
+    Raises
+    ------
+    ValueError
+        If one of them is unknown.
+    """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
     if boundary not in BOUNDARIES:
@@ -123,20 +179,39 @@ def check_options(method: str, boundary: str) -> None:
 
 
 def compute_dtype(images: Tensor | Samples) -> torch.dtype:
-    """float64 stays; everything else is computed in float32."""
+    """Return the type computed in: float64 for float64 images, float32 for all others."""
     dtype = images.values.dtype if isinstance(images, Samples) else images.dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunk_pixels(images: Tensor | Samples) -> int:
-    """Pixels worked on at a time on the images' device."""
+    """Return how many pixels are processed at a time on the images' device."""
     return _CPU_CHUNK_PIXELS if images.device.type == "cpu" else _GPU_CHUNK_PIXELS
 
 
 def sampled_chunks(
     images: Tensor | Samples, method: str, boundary: str, pixels: int, pad: Pad | None = None
 ) -> Iterator[tuple[slice, Samples]]:
-    """Slices over the first axis, of about so many pixels, and their samples; `pad` is another form of `padded`."""
+    """Iterate over the images in chunks, with their samples.
+
+    Parameters
+    ----------
+    images : Tensor or Samples of shape (b, n, n)
+        Images, or their samples.
+    method : str
+        Interpolation; see the module's list.
+    boundary : str
+        Value outside the box; see the module's list.
+    pixels : int
+        Pixels of a chunk, about.
+    pad : Pad, optional
+        Another form of `padded`.
+
+    Yields
+    ------
+    tuple[slice, Samples]
+        Slice of the first axis, and the samples of those images.
+    """
     if isinstance(images, Samples):
         step = max(1, pixels // images.box**2)
         for start in range(0, len(images), step):
@@ -151,7 +226,24 @@ def sampled_chunks(
 
 
 def resample(samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> Tensor:
-    """One chunk of `rotate_shift_images`."""
+    """Transform one chunk of particles; see `rotate_shift_images`.
+
+    Parameters
+    ----------
+    samples : Samples
+        Samples of b particles.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift, pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Transformed images.
+    """
     n, values = samples.box, samples.values
     x, y = sample_points(psi_deg.to(values), origin_xy_px.to(values), mirror, n, samples.boundary)
     turned = _interpolate(values, x.clamp_(-3.0, n + 1.0), y.clamp_(-3.0, n + 1.0), samples.method)
@@ -161,7 +253,26 @@ def resample(samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Te
 def pose_table(
     samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, weights: Tensor | None
 ) -> Tensor:
-    """(b, 7) of the samples' dtype: TABLE_COLUMNS of each particle."""
+    """Compute the coefficients with which compiled kernels map the class frame onto each particle.
+
+    Parameters
+    ----------
+    samples : Samples
+        Samples of b particles.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift, pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+    weights : Tensor of shape (b,) or None
+        Factor of each particle; 1 by default.
+
+    Returns
+    -------
+    Tensor of shape (b, 7)
+        TABLE_COLUMNS of each particle, in the samples' type.
+    """
     dtype, centre = samples.values.dtype, samples.box // 2
     psi = torch.deg2rad(psi_deg.to(dtype))
     origin = origin_xy_px.to(dtype)
@@ -181,9 +292,29 @@ def pose_table(
 def sample_points(
     psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, n: int, boundary: str
 ) -> tuple[Tensor, Tensor]:
-    """Where each pixel of the class frame lies in its particle: index coordinates x, y, each (b, n, n).
+    """Compute where each pixel of the class frame lies in its particle: p = R(-psi) M p_ref - origin.
 
-    The inverse of the pose, p = R(-psi) M p_ref - origin. A mirror keeps column 0 of an even box.
+    A mirror keeps column 0 of an even box.
+
+    Parameters
+    ----------
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift, pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+    n : int
+        Image size, pixels.
+    boundary : str
+        Value outside the box; 'cyclic' wraps coordinates around.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Index coordinate x.
+    Tensor of shape (b, n, n)
+        Index coordinate y.
     """
     centre = n // 2
     index = torch.arange(n, device=psi_deg.device)
@@ -203,7 +334,24 @@ def sample_points(
 
 
 def padded(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor, Tensor | None]:
-    """Values and means of `Samples`; `matrix` is the prefilter's, or None."""
+    """Add the border to images and prefilter them: values and means of `Samples`.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    matrix : Tensor of shape (n + 2 PAD, n) or None
+        The prefilter's; see `prefilter_matrix`. None: not prefiltered.
+    boundary : str
+        Value outside the box.
+
+    Returns
+    -------
+    Tensor of shape (b, n + 2 PAD, n + 2 PAD)
+        Values.
+    Tensor of shape (b,) or None
+        Means subtracted, for boundary 'mean'.
+    """
     images = images.to(compute_dtype(images))
     mean = None
     if boundary == "mean":
@@ -216,12 +364,23 @@ def padded(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor
 
 
 def prefilter_matrix(images: Tensor, boundary: str) -> Tensor:
-    """(n + 2 PAD, n): samples along one axis to padded coefficients, from which cubic o-Moms interpolation gives the
-    samples back exactly.
+    """Return the matrix from samples along one axis to the cubic o-Moms coefficients that reproduce them exactly.
 
-    The inverse of the matrix with OMOMS_CENTRE on its diagonal and OMOMS_SIDE beside it, in closed form, so that it
-    is made on the device: powers of its pole, reflected with opposite sign one pixel outside the box (zero there), or
-    wound around the box (cyclic).
+    It is the inverse of the matrix with OMOMS_CENTRE on its diagonal and OMOMS_SIDE beside it, in closed form so that
+    it is made on the device: powers of its pole, reflected with opposite sign one pixel outside the box (where the
+    value is zero), or wrapped around the box (cyclic).
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images, for their size, type and device.
+    boundary : str
+        Value outside the box.
+
+    Returns
+    -------
+    Tensor of shape (n + 2 PAD, n)
+        The matrix.
     """
     n = images.shape[-1]
     pole = (math.sqrt(OMOMS_CENTRE**2 - 4 * OMOMS_SIDE**2) - OMOMS_CENTRE) / (2 * OMOMS_SIDE)
@@ -316,12 +475,39 @@ def rotate_shift_sum(
     method: str = "cubic",
     boundary: str = "zero",
 ) -> Tensor:
-    """Sum of each class's images in the class frame; `rotate_shift_images` says how they get there.
+    """Sum the images of each class in the class frame; see `rotate_shift_images` for the transformation.
 
-    images (b, n, n); class_index (b,) int from 0, -1 where a particle belongs to no class; weights (b,) or None;
-    half_index (b,) of 0 and 1 or None; out, running sums to add to, may be float64 for float32 images.
-    Returns out, or new sums of the images' dtype: (k, n, n), or (2, k, n, n) with half_index.
-    Particles are added one after the other in their order, so the result does not depend on the chunks.
+    Particles are added in their order, so that the result does not depend on how they are divided into chunks.
+
+    Parameters
+    ----------
+    images : Tensor or Samples of shape (b, n, n)
+        Particle images, or their `interpolation_samples`.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift (x, y), pixels.
+    mirror : Tensor of shape (b,)
+        True for a mirrored particle.
+    class_index : Tensor of shape (b,)
+        Class from 0, or -1 for a particle of no class.
+    n_classes : int
+        Number of classes k.
+    weights : Tensor of shape (b,), optional
+        Factor of each particle.
+    half_index : Tensor of shape (b,), optional
+        Half data set of each particle, 0 or 1.
+    out : Tensor of shape (k, n, n) or (2, k, n, n), optional
+        Running sums to add to; may be float64 for float32 images.
+    method : str, default 'cubic'
+        Interpolation; see the module's list.
+    boundary : str, default 'zero'
+        Value outside the box; see the module's list.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n), or (2, k, n, n) with `half_index`
+        `out`, or new sums of the images' type.
     """
     row = sum_row(class_index, half_index, n_classes)
     sums = new_sums(images, half_index, n_classes) if out is None else out
@@ -336,14 +522,44 @@ def rotate_shift_sum(
 
 
 def new_sums(images: Tensor | Samples, half_index: Tensor | None, n_classes: int) -> Tensor:
-    """Zeros (k, n, n), or (2, k, n, n) where there are halves."""
+    """Allocate zero sums for `rotate_shift_sum`.
+
+    Parameters
+    ----------
+    images : Tensor or Samples of shape (b, n, n)
+        Images, for their size, type and device.
+    half_index : Tensor of shape (b,) or None
+        Half data set of each particle, or None.
+    n_classes : int
+        Number of classes k.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n), or (2, k, n, n) with `half_index`
+        Zeros.
+    """
     n = images.box if isinstance(images, Samples) else images.shape[-1]
     halves = () if half_index is None else (2,)
     return torch.zeros(*halves, n_classes, n, n, dtype=compute_dtype(images), device=images.device)
 
 
 def sum_row(class_index: Tensor, half_index: Tensor | None, n_classes: int) -> Tensor:
-    """Row of each particle in the sums: half * n_classes + class; the row after the last for class -1."""
+    """Return the row of each particle in the flattened sums: half * n_classes + class.
+
+    Parameters
+    ----------
+    class_index : Tensor of shape (b,)
+        Class from 0, or -1 for a particle of no class.
+    half_index : Tensor of shape (b,) or None
+        Half data set of each particle, or None.
+    n_classes : int
+        Number of classes k.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        Rows; the row after the last for class -1.
+    """
     row = class_index.long()
     n_rows = n_classes
     if half_index is not None:

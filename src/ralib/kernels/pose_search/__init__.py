@@ -1,7 +1,7 @@
-"""The pose search's functions, each in its form for the device of what it is given.
+"""Functions of the pose search, each dispatched to the form for the device of its arguments.
 
-`reference` describes them; the names below run the Triton form on a GPU and the plain one elsewhere. On a CPU the
-search is compiled as a whole (`cpu_samples`, `cpu_grid_numba`, `cpu_refine_numba`), with functions of its own.
+`reference` describes them; the names below run the Triton form on a GPU and the plain one elsewhere. On a CPU the whole
+search is compiled (`cpu_samples`, `cpu_grid_numba`, `cpu_refine_numba`), with functions of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of a few samples of a half transform: see `reference.gather_taps`."""
+    """Compute weighted sums of a few samples of a half transform; see `reference.gather_taps`."""
     out: Tensor = implementation("pose_search", values).gather_taps(values, index, weight)
     return out
 
@@ -47,7 +47,7 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 def shifted_parts(
     samples: Tensor, shift_xy_px: Tensor | None, basis: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
-    """Real and imaginary parts of shifted samples, of unit norm: see `reference.shifted_parts`."""
+    """Compute real and imaginary parts of shifted samples, of unit norm; see `reference.shifted_parts`."""
     form = implementation("pose_search", samples)
     out: Tensor = form.shifted_parts(samples, shift_xy_px, basis, n_radii, dtype)
     return out
@@ -56,14 +56,14 @@ def shifted_parts(
 def rotational_max(
     spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None, *, rough: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Best value over rotations of cross spectra, and where: see `reference.rotational_max`."""
+    """Find the maximum over rotations of cross spectra; see `reference.rotational_max`."""
     form = implementation("pose_search", spectra)
     best: tuple[Tensor, Tensor] = form.rotational_max(spectra, cosine, sine, penalty, rough=rough)
     return best
 
 
 def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
-    """The best few of every particle's candidate poses: see `reference.shortlist`."""
+    """Select the best few of every particle's candidate poses; see `reference.shortlist`."""
     kept: tuple[Tensor, Tensor] = implementation("pose_search", pose).shortlist(row, pose, n, same)
     return kept
 
@@ -71,6 +71,6 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
 def newton(
     samples: Tensor, centre: Tensor, row: Tensor, pose: Tensor, templates: FineTemplates, rule: NewtonRule
 ) -> Tensor:
-    """Candidate poses after Newton steps: see `reference.newton`."""
+    """Refine candidate poses by Newton steps; see `reference.newton`."""
     out: Tensor = implementation("pose_search", samples).newton(samples, centre, row, pose, templates, rule)
     return out

@@ -1,14 +1,14 @@
-"""The grid of the pose search on a CPU: products and rotations of sixteen particles side by side.
+"""The grid stage of the pose search on a CPU: matrix products and rotations of sixteen particles side by side.
 
 A pairing is a reference, a shift and a mirror. With a = a_m(k) of the particle and b = b_m(k) of the template, its
-spectra are sums over k: of Re a Re b + Im a Im b, which cosines meet, and of Im a Re b - Re a Im b, which sines meet.
-Its mirror image's are the difference and the sum of the same products.
+spectra are sums over k: of Re a Re b + Im a Im b, the coefficients of cosines, and of Im a Re b - Re a Im b, the
+coefficients of sines. Those of its mirror image are the difference and the sum of the same products.
 
 As in `reference.rotational_max`, S(+-psi_j) = E_j +- O_j at psi_j = pi (j + 1/2) / J; around the circle, position j
-stands for psi_j and position -1 - j for -psi_j. Even and odd orders stay apart: at pi - psi the cosines of odd orders
-and the sines of even ones change sign, so that a quarter of the circle tells all of it. Sums are flat
-(4, J / 2, 2, LANES): even orders by cosines, odd ones by cosines, even by sines, odd by sines; of the products Re Re
-and Im Im of template and particle by cosines, of Re Im and Im Re by sines.
+stands for psi_j and position -1 - j for -psi_j. Even and odd orders are kept apart: at pi - psi the cosines of odd
+orders and the sines of even ones change sign, so that a quarter of the circle suffices. Sums are flat (4, J / 2, 2,
+LANES): even orders by cosines, odd ones by cosines, even by sines, odd by sines; of the products Re Re and Im Im of
+template and particle by cosines, of Re Im and Im Re by sines.
 """
 
 from __future__ import annotations
@@ -38,13 +38,22 @@ ORDER_STEP = (4 * GROUP + 1) * LANES
 
 @dataclass(frozen=True)
 class GridTables:
-    """Templates and tables as the compiled loops read them; order m, radius k, and i = (reference, shift).
+    """Templates and tables in the layout of the compiled loops; order m, radius k, and i = (reference, shift).
 
-    layout, analysis  of the thinned samples of the grid, and how they become angular orders: see `ThinGrid.analysis`
-    rows      (m, i, 2, k) templates, real and imaginary parts, with all weights; i padded to whole tiles
-    turns     (4, J / 2, m / 2): cosines of even and odd orders, sines of even and odd orders
-    penalty      (s * mirror, 2, J): minus infinity where the particle would leave its shift range
-    shifts    (s, 2) of the templates in their own frame
+    Attributes
+    ----------
+    layout, analysis : ndarray
+        Layout of the thinned samples, and their transform to angular orders; see `ThinGrid.analysis`.
+    rows : ndarray of shape (m, i, 2, k)
+        Real and imaginary parts of the templates, with all weights; i is padded to whole tiles.
+    turns : ndarray of shape (4, J / 2, m / 2)
+        Cosines of even and odd orders, sines of even and odd orders.
+    penalty : ndarray of shape (s * mirror, 2, J)
+        Minus infinity where the particle would leave its shift range.
+    shifts : ndarray of shape (s, 2)
+        Shifts of the templates in their own frame, pixels.
+    n_references : int
+        Number of references.
     """
 
     layout: np.ndarray
@@ -59,7 +68,28 @@ class GridTables:
     def create(
         cls, thin: ThinGrid, orders: Tensor, templates: Tensor, penalty: Tensor, shifts: Tensor, n_references: int
     ) -> GridTables:
-        """From the templates' orders (i, m, 2, k), weighted; orders (m,), even ones first; penalty; shifts (s, 2)."""
+        """Build the tables from templates.
+
+        Parameters
+        ----------
+        thin : ThinGrid
+            The thinned polar grid.
+        orders : Tensor of shape (m,)
+            Angular orders, even ones first.
+        templates : Tensor of shape (i, m, 2, k)
+            Weighted orders of the shifted templates, real and imaginary parts.
+        penalty : Tensor of shape (s * mirror, 2, J)
+            Minus infinity where the particle would leave its shift range.
+        shifts : Tensor of shape (s, 2)
+            Shifts of the templates in their own frame, pixels.
+        n_references : int
+            Number of references.
+
+        Returns
+        -------
+        GridTables
+            The tables.
+        """
         n_half = penalty.shape[-1]
         rows = torch.zeros(templates.shape[1], ROWS // 2 * -(-len(templates) // (ROWS // 2)), *templates.shape[2:])
         rows[:, : len(templates)] = templates.transpose(0, 1)
@@ -78,15 +108,27 @@ class GridTables:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """As the compiled loops take them."""
+        """The tables as the compiled loops take them."""
         flat = (self.analysis, self.rows.ravel(), self.turns.ravel())
         return (self.layout, *flat, self.rows.shape, self.penalty, self.shifts, self.n_references)
 
 
 def angular_orders(parts: Tensor, thin: ThinGrid, orders: Tensor) -> Tensor:
-    """Angular orders (b, m, 2, k), real and imaginary parts, of the grid search's k radii of parts (b, 2, P).
+    """Compute the angular orders of particles at the radii of the grid search.
 
-    orders (m,): even ones first, then as many odd ones.
+    Parameters
+    ----------
+    parts : Tensor of shape (b, 2, P)
+        Real and imaginary parts of thinned samples.
+    thin : ThinGrid
+        The thinned polar grid.
+    orders : Tensor of shape (m,)
+        Angular orders, even ones first, then as many odd ones.
+
+    Returns
+    -------
+    Tensor of shape (b, m, 2, k)
+        Real and imaginary parts of each order.
     """
     out = torch.empty(len(parts), len(orders), 2, thin.n_radii)
     _all_orders(parts.numpy(), thin.layout[: thin.inner], thin.analysis(orders), out.numpy())
@@ -96,11 +138,27 @@ def angular_orders(parts: Tensor, thin: ThinGrid, orders: Tensor) -> Tensor:
 def best_poses(
     parts: Tensor, tables: GridTables, class_index: Tensor, most: int, behind: float
 ) -> tuple[Tensor, Tensor]:
-    """Templates (b, c) and poses (b, c, 4) of particles given as parts (b, 2, P): their c = `most` best, in any order.
+    """Find the best poses of each particle on the grid.
 
-    A template is the reference, plus the number of references where mirrored; a pose psi in degrees, offset x and y in
-    pixels and score; NOTHING beyond the last. class_index (b,): the only reference allowed, or -1. Poses whose score is
-    more than the fraction `behind` below the best are left out where that is known in time.
+    Parameters
+    ----------
+    parts : Tensor of shape (b, 2, P)
+        Real and imaginary parts of thinned samples.
+    tables : GridTables
+        Templates and tables.
+    class_index : Tensor of shape (b,)
+        The only reference allowed, or -1 for all.
+    most : int
+        Number of poses c kept for a particle.
+    behind : float
+        Poses whose score is lower than the best by more than this fraction may be left out.
+
+    Returns
+    -------
+    Tensor of shape (b, c)
+        Templates in any order: the reference, plus the number of references where mirrored.
+    Tensor of shape (b, c, 4)
+        Poses: psi in degrees, offset x and y in pixels, score; the score is NOTHING beyond the last.
     """
     row, pose = torch.zeros(len(parts), most, dtype=torch.int64), torch.empty(len(parts), most, 4)
     arrays = (t.numpy() for t in (class_index, row, pose, torch.empty(len(parts), 0)))
@@ -109,7 +167,20 @@ def best_poses(
 
 
 def best_scores(parts: Tensor, tables: GridTables) -> Tensor:
-    """The best score on the grid of each particle, given as parts (b, 2, P), with each reference: (b, k)."""
+    """Find the best score on the grid of each particle with each reference.
+
+    Parameters
+    ----------
+    parts : Tensor of shape (b, 2, P)
+        Real and imaginary parts of thinned samples.
+    tables : GridTables
+        Templates and tables.
+
+    Returns
+    -------
+    Tensor of shape (b, k)
+        Scores.
+    """
     row, pose = torch.zeros(len(parts), 1, dtype=torch.int64), torch.empty(len(parts), 1, 4)
     best = torch.empty(len(parts), tables.n_references)
     arrays = (t.numpy() for t in (torch.full((len(parts),), -1), row, pose, best))
@@ -247,7 +318,19 @@ def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quar
 @numba.njit(fastmath=FAST)
 @no_type_check
 def fill_maxima(sums: Any, penalty: Any, mirror: Any, value: Any) -> None:
-    """Maxima (2, LANES) over positive and over negative rotations, less the penalties (2, J)."""
+    """Compute the maxima over positive and over negative rotations.
+
+    Parameters
+    ----------
+    sums : array_like of shape (4, J / 2, 2, LANES)
+        Sums of one pairing, flat; see the module.
+    penalty : array_like of shape (2, J)
+        Added to the scores.
+    mirror : Any
+        1 for the mirror image of the template, else 0.
+    value : array_like of shape (2, LANES)
+        Maxima, changed in place.
+    """
     n_half = penalty.shape[1]
     apart, sign = n_half * LANES, np.float32(1 - 2 * mirror)
     plus, minus = value[0], value[1]
@@ -293,9 +376,28 @@ def _score(sums: Any, b: Any, mirror: Any, n_half: Any, position: Any) -> Any:
 @numba.njit(fastmath=FAST)
 @no_type_check
 def interpolated(sums: Any, b: Any, mirror: Any, sign: Any, penalty: Any, value: Any) -> Any:
-    """Where the parabola through the maximum over half of the circle and its neighbours has its top, and how high.
+    """Find the vertex of the parabola through the maximum over half of the circle and its neighbours.
 
-    In steps of the grid; NOTHING where there is no maximum: at the end of a half circle it lies in the other half.
+    Parameters
+    ----------
+    sums : array_like of shape (4, J / 2, 2, LANES)
+        Sums of one pairing, flat; see the module.
+    b : Any
+        Lane of the particle.
+    mirror : Any
+        1 for the mirror image of the template, else 0.
+    sign : Any
+        0 for positive, 1 for negative rotations.
+    penalty : array_like of shape (2, J)
+        Added to the scores.
+    value : Any
+        Score of the maximum on the grid.
+
+    Returns
+    -------
+    tuple of float
+        Position in steps of the grid, and score; NOTHING where the maximum lies at the end of a half circle and so
+        belongs to the other half.
     """
     n_half, turned = penalty.shape[1], np.float32(1 - 2 * sign)
     at, highest = 0, np.float32(NOTHING)
@@ -320,7 +422,21 @@ def interpolated(sums: Any, b: Any, mirror: Any, sign: Any, penalty: Any, value:
 @numba.njit(fastmath=FAST)
 @no_type_check
 def set_pose(half_turns: Any, shift: Any, mirror: Any, score: Any, pose: Any) -> None:
-    """Fill pose (psi in degrees, x, y, score): the template's shift, seen from the particle."""
+    """Store a pose seen from the particle.
+
+    Parameters
+    ----------
+    half_turns : Any
+        In-plane rotation, half turns.
+    shift : array_like of shape (2,)
+        Shift of the template in its own frame, pixels.
+    mirror : Any
+        1 for the mirror image of the template, else 0.
+    score : Any
+        Score of the pose.
+    pose : array_like of shape (4,)
+        psi in degrees, x and y in pixels, score; changed in place.
+    """
     co, si = cos_sin(half_turns * np.float32(0.5))
     x, y = -shift[0] if mirror == 1 else shift[0], shift[1]
     pose[0], pose[1] = half_turns * np.float32(180.0), co * x + si * y
@@ -330,7 +446,7 @@ def set_pose(half_turns: Any, shift: Any, mirror: Any, score: Any, pose: Any) ->
 @numba.njit
 @no_type_check
 def lowest_of(pose: Any) -> Any:
-    """The pose of the lowest score."""
+    """Return the index of the pose of lowest score."""
     at = 0
     for c in range(1, len(pose)):
         if pose[c, 3] < pose[at, 3]:

@@ -1,9 +1,9 @@
-"""Candidate poses of a particle to the top of the highest maximum, on a CPU: all Newton steps in one compiled loop.
+"""Refinement of a particle's candidate poses on a CPU: all Newton steps in one compiled loop.
 
-The steps are those of `reference.newton`, on thinned samples; a candidate's first two, which only have to rank it,
-leave out the outer radii. Which candidate takes the next one is asked each time: the one that may yet become the best,
-by its score and by what candidates that far have been seen to gain. It ends when the best has arrived and none may top
-it; most candidates never take a step.
+The steps are those of `reference.newton`, on thinned samples; the first two of a candidate, which only serve to rank
+it, leave out the outer radii. After each step the next candidate is chosen anew: the one whose score may still become
+the highest, from its score and the largest gain seen among candidates after as many steps. The loop ends when the best
+candidate has converged and no other can exceed it; most candidates never take a step.
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ ROUGH_STEPS = 2
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """When a candidate goes on.
+    """Rules by which candidates continue.
 
-    slack     by how much of the best score one that took 0, 1, 2, 3 or more steps may yet rise
-    most      steps a candidate, on average
-    arrived   a full step that raised a candidate by less than this fraction of its score was its last
-    same_deg, same_px  candidates of one template closer than this climb to the same maximum
+    Attributes
+    ----------
+    slack : tuple[float, float, float, float]
+        Fraction of the best score by which a candidate that took 0, 1, 2, 3 or more steps may still rise.
+    most : int, default 6
+        Steps of a candidate, on average.
+    arrived : float, default 0.0002
+        A candidate has converged when a full step raised its score by less than this fraction.
+    same_deg, same_px : float, default 0.6
+        Candidates of one template closer than this, in degrees and pixels, count as one maximum.
     """
 
     slack: tuple[float, float, float, float]
@@ -45,9 +51,9 @@ class CandidateRule:
 
     @classmethod
     def after_grid(cls, loss: float) -> CandidateRule:
-        """Where a grid pose may have lost the fraction `loss` of its score, by the shifts between grid points.
+        """Return the rule for a grid whose shift step may cost a pose the fraction `loss` of its score.
 
-        Tried on ribosomes at SNR 0.02 and 0.05: the smallest with which 99.9 % of the best poses are found.
+        The values are the smallest with which 99.9 % of the best poses are found, for ribosomes at SNR 0.02 and 0.05.
         """
         return cls((0.03 + 0.45 * loss, 0.02, 0.005, 0.001))
 
@@ -62,10 +68,33 @@ def refine_candidates(
     limit_xy_px: tuple[float, float],
     bound: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """Row (b,) and pose (b, 4) (psi in degrees, x and y in pixels, score) of the best candidate of each particle.
+    """Refine the candidates of each particle and return the best.
 
-    parts (b, 2, P) of a thinned grid and its table of templates; row (b, c) and pose (b, c, 4) of the candidates.
-    limit_xy_px: how far offsets may go; bound: degrees and pixels that one step may go.
+    Parameters
+    ----------
+    parts : Tensor of shape (b, 2, P)
+        Real and imaginary parts of thinned samples.
+    thin : ThinGrid
+        The thinned polar grid.
+    table : Tensor of shape (t, L)
+        Templates at fine rotations; see `ThinGrid.table`.
+    row : Tensor of shape (b, c)
+        Template of each candidate.
+    pose : Tensor of shape (b, c, 4)
+        psi in degrees, x and y in pixels, score.
+    rule : CandidateRule
+        When candidates continue.
+    limit_xy_px : tuple[float, float]
+        Largest offset along x and y, pixels.
+    bound : tuple[float, float]
+        Largest change by one step, degrees and pixels.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        Template of the best candidate.
+    Tensor of shape (b, 4)
+        Its pose: psi in degrees, x and y in pixels, score.
     """
     out_row = torch.zeros(len(parts), dtype=torch.int64)
     out_pose = torch.zeros(len(parts), 5)

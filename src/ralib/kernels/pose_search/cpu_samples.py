@@ -1,9 +1,9 @@
-"""Polar samples for a CPU: the inner radii, where an image turns slowly, with fewer angles; laid out for vectors.
+"""Polar samples for a CPU: fewer angles at the inner radii, where an image varies slowly; in a layout for vectors.
 
 Samples F(k, phi) of an image of radius R have angular orders up to 2 pi k R. Against a template of orders up to M, a
 sum over n angles of the circle is exact while n exceeds both together: near the centre every second or fourth angle
-tells the rest, and on the whole half of the samples are left. Adjacent radii with one spacing form a group, angle by
-angle with the radii side by side: a rotation is an offset in memory, and all inner loops are long and contiguous.
+suffices, and about half of the samples remain. Adjacent radii of one spacing form a group, stored angle by angle with
+the radii side by side: a rotation is an offset in memory, and all inner loops are long and contiguous.
 """
 
 from __future__ import annotations
@@ -31,8 +31,18 @@ STRIDES = (1, 2, 4)
 class Group:
     """Radii [first, first + count) at every `stride`-th angle, `n_angles` of the half circle.
 
-    start      its first point
-    base       its place in a row of the template table: real, then imaginary parts, each `turns` rows of `lanes`
+    Attributes
+    ----------
+    first, count : int
+        First radius, and number of radii.
+    stride : int
+        Spacing of the angles used.
+    n_angles : int
+        Angles of the half circle.
+    start : int
+        First point in the thinned samples.
+    base : int
+        Offset in a row of the template table: real, then imaginary parts, each `turns` rows of `lanes`.
     """
 
     first: int
@@ -44,37 +54,47 @@ class Group:
 
     @property
     def points(self) -> int:
-        """Points, with the padding."""
+        """Number of points, with the padding."""
         return POINTS_MULTIPLE * math.ceil(self.n_angles * self.count / POINTS_MULTIPLE)
 
     @property
     def turns(self) -> int:
-        """Fine rotations from one of its angles to the next."""
+        """Number of fine rotations from one of its angles to the next."""
         return FINE_ROTATIONS * self.stride
 
     @property
     def lanes(self) -> int:
-        """Entries of the table at one fine rotation: angles -1 to 2 n_angles, and what padded points read."""
+        """Entries of the table at one fine rotation: angles -1 to 2 n_angles, and the padding."""
         return (2 * self.n_angles + 2) * self.count + POINTS_MULTIPLE
 
     @property
     def radii(self) -> slice:
+        """Its radii."""
         return slice(self.first, self.first + self.count)
 
     def of(self, points: Tensor) -> Tensor:
-        """Its share (..., n_angles, count) of all points (..., P)."""
+        """Select the group's part (..., n_angles, count) of all points (..., P)."""
         return points[..., self.start : self.start + self.n_angles * self.count].unflatten(-1, (self.n_angles, -1))
 
 
 @dataclass(frozen=True)
 class ThinGrid:
-    """Which samples of a polar grid are kept.
+    """A subset of the samples of a polar grid.
 
-    n_half     angles of the full half circle
-    groups     innermost first; `inner` of them hold the radii of the grid search
-    frequency  (2, P) x and y component of each point's frequency, cycles per pixel; 0 where padded
-    weight     (K,) quadrature weights of the radii
-    layout     (groups, 8) int64: the groups as compiled loops read them
+    Attributes
+    ----------
+    n_half : int
+        Angles of the full half circle.
+    groups : tuple[Group, ...]
+        Groups of radii, innermost first.
+    inner : int
+        Number of groups that hold the radii of the grid search.
+    frequency : Tensor of shape (2, P)
+        Frequency of each point along x and y, cycles per pixel; 0 where padded.
+    weight : Tensor of shape (K,)
+        Quadrature weights of the radii.
+    layout : ndarray of shape (groups, 8)
+        The groups as compiled loops read them, int64.
     """
 
     n_half: int
@@ -95,9 +115,27 @@ class ThinGrid:
         n_orders: list[int],
         n_radii: int,
     ) -> ThinGrid:
-        """For particles of `box` px: radii (K,), angles (H,), weights (K,); the grid search uses `n_radii`.
+        """Choose the samples needed for particles of a box against templates of limited angular order.
 
-        n_orders: how many orders the templates have at each radius.
+        Parameters
+        ----------
+        radius_per_px : Tensor of shape (K,)
+            Radii, cycles per pixel.
+        angle_rad : Tensor of shape (H,)
+            Angles of the half circle, radians.
+        weight : Tensor of shape (K,)
+            Quadrature weights of the radii.
+        box : int
+            Size of the particle images, pixels.
+        n_orders : list[int]
+            Number of angular orders of the templates at each radius.
+        n_radii : int
+            Radii of the grid search.
+
+        Returns
+        -------
+        ThinGrid
+            The thinned grid.
         """
         n_half = len(angle_rad)
         needs = (m + TAIL + math.pi * box * k for m, k in zip(n_orders, radius_per_px.tolist(), strict=True))
@@ -119,7 +157,20 @@ class ThinGrid:
         return cls(n_half, tuple(groups), inner, frequency, weight, np.array(layout, np.int64))
 
     def parts(self, samples: Tensor, shift_xy_px: Tensor) -> Tensor:
-        """Real and imaginary parts (b, 2, P) of samples (b, K, H) complex64, of images moved by shifts (b, 2)."""
+        """Select the samples of shifted images.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (b, K, H)
+            Polar Fourier samples, complex64.
+        shift_xy_px : Tensor of shape (b, 2)
+            Shift of the images, pixels.
+
+        Returns
+        -------
+        Tensor of shape (b, 2, P)
+            Real and imaginary parts.
+        """
         out = torch.empty(len(samples), 2, self.frequency.shape[1])
         given = (torch.view_as_real(samples), shift_xy_px.float().contiguous())
         _gather(*(t.numpy() for t in given), self.layout, self.frequency.numpy(), out.numpy())
@@ -131,11 +182,21 @@ class ThinGrid:
         return self.groups[self.inner - 1].radii.stop
 
     def analysis(self, orders: Tensor) -> np.ndarray:
-        """What turns the grid search's samples into angular orders, flat: per group (2, m / 2, 2, n_angles).
+        """Return the transform of the grid search's samples to angular orders.
 
-        Of real parts, then of imaginary parts; orders (m,) even ones first, then as many odd ones; real, then imaginary
-        part of each. F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle
-        F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
+        Flat, for each group (2, m / 2, 2, n_angles): first for real, then for imaginary parts; real, then imaginary
+        part of each order. F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle F_m =
+        (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
+
+        Parameters
+        ----------
+        orders : Tensor of shape (m,)
+            Angular orders, even ones first, then as many odd ones.
+
+        Returns
+        -------
+        ndarray
+            Coefficients.
         """
         even, odd = orders.view(2, -1, 1)
         tables = []
@@ -148,13 +209,23 @@ class ThinGrid:
 
     @property
     def table_length(self) -> int:
-        """Entries of a template's row of the table."""
+        """Entries L of a template's row of the table."""
         return self.groups[-1].base + 2 * self.groups[-1].turns * self.groups[-1].lanes
 
     def table(self, spectrum: Tensor, mirror: bool) -> Tensor:
-        """Templates, then their mirror images, at all fine rotations: (t, L), with the weights of the samples in it.
+        """Tabulate templates at all fine rotations, with the weights of the samples.
 
-        spectrum (t, K, m) complex: the templates' angular orders from 0.
+        Parameters
+        ----------
+        spectrum : Tensor of shape (t, K, m)
+            Complex angular orders of the templates from 0.
+        mirror : bool
+            Whether the mirror images of all templates follow.
+
+        Returns
+        -------
+        Tensor of shape (t, L), or (2 t, L) with mirror images
+            The table.
         """
         if mirror:
             spectrum = torch.cat([spectrum, spectrum.conj()])

@@ -1,4 +1,4 @@
-"""Triton form of `reference.newton`: moments and the steps they give, a few candidates of one particle a program."""
+"""Triton form of `reference.newton`: moments and Newton steps, a few candidates of one particle for each program."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
@@ -21,7 +21,7 @@ MANY, FEW = (4, 4), (1, 8)
 
 @triton.jit
 def cos_sin(cycles):
-    """cos and sin of 2 pi times the argument, to 6e-7, from Chebyshev fits of the argument reduced to [-1/2, 1/2]."""
+    """Return cosine and sine of 2 pi times the argument, to 6e-7, from Chebyshev fits on [-1/2, 1/2]."""
     # Adding 1.5 * 2^23 leaves no bits for a fraction: the nearest whole number, on the fast pipe.
     r = cycles - ((cycles + 12582912.0) - 12582912.0)
     q = r * r
@@ -245,7 +245,7 @@ def newton(
     h_block: int = 8,
     num_warps: int = 1,
 ) -> Tensor:
-    """See `reference.newton`; the templates' table is its `half_pairs`."""
+    """Refine candidate poses by Newton steps; see `reference.newton`. The templates' table is its `half_pairs`."""
     candidates, k_block = MANY if len(row) > 2 else FEW
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
@@ -263,9 +263,23 @@ def newton(
 
 
 def compile_ahead(n_radii: int, n_half: int, n_fine: int, device: torch.device) -> threading.Thread:
-    """Begin to compile the kernel for samples (b, n_radii, n_half), beside what the caller does until it joins.
+    """Start to compile the kernel in a thread, beside what the caller does until it joins the thread.
 
-    On a machine's first run that takes longer than all else: particles are read meanwhile.
+    Parameters
+    ----------
+    n_radii : int
+        Radii of the samples.
+    n_half : int
+        Angles of the half circle.
+    n_fine : int
+        Fine rotations of the templates' table.
+    device : torch.device
+        The GPU.
+
+    Returns
+    -------
+    threading.Thread
+        The running thread.
     """
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -89,7 +89,10 @@ def rotational_max(
     num_warps: int = 4,
     rough: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.rotational_max`: two matrix products and a maximum that never leaves the chip."""
+    """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
+
+    Two matrix products and a maximum, without storing the products.
+    """
     n_orders, n_pairs, _, n_particles = spectra.shape
     n_half = len(cosine)
     value = torch.empty(n_pairs, 2, n_particles, dtype=torch.float32, device=spectra.device)
@@ -157,7 +160,7 @@ def _shortlist(
 
 
 def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
-    """See `reference.shortlist`."""
+    """Select the best few of every particle's candidate poses; see `reference.shortlist`."""
     n_candidates, n_particles = row.shape
     n = min(n, n_candidates)
     row_out, pose_out = row.new_empty(n, n_particles), pose.new_empty(n, n_particles, 4)
@@ -190,7 +193,7 @@ def _gather_taps(values, index, weight, out, n_values, n_points, N_TAPS: tl.cons
 
 
 def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """See `reference.gather_taps`."""
+    """Compute weighted sums of a few samples of a half transform; see `reference.gather_taps`."""
     n_images, n_values = values.shape
     n_points, n_taps = index.shape
     out = torch.empty(n_images, n_points, dtype=torch.complex64, device=values.device)
@@ -244,7 +247,7 @@ def _shifted_parts(samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.
 def shifted_parts(
     samples: Tensor, shift_xy_px: Tensor | None, basis: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
-    """See `reference.shifted_parts`."""
+    """Compute real and imaginary parts of shifted samples, of unit norm; see `reference.shifted_parts`."""
     n_particles, n_all, n_half = samples.shape
     out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.device)
     _shifted_parts[(n_particles,)](

@@ -1,9 +1,9 @@
-"""The functions of the pose search in plain PyTorch: what each computes, and the oracle of its Triton form.
+"""The functions of the pose search in plain PyTorch: their definition, and the oracle of the Triton forms.
 
-The score of a pose is S = sum w Re[F exp(-i r (x cos a + y sin a)) conj(T)] over polar samples of radius r and angle
-a: F the particle's, T the rotated template's, (x, y) the particle's shift. `rotational_max` finds its maxima on a grid
-of rotations, `shortlist` the best few candidates of each particle, and `newton` follows them off the grid: exact in
-the shift, quadratic in the rotation.
+The score of a pose is S = sum w Re[F exp(-i r (x cos a + y sin a)) conj(T)] over polar samples of radius r and angle a:
+F of the particle, T of the rotated template, (x, y) the particle's shift. `rotational_max` finds the maxima on a grid
+of rotations, `shortlist` selects the best few candidates of each particle, and `newton` refines them off the grid:
+exact in the shift, quadratic in the rotation.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SETTLED = 3e-5
 
 @dataclass(frozen=True)
 class FineTemplates:
-    """Templates tabulated at fine rotations, and the polar samples they stand on.
+    """Templates tabulated at fine rotations, with their polar samples.
 
     Attributes
     ----------
-    table : Tensor
-        (t, F, 2, K, A + H + 2) float32: real and imaginary parts of templates at angles (a + f / F); column 0 is angle
-        -1, columns past A + 1 repeat the first. For the Triton form its `half_pairs`.
-    radius : Tensor
-        (K,) radii, radians per pixel.
-    angle : Tensor
-        (H,) angles of the half circle, radians.
-    weight : Tensor
-        (K,) quadrature weights of the radii.
+    table : Tensor of shape (t, F, 2, K, A + H + 2)
+        Real and imaginary parts of templates at angles (a + f / F), float32; column 0 is angle -1, columns beyond A + 1
+        repeat the first. For the Triton form its `half_pairs`.
+    radius : Tensor of shape (K,)
+        Radii, radians per pixel.
+    angle : Tensor of shape (H,)
+        Angles of the half circle, radians.
+    weight : Tensor of shape (K,)
+        Quadrature weights of the radii.
     """
 
     table: Tensor
@@ -58,22 +58,22 @@ class FineTemplates:
 
 @dataclass(frozen=True)
 class NewtonRule:
-    """Which samples a Newton step uses, how far it may go, and which candidates take how many.
+    """Samples used by a Newton step, bounds of the step, and number of steps.
 
     Attributes
     ----------
-    stops : tuple of int
+    stops : tuple[int, int, int]
         Below the first of these radii every third angle is used, from there to the second every second one, from there
-        to the last all; none beyond. See `ralib.alignment.search.templates.angle_stops`.
-    limit_xy_px : tuple of float
-        How far offsets may go, pixels.
+        to the last all of them; none beyond. See `ralib.alignment.search.templates.angle_stops`.
+    limit_xy_px : tuple[float, float]
+        Largest offset along x and y, pixels.
     most_deg, most_px : float
-        How far one step may go.
-    slack : float
-        A pose whose score lies behind the particle's first one's by more than this fraction takes no step.
-    steps : int
-        Steps at most. One step ends at the score that it promises; with more, a pose goes on until a step changes next
-        to nothing.
+        Largest change by one step, degrees and pixels.
+    slack : float, default math.inf
+        A pose whose score is lower than the particle's first one by more than this fraction takes no step.
+    steps : int, default 1
+        Largest number of steps. A single step ends at the score it predicts; with several, a pose continues until a
+        step changes next to nothing.
     """
 
     stops: tuple[int, int, int]
@@ -89,21 +89,21 @@ NewtonStep = tuple[Tensor, Tensor, Tensor]
 
 
 def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of a few samples of a Hermitian half transform, at fixed places: the gridding step of `PolarGrid`.
+    """Compute weighted sums of a few samples of a Hermitian half transform: the gridding step of `PolarGrid`.
 
     Parameters
     ----------
-    values : Tensor
-        (b, f) complex64.
-    index : Tensor
-        (p, t) int32 into values; a negative index i reads conj(values[b, -1 - i]).
-    weight : Tensor
-        (p, t) float32.
+    values : Tensor of shape (b, f)
+        Half transforms, complex64.
+    index : Tensor of shape (p, t)
+        Indices into `values`, int32; a negative index i reads conj(values[b, -1 - i]).
+    weight : Tensor of shape (p, t)
+        Weights, float32.
 
     Returns
     -------
-    Tensor
-        (b, p) complex64: out[b, p] = sum_t weight[p, t] * values[b, index[p, t]].
+    Tensor of shape (b, p)
+        out[b, p] = sum_t weight[p, t] * values[b, index[p, t]], complex64.
     """
     sign = index >> 31  # -1 where the conjugate is meant, else 0
     row, signed = index ^ sign, weight * (1 + 2 * sign)
@@ -118,27 +118,27 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 def shifted_parts(
     samples: Tensor, shift_xy_px: Tensor | None, basis: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
-    """Real and imaginary parts of the innermost radii, moved by a shift and scaled to unit norm.
+    """Compute real and imaginary parts of the innermost radii of shifted images, scaled to unit norm.
 
     The scale of each particle, its root sum of squares, is `part_norm`; without it half precision could overflow.
 
     Parameters
     ----------
-    samples : Tensor
-        (b, K, H) complex64 polar Fourier samples.
-    shift_xy_px : Tensor or None
-        (b, 2), pixels.
-    basis : Tensor
-        (2, K, H): x and y component of each sample's frequency, radians per pixel.
+    samples : Tensor of shape (b, K, H)
+        Polar Fourier samples, complex64.
+    shift_xy_px : Tensor of shape (b, 2) or None
+        Shift, pixels.
+    basis : Tensor of shape (2, K, H)
+        Frequency of each sample along x and y, radians per pixel.
     n_radii : int
-        How many radii, from the innermost.
+        Number of radii, from the innermost.
     dtype : torch.dtype
-        Of the result.
+        Type of the result.
 
     Returns
     -------
-    Tensor
-        (2, b, n_radii, H).
+    Tensor of shape (2, b, n_radii, H)
+        The parts.
     """
     inner = samples[:, :n_radii] / part_norm(samples, n_radii)[:, None, None]
     if shift_xy_px is not None:
@@ -152,13 +152,43 @@ def shifted_parts(
 
 
 def part_norm(samples: Tensor, n_radii: int) -> Tensor:
-    """Root sum of squares (b,) of the innermost radii of each particle; shifts do not change it."""
+    """Compute the root sum of squares of the innermost radii; shifts do not change it.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (b, K, H)
+        Polar Fourier samples, complex64.
+    n_radii : int
+        Number of radii, from the innermost.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        Norms.
+    """
     inner = torch.view_as_real(samples[:, :n_radii]).flatten(1)
     return torch.linalg.vector_norm(inner, dim=1).clamp(min=1e-30)
 
 
 def angular_tables(orders: Tensor, n_half: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos(m psi_j) and sin(m psi_j), each (n_half, m), for psi_j = pi (j + 1/2) / n_half."""
+    """Tabulate cos(m psi_j) and sin(m psi_j) for psi_j = pi (j + 1/2) / n_half.
+
+    Parameters
+    ----------
+    orders : Tensor of shape (m,)
+        Angular orders.
+    n_half : int
+        Rotations of the half circle.
+    dtype : torch.dtype
+        Type of the result.
+
+    Returns
+    -------
+    Tensor of shape (n_half, m)
+        Cosines.
+    Tensor of shape (n_half, m)
+        Sines.
+    """
     psi = (torch.arange(n_half, device=orders.device, dtype=torch.float64) + 0.5) * (math.pi / n_half)
     turn = psi[:, None] * orders
     return torch.cos(turn).to(dtype), torch.sin(turn).to(dtype)
@@ -167,28 +197,28 @@ def angular_tables(orders: Tensor, n_half: int, *, dtype: torch.dtype) -> tuple[
 def rotational_max(
     spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None, *, rough: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Best value over positive, and over negative, rotations of each cross spectrum, and where.
+    """Find the maximum over positive and over negative rotations of each cross spectrum.
 
-    With S(psi) = sum_m X_m cos(m psi) + Y_m sin(m psi), E the cosine and O the sine sum at psi >= 0,
-    S(+-psi) = E +- O: half the angles give all. In chunks that stay in a core's cache.
+    With S(psi) = sum_m X_m cos(m psi) + Y_m sin(m psi), E the cosine and O the sine sum at psi >= 0, S(+-psi) = E +- O,
+    so that half of the angles suffice. Computed in chunks that fit a core's cache.
 
     Parameters
     ----------
-    spectra : Tensor
-        (m, g, 2, b): X and Y of order m, for g pairings of b particles.
-    cosine, sine : Tensor
-        (n_half, m), see `angular_tables`.
-    penalty : Tensor or None
-        (p, 2, n_half) added to S(+psi) and S(-psi) of pairing g from row g mod p: minus infinity forbids.
-    rough : bool
-        Products may round their factors to 11 bits (TF32) where the device has units for that.
+    spectra : Tensor of shape (m, g, 2, b)
+        X and Y of order m, for g pairings of b particles.
+    cosine, sine : Tensor of shape (n_half, m)
+        See `angular_tables`.
+    penalty : Tensor of shape (p, 2, n_half), optional
+        Added to S(+psi) and S(-psi) of pairing g from row g mod p; minus infinity excludes a rotation.
+    rough : bool, default False
+        Whether products may round their factors to 11 bits (TF32) where the device supports it.
 
     Returns
     -------
-    value : Tensor
-        (g, 2, b) float32.
-    index : Tensor
-        (g, 2, b) int32: j of the rotations +psi_j and -psi_j; see `angle_deg`.
+    value : Tensor of shape (g, 2, b)
+        Maxima, float32.
+    index : Tensor of shape (g, 2, b)
+        j of the rotations +psi_j and -psi_j, int32; see `angle_deg`.
     """
     n_orders, n_pairs, _, n_particles = spectra.shape
     dtype = torch.promote_types(spectra.dtype, torch.float32)
@@ -211,30 +241,47 @@ def rotational_max(
 
 
 def angle_deg(index: Tensor, sign: Tensor, n_half: int) -> Tensor:
-    """The rotation that entry `index` of `rotational_max` stands for, degrees; sign 0 means +psi, 1 means -psi."""
+    """Return the rotation that an index of `rotational_max` stands for.
+
+    Parameters
+    ----------
+    index : Tensor
+        Indices j.
+    sign : Tensor
+        0 for +psi_j, 1 for -psi_j.
+    n_half : int
+        Rotations of the half circle.
+
+    Returns
+    -------
+    Tensor
+        Degrees.
+    """
     angle = (index + 0.5) * (180.0 / n_half)
     return torch.where(sign == 1, -angle, angle)
 
 
 def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
-    """The best few of every particle's candidate poses, those on their way to one maximum counted once.
+    """Select the best few of every particle's candidate poses, counting those near one maximum once.
 
     Parameters
     ----------
-    row : Tensor
-        (c, b) which template.
-    pose : Tensor
-        (c, b, 4): psi in degrees, x and y in pixels, score.
+    row : Tensor of shape (c, b)
+        Template of each candidate.
+    pose : Tensor of shape (c, b, 4)
+        psi in degrees, x and y in pixels, score.
     n : int
-        How many candidates stay.
-    same : tuple of float or None
+        Number of candidates that stay.
+    same : tuple[float, float], optional
         Degrees and pixels: of candidates of one template closer than this only the best keeps its score; the others
         come last, at minus infinity.
 
     Returns
     -------
-    tuple of Tensor
-        Row (n, b) and pose (n, b, 4), the highest score first.
+    Tensor of shape (n, b)
+        Templates, the highest score first.
+    Tensor of shape (n, b, 4)
+        Their poses.
     """
     psi, x, y, score = pose.unbind(-1)
     score = torch.where(score.isnan(), -math.inf, score)
@@ -251,31 +298,41 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
 
 
 def half_pairs(table: Tensor) -> Tensor:
-    """A table (t, F, 2, K, C) with both parts of an entry in one word: (t, F, K, C) int32, each part half precision.
+    """Pack real and imaginary part of each table entry into one word, in half precision.
 
-    Templates have unit norm, so that no entry overflows; rounding moves a score by less than 10^-4 of it.
+    Templates have unit norm, so that no entry overflows; rounding changes a score by less than 10^-4 of it.
+
+    Parameters
+    ----------
+    table : Tensor of shape (t, F, 2, K, C)
+        Table of templates.
+
+    Returns
+    -------
+    Tensor of shape (t, F, K, C)
+        Packed table, int32.
     """
     return table.movedim(2, -1).half().contiguous().view(torch.int32)[..., 0]
 
 
 def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool = False) -> Tensor:
-    """Templates at fine rotations, as `newton` reads them.
+    """Tabulate templates at fine rotations, in the layout of `newton`.
 
     Parameters
     ----------
-    spectrum : Tensor
-        (k, K, m) complex64: the templates' angular orders from 0, at most `n_half`.
+    spectrum : Tensor of shape (k, K, m)
+        Angular orders of the templates from 0, at most `n_half`, complex64.
     n_half : int
         Angles H of the half circle; the full one has A = 2 H.
     mirror : bool
-        Their mirror images follow the templates.
-    packed : bool
-        As `half_pairs`.
+        Whether the mirror images of all templates follow.
+    packed : bool, default False
+        Whether to pack as `half_pairs`.
 
     Returns
     -------
-    Tensor
-        (k, or 2 k with mirror images, F, 2, K, A + H + 2) float32, F = FINE_ROTATIONS; packed (..., F, K, A + H + 2).
+    Tensor of shape (t, F, 2, K, A + H + 2)
+        Float32, t = k or 2 k with mirror images, F = FINE_ROTATIONS; packed (t, F, K, A + H + 2).
     """
     n_angles, n_radii, device = 2 * n_half, spectrum.shape[1], spectrum.device
     spectrum = torch.nn.functional.pad(spectrum, (0, n_half - spectrum.shape[2]))
@@ -303,29 +360,30 @@ def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool =
 def newton(
     samples: Tensor, centre: Tensor, row: Tensor, pose: Tensor, templates: FineTemplates, rule: NewtonRule
 ) -> Tensor:
-    """Poses after one or several Newton steps in (psi, x, y), off the grid.
+    """Refine poses off the grid by one or several Newton steps in (psi, x, y).
 
-    With several steps, those that lost score are halved; a pose that does not settle ends where its score was highest,
-    with what that was. A pose too far behind (`NewtonRule.slack`) keeps its place and loses its score, to minus
-    infinity.
+    With several steps, a step that lowers the score is halved; a pose that does not converge ends at its highest score.
+    A pose too far behind (`NewtonRule.slack`) is left unchanged, with a score of minus infinity.
 
     Parameters
     ----------
-    samples : Tensor
-        (b, K, H) complex64 polar Fourier samples of the particles.
-    centre : Tensor
-        (b, 2) origin the offsets x, y count from, pixels.
-    row : Tensor
-        (c, b) which template of the table.
-    pose : Tensor
-        (c, b, 4): psi in degrees, x and y in pixels, score.
+    samples : Tensor of shape (b, K, H)
+        Polar Fourier samples of the particles, complex64.
+    centre : Tensor of shape (b, 2)
+        Origin from which the offsets x, y count, pixels.
+    row : Tensor of shape (c, b)
+        Template of each candidate.
+    pose : Tensor of shape (c, b, 4)
+        psi in degrees, x and y in pixels, score.
     templates : FineTemplates
+        Templates at fine rotations.
     rule : NewtonRule
+        Samples used, bounds and number of steps.
 
     Returns
     -------
-    Tensor
-        (c, b, 4) poses.
+    Tensor of shape (c, b, 4)
+        Refined poses.
     """
     particle = torch.arange(len(samples), device=samples.device).expand_as(row).flatten()
 
@@ -339,7 +397,24 @@ def newton(
 
 
 def repeated_steps(one_step: Callable[[Tensor], NewtonStep], pose: Tensor, slack: float, steps: int) -> Tensor:
-    """Poses (c, b, 4) after the steps of `newton`; the hopeless keep their place."""
+    """Repeat Newton steps; see `newton`.
+
+    Parameters
+    ----------
+    one_step : Callable[[Tensor], NewtonStep]
+        Computes a step from poses (c, b, 4).
+    pose : Tensor of shape (c, b, 4)
+        psi in degrees, x and y in pixels, score.
+    slack : float
+        See `NewtonRule.slack`.
+    steps : int
+        Largest number of steps.
+
+    Returns
+    -------
+    Tensor of shape (c, b, 4)
+        Poses after the steps.
+    """
     if steps == 1:
         return _only_hopeful(one_step(pose)[0], pose, slack)
     going, now = torch.ones_like(pose[..., 3], dtype=torch.bool), pose
@@ -365,7 +440,26 @@ def _only_hopeful(stepped: Tensor, pose: Tensor, slack: float) -> Tensor:
 
 
 def stepped(moments: Tensor, pose: Tensor, position: Tensor, templates: FineTemplates, rule: NewtonRule) -> NewtonStep:
-    """The step that moments (c, b, 12) at the fine angular positions (c, b) next to poses (c, b, 4) call for."""
+    """Compute the Newton step of poses from their moments.
+
+    Parameters
+    ----------
+    moments : Tensor of shape (c, b, 12)
+        See `pose_moments`.
+    pose : Tensor of shape (c, b, 4)
+        psi in degrees, x and y in pixels, score.
+    position : Tensor of shape (c, b)
+        Fine angular positions nearest to psi.
+    templates : FineTemplates
+        Templates at fine rotations.
+    rule : NewtonRule
+        Bounds of the step.
+
+    Returns
+    -------
+    NewtonStep
+        The step, and the score it predicts.
+    """
     step_deg = templates.step_deg
     gradient, curvature = derivatives(moments, templates.table.shape[1] * step_deg)
     limit = pose.new_tensor(rule.limit_xy_px)
@@ -385,7 +479,22 @@ def stepped(moments: Tensor, pose: Tensor, position: Tensor, templates: FineTemp
 
 
 def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Gradient (..., 3) in (psi, x, y), and second derivatives psi psi, psi x, psi y, x x, x y, y y, from moments."""
+    """Compute the derivatives of the score from its moments.
+
+    Parameters
+    ----------
+    moments : Tensor of shape (..., 12)
+        See `pose_moments`.
+    h_deg : float
+        Distance of the three rotations, degrees.
+
+    Returns
+    -------
+    Tensor of shape (..., 3)
+        Gradient in (psi, x, y).
+    tuple[Tensor, ...] of shape (...)
+        Second derivatives psi psi, psi x, psi y, x x, x y, y y.
+    """
     below, here, above, second = moments.split(3, dim=-1)
     per_deg = 1.0 / h_deg
     gradient = torch.stack([0.5 * per_deg * (above[..., 0] - below[..., 0]), here[..., 1], here[..., 2]], dim=-1)
@@ -398,7 +507,26 @@ def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ..
 def held_at_limit(
     gradient: Tensor, curvature: tuple[Tensor, ...], offset: Tensor, limit: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same where an offset at its limit would go on outwards: that coordinate is out of the problem."""
+    """Remove coordinates from the problem whose offset is at its limit and would continue outwards.
+
+    Parameters
+    ----------
+    gradient : Tensor of shape (..., 3)
+        Gradient in (psi, x, y).
+    curvature : tuple[Tensor, ...] of shape (...)
+        Second derivatives; see `derivatives`.
+    offset : Tensor of shape (..., 2)
+        Offsets, pixels.
+    limit : Tensor of shape (2,)
+        Largest offsets, pixels.
+
+    Returns
+    -------
+    Tensor of shape (..., 3)
+        Gradient, 0 for a fixed coordinate.
+    tuple[Tensor, ...] of shape (...)
+        Second derivatives without coupling to a fixed coordinate.
+    """
     free = ((offset.abs() < limit) | (offset * gradient[..., 1:] < 0)).to(gradient.dtype)
     x, y = free.unbind(-1)
     pp, px, py, xx, xy, yy = curvature
@@ -407,7 +535,20 @@ def held_at_limit(
 
 
 def newton_step(gradient: Tensor, curvature: tuple[Tensor, ...]) -> Tensor:
-    """-H^-1 g by cofactors where H is negative definite; elsewhere each coordinate steps by itself."""
+    """Return -H^-1 g by cofactors where the Hessian H is negative definite; elsewhere step each coordinate by itself.
+
+    Parameters
+    ----------
+    gradient : Tensor of shape (..., 3)
+        Gradient in (psi, x, y).
+    curvature : tuple[Tensor, ...] of shape (...)
+        Second derivatives; see `derivatives`.
+
+    Returns
+    -------
+    Tensor of shape (..., 3)
+        The step.
+    """
     a, b, c, d, e, f = (-h for h in curvature)
     c00, c01, c02 = d * f - e * e, c * e - b * f, b * e - c * d
     c11, c12, c22 = a * f - c * c, b * c - a * e, a * d - b * b
@@ -421,7 +562,22 @@ def newton_step(gradient: Tensor, curvature: tuple[Tensor, ...]) -> Tensor:
 
 
 def expected_gain(gradient: Tensor, curvature: tuple[Tensor, ...], step: Tensor) -> Tensor:
-    """What the local quadratic promises for a step."""
+    """Return the increase of the score that the local quadratic predicts for a step.
+
+    Parameters
+    ----------
+    gradient : Tensor of shape (..., 3)
+        Gradient in (psi, x, y).
+    curvature : tuple[Tensor, ...] of shape (...)
+        Second derivatives; see `derivatives`.
+    step : Tensor of shape (..., 3)
+        The step.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Increase of the score.
+    """
     pp, px, py, xx, xy, yy = curvature
     p, x, y = step.unbind(-1)
     bent = 0.5 * (pp * p * p + xx * x * x + yy * y * y) + px * p * x + py * p * y + xy * x * y
@@ -437,10 +593,32 @@ def pose_moments(
     templates: FineTemplates,
     stops: tuple[int, int, int],
 ) -> Tensor:
-    """Moments (c, 12) of c candidates: (S, dS/dx, dS/dy) at three rotations, then d2S/dx2, d2S/dxdy, d2S/dy2.
+    """Compute the moments of candidates from which score and derivatives follow.
 
-    particle (c,), shift_xy_px (c, 2), row (c,) of the table, position (c,) in fine steps: the rotations are one whole
-    angular sample below it, at it, and one above. The rest as in `newton`.
+    These are (S, dS/dx, dS/dy) at three rotations, then d2S/dx2, d2S/dxdy, d2S/dy2. The rotations are one whole angular
+    sample below the position, at it, and one above.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (b, K, H)
+        Polar Fourier samples of the particles, complex64.
+    particle : Tensor of shape (c,)
+        Particle of each candidate.
+    shift_xy_px : Tensor of shape (c, 2)
+        Its shift, pixels.
+    row : Tensor of shape (c,)
+        Its template.
+    position : Tensor of shape (c,)
+        Its rotation in fine steps.
+    templates : FineTemplates
+        Templates at fine rotations.
+    stops : tuple[int, int, int]
+        See `NewtonRule.stops`.
+
+    Returns
+    -------
+    Tensor of shape (c, 12)
+        Moments.
     """
     table, radius, angle, weight = templates.table, templates.radius, templates.angle, templates.weight
     n_half, n_fine = samples.shape[-1], table.shape[1]
@@ -473,7 +651,26 @@ def pose_moments(
 
 
 def used_samples(stops: tuple[int, int, int], n_half: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Radius and angle index of the samples used, and how many each stands for: (p,) each. `stops`: see `newton`."""
+    """Return radius and angle index of the samples used, and how many samples each stands for.
+
+    Parameters
+    ----------
+    stops : tuple[int, int, int]
+        See `NewtonRule.stops`.
+    n_half : int
+        Angles of the half circle.
+    device : torch.device
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (p,)
+        Radius indices.
+    Tensor of shape (p,)
+        Angle indices.
+    Tensor of shape (p,)
+        Number of samples each stands for.
+    """
     parts = []
     for step, (first, stop) in zip((3, 2, 1), pairwise((0, *stops)), strict=True):
         k, h = torch.arange(first, stop, device=device), torch.arange(0, n_half, step, device=device)

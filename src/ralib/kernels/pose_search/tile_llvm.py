@@ -1,6 +1,7 @@
-"""Small matrix products for compiled loops on a CPU, their sums in registers: for products inside other loops.
+"""Small matrix products inside compiled loops on a CPU, with their sums in registers.
 
-A library's product asks for matrices that are worth packing; those of the pose search are too small, and too many.
+A library's matrix product pays off for matrices that are worth packing; those of the pose search are too small and too
+many.
 """
 
 from __future__ import annotations
@@ -25,9 +26,39 @@ def tile(
     context: Any, left: Any, first: Any, right: Any, second: Any, step: Any, apart: Any, depth: Any, out: Any,
     third: Any, out_step: Any, out_apart: Any,
 ) -> Any:  # fmt: skip
-    """out[third + r out_step + h out_apart + l] = sum_k left[first + r depth + k] right[second + k step + h apart + l].
+    """Multiply a tile of two matrices.
 
-    left, right, out flat float32; r < ROWS, lots h < 2, l < LANES, k < depth, at least 1; all else int64.
+    For r < ROWS, h < 2 and l < LANES, with the sum over k < depth,
+
+        out[third + r out_step + h out_apart + l] = sum_k left[first + r depth + k] right[second + k step + h apart + l]
+
+    Parameters
+    ----------
+    context : Any
+        Numba's typing context.
+    left, right : Any
+        Factors, flat, float32.
+    first, second : Any
+        Offset of the factors, int64.
+    step : Any
+        Distance of the rows of `right`, int64.
+    apart : Any
+        Distance of the two blocks of columns of `right`, int64.
+    depth : Any
+        Terms of each sum, at least 1, int64.
+    out : Any
+        Product, flat, float32; changed in place.
+    third : Any
+        Offset of the product, int64.
+    out_step : Any
+        Distance of its rows, int64.
+    out_apart : Any
+        Distance of its two blocks of columns, int64.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
     """
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
