@@ -87,7 +87,7 @@ def test_a_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Trut
     assert second is not None
     assert arrivals.names == ["b.mrcs", "a.mrcs", "0.mrcs", "fresh.mrcs"]
     assert set(arrivals.left_out) == {"box.mrcs", "torn.mrcs"}
-    again = Arrivals(tmp_path, names=arrivals.names[:2]).look()
+    again = Arrivals(tmp_path, state={"stacks": arrivals.names[:2]}).look()
     assert again is not None
     np.testing.assert_array_equal(again.images.read(np.arange(15)), truth.images[:15])
 
@@ -153,3 +153,24 @@ def test_watch_from_arrival_to_signal(truth: Truth, tmp_path: Path, monkeypatch:
 def test_nothing_to_watch(tmp_path: Path, capsys) -> None:
     assert main(["watch", str(tmp_path / "none"), str(tmp_path / "out"), "--device=cpu"]) == 2
     assert "there is no" in capsys.readouterr().err
+
+
+def test_watch_that_goes_on_notices_another_input_and_other_options(
+    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    stack(folder, "1.mrcs", truth.images[:50])
+    options = ["--classes=1", "--ou=12", "--xr=2", "--rounds=1", "--poll-seconds=0.1", "--device=cpu", "--no-report"]
+    command = ["watch", str(folder), str(out), *options, "--idle-minutes=0.001"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--xr=3", "--continue"]) == 2
+    assert "xr was 2.0, is 3.0" in capsys.readouterr().err
+    (folder / "1.mrcs").unlink()
+    stack(folder, "1.mrcs", truth.images[50:100])
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert main([*command, "--continue"]) == 2
+    assert "has changed" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -18,6 +19,7 @@ from blobs import make
 from ralib import io
 from ralib.cli import main
 from ralib.cli.running import report_of
+from ralib.results import run_directory as rundir
 from ralib.results.checkpoint import newest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -155,3 +157,47 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(
     monkeypatch.setattr("ralib.results.summary.write_report", fail)
     report_of(tmp_path, torch.device("cpu"), None)
     assert "no report.html" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed while it wrote its result a second time: all files are there."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    assert main(["simulate", str(folder / "s"), "--particles=60", "--box=32", "--device=cpu"]) == 0
+    out = folder / "run"
+    assert main([*arguments(folder / "s" / "particles.star", out, "--maxit=1"), "--CTF"]) == 0
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"state": "running"}))
+    return out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report RUN", "report RUN --json", "report RUN/relion_data.star", "select RUN --classes=1", "compare RUN RUN",
+        "analyze RUN", "analyze RUN/particles.star", "denoise RUN OUT.star", "denoise RUN/particles.star OUT.star",
+        "neighbours RUN/particles.star OUT", "classify RUN OUT", "classify RUN OUT --split=1",
+        "classify RUN/particles.star OUT --split-states=2", "mref RUN/particles.star 2 OUT", "average RUN OUT.mrcs",
+        "prepare RUN/particles.star OUT.star", "transform RUN OUT.mrcs", "params RUN --export=OUT.txt",
+    ],
+)  # fmt: skip
+def test_run_killed_while_writing_is_refused_by_every_command(
+    unfinished: Path, tmp_path: Path, capsys, command: str
+) -> None:
+    words = [w.replace("RUN", str(unfinished)).replace("OUT", str(tmp_path / "out")) for w in command.split()]
+    assert main(words) == 2
+    assert "has not finished" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_that_writes_a_second_result_does_not_say_it_has_finished(stack: Path, tmp_path: Path, monkeypatch) -> None:
+    """As `watch` does, and --continue of a finished run."""
+    out, said = tmp_path / "out", []
+    assert main(arguments(stack, out, "--maxit=1")) == 0
+
+    def killed(path: Path, *_: object) -> None:
+        said.append(json.loads((out / "run.json").read_text())["state"])
+
+    monkeypatch.setattr(rundir, "write_class_picture", killed)
+    assert main(arguments(stack, out, "--maxit=1", "--continue")) == 0
+    assert said == ["running"]

@@ -6,6 +6,7 @@ Each takes a folder with a sound file, and a random generator, and rewrites the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,7 @@ def selection(path: Path, rng: Random) -> None:
         if rng.random() < 0.2:
             where.pop(key, None)
         else:
-            where[key] = pick(rng, odd)
+            where[key] = copy.deepcopy(pick(rng, odd))  # or one edit would find itself in another
     text = json.dumps(value)
     path.write_text(
         pick(rng, [text, text, text.replace("1", "NaN"), "\ufeff" + text, text * 2, f"[{text}]", "[" * 3000])

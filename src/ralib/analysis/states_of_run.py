@@ -24,10 +24,11 @@ def split_run(
     differences.mrcs, responsibilities.txt, states.json and states.png. Returns what states.json holds.
     """
     from ralib.io import open_particles
+    from ralib.results.run_record import particle_file
 
     if out.exists():
         raise RalibError(f"{out} exists: remove it, or name another folder")
-    particles = open_particles(source / "particles.star" if source.is_dir() else source)
+    particles = open_particles(particle_file(source))
     if particles.poses is None:
         raise RalibError(f"{source} holds no poses: give the folder or the particles.star of a finished run")
     classes = particles.poses.class_index.cpu().numpy()

@@ -38,7 +38,7 @@ from ralib.cli.terminal import Terminal, class_table, header
 from ralib.cli.timing import references_s, time_line
 from ralib.results.input_fingerprint import check_same_input
 from ralib.results.run_directory import RunDirectory
-from ralib.results.run_record import read_record
+from ralib.results.run_record import particle_file, read_record
 from ralib.runtime.distributed import RankLost, Ranks, join
 from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
 
@@ -306,7 +306,7 @@ class AlignmentRun:
 
     def _particles(self) -> ParticleSet:
         o = self.settings
-        particles = io.open_particles(self.stack, datadir=o.datadir)
+        particles = io.open_particles(particle_file(self.stack), datadir=o.datadir)
         particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
         io.check_writable_name(self.outdir)
         self.terminal.warn(particles.warnings)

@@ -71,6 +71,7 @@ def analyze(
     """
     from ralib.analysis.run import Analysis, write_analysis
     from ralib.io import for_computing, open_particles
+    from ralib.results.run_record import particle_file
 
     target = out or default_folder(source)
     if target.exists():
@@ -104,16 +105,6 @@ def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):
         raise RalibError("--ctf needs CTF parameters and a pixel size, and the particles have none: leave --ctf out")
     return "ctf" if ctf else "2sdr"
-
-
-def particle_file(source: Path) -> Path:
-    """The particles of a run's folder, or the file itself."""
-    if not source.is_dir():
-        return source
-    for name in ("particles.star", "particles.cs", "particles.hdf"):
-        if (source / name).is_file():
-            return source / name
-    raise RalibError(f"{source} holds no particles.star: give the folder of a finished run, or a particle file")
 
 
 def default_folder(source: Path) -> Path:

@@ -25,10 +25,10 @@ from ralib.cli.running import SignalFlag, Stopped, finish_record, new_record, re
 from ralib.cli.settings import Settings, write_config
 from ralib.cli.terminal import Terminal, class_table, header, resolution_text
 from ralib.results.checkpoint import Checkpoint
-from ralib.results.input_fingerprint import check_same_input
+from ralib.results.input_fingerprint import check_same_input, check_same_options
 from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
 from ralib.results.run_directory import RunDirectory
-from ralib.results.run_record import read_record
+from ralib.results.run_record import particle_file, read_record
 from ralib.results.selection import combine, selected_rows
 from ralib.types import ClassAverages, CtfCorrection, ParticleSet, Poses, RalibError, RunResult
 
@@ -146,11 +146,7 @@ class ClassifyRun:
         """The checkpoint to go on from; RalibError where the run was begun with other options."""
         found = directory.newest_checkpoint() if self.resume else None
         if found is not None:
-            before = found.meta["options"]
-            changed = sorted(k for k in before if self.options.get(k) != before[k] and k not in ("device", "stability"))
-            if changed:
-                told = ", ".join(f"{k} was {before[k]!r}, is {self.options.get(k)!r}" for k in changed)
-                raise RalibError(f"--continue needs the options the run was begun with: {told}")
+            check_same_options(found.meta.get("options", {}), self.options, free=("device", "stability"))
             now = record["input"]["fingerprint"]
             check_same_input(read_record(self.outdir), now, stack=str(self.stack), outdir=str(self.outdir))
         return found
@@ -228,8 +224,7 @@ class ClassifyRun:
 
     def _particles(self) -> ParticleSet:
         o = self.settings
-        source = self.stack / "particles.star" if self.stack.is_dir() else self.stack
-        particles = io.open_particles(source, datadir=o.datadir)
+        particles = io.open_particles(particle_file(self.stack), datadir=o.datadir)
         particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
         if o.reference_poses is not None:
             particles = particles.replace(poses=read_poses(o.reference_poses, len(particles)))

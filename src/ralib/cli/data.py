@@ -203,10 +203,11 @@ def params(
 ) -> None:
     """Poses out of and into particle files, as text in EMAN2's convention (sxheader)."""
     from ralib.io import open_particles, read_params, write_params
+    from ralib.results.run_record import particle_file
 
     if (export_to is None) == (import_from is None):
         raise RalibError("give one of --export FILE and --import FILE")
-    particles = open_particles(stack, datadir=datadir, require_images=False)
+    particles = open_particles(particle_file(stack), datadir=datadir, require_images=False)
     tell_warnings(particles.warnings)
     if export_to is not None:
         _refuse_existing(export_to)
@@ -238,8 +239,9 @@ def _store_poses(stack: Path, particles: ParticleSet, poses: Poses, out: Path | 
 
 def _open(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
     from ralib.io import open_particles
+    from ralib.results.run_record import particle_file
 
-    particles = open_particles(stack, datadir=datadir)
+    particles = open_particles(particle_file(stack), datadir=datadir)
     tell_warnings(particles.warnings)
     return with_pixel_size(particles, pixel_size_A, "--input-pixel-size")
 

@@ -117,8 +117,9 @@ def _write_neighbours(out: Path, found: Any, chosen: Any, images: Any, pixel_siz
 
 def _with_ctf(stack: Path, datadir: Path | None) -> ParticleSet:
     from ralib.io import open_particles
+    from ralib.results.run_record import particle_file
 
-    particles = open_particles(stack, datadir=datadir)
+    particles = open_particles(particle_file(stack), datadir=datadir)
     if particles.ctf is None or particles.pixel_size_A is None:
         raise RalibError(f"{stack} has no CTF parameters or no pixel size: both are needed to restore particles")
     return particles

@@ -25,7 +25,7 @@ from ralib.cli.common import describe_device
 from ralib.cli.settings import Settings, write_config
 from ralib.cli.terminal import Terminal
 from ralib.results.checkpoint import newest
-from ralib.results.input_fingerprint import input_fingerprint
+from ralib.results.input_fingerprint import check_same_options, input_fingerprint
 from ralib.results.run_directory import RunDirectory
 from ralib.runtime.distributed import launched
 from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
@@ -221,12 +221,7 @@ def resumed_state(outdir: Path, options: dict[str, Any], device: torch.device) -
     found = newest(outdir / "checkpoints")
     if found is None:
         return None
-    before = found.meta.get("options", {})
-    free = ("maxit", "device", "gpu_devices", "memory")
-    changed = sorted(k for k in options if k in before and before[k] != options[k] and k not in free)
-    if changed:
-        told = ", ".join(f"{k} was {before[k]!r}, is {options[k]!r}" for k in changed)
-        raise RalibError(f"--continue needs the options the run was begun with: {told}")
+    check_same_options(found.meta.get("options", {}), options, free=("maxit", "device", "gpu_devices", "memory"))
     return LoopState.unpack(found.arrays, found.meta, device)
 
 

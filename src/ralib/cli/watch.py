@@ -14,6 +14,7 @@ from ralib.cli.align import BatchSize, Ctf, CtfMode, Datadir, Device, Inner, NoM
 from ralib.cli.settings import Settings, command, write_config
 from ralib.types import ParticleSet, RalibError
 
+FREE_TO_CHANGE = ("poll", "idle", "device", "batch", "datadir")
 _CLASSES, _SEARCH, _RUN = "Classes", "Search", "Running"
 
 
@@ -120,11 +121,11 @@ class Watch:
             try:
                 while not self.settings.idle or time.monotonic() - last < 60 * self.settings.idle:
                     particles = arrivals.look()
-                    self._warn(arrivals.left_out)
+                    self._warn([*arrivals.left_out.values(), *arrivals.notices])
                     if particles is not None:
                         typer.echo(f"{len(particles)} particles")
                         growing.take(particles)
-                        self._write(directory, growing, particles, arrivals.names)
+                        self._write(directory, growing, particles, arrivals)
                         last = time.monotonic()
                     _sleep(self.settings.poll, flag)
             except Stopped as stop:
@@ -137,11 +138,13 @@ class Watch:
         from ralib.alignment.state import LoopState
         from ralib.io.arrivals import Arrivals
         from ralib.results.checkpoint import newest
+        from ralib.results.input_fingerprint import check_same_options
 
         found = newest(self.outdir / "checkpoints") if self.resume else None
-        names = [] if found is None else [str(name) for name in found.meta.get("stacks", [])]
-        datadir = self.settings.datadir
-        arrivals = Arrivals(self.source, datadir=datadir, names=names)
+        known = {} if found is None else {**found.arrays, **found.meta.get("arrivals", found.meta)}
+        if found is not None:
+            check_same_options(found.meta.get("options", {}), self.options, free=FREE_TO_CHANGE)
+        arrivals = Arrivals(self.source, datadir=self.settings.datadir, state=known)
         return arrivals, None if found is None else LoopState.unpack(found.arrays, found.meta, self.device)
 
     def _classification(self, flag: Any, state: Any) -> Any:
@@ -160,7 +163,7 @@ class Watch:
         options = WatchOptions(o.classes, o.per_class, (o.xr, o.xr), o.rounds, o.seed)
         return GrowingClassification(options, alignment, observer=_Told(flag), state=state)
 
-    def _write(self, directory: Any, growing: Any, particles: ParticleSet, stacks: list[str]) -> None:
+    def _write(self, directory: Any, growing: Any, particles: ParticleSet, arrivals: Any) -> None:
         """The run directory of a finished run, of all that has come so far; and where to go on."""
         from ralib.cli.running import finish_record, new_record, report_of, run_ctf
 
@@ -171,14 +174,17 @@ class Watch:
         )  # fmt: skip
         record = finish_record(record, result, self.device, started, 0.0)
         arrays, meta = growing.state.pack()
-        directory.save_checkpoint(growing.state.iteration, arrays, meta | {"stacks": stacks})
+        rows, taken = arrivals.state()
+        directory.save_checkpoint(
+            growing.state.iteration, arrays | rows, meta | {"options": self.options, "arrivals": taken}
+        )
         write_config(self.outdir, self.settings)
         directory.write_result(result, particles, record)
         if self.report:
             report_of(self.outdir, self.device, self.options["datadir"])
 
-    def _warn(self, left_out: dict[str, str]) -> None:
-        for why in left_out.values():
+    def _warn(self, notices: list[str]) -> None:
+        for why in notices:
             if why not in self.told:
                 self.told.add(why)
                 typer.echo(f"warning: {why}", err=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ralib.io import open_particles, open_stack
-from ralib.io.stacks import FilesSource
+from ralib.io.stacks import FilesSource, file_references
+from ralib.io.subset import take
 from ralib.types import ParticleSet, RalibError
 
 STACKS = (".mrcs", ".mrc")
@@ -17,29 +22,62 @@ SETTLED_S = 2.0
 """A file untouched for so long counts as written."""
 ENDS_BYTES = 1 << 18
 """How much of a stack's beginning and end is compared where its time has changed."""
+SAMPLED_IMAGES = 8
+"""How many images of a stack are compared of those that rows of a STAR file name."""
+
+
+@dataclass(frozen=True)
+class TakenStack:
+    """What tells a stack from another of its name.
+
+    images   None: the file as a whole was taken in, `digest` is of its two ends. Else the numbers (from 0) of some
+             of the images that rows name, `digest` is of these, and the file may grow.
+    """
+
+    bytes: int
+    time_ns: int
+    digest: str
+    images: tuple[int, ...] | None = None
 
 
 class Arrivals:
     """The particles of a growing STAR file, or of the stacks in a folder, in the order in which they came.
 
-    `names` are the stacks in that order; a run that goes on hands those of its checkpoint back. `left_out` says which
-    files cannot be used, and why.
+    `names` are a folder's stacks in that order; `left_out` says which files cannot be used, and why; `notices` what
+    changed in rows taken in before. A watch that goes on hands the `state` of its checkpoint back.
     """
 
-    def __init__(self, path: Path, *, datadir: Path | None = None, names: list[str] | None = None) -> None:
+    def __init__(self, path: Path, *, datadir: Path | None = None, state: Mapping[str, Any] | None = None) -> None:
         if not path.exists():
             raise RalibError(f"there is no {path} to watch: make the folder first, or name the growing STAR file")
         self.path, self.datadir = path, datadir
-        self.names: list[str] = list(names or [])
+        state = state or {}
+        self.names: list[str] = [str(name) for name in state.get("stacks", [])]
         self.left_out: dict[str, str] = {}
+        self.notices: list[str] = []
         self._seen = -1.0
-        self._taken: dict[str, tuple[int, int, str]] = {}
+        self._taken = {str(name): _stack_of(values) for name, values in state.get("taken", {}).items()}
+        self._rows = np.asarray(state.get("arrivals.rows", ()), dtype=np.uint64)
+        self._values = np.asarray(state.get("arrivals.values", ()), dtype=np.uint64)
+        self._pixel_size_A: float | None = state.get("pixel_size_A")
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and plain values for a checkpoint: what was taken in, and how to tell that it changed."""
+        arrays = {"arrivals.rows": self._rows, "arrivals.values": self._values}
+        taken = {name: asdict(stack) for name, stack in self._taken.items()}
+        return arrays, {"stacks": list(self.names), "taken": taken, "pixel_size_A": self._pixel_size_A}
 
     def look(self) -> ParticleSet | None:
         """All particles there are, or None where nothing has been added since the last look."""
-        return self._folder() if self.path.is_dir() else self._file()
+        self._check_taken()
+        particles = self._folder() if self.path.is_dir() else self._file()
+        if particles is not None:
+            self._check_scale(particles.pixel_size_A)
+        return particles
 
     def _file(self) -> ParticleSet | None:
+        if not self.path.exists():
+            raise RalibError(f"{self.path} is gone: put it back, or begin a new run")
         changed = self.path.stat().st_mtime
         if changed == self._seen or not _settled(self.path):
             return None
@@ -50,21 +88,38 @@ class Arrivals:
             return None
         self._seen = changed
         self.left_out.pop(self.path.name, None)
-        return particles
+        return self._in_order(particles)
+
+    def _in_order(self, particles: ParticleSet) -> ParticleSet:
+        """The rows taken in before, in the order in which they came, then those that are new."""
+        rows, values = _row_hashes(particles)
+        places = pd.Index(rows).get_indexer(pd.Index(self._rows))
+        if gone := int((places < 0).sum()):
+            raise RalibError(
+                f"{gone} of the {len(places)} rows taken in are no longer in {self.path}: what is watched may only "
+                "grow; put them back, or begin a new run"
+            )
+        if changed := int((values[places] != self._values).sum()):
+            self.notices.append(f"{changed} rows of {self.path} have other values than before: the new ones are used")
+        order = np.concatenate([places, np.setdiff1d(np.arange(len(rows)), places)]).astype(np.int64)
+        self._rows, self._values = rows[order], values[order]
+        self._taken |= {name: s for name, s in _stacks_named(particles).items() if name not in self._taken}
+        return particles if (order == np.arange(len(order))).all() else take(particles, order)
 
     def _folder(self) -> ParticleSet | None:
-        self._check_taken()
         there = [p for p in self.path.iterdir() if p.suffix.lower() in STACKS and p.name[0] != "."]
         new = [p for p in there if p.name not in self.names and _settled(p)]
         came = sorted(new, key=lambda p: (p.stat().st_mtime, p.name))
-        good = [p.name for p in came if self._usable(p)]
-        self.names += good
+        before = len(self.names)
+        for path in came:
+            if self._usable(path):
+                self.names.append(path.name)
         first_look, self._seen = self._seen < 0, 0.0
-        if not self.names or not (good or first_look):
+        if not self.names or not (len(self.names) > before or first_look):
             return None
         stacks = [open_stack(self.path / name) for name in self.names]
         sizes = [s.n_images for s in stacks]
-        self._taken |= {name: _state(self.path / name) for name in self.names if name not in self._taken}
+        self._taken |= {name: _measured(self.path / name) for name in self.names if name not in self._taken}
         images = FilesSource(
             [self.path / name for name in self.names],
             np.repeat(np.arange(len(sizes)), sizes),
@@ -75,44 +130,110 @@ class Arrivals:
 
     def _check_taken(self) -> None:
         """Refuse a stack that changed after it was taken in: its rows would have the poses of other images."""
-        for name in self.names:
-            path, before = self.path / name, self._taken.get(name)
+        for name, before in self._taken.items():
+            path = self.path / name
             if not path.exists():
                 raise RalibError(f"{path} was taken in and is gone: put it back, or begin a new run")
-            if before is None or (path.stat().st_size, path.stat().st_mtime_ns) == before[:2]:
+            if (path.stat().st_size, path.stat().st_mtime_ns) == (before.bytes, before.time_ns):
                 continue
-            now = _state(path)
-            if (now[0], now[2]) != (before[0], before[2]):  # not merely touched, or copied again
+            now = _measured(path, before.images)
+            if now.digest != before.digest or (before.images is None and now.bytes != before.bytes):
                 raise RalibError(
-                    f"{path} was taken in with {before[0]} bytes, now {now[0]}, and has changed: "
+                    f"{path} was taken in with {before.bytes} bytes, now {now.bytes}, and has changed: "
                     "put the first version back and give new images in a new file, or begin a new run"
                 )
+            if now.bytes != before.bytes:
+                self.notices.append(f"{path} has grown, the images taken in are the same")
             self._taken[name] = now
 
+    def _check_scale(self, size_A: float | None) -> None:
+        """Refuse another pixel size than before: all rows are of one classification."""
+        before, self._pixel_size_A = self._pixel_size_A, size_A
+        if not _alike(size_A, before):
+            raise RalibError(
+                f"{self.path} was taken in with {before:g} A/px and now says {size_A:g}: put right what it says, or "
+                "begin a new run"
+            )
+
     def _usable(self, path: Path) -> bool:
-        """Whether a stack can be read, and has the box of the first."""
+        """Whether a stack can be read, and has the box and the pixel size of the first."""
         try:
-            box = open_stack(path).box
-            first = open_stack(self.path / self.names[0]).box if self.names else box
+            stack = open_stack(path)
+            first = open_stack(self.path / self.names[0]) if self.names else stack
         except RalibError as error:
             self.left_out[path.name] = str(error)
             return False
-        if box != first:
-            self.left_out[path.name] = f"{path} holds {box} px images, the first stack {first} px: it is left out"
+        if stack.box != first.box:
+            what = f"{path} holds {stack.box} px images, the first stack {first.box} px"
+        elif not _alike(stack.pixel_size_A, first.pixel_size_A):
+            what = f"{path} has {stack.pixel_size_A:g} A/px, the first stack {first.pixel_size_A:g}"
+        else:
+            what = ""
+        if what:
+            self.left_out[path.name] = f"{what}: it is left out"
             return False
         self.left_out.pop(path.name, None)
         return True
+
+
+def _alike(a_A: float | None, b_A: float | None) -> bool:
+    """Whether two pixel sizes are the same as far as headers tell."""
+    return a_A is None or b_A is None or abs(a_A - b_A) <= 1e-3 * b_A
 
 
 def _settled(path: Path) -> bool:
     return time.time() - path.stat().st_mtime > SETTLED_S
 
 
-def _state(path: Path) -> tuple[int, int, str]:
-    """What tells a file from another of its name: bytes, time of the last change in ns, a hash of its two ends."""
+def _measured(path: Path, images: tuple[int, ...] | None = None) -> TakenStack:
+    """What a stack is like now: its two ends, or some of its images; '' as digest where these cannot be read."""
     found = path.stat()
-    with path.open("rb") as file:
-        head = file.read(ENDS_BYTES)
-        file.seek(max(0, found.st_size - ENDS_BYTES))
-        digest = hashlib.sha256(head + file.read(ENDS_BYTES)).hexdigest()
-    return found.st_size, found.st_mtime_ns, digest
+    if images is None:
+        with path.open("rb") as file:
+            content = file.read(ENDS_BYTES)
+            file.seek(max(0, found.st_size - ENDS_BYTES))
+            content += file.read(ENDS_BYTES)
+    else:
+        try:
+            content = open_stack(path).read(np.array(images)).tobytes()
+        except RalibError:
+            return TakenStack(found.st_size, found.st_mtime_ns, "", images)
+    return TakenStack(found.st_size, found.st_mtime_ns, hashlib.sha256(content).hexdigest(), images)
+
+
+def _stacks_named(particles: ParticleSet) -> dict[str, TakenStack]:
+    """The stacks that rows name, by their absolute paths, each told by images from its first named to its last."""
+    references = file_references(particles.images)
+    if references is None:
+        return {}
+    paths, file_index, slices = references
+    found = {}
+    order = np.lexsort((slices, file_index))
+    for rows in np.split(order, np.flatnonzero(np.diff(file_index[order])) + 1):
+        named = np.unique(slices[rows])
+        some = named[np.linspace(0, len(named) - 1, min(len(named), SAMPLED_IMAGES)).round().astype(int)]
+        path = paths[file_index[rows[0]]].absolute()
+        found[str(path)] = _measured(path, tuple(int(i) for i in some))
+    return found
+
+
+def _row_hashes(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
+    """Which image each row names (n,), the second row of one image told from the first, and all its values (n,)."""
+    n = len(particles)
+    tables = particles.metadata.tables.values()
+    table = next((t for t in tables if isinstance(t, pd.DataFrame) and "rlnImageName" in t and len(t) == n), None)
+    if table is None:
+        paths, file_index, slices = file_references(particles.images) or ([], np.zeros(n, int), np.arange(n))
+        table = pd.DataFrame(
+            {"rlnImageName": [f"{i}@{paths[f] if paths else ''}" for f, i in zip(file_index, slices, strict=True)]}
+        )
+    names = table["rlnImageName"].astype(str)
+    rows = pd.util.hash_pandas_object(names + "#" + names.groupby(names).cumcount().astype(str), index=False)
+    return rows.to_numpy(), pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy()
+
+
+def _stack_of(values: Mapping[str, Any]) -> TakenStack:
+    """A stack of a checkpoint; its time counts for nothing, so that the first look compares what it holds."""
+    images = values.get("images")
+    known = None if images is None else tuple(int(i) for i in images)
+    return TakenStack(int(values["bytes"]), -1, str(values["digest"]), known)

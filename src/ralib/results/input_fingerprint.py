@@ -7,7 +7,7 @@ and the numbers known of the particles.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,14 @@ def check_same_input(record: Mapping[str, Any], now: Mapping[str, Any], *, stack
             f"--continue: {stack} is not what the run in {outdir} was begun with ({', '.join(differ)} differ): "
             "give the same file, or begin a new run in another folder"
         )
+
+
+def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str]) -> None:
+    """RalibError where options differ from those a run was begun with; those in `free` may, and new ones are."""
+    changed = sorted(k for k in now if k in before and before[k] != now[k] and k not in free)
+    if changed:
+        told = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed)
+        raise RalibError(f"--continue needs the options the run was begun with: {told}")
 
 
 def _hash(*arrays: np.ndarray) -> str:

@@ -8,7 +8,6 @@ and, for inputs of their kind, class_averages.hdf (EMAN2) and particles.cs (cryo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,12 +19,11 @@ from ralib import io
 from ralib.io.text import read_numbers
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
+from ralib.results.folder_lock import LOCK, is_file_of, lock_folder
 from ralib.results.particle_scores import class_scores, relion_columns, star_columns
 from ralib.results.relion_files import write_relion_files
-from ralib.results.run_record import read_record
+from ralib.results.run_record import check_finished, read_record
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
-
-LOCK = ".lock"
 
 
 class RunDirectory:
@@ -40,26 +38,28 @@ class RunDirectory:
             raise RalibError(f"--continue: there is no run in {self.path}: leave --continue out to begin one")
         self._made = not self.path.exists()
         self._begun = resume
-        if not resume and not self._made and any(self.path.iterdir()):
-            hint = "go on with --continue, or choose" if (self.path / "run.json").exists() else "choose"
-            raise RalibError(f"{self.path} exists and is not empty: {hint} another OUTDIR")
+        if not resume:
+            self._refuse_full()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] | None = (self.path / LOCK).open("a")
+            self._lock: IO[str] | None = lock_folder(self.path)
         except OSError as error:
             raise RalibError(f"cannot write into {self.path}: {error.strerror}; choose another OUTDIR") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise RalibError(
-                f"another ralib is working in {self.path}: wait for it, or choose another OUTDIR"
-            ) from error
-        except OSError:  # a file system without locks: the check for an empty folder has to do
-            pass
+        if not resume:
+            try:
+                self._refuse_full()  # by one that began and ended in the meantime
+            except RalibError:
+                self.__exit__()
+                raise
         if resume:
             for leftover in self.path.rglob(".tmp-*"):  # of a process that was killed while writing
                 leftover.unlink(missing_ok=True)
+
+    def _refuse_full(self) -> None:
+        """RalibError where the folder holds anything; a lock that a killed process left is nothing."""
+        if self.path.exists() and any(found.name != LOCK for found in self.path.iterdir()):
+            hint = "go on with --continue, or choose" if (self.path / "run.json").exists() else "choose"
+            raise RalibError(f"{self.path} exists and is not empty: {hint} another OUTDIR")
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -80,7 +80,7 @@ class RunDirectory:
 
     def _check_there(self) -> None:
         """RalibError where the folder was taken away: made anew, it could be another run's by now."""
-        if self._lock is not None and not (self.path / LOCK).exists():
+        if self._lock is not None and not is_file_of(self._lock, self.path / LOCK):
             raise RalibError(
                 f"{self.path} has vanished, or {LOCK} in it, while the run was writing: bring it back and go on with "
                 "--continue, or start again"
@@ -119,6 +119,7 @@ class RunDirectory:
     ) -> None:
         """All files of a finished run; run.json last, so that where it says 'finished' all others are there."""
         self._check_there()
+        self.write_record({**record, "state": "running"})  # it may say 'finished' of an earlier result
         averages, pixel = result.averages, result.averages.pixel_size_A
         io.write_mrcs(self.path / "class_averages.mrcs", averages.images.numpy(), pixel)
         if averages.half_images is not None:
@@ -195,8 +196,7 @@ def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResul
     """A finished run read back; RalibError naming the file that is missing or wrong."""
     path = Path(path)
     record = read_record(path)
-    if record.get("state") != "finished":
-        raise RalibError(f"{path}: the run has not finished; go on with --continue")
+    check_finished(record, path)
     pixel = record["input"].get("pixel_size_A")
     images = torch.from_numpy(io.open_images(path / "class_averages.mrcs"))
     poses = run_poses(path, len(images), datadir=datadir)

@@ -27,6 +27,7 @@ _CTF_OF_OPTIONS = {
 }
 """What the options --CTF, --ctf-mode and --ctf meant in version 0.1, where the particles had a CTF."""
 
+PARTICLE_FILES = ("particles.star", "particles.cs", "particles.hdf")
 _LISTS_OF_DICTS = ("iterations", "classes", "warnings")
 _DICTS = ("options", "input", "timings", "stability", "versions")
 
@@ -58,6 +59,26 @@ def read_record(path: Path | str) -> dict[str, Any]:
     _check(record, file)
     assert isinstance(record, dict)
     return record
+
+
+def particle_file(source: Path) -> Path:
+    """The particles of a finished run's folder, or the file itself; RalibError where they are of a run that has not
+    finished, whose files may be of two iterations."""
+    folder, names = (source, PARTICLE_FILES) if source.is_dir() else (source.parent, (source.name,))
+    if any(name in PARTICLE_FILES for name in names) and (folder / "run.json").is_file():
+        check_finished(read_record(folder), folder)
+    if not source.is_dir():
+        return source
+    for name in PARTICLE_FILES:
+        if (source / name).is_file():
+            return source / name
+    raise RalibError(f"{source} holds no particles.star: give the folder of a finished run, or a particle file")
+
+
+def check_finished(record: Mapping[str, Any], folder: Path) -> None:
+    """RalibError where a run was stopped or killed, or goes on."""
+    if record.get("state", "finished") != "finished":
+        raise RalibError(f"{folder}: the run has not finished; go on with --continue")
 
 
 def run_record(raw: Mapping[str, Any], *, has_ctf: bool = True) -> RunRecord:

@@ -13,7 +13,7 @@ import pandas as pd
 from ralib.io import open_images, open_particles, read_star
 from ralib.io.text import read_numbers
 from ralib.results.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
-from ralib.results.run_record import read_record
+from ralib.results.run_record import check_finished, read_record
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 
@@ -54,6 +54,8 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
     path = Path(path)
     if path.is_dir() and (path / "run.json").is_file():
         return _open_ralib(path, datadir)
+    if path.is_file() and (path.parent / "run.json").is_file():  # one of the files for RELION of a run of ours
+        check_finished(read_record(path.parent), path.parent)
     if path.is_dir():
         found = _relion_iterations(path) or sorted(path.glob("*_data.star"))
         if found:
@@ -96,8 +98,7 @@ def finished_run(path: Path, record: dict[str, Any], result: RunResult, particle
 
 def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     record = read_record(path)
-    if record.get("state", "finished") != "finished":
-        raise RalibError(f"{path}: the run has not finished; go on with --continue")
+    check_finished(record, path)
     for needed in ("class_averages.mrcs", "particles.star"):
         if not (path / needed).is_file():
             raise RalibError(f"{path}: {needed} is missing, the run has not finished; go on with --continue")
