@@ -1,1 +1,1 @@
-"""Alignment to references: multi-reference, reference-free, and particles that keep arriving."""
+"""Alignment to references: multi-reference, reference-free, and incremental for particles that still arrive."""

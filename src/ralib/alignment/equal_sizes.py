@@ -1,8 +1,8 @@
-"""Classes of equal size for any number of particles: one pass that remembers a few classes of each.
+"""Classes of equal size for any number of particles, in one pass that stores a few classes of each particle.
 
-A sample of the particles, scored against all references, tells the prices at which classes are equally popular; under
-these prices the pass lists the best classes of every particle (`assign.Shortlists`), and the lists are balanced. Memory
-grows with the particles, and with the references for the sample alone.
+A sample of the particles, scored against all references, gives prices at which the classes are equally popular. With
+these prices the pass lists the best classes of every particle (`ralib.classes.assignment.Shortlists`), and the lists
+are balanced. Memory grows with the number of particles, and with the number of references only for the sample.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ SAMPLE, SAMPLE_PER_CLASS = 4096, 50
 
 
 class EqualClasses:
-    """Balanced classes of n particles: the same on every rank.
+    """Assignment of n particles to classes of equal size, the same on every rank.
 
-    scores    gives the scores (b, k) of a batch with all k references
-    fitting   calls a pass over the particles, again where memory ran out
+    Parameters
+    ----------
+    batches : ParticleBatches
+        This rank's particles.
+    ranks : Ranks
+        The processes of the run.
+    scores : Callable[[Batch], Tensor]
+        Computes the scores (b, k) of a batch with all k references.
+    fitting : Callable[[Callable[[], Tensor]], Tensor]
+        Calls a pass over the particles, and repeats it where memory ran out.
     """
 
     def __init__(
@@ -42,7 +50,18 @@ class EqualClasses:
         self.n, self.device = len(batches.particles), batches.device
 
     def assign(self, n_classes: int) -> Tensor:
-        """Classes (n,) whose sizes differ by at most one among usable particles; the others take no place."""
+        """Assign particles to classes whose sizes differ by at most one.
+
+        Parameters
+        ----------
+        n_classes : int
+            Number of classes.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            Classes; unusable particles do not count in the sizes.
+        """
         price = torch.zeros(n_classes, device=self.device) if n_classes <= LISTED else self._sample_prices(n_classes)
         rows = self.fitting(lambda: self._rows(price))
         everyone = gather_rows(rows, self.n, self.ranks)
@@ -55,7 +74,7 @@ class EqualClasses:
         return self.ranks.broadcast_(target)
 
     def _rows(self, price: Tensor) -> Tensor:
-        """This rank's lists as a table: classes, their scores, the floor, and 1 for usable; one row a particle."""
+        """The lists of this rank as a table: classes, their scores, the floor, and 1 for usable; one row a particle."""
         parts = []
         for batch in self.batches:
             found = Shortlists.of(self.scores(batch), price, LISTED)

@@ -1,8 +1,8 @@
-"""Particles that arrive over time, and a multi-reference classification that takes them in as they come.
+"""Incremental multi-reference classification of particles that arrive over time.
 
-Whoever came keeps its number and its pose; the references go on from where they are. Classes grow with the particles:
-n particles have n // per_class classes, at most as many as were asked for, and a new class begins with the
-worst-fitting members of the largest. So early classes are few and well filled, and nothing is ever begun anew.
+Earlier particles keep their number and pose, and the references continue from their state. The number of classes grows
+with the particles: n particles have n // per_class classes, up to the number asked for, and a new class begins with the
+worst-fitting members of the largest one. So early classes are few and well populated, and no iteration is repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,21 @@ from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How many classes in the end, particles a class needs to begin, shift range, rounds after each arrival."""
+    """Options of an incremental classification.
+
+    Attributes
+    ----------
+    classes : int
+        Number of classes in the end.
+    per_class : int, default 100
+        Particles needed for each class.
+    shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
+        How far a particle may move in one iteration along x and y, pixels.
+    rounds : int, default 3
+        Iterations after each arrival of particles.
+    seed : int, default 1000
+        Of the random start.
+    """
 
     classes: int
     per_class: int = 100
@@ -39,14 +53,28 @@ class WatchOptions:
             )
 
     def classes_for(self, particles: int) -> int:
-        """As many classes as so many particles can fill."""
+        """Return the number of classes for a number of particles."""
         return max(1, min(self.classes, particles // self.per_class))
 
 
 class GrowingClassification:
-    """A classification that goes on as particles come: `take` them, then `state` and `result` are those of all.
+    """A classification that continues whenever more particles are given to `take`.
 
-    state   after the last round, None before the first; one may be handed in to go on from
+    Parameters
+    ----------
+    options : WatchOptions
+        Number of classes and iterations.
+    alignment : AlignmentOptions
+        Options of the alignment.
+    observer : Observer | None, optional
+        Is called after every batch and iteration.
+    state : LoopState | None, optional
+        State to continue from.
+
+    Attributes
+    ----------
+    state : LoopState or None
+        State after the last iteration, None before the first.
     """
 
     def __init__(
@@ -63,7 +91,7 @@ class GrowingClassification:
         self._run: Alignment | None = None
 
     def take(self, particles: ParticleSet) -> None:
-        """Some rounds over all particles, of which those of the state come first, in the same order."""
+        """Run some iterations over all particles, of which those of the state come first, in the same order."""
         known = 0 if self.state is None else len(self.state.poses)
         if len(particles) < known:
             raise RalibError(f"{known} particles were there, {len(particles)} are left: what is watched may only grow")
@@ -76,7 +104,7 @@ class GrowingClassification:
         self.state = state
 
     def result(self) -> RunResult:
-        """The run as it would have ended here."""
+        """Return the result as if the run ended here."""
         if self._run is None or self.state is None:
             raise RalibError("no particles have arrived: nothing to write")
         return finished_result("mref", self._run, self.state, {"seed": self.options.seed})

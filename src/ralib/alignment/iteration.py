@@ -21,7 +21,7 @@ from ralib.alignment.references import (
     shift_limit_px,
     user_references,
 )
-from ralib.alignment.sample_cache import DeviceRoom
+from ralib.alignment.sample_cache import SampleCache
 from ralib.alignment.search import PoseSearch
 from ralib.alignment.state import LoopState, Observer, Silent
 from ralib.classes import assignment as assign
@@ -42,14 +42,34 @@ BATCH_SHARE = 64
 
 @dataclass(frozen=True)
 class Stage:
-    """A pose search, and the shift range (x, y) in pixels it was made for."""
+    """A pose search, and the shift range it was made for.
+
+    Attributes
+    ----------
+    search : PoseSearch
+        The search.
+    shift_range_xy_px : tuple[float, float]
+        Shift range along x and y, pixels.
+    """
 
     search: PoseSearch
     shift_range_xy_px: tuple[float, float]
 
 
 class Alignment:
-    """The particles of one run and the passes over them."""
+    """The particles of one run, and the passes over them.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    options : AlignmentOptions
+        Options of the alignment.
+    ranks : Ranks | None, optional
+        The processes of the run; by default only this one.
+    observer : Observer | None, optional
+        Is called after every batch and iteration.
+    """
 
     def __init__(
         self,
@@ -89,10 +109,23 @@ class Alignment:
         )
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[dict[str, str]] = []
-        self.room = DeviceRoom(self.batches)
+        self.sample_cache = SampleCache(self.batches)
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
-        """A pose search for these particles; shifts stay where the disc remains inside the box."""
+        """Make a pose search for these particles, with shifts limited so that the disc remains inside the box.
+
+        Parameters
+        ----------
+        shift_range_xy_px : tuple[float, float]
+            Shift range along x and y, pixels.
+        step_px : float | None, optional
+            Step of the shift grid, pixels; by default as the templates need.
+
+        Returns
+        -------
+        Stage
+            The search and its shift range.
+        """
         limit = shift_limit_px(self.box, self.outer_radius)
         span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
         if max(shift_range_xy_px) > limit:
@@ -123,14 +156,28 @@ class Alignment:
         last: bool,
         closing: Callable[[LoopState], LoopState] | None = None,
     ) -> LoopState:
-        """One iteration: `state.references` and poses in, the next ones out; the same on every rank.
+        """Run one iteration: poses and references of the state in, the next ones out, the same on every rank.
 
-        `closing` may change the state before the observer sees it.
+        Parameters
+        ----------
+        stage : Stage
+            The pose search.
+        state : LoopState
+            State after the previous iteration.
+        last : bool
+            Whether this is the last iteration.
+        closing : Callable[[LoopState], LoopState] | None, optional
+            Changes the state before the observer gets it.
+
+        Returns
+        -------
+        LoopState
+            State after this iteration.
         """
         start = time.perf_counter()
         if state.figures:  # begun with images rounded, or not
             self.batches.round_images(state.figures[-1].get("half_precision", self.batches.rounded))
-        self.room.fitting(stage.search, lambda: stage.search.set_references(state.references))
+        self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(state.references))
         target = self._equal_classes(stage, state) if self.options.equal_sizes else None
         poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
         # A class found starving in the last iteration is reported, not refilled with members never searched.
@@ -140,10 +187,10 @@ class Alignment:
             averages = self._averages_of(sums)
             references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         # The figures wait for the device: what the next search begins with is under way before.
-        self.room.fitting(None, lambda: stage.search.expect_references(references))
+        self.sample_cache.fitting(None, lambda: stage.search.expect_references(references))
         centred = self.plan.center != 0 or self.options.user_function is not None
         poses = shift_poses(poses, move) if centred else poses
-        warnings, self.room.told = [*self.room.told, *warnings], []
+        warnings, self.sample_cache.told = [*self.sample_cache.told, *warnings], []
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
             state.iteration + 1,
@@ -171,9 +218,25 @@ class Alignment:
         return done
 
     def references_from(self, averages: ClassAverages, poses: Poses, shift_range_px: float) -> tuple[Tensor, Tensor]:
-        """The next references and the shift (k, 2) that centred them, by the user's function where there is one.
+        """Make the next references from averages, by the user's function where there is one.
 
-        Rank 0's are everyone's.
+        All ranks take those of rank 0.
+
+        Parameters
+        ----------
+        averages : ClassAverages
+            Class averages.
+        poses : Poses
+            Poses of all particles.
+        shift_range_px : float
+            Shift range of the search, pixels.
+
+        Returns
+        -------
+        Tensor of shape (k, n, n)
+            References.
+        Tensor of shape (k, 2)
+            Shift that centred each of them, pixels.
         """
         if self.options.user_function is None:
             room = max(0.0, shift_limit_px(self.box, self.outer_radius) - shift_range_px)
@@ -183,7 +246,20 @@ class Alignment:
         return self.ranks.broadcast_(references.contiguous()), self.ranks.broadcast_(move.contiguous())
 
     def average(self, poses: Poses, n_classes: int) -> ClassAverages:
-        """Class averages of all particles under the poses given, over all ranks."""
+        """Compute class averages of all particles over all ranks.
+
+        Parameters
+        ----------
+        poses : Poses
+            Poses of all particles.
+        n_classes : int
+            Number of classes.
+
+        Returns
+        -------
+        ClassAverages
+            The averages.
+        """
         index = torch.nonzero(poses.class_index >= 0)[:, 0].numpy()
 
         def summed() -> ClassSums:
@@ -193,12 +269,12 @@ class Alignment:
                 self._add(sums, batch, poses[torch.from_numpy(batch.index)].to(self.device))
             return sums
 
-        sums = self.room.fitting(None, summed)
+        sums = self.sample_cache.fitting(None, summed)
         sums.all_reduce_(self.ranks)
         return self._averages_of(sums)
 
     def smallest_class(self, n_classes: int) -> int:
-        """Classes below it count as starved: the option, else a twentieth of an equal share, at least 4."""
+        """Return the size below which a class is reseeded: the option, or a twentieth of an equal share, at least 4."""
         if self.options.min_members is not None:
             return self.options.min_members
         return max(4, round(0.05 * len(self.particles) / n_classes))
@@ -209,7 +285,7 @@ class Alignment:
         self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None
     ) -> tuple[Poses, ClassSums]:
         """Poses of all particles, gathered over the ranks, and this rank's class sums under them."""
-        local, sums = self.room.fitting(stage.search, lambda: self._pass(stage, previous, n_classes, target))
+        local, sums = self.sample_cache.fitting(stage.search, lambda: self._pass(stage, previous, n_classes, target))
         return self._gather(local), sums
 
     def _pass(self, stage: Stage, previous: Poses, n_classes: int, target: Tensor | None) -> tuple[Poses, ClassSums]:
@@ -218,7 +294,7 @@ class Alignment:
         found = []
         clock = _Clock(self.timings)
         for batch in self.batches:
-            samples = self.room.samples(stage.search, batch)
+            samples = self.sample_cache.samples(stage.search, batch)
             clock.lap("prepare_s")
             centre = self._centre(stage, previous, batch)
             if target is None:
@@ -235,7 +311,7 @@ class Alignment:
 
     def _averages_of(self, sums: ClassSums) -> ClassAverages:
         mask, pixel_size_A = self.plan.mask, self.particles.pixel_size_A
-        return self.room.fitting(
+        return self.sample_cache.fitting(
             None, lambda: class_averages(sums, snr=self.options.snr, mask=mask, pixel_size_A=pixel_size_A)
         )
 
@@ -243,10 +319,12 @@ class Alignment:
         """Balanced classes (n,), the same on every rank; unusable particles take no place."""
 
         def scores(batch: Batch) -> Tensor:
-            samples = self.room.samples(stage.search, batch)
+            samples = self.sample_cache.samples(stage.search, batch)
             return stage.search.scores(samples, self._centre(stage, state.poses, batch))
 
-        equal = EqualClasses(self.batches, self.ranks, scores, lambda work: self.room.fitting(stage.search, work))
+        equal = EqualClasses(
+            self.batches, self.ranks, scores, lambda work: self.sample_cache.fitting(stage.search, work)
+        )
         return equal.assign(len(state.references))
 
     def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[dict[str, str]]]:

@@ -1,7 +1,7 @@
 """Multi-reference alignment: every particle against every reference, class averages as the next references.
 
-Follows SPARX's mref_ali2d (Penczek, Radermacher and Frank 1992 for the method), with the changes DESIGN.md tells:
-references of equal norm, poses off the grid, classes that cannot starve unnoticed.
+Follows SPARX's `mref_ali2d` (method of Penczek, Radermacher and Frank 1992), with three changes: references of equal
+norm, poses off the grid, and small classes are reseeded with a warning.
 """
 
 from __future__ import annotations
@@ -22,27 +22,71 @@ from ralib.types import ParticleSet, Poses, RalibError, RunResult, as_particles
 
 
 class MultiReferenceAligner:
-    """Aligns particles to many references and averages them class by class, again and again.
+    """Align particles to several references and average them class by class, iteratively.
 
-    references          (k, n, n) images, or a number k: averages of random particles to start from
-    iterations          how many times; at least 1
-    shift_range_xy_px   how far a particle may move from its last centre, along x and y, in one iteration
-    outer_radius, inner_radius   the ring area compared, pixels; None takes box // 2 - 2
-    mirror              whether mirrored particles are found
-    center              SPARX's centring of averages, -1..7
-    mask                (n, n) for the averages, or None for a soft disc
-    min_members         smaller classes are reseeded from the worst-fitting members of the largest; None takes a
-                        twentieth of an equal share, at least 4; 0 reseeds none
-    equal_sizes         classes whose sizes differ by at most one
-    ctf                 'off', 'wiener' or 'flip'; snr the signal to noise ratio of one particle for Wiener's
-                        average, None to measure it
-    user_function       function(average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass,
-                        centring and mask
-    seed                of the random start
-    device, batch_size, ranks    where, how many particles at a time, with which other processes
-    resident_bytes      of particles kept on the device between iterations; None: 0.45 of its free memory
+    Parameters
+    ----------
+    references : int or array_like of shape (k, n, n)
+        Initial references; or their number k, for averages of random particles.
+    outer_radius, inner_radius : float | None, optional
+        Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
+    shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
+        How far a particle may move from its last centre in one iteration along x and y, pixels.
+    shift_step_px : float | None, optional
+        Step of the shift grid, pixels; by default as the templates need.
+    iterations : int, default 10
+        Number of iterations, at least 1.
+    mirror : bool, default True
+        Whether mirrored poses are searched.
+    center : int, default 1
+        SPARX's method to centre averages, -1 to 7; see `ralib.images.centering`.
+    mask : ndarray or Tensor of shape (n, n), optional
+        Mask of the averages; by default a soft disc.
+    min_members : int | None, optional
+        Smaller classes are reseeded with the worst-fitting members of the largest one. None is a twentieth of an equal
+        share, at least 4; 0 reseeds none.
+    equal_sizes : bool, default False
+        Whether class sizes may differ by at most one.
+    ctf : str, default 'off'
+        CTF correction: 'off', 'wiener' or 'flip'.
+    snr : float | None, optional
+        Signal to noise ratio of one particle for the Wiener average; by default measured.
+    user_function : Any, optional
+        Function (average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass, centring and mask.
+    seed : int, default 1000
+        Of the random start.
+    strict : bool, default False
+        Whether an unusable image raises an error.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    batch_size : int | None, optional
+        Particles processed at a time.
+    resident_bytes : int | None, optional
+        Bytes of particles kept on the device between iterations; by default 0.45 of its free memory.
+    ranks : Ranks | None, optional
+        The processes of the run; by default only this one.
 
-    After `fit`: poses_, class_averages_, references_, iterations_ (one dict each), warnings_, bad_particles_, result_.
+    Attributes
+    ----------
+    poses_ : Poses
+        Pose of each particle.
+    class_averages_ : ClassAverages
+        The class averages.
+    references_ : Tensor of shape (k, n, n)
+        References of a next iteration.
+    iterations_ : list of dict
+        Figures of each iteration.
+    warnings_ : list of dict
+        What a user should know, with advice.
+    bad_particles_ : list of int
+        Unusable particles.
+    result_ : RunResult
+        All of these.
+
+    References
+    ----------
+    Penczek, Radermacher and Frank 1992, "Three-dimensional reconstruction of single particles embedded in ice",
+    Ultramicroscopy 40, 33-53.
     """
 
     def __init__(
@@ -97,7 +141,27 @@ class MultiReferenceAligner:
         observer: Observer | None = None,
         resume: LoopState | None = None,
     ) -> MultiReferenceAligner:
-        """Align; `resume` goes on from the state after some iteration, to the bit as if never interrupted."""
+        """Align particles.
+
+        Parameters
+        ----------
+        particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
+            A particle set, or images.
+        observer : Observer | None, optional
+            Is called after every batch and iteration.
+        resume : LoopState | None, optional
+            State to continue from; the result has the same bits as without the interruption.
+
+        Returns
+        -------
+        MultiReferenceAligner
+            The aligner itself.
+
+        Raises
+        ------
+        RalibError
+            If particles, references and options do not fit together.
+        """
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
         state = resume or self._start(run)
         stage = run.stage(self.shift_range_xy_px, self.shift_step_px)
@@ -124,7 +188,7 @@ class MultiReferenceAligner:
 
 
 def starting_poses(particles: ParticleSet) -> Poses:
-    """The poses the input came with, as far as they say where the particle is; class 0 for all."""
+    """Return the input's poses as far as they centre the particle, with class 0 for all."""
     n = len(particles)
     if particles.poses is None:
         return Poses.identity(n)
@@ -141,7 +205,26 @@ def starting_poses(particles: ParticleSet) -> Poses:
 
 
 def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shift_range_px: float) -> Tensor:
-    """References (k, n, n): averages of equal random parts of the particles, as generate_random_averages."""
+    """Average equal random parts of the particles as first references, as SPARX's `generate_random_averages`.
+
+    Parameters
+    ----------
+    run : Alignment
+        The particles.
+    poses : Poses
+        Their initial poses.
+    n_classes : int
+        Number of references k.
+    seed : int
+        Of the random partition.
+    shift_range_px : float
+        Shift range of the search, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        References.
+    """
     n = len(poses)
     if not 1 <= n_classes <= n:
         raise RalibError(f"{n_classes} references cannot be made from {n} particles: ask for 1 to {n}")
@@ -154,7 +237,24 @@ def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shi
 
 
 def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[str, Any]) -> RunResult:
-    """A run's result: averages on the host, class figures, and the warnings a user should act on."""
+    """Assemble the result of a run: averages in main memory, class figures, warnings.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the command.
+    run : Alignment
+        The particles and passes.
+    state : LoopState
+        State after the last iteration.
+    options : dict[str, Any]
+        Options to record.
+
+    Returns
+    -------
+    RunResult
+        The result.
+    """
     averages = state.averages
     if averages is None:
         raise RalibError("no iteration was done: nothing to write")
@@ -171,7 +271,22 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
 
 
 def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:
-    """What a user should know at the end: unusable images, small classes."""
+    """Return warnings about unusable images and small classes.
+
+    Parameters
+    ----------
+    run : Alignment
+        The particles and passes.
+    state : LoopState
+        State after the last iteration.
+    bad : list[int]
+        Unusable particles.
+
+    Returns
+    -------
+    list[dict[str, str]]
+        Warnings.
+    """
     warnings = []
     if run.particles.usable is not None:  # those have been told
         bad = [i for i in bad if run.particles.usable[i]]

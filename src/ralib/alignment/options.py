@@ -1,4 +1,4 @@
-"""The options both alignment loops share, checked once, and what counts as particles."""
+"""Options that both alignment loops share, checked in one place."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ from ralib.types import RalibError
 
 
 def outer_radius_px(box: int, radius: float | None) -> float:
-    """The radius of the disc compared: as given, or for None and SPARX's -1 the largest that a box has room for."""
+    """Return the outer radius of the disc compared.
+
+    Parameters
+    ----------
+    box : int
+        Image size, pixels.
+    radius : float or None
+        The radius given, pixels; None or SPARX's -1 is the largest that fits the box.
+
+    Returns
+    -------
+    float
+        Radius, pixels.
+    """
     return float(box // 2 - 2 if radius is None or radius < 0 else radius)
 
 
 @dataclass(frozen=True)
 class AlignmentOptions:
-    """Options both loops share; lengths in pixels. None means: chosen from the data."""
+    """Options of an alignment; None is chosen from the data. See `MultiReferenceAligner` for their meaning."""
 
     outer_radius: float | None = None
     inner_radius: float = 1
@@ -38,7 +51,23 @@ class AlignmentOptions:
     resident_bytes: int | None = None
 
     def checked(self, box: int) -> AlignmentOptions:
-        """The options with every None filled in for images of this box; RalibError for what cannot be."""
+        """Return the options with every None replaced by its value for images of this box.
+
+        Parameters
+        ----------
+        box : int
+            Image size, pixels.
+
+        Returns
+        -------
+        AlignmentOptions
+            Complete options.
+
+        Raises
+        ------
+        RalibError
+            If a value is out of range.
+        """
         radius = outer_radius_px(box, self.outer_radius)
         if not 0 < self.inner_radius <= radius or radius > box // 2:
             raise RalibError(

@@ -1,6 +1,6 @@
-"""Reference-free alignment: all particles onto their own average, in stages of falling shift range.
+"""Reference-free alignment: all particles to their common average, in stages of decreasing shift range.
 
-Follows SPARX's ali2d (Penczek, Radermacher and Frank 1992), with poses off the grid.
+Follows SPARX's `ali2d` (Penczek, Radermacher and Frank 1992), with poses off the grid.
 """
 
 from __future__ import annotations
@@ -25,16 +25,66 @@ AUTOMATIC_ITERATIONS = 10
 
 
 class ReferenceFreeAligner:
-    """Aligns particles to their common average.
+    """Align particles to their common average, iteratively.
 
-    stages              (x range, y range, step or None) in pixels of each stage, run one after the other
-    iterations          per stage; 0 means up to 10, and a stage ends once the criterion falls
-    randomize           start from random rotations and mirrors instead of the particles' own poses
-    fourier_variance    weight the average's rings by one over their noise (SPARX's --Fourvar)
-    center              SPARX's centring, -1 (average shift of the particles) to 7
-    The other options are those of `MultiReferenceAligner`.
+    Parameters
+    ----------
+    stages : Sequence[tuple[float, float, float | None]], optional
+        Shift range along x and y and its step (None: as needed) in pixels of each stage, in order.
+    iterations : int, default 0
+        Iterations of each stage; 0 is up to 10, ending a stage when the criterion decreases.
+    outer_radius, inner_radius : float | None, optional
+        Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
+    mirror : bool, default True
+        Whether mirrored poses are searched.
+    center : int, default -1
+        SPARX's method to centre the average, -1 (average shift of the particles) to 7.
+    mask : ndarray or Tensor of shape (n, n), optional
+        Mask of the average; by default a soft disc.
+    ctf : str, default 'off'
+        CTF correction: 'off', 'wiener' or 'flip'.
+    snr : float | None, optional
+        Signal to noise ratio of one particle for the Wiener average; by default measured.
+    fourier_variance : bool, default False
+        Whether to weight the average's rings by one over their noise (SPARX's `--Fourvar`).
+    randomize : bool, default False
+        Whether to start from random rotations and mirrors instead of the particles' own poses.
+    user_function : UserFunction | None, optional
+        Function (average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass, centring and mask.
+    seed : int, default 1000
+        Of the random start.
+    strict : bool, default False
+        Whether an unusable image raises an error.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    batch_size : int | None, optional
+        Particles processed at a time.
+    resident_bytes : int | None, optional
+        Bytes of particles kept on the device between iterations; by default 0.45 of its free memory.
+    ranks : Ranks | None, optional
+        The processes of the run; by default only this one.
 
-    After `fit`: poses_, average_ (n, n), class_averages_ (one class), iterations_, warnings_, bad_particles_, result_.
+    Attributes
+    ----------
+    poses_ : Poses
+        Pose of each particle.
+    average_ : Tensor of shape (n, n)
+        The average.
+    class_averages_ : ClassAverages
+        The same as averages of one class.
+    iterations_ : list of dict
+        Figures of each iteration.
+    warnings_ : list of dict
+        What a user should know, with advice.
+    bad_particles_ : list of int
+        Unusable particles.
+    result_ : RunResult
+        All of these.
+
+    References
+    ----------
+    Penczek, Radermacher and Frank 1992, "Three-dimensional reconstruction of single particles embedded in ice",
+    Ultramicroscopy 40, 33-53.
     """
 
     def __init__(
@@ -93,7 +143,27 @@ class ReferenceFreeAligner:
         observer: Observer | None = None,
         resume: LoopState | None = None,
     ) -> ReferenceFreeAligner:
-        """Align; `resume` goes on from the state after some iteration, to the bit as if never interrupted."""
+        """Align particles.
+
+        Parameters
+        ----------
+        particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
+            A particle set, or images.
+        observer : Observer | None, optional
+            Is called after every batch and iteration.
+        resume : LoopState | None, optional
+            State to continue from; the result has the same bits as without the interruption.
+
+        Returns
+        -------
+        ReferenceFreeAligner
+            The aligner itself.
+
+        Raises
+        ------
+        RalibError
+            If particles and options do not fit together.
+        """
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
         state = resume or self._start(run)
         while state.stage < len(self.stages):

@@ -1,4 +1,4 @@
-"""From averages to the next references: low-pass by the FRC, centring, mask; or the user's own function."""
+"""From class averages to the next references: low-pass filter by the FRC, centring, mask; or a user's function."""
 
 from __future__ import annotations
 
@@ -34,13 +34,22 @@ MASK_EDGE_PX = 3.0
 class ReferencePlan:
     """How class averages become the next references.
 
-    mask              (n, n) soft mask, 1 where the particle is
-    center            SPARX's centring method -1..7; see `sparx.centering`
-    outer_radius      the mask's radius, pixels
-    cutoff_range      the low-pass cut-off stays in it, cycles per pixel
-    max_falloff       of the low-pass
-    center_reference  (n, n) for centring method 4
-    fourier_variance  weight every ring by one over its noise (SPARX's --Fourvar) before the low-pass
+    Attributes
+    ----------
+    mask : Tensor of shape (n, n)
+        Soft mask, 1 where the particle is.
+    center : int
+        SPARX's centring method, -1 to 7; see `ralib.images.centering`.
+    outer_radius : float
+        Radius of the mask, pixels.
+    cutoff_range : tuple[float, float], default (0.1, 0.45)
+        Range of the low-pass cut-off, cycles per pixel.
+    max_falloff : float, default 0.2
+        Largest fall-off of the low-pass filter.
+    center_reference : Tensor | None of shape (n, n), optional
+        Reference of centring method 4.
+    fourier_variance : bool, default False
+        Whether to weight every ring by one over its noise (SPARX's `--Fourvar`) before the low-pass.
     """
 
     mask: Tensor
@@ -53,17 +62,48 @@ class ReferencePlan:
 
 
 def shift_limit_px(box: int, outer_radius: float) -> float:
-    """How far a disc may move from the centre pixel and stay inside the box; at least one pixel, as in SPARX."""
+    """Return how far a disc may move from the centre and stay inside the box, at least one pixel as in SPARX.
+
+    Parameters
+    ----------
+    box : int
+        Image size, pixels.
+    outer_radius : float
+        Radius of the disc, pixels.
+
+    Returns
+    -------
+    float
+        Pixels.
+    """
     return max(1.0, box // 2 - 1 - outer_radius)
 
 
 def prepare_references(
     averages: ClassAverages, plan: ReferencePlan, poses: Poses, room_px: float
 ) -> tuple[Tensor, Tensor]:
-    """References (k, n, n) for the next iteration, and how far each was moved to its centre, (k, 2) pixels.
+    """Make the references of the next iteration: low-pass filter by the FRC, centre, mask.
 
-    Low-pass by the FRC, centre, mask. An average moves only as far as its members' mean shift stays within `room_px`,
-    however many iterations push it: beyond that its disc, or its members', would leave the box.
+    An average is moved only as far as the mean shift of its members stays within `room_px`, over any number of
+    iterations: beyond that its disc, or its members', would leave the box.
+
+    Parameters
+    ----------
+    averages : ClassAverages
+        Class averages with their FRC.
+    plan : ReferencePlan
+        What to do.
+    poses : Poses
+        Poses of all particles.
+    room_px : float
+        Largest mean shift of a class's members, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        References.
+    Tensor of shape (k, 2)
+        Shift that centred each of them, pixels.
     """
     if averages.frc is None:
         raise ValueError("references need the averages' FRC")
@@ -81,7 +121,20 @@ def prepare_references(
 
 
 def limit_shift(shift_xy_px: Tensor, limit_px: float) -> Tensor:
-    """Shifts (k, 2) no longer than the limit, their direction kept."""
+    """Shorten shifts to a limit, keeping their direction.
+
+    Parameters
+    ----------
+    shift_xy_px : Tensor of shape (k, 2)
+        Shifts, pixels.
+    limit_px : float
+        Largest length, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Shifts.
+    """
     length = torch.linalg.vector_norm(shift_xy_px, dim=-1, keepdim=True)
     return shift_xy_px * (limit_px / length.clamp_min(max(limit_px, 1e-6)))
 
@@ -100,7 +153,20 @@ def _off_centre(images: Tensor, plan: ReferencePlan, room_px: float) -> Tensor:
 
 
 def mean_member_shift(poses: Poses, n_classes: int) -> Tensor:
-    """Mean shift (k, 2) of each class's members in the class frame; 0 for an empty class."""
+    """Compute the mean shift of each class's members in the class frame.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of all particles.
+    n_classes : int
+        Number of classes k.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Mean shift, pixels; 0 for an empty class.
+    """
     shift = mirror_x(rotate_xy(poses.psi_deg, poses.origin_xy_px), poses.mirror)
     one = torch.ones_like(shift[:, :1])
     # In float64 the order in which a GPU adds leaves no trace in the float32 result. Row 0 takes those of no class.
@@ -121,10 +187,26 @@ def _divide_by_noise(averages: ClassAverages) -> Tensor:
 
 
 def fit_low_pass(curve: Tensor, cutoff_range: tuple[float, float], max_falloff: float) -> tuple[Tensor, Tensor]:
-    """Cut-off (k,) and fall-off (k,) of the tanh filter closest to each FRC curve (k, rings), least squares.
+    """Fit the tanh low-pass filter closest to each FRC curve, by least squares.
 
-    A curve counts as zero after it first falls below 0.1, as in SPARX's fit_tanh; a grid search stands in for its
-    simplex, so that no curve can lead it astray.
+    A curve counts as zero after it first falls below 0.1, as in SPARX's `fit_tanh`. A grid search replaces SPARX's
+    simplex, which may end in a local minimum.
+
+    Parameters
+    ----------
+    curve : Tensor of shape (k, r)
+        FRC curves.
+    cutoff_range : tuple[float, float]
+        Range of the cut-off, cycles per pixel.
+    max_falloff : float
+        Largest fall-off.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Cut-offs, cycles per pixel.
+    Tensor of shape (k,)
+        Fall-offs.
     """
     alive = torch.cumprod((curve[:, 1:] >= 0.1).int(), dim=1)
     target = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:].clamp(0, 1) * alive], dim=1)
@@ -146,7 +228,29 @@ def _filters(
 
 
 def reference_mask(mask: np.ndarray | Tensor | None, box: int, outer_radius: float, device: torch.device) -> Tensor:
-    """The mask (n, n) of the averages: the one given, checked, or a soft disc."""
+    """Return the mask of the averages: the one given, checked, or a soft disc.
+
+    Parameters
+    ----------
+    mask : ndarray, Tensor of shape (n, n) or None
+        The mask given, or None.
+    box : int
+        Image size n, pixels.
+    outer_radius : float
+        Radius of the soft disc, pixels.
+    device : torch.device
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        The mask.
+
+    Raises
+    ------
+    RalibError
+        If the mask has another size or is zero everywhere.
+    """
     if mask is None:
         return soft_disc(box, outer_radius, MASK_EDGE_PX, device=device)
     tensor = torch.as_tensor(mask, dtype=torch.float32, device=device).squeeze()
@@ -160,7 +264,29 @@ def reference_mask(mask: np.ndarray | Tensor | None, box: int, outer_radius: flo
 
 
 def user_references(function: UserFunction, averages: ClassAverages, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
-    """References by the user's function(average, mask, frc) -> reference, or (reference, (dx, dy) it was moved by)."""
+    """Make references by the user's function (average, mask, frc) -> reference or (reference, (dx, dy)).
+
+    Parameters
+    ----------
+    function : UserFunction
+        The user's function of NumPy arrays.
+    averages : ClassAverages
+        Class averages.
+    plan : ReferencePlan
+        For its mask.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        References.
+    Tensor of shape (k, 2)
+        Shifts that the function reports, pixels; 0 by default.
+
+    Raises
+    ------
+    RalibError
+        If the function fails or returns something else.
+    """
     mask = plan.mask.cpu().numpy()
     references, moves = [], []
     curves = averages.frc if averages.frc is not None else torch.zeros(len(averages.images), 1)
@@ -183,7 +309,27 @@ def user_references(function: UserFunction, averages: ClassAverages, plan: Refer
 
 
 def given_references(references: np.ndarray | Tensor, box: int, device: torch.device) -> Tensor:
-    """References checked: (k, n, n) in the particles' box, finite, none constant."""
+    """Check references that the user gives.
+
+    Parameters
+    ----------
+    references : ndarray or Tensor of shape (k, n, n)
+        References.
+    box : int
+        Image size of the particles, pixels.
+    device : torch.device
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        References, finite and none of them constant.
+
+    Raises
+    ------
+    RalibError
+        If they are not images of the particles' box.
+    """
     images = torch.as_tensor(references, dtype=torch.float32, device=device)
     if images.ndim == 2:
         images = images[None]

@@ -1,4 +1,4 @@
-"""The device memory of a run: what is kept between iterations, and less of everything where memory runs out."""
+"""The polar samples kept on the device between iterations, and smaller batches where memory runs out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ SAMPLES_SHARE = 0.4
 LEAST_BATCH = 16
 
 
-class DeviceRoom:
-    """Keeps the polar samples of whole batches while there is room; plans with less where there is none.
+class SampleCache:
+    """Keeps the polar samples of whole batches while they fit the device; plans with less memory where it ran out.
 
-    told   warnings of what was shrunk, until someone takes them
+    Parameters
+    ----------
+    batches : ParticleBatches
+        This rank's particles.
+
+    Attributes
+    ----------
+    told : list of dict
+        Warnings about what was reduced, until they are reported.
     """
 
     def __init__(self, batches: ParticleBatches) -> None:
@@ -32,7 +40,20 @@ class DeviceRoom:
         self._search: PoseSearch | None = None
 
     def samples(self, search: PoseSearch, batch: Batch) -> Tensor:
-        """The batch as the search wants it."""
+        """Return the samples of a batch, from the cache where it holds them.
+
+        Parameters
+        ----------
+        search : PoseSearch
+            The pose search that the samples are for.
+        batch : Batch
+            The particles.
+
+        Returns
+        -------
+        Tensor
+            Samples as `search.prepare` makes them.
+        """
         if self._search is not search:
             self._kept, self._search = {}, search
         if batch.number in self._kept:
@@ -47,7 +68,22 @@ class DeviceRoom:
         return samples
 
     def fitting(self, search: PoseSearch | None, work: Callable[[], T]) -> T:
-        """work(), again with less memory planned for where there was not enough; no rank may wait for it in there."""
+        """Run a pass, and repeat it with smaller batches while memory runs out.
+
+        The pass must not wait for another rank.
+
+        Parameters
+        ----------
+        search : PoseSearch or None
+            The pose search, which may plan with less memory too.
+        work : Callable[[], T]
+            The pass.
+
+        Returns
+        -------
+        T
+            Its result.
+        """
         return within_memory(work, lambda: self._make(search))
 
     def _make(self, search: PoseSearch | None) -> bool:

@@ -1,4 +1,4 @@
-"""Where a loop stands between two iterations, the same as plain arrays for a checkpoint, and who is told of it."""
+"""The state of an alignment between two iterations, its form in a checkpoint, and its observers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ from ralib.types import ClassAverages, Poses
 
 @dataclass(frozen=True)
 class LoopState:
-    """All that the next iteration needs, and all that a checkpoint holds.
+    """All that the next iteration needs and a checkpoint holds.
 
-    iteration   iterations done; stage: the stage of shift ranges it belongs to (reference-free)
-    references  (k, n, n) prepared for the next search
-    poses       (n,) of all particles, onto `averages`; previous: those of the iteration before
-    averages    unfiltered class averages, centred
-    figures     one dict an iteration; warnings: dicts of what, where, do
+    Attributes
+    ----------
+    iteration : int
+        Iterations done.
+    references : Tensor of shape (k, n, n)
+        References of the next search.
+    poses : Poses
+        Poses of all particles, onto `averages`.
+    previous : Poses | None, optional
+        Poses of the iteration before.
+    averages : ClassAverages | None, optional
+        Unfiltered class averages, centred.
+    figures : list[dict[str, Any]]
+        Figures of each iteration.
+    warnings : list[dict[str, str]]
+        Warnings with the keys what, where and do.
+    stage : int, default 0
+        Stage of shift ranges that the iteration belongs to (reference-free alignment).
+    best_criterion : float, default -float('inf')
+        Best criterion of the stage (reference-free alignment).
     """
 
     iteration: int
@@ -34,7 +49,7 @@ class LoopState:
     best_criterion: float = -float("inf")
 
     def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and plain values that `unpack` makes the same state of, to the bit."""
+        """Return arrays and plain values from which `unpack` restores the state to the bit."""
         arrays = {"references": self.references.cpu().numpy()}
         for prefix, poses in (("poses", self.poses), ("previous", self.previous)):
             if poses is not None:
@@ -54,7 +69,22 @@ class LoopState:
 
     @classmethod
     def unpack(cls, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device) -> LoopState:
-        """The state of `pack`; all of it on the device."""
+        """Restore the state of `pack`.
+
+        Parameters
+        ----------
+        arrays : dict[str, ndarray]
+            Arrays of `pack`.
+        meta : dict[str, Any]
+            Plain values of `pack`.
+        device : torch.device
+            Where the tensors are put.
+
+        Returns
+        -------
+        LoopState
+            The state.
+        """
 
         def part(prefix: str) -> dict[str, Tensor]:
             start = prefix + "."
@@ -83,22 +113,22 @@ class LoopState:
 
 
 class Observer(Protocol):
-    """What a loop tells while it runs; an exception raised here stops it."""
+    """Called by a loop while it runs; an exception raised here ends the loop."""
 
     def batch(self, done: int, total: int) -> None:
-        """`done` of this rank's `total` particles have been searched in this iteration."""
+        """Report that `done` of this rank's `total` particles have been searched in this iteration."""
         ...
 
     def iteration(self, state: LoopState) -> None:
-        """An iteration is complete."""
+        """Report a completed iteration."""
         ...
 
 
 class Silent:
-    """An observer that looks away."""
+    """An observer that does nothing."""
 
     def batch(self, done: int, total: int) -> None:
-        return None
+        """Ignore the progress."""
 
     def iteration(self, state: LoopState) -> None:
-        return None
+        """Ignore the iteration."""

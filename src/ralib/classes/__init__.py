@@ -1,1 +1,1 @@
-"""Class averages, assignment, and the figures that judge a set of classes."""
+"""Class averages, assignment to classes, and figures of merit of a set of classes."""

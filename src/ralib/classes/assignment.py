@@ -1,5 +1,5 @@
-"""Scores to classes: the best, or equal-sized by a transport problem; and what happens to a class that
-starves.
+"""Assignment of particles to classes by their scores: the best class, or classes of equal size; reseeding of small
+classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ralib.types import RalibError
 
 
 def best(scores: Tensor) -> Tensor:
-    """The class of the highest score, (n, k) -> (n,); the lowest number wins a tie."""
+    """Return the class (n,) of the highest score (n, k); the lowest class wins a tie."""
     return torch.argmax(scores, dim=1)
 
 
@@ -25,10 +25,18 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Shortlists:
-    """What balancing the classes needs to know of n particles: a few classes each, in memory that k does not enter.
+    """The best classes of n particles, for balancing the class sizes in memory that does not grow with k.
 
-    index (n, c) classes, in order, and score (n, c) with them: those whose scores, less the prices (k,), are highest
-    floor (n,)   what any other class's score, less its price, is at most
+    Attributes
+    ----------
+    index : Tensor of shape (n, c)
+        Classes, ascending: those of highest score less price.
+    score : Tensor of shape (n, c)
+        Scores with them.
+    floor : Tensor of shape (n,)
+        Upper bound of any other class's score less its price.
+    price : Tensor of shape (k,)
+        Prices of the classes.
     """
 
     index: Tensor
@@ -38,7 +46,22 @@ class Shortlists:
 
     @classmethod
     def of(cls, scores: Tensor, price: Tensor, listed: int) -> Shortlists:
-        """From scores (n, k): at most so many classes of each particle."""
+        """Make the lists.
+
+        Parameters
+        ----------
+        scores : Tensor of shape (n, k)
+            Scores.
+        price : Tensor of shape (k,)
+            Prices of the classes.
+        listed : int
+            Classes of each particle at most.
+
+        Returns
+        -------
+        Shortlists
+            The lists.
+        """
         reduced = scores - price
         best, index = reduced.topk(min(listed, scores.shape[1]), dim=1)
         index = index.sort(dim=1).values
@@ -46,23 +69,53 @@ class Shortlists:
 
     @property
     def complete(self) -> bool:
+        """Whether the lists hold all classes."""
         return self.index.shape[1] == len(self.price)
 
 
 def equal_sizes(scores: Tensor) -> Tensor:
-    """Classes (n,) whose sizes differ by at most one and whose total score is the highest possible; scores (n, k).
+    """Assign particles to classes whose sizes differ by at most one, with the highest possible total score.
 
-    Rows with a score that is not finite raise.
+    Parameters
+    ----------
+    scores : Tensor of shape (n, k)
+        Scores.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Classes.
+
+    Raises
+    ------
+    ValueError
+        If a score is not finite.
     """
     return balanced(Shortlists.of(scores, torch.zeros_like(scores[0]), scores.shape[1]))
 
 
 def balanced(lists: Shortlists) -> Tensor:
-    """Classes (n,) whose sizes differ by at most one; of the highest total score where the lists hold all classes.
+    """Assign particles to classes whose sizes differ by at most one, from their lists.
 
-    This is a transport problem. Prices per class from an annealed entropic transport (Cuturi 2013) bring the sizes
-    near; shortest augmenting paths between classes make them exact, each path keeping the assignment the best one for
-    its own sizes. A class that is not on a particle's list counts as the best it could be.
+    This is a transport problem. Prices of the classes by annealed entropic transport bring the sizes close; shortest
+    augmenting paths between classes make them exact, each path keeping the assignment optimal for its own sizes. A
+    class that is not on a particle's list counts as the best it could be. The total score is the highest possible where
+    the lists hold all classes.
+
+    Parameters
+    ----------
+    lists : Shortlists
+        The best classes of each particle.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Classes.
+
+    References
+    ----------
+    Cuturi 2013, "Sinkhorn distances: lightspeed computation of optimal transport", Advances in Neural Information
+    Processing Systems 26.
     """
     n, k = len(lists.index), len(lists.price)
     if not bool(torch.isfinite(lists.score).all()):
@@ -79,7 +132,20 @@ def balanced(lists: Shortlists) -> Tensor:
 
 
 def prices(lists: Shortlists, steps: int = 30) -> Tensor:
-    """Prices (k,) under which buyers spread about evenly: Sinkhorn's iteration at a falling temperature."""
+    """Compute prices at which the classes are about equally popular, by Sinkhorn's iteration at decreasing temperature.
+
+    Parameters
+    ----------
+    lists : Shortlists
+        The best classes of each particle.
+    steps : int, default 30
+        Number of iterations.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Prices.
+    """
     (n, _), k = lists.index.shape, len(lists.price)
     score, index = lists.score.double(), lists.index.flatten()
     spread = float(score.max() - score.min()) or 1.0
@@ -115,6 +181,7 @@ class _Balancer:
             self._refresh(a)
 
     def run(self) -> Tensor:
+        """Move particles until all sizes are equal; return the classes."""
         while True:
             sources, sinks, must = self._ends()
             path, loss = self._shortest_path(sources, sinks)
@@ -153,9 +220,7 @@ class _Balancer:
         self.cost[a, a] = np.inf
 
     def _shortest_path(self, sources: np.ndarray, sinks: np.ndarray) -> tuple[list[int], float]:
-        """Bellman-Ford over the classes; there is no negative cycle, for the assignment is best for its
-        sizes.
-        """
+        """Find the shortest path by Bellman-Ford over the classes; an optimal assignment has no negative cycle."""
         distance = np.where(sources, 0.0, np.inf)
         before = np.full(self.k, -1)
         for _ in range(self.k):
@@ -175,11 +240,14 @@ class _Balancer:
 
 @dataclass(frozen=True)
 class Reseeding:
-    """Which particles changed class, and why, in words.
+    """Particles that changed class because some class was too small.
 
-    class_index  (n,) the classes after it; former members of a starved class wait in class -1 for the next
-    search
-    events       one (starved class, its members before, donor class, members given) for each reseeded class
+    Attributes
+    ----------
+    class_index : Tensor of shape (n,)
+        Classes afterwards; former members of a small class are in class -1 until the next search.
+    events : list[tuple[int, int, int, int]]
+        For each reseeded class: its number, its members before, the donor class, and the members taken from it.
     """
 
     class_index: Tensor
@@ -187,11 +255,27 @@ class Reseeding:
 
 
 def reseed_small_classes(class_index: Tensor, score: Tensor, n_classes: int, min_members: int) -> Reseeding:
-    """Give every class below `min_members` the worst-fitting members of the largest class.
+    """Give every small class the worst-fitting members of the largest class.
 
-    class_index (n,), score (n,) the fit of each particle to its class. A starved class gets up to half of the
-    largest one, at most an average share. A class too small to be halved is left alone, so few particles in
-    many classes stay as they are. Deterministic: ties go to the lowest class and the lowest particle.
+    A small class gets up to half of the largest one, at most an average share. Where the largest class is too small to
+    be halved nothing changes, so that few particles in many classes stay as they are. Deterministic: the lowest class
+    and the lowest particle win ties.
+
+    Parameters
+    ----------
+    class_index : Tensor of shape (n,)
+        Class of each particle, or -1.
+    score : Tensor of shape (n,)
+        Its score with that class.
+    n_classes : int
+        Number of classes.
+    min_members : int
+        Classes with fewer members are small.
+
+    Returns
+    -------
+    Reseeding
+        Classes afterwards, and what was done.
     """
     labels = class_index.clone()
     sizes = torch.bincount(labels[labels >= 0], minlength=n_classes)

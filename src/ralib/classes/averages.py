@@ -1,6 +1,6 @@
-"""From poses to class averages: half sums, CTF-weighted averages, ring correlation; and moving averages.
+"""From poses to class averages: half sums, CTF-weighted averages, Fourier ring correlation; shifted averages.
 
-The loops call these in this order once an iteration:
+The loops call these in this order in each iteration:
 
     sums.add_(...) for every batch  ->  class_averages  ->  references.prepare_references
 """
@@ -27,11 +27,16 @@ LEAST_CTF_POWER = 1e-6
 
 @dataclass(frozen=True)
 class ClassSums:
-    """Running sums over the particles of each class, even and odd ones apart.
+    """Running sums over the particles of each class, of even and odd ones apart.
 
-    images     (2, k, n, n) float64, images in the class frame (times their CTF, where there is one)
-    ctf_power  (2, k, n, n//2+1) float64, sums of CTF^2 in the class frame, or None
-    members    (2, k) float64
+    Attributes
+    ----------
+    images : Tensor of shape (2, k, n, n)
+        Sums of images in the class frame (times their CTF, where there is one), float64.
+    ctf_power : Tensor of shape (2, k, n, n // 2 + 1) or None
+        Sums of CTF^2 in the class frame, float64, or None.
+    members : Tensor of shape (2, k)
+        Numbers of particles, float64.
     """
 
     images: Tensor
@@ -40,6 +45,25 @@ class ClassSums:
 
     @classmethod
     def empty(cls, n_classes: int, box: int, device: torch.device, *, ctf: bool) -> ClassSums:
+        """Allocate zero sums.
+
+        Parameters
+        ----------
+        n_classes : int
+            Number of classes k.
+        box : int
+            Image size n, pixels.
+        device : torch.device
+            Where the sums are.
+        ctf : bool
+            Whether to sum CTF^2.
+
+        Returns
+        -------
+        ClassSums
+            The sums.
+        """
+
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
@@ -48,12 +72,27 @@ class ClassSums:
 
     @property
     def n_classes(self) -> int:
+        """Number of classes k."""
         return self.members.shape[1]
 
     def add_(
         self, images: Tensor | Samples, poses: Poses, half: Tensor, ctf_power: Tensor | None, sign: int = 1
     ) -> None:
-        """Add particles (b, n, n) under their poses to half 0 or 1 (b,); sign -1 takes them out again."""
+        """Add particles to the sums.
+
+        Parameters
+        ----------
+        images : Tensor or Samples of shape (b, n, n)
+            Images, or their interpolation samples.
+        poses : Poses
+            Their poses; those of class -1 count nowhere.
+        half : Tensor of shape (b,)
+            Half data set of each, 0 or 1.
+        ctf_power : Tensor of shape (b, n, n // 2 + 1) or None
+            Their CTF^2 in the class frame, or None.
+        sign : int, default 1
+            1 to add, -1 to subtract.
+        """
         pose = (poses.psi_deg, poses.origin_xy_px, poses.mirror)
         # A particle of no class counts as nothing in the first one: choosing rows would wait for the device.
         row = half * self.n_classes + poses.class_index.clamp_min(0)
@@ -69,14 +108,31 @@ class ClassSums:
             self.ctf_power.flatten(0, 1).index_add_(0, row, power, alpha=sign)
 
     def all_reduce_(self, ranks: Ranks) -> None:
-        """Make every rank hold the sums over all ranks."""
+        """Replace the sums by those over all ranks."""
         for part in (self.images, self.ctf_power, self.members):
             if part is not None:
                 ranks.all_reduce_(part)
 
 
 def ctf_power_in_class_frame(ctf: CtfParameters, poses: Poses, box: int, pixel_size_A: float) -> Tensor:
-    """CTF^2 of each particle as its class average sees it: (b, n, n//2+1); only astigmatism notices the turn."""
+    """Compute CTF^2 of each particle in the frame of its class average; only astigmatism depends on the pose.
+
+    Parameters
+    ----------
+    ctf : CtfParameters
+        CTF parameters of b particles.
+    poses : Poses
+        Their poses.
+    box : int
+        Image size n, pixels.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n // 2 + 1)
+        Squared CTF.
+    """
     angle = ctf.astigmatism_angle_deg + poses.psi_deg.cpu().numpy().astype(np.float64)
     angle = np.where(poses.mirror.cpu().numpy(), -angle, angle)
     turned = replace(ctf, astigmatism_angle_deg=angle)
@@ -86,10 +142,25 @@ def ctf_power_in_class_frame(ctf: CtfParameters, poses: Poses, box: int, pixel_s
 def class_averages(
     sums: ClassSums, *, snr: float | None = None, mask: Tensor | None = None, pixel_size_A: float | None = None
 ) -> ClassAverages:
-    """Averages, half averages and their FRC; a class without members is all zero.
+    """Compute averages, half averages and their FRC from class sums.
 
-    With CTF sums the average is Wiener's, sum(CTF F) / (sum(CTF^2) + 1 / snr), with the signal to noise ratio of one
-    particle either given or, for None, measured ring by ring from the halves.
+    With CTF sums this is the Wiener average, sum(CTF F) / (sum(CTF^2) + 1 / snr).
+
+    Parameters
+    ----------
+    sums : ClassSums
+        Sums over all particles.
+    snr : float | None, optional
+        Signal to noise ratio of one particle; by default measured on each ring from the halves.
+    mask : Tensor | None of shape (n, n), optional
+        Mask for the FRC.
+    pixel_size_A : float | None, optional
+        Pixel size to record, Angstrom.
+
+    Returns
+    -------
+    ClassAverages
+        The averages; a class without members is zero.
     """
     members = sums.members.sum(0)
     if sums.ctf_power is None:
@@ -131,7 +202,20 @@ def _inverse_snr(curve: Tensor, ctf_power: Tensor) -> Tensor:
 
 
 def shift_poses(poses: Poses, class_shift_xy_px: Tensor) -> Poses:
-    """Poses after each class average moved by class_shift (k, 2): the members follow their average."""
+    """Change poses as each class average is shifted.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of all particles.
+    class_shift_xy_px : Tensor of shape (k, 2)
+        Shift of each class average, pixels.
+
+    Returns
+    -------
+    Poses
+        Poses onto the shifted averages.
+    """
     index = poses.class_index.clamp_min(0)
     second = class_shift_xy_px.to(poses.origin_xy_px)[index] * (poses.class_index >= 0)[:, None]
     still = torch.zeros_like(poses.psi_deg)
@@ -142,7 +226,20 @@ def shift_poses(poses: Poses, class_shift_xy_px: Tensor) -> Poses:
 
 
 def shift_averages(averages: ClassAverages, class_shift_xy_px: Tensor) -> ClassAverages:
-    """Averages and half averages moved by class_shift (k, 2)."""
+    """Shift averages and half averages.
+
+    Parameters
+    ----------
+    averages : ClassAverages
+        Class averages.
+    class_shift_xy_px : Tensor of shape (k, 2)
+        Shift of each, pixels.
+
+    Returns
+    -------
+    ClassAverages
+        Shifted averages.
+    """
     halves = averages.half_images
     if halves is not None:
         both = class_shift_xy_px.repeat(2, 1)

@@ -1,4 +1,4 @@
-"""Numbers that judge a result: ring correlation, resolution, pose errors, their lower bound, balance."""
+"""Figures of merit of a result: pose errors and their lower bound, balance and purity of classes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from ralib.types import Poses
 
 
 def effective_classes(sizes: Tensor) -> float:
-    """exp of the entropy of the class sizes (k,): k for equal classes, 1 when one holds everything, 0 for
-    none.
-    """
+    """Return exp of the entropy of class sizes (k,): k for equal classes, 1 for a single one, 0 for none."""
     share = sizes.double() / sizes.sum().clamp_min(1)
     share = share[share > 0]
     return float(torch.exp(-(share * share.log()).sum())) if len(share) else 0.0
 
 
 def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
-    """Root mean square move of a particle's disc between two poses, pixels, (n,); NaN where the mirror
-    changed.
+    """Compute the root mean square displacement of a particle's disc between two poses.
 
-    Exact for a disc of `outer_radius`: |origin change|^2 + R^2 (1 - cos(angle)) about the particle's own
-    centre.
+    Exact for a disc of radius R: |origin change|^2 + R^2 (1 - cos(angle)), about the particle's own centre.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of n particles.
+    previous : Poses
+        Other poses of the same particles.
+    outer_radius : float
+        Radius R of the disc, pixels.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Pixels; NaN where the mirror changed.
     """
     psi = torch.deg2rad(wrap_deg(poses.psi_deg - previous.psi_deg))
     _, distance = pose_error(
@@ -38,13 +48,23 @@ def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
 
 
 def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = None) -> tuple[float, float, float]:
-    """Cramer-Rao bound of the pose of one particle: standard deviations (angle in degrees, x and y in
-    pixels).
-
-    reference     (n, n) the noiseless particle; `noise_sd` the white noise's standard deviation per pixel
-    outer_radius  only pixels within it are used, as a search inside a mask does
+    """Compute the Cramer-Rao lower bound of the pose error of one particle.
 
     The Fisher information is J^T J / sd^2 with J the image's derivatives by angle, x and y.
+
+    Parameters
+    ----------
+    reference : Tensor of shape (n, n)
+        The noiseless particle.
+    noise_sd : float
+        Standard deviation of the white noise of a pixel.
+    outer_radius : float | None, optional
+        Only pixels within this radius count, as in a search inside a mask.
+
+    Returns
+    -------
+    tuple of float
+        Standard deviations of angle in degrees, and of x and y in pixels.
     """
     n = reference.shape[-1]
     image = reference.double()
@@ -66,10 +86,20 @@ def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = 
 
 
 def median_of_bound(bound: tuple[float, float, float]) -> tuple[float, float]:
-    """Median absolute angle error (deg) and median shift distance (px) of an estimator that meets the bound.
+    """Return the median errors of an estimator that meets the bound.
 
-    Half the normal's quartile range for the angle; for the shift, the median length of a normal vector of two
-    unequal standard deviations, by Monte Carlo with a fixed seed.
+    Half the interquartile range of the normal distribution for the angle; for the shift the median length of a normal
+    vector of two unequal standard deviations, by Monte Carlo with a fixed seed.
+
+    Parameters
+    ----------
+    bound : tuple[float, float, float]
+        Result of `pose_bound`.
+
+    Returns
+    -------
+    tuple of float
+        Median absolute angle error in degrees, and median shift error in pixels.
     """
     angle, x, y = bound
     normal = np.random.default_rng(0).standard_normal((200_000, 2)) * np.array([x, y])
@@ -77,10 +107,25 @@ def median_of_bound(bound: tuple[float, float, float]) -> tuple[float, float]:
 
 
 def spread_within_classes(poses: Poses, truth: Poses, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Errors of each particle's pose against the truth once each class's own offset is taken out.
+    """Compute the pose errors of particles after removing each class's common offset.
 
-    A class average may be rotated or shifted against the true view as a whole. Returns angle (n,) degrees and
-    shift (n,) pixels; NaN for particles without a class. Mirrors must have been brought to agree.
+    A class average may be rotated or shifted against the true view as a whole. Mirrors must agree already.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of n particles.
+    truth : Poses
+        Their true poses.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Angle error, degrees; NaN for particles without a class.
+    Tensor of shape (n,)
+        Shift error, pixels; NaN for particles without a class.
     """
     angle = torch.full_like(poses.psi_deg, float("nan"))
     shift = torch.full_like(poses.psi_deg, float("nan"))
@@ -97,8 +142,19 @@ def spread_within_classes(poses: Poses, truth: Poses, n_classes: int) -> tuple[T
 
 
 def contingency(labels: Tensor, truth: Tensor) -> Tensor:
-    """Counts (classes found, true classes) of two labelings (n,), each from 0; negative labels are left
-    out.
+    """Count particles by class and true class.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n,)
+        Classes from 0; negative ones are left out.
+    truth : Tensor of shape (n,)
+        True classes from 0; negative ones are left out.
+
+    Returns
+    -------
+    Tensor of shape (k, t)
+        Counts.
     """
     keep = (labels >= 0) & (truth >= 0)
     labels, truth = labels[keep].long(), truth[keep].long()
@@ -107,14 +163,42 @@ def contingency(labels: Tensor, truth: Tensor) -> Tensor:
 
 
 def purity(labels: Tensor, truth: Tensor) -> float:
-    """Share of particles that belong to the commonest true class of their class."""
+    """Return the share of particles that belong to the most frequent true class of their class.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n,)
+        Classes from 0.
+    truth : Tensor of shape (n,)
+        True classes from 0.
+
+    Returns
+    -------
+    float
+        0 to 1.
+    """
     table = contingency(labels, truth)
     return float(table.max(dim=1).values.sum() / table.sum())
 
 
 def adjusted_rand_index(labels: Tensor, truth: Tensor) -> float:
-    """Agreement of two labelings, 1 for the same partition and 0 on average for chance (Hubert and Arabie
-    1985).
+    """Return the agreement of two partitions: 1 for the same partition, 0 on average by chance.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n,)
+        Classes from 0.
+    truth : Tensor of shape (n,)
+        True classes from 0.
+
+    Returns
+    -------
+    float
+        The index.
+
+    References
+    ----------
+    Hubert and Arabie 1985, "Comparing partitions", J. Classification 2, 193-218.
     """
     table = contingency(labels, truth).double()
 

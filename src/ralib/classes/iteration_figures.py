@@ -1,4 +1,4 @@
-"""The figures of an iteration and of a class: what the log line, run.json and the report show."""
+"""Figures of an iteration and of a class, for the log, run.json and the report."""
 
 from __future__ import annotations
 
@@ -22,11 +22,31 @@ def iteration_figures(
     outer_radius: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """One iteration in numbers; `previous` None where there is nothing to compare with. NaN stands for unknown.
+    """Compute the figures of one iteration; NaN stands for unknown.
 
-    criterion           mean score of the particles in classes
-    mean_resolution_A   mean over the classes that have one; resolution_px the same in pixels, per class
-    pixel_error_px      mean rms move of a particle's disc among those that kept class and mirror
+    Among them: `criterion`, the mean score of particles in classes; `mean_resolution_A` over the classes that have one,
+    and `resolution_px` of each class; `pixel_error_px`, the mean rms displacement of a particle's disc among those that
+    kept class and mirror.
+
+    Parameters
+    ----------
+    iteration : int
+        Number of the iteration.
+    poses : Poses
+        Poses of all particles.
+    previous : Poses or None
+        Poses of the iteration before, or None.
+    averages : ClassAverages
+        Class averages.
+    outer_radius : float
+        Radius of the particle's disc, pixels.
+    seconds : float
+        Duration of the iteration, s.
+
+    Returns
+    -------
+    dict[str, Any]
+        The figures by name.
     """
     assigned = poses.class_index >= 0
     counts = torch.zeros(len(averages.images) + 1, dtype=torch.float64, device=poses.score.device)
@@ -60,7 +80,7 @@ def iteration_figures(
 
 
 def class_resolution_px(averages: ClassAverages) -> list[float]:
-    """Resolution of each class in pixels, NaN where it has no FRC."""
+    """Return the resolution of each class in pixels, NaN where it has no FRC."""
     if averages.frc is None:
         return [math.nan] * len(averages.images)
     curve = averages.frc.cpu().float()
@@ -81,10 +101,24 @@ def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> list[
 
 
 def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None) -> list[dict[str, Any]]:
-    """Each class in numbers: members, resolution, mean score, and how far its members' poses moved last.
+    """Compute the figures of each class: members, resolution, mean score, and reproducibility of the poses.
 
-    inplane_spread_deg and shift_spread_px are the rms changes of angle and shift in the last iteration, among members
-    that kept class and mirror: how reproducible the poses are.
+    `inplane_spread_deg` and `shift_spread_px` are the rms changes of angle and shift in the last iteration, among
+    members that kept class and mirror.
+
+    Parameters
+    ----------
+    averages : ClassAverages
+        Class averages.
+    poses : Poses
+        Poses of all particles.
+    previous : Poses or None
+        Poses of the iteration before, or None.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        The figures of each class by name.
     """
     pixel = averages.pixel_size_A or math.nan
     rows = []
@@ -115,7 +149,20 @@ def _spread(poses: Poses, previous: Poses | None, member: Tensor) -> tuple[float
 
 
 def log_line(figures: dict[str, Any], total: int | None = None) -> str:
-    """An iteration in one line for a log file."""
+    """Format an iteration as one line of the log.
+
+    Parameters
+    ----------
+    figures : dict[str, Any]
+        Result of `iteration_figures`.
+    total : int | None, optional
+        Number of iterations planned, if known.
+
+    Returns
+    -------
+    str
+        The line.
+    """
     resolution, unit = figures["mean_resolution_A"], "A"
     if not math.isfinite(resolution):
         resolution, unit = figures["mean_resolution_px"], "px"

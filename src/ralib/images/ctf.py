@@ -296,19 +296,19 @@ def ctf_from_eman2(
 
     Parameters
     ----------
-    defocus_um : Sequence[float] or ndarray of shape (n,)
+    defocus_um : sequence of float or ndarray of shape (n,)
         Mean defocus, micrometre; positive for underfocus.
-    cs_mm : Sequence[float] or ndarray of shape (n,)
+    cs_mm : sequence of float or ndarray of shape (n,)
         Spherical aberration, mm.
-    voltage_kV : Sequence[float] or ndarray of shape (n,)
+    voltage_kV : sequence of float or ndarray of shape (n,)
         Acceleration voltage, kV.
-    amplitude_contrast_percent : Sequence[float] or ndarray of shape (n,)
+    amplitude_contrast_percent : sequence of float or ndarray of shape (n,)
         Amplitude contrast, percent.
-    bfactor_A2 : Sequence[float] or ndarray of shape (n,)
+    bfactor_A2 : sequence of float or ndarray of shape (n,)
         B-factor, Angstrom^2.
-    astigmatism_um : Sequence[float], ndarray of shape (n,), optional
+    astigmatism_um : sequence of float or ndarray of shape (n,), optional
         Defocus difference, micrometre; none by default.
-    astigmatism_angle_deg : Sequence[float], ndarray of shape (n,), optional
+    astigmatism_angle_deg : sequence of float or ndarray of shape (n,), optional
         SPARX's angle of astigmatism, degrees.
 
     Returns

@@ -55,7 +55,7 @@ def rotate_shift(
         'linear'.
     boundary : str, default 'background'
         Value outside the box: 'background' (EMAN2's rule: the value the pixel had before), 'zero', 'mean' or 'cyclic'.
-    device : torch.device, str, optional
+    device : torch.device or str, optional
         Where to compute; by default where the images are.
 
     Returns
@@ -105,13 +105,13 @@ def rotate_shift_average(
         True or 1 to mirror.
     classes : array_like of shape (b,)
         Class numbers from 0; -1 leaves an image out.
-    n_classes : int, optional
+    n_classes : int | None, optional
         Number of classes k; by default the largest class number plus one.
     method : str, default 'cubic'
         Interpolation, as in `rotate_shift`.
     boundary : str, default 'background'
         Value outside the box, as in `rotate_shift`.
-    device : torch.device, str, optional
+    device : torch.device or str, optional
         Where to compute; by default where the images are.
 
     Returns

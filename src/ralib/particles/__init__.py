@@ -1,1 +1,1 @@
-"""Particles on their way from a file to the device: read ahead, checked, prepared."""
+"""Particles from a file to the device: read ahead, checked, normalised, prepared."""

@@ -23,10 +23,22 @@ CTF_MODES = ("off", "wiener", "flip")
 
 @dataclass(frozen=True)
 class Batch:
-    """A few particles: which ones (b,) on the host, their images (b, n, n) and whether each is usable (b,).
+    """A batch of particles.
 
-    turnable   what `rotate_shift_sum` takes: the images, or their interpolation samples where they are kept
-    first      (b,) the number whose parity decides on the half, where images are there more than once; else None
+    Attributes
+    ----------
+    number : int
+        Number of the batch in a pass; below 0 for a selection.
+    index : ndarray of shape (b,)
+        Numbers of the particles, in main memory.
+    images : Tensor of shape (b, n, n)
+        Their normalised images.
+    turnable : Tensor or Samples
+        What `rotate_shift_sum` takes: the images, or their interpolation samples where these are kept.
+    usable : Tensor of shape (b,)
+        False for images that are not finite or constant.
+    first : ndarray | None of shape (b,), optional
+        Number whose parity decides on the half data set, where images occur more than once; else None.
     """
 
     number: int
@@ -38,11 +50,12 @@ class Batch:
 
     @property
     def rows(self) -> slice:
+        """Numbers of the particles as a slice."""
         return slice(int(self.index[0]), int(self.index[-1]) + 1)
 
     @property
     def half(self) -> Tensor:
-        """Which half of its class (b,) a particle belongs to: even numbers to 0, odd ones to 1, one image to one."""
+        """Half data set (b,) of each particle: 0 for even numbers, 1 for odd ones, the same for the same image."""
         if self.first is not None:
             return torch.from_numpy(self.first % 2).to(self.usable.device)
         if self.number < 0:
@@ -52,21 +65,44 @@ class Batch:
 
 
 class ParticleBatches:
-    """One rank's particles, batch after batch, the same each time.
+    """One rank's particles, batch after batch, the same in every pass.
 
-    From each image the plane fitted to its background (outside `background_radius`) is taken off, and the background's
-    standard deviation becomes 1. With
-    ctf='wiener' they are multiplied by their CTF (the matched filter; the averages divide by the sum of CTF^2),
-    with 'flip' only the phases are turned. Images that are not finite or constant come out as zeros, not usable;
-    `bad` holds their numbers, and strict=True raises instead.
+    From each image the plane fitted to its background is subtracted, and the background's standard deviation becomes 1.
+    Images that are not finite or constant become zeros and are marked as not usable.
 
-    Where `resident_bytes` (None: RESIDENT_SHARE of the free memory) hold all images they stay on the device: with their
-    interpolation samples, alone, or in half precision, whichever is the first to fit; `resident` says which. Where they
-    hold a quarter of the images in half precision at least, as many batches as fit stay. All others are read anew for
-    every pass, a few batches ahead.
+    Where `resident_bytes` hold all images they stay on the device: with their interpolation samples, alone, or in half
+    precision, whichever is the first to fit. Where they hold at least a quarter of the images in half precision, as
+    many batches as fit stay. All others are read again in every pass, a few batches ahead.
 
-    `rounded` tells whether images pass through half precision; then all do, kept or not, so that what is free at the
-    moment changes no bit of a run that has begun.
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles of the run.
+    rows : range
+        Those of this rank.
+    batch_size : int
+        Particles of a batch.
+    device : torch.device
+        Where the batches are put.
+    background_radius : float
+        The background lies outside this radius, pixels.
+    ctf : str, default 'off'
+        'wiener' multiplies images by their CTF (the matched filter, for averages that divide by the sum of CTF^2);
+        'flip' flips phases; 'off' does neither.
+    strict : bool, default False
+        Whether an unusable image raises an error.
+    resident_bytes : int | None, optional
+        Bytes of particles kept on the device; by default RESIDENT_SHARE of its free memory.
+
+    Attributes
+    ----------
+    bad : set of int
+        Numbers of unusable images.
+    resident : str
+        What is kept: 'samples', 'single', 'half' or 'none'.
+    rounded : bool
+        Whether images pass through half precision; then all do, kept or not, so that the memory that is free at the
+        moment changes no bit of a run.
     """
 
     def __init__(
@@ -117,7 +153,7 @@ class ParticleBatches:
             yield self._in_single_precision(batch)
 
     def select(self, index: np.ndarray) -> Iterator[Batch]:
-        """Only the particles of this rank among `index` (sorted), in batches of any size."""
+        """Iterate over this rank's particles among `index` (sorted), in batches of any size."""
         mine = index[(index >= self.rows.start) & (index < self.rows.stop)]
         number = (mine - self.rows.start) // self.batch_size
         for batch in self._kept.values():
@@ -133,25 +169,33 @@ class ParticleBatches:
             yield self._in_single_precision(self._batch(-1, block, self._loader.block(block)))
 
     def round_images(self, rounded: bool) -> None:
-        """Let images pass through half precision or not, whatever memory there is: before the first pass."""
+        """Set before the first pass whether images pass through half precision, whatever memory there is."""
         if self.resident == "half" and not rounded:
             self.resident = "none"
         self.rounded = rounded
 
     def recut(self, batch_size: int, *, keep: bool) -> None:
-        """From the next pass on cut batches of this size; without `keep` none of them stays on the device."""
+        """Change the size of batches from the next pass on.
+
+        Parameters
+        ----------
+        batch_size : int
+            Particles of a batch.
+        keep : bool
+            Whether batches may stay on the device.
+        """
         self._kept.clear()
         self.batch_size = batch_size
         if not keep:
             self.resident = "none"
 
     def ctf_parameters(self, index: np.ndarray) -> CtfParameters | None:
-        """CTF of these particles where averages are to be corrected for it."""
+        """Return the CTF parameters of particles (b,) where averages are to be corrected for the CTF."""
         return None if self.particles.ctf is None or self.ctf != "wiener" else self.particles.ctf[index]
 
     @property
     def coming_bytes(self) -> int:
-        """Device memory that batches which are still to be read will stay in."""
+        """Device memory that batches still to be read will occupy."""
         if self.resident == "none":
             return 0
         whole = min(_ways(len(self.rows), self.particles.box)[self.resident], self._budget)

@@ -1,9 +1,9 @@
-"""Images from their source to the device, ahead of whoever computes with them.
+"""Images read from their source to the device, ahead of the computation.
 
-file -> pinned memory (a few readers side by side) -> device (copies on a stream of their own) -> queue of batches
+file -> pinned memory (a few readers in parallel) -> device (copies on their own stream) -> queue of batches
 
-Numbers travel as the file has them and become single precision on the device, so that a stack in half precision takes
-half the bus. Main memory holds the pinned buffers and nothing else, however long the stack and the batches are.
+Numbers are transferred in the type of the file and converted to single precision on the device, so that a stack in half
+precision needs half the bandwidth. Main memory holds only the pinned buffers, however large stack and batches are.
 """
 
 from __future__ import annotations
@@ -37,35 +37,46 @@ Loaded = tuple[Tensor, torch.cuda.Event | None]
 
 @runtime_checkable
 class TensorSource(Protocol):
-    """An image source whose images are, or are made, on the device: nothing to read ahead."""
+    """An image source whose images are on the device, or made there: nothing is read ahead."""
 
     def read_tensor(self, index: np.ndarray) -> Tensor:
-        """Images (len(index), box, box), in the order of `index`."""
+        """Return images (b, n, n) in the order of `index` (b,)."""
         ...
 
 
 @runtime_checkable
 class RawSource(Protocol):
-    """An image source that can hand out the numbers of its files as they are, to several threads at a time."""
+    """An image source that gives the numbers of its files unconverted, to several threads at a time."""
 
     @property
-    def raw_dtype(self) -> np.dtype: ...
+    def raw_dtype(self) -> np.dtype:
+        """Type of the numbers."""
 
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (len(index), box, box) of `raw_dtype` with images in the order of `index`."""
+        """Fill `out` (b, n, n) of `raw_dtype` with images in the order of `index` (b,)."""
         ...
 
 
 @dataclass
 class Reading:
-    """What the reading of images took: bytes and seconds in the readers, seconds that others waited for them."""
+    """Bytes and time of reading images.
+
+    Attributes
+    ----------
+    bytes : int, default 0
+        Bytes read.
+    read_s : float, default 0.0
+        Time in the readers, s.
+    waited_s : float, default 0.0
+        Time that the computation waited for them, s.
+    """
 
     bytes: int = 0
     read_s: float = 0.0
     waited_s: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """As run.json has them among its timings."""
+        """Return the numbers as run.json lists them among its timings."""
         speed = self.bytes / self.read_s if self.read_s else 0.0
         return {
             "read_s": self.read_s,
@@ -83,6 +94,7 @@ class _Buffer:
     copied: torch.cuda.Event | None = None
 
     def free(self) -> Tensor:
+        """Wait for the last copy out of the buffer, and return it."""
         if self.copied is not None:
             self.copied.synchronize()
         return self.images
@@ -91,7 +103,14 @@ class _Buffer:
 class Loader:
     """Blocks of images of a source, on the device.
 
-    staged   whether images go through buffers; None: where the device is a GPU (tests ask for it on a CPU)
+    Parameters
+    ----------
+    source : ImageSource
+        Where images are read from.
+    device : torch.device
+        Where they are put.
+    staged : bool | None, optional
+        Whether images go through pinned buffers; by default on a GPU.
     """
 
     def __init__(self, source: ImageSource, device: torch.device, *, staged: bool | None = None) -> None:
@@ -107,7 +126,18 @@ class Loader:
         self._made = 0
 
     def blocks(self, blocks: list[np.ndarray]) -> Iterator[Loaded]:
-        """The images of each block (indices), some blocks ahead."""
+        """Iterate over blocks of images, reading some blocks ahead.
+
+        Parameters
+        ----------
+        blocks : list[ndarray] of shape (b,)
+            Numbers of the images of each block.
+
+        Yields
+        ------
+        Loaded
+            Images (b, n, n), and the event of their arrival.
+        """
         if isinstance(self.source, TensorSource):
             yield from map(self.block, blocks)
             return
@@ -119,7 +149,7 @@ class Loader:
             yield loaded
 
     def block(self, index: np.ndarray) -> Loaded:
-        """The images of one block, now."""
+        """Read one block of images now."""
         if isinstance(self.source, TensorSource):
             return self.source.read_tensor(index), None
         start, box = time.perf_counter(), self.source.box

@@ -1,4 +1,4 @@
-"""Particles made ready: cut, phase-flipped, resampled in Fourier space, inverted, normalised, masked, in batches."""
+"""Preparation of particle images as they are read: cut, phase-flip, Fourier-crop, invert, normalise, mask."""
 
 from __future__ import annotations
 
@@ -25,17 +25,29 @@ NORMALISATIONS = ("none", "background", "variance")
 
 @dataclass(frozen=True)
 class Preparation:
-    """What to do, in this order. Lengths are pixels of the finished image unless named otherwise.
+    """Steps of a preparation, in this order; lengths in pixels of the finished image unless named otherwise.
 
-    clip_px         cut (or pad with the edge's mean) to this box in real space, in pixels of the input
-    flip_phases     multiply each frequency by the sign of the CTF
-    box_px          Fourier-crop (or pad) to this box: the pixel size changes, the field of view stays
-    pixel_size_A    the same, to the even box whose pixel size comes closest
-    invert          change the sign of the contrast
-    normalise       'background': the plane fitted outside `background_radius_px` becomes 0, the standard deviation
-                    there 1 (RELION); 'variance': mean 0, standard deviation 1 of the whole image; 'none'
-    background_radius_px    three quarters of half the box where None
-    mask_radius_px  fade to 0 beyond this radius, over `mask_edge_px` pixels
+    Attributes
+    ----------
+    clip_px : int | None, optional
+        Cut (or pad with the mean of the edge) to this box in real space, in pixels of the input.
+    flip_phases : bool, default False
+        Multiply each frequency by the sign of the CTF.
+    box_px : int | None, optional
+        Fourier-crop (or pad) to this box: the pixel size changes, the field of view stays.
+    pixel_size_A : float | None, optional
+        Fourier-crop to the even box whose pixel size comes closest to this, Angstrom.
+    invert : bool, default False
+        Change the sign of the contrast.
+    normalise : str, default 'none'
+        'background': subtract the plane fitted outside `background_radius_px` and make the standard deviation there 1
+        (as RELION); 'variance': mean 0 and standard deviation 1 of the whole image; 'none'.
+    background_radius_px : float | None, optional
+        By default three quarters of half the box.
+    mask_radius_px : float | None, optional
+        Fade to 0 beyond this radius.
+    mask_edge_px : float, default 5.0
+        Width over which images fade.
     """
 
     clip_px: int | None = None
@@ -68,12 +80,32 @@ def prepare_particles(
     device: torch.device | str = "cpu",
     **options: Any,
 ) -> ParticleSet:
-    """The particle set after `preparation`, or Preparation(**options); images are made when read, nothing is held.
+    """Prepare particles; images are processed when they are read, and none are held in memory.
 
-    Pixel size, poses (their origins are pixels), the CTF's state and, through the writers, image size follow; origins
-    in Angstrom stay what they were. Particles of several pixel sizes or boxes each have their own: `pixel_size_A`
-    brings all to exactly that one and to the largest box that every field of view fills, `clip_px` or `box_px` to one
-    box. Raises RalibError where the CTF or the pixel size that a step needs is missing.
+    Pixel size, poses (origins are in pixels), the CTF's state and, through the writers, image size follow; origins in
+    Angstrom are unchanged. Particles of several pixel sizes or boxes each keep their own: `pixel_size_A` brings all to
+    exactly that pixel size and to the largest box that every field of view fills, `clip_px` or `box_px` to one box.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        Particles.
+    preparation : Preparation | None, optional
+        The steps.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    **options : Any
+        Fields of `Preparation`, in place of `preparation`.
+
+    Returns
+    -------
+    ParticleSet
+        Prepared particles.
+
+    Raises
+    ------
+    RalibError
+        If the CTF or the pixel size that a step needs is missing.
     """
     preparation = preparation or Preparation(**options)
     if preparation.flip_phases:
@@ -104,10 +136,23 @@ def _check_flip(particles: ParticleSet) -> None:
 
 
 class PreparedSource:
-    """An image source that prepares what it reads. `bad` collects images that are not finite or constant, or left out
-    since their CTF cannot be meant: they come out as zeros, in their place.
+    """An image source that prepares images when they are read.
 
-    magnifications   (n,) pixel size of the finished images over that of the input
+    Parameters
+    ----------
+    particles : ParticleSet
+        Particles to prepare.
+    preparation : Preparation
+        The steps.
+    device : torch.device
+        Where to compute.
+
+    Attributes
+    ----------
+    bad : set of int
+        Images that are not finite or constant, or whose CTF is implausible; they become zeros.
+    magnifications : ndarray of shape (n,)
+        Pixel size of the finished images over that of the input.
     """
 
     def __init__(self, particles: ParticleSet, preparation: Preparation, device: torch.device) -> None:
@@ -127,6 +172,7 @@ class PreparedSource:
 
     @property
     def n_images(self) -> int:
+        """Number of images."""
         return self.particles.images.n_images
 
     @property
@@ -159,6 +205,7 @@ class PreparedSource:
         return self._clipped / self.box
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return prepared images (b, m, m) in the order of `index` (b,)."""
         index = np.asarray(index, dtype=np.int64).reshape(-1)
         out = np.empty((len(index), self.box, self.box), dtype=np.float32)
         sizes = np.zeros(len(index)) if self.pixel_sizes_A is None else self.pixel_sizes_A[index]
@@ -196,9 +243,30 @@ def prepare_images(
     pixel_size_A: float | None = None,
     magnification: float | None = None,
 ) -> Float[Tensor, "b m m"]:
-    """Images (b, n, n) after `preparation`: (b, m, m) float32 on the same device.
+    """Prepare images on their device.
 
-    magnification   pixel size of the finished images over that of the input; None: the field of view stays
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images of one box and pixel size.
+    preparation : Preparation
+        The steps.
+    ctf : CtfParameters | None, optional
+        Their CTF parameters, for phase flipping.
+    pixel_size_A : float | None, optional
+        Their pixel size, Angstrom.
+    magnification : float | None, optional
+        Pixel size of the finished images over that of the input; by default the field of view stays.
+
+    Returns
+    -------
+    Tensor of shape (b, m, m)
+        Prepared images, float32.
+
+    Raises
+    ------
+    RalibError
+        If the CTF or the pixel size that a step needs is missing.
     """
     images, offset = without_offset(images.float())
     if preparation.clip_px is not None:
@@ -229,7 +297,27 @@ def prepare_images(
 
 
 def target_box(preparation: Preparation, box: int, pixel_size_A: float | None) -> int:
-    """Box after Fourier cropping images of `box` pixels."""
+    """Return the box after Fourier cropping.
+
+    Parameters
+    ----------
+    preparation : Preparation
+        The steps.
+    box : int
+        Size of the images, pixels.
+    pixel_size_A : float or None
+        Their pixel size, Angstrom.
+
+    Returns
+    -------
+    int
+        Pixels.
+
+    Raises
+    ------
+    RalibError
+        If the pixel size is needed and unknown, or the box would be out of range.
+    """
     if preparation.box_px is not None:
         return preparation.box_px
     if preparation.pixel_size_A is None:
@@ -246,7 +334,20 @@ def target_box(preparation: Preparation, box: int, pixel_size_A: float | None) -
 
 
 def clip(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
-    """Images (b, n, n) cut to (b, box, box) about the centre, or padded with the mean of each image's edge."""
+    """Cut images about the centre, or pad them with the mean of each image's edge.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    box : int
+        New image size, pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, box, box)
+        Cut or padded images.
+    """
     n = images.shape[-1]
     first = n // 2 - box // 2
     if box <= n:
@@ -260,10 +361,28 @@ def clip(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {bo
 def align_particles(
     particles: ParticleSet, *, method: str = "cubic", device: torch.device | str = "cpu"
 ) -> ParticleSet:
-    """The particle set with its stored poses applied when images are read (SPARX's transform2d).
+    """Apply the stored poses to particles when they are read (SPARX's `transform2d`).
 
-    Poses become the identity (classes stay), and the direction of astigmatism turns with the image. Raises
-    RalibError where there are no poses.
+    Poses become the identity (classes stay), and the direction of astigmatism is rotated with the image.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        Particles with poses.
+    method : str, default 'cubic'
+        Interpolation; see `ralib.kernels.rotate_shift_images`.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    ParticleSet
+        Aligned particles.
+
+    Raises
+    ------
+    RalibError
+        If there are no poses.
     """
     poses = particles.poses
     if poses is None:
@@ -279,7 +398,19 @@ def align_particles(
 
 @dataclass
 class AlignedSource:
-    """An image source that brings what it reads into the frame of its class average."""
+    """An image source that transforms images into the frame of their class average when they are read.
+
+    Attributes
+    ----------
+    source : ImageSource
+        Where images are read from.
+    poses : Poses
+        Pose of each image.
+    method : str
+        Interpolation; see `ralib.kernels.rotate_shift_images`.
+    device : torch.device
+        Where to compute.
+    """
 
     source: ImageSource
     poses: Poses
@@ -288,13 +419,16 @@ class AlignedSource:
 
     @property
     def n_images(self) -> int:
+        """Number of images."""
         return self.source.n_images
 
     @property
     def box(self) -> int:
+        """Image size, pixels."""
         return self.source.box
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return aligned images (b, n, n) in the order of `index` (b,)."""
         images = torch.from_numpy(self.source.read(index)).to(self.device)
         images, offset = without_offset(images)
         p = self.poses[torch.as_tensor(index)].to(self.device)

@@ -1,1 +1,1 @@
-"""Particles with known truth."""
+"""Simulated particles with known truth."""

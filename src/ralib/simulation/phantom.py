@@ -1,4 +1,4 @@
-"""The built-in phantom: a made-up, asymmetric protein of Gaussians, and projections of any volume by Fourier slice."""
+"""The phantom, an artificial asymmetric protein of Gaussians, and projections of any volume by Fourier slices."""
 
 from __future__ import annotations
 
@@ -26,9 +26,19 @@ _BEAD_SD = 0.0165
 
 
 def phantom_volume(box: int) -> np.ndarray:
-    """The phantom (box, box, box), order (z, y, x), float32, always the same; its centre of mass in the middle.
+    """Make the phantom, always the same, with its centre of mass in the middle.
 
     Short rods (alpha helices) of Gaussian beads fill five lobes. The beads are never narrower than 0.7 pixels.
+
+    Parameters
+    ----------
+    box : int
+        Size n of the volume, pixels.
+
+    Returns
+    -------
+    ndarray of shape (n, n, n)
+        Density in order (z, y, x), float32.
     """
     if box < 16:
         raise RalibError(f"a box of {box} px is too small for the phantom: use 16 px or more")
@@ -62,10 +72,17 @@ def _phantom_beads() -> tuple[np.ndarray, np.ndarray]:
 
 
 class FourierProjector:
-    """Projections of a volume: central slices of its Fourier transform (the projection theorem).
+    """Projections of a volume as central slices of its Fourier transform (the projection theorem).
 
-    The volume is padded to twice its size and divided by the transform of the linear interpolation kernel, which
-    leaves an error of about one per cent; frequencies beyond Nyquist are left out.
+    The volume is padded to twice its size and divided by the transform of the linear interpolation kernel, which leaves
+    an error of about one per cent; frequencies beyond Nyquist are left out.
+
+    Parameters
+    ----------
+    volume : ndarray of shape (m, m, m)
+        Density in order (z, y, x).
+    device : torch.device or str, default 'cpu'
+        Where to compute.
     """
 
     def __init__(self, volume: np.ndarray, *, device: torch.device | str = "cpu") -> None:
@@ -89,10 +106,21 @@ class FourierProjector:
     def slices(
         self, axes: Float[Tensor, "b 2 3"], box: int, *, scale: float = 1.0
     ) -> Complex[Tensor, "b {box} {box}//2+1"]:
-        """Transforms of projections, rfft2 layout (b, box, box // 2 + 1), complex, image origin at pixel (0, 0).
+        """Compute transforms of projections, with the image origin at pixel (0, 0).
 
-        axes (b, 2, 3): the directions in the volume, (x, y, z), along which the image's x and y run.
-        scale: pixel size of the volume over that of the image.
+        Parameters
+        ----------
+        axes : Tensor of shape (b, 2, 3)
+            Directions (x, y, z) in the volume along which x and y of each image run.
+        box : int
+            Image size, pixels.
+        scale : float, default 1.0
+            Pixel size of the volume over that of the image.
+
+        Returns
+        -------
+        Tensor of shape (b, box, box//2+1)
+            Transforms in rfft2's layout.
         """
         kx, ky = frequency_grid(box, device=axes.device)
         inside = (kx**2 + ky**2 <= 0.25) & (torch.hypot(kx, ky) * scale <= 0.5)
@@ -106,7 +134,18 @@ class FourierProjector:
 
 
 def view_frames(view_xyz: np.ndarray) -> np.ndarray:
-    """Right-handed frames (n, 3, 3) whose last row is the viewing direction; rows are image x, image y, view."""
+    """Return right-handed frames of viewing directions.
+
+    Parameters
+    ----------
+    view_xyz : ndarray of shape (n, 3)
+        Viewing directions, unit vectors.
+
+    Returns
+    -------
+    ndarray of shape (n, 3, 3)
+        Rows are the directions of the image's x, of its y, and of the view.
+    """
     view = view_xyz / np.linalg.norm(view_xyz, axis=1, keepdims=True)
     helper = np.where(np.abs(view[:, [2]]) < 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
     x_axis = np.cross(helper, view)
@@ -115,7 +154,7 @@ def view_frames(view_xyz: np.ndarray) -> np.ndarray:
 
 
 def spread_views(n: int) -> np.ndarray:
-    """n viewing directions (n, 3) spread evenly over half a sphere (a Fibonacci spiral)."""
+    """Return n viewing directions (n, 3) spread evenly over half a sphere (a Fibonacci spiral)."""
     z = (np.arange(n) + 0.5) / n
     azimuth = np.pi * (3.0 - np.sqrt(5.0)) * np.arange(n)
     radius = np.sqrt(1.0 - z**2)

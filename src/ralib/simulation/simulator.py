@@ -1,8 +1,8 @@
-"""Particles with known truth: projections of the phantom or of a volume, with everything a detector adds.
+"""Simulation of particles with known truth: projections of the phantom or of a volume, with CTF and noise.
 
     particle = CTF * contrast * projection(pose) + noise of variance 1,
 
-in the conventions of this package: the pose in the truth takes the particle onto its class's view.
+in the conventions of this package: the true pose maps the particle onto the view of its class.
 """
 
 from __future__ import annotations
@@ -30,10 +30,25 @@ __all__ = ["BLOCK", "Junk", "SimulationOptions", "Simulator", "Truth", "simulate
 
 
 class Simulator:
-    """Draws the truth at once and makes the images when asked for, block by block.
+    """Draw the truth at once, and make the images block by block when they are needed.
 
-    `truth` holds one row a particle, `block(i)` gives particles BLOCK * i and on, `references()` the views.
-    The same options and device give the same bits, whatever is asked for first.
+    The same options and device give the same bits in any order of calls.
+
+    Parameters
+    ----------
+    options : SimulationOptions
+        What to simulate.
+    volumes : Sequence[ndarray] of shape (m, m, m), default ()
+        Density of each species; by default the phantom.
+    volume_pixel_size_A : float | None, optional
+        Pixel size of the volumes, Angstrom.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Attributes
+    ----------
+    truth : Truth
+        The truth of every particle.
     """
 
     def __init__(
@@ -59,10 +74,11 @@ class Simulator:
 
     @property
     def n_blocks(self) -> int:
+        """Number of blocks."""
         return -(-self.options.n_particles // BLOCK)
 
     def block(self, number: int) -> Float[Tensor, "b n n"]:
-        """Noisy particles of one block, float32 (b, n, n) on the device."""
+        """Return the noisy particles BLOCK * number and on, float32."""
         index = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.options.n_particles))
         generator = torch.Generator(self.device).manual_seed(_block_seed(self.options.seed, number))
         clean = self.clean(index)
@@ -70,12 +86,12 @@ class Simulator:
         return clean + self._noise(index, generator)
 
     def blocks(self) -> Iterator[Tensor]:
-        """All particles, block after block."""
+        """Iterate over all blocks."""
         for number in range(self.n_blocks):
             yield self.block(number)
 
     def clean(self, index: np.ndarray) -> Float[Tensor, "b n n"]:
-        """Particles `index` (b,) as they are before noise, scaled to the wanted SNR: (b, n, n)."""
+        """Return particles `index` (b,) before noise, scaled to the SNR wanted."""
         truth, box = self.truth, self.options.box
         axes = self._tensor(truth.rotation[index][:, :2])
         transform = torch.zeros(len(index), box, box // 2 + 1, dtype=torch.complex64, device=self.device)
@@ -89,7 +105,7 @@ class Simulator:
         return torch.fft.irfft2(transform * self._ctf(index), s=(box, box)) * strength[:, None, None]
 
     def references(self) -> Float[Tensor, "k n n"]:
-        """The views, (species * K, n, n): clean, no CTF, on the same scale as the particles."""
+        """Return the views (species * K, n, n): without noise and CTF, on the scale of the particles."""
         box = self.options.box
         phase = _shift_phase(torch.zeros(1, 2, device=self.device), box)
         axes = self._tensor(self._views[:, :2])
@@ -149,9 +165,29 @@ def simulate_particles(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> tuple[Float[Tensor, "{n_particles} {box} {box}"], Truth, Float[Tensor, "k {box} {box}"]]:
-    """Particles made on `device`: images (n, box, box) of `dtype`, their truth, and the references (k, box, box).
+    """Simulate particles on a device.
 
-    `options` are those of SimulationOptions.
+    Parameters
+    ----------
+    n_particles : int
+        Number of particles n.
+    box : int
+        Image size, pixels.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    dtype : torch.dtype, default torch.float32
+        Type of the images.
+    **options : Any
+        Further fields of `SimulationOptions`.
+
+    Returns
+    -------
+    Tensor of shape (n_particles, box, box)
+        Particle images.
+    Truth
+        The truth of every particle.
+    Tensor of shape (k, box, box)
+        Reference images.
     """
     simulator = Simulator(SimulationOptions(n_particles, box, **options), device=device)
     images = torch.empty(n_particles, box, box, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""What simulated particles are like, and the truth drawn for each: pose, view, defocus, what is wrong with it."""
+"""The truth of simulated particles: pose, view, defocus, junk; and the options by which it is drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ralib.types import CtfParameters, Poses, RalibError
 
 
 class Junk(IntEnum):
-    """What is wrong with a particle."""
+    """Kind of junk that a particle is, or none."""
 
     NONE = 0
     EMPTY_ICE = 1
@@ -26,17 +26,53 @@ class Junk(IntEnum):
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What to simulate. Lengths in pixels or Angstrom as named; fractions from 0 to 1.
+    """What to simulate; fractions from 0 to 1.
 
-    snr                 variance of the clean signal (after the CTF, inside the largest circle) over the noise's
-    n_views             K > 0: K discrete views, the classes; 0: continuous views, uniform on the sphere
-    view_frequencies    how often each discrete view occurs (relative); None: equally
-    preferred_fraction  fraction of the views taken from one spot of the sphere (continuous views)
-    mirror              half of the particles show the mirror image of their discrete view (a continuous view's
-                        mirror image is a view of its own)
-    shift_sd_px         standard deviation of the picking error along x and y, never beyond 2.5 of it
-    coloured_noise      fraction of the noise variance that is solvent, filtered by the CTF
-    n_references        reference images to make with continuous views (discrete ones give K a species)
+    Attributes
+    ----------
+    n_particles : int
+        Number of particles.
+    box : int
+        Image size, pixels.
+    snr : float, default 0.1
+        Variance of the clean signal (after the CTF, inside the largest circle) over that of the noise.
+    seed : int, default 0
+        Of all random numbers.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom; by default from the volume.
+    n_views : int, default 0
+        K > 0: K discrete views, the classes; 0: continuous views, uniform on the sphere.
+    view_frequencies : Sequence[float] | None, optional
+        Relative frequency of each discrete view; by default equal.
+    preferred_fraction : float, default 0.0
+        Fraction of continuous views from one spot of the sphere.
+    mirror : bool, default True
+        Whether half of the particles show the mirror image of their discrete view (that of a continuous view is another
+        view).
+    shift_sd_px : float, default 1.2
+        Standard deviation of the picking error along x and y, truncated at 2.5 of it, pixels.
+    contrast_sd : float, default 0.1
+        Standard deviation of the particles' contrast about 1.
+    junk_fraction : float, default 0.0
+        Fraction of junk particles.
+    coloured_noise : float, default 0.0
+        Fraction of the noise variance that is solvent, filtered by the CTF.
+    ctf : bool, default True
+        Whether particles have a CTF.
+    defocus_range_A : tuple[float, float], default (8000.0, 28000.0)
+        Range of the defocus, Angstrom.
+    astigmatism_A : float, default 800.0
+        Largest difference of defocus, Angstrom.
+    voltage_kV : float, default 300.0
+        Acceleration voltage, kV.
+    spherical_aberration_mm : float, default 2.7
+        Spherical aberration, mm.
+    amplitude_contrast : float, default 0.1
+        Amplitude contrast, a fraction.
+    particles_per_micrograph : int, default 100
+        Particles with one defocus.
+    n_references : int, default 20
+        Reference images to make with continuous views (discrete ones give K for each species).
     """
 
     n_particles: int
@@ -81,12 +117,25 @@ def _check(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of each simulated particle; n particles.
+    """The truth of n simulated particles.
 
-    poses               poses onto the view of the particle's class; class_index -1 for junk and where views are
-                        continuous (there the pose takes the particle onto its own view)
-    rotation            (n, 3, 3) rows: directions in the volume of the particle's x, y and of the viewing axis
-    junk, species, micrograph   (n,) int; contrast (n,); ctf: None without one
+    Attributes
+    ----------
+    poses : Poses
+        Poses onto the view of the particle's class; class -1 for junk, and for continuous views, where the pose maps
+        the particle onto its own view.
+    rotation : ndarray of shape (n, 3, 3)
+        Rows are the directions in the volume of the particle's x and y and of the viewing axis.
+    junk : ndarray of shape (n,)
+        Kind of junk.
+    species : ndarray of shape (n,)
+        Volume shown.
+    contrast : ndarray of shape (n,)
+        Contrast.
+    micrograph : ndarray of shape (n,)
+        Micrograph.
+    ctf : CtfParameters or None
+        CTF parameters, or None.
     """
 
     poses: Poses
@@ -98,7 +147,7 @@ class Truth:
     ctf: CtfParameters | None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as plain arrays, for truth.npz; `R`, `view`, `psi`, `shift` serve external scripts."""
+        """Return the truth as plain arrays for truth.npz; `R`, `view`, `psi` and `shift` are for external scripts."""
         arrays = {f.name: getattr(self.poses, f.name).numpy() for f in fields(Poses) if f.name != "score"}
         arrays |= {n: getattr(self, n) for n in ("junk", "species", "contrast", "micrograph")}
         arrays |= {"R": self.rotation, "view": self.rotation[:, 2]}
@@ -109,7 +158,24 @@ class Truth:
 
 
 def draw_truth(options: SimulationOptions, n_species: int, views: np.ndarray) -> tuple[Truth, np.ndarray]:
-    """The truth of every particle, and the extra shift (n, 2) of those half out of the box."""
+    """Draw the truth of every particle.
+
+    Parameters
+    ----------
+    options : SimulationOptions
+        What to simulate.
+    n_species : int
+        Number of volumes.
+    views : ndarray of shape (k, 3, 3)
+        Frames of the discrete views.
+
+    Returns
+    -------
+    Truth
+        The truth.
+    ndarray of shape (n, 2)
+        Additional shift of particles that are half outside the box, pixels.
+    """
     rng = np.random.default_rng(options.seed)
     n = options.n_particles
     species = rng.integers(0, n_species, n)

@@ -1,12 +1,12 @@
-"""The pose search: every particle against every reference over rotations, mirror and shifts, then off the grid.
+"""The pose search: every particle against every reference over rotations, mirror and shifts, refined off the grid.
 
 A reference, masked to the search's disc and scaled to unit norm, is the template T. The score of a pose is the inner
 product of the particle with the posed template,
 
     S(psi, origin, mirror) = sum_p I(p) T(M(R(psi)(p + origin))),
 
-band-limited to `max_frequency_per_px`. `PoseSearch` is what both forms of the search have in common, and makes the one
-for the device: `batched` in large matrix products on a GPU, `per_core` in compiled loops on the cores of a CPU.
+band-limited to `max_frequency_per_px`. `PoseSearch` is the interface of both forms of the search, and makes the one for
+the device: `batched` in large matrix products on a GPU, `per_core` in compiled loops on the cores of a CPU.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ AT_ONCE = 64
 
 
 class PoseSearch:
-    """Finds the best reference, rotation, mirror and shift of particles.
+    """Find the best reference, rotation, mirror and shift of particles.
 
     Parameters
     ----------
     box : int
         Image size, pixels.
     outer_radius : float
-        The templates' disc, pixels.
-    inner_radius : float
-        Radius of a hole in it; 1 or less means none.
-    shift_range_xy_px : tuple of float
-        How far a particle may move from its centre, along x and y; 0 holds it fixed.
-    shift_step_px : float or None
-        Grid step of the shifts, before they are refined; None takes what the templates need.
-    mirror : bool
+        Radius of the templates' disc, pixels.
+    inner_radius : float, default 1
+        Radius of a hole in it, pixels; 1 or less means none.
+    shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
+        How far a particle may move from its centre along x and y, pixels; 0 keeps it fixed.
+    shift_step_px : float | None, optional
+        Step of the shift grid, pixels, before shifts are refined; by default as the templates need.
+    mirror : bool, default True
         Whether mirrored poses are searched.
-    max_frequency_per_px : float
+    max_frequency_per_px : float, default 0.5
         Band limit of the score, cycles per pixel.
-    candidates : tuple of int or None
-        How many grid poses take the first, second, ... Newton step, and the last as many steps as they need; None: by
-        the references. On a CPU, whoever names them gets the form of the search that a GPU uses, in place of its own.
-    grid_loss : float
-        Fraction of the templates' power that the grid search may leave out, in the form that a GPU uses.
-    dtype : torch.dtype or None
-        Of that grid search's products; None takes half precision on a GPU, single on a CPU.
-    device : torch.device or str
+    candidates : tuple[int, ...] | None, optional
+        Number of grid poses that take the first, second, ... Newton step; the last take as many steps as they need. By
+        default from the number of references. Given on a CPU, it selects the form of the search for a GPU.
+    grid_loss : float, default 0.0001
+        Fraction of the templates' power that the grid search may leave out, in the form for a GPU.
+    dtype : torch.dtype | None, optional
+        Type of that grid search's products; by default half precision on a GPU, single on a CPU.
+    device : torch.device or str, default 'cpu'
         Where particles and references are.
     """
 
@@ -108,7 +108,18 @@ class PoseSearch:
         self._set_up(candidates, grid_loss, dtype)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Polar Fourier samples (b, K, H) of particle images (b, n, n): computed once, searched many times."""
+        """Compute the polar Fourier samples of particle images, once for many searches.
+
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+
+        Returns
+        -------
+        Tensor of shape (b, K, H)
+            Samples, complex64.
+        """
         images = images.to(self.device, torch.float32)
         if self.device.type != "cpu":
             return self.grid.transform(images)
@@ -122,18 +133,49 @@ class PoseSearch:
         return samples
 
     def expect_references(self, references: Tensor) -> None:
-        """Begin with what `set_references` will be given, where earlier work still goes on meanwhile: on a GPU."""
+        """Start to prepare references for `set_references` while earlier work continues.
+
+        Does nothing on a CPU.
+        """
 
     def set_references(self, references: Tensor) -> None:
-        """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
+        """Set the references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
         self.set_template_samples(self._templates(references))
 
     def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
-        """Best class and pose of each particle, given its samples (b, K, H) and the origin (b, 2) to search around."""
+        """Find the best class and pose of each particle.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (b, K, H)
+            Polar samples; see `prepare`.
+        centre_xy_px : Tensor | None of shape (b, 2), optional
+            Origin around which shifts are searched, pixels; by default 0.
+
+        Returns
+        -------
+        Poses
+            The poses, with class and score.
+        """
         return self._search(samples, centre_xy_px, None)
 
     def search_within(self, samples: Tensor, class_index: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
-        """Best pose of each particle in the class (b,) given."""
+        """Find the best pose of each particle in a given class.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (b, K, H)
+            Polar samples; see `prepare`.
+        class_index : Tensor of shape (b,)
+            The class.
+        centre_xy_px : Tensor | None of shape (b, 2), optional
+            Origin around which shifts are searched, pixels; by default 0.
+
+        Returns
+        -------
+        Poses
+            The poses, with class and score.
+        """
         return self._search(samples, centre_xy_px, class_index)
 
     def _templates(self, references: Tensor) -> Tensor:
@@ -142,17 +184,30 @@ class PoseSearch:
             return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
 
     def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
-        """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
+        """Find the best score on the grid of each particle with each reference.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (b, K, H)
+            Polar samples; see `prepare`.
+        centre_xy_px : Tensor | None of shape (b, 2), optional
+            Origin around which shifts are searched, pixels; by default 0.
+
+        Returns
+        -------
+        Tensor of shape (b, k)
+            Scores, up to one factor for all.
+        """
         return self._scores(samples, centre_xy_px)
 
     # -- what a form of the search does --------------------------------------------------------------------------------
 
     def shrink(self) -> bool:
-        """Plan for less memory from now on; whether that was possible."""
+        """Plan for less memory from now on, and return whether that was possible."""
         raise NotImplementedError
 
     def set_template_samples(self, samples: Tensor) -> None:
-        """Take templates as polar Fourier samples (k, K, H), as they are."""
+        """Set templates by their polar Fourier samples (k, K, H), unchanged."""
         raise NotImplementedError
 
     def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:

@@ -5,11 +5,11 @@ s in its own frame,
 
     S(psi) = sum_k w_k Re sum_m a_m(k) conj(b_m(k)) exp(-i m psi)        (mirrored: b_m in place of its conjugate).
 
-1. Grid: the sums over k are one matrix product per order, for all (reference, shift, mirror) and particles together;
-   the sum over m and the maximum over psi are `rotational_max`. It is the templates that are shifted, not the
-   particles: once for all of them, and wherever each particle is centred.
-2. The best few (reference, shift, mirror, psi) of each particle take Newton steps in (psi, x, y); fewer go on after
-   each step, the last two or so to their maxima, and the best one wins.
+1. Grid: the sums over k are one matrix product for each order, for all (reference, shift, mirror) and particles
+   together; the sum over m and the maximum over psi are `rotational_max`. The templates are shifted, not the particles:
+   once for all particles, wherever each of them is centred.
+2. The best few (reference, shift, mirror, psi) of each particle take Newton steps in (psi, x, y); fewer continue after
+   each step, the last two or so until they converge, and the best one is returned.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ class BatchedSearch(PoseSearch):
             self._compiling = compile_ahead(self.grid.n_radii, n_half, FINE_ROTATIONS, self.device)
 
     def shrink(self) -> bool:
-        """Plan for half the memory from now on; whether that was possible."""
+        """Plan for half the memory from now on, and return whether that was possible."""
         self.product_bytes //= 2
         return self.product_bytes >= LEAST_PRODUCT_BYTES
 
     def expect_references(self, references: Tensor) -> None:
-        """Begin with what `set_references` will be given, while earlier work is still under way on the device."""
+        """Start to prepare references for `set_references` while earlier work continues on the device."""
         self._expected = (references, self._measured(self._templates(references)))
 
     def set_references(self, references: Tensor) -> None:
-        """Take references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
+        """Set the references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
         expected, self._expected = self._expected, None
         if expected and expected[0] is references:
             self._build(*expected[1])
@@ -92,7 +92,7 @@ class BatchedSearch(PoseSearch):
             super().set_references(references)
 
     def set_template_samples(self, samples: Tensor) -> None:
-        """Take templates as polar Fourier samples (k, K, H), as they are."""
+        """Set templates by their polar Fourier samples (k, K, H), unchanged."""
         self._build(*self._measured(samples))
 
     def _measured(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +124,7 @@ class BatchedSearch(PoseSearch):
 
     @property
     def candidates(self) -> tuple[int, ...]:
-        """How many grid poses take each Newton step: enough, at SNR 0.02, that 99.9 % of the best poses stay in."""
+        """Number of grid poses that take each Newton step: at SNR 0.02 they include 99.9 % of the best poses."""
         if self._given_candidates is not None:
             return self._given_candidates
         k = self.bank.n_references
@@ -164,7 +164,7 @@ class BatchedSearch(PoseSearch):
             )
 
     def plan(self) -> tuple[int, int]:
-        """Particles, and references, in one matrix product: sized for a CPU's cache, or a GPU's matrix units."""
+        """Return particles and references of one matrix product, for a CPU's cache or a GPU's matrix units."""
         bank = self.bank
         on_gpu = self.device.type == "cuda"
         budget, least = (self.product_bytes, 512) if on_gpu else (8 * 2**20, 16)
@@ -236,7 +236,7 @@ class BatchedSearch(PoseSearch):
         )
 
     def stops(self, step: int) -> tuple[int, int, int]:
-        """The samples that a Newton step, counted from 0, uses: see `NewtonRule`."""
+        """Return the samples used by a Newton step, counted from 0; see `NewtonRule`."""
         if step == len(self.candidates) - 1:
             return self.bank.full
         # The first steps only have to rank: what the grid search used of the samples will do.

@@ -1,9 +1,9 @@
-"""The pose search on the cores of a CPU: the scores of `batched`, found in the way that a core likes.
+"""The pose search on the cores of a CPU: the scores of `batched`, computed in compiled loops.
 
-Samples are thinned where an image turns slowly (`cpu_samples`); the products of the grid stay in a core's cache, and
-its best poses, interpolated, are candidates (`cpu_grid_numba`), of which only those take Newton steps that may yet
-become the best (`cpu_refine_numba`). Each core takes particles of its own through compiled functions
-that hold no lock.
+Samples are thinned where an image varies slowly (`cpu_samples`); the products of the grid stay in a core's cache, and
+its best poses, interpolated, are the candidates (`cpu_grid_numba`), of which only those take Newton steps whose score
+may still become the highest (`cpu_refine_numba`). Each core processes its own particles, in compiled functions that
+release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -46,11 +46,20 @@ PARABOLA = 0.03
 
 @dataclass(frozen=True)
 class CoreTemplates:
-    """Templates in the two forms the search needs.
+    """Templates in the two forms that the search needs.
 
-    thin, grid   the samples in use; templates and tables of the grid search
-    table        (k * mirror, L) for the Newton steps: see `ThinGrid.table`
-    rule, bound  when a candidate goes on; degrees and pixels that one Newton step may go
+    Attributes
+    ----------
+    thin : ThinGrid
+        The samples in use.
+    grid : GridTables
+        Templates and tables of the grid search.
+    table : Tensor of shape (k * mirror, L)
+        Templates for the Newton steps; see `ThinGrid.table`.
+    rule : CandidateRule
+        When a candidate continues.
+    bound : tuple[float, float]
+        Largest change by one Newton step, degrees and pixels.
     """
 
     thin: ThinGrid
@@ -67,11 +76,11 @@ class PerCoreSearch(PoseSearch):
         self._core_templates: CoreTemplates | None = None
 
     def shrink(self) -> bool:
-        """The search itself takes next to nothing: smaller batches are all there is to gain."""
+        """Return True: the search itself needs little memory, so that only smaller batches help."""
         return True
 
     def set_template_samples(self, samples: Tensor) -> None:
-        """Take templates as polar Fourier samples (k, K, H)."""
+        """Set templates by their polar Fourier samples (k, K, H)."""
         grid, mirror = self.grid, self.mirror
         with one_thread():
             spectrum = grid.angular_spectrum(samples, grid.n_angles // 2)
@@ -106,7 +115,7 @@ class PerCoreSearch(PoseSearch):
 
     @property
     def candidates(self) -> int:
-        """How many poses of the grid are kept: few of them take a step."""
+        """Number of grid poses kept; few of them take a step."""
         k = self.templates.grid.n_references
         return 16 if k == 1 else min(24 + k // 4, 48)
 
@@ -142,7 +151,7 @@ class PerCoreSearch(PoseSearch):
 
 
 def shrinking(n: int) -> list[slice]:
-    """0 to n in ever smaller parts, at least one: in the end no core waits long for another."""
+    """Divide 0..n into ever smaller parts, at least one, so that the cores finish at about the same time."""
     cuts: list[slice] = []
     first, share = 0, 2 * torch.get_num_threads() * LANES
     while first < n or not cuts:

@@ -1,4 +1,4 @@
-"""Images as polar Fourier samples: where a shift is a phase and a rotation an offset in angle.
+"""Images as polar Fourier samples, where a shift is a phase factor and a rotation an offset in angle.
 
 An image I(p), p = (x, y) from the centre pixel, becomes F(k, phi) = sum_p I(p) exp(-2 pi i k (x cos phi + y sin phi))
 on K Gauss-Legendre radii in (0, k_max) cycles per pixel and on equally spaced angles; a real image needs half the
@@ -6,8 +6,9 @@ circle. With the weights of the grid,
 
     sum_p I(p) T(p)  =  sum_k w_k sum_phi Re[F_I conj(F_T)]            (both confined to k < k_max),
 
-so an inner product over any pose of T is a sum over the same samples. The samples are taken from a twice padded FFT
-with a Kaiser-Bessel kernel (Beatty, Nishimura, Pauly 2005, "Rapid gridding reconstruction").
+so that the inner product with any pose of T is a sum over the same samples. They are taken from a twice padded FFT with
+a Kaiser-Bessel kernel (Beatty, Nishimura and Pauly 2005, "Rapid gridding reconstruction with a minimal oversampling
+ratio", IEEE Trans. Med. Imaging 24, 799-808).
 """
 
 from __future__ import annotations
@@ -30,10 +31,16 @@ PADDING = 2
 class PolarGrid:
     """Radii, angles and quadrature weights of polar Fourier samples, on one device.
 
-    box              pixels across the images
-    radius_per_px    (K,) radii, cycles per pixel
-    angle_rad        (H,) angles of the stored half circle, from 0 up to (not including) pi
-    weight           (K,) so that sum_k w_k sum_{phi in half circle} Re[F conj(G)] is the images' inner product
+    Attributes
+    ----------
+    box : int
+        Image size, pixels.
+    radius_per_px : Tensor of shape (K,)
+        Radii, cycles per pixel.
+    angle_rad : Tensor of shape (H,)
+        Angles of the stored half circle, from 0 up to (not including) pi.
+    weight : Tensor of shape (K,)
+        Weights with which sum_k w_k sum_{phi in half circle} Re[F conj(G)] is the images' inner product.
     """
 
     box: int
@@ -53,10 +60,26 @@ class PolarGrid:
         max_frequency_per_px: float = 0.5,
         device: torch.device | str = "cpu",
     ) -> PolarGrid:
-        """A grid that resolves inner products with templates inside `support_radius_px` of the centre.
+        """Make a grid that resolves inner products with templates in a disc.
 
-        The product of a box-wide image and a template oscillates with lags up to box / 2 + support; the number of
-        radii and angles follows from it.
+        The product of a box-wide image and a template oscillates with lags up to box / 2 + support; the numbers of
+        radii and angles follow from it.
+
+        Parameters
+        ----------
+        box : int
+            Image size, pixels.
+        support_radius_px : float
+            Radius of the templates' disc, pixels.
+        max_frequency_per_px : float, default 0.5
+            Band limit k_max, cycles per pixel.
+        device : torch.device or str, default 'cpu'
+            Where the grid is.
+
+        Returns
+        -------
+        PolarGrid
+            The grid.
         """
         lag = box / 2 + support_radius_px
         # Rounded up to what kernels take in blocks.
@@ -82,28 +105,31 @@ class PolarGrid:
 
     @property
     def n_angles(self) -> int:
+        """Number of angles A of the full circle."""
         return 2 * len(self.angle_rad)
 
     @property
     def n_radii(self) -> int:
+        """Number of radii K."""
         return len(self.radius_per_px)
 
     @functools.cached_property
     def radii(self) -> list[float]:
-        """The radii as numbers: asking the device for them makes it wait."""
+        """The radii as Python numbers; reading them from the device would synchronise with it."""
         return self.radius_per_px.tolist()
 
     @property
     def device(self) -> torch.device:
+        """Where the grid is."""
         return self.weight.device
 
     def frequency_xy(self) -> tuple[Tensor, Tensor]:
-        """x and y components of every sample's frequency, each (K, H), cycles per pixel."""
+        """Return x and y component of every sample's frequency, each (K, H), cycles per pixel."""
         k, phi = self.radius_per_px[:, None], self.angle_rad[None, :]
         return k * torch.cos(phi), k * torch.sin(phi)
 
     def transform(self, images: Tensor) -> Tensor:
-        """Polar Fourier samples (b, K, H), complex64, of real images (b, n, n)."""
+        """Compute the polar Fourier samples (b, K, H), complex64, of real images (b, n, n)."""
         n, big = self.box, PADDING * self.box
         if images.shape[-2:] != (n, n):
             raise ValueError(f"images are {tuple(images.shape[-2:])} px, the polar grid is for {n} px")
@@ -115,13 +141,26 @@ class PolarGrid:
         return samples.view(-1, self.n_radii, len(self.angle_rad))
 
     def shift_phase(self, shift_xy_px: Tensor) -> Tensor:
-        """exp(-2 pi i k.s), (b, K, H), for shifts (b, 2): multiplied on samples it moves the image by +s."""
+        """Return exp(-2 pi i k.s), (b, K, H): multiplied to samples it moves the image by s (b, 2), pixels."""
         kx, ky = self.frequency_xy()
         turn = -2 * math.pi * (shift_xy_px[:, 0, None, None] * kx + shift_xy_px[:, 1, None, None] * ky)
         return torch.polar(torch.ones_like(turn), turn)
 
     def angular_spectrum(self, samples: Tensor, n_orders: int) -> Tensor:
-        """Coefficients F_m(k), m = 0..n_orders-1, of F(k, phi) = sum_m F_m exp(i m phi): (..., K, n_orders)."""
+        """Compute the coefficients F_m(k), m = 0..n_orders-1, of F(k, phi) = sum_m F_m exp(i m phi).
+
+        Parameters
+        ----------
+        samples : Tensor of shape (..., K, H)
+            Polar samples.
+        n_orders : int
+            Number of angular orders.
+
+        Returns
+        -------
+        Tensor of shape (..., K, n_orders)
+            Coefficients.
+        """
         circle = torch.cat([samples, samples.conj()], dim=-1)
         return torch.fft.fft(circle, dim=-1)[..., :n_orders] / self.n_angles
 

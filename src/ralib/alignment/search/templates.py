@@ -1,4 +1,4 @@
-"""References made ready for the pose search: masked, normalised, shifted, and tabulated in polar Fourier space."""
+"""References prepared for the pose search: masked, normalised, shifted, and tabulated in polar Fourier space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,20 @@ AT_ONCE_BYTES = 2**25
 
 
 def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
-    """References (k, n, n) with mean 0 under the mask, masked, and scaled to unit norm; a flat one becomes zero."""
+    """Make templates of references: mean 0 under the mask, masked, unit norm.
+
+    Parameters
+    ----------
+    references : Tensor of shape (k, n, n)
+        References.
+    mask : Tensor of shape (n, n)
+        Mask, 0 to 1.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Templates; a constant reference becomes zero.
+    """
     mean = (references * mask).sum((1, 2), keepdim=True) / mask.sum()
     masked = (references - mean) * mask
     norm = torch.linalg.vector_norm(masked, dim=(1, 2), keepdim=True)
@@ -35,16 +48,27 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PoseGrid:
-    """The poses of the search's grid, and the tables that go with them; one serves as long as templates need it.
+    """The poses of the search's grid and its tables, which serve while templates need the same grid.
 
-    orders    (m,) angular orders: even ones first, then odd ones
-    n_half    grid angles over half a turn; cosine and sine (n_half, m): see `reference.rotational_max`
-    step_px   of the templates' shifts
-    penalty   (s * mirror, 2, n_half): minus infinity where the particle leaves its shift range; None without shifts
-    pairings  (s * mirror * 2, 4): shift x and y as a particle's, mirror, and sign of psi
-    analysis  from samples' real, and from their imaginary parts, to real and imaginary parts of even, and of odd,
-              angular orders: each (2 m, H); see `angular_orders`
-    phase     (s, K, H) complex64: moves a template by the shifts
+    Attributes
+    ----------
+    orders : Tensor of shape (m,)
+        Angular orders: even ones first, then odd ones.
+    n_half : int
+        Rotations of the grid over half a turn.
+    step_px : float
+        Step of the templates' shifts, pixels.
+    penalty : Tensor of shape (s * mirror, 2, n_half) or None
+        Minus infinity where the particle leaves its shift range; None without shifts.
+    pairings : Tensor of shape (s * mirror * 2, 4)
+        Shift x and y of the particle, mirror, and sign of psi.
+    cosine, sine : Tensor of shape (n_half, m)
+        See `ralib.kernels.pose_search.reference.rotational_max`.
+    analysis : tuple[Tensor, Tensor]
+        From the samples' real, and from their imaginary parts, to real and imaginary parts of even, and of odd, angular
+        orders: each (2 m, H); see `angular_orders`.
+    phase : Tensor of shape (s, K, H)
+        Factor by which a template is shifted, complex64.
     """
 
     orders: Tensor
@@ -67,7 +91,28 @@ class PoseGrid:
         mirror: bool,
         dtype: torch.dtype,
     ) -> PoseGrid:
-        """`limit_xy_px`: a particle's shift may lie this far out, and half a step."""
+        """Make the grid and its tables.
+
+        Parameters
+        ----------
+        grid : PolarGrid
+            The polar grid.
+        n_orders : int
+            Number of angular orders.
+        step_px : float
+            Step of the templates' shifts, pixels.
+        limit_xy_px : tuple[float, float]
+            Largest shift of a particle along x and y, pixels; half a step more is searched.
+        mirror : bool
+            Whether mirrored poses are searched.
+        dtype : torch.dtype
+            Type of the products.
+
+        Returns
+        -------
+        PoseGrid
+            The grid.
+        """
         orders = parity_orders(n_orders, grid.device)
         # At least 2.5 angles to the shortest angular wave.
         n_half = 16 * math.ceil(1.25 * n_orders / 16)
@@ -84,11 +129,22 @@ class PoseGrid:
         return cls(orders, n_half, step_px, penalty, _pairings(shifts, mirror), *tables, analysis, phase)
 
     def angular_orders(self, parts: Tensor, room: int) -> Tensor:
-        """Real and imaginary parts (m, 2, K, room) of the angular orders of samples given as parts (2, b, K, H).
+        """Compute the angular orders of samples.
 
-        Of the last axis the first b columns are filled. F(k, phi + pi) is the conjugate of F(k, phi), so that with
-        sums over the half circle F_m = (2 / A) sum Re F exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi)
-        for odd m.
+        F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle F_m = (2 / A) sum Re F
+        exp(-i m phi) for even m, and (2 i / A) sum Im F exp(-i m phi) for odd m.
+
+        Parameters
+        ----------
+        parts : Tensor of shape (2, b, K, H)
+            Real and imaginary parts of the samples.
+        room : int
+            Size of the last axis of the result, of which the first b columns are filled.
+
+        Returns
+        -------
+        Tensor of shape (m, 2, K, room)
+            Real and imaginary parts of the orders.
         """
         _, n, n_radii, _ = parts.shape
         out = parts.new_empty(len(self.orders), 2, n_radii, room)
@@ -100,7 +156,24 @@ class PoseGrid:
 
 
 def out_of_range_penalty(shifts: Tensor, limit_xy_px: Tensor, mirror: bool, n_half: int) -> Tensor:
-    """Minus infinity where a template shift (s, 2), turned back to the particle, leaves the shift range."""
+    """Return minus infinity where a template shift, rotated back to the particle, leaves the shift range.
+
+    Parameters
+    ----------
+    shifts : Tensor of shape (s, 2)
+        Shifts of the templates in their own frame, pixels.
+    limit_xy_px : Tensor of shape (2,)
+        Largest shift of a particle, pixels.
+    mirror : bool
+        Whether mirrored poses are searched.
+    n_half : int
+        Rotations of the grid over half a turn.
+
+    Returns
+    -------
+    Tensor of shape (s * mirror, 2, n_half)
+        Penalty, 0 or minus infinity.
+    """
     psi = (torch.arange(n_half, device=shifts.device) + 0.5) * (180.0 / n_half)
     flips = torch.arange(1 + mirror, device=shifts.device) == 1
     origin = rotate_xy(-torch.stack([psi, -psi]), mirror_x(shifts[:, None], flips)[:, :, None, None])
@@ -117,13 +190,24 @@ def _pairings(shifts: Tensor, mirror: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class TemplateBank:
-    """Templates in the two forms the search needs, each made when it is first asked for.
+    """Templates in the two forms that the search needs, each made at its first use.
 
-    By then the particles keep a GPU busy, while the host launches the many small steps that a form takes.
+    By then the particles keep a GPU busy, while the host launches the many small kernels that make a form.
 
-    samples   (k, K, H) polar samples of the templates, spectrum (k, K, A / 2) their angular orders
-    poses     the grid they are made for, mirrored ones with them if `mirror`
-    extent    how far they reach
+    Attributes
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    samples : Tensor of shape (k, K, H)
+        Polar samples of the templates.
+    spectrum : Tensor of shape (k, K, A / 2)
+        Their angular orders.
+    mirror : bool
+        Whether mirrored poses are searched.
+    poses : PoseGrid
+        The grid of poses.
+    extent : Extent
+        Radii and orders in use.
     """
 
     grid: PolarGrid
@@ -135,11 +219,12 @@ class TemplateBank:
 
     @property
     def n_references(self) -> int:
+        """Number of references k."""
         return len(self.samples)
 
     @property
     def n_radii(self) -> int:
-        """Radii the grid search uses, from the innermost."""
+        """Radii that the grid search uses, from the innermost."""
         return self.extent.n_radii
 
     @cached_property
@@ -149,30 +234,45 @@ class TemplateBank:
 
     @cached_property
     def close(self) -> tuple[int, int, int]:
-        """Samples that lead to a maximum."""
+        """Samples with which a pose approaches a maximum."""
         return angle_stops(self.grid, self.extent.close_orders, self.extent.close_radii)
 
     @cached_property
     def full(self) -> tuple[int, int, int]:
-        """Samples that tell two maxima apart."""
+        """Samples that distinguish two maxima."""
         return angle_stops(self.grid, self.extent.close_orders, self.grid.n_radii)
 
     @cached_property
     def rows(self) -> Tensor:
-        """(m, k * s * mirror * 2, 2 n_radii): left factors of the grid's products."""
+        """Left factors (m, k * s * mirror * 2, 2 n_radii) of the grid's products."""
         return _rows(self.grid, self.samples[:, : self.n_radii], self.poses, self.mirror)
 
     @cached_property
     def table(self) -> Tensor:
-        """(k * mirror, F, 2, K, A + H + 2): templates, then their mirror images, at fine rotations.
+        """Templates, then their mirror images, at fine rotations: (k * mirror, F, 2, K, A + H + 2).
 
-        On a GPU as pairs of half precision: see `half_pairs`.
+        On a GPU as `half_pairs`.
         """
         return fine_table(self.grid, self.spectrum, self.mirror, packed=self.samples.is_cuda)
 
 
 def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> Tensor:
-    """Shifts (s, 2) on a square grid that covers the range in any rotation."""
+    """Return shifts on a square grid that covers the range in any rotation.
+
+    Parameters
+    ----------
+    limit_xy_px : tuple[float, float]
+        Largest shift along x and y, pixels.
+    step_px : float
+        Step of the grid, pixels.
+    device : torch.device or str
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (s, 2)
+        Shifts, pixels.
+    """
     reach = math.hypot(*limit_xy_px) + 1e-4
     n = math.floor(reach / step_px)
     axis = torch.arange(-n, n + 1, device=device) * step_px
@@ -182,18 +282,38 @@ def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.
 
 
 def parity_orders(n_orders: int, device: torch.device) -> Tensor:
-    """0, 2, 4, ..., 1, 3, 5, ...: even orders come from real parts of the half circle, odd from imaginary parts."""
+    """Return the orders 0, 2, 4, ..., 1, 3, 5, ...
+
+    Even orders are computed from real parts of the half circle, odd ones from imaginary parts.
+
+    Parameters
+    ----------
+    n_orders : int
+        Number of orders.
+    device : torch.device
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n_orders,)
+        Orders.
+    """
     m = torch.arange(n_orders, device=device)
     return torch.cat([m[0::2], m[1::2]])
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How far templates reach in angular orders and radii, and how fast their score falls.
+    """Angular orders and radii that templates need, and the shift step by which their score decreases.
 
-    n_orders, n_radii          hold all but the fraction `loss` of their power: for the grid
-    close_orders, close_radii  all but CLOSE_LOSS of it: to come close to a maximum
-    step_px                    shifts this far apart lose no more than GRID_SCORE_LOSS
+    Attributes
+    ----------
+    n_orders, n_radii : int
+        Hold all but the fraction `loss` of their power: for the grid.
+    close_orders, close_radii : int
+        Hold all but CLOSE_LOSS of it: to approach a maximum.
+    step_px : float
+        Shifts this far apart lose no more than GRID_SCORE_LOSS of the score, pixels.
     """
 
     n_orders: int
@@ -204,7 +324,22 @@ class Extent:
 
     @staticmethod
     def measure(grid: PolarGrid, spectrum: Tensor, loss: float) -> Tensor:
-        """Of an angular spectrum (k, K, A / 2): the four counts less 1, the mean square frequency; on the device."""
+        """Measure the extent of templates, on the device.
+
+        Parameters
+        ----------
+        grid : PolarGrid
+            The polar grid.
+        spectrum : Tensor of shape (k, K, A / 2)
+            Angular orders of the templates.
+        loss : float
+            Fraction of the power that the grid search may leave out.
+
+        Returns
+        -------
+        Tensor of shape (5,)
+            The four counts less 1, and the mean square frequency.
+        """
         # In double precision: a millionth of the whole is asked about.
         power = (squared(spectrum) * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
@@ -215,7 +350,20 @@ class Extent:
 
     @classmethod
     def of(cls, grid: PolarGrid, measured: Tensor) -> Extent:
-        """From what `measure` found; waits for it."""
+        """Make the extent from the result of `measure`; synchronises with the device.
+
+        Parameters
+        ----------
+        grid : PolarGrid
+            The polar grid.
+        measured : Tensor of shape (5,)
+            Result of `measure`.
+
+        Returns
+        -------
+        Extent
+            The extent, rounded to whole units of the matrix hardware.
+        """
         *counted, mean_square = measured.tolist()
         n_orders, close_orders, n_radii, close_radii = (1 + int(n) for n in counted)
         # Matrix units work on multiples of 8 and 16.
@@ -225,29 +373,82 @@ class Extent:
 
 
 def mean_square_frequency(grid: PolarGrid, power: Tensor) -> Tensor:
-    """Of templates whose power, by radius (K,), adds up to 1; radians per pixel, squared."""
+    """Return the mean square frequency of templates.
+
+    Parameters
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    power : Tensor of shape (K,)
+        Share of the templates' power at each radius; adds up to 1.
+
+    Returns
+    -------
+    Tensor
+        Radians per pixel, squared.
+    """
     return (power * (2 * math.pi * grid.radius_per_px) ** 2).sum()
 
 
 def natural_step_px(grid: PolarGrid, mean_square: float) -> float:
-    """The shift step of which half, along x and y, costs a template no more than GRID_SCORE_LOSS of its own score."""
+    """Return the shift step of which half along x and y costs a template at most GRID_SCORE_LOSS of its own score.
+
+    Parameters
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    mean_square : float
+        Mean square frequency, radians per pixel squared.
+
+    Returns
+    -------
+    float
+        Pixels.
+    """
     return min(max(math.sqrt(8 * GRID_SCORE_LOSS / max(mean_square, 1e-6)), 0.5), grid.box / 45)
 
 
 def grid_step_px(natural_px: float, limit_xy_px: tuple[float, float]) -> float:
-    """The step of the shift grid for templates that need `natural_px`.
+    """Return the step of the shift grid.
 
-    In a narrow range the outermost grid points lie on its limits, where many a constrained maximum does.
+    In a narrow range the outermost grid points lie on its limits, where many constrained maxima are.
+
+    Parameters
+    ----------
+    natural_px : float
+        Step that the templates need, pixels.
+    limit_xy_px : tuple[float, float]
+        Largest shift along x and y, pixels.
+
+    Returns
+    -------
+    float
+        Pixels.
     """
     return min(natural_px, max(*limit_xy_px, 0.5))
 
 
 def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) -> tuple[int, int, int]:
-    """Radii up to which every third, every second, and every angle has to be used.
+    """Return the radii up to which every third, every second, and every angle has to be used.
 
-    With every s-th angle, order m also counts m - A / s; a particle of radius n / 2 has orders to pi k n, and the
-    templates some of `n_orders`: the aliases meet none of them inside these radii. Whole blocks of radii, as the
-    kernels take them: 4 where several candidates are ranked, 8 for single ones.
+    With every s-th angle, order m also counts order m - A / s. A particle of radius n / 2 has orders up to pi k n, and
+    the templates `n_orders`: inside these radii the aliases do not overlap with either.
+
+    Parameters
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    n_orders : int
+        Angular orders of the templates.
+    n_radii : int
+        Radii in use.
+    block : int, default 8
+        Radii that the kernels process together: 4 where several candidates are ranked, 8 for single ones.
+
+    Returns
+    -------
+    tuple[int, int, int]
+        Three stops; see `NewtonRule`.
     """
     highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]
     third, second = (
@@ -280,8 +481,22 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
 
 
 def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
-    """Templates, then (if `mirror`) their mirror images, at F = 2 a sample: (t, F, 2, K, A + H + 2).
+    """Tabulate templates, then (if `mirror`) their mirror images, at F rotations for each sample angle.
 
-    From their angular spectrum (k, K, A / 2). Packed: as `half_pairs`, (t, F, K, A + H + 2).
+    Parameters
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    spectrum : Tensor of shape (k, K, A / 2)
+        Angular orders of the templates.
+    mirror : bool
+        Whether mirror images follow.
+    packed : bool, default False
+        Whether to pack as `half_pairs`.
+
+    Returns
+    -------
+    Tensor of shape (t, F, 2, K, A + H + 2), or (t, F, K, A + H + 2) if packed
+        The table.
     """
     return rotated_table(spectrum, grid.n_angles // 2, mirror=mirror, packed=packed)
