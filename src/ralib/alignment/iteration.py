@@ -39,6 +39,9 @@ BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
 BATCH_SHARE = 64
 """A batch takes no more than one in so many bytes of a GPU, whatever is free: so batches are cut alike each time."""
 
+STILL_PX = 0.5
+"""A particle whose origin moves by less keeps its place on the grid that is searched."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -216,6 +219,15 @@ class Alignment:
         done = closing(done) if closing else done
         self.observer.iteration(done)
         return done
+
+    def search_until_still(self, stage: Stage, references: Tensor, poses: Poses, most: int) -> Poses:
+        """Poses against references that stay: searched around the last origins until none moves, `most` times."""
+        self.room.fitting(stage.search, lambda: stage.search.set_references(references))
+        for _ in range(most):
+            before, (poses, _) = poses, self._search_and_sum(stage, poses, len(references), None)
+            if bool((poses.origin_xy_px - before.origin_xy_px).abs().amax() < STILL_PX):
+                break
+        return poses
 
     def references_from(self, averages: ClassAverages, poses: Poses, shift_range_px: float) -> tuple[Tensor, Tensor]:
         """Make the next references from averages, by the user's function where there is one.

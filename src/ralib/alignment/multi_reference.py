@@ -6,6 +6,8 @@ norm, poses off the grid, and small classes are reseeded with a warning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import given_references
 from ralib.alignment.state import LoopState, Observer
 from ralib.classes.iteration_figures import class_figures
+from ralib.estimator import ClusterEstimator
 from ralib.runtime.distributed import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, RunResult, as_particles
 
 
-class MultiReferenceAligner:
+class MultiReferenceAligner(ClusterEstimator):
     """Align particles to several references and average them class by class, iteratively.
 
     Parameters
@@ -70,6 +73,8 @@ class MultiReferenceAligner:
     ----------
     poses_ : Poses
         Pose of each particle.
+    labels_ : ndarray of shape (n,)
+        Class of each particle, -1 where it has none.
     class_averages_ : ClassAverages
         The class averages.
     references_ : Tensor of shape (k, n, n)
@@ -117,26 +122,20 @@ class MultiReferenceAligner:
             raise RalibError(f"{iterations} iterations: multi-reference alignment needs --maxit 1 or more")
         self.references, self.iterations, self.seed, self.ranks = references, iterations, seed, ranks
         self.shift_range_xy_px, self.shift_step_px = shift_range_xy_px, shift_step_px
-        self.options = AlignmentOptions(
-            outer_radius=outer_radius,
-            inner_radius=inner_radius,
-            mirror=mirror,
-            center=center,
-            mask=mask,
-            min_members=min_members,
-            equal_sizes=equal_sizes,
-            ctf=ctf,
-            snr=snr,
-            user_function=user_function,
-            strict=strict,
-            device=device,
-            batch_size=batch_size,
-            resident_bytes=resident_bytes,
-        )
+        self.outer_radius, self.inner_radius, self.mirror, self.center = outer_radius, inner_radius, mirror, center
+        self.mask, self.min_members, self.equal_sizes = mask, min_members, equal_sizes
+        self.ctf, self.snr, self.user_function, self.strict = ctf, snr, user_function, strict
+        self.device, self.batch_size, self.resident_bytes = device, batch_size, resident_bytes
+
+    @property
+    def options(self) -> AlignmentOptions:
+        """The options that both loops share."""
+        return options_of(self)
 
     def fit(
         self,
         particles: ParticleSet | np.ndarray | Tensor,
+        y: Any = None,
         *,
         observer: Observer | None = None,
         resume: LoopState | None = None,
@@ -147,6 +146,8 @@ class MultiReferenceAligner:
         ----------
         particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
             A particle set, or images.
+        y : None
+            Ignored, as scikit-learn passes it.
         observer : Observer | None, optional
             Is called after every batch and iteration.
         resume : LoopState | None, optional
@@ -169,6 +170,21 @@ class MultiReferenceAligner:
             state = run.iterate(stage, state, last=state.iteration + 1 == self.iterations)
         return self._finish(run, state)
 
+    def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
+        """Poses of new particles against the references that `fit` found, which stay as they are.
+
+        Parameters
+        ----------
+        particles : ParticleSet or array (n, box, box)
+            In the box of those that were fitted; searched around the poses they come with, as in `fit`.
+
+        Returns
+        -------
+        Poses
+            Of each particle onto its best reference; class -1 where the image cannot be used.
+        """
+        return posed(self, particles, [(self.shift_range_xy_px, self.shift_step_px)], self.iterations)
+
     def _start(self, run: Alignment) -> LoopState:
         poses = starting_poses(run.particles)
         if isinstance(self.references, int | np.integer):
@@ -185,6 +201,30 @@ class MultiReferenceAligner:
         self.references_, self.iterations_ = state.references, state.figures
         self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.extra["bad_particles"]
         return self
+
+
+def options_of(aligner: Any) -> AlignmentOptions:
+    """The options that both loops share, from the arguments of either aligner."""
+    return AlignmentOptions(
+        **{f.name: getattr(aligner, f.name) for f in fields(AlignmentOptions) if f.name in vars(aligner)}
+    )
+
+
+def posed(
+    aligner: Any,
+    particles: ParticleSet | np.ndarray | Tensor,
+    stages: Sequence[tuple[tuple[float, float], float | None]],
+    most: int,
+) -> Poses:
+    """Poses of new particles against a fitted aligner's references: each stage until nothing moves, `most` times."""
+    if not hasattr(aligner, "references_"):
+        raise RalibError(f"this {type(aligner).__name__} is not fitted yet: call fit first")
+    run = Alignment(as_particles(particles), aligner.options, ranks=aligner.ranks)
+    references = given_references(aligner.references_, run.box, run.device)
+    poses = starting_poses(run.particles).to(run.device)
+    for span, step in stages:
+        poses = run.search_until_still(run.stage(span, step), references, poses, most)
+    return poses.to("cpu")
 
 
 def starting_poses(particles: ParticleSet) -> Poses:

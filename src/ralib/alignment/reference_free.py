@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ralib.alignment.iteration import Alignment
-from ralib.alignment.multi_reference import finished_result, starting_poses
+from ralib.alignment.multi_reference import finished_result, options_of, posed, starting_poses
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import UserFunction
 from ralib.alignment.state import LoopState, Observer
 from ralib.conventions import wrap_deg
+from ralib.estimator import ClusterEstimator
 from ralib.runtime.distributed import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, as_particles
 
 AUTOMATIC_ITERATIONS = 10
 
 
-class ReferenceFreeAligner:
+class ReferenceFreeAligner(ClusterEstimator):
     """Align particles to their common average, iteratively.
 
     Parameters
@@ -68,6 +70,8 @@ class ReferenceFreeAligner:
     ----------
     poses_ : Poses
         Pose of each particle.
+    labels_ : ndarray of shape (n,)
+        Class of each particle, -1 where it has none.
     average_ : Tensor of shape (n, n)
         The average.
     class_averages_ : ClassAverages
@@ -118,27 +122,21 @@ class ReferenceFreeAligner:
             raise RalibError("no stage to run: give at least one shift range with --xr")
         if iterations < 0:
             raise RalibError(f"{iterations} iterations do nothing: use --maxit 1 or more, or 0 for automatic")
-        self.stages, self.iterations, self.randomize, self.seed = list(stages), iterations, randomize, seed
-        self.ranks = ranks
-        self.options = AlignmentOptions(
-            outer_radius=outer_radius,
-            inner_radius=inner_radius,
-            mirror=mirror,
-            center=center,
-            mask=mask,
-            ctf=ctf,
-            snr=snr,
-            user_function=user_function,
-            fourier_variance=fourier_variance,
-            strict=strict,
-            device=device,
-            batch_size=batch_size,
-            resident_bytes=resident_bytes,
-        )
+        self.stages, self.iterations, self.randomize, self.seed = stages, iterations, randomize, seed
+        self.outer_radius, self.inner_radius, self.mirror, self.center = outer_radius, inner_radius, mirror, center
+        self.mask, self.ctf, self.snr, self.fourier_variance = mask, ctf, snr, fourier_variance
+        self.user_function, self.strict, self.device = user_function, strict, device
+        self.batch_size, self.resident_bytes, self.ranks = batch_size, resident_bytes, ranks
+
+    @property
+    def options(self) -> AlignmentOptions:
+        """The options that both loops share."""
+        return options_of(self)
 
     def fit(
         self,
         particles: ParticleSet | np.ndarray | Tensor,
+        y: Any = None,
         *,
         observer: Observer | None = None,
         resume: LoopState | None = None,
@@ -149,6 +147,8 @@ class ReferenceFreeAligner:
         ----------
         particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
             A particle set, or images.
+        y : None
+            Ignored, as scikit-learn passes it.
         observer : Observer | None, optional
             Is called after every batch and iteration.
         resume : LoopState | None, optional
@@ -169,6 +169,12 @@ class ReferenceFreeAligner:
         while state.stage < len(self.stages):
             state = self._stage(run, state)
         return self._finish(run, state)
+
+    def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
+        """Poses of new particles onto the average that `fit` found, which stays as it is; see
+        `MultiReferenceAligner.predict_poses`."""
+        stages = [((x, y), step) for x, y, step in self.stages]
+        return posed(self, particles, stages, self.iterations or AUTOMATIC_ITERATIONS)
 
     def _start(self, run: Alignment) -> LoopState:
         poses = starting_poses(run.particles)
@@ -202,7 +208,7 @@ class ReferenceFreeAligner:
     def _finish(self, run: Alignment, state: LoopState) -> ReferenceFreeAligner:
         self.result_ = finished_result("reffree", run, state, {"seed": self.seed})
         self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
-        self.average_ = self.class_averages_.images[0]
+        self.average_, self.references_ = self.class_averages_.images[0], state.references
         self.iterations_, self.warnings_ = self.result_.iterations, self.result_.warnings
         self.bad_particles_ = self.result_.extra["bad_particles"]
         return self

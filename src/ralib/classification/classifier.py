@@ -23,6 +23,7 @@ from ralib.classification import results as finish
 from ralib.classification.diameter import Measured, measure_radius
 from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import statistics_of
+from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge
 from ralib.classification.results import schedule_figures, state_poses
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
@@ -30,6 +31,7 @@ from ralib.classification.schedule_checkpoint import pack, unpack
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
+from ralib.estimator import ClusterEstimator
 from ralib.images.frc import masked_frc
 from ralib.io import for_computing
 from ralib.io.plausible import named
@@ -62,7 +64,7 @@ class Silent:
         return None
 
 
-class Classifier:
+class Classifier(ClusterEstimator):
     """Sorts particles into classes by what they show, from scratch, and aligns them within.
 
     n_classes      classes to end with
@@ -78,7 +80,8 @@ class Classifier:
     seed           of everything random
     plan           the schedule's numbers, see `schedule.ScheduleSettings`
 
-    After `fit`: result_, poses_, class_averages_, classes_ (a dict a class), warnings_.
+    After `fit`: result_, poses_, labels_, class_averages_, classes_ (a dict a class), warnings_.
+    scikit-learn's protocol holds: `get_params`, `set_params`, `clone`, `fit_predict`, `predict`, `score`.
     """
 
     def __init__(
@@ -111,18 +114,25 @@ class Classifier:
         self.n_classes, self.balance, self.equal_sizes = n_classes, balance, equal_sizes
         self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
         self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
-        self.seed, self.plan, self.device = seed, plan or ScheduleSettings(), torch.device(device)
-        self.batch_size, self._budget = batch_size, Budget()
+        self.seed, self.plan, self.batch_size, self.device = seed, plan, batch_size, device
+        self._budget = Budget()
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(self.device)
 
     def fit(
         self,
         particles: ParticleSet | np.ndarray | Tensor,
+        y: Any = None,
         *,
         observer: Observer | None = None,
         resume: Checkpoint | None = None,
     ) -> Classifier:
         """Classify; `resume` goes on from what an observer was given, with the same result to the bit."""
-        particles = self._admitted(as_particles(particles))
+        particles = as_particles(particles)
+        self._check_enough(particles)
+        particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         start = time.perf_counter()
         batches = self._batches(particles)
@@ -139,12 +149,49 @@ class Classifier:
         self.result_.extra["timings"] = self._timings
         return self
 
-    def _check(self, particles: ParticleSet) -> None:
+    def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
+        """Poses of new particles in the classes that `fit` found, which stay as they are.
+
+        Parameters
+        ----------
+        particles : ParticleSet or array (n, box, box)
+            Of the box, pixel size and CTF treatment of those that were fitted. Their noise is measured among
+            themselves, so give them together and not one by one.
+
+        Returns
+        -------
+        Poses
+            Pose and class of each; `score` is the log-likelihood ratio against no particle, in nats; class -1 where
+            the image cannot be used.
+        """
+        if not hasattr(self, "fitted_"):
+            raise RalibError("this Classifier is not fitted yet: call fit first")
+        particles = as_particles(particles)
+        self.fitted_.check(particles)
+        particles = self._admitted(particles)
+        field = self.fitted_.whitened(
+            whiten_particles(
+                particles,
+                self._batches(particles),
+                n_classes=self.n_classes,
+                radius_px=self.fitted_.radius_px,
+                particle_radius_px=self.fitted_.particle_radius_px,
+                ctf=self._ctf_mode(particles),
+                **self._limits_px(particles),
+            )
+        )
+        model, schedule, state = self._begin(particles, field)
+        del schedule
+        return state_poses(self.fitted_.assign(model, state), field).to("cpu")
+
+    def _check_enough(self, particles: ParticleSet) -> None:
         n = len(particles)
         if n < 2:
             raise RalibError(f"{n} particle cannot be classified: give at least 2")
         if n < 2 * self.n_classes:
             raise RalibError(f"{n} particles are too few for {self.n_classes} classes: ask for at most {n // 2}")
+
+    def _check(self, particles: ParticleSet) -> None:
         if self.ctf in ("on", "flipped") and particles.ctf is None:
             raise RalibError(
                 f"--ctf {self.ctf}: the particles have no CTF parameters: use --ctf off, or a file with them"
@@ -202,17 +249,24 @@ class Classifier:
         return "off" if not known or self.ctf == "off" else "on"
 
     def _batches(self, particles: ParticleSet) -> ParticleBatches:
-        default = 1024 if self.device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
+        default = 1024 if self._device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
         return ParticleBatches(
             particles,
             range(len(particles)),
             batch_size=self.batch_size or default,
-            device=self.device,
+            device=self._device,
             background_radius=0.45 * particles.box,
         )
 
-    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> WhitenedParticles:
+    def _limits_px(self, particles: ParticleSet) -> dict[str, float | None]:
+        """Finest and coarsest detail compared, pixels of the input."""
         pixel = particles.pixel_size_A or 1.0
+        return {
+            "resolution_px": self.resolution_A / pixel if self.resolution_A else None,
+            "lowest_px": self.lowest_A / pixel if self.lowest_A else None,
+        }
+
+    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> WhitenedParticles:
         self._size = self._measured(particles)
         return whiten_particles(
             particles,
@@ -220,9 +274,8 @@ class Classifier:
             n_classes=self.n_classes,
             radius_px=self._size.mask_radius_px,
             particle_radius_px=self._size.radius_px,
-            resolution_px=self.resolution_A / pixel if self.resolution_A else None,
-            lowest_px=self.lowest_A / pixel if self.lowest_A else None,
             ctf=self._ctf_mode(particles),
+            **self._limits_px(particles),
         )
 
     def _search_px(self, particles: ParticleSet) -> float:
@@ -234,7 +287,7 @@ class Classifier:
             mask_px = self.diameter_A / (particles.pixel_size_A or 1.0) / 2
             return Measured(mask_px / MASK_MARGIN, crowded=False)
         return measure_radius(
-            particles, device=self.device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
+            particles, device=self._device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
             mirror=self.mirror, budget=self._budget,
         )  # fmt: skip
 
@@ -244,7 +297,7 @@ class Classifier:
         _, schedule, state = self._begin(particles, field)
         figures: list[dict[str, Any]] = []
         if resume is not None:
-            state, figures = unpack(schedule, resume.arrays, resume.meta, self.device)
+            state, figures = unpack(schedule, resume.arrays, resume.meta, self._device)
         clock, saved, pixel = time.perf_counter(), replace(schedule.position), particles.pixel_size_A
         previous = state_poses(state, field) if figures else None
         for stage, state in schedule.run(state):  # noqa: B020 - each state begins the next
@@ -266,16 +319,16 @@ class Classifier:
         half = torch.randperm(n, generator=generator) % 2
         if particles.same_as is not None:
             half = half[torch.from_numpy(particles.same_as)]
-        held = _held_out(n, generator).to(self.device)
+        held = _held_out(n, generator).to(self._device)
         search_px = self._search_px(particles) * field.scale
         model = Model(
-            field, half.to(self.device), held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
+            field, half.to(self._device), held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
         )  # fmt: skip
-        schedule = ClassificationSchedule(model, self.plan, self.n_classes, generator)
+        schedule = ClassificationSchedule(model, self.plan or ScheduleSettings(), self.n_classes, generator)
         schedule.log += self._findings(particles, field)
         state = model.blank(n)
         if self.skip_align and particles.poses is not None:
-            given = particles.poses.to(self.device)
+            given = particles.poses.to(self._device)
             origin = given.origin_xy_px.float() * field.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
         return model, schedule, state
@@ -314,7 +367,7 @@ class Classifier:
         poses = state_poses(state, field).to("cpu")
         averages = finish.on_host(
             finish.full_averages(
-                particles, batches, _shown(poses, field).to(self.device), model.half, ctf=self._ctf_mode(particles),
+                particles, batches, _shown(poses, field).to(self._device), model.half, ctf=self._ctf_mode(particles),
                 n_classes=n_classes,
             )
         )  # fmt: skip
@@ -336,7 +389,7 @@ class Classifier:
             "stability": stability.summary,
             "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         }
-        self.evidence_ = verdict.evidence
+        self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         warnings = [*particles.warnings, *notices, *_unusable(particles, batches.bad), *verdict.warnings]
         self.result_ = RunResult("classify", poses, averages, figures, self._options(), warnings, extra)
         self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
@@ -347,7 +400,7 @@ class Classifier:
         return {name: getattr(self, name) for name in names.split()}
 
     def _lap(self, name: str, start: float) -> None:
-        if self.device.type == "cuda":
+        if self._device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._timings[name] = time.perf_counter() - start
 

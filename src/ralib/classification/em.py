@@ -149,7 +149,7 @@ class Model:
         posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
         poses = [found.pick(index[:, j]) for j in range(index.shape[1])]
         if step.newton and self.align:
-            poses = [self._refined(references, p, index[:, j], step, state.own) for j, p in enumerate(poses)]
+            poses = [self.refined(references, p, index[:, j], step, state.own) for j, p in enumerate(poses)]
             # The class a particle was in has the advantage of a refined centre on the grid; now all have.
             better = torch.stack([self.fit(p, state) for p in poses], dim=1)
             fit = fit.scatter(1, index, better)
@@ -176,7 +176,7 @@ class Model:
         columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
         return self._maximise(state, poses, *columns, [s / mean for s in scale], step, fit.shape[1])
 
-    def _refined(
+    def refined(
         self,
         references: Tensor,
         poses: lk.ClassPoses,
@@ -184,6 +184,7 @@ class Model:
         step: IterationSettings,
         own: SelfContribution | None,
     ) -> lk.ClassPoses:
+        """Poses (n,) in their classes after Newton steps off the grid, without the particles' own share."""
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
         found = poses
         poses = self.within(

@@ -1,0 +1,136 @@
+"""Aligners and the classifier as scikit-learn sees them: parameters, clones, labels, prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.metrics import adjusted_rand_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from ralib import Classifier, MultiReferenceAligner, ReferenceFreeAligner
+from ralib.classification.schedule import ScheduleSettings
+from ralib.simulation.simulator import SimulationOptions, Simulator
+from ralib.types import ArraySource, ParticleSet, RalibError
+
+BOX, N, KNOWN = 32, 500, 300
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Simulator:
+    return Simulator(SimulationOptions(n_particles=N, box=BOX, snr=0.3, seed=3, n_views=3))
+
+
+@pytest.fixture(scope="module")
+def images(simulated: Simulator) -> np.ndarray:
+    return torch.cat(list(simulated.blocks())).numpy()
+
+
+def estimators() -> dict[str, Any]:
+    mask = np.ones((BOX, BOX), np.float32)
+    return {
+        "mref": MultiReferenceAligner(references=3, outer_radius=12, iterations=3, seed=4, mask=mask),
+        "reffree": ReferenceFreeAligner(stages=[(2.0, 2.0, None)], iterations=2, outer_radius=12),
+        "classify": Classifier(n_classes=3, seed=5, plan=ScheduleSettings(exchanges=1, final=3), ctf="off"),
+    }
+
+
+@pytest.fixture(scope="module")
+def fitted(images: np.ndarray, simulated: Simulator) -> dict[str, Any]:
+    chosen = estimators()
+    chosen["mref"].set_params(references=simulated.references().numpy())
+    return {name: estimator.fit(images[:KNOWN]) for name, estimator in chosen.items()}
+
+
+@pytest.mark.parametrize("name", ["mref", "reffree", "classify"])
+def test_estimator_clone_has_its_parameters_and_no_fit(name: str, fitted: dict[str, Any]) -> None:
+    copy = clone(fitted[name])
+    assert copy is not fitted[name]
+    before, after = fitted[name].get_params(), copy.get_params()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert np.array_equal(after[key], value) if isinstance(value, np.ndarray) else after[key] == value, key
+    check_is_fitted(fitted[name])
+    assert not copy.__sklearn_is_fitted__()
+    with pytest.raises(RalibError, match="not fitted yet"):
+        copy.predict(np.zeros((2, BOX, BOX), np.float32))
+
+
+@pytest.mark.parametrize("name", ["mref", "reffree", "classify"])
+def test_estimator_set_params_checks_and_changes(name: str) -> None:
+    estimator = estimators()[name]
+    assert estimator.set_params(seed=77) is estimator
+    assert estimator.get_params()["seed"] == 77
+    with pytest.raises(ValueError, match="no parameter 'sede'"):
+        estimator.set_params(sede=1)
+    wrong = {"mref": {"iterations": 0}, "reffree": {"iterations": -1}, "classify": {"n_classes": 0}}[name]
+    with pytest.raises(RalibError):
+        estimator.set_params(**wrong)
+    assert estimator.get_params()["seed"] == 77
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mref", "MultiReferenceAligner(references=3, outer_radius=12, iterations=3, mask=<(32, 32) float32>, seed=4)"),
+        ("reffree", "ReferenceFreeAligner(stages=[(2.0, 2.0, None)], iterations=2, outer_radius=12)"),
+    ],
+)
+def test_estimator_repr_is_one_line(name: str, text: str) -> None:
+    assert repr(estimators()[name]) == text
+
+
+def test_classifier_repr_is_one_line() -> None:
+    assert "\n" not in repr(estimators()["classify"])
+    assert repr(Classifier(n_classes=3)) == "Classifier(n_classes=3)"
+
+
+@pytest.mark.parametrize("name", ["mref", "classify"])
+def test_estimator_predicts_classes_of_new_particles(
+    name: str, fitted: dict[str, Any], images: np.ndarray, simulated: Simulator
+) -> None:
+    truth = simulated.truth.poses.class_index.numpy()
+    estimator = fitted[name]
+    assert estimator.labels_.shape == (KNOWN,)
+    references, averages = estimator.labels_.copy(), estimator.class_averages_.images.clone()
+    again, new = estimator.predict(images[:KNOWN]), estimator.predict(images[KNOWN:])
+    known = adjusted_rand_score(truth[:KNOWN], estimator.labels_)
+    assert adjusted_rand_score(estimator.labels_, again) > 0.9
+    assert adjusted_rand_score(truth[KNOWN:], new) > known - 0.1 > 0.3
+    assert np.array_equal(references, estimator.labels_)
+    assert torch.equal(averages, estimator.class_averages_.images)
+
+
+@pytest.mark.parametrize("name", ["mref", "reffree", "classify"])
+def test_estimator_score_tells_particles_from_noise(name: str, fitted: dict[str, Any], images: np.ndarray) -> None:
+    noise = np.random.default_rng(0).normal(size=(100, BOX, BOX)).astype(np.float32)
+    assert fitted[name].score(images[KNOWN:]) > 1.2 * fitted[name].score(noise)
+
+
+def test_reference_free_predicts_one_class_and_poses(fitted: dict[str, Any], images: np.ndarray) -> None:
+    broken = images[KNOWN:].copy()
+    broken[0] = np.nan
+    assert fitted["reffree"].predict(broken).tolist() == [-1] + [0] * (N - KNOWN - 1)
+    assert fitted["reffree"].predict_poses(broken).psi_deg.shape == (N - KNOWN,)
+
+
+def test_fit_predict_in_a_pipeline_gives_labels(images: np.ndarray) -> None:
+    labels = make_pipeline(estimators()["mref"]).fit_predict(images[:60])
+    assert labels.shape == (60,)
+    assert set(labels) == {0, 1, 2}
+
+
+def test_classifier_refuses_particles_of_another_box(fitted: dict[str, Any]) -> None:
+    with pytest.raises(RalibError, match="24 px, the classes 32 px"):
+        fitted["classify"].predict(np.zeros((4, 24, 24), np.float32))
+
+
+def test_classifier_refuses_another_pixel_size(fitted: dict[str, Any], images: np.ndarray) -> None:
+    known = Classifier(n_classes=2, seed=1, plan=ScheduleSettings(exchanges=1, final=2))
+    known.fit(ParticleSet(ArraySource(images[:60]), pixel_size_A=2.0))
+    with pytest.raises(RalibError, match="3 A/px, the classes 2"):
+        known.predict(ParticleSet(ArraySource(images[:60]), pixel_size_A=3.0))
