@@ -43,7 +43,7 @@ def test_numpy_shares_memory_both_ways() -> None:
 def test_torch_stays_itself() -> None:
     tensor = torch.rand(3, requires_grad=True)
     assert as_tensor(tensor).data_ptr() == tensor.data_ptr()
-    assert not as_tensor(tensor).requires_grad
+    assert as_tensor(tensor) is tensor  # gradients flow through
     assert isinstance(same_kind(as_tensor(tensor), tensor), torch.Tensor)
 
 

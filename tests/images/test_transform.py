@@ -132,3 +132,51 @@ def test_mistakes_are_told(change: dict[str, Any], message: str) -> None:
 
 def test_a_good_call_is_not_refused() -> None:
     assert rotate_shift_average(**GOOD).shape == (2, 8, 8)
+
+
+def pose_tensors(dtype: torch.dtype) -> list[torch.Tensor]:
+    """alpha, sx, sy of two images off every special angle and grid point, to be differentiated by."""
+    values = ([13.7, 201.3], [0.31, 1.23], [-0.47, 0.71])
+    return [torch.tensor(value, dtype=dtype, requires_grad=True) for value in values]
+
+
+@pytest.mark.parametrize("method", ["cubic", "quadratic", "linear"])
+@pytest.mark.parametrize("boundary", ["background", "zero", "mean", "cyclic"])
+def test_rotate_shift_gradients_in_images_and_poses_are_right(method: str, boundary: str) -> None:
+    images = torch.randn(2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    mirror = torch.tensor([False, True])
+
+    def turned(images: torch.Tensor, *pose: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = rotate_shift(images, *pose, mirror, method=method, boundary=boundary)
+        return result
+
+    assert torch.autograd.gradcheck(turned, (images, *pose_tensors(torch.float64)))
+
+    def wrong(images: torch.Tensor, *pose: torch.Tensor) -> torch.Tensor:
+        return turned(images, *pose).detach() + turned(images, *pose) * 0.5
+
+    assert not torch.autograd.gradcheck(wrong, (images, *pose_tensors(torch.float64)), raise_exception=False)
+
+
+def test_rotate_shift_average_gradients_are_right() -> None:
+    images = torch.randn(2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+    def averaged(images: torch.Tensor, *pose: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = rotate_shift_average(images, *pose, [0, 1], [0, 0])
+        return result
+
+    assert torch.autograd.gradcheck(averaged, (images, *pose_tensors(torch.float64)))
+
+
+def test_rotate_shift_single_precision_keeps_the_graph_and_the_values() -> None:
+    """Poses alone may be wanted: an image is fitted to another by its pose."""
+    images = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(2))
+    pose = pose_tensors(torch.float32)
+    turned = rotate_shift(images, *pose)
+    plain = rotate_shift(images, *[value.detach() for value in pose])
+    assert turned.requires_grad
+    assert not plain.requires_grad
+    assert torch.allclose(turned, plain, atol=1e-4)
+    turned.square().sum().backward()
+    assert all(value.grad is not None and bool(value.grad.abs().min() > 0) for value in pose)
+    assert isinstance(rotate_shift(images.numpy(), *pose), np.ndarray)

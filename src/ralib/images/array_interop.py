@@ -34,7 +34,7 @@ def as_tensor(array: Any, what: str = "array") -> Tensor:
     Returns
     -------
     Tensor
-        The tensor, detached from any gradient graph.
+        The tensor; a PyTorch tensor stays what it is, so that gradients flow through.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def as_tensor(array: Any, what: str = "array") -> Tensor:
         If `array` is not an array of numbers.
     """
     if isinstance(array, Tensor):
-        return array.detach()
+        return array
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         return _from_numpy(np.asarray(array), what)
     if hasattr(array, "__dlpack__"):
@@ -76,14 +76,14 @@ def same_kind(tensor: Tensor, example: Any) -> Any:
     if isinstance(example, Tensor):
         return tensor.to(example.device)
     if isinstance(example, np.ndarray | np.generic | list | tuple | int | float):
-        return tensor.cpu().numpy()
+        return tensor.detach().cpu().numpy()
     library = type(example).__module__.partition(".")[0]
     if library == "numba":
         return import_module("numba.cuda").as_cuda_array(tensor)
     take = getattr(_namespace(example), "from_dlpack", None)
     if take is None:
-        return tensor if hasattr(example, "__dlpack__") else tensor.cpu().numpy()
-    return take(tensor.to(as_tensor(example).device))
+        return tensor if hasattr(example, "__dlpack__") else tensor.detach().cpu().numpy()
+    return take(tensor.detach().to(as_tensor(example).device))
 
 
 def _from_numpy(array: np.ndarray, what: str) -> Tensor:

@@ -62,6 +62,7 @@ def rotate_shift(
     -------
     array
         Transformed images, of the input's shape and kind of array; float64 for float64 images, float32 otherwise.
+        PyTorch tensors are differentiable in the images, alpha, sx and sy.
 
     Raises
     ------

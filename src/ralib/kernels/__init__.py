@@ -24,7 +24,7 @@ __all__ = ["Samples", "implementation", "interpolation_samples", "rotate_shift_i
 choose_places(os.environ, Path(__file__).parent)
 
 
-def implementation(folder: str, data: Tensor | Samples) -> Any:
+def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     """Choose the module of a folder of kernels that computes on given data: the one dispatch rule.
 
     Parameters
@@ -33,14 +33,20 @@ def implementation(folder: str, data: Tensor | Samples) -> Any:
         'interpolation' or 'pose_search'.
     data : Tensor or Samples
         What the kernel is given.
+    *pose : Tensor
+        What else a gradient may be wanted for.
 
     Returns
     -------
     module
-        `gpu_triton` on a GPU, `cpu_numba` for single precision on a CPU where the folder has it, else `reference`.
+        `gpu_triton` on a GPU, `cpu_numba` for single precision on a CPU where the folder has it, else `reference`;
+        `reference`, which autograd sees through, wherever a gradient is wanted.
     """
     form = "reference"
-    if data.device.type == "cuda":
+    values = data.values if isinstance(data, Samples) else data
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (values, *pose)):
+        pass
+    elif data.device.type == "cuda":
         form = "gpu_triton"
     elif folder == "interpolation" and data.device.type == "cpu" and compute_dtype(data) == torch.float32:
         form = "cpu_numba"
@@ -106,7 +112,7 @@ def rotate_shift_images(
     ValueError
         If the method or boundary is unknown.
     """
-    turned: Tensor = implementation("interpolation", images).rotate_shift_images(
+    turned: Tensor = implementation("interpolation", images, psi_deg, origin_xy_px).rotate_shift_images(
         images, psi_deg, origin_xy_px, mirror, method=method, boundary=boundary
     )
     return turned
@@ -162,5 +168,6 @@ def rotate_shift_sum(
     """
     pose = (psi_deg, origin_xy_px, mirror, class_index)
     options = {"weights": weights, "half_index": half_index, "out": out, "method": method, "boundary": boundary}
-    sums: Tensor = implementation("interpolation", images).rotate_shift_sum(images, *pose, n_classes, **options)
+    kernels = implementation("interpolation", images, psi_deg, origin_xy_px)
+    sums: Tensor = kernels.rotate_shift_sum(images, *pose, n_classes, **options)
     return sums
