@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol, cast, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
 
 
 class RalibError(Exception):
@@ -45,6 +50,25 @@ class Poses:
             mirror=torch.zeros(n, dtype=torch.bool, device=device),
             class_index=torch.zeros(n, dtype=torch.int64, device=device),
             score=torch.full((n,), float("nan"), device=device),
+        )
+
+    @classmethod
+    def from_columns(
+        cls,
+        psi_deg: np.ndarray,
+        origin_x_px: np.ndarray,
+        origin_y_px: np.ndarray,
+        mirror: np.ndarray,
+        class_index: np.ndarray,
+        score: np.ndarray,
+    ) -> Poses:
+        """Poses of columns (n,), as `ParticleSet.to_pandas` names them."""
+        return cls(
+            psi_deg=torch.tensor(psi_deg, dtype=torch.float32),
+            origin_xy_px=torch.tensor(np.stack([origin_x_px, origin_y_px], axis=1), dtype=torch.float32),
+            mirror=torch.tensor(mirror, dtype=torch.bool),
+            class_index=torch.tensor(class_index, dtype=torch.int64),
+            score=torch.tensor(score, dtype=torch.float32),
         )
 
     def __len__(self) -> int:
@@ -163,6 +187,25 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
+class ChosenImages:
+    """Images `index` (m,) of another source."""
+
+    source: ImageSource
+    index: np.ndarray
+
+    @property
+    def n_images(self) -> int:
+        return len(self.index)
+
+    @property
+    def box(self) -> int:
+        return self.source.box
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.source.read(self.index[index])
+
+
+@dataclass(frozen=True)
 class Metadata:
     """What a particle file held beyond what we understand, kept so that writing it back loses nothing.
 
@@ -207,6 +250,98 @@ class ParticleSet:
     def box(self) -> int:
         return self.images.box
 
+    def __getitem__(self, rows: int | slice | np.ndarray | Tensor | Sequence[int] | Sequence[bool]) -> ParticleSet:
+        """Some of the particles with all that is known of them, as NumPy indexes: a number, a slice, a mask (n,) or
+        numbers in any order; images stay unread.
+
+        Raises
+        ------
+        RalibError
+            Where nothing is chosen, or a number is out of range.
+        """
+        index = chosen_rows(rows, len(self))
+        images = getattr(self.images, "taken", partial(ChosenImages, self.images))(index)
+        tables = {name: _rows_of(table, index, len(self)) for name, table in self.metadata.tables.items()}
+        return replace(
+            self,
+            images=images,
+            ctf=None if self.ctf is None else self.ctf[index],
+            poses=None if self.poses is None else self.poses[torch.from_numpy(index)],
+            group=None if self.group is None else self.group[index],
+            pixel_sizes_A=None if self.pixel_sizes_A is None else self.pixel_sizes_A[index],
+            usable=None if self.usable is None else self.usable[index],
+            same_as=None if self.same_as is None else _first_of(self.same_as[index]),
+            metadata=replace(self.metadata, tables=tables),
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """What is known of the particles as a table, without reading an image.
+
+        Returns
+        -------
+        DataFrame
+            One row a particle, its number as index; columns psi_deg, origin_x_px, origin_y_px, mirror, class_index,
+            score (the pose), those of `CtfParameters`, pixel_size_A, group, usable, and the RELION file's own.
+        """
+        from ralib.interop.dataframes import frame_of
+
+        return frame_of(self)
+
+    @classmethod
+    def from_dataframe(
+        cls, frame: pd.DataFrame, images: ParticleSet | ImageSource | np.ndarray | Tensor
+    ) -> ParticleSet:
+        """Particles of a table such as `to_pandas` gives: sorted, filtered, its values changed.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Columns as in `to_pandas`; those of pose and CTF all or none of them.
+        images : ParticleSet, ImageSource or array (n, box, box)
+            Of a set, the frame's index says which particles, and what the frame leaves out stays. Else image i
+            belongs to row i.
+
+        Raises
+        ------
+        RalibError
+            For columns that nothing would keep, and for half a pose or CTF.
+        """
+        from ralib.interop import dataframes
+
+        if isinstance(images, ParticleSet):
+            base = images[frame.index.to_numpy()]
+        else:
+            base = cls(images) if isinstance(images, ImageSource) else as_particles(images)
+            if len(base) != len(frame):
+                raise RalibError(f"{len(frame)} rows for {len(base)} images: give one row an image")
+        table = dataframes.particle_table(base)
+        if unknown := dataframes.unknown_columns(frame, table):
+            raise RalibError(f"columns {', '.join(unknown)} mean nothing here: drop or rename them")
+        if table is not None:
+            kept = {k: dataframes.new_table(frame, t) if t is table else t for k, t in base.metadata.tables.items()}
+            base = replace(base, metadata=replace(base.metadata, tables=kept))
+        try:
+            pose, ctf = (dataframes.arrays_of(frame, names) for names in (dataframes.POSE, dataframes.CTF))
+        except KeyError as error:
+            raise RalibError(str(error.args[0])) from error
+        return base._with_columns(pose, ctf, {n: frame[n].to_numpy() for n in dataframes.OTHER if n in frame.columns})
+
+    def _with_columns(
+        self, pose: dict[str, np.ndarray] | None, ctf: dict[str, np.ndarray] | None, other: dict[str, np.ndarray]
+    ) -> ParticleSet:
+        """The set with the columns of a table in place of its own."""
+        found = self
+        if pose is not None:
+            found = replace(found, poses=Poses.from_columns(**pose))
+        if ctf is not None:
+            found = replace(found, ctf=CtfParameters(**ctf))
+        sizes = other.pop("pixel_size_A", None)
+        if sizes is not None:
+            values, counts = np.unique(sizes.astype(np.float64), return_counts=True)
+            many = None if len(values) == 1 else sizes.astype(np.float64)
+            found = replace(found, pixel_size_A=float(values[counts.argmax()]), pixel_sizes_A=many)
+        return replace(found, **other)  # type: ignore[arg-type]
+
     def replace(self, **changes: Any) -> ParticleSet:
         """The set with these changes; one new pixel size holds for all its particles."""
         if "pixel_size_A" in changes:
@@ -239,6 +374,39 @@ class ClassAverages:
     frc: Tensor | None = None
     pixel_size_A: float | None = None
 
+    def to_xarray(self) -> xarray.Dataset:
+        """The averages with named axes, as an xarray Dataset (`pip install 'cryo-ralib[xarray]'`).
+
+        Returns
+        -------
+        Dataset
+            `average` (class, y, x), `members` (class), and where they are known `half_average` (half, class, y, x) and
+            `frc` (class, frequency). Classes count from 1; y and x are Angstrom from the centre pixel, pixels without
+            a pixel size; frequency is in 1/Angstrom.
+        """
+        from ralib.interop.arrays import dataset_of
+
+        return dataset_of(self)
+
+    def to_napari(self, viewer: Any = None, name: str = "class averages") -> Any:
+        """The averages as an image layer in napari (`pip install 'cryo-ralib[napari]'`), one class a slider step.
+
+        Parameters
+        ----------
+        viewer : napari.Viewer or None
+            Where to; None opens a new one.
+        name : str
+            Of the layer.
+
+        Returns
+        -------
+        napari.Viewer
+            With the layer, scaled in Angstrom.
+        """
+        from ralib.interop.arrays import layer_of
+
+        return layer_of(self, viewer, name)
+
     def _repr_html_(self) -> str:
         """The gallery a notebook shows."""
         from ralib.report.jupyter import class_averages_html
@@ -267,6 +435,45 @@ class RunResult:
         from ralib.report.jupyter import run_result_html
 
         return run_result_html(self)
+
+
+def chosen_rows(rows: Any, n: int) -> np.ndarray:
+    """Numbers (m,) from 0 of the particles that an index as NumPy takes it chooses out of n.
+
+    Raises
+    ------
+    RalibError
+        Where nothing is chosen, a number is out of range, or a mask is of another length.
+    """
+    if isinstance(rows, slice):
+        index = np.arange(n)[rows].copy()  # torch knows no negative strides
+    else:
+        given = np.atleast_1d(rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows))
+        if given.dtype == bool:
+            if given.shape != (n,):
+                raise RalibError(f"a mask of shape {given.shape} for {n} particles: give one value a particle")
+            given = np.flatnonzero(given)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise RalibError(
+                f"particles cannot be chosen by {given.dtype} of shape {given.shape}: give numbers or a mask"
+            )
+        index = np.where(given < 0, given + n, given).astype(np.int64)
+    if not len(index) or index.min() < 0 or index.max() >= n:
+        raise RalibError(f"no such selection: {len(index)} of {n} particles, numbers must be from 0 to {n - 1}")
+    return index
+
+
+def _first_of(same_as: np.ndarray) -> np.ndarray | None:
+    """`ParticleSet.same_as` of some of the particles, by their new numbers."""
+    _, first, inverse = np.unique(same_as, return_index=True, return_inverse=True)
+    return None if len(first) == len(same_as) else first[inverse.reshape(-1)]
+
+
+def _rows_of(table: Any, index: np.ndarray, n: int) -> Any:
+    """Rows of a file's particle table, which has one a particle; all other tables stay whole."""
+    if hasattr(table, "iloc") and len(table) == n and "rlnImageName" in table.columns:
+        return table.iloc[index].reset_index(drop=True)
+    return table[index] if isinstance(table, np.ndarray) and len(table) == n else table
 
 
 def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:

@@ -19,7 +19,7 @@ from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import given_references
 from ralib.alignment.state import LoopState, Observer
 from ralib.classes.iteration_figures import class_figures
-from ralib.estimator import ClusterEstimator
+from ralib.interop.estimator import ClusterEstimator
 from ralib.runtime.distributed import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, RunResult, as_particles
 

@@ -19,7 +19,7 @@ from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import UserFunction
 from ralib.alignment.state import LoopState, Observer
 from ralib.conventions import wrap_deg
-from ralib.estimator import ClusterEstimator
+from ralib.interop.estimator import ClusterEstimator
 from ralib.runtime.distributed import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, as_particles
 

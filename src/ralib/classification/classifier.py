@@ -31,8 +31,8 @@ from ralib.classification.schedule_checkpoint import pack, unpack
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
-from ralib.estimator import ClusterEstimator
 from ralib.images.frc import masked_frc
+from ralib.interop.estimator import ClusterEstimator
 from ralib.io import for_computing
 from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches

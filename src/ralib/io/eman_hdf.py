@@ -23,7 +23,7 @@ from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.eman_ctf import STATE_ATTRIBUTE, ctf_of_headers
 from ralib.io.plausible import named
-from ralib.io.stacks import FilesSource, check_index, check_square, file_references
+from ralib.io.stacks import FilesSource, check_index, check_square, file_references, images_of_file
 from ralib.types import CtfParameters, Metadata, ParticleSet, Poses, RalibError
 
 IMAGES = "/MDF/images"
@@ -69,6 +69,10 @@ class HdfStack:
             for row, number in enumerate(index.tolist()):
                 out[row] = self._image(number)
         return out
+
+    def taken(self, index: np.ndarray) -> FilesSource:
+        """The images `index` only, still unread."""
+        return images_of_file(self, self.path, index)
 
     def attributes(self, names: tuple[str, ...], index: np.ndarray | None = None) -> list[dict[str, Any]]:
         """One dict an image (of `index`, or each that is there), of the attributes `names` (without EMAN.) it has."""

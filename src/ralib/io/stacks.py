@@ -100,6 +100,10 @@ class RawStack:
         self.read_raw(index, out)
         return out
 
+    def taken(self, index: np.ndarray) -> FilesSource:
+        """The images `index` only, still unread."""
+        return images_of_file(self, self.path, index)
+
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (len(index), box, box), of `raw_dtype` or float32, with images in the order of `index`."""
         index = check_index(self.path, index, self.n_images)
@@ -298,6 +302,11 @@ def mixed_boxes(boxes: np.ndarray) -> str:
 def _inode(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def images_of_file(stack: StackFile, path: Path, index: np.ndarray) -> FilesSource:
+    """Images `index` of one open file, as a source that knows where they lie."""
+    return FilesSource([path], np.zeros(len(index), dtype=np.int32), index, lambda _: stack)
 
 
 def file_references(source: ImageSource) -> tuple[list[Path], np.ndarray, np.ndarray] | None:
