@@ -222,7 +222,7 @@ class Alignment:
 
     def search_until_still(self, stage: Stage, references: Tensor, poses: Poses, most: int) -> Poses:
         """Poses against references that stay: searched around the last origins until none moves, `most` times."""
-        self.room.fitting(stage.search, lambda: stage.search.set_references(references))
+        self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(references))
         for _ in range(most):
             before, (poses, _) = poses, self._search_and_sum(stage, poses, len(references), None)
             if bool((poses.origin_xy_px - before.origin_xy_px).abs().amax() < STILL_PX):

@@ -129,7 +129,7 @@ class MultiReferenceAligner(ClusterEstimator):
 
     @property
     def options(self) -> AlignmentOptions:
-        """The options that both loops share."""
+        """The options shared by both loops."""
         return options_of(self)
 
     def fit(

@@ -130,7 +130,7 @@ class ReferenceFreeAligner(ClusterEstimator):
 
     @property
     def options(self) -> AlignmentOptions:
-        """The options that both loops share."""
+        """The options shared by both loops."""
         return options_of(self)
 
     def fit(
