@@ -1,4 +1,4 @@
-"""Looking at particles and classes: components, clusters, embeddings, agreement, figures."""
+"""Analysis of particles and classes: principal components, clusters, embeddings, agreement, states, figures."""
 
 from ralib.analysis import plots
 from ralib.analysis.clusters import agreement, class_purity, embed, gamma_sup, has_umap, hdbscan, kmeans

@@ -1,4 +1,4 @@
-"""What the estimators share: the door where images become rows, and the linear map onto components and back."""
+"""Base of the dimension reductions: input checks, and the linear map onto components and back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from ralib.types import ImageSource, ParticleSet, RalibError
 
 
 class PixelComponents:
-    """What follows from `components_` (k, h * w), `mean_` (h * w,) and `image_shape_`; images from scores."""
+    """Methods that follow from `components_`, `mean_` and `image_shape_`.
+
+    Attributes
+    ----------
+    mean_ : ndarray of shape (h * w,)
+        Mean image.
+    components_ : ndarray of shape (k, h * w)
+        Components with orthonormal rows.
+    image_shape_ : tuple[int, int]
+        Height and width of the images.
+    """
 
     mean_: np.ndarray
     components_: np.ndarray
     image_shape_: tuple[int, int]
 
     def inverse_transform(self, scores: Any) -> np.ndarray:
-        """Images from scores (n, k): (n, h * w) rows; `.reshape(-1, *estimator.image_shape_)` makes them images."""
+        """Return images as rows (n, h * w) from scores (n, k)."""
         check_is_fitted(self)
         scores = np.asarray(scores)
         if scores.ndim != 2 or scores.shape[1] != len(self.components_):
@@ -41,28 +51,54 @@ class PixelComponents:
 
 
 class ImageTransformer(PixelComponents, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Base of the dimension reductions over images.
+    """Base class of the dimension reductions over images, in scikit-learn's interface.
 
-    X may be (n, h, w) images, (n, h * w) rows as scikit-learn hands them round, a torch tensor, an `ImageSource` or a
-    `ParticleSet`, which are read in chunks. A subclass sets `mean_` (h * w,), `components_` (k, h * w) with
-    orthonormal rows and `image_shape_`, all NumPy arrays.
+    X may be images (n, h, w), rows (n, h * w) as in scikit-learn, a tensor, an `ImageSource` or a `ParticleSet`; the
+    last two are read in chunks. A subclass sets `mean_` (h * w,), `components_` (k, h * w) with orthonormal rows and
+    `image_shape_`, all NumPy arrays.
     """
 
     device: torch.device | str
 
     def fit(self, X: Any, y: None = None) -> Self:
-        """Learn the components of the images X; y is ignored."""
+        """Learn the components of images.
+
+        Parameters
+        ----------
+        X : Any
+            Images; see the class.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Self
+            The estimator itself.
+        """
         self._fit(self._rows(X, reset=True))
         return self
 
     def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
-        """`fit`, then `transform` of the same images, which are read once where they fit on the device."""
+        """Learn the components of images and return their scores; images that fit on the device are read once.
+
+        Parameters
+        ----------
+        X : Any
+            Images; see the class.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        ndarray of shape (n, k)
+            Scores.
+        """
         rows = self._rows(X, reset=True)
         self._fit(rows)
         return self._scores(rows)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Scores (n, k) of images on the components."""
+        """Return the scores (n, k) of images on the components."""
         check_is_fitted(self)
         return self._scores(self._rows(X, reset=False))
 
@@ -106,7 +142,20 @@ class ImageTransformer(PixelComponents, ClassNamePrefixFeaturesOutMixin, Transfo
 
 
 def wrong_shape(given: tuple[int, int], learnt: tuple[int, int]) -> RalibError:
-    """What to say to images of another size than those learnt from."""
+    """Return the error for images of another size than the estimator was fitted to.
+
+    Parameters
+    ----------
+    given : tuple[int, int]
+        Height and width of the images.
+    learnt : tuple[int, int]
+        Height and width of those fitted.
+
+    Returns
+    -------
+    RalibError
+        The error, to be raised.
+    """
     return RalibError(f"images of {given} px, but learnt from {learnt} px: crop or pad them")
 
 
@@ -116,6 +165,6 @@ def _dtype_of(X: Any) -> torch.dtype:
 
 
 def with_fixed_signs(components: Tensor) -> Tensor:
-    """Rows whose largest entry is positive, so that the same data always gives the same signs."""
+    """Return rows whose largest entry is positive, so that the same data always give the same signs."""
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
     return components * torch.where(largest < 0, -1.0, 1.0).to(components.dtype)

@@ -1,4 +1,4 @@
-"""Clusters of particles in a few dimensions, embeddings to look at, and how well two labellings agree."""
+"""Clusters of particles in few dimensions, embeddings in a plane, and agreement of labellings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,23 @@ MANY_PARTICLES = 20_000
 
 
 def kmeans(features: np.ndarray, n_clusters: int, *, seed: int = 0, n_init: int = 4) -> np.ndarray:
-    """Cluster (n,) of each row of features (n, d), numbered by size: cluster 0 is the largest.
+    """Cluster rows by Lloyd's algorithm with k-means++ initialisation, beyond 20,000 rows in mini-batches.
 
-    Lloyd's algorithm from k-means++ starts; beyond 20,000 rows in mini-batches.
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Rows.
+    n_clusters : int
+        Number of clusters.
+    seed : int, default 0
+        Of the initialisation.
+    n_init : int, default 4
+        Number of initialisations, of which the best result is returned.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Clusters, numbered by decreasing size from 0.
     """
     if not 1 <= n_clusters <= len(features):
         raise RalibError(f"{n_clusters} clusters of {len(features)} particles: ask for 1 to {len(features)}")
@@ -34,14 +48,26 @@ def kmeans(features: np.ndarray, n_clusters: int, *, seed: int = 0, n_init: int 
 
 
 def hdbscan(features: np.ndarray, *, min_cluster_size: int = 0) -> np.ndarray:
-    """Cluster (n,) of each row of features (n, d), numbered by size; -1 where a row lies in no cluster.
+    """Cluster rows by density (HDBSCAN); the number of clusters follows from the data, and outliers belong to none.
 
-    Clusters are what stays dense over the widest range of densities (HDBSCAN, Campello, Moulavi and Sander 2013), so
-    that their number comes from the data and outliers belong to none.
+    Clusters are the groups that stay dense over the widest range of densities.
 
     Parameters
     ----------
-    min_cluster_size : the smallest cluster; 0: a fiftieth of the rows, at least 5
+    features : ndarray of shape (n, d)
+        Rows.
+    min_cluster_size : int, default 0
+        Size of the smallest cluster; 0 is a fiftieth of the rows, at least 5.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Clusters, numbered by decreasing size from 0; -1 for an outlier.
+
+    References
+    ----------
+    Campello, Moulavi and Sander 2013, "Density-based clustering based on hierarchical density estimates", PAKDD 2013,
+    160-172.
     """
     smallest = min_cluster_size or max(5, len(features) // 50)
     if not 2 <= smallest <= len(features):
@@ -55,15 +81,31 @@ def hdbscan(features: np.ndarray, *, min_cluster_size: int = 0) -> np.ndarray:
 
 
 def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.025, n_iter: int = 100) -> np.ndarray:
-    """Cluster (n,) of each row of features (n, d), numbered by size, by self-updating: close rows run together.
+    """Cluster rows by gamma-SUP: rows that are close to each other move together until they coincide.
 
-    gamma-SUP (Chen et al. 2014, Annals of Applied Statistics 8, 259): every row moves to the mean of all rows, weighted
-    by a q-Gaussian that is zero beyond a distance, so that far outliers pull nothing and stay alone. Needs n^2 numbers.
+    Every row moves to the mean of all rows, weighted by a q-Gaussian that is zero beyond a distance, so that far
+    outliers have no influence and stay alone. Needs memory for n^2 numbers.
 
     Parameters
     ----------
-    scale : tau, the distance over which rows attract each other; None: half the median distance
-    s : of the q-Gaussian; smaller is closer to a Gaussian
+    features : ndarray of shape (n, d)
+        Rows.
+    scale : float | None, optional
+        Distance tau over which rows attract each other; by default half the median distance.
+    s : float, default 0.025
+        Parameter of the q-Gaussian; smaller is closer to a Gaussian.
+    n_iter : int, default 100
+        Largest number of iterations.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Clusters, numbered by decreasing size from 0.
+
+    References
+    ----------
+    Chen et al. 2014, "gamma-SUP: a clustering algorithm for cryo-electron microscopy images of asymmetric particles",
+    Ann. Appl. Stat. 8, 259-285.
     """
     points = np.asarray(features, np.float64)
     if len(points) > MANY_PARTICLES:
@@ -90,10 +132,29 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, seed: int = 0) -> np.ndarray:
-    """Coordinates (n, 2) to draw particles at, the same for the same seed.
+    """Embed particles in a plane; the same for the same seed.
 
-    'pca' (the first features), 'tsne', or where they are installed 'umap' and 'opentsne' (t-SNE that stays fast for
-    many particles).
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Rows.
+    method : str, default 'tsne'
+        'pca' (the first features), 'tsne', and where installed 'umap' or 'opentsne' (t-SNE that is fast for many
+        particles).
+    n_dimensions : int, default 2
+        Dimensions of the embedding.
+    seed : int, default 0
+        Of the initialisation.
+
+    Returns
+    -------
+    ndarray of shape (n, n_dimensions)
+        Coordinates.
+
+    Raises
+    ------
+    RalibError
+        If the method is unknown or not installed.
     """
     if method == "pca" or features.shape[1] < n_dimensions:
         missing = max(0, n_dimensions - features.shape[1])
@@ -127,21 +188,46 @@ def _open_tsne(features: np.ndarray, n_dimensions: int, seed: int) -> np.ndarray
 
 
 def has_umap() -> bool:
-    """Whether umap-learn can be imported."""
+    """Return whether umap-learn is installed."""
     return find_spec("umap") is not None and find_spec("umap.umap_") is not None
 
 
 def class_purity(labels: Any, truth: Any) -> dict[Any, float]:
-    """For each label, the fraction of its members that belong to its most frequent true class."""
+    """Return for each label the fraction of its members that belong to its most frequent true class.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n,)
+        Labels of any kind.
+    truth : array_like of shape (n,)
+        True classes of any kind.
+
+    Returns
+    -------
+    dict[Any, float]
+        Purity by label.
+    """
     found, true = _coded(labels, truth)
     table = contingency(found, true).numpy()
     return dict(zip(np.unique(labels).tolist(), (table.max(axis=1) / table.sum(axis=1)).tolist(), strict=True))
 
 
 def agreement(labels: Any, truth: Any) -> dict[str, float]:
-    """Purity, adjusted Rand index (0 by chance, 1 the same) and normalised mutual information of two labellings.
+    """Compute how well two labellings agree.
 
-    Any values may serve as labels (n,). Purity rises with the number of labels; the other two allow for that.
+    Purity increases with the number of labels; the other two figures are corrected for it.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n,)
+        Labels of any kind.
+    truth : array_like of shape (n,)
+        True classes of any kind.
+
+    Returns
+    -------
+    dict[str, float]
+        Purity, adjusted Rand index (0 by chance, 1 for the same) and normalised mutual information.
     """
     found, true = _coded(labels, truth)
     table = contingency(found, true).numpy()

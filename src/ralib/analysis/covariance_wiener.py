@@ -1,4 +1,4 @@
-"""Covariance Wiener filtering: steerable components of raw particles, and particles denoised, with the CTF known."""
+"""Covariance Wiener filtering: steerable components of raw particles, and denoised particles, with known CTF."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class _Data:
-    """Coefficients (n, J) of the matched filter on the host, and the precision of each different CTF.
+    """Coefficients (n, J) of the matched filter in main memory, and the precision of each different CTF.
 
-    at_functions (u, J) and on_rings (u, K) are C^2 / sigma^2; which (n,) says whose a particle's is
+    Attributes
+    ----------
+    at_functions : Tensor of shape (u, J)
+        C^2 / sigma^2 at the frequencies of the basis functions.
+    on_rings : Tensor of shape (u, K)
+        C^2 / sigma^2 on rings.
+    which : Tensor of shape (n,)
+        CTF of each particle.
     """
 
     coefficients: Tensor
@@ -48,30 +55,53 @@ class _Data:
 
 
 class CovarianceWienerFilter(SteerablePCA):
-    """Steerable components of particles seen through different CTFs, and the best linear estimate of each particle.
+    """Steerable components of particles with different CTFs, and the best linear estimate of each particle.
 
-    The covariance of the undistorted images is estimated by least squares over all particles and their rotations and
-    reflections, its eigenvalues are freed from what noise adds, and every particle is restored by the Wiener filter
-    that this covariance and its own CTF define (Bhamre, Zhang and Singer 2016, doi 10.1016/j.jsb.2016.04.013). In the
-    Fourier-Bessel basis a CTF is nearly diagonal, so that least squares come down to one division for each pair of
-    functions, whatever the number of CTFs (Marshall, Mickelin, Shi and Singer 2022, arXiv:2210.17501). Unlike there,
-    particles are multiplied by their CTF, astigmatism included, before the disc is cut out, which brings signal back
-    that the microscope had spread beyond it; and the restoring filter uses each CTF's exact radial matrix.
+    The covariance of the undistorted images is estimated by least squares over all particles with all their rotations
+    and reflections, its eigenvalues are corrected for the noise, and every particle is restored by the Wiener filter
+    given by this covariance and its own CTF (Bhamre, Zhang and Singer 2016). In the Fourier-Bessel basis a CTF is
+    nearly diagonal, so that the least squares problem reduces to one division for each pair of functions, whatever the
+    number of CTFs (Marshall et al. 2022). Unlike there, particles are multiplied by their CTF, astigmatism included,
+    before the disc is cut out, which recovers signal that the microscope had spread beyond it; and the Wiener filter
+    uses each CTF's exact radial matrix.
 
     Parameters
     ----------
-    n_components : most (complex) components to keep; None: all above the noise's edge
-    radius_px : disc that holds a particle; None measures it
-    max_frequency_per_px : band limit, cycles per pixel, at most 0.5
-    device : where to compute
+    n_components : int | None, optional
+        Largest number of (complex) components; by default all above the noise edge.
+    radius_px : float | None, optional
+        Radius of the disc that holds a particle, pixels; by default measured.
+    max_frequency_per_px : float, default DEFAULT_BAND
+        Band limit, cycles per pixel, at most 0.5.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
     Attributes
     ----------
-    components_ : (k, h * w) complex, orthonormal; order_ (k,) their angular orders
-    explained_variance_ : (k,) of the undistorted images, in units of the background's variance, noise taken off
-    mean_ : (h * w,) rotationally averaged, CTF corrected; image_shape_
-    spectrum_, edge_ : eigenvalues of the whitened covariance and the noise's edge over them, by angular order
-    noise_spectrum_, normalisation_ : power of the noise, and what images were divided by; radius_px_
+    components_ : ndarray of shape (k, h * w)
+        Complex, orthonormal components.
+    order_ : ndarray of shape (k,)
+        Their angular orders.
+    explained_variance_ : ndarray of shape (k,)
+        Variances of the undistorted images, without the noise's share, in units of the background's variance.
+    mean_ : ndarray of shape (h * w,)
+        Rotationally averaged, CTF-corrected mean.
+    image_shape_ : tuple of int
+        Height and width of the images.
+    spectrum_, edge_ : list
+        Eigenvalues of the whitened covariance, and the noise edge, by angular order.
+    noise_spectrum_ : NoiseSpectrum
+        Power of the noise.
+    normalisation_ : BackgroundNormalisation
+        What images were divided by.
+    radius_px_ : float
+        Radius of the disc, pixels.
+
+    References
+    ----------
+    Bhamre, Zhang and Singer 2016, "Denoising and covariance estimation of single particle cryo-EM images", J. Struct.
+    Biol. 195, 72-81, doi 10.1016/j.jsb.2016.04.013.
+    Marshall, Mickelin, Shi and Singer 2022, "Fast principal component analysis for cryo-EM images", arXiv:2210.17501.
     """
 
     basis_: FourierBesselBasis
@@ -92,27 +122,53 @@ class CovarianceWienerFilter(SteerablePCA):
         self.device = device
 
     def fit(self, X: Any, y: None = None) -> Self:
-        """Learn from a `ParticleSet` with CTF parameters, or from images without."""
+        """Fit to a `ParticleSet` with CTF parameters, or to images without CTF.
+
+        Parameters
+        ----------
+        X : Any
+            Particles or images (n, h, h).
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Self
+            The estimator itself.
+        """
         self._fit(X)
         return self
 
     def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
-        """`fit`, then `transform` of the same particles, which are read once."""
+        """Fit to particles and return their scores; particles are read once.
+
+        Parameters
+        ----------
+        X : Any
+            Particles or images (n, h, h).
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        ndarray of shape (n, k)
+            Complex scores.
+        """
         data = self._fit(X)
         return self._posterior(data)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Complex scores (n, k): the expected coefficients of the undistorted images on the components."""
+        """Return complex scores (n, k): the expected coefficients of the undistorted images on the components."""
         matched = matched_as_learnt(self, X)
         return self._posterior(self._data(matched))
 
     def denoise(self, X: Any) -> np.ndarray:
-        """Undistorted, denoised images (n, h, h), normalised to a background of standard deviation 1."""
+        """Return undistorted, denoised images (n, h, h), normalised to a background of standard deviation 1."""
         scores = self.transform(X)
         return self.images(scores)
 
     def images(self, scores: np.ndarray) -> np.ndarray:
-        """Images (n, h, h) from scores (n, k)."""
+        """Return images (n, h, h) of scores (n, k)."""
         return self.inverse_transform(scores).reshape(-1, *self.image_shape_)
 
     def _fit(self, X: Any) -> _Data:
@@ -215,7 +271,7 @@ class CovarianceWienerFilter(SteerablePCA):
         return parts[..., :1] - seen[data.which[rows], :, None]
 
     def _whitened_covariance(self, data: _Data, m: int, a: int, b: int) -> tuple[Tensor, Tensor, float]:
-        """Eigenvalues (ascending) of signal plus unit noise, vectors that undo the whitening, dimensions a sample.
+        """Return eigenvalues (ascending) of signal plus unit noise, unwhitening vectors, dimensions over samples.
 
         Each of the `parts` real coefficients of a function, one for order 0 and two above, is a sample with half the
         noise.

@@ -15,10 +15,19 @@ from ralib.types import ParticleSet
 
 @dataclass(frozen=True)
 class DenoisedSource:
-    """Particles restored by a covariance Wiener filter, made when they are read.
+    """Particles restored by a covariance Wiener filter when they are read.
 
-    keep_ctf : multiplied by their CTF again (its absolute value where phases were flipped), so that the metadata of the
-        particles stays true; otherwise undistorted
+    Attributes
+    ----------
+    model : CovarianceWienerFilter
+        The fitted filter.
+    scores : ndarray of shape (n, k)
+        Scores of the particles.
+    particles : ParticleSet
+        The particles themselves.
+    keep_ctf : bool
+        Whether images are multiplied by their CTF again (its absolute value where phases were flipped), so that the
+        particles' metadata stay true.
     """
 
     model: CovarianceWienerFilter
@@ -28,13 +37,16 @@ class DenoisedSource:
 
     @property
     def n_images(self) -> int:
+        """Number of images."""
         return len(self.scores)
 
     @property
     def box(self) -> int:
+        """Image size, pixels."""
         return self.particles.box
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return denoised images (b, h, h) in the order of `index` (b,)."""
         images = self.model.images(self.scores[index]).astype(np.float32)
         ctf, pixel_size_A = self.particles.ctf, self.particles.pixel_size_A
         if not self.keep_ctf or ctf is None or pixel_size_A is None:
@@ -47,9 +59,25 @@ class DenoisedSource:
 def neighbour_averages(
     model: CovarianceWienerFilter, scores: np.ndarray, found: Neighbours, particles: np.ndarray
 ) -> np.ndarray:
-    """Averages (m, h, w) of chosen particles (m,) and their neighbours, aligned: sums of denoised images.
+    """Average particles with their neighbours, aligned.
 
     Rotations and mirrors act on the scores, so that nothing is interpolated.
+
+    Parameters
+    ----------
+    model : CovarianceWienerFilter
+        The fitted filter.
+    scores : ndarray of shape (n, k)
+        Scores of all particles.
+    found : Neighbours
+        Neighbours of all particles.
+    particles : ndarray of shape (m,)
+        Particles to average.
+
+    Returns
+    -------
+    ndarray of shape (m, h, w)
+        Averages of denoised images.
     """
     total = scores[particles].astype(np.complex64)
     sign = np.where(model.order_ % 2 == 0, 1.0, -1.0)

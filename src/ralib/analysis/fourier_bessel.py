@@ -1,8 +1,8 @@
-"""The Fourier-Bessel basis of a disc, fast to expand images in, with its exact radial spectra.
+"""The Fourier-Bessel basis of a disc, with fast expansion of images and exact radial spectra.
 
-A function J_m(R_mq r / radius) exp(i m theta) has the angular order m and its spectrum lies around the frequency
-R_mq / (2 pi radius). A filter that depends on the frequency alone keeps m and mixes only the q of one m: so does a CTF
-without astigmatism. `hankel` holds the spectra along the radius, through which such a filter is a plain product.
+A function J_m(R_mq r / radius) exp(i m theta) has the angular order m, and its spectrum lies around the frequency R_mq
+/ (2 pi radius). A filter that depends only on the frequency, such as a CTF without astigmatism, preserves m and mixes
+only the q of one m. `hankel` holds the radial spectra, through which such a filter is a product.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FourierBesselBasis:
-    """Orthonormal functions on the pixels of a disc; images are real, so orders m >= 0 say all.
+    """Orthonormal functions on the pixels of a disc; for real images orders m >= 0 suffice.
 
     Attributes
     ----------
-    box, radius_px : image size and the disc
-    order : (J,) angular order m of each function, ascending
-    frequency_per_px : (J,) where its spectrum lies, cycles per pixel
-    ring_frequency_per_px : (K,) radii at which spectra are sampled, cycles per pixel
-    hankel : for each m a matrix (K, q): the radial spectra, with H^T H close to the identity
+    box : int
+        Image size, pixels.
+    radius_px : float
+        Radius of the disc, pixels.
+    order : ndarray of shape (J,)
+        Angular order of each function, ascending.
+    frequency_per_px : ndarray of shape (J,)
+        Centre of its spectrum, cycles per pixel.
+    ring_frequency_per_px : Tensor of shape (K,)
+        Radii at which spectra are sampled, cycles per pixel.
+    hankel : tuple[Tensor, ...]
+        For each m the radial spectra (K, q), with H^T H close to the identity.
     """
 
     box: int
@@ -44,7 +51,29 @@ class FourierBesselBasis:
     def create(
         cls, box: int, *, radius_px: float, max_frequency_per_px: float, device: torch.device | str = "cpu"
     ) -> FourierBesselBasis:
-        """The functions of a disc up to a frequency (Zhao and Singer 2013, doi 10.1364/JOSAA.30.000871)."""
+        """Make the functions of a disc up to a frequency.
+
+        Parameters
+        ----------
+        box : int
+            Image size, pixels.
+        radius_px : float
+            Radius of the disc, pixels.
+        max_frequency_per_px : float
+            Band limit, cycles per pixel.
+        device : torch.device or str, default 'cpu'
+            Where to compute.
+
+        Returns
+        -------
+        FourierBesselBasis
+            The basis.
+
+        References
+        ----------
+        Zhao and Singer 2013, "Fourier-Bessel rotational invariant eigenimages", J. Opt. Soc. Am. A 30, 871-877, doi
+        10.1364/JOSAA.30.000871.
+        """
         radius_px = min(radius_px, box / 2 - 1)
         pixel, radius, inverse, angle, count = _disc(box, radius_px)
         ring, weight = _rings(radius_px, max_frequency_per_px)
@@ -102,7 +131,7 @@ class FourierBesselBasis:
         return list(zip(starts.tolist(), [*starts[1:].tolist(), len(self.order)], strict=True))
 
     def coefficients(self, images: Tensor) -> Tensor:
-        """Inner products (b, J), complex64, of images (b, h, h) with the functions; the disc counts."""
+        """Return inner products (b, J), complex64, of images (b, h, h) with the functions, over the disc."""
         values = images.flatten(1)[:, self._pixel]
         half = values.shape[1] // 2
         first, last = values[:, :half], values[:, half + 1 :].flip(1)
@@ -114,7 +143,7 @@ class FourierBesselBasis:
         return out
 
     def images(self, coefficients: Tensor) -> Tensor:
-        """Images (b, h, h) of coefficients (b, J): orders above 0 count with their conjugates."""
+        """Return images (b, h, h) of coefficients (b, J); orders above 0 count with their conjugates."""
         weight = torch.from_numpy(np.where(self.order == 0, 1.0, 2.0)).to(coefficients.device, torch.float32)
         weighted = coefficients * weight
         even, odd = weighted[:, self._even_columns], weighted[:, self._odd_columns]

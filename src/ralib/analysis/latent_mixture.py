@@ -1,4 +1,4 @@
-"""A mixture of Gaussians over the scores of particles, of which each is known only through its own noise."""
+"""A Gaussian mixture over the latent scores of particles, each of which is measured with its own noise."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ LEAST_SHARE = 0.02
 
 @dataclass(frozen=True)
 class ScoreLikelihood:
-    """What n images say about their k scores s: log p = projection . s - s^T information s / 2 + constant.
+    """Likelihood of n images as a function of their k scores s.
 
-    projection (n, k), information (n, k, k)
+    log p = projection . s - s^T information s / 2 + constant.
+
+    Attributes
+    ----------
+    projection : Tensor of shape (n, k)
+        Linear term.
+    information : Tensor of shape (n, k, k)
+        Fisher information.
     """
 
     projection: Tensor
@@ -32,9 +39,16 @@ class ScoreLikelihood:
 
 @dataclass(frozen=True)
 class LatentMixture:
-    """States with a common covariance within them.
+    """States as Gaussians with a common covariance.
 
-    share (K,), centre (K, k), covariance (k, k)
+    Attributes
+    ----------
+    share : Tensor of shape (K,)
+        Share of each state.
+    centre : Tensor of shape (K, k)
+        Mean scores of each state.
+    covariance : Tensor of shape (k, k)
+        Covariance within a state.
     """
 
     share: Tensor
@@ -43,7 +57,29 @@ class LatentMixture:
 
     @classmethod
     def fit(cls, data: ScoreLikelihood, n_states: int, *, seed: int = 0, n_init: int = 4) -> LatentMixture:
-        """Maximum likelihood by EM (extreme deconvolution, Bovy, Hogg and Roweis 2011), the best of several starts."""
+        """Fit by expectation maximisation (extreme deconvolution), as the best of several initialisations.
+
+        Parameters
+        ----------
+        data : ScoreLikelihood
+            Likelihood of the images.
+        n_states : int
+            Number of states K.
+        seed : int, default 0
+            Of the initialisations.
+        n_init : int, default 4
+            Number of initialisations.
+
+        Returns
+        -------
+        LatentMixture
+            The mixture of maximum likelihood.
+
+        References
+        ----------
+        Bovy, Hogg and Roweis 2011, "Extreme deconvolution: inferring complete distribution functions from noisy,
+        heterogeneous and incomplete observations", Ann. Appl. Stat. 5, 1657-1677.
+        """
         k = data.projection.shape[1]
         device = data.projection.device
         prior = torch.eye(k, device=device)
@@ -57,20 +93,20 @@ class LatentMixture:
         return max(found, key=lambda mixture: float(mixture.log_likelihood(data).sum()))
 
     def log_likelihood(self, data: ScoreLikelihood) -> Tensor:
-        """Log likelihood (n,) of each image, up to a constant that no mixture changes."""
+        """Return the log likelihood (n,) of each image, up to a constant common to all mixtures."""
         return torch.logsumexp(self._joint(data)[0], dim=1)
 
     def responsibilities(self, data: ScoreLikelihood) -> Tensor:
-        """Probability (n, K) of each state given the image."""
+        """Return the probability (n, K) of each state given the image."""
         return torch.softmax(self._joint(data)[0], dim=1)
 
     def expected_scores(self, data: ScoreLikelihood) -> Tensor:
-        """Posterior means (n, k) over all states."""
+        """Return posterior means (n, k) over all states."""
         joint, mean, _ = self._joint(data)
         return (torch.softmax(joint, dim=1)[:, :, None] * mean).sum(1)
 
     def separation(self) -> float:
-        """Smallest distance between two centres, in standard deviations within a state."""
+        """Return the smallest distance between two centres, in standard deviations within a state."""
         inverse = torch.linalg.inv(self.covariance)
         gap = self.centre[:, None] - self.centre[None]
         distance = torch.einsum("abk,kl,abl->ab", gap, inverse, gap).clamp_min(0).sqrt()
@@ -112,10 +148,29 @@ class LatentMixture:
 
 
 def split_directions(scores: Tensor, *, seed: int, n_starts: int = 12) -> list[Tensor]:
-    """Directions (k,) along which scores (n, k) fall apart the most: those of least kurtosis, the least first.
+    """Find the directions along which scores are most bimodal: those of least kurtosis.
 
-    Fixed-point iteration from random starts, as in FastICA (Hyvarinen 1999). Two states of equal size have a kurtosis
-    of -2, a flat spread one of -1.2, a Gaussian one of 0.
+    Fixed-point iteration from random directions, as in FastICA. Two states of equal size have a kurtosis of -2, a
+    uniform distribution one of -1.2, a Gaussian one of 0.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n, k)
+        Scores.
+    seed : int
+        Of the random directions.
+    n_starts : int, default 12
+        Number of them.
+
+    Returns
+    -------
+    list[Tensor] of shape (k,)
+        Directions, the least kurtosis first.
+
+    References
+    ----------
+    Hyvarinen 1999, "Fast and robust fixed-point algorithms for independent component analysis", IEEE Trans. Neural
+    Netw. 10, 626-634.
     """
     centred = scores.double() - scores.double().mean(0)
     k = centred.shape[1]

@@ -1,8 +1,8 @@
-"""Particles as a likelihood sees them: multiplied by their CTF, divided by the noise's spectrum.
+"""Matched filters of particles: multiplied by their CTF, divided by the noise spectrum.
 
-An image is modelled as y = C x + n, with the CTF C and noise of power sigma^2(k), both diagonal in Fourier space. All
-that y tells about x is then the matched filter C y / sigma^2 and its precision C^2 / sigma^2: what the covariance
-Wiener filter, the probabilistic PCA and the states of a class start from.
+An image is modelled as y = C x + n, with the CTF C and noise of power sigma^2(k), both diagonal in Fourier space. The
+matched filter C y / sigma^2 and its precision C^2 / sigma^2 are then sufficient statistics for x: the covariance Wiener
+filter, the probabilistic PCA and the states of a class start from them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,21 @@ RADIUS_MARGIN = 1.1
 
 @dataclass(frozen=True)
 class NoiseSpectrum:
-    """Power of the noise by ring of the Fourier plane of a box: power (R,), at frequencies 0, 1 / box, 2 / box, ..."""
+    """Power of the noise on the rings of the Fourier plane.
+
+    Attributes
+    ----------
+    power : Tensor of shape (R,)
+        Power at the frequencies 0, 1 / box, 2 / box, ...
+    box : int
+        Image size, pixels.
+    """
 
     power: Tensor
     box: int
 
     def at(self, frequency_per_px: Tensor) -> Tensor:
-        """Power at any frequencies, in cycles per pixel, linearly between rings."""
+        """Return the power at any frequencies (cycles per pixel), linear between rings."""
         ring = (frequency_per_px * self.box).clamp(0, len(self.power) - 1)
         low = ring.floor().long().clamp_max(len(self.power) - 2)
         part = ring - low
@@ -47,16 +55,22 @@ class NoiseSpectrum:
 
 @dataclass(frozen=True)
 class BackgroundNormalisation:
-    """What is taken off every image and what it is divided by, so that the background has mean 0 and variance 1.
+    """Subtraction and scaling after which the background of images has mean 0 and variance 1.
 
-    A plane fitted to the corners of one image has an error that reaches into the particle, and so has a standard
-    deviation: both are taken from each image only where images differ by more than noise explains, and from all of
-    them together where a stack was normalised before.
+    A plane fitted to the corners of one image has an error that extends into the particle, and so has a standard
+    deviation: each is measured on every image only where images differ by more than noise explains, and on all of them
+    together where a stack was normalised before.
 
     Attributes
     ----------
-    each_plane, each_scale : whether an image has its own plane and its own standard deviation
-    offset, scale : those of the whole stack
+    each_plane : bool
+        Whether every image has its own plane.
+    each_scale : bool
+        Whether every image has its own standard deviation.
+    offset : float
+        Mean of the whole stack's background.
+    scale : float
+        Standard deviation of the whole stack's background.
     """
 
     each_plane: bool
@@ -66,7 +80,7 @@ class BackgroundNormalisation:
 
     @classmethod
     def measure(cls, images: Tensor) -> BackgroundNormalisation:
-        """From some images (b, h, h) of a stack."""
+        """Measure the normalisation on some images (b, h, h) of a stack."""
         inside, plane = _background_plane(images.shape[-1], images.device)
         values = images.flatten(1)[:, inside]
         fitted = values @ plane
@@ -84,7 +98,7 @@ class BackgroundNormalisation:
         )
 
     def apply(self, images: Tensor) -> Tensor:
-        """Images (b, h, h), normalised."""
+        """Return normalised images (b, h, h)."""
         images = images - self.offset
         if not (self.each_plane or self.each_scale):
             return images / self.scale
@@ -122,15 +136,18 @@ def _background_plane(box: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class MatchedParticles:
-    """Particles read in batches, normalised to their background, with the CTF and the noise that they are seen through.
+    """Particles read in batches, normalised to their background, with their CTF and noise spectrum.
 
     Parameters
     ----------
-    source : ParticleSet, ImageSource or array (n, h, h)
-        Particles without CTF parameters or without a pixel size count as having a CTF of 1.
-    device : where to compute
-    noise : the noise's spectrum; None measures it around the particles
-    normalisation : of the background; None measures it
+    source : Any
+        A `ParticleSet`, `ImageSource` or images (n, h, h). Without CTF parameters or pixel size the CTF is 1.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    noise : NoiseSpectrum | None, optional
+        Noise spectrum; by default measured around the particles.
+    normalisation : BackgroundNormalisation | None, optional
+        Normalisation of the background; by default measured.
     """
 
     def __init__(
@@ -160,18 +177,20 @@ class MatchedParticles:
 
     @property
     def has_ctf(self) -> bool:
+        """Whether the particles have a CTF."""
         return self.particles.ctf is not None and self.particles.pixel_size_A is not None
 
     def index_batches(self, size: int = BATCH) -> Iterator[np.ndarray]:
+        """Iterate over the numbers of all particles in batches of `size`."""
         for start in range(0, self.n, size):
             yield np.arange(start, min(start + size, self.n))
 
     def some(self, at_most: int) -> np.ndarray:
-        """Numbers of up to so many particles, evenly through the stack."""
+        """Return the numbers of up to `at_most` particles, spread evenly over the stack."""
         return np.unique(np.linspace(0, self.n - 1, min(self.n, at_most)).astype(int))
 
     def images(self, index: np.ndarray) -> Tensor:
-        """Normalised images (b, h, h), whose background has mean 0 and variance 1."""
+        """Return normalised images (b, h, h), whose background has mean 0 and variance 1."""
         return self.normalisation.apply(self._raw(index))
 
     def _raw(self, index: np.ndarray) -> Tensor:
@@ -181,7 +200,7 @@ class MatchedParticles:
         return raw
 
     def filtered(self, index: np.ndarray) -> Tensor:
-        """Matched filter C y / sigma^2 as images (b, h, h), in the particles' own frame."""
+        """Return the matched filter C y / sigma^2 as images (b, h, h), in the particles' own frame."""
         spectrum = torch.fft.rfft2(self.images(index)) / self.noise.at(self.frequency)
         ctf = self.ctf_plane(index)
         if self.has_ctf and self.particles.ctf is not None:
@@ -189,7 +208,7 @@ class MatchedParticles:
         return torch.fft.irfft2(spectrum * ctf, s=(self.box, self.box))
 
     def ctf_plane(self, index: np.ndarray) -> Tensor:
-        """CTF (b, h, h // 2 + 1), or ones that broadcast."""
+        """Return the CTF (b, h, h // 2 + 1), or ones that broadcast."""
         if not self.has_ctf:
             return torch.ones(1, 1, 1, device=self.device)
         assert self.particles.ctf is not None
@@ -197,10 +216,21 @@ class MatchedParticles:
         return ctf_2d(self.particles.ctf[index], self.box, self.particles.pixel_size_A, device=self.device)
 
     def aligned(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Half planes (b, h, h // 2 + 1) of the matched filter in the frame of the class average, and C^2 / sigma^2.
+        """Compute the matched filter in the frame of the class average, and its precision.
 
-        The transform is orthonormal and the image's centre is its origin. Without poses the particles are taken as
-        aligned.
+        The transform is orthonormal and the image's centre is its origin. Particles without poses are taken as aligned.
+
+        Parameters
+        ----------
+        index : ndarray of shape (b,)
+            Numbers of the particles.
+
+        Returns
+        -------
+        Tensor of shape (b, h, h // 2 + 1)
+            C y / sigma^2.
+        Tensor of shape (b, h, h // 2 + 1)
+            C^2 / sigma^2.
         """
         images, ctf = self.filtered(index), self.ctf_plane(index)
         poses = self.particles.poses
@@ -219,7 +249,7 @@ class MatchedParticles:
         return spectrum, precision.expand(len(index), *precision.shape[1:])
 
     def unique_ctf(self) -> tuple[CtfParameters | None, np.ndarray]:
-        """The different CTFs, and which of them each particle (n,) has."""
+        """Return the different CTFs, and which of them each particle (n,) has."""
         if not self.has_ctf:
             return None, np.zeros(self.n, np.int64)
         assert self.particles.ctf is not None
@@ -229,7 +259,20 @@ class MatchedParticles:
         return ctf[first], index.reshape(-1)
 
     def precision_on_rings(self, ctf: CtfParameters | None, frequency_per_px: Tensor) -> Tensor:
-        """C^2 / sigma^2 (u, K), averaged around rings of these frequencies (K,)."""
+        """Compute C^2 / sigma^2, averaged over the angle.
+
+        Parameters
+        ----------
+        ctf : CtfParameters or None
+            Parameters of u CTFs, or None for a CTF of 1.
+        frequency_per_px : Tensor of shape (K,)
+            Radii of the rings, cycles per pixel.
+
+        Returns
+        -------
+        Tensor of shape (u, K)
+            Precision.
+        """
         frequency = frequency_per_px.to(self.device)
         noise = self.noise.at(frequency)
         if ctf is None:
@@ -240,7 +283,7 @@ class MatchedParticles:
 
 
 def as_particle_set(source: Any) -> ParticleSet:
-    """Whatever holds square images as a particle set."""
+    """Return a particle set of any source of square images."""
     if isinstance(source, ParticleSet):
         return source
     if isinstance(source, ImageSource):
@@ -252,20 +295,63 @@ def as_particle_set(source: Any) -> ParticleSet:
 
 
 def turned_ctf(ctf: CtfParameters, psi_deg: np.ndarray, mirror: np.ndarray) -> CtfParameters:
-    """CTF of particles that are rotated by psi, then mirrored: only the direction of astigmatism changes."""
+    """Return the CTF of particles that are rotated, then mirrored: only the direction of astigmatism changes.
+
+    Parameters
+    ----------
+    ctf : CtfParameters
+        CTF parameters.
+    psi_deg : ndarray of shape (n,)
+        In-plane rotation, degrees.
+    mirror : ndarray of shape (n,)
+        True where mirrored after the rotation.
+
+    Returns
+    -------
+    CtfParameters
+        Parameters in the rotated frame.
+    """
     turned = ctf.astigmatism_angle_deg + psi_deg
     return replace(ctf, astigmatism_angle_deg=np.where(mirror, -turned, turned) % 180.0)
 
 
 def ring_mean(values: Tensor, ring: Tensor, n_rings: int) -> Tensor:
-    """Mean of values (p,) over the members of each ring (p,)."""
+    """Return the mean of values over each ring.
+
+    Parameters
+    ----------
+    values : Tensor of shape (p,)
+        Values.
+    ring : Tensor of shape (p,)
+        Ring of each value.
+    n_rings : int
+        Number of rings.
+
+    Returns
+    -------
+    Tensor of shape (n_rings,)
+        Means.
+    """
     total = torch.zeros(n_rings, device=values.device).index_add_(0, ring, values)
     count = torch.zeros(n_rings, device=values.device).index_add_(0, ring, torch.ones_like(values))
     return total / count.clamp_min(1)
 
 
 def background_spectrum(data: MatchedParticles, *, at_most: int = 5000) -> NoiseSpectrum:
-    """Ring spectrum of what surrounds the particles, from up to 5,000 of them evenly through the stack."""
+    """Measure the noise spectrum on the background around the particles.
+
+    Parameters
+    ----------
+    data : MatchedParticles
+        Particles.
+    at_most : int, default 5000
+        Number of particles used, spread evenly over the stack.
+
+    Returns
+    -------
+    NoiseSpectrum
+        The spectrum.
+    """
     box, device = data.box, data.device
     background = background_mask(box, device)
     chosen = data.some(at_most)
@@ -284,10 +370,24 @@ def background_spectrum(data: MatchedParticles, *, at_most: int = 5000) -> Noise
 
 
 def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction: float = 0.98) -> float:
-    """Radius that holds `fraction` of what particles add to the variance of the images, with a margin of a tenth.
+    """Measure the radius that holds a fraction of the particles' contribution to the images' variance, plus a tenth.
 
-    From the matched filter's variance at each radius, over the background's; where the excess is lost in noise, the
-    largest radius that leaves a background.
+    It follows from the variance of the matched filter at each radius over that of the background; where the difference
+    is lost in noise, it is the largest radius that leaves a background.
+
+    Parameters
+    ----------
+    data : MatchedParticles
+        Particles.
+    at_most : int, default 2000
+        Number of particles used, spread evenly over the stack.
+    fraction : float, default 0.98
+        Fraction of the contribution.
+
+    Returns
+    -------
+    float
+        Radius, pixels.
     """
     box = data.box
     chosen = data.some(at_most)
@@ -306,7 +406,20 @@ def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction:
 
 
 def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
-    """Radius in pixels that holds `fraction` of an image's power (h, h) over that of its rim."""
+    """Return the radius that holds a fraction of an image's power above that of its rim.
+
+    Parameters
+    ----------
+    image : Tensor of shape (h, h)
+        Image.
+    fraction : float, default 0.97
+        Fraction of the power.
+
+    Returns
+    -------
+    float
+        Radius, pixels.
+    """
     box = image.shape[-1]
     ring = centre_distance(box, image.device).round().long().flatten()
     count = torch.bincount(ring).to(image.dtype)
@@ -317,12 +430,45 @@ def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
 
 
 def disc_mask(box: int, radius_px: float, device: torch.device | str) -> Tensor:
-    """Soft disc (h, h) that falls from 1 to 0 within four pixels beyond the radius."""
+    """Return a soft disc that falls from 1 to 0 within four pixels beyond the radius.
+
+    Parameters
+    ----------
+    box : int
+        Image size h, pixels.
+    radius_px : float
+        Radius, pixels.
+    device : torch.device or str
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (h, h)
+        The mask.
+    """
     return soft_disc(box, min(radius_px, box / 2 - MASK_EDGE_PX), MASK_EDGE_PX, device=device)
 
 
 def matched_as_learnt(estimator: Any, X: Any) -> MatchedParticles:
-    """Particles with the noise and normalisation a fitted estimator learnt; RalibError where the box is another."""
+    """Return particles with the noise spectrum and normalisation of a fitted estimator.
+
+    Parameters
+    ----------
+    estimator : Any
+        The estimator.
+    X : Any
+        Particles or images.
+
+    Returns
+    -------
+    MatchedParticles
+        The particles.
+
+    Raises
+    ------
+    RalibError
+        If their box is not the estimator's.
+    """
     check_is_fitted(estimator)
     noise, normalisation = estimator.noise_spectrum_, estimator.normalisation_
     matched = MatchedParticles(X, device=estimator.device, noise=noise, normalisation=normalisation)

@@ -1,4 +1,4 @@
-"""Multilinear principal components: an image is projected by rows and by columns, not as one long vector."""
+"""Multilinear principal component analysis: images are projected by rows and by columns."""
 
 from __future__ import annotations
 
@@ -15,18 +15,47 @@ from ralib.types import RalibError
 
 
 class MPCA(ImageTransformer):
-    """Multilinear PCA (Lu, Plataniotis and Venetsanopoulos 2008; for matrices also known as GLRAM, Ye 2005).
+    """Multilinear PCA (Lu, Plataniotis and Venetsanopoulos 2008), for matrices known as GLRAM (Ye 2005).
 
-    An image X (h, w) becomes a core A^T (X - mean) B of a x b numbers, with orthonormal A (h, a) and B (w, b) that
-    keep the most variance together. A and B come from h x h and w x w eigenproblems, so that a box of 200 px costs
-    hardly more than one of 90.
+    An image X (h, w) is reduced to a core A^T (X - mean) B of a x b numbers, with orthonormal A (h, a) and B (w, b)
+    that retain the largest variance together. A and B follow from h x h and w x w eigenproblems, so that a box of 200
+    px takes hardly longer than one of 90. Scores are cores, flattened by rows: (n, a * b).
 
-    core_shape      (a, b); None: by the generalised information criterion on the row and column covariances
-    image_shape     (h, w) where rows are given instead of images and the images are not square
-    max_iter, tol   alternations of A and B, and the relative gain of captured variance below which they stop
+    Parameters
+    ----------
+    core_shape : tuple[int, int] | None, optional
+        Size (a, b) of the core; by default by the generalised information criterion on the row and column covariances.
+    image_shape : tuple[int, int] | None, optional
+        Height and width, where rows are given instead of images and the images are not square.
+    max_iter : int, default 10
+        Largest number of alternations of A and B.
+    tol : float, default 1e-05
+        Relative gain of captured variance below which they stop.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
-    Fitted: row_axes_ (h, a), column_axes_ (w, b), mean_ (h * w,), core_shape_, explained_variance_ratio_ (a number),
-    n_iter_, image_shape_. Scores are cores, flattened by rows: (n, a * b).
+    Attributes
+    ----------
+    row_axes_ : ndarray of shape (h, a)
+        A.
+    column_axes_ : ndarray of shape (w, b)
+        B.
+    mean_ : ndarray of shape (h * w,)
+        Mean image.
+    core_shape_ : tuple of int
+        Size of the core.
+    explained_variance_ratio_ : float
+        Fraction of the variance retained.
+    n_iter_ : int
+        Alternations done.
+    image_shape_ : tuple of int
+        Height and width of the images.
+
+    References
+    ----------
+    Lu, Plataniotis and Venetsanopoulos 2008, "MPCA: multilinear principal component analysis of tensor objects", IEEE
+    Trans. Neural Netw. 19, 18-39.
+    Ye 2005, "Generalized low rank approximations of matrices", Mach. Learn. 61, 167-191.
     """
 
     def __init__(
@@ -55,7 +84,7 @@ class MPCA(ImageTransformer):
 
     @property
     def components_(self) -> np.ndarray:  # type: ignore[override]
-        """The a * b orthonormal images (h * w) that the core's numbers multiply."""
+        """The a * b orthonormal images (h * w) that belong to the core's numbers."""
         return np.kron(self.row_axes_, self.column_axes_).T
 
     @property
@@ -70,7 +99,19 @@ class MPCA(ImageTransformer):
 
 
 class CoreRows:
-    """The cores A^T (X - mean) B of some images, flattened, as rows that are computed when walked over."""
+    """Cores A^T (X - mean) B of images, flattened, computed chunk by chunk.
+
+    Parameters
+    ----------
+    rows : ImageRows
+        Images.
+    mean : Tensor of shape (h * w,)
+        Mean image.
+    row_axes : Tensor of shape (h, a)
+        A.
+    column_axes : Tensor of shape (w, b)
+        B.
+    """
 
     def __init__(self, rows: ImageRows, mean: Tensor, row_axes: Tensor, column_axes: Tensor) -> None:
         self.rows, self._mean, self._row_axes, self._column_axes = rows, mean, row_axes, column_axes
@@ -78,13 +119,26 @@ class CoreRows:
         self.n_pixels = row_axes.shape[1] * column_axes.shape[1]
 
     def chunks(self) -> Any:
+        """Iterate over chunks (b, a * b) of the cores."""
         for chunk in self.rows.chunks():
             images = (chunk - self._mean).view(-1, *self.rows.image_shape)
             yield (self._row_axes.T @ images @ self._column_axes).flatten(1)
 
 
 class AxesFit:
-    """Row and column axes with the fraction of the variance that they capture."""
+    """Row and column axes with the fraction of the variance that they capture.
+
+    Parameters
+    ----------
+    row_axes : Tensor of shape (h, a)
+        A.
+    column_axes : Tensor of shape (w, b)
+        B.
+    captured : float
+        Fraction of the variance.
+    n_iter : int
+        Alternations done.
+    """
 
     def __init__(self, row_axes: Tensor, column_axes: Tensor, captured: float, n_iter: int) -> None:
         self.row_axes, self.column_axes, self.captured, self.n_iter = row_axes, column_axes, captured, n_iter
@@ -93,7 +147,26 @@ class AxesFit:
 def fit_axes(
     rows: ImageRows, mean: Tensor, core_shape: tuple[int, int] | None, *, max_iter: int = 10, tol: float = 1e-5
 ) -> AxesFit:
-    """Alternate the two eigenproblems, starting from the axes of the unprojected images."""
+    """Find the axes by alternating eigenproblems, starting from those of the unprojected images.
+
+    Parameters
+    ----------
+    rows : ImageRows
+        Images.
+    mean : Tensor of shape (h * w,)
+        Mean image.
+    core_shape : tuple of int or None
+        Size (a, b) of the core, or None for the generalised information criterion.
+    max_iter : int, default 10
+        Largest number of alternations.
+    tol : float, default 1e-05
+        Relative gain of captured variance below which they stop.
+
+    Returns
+    -------
+    AxesFit
+        The axes.
+    """
     h, w = rows.image_shape
     row_scatter, column_scatter = _full_scatters(rows, mean)
     total = float(row_scatter.trace())

@@ -1,4 +1,4 @@
-"""Particles that show the same view: nearest by features that no in-plane rotation changes, then aligned."""
+"""Particles of the same view: nearest neighbours by features invariant to in-plane rotation, then aligned."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ AVERAGED = 8
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest particles of each of n, the most alike first.
+    """The k nearest particles of each of n, in order of decreasing correlation.
 
     Attributes
     ----------
-    index : (n, k) which particles
-    psi_deg : (n, k) rotation that brings the neighbour onto the particle, applied first
-    mirror : (n, k) whether the neighbour is mirrored after that rotation
-    correlation : (n, k) of the denoised images
+    index : ndarray of shape (n, k)
+        Numbers of the neighbours.
+    psi_deg : ndarray of shape (n, k)
+        Rotation that maps the neighbour onto the particle, applied first, degrees.
+    mirror : ndarray of shape (n, k)
+        Whether the neighbour is mirrored after that rotation.
+    correlation : ndarray of shape (n, k)
+        Correlation of the denoised images.
     """
 
     index: np.ndarray
@@ -41,7 +45,7 @@ class Neighbours:
     correlation: np.ndarray
 
     def poses_of(self, particle: int) -> Poses:
-        """Poses of the neighbours of one particle in its frame."""
+        """Return the poses of the neighbours of one particle in its frame."""
         return Poses.identity(self.index.shape[1]).replace(
             psi_deg=torch.from_numpy(self.psi_deg[particle]).float(),
             mirror=torch.from_numpy(self.mirror[particle]),
@@ -57,20 +61,36 @@ def find_neighbours(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Neighbours:
-    """Nearest views among particles given by steerable scores, as `CovarianceWienerFilter.transform` gives them.
+    """Find the particles of the nearest views from steerable scores, as `CovarianceWienerFilter.transform` gives them.
 
     Up to 4,000 particles all pairs are compared over all in-plane rotations and reflections. Beyond, candidates are
-    found first by the bispectrum (Zhao and Singer 2014, doi 10.1016/j.jsb.2014.03.003), and those are aligned. Each
-    further round repeats the comparison with particles that were averaged with their nearest neighbours.
+    found first by the bispectrum (Zhao and Singer 2014) and then aligned. Each further round repeats the comparison
+    with particles averaged with their nearest neighbours.
 
     Parameters
     ----------
-    scores : (n, c) complex, over their standard deviations, so that detail counts as much as the outline; order (c,)
-        their angular orders, 0 and up
-    n_neighbours : how many for each particle
-    rounds : comparisons; 1 does not average
-    seed : of the random triples of the bispectrum
-    device : where to compute
+    scores : ndarray of shape (n, c)
+        Complex scores over their standard deviations, so that detail counts as much as the outline.
+    order : ndarray of shape (c,)
+        Their angular orders, from 0.
+    n_neighbours : int, default 50
+        Number of neighbours of each particle.
+    rounds : int, default ROUNDS
+        Number of comparisons; 1 does not average.
+    seed : int, default 0
+        Of the random triples of the bispectrum.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    Neighbours
+        The neighbours.
+
+    References
+    ----------
+    Zhao and Singer 2014, "Rotationally invariant image representation for viewing direction classification in cryo-EM",
+    J. Struct. Biol. 186, 153-166, doi 10.1016/j.jsb.2014.03.003.
     """
     n = len(scores)
     if not 1 <= n_neighbours < n:
@@ -93,7 +113,24 @@ def find_neighbours(
 
 
 def averaged_with_neighbours(scores: Tensor, order: Tensor, found: Neighbours, count: int) -> Tensor:
-    """Scores (n, c) of particles averaged with their nearest neighbours, weighted by how alike they are."""
+    """Average the scores of particles with those of their nearest neighbours, weighted by correlation.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n, c)
+        Complex scores.
+    order : Tensor of shape (c,)
+        Their angular orders.
+    found : Neighbours
+        The neighbours.
+    count : int
+        Number of neighbours averaged.
+
+    Returns
+    -------
+    Tensor of shape (n, c)
+        Scores.
+    """
     total = scores.clone()
     weights = torch.ones(len(scores), 1, device=scores.device)
     for j in range(count):
@@ -147,16 +184,16 @@ def _aligned(unit: Tensor, order: Tensor, candidates: Tensor | None, count: int)
 
 
 def angle_count(highest_order: int) -> int:
-    """Angles at which rotations are compared: twice the band limit, a power of two."""
+    """Return the number of angles at which rotations are compared: twice the band limit, a power of two."""
     return 1 << max(5, int(np.ceil(np.log2(2 * highest_order + 2))))
 
 
 def _best_angle(
     mine: Tensor, others: Tensor, order: Tensor, candidates: Tensor | None, angles: int
 ) -> tuple[Tensor, Tensor]:
-    """Largest correlation (rows, others) over the rotations of the others, and the angle's number.
+    """Return the largest correlation (rows, others) over rotations of the others, and the angle's number.
 
-    Turning the other by psi multiplies its scores of order m by exp(-i m psi): the correlation is a Fourier series.
+    Rotating by psi multiplies a score of order m by exp(-i m psi): the correlation is a Fourier series.
     """
     width = len(others) if candidates is None else candidates.shape[1]
     series = torch.zeros(len(mine), width, angles // 2 + 1, dtype=torch.complex64, device=mine.device)
@@ -172,10 +209,24 @@ def _best_angle(
 
 
 def bispectrum_features(unit: Tensor, order: Tensor, *, seed: int = 0) -> Tensor:
-    """Features (n, f) that in-plane rotations leave as they are: leading components of a random part of the bispectrum.
+    """Compute features invariant to in-plane rotation: leading components of a random part of the bispectrum.
 
-    A product a_p a_q conj(a_r) of scores whose orders obey m_p + m_q = m_r does not change under rotation. Amplitudes
-    enter by their cube roots, so that the strongest scores do not decide alone.
+    A product a_p a_q conj(a_r) of scores whose orders satisfy m_p + m_q = m_r is invariant. Amplitudes enter by their
+    cube roots, so that the strongest scores do not dominate.
+
+    Parameters
+    ----------
+    unit : Tensor of shape (n, c)
+        Complex scores of unit norm.
+    order : Tensor of shape (c,)
+        Their angular orders.
+    seed : int, default 0
+        Of the random triples.
+
+    Returns
+    -------
+    Tensor of shape (n, f)
+        Features.
     """
     rng = np.random.default_rng(seed)
     orders = order.cpu().numpy()
@@ -222,6 +273,19 @@ def _nearest(features: Tensor, count: int) -> Tensor:
 
 
 def standardised_scores(model: CovarianceWienerFilter, scores: np.ndarray) -> np.ndarray:
-    """Scores (n, k) over the standard deviation of each component, as `find_neighbours` takes them."""
+    """Divide scores by the standard deviation of each component, as `find_neighbours` needs them.
+
+    Parameters
+    ----------
+    model : CovarianceWienerFilter
+        The fitted filter.
+    scores : ndarray of shape (n, k)
+        Complex scores.
+
+    Returns
+    -------
+    ndarray of shape (n, k)
+        Standardised scores.
+    """
     variance = model.explained_variance_ / np.where(model.order_ == 0, 1.0, 2.0)
     return scores / np.sqrt(variance)

@@ -18,7 +18,17 @@ EXACT_UP_TO_PIXELS = 1024
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Leading eigenpairs of the covariance of some rows: variances (k,) descending, axes (k, p), total variance."""
+    """Leading eigenpairs of the covariance of rows.
+
+    Attributes
+    ----------
+    variance : Tensor of shape (k,)
+        Eigenvalues, descending.
+    axes : Tensor of shape (k, p)
+        Eigenvectors.
+    total : float
+        Total variance.
+    """
 
     variance: Tensor
     axes: Tensor
@@ -28,20 +38,45 @@ class Spectrum:
 class PCA(ImageTransformer):
     """Principal component analysis of particle images.
 
-    n_components    how many; None: as many as the generalised information criterion finds with solver 'exact',
-                    else min(n, p)
-    solver          'exact': eigenvectors of the p x p covariance, gathered in one walk over the images;
-                    'randomized': block Krylov iteration (Musco and Musco 2015, arXiv:1504.05477), which stays
-                    accurate on the flat spectra of noisy images where plain subspace iteration does not;
-                    'auto': exact up to 1,024 pixels an image
-    n_iter          walks over the images in the randomised solver; 8 bring the variances of noisy particles within
-                    0.2% of the exact ones, where scikit-learn's randomised solver is 5% off (bench/analysis.py)
-    random_state    seed, as in scikit-learn
-    device          where to compute: 'cpu', 'cuda', 'cuda:1'
+    Parameters
+    ----------
+    n_components : int | None, optional
+        Number of components; by default by the generalised information criterion with solver 'exact', else min(n, p).
+    solver : str, default 'auto'
+        'exact': eigenvectors of the p x p covariance, summed in one pass over the images. 'randomized': block Krylov
+        iteration, which stays accurate on the flat spectra of noisy images where plain subspace iteration does not.
+        'auto': exact up to 1,024 pixels an image.
+    n_iter : int, default 8
+        Passes over the images of the randomised solver; with 8 the variances of noisy particles are within 0.2 % of the
+        exact ones, where scikit-learn's randomised solver is 5 % off (bench/analysis.py).
+    random_state : Any, optional
+        Seed, as in scikit-learn.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
-    Fitted: components_ (k, p), mean_ (p,), explained_variance_ (k,) in squared grey values,
-    explained_variance_ratio_ (k,), singular_values_ (k,), noise_variance_ (mean variance of what is left),
-    n_components_, image_shape_.
+    Attributes
+    ----------
+    components_ : ndarray of shape (k, p)
+        Components.
+    mean_ : ndarray of shape (p,)
+        Mean image.
+    explained_variance_ : ndarray of shape (k,)
+        Variance of each, squared grey values.
+    explained_variance_ratio_ : ndarray of shape (k,)
+        The same over the total variance.
+    singular_values_ : ndarray of shape (k,)
+        Singular values.
+    noise_variance_ : float
+        Mean variance of the remaining directions.
+    n_components_ : int
+        Number of components.
+    image_shape_ : tuple of int
+        Height and width of the images.
+
+    References
+    ----------
+    Musco and Musco 2015, "Randomized block Krylov methods for stronger and faster approximate singular value
+    decomposition", arXiv:1504.05477.
     """
 
     def __init__(
@@ -92,7 +127,20 @@ class PCA(ImageTransformer):
 
 
 def exact_spectrum(rows: Any, mean: Tensor) -> Spectrum:
-    """All eigenpairs of the covariance, summed in float64 over one walk."""
+    """Compute all eigenpairs of the covariance, summed in double precision in one pass.
+
+    Parameters
+    ----------
+    rows : Any
+        Rows in chunks, such as `ImageRows`.
+    mean : Tensor of shape (p,)
+        Mean row.
+
+    Returns
+    -------
+    Spectrum
+        The eigenpairs.
+    """
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for chunk in rows.chunks():
         centred = (chunk - mean).double()
@@ -105,7 +153,28 @@ def exact_spectrum(rows: Any, mean: Tensor) -> Spectrum:
 def krylov_spectrum(
     rows: Any, mean: Tensor, k: int, *, n_iter: int = 8, oversample: int = 10, generator: torch.Generator
 ) -> Spectrum:
-    """The k leading eigenpairs within the Krylov space of a random block: n_iter + 1 walks over the rows."""
+    """Compute the leading eigenpairs within the Krylov space of a random block, in n_iter + 1 passes over the rows.
+
+    Parameters
+    ----------
+    rows : Any
+        Rows in chunks, such as `ImageRows`.
+    mean : Tensor of shape (p,)
+        Mean row.
+    k : int
+        Number of eigenpairs.
+    n_iter : int, default 8
+        Powers of the covariance.
+    oversample : int, default 10
+        Additional columns of the block.
+    generator : torch.Generator
+        Random numbers of the block.
+
+    Returns
+    -------
+    Spectrum
+        The eigenpairs.
+    """
     p = len(mean)
     width = min(k + oversample, p)
     block = torch.randn(p, width, generator=generator, device=mean.device, dtype=mean.dtype)

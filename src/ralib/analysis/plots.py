@@ -18,9 +18,25 @@ MAX_LEGEND = 20
 
 
 def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 10, size_inch: float = 1.0) -> Figure:
-    """Images (k, h, w) side by side, each with its own contrast between its 0.5 and 99.5 percentiles.
+    """Show images side by side, each between its own 0.5 and 99.5 percentiles.
 
     Row 0 is on top, as in classes.png, in the report and in most viewers.
+
+    Parameters
+    ----------
+    images : array_like of shape (k, h, w)
+        Images.
+    titles : Sequence[str] | None, optional
+        Title of each.
+    columns : int, default 10
+        Images in a row.
+    size_inch : float, default 1.0
+        Width of an image, inch.
+
+    Returns
+    -------
+    Figure
+        The figure.
     """
     images = _array(images)
     if images.ndim != 3 or not len(images):
@@ -41,14 +57,44 @@ def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 
 
 
 def class_gallery(averages: Any, members: Any, *, columns: int = 10) -> Figure:
-    """Class averages (k, n, n), the largest first, titled with class (from 1) and number of members."""
+    """Show class averages, the largest class first, titled with class (from 1) and number of members.
+
+    Parameters
+    ----------
+    averages : array_like of shape (k, n, n)
+        Class averages.
+    members : array_like of shape (k,)
+        Number of members.
+    columns : int, default 10
+        Images in a row.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     members = _array(members)
     order = np.argsort(-members, kind="stable")
     return gallery(_array(averages)[order], titles=[f"{i + 1}: {members[i]:,}" for i in order], columns=columns)
 
 
 def scatter_by_cluster(coordinates: np.ndarray, labels: np.ndarray | None = None, *, title: str = "") -> Figure:
-    """Particles (n, 2) as points, coloured by label; labels of many values are coloured on a scale."""
+    """Show particles as points coloured by label, on a colour scale for labels of many values.
+
+    Parameters
+    ----------
+    coordinates : ndarray of shape (n, 2)
+        Points.
+    labels : ndarray | None of shape (n,), optional
+        Label of each.
+    title : str, default ''
+        Title of the figure.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     figure, ax = _one_axes(title)
     points = dict(s=max(2.0, 24.0 - 2.0 * np.log2(len(coordinates) + 1)), linewidths=0, alpha=0.7, rasterized=True)
     values = np.zeros(len(coordinates), int) if labels is None else np.asarray(labels)
@@ -67,7 +113,22 @@ def scatter_by_cluster(coordinates: np.ndarray, labels: np.ndarray | None = None
 
 
 def class_histogram(class_index: Any, *, n_classes: int | None = None, what: str = "class") -> Figure:
-    """Members of each class, or of what else is counted; particles without one (-1) are told in the title."""
+    """Show the number of members of each class; the title has the number of particles without one (-1).
+
+    Parameters
+    ----------
+    class_index : array_like of shape (n,)
+        Class of each particle, from 0.
+    n_classes : int | None, optional
+        Number of classes; by default the largest plus one.
+    what : str, default 'class'
+        What is counted, for the labels.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     classes = _array(class_index).astype(int)
     counts = np.bincount(classes[classes >= 0], minlength=n_classes or 1)
     outside = int((classes < 0).sum())
@@ -79,7 +140,7 @@ def class_histogram(class_index: Any, *, n_classes: int | None = None, what: str
 
 
 def pose_figure(poses: Poses) -> Figure:
-    """Where the origins lie (hexagonal bins), and how psi is distributed, unmirrored and mirrored."""
+    """Show where the origins lie (hexagonal bins), and the distribution of psi, unmirrored and mirrored."""
     poses = poses.to("cpu")
     shift, psi, mirror = poses.origin_xy_px.numpy(), poses.psi_deg.numpy() % 360.0, poses.mirror.numpy()
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -97,7 +158,7 @@ def pose_figure(poses: Poses) -> Figure:
 
 
 def defocus_figure(ctf: CtfParameters) -> Figure:
-    """Distribution of the mean defocus, and of the astigmatism by direction."""
+    """Show the distribution of the mean defocus, and of astigmatism by direction."""
     u, v = np.asarray(ctf.defocus_u_A) * 1e-4, np.asarray(ctf.defocus_v_A) * 1e-4
     angle = np.deg2rad(ctf.astigmatism_angle_deg)
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -111,7 +172,24 @@ def defocus_figure(ctf: CtfParameters) -> Figure:
 
 
 def ctf_figure(ctf: CtfParameters, index: int = 0, *, pixel_size_A: float, box: int = 256) -> Figure:
-    """The CTF of one particle: along the two defocus axes, and over the Fourier plane."""
+    """Show the CTF of one particle along both defocus axes, and over the Fourier plane.
+
+    Parameters
+    ----------
+    ctf : CtfParameters
+        CTF parameters.
+    index : int, default 0
+        Number of the particle.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    box : int, default 256
+        Size of the plane, pixels.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     one = ctf[np.array([index])]
     frequency = torch.linspace(0, 0.5 / pixel_size_A, 1000, dtype=torch.float64)
     along = np.deg2rad(float(one.astigmatism_angle_deg[0])) + np.array([0, np.pi / 2])
@@ -130,7 +208,22 @@ def ctf_figure(ctf: CtfParameters, index: int = 0, *, pixel_size_A: float, box: 
 
 
 def spectrum_figure(spectrum: Any, noise_edge: float, eigenimages: Any = None) -> Figure:
-    """Eigenvalues of whitened particles against the largest that noise alone makes, and the first eigenimages."""
+    """Show eigenvalues of whitened particles with the noise edge, and the first eigenimages.
+
+    Parameters
+    ----------
+    spectrum : array_like of shape (s,)
+        Eigenvalues.
+    noise_edge : float
+        Largest eigenvalue that noise alone makes.
+    eigenimages : array_like of shape (k, h, w), optional
+        Eigenimages.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     values = _array(spectrum)
     figure = Figure(figsize=(6, 4.5 if eigenimages is None else 6), layout="constrained")
     grid = figure.add_gridspec(
@@ -152,12 +245,44 @@ def spectrum_figure(spectrum: Any, noise_edge: float, eigenimages: Any = None) -
 
 
 def view_figure(rot_deg: Any, tilt_deg: Any, *, what: tuple[str, str] = ("rot", "tilt")) -> Figure:
-    """Viewing directions in hexagonal bins, with the distribution of either angle at the sides (degrees)."""
+    """Show viewing directions in hexagonal bins, with the distribution of either angle at the sides.
+
+    Parameters
+    ----------
+    rot_deg : array_like of shape (n,)
+        First angle, degrees.
+    tilt_deg : array_like of shape (n,)
+        Second angle, degrees.
+    what : tuple[str, str], default ('rot', 'tilt')
+        Names of the angles.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     return hexbin_figure(_array(rot_deg), _array(tilt_deg), labels=(f"{what[0]} (degrees)", f"{what[1]} (degrees)"))
 
 
 def hexbin_figure(x: Any, y: Any, *, labels: tuple[str, str] = ("x", "y"), gridsize: int = 36) -> Figure:
-    """Points (n,) in hexagonal bins, with the distribution of each coordinate at the sides."""
+    """Show points in hexagonal bins, with the distribution of each coordinate at the sides.
+
+    Parameters
+    ----------
+    x : array_like of shape (n,)
+        First coordinate.
+    y : array_like of shape (n,)
+        Second coordinate.
+    labels : tuple[str, str], default ('x', 'y')
+        Names of the coordinates.
+    gridsize : int, default 36
+        Bins across.
+
+    Returns
+    -------
+    Figure
+        The figure.
+    """
     x, y = _array(x), _array(y)
     if x.shape != y.shape or x.ndim != 1:
         raise RalibError(f"points of shapes {x.shape} and {y.shape}: give (n,) of both")
@@ -176,7 +301,7 @@ def hexbin_figure(x: Any, y: Any, *, labels: tuple[str, str] = ("x", "y"), grids
 
 
 def scree_figure(explained_variance_ratio: np.ndarray) -> Figure:
-    """Variance explained by each component, and by all up to it."""
+    """Show the variance explained by each component, and by all up to it."""
     ratio = np.asarray(explained_variance_ratio)
     figure, ax = _one_axes("")
     number = np.arange(1, len(ratio) + 1)

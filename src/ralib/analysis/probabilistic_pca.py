@@ -1,4 +1,4 @@
-"""Probabilistic PCA of aligned particles, with the CTF and the noise's spectrum in the model."""
+"""Probabilistic PCA of aligned particles, with the CTF and the noise spectrum in the model."""
 
 from __future__ import annotations
 
@@ -40,9 +40,18 @@ EDGE_MARGIN = 1.02
 
 @dataclass
 class AlignedSpectra:
-    """Matched filters (n, 2, d) of aligned particles in a half plane, and C^2 (n, d) without the noise.
+    """Matched filters of aligned particles in a half plane.
 
-    noise_power (R,) by ring divides both; it is estimated with the components.
+    Attributes
+    ----------
+    plane : HalfPlane
+        The half plane.
+    matched : Tensor of shape (n, 2, d)
+        Matched filters, without the noise.
+    ctf2 : Tensor of shape (n, d)
+        C^2, without the noise.
+    noise_power : Tensor of shape (R,)
+        Noise power of each ring, which divides both; it is estimated with the components.
     """
 
     plane: HalfPlane
@@ -55,59 +64,97 @@ class AlignedSpectra:
 
     @property
     def weight(self) -> Tensor:
-        """1 / sigma^2 (d,)."""
+        """The precision 1 / sigma^2 (d,)."""
         return self.plane.spread(1 / self.noise_power)
 
     def mean_precision(self) -> Tensor:
-        """Mean over the particles of C^2 / sigma^2 (d,)."""
+        """Return the mean of C^2 / sigma^2 (d,) over the particles."""
         return self.ctf2.mean(0) * self.weight
 
     def chunks(self) -> Iterator[slice]:
+        """Iterate over the particles in slices."""
         for start in range(0, len(self), CHUNK):
             yield slice(start, min(start + CHUNK, len(self)))
 
 
 @dataclass(frozen=True)
 class Latent:
-    """Posterior of contrast and scores: mean (n, 1 + k), covariance (n, 1 + k, 1 + k)."""
+    """Posterior of contrast and scores of n particles.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (n, 1 + k)
+        Posterior means.
+    covariance : Tensor of shape (n, 1 + k, 1 + k)
+        Posterior covariances.
+    """
 
     mean: Tensor
     covariance: Tensor
 
     @property
     def second_moment(self) -> Tensor:
+        """Posterior second moment (n, 1 + k, 1 + k)."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
 
 class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Components of aligned particles that know what the CTF hides and how strong the noise is.
+    """Components of aligned particles in a model with CTF, contrast and noise.
 
-    Particle i is y_i = C_i (a_i mean + W s_i) + n_i, with its contrast a_i around 1, scores s_i of unit variance and
-    noise of the same ring spectrum everywhere. All are estimated by EM (probabilistic PCA, Tipping and Bishop 1999),
-    whose M-step solves for images within the mask by conjugate gradients. Defocus, low contrast and noise so explain
-    themselves, and the components hold what is left: structure. Components are ordered by their signal over the noise,
-    and their variances are freed from what noise adds (`shrink_eigenvalues`). The noise's edge is the largest variance
-    that the same particles have in any direction after their phases were made random.
+    Particle i is y_i = C_i (a_i mean + W s_i) + n_i, with contrast a_i around 1, scores s_i of unit variance and noise
+    of the same ring spectrum everywhere. All are estimated by expectation maximisation (probabilistic PCA, Tipping and
+    Bishop 1999), whose M-step solves for images within the mask by conjugate gradients. Defocus, contrast and noise are
+    so accounted for, and the components hold the remaining, structural variation. They are ordered by their signal over
+    the noise, and their variances are corrected for the noise (`shrink_eigenvalues`). The noise edge is the largest
+    variance that the same particles have in any direction with random phases.
 
     Parameters
     ----------
-    n_components : how many; None: those above the noise's edge, at least 1, at most 20
-    radius_px : of the mask in which particles differ; None measures it
-    max_frequency_per_px : band limit, cycles per pixel, at most 0.5
-    max_iter : EM iterations
-    random_state : seed, as in scikit-learn
-    device : where to compute
+    n_components : int | None, optional
+        Number of components; by default those above the noise edge, 1 to 20.
+    radius_px : float | None, optional
+        Radius of the mask in which particles differ, pixels; by default measured.
+    max_frequency_per_px : float, default 0.35
+        Band limit, cycles per pixel, at most 0.5.
+    max_iter : int, default 15
+        Number of EM iterations.
+    random_state : Any, optional
+        Seed, as in scikit-learn.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
     Attributes
     ----------
-    components_ : (k, h * w) images of length 1; explained_variance_ (k,) of the scores on them, in units of the
-        background's variance
-    mean_ : (h * w,) CTF corrected; image_shape_; n_components_
-    contrast_ : (n,) of the particles that were fitted; contrast_sd_ over them
-    signal_to_noise_ : (k,) signal variance of each component over the noise's, after shrinkage
-    spectrum_, noise_edge_ : leading eigenvalues of the whitened covariance, and the largest that noise makes
-    n_above_noise_ : components above the edge
-    noise_spectrum_, normalisation_ : power of the noise, and what images were divided by; radius_px_
+    components_ : ndarray of shape (k, h * w)
+        Images of norm 1.
+    explained_variance_ : ndarray of shape (k,)
+        Variance of the scores, in units of the background's variance.
+    mean_ : ndarray of shape (h * w,)
+        CTF-corrected mean.
+    image_shape_ : tuple of int
+        Height and width of the images.
+    n_components_ : int
+        Number of components.
+    contrast_ : ndarray of shape (n,)
+        Contrast of the particles fitted.
+    contrast_sd_ : float
+        Standard deviation of the contrast.
+    signal_to_noise_ : ndarray of shape (k,)
+        Signal variance of each component over the noise's, after shrinkage.
+    spectrum_, noise_edge_ : ndarray, float
+        Leading eigenvalues of the whitened covariance, and the largest that noise makes.
+    n_above_noise_ : int
+        Number of components above the edge.
+    noise_spectrum_ : NoiseSpectrum
+        Power of the noise.
+    normalisation_ : BackgroundNormalisation
+        What images were divided by.
+    radius_px_ : float
+        Radius of the mask, pixels.
+
+    References
+    ----------
+    Tipping and Bishop 1999, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61, 611-622.
     """
 
     noise_spectrum_: NoiseSpectrum
@@ -131,22 +178,63 @@ class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # typ
         self.device = device
 
     def fit(self, X: Any, y: None = None) -> Self:
-        """Learn from a `ParticleSet` with poses and CTF, or from aligned images (n, h, h) without."""
+        """Fit to a `ParticleSet` with poses and CTF, or to aligned images (n, h, h) without CTF.
+
+        Parameters
+        ----------
+        X : Any
+            Particles or images.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Self
+            The estimator itself.
+        """
         self._fit(X)
         return self
 
     def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
-        """`fit`, then `transform` of the same particles, which are read once."""
+        """Fit to particles and return their scores; particles are read once.
+
+        Parameters
+        ----------
+        X : Any
+            Particles or images.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        ndarray of shape (n, k)
+            Scores.
+        """
         data = self._fit(X)
         return self._scores(data)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Scores (n, k): posterior means, in the units of the images."""
+        """Return scores (n, k): posterior means, in the units of the images."""
         matched = matched_as_learnt(self, X)
         return self._scores(aligned_spectra(matched, self._plane, self._noise_power))
 
     def trajectory(self, component: int = 0, *, steps: int = 7, reach_sd: float = 2.0) -> np.ndarray:
-        """Images (steps, h, w) along a component, from -reach to +reach standard deviations of its scores."""
+        """Return images along a component.
+
+        Parameters
+        ----------
+        component : int, default 0
+            Number of the component, from 0.
+        steps : int, default 7
+            Number of images.
+        reach_sd : float, default 2.0
+            Range to either side, standard deviations of the scores.
+
+        Returns
+        -------
+        ndarray of shape (steps, h, w)
+            Images.
+        """
         check_is_fitted(self)
         along = np.zeros((steps, len(self.components_)), np.float32)
         along[:, component] = np.linspace(-reach_sd, reach_sd, steps) * np.sqrt(self.explained_variance_[component])
@@ -192,7 +280,22 @@ class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # typ
 
 
 def aligned_spectra(matched: MatchedParticles, plane: HalfPlane, noise_power: Tensor | None = None) -> AlignedSpectra:
-    """Read all particles into a half plane; the noise starts as the background's spectrum."""
+    """Read all particles into a half plane.
+
+    Parameters
+    ----------
+    matched : MatchedParticles
+        Particles.
+    plane : HalfPlane
+        The half plane.
+    noise_power : Tensor | None of shape (R,), optional
+        Initial noise power; by default the background's spectrum.
+
+    Returns
+    -------
+    AlignedSpectra
+        Matched filters.
+    """
     ring = torch.arange(plane.n_rings, device=matched.device) / plane.box
     background = matched.noise.at(ring)
     weight = plane.spread(background)
@@ -207,7 +310,22 @@ def aligned_spectra(matched: MatchedParticles, plane: HalfPlane, noise_power: Te
 
 
 def masked_spectra(matched: MatchedParticles, max_frequency_per_px: float, radius_px: float | None) -> AlignedSpectra:
-    """All particles in a half plane whose mask has this radius; None takes the radius that holds their mean."""
+    """Read all particles into a half plane whose mask has a radius, given or measured on their mean.
+
+    Parameters
+    ----------
+    matched : MatchedParticles
+        Particles.
+    max_frequency_per_px : float
+        Band limit, cycles per pixel.
+    radius_px : float or None
+        Radius of the mask, pixels; None measures it.
+
+    Returns
+    -------
+    AlignedSpectra
+        Matched filters.
+    """
     box, device = matched.box, matched.device
     if matched.n < LEAST_PARTICLES:
         raise RalibError(f"{matched.n} particles are too few to learn components from: give at least {LEAST_PARTICLES}")
@@ -229,7 +347,22 @@ def masked_spectra(matched: MatchedParticles, max_frequency_per_px: float, radiu
 
 
 def e_step(data: AlignedSpectra, model: Tensor, contrast_sd: float) -> Latent:
-    """Posterior of contrast and scores under a model (1 + k, 2, d): the mean, then the components."""
+    """E-step: compute the posterior of contrast and scores.
+
+    Parameters
+    ----------
+    data : AlignedSpectra
+        Matched filters.
+    model : Tensor of shape (1 + k, 2, d)
+        Mean, then components.
+    contrast_sd : float
+        Standard deviation of the contrast.
+
+    Returns
+    -------
+    Latent
+        The posterior.
+    """
     k = len(model)
     prior = torch.ones(k, device=model.device)
     prior[0] = 1 / max(contrast_sd, 1e-3) ** 2
@@ -251,9 +384,23 @@ def e_step(data: AlignedSpectra, model: Tensor, contrast_sd: float) -> Latent:
 
 
 def m_step(data: AlignedSpectra, mean: Tensor, second_moment: Tensor) -> Tensor:
-    """Images (q, 2, d) that fit the particles best given their latent numbers: mean (n, q), second moment (n, q, q).
+    """M-step: solve for the images that fit the particles best given their latent variables.
 
     Least squares within the mask, weighted by C^2 / sigma^2, by conjugate gradients.
+
+    Parameters
+    ----------
+    data : AlignedSpectra
+        Matched filters.
+    mean : Tensor of shape (n, q)
+        Posterior means of the latent variables.
+    second_moment : Tensor of shape (n, q, q)
+        Their second moments.
+
+    Returns
+    -------
+    Tensor of shape (q, 2, d)
+        Images.
     """
     plane, q = data.plane, mean.shape[1]
     normal = torch.zeros(data.ctf2.shape[1], q * q, device=mean.device)
@@ -281,9 +428,10 @@ def m_step(data: AlignedSpectra, mean: Tensor, second_moment: Tensor) -> Tensor:
 
 
 class _WhitenedRows:
-    """What the mean leaves of the particles, whitened and masked, as rows (n, 2 d) for `krylov_spectrum`.
+    """Residuals of the particles from the mean, whitened and masked, as rows (n, 2 d) for `krylov_spectrum`.
 
-    With a seed their phases are random, which leaves each particle's power and takes away all that they share.
+    With a seed their phases are random, which preserves each particle's power and removes what particles have in
+    common.
     """
 
     def __init__(self, data: AlignedSpectra, mean: Tensor, seed: int | None = None) -> None:
@@ -295,6 +443,7 @@ class _WhitenedRows:
         self.mean_shape = shape / shape.norm()
 
     def chunks(self) -> Iterator[Tensor]:
+        """Iterate over chunks of the rows."""
         device = self.mean.device
         generator = None if self.seed is None else torch.Generator(device=device).manual_seed(self.seed)
         plane, weight = self.data.plane, self.data.weight
@@ -326,7 +475,24 @@ def _random_phases(vector: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def initial_components(data: AlignedSpectra, *, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Mean and leading components (1 + k, 2, d), the eigenvalues that led to them, and the noise's edge."""
+    """Initialise mean and components.
+
+    Parameters
+    ----------
+    data : AlignedSpectra
+        Matched filters.
+    generator : torch.Generator
+        Random numbers of the Krylov iteration.
+
+    Returns
+    -------
+    Tensor of shape (1 + k, 2, d)
+        Mean and leading components.
+    Tensor of shape (s,)
+        Eigenvalues of the whitened covariance.
+    float
+        The noise edge.
+    """
     n, device = len(data), data.matched.device
     ones = torch.ones(n, 1, device=device)
     mean = m_step(data, ones, ones[:, :, None])
@@ -346,9 +512,25 @@ def initial_components(data: AlignedSpectra, *, generator: torch.Generator) -> t
 
 
 def expectation_maximisation(data: AlignedSpectra, model: Tensor, *, max_iter: int) -> tuple[Tensor, Latent, float]:
-    """Alternate both steps; returns mean and components, the latent numbers, and the contrast's standard deviation.
+    """Alternate E-step and M-step, and update `data.noise_power`.
 
-    `data.noise_power` is brought up to date on the way.
+    Parameters
+    ----------
+    data : AlignedSpectra
+        Matched filters.
+    model : Tensor of shape (1 + k, 2, d)
+        Initial mean and components.
+    max_iter : int
+        Number of iterations.
+
+    Returns
+    -------
+    Tensor of shape (1 + k, 2, d)
+        Mean and components.
+    Latent
+        Posterior of contrast and scores.
+    float
+        Standard deviation of the contrast.
     """
     contrast_sd = CONTRAST_SD
     precision = data.mean_precision()
@@ -387,10 +569,26 @@ def _update_noise(data: AlignedSpectra, model: Tensor, latent: Latent) -> None:
 
 
 def ordered_and_shrunk(data: AlignedSpectra, model: Tensor, edge: float) -> tuple[Tensor, Tensor]:
-    """The same subspace with independent components, the strongest over the noise first, freed from the noise's share.
+    """Make the components independent, order them by signal over noise, and correct their variances for the noise.
 
-    Returns the model and the signal over noise (k,) of its components. One that does not rise above the edge keeps a
-    trace of its variance, so that its scores say where a particle lies but weigh next to nothing.
+    A component that does not rise above the edge retains a trace of its variance, so that its scores remain defined but
+    have almost no weight.
+
+    Parameters
+    ----------
+    data : AlignedSpectra
+        Matched filters.
+    model : Tensor of shape (1 + k, 2, d)
+        Mean and components.
+    edge : float
+        The noise edge.
+
+    Returns
+    -------
+    Tensor of shape (1 + k, 2, d)
+        Mean and components.
+    Tensor of shape (k,)
+        Signal over noise of each component.
     """
     weighted = model[1:] * data.mean_precision()
     gram = torch.einsum("acd,bcd->ab", weighted, model[1:])

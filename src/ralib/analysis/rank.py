@@ -1,4 +1,4 @@
-"""How many components the data supports."""
+"""The number of components that the data support."""
 
 from __future__ import annotations
 
@@ -8,14 +8,28 @@ from torch import Tensor
 
 
 def gic_rank(variance: Tensor, n_samples: int, *, at_most: int | None = None) -> int:
-    """Number of components by the generalised information criterion, at least 1.
+    """Return the number of components by the generalised information criterion, at least 1.
 
-    variance    (p,) all eigenvalues of the sample covariance, descending
-    n_samples   images they were computed from
+    The criterion of Hung, Huang and Ing, which 2SDR uses in its second stage. Unlike BIC it counts the parameters
+    without assuming equal noise eigenvalues; for equal ones both agree.
 
-    The criterion is that of Hung, Huang and Ing ("On a generalized information criterion for rank selection in PCA",
-    2020), which 2SDR uses for its second stage. Against BIC it counts the parameters without assuming that the noise
-    eigenvalues are equal; for equal ones both agree.
+    Parameters
+    ----------
+    variance : Tensor of shape (p,)
+        All eigenvalues of the sample covariance, descending.
+    n_samples : int
+        Number of images.
+    at_most : int | None, optional
+        Largest rank.
+
+    Returns
+    -------
+    int
+        The rank.
+
+    References
+    ----------
+    Hung, Huang and Ing 2020, "On a generalized information criterion for rank selection in PCA".
     """
     scale = variance[0].clamp_min(1e-300)
     values = (variance.double() / scale).clamp_min(1e-12)

@@ -1,7 +1,7 @@
-"""Images as the rows of a matrix that need not fit in memory: read in chunks, centred, on the device that computes.
+"""Images as the rows of a matrix that need not fit in memory: read in chunks, centred, on the computing device.
 
-Every estimator here walks over such rows a few times and only ever holds one chunk, unless all of them fit on the
-device, where they are then read once and stay.
+The estimators pass over such rows a few times and hold one chunk at a time, unless all of them fit on the device, where
+they are then read once and kept.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ CPU_CACHE_BYTES = 4 * 2**30
 class ImageRows:
     """n images of h x w pixels as rows of h * w numbers.
 
-    source          array (n, h, w) or (n, h * w) with `image_shape`, torch tensor, `ImageSource` or `ParticleSet`
-    image_shape     (h, w) where the source is a matrix of rows
-    dtype           what the chunks are computed in; float64 for the exact solvers on small data
+    Parameters
+    ----------
+    source : Any
+        Images (n, h, w), or rows (n, h * w) with `image_shape`, a tensor, an `ImageSource` or a `ParticleSet`.
+    device : torch.device or str, default 'cpu'
+        Where the chunks are put.
+    dtype : torch.dtype, default torch.float32
+        Type of the chunks; float64 for the exact solvers on small data.
+    image_shape : tuple[int, int] | None, optional
+        Height and width where the source is a matrix of rows.
     """
 
     def __init__(
@@ -53,14 +60,16 @@ class ImageRows:
 
     @property
     def n_pixels(self) -> int:
+        """Number of pixels of an image."""
         return math.prod(self.image_shape)
 
     @property
     def chunk_rows(self) -> int:
+        """Number of rows in a chunk."""
         return max(1, CHUNK_BYTES // (self.n_pixels * self.dtype.itemsize))
 
     def chunks(self) -> Iterator[Tensor]:
-        """Rows (b, h * w) in order, on the device; the last chunk may be shorter."""
+        """Iterate over chunks of rows (b, h * w) in order, on the device; the last may be shorter."""
         if self._cached is not None:
             yield from self._cached
             return
@@ -73,7 +82,7 @@ class ImageRows:
         self._cached = keep
 
     def mean(self) -> Tensor:
-        """The mean row (h * w,), summed in float64."""
+        """Return the mean row (h * w,), summed in double precision."""
         total = torch.zeros(self.n_pixels, dtype=torch.float64, device=self.device)
         for chunk in self.chunks():
             total += chunk.sum(dim=0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A whole analysis: particles to components, clusters, an embedding, agreement with other labels, and files."""
+"""A complete analysis: particles to components, clusters, an embedding, agreement with other labels, and files."""
 
 from __future__ import annotations
 
@@ -34,12 +34,34 @@ BATCH = 2048
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """Features (n, d), clusters (n,) from 0, coordinates of some particles, and what there was to compare with.
+    """Result of an analysis of n particles.
 
-    eigenimages (k, h, w), cluster_averages (clusters, h, w), explained (k,) fraction of the variance or None,
-    drawn (m,) particles that have coordinates (m, 2), agreements: name of the other labels -> figures; a cluster of -1
-    is an outlier. With CTF-aware components: spectrum (s,) of the covariance, noise_edge, trajectory (t, h, w) of
-    images along the first component.
+    Attributes
+    ----------
+    options : dict[str, Any]
+        Options of the analysis.
+    features : ndarray of shape (n, d)
+        Scores of the particles.
+    clusters : ndarray of shape (n,)
+        Cluster of each, from 0; -1 for an outlier.
+    eigenimages : ndarray of shape (k, h, w)
+        Components as images.
+    cluster_averages : ndarray of shape (clusters, h, w)
+        Mean image of each cluster.
+    explained : ndarray of shape (k,) or None
+        Fraction of the variance of each component, or None.
+    drawn : ndarray of shape (m,)
+        Particles that have coordinates.
+    coordinates : ndarray of shape (m, 2) or None
+        Their coordinates in the embedding.
+    agreements : dict[str, dict[str, Any]]
+        For each other labelling the figures of `agreement`.
+    spectrum : ndarray | None of shape (s,), optional
+        Eigenvalues of the covariance, with CTF-aware components.
+    noise_edge : float | None, optional
+        Largest eigenvalue that noise makes, with CTF-aware components.
+    trajectory : ndarray | None of shape (t, h, w), optional
+        Images along the first component, with CTF-aware components.
     """
 
     options: dict[str, Any]
@@ -56,7 +78,7 @@ class AnalysisResult:
     trajectory: np.ndarray | None = None
 
     def in_one_line(self) -> str:
-        """What a person wants to know first."""
+        """Return the most important figures in one line."""
         held = "" if self.explained is None else f" holding {float(self.explained.sum()):.1%} of the variance"
         sizes, outside = np.bincount(self.clusters[self.clusters >= 0], minlength=1), int((self.clusters < 0).sum())
         line = f"{self.features.shape[1]} components{held}; {len(sizes)} clusters of {sizes.min():,} to {sizes.max():,}"
@@ -70,14 +92,32 @@ class AnalysisResult:
 
 @dataclass(frozen=True)
 class Analysis:
-    """How to look at particles; the fields are `ralib analyze`'s options.
+    """Options of an analysis; the fields are those of `ralib analyze`.
 
-    method      'pca', 'mpca', '2sdr' or 'steerable' (whose features do not depend on in-plane rotations); 'ctf': with
-                the CTF in the model, `ProbabilisticPCA` for aligned particles and `CovarianceWienerFilter` for raw
-                ones; 'auto': 'ctf' where the particles have CTF parameters, else '2sdr'
-    clustering  'kmeans'; 'hdbscan' or 'gamma-sup', which find the number of clusters and leave outliers out
-    core        rows and columns of the core of mpca and 2sdr; 0: a quarter of the box, at least 20
-    aligned     bring particles onto their class averages first
+    Attributes
+    ----------
+    method : str, default '2sdr'
+        'pca', 'mpca', '2sdr' or 'steerable' (features invariant to in-plane rotation); 'ctf': `ProbabilisticPCA` for
+        aligned particles and `CovarianceWienerFilter` for raw ones; 'auto': 'ctf' where the particles have CTF
+        parameters, else '2sdr'.
+    n_components : int or None, default 50
+        Number of components; None chooses it from the data.
+    core : int, default 0
+        Rows and columns of the core of mpca and 2sdr; 0 is a quarter of the box, at least 20.
+    aligned : bool, default False
+        Whether to apply the poses first.
+    n_clusters : int, default 10
+        Number of clusters.
+    clustering : str, default 'kmeans'
+        'kmeans'; 'hdbscan' or 'gamma-sup', which find the number of clusters and outliers.
+    embedding : str, default 'tsne'
+        Method of `embed`.
+    embed_at_most : int, default 5000
+        Largest number of particles embedded.
+    seed : int, default 1000
+        Of all random numbers.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
     """
 
     method: str = "2sdr"
@@ -92,7 +132,20 @@ class Analysis:
     device: torch.device | str = "cpu"
 
     def run(self, particles: ParticleSet, *, truth: np.ndarray | None = None) -> AnalysisResult:
-        """Analyse particles; `truth` (n,) are the true classes where they are known."""
+        """Analyse particles.
+
+        Parameters
+        ----------
+        particles : ParticleSet
+            Particles.
+        truth : ndarray | None of shape (n,), optional
+            True classes, where known.
+
+        Returns
+        -------
+        AnalysisResult
+            The result.
+        """
         if self.method not in METHODS or self.embedding not in EMBEDDINGS or self.clustering not in CLUSTERINGS:
             raise RalibError(
                 f"method {self.method!r}, embedding {self.embedding!r}, clustering {self.clustering!r}: "
@@ -155,12 +208,40 @@ class Analysis:
 
 
 def without_small(clusters: np.ndarray, smallest: int) -> np.ndarray:
-    """The same clusters, those with fewer members than `smallest` made outliers (-1)."""
+    """Make the members of small clusters outliers.
+
+    Parameters
+    ----------
+    clusters : ndarray of shape (n,)
+        Clusters from 0.
+    smallest : int
+        Smallest size of a cluster.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Clusters; -1 for an outlier.
+    """
     return np.where(np.bincount(clusters)[clusters] >= smallest, clusters, -1)
 
 
 def cluster_averages(source: ImageSource, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
-    """The mean image of each cluster (n_clusters, box, box), zero for an empty one."""
+    """Return the mean image of each cluster.
+
+    Parameters
+    ----------
+    source : ImageSource
+        Images.
+    clusters : ndarray of shape (n,)
+        Cluster of each.
+    n_clusters : int
+        Number of clusters.
+
+    Returns
+    -------
+    ndarray of shape (n_clusters, n, n)
+        Means; zero for an empty cluster.
+    """
     total = np.zeros((n_clusters, source.box, source.box))
     for start in range(0, source.n_images, BATCH):
         index = np.arange(start, min(start + BATCH, source.n_images))
@@ -197,7 +278,17 @@ def _agreements(clusters: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str
 
 
 def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult) -> None:
-    """Everything into a new folder, which appears whole or not at all."""
+    """Write a result into a new folder, which appears complete or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    particles : ParticleSet
+        The particles analysed.
+    result : AnalysisResult
+        The result.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -1,4 +1,4 @@
-"""Eigenvalues of a sample covariance, freed from what noise adds to them."""
+"""Correction of the eigenvalues of a sample covariance for noise."""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from torch import Tensor
 
 
 def noise_edge(aspect: float) -> float:
-    """Largest eigenvalue of the sample covariance of unit noise (Marchenko and Pastur); aspect: dimensions a sample."""
+    """Return the largest eigenvalue of the sample covariance of unit noise, for dimensions over samples.
+
+    The edge of the distribution of Marchenko and Pastur.
+    """
     return (1 + math.sqrt(aspect)) ** 2
 
 
 def shrink_eigenvalues(eigenvalues: Tensor, aspect: float) -> Tensor:
-    """Signal variances for eigenvalues of signal plus unit noise: zero up to the noise's edge.
+    """Return signal variances from eigenvalues of signal plus unit noise: zero up to the noise edge.
 
-    The shrinker that is optimal for the Frobenius norm of the covariance (Donoho, Gavish and Johnstone 2018): the
-    eigenvalue's bias is taken off, and what remains is weighted by the squared cosine between the sample's eigenvector
-    and the true one.
+    The shrinker that is optimal for the Frobenius norm of the covariance: the eigenvalue's bias is subtracted, and the
+    rest is weighted by the squared cosine between the sample's eigenvector and the true one.
 
     Parameters
     ----------
-    eigenvalues : (k,) of the covariance of whitened data
-    aspect : dimensions over samples
+    eigenvalues : Tensor of shape (k,)
+        Eigenvalues of the covariance of whitened data.
+    aspect : float
+        Dimensions over samples.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Signal variances.
+
+    References
+    ----------
+    Donoho, Gavish and Johnstone 2018, "Optimal shrinkage of eigenvalues in the spiked covariance model", Ann. Stat. 46,
+    1742-1778.
     """
     above = eigenvalues > noise_edge(aspect)
     shifted = eigenvalues + 1 - aspect

@@ -1,4 +1,4 @@
-"""Dividing the members of a class into structural states, at the poses they have."""
+"""Division of the members of a class into structural states, at given poses."""
 
 from __future__ import annotations
 
@@ -35,19 +35,32 @@ wide and flat: several Gaussians describe it better than one, but overlap, 3 to 
 
 @dataclass(frozen=True)
 class StateSplit:
-    """States of one class.
+    """States of one class with n members.
 
     Attributes
     ----------
-    n_states : 1 where the class stays whole
-    responsibilities : (n, K) probability of each state for each member
-    averages : (K, h, w) CTF corrected, weighted by the responsibilities; halves (2, K, h, w) of even and odd members
-    difference : (K, h, w) each state less the class's mean, from the components: free of most noise
-    gain, gain_error : held-out log likelihood a particle over one state, and its standard error, of the states tested
-    separation : smallest distance of two states in standard deviations within one
-    tried : the same figures for every number of states that was tested
-    n_above_noise : components above the noise's edge
-    contrast : (n,)
+    n_states : int
+        Number of states K; 1 where the class is not divided.
+    responsibilities : ndarray of shape (n, K)
+        Probability of each state for each member.
+    averages : ndarray of shape (K, h, w)
+        CTF-corrected averages, weighted by the responsibilities.
+    halves : ndarray of shape (2, K, h, w)
+        The same of even and odd members.
+    difference : ndarray of shape (K, h, w)
+        Each state less the class mean, from the components, and so with little noise.
+    gain : float
+        Held-out log likelihood of a particle over that of one state, of the states tested.
+    gain_error : float
+        Its standard error.
+    separation : float
+        Smallest distance of two states, in standard deviations within one.
+    n_above_noise : int
+        Number of components above the noise edge.
+    contrast : ndarray of shape (n,)
+        Contrast of each member.
+    tried : list[dict[str, Any]]
+        The same figures for every number of states tested.
     """
 
     n_states: int
@@ -64,7 +77,7 @@ class StateSplit:
 
     @property
     def labels(self) -> np.ndarray:
-        """The likeliest state (n,) of each member, from 0."""
+        """The most probable state (n,) of each member, from 0."""
         return self.responsibilities.argmax(axis=1)
 
 
@@ -87,25 +100,38 @@ def split_states(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> StateSplit:
-    """Divide the members of one class into states, or leave it whole.
+    """Divide the members of one class into states, or leave the class whole.
 
-    The class's CTF-corrected mean and the components above the noise's edge span a subspace; in it the members are a
-    mixture of Gaussians with a common covariance, each member known only as well as its CTF and noise allow. A split
-    stands if three conditions hold. Some component rises above the noise's edge; states learnt from four fifths of the
-    members give the last fifth a higher likelihood than one Gaussian does, by three standard errors; and the states
-    are apart by `LEAST_SEPARATION`, which tells states from a continuous spread.
+    The class's CTF-corrected mean and the components above the noise edge span a subspace, in which the members are a
+    mixture of Gaussians with a common covariance, each member known with the precision that its CTF and noise allow. A
+    division is accepted under three conditions: some component rises above the noise edge; states fitted to four fifths
+    of the members give the last fifth a higher likelihood than one Gaussian does, by three standard errors; and the
+    states are `LEAST_SEPARATION` apart, which distinguishes states from continuous variation.
 
     Parameters
     ----------
-    particles : members of one class, with poses (and CTF)
-    n_states : how many states to test for; 'auto' tests 2 to 4
-    radius_px, max_frequency_per_px : mask and band limit, as in `ProbabilisticPCA`
-    seed : of starts and halves
-    device : where to compute
+    particles : ParticleSet
+        Members of one class, with poses (and CTF).
+    n_states : int or str, default 'auto'
+        Number of states to test for; 'auto' tests 2 to 4.
+    radius_px : float | None, optional
+        Radius of the mask, pixels; by default measured.
+    max_frequency_per_px : float, default 0.35
+        Band limit, cycles per pixel.
+    seed : int, default 0
+        Of initialisations and folds.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    StateSplit
+        The states.
 
     Raises
     ------
-    RalibError : for fewer than 60 members, or a number of states that is not 1 to 4
+    RalibError
+        For fewer than 60 members, or a number of states that is not 1 to 4.
     """
     candidates = _candidates(n_states)
     if len(particles) < LEAST_MEMBERS:
@@ -164,7 +190,22 @@ def _subspace(data: AlignedSpectra, n_components: int | None, seed: int) -> _Sub
 
 
 def score_likelihood(data: AlignedSpectra, model: Tensor, contrast_sd: float) -> ScoreLikelihood:
-    """What each particle says about its scores, its contrast integrated out."""
+    """Compute the likelihood of each particle as a function of its scores, marginalised over its contrast.
+
+    Parameters
+    ----------
+    data : AlignedSpectra
+        Matched filters.
+    model : Tensor of shape (1 + k, 2, d)
+        Mean and components.
+    contrast_sd : float
+        Standard deviation of the contrast.
+
+    Returns
+    -------
+    ScoreLikelihood
+        The likelihood.
+    """
     k = len(model)
     row, column = torch.tril_indices(k, k)
     pairs = (model[row] * model[column]).sum(1) * data.weight
@@ -180,7 +221,22 @@ def score_likelihood(data: AlignedSpectra, model: Tensor, contrast_sd: float) ->
 
 
 def held_out_gain(likelihood: ScoreLikelihood, n_states: int, seed: int) -> Tensor:
-    """Log likelihood (n,) of each particle under states learnt from the others, over one state's, by five folds."""
+    """Compute the held-out log likelihood of each particle over that of one state, by five-fold cross-validation.
+
+    Parameters
+    ----------
+    likelihood : ScoreLikelihood
+        Likelihood of the particles.
+    n_states : int
+        Number of states.
+    seed : int
+        Of folds and initialisations.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Gain of each particle.
+    """
     n, device = len(likelihood), likelihood.projection.device
     fold = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % FOLDS).to(device)
     gain = torch.zeros(n, device=device)
@@ -225,7 +281,22 @@ def _result(
 
 
 def state_averages(matched: MatchedParticles, responsibilities: Tensor) -> tuple[Tensor, Tensor]:
-    """CTF-corrected averages (K, h, w) of the states, and those of their even and odd members (2, K, h, w)."""
+    """Compute CTF-corrected averages of the states.
+
+    Parameters
+    ----------
+    matched : MatchedParticles
+        Particles.
+    responsibilities : Tensor of shape (n, K)
+        Probability of each state.
+
+    Returns
+    -------
+    Tensor of shape (K, h, w)
+        Averages.
+    Tensor of shape (2, K, h, w)
+        Averages of even and odd members.
+    """
     box, k = matched.box, responsibilities.shape[1]
     planes = torch.zeros(2, k, box, box // 2 + 1, dtype=torch.complex64, device=matched.device)
     weights = torch.zeros(2, k, box, box // 2 + 1, device=matched.device)

@@ -1,4 +1,4 @@
-"""The states within every class of a finished run, as files."""
+"""The structural states within every class of a finished run, as files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,28 @@ from ralib.types import ArraySource, ParticleSet, RalibError
 def split_run(
     source: Path, out: Path, n_states: int | str, *, seed: int = 0, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Divide every class of a finished run that has members enough, and write the states into a new folder.
+    """Divide every sufficiently large class of a finished run, and write the states into a new folder.
 
-    Writes states.star (the particles, their class the state's number), state_averages.mrcs and their half averages,
-    differences.mrcs, responsibilities.txt, states.json and states.png. Returns what states.json holds.
+    Writes states.star (the particles, with the state's number as class), state_averages.mrcs and their half averages,
+    differences.mrcs, responsibilities.txt, states.json and states.png.
+
+    Parameters
+    ----------
+    source : Path
+        The run's folder.
+    out : Path
+        The new folder.
+    n_states : int or str
+        Number of states to test for, or 'auto'.
+    seed : int, default 0
+        Of initialisations and folds.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    dict[str, Any]
+        Contents of states.json.
     """
     from ralib.io import open_particles
     from ralib.results.run_record import particle_file
@@ -44,7 +62,20 @@ def split_run(
 
 
 def members_of(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
-    """Some of the particles, their images in memory."""
+    """Return some of the particles, with their images in memory.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles.
+    index : ndarray of shape (m,)
+        Numbers of those wanted.
+
+    Returns
+    -------
+    ParticleSet
+        The members.
+    """
     poses, ctf = particles.poses, particles.ctf
     return ParticleSet(
         ArraySource(particles.images.read(index)),

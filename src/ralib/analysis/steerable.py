@@ -1,4 +1,4 @@
-"""Steerable PCA: components of the images together with all their in-plane rotations and reflections."""
+"""Steerable PCA: components of images together with all their in-plane rotations and reflections."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from ralib.types import RalibError
 class FourierBessel:
     """Orthonormal functions J_m(R_mq r / radius) exp(i m theta) on the pixels of a disc.
 
-    matrix      (p, j) complex; columns with m >= 0 only, as the image is real
-    order       (j,) m of each column
+    Attributes
+    ----------
+    matrix : Tensor of shape (p, j)
+        Complex functions, only those with m >= 0, as images are real.
+    order : ndarray of shape (j,)
+        Angular order m of each.
     """
 
     matrix: Tensor
@@ -30,10 +34,29 @@ class FourierBessel:
 
 
 def fourier_bessel(box: int, *, radius_px: float, max_frequency_per_px: float) -> FourierBessel:
-    """The basis that holds images of a disc up to a frequency (Zhao and Singer 2013, doi 10.1364/JOSAA.30.000871).
+    """Make the basis of images in a disc up to a frequency.
 
-    A function's radial frequency is R_mq / (2 pi radius), so a root R_mq of J_m is kept up to 2 pi radius times the
-    band limit. The columns are made orthonormal on the pixel grid within each m.
+    A function's radial frequency is R_mq / (2 pi radius), so that roots R_mq of J_m up to 2 pi radius times the band
+    limit are used. The columns are made orthonormal on the pixel grid within each m.
+
+    Parameters
+    ----------
+    box : int
+        Image size, pixels.
+    radius_px : float
+        Radius of the disc, pixels.
+    max_frequency_per_px : float
+        Band limit, cycles per pixel.
+
+    Returns
+    -------
+    FourierBessel
+        The basis.
+
+    References
+    ----------
+    Zhao and Singer 2013, "Fourier-Bessel rotational invariant eigenimages", J. Opt. Soc. Am. A 30, 871-877, doi
+    10.1364/JOSAA.30.000871.
     """
     axis = np.arange(box) - box // 2
     y, x = np.meshgrid(axis, axis, indexing="ij")
@@ -55,18 +78,39 @@ def fourier_bessel(box: int, *, radius_px: float, max_frequency_per_px: float) -
 
 
 class SteerablePCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """PCA of images and all their rotated and mirrored copies, without making a copy (Zhao, Shkolnisky, Singer 2016).
+    """PCA of images with all their rotated and mirrored copies, without making copies.
 
-    Rotating an image multiplies its score of angular order m by exp(-i m angle), so |score| does not depend on the
+    Rotating an image multiplies its score of angular order m by exp(-i m angle), so that |score| is invariant to
     in-plane rotation: unaligned particles can be compared by `invariants`.
 
-    n_components            how many (complex) components, over all orders together
-    radius_px               disc that is looked at; None: box // 2
-    max_frequency_per_px    band limit, cycles per pixel, at most 0.5
-    device                  where to compute
+    Parameters
+    ----------
+    n_components : int, default 50
+        Number of (complex) components, over all orders together.
+    radius_px : float | None, optional
+        Radius of the disc used, pixels; by default box // 2.
+    max_frequency_per_px : float, default 0.5
+        Band limit, cycles per pixel, at most 0.5.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
-    Fitted: components_ (k, h * w) complex, order_ (k,), explained_variance_ (k,) (twice for m > 0, as -m belongs to
-    it), mean_ (h * w,), rotationally averaged; image_shape_.
+    Attributes
+    ----------
+    components_ : ndarray of shape (k, h * w)
+        Complex components.
+    order_ : ndarray of shape (k,)
+        Their angular orders.
+    explained_variance_ : ndarray of shape (k,)
+        Variances, twice for m > 0, as -m belongs to it.
+    mean_ : ndarray of shape (h * w,)
+        Rotationally averaged mean.
+    image_shape_ : tuple of int
+        Height and width of the images.
+
+    References
+    ----------
+    Zhao, Shkolnisky and Singer 2016, "Fast steerable principal component analysis", IEEE Trans. Comput. Imaging 2,
+    1-12.
     """
 
     def __init__(
@@ -83,7 +127,20 @@ class SteerablePCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
 
     def fit(self, X: Any, y: None = None) -> Self:
-        """Learn from images X (n, h, h), an `ImageSource` or a `ParticleSet`."""
+        """Fit to images (n, h, h), an `ImageSource` or a `ParticleSet`.
+
+        Parameters
+        ----------
+        X : Any
+            Images.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Self
+            The estimator itself.
+        """
         rows = ImageRows(X, device=self.device)
         h, w = rows.image_shape
         if h != w:
@@ -105,7 +162,7 @@ class SteerablePCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Complex scores (n, k)."""
+        """Return complex scores (n, k)."""
         check_is_fitted(self)
         rows = ImageRows(X, device=self.device)
         if rows.image_shape != self.image_shape_:
@@ -116,17 +173,30 @@ class SteerablePCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return torch.cat(parts).numpy()
 
     def inverse_transform(self, scores: np.ndarray) -> np.ndarray:
-        """Images (n, h * w) from complex scores; an order m > 0 counts with its conjugate."""
+        """Return images (n, h * w) from complex scores; an order m > 0 counts with its conjugate."""
         check_is_fitted(self)
         weight = np.where(self.order_ == 0, 1.0, 2.0)
         return ((scores * weight) @ self.components_).real.astype(np.float32) + self.mean_
 
     def rotate(self, scores: np.ndarray, psi_deg: np.ndarray) -> np.ndarray:
-        """Scores of the images rotated by psi (n,), in the sense of `ralib.conventions`."""
+        """Return the scores of rotated images, in the sense of `ralib.conventions`.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (n, k)
+            Complex scores.
+        psi_deg : ndarray of shape (n,)
+            In-plane rotation, degrees.
+
+        Returns
+        -------
+        ndarray of shape (n, k)
+            Scores.
+        """
         return scores * np.exp(-1j * np.deg2rad(psi_deg)[:, None] * self.order_)
 
     def invariants(self, X: Any) -> np.ndarray:
-        """|scores| (n, k): the same for an image and its rotated or mirrored copies."""
+        """Return |scores| (n, k), the same for an image and its rotated or mirrored copies."""
         return np.abs(self.transform(X))
 
     @property

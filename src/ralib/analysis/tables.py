@@ -14,12 +14,29 @@ from ralib.types import CtfParameters, Poses, RalibError
 
 
 def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float | None = None) -> pd.DataFrame:
-    """Poses as the columns another program uses; classes counted as it counts them.
+    """Return poses as the columns of another program, with its class numbers.
 
-    'relion'        rlnAnglePsi (degrees), rlnOriginX/YAngst, rlnClassNumber from 1, ralibMirror; needs pixel_size_A
-    'eman2'         alpha (degrees), sx, sy (pixels), mirror, class from 0
-    'cryosparc'     alignments2D/pose (radians), shift_x, shift_y (pixels), class from 0, ralibMirror; `ralib.io` writes
-                    .cs files, where a mirrored particle becomes a member of class K + k
+    Parameters
+    ----------
+    poses : Poses
+        Poses.
+    convention : str, default 'relion'
+        'relion': rlnAnglePsi (degrees), rlnOriginX/YAngst, rlnClassNumber from 1, ralibMirror. 'eman2': alpha
+        (degrees), sx, sy (pixels), mirror, class from 0. 'cryosparc': alignments2D/pose (radians), shift_x, shift_y
+        (pixels), class from 0, ralibMirror; in .cs files, which `ralib.io` writes, a mirrored particle becomes a member
+        of class K + k instead.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom; needed for 'relion'.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row for each particle.
+
+    Raises
+    ------
+    RalibError
+        If the convention is unknown or the pixel size missing.
     """
     poses = poses.to("cpu")
     psi, origin = poses.psi_deg.double(), poses.origin_xy_px.double()
@@ -63,7 +80,25 @@ def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float 
 
 
 def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) -> Poses:
-    """Poses from a table with RELION's columns (either origin unit), EMAN2's or cryoSPARC's, as by `pose_table`."""
+    """Read poses from a table with RELION's columns (either origin unit), EMAN2's or cryoSPARC's, as by `pose_table`.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        One row for each particle.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom, for origins in Angstrom.
+
+    Returns
+    -------
+    Poses
+        Poses.
+
+    Raises
+    ------
+    RalibError
+        If no known columns are found or the pixel size is missing.
+    """
     if "rlnAnglePsi" in table:
         psi, mirror = _column(table, "rlnAnglePsi", 0.0), _column(table, "ralibMirror", 0) != 0
         pose = psi, _relion_origin(table, pixel_size_A), mirror
@@ -107,30 +142,73 @@ def _column(table: pd.DataFrame, name: str, default: float) -> Tensor:
 
 
 def ctf_table(ctf: CtfParameters) -> pd.DataFrame:
-    """One row per particle; columns named with their units as in `CtfParameters`."""
+    """Return CTF parameters as a table with a row for each particle; columns are named as in `CtfParameters`."""
     return pd.DataFrame({f.name: np.asarray(getattr(ctf, f.name)) for f in fields(ctf)})
 
 
 def euler_matrix_relion(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np.ndarray) -> np.ndarray:
-    """Matrices (..., 3, 3) of RELION, XMIPP and SPIDER: about z by rot, about the new y by tilt, about z by psi.
+    """Return the matrices of RELION, XMIPP and SPIDER: about z by rot, about the new y by tilt, about z by psi.
 
-    They act on column vectors (x, y, z) of the volume and give its coordinates in the image, whose z is the beam.
+    They act on column vectors (x, y, z) of the volume and give coordinates in the image, whose z is the beam.
+
+    Parameters
+    ----------
+    rot_deg, tilt_deg, psi_deg : ndarray
+        Angles, degrees.
+
+    Returns
+    -------
+    ndarray of shape (..., 3, 3)
+        Matrices.
     """
     return _about_z(psi_deg) @ _about_y(tilt_deg) @ _about_z(rot_deg)
 
 
 def euler_matrix_eman2(az_deg: np.ndarray, alt_deg: np.ndarray, phi_deg: np.ndarray) -> np.ndarray:
-    """Matrices (..., 3, 3) of EMAN2: about z by az, about the new x by alt, about z by phi."""
+    """Return the matrices of EMAN2: about z by az, about the new x by alt, about z by phi.
+
+    Parameters
+    ----------
+    az_deg, alt_deg, phi_deg : ndarray
+        Angles, degrees.
+
+    Returns
+    -------
+    ndarray of shape (..., 3, 3)
+        Matrices.
+    """
     return _about_z(phi_deg) @ _about_x(alt_deg) @ _about_z(az_deg)
 
 
 def euler_relion_to_eman2(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(az, alt, phi) with the same matrix."""
+    """Convert RELION's angles to EMAN2's with the same matrix.
+
+    Parameters
+    ----------
+    rot_deg, tilt_deg, psi_deg : ndarray
+        Angles, degrees.
+
+    Returns
+    -------
+    tuple[ndarray, ...]
+        Angles az, alt and phi, degrees.
+    """
     return np.asarray(rot_deg) + 90.0, np.asarray(tilt_deg) + 0.0, np.asarray(psi_deg) - 90.0
 
 
 def euler_eman2_to_relion(az_deg: np.ndarray, alt_deg: np.ndarray, phi_deg: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(rot, tilt, psi) with the same matrix."""
+    """Convert EMAN2's angles to RELION's with the same matrix.
+
+    Parameters
+    ----------
+    az_deg, alt_deg, phi_deg : ndarray
+        Angles, degrees.
+
+    Returns
+    -------
+    tuple[ndarray, ...]
+        Angles rot, tilt and psi, degrees.
+    """
     return np.asarray(az_deg) - 90.0, np.asarray(alt_deg) + 0.0, np.asarray(phi_deg) + 90.0
 
 

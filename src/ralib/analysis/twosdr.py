@@ -18,19 +18,51 @@ EXACT_UP_TO_CORE = 2500
 
 
 class TwoSDR(ImageTransformer):
-    """Two-stage dimension reduction (Chung, Wang, Niu, Huang, Chang and Tu 2020, doi 10.4310/AMSA.2020.v5.n2.a4).
+    """Two-stage dimension reduction.
 
     Stage one reduces each image (h, w) to a core (a, b) by multilinear PCA; stage two is PCA of the flattened cores.
-    Compared with PCA it solves an (a b) instead of an (h w) eigenproblem and loses the noise outside the row and
-    column spaces first; its scores are uncorrelated, which MPCA's are not.
+    Compared with PCA it solves an (a b) instead of an (h w) eigenproblem and first removes the noise outside the row
+    and column spaces; its scores are uncorrelated, which those of MPCA are not.
 
-    n_components    scores kept; None: by the generalised information criterion, as in the paper
-    core_shape      (a, b) of stage one; None: the same criterion on the row and column covariances (the paper uses
-                    Stein's unbiased risk there), which on images with coloured noise keeps more than needed; the
-                    second stage then does the work
+    Parameters
+    ----------
+    n_components : int | None, optional
+        Number of scores; by default by the generalised information criterion, as in the paper.
+    core_shape : tuple[int, int] | None, optional
+        Size (a, b) of the cores; by default by the same criterion on the row and column covariances. The paper uses
+        Stein's unbiased risk there, which on images with coloured noise keeps more than needed.
+    image_shape : tuple[int, int] | None, optional
+        Height and width, where rows are given instead of images and the images are not square.
+    max_iter : int, default 10
+        Largest number of alternations of stage one.
+    tol : float, default 1e-05
+        Relative gain of captured variance below which stage one stops.
+    random_state : Any, optional
+        Seed, as in scikit-learn.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
-    Fitted: components_ (k, h * w) orthonormal, mean_, explained_variance_ (k,), explained_variance_ratio_ (k,) of the
-    images' whole variance, core_shape_, n_components_, image_shape_.
+    Attributes
+    ----------
+    components_ : ndarray of shape (k, h * w)
+        Orthonormal components.
+    mean_ : ndarray of shape (h * w,)
+        Mean image.
+    explained_variance_ : ndarray of shape (k,)
+        Variance of each component.
+    explained_variance_ratio_ : ndarray of shape (k,)
+        The same over the images' whole variance.
+    core_shape_ : tuple of int
+        Size of the cores.
+    n_components_ : int
+        Number of scores.
+    image_shape_ : tuple of int
+        Height and width of the images.
+
+    References
+    ----------
+    Chung, Wang, Niu, Huang, Chang and Tu 2020, "Two-stage dimension reduction for noisy high-dimensional images and
+    application to cryogenic electron microscopy", Ann. Math. Sci. Appl. 5, doi 10.4310/AMSA.2020.v5.n2.a4.
     """
 
     def __init__(

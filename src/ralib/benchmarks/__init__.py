@@ -1,1 +1,1 @@
-"""What `ralib bench` measures: each case proves its answer before its time is told."""
+"""The cases of `ralib bench`: each proves its result before its time is reported."""

@@ -1,4 +1,4 @@
-"""How the time of an iteration grows: with the particles, the references and the range of shifts, each alone."""
+"""The growth of an iteration's time with particles, references and shift range, each alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,24 @@ from ralib.benchmarks.engine import (
 
 @dataclass(frozen=True)
 class Sweep:
-    """The workload in the middle, and the values that each quantity takes while the others stay there."""
+    """A base workload, and the values that each quantity takes while the others stay at the base.
+
+    Attributes
+    ----------
+    base : Case
+        The base workload.
+    particles : int
+        Its number of particles.
+    values : dict[str, tuple[int, ...]]
+        Values of each quantity by name.
+    """
 
     base: Case
     particles: int
     values: dict[str, tuple[int, ...]]
 
     def points(self) -> Iterable[tuple[str, int, Case, int]]:
-        """(curve, value, case, particles) of every point."""
+        """Iterate over (curve, value, case, particles) of every point."""
         for curve, values in self.values.items():
             for value in values:
                 name = f"{self.base.name}, {value:,} {curve}"
@@ -66,10 +76,28 @@ def run_curves(
     repeats: int = 3,
     say: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Any]]:
-    """Parity, then time, of every point: rows for a result file, `ours` in ms an iteration.
+    """Check parity, then time every point.
 
-    Shifts count as the (2 range + 1)^2 whole-pixel ones that the range holds. A point that two curves share is measured
+    Shifts count as the (2 range + 1)^2 whole-pixel ones within the range. A point that two curves share is measured
     once.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Workloads.
+    device : torch.device
+        Where to compute.
+    n_parity : int
+        Particles of the parity check.
+    repeats : int, default 3
+        Timed iterations.
+    say : Callable[[str], None], default print
+        Is called with messages.
+
+    Yields
+    ------
+    dict[str, Any]
+        Rows for a result file; `ours` in ms an iteration.
     """
     parity: dict[tuple[int, float], float] = {}
     times: dict[tuple[int, float, int], float] = {}
@@ -91,7 +119,7 @@ def run_curves(
 
 
 def slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How steep each curve ends, from its last two points: 1 where twice as much takes twice as long."""
+    """Return the slope at the end of each curve: 1 where twice as much takes twice as long."""
     found = []
     for curve in dict.fromkeys(row["curve"] for row in rows):
         timed = [(row["x"], row["ours"]) for row in rows if row["curve"] == curve and row["ours"] is not None]

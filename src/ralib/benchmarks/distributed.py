@@ -1,8 +1,8 @@
-"""One iteration of multi-reference alignment on 1, 2, 4, ... ranks: seconds, efficiency, what the sums cost.
+"""One iteration of multi-reference alignment on 1, 2, 4, ... ranks: seconds, efficiency, time of the sums.
 
-The particles are made on the devices, so that no disk is in the picture, and stay there in half precision. All counts
-do the same work on the same particles in the same way; polar samples are made anew for every batch, also where several
-devices could keep them. Every count has to end with the averages of the first one.
+Particles are made on the devices, so that no disk is involved, and stay there in half precision. All numbers of ranks
+do the same work on the same particles in the same way; polar samples are computed for every batch anew, also where
+several devices could keep them. Every number of ranks has to end with the averages of the first one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAME_CLASSES = 1e-3
 
 @dataclass(frozen=True)
 class Workload:
-    """What every count does; lengths in pixels."""
+    """The workload of every number of ranks; lengths in pixels."""
 
     particles: int = 1_000_000
     box: int = 128
@@ -48,12 +48,22 @@ class Workload:
 
     @property
     def outer_radius(self) -> int:
+        """Radius of the disc compared, pixels."""
         return self.box // 2 - 12 if self.box >= 64 else self.box // 2 - 6
 
 
 class MadeImages:
-    """References in random poses plus noise, made when they are asked for: block by block, each with its own random
-    stream, so the same for any number of ranks. Particle i shows reference i modulo k.
+    """References in random poses plus noise, made in blocks when they are read.
+
+    Each block has its own random stream, and so is the same for any number of ranks. Particle i shows reference i
+    modulo k.
+
+    Parameters
+    ----------
+    references : Tensor of shape (k, n, n)
+        References.
+    workload : Workload
+        The workload.
     """
 
     def __init__(self, references: Tensor, workload: Workload) -> None:
@@ -61,10 +71,11 @@ class MadeImages:
         self.n_images, self.box = workload.particles, workload.box
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return particles (b, n, n) in the order of `index` (b,), in main memory."""
         return self.read_tensor(index).cpu().numpy()
 
     def read_tensor(self, index: np.ndarray) -> Tensor:
-        """Consecutive particles (b, box, box), on the references' device."""
+        """Return consecutive particles (b, n, n), on the references' device."""
         first, last = int(index[0]), int(index[-1])
         blocks = [self._block(number) for number in range(first // BLOCK, last // BLOCK + 1)]
         start = first // BLOCK * BLOCK
@@ -85,7 +96,15 @@ class MadeImages:
 
 
 class MeasuredRanks:
-    """Ranks that note how many bytes they summed, how long that took, and how long they waited for the slowest."""
+    """Ranks that record the bytes they summed, the time that took, and the time spent waiting for the slowest rank.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The processes.
+    device : torch.device
+        Their device.
+    """
 
     def __init__(self, ranks: Ranks, device: torch.device) -> None:
         self._ranks, self._device = ranks, device
@@ -93,15 +112,19 @@ class MeasuredRanks:
         self.reset()
 
     def reset(self) -> None:
+        """Set the records to zero."""
         self.bytes, self.seconds, self.waited_s = 0, 0.0, 0.0
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, and record it."""
         return self._measured(self._ranks.all_reduce_, tensor)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Broadcast from rank 0."""
         return self._measured(self._ranks.broadcast_, tensor)
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         self._ranks.barrier()
 
     def _measured(self, step: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
@@ -120,7 +143,24 @@ class MeasuredRanks:
 def run_counts(
     workload: Workload, everyone: Ranks, device: torch.device, *, say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
-    """A row for each of 1, 2, 4, ... ranks and all of them; every rank calls this and gets the rows."""
+    """Time 1, 2, 4, ... ranks and all of them; every rank calls this and gets the rows.
+
+    Parameters
+    ----------
+    workload : Workload
+        The workload.
+    everyone : Ranks
+        All processes.
+    device : torch.device
+        This process's device.
+    say : Callable[[str], None], default print
+        Is called with messages.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        A row for each number of ranks.
+    """
     counts = sorted({2**i for i in range(everyone.size.bit_length()) if 2**i < everyone.size} | {everyone.size})
     references = simulate_particles(
         2 * BLOCK, workload.box, device=device, n_views=workload.references, snr=workload.snr, seed=1, ctf=False
@@ -153,14 +193,43 @@ def run_counts(
 
 
 def planned_bytes(workload: Workload, count: int, device: torch.device) -> int:
-    """Device memory that a rank of so many needs."""
+    """Return the device memory that a rank needs.
+
+    Parameters
+    ----------
+    workload : Workload
+        The workload.
+    count : int
+        Number of ranks.
+    device : torch.device
+        This process's device.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     return 2 * workload.box**2 * -(-workload.particles // count) + WORKING_BYTES.get(device.type, 0)
 
 
 def common_batch(workload: Workload, most: int, device: torch.device) -> int:
-    """Particles in a batch such that all counts that divide the largest cut the particles into the same batches.
+    """Return a batch size with which all numbers of ranks divide the particles into the same batches.
 
-    Which of two poses that score alike wins may hang on the batch a particle is in.
+    Which of two poses of equal score wins may depend on the batch that a particle is in.
+
+    Parameters
+    ----------
+    workload : Workload
+        The workload.
+    most : int
+        Largest number of ranks.
+    device : torch.device
+        This process's device.
+
+    Returns
+    -------
+    int
+        Particles in a batch.
     """
     mine = -(-workload.particles // most)
     limit = max(64, BATCH_BYTES[device.type] // (4 * workload.box**2))
@@ -171,7 +240,28 @@ def common_batch(workload: Workload, most: int, device: torch.device) -> int:
 def run_count(
     workload: Workload, references: Tensor, ranks: MeasuredRanks, device: torch.device, batch_size: int
 ) -> tuple[dict[str, Any], LoopState]:
-    """Seconds an iteration of these ranks, after one that makes the particles; and where it ended."""
+    """Time an iteration of some ranks, after one that makes the particles.
+
+    Parameters
+    ----------
+    workload : Workload
+        The workload.
+    references : Tensor of shape (k, n, n)
+        References.
+    ranks : MeasuredRanks
+        The processes.
+    device : torch.device
+        This process's device.
+    batch_size : int
+        Particles in a batch.
+
+    Returns
+    -------
+    dict[str, Any]
+        A row for the result file.
+    LoopState
+        State after the iteration.
+    """
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -228,7 +318,20 @@ def run_count(
 
 
 def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
-    """How far a count's averages, classes and scores are from the first one's."""
+    """Return how far averages, classes and scores of a state are from those of the first one.
+
+    Parameters
+    ----------
+    first : LoopState
+        State of the first number of ranks.
+    state : LoopState
+        State to compare.
+
+    Returns
+    -------
+    dict[str, Any]
+        Differences by name.
+    """
     assert first.averages is not None
     assert state.averages is not None
     scale = first.averages.images.abs().max()
@@ -245,7 +348,20 @@ def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
 
 
 def efficiency_rows(rows: list[dict[str, Any]], *, on_gpu: bool) -> list[dict[str, Any]]:
-    """The efficiencies beside their goals, for a result file; those are set for GPUs."""
+    """Return the efficiencies with their goals, which are set for GPUs.
+
+    Parameters
+    ----------
+    rows : list[dict[str, Any]]
+        Rows of all numbers of ranks.
+    on_gpu : bool
+        Whether the ranks ran on GPUs.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        Rows for a result file.
+    """
     goals = {2: 0.95, 8: 0.93} if on_gpu else {2: 0.9}
     found = [
         {
@@ -275,7 +391,7 @@ def efficiency_rows(rows: list[dict[str, Any]], *, on_gpu: bool) -> list[dict[st
 
 
 def told(row: dict[str, Any]) -> str:
-    """A row in one line."""
+    """Format a row as one line."""
     return (
         f"{row['ranks']} ranks: {row['ours']:.2f} s an iteration, efficiency {row['efficiency']:.3f}; "
         f"{row['summed_bytes'] / 1e6:.0f} MB summed in {row['summing_s']:.3f} s, "
@@ -285,10 +401,11 @@ def told(row: dict[str, Any]) -> str:
 
 
 def described(workload: Workload) -> dict[str, Any]:
-    """The workload as a result file holds it."""
+    """Return the workload as a result file holds it."""
     return asdict(workload) | {"outer_radius": workload.outer_radius}
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

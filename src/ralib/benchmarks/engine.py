@@ -1,7 +1,7 @@
-"""One iteration of alignment, timed: search, assignment, half averages, new references; particles on the device.
+"""Timing of one iteration of alignment: search, assignment, half averages, new references; particles on the device.
 
-Before a case has a time its poses are held against an exhaustive float64 search, at two noise levels; a case that fails
-has none.
+Before a case is timed its poses are compared with an exhaustive double precision search, at two noise levels; a case
+that fails has no time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,25 @@ COPY_BYTES_PER_S, HALF_FLOPS, SINGLE_FLOPS = 3.0e12, 770e12, 51e12
 
 @dataclass(frozen=True)
 class Case:
-    """A workload: references (1 means reference-free), shift range, box; and what others need for it, us a particle."""
+    """A workload.
+
+    Attributes
+    ----------
+    name : str
+        Name of the case.
+    references : int
+        Number of references; 1 is reference-free alignment.
+    shift_range_px : float
+        Shift range, pixels.
+    box : int, default 90
+        Image size, pixels.
+    outer_radius : int, default 36
+        Radius of the disc compared, pixels.
+    gpu_goal, cpu_goal : float | None, optional
+        Time wanted, us a particle.
+    gpu_other, cpu_other : str, default ''
+        What others need, for the table.
+    """
 
     name: str
     references: int
@@ -93,7 +111,28 @@ def run_cases(
     repeats: int = 5,
     say: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Any]]:
-    """Parity, then time, of each case: rows for a result file."""
+    """Check parity, then time each case.
+
+    Parameters
+    ----------
+    cases : Iterable[Case]
+        The cases.
+    device : torch.device
+        Where to compute.
+    n_particles : int
+        Particles timed.
+    n_parity : int, default 2000
+        Particles of the parity check.
+    repeats : int, default 5
+        Timed iterations.
+    say : Callable[[str], None], default print
+        Is called with messages.
+
+    Yields
+    ------
+    dict[str, Any]
+        Rows for a result file.
+    """
     for case in cases:
         row = run_case(case, device, n_particles=n_particles, n_parity=n_parity, repeats=repeats)
         measured = f"{row['ours']:.2f} us a particle" if row["ours"] is not None else "no time: parity failed"
@@ -104,7 +143,26 @@ def run_cases(
 
 
 def run_case(case: Case, device: torch.device, *, n_particles: int, n_parity: int, repeats: int) -> dict[str, Any]:
-    """One row: parity at each noise level, the median time of an iteration, its floor and its peak memory."""
+    """Check parity at each noise level and time a case.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    device : torch.device
+        Where to compute.
+    n_particles : int
+        Particles timed.
+    n_parity : int
+        Particles of the parity check.
+    repeats : int
+        Timed iterations.
+
+    Returns
+    -------
+    dict[str, Any]
+        A row with parity, median time of an iteration, its lower bound and peak memory.
+    """
     references = make_particles(case, 1, 1.0, device, seed=1)[1]
     search = make_search(case, device)
     search.set_references(references)
@@ -131,7 +189,28 @@ def run_case(case: Case, device: torch.device, *, n_particles: int, n_parity: in
 
 
 def make_particles(case: Case, n: int, snr: float, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
-    """Particles (n, box, box) of the case's views, off centre within its shift range, and the views themselves."""
+    """Make particles of the case's views, off centre within its shift range.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    n : int
+        Number of particles.
+    snr : float
+        Signal to noise ratio.
+    device : torch.device
+        Where to compute.
+    seed : int
+        Of all random numbers.
+
+    Returns
+    -------
+    Tensor of shape (n, box, box)
+        Particles.
+    Tensor of shape (k, box, box)
+        Views.
+    """
     images, _, references = simulate_particles(
         n,
         case.box,
@@ -147,13 +226,47 @@ def make_particles(case: Case, n: int, snr: float, device: torch.device, seed: i
 
 
 def make_search(case: Case, device: torch.device, **changes: Any) -> PoseSearch:
-    """The search the loops would make for this case; `changes` are further options of it."""
+    """Make the search that the loops would use for this case.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    device : torch.device
+        Where to compute.
+    **changes : Any
+        Further options of `PoseSearch`.
+
+    Returns
+    -------
+    PoseSearch
+        The search.
+    """
     span = (float(case.shift_range_px), float(case.shift_range_px))
     return PoseSearch(box=case.box, outer_radius=case.outer_radius, shift_range_xy_px=span, device=device, **changes)
 
 
 def parity_fraction(case: Case, search: PoseSearch, references: Tensor, snr: float, n: int) -> float:
-    """Fraction of particles whose pose scores within TOLERANCE of the best known: exhaustive or dense, in float64."""
+    """Return the fraction of particles whose pose scores within TOLERANCE of the best known, in double precision.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    search : PoseSearch
+        The search.
+    references : Tensor of shape (k, n, n)
+        References.
+    snr : float
+        Signal to noise ratio.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    float
+        0 to 1.
+    """
     images, _ = make_particles(case, n, snr, search.device, seed=2)
     dense, oracle = dense_search(search, references), Oracle(search, references)
     good = 0
@@ -169,7 +282,28 @@ def parity_fraction(case: Case, search: PoseSearch, references: Tensor, snr: flo
 def make_run(
     case: Case, images: Tensor, references: Tensor, device: torch.device
 ) -> tuple[Alignment, Stage, LoopState]:
-    """An alignment of the case's particles, its stage, and the state that its first iteration begins with."""
+    """Make an alignment of the case's particles, its stage, and its initial state.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    images : Tensor of shape (n, box, box)
+        Particles.
+    references : Tensor of shape (k, box, box)
+        References.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    Alignment
+        The alignment.
+    Stage
+        Its stage.
+    LoopState
+        Its initial state.
+    """
     run = Alignment(as_particles(images), AlignmentOptions(outer_radius=case.outer_radius, center=0, device=device))
     stage = run.stage((float(case.shift_range_px), float(case.shift_range_px)))
     return run, stage, LoopState(0, references, Poses.identity(len(images), device))
@@ -178,7 +312,26 @@ def make_run(
 def time_iteration(
     case: Case, references: Tensor, device: torch.device, n_particles: int, repeats: int
 ) -> dict[str, Any]:
-    """Median seconds of an iteration after a warm-up, per particle; every stage of the real loop is in it."""
+    """Time an iteration of the real loop, after a warm-up.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    references : Tensor of shape (k, box, box)
+        References.
+    device : torch.device
+        Where to compute.
+    n_particles : int
+        Number of particles.
+    repeats : int
+        Timed iterations.
+
+    Returns
+    -------
+    dict[str, Any]
+        Median seconds, per particle and by part.
+    """
     images, _ = make_particles(case, n_particles, 0.1, device, seed=3)
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -203,7 +356,7 @@ def time_iteration(
 
 
 def floor_us(search: BatchedSearch) -> float:
-    """The time the plan's own operations and bytes need at the card's ceilings, us a particle.
+    """Return the time that the plan's own operations and bytes need at the card's peak rates, us a particle.
 
     Half precision: the grid's matrix products and the rotations' sums. Single: Newton steps, 60 operations a sample.
     Bytes: cross spectra written and read, the particle's samples once a step, its image once for the average.

@@ -1,4 +1,4 @@
-"""The best score there is, in float64, and the score a pose really has: what the fast search is held against."""
+"""The best possible score, in double precision, and the score of a given pose: the oracle of the search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ ANGLES = 512
 
 
 class Oracle:
-    """Scores of references (k, n, n) under a search's own definition, computed in float64 without short cuts."""
+    """Scores of references under a search's own definition, computed in double precision without approximations.
+
+    Parameters
+    ----------
+    search : PoseSearch
+        The search.
+    references : Tensor of shape (k, n, n)
+        References.
+    """
 
     def __init__(self, search: PoseSearch, references: Tensor) -> None:
         self.search, self.grid = search, search.grid
@@ -27,7 +35,20 @@ class Oracle:
         self.weight = self.grid.n_angles * self.grid.weight.double()[:, None] * half
 
     def achieved(self, samples: Tensor, poses: Poses) -> Tensor:
-        """The score (b,) of each particle, given its samples (b, K, H), at its pose."""
+        """Return the score of each particle at its pose.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (b, K, H)
+            Polar samples of the particles.
+        poses : Poses
+            Their poses.
+
+        Returns
+        -------
+        Tensor of shape (b,)
+            Scores.
+        """
         out = []
         for i in range(0, len(samples), 256):
             part, pose = samples[i : i + 256], poses[slice(i, i + 256)]
@@ -40,7 +61,20 @@ class Oracle:
         return torch.cat(out)
 
     def exhaustive(self, samples: Tensor, step_px: float = 1.0) -> Tensor:
-        """The highest score (b,) over all references, mirrors, 512 rotations and every shift of the grid in range."""
+        """Return the highest score over all references, mirrors, 512 rotations and every shift of a grid in range.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (b, K, H)
+            Polar samples of the particles.
+        step_px : float, default 1.0
+            Step of the shifts, pixels.
+
+        Returns
+        -------
+        Tensor of shape (b,)
+            Scores.
+        """
         x_range, y_range = self.search.shift_range_xy_px
         axes = [
             torch.arange(-math.floor(r / step_px), math.floor(r / step_px) + 1) * step_px for r in (x_range, y_range)
@@ -68,7 +102,20 @@ class Oracle:
 
 
 def dense_search(search: PoseSearch, references: Tensor) -> PoseSearch:
-    """The same search made slow and sure: single precision, shifts a pixel apart, and 64 candidates refined."""
+    """Return the same search without approximations: single precision, shifts a pixel apart, 64 candidates refined.
+
+    Parameters
+    ----------
+    search : PoseSearch
+        The search.
+    references : Tensor of shape (k, n, n)
+        References.
+
+    Returns
+    -------
+    PoseSearch
+        The dense search.
+    """
     x_range, y_range = search.shift_range_xy_px
     dense = PoseSearch(
         box=search.grid.box,

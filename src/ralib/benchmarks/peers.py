@@ -1,7 +1,7 @@
-"""The programs a user may have beside ours, timed on the same particles, one thread each.
+"""Other programs, timed on the same particles with one thread each.
 
-Each is run twice, on few and on more particles, and the difference of its processor times is told: what it takes to
-start and to read the references is left out. Which poses it searches is up to it; the command stands in the row.
+Each is run twice, on few and on more particles, and the difference of its processor times is reported, without the time
+to start and to read references. The poses that it searches are its own choice; the command is in the row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,21 @@ TIMEOUT_S = 900
 
 @dataclass(frozen=True)
 class Peer:
-    """A program: the options that give it a case, how to read the classes (n,) it found, and what it searches."""
+    """Another program.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    program : str
+        Its executable.
+    options : Callable[[Case, str, str], list[str]]
+        Options that give it a case.
+    classes : callable or None
+        Reads the classes (n,) it found.
+    searches : str
+        What it searches, in words.
+    """
 
     name: str
     program: str
@@ -67,12 +81,27 @@ PEERS = (
 
 
 def installed_peers() -> list[Peer]:
-    """Those whose program is on the PATH."""
+    """Return the programs that are on the PATH."""
     return [peer for peer in PEERS if shutil.which(peer.program)]
 
 
 def peer_row(peer: Peer, case: Case, folder: Path) -> dict[str, Any]:
-    """One row: `other` in us a particle of the difference between two runs; None with the reason where it failed."""
+    """Time a program on a case.
+
+    Parameters
+    ----------
+    peer : Peer
+        The program.
+    case : Case
+        The case.
+    folder : Path
+        Folder for its files.
+
+    Returns
+    -------
+    dict[str, Any]
+        A row: `other` in us a particle of the difference between two runs, or None with the reason where it failed.
+    """
     few, many = particles = peer_sizes(case)
     truth = write_inputs(case, folder, particles)
     row: dict[str, Any] = {
@@ -97,13 +126,28 @@ def peer_row(peer: Peer, case: Case, folder: Path) -> dict[str, Any]:
 
 
 def peer_sizes(case: Case) -> tuple[int, int]:
-    """Few and more particles, so that slow programs end within a minute."""
+    """Return two numbers of particles with which slow programs end within a minute."""
     more = max(24, min(200, 4000 // case.references))
     return more // 4, more
 
 
 def write_inputs(case: Case, folder: Path, particles: tuple[int, int]) -> np.ndarray:
-    """The case's particles and references as MRC, STAR and HDF files of 1 A/px; returns the true classes."""
+    """Write the case's particles and references as MRC, STAR and HDF files of 1 A/px.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    folder : Path
+        Folder of the files.
+    particles : tuple[int, int]
+        Few and more particles.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        The true classes.
+    """
     images, truth, references = simulate_particles(
         max(particles), case.box, n_views=case.references, n_references=case.references,
         shift_sd_px=case.shift_range_px / 2, snr=SNR, seed=3, ctf=False,
@@ -122,7 +166,24 @@ def write_inputs(case: Case, folder: Path, particles: tuple[int, int]) -> np.nda
 
 
 def run_peer(peer: Peer, case: Case, folder: Path, n: int) -> float:
-    """Processor seconds of the program for n particles."""
+    """Run a program and return its processor time, s.
+
+    Parameters
+    ----------
+    peer : Peer
+        The program.
+    case : Case
+        The case.
+    folder : Path
+        Folder of its files.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
     out = folder / f"out{n}"
     if peer.program == "relion_refine":
         out.mkdir()  # SPARX makes its folder itself

@@ -17,7 +17,7 @@ from ralib._version import __version__
 
 
 def device_name(device: torch.device) -> str:
-    """The card's name, or the processor's."""
+    """Return the name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -29,7 +29,7 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit these sources are at; RALIB_COMMIT says it where they are no checkout."""
+    """Return the commit of the sources; where they are no checkout, that of RALIB_COMMIT."""
     if "RALIB_COMMIT" in os.environ:
         return os.environ["RALIB_COMMIT"]
     here = Path(__file__).parent
@@ -38,7 +38,24 @@ def commit() -> str:
 
 
 def record(bench: str, device: torch.device, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """A result as the files hold it."""
+    """Return a result as the files hold it.
+
+    Parameters
+    ----------
+    bench : str
+        Name of the benchmark.
+    device : torch.device
+        Where it ran.
+    rows : list[dict[str, Any]]
+        Its rows.
+    **more : Any
+        Further entries.
+
+    Returns
+    -------
+    dict[str, Any]
+        The result.
+    """
     versions = {"ralib": __version__, "python": platform.python_version()}
     versions |= {"torch": torch.__version__, "numpy": np.__version__}
     threads = torch.get_num_threads() if device.type == "cpu" else None
@@ -47,7 +64,20 @@ def record(bench: str, device: torch.device, rows: list[dict[str, Any]], **more:
 
 
 def write_record(folder: Path, result: dict[str, Any]) -> Path:
-    """Write bench/results-like <bench>-<device>.json into a folder; returns its path."""
+    """Write a result into a folder as <bench>-<device>.json.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    result : dict[str, Any]
+        The result.
+
+    Returns
+    -------
+    Path
+        Path of the file.
+    """
     threads = f"-{result['threads']}t" if result["threads"] else ""
     name = re.sub(r"[^a-z0-9]+", "-", f"{result['bench']}-{result['device']}".lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)

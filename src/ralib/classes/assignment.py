@@ -1,6 +1,4 @@
-"""Assignment of particles to classes by their scores: the best class, or classes of equal size; reseeding of small
-classes.
-"""
+"""Assignment of particles by their scores: the best class, or classes of equal size; reseeding of small classes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Run result -> one self-contained HTML page, or JSON with the same figures. Computes nothing:
-`ralib.results.summary` does."""
+"""A run's result as one self-contained HTML page, or as JSON with the same figures.
+
+Nothing is computed here: that is `ralib.results.summary`.
+"""
 
 from ralib.report.contents import ReportContents
 from ralib.report.page import render_report

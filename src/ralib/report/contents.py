@@ -1,4 +1,4 @@
-"""What a report shows, all of it already computed: numbers, texts and arrays; `ralib.results.summary` fills it."""
+"""The contents of a report, already computed by `ralib.results.summary`: numbers, texts and arrays."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of one particle quantity by class, so that the page can add up any selection of classes.
+    """Counts of one particle quantity by class, so that the page can sum over any selection of classes.
 
-    edges   (b + 1,) bin edges, in `unit`
-    counts  (k, b) particles of each class in each bin
+    Attributes
+    ----------
+    label : str
+        Name of the quantity.
+    unit : str
+        Its unit.
+    edges : ndarray of shape (b + 1,)
+        Bin edges.
+    counts : ndarray of shape (k, b)
+        Particles of each class in each bin.
     """
 
     label: str
@@ -24,7 +32,15 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ShiftMap:
-    """Counts of origin shifts on a square grid by class: edges (b + 1,) in pixels, counts (k, b, b) as class, y, x."""
+    """Counts of origin shifts on a square grid by class.
+
+    Attributes
+    ----------
+    edges_px : ndarray of shape (b + 1,)
+        Bin edges, pixels.
+    counts : ndarray of shape (k, b, b)
+        Counts by class, y and x.
+    """
 
     edges_px: np.ndarray
     counts: np.ndarray
@@ -32,10 +48,18 @@ class ShiftMap:
 
 @dataclass(frozen=True)
 class Members:
-    """A few particles of each class, aligned: the most alike, some typical, the least alike.
+    """Some particles of each class, aligned: the most alike, some typical, the least alike.
 
-    images  (k, m, t, t) float; row (k, m) row in the particle file from 0, -1 where a class has fewer members;
-    score   (k, m); kind (m,) 'most alike', 'typical' or 'least alike'
+    Attributes
+    ----------
+    images : ndarray of shape (k, m, t, t)
+        Images.
+    row : ndarray of shape (k, m)
+        Row in the particle file from 0; -1 where a class has fewer members.
+    score : ndarray of shape (k, m)
+        Their scores.
+    kind : tuple[str, ...]
+        'most alike', 'typical' or 'least alike' of each of the m columns.
     """
 
     images: np.ndarray
@@ -46,9 +70,16 @@ class Members:
 
 @dataclass(frozen=True)
 class History:
-    """Averages of some iterations, each class followed back through its changes of number.
+    """Averages of some iterations, with each class followed back through changes of its number.
 
-    images (t, k, h, h) and ancestors (t, k), for each final class the number (from 0) it had at the iterations (t,)
+    Attributes
+    ----------
+    iterations : tuple[int, ...]
+        Numbers of the t iterations.
+    images : ndarray of shape (t, k, h, h)
+        Averages.
+    ancestors : ndarray of shape (t, k)
+        Number (from 0) that each final class had at the iteration.
     """
 
     iterations: tuple[int, ...]
@@ -58,10 +89,22 @@ class History:
 
 @dataclass(frozen=True)
 class CtfCurves:
-    """One-dimensional CTFs at a few defocus values, and how well the whole set covers each frequency.
+    """One-dimensional CTFs at some defocus values, and how well the whole set covers each frequency.
 
-    frequency_per_A (f,); curves (c, f); defocus_A (c,); label (c,) such as 'median';
-    coverage (f,) mean of CTF squared over the particles; defocus_uv_A (s, 2) a sample of both defocus values
+    Attributes
+    ----------
+    frequency_per_A : ndarray of shape (f,)
+        Frequencies, 1/Angstrom.
+    label : tuple[str, ...]
+        Name of each curve, such as 'median'.
+    defocus_A : ndarray of shape (c,)
+        Defocus of each curve, Angstrom.
+    curves : ndarray of shape (c, f)
+        CTF.
+    coverage : ndarray of shape (f,)
+        Mean of CTF^2 over the particles.
+    defocus_uv_A : ndarray of shape (s, 2)
+        A sample of both defocus values, Angstrom.
     """
 
     frequency_per_A: np.ndarray
@@ -76,8 +119,26 @@ class CtfCurves:
 class Embedding:
     """A sample of particles and all class averages in the plane of their first two principal components.
 
-    xy (p, 2), row (p,), class_index (p,) from 0, score (p,), defocus_A (p,) (NaN where unknown), images (p, t, t);
-    class_xy (k, 2) in the same plane; class_tsne_xy (k, 2) or None; explained (2,) fractions of variance
+    Attributes
+    ----------
+    xy : ndarray of shape (p, 2)
+        Coordinates of the particles.
+    row : ndarray of shape (p,)
+        Their rows in the particle file.
+    class_index : ndarray of shape (p,)
+        Their classes from 0.
+    score : ndarray of shape (p,)
+        Their scores.
+    defocus_A : ndarray of shape (p,)
+        Their mean defocus, Angstrom; NaN where unknown.
+    images : ndarray of shape (p, t, t)
+        Their images.
+    class_xy : ndarray of shape (k, 2)
+        Coordinates of the class averages.
+    class_tsne_xy : ndarray of shape (k, 2) or None
+        Coordinates of the class averages by t-SNE, or None.
+    explained : ndarray of shape (2,)
+        Fractions of the variance.
     """
 
     xy: np.ndarray
@@ -93,17 +154,50 @@ class Embedding:
 
 @dataclass(frozen=True)
 class ReportContents:
-    """Everything one report shows.
+    """All contents of one report.
 
-    facts       kind, program, version, command, options, seed, versions, device, input, timings, ...
-    classes     one dict a class: class (from 1), members, resolution_A, inplane_spread_deg, shift_spread_px, ...
-    iterations  one dict an iteration, as in run.json
-    warnings    dicts of what, where, do
-    averages    (k, s, s) class averages as shown (at most a few hundred pixels)
-    frc         (k, f) with frc_frequency_per_px (f,), or None
-    particle_figures  by name (fit, posterior, junk): one value a member, class after class
-    automatic_junk_limit  highest junk probability of a particle that the run itself would keep
-    server      where the page is served: addresses it writes to and asks, and whether the run has finished
+    Attributes
+    ----------
+    title : str
+        Name of the run.
+    fingerprint : str
+        Identifies the run's particles and classes.
+    facts : dict[str, Any]
+        Kind, program, version, command, options, seed, versions, device, input, timings, ...
+    classes : list[dict[str, Any]]
+        For each class: class (from 1), members, resolution_A, inplane_spread_deg, shift_spread_px, ...
+    iterations : list[dict[str, Any]]
+        Figures of each iteration, as in run.json.
+    warnings : list[dict[str, str]]
+        Warnings with the keys what, where and do.
+    averages : ndarray of shape (k, s, s)
+        Class averages as shown (at most a few hundred pixels).
+    box_px : int
+        Image size, pixels.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom.
+    frc_frequency_per_px : ndarray | None of shape (f,), optional
+        Frequencies of the FRC, cycles per pixel.
+    frc : ndarray | None of shape (k, f), optional
+        FRC of each class.
+    particle_figures : dict[str, ndarray]
+        By name (fit, posterior, junk) one value for each member, class after class.
+    histograms : dict[str, Histogram]
+        Histograms by name.
+    shift_map : ShiftMap | None, optional
+        Origin shifts.
+    members : Members | None, optional
+        Some particles of each class.
+    history : History | None, optional
+        Averages of some iterations.
+    ctf : CtfCurves | None, optional
+        CTF curves.
+    embedding : Embedding | None, optional
+        Particles and class averages in a plane.
+    automatic_junk_limit : float | None, optional
+        Highest junk probability of a particle that the run itself would keep.
+    server : dict[str, Any] | None, optional
+        Where the page is served: addresses it writes to and asks, and whether the run has finished.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""How class averages and runs show themselves in a notebook: a small gallery that needs no script."""
+"""Class averages and runs in a notebook: a small gallery that needs no script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,22 @@ _GALLERY = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).fr
 
 
 def class_averages_html(averages: Any, facts: list[tuple[str, str]] | None = None, warnings: Any = ()) -> str:
-    """A `ClassAverages` as HTML: its largest classes first, each with number (from 1), members and resolution."""
+    """Return a `ClassAverages` as HTML: its largest classes first, each with number (from 1), members and resolution.
+
+    Parameters
+    ----------
+    averages : Any
+        Class averages.
+    facts : list[tuple[str, str]] | None, optional
+        Names and values shown above.
+    warnings : Any, default ()
+        Warnings shown above.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     members = averages.members.cpu().numpy()
     images = averages.images.detach().cpu().numpy()
     order = np.argsort(-members, kind="stable")[:MOST]
@@ -46,7 +61,7 @@ def class_averages_html(averages: Any, facts: list[tuple[str, str]] | None = Non
 
 
 def run_result_html(result: Any) -> str:
-    """A `RunResult` as HTML: what was done, its warnings and the class averages."""
+    """Return a `RunResult` as HTML: what was done, its warnings and the class averages."""
     facts = [("run", str(result.kind)), ("iterations", str(len(result.iterations)))]
     facts += [("classes", str(len(result.averages.images))), ("particles", f"{len(result.poses):,}")]
     return class_averages_html(result.averages, facts, result.warnings)

@@ -1,4 +1,4 @@
-"""Report contents as one HTML file that needs nothing else: styles, script, data and pictures inside."""
+"""Report contents as one self-contained HTML file: styles, script, data and pictures inside."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ SCRIPTS = (
 
 
 def render_report(contents: ReportContents) -> str:
-    """The whole page as text.
+    """Return the whole page as text.
 
-    Texts from the run reach the page only as JSON data and through textContent, and the content security policy lets
-    no script run but ours (by its hash) and no request out (a served page may ask its own server): a label or file
-    name cannot inject anything.
+    Texts from the run reach the page only as JSON data and through textContent, and the content security policy allows
+    only our script (by its hash) and no request to other servers (a served page may ask its own): a label or file name
+    cannot inject anything.
+
+    Parameters
+    ----------
+    contents : ReportContents
+        The contents.
+
+    Returns
+    -------
+    str
+        HTML.
     """
     data, sheets = page(contents)
     script = '"use strict";\n(() => {\n' + "\n".join(_part(name) for name in SCRIPTS) + "\n})();"

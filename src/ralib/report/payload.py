@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types; NaN and infinity become None, keys become text."""
+    """Convert a value to JSON's own types; NaN and infinity become None, keys become text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -35,7 +35,7 @@ def plain(value: Any) -> Any:
 
 
 def figures(contents: ReportContents) -> dict[str, Any]:
-    """The report's numbers without its pictures, for machines."""
+    """Return the report's numbers without its pictures."""
     c = contents
     shown: dict[str, Any] = {
         "format": FORMAT,
@@ -65,13 +65,39 @@ def figures(contents: ReportContents) -> dict[str, Any]:
 
 
 def packed(array: np.ndarray, dtype: str) -> dict[str, Any]:
-    """An array as base64 of its little-endian bytes: {dtype, shape, base64}; dtype 'u1', 'u2', 'u4' or 'f4'."""
+    """Return an array as base64 of its little-endian bytes.
+
+    Parameters
+    ----------
+    array : ndarray
+        The array.
+    dtype : str
+        'u1', 'u2', 'u4' or 'f4'.
+
+    Returns
+    -------
+    dict[str, Any]
+        The entries dtype, shape and base64.
+    """
     data = np.ascontiguousarray(array, dtype="<" + dtype)
     return {"dtype": dtype, "shape": list(data.shape), "base64": base64.b64encode(data.tobytes()).decode("ascii")}
 
 
 def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
-    """(data, sheets): the page's JSON, and the image sheets as text by element name, which `data` refers to."""
+    """Return the page's data.
+
+    Parameters
+    ----------
+    contents : ReportContents
+        The contents.
+
+    Returns
+    -------
+    dict[str, Any]
+        The page's JSON.
+    dict[str, str]
+        The image sheets as text, by the element names that the JSON refers to.
+    """
     drawn: dict[str, tuple[np.ndarray, int]] = {}
 
     def pictures(name: str, images: np.ndarray, quality: int, *, together: bool = False) -> list[dict[str, Any]]:
@@ -133,6 +159,6 @@ def _embedding(e: Embedding, pictures: Any) -> dict[str, Any]:
 
 
 def script_safe(value: Any) -> str:
-    """JSON that may stand inside <script>: no character in it can end the element or open another."""
+    """Return JSON that may stand inside <script>: no character in it can end the element or open another."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

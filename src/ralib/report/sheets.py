@@ -1,4 +1,4 @@
-"""Many small grey images as a few WebP sheets: one decode in the browser instead of thousands."""
+"""Many small grey images as a few WebP sheets: one decoding in the browser instead of thousands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,22 @@ MAX_SHEET_PX = 4096
 
 
 def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool = False) -> np.ndarray:
-    """Images (n, s, s) as uint8, each stretched between its own percentiles (or all by the same, with `together`)."""
+    """Convert images to 8 bits, stretched between percentiles.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, s, s)
+        Images.
+    clip_percent : float, default 0.5
+        Percent of the pixels clipped at either end.
+    together : bool, default False
+        Whether all images have the same scale.
+
+    Returns
+    -------
+    ndarray of shape (n, s, s)
+        Grey levels, uint8.
+    """
     finite = np.nan_to_num(np.asarray(images, dtype=np.float32), posinf=0.0, neginf=0.0)
     axes = None if together else (-2, -1)
     low, high = np.percentile(finite, [clip_percent, 100 - clip_percent], axis=axes, keepdims=True)
@@ -25,10 +40,20 @@ def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool
 
 
 def pack(images: np.ndarray, *, together: bool = False) -> list[dict[str, Any]]:
-    """Sheets holding images (n, s, s) in reading order.
+    """Arrange images on sheets, in reading order.
 
-    Each sheet is {first, count, columns, stride, size, levels}: image `first + i` is the size x size square at column
-    i % columns and row i // columns of the stride grid; levels is the whole sheet as uint8.
+    Parameters
+    ----------
+    images : ndarray of shape (n, s, s)
+        Images.
+    together : bool, default False
+        Whether all images have the same scale.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        For each sheet {first, count, columns, stride, size, levels}: image `first + i` is the size x size square at
+        column i % columns and row i // columns of the stride grid; levels is the whole sheet as uint8.
     """
     n, size = len(images), int(images.shape[-1])
     stride = -(-size // BLOCK_PX) * BLOCK_PX
@@ -53,7 +78,22 @@ def _sheet(levels: np.ndarray, stride: int, per_side: int) -> dict[str, Any]:
 
 
 def encode(levels: np.ndarray, *, quality: int = 85, kind: str = "WEBP") -> str:
-    """A uint8 image (h, w) as base64 of a WebP or PNG file."""
+    """Return an image as base64 of a WebP or PNG file.
+
+    Parameters
+    ----------
+    levels : ndarray of shape (h, w)
+        Grey levels, uint8.
+    quality : int, default 85
+        WebP quality.
+    kind : str, default 'WEBP'
+        'WEBP' or 'PNG'.
+
+    Returns
+    -------
+    str
+        Base64 text.
+    """
     buffer = io.BytesIO()
     # Effort 2 of 6: a third of the time of the default 4, for a tenth more bytes.
     Image.fromarray(levels).save(buffer, format=kind, quality=quality, method=2)

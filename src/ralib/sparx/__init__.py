@@ -1,6 +1,6 @@
-"""The parity room: EMAN2/SPARX's 2D algorithms exactly, batched in torch on any device.
+"""EMAN2/SPARX's 2D algorithms with their own numerics, for parity, batched in PyTorch on any device.
 
-EMAN2's quirks live here and nowhere else; each has a comment that says why it is there.
+EMAN2's peculiarities are reproduced only here; each has a comment that says why it is there.
 """
 
 from ralib.images.centering import ccf, center_2D, center_shift, phase_cog

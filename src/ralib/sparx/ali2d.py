@@ -1,7 +1,7 @@
 """SPARX's reference-free alignment, ali2d (EMAN2 2.99, applications.ali2d_base), on batches.
 
-One iteration: the average of all particles as they lie, its FRC, ref_ali2d or the user's function, centring; then
-every particle is aligned to it. The last iteration only averages.
+One iteration: the average of all particles under their parameters, its FRC, ref_ali2d or the user's function, centring;
+then every particle is aligned to it. The last iteration only averages.
 """
 
 from __future__ import annotations
@@ -58,17 +58,61 @@ def ali2d(
     batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> RunResult:
-    """Reference-free alignment as sxali2d does it; options have that program's names and defaults.
+    """Align particles to their average as sxali2d does; options have that program's names and defaults.
 
-    particles       a ParticleSet or images (n, box, box); poses they came with are not used, as in SPARX
-    xr, yr, ts      a number a stage ("4 2 1 1"); yr -1 takes xr
-    dst             in every fourth iteration, all but the last ten, search only angles on this grid (degrees)
-    maxit           iterations a stage; 0: up to 10, going to the next stage when the criterion falls
-    CTF             flips phases, which is all SPARX does with it here
-    random_method   '' exhaustive, 'SHC' stochastic hill climbing (rand_seed), 'SCF' by self-correlation functions
+    Options that SPARX's ali2d accepts and then does not use are refused with the reason.
 
-    Options that SPARX's ali2d takes and then does not use are refused with the reason. `extra` holds SPARX's `params`
-    (n, 5: alpha, sx, sy, mirror, 0, before the last centring) and `raw_averages` (1, box, box).
+    Parameters
+    ----------
+    particles : Input of shape (n, box, box)
+        A ParticleSet or images; their poses are not used, as in SPARX.
+    mask : ndarray or Tensor of shape (box, box), optional
+        Mask of the average; by default a circle.
+    ir, ou, rs : int, default 1
+        First and last ring and their step, pixels; ou -1 is box // 2 - 2.
+    xr, yr, ts : str, float or sequence of float, default '4 2 1 1'
+        Shift range along x and y and step, a number for each stage ("4 2 1 1"), pixels; yr -1 is xr.
+    nomirror : bool, default False
+        Whether mirrored poses are left out.
+    dst : float, default 0.0
+        In every fourth iteration except the last ten, search only angles on this grid, degrees.
+    center : int, default -1
+        Centring method, -1 to 7.
+    maxit : int, default 0
+        Iterations of each stage; 0 is up to 10, going to the next stage when the criterion decreases.
+    CTF : bool, default False
+        Whether to flip phases, which is all SPARX does with the CTF here.
+    snr : float, default 1.0
+        Not used by SPARX; only its default is accepted.
+    Fourvar : bool, default False
+        Whether to weight the average by its Fourier variance.
+    user_function : UserFunction | None, optional
+        Function (average, mask, frc) -> reference or (reference, (dx, dy)), instead of ref_ali2d.
+    mode : str, default 'F'
+        'F' for full rings.
+    randomize : bool, default False
+        Not used by SPARX; only its default is accepted.
+    random_method : str, default ''
+        '' exhaustive, 'SHC' stochastic hill climbing, 'SCF' by self-correlation functions.
+    rand_seed : int, default 1000
+        Seed of stochastic hill climbing.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    batch_size : int | None, optional
+        Particles processed at a time.
+    listener : Listener | None, optional
+        Is called after every batch and iteration.
+
+    Returns
+    -------
+    RunResult
+        `extra` holds SPARX's `params` (n, 5: alpha, sx, sy, mirror, 0, before the last centring) and `raw_averages` (1,
+        box, box).
+
+    Raises
+    ------
+    RalibError
+        If options or particles do not fit.
     """
     refuse_unused(nomirror, dst, snr, mode, randomize, random_method)
     given, where = as_particle_set(particles), torch.device(device)
@@ -89,7 +133,7 @@ def ali2d(
 
 
 class _Aligner:
-    """Aligns batches to the reference of the iteration, by the method chosen."""
+    """Alignment of batches to the reference of the iteration, by the method chosen."""
 
     def __init__(self, rings: Rings, mirror: bool, method: str, seed: int, particles: int) -> None:
         self.rings, self.mirror, self.method = rings, mirror, method
@@ -98,6 +142,7 @@ class _Aligner:
         self.particles = particles
 
     def set_reference(self, reference: Tensor, stage: Stage, delta_deg: float) -> None:
+        """Set the reference of the iteration."""
         self.stage = stage
         if self.method == "SCF":
             self.scf = SelfCorrelationSearch(reference, self.rings)
@@ -109,7 +154,7 @@ class _Aligner:
             self.order = random_order(self.generator, self.particles, stage.range_xy_px, stage.step_px)
 
     def align(self, index: Tensor, images: Tensor, centre_xy_px: Tensor) -> Found:
-        """New rows of the particles `index`; for SHC a peak of -inf means that nothing better was met."""
+        """Return new rows of the particles `index`; for SHC a peak of -inf means that nothing better was found."""
         if self.method == "SCF":
             return self.scf.search(images, self.stage.range_xy_px)
         if self.method == "":
@@ -129,7 +174,7 @@ class _Aligner:
 
 
 class _Loop:
-    """The stages and iterations over one stack; holds the rows SPARX keeps in the image headers."""
+    """The stages and iterations over one stack, with the rows that SPARX keeps in the image headers."""
 
     aligner: _Aligner
     dst: float
@@ -150,6 +195,7 @@ class _Loop:
         self.delta_deg = 0.0
 
     def run(self, stages: list[Stage], iterations: int, auto_stop: bool) -> RunResult:
+        """Run all stages."""
         history, total, every = History(), 0, iterations * len(stages)
         if self.dst and every <= ALWAYS_FINE:
             history.warnings.append(_dst_unused(every))

@@ -1,7 +1,7 @@
-"""SPARX's use of the CTF: images filtered by it in a doubled box, and its squared profile without astigmatism.
+"""SPARX's use of the CTF: images filtered in a doubled box, and the squared profile without astigmatism.
 
-Follows Util::tf, filter.filt_ctf, morphology.ctf_img and ctf_2 (EMAN2 2.99). `ralib.images.ctf` is the CTF of the
-rest of the package; this one keeps EMAN2's rounded electron wavelength (4e-5 smaller) and its Nyquist row at +1/2.
+Follows Util::tf, filter.filt_ctf, morphology.ctf_img and ctf_2 (EMAN2 2.99). `ralib.images.ctf` is the CTF of the rest
+of the package; this one keeps EMAN2's rounded electron wavelength (4e-5 smaller) and its Nyquist row at +1/2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,24 @@ from ralib.types import CtfParameters
 
 
 def ctf_img(params: CtfParameters, box: int, pixel_size_A: float, device: torch.device | str = "cpu") -> Tensor:
-    """CTF (b, box, box // 2 + 1) on the rfft2 grid, float64; low frequencies positive for underfocus."""
+    """Compute the CTF on the rfft2 grid.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles.
+    box : int
+        Image size n, pixels.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n // 2 + 1)
+        CTF, float64; low frequencies are positive for underfocus.
+    """
     index = torch.arange(box, device=device, dtype=torch.float64)
     ky = torch.where(index > box // 2, index - box, index)[:, None] / (box * pixel_size_A)
     kx = torch.arange(box // 2 + 1, device=device, dtype=torch.float64)[None, :] / (box * pixel_size_A)
@@ -22,7 +39,24 @@ def ctf_img(params: CtfParameters, box: int, pixel_size_A: float, device: torch.
 
 
 def ctf_2(params: CtfParameters, box: int, pixel_size_A: float, device: torch.device | str = "cpu") -> Tensor:
-    """Squared CTF (b, m) at i / box cycles per pixel, m past the corner of the square; astigmatism is left out."""
+    """Compute the squared CTF along a radius, without astigmatism.
+
+    Parameters
+    ----------
+    params : CtfParameters
+        CTF parameters of b particles.
+    box : int
+        Image size n, pixels.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    Tensor of shape (b, m)
+        Squared CTF at i / n cycles per pixel, beyond the corner of the square.
+    """
     length = int(1.7321 * (box // 2)) + 2
     frequency = torch.arange(length, device=device, dtype=torch.float64) / (box * pixel_size_A)
     return _ctf(params, frequency[None, :], torch.zeros_like(frequency)[None, :], astigmatic=False)[:, 0] ** 2
@@ -31,7 +65,26 @@ def ctf_2(params: CtfParameters, box: int, pixel_size_A: float, device: torch.de
 def filt_ctf(
     images: Tensor, params: CtfParameters, pixel_size_A: float, *, binary: bool = False, dopad: bool = True
 ) -> Tensor:
-    """Images (b, n, n) times their CTF, or only phase-flipped (`binary`)."""
+    """Multiply images by their CTF, or flip their phases.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    params : CtfParameters
+        Their CTF parameters.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    binary : bool, default False
+        Whether only to flip phases.
+    dopad : bool, default True
+        Whether to filter in a doubled box.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Filtered images.
+    """
     n = images.shape[-1]
     work = pad_with_edge_mean(images) if dopad else images
     ctf = ctf_img(params, work.shape[-1], pixel_size_A, images.device)
@@ -41,7 +94,7 @@ def filt_ctf(
 
 
 def pad_with_edge_mean(images: Tensor) -> Tensor:
-    """Images (b, n, n) in the first corner of a box twice as wide, filled with the mean of their edge pixels."""
+    """Put images (b, n, n) in the first corner of a box twice as wide, filled with the mean of their edge pixels."""
     n = images.shape[-1]
     edge = torch.ones(n, n, dtype=torch.bool, device=images.device)
     edge[1:-1, 1:-1] = False

@@ -17,17 +17,45 @@ from ralib.types import RalibError
 
 
 def frequency_px(n: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
-    """Spatial frequency of each rfft2 coefficient, cycles per pixel, (n, n // 2 + 1)."""
+    """Return the spatial frequency of each rfft2 coefficient.
+
+    Parameters
+    ----------
+    n : int
+        Image size, pixels.
+    device : torch.device or str, default 'cpu'
+        Where the result is.
+    dtype : torch.dtype, default torch.float64
+        Floating point type.
+
+    Returns
+    -------
+    Tensor of shape (n, n // 2 + 1)
+        Cycles per pixel.
+    """
     ky = torch.fft.fftfreq(n, device=device, dtype=dtype)
     kx = torch.fft.rfftfreq(n, device=device, dtype=dtype)
     return torch.sqrt(ky[:, None] ** 2 + kx[None, :] ** 2)
 
 
 def fsc(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fourier ring correlation of images (k, n, n) with images (k, n, n).
+    """Compute the Fourier ring correlation of images.
 
-    Returns frequency_per_px (n // 2 + 1,), correlation (k, n // 2 + 1) in float64, and count (n // 2 + 1,), twice
-    the coefficients in each ring as SPARX counts them. A ring without power (an empty half) correlates 0.
+    Parameters
+    ----------
+    first : Tensor of shape (k, n, n)
+        Images.
+    second : Tensor of shape (k, n, n)
+        Images.
+
+    Returns
+    -------
+    Tensor of shape (n // 2 + 1,)
+        Frequencies, cycles per pixel.
+    Tensor of shape (k, n // 2 + 1)
+        Correlation, float64; 0 for a ring without power (an empty half).
+    Tensor of shape (n // 2 + 1,)
+        Twice the coefficients of each ring, as SPARX counts them.
     """
     if first.shape != second.shape or first.ndim != 3:
         raise RalibError(
@@ -53,7 +81,26 @@ def fsc(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fsc_mask(first: Tensor, second: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """`fsc` under a mask (n, n), each image less its mean inside (mask > 0.5); default a circle of n // 2 px."""
+    """Compute the Fourier ring correlation under a mask, of images less their mean inside it; see `fsc`.
+
+    Parameters
+    ----------
+    first : Tensor of shape (k, n, n)
+        Images.
+    second : Tensor of shape (k, n, n)
+        Images.
+    mask : Tensor | None of shape (n, n), optional
+        Inside where above 0.5; by default a circle of radius n // 2.
+
+    Returns
+    -------
+    Tensor of shape (n // 2 + 1,)
+        Frequencies, cycles per pixel.
+    Tensor of shape (k, n // 2 + 1)
+        Correlation, float64.
+    Tensor of shape (n // 2 + 1,)
+        Twice the coefficients of each ring.
+    """
     n = first.shape[-1]
     if mask is None:
         mask = model_circle(n // 2, n, first.device)
@@ -67,7 +114,22 @@ def fsc_mask(first: Tensor, second: Tensor, mask: Tensor | None = None) -> tuple
 
 
 def filt_tanl(images: Tensor, cutoff_per_px: Tensor | float, fall_off: Tensor | float) -> Tensor:
-    """Hyperbolic-tangent low-pass of images (k, n, n); cutoff (half height) and fall_off are numbers or (k,)."""
+    """Filter images by a hyperbolic tangent low-pass.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    cutoff_per_px : Tensor or float
+        Frequency of half height, a number or (k,), cycles per pixel.
+    fall_off : Tensor or float
+        Fall-off, a number or (k,).
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Filtered images.
+    """
     f = frequency_px(images.shape[-1], images.device)
     cutoff = torch.as_tensor(cutoff_per_px, dtype=torch.float64, device=images.device).reshape(-1, 1, 1)
     width = torch.as_tensor(fall_off, dtype=torch.float64, device=images.device).reshape(-1, 1, 1)
@@ -76,7 +138,20 @@ def filt_tanl(images: Tensor, cutoff_per_px: Tensor | float, fall_off: Tensor | 
 
 
 def filt_table(images: Tensor, table: Tensor) -> Tensor:
-    """Images (k, n, n) times a radial table (k, m) or (m,), by ring index with linear interpolation, zero beyond it."""
+    """Multiply images by a radial table, by ring index with linear interpolation, zero beyond the table.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    table : Tensor of shape (k, m) or (m,)
+        The table.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Filtered images.
+    """
     n = images.shape[-1]
     table = torch.atleast_2d(table).to(images.device, torch.float64)
     table = torch.nn.functional.pad(table, (0, n + 2))  # longer than any ring index of the square
@@ -87,14 +162,44 @@ def filt_table(images: Tensor, table: Tensor) -> Tensor:
 
 
 def filter_fourier(images: Tensor, response: Tensor) -> Tensor:
-    """Images (k, n, n) times a real response in the rfft2 layout, (n, n // 2 + 1) or (k, ...)."""
+    """Multiply images by a real response in the rfft2 layout.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    response : Tensor of shape (n, n // 2 + 1) or (k, n, n // 2 + 1)
+        The response.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Filtered images.
+    """
     return torch.fft.irfft2(torch.fft.rfft2(images) * response.to(images.dtype), s=images.shape[-2:])
 
 
 def fit_tanh(frequency_per_px: Tensor, correlation: Tensor, low: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Cut-off and fall-off (k,) of the tanh low-pass that fits each row of `correlation` (k, m).
+    """Fit the tanh low-pass to each FRC curve.
 
-    The half-set FRC is taken to the whole set by 2r / (1 + r), and is zero from where that first falls below `low`.
+    The half-set FRC r is converted to that of the whole set by 2r / (1 + r), and set to zero from where that first
+    falls below `low`.
+
+    Parameters
+    ----------
+    frequency_per_px : Tensor of shape (m,)
+        Frequencies, cycles per pixel.
+    correlation : Tensor of shape (k, m)
+        FRC curves.
+    low : float, default 0.1
+        FRC below which a curve counts as zero.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Cut-offs, cycles per pixel.
+    Tensor of shape (k,)
+        Fall-offs.
     """
     frequency = frequency_per_px.detach().cpu().double().numpy()
     rows = torch.atleast_2d(correlation).detach().cpu().double().numpy()
@@ -134,10 +239,10 @@ def _to_whole_set(correlation: np.ndarray) -> np.ndarray:
 def _simplex_maximum(
     function: Callable[[np.ndarray], float], start: np.ndarray, step: float, tolerance: float = 1e-4
 ) -> np.ndarray:
-    """The maximum by Nelder and Mead's simplex with SPARX's steps: reflect, expand by 3, or shrink to the best.
+    """Find the maximum by Nelder and Mead's simplex with SPARX's steps: reflect, expand by 3, or shrink to the best.
 
     SPARX's own stopping rule is kept (relative range of the values and size of the simplex, both below 1e-4, or 500
-    steps): its cut-off is where this walk stops, not the exact maximum.
+    steps): its cut-off is where this iteration stops, not the exact maximum.
     """
     d = len(start)
     simplex = np.vstack([start, start + step * np.eye(d)])
@@ -167,7 +272,7 @@ def _simplex_maximum(
 
 
 def _rings(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ring index of the coefficients that count, and which of (n, n // 2 + 1) do.
+    """Return the ring index of the coefficients that count, and which of (n, n // 2 + 1) do.
 
     Of the column kx = 0 only one of each Friedel pair counts; the column of the Nyquist frequency counts whole.
     """

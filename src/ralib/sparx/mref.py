@@ -39,6 +39,8 @@ SMALLEST_CLASS = 4
 
 @dataclass(frozen=True)
 class _Options:
+    """Options of the loop."""
+
     rings: Rings
     range_xy_px: tuple[float, float]
     step_px: float
@@ -72,16 +74,54 @@ def mref_ali2d(
     batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> RunResult:
-    """Multi-reference alignment as sxmref_ali2d does it; options have that program's names and defaults.
+    """Align particles to several references as sxmref_ali2d does; options have that program's names and defaults.
 
-    particles        a ParticleSet (its poses, where it has some, are the start) or images (n, box, box)
-    references       (k, box, box)
-    maxit            0: up to 10, stopping when the criterion falls
-    user_function    function(average, mask, frc) -> reference or (reference, (dx, dy)), instead of ref_ali2d
+    Parameters
+    ----------
+    particles : Input of shape (n, box, box)
+        A ParticleSet, whose poses are the initial ones, or images.
+    references : ndarray or Tensor of shape (k, box, box)
+        References.
+    mask : ndarray or Tensor of shape (box, box), optional
+        Mask of the averages; by default a circle.
+    ir, ou, rs : int, default 1
+        First and last ring and their step, pixels; ou -1 is box // 2 - 2.
+    xr, yr, ts : float, default 0
+        Shift range along x and y and step, pixels; yr None is xr.
+    center : int, default 1
+        Centring method, -1 to 7.
+    maxit : int, default 10
+        Number of iterations; 0 is up to 10, stopping when the criterion decreases.
+    CTF : bool, default False
+        Whether to correct for the CTF.
+    snr : float, default 1.0
+        Signal to noise ratio of the Wiener average.
+    user_function : UserFunction | None, optional
+        Function (average, mask, frc) -> reference or (reference, (dx, dy)), instead of ref_ali2d.
+    rand_seed : int, default 1000
+        Seed for classes that lose their members.
+    nomirror : bool, default False
+        Whether mirrored poses are left out.
+    EQ : bool, default False
+        Whether classes have equal sizes.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    batch_size : int | None, optional
+        Particles processed at a time.
+    listener : Listener | None, optional
+        Is called after every batch and iteration.
 
-    The result's averages are the prepared references as SPARX writes them, centred as the poses are. `extra` holds
-    SPARX's `params` (n, 6: alpha, sx, sy, mirror, reference, peak, onto the last references), `params_header` (n, 5,
-    after centring), and `raw_averages` (k, box, box).
+    Returns
+    -------
+    RunResult
+        The averages are the prepared references as SPARX writes them, centred as the poses are. `extra` holds SPARX's
+        `params` (n, 6: alpha, sx, sy, mirror, reference, peak, onto the last references), `params_header` (n, 5, after
+        centring), and `raw_averages` (k, box, box).
+
+    Raises
+    ------
+    RalibError
+        If options or particles do not fit.
     """
     if EQ:
         raise RalibError("SPARX's mref_ali2d has no classes of equal size: leave --EQ or --sparx out")
@@ -109,7 +149,7 @@ def _checked_references(references: np.ndarray | Tensor, box: int, device: torch
 
 
 class _Loop:
-    """The iterations over one stack; holds the rows SPARX keeps in the image headers."""
+    """The iterations over one stack, with the rows that SPARX keeps in the image headers."""
 
     def __init__(self, stack: ParityParticles, options: _Options, chance: random.Random, listener: Listener) -> None:
         self.stack, self.options, self.chance, self.listener = stack, options, chance, listener
@@ -118,6 +158,7 @@ class _Loop:
         self.header = (zero if poses is None else poses_to_params(poses)).to(stack.device)
 
     def run(self, references: Tensor, iterations: int, auto_stop: bool) -> RunResult:
+        """Run the iterations."""
         history, best = History(), -1.0
         extra: dict[str, Any] = {}
         for number in range(1, iterations + 1):
@@ -242,7 +283,22 @@ class _Loop:
 
 
 def mean_shift_of_classes(params: Params, class_index: Tensor, n_classes: int) -> Tensor:
-    """Mean shift (k, 2) of each class's members, x turned back where mirrored; 0 for an empty class."""
+    """Compute the mean shift of each class's members, with x reversed where mirrored.
+
+    Parameters
+    ----------
+    params : Params of shape (n, 4)
+        Rows of the particles.
+    class_index : Tensor of shape (n,)
+        Their classes.
+    n_classes : int
+        Number of classes k.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Mean shift, pixels; 0 for an empty class.
+    """
     sign = torch.where(params[:, 3] > 0.5, -1.0, 1.0).double()
     shift = torch.stack([sign * params[:, 1], params[:, 2]], dim=-1)
     one_hot = torch.nn.functional.one_hot(class_index, n_classes).double()
@@ -250,7 +306,20 @@ def mean_shift_of_classes(params: Params, class_index: Tensor, n_classes: int) -
 
 
 def moved_with_reference(params: Params, off_xy_px: Tensor) -> Params:
-    """Rows (n, 4) onto references that were moved by -off (n, 2)."""
+    """Return rows (n, 4) onto references that were moved by -off.
+
+    Parameters
+    ----------
+    params : Params of shape (n, 4)
+        Rows of the particles.
+    off_xy_px : Tensor of shape (n, 2)
+        Offset removed from each particle's reference, pixels.
+
+    Returns
+    -------
+    Params of shape (n, 4)
+        Rows.
+    """
     zero = torch.zeros_like(params[:, 0])
     return combine_params2(params, params_rows(zero, -off_xy_px, zero))
 

@@ -1,4 +1,4 @@
-"""The particles of a parity run: read, checked and prepared batch by batch as mref_ali2d and ali2d prepare them."""
+"""The particles of a parity run: read, checked and prepared in batches as mref_ali2d and ali2d prepare them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Input = ParticleSet | np.ndarray | Tensor
 
 
 def as_particle_set(given: Input) -> ParticleSet:
-    """Particles from a set, or from images (n, box, box) as an array or tensor."""
+    """Return a particle set of a set, or of images (n, box, box)."""
     if isinstance(given, ParticleSet):
         return given
     images = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
@@ -29,7 +29,24 @@ def as_particle_set(given: Input) -> ParticleSet:
 
 
 def ring_mask(mask: np.ndarray | Tensor | None, outer_radius: int, box: int, device: torch.device) -> Tensor:
-    """The mask given, or the disc of the outer radius."""
+    """Return the mask given, or the disc of the outer radius.
+
+    Parameters
+    ----------
+    mask : ndarray, Tensor of shape (box, box) or None
+        The mask, or None.
+    outer_radius : int
+        Radius of the disc, pixels.
+    box : int
+        Image size, pixels.
+    device : torch.device
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (box, box)
+        The mask.
+    """
     if mask is None:
         return model_circle(outer_radius, box, device)
     given = torch.as_tensor(mask, dtype=torch.float32, device=device)
@@ -42,10 +59,20 @@ def ring_mask(mask: np.ndarray | Tensor | None, outer_radius: int, box: int, dev
 class ParityParticles:
     """Particles in batches on a device.
 
-    mask        (n, n), what SPARX takes image statistics under
-    scaled      mref: mean 0, sd 1 under the mask; else (ali2d) only the mean outside the mask is taken off
-    ctf         False, or True: mref multiplies by the CTF, ali2d flips phases
-    batch_size  how many at a time; None: as many as bound the memory
+    Attributes
+    ----------
+    particles : ParticleSet
+        The particles.
+    mask : Tensor of shape (n, n)
+        Mask under which SPARX computes image statistics.
+    scaled : bool
+        mref: mean 0 and standard deviation 1 under the mask; else (ali2d) only the mean outside the mask is subtracted.
+    ctf : bool
+        Whether the CTF is used: mref multiplies by it, ali2d flips phases.
+    device : torch.device
+        Where the batches are put.
+    batch_size : int | None, optional
+        Particles of a batch; by default as memory allows.
     """
 
     particles: ParticleSet
@@ -81,7 +108,7 @@ class ParityParticles:
             yield index.to(self.device), self.read(index)
 
     def read(self, index: Tensor) -> Tensor:
-        """Prepared images (b, n, n) of the particles `index` (b,)."""
+        """Return prepared images (b, n, n) of the particles `index` (b,)."""
         rows = index.cpu().numpy()
         images = torch.from_numpy(self.particles.images.read(rows)).to(self.device, torch.float32)
         bad = ~torch.isfinite(images).flatten(1).all(1) | (images.flatten(1).amax(1) == images.flatten(1).amin(1))
@@ -98,7 +125,7 @@ class ParityParticles:
         return images
 
     def ctf_squared(self, index: Tensor) -> Tensor:
-        """Squared CTF profiles (b, m) of the particles `index`."""
+        """Return squared CTF profiles (b, m) of the particles `index` (b,)."""
         ctf, pixel_size_A = self.particles.ctf, self.particles.pixel_size_A
         assert ctf is not None
         assert pixel_size_A is not None

@@ -27,24 +27,70 @@ LARGEST_FALL_OFF = 0.2
 
 @dataclass
 class HalfSums:
-    """Sums (2, k, n, n) of transformed particles, even and odd numbered, and how many (2, k); float64."""
+    """Sums of transformed particles of even and odd number.
+
+    Attributes
+    ----------
+    images : Tensor of shape (2, k, n, n)
+        Sums, float64.
+    members : Tensor of shape (2, k)
+        Numbers of particles, float64.
+    """
 
     images: Tensor
     members: Tensor
 
     @classmethod
     def empty(cls, k: int, n: int, device: torch.device) -> HalfSums:
+        """Allocate zero sums of k classes of n x n pixels.
+
+        Parameters
+        ----------
+        k : int
+            Number of classes.
+        n : int
+            Image size, pixels.
+        device : torch.device
+            Where the sums are.
+
+        Returns
+        -------
+        HalfSums
+            The sums.
+        """
         return cls(
             torch.zeros(2, k, n, n, dtype=torch.float64, device=device),
             torch.zeros(2, k, dtype=torch.float64, device=device),
         )
 
     def add(self, index: Tensor, images: Tensor, params: Params, class_index: Tensor) -> None:
-        """Particles (b, n, n) brought onto their class's average by SPARX's quadratic rot_shift2D."""
+        """Add particles transformed onto their class's average by SPARX's quadratic rot_shift2D.
+
+        Parameters
+        ----------
+        index : Tensor of shape (b,)
+            Numbers of the particles.
+        images : Tensor of shape (b, n, n)
+            Images.
+        params : Params of shape (b, 4)
+            Their rows.
+        class_index : Tensor of shape (b,)
+            Their classes.
+        """
         self.add_images(index, rot_shift2D(images, params), class_index)
 
     def add_images(self, index: Tensor, images: Tensor, class_index: Tensor) -> None:
-        """Images (b, n, n) as they are; even numbers go to the first half."""
+        """Add images unchanged; even numbers go to the first half.
+
+        Parameters
+        ----------
+        index : Tensor of shape (b,)
+            Numbers of the particles.
+        images : Tensor of shape (b, n, n)
+            Images.
+        class_index : Tensor of shape (b,)
+            Their classes.
+        """
         # A matrix product, not a scatter: the same bits on every device, whatever the order of the threads.
         one_hot = torch.nn.functional.one_hot(
             (index % 2) * self.images.shape[1] + class_index, self.members.numel()
@@ -54,9 +100,27 @@ class HalfSums:
 
 
 def ref_ali2d(raw: Tensor, mask: Tensor, frequency_per_px: Tensor, frc: Tensor, center: int) -> tuple[Tensor, Tensor]:
-    """SPARX's built-in user function on averages (k, n, n) with their FRC (k, m), all at once.
+    """Make references by SPARX's built-in user function: mask, tanh low-pass fitted to the FRC, centring.
 
-    Mask, tanh low-pass fitted to the FRC, centring. Returns references (k, n, n) and how far each was off (k, 2).
+    Parameters
+    ----------
+    raw : Tensor of shape (k, n, n)
+        Averages.
+    mask : Tensor of shape (n, n)
+        Mask.
+    frequency_per_px : Tensor of shape (m,)
+        Frequencies of the FRC, cycles per pixel.
+    frc : Tensor of shape (k, m)
+        FRC curves.
+    center : int
+        Centring method.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        References.
+    Tensor of shape (k, 2)
+        Offset removed from each, pixels.
     """
     cutoff, fall_off = fit_tanh(frequency_per_px, frc)
     masked = (raw - mean_under(raw, mask)[:, None, None].to(raw.dtype)) * mask
@@ -71,9 +135,29 @@ def prepare(
     curves: tuple[Tensor, Tensor],
     center: int,
 ) -> tuple[Tensor, Tensor]:
-    """References and shifts by ref_ali2d, or by the user's function(average, mask, frc), class by class.
+    """Make references by ref_ali2d, or by the user's function (average, mask, frc), class by class.
 
-    The user's function answers with a reference, or with (reference, (dx, dy) it moved it by).
+    The user's function returns a reference, or (reference, (dx, dy) by which it moved it).
+
+    Parameters
+    ----------
+    function : UserFunction or None
+        The user's function, or None.
+    raw : Tensor of shape (k, n, n)
+        Averages.
+    mask : Tensor of shape (n, n)
+        Mask.
+    curves : tuple[Tensor, Tensor]
+        Frequencies (m,) and FRC curves (k, m).
+    center : int
+        Centring method.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        References.
+    Tensor of shape (k, 2)
+        Offset removed from each, pixels.
     """
     if function is None:
         return ref_ali2d(raw, mask, *curves, center)

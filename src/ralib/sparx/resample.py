@@ -1,7 +1,8 @@
 """Image transformation as SPARX's rot_shift2D and fshift do it: quadratic or linear, on batches.
 
 Follows fundamentals.rot_shift2D and EMData::rot_scale_trans2D (EMAN2 2.99). Coordinates are computed in float32 in
-EMAN2's order of operations: its quadratic kernel jumps at integer coordinates, so another rounding is another image.
+EMAN2's order of operations: its quadratic kernel is discontinuous at integer coordinates, so that another rounding
+gives another image.
 """
 
 from __future__ import annotations
@@ -22,9 +23,23 @@ MODES = ("background", "cyclic")
 def rot_shift2D(
     images: Tensor, params: Params, *, interpolation_method: str = "quadratic", mode: str = "background"
 ) -> Tensor:
-    """Images (b, n, n) rotated, shifted, then mirrored by rows (b, 4) of alpha_deg, sx_px, sy_px, mirror.
+    """Rotate images, shift, then mirror them.
 
-    mode 'background' keeps the image's own pixel where the source lies outside; 'cyclic' wraps around.
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    params : Params of shape (b, 4)
+        Rows of alpha in degrees, sx and sy in pixels, mirror.
+    interpolation_method : str, default 'quadratic'
+        'quadratic' or 'linear'.
+    mode : str, default 'background'
+        'background' keeps the image's own pixel where the source lies outside; 'cyclic' wraps around.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Transformed images.
     """
     if interpolation_method not in METHODS or mode not in MODES:
         raise RalibError(
@@ -42,7 +57,20 @@ def rot_shift2D(
 
 
 def mirror_images(images: Tensor, mirror: Tensor) -> Tensor:
-    """x -> -x about pixel n // 2 where `mirror` (b,) is true; column 0 of an even image stays, as in EMAN2."""
+    """Mirror images, x -> -x about pixel n // 2; column 0 of an even image stays, as in EMAN2.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    mirror : Tensor of shape (b,)
+        True to mirror.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Images.
+    """
     columns = torch.arange(images.shape[-1], device=images.device)
     flipped = images[..., (2 * (images.shape[-1] // 2) - columns) % images.shape[-1]]
     return torch.where(mirror[:, None, None].to(images.device), flipped, images)

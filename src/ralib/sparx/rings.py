@@ -1,8 +1,8 @@
 """Polar rings as SPARX samples, transforms and weights them; batches of images and shifts.
 
 Follows alignment.Numrinit / ringwe and Util::Polar2Dm (bilinear since 2014), Frngs, Applyws (EMAN2 2.99). A set of
-rings is kept as full half-spectra (r, m), shorter rings filled with zeros, so a correlation over all rings is one
-matrix product a frequency.
+rings is stored as full half-spectra (r, m), shorter rings filled with zeros, so that a correlation over all rings is
+one matrix product for each frequency.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ LONGEST_RING = 32768
 
 @dataclass(frozen=True)
 class Rings:
-    """The rings of one search: radii (r,), lengths (r,), weights (r,), and 'F'ull or 'H'alf circles."""
+    """The rings of one search.
+
+    Attributes
+    ----------
+    radius_px : tuple[int, ...]
+        Radii, pixels.
+    length : tuple[int, ...]
+        Samples of each ring.
+    weight : tuple[float, ...]
+        Weight of each ring.
+    mode : str
+        'F' for full or 'H' for half circles.
+    """
 
     radius_px: tuple[int, ...]
     length: tuple[int, ...]
@@ -29,15 +41,34 @@ class Rings:
 
     @property
     def longest(self) -> int:
+        """Samples of the longest ring."""
         return self.length[-1]
 
     @property
     def period_deg(self) -> float:
+        """Angle covered by a ring, degrees."""
         return 360.0 if self.mode == "F" else 180.0
 
 
 def make_rings(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -> Rings:
-    """Rings first..last by step with SPARX's lengths and weights; radii in pixels."""
+    """Make rings with SPARX's lengths and weights.
+
+    Parameters
+    ----------
+    first_px : int
+        Radius of the first ring, pixels.
+    last_px : int
+        Radius of the last ring, pixels.
+    step_px : int, default 1
+        Step of the radii, pixels.
+    mode : str, default 'F'
+        'F' for full or 'H' for half circles.
+
+    Returns
+    -------
+    Rings
+        The rings.
+    """
     if not (0 < first_px <= last_px and step_px > 0):
         raise RalibError(f"rings run from --ir > 0 to --ou by --rs > 0, got {first_px}, {last_px}, {step_px}")
     if mode not in ("F", "H"):
@@ -47,7 +78,24 @@ def make_rings(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -
 
 
 def numrinit(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -> list[tuple[int, int, int]]:
-    """Radius, place of the first sample (from 1) and length of each ring (alignment.Numrinit)."""
+    """Return the layout of rings (alignment.Numrinit).
+
+    Parameters
+    ----------
+    first_px : int
+        Radius of the first ring, pixels.
+    last_px : int
+        Radius of the last ring, pixels.
+    step_px : int, default 1
+        Step of the radii, pixels.
+    mode : str, default 'F'
+        'F' for full or 'H' for half circles.
+
+    Returns
+    -------
+    list[tuple[int, int, int]]
+        Radius, place of the first sample (from 1) and length of each ring.
+    """
     circle = 2.0 * math.pi if mode == "F" else math.pi
     table, begin = [], 1
     for radius in range(first_px, last_px + 1, step_px):
@@ -62,17 +110,44 @@ def numrinit(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -> 
 
 
 def ringwe(table: list[tuple[int, int, int]], mode: str = "F") -> list[float]:
-    """Weight of each ring, r dr dphi times longest / length (alignment.ringwe)."""
+    """Return the weight of each ring, r dr dphi times longest / length (alignment.ringwe).
+
+    Parameters
+    ----------
+    table : list[tuple[int, int, int]]
+        Result of `numrinit`.
+    mode : str, default 'F'
+        'F' for full or 'H' for half circles.
+
+    Returns
+    -------
+    list[float]
+        Weights.
+    """
     circle = 2.0 * math.pi if mode == "F" else math.pi
     longest = table[-1][2]
     return [radius * circle / length * longest / length for radius, _, length in table]
 
 
 def sample_rings(images: Tensor, centre_xy_px: Tensor, rings: Rings) -> list[Tensor]:
-    """Ring samples (b, s, length) of images (b, n, n) around centres (b, s, 2); one tensor a ring.
+    """Sample images on rings around centres, bilinearly.
 
-    Centres are pixel coordinates from 0. Sample j lies at angle 2 pi j / length (pi for half rings) from the y axis
-    towards x. Bilinear; a ring that leaves the image reads its edge pixels, where EMAN2 reads past the row.
+    Sample j lies at angle 2 pi j / length (pi for half rings) from the y axis towards x. A ring that leaves the image
+    reads its edge pixels, where EMAN2 reads beyond the row.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    centre_xy_px : Tensor of shape (b, s, 2)
+        Centres, pixel coordinates from 0.
+    rings : Rings
+        The rings.
+
+    Returns
+    -------
+    list[Tensor]
+        Samples (b, s, length) of each ring.
     """
     n = images.shape[-1]
     flat, centre = images.flatten(1), centre_xy_px.float()[:, :, None, :]
@@ -105,7 +180,20 @@ def _bilinear(flat: Tensor, xy: Tensor, n: int) -> Tensor:
 
 
 def normalise_rings(sampled: list[Tensor], rings: Rings) -> list[Tensor]:
-    """Samples of mean 0 and standard deviation 1 under the area weight r dphi (Util::Normalize_ring)."""
+    """Normalise samples to mean 0 and standard deviation 1 under the area weight r dphi (Util::Normalize_ring).
+
+    Parameters
+    ----------
+    sampled : list[Tensor]
+        Samples (b, s, length) of each ring.
+    rings : Rings
+        The rings.
+
+    Returns
+    -------
+    list[Tensor]
+        Normalised samples.
+    """
     area = [r * 2.0 * math.pi / length for r, length in zip(rings.radius_px, rings.length, strict=True)]
     total = sum(a * length for a, length in zip(area, rings.length, strict=True))
     first = torch.stack([a * s.sum(-1) for a, s in zip(area, sampled, strict=True)]).sum(0) / total
@@ -116,7 +204,22 @@ def normalise_rings(sampled: list[Tensor], rings: Rings) -> list[Tensor]:
 
 
 def ring_spectra(sampled: list[Tensor], rings: Rings, *, weighted: bool = False) -> Tensor:
-    """Half-spectra (b, s, r, longest // 2 + 1) of ring samples; `weighted` (for references) by the ring weights."""
+    """Compute half-spectra of ring samples.
+
+    Parameters
+    ----------
+    sampled : list[Tensor]
+        Samples (b, s, length) of each ring.
+    rings : Rings
+        The rings.
+    weighted : bool, default False
+        Whether to multiply by the ring weights (for references).
+
+    Returns
+    -------
+    Tensor of shape (b, s, r, longest // 2 + 1)
+        Half-spectra.
+    """
     shape = (*sampled[0].shape[:-1], len(sampled), rings.longest // 2 + 1)
     dtype = torch.complex128 if sampled[0].dtype == torch.float64 else torch.complex64
     spectra = torch.zeros(shape, dtype=dtype, device=sampled[0].device)

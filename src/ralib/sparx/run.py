@@ -1,4 +1,4 @@
-"""What both parity loops share: the options of the rings, what is told while running, and the result."""
+"""Parts common to both parity loops: ring options, progress reports, and the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ DEFAULT_ITERATIONS = 10
 
 @dataclass(frozen=True)
 class IterationResult:
-    """An iteration as told to `on_iteration`: figures for the log, averages centred as the poses, references."""
+    """An iteration as reported to `on_iteration`.
+
+    Attributes
+    ----------
+    figures : dict[str, Any]
+        Figures for the log.
+    averages : ClassAverages
+        Averages, centred as the poses are.
+    poses : Poses
+        Poses of all particles.
+    references : Tensor of shape (k, n, n)
+        References of the next iteration.
+    """
 
     figures: dict[str, Any]
     averages: ClassAverages
@@ -28,23 +40,45 @@ class IterationResult:
 
 @dataclass(frozen=True)
 class Listener:
-    """Whom to tell: on_iteration(IterationResult), on_batch(done, total)."""
+    """Functions that are called while a loop runs.
+
+    Attributes
+    ----------
+    on_iteration : Callable[[IterationResult], None] | None, optional
+        Called with the `IterationResult`.
+    on_batch : Callable[[int, int], None] | None, optional
+        Called with the particles done and their total.
+    """
 
     on_iteration: Callable[[IterationResult], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
 
     def batch(self, done: int, total: int) -> None:
+        """Report that `done` of `total` particles are done."""
         if self.on_batch is not None:
             self.on_batch(done, total)
 
     def iteration(self, result: IterationResult) -> None:
+        """Report a completed iteration."""
         if self.on_iteration is not None:
             self.on_iteration(result)
 
 
 @dataclass
 class History:
-    """Iterations done, and the last two results."""
+    """Iterations done, and the last two results.
+
+    Attributes
+    ----------
+    iterations : list[dict[str, Any]]
+        Figures of each iteration.
+    last : IterationResult | None, optional
+        The last result.
+    before : Poses | None, optional
+        Poses of the iteration before it.
+    warnings : list[dict[str, str]]
+        Warnings with the keys what, where and do.
+    """
 
     iterations: list[dict[str, Any]] = field(default_factory=list)
     last: IterationResult | None = None
@@ -52,13 +86,37 @@ class History:
     warnings: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, result: IterationResult, listener: Listener) -> None:
+        """Add an iteration and report it.
+
+        Parameters
+        ----------
+        result : IterationResult
+            The iteration.
+        listener : Listener
+            Is called.
+        """
         self.before = self.last.poses if self.last is not None else None
         self.last = result
         self.iterations.append(result.figures)
         listener.iteration(result)
 
     def result(self, kind: str, options: dict[str, Any], extra: dict[str, Any]) -> RunResult:
-        """The run's result on the host; `extra` adds SPARX's own arrays to what every loop gives."""
+        """Return the run's result in main memory.
+
+        Parameters
+        ----------
+        kind : str
+            Name of the command.
+        options : dict[str, Any]
+            Options to record.
+        extra : dict[str, Any]
+            SPARX's own arrays, beside what every loop gives.
+
+        Returns
+        -------
+        RunResult
+            The result.
+        """
         assert self.last is not None
         averages, poses = self.last.averages, self.last.poses
         common = {
@@ -70,7 +128,25 @@ class History:
 
 
 def outer_ring(ou: int, box: int) -> int:
-    """--ou, or box // 2 - 2 for -1; checked against the box."""
+    """Return the outer radius: `ou`, or box // 2 - 2 for -1.
+
+    Parameters
+    ----------
+    ou : int
+        SPARX's option, pixels.
+    box : int
+        Image size, pixels.
+
+    Returns
+    -------
+    int
+        Radius, pixels.
+
+    Raises
+    ------
+    RalibError
+        If it does not fit the box.
+    """
     radius = box // 2 - 2 if ou == -1 else ou
     if not 0 < radius <= (box - 1) // 2:
         raise RalibError(f"--ou {radius} px does not fit in a box of {box} px: use 1 to {box // 2 - 2}")
@@ -78,21 +154,39 @@ def outer_ring(ou: int, box: int) -> int:
 
 
 def iterations_of(maxit: int) -> tuple[int, bool]:
-    """How many iterations, and whether to stop when the criterion falls (--maxit 0: 10, stopping)."""
+    """Return the number of iterations, and whether to stop when the criterion decreases.
+
+    With maxit 0: up to 10, stopping.
+    """
     if maxit < 0:
         raise RalibError(f"--maxit {maxit} iterations cannot be done: use 0 (10, stopping when it gets worse) or more")
     return (DEFAULT_ITERATIONS, True) if maxit == 0 else (maxit, False)
 
 
 def check_center(center: int) -> int:
-    """--center as SPARX's programs take it."""
+    """Return the centring method if SPARX has it, else raise RalibError."""
     if center not in range(-1, 8):
         raise RalibError(f"--center {center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
     return center
 
 
 def params_table(params: Params, class_index: Tensor, score: Tensor | None = None) -> Tensor:
-    """SPARX's own array, float64 on the host: alpha, sx, sy, mirror, reference, and peak if there is one."""
+    """Return SPARX's own array, float64 in main memory.
+
+    Parameters
+    ----------
+    params : Params of shape (n, 4)
+        Rows of the particles.
+    class_index : Tensor of shape (n,)
+        Their references.
+    score : Tensor | None of shape (n,), optional
+        Their peaks.
+
+    Returns
+    -------
+    Tensor of shape (n, 5) or (n, 6)
+        alpha, sx, sy, mirror, reference, and peak if given.
+    """
     columns = [params, class_index[:, None].double()]
     if score is not None:
         columns.append(score[:, None].double())

@@ -1,7 +1,8 @@
-"""Alignment by self-correlation functions: the angle first, free of the shift, then the shift (--random_method SCF).
+"""Alignment by self-correlation functions: the angle first, independent of the shift, then the shift.
 
-Follows alignment.multalign2d_scf and parabl (EMAN2 2.99). A self-correlation is the same for 0 and 180 degrees, so its
-half rings give the angle but for half a turn, which the cross-correlation then decides.
+SPARX's option --random_method SCF. Follows alignment.multalign2d_scf and parabl (EMAN2 2.99). A self-correlation is the
+same for 0 and 180 degrees, so that its half rings give the angle up to half a turn, which the cross-correlation
+decides.
 """
 
 from __future__ import annotations
@@ -17,17 +18,37 @@ from ralib.sparx.transforms import params_rows
 
 
 class SelfCorrelationSearch:
-    """One reference (n, n) to align particles to."""
+    """Alignment of particles to one reference by self-correlation functions.
+
+    Parameters
+    ----------
+    reference : Tensor of shape (n, n)
+        The reference.
+    rings : Rings
+        The rings.
+    """
 
     def __init__(self, reference: Tensor, rings: Rings) -> None:
         self.reference = reference
         self.target = ReferenceRings(scf(reference[None]), rings, normalise=False, mirror=False)
 
     def search(self, images: Tensor, range_xy_px: tuple[float, float]) -> Found:
-        """Rows (b, 4) of images (b, n, n); shifts of whole range_xy_px around no shift, refined by a parabola.
+        """Find angle, mirror and shift of particles.
 
-        SPARX adds the particle's previous shift to the one found, although it correlates the particle unshifted: its
-        average smears from the second iteration on. Here the shift counts once.
+        SPARX adds the particle's previous shift to the one found, although it correlates the unshifted particle: its
+        average blurs from the second iteration on. Here the shift counts once.
+
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+        range_xy_px : tuple[float, float]
+            Range of whole-pixel shifts, refined by a parabola, pixels.
+
+        Returns
+        -------
+        Found
+            Rows (b, 4) and peaks.
         """
         reach = (int(range_xy_px[0] + 0.5), int(range_xy_px[1] + 0.5))
         alpha, mirror = self._angle_and_mirror(scf(images))
@@ -51,7 +72,7 @@ class SelfCorrelationSearch:
     def _shift(
         self, images: Tensor, alpha: Tensor, mirror: Tensor, reach: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Offset (b, 2) of the rotated image from the reference, and the peak before and after refinement.
+        """Return the offset (b, 2) of the rotated image from the reference, and the peak before and after refinement.
 
         SPARX's window is a pixel wider than the range so that the parabola has neighbours; only the range is searched.
         """
@@ -73,7 +94,7 @@ class SelfCorrelationSearch:
 
 
 def parabola_peak_2d(around: Tensor) -> tuple[Tensor, Tensor]:
-    """Peak of the least-squares paraboloid of 3 x 3 values (b, y, x): its place (b, 2), x then y, and height (b,)."""
+    """Return place (b, 2) and height (b,) of the vertex of the paraboloid fitted to 3 x 3 values (b, y, x)."""
     z = around.double()
     step = torch.arange(-1.0, 2.0, dtype=torch.float64, device=z.device)
     bx, by = (z * step).sum(dim=(1, 2)) / 6, (z * step[:, None]).sum(dim=(1, 2)) / 6

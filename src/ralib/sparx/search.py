@@ -1,8 +1,8 @@
 """SPARX's exhaustive search over shifts, angles, mirror and references, on batches of particles.
 
-Follows Util::multiref_polar_ali_2d, alignment.ormq / ornq, Crosrng_ms and search_range (EMAN2 2.99): the best point
-of the shift grid wins, the angle alone is refined, by a parabola through seven points. Of equal scores the last wins,
-as SPARX's loops (y, then x, then reference, then angle) have it.
+Follows Util::multiref_polar_ali_2d, alignment.ormq / ornq, Crosrng_ms and search_range (EMAN2 2.99): the best point of
+the shift grid wins, and only the angle is refined, by a parabola through seven points. Of equal scores the last wins,
+in the order of SPARX's loops (y, then x, then reference, then angle).
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ MEMORY_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Found:
-    """The best alignment of each particle: rows (b, 4), reference (b,), the score reached (b,)."""
+    """The best alignment of each particle.
+
+    Attributes
+    ----------
+    params : Params of shape (b, 4)
+        Rows.
+    reference : Tensor of shape (b,)
+        Reference.
+    peak : Tensor of shape (b,)
+        Score.
+    """
 
     params: Params
     reference: Tensor
@@ -28,19 +38,47 @@ class Found:
 
     @staticmethod
     def cat(parts: list[Found]) -> Found:
+        """Concatenate parts."""
         return Found(*(torch.cat([getattr(p, f) for p in parts]) for f in ("params", "reference", "peak")))
 
 
 @dataclass(frozen=True)
 class ShiftGrid:
-    """Shifts of every particle of a batch: offsets_xy_px (s, 2) common to all, allowed (b, s) for each."""
+    """Shifts searched for the particles of a batch.
+
+    Attributes
+    ----------
+    offsets_xy_px : Tensor of shape (s, 2)
+        Shifts common to all, pixels.
+    allowed : Tensor of shape (b, s)
+        Whether a particle may take each.
+    """
 
     offsets_xy_px: Tensor
     allowed: Tensor
 
 
 def search_range(n: int, radius_px: float, shift_px: Tensor, range_px: float) -> tuple[Tensor, Tensor]:
-    """How far (b,) the centre, now off by shift, may go down and up so that the rings stay inside the image."""
+    """Return how far centres may move so that the rings stay inside the image.
+
+    Parameters
+    ----------
+    n : int
+        Image size, pixels.
+    radius_px : float
+        Radius of the last ring, pixels.
+    shift_px : Tensor of shape (b,)
+        Present offset of the centre along one axis, pixels.
+    range_px : float
+        Range wanted, pixels.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        Range downwards, pixels.
+    Tensor of shape (b,)
+        Range upwards, pixels.
+    """
     centre = n // 2 + 1
     down = (centre + shift_px - radius_px - 2).clamp(0.0, range_px)
     up = (n - centre - shift_px - radius_px).clamp(0.0, range_px)
@@ -50,7 +88,26 @@ def search_range(n: int, radius_px: float, shift_px: Tensor, range_px: float) ->
 def shift_grid(
     n: int, rings: Rings, centre_xy_px: Tensor, range_xy_px: tuple[float, float], step_px: float
 ) -> ShiftGrid:
-    """The grid of steps within the range around each centre (b, 2, from the image's centre), y slowest."""
+    """Make the grid of shifts within the range around each centre, y slowest.
+
+    Parameters
+    ----------
+    n : int
+        Image size, pixels.
+    rings : Rings
+        The rings.
+    centre_xy_px : Tensor of shape (b, 2)
+        Centres from the image's centre, pixels.
+    range_xy_px : tuple[float, float]
+        Range along x and y, pixels.
+    step_px : float
+        Step, pixels.
+
+    Returns
+    -------
+    ShiftGrid
+        The grid.
+    """
     steps, allowed = [], []
     for axis, range_px in enumerate(range_xy_px):
         down, up = search_range(n, rings.radius_px[-1], centre_xy_px[:, axis], range_px)
@@ -67,11 +124,20 @@ def shift_grid(
 
 
 class ReferenceRings:
-    """References (k, n, n) as weighted ring spectra, ready to be searched for.
+    """References as weighted ring spectra, to be searched.
 
-    normalise   ring samples of the particle to mean 0, sd 1 at every shift (mref does, ali2d does not)
-    mirror      search the mirrored particle too
-    delta_deg   > 0: only angles on this grid, not refined (--dst)
+    Parameters
+    ----------
+    references : Tensor of shape (k, n, n)
+        References.
+    rings : Rings
+        The rings.
+    normalise : bool
+        Whether ring samples of the particle have mean 0 and standard deviation 1 at every shift (mref, not ali2d).
+    mirror : bool, default True
+        Whether to search the mirrored particle too.
+    delta_deg : float, default 0.0
+        Above 0, search only angles on this grid, without refinement (--dst), degrees.
     """
 
     def __init__(
@@ -82,9 +148,23 @@ class ReferenceRings:
         self.spectra = ring_spectra(sample_rings(references, centre, rings), rings, weighted=True)[:, 0]
 
     def search(self, images: Tensor, centre_xy_px: Tensor, range_xy_px: tuple[float, float], step_px: float) -> Found:
-        """The best shift, angle, mirror and reference of images (b, n, n) around centres (b, 2).
+        """Find the best shift, angle, mirror and reference.
 
-        A centre is the particle's origin in pixels from the image's centre; rows are absolute, not from the centre.
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+        centre_xy_px : Tensor of shape (b, 2)
+            Origin of each particle from the image's centre, pixels.
+        range_xy_px : tuple[float, float]
+            Range along x and y, pixels.
+        step_px : float
+            Step, pixels.
+
+        Returns
+        -------
+        Found
+            Rows, absolute rather than from the centre, and scores.
         """
         parts = []
         for at in torch.arange(len(images), device=images.device).split(self._particles_at_once()):
@@ -93,7 +173,22 @@ class ReferenceRings:
         return Found.cat(parts)
 
     def correlations(self, images: Tensor, centre_xy_px: Tensor, offsets_xy_px: Tensor) -> Tensor:
-        """Rotational correlations (b, s, k, 1 or 2, longest): straight, and mirrored if asked for."""
+        """Compute rotational correlations.
+
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+        centre_xy_px : Tensor of shape (b, 2)
+            Origin of each particle from the image's centre, pixels.
+        offsets_xy_px : Tensor of shape (s, 2)
+            Shifts, pixels.
+
+        Returns
+        -------
+        Tensor of shape (b, s, k, 1 or 2, longest)
+            Unmirrored, and mirrored if searched.
+        """
         where = images.shape[-1] // 2 + (centre_xy_px.float()[:, None] + offsets_xy_px.float()[None])
         sampled = sample_rings(images, where, self.rings)
         if self.normalise:
@@ -134,7 +229,24 @@ class ReferenceRings:
 
 
 def absolute_params(alpha_deg: Tensor, offset_xy_px: Tensor, mirror: Tensor, centre_xy_px: Tensor) -> Params:
-    """Rows of a particle whose rings were taken at centre + offset and matched at angle alpha."""
+    """Return rows of particles whose rings were sampled at centre + offset and matched at angle alpha.
+
+    Parameters
+    ----------
+    alpha_deg : Tensor of shape (b,)
+        Angle, degrees.
+    offset_xy_px : Tensor of shape (b, 2)
+        Offset, pixels.
+    mirror : Tensor of shape (b,)
+        Whether mirrored.
+    centre_xy_px : Tensor of shape (b, 2)
+        Centre, pixels.
+
+    Returns
+    -------
+    Params of shape (b, 4)
+        Rows.
+    """
     zero = torch.zeros_like(alpha_deg)
     to_centre = params_rows(zero, -centre_xy_px, zero)
     onto = params_rows(zero, -offset_xy_px, zero)
@@ -145,7 +257,7 @@ def absolute_params(alpha_deg: Tensor, offset_xy_px: Tensor, mirror: Tensor, cen
 
 @dataclass(frozen=True)
 class _Best:
-    """Per particle (b,): score, angle sample, seven scores around it (b, 7), offset (b, 2), mirror, reference."""
+    """The best so far of each particle: score, angle sample, seven scores around it, offset, mirror, reference."""
 
     peak: Tensor
     angle_index: Tensor
@@ -192,7 +304,7 @@ def _last_best(first: _Best, second: _Best) -> _Best:
 
 
 def parabola_peak(around: Tensor) -> Tensor:
-    """Where (b,), in samples from the middle, the parabola fitted to seven values (b, 7) peaks (Util::prb1d)."""
+    """Return the vertex (b,), from the middle, of the parabola fitted to seven values (b, 7) (Util::prb1d)."""
     a = around.double()
     slope = a @ a.new_tensor([49.0, 6.0, -21.0, -32.0, -27.0, -6.0, 31.0])
     bend = a @ a.new_tensor([5.0, 0.0, -3.0, -4.0, -3.0, 0.0, 5.0])

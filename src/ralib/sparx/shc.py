@@ -1,4 +1,4 @@
-"""Stochastic hill climbing: take the first better pose met in random order (--random_method SHC).
+"""Stochastic hill climbing: take the first better pose found in random order (--random_method SHC).
 
 Follows Util::shc and Crosrng_rand_ms: shifts are visited in random order, at each the angles and mirrors in random
 order, until a score above the particle's best so far. (EMAN2 2.99 itself cannot run it from ali2d: the call lacks an
@@ -16,7 +16,24 @@ from ralib.sparx.search import MEMORY_BYTES, Found, ReferenceRings, absolute_par
 def random_order(
     generator: torch.Generator, particles: int, range_xy_px: tuple[float, float], step_px: float
 ) -> Tensor:
-    """Random numbers (n, s + 1): when each shift of each particle is visited, and which of its better angles is met."""
+    """Draw the order in which shifts are visited, and which of its better angles each particle takes.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+        Random numbers.
+    particles : int
+        Number of particles n.
+    range_xy_px : tuple[float, float]
+        Range along x and y, pixels.
+    step_px : float
+        Step, pixels.
+
+    Returns
+    -------
+    Tensor of shape (n, s + 1)
+        Random numbers.
+    """
     shifts = 1
     for range_px in range_xy_px:
         shifts *= 2 * int(range_px / step_px) + 1
@@ -32,7 +49,30 @@ def climb(
     previous_peak: Tensor,
     order: Tensor,
 ) -> Found:
-    """The first better pose of images (b, n, n), or a peak of -inf where there is none."""
+    """Find the first better pose of each particle.
+
+    Parameters
+    ----------
+    target : ReferenceRings
+        The reference.
+    images : Tensor of shape (b, n, n)
+        Images.
+    centre_xy_px : Tensor of shape (b, 2)
+        Origin of each particle from the image's centre, pixels.
+    range_xy_px : tuple[float, float]
+        Range along x and y, pixels.
+    step_px : float
+        Step, pixels.
+    previous_peak : Tensor of shape (b,)
+        Best score so far.
+    order : Tensor of shape (b, s + 1)
+        Result of `random_order`.
+
+    Returns
+    -------
+    Found
+        Rows and scores; a peak of -inf where there is no better pose.
+    """
     grid = shift_grid(images.shape[-1], target.rings, centre_xy_px, range_xy_px, step_px)
     previous, order = previous_peak.to(images.device), order.to(images.device)
     at_once = max(1, MEMORY_BYTES // (64 * len(grid.offsets_xy_px) * target.spectra[0].numel()))
@@ -64,7 +104,7 @@ def _first_better(
 
 
 def _three_point_peak(around: Tensor) -> Tensor:
-    """Offset (b,) of the peak of three values (b, 3); 0 off a maximum. (SPARX's formula has a misprint.)"""
+    """Offset (b,) of the peak of three values (b, 3); 0 off a maximum. (SPARX's formula has a misprint.)."""
     before, middle, after = around.unbind(dim=1)
     bend = before - 2 * middle + after
     peak = (middle >= before) & (middle >= after) & (bend < 0)

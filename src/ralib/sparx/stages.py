@@ -1,4 +1,4 @@
-"""The options of ali2d: stages of shift ranges, and what SPARX takes but does not use, refused with the reason."""
+"""Options of ali2d: stages of shift ranges, and options that SPARX accepts but ignores, refused with the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ RANDOM_METHODS = ("", "SHC", "SCF")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the search: range along x and y, and step, pixels."""
+    """One stage of the search.
+
+    Attributes
+    ----------
+    range_xy_px : tuple[float, float]
+        Range along x and y, pixels.
+    step_px : float
+        Step, pixels.
+    """
 
     range_xy_px: tuple[float, float]
     step_px: float
@@ -21,7 +29,23 @@ class Stage:
 def stages_of(
     xr: str | float | Sequence[float], yr: str | float | Sequence[float], ts: str | float | Sequence[float]
 ) -> list[Stage]:
-    """The stages of --xr, --yr and --ts, each a text of numbers, a number or a sequence."""
+    """Return the stages of --xr, --yr and --ts.
+
+    Parameters
+    ----------
+    xr, yr, ts : str, float or sequence of float
+        Range along x and y and step of each stage: a text of numbers, a number or a sequence, pixels.
+
+    Returns
+    -------
+    list[Stage]
+        The stages.
+
+    Raises
+    ------
+    RalibError
+        If they are not numbers, or differ in length.
+    """
     x, y, step = _numbers("--xr", xr), _numbers("--yr", yr), _numbers("--ts", ts)
     y = x if y == [-1.0] else y
     if not len(x) == len(y) == len(step):
@@ -43,7 +67,18 @@ def _numbers(option: str, given: str | float | Sequence[float]) -> list[float]:
 
 
 def refuse_unused(nomirror: bool, dst: float, snr: float, mode: str, randomize: bool, random_method: str) -> None:
-    """Options SPARX's ali2d takes and ignores, each with why."""
+    """Refuse options that SPARX's ali2d accepts and ignores.
+
+    Parameters
+    ----------
+    nomirror, dst, snr, mode, randomize, random_method : bool
+        SPARX's options; see `ralib.sparx.ali2d.ali2d`.
+
+    Raises
+    ------
+    RalibError
+        With the reason.
+    """
     if random_method not in RANDOM_METHODS:
         raise RalibError(f"--random_method {random_method!r} is unknown: use SHC, SCF, or leave it out")
     if mode not in ("F", "H") or (mode == "H" and random_method != "SCF"):
