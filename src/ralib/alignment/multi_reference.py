@@ -31,7 +31,7 @@ class MultiReferenceAligner(ClusterEstimator):
     ----------
     references : int or array_like of shape (k, n, n)
         Initial references; or their number k, for averages of random particles.
-    outer_radius, inner_radius : float | None, optional
+    outer_radius, inner_radius : float or None
         Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
     shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
         How far a particle may move from its last centre in one iteration along x and y, pixels.

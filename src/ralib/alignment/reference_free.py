@@ -35,7 +35,7 @@ class ReferenceFreeAligner(ClusterEstimator):
         Shift range along x and y and its step (None: as needed) in pixels of each stage, in order.
     iterations : int, default 0
         Iterations of each stage; 0 is up to 10, ending a stage when the criterion decreases.
-    outer_radius, inner_radius : float | None, optional
+    outer_radius, inner_radius : float or None
         Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
     mirror : bool, default True
         Whether mirrored poses are searched.

@@ -68,9 +68,9 @@ def ali2d(
         A ParticleSet or images; their poses are not used, as in SPARX.
     mask : ndarray or Tensor of shape (box, box), optional
         Mask of the average; by default a circle.
-    ir, ou, rs : int, default 1
+    ir, ou, rs : int
         First and last ring and their step, pixels; ou -1 is box // 2 - 2.
-    xr, yr, ts : str, float or sequence of float, default '4 2 1 1'
+    xr, yr, ts : str, float or sequence of float
         Shift range along x and y and step, a number for each stage ("4 2 1 1"), pixels; yr -1 is xr.
     nomirror : bool, default False
         Whether mirrored poses are left out.

@@ -84,9 +84,9 @@ def mref_ali2d(
         References.
     mask : ndarray or Tensor of shape (box, box), optional
         Mask of the averages; by default a circle.
-    ir, ou, rs : int, default 1
+    ir, ou, rs : int
         First and last ring and their step, pixels; ou -1 is box // 2 - 2.
-    xr, yr, ts : float, default 0
+    xr, yr, ts : float or None
         Shift range along x and y and step, pixels; yr None is xr.
     center : int, default 1
         Centring method, -1 to 7.

@@ -104,7 +104,7 @@ def _first_better(
 
 
 def _three_point_peak(around: Tensor) -> Tensor:
-    """Offset (b,) of the peak of three values (b, 3); 0 off a maximum. (SPARX's formula has a misprint.)."""
+    """Offset (b,) of the peak of three values (b, 3); 0 off a maximum. SPARX's formula has a misprint."""
     before, middle, after = around.unbind(dim=1)
     bend = before - 2 * middle + after
     peak = (middle >= before) & (middle >= after) & (bend < 0)

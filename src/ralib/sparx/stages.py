@@ -71,7 +71,7 @@ def refuse_unused(nomirror: bool, dst: float, snr: float, mode: str, randomize: 
 
     Parameters
     ----------
-    nomirror, dst, snr, mode, randomize, random_method : bool
+    nomirror, dst, snr, mode, randomize, random_method : bool, float or str
         SPARX's options; see `ralib.sparx.ali2d.ali2d`.
 
     Raises

@@ -49,7 +49,7 @@ class Tiling:
 
     Attributes
     ----------
-    tile_x, tile_y : int, default 16
+    tile_x, tile_y : int
         Pixels of a program along x and y.
     patch_x : int, default 4
         Columns of the patch that 32 neighbouring threads take.

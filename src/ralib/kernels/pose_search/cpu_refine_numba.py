@@ -39,7 +39,7 @@ class CandidateRule:
         Steps of a candidate, on average.
     arrived : float, default 0.0002
         A candidate has converged when a full step raised its score by less than this fraction.
-    same_deg, same_px : float, default 0.6
+    same_deg, same_px : float
         Candidates of one template closer than this, in degrees and pixels, count as one maximum.
     """
 
