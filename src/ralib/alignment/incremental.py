@@ -66,9 +66,9 @@ class GrowingClassification:
         Number of classes and iterations.
     alignment : AlignmentOptions
         Options of the alignment.
-    observer : Observer | None, optional
+    observer : Observer, optional
         Is called after every batch and iteration.
-    state : LoopState | None, optional
+    state : LoopState, optional
         State to continue from.
 
     Attributes

@@ -68,9 +68,9 @@ class Alignment:
         The particles.
     options : AlignmentOptions
         Options of the alignment.
-    ranks : Ranks | None, optional
+    ranks : Ranks, optional
         The processes of the run; by default only this one.
-    observer : Observer | None, optional
+    observer : Observer, optional
         Is called after every batch and iteration.
     """
 
@@ -121,7 +121,7 @@ class Alignment:
         ----------
         shift_range_xy_px : tuple[float, float]
             Shift range along x and y, pixels.
-        step_px : float | None, optional
+        step_px : float, optional
             Step of the shift grid, pixels; by default as the templates need.
 
         Returns
@@ -169,7 +169,7 @@ class Alignment:
             State after the previous iteration.
         last : bool
             Whether this is the last iteration.
-        closing : Callable[[LoopState], LoopState] | None, optional
+        closing : Callable[[LoopState], LoopState], optional
             Changes the state before the observer gets it.
 
         Returns

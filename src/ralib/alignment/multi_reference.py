@@ -35,7 +35,7 @@ class MultiReferenceAligner(ClusterEstimator):
         Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
     shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
         How far a particle may move from its last centre in one iteration along x and y, pixels.
-    shift_step_px : float | None, optional
+    shift_step_px : float, optional
         Step of the shift grid, pixels; by default as the templates need.
     iterations : int, default 10
         Number of iterations, at least 1.
@@ -45,14 +45,14 @@ class MultiReferenceAligner(ClusterEstimator):
         SPARX's method to centre averages, -1 to 7; see `ralib.images.centering`.
     mask : ndarray or Tensor of shape (n, n), optional
         Mask of the averages; by default a soft disc.
-    min_members : int | None, optional
+    min_members : int, optional
         Smaller classes are reseeded with the worst-fitting members of the largest one. None is a twentieth of an equal
         share, at least 4; 0 reseeds none.
     equal_sizes : bool, default False
         Whether class sizes may differ by at most one.
     ctf : str, default 'off'
         CTF correction: 'off', 'wiener' or 'flip'.
-    snr : float | None, optional
+    snr : float, optional
         Signal to noise ratio of one particle for the Wiener average; by default measured.
     user_function : Any, optional
         Function (average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass, centring and mask.
@@ -62,11 +62,11 @@ class MultiReferenceAligner(ClusterEstimator):
         Whether an unusable image raises an error.
     device : torch.device or str, default 'cpu'
         Where to compute.
-    batch_size : int | None, optional
+    batch_size : int, optional
         Particles processed at a time.
-    resident_bytes : int | None, optional
+    resident_bytes : int, optional
         Bytes of particles kept on the device between iterations; by default 0.45 of its free memory.
-    ranks : Ranks | None, optional
+    ranks : Ranks, optional
         The processes of the run; by default only this one.
 
     Attributes
@@ -148,9 +148,9 @@ class MultiReferenceAligner(ClusterEstimator):
             A particle set, or images.
         y : None
             Ignored, as scikit-learn passes it.
-        observer : Observer | None, optional
+        observer : Observer, optional
             Is called after every batch and iteration.
-        resume : LoopState | None, optional
+        resume : LoopState, optional
             State to continue from; the result has the same bits as without the interruption.
 
         Returns

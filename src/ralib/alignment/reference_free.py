@@ -45,13 +45,13 @@ class ReferenceFreeAligner(ClusterEstimator):
         Mask of the average; by default a soft disc.
     ctf : str, default 'off'
         CTF correction: 'off', 'wiener' or 'flip'.
-    snr : float | None, optional
+    snr : float, optional
         Signal to noise ratio of one particle for the Wiener average; by default measured.
     fourier_variance : bool, default False
         Whether to weight the average's rings by one over their noise (SPARX's `--Fourvar`).
     randomize : bool, default False
         Whether to start from random rotations and mirrors instead of the particles' own poses.
-    user_function : UserFunction | None, optional
+    user_function : UserFunction, optional
         Function (average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass, centring and mask.
     seed : int, default 1000
         Of the random start.
@@ -59,11 +59,11 @@ class ReferenceFreeAligner(ClusterEstimator):
         Whether an unusable image raises an error.
     device : torch.device or str, default 'cpu'
         Where to compute.
-    batch_size : int | None, optional
+    batch_size : int, optional
         Particles processed at a time.
-    resident_bytes : int | None, optional
+    resident_bytes : int, optional
         Bytes of particles kept on the device between iterations; by default 0.45 of its free memory.
-    ranks : Ranks | None, optional
+    ranks : Ranks, optional
         The processes of the run; by default only this one.
 
     Attributes
@@ -149,9 +149,9 @@ class ReferenceFreeAligner(ClusterEstimator):
             A particle set, or images.
         y : None
             Ignored, as scikit-learn passes it.
-        observer : Observer | None, optional
+        observer : Observer, optional
             Is called after every batch and iteration.
-        resume : LoopState | None, optional
+        resume : LoopState, optional
             State to continue from; the result has the same bits as without the interruption.
 
         Returns
@@ -171,8 +171,7 @@ class ReferenceFreeAligner(ClusterEstimator):
         return self._finish(run, state)
 
     def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
-        """Poses of new particles onto the average that `fit` found, which stays as it is; see
-        `MultiReferenceAligner.predict_poses`."""
+        """Return poses of new particles on the fitted average; see `MultiReferenceAligner.predict_poses`."""
         stages = [((x, y), step) for x, y, step in self.stages]
         return posed(self, particles, stages, self.iterations or AUTOMATIC_ITERATIONS)
 

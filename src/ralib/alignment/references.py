@@ -46,7 +46,7 @@ class ReferencePlan:
         Range of the low-pass cut-off, cycles per pixel.
     max_falloff : float, default 0.2
         Largest fall-off of the low-pass filter.
-    center_reference : Tensor | None of shape (n, n), optional
+    center_reference : Tensor of shape (n, n), optional
         Reference of centring method 4.
     fourier_variance : bool, default False
         Whether to weight every ring by one over its noise (SPARX's `--Fourvar`) before the low-pass.

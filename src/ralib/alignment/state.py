@@ -24,9 +24,9 @@ class LoopState:
         References of the next search.
     poses : Poses
         Poses of all particles, onto `averages`.
-    previous : Poses | None, optional
+    previous : Poses, optional
         Poses of the iteration before.
-    averages : ClassAverages | None, optional
+    averages : ClassAverages, optional
         Unfiltered class averages, centred.
     figures : list[dict[str, Any]]
         Figures of each iteration.

@@ -90,7 +90,7 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
     ----------
     features : ndarray of shape (n, d)
         Rows.
-    scale : float | None, optional
+    scale : float, optional
         Distance tau over which rows attract each other; by default half the median distance.
     s : float, default 0.025
         Parameter of the q-Gaussian; smaller is closer to a Gaussian.

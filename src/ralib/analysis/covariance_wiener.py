@@ -67,9 +67,9 @@ class CovarianceWienerFilter(SteerablePCA):
 
     Parameters
     ----------
-    n_components : int | None, optional
+    n_components : int, optional
         Largest number of (complex) components; by default all above the noise edge.
-    radius_px : float | None, optional
+    radius_px : float, optional
         Radius of the disc that holds a particle, pixels; by default measured.
     max_frequency_per_px : float, default DEFAULT_BAND
         Band limit, cycles per pixel, at most 0.5.

@@ -144,9 +144,9 @@ class MatchedParticles:
         A `ParticleSet`, `ImageSource` or images (n, h, h). Without CTF parameters or pixel size the CTF is 1.
     device : torch.device or str, default 'cpu'
         Where to compute.
-    noise : NoiseSpectrum | None, optional
+    noise : NoiseSpectrum, optional
         Noise spectrum; by default measured around the particles.
-    normalisation : BackgroundNormalisation | None, optional
+    normalisation : BackgroundNormalisation, optional
         Normalisation of the background; by default measured.
     """
 

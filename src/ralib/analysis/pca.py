@@ -40,7 +40,7 @@ class PCA(ImageTransformer):
 
     Parameters
     ----------
-    n_components : int | None, optional
+    n_components : int, optional
         Number of components; by default by the generalised information criterion with solver 'exact', else min(n, p).
     solver : str, default 'auto'
         'exact': eigenvectors of the p x p covariance, summed in one pass over the images. 'randomized': block Krylov

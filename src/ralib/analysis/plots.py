@@ -26,7 +26,7 @@ def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 
     ----------
     images : array_like of shape (k, h, w)
         Images.
-    titles : Sequence[str] | None, optional
+    titles : Sequence[str], optional
         Title of each.
     columns : int, default 10
         Images in a row.
@@ -85,7 +85,7 @@ def scatter_by_cluster(coordinates: np.ndarray, labels: np.ndarray | None = None
     ----------
     coordinates : ndarray of shape (n, 2)
         Points.
-    labels : ndarray | None of shape (n,), optional
+    labels : ndarray of shape (n,), optional
         Label of each.
     title : str, default ''
         Title of the figure.
@@ -119,7 +119,7 @@ def class_histogram(class_index: Any, *, n_classes: int | None = None, what: str
     ----------
     class_index : array_like of shape (n,)
         Class of each particle, from 0.
-    n_classes : int | None, optional
+    n_classes : int, optional
         Number of classes; by default the largest plus one.
     what : str, default 'class'
         What is counted, for the labels.

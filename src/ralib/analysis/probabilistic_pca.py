@@ -110,9 +110,9 @@ class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # typ
 
     Parameters
     ----------
-    n_components : int | None, optional
+    n_components : int, optional
         Number of components; by default those above the noise edge, 1 to 20.
-    radius_px : float | None, optional
+    radius_px : float, optional
         Radius of the mask in which particles differ, pixels; by default measured.
     max_frequency_per_px : float, default 0.35
         Band limit, cycles per pixel, at most 0.5.
@@ -288,7 +288,7 @@ def aligned_spectra(matched: MatchedParticles, plane: HalfPlane, noise_power: Te
         Particles.
     plane : HalfPlane
         The half plane.
-    noise_power : Tensor | None of shape (R,), optional
+    noise_power : Tensor of shape (R,), optional
         Initial noise power; by default the background's spectrum.
 
     Returns

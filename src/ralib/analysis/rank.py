@@ -19,7 +19,7 @@ def gic_rank(variance: Tensor, n_samples: int, *, at_most: int | None = None) ->
         All eigenvalues of the sample covariance, descending.
     n_samples : int
         Number of images.
-    at_most : int | None, optional
+    at_most : int, optional
         Largest rank.
 
     Returns

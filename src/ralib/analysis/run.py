@@ -56,11 +56,11 @@ class AnalysisResult:
         Their coordinates in the embedding.
     agreements : dict[str, dict[str, Any]]
         For each other labelling the figures of `agreement`.
-    spectrum : ndarray | None of shape (s,), optional
+    spectrum : ndarray of shape (s,), optional
         Eigenvalues of the covariance, with CTF-aware components.
-    noise_edge : float | None, optional
+    noise_edge : float, optional
         Largest eigenvalue that noise makes, with CTF-aware components.
-    trajectory : ndarray | None of shape (t, h, w), optional
+    trajectory : ndarray of shape (t, h, w), optional
         Images along the first component, with CTF-aware components.
     """
 
@@ -138,7 +138,7 @@ class Analysis:
         ----------
         particles : ParticleSet
             Particles.
-        truth : ndarray | None of shape (n,), optional
+        truth : ndarray of shape (n,), optional
             True classes, where known.
 
         Returns

@@ -114,7 +114,7 @@ def split_states(
         Members of one class, with poses (and CTF).
     n_states : int or str, default 'auto'
         Number of states to test for; 'auto' tests 2 to 4.
-    radius_px : float | None, optional
+    radius_px : float, optional
         Radius of the mask, pixels; by default measured.
     max_frequency_per_px : float, default 0.35
         Band limit, cycles per pixel.

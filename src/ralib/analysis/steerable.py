@@ -87,7 +87,7 @@ class SteerablePCA(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     n_components : int, default 50
         Number of (complex) components, over all orders together.
-    radius_px : float | None, optional
+    radius_px : float, optional
         Radius of the disc used, pixels; by default box // 2.
     max_frequency_per_px : float, default 0.5
         Band limit, cycles per pixel, at most 0.5.

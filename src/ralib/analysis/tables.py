@@ -25,7 +25,7 @@ def pose_table(poses: Poses, convention: str = "relion", *, pixel_size_A: float 
         (degrees), sx, sy (pixels), mirror, class from 0. 'cryosparc': alignments2D/pose (radians), shift_x, shift_y
         (pixels), class from 0, ralibMirror; in .cs files, which `ralib.io` writes, a mirrored particle becomes a member
         of class K + k instead.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Pixel size, Angstrom; needed for 'relion'.
 
     Returns
@@ -86,7 +86,7 @@ def poses_from_table(table: pd.DataFrame, *, pixel_size_A: float | None = None) 
     ----------
     table : pd.DataFrame
         One row for each particle.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Pixel size, Angstrom, for origins in Angstrom.
 
     Returns

@@ -48,7 +48,7 @@ class Case:
         Image size, pixels.
     outer_radius : int, default 36
         Radius of the disc compared, pixels.
-    gpu_goal, cpu_goal : float | None, optional
+    gpu_goal, cpu_goal : float, optional
         Time wanted, us a particle.
     gpu_other, cpu_other : str, default ''
         What others need, for the table.

@@ -150,11 +150,11 @@ def class_averages(
     ----------
     sums : ClassSums
         Sums over all particles.
-    snr : float | None, optional
+    snr : float, optional
         Signal to noise ratio of one particle; by default measured on each ring from the halves.
-    mask : Tensor | None of shape (n, n), optional
+    mask : Tensor of shape (n, n), optional
         Mask for the FRC.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Pixel size to record, Angstrom.
 
     Returns

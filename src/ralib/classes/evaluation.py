@@ -58,7 +58,7 @@ def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = 
         The noiseless particle.
     noise_sd : float
         Standard deviation of the white noise of a pixel.
-    outer_radius : float | None, optional
+    outer_radius : float, optional
         Only pixels within this radius count, as in a search inside a mask.
 
     Returns

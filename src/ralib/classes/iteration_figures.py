@@ -155,7 +155,7 @@ def log_line(figures: dict[str, Any], total: int | None = None) -> str:
     ----------
     figures : dict[str, Any]
         Result of `iteration_figures`.
-    total : int | None, optional
+    total : int, optional
         Number of iterations planned, if known.
 
     Returns

@@ -53,7 +53,7 @@ def center_2D(
         Standard deviation of the (narrow) Gaussian of methods 2 and 3, pixels.
     outer_radius_px : float, default 7.0
         Standard deviation of the wide Gaussian of method 3, pixels.
-    reference : Tensor | None of shape (n, n), optional
+    reference : Tensor of shape (n, n), optional
         Reference of methods 4 and 7.
 
     Returns
@@ -107,7 +107,7 @@ def center_shift(
         Standard deviation of the (narrow) Gaussian of methods 2 and 3, pixels.
     outer_radius_px : float, default 7.0
         Standard deviation of the wide Gaussian of method 3, pixels.
-    reference : Tensor | None of shape (n, n), optional
+    reference : Tensor of shape (n, n), optional
         Reference of methods 4 and 7.
 
     Returns

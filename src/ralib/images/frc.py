@@ -21,7 +21,7 @@ def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
         First half averages.
     second : Tensor of shape (k, n, n)
         Second half averages.
-    mask : Tensor | None of shape (n, n), optional
+    mask : Tensor of shape (n, n), optional
         Multiplied to both first.
 
     Returns

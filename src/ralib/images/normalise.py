@@ -19,7 +19,7 @@ def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None
     ----------
     images : Tensor of shape (b, n, n)
         Particle images.
-    radius_px : float | None, optional
+    radius_px : float, optional
         The background lies outside this radius, pixels; by default three quarters of half the box.
 
     Returns

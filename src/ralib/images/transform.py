@@ -106,7 +106,7 @@ def rotate_shift_average(
         True or 1 to mirror.
     classes : array_like of shape (b,)
         Class numbers from 0; -1 leaves an image out.
-    n_classes : int | None, optional
+    n_classes : int, optional
         Number of classes k; by default the largest class number plus one.
     method : str, default 'cubic'
         Interpolation, as in `rotate_shift`.

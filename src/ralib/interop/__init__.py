@@ -1,2 +1,4 @@
-"""The package's objects as other libraries know them: scikit-learn, pandas, xarray, napari. A leaf: it imports nothing
-of the package, and each library only when it is asked for."""
+"""Conversions to and from other libraries: scikit-learn, pandas, xarray, napari.
+
+Imports nothing of the package, and each library only when it is needed.
+"""

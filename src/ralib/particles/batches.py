@@ -37,7 +37,7 @@ class Batch:
         What `rotate_shift_sum` takes: the images, or their interpolation samples where these are kept.
     usable : Tensor of shape (b,)
         False for images that are not finite or constant.
-    first : ndarray | None of shape (b,), optional
+    first : ndarray of shape (b,), optional
         Number whose parity decides on the half data set, where images occur more than once; else None.
     """
 
@@ -91,7 +91,7 @@ class ParticleBatches:
         'flip' flips phases; 'off' does neither.
     strict : bool, default False
         Whether an unusable image raises an error.
-    resident_bytes : int | None, optional
+    resident_bytes : int, optional
         Bytes of particles kept on the device; by default RESIDENT_SHARE of its free memory.
 
     Attributes

@@ -109,7 +109,7 @@ class Loader:
         Where images are read from.
     device : torch.device
         Where they are put.
-    staged : bool | None, optional
+    staged : bool, optional
         Whether images go through pinned buffers; by default on a GPU.
     """
 

@@ -29,22 +29,22 @@ class Preparation:
 
     Attributes
     ----------
-    clip_px : int | None, optional
+    clip_px : int, optional
         Cut (or pad with the mean of the edge) to this box in real space, in pixels of the input.
     flip_phases : bool, default False
         Multiply each frequency by the sign of the CTF.
-    box_px : int | None, optional
+    box_px : int, optional
         Fourier-crop (or pad) to this box: the pixel size changes, the field of view stays.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Fourier-crop to the even box whose pixel size comes closest to this, Angstrom.
     invert : bool, default False
         Change the sign of the contrast.
     normalise : str, default 'none'
         'background': subtract the plane fitted outside `background_radius_px` and make the standard deviation there 1
         (as RELION); 'variance': mean 0 and standard deviation 1 of the whole image; 'none'.
-    background_radius_px : float | None, optional
+    background_radius_px : float, optional
         By default three quarters of half the box.
-    mask_radius_px : float | None, optional
+    mask_radius_px : float, optional
         Fade to 0 beyond this radius.
     mask_edge_px : float, default 5.0
         Width over which images fade.
@@ -90,7 +90,7 @@ def prepare_particles(
     ----------
     particles : ParticleSet
         Particles.
-    preparation : Preparation | None, optional
+    preparation : Preparation, optional
         The steps.
     device : torch.device or str, default 'cpu'
         Where to compute.
@@ -251,11 +251,11 @@ def prepare_images(
         Images of one box and pixel size.
     preparation : Preparation
         The steps.
-    ctf : CtfParameters | None, optional
+    ctf : CtfParameters, optional
         Their CTF parameters, for phase flipping.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Their pixel size, Angstrom.
-    magnification : float | None, optional
+    magnification : float, optional
         Pixel size of the finished images over that of the input; by default the field of view stays.
 
     Returns

@@ -174,29 +174,29 @@ class ReportContents:
         Class averages as shown (at most a few hundred pixels).
     box_px : int
         Image size, pixels.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Pixel size, Angstrom.
-    frc_frequency_per_px : ndarray | None of shape (f,), optional
+    frc_frequency_per_px : ndarray of shape (f,), optional
         Frequencies of the FRC, cycles per pixel.
-    frc : ndarray | None of shape (k, f), optional
+    frc : ndarray of shape (k, f), optional
         FRC of each class.
     particle_figures : dict[str, ndarray]
         By name (fit, posterior, junk) one value for each member, class after class.
     histograms : dict[str, Histogram]
         Histograms by name.
-    shift_map : ShiftMap | None, optional
+    shift_map : ShiftMap, optional
         Origin shifts.
-    members : Members | None, optional
+    members : Members, optional
         Some particles of each class.
-    history : History | None, optional
+    history : History, optional
         Averages of some iterations.
-    ctf : CtfCurves | None, optional
+    ctf : CtfCurves, optional
         CTF curves.
-    embedding : Embedding | None, optional
+    embedding : Embedding, optional
         Particles and class averages in a plane.
-    automatic_junk_limit : float | None, optional
+    automatic_junk_limit : float, optional
         Highest junk probability of a particle that the run itself would keep.
-    server : dict[str, Any] | None, optional
+    server : dict[str, Any], optional
         Where the page is served: addresses it writes to and asks, and whether the run has finished.
     """
 

@@ -36,7 +36,7 @@ def class_averages_html(averages: Any, facts: list[tuple[str, str]] | None = Non
     ----------
     averages : Any
         Class averages.
-    facts : list[tuple[str, str]] | None, optional
+    facts : list[tuple[str, str]], optional
         Names and values shown above.
     warnings : Any, default ()
         Warnings shown above.

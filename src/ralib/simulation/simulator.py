@@ -40,7 +40,7 @@ class Simulator:
         What to simulate.
     volumes : Sequence[ndarray] of shape (m, m, m), default ()
         Density of each species; by default the phantom.
-    volume_pixel_size_A : float | None, optional
+    volume_pixel_size_A : float, optional
         Pixel size of the volumes, Angstrom.
     device : torch.device or str, default 'cpu'
         Where to compute.

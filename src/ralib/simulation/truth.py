@@ -38,11 +38,11 @@ class SimulationOptions:
         Variance of the clean signal (after the CTF, inside the largest circle) over that of the noise.
     seed : int, default 0
         Of all random numbers.
-    pixel_size_A : float | None, optional
+    pixel_size_A : float, optional
         Pixel size, Angstrom; by default from the volume.
     n_views : int, default 0
         K > 0: K discrete views, the classes; 0: continuous views, uniform on the sphere.
-    view_frequencies : Sequence[float] | None, optional
+    view_frequencies : Sequence[float], optional
         Relative frequency of each discrete view; by default equal.
     preferred_fraction : float, default 0.0
         Fraction of continuous views from one spot of the sphere.

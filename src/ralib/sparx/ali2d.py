@@ -86,7 +86,7 @@ def ali2d(
         Not used by SPARX; only its default is accepted.
     Fourvar : bool, default False
         Whether to weight the average by its Fourier variance.
-    user_function : UserFunction | None, optional
+    user_function : UserFunction, optional
         Function (average, mask, frc) -> reference or (reference, (dx, dy)), instead of ref_ali2d.
     mode : str, default 'F'
         'F' for full rings.
@@ -98,9 +98,9 @@ def ali2d(
         Seed of stochastic hill climbing.
     device : torch.device or str, default 'cpu'
         Where to compute.
-    batch_size : int | None, optional
+    batch_size : int, optional
         Particles processed at a time.
-    listener : Listener | None, optional
+    listener : Listener, optional
         Is called after every batch and iteration.
 
     Returns

@@ -89,7 +89,7 @@ def fsc_mask(first: Tensor, second: Tensor, mask: Tensor | None = None) -> tuple
         Images.
     second : Tensor of shape (k, n, n)
         Images.
-    mask : Tensor | None of shape (n, n), optional
+    mask : Tensor of shape (n, n), optional
         Inside where above 0.5; by default a circle of radius n // 2.
 
     Returns

@@ -96,7 +96,7 @@ def mref_ali2d(
         Whether to correct for the CTF.
     snr : float, default 1.0
         Signal to noise ratio of the Wiener average.
-    user_function : UserFunction | None, optional
+    user_function : UserFunction, optional
         Function (average, mask, frc) -> reference or (reference, (dx, dy)), instead of ref_ali2d.
     rand_seed : int, default 1000
         Seed for classes that lose their members.
@@ -106,9 +106,9 @@ def mref_ali2d(
         Whether classes have equal sizes.
     device : torch.device or str, default 'cpu'
         Where to compute.
-    batch_size : int | None, optional
+    batch_size : int, optional
         Particles processed at a time.
-    listener : Listener | None, optional
+    listener : Listener, optional
         Is called after every batch and iteration.
 
     Returns

@@ -71,7 +71,7 @@ class ParityParticles:
         Whether the CTF is used: mref multiplies by it, ali2d flips phases.
     device : torch.device
         Where the batches are put.
-    batch_size : int | None, optional
+    batch_size : int, optional
         Particles of a batch; by default as memory allows.
     """
 

@@ -44,9 +44,9 @@ class Listener:
 
     Attributes
     ----------
-    on_iteration : Callable[[IterationResult], None] | None, optional
+    on_iteration : Callable[[IterationResult], None], optional
         Called with the `IterationResult`.
-    on_batch : Callable[[int, int], None] | None, optional
+    on_batch : Callable[[int, int], None], optional
         Called with the particles done and their total.
     """
 
@@ -72,9 +72,9 @@ class History:
     ----------
     iterations : list[dict[str, Any]]
         Figures of each iteration.
-    last : IterationResult | None, optional
+    last : IterationResult, optional
         The last result.
-    before : Poses | None, optional
+    before : Poses, optional
         Poses of the iteration before it.
     warnings : list[dict[str, str]]
         Warnings with the keys what, where and do.
@@ -179,7 +179,7 @@ def params_table(params: Params, class_index: Tensor, score: Tensor | None = Non
         Rows of the particles.
     class_index : Tensor of shape (n,)
         Their references.
-    score : Tensor | None of shape (n,), optional
+    score : Tensor of shape (n,), optional
         Their peaks.
 
     Returns

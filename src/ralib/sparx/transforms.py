@@ -81,9 +81,9 @@ def params_to_poses(params: Params, class_index: Tensor | None = None, score: Te
     ----------
     params : Params of shape (n, 4)
         Rows.
-    class_index : Tensor | None of shape (n,), optional
+    class_index : Tensor of shape (n,), optional
         Classes; by default 0.
-    score : Tensor | None of shape (n,), optional
+    score : Tensor of shape (n,), optional
         Scores; by default NaN.
 
     Returns

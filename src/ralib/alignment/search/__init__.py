@@ -42,18 +42,18 @@ class PoseSearch:
         Radius of a hole in it, pixels; 1 or less means none.
     shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
         How far a particle may move from its centre along x and y, pixels; 0 keeps it fixed.
-    shift_step_px : float | None, optional
+    shift_step_px : float, optional
         Step of the shift grid, pixels, before shifts are refined; by default as the templates need.
     mirror : bool, default True
         Whether mirrored poses are searched.
     max_frequency_per_px : float, default 0.5
         Band limit of the score, cycles per pixel.
-    candidates : tuple[int, ...] | None, optional
+    candidates : tuple[int, ...], optional
         Number of grid poses that take the first, second, ... Newton step; the last take as many steps as they need. By
         default from the number of references. Given on a CPU, it selects the form of the search for a GPU.
     grid_loss : float, default 0.0001
         Fraction of the templates' power that the grid search may leave out, in the form for a GPU.
-    dtype : torch.dtype | None, optional
+    dtype : torch.dtype, optional
         Type of that grid search's products; by default half precision on a GPU, single on a CPU.
     device : torch.device or str, default 'cpu'
         Where particles and references are.
@@ -149,7 +149,7 @@ class PoseSearch:
         ----------
         samples : Tensor of shape (b, K, H)
             Polar samples; see `prepare`.
-        centre_xy_px : Tensor | None of shape (b, 2), optional
+        centre_xy_px : Tensor of shape (b, 2), optional
             Origin around which shifts are searched, pixels; by default 0.
 
         Returns
@@ -168,7 +168,7 @@ class PoseSearch:
             Polar samples; see `prepare`.
         class_index : Tensor of shape (b,)
             The class.
-        centre_xy_px : Tensor | None of shape (b, 2), optional
+        centre_xy_px : Tensor of shape (b, 2), optional
             Origin around which shifts are searched, pixels; by default 0.
 
         Returns
@@ -190,7 +190,7 @@ class PoseSearch:
         ----------
         samples : Tensor of shape (b, K, H)
             Polar samples; see `prepare`.
-        centre_xy_px : Tensor | None of shape (b, 2), optional
+        centre_xy_px : Tensor of shape (b, 2), optional
             Origin around which shifts are searched, pixels; by default 0.
 
         Returns

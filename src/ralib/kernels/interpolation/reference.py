@@ -134,7 +134,7 @@ def interpolation_samples(
         Interpolation; see the module's list.
     boundary : str, default 'zero'
         Value outside the box; see the module's list.
-    pad : Pad | None, optional
+    pad : Pad, optional
         Another form of `padded`.
 
     Returns
@@ -204,7 +204,7 @@ def sampled_chunks(
         Value outside the box; see the module's list.
     pixels : int
         Pixels of a chunk, about.
-    pad : Pad | None, optional
+    pad : Pad, optional
         Another form of `padded`.
 
     Yields
@@ -493,11 +493,11 @@ def rotate_shift_sum(
         Class from 0, or -1 for a particle of no class.
     n_classes : int
         Number of classes k.
-    weights : Tensor | None of shape (b,), optional
+    weights : Tensor of shape (b,), optional
         Factor of each particle.
-    half_index : Tensor | None of shape (b,), optional
+    half_index : Tensor of shape (b,), optional
         Half data set of each particle, 0 or 1.
-    out : Tensor | None of shape (k, n, n) or (2, k, n, n), optional
+    out : Tensor of shape (k, n, n) or (2, k, n, n), optional
         Running sums to add to; may be float64 for float32 images.
     method : str, default 'cubic'
         Interpolation; see the module's list.

@@ -208,7 +208,7 @@ def rotational_max(
         X and Y of order m, for g pairings of b particles.
     cosine, sine : Tensor of shape (n_half, m)
         See `angular_tables`.
-    penalty : Tensor | None of shape (p, 2, n_half), optional
+    penalty : Tensor of shape (p, 2, n_half), optional
         Added to S(+psi) and S(-psi) of pairing g from row g mod p; minus infinity excludes a rotation.
     rough : bool, default False
         Whether products may round their factors to 11 bits (TF32) where the device supports it.
@@ -272,7 +272,7 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
         psi in degrees, x and y in pixels, score.
     n : int
         Number of candidates that stay.
-    same : tuple[float, float] | None, optional
+    same : tuple[float, float], optional
         Degrees and pixels: of candidates of one template closer than this only the best keeps its score; the others
         come last, at minus infinity.
 
