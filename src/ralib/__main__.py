@@ -12,11 +12,11 @@ from typing import NoReturn
 def program() -> NoReturn:
     """Run the command line and end the process with its status.
 
-    Python looks for garbage again and again among the half million objects that PyTorch makes while it loads, and once
-    more at the end; none of them is any. Not looking saves a third of a short command's time.
+    Python's garbage collection would repeatedly visit the half million objects that PyTorch creates while it loads, and
+    once more at the end; none of them is garbage. Disabling it saves a third of a short command's time.
 
-    PyTorch's threads would spin while they wait for each other; on a core that is shared, what they wait for is then
-    held up by the spinning. It is settled when PyTorch loads.
+    PyTorch's threads would spin while they wait for each other, which on a shared core delays the work that they wait
+    for. The waiting policy has to be set before PyTorch loads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not os.environ.get("RALIB_DEBUG"):

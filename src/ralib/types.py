@@ -1,4 +1,4 @@
-"""The few shapes of data every room shares: poses, CTF parameters, particle sets, class averages, run results."""
+"""The data types that all folders share: poses, CTF parameters, particle sets, class averages, run results, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RalibError(Exception):
-    """A mistake in the input or the options, told in one line: what, where, what to do.
+    """A mistake in the input or the options, described in one line: what, where, what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """
@@ -26,13 +26,20 @@ class RalibError(Exception):
 
 @dataclass(frozen=True)
 class Poses:
-    """How each particle maps onto its class average: p_ref = M(R(psi)(p + origin)); see `conventions`.
+    """Poses of n particles on their class averages, p_ref = M(R(psi)(p + origin)); see `ralib.conventions`.
 
-    psi_deg         (n,)   in-plane rotation, degrees
-    origin_xy_px    (n, 2) origin shift, pixels, applied before the rotation
-    mirror          (n,)   bool, x -> -x after the rotation
-    class_index     (n,)   int64, from 0; -1 where the particle belongs to no class
-    score           (n,)   the criterion reached (its meaning is the search's); NaN where unknown
+    Attributes
+    ----------
+    psi_deg : Tensor of shape (n,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (n, 2)
+        Origin shift, applied before the rotation, pixels.
+    mirror : Tensor of shape (n,)
+        True where x -> -x after the rotation.
+    class_index : Tensor of shape (n,)
+        Class from 0, int64; -1 where the particle belongs to no class.
+    score : Tensor of shape (n,)
+        Criterion reached, as the search defines it; NaN where unknown.
     """
 
     psi_deg: Tensor
@@ -43,7 +50,20 @@ class Poses:
 
     @classmethod
     def identity(cls, n: int, device: torch.device | str = "cpu") -> Poses:
-        """Poses that leave every particle as it is, in class 0."""
+        """Return poses that leave every particle unchanged, in class 0.
+
+        Parameters
+        ----------
+        n : int
+            Number of particles.
+        device : torch.device or str, default 'cpu'
+            Where the tensors are.
+
+        Returns
+        -------
+        Poses
+            The poses.
+        """
         return cls(
             psi_deg=torch.zeros(n, device=device),
             origin_xy_px=torch.zeros(n, 2, device=device),
@@ -78,18 +98,21 @@ class Poses:
         return Poses(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Poses:
+        """Return the poses on a device."""
         return Poses(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def replace(self, **changes: Tensor) -> Poses:
+        """Return the poses with some fields changed."""
         return replace(self, **changes)
 
     @staticmethod
     def cat(parts: Sequence[Poses]) -> Poses:
+        """Concatenate poses."""
         return Poses(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Poses)})
 
 
 class CtfState(IntEnum):
-    """What has been done already to the CTF of an image: nothing, its phases flipped, or multiplied by its CTF."""
+    """What was already done to an image about its CTF: nothing, phases flipped, or multiplied by the CTF."""
 
     NONE = 0
     PHASE_FLIPPED = 1
@@ -97,7 +120,7 @@ class CtfState(IntEnum):
 
 
 class CtfCorrection(StrEnum):
-    """What a run does about the CTF: nothing, turn phases, or weigh by the CTF and divide by its square (Wiener)."""
+    """What a run does about the CTF: nothing, flip phases, or multiply by the CTF and divide by its square (Wiener)."""
 
     NONE = "none"
     FLIP = "flip"
@@ -106,11 +129,28 @@ class CtfCorrection(StrEnum):
 
 @dataclass(frozen=True)
 class CtfParameters:
-    """Contrast transfer function of each particle; every array has shape (n,).
+    """Contrast transfer function of n particles.
 
-    Defocus is positive for underfocus, in Angstrom; `astigmatism_angle_deg` is the angle from the x axis to the
-    direction of `defocus_u_A`; `amplitude_contrast` is a fraction; spherical aberration in millimetres; `state` is
-    the `CtfState` of the image, NONE for all where it is left out.
+    Attributes
+    ----------
+    defocus_u_A : ndarray of shape (n,)
+        Larger defocus, Angstrom; positive for underfocus.
+    defocus_v_A : ndarray of shape (n,)
+        Smaller defocus, Angstrom.
+    astigmatism_angle_deg : ndarray of shape (n,)
+        Angle from the x axis to the direction of `defocus_u_A`, degrees.
+    voltage_kV : ndarray of shape (n,)
+        Acceleration voltage, kV.
+    spherical_aberration_mm : ndarray of shape (n,)
+        Spherical aberration, mm.
+    amplitude_contrast : ndarray of shape (n,)
+        Amplitude contrast, a fraction.
+    phase_shift_deg : ndarray of shape (n,)
+        Phase shift of a phase plate, degrees.
+    bfactor_A2 : ndarray of shape (n,)
+        B-factor, Angstrom^2.
+    state : ndarray of shape (n,), optional
+        `CtfState` of the image; by default NONE for all.
     """
 
     defocus_u_A: np.ndarray
@@ -134,14 +174,27 @@ class CtfParameters:
         return CtfParameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def with_state(self, state: CtfState | np.ndarray) -> CtfParameters:
-        """The same CTF of images to which `state` was done."""
+        """Return the same CTF for images of another state."""
         shape = np.shape(self.defocus_u_A)
         return replace(self, state=np.broadcast_to(np.asarray(state, dtype=np.int8), shape).copy())
 
     def in_pixels_of(self, pixel_size_A: np.ndarray, common_A: float) -> CtfParameters:
-        """The CTF of images of pixel_size_A (n,), as one of images of `common_A`: the same at every cycle per pixel.
+        """Return a CTF for another pixel size, the same at every frequency in cycles per pixel.
 
-        The phase is pi lambda d k^2 - pi / 2 Cs lambda^3 k^4: where k grows by a factor, d and Cs shrink by its powers.
+        The phase is pi lambda d k^2 - pi / 2 Cs lambda^3 k^4: where k is scaled, d and Cs scale with its inverse
+        powers.
+
+        Parameters
+        ----------
+        pixel_size_A : ndarray of shape (n,)
+            Pixel size of the images, Angstrom.
+        common_A : float
+            Pixel size that they are taken to have, Angstrom.
+
+        Returns
+        -------
+        CtfParameters
+            The parameters.
         """
         ratio = (common_A / np.asarray(pixel_size_A, dtype=np.float64)) ** 2
         return replace(
@@ -155,63 +208,91 @@ class CtfParameters:
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images that are read when asked for: n_images square images of box x box pixels."""
+    """Square images that are read when they are needed."""
 
     @property
-    def n_images(self) -> int: ...
+    def n_images(self) -> int:
+        """Number of images."""
 
     @property
-    def box(self) -> int: ...
+    def box(self) -> int:
+        """Image size, pixels."""
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """float32 images (len(index), box, box), in the order of `index`."""
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         ...
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """An image source over an array already in memory."""
+    """An image source over an array in memory.
+
+    Attributes
+    ----------
+    images : ndarray of shape (n, m, m)
+        The images.
+    """
 
     images: np.ndarray
 
     @property
     def n_images(self) -> int:
+        """Number of images."""
         return len(self.images)
 
     @property
     def box(self) -> int:
+        """Image size, pixels."""
         return int(self.images.shape[-1])
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         return np.ascontiguousarray(self.images[index], dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """Images `index` (m,) of another source."""
+    """Some images of another source.
+
+    Attributes
+    ----------
+    source : ImageSource
+        The other source.
+    index : ndarray of shape (m,)
+        Numbers of the images.
+    """
 
     source: ImageSource
     index: np.ndarray
 
     @property
     def n_images(self) -> int:
+        """Number of images."""
         return len(self.index)
 
     @property
     def box(self) -> int:
+        """Image size, pixels."""
         return self.source.box
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         return self.source.read(self.index[index])
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a particle file held beyond what we understand, kept so that writing it back loses nothing.
+    """What a particle file holds beyond the fields of `ParticleSet`, kept so that writing it back loses nothing.
 
-    source_format   'relion', 'cryosparc', 'eman2', 'mrc', ...
-    tables          block name -> table, as the reader of that format keeps them; the particle table has one row
-                    per particle, in order
+    Attributes
+    ----------
+    source_format : str
+        'relion', 'cryosparc', 'eman2', 'mrc', ...
+    path : str, default ''
+        The file.
+    tables : dict[str, Any]
+        Tables by block name, as the reader of that format keeps them; the particle table has a row for each particle,
+        in order.
     """
 
     source_format: str
@@ -221,15 +302,30 @@ class Metadata:
 
 @dataclass(frozen=True)
 class ParticleSet:
-    """A stack of particles and what is known of each.
+    """A stack of n particles and what is known of each.
 
-    pixel_size_A    one number for the stack, or None where no file says it
-    ctf, poses      None where the input has none
-    group           (n,) int, micrograph (or optics group) of each particle, for noise estimates
-    pixel_sizes_A   (n,) where the particles differ in it; `pixel_size_A` is then the most frequent one
-    same_as         (n,) the first particle that shows the same image; None where no image is there twice
-    usable          (n,) False for particles to be left out, since numbers given for them cannot be meant; None: all
-    warnings        what a person should know of the input: dicts of what, where and do, as in `RunResult`
+    Attributes
+    ----------
+    images : ImageSource
+        Where the images are read from.
+    pixel_size_A : float | None, optional
+        Pixel size of the stack, Angstrom; None where no file gives it.
+    ctf : CtfParameters | None, optional
+        CTF parameters; None where the input has none.
+    poses : Poses | None, optional
+        Poses; None where the input has none.
+    group : ndarray | None of shape (n,), optional
+        Micrograph (or optics group) of each particle, for noise estimates.
+    metadata : Metadata
+        Everything else that the file holds.
+    pixel_sizes_A : ndarray | None of shape (n,), optional
+        Pixel size of each particle where they differ; `pixel_size_A` is then the most frequent one.
+    same_as : ndarray | None of shape (n,), optional
+        First particle that shows the same image; None where no image occurs twice.
+    usable : ndarray | None of shape (n,), optional
+        False for particles to leave out because numbers given for them are implausible; None for all.
+    warnings : tuple[dict[str, str], ...], default ()
+        What a user should know of the input, with the keys what, where and do.
     """
 
     images: ImageSource
@@ -248,16 +344,26 @@ class ParticleSet:
 
     @property
     def box(self) -> int:
+        """Image size, pixels."""
         return self.images.box
 
     def __getitem__(self, rows: int | slice | np.ndarray | Tensor | Sequence[int] | Sequence[bool]) -> ParticleSet:
-        """Some of the particles with all that is known of them, as NumPy indexes: a number, a slice, a mask (n,) or
-        numbers in any order; images stay unread.
+        """Return some of the particles, with all that is known of them; images are not read.
+
+        Parameters
+        ----------
+        rows : int, slice, ndarray, Tensor, sequence of int or sequence of bool
+            An index as in NumPy: a number, a slice, a mask (n,), or numbers in any order.
+
+        Returns
+        -------
+        ParticleSet
+            The particles.
 
         Raises
         ------
         RalibError
-            Where nothing is chosen, or a number is out of range.
+            If nothing is selected, or a number is out of range.
         """
         index = chosen_rows(rows, len(self))
         images = getattr(self.images, "taken", partial(ChosenImages, self.images))(index)
@@ -343,29 +449,65 @@ class ParticleSet:
         return replace(found, **other)  # type: ignore[arg-type]
 
     def replace(self, **changes: Any) -> ParticleSet:
-        """The set with these changes; one new pixel size holds for all its particles."""
+        """Return the set with some fields changed; one new pixel size holds for all its particles."""
         if "pixel_size_A" in changes:
             changes.setdefault("pixel_sizes_A", None)
         return replace(self, **changes)
 
     def leave_out(self, rows: np.ndarray, warning: dict[str, str]) -> ParticleSet:
-        """The set with the particles `rows` (n,) bool marked as not usable, and the warning that says why."""
+        """Return the set with some particles marked as not usable.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n,)
+            True for the particles to leave out.
+        warning : dict[str, str]
+            The reason.
+
+        Returns
+        -------
+        ParticleSet
+            The set.
+        """
         usable = ~rows if self.usable is None else self.usable & ~rows
         return replace(self, usable=usable, warnings=(*self.warnings, warning))
 
     def warned(self, what: str, where: str, do: str) -> ParticleSet:
-        """The set with one more warning."""
+        """Return the set with one more warning.
+
+        Parameters
+        ----------
+        what : str
+            What was found.
+        where : str
+            In which file or particles.
+        do : str
+            What to do.
+
+        Returns
+        -------
+        ParticleSet
+            The set.
+        """
         return replace(self, warnings=(*self.warnings, {"what": what, "where": where, "do": do}))
 
 
 @dataclass(frozen=True)
 class ClassAverages:
-    """Averages of k classes, with what is needed to judge them.
+    """Averages of k classes.
 
-    images          (k, n, n) the averages
-    half_images     (2, k, n, n) averages of the even and the odd members, or None
-    members         (k,) particles in each class
-    frc             (k, n // 2 + 1) Fourier ring correlation between the half averages, or None
+    Attributes
+    ----------
+    images : Tensor of shape (k, n, n)
+        The averages.
+    members : Tensor of shape (k,)
+        Number of particles in each class.
+    half_images : Tensor | None of shape (2, k, n, n), optional
+        Averages of the even and the odd members.
+    frc : Tensor | None of shape (k, n // 2 + 1), optional
+        Fourier ring correlation of the half averages.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom.
     """
 
     images: Tensor
@@ -414,13 +556,32 @@ class ClassAverages:
         return class_averages_html(self)
 
     def to(self, device: torch.device | str) -> ClassAverages:
+        """Return the averages on a device."""
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **cast("dict[str, Any]", tensors))
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What an aligner found: poses, averages, one dict of figures an iteration, warnings with what to do."""
+    """Result of an alignment or classification.
+
+    Attributes
+    ----------
+    kind : str
+        Name of the command.
+    poses : Poses
+        Pose of each particle.
+    averages : ClassAverages
+        Class averages.
+    iterations : list[dict[str, Any]]
+        Figures of each iteration.
+    options : dict[str, Any]
+        Options of the run.
+    warnings : list[dict[str, str]]
+        What a user should know, with the keys what, where and do.
+    extra : dict[str, Any]
+        Further results of the method.
+    """
 
     kind: str
     poses: Poses
@@ -477,7 +638,7 @@ def _rows_of(table: Any, index: np.ndarray, n: int) -> Any:
 
 
 def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
-    """A particle set of whatever holds images (n, m, m)."""
+    """Return a particle set of a set, or of images (n, m, m)."""
     if isinstance(particles, ParticleSet):
         return particles
     images = particles.detach().cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)

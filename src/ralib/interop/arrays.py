@@ -11,7 +11,25 @@ if TYPE_CHECKING:
 
 
 def required(name: str, extra: str) -> Any:
-    """An optional library; ImportError that says how to install it."""
+    """Import an optional library.
+
+    Parameters
+    ----------
+    name : str
+        Name of the library.
+    extra : str
+        Extra of this package that installs it.
+
+    Returns
+    -------
+    module
+        The library.
+
+    Raises
+    ------
+    ImportError
+        With the command that installs it.
+    """
     from importlib import import_module
 
     try:
@@ -21,7 +39,7 @@ def required(name: str, extra: str) -> Any:
 
 
 def dataset_of(averages: Any) -> xarray.Dataset:
-    """Class averages as `ClassAverages.to_xarray` describes them."""
+    """Convert class averages to xarray; see `ClassAverages.to_xarray`."""
     xr = required("xarray", "xarray")
     images = _host(averages.images)
     k, n = images.shape[:2]
@@ -45,7 +63,22 @@ def dataset_of(averages: Any) -> xarray.Dataset:
 
 
 def layer_of(averages: Any, viewer: Any, name: str) -> Any:
-    """Class averages as an image layer of a napari viewer, one class a step of its slider; scaled in Angstrom."""
+    """Show class averages as an image layer of a napari viewer, scaled in Angstrom, with a slider over classes.
+
+    Parameters
+    ----------
+    averages : Any
+        Class averages.
+    viewer : Any
+        napari viewer, or None for a new one.
+    name : str
+        Name of the layer.
+
+    Returns
+    -------
+    napari.Viewer
+        The viewer.
+    """
     viewer = viewer if viewer is not None else required("napari", "napari").Viewer()
     images, pixel_A = _host(averages.images), averages.pixel_size_A or 1.0
     half = images.shape[-1] // 2 * pixel_A

@@ -1,9 +1,9 @@
-"""Particle sets as pandas tables: one row a particle, columns by the package's names with their units.
+"""Particle sets as pandas tables: a row for each particle, columns by the package's names with their units.
 
-psi_deg, origin_x_px, origin_y_px, mirror, class_index, score    the pose
-defocus_u_A ... state                                            the CTF, by the names of `CtfParameters`
-pixel_size_A, group, usable                                      what else is known of a particle
-rln...                                                           the columns of the RELION file it came from
+- psi_deg, origin_x_px, origin_y_px, mirror, class_index, score: the pose
+- defocus_u_A ... state: the CTF, by the names of `CtfParameters`
+- pixel_size_A, group, usable: other properties of a particle
+- rln...: the columns of the RELION file that it was read from
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OTHER = ("pixel_size_A", "group", "usable")
 
 
 def frame_of(particles: Any) -> pd.DataFrame:
-    """The table of a particle set; its index is the particle's number from 0."""
+    """Return the table of a particle set; its index is the particle's number from 0."""
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def frame_of(particles: Any) -> pd.DataFrame:
 
 
 def particle_table(particles: Any) -> pd.DataFrame | None:
-    """The table of the RELION file the particles came from, one row a particle; None where there is none."""
+    """Return the table of the RELION file the particles were read from, a row for each particle, or None."""
     for table in particles.metadata.tables.values():
         if hasattr(table, "iloc") and len(table) == len(particles) and "rlnImageName" in table.columns:
             return table
@@ -60,7 +60,25 @@ def particle_table(particles: Any) -> pd.DataFrame | None:
 
 
 def arrays_of(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
-    """The columns of those names as arrays (n,); None where the frame has none of them, KeyError where it has some."""
+    """Return columns as arrays.
+
+    Parameters
+    ----------
+    frame : pd.DataFrame
+        Table of particles.
+    names : tuple[str, ...]
+        Names of the columns.
+
+    Returns
+    -------
+    dict or None
+        Arrays (n,) by name, or None where the table has none of the columns.
+
+    Raises
+    ------
+    KeyError
+        If it has only some of them.
+    """
     found = [name for name in names if name in frame.columns]
     if not found:
         return None
@@ -71,13 +89,39 @@ def arrays_of(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, np.ndarr
 
 
 def unknown_columns(frame: pd.DataFrame, table: pd.DataFrame | None) -> list[str]:
-    """Columns that stand for nothing in a particle set, and in no table that could keep them."""
+    """Return the columns that no particle set and no table can hold.
+
+    Parameters
+    ----------
+    frame : pd.DataFrame
+        Table of particles.
+    table : pd.DataFrame or None
+        Table of the RELION file, or None.
+
+    Returns
+    -------
+    list[str]
+        Names of the columns.
+    """
     if table is not None:
         return []
     return [str(name) for name in frame.columns if name not in (*POSE, *CTF, *OTHER)]
 
 
 def new_table(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The file's table with the frame's values of its columns, and with those that are new."""
+    """Return the file's table with the frame's values of its columns, and with new columns.
+
+    Parameters
+    ----------
+    frame : pd.DataFrame
+        Table of particles.
+    table : pd.DataFrame
+        Table of the RELION file.
+
+    Returns
+    -------
+    pd.DataFrame
+        The table.
+    """
     own = [name for name in frame.columns if name not in (*POSE, *CTF, *OTHER)]
     return table.reset_index(drop=True).assign(**{str(name): frame[name].to_numpy() for name in own})

@@ -1,1 +1,1 @@
-"""The machine: ranks of a distributed run, memory."""
+"""The machine: processes of a distributed run, and memory."""

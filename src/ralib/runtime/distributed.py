@@ -1,9 +1,8 @@
-"""Several processes as one: shard, sum, broadcast over torch.distributed. This room sees only torch; the loops see
-only `Ranks`.
+"""Several processes as one run: sharding, sums and broadcasts over torch.distributed.
 
-torchrun, or `launch`, starts the processes and tells each its number; NCCL adds up what lies on GPUs, gloo what lies
-in main memory. Each process has a pulse: when one ends before its time the others follow within half a minute, also
-where they wait for it inside a GPU's queue.
+The loops know only `Ranks`, and this module only torch. torchrun, or `launch`, starts the processes and gives each its
+number; NCCL sums tensors on GPUs, gloo those in main memory. Each process has a heartbeat: when one ends early the
+others end within half a minute, even if they wait for it inside a GPU's queue.
 """
 
 from __future__ import annotations
@@ -35,68 +34,87 @@ _DONE, _FAILED = "done", "failed"
 
 
 class RankLost(RuntimeError):  # noqa: N818 - it says what happened
-    """Another process of this run has ended, so this one cannot go on."""
+    """Another process of this run has ended, so that this one cannot continue."""
 
 
 class Ranks(Protocol):
-    """What a loop needs from its fellow processes; every method is called by all of them, in the same order."""
+    """The processes of a run as the loops use them; every method is called by all of them, in the same order.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process.
+    size : int
+        Number of processes.
+    """
 
     rank: int
     size: int
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """Replace `tensor` by its sum over the ranks, the same bits on all of them."""
+        """Replace `tensor` by its sum over the ranks, with the same bits on all of them."""
         ...
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """Replace `tensor` by rank 0's."""
+        """Replace `tensor` by that of rank 0."""
         ...
 
     def barrier(self) -> None:
-        """Wait for everyone."""
+        """Wait for all ranks."""
         ...
 
 
 class SingleProcess:
-    """The only rank there is."""
+    """The only rank of a run of one process."""
 
     rank = 0
     size = 1
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Return the tensor unchanged."""
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Return the tensor unchanged."""
         return tensor
 
     def barrier(self) -> None:
-        return None
+        """Return at once."""
 
 
 class ProcessGroup:
-    """Ranks over torch.distributed: all processes of the run, or with `group` those of a group that has rank 0."""
+    """Ranks over torch.distributed.
+
+    Parameters
+    ----------
+    group : dist.ProcessGroup | None, optional
+        A group that contains rank 0; by default all processes of the run.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its sum over the ranks."""
         with _lost_rank_told():
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by that of rank 0."""
         with _lost_rank_told():
             dist.broadcast(tensor, src=0, group=self._group)
         return tensor
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         # A sum in main memory: it waits for the processes, and for no GPU.
         self.all_reduce_(torch.zeros(1))
 
 
 class _lost_rank_told:  # noqa: N801 - used as a statement
-    """Turns what gloo and NCCL say of a broken connection into RankLost."""
+    """Convert errors of gloo and NCCL about a broken connection to RankLost."""
 
     def __enter__(self) -> None:
         return None
@@ -107,12 +125,40 @@ class _lost_rank_told:  # noqa: N801 - used as a statement
 
 
 def shard(n: int, ranks: Ranks) -> range:
-    """The contiguous block of 0..n-1 that this rank works on; blocks differ by at most one in length."""
+    """Return the contiguous block of 0..n-1 of this rank; blocks differ by at most one in length.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    ranks : Ranks
+        The processes.
+
+    Returns
+    -------
+    range
+        The block.
+    """
     return range(n * ranks.rank // ranks.size, n * (ranks.rank + 1) // ranks.size)
 
 
 def gather_rows(part: Tensor, n: int, ranks: Ranks) -> Tensor:
-    """All n rows, on every rank, of which each rank holds those of its shard."""
+    """Gather the rows of all ranks on every rank.
+
+    Parameters
+    ----------
+    part : Tensor of shape (m, ...)
+        Rows of this rank's shard.
+    n : int
+        Number of rows of all.
+    ranks : Ranks
+        The processes.
+
+    Returns
+    -------
+    Tensor of shape (n, ...)
+        All rows.
+    """
     if ranks.size == 1:
         return part
     rows = shard(n, ranks)
@@ -123,12 +169,12 @@ def gather_rows(part: Tensor, n: int, ranks: Ranks) -> Tensor:
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
+    """Return whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def join() -> Ranks:
-    """The processes of this run: one, unless a launcher started more. They meet at the first call."""
+    """Return the processes of this run: one, unless a launcher started more. They connect at the first call."""
     return _joined()[0] if launched() else SingleProcess()
 
 
@@ -145,12 +191,25 @@ def _joined() -> tuple[ProcessGroup, _Pulse]:
 
 
 def first_to_fail() -> bool:
-    """Tell the other ranks that this one fails; whether it is the first to, and so has to say why."""
+    """Mark this rank as failed for the others, and return whether it is the first, which reports the reason."""
     return _joined()[1].fail() if _joined.cache_info().currsize else True
 
 
 def launch(n: int, arguments: Sequence[str]) -> int:
-    """Run `python -m ralib ARGUMENTS` as n processes of this machine by torchrun; returns the exit status."""
+    """Run `python -m ralib ARGUMENTS` as several processes of this machine by torchrun.
+
+    Parameters
+    ----------
+    n : int
+        Number of processes.
+    arguments : Sequence[str]
+        Arguments of the command line.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -170,7 +229,7 @@ def launch(n: int, arguments: Sequence[str]) -> int:
 
 
 class _Pulse(threading.Thread):
-    """A thread that beats for its rank and listens to the others, over the store at which they met."""
+    """A thread that sends this rank's heartbeat and watches those of the others, over their common store."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         super().__init__(name="ralib-pulse", daemon=True)
@@ -181,6 +240,7 @@ class _Pulse(threading.Thread):
         self._store.set(f"ralib/beat/{rank}", "0")
 
     def run(self) -> None:
+        """Send and watch until the process ends."""
         heard: dict[int, tuple[str, float]] = {}
         count, failed_at = 0, None
         while not self._stop.wait(BEAT_S):
@@ -204,7 +264,7 @@ class _Pulse(threading.Thread):
                     self._end("another process of this run has failed")
 
     def fail(self) -> bool:
-        """Mark this rank as failed; whether no other was before."""
+        """Mark this rank as failed, and return whether no other had failed before."""
         self._stop.set()
         try:
             self._exit_store.set(f"ralib/beat/{self.rank}", _FAILED)
@@ -213,7 +273,7 @@ class _Pulse(threading.Thread):
             return True
 
     def leave(self) -> None:
-        """At the end of the process: say that it was no accident, and close the connections."""
+        """Mark a regular end of the process, and close the connections."""
         if self._stop.is_set():
             return
         self._stop.set()

@@ -1,6 +1,6 @@
-"""How much memory may still be taken: of the device, of the machine, and under the limits of a container or a queue.
+"""Available memory: of the device, of the machine, and within the limits of a container or a queue.
 
-What is planned from it can still be too much (other programs take memory too): `within_memory` then plans anew.
+A plan made from it can still be too large, as other programs take memory too: `within_memory` then plans again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,19 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still take on the device; main memory is shared among a machine's ranks.
+    """Return the bytes that this process can still allocate on a device; ranks of a machine share its main memory.
 
-    On a GPU that counts what PyTorch holds unused, and `torch.cuda.set_per_process_memory_fraction`.
+    On a GPU this includes memory that PyTorch holds unused, and respects `torch.cuda.set_per_process_memory_fraction`.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device.
+
+    Returns
+    -------
+    int
+        Bytes.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -35,20 +45,46 @@ def free_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of the GPU that this process may use at all."""
+    """Return the bytes of the GPU that this process may use at all."""
     index = torch.cuda.current_device() if device.index is None else device.index
     share = torch.cuda.get_per_process_memory_fraction(index)
     return int(share * torch.cuda.get_device_properties(device).total_memory)
 
 
 def limit_device_memory(device: torch.device, most_bytes: int) -> None:
-    """Use no more of a GPU than this, as on a smaller one; allocations beyond it are refused."""
+    """Limit the use of a GPU as on a smaller one; allocations beyond it fail.
+
+    Parameters
+    ----------
+    device : torch.device
+        The GPU.
+    most_bytes : int
+        The limit.
+    """
     fraction = most_bytes / torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), device)
 
 
 def within_memory(work: Callable[[], T], make_room: Callable[[], bool]) -> T:
-    """work(), again and again while memory runs out and make_room() finds some; RalibError where it finds none."""
+    """Run a function, and repeat it while memory runs out and more can be freed.
+
+    Parameters
+    ----------
+    work : Callable[[], T]
+        The function.
+    make_room : Callable[[], bool]
+        Frees memory, or plans with less; returns whether that was possible.
+
+    Returns
+    -------
+    T
+        Result of `work`.
+
+    Raises
+    ------
+    RalibError
+        If memory runs out and no more can be freed.
+    """
     while True:
         try:
             return work()
@@ -64,7 +100,7 @@ def within_memory(work: Callable[[], T], make_room: Callable[[], bool]) -> T:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory: PyTorch's own, its libraries', or Python's."""
+    """Return whether an error reports a lack of memory: PyTorch's own, its libraries', or Python's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     told = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
