@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import signal
 import sys
 import warnings
 from typing import NoReturn
@@ -19,6 +21,7 @@ def program() -> NoReturn:
     for. The waiting policy has to be set before PyTorch loads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _end_at_signals()
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
@@ -28,7 +31,22 @@ def program() -> NoReturn:
     gc.enable()
     status = main()
     gc.freeze()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is said and done
+        signal.signal(number, lambda *_: os._exit(status))
     sys.exit(status)
+
+
+def _end_at_signals() -> None:
+    """Until a command begins, a signal ends the program in one line: nothing has been begun."""
+
+    def end(number: int, _: object) -> NoReturn:
+        said = "interrupted" if number == signal.SIGINT else "terminated (SIGTERM): nothing was begun"
+        with contextlib.suppress(OSError):
+            os.write(2, f"ralib: {said}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 if __name__ == "__main__":

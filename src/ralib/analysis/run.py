@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from ralib.analysis.probabilistic_pca import ProbabilisticPCA
 from ralib.analysis.steerable import SteerablePCA
 from ralib.analysis.twosdr import TwoSDR
 from ralib.io import write_mrcs
+from ralib.io.atomic import atomic_folder
 from ralib.particles.preparation import align_particles
 from ralib.types import ImageSource, ParticleSet, RalibError
 
@@ -289,9 +287,7 @@ def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult)
     result : AnalysisResult
         The result.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as made:
         np.savez(made / "features.npz", features=result.features, clusters=result.clusters)
         write_mrcs(made / "eigenimages.mrcs", result.eigenimages.astype(np.float32), particles.pixel_size_A)
         write_mrcs(made / "cluster_averages.mrcs", result.cluster_averages, particles.pixel_size_A)
@@ -300,11 +296,6 @@ def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult)
         (made / "analysis.json").write_text(json.dumps(_summary(result), indent=1) + "\n")
         for name, figure in _figures(particles, result).items():
             figure.savefig(made / f"{name}.png", dpi=120)
-        made.chmod(0o755)
-        os.rename(made, folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def _summary(result: AnalysisResult) -> dict[str, Any]:

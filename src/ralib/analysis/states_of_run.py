@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +87,7 @@ def _write_states(
 ) -> dict[str, Any]:
     from ralib.analysis import plots
     from ralib.io import write_json, write_mrcs, write_particles_star
+    from ralib.io.atomic import atomic_folder
 
     assert particles.poses is not None
     state_index = torch.full((len(particles),), -1, dtype=torch.int64)
@@ -117,9 +115,7 @@ def _write_states(
     differences = np.concatenate([split.difference for split in found])
     halves = np.concatenate([split.halves for split in found], axis=1)
     titles = [f"{f['class']}: state {s}" for f in record["classes"] for s in f["states"]]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with atomic_folder(out) as made:
         write_mrcs(made / "state_averages.mrcs", averages, particles.pixel_size_A)
         for half in (0, 1):
             write_mrcs(made / f"state_averages_half{half + 1}.mrcs", halves[half], particles.pixel_size_A)
@@ -135,10 +131,5 @@ def _write_states(
         plots.gallery(np.concatenate([averages, differences]), titles=[*titles, *titles], columns=len(titles)).savefig(
             made / "states.png", dpi=120
         )
-        made.chmod(0o755)
-        os.rename(made, out)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    write_particles_star(out / "states.star", particles, poses, n_classes=first)
+        write_particles_star(made / "states.star", particles, poses, n_classes=first)
     return record

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import io
 import os
-import secrets
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from ralib.cli.interrupts import answered
 from ralib.cli.timing import began
 from ralib.runtime.distributed import RankLost, first_to_fail
 from ralib.types import ParticleSet, RalibError
@@ -30,6 +29,8 @@ T = TypeVar("T")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+SOON_S = 0.3
+"""A signal is answered after so long where the command has not ended by then."""
 REPLACED_OPTIONS = {
     "--MPI": "Several GPUs of this machine: --gpu_devices 0,1; several machines: torchrun, see 'Several GPUs'.",
     "--gpu_info": "'ralib info' shows the devices.",
@@ -116,16 +117,12 @@ def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> I
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when all went well and disappears otherwise."""
+    from ralib.io.atomic import atomic_folder
+
     if path.exists():
         raise RalibError(f"{path} exists already: choose another folder, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{path.name}-{secrets.token_hex(6)}"
-    temporary.mkdir()  # with the permissions that the user's umask leaves
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(path) as folder:
+        yield folder
 
 
 def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
@@ -145,20 +142,27 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def _terminating_cleanly() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C; only the main thread may say so."""
+def _ending_cleanly() -> Iterator[set[int]]:
+    """Ctrl-C and SIGTERM end the command as exceptions, and are answered meanwhile; yields the signals that came.
+
+    Only the main thread can be interrupted.
+    """
+    came: set[int] = set()
 
     def end(number: int, frame: object) -> None:
-        raise Terminated
+        came.add(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with answered("ralib: ending when what is computed now is done", after_s=SOON_S):
+            yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
@@ -166,8 +170,10 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names that this terminal cannot show stop no run
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _terminating_cleanly():
+        with _ending_cleanly() as came:
             status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
+        if status == EXIT_INTERRUPTED and signal.SIGINT in came:  # typer makes a mere status of the exception
+            return _fail("interrupted", EXIT_INTERRUPTED)
     except Terminated:
         return _fail("terminated (SIGTERM): what was being written is removed", 128 + signal.SIGTERM)
     except KeyboardInterrupt:

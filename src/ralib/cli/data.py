@@ -270,6 +270,8 @@ def _check_output(out: Path) -> None:
 def _save(out: Path, particles: ParticleSet, label: str) -> None:
     """Images and metadata of a lazily made particle set into new files; says what it wrote."""
     from ralib.io import open_stack, pose_headers, stack_writer, write_hdf, write_particles_star
+    from ralib.io.atomic import atomic_paths
+    from ralib.io.paths import name_for_project
 
     _check_output(out)
     suffix = out.suffix.lower()
@@ -289,20 +291,20 @@ def _save(out: Path, particles: ParticleSet, label: str) -> None:
         return
     stack = out.with_suffix(".mrcs") if suffix == ".star" else out
     _refuse_existing(out, stack)
-    with stack_writer(stack, pixel_size_A) as writer:
-        for index in in_batches(n, box, label):
-            writer.append(particles.images.read(index))
+    with atomic_paths(*dict.fromkeys((stack, out))) as (new_stack, *new_star):
+        with stack_writer(new_stack, pixel_size_A) as writer:
+            for index in in_batches(n, box, label):
+                writer.append(particles.images.read(index))
+        for star in new_star:
+            name = name_for_project(stack, None, out)
+            names = [f"{i + 1:06d}@{name}" for i in range(n)]
+            write_particles_star(star, particles.replace(images=open_stack(new_stack)), image_names=names)
     known = f"{pixel_size_A:.4g} A/px" if pixel_size_A else "pixel size not known"
     if particles.pixel_sizes_A is not None:
         sizes = sorted(set(particles.pixel_sizes_A.round(4).tolist()))
         known = "several pixel sizes: " + ", ".join(f"{size:.4g}" for size in sizes[:5]) + " A/px"
     typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
     if suffix == ".star":
-        try:
-            write_particles_star(out, particles.replace(images=open_stack(stack)))
-        except BaseException:
-            stack.unlink()  # both files, or none that would stand in the way of the next try
-            raise
         typer.echo(f"wrote {out}")
 
 

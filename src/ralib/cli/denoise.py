@@ -87,17 +87,12 @@ def neighbours(
 
 def _write_neighbours(out: Path, found: Any, chosen: Any, images: Any, pixel_size_A: float | None) -> None:
     """Everything into a new folder, which appears whole or not at all."""
-    import os
-    import shutil
-    import tempfile
-
     import numpy as np
 
+    from ralib.cli.common import new_folder
     from ralib.io import write_mrcs
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as made:
         np.savez(
             made / "neighbours.npz",
             index=found.index,
@@ -108,11 +103,6 @@ def _write_neighbours(out: Path, found: Any, chosen: Any, images: Any, pixel_siz
         if images is not None:
             write_mrcs(made / "averages.mrcs", images, pixel_size_A)
             np.savetxt(made / "averages.txt", chosen, fmt="%d", header="particle (from 0) of each average")
-        made.chmod(0o755)
-        os.rename(made, out)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def _with_ctf(stack: Path, datadir: Path | None) -> ParticleSet:

@@ -22,6 +22,7 @@ from ralib._version import __version__
 from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import log_line
 from ralib.cli.common import describe_device
+from ralib.cli.interrupts import answered
 from ralib.cli.settings import Settings, write_config
 from ralib.cli.terminal import Terminal
 from ralib.results.checkpoint import newest
@@ -55,15 +56,15 @@ class SignalFlag:
             if self.number is not None:
                 raise KeyboardInterrupt
             self.number = number
-            with contextlib.suppress(OSError):  # at once, and not through a buffer that a handler may not touch
-                os.write(2, b"\nralib: stopping when this step is done and saved; once more ends at once\n")
+            answer.say()
 
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with answered("\nralib: stopping when this step is done and saved; once more ends at once") as answer:
+            before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
 
 class Reporter:

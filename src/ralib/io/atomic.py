@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,72 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     read-only) becomes a RalibError naming `path`.
     """
     target = Path(path)
+    with _removed_at_end(target) as temporary:
+        try:
+            if target.is_dir():
+                raise RalibError(f"cannot write {target}: a folder of that name is in the way; choose another name")
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+                _sync(target.parent)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+
+
+@contextlib.contextmanager
+def atomic_paths(*targets: PathLike) -> Iterator[list[Path]]:
+    """Temporary paths of several new files that appear together, in this order, or not at all; see `atomic_path`."""
+    paths = [Path(target) for target in targets]
+    made: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        temporary = [stack.enter_context(_removed_at_end(path)) for path in paths]
+        yield temporary
+        path = paths[0]
+        try:
+            for new in temporary:
+                _sync(new)
+            for new, path in zip(temporary, paths, strict=True):
+                os.replace(new, path)
+                made.append(path)
+        except BaseException as error:
+            for there in made:
+                there.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _cannot_write(path, error) from error
+            raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """A temporary folder that becomes the new folder `path` when all went well, and disappears otherwise."""
+    target = Path(path)
+    temporary = target.parent / f".tmp-{secrets.token_hex(6)}-{target.name}"[:255]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # with the permissions that the user's umask leaves
+        yield temporary
+        temporary.rename(target)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_at_end(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` with its suffix."""
     temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name}"[:255])
     try:
-        if target.is_dir():
-            raise RalibError(f"cannot write {target}: a folder of that name is in the way; choose another name")
         yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-            _sync(target.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RalibError(
-            f"cannot write {target}: {reason}; nothing was changed, free some space or choose another folder"
-        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(target: Path, error: OSError) -> RalibError:
+    reason = error.strerror or str(error)
+    return RalibError(f"cannot write {target}: {reason}; nothing was changed, free some space or choose another folder")
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -72,7 +72,9 @@ def particle_file(source: Path) -> Path:
     for name in PARTICLE_FILES:
         if (source / name).is_file():
             return source / name
-    raise RalibError(f"{source} holds no particles.star: give the folder of a finished run, or a particle file")
+    raise RalibError(
+        f"{source} holds no particles.star: give the folder of a finished run, or a particle or image file"
+    )
 
 
 def check_finished(record: Mapping[str, Any], folder: Path) -> None:

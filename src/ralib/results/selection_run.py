@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ralib.io.atomic import atomic_paths
 from ralib.results.particle_rules import (
     capped,
     conditions_met,
@@ -100,14 +101,16 @@ def write_selection(
     if recenter:
         particles = recentred(particles, particle_columns(particles, run.scores))
     parts = split_rows(rows, len(outputs)) if len(outputs) > 1 else [rows]
-    for part, out in zip(parts, outputs, strict=True):
-        write_selected(particles, part, out, n_classes=run.n_classes, scores=run.scores)
+    files = [*zip(parts, outputs, strict=True), *([(left_out, excluded)] if excluded is not None else [])]
+    with atomic_paths(*(path for _, path in files), *([averages] if averages is not None else [])) as new:
+        for (part, _), made in zip(files, new, strict=False):
+            write_selected(particles, part, made, n_classes=run.n_classes, scores=run.scores)
+        if averages is not None:
+            pixel_size_A = (run.record.get("input") or {}).get("pixel_size_A") or run.particles.pixel_size_A
+            write_averages(run.averages, classes, new[-1], pixel_size_A)
     if excluded is not None:
-        write_selected(particles, left_out, excluded, n_classes=run.n_classes, scores=run.scores)
         lines.append(f"wrote {excluded}: {len(left_out)} particles left out")
     if averages is not None:
-        pixel_size_A = (run.record.get("input") or {}).get("pixel_size_A") or run.particles.pixel_size_A
-        write_averages(run.averages, classes, averages, pixel_size_A)
         lines.append(f"wrote {averages}: {len(classes)} class averages")
     total = f"{run.members.sum()} particles in {len(classes)} of {run.n_classes} classes"
     lines.append(f"kept {len(rows)} of {total}: wrote {', '.join(str(path) for path in outputs)}")

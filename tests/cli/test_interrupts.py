@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: one clean line at every moment, soon, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ralib.cli.interrupts import answered
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+BUSY = """
+import hashlib, os, signal, sys, threading
+from ralib.cli import common
+import typer
+app = typer.Typer()
+@app.command()
+def busy():
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.{name})).start()
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", {rounds})  # a library's call: no handler of Python's runs
+    while True:
+        pass
+sys.exit(common.run(app, []))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0.3, 0.9])
+def test_signal_while_libraries_load_ends_in_one_line(tmp_path: Path, number: int, after_s: float) -> None:
+    command = [sys.executable, "-m", "ralib", "prepare", "none.star", "out.star"]
+    run = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    time.sleep(after_s)
+    run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert len(said.strip().splitlines()) == 1
+    assert said.startswith("ralib: ")
+    assert run.returncode == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_a_library_call_is_answered_before_the_call_returns(number: signal.Signals) -> None:
+    program = BUSY.format(name=number.name, rounds=6_000_000)
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        first = run.stderr.readline()
+        answered_at = time.monotonic()
+        rest = run.stderr.read()
+    assert run.returncode == 128 + number
+    assert first == "ralib: ending when what is computed now is done\n"
+    assert time.monotonic() - answered_at > 0.5, "it was said while the call went on"
+    assert len(rest.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_python_is_one_line(number: signal.Signals) -> None:
+    program = BUSY.format(name=number.name, rounds=1)
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 128 + number
+
+
+def test_answer_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with answered("noted") as answer:
+            os.kill(os.getpid(), signal.SIGINT)
+            answer.say()
+            answer.say()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == "noted\n"
