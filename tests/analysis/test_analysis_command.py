@@ -29,7 +29,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_aligned_particles_fall_into_their_classes(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_analyze_aligned_particles_fall_into_their_classes(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["analyze", str(simulated), "--clusters", "3", "--components", "6", "--embed-at-most", "100"]
     assert main([*command, "--truth", str(simulated / "truth.txt"), "--device", "cpu"]) == 0
     out = simulated / "analysis"
@@ -44,7 +44,7 @@ def test_aligned_particles_fall_into_their_classes(simulated: Path, capsys: pyte
     assert main(command) == 2, "an existing folder is never overwritten"
 
 
-def test_raw_particles_do_not(simulated: Path, tmp_path: Path) -> None:
+def test_analyze_raw_particles_do_not_fall_into_their_classes(simulated: Path, tmp_path: Path) -> None:
     """Unaligned, the in-plane rotation hides the view: the comparison above is able to fail."""
     particles = open_particles(simulated / "particles.star")
     truth = np.loadtxt(simulated / "truth.txt", dtype=int)
@@ -53,7 +53,7 @@ def test_raw_particles_do_not(simulated: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["pca", "mpca", "steerable"])
-def test_every_method_runs_and_repeats(simulated: Path, method: str) -> None:
+def test_analyze_every_method_runs_and_repeats(simulated: Path, method: str) -> None:
     particles = open_particles(simulated / "particles.star")
     options = Analysis(method=method, n_components=5, core=4, n_clusters=3, aligned=True, embedding="pca")
     first, second = options.run(particles), options.run(particles)
@@ -62,7 +62,9 @@ def test_every_method_runs_and_repeats(simulated: Path, method: str) -> None:
     assert first.features.shape == (300, 16 if method == "mpca" else 5)
 
 
-def test_mistakes_are_one_line(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_analyze_mistakes_are_refused_in_one_line(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stack = str(simulated / "stack.mrcs")
     (tmp_path / "short.txt").write_text("1\n2\n")
     wrong = [

@@ -53,7 +53,7 @@ def test_pca_equals_scikit_learn(solver: str) -> None:
     assert subspace_gap(ours.components_, shuffled) > 0.5, "the comparison must be able to fail"
 
 
-def test_randomized_pca_is_accurate_on_a_flat_spectrum() -> None:
+def test_pca_randomized_solver_is_accurate_on_a_flat_spectrum() -> None:
     """Noisy images have hardly any gap behind the signal: the captured variance must still be the best possible."""
     images = low_rank_images(800, noise=3.0)
     ours = PCA(20, solver="randomized", random_state=3).fit(images)
@@ -61,7 +61,7 @@ def test_randomized_pca_is_accurate_on_a_flat_spectrum() -> None:
     np.testing.assert_allclose(ours.explained_variance_, theirs.explained_variance_, rtol=0.01)
 
 
-def test_sources_chunks_and_seeds_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pca_sources_chunks_and_seeds_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = low_rank_images(200)
     whole = PCA(4, solver="randomized", random_state=7).fit_transform(images)
     monkeypatch.setattr(rows_module, "CHUNK_BYTES", 37 * BOX * BOX * 4)
@@ -140,7 +140,7 @@ def disc_images(n: int = 60, seed: int = 0) -> torch.Tensor:
     return images
 
 
-def test_steerable_scores_rotate_and_invariants_stay() -> None:
+def test_steerable_pca_rotated_images_rotate_scores_and_keep_invariants() -> None:
     images = disc_images()
     psi = torch.linspace(-170, 170, len(images))
     mirror = torch.arange(len(images)) % 2 == 1
@@ -157,7 +157,7 @@ def test_steerable_scores_rotate_and_invariants_stay() -> None:
     assert np.square(back - images.numpy()).sum() < 0.02 * float(images.square().sum())
 
 
-def test_steerable_components_do_not_depend_on_the_rotation_of_the_data() -> None:
+def test_steerable_pca_rotated_data_give_the_same_components() -> None:
     images = disc_images(40)
     psi = torch.linspace(0, 350, 40)
     turned = rotate_shift_images(images, psi, torch.zeros(40, 2), torch.zeros(40, dtype=torch.bool))
@@ -178,12 +178,12 @@ def test_steerable_components_do_not_depend_on_the_rotation_of_the_data() -> Non
         (PCA(1), low_rank_images(1), "at least 2"),
     ],
 )
-def test_mistakes_are_told_in_one_line(estimator, images: np.ndarray, what: str) -> None:
+def test_estimators_mistakes_are_refused_in_one_line(estimator, images: np.ndarray, what: str) -> None:
     with pytest.raises(RalibError, match=what):
         estimator.fit(images)
 
 
-def test_images_of_another_size_are_refused() -> None:
+def test_estimators_images_of_another_size_are_refused() -> None:
     model = PCA(2).fit(low_rank_images(20))
     with pytest.raises(RalibError, match="learnt from"):
         model.transform(np.zeros((3, 8, 8), np.float32))
@@ -197,7 +197,7 @@ def _checks():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("estimator", "check"), list(_checks()))
-def test_scikit_learn_accepts_the_estimators(estimator, check) -> None:
+def test_estimators_are_accepted_by_scikit_learn(estimator, check) -> None:
     check(estimator)
 
 

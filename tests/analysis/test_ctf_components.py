@@ -202,7 +202,7 @@ def test_half_plane_keeps_lengths_and_images() -> None:
     np.testing.assert_allclose(plane.from_images(image), vector, atol=1e-4)
 
 
-def test_shrinkage_removes_noise_and_keeps_strong_signal() -> None:
+def test_shrink_eigenvalues_removes_noise_and_keeps_strong_signal() -> None:
     aspect = 0.25
     values = torch.tensor([noise_edge(aspect) * 0.99, 50.0])
     shrunk = shrink_eigenvalues(values, aspect)
@@ -210,7 +210,7 @@ def test_shrinkage_removes_noise_and_keeps_strong_signal() -> None:
     assert 47.0 < float(shrunk[1]) < 49.5
 
 
-def test_background_is_taken_from_each_image_only_where_images_differ() -> None:
+def test_background_normalisation_is_measured_on_each_image_only_where_images_differ() -> None:
     noise = torch.randn(200, 32, 32, generator=torch.Generator().manual_seed(0))
     plain = BackgroundNormalisation.measure(3 + 2 * noise)
     assert not plain.each_plane
@@ -224,7 +224,7 @@ def test_background_is_taken_from_each_image_only_where_images_differ() -> None:
     np.testing.assert_allclose(done.mean((1, 2)), torch.zeros(200), atol=0.25)
 
 
-def test_premultiplied_images_are_refused() -> None:
+def test_matched_particles_premultiplied_images_are_refused() -> None:
     from ralib.types import CtfState
 
     particles, _, _ = planted(20, moved=0.0)
@@ -234,7 +234,7 @@ def test_premultiplied_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize("method", [hdbscan, gamma_sup])
-def test_clusters_leave_outliers_out(method: object) -> None:
+def test_hdbscan_and_gamma_sup_leave_outliers_out(method: object) -> None:
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
     points = np.concatenate([c + 0.5 * rng.standard_normal((60, 2)) for c in centres] + [rng.uniform(-30, 30, (20, 2))])

@@ -75,7 +75,7 @@ def test_agreement_equals_scikit_learn_and_can_be_low() -> None:
         agreement(truth[:3], truth)
 
 
-def test_purity_by_hand() -> None:
+def test_class_purity_agrees_with_a_hand_count() -> None:
     truth = np.array(["a", "a", "b", "b", "b", "c"])
     labels = np.array([1, 1, 1, 7, 7, 7])
     assert class_purity(labels, truth) == pytest.approx({1: 2 / 3, 7: 2 / 3})
@@ -83,7 +83,7 @@ def test_purity_by_hand() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_embeddings_keep_blobs_apart() -> None:
+def test_embed_keeps_blobs_apart() -> None:
     points, truth = blobs(60)
     for method in ("pca", "tsne"):
         drawn = embed(points, method, seed=1)
@@ -94,7 +94,7 @@ def test_embeddings_keep_blobs_apart() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_umap_where_installed() -> None:
+def test_embed_umap_keeps_blobs_apart() -> None:
     points, truth = blobs(60)
     if has_umap():
         assert sklearn.metrics.silhouette_score(embed(points, "umap"), truth) > 0.3
@@ -104,7 +104,7 @@ def test_umap_where_installed() -> None:
 
 
 @pytest.mark.parametrize("convention", ["relion", "eman2", "cryosparc"])
-def test_pose_tables_round_trip(convention: str) -> None:
+def test_pose_table_every_convention_round_trips(convention: str) -> None:
     poses = random_poses()
     back = poses_from_table(pose_table(poses, convention, pixel_size_A=1.7), pixel_size_A=1.7)
     as_triple = [(p.psi_deg, p.origin_xy_px, p.mirror) for p in (back, poses)]
@@ -115,7 +115,7 @@ def test_pose_tables_round_trip(convention: str) -> None:
     assert bool((back.class_index == poses.class_index).all())
 
 
-def test_pose_tables_refuse_what_they_cannot_know() -> None:
+def test_poses_from_table_unknown_columns_are_refused() -> None:
     with pytest.raises(RalibError, match="pixel_size_A"):
         pose_table(random_poses(), "relion")
     with pytest.raises(RalibError, match="convention"):
@@ -124,12 +124,12 @@ def test_pose_tables_refuse_what_they_cannot_know() -> None:
         poses_from_table(pd.DataFrame({"rlnCoordinateX": [1.0]}))
 
 
-def test_old_relion_origins_are_pixels() -> None:
+def test_poses_from_table_old_relion_origins_are_pixels() -> None:
     table = pd.DataFrame({"rlnAnglePsi": [30.0], "rlnOriginX": [2.0], "rlnOriginY": [-1.0]})
     assert poses_from_table(table).origin_xy_px.tolist() == [[2.0, -1.0]]
 
 
-def test_euler_matrices_of_both_conventions_agree() -> None:
+def test_euler_matrices_of_relion_and_eman2_agree() -> None:
     rng = np.random.default_rng(0)
     rot, tilt, psi = rng.uniform(-180, 180, 30), rng.uniform(0, 180, 30), rng.uniform(-180, 180, 30)
     relion = euler_matrix_relion(rot, tilt, psi)
@@ -150,7 +150,7 @@ def test_ctf_table_names_units() -> None:
     assert {"state", "defocus_u_A", "voltage_kV", "spherical_aberration_mm"} <= set(table.columns)
 
 
-def test_figures_draw(tmp_path) -> None:
+def test_figures_of_every_kind_draw(tmp_path) -> None:
     images = np.random.default_rng(0).standard_normal((7, 16, 16))
     points, truth = blobs()
     figures = {

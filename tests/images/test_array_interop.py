@@ -31,7 +31,7 @@ class Foreign:
         return types.SimpleNamespace(from_dlpack=lambda tensor: Foreign(np.from_dlpack(tensor)))
 
 
-def test_numpy_shares_memory_both_ways() -> None:
+def test_as_tensor_numpy_shares_memory_both_ways() -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     tensor = as_tensor(array)
     assert tensor.data_ptr() == array.ctypes.data
@@ -40,14 +40,14 @@ def test_numpy_shares_memory_both_ways() -> None:
     assert back.ctypes.data == array.ctypes.data
 
 
-def test_torch_stays_itself() -> None:
+def test_as_tensor_torch_tensor_is_returned_itself() -> None:
     tensor = torch.rand(3, requires_grad=True)
     assert as_tensor(tensor).data_ptr() == tensor.data_ptr()
     assert as_tensor(tensor) is tensor  # gradients flow through
     assert isinstance(same_kind(as_tensor(tensor), tensor), torch.Tensor)
 
 
-def test_dlpack_without_a_copy() -> None:
+def test_as_tensor_dlpack_array_is_not_copied() -> None:
     array = Foreign(np.arange(6, dtype=np.float32))
     tensor = as_tensor(array)
     assert tensor.data_ptr() == array.data.ctypes.data
@@ -56,7 +56,7 @@ def test_dlpack_without_a_copy() -> None:
     assert back.data.ctypes.data == array.data.ctypes.data
 
 
-def test_what_torch_cannot_hold_is_copied() -> None:
+def test_as_tensor_foreign_memory_layout_is_copied() -> None:
     big_endian = np.arange(5, dtype=">f4")
     assert as_tensor(big_endian).tolist() == [0, 1, 2, 3, 4]
     assert as_tensor(np.arange(5)[::-1]).tolist() == [4, 3, 2, 1, 0]
@@ -64,7 +64,7 @@ def test_what_torch_cannot_hold_is_copied() -> None:
     assert as_tensor(2.5).shape == ()
 
 
-def test_read_only_memory_maps_are_read_without_a_copy_or_a_warning(tmp_path: Path) -> None:
+def test_as_tensor_read_only_memory_map_is_neither_copied_nor_warned_of(tmp_path: Path) -> None:
     np.save(tmp_path / "stack.npy", np.ones((2, 8, 8), np.float32))
     mapped = np.load(tmp_path / "stack.npy", mmap_mode="r")
     tensor = as_tensor(mapped)
@@ -72,7 +72,7 @@ def test_read_only_memory_maps_are_read_without_a_copy_or_a_warning(tmp_path: Pa
     assert type(same_kind(tensor, mapped)) is np.ndarray
 
 
-def test_objects_that_only_become_arrays() -> None:
+def test_as_tensor_object_with_array_method_is_converted() -> None:
     """Like a pandas column: NumPy comes out."""
 
     class Column:
@@ -85,17 +85,17 @@ def test_objects_that_only_become_arrays() -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, "text", object()])
-def test_what_is_no_array_is_refused(value: object) -> None:
+def test_as_tensor_no_array_is_refused(value: object) -> None:
     with pytest.raises(RalibError, match=r"images is a .*: pass a NumPy"):
         as_tensor(value, "images")
 
 
-def test_arrays_of_text_are_refused() -> None:
+def test_as_tensor_array_of_text_is_refused() -> None:
     with pytest.raises(RalibError, match="alpha holds <U1: numbers or booleans"):
         as_tensor(["a", "b"], "alpha")
 
 
-def test_cuda_array_interface_is_taken_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_tensor_cuda_array_interface_is_taken_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba's device arrays have no DLPack; torch reads their interface."""
     seen = {}
 
@@ -116,7 +116,7 @@ def test_cuda_array_interface_is_taken_by_torch(monkeypatch: pytest.MonkeyPatch)
     assert same_kind(torch.zeros(2), DeviceArray())[0] == "numba"
 
 
-def test_jax_without_a_copy() -> None:
+def test_as_tensor_jax_array_is_not_copied() -> None:
     jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
     array = jnp.arange(6, dtype=jnp.float32)
     tensor = as_tensor(array)
@@ -127,7 +127,7 @@ def test_jax_without_a_copy() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CuPy needs a GPU")
-def test_cupy_without_a_copy() -> None:
+def test_as_tensor_cupy_array_is_not_copied() -> None:
     cupy = pytest.importorskip("cupy", reason="cupy is not installed")
     array = cupy.arange(6, dtype=cupy.float32)
     tensor = as_tensor(array)

@@ -43,7 +43,7 @@ def eman2_params(golden: Path) -> tuple[CtfParameters, float]:
     return params, float(apix)
 
 
-def test_ctf_agrees_with_eman2(golden: Path) -> None:
+def test_ctf_2d_eman2_parameters_agree_with_eman2(golden: Path) -> None:
     expected = torch.as_tensor(np.load(golden / "operations.npz")["ctf_img_re"])
     params, apix = eman2_params(golden)
     got = ctf_2d(params, 64, apix)[0]
@@ -54,7 +54,7 @@ def test_ctf_agrees_with_eman2(golden: Path) -> None:
     assert (turned - expected)[rows].abs().max() > 0.1
 
 
-def test_filtering_agrees_with_eman2(golden: Path) -> None:
+def test_apply_ctf_and_phase_flip_agree_with_eman2(golden: Path) -> None:
     """filt_ctf doubles the box with the mean of the image's edge, filters, and cuts the box out again."""
     stored = np.load(golden / "operations.npz")
     images = torch.as_tensor(stored["images"])[: len(stored["filt_ctf"])]
@@ -71,7 +71,7 @@ def test_filtering_agrees_with_eman2(golden: Path) -> None:
         assert torch.fft.irfft2(difference).abs().max() < 1e-4 * images.std(), name
 
 
-def test_independent_formula() -> None:
+def test_ctf_2d_agrees_with_an_independent_formula() -> None:
     """One frequency worked out by hand from the text-book formula, in double precision."""
     params = make_params(phase_shift_deg=30.0, bfactor_A2=50.0)
     kx, ky = 7 / (64 * 2.0), -11 / (64 * 2.0)
@@ -85,7 +85,7 @@ def test_independent_formula() -> None:
     assert got == pytest.approx(expected, abs=1e-9)
 
 
-def test_polar_and_cartesian_agree() -> None:
+def test_ctf_polar_agrees_with_ctf_2d() -> None:
     params = make_params(defocus_u_A=[9000.0, 21000.0], defocus_v_A=[8000.0, 21000.0])
     radius = torch.arange(1, 30, dtype=torch.float64) / (64 * 3.0)
     polar = ctf_polar(params, radius, torch.tensor([0.0, torch.pi / 2], dtype=torch.float64))
@@ -95,13 +95,13 @@ def test_polar_and_cartesian_agree() -> None:
     torch.testing.assert_close(polar[:, :, 1], grid[:, 1:30, 0])
 
 
-def test_low_frequencies_keep_their_sign() -> None:
+def test_ctf_2d_underfocus_low_frequencies_keep_their_sign() -> None:
     ctf = ctf_2d(make_params(), 64, 2.0)[0]
     assert ctf[0, 0] == pytest.approx(0.1, abs=1e-6)
     assert (ctf[0, :4] > 0).all()
 
 
-def test_phase_plate_beyond_90_degrees_becomes_a_phase_shift() -> None:
+def test_ctf_from_eman2_phase_plate_beyond_90_degrees_becomes_a_phase_shift() -> None:
     params = ctf_from_eman2(
         defocus_um=[1.0], cs_mm=[2.7], voltage_kV=[300], amplitude_contrast_percent=[150.0], bfactor_A2=[0.0]
     )
@@ -118,6 +118,6 @@ def test_phase_flip_restores_the_sign_of_every_frequency() -> None:
 
 
 @pytest.mark.parametrize("pixel_size", [0.0, -1.0, float("nan")])
-def test_a_pixel_size_is_needed(pixel_size: float) -> None:
+def test_ctf_2d_pixel_size_not_positive_is_refused(pixel_size: float) -> None:
     with pytest.raises(RalibError, match="pixel size"):
         ctf_2d(make_params(), 32, pixel_size)

@@ -25,7 +25,7 @@ def parameters(eman2: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(("alpha", "sx", "sy", "mirror"), eman2["alpha_sx_sy_mirror"].T, strict=True))
 
 
-def test_rot_shift2D_in_one_call(eman2: dict[str, np.ndarray]) -> None:
+def test_rotate_shift_stack_agrees_with_eman2_rot_shift2D(eman2: dict[str, np.ndarray]) -> None:
     expected = eman2["rot_shift2D_quadratic_background"]
     turned = rotate_shift(eman2["images"], **parameters(eman2), method="quadratic")
     assert isinstance(turned, np.ndarray)
@@ -36,7 +36,7 @@ def test_rot_shift2D_in_one_call(eman2: dict[str, np.ndarray]) -> None:
     assert np.abs(other - expected).max() < 1e-4 * expected.std()
 
 
-def test_averages_replace_the_loop(eman2: dict[str, np.ndarray]) -> None:
+def test_rotate_shift_average_agrees_with_eman2_loop(eman2: dict[str, np.ndarray]) -> None:
     classes = np.array([0, 2, 2, 0, -1, 2, 0, 2])
     averages = rotate_shift_average(eman2["images"], **parameters(eman2), classes=classes, method="quadratic")
     turned = eman2["rot_shift2D_quadratic_background"]
@@ -50,14 +50,14 @@ def test_averages_replace_the_loop(eman2: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("name", ["eman2_dropin", "cupy_dropin"])
-def test_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_of_images_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each compares its result with another program's or library's, and exits where they differ."""
     path = Path(__file__).resolve().parents[2] / "examples" / f"{name}.py"
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
 
 
-def test_one_image_and_plain_numbers() -> None:
+def test_rotate_shift_one_image_and_plain_numbers_are_accepted() -> None:
     image = np.random.default_rng(0).standard_normal((9, 9))
     turned = rotate_shift(image, 90, 0, 0, method="linear")
     assert turned.shape == (9, 9)
@@ -66,7 +66,7 @@ def test_one_image_and_plain_numbers() -> None:
     np.testing.assert_allclose(turned, np.rot90(image), atol=1e-6)
 
 
-def test_torch_in_torch_out_and_the_device_option() -> None:
+def test_rotate_shift_torch_tensor_gives_torch_tensor_on_its_device() -> None:
     images = torch.randn(5, 12, 12, generator=torch.Generator().manual_seed(0))
     alpha = torch.tensor([0.0, 10, 20, 30, 40])
     turned = rotate_shift(images, alpha, 1.5, 0.0, alpha > 20)
@@ -76,7 +76,7 @@ def test_torch_in_torch_out_and_the_device_option() -> None:
     torch.testing.assert_close(average[0], turned.mean(0), atol=1e-6, rtol=0)
 
 
-def test_jax_in_jax_out() -> None:
+def test_rotate_shift_jax_array_gives_jax_array() -> None:
     jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
     images = np.random.default_rng(1).standard_normal((3, 8, 8)).astype(np.float32)
     alpha = np.array([0.0, 45.0, 90.0])
@@ -87,7 +87,7 @@ def test_jax_in_jax_out() -> None:
     assert isinstance(averages, jnp.ndarray)
 
 
-def test_the_input_stays_as_it_was() -> None:
+def test_rotate_shift_input_is_not_changed() -> None:
     images = np.random.default_rng(2).standard_normal((3, 8, 8)).astype(np.float32)
     before = images.copy()
     rotate_shift_average(images, 10, 1, 1, 1, [0, 0, 1], boundary="mean")
@@ -124,13 +124,13 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("change", "message"), MISTAKES)
-def test_mistakes_are_told(change: dict[str, Any], message: str) -> None:
+def test_rotate_shift_wrong_arguments_are_refused_in_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RalibError, match=message) as told:
         rotate_shift_average(**{**GOOD, **change})
     assert "\n" not in str(told.value)
 
 
-def test_a_good_call_is_not_refused() -> None:
+def test_rotate_shift_right_arguments_are_accepted() -> None:
     assert rotate_shift_average(**GOOD).shape == (2, 8, 8)
 
 

@@ -18,7 +18,7 @@ REAL = ("real/empiar10076_7/empiar_10076_7.cs", "meta/cs/cryosparc_J2_particles_
 ALL = (*REAL, "meta/cs/cryosparc_P12_J24_001_particles.cs")
 
 
-def test_real_particles_are_those_of_the_star_file(shared_data: Path) -> None:
+def test_cryosparc_real_particles_are_those_of_the_star_file(shared_data: Path) -> None:
     folder = shared_data / "real/empiar10076_7"
     cs, star = (open_particles(folder / f"empiar_10076_7{s}") for s in (".cs", ".star"))
     assert np.array_equal(cs.images.read(np.arange(7)), star.images.read(np.arange(7)))
@@ -29,7 +29,7 @@ def test_real_particles_are_those_of_the_star_file(shared_data: Path) -> None:
         assert np.allclose(getattr(cs.ctf, name), getattr(star.ctf, name), rtol=1e-5), name
 
 
-def test_2d_alignments(shared_data: Path) -> None:
+def test_cryosparc_2d_alignments_are_read(shared_data: Path) -> None:
     particles = open_particles(shared_data / REAL[1], require_images=False)
     rows = np.load(shared_data / REAL[1])
     assert (len(particles), particles.box) == (22, 300)
@@ -42,7 +42,7 @@ def test_2d_alignments(shared_data: Path) -> None:
     assert ">" not in particles.images.why  # type: ignore[attr-defined]
 
 
-def test_shifts_count_in_their_own_pixels(shared_data: Path, tmp_path: Path) -> None:
+def test_cryosparc_shifts_count_in_their_own_pixels(shared_data: Path, tmp_path: Path) -> None:
     """A job that binned on the fly wrote its shifts in larger pixels."""
     rows = np.load(shared_data / REAL[1])
     plain = open_particles(shared_data / REAL[1], require_images=False).poses
@@ -54,7 +54,7 @@ def test_shifts_count_in_their_own_pixels(shared_data: Path, tmp_path: Path) -> 
     assert torch.allclose(binned.origin_xy_px, plain.origin_xy_px * 2)
 
 
-def test_3d_alignments_give_the_in_plane_part(shared_data: Path) -> None:
+def test_cryosparc_3d_alignments_give_the_in_plane_part(shared_data: Path) -> None:
     """A rotation about the viewing axis alone is psi; tilted views keep RELION's third Euler angle."""
     from scipy.spatial.transform import Rotation
 
@@ -72,7 +72,7 @@ def test_3d_alignments_give_the_in_plane_part(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_is_lost_through_a_star_file(shared_data: Path, tmp_path: Path, name: str) -> None:
+def test_cryosparc_star_file_between_loses_nothing(shared_data: Path, tmp_path: Path, name: str) -> None:
     """.cs -> STAR -> .cs gives the same bytes in every field, and so does .cs -> .cs."""
     original = np.load(shared_data / name)
     particles = open_particles(shared_data / name, require_images=False)
@@ -85,7 +85,7 @@ def test_nothing_is_lost_through_a_star_file(shared_data: Path, tmp_path: Path, 
         assert again.tobytes() == original.tobytes()
 
 
-def test_what_changed_in_the_star_file_wins(shared_data: Path, tmp_path: Path) -> None:
+def test_cryosparc_changed_star_columns_win(shared_data: Path, tmp_path: Path) -> None:
     """RELION, or we, gave five particles new poses and one a new defocus: only those rows change."""
     from ralib.io import write_star
 
@@ -105,7 +105,7 @@ def test_what_changed_in_the_star_file_wins(shared_data: Path, tmp_path: Path) -
     assert np.delete(changed, 7).any() == np.False_
 
 
-def test_passthrough_is_joined_by_uid(shared_data: Path, tmp_path: Path) -> None:
+def test_cryosparc_passthrough_is_joined_by_uid(shared_data: Path, tmp_path: Path) -> None:
     """In another order and with more rows; found by its name, or given."""
     rows = np.load(shared_data / REAL[0])
     later = [n for n in rows.dtype.names if n.startswith("ctf/")]
@@ -138,7 +138,7 @@ def _packed(rows: np.ndarray) -> np.dtype:
     return repack_fields(rows.dtype)
 
 
-def test_new_files_and_mirrors(tmp_path: Path) -> None:
+def test_cryosparc_new_file_mirrors_become_classes(tmp_path: Path) -> None:
     """From an MRC stack: class K + k for mirrored members, the originals in fields of our own."""
     images = np.random.default_rng(0).normal(size=(3, 8, 8))
     write_mrcs(tmp_path / "a.mrcs", images, 1.5)
@@ -163,7 +163,7 @@ def test_new_files_and_mirrors(tmp_path: Path) -> None:
     assert load_cs(tmp_path / "some.cs")["uid"].tolist() == [rows["uid"][2]]
 
 
-def test_cryosparc_tools_and_we_read_each_other(tmp_path: Path) -> None:
+def test_cryosparc_tools_and_package_read_each_other(tmp_path: Path) -> None:
     """Every field of a .cs of ours loads with the values we meant; what cryosparc-tools saves opens here."""
     dataset = pytest.importorskip("cryosparc.dataset", reason="needs cryosparc-tools: pip install cryosparc-tools")
     rng = np.random.default_rng(5)
@@ -196,7 +196,7 @@ def test_cryosparc_tools_and_we_read_each_other(tmp_path: Path) -> None:
     assert np.array_equal(back.images.read(np.arange(3)), open_images(tmp_path / "a.mrcs")[1::3])
 
 
-def test_cryosparc_tools_loads_real_fields_of_ours(shared_data: Path, tmp_path: Path) -> None:
+def test_cryosparc_tools_loads_real_fields_as_written(shared_data: Path, tmp_path: Path) -> None:
     dataset = pytest.importorskip("cryosparc.dataset", reason="needs cryosparc-tools: pip install cryosparc-tools")
     write_particles_cs(tmp_path / "p.cs", open_particles(shared_data / REAL[0]), Poses.identity(7))
     loaded, original = (dataset.Dataset.load(str(p)) for p in (tmp_path / "p.cs", shared_data / REAL[0]))
@@ -206,7 +206,7 @@ def test_cryosparc_tools_loads_real_fields_of_ours(shared_data: Path, tmp_path: 
             assert np.array_equal(loaded[name], original[name]), name
 
 
-def test_pickles_are_never_run(tmp_path: Path) -> None:
+def test_cryosparc_pickle_is_never_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "sprung",))

@@ -29,7 +29,7 @@ from ralib.io.eman_hdf import align2d_to_matrix, matrix_to_align2d
 from ralib.types import Poses, RalibError
 
 
-def test_plain_stack(golden: Path) -> None:
+def test_eman_plain_stack_is_read(golden: Path) -> None:
     particles = open_particles(golden / "stack.hdf")
     expected = np.load(golden / "stack_contents.npz")
     assert np.array_equal(particles.images.read(np.array([11, 0, 5])), expected["images"][[11, 0, 5]])
@@ -49,7 +49,7 @@ def _double(poses: Poses) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return poses.psi_deg.double(), poses.origin_xy_px.double(), poses.mirror
 
 
-def test_compressed_stack(golden: Path) -> None:
+def test_eman_compressed_stack_is_read(golden: Path) -> None:
     """Eight bits between rendermin and rendermax: right to half a step inside, cut off outside."""
     images = open_images(golden / "stack_compressed_8bit.hdf")
     exact = np.load(golden / "stack_contents.npz")["images"]
@@ -61,7 +61,7 @@ def test_compressed_stack(golden: Path) -> None:
             assert np.abs(image - np.clip(exact[i], low, high)).max() <= 0.51 * step
 
 
-def test_ctf_is_that_of_sparxs_ctf_img(golden: Path) -> None:
+def test_eman_ctf_is_that_of_sparx_ctf_img(golden: Path) -> None:
     """Defocus, astigmatism and their angle, converted, give the golden CTF image by RELION's textbook formula."""
     operations = np.load(golden / "operations.npz")
     dz, cs, kv, apix, bfactor, contrast, dza, angle = operations["ctf_params"]
@@ -82,7 +82,7 @@ def test_ctf_is_that_of_sparxs_ctf_img(golden: Path) -> None:
     assert np.abs(image(-a) - operations["ctf_img_re"])[inside].max() > 0.01
 
 
-def test_ctf_text_goes_round(golden: Path) -> None:
+def test_eman_ctf_text_round_trips(golden: Path) -> None:
     ctf = open_particles(golden / "stack.hdf").ctf
     assert ctf is not None
     again = ctf_of_strings(ctf_to_strings(ctf, 5.0))
@@ -95,7 +95,7 @@ def test_ctf_text_goes_round(golden: Path) -> None:
     assert ctf_of_strings(["E1 2 3", "nonsense"]) is None
 
 
-def test_written_headers_are_eman2s(golden: Path, tmp_path: Path) -> None:
+def test_eman_written_headers_are_those_of_eman2(golden: Path, tmp_path: Path) -> None:
     """Attribute by attribute, in name, type and shape, against a stack that EMAN2 wrote."""
     particles = open_particles(golden / "stack.hdf")
     images = particles.images.read(np.arange(12))
@@ -123,7 +123,7 @@ def test_written_headers_are_eman2s(golden: Path, tmp_path: Path) -> None:
     assert np.array_equal(open_images(tmp_path / "ours.hdf"), images)
 
 
-def test_a_selection_keeps_its_headers(golden: Path, tmp_path: Path) -> None:
+def test_eman_selection_keeps_its_headers(golden: Path, tmp_path: Path) -> None:
     """From a compressed stack to a plain one: nothing of how pixels were stored is carried along."""
     particles = open_particles(golden / "stack_compressed_8bit.hdf")
     some = take(particles, np.array([7, 2]))
@@ -142,7 +142,7 @@ def test_a_selection_keeps_its_headers(golden: Path, tmp_path: Path) -> None:
     assert kept_headers(open_particles(tmp_path / "some.hdf"))[1]["ptcl_source_image"] == kept[1]["ptcl_source_image"]
 
 
-def test_class_headers() -> None:
+def test_eman_class_headers_are_written() -> None:
     headers = class_headers(torch.tensor([0, 2, 2, -1, 0]), 4)
     assert [h["ptcl_repr"] for h in headers] == [2, 0, 2, 0]
     assert [h["ave_n"] for h in headers] == [2, 0, 2, 0]
@@ -150,7 +150,7 @@ def test_class_headers() -> None:
     assert "members" not in headers[1]
 
 
-def test_matrices_go_round_with_mirror_and_scale() -> None:
+def test_eman_matrices_with_mirror_and_scale_round_trip() -> None:
     rng = np.random.default_rng(0)
     alpha, shift, mirror = rng.uniform(0, 360, 50), rng.normal(0, 9, (50, 2)), rng.random(50) < 0.5
     matrix = align2d_to_matrix(alpha, shift, mirror)
@@ -163,7 +163,7 @@ def test_matrices_go_round_with_mirror_and_scale() -> None:
         assert np.array_equal(back[2], mirror)
 
 
-def test_headers_are_written_into_a_stack_only_when_asked(golden: Path, tmp_path: Path) -> None:
+def test_eman_headers_are_written_into_a_stack_only_when_asked(golden: Path, tmp_path: Path) -> None:
     path = tmp_path / "stack.hdf"
     path.write_bytes((golden / "stack.hdf").read_bytes())
     before = open_particles(path)
@@ -183,7 +183,7 @@ def test_headers_are_written_into_a_stack_only_when_asked(golden: Path, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["#LST", "#LSX"])
-def test_lists(tmp_path: Path, kind: str) -> None:
+def test_eman_lists_are_read(tmp_path: Path, kind: str) -> None:
     images = np.random.default_rng(0).normal(size=(5, 8, 8)).astype(np.float32)
     write_mrcs(tmp_path / "a.mrcs", images, 2.0)
     write_hdf(tmp_path / "b.hdf", images[::-1], pixel_size_A=2.0)
@@ -206,7 +206,7 @@ def test_lists(tmp_path: Path, kind: str) -> None:
         open_particles(tmp_path / "bad.lst")
 
 
-def test_parameter_text_goes_round(tmp_path: Path) -> None:
+def test_params_text_round_trips(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
     poses = Poses.identity(9).replace(
         psi_deg=torch.rand(9, generator=g) * 360 - 180,
@@ -231,7 +231,7 @@ def test_parameter_text_goes_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1 2 3", "1 2 3 0\nx y z w", "1 2 3 0\n1 2 3", "1 2 3 7", "nan 1 1 0"])
-def test_bad_parameter_text(tmp_path: Path, text: str) -> None:
+def test_params_text_malformed_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(RalibError):
         read_params(tmp_path / "p.txt")

@@ -8,7 +8,7 @@ from fuzz.readers import READERS, Reader, fuzz
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_mutated_files_are_read_or_refused(name: str) -> None:
+def test_readers_mutated_files_are_read_or_refused(name: str) -> None:
     reader = Reader(name, *READERS[name])
     reader.check(reader.seed)
     assert (reader.opened, reader.refused) == (1, 0)
@@ -17,7 +17,7 @@ def test_mutated_files_are_read_or_refused(name: str) -> None:
     reader.close()
 
 
-def test_the_harness_can_fail() -> None:
+def test_readers_harness_can_fail() -> None:
     """A reader that leaks another error, or takes too much memory, is caught."""
     make = READERS["params"][0]
 

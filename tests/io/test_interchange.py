@@ -67,7 +67,7 @@ def correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_relion_applies_our_poses_as_we_do(tmp_path: Path) -> None:
+def test_relion_applies_written_poses_as_the_package_does(tmp_path: Path) -> None:
     """relion_stack_create --apply_transformation: the mean of its images by class is ours; mirrored members, which
     RELION counts as classes of their own, give the mirrored average."""
     needs("relion_stack_create")
@@ -91,7 +91,7 @@ def test_relion_applies_our_poses_as_we_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_relion_classification_opens_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relion_classification_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RELION classifies without our poses; `ralib average` of its particles is its own class average, `ralib report`
     makes its page."""
     needs("relion_refine")

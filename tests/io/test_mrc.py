@@ -19,7 +19,7 @@ IMAGES = np.random.default_rng(0).normal(0, 9, (5, 12, 12)).astype(np.float32)
 
 @pytest.mark.parametrize(("mode", "dtype"), [(0, "i1"), (1, "i2"), (2, "f4"), (6, "u2"), (12, "f2")])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_modes_and_byte_orders(tmp_path: Path, mode: int, dtype: str, order: str) -> None:
+def test_mrc_modes_and_byte_orders_are_read(tmp_path: Path, mode: int, dtype: str, order: str) -> None:
     data = np.abs(IMAGES).astype(dtype)
     header = np.zeros((), dtype=mrc.HEADER_DTYPE.newbyteorder(order))
     for name, value in {
@@ -39,7 +39,7 @@ def test_modes_and_byte_orders(tmp_path: Path, mode: int, dtype: str, order: str
     assert np.array_equal(stack.read(np.array([3, 0, 4])), data[[3, 0, 4]].astype(np.float32))
 
 
-def test_imod_bytes_without_sign(tmp_path: Path) -> None:
+def test_mrc_imod_unsigned_bytes_are_read(tmp_path: Path) -> None:
     data = np.arange(144, dtype=np.uint8).reshape(1, 12, 12) + 100
     header = np.zeros((), dtype=mrc.HEADER_DTYPE.newbyteorder("<"))
     for name, value in {"nx": 12, "ny": 12, "nz": 1, "mode": 0}.items():
@@ -51,7 +51,7 @@ def test_imod_bytes_without_sign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_written_stacks_are_valid(tmp_path: Path, dtype: type) -> None:
+def test_mrc_written_stacks_are_valid(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "out.mrcs"
     write_mrcs(path, torch.tensor(IMAGES), 1.31, dtype=dtype)
     assert mrcfile.validate(str(path))
@@ -63,7 +63,7 @@ def test_written_stacks_are_valid(tmp_path: Path, dtype: type) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.mrcs"]
 
 
-def test_batches_make_the_same_file(tmp_path: Path) -> None:
+def test_mrc_written_in_batches_is_the_same_file(tmp_path: Path) -> None:
     write_mrcs(tmp_path / "whole.mrcs", IMAGES, 2.0)
     with stack_writer(tmp_path / "batches.mrcs", 2.0) as stack:
         for part in (IMAGES[:2], IMAGES[2], IMAGES[3:]):
@@ -71,7 +71,7 @@ def test_batches_make_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "whole.mrcs").read_bytes() == (tmp_path / "batches.mrcs").read_bytes()
 
 
-def test_real_stacks(shared_data: Path) -> None:
+def test_mrc_real_stacks_are_read(shared_data: Path) -> None:
     for name, n, box in (("aspire_sample17/sample.mrcs", 17, 200), ("empiar10076_7/empiar_10076_7.mrc", 7, 320)):
         stack = open_stack(shared_data / "real" / name)
         assert (stack.n_images, stack.box, stack.pixel_size_A) == (n, box, None)
@@ -79,7 +79,7 @@ def test_real_stacks(shared_data: Path) -> None:
             assert np.array_equal(stack.read(np.arange(n))[[2, 5]], file.data[[2, 5]])
 
 
-def test_particles_over_many_files(tmp_path: Path) -> None:
+def test_stacks_particles_over_many_files_are_read(tmp_path: Path) -> None:
     n_files = MAX_OPEN_FILES + 9
     rng = np.random.default_rng(1)
     images = rng.normal(size=(n_files, 3, 8, 8)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_particles_over_many_files(tmp_path: Path) -> None:
     assert not failures
 
 
-def test_a_selection_keeps_its_images(tmp_path: Path) -> None:
+def test_stacks_selection_keeps_its_images(tmp_path: Path) -> None:
     write_mrcs(tmp_path / "a.mrcs", IMAGES, 1.0)
     some = take(open_particles(tmp_path / "a.mrcs"), np.array([4, 1]))
     assert len(some) == 2
@@ -121,7 +121,7 @@ def test_a_selection_keeps_its_images(tmp_path: Path) -> None:
         take(some, np.array([2]))
 
 
-def test_other_stack_formats(shared_data: Path, tmp_path: Path) -> None:
+def test_stacks_other_formats_are_read(shared_data: Path, tmp_path: Path) -> None:
     """SPIDER, IMAGIC and NumPy hold the same pixels in the same orientation as MRC."""
     folder = shared_data / "formats"
     expected = open_images(folder / "smallStack.mrcs")
@@ -134,7 +134,7 @@ def test_other_stack_formats(shared_data: Path, tmp_path: Path) -> None:
     assert np.array_equal(open_images(tmp_path / "big.spi"), expected)
 
 
-def test_a_file_that_shrinks_while_read_is_told(tmp_path: Path) -> None:
+def test_stacks_file_that_shrinks_while_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mrcs"
     write_mrcs(path, IMAGES, 1.0)
     stack = open_stack(path)

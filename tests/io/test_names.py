@@ -17,7 +17,7 @@ from ralib.types import RalibError
 from star_files import OPTICS, rows, stack, write
 
 
-def test_two_names_never_share_a_file_of_their_base_name(tmp_path: Path) -> None:
+def test_image_names_of_equal_base_name_never_share_a_file(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     stack(tmp_path / "flat/p.mrcs", 6)
     stack(tmp_path / "flat/q.mrcs", 6)
@@ -31,7 +31,7 @@ def test_two_names_never_share_a_file_of_their_base_name(tmp_path: Path) -> None
     assert len(open_particles(alone, datadir=tmp_path / "flat")) == 6
 
 
-def test_no_fall_back_where_the_rest_is_found_as_named(tmp_path: Path) -> None:
+def test_image_names_found_as_written_exclude_a_base_name_search(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     stack(tmp_path / "a/p.mrcs", 6)
     stack(tmp_path / "q.mrcs", 6)  # another q than b/q.mrcs
@@ -40,7 +40,7 @@ def test_no_fall_back_where_the_rest_is_found_as_named(tmp_path: Path) -> None:
         open_particles(star)
 
 
-def test_the_format_after_a_colon_is_no_part_of_the_name(tmp_path: Path) -> None:
+def test_image_names_format_after_a_colon_is_removed(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrc", 6)
     found = open_particles(write(tmp_path / "p.star", rows(6, "p.mrc:mrcs")))
     assert np.array_equal(found.images.read(np.array([4])), images[[4]])
@@ -49,7 +49,7 @@ def test_the_format_after_a_colon_is_no_part_of_the_name(tmp_path: Path) -> None
         open_particles(write(tmp_path / "o.star", rows(6, "odd.mrc:mrcs")))
 
 
-def test_a_volume_or_a_tilt_series_is_no_particle(tmp_path: Path) -> None:
+def test_image_names_volume_or_tilt_series_is_refused(tmp_path: Path) -> None:
     stack(tmp_path / "v.mrc", 32)
     write_mrcs(tmp_path / "one.mrc", stack(tmp_path / "p.mrcs", 1), 4.0)
     one = [rows(1)[0] | {"rlnImageName": "one.mrc"}]
@@ -61,7 +61,7 @@ def test_a_volume_or_a_tilt_series_is_no_particle(tmp_path: Path) -> None:
         open_particles(write(tmp_path / "d.star", rows(1), OPTICS | {"rlnImageDimensionality": 3}))
 
 
-def test_a_linked_star_file_finds_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_names_linked_star_file_finds_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project/job").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     stack(tmp_path / "project/p.mrcs", 6)
@@ -73,7 +73,7 @@ def test_a_linked_star_file_finds_its_images(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("on_disk", ["utf-8", "latin-1"])
 @pytest.mark.parametrize("in_file", ["utf-8", "latin-1"])
-def test_names_in_latin_1_and_utf_8_find_each_other(on_disk: str, in_file: str, tmp_path: Path) -> None:
+def test_image_names_in_latin_1_and_utf_8_find_each_other(on_disk: str, in_file: str, tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs", 6)
     os.rename(tmp_path / "p.mrcs", os.fsencode(tmp_path) + b"/" + "grün.mrcs".encode(on_disk))
     star = write(tmp_path / "p.star", rows(6))
@@ -84,7 +84,7 @@ def test_names_in_latin_1_and_utf_8_find_each_other(on_disk: str, in_file: str, 
     assert np.array_equal(open_particles(tmp_path / "again.star").images.read(np.array([4])), images[[4]])
 
 
-def test_a_locale_without_utf_8_changes_nothing(tmp_path: Path) -> None:
+def test_image_names_locale_without_utf_8_changes_nothing(tmp_path: Path) -> None:
     stack(tmp_path / "grün.mrcs", 6)
     star = write(tmp_path / "p.star", rows(6))
     star.write_bytes(star.read_bytes().replace(b"@p.mrcs", "@grün.mrcs".encode()))
@@ -95,7 +95,7 @@ def test_a_locale_without_utf_8_changes_nothing(tmp_path: Path) -> None:
         assert len(open_particles(tmp_path / f"o{len(options)}.star")) == 6
 
 
-def test_a_gap_in_an_hdf_stack_gives_the_named_image_or_an_error(tmp_path: Path) -> None:
+def test_image_names_gap_in_an_hdf_stack_gives_the_image_or_an_error(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs", 6)
     write_hdf(tmp_path / "p.hdf", images, pixel_size_A=4.0)
     with h5py.File(tmp_path / "p.hdf", "r+") as file:
@@ -109,9 +109,7 @@ def test_a_gap_in_an_hdf_stack_gives_the_named_image_or_an_error(tmp_path: Path)
         open_particles(tmp_path / "gap.lst").images.read(np.arange(1))
 
 
-def test_a_file_written_outside_of_the_project_names_images_that_can_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_names_written_outside_the_project_can_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("project/Extract", "other", "project/run"):
         (tmp_path / name).mkdir(parents=True)
     stack(tmp_path / "project/Extract/p.mrcs", 6)
@@ -128,7 +126,7 @@ def test_a_file_written_outside_of_the_project_names_images_that_can_be_found(
 
 
 @pytest.mark.parametrize("name", ["a\nb.mrcs", "a' \"b.mrcs", "a\rb.mrcs"])
-def test_a_name_that_no_star_file_can_hold_is_refused_before_work(name: str, tmp_path: Path) -> None:
+def test_image_names_that_no_star_file_can_hold_are_refused_before_work(name: str, tmp_path: Path) -> None:
     stack(tmp_path / name, 6)
     assert main(["mref", str(tmp_path / name), "2", str(tmp_path / "run"), "--maxit", "1"]) == 2
     assert not (tmp_path / "run").exists()
@@ -136,7 +134,7 @@ def test_a_name_that_no_star_file_can_hold_is_refused_before_work(name: str, tmp
     assert main(["prepare", str(tmp_path / "p.mrcs"), str(tmp_path / name).replace(".mrcs", ".star")]) == 2
 
 
-def test_one_particle_as_single_values(tmp_path: Path) -> None:
+def test_star_one_particle_as_single_values_is_read(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs", 6)
     text = "data_optics\n\n" + "".join(f"_{k} {v}\n" for k, v in OPTICS.items()) + "\ndata_particles\n\n"
     row = rows(6)[4]

@@ -25,7 +25,7 @@ ODD = [
 
 
 @pytest.mark.parametrize(("label", "value"), ODD)
-def test_a_particle_with_an_odd_ctf_is_named_and_left_out(label: str, value: object, tmp_path: Path) -> None:
+def test_implausible_ctf_particle_is_named_and_left_out(label: str, value: object, tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     usual = {**OPTICS, "rlnDefocusU": 12000, "rlnDefocusV": 11900, "rlnDefocusAngle": 0, "rlnPhaseShift": 0}
     values = [value if i == 3 else usual.get(label, 0) for i in range(6)]
@@ -45,7 +45,7 @@ def test_a_particle_with_an_odd_ctf_is_named_and_left_out(label: str, value: obj
 @pytest.mark.parametrize(
     ("label", "value"), [("rlnVoltage", 300000), ("rlnAmplitudeContrast", 10), ("rlnVoltage", "nan")]
 )
-def test_a_file_of_nothing_else_is_refused(label: str, value: object, tmp_path: Path) -> None:
+def test_implausible_ctf_of_all_particles_is_refused(label: str, value: object, tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     particles = open_particles(write(tmp_path / "p.star", rows(6), OPTICS | {label: value}))
     with pytest.raises(RalibError, match="the CTF of all particles cannot be meant"):
@@ -53,7 +53,7 @@ def test_a_file_of_nothing_else_is_refused(label: str, value: object, tmp_path: 
     assert for_computing(particles, ctf=False).usable is None  # without the CTF nothing is wrong with them
 
 
-def test_sound_values_at_the_edge_are_kept() -> None:
+def test_implausible_ctf_limits_keep_extreme_values() -> None:
     one = np.ones(4)
     ctf = CtfParameters(
         one * [-12000, 500, 12000, 12000], one * [-12000, 500, 12000, 12000], 0 * one, one * [300, 120, 200, 80],
@@ -65,7 +65,7 @@ def test_sound_values_at_the_edge_are_kept() -> None:
 @pytest.mark.parametrize(
     ("label", "value"), [("rlnAnglePsi", "nan"), ("rlnOriginXAngst", "inf"), ("rlnOriginYAngst", 1e9)]
 )
-def test_a_pose_that_cannot_be_meant_leaves_the_particle_out(label: str, value: object, tmp_path: Path) -> None:
+def test_implausible_pose_leaves_the_particle_out(label: str, value: object, tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     columns = {"rlnAnglePsi": [0] * 6, "rlnOriginXAngst": [0] * 6, "rlnOriginYAngst": [0] * 6}
     columns[label] = [value if i == 2 else 0 for i in range(6)]  # type: ignore[misc]
@@ -79,7 +79,7 @@ def test_a_pose_that_cannot_be_meant_leaves_the_particle_out(label: str, value: 
     assert np.isfinite(open_images(tmp_path / "a.mrcs")).all()
 
 
-def test_no_average_is_nan_and_the_particle_is_in_no_class(tmp_path: Path) -> None:
+def test_implausible_ctf_particle_is_in_no_class_and_averages_are_finite(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs")
     defocus = [("nan" if i == 5 else 12000) for i in range(40)]
     particles = open_particles(write(tmp_path / "p.star", rows(rlnDefocusU=defocus)))
@@ -92,7 +92,7 @@ def test_no_average_is_nan_and_the_particle_is_in_no_class(tmp_path: Path) -> No
     assert all("nan" not in row["verdict"] and np.isfinite(row["score"]) for row in classified.classes_)
 
 
-def test_a_ctf_of_zero_at_zero_frequency_and_an_empty_class_give_finite_averages() -> None:
+def test_averages_ctf_zero_at_zero_frequency_and_empty_class_are_finite() -> None:
     g = torch.Generator().manual_seed(0)
     sums = ClassSums.empty(2, 16, torch.device("cpu"), ctf=True)
     assert sums.ctf_power is not None
@@ -108,7 +108,7 @@ def test_a_ctf_of_zero_at_zero_frequency_and_an_empty_class_give_finite_averages
     assert class_averages(sums).images[0].mean().abs() < 1e-6
 
 
-def test_pixel_sizes_that_cannot_be_meant_are_refused_and_named(tmp_path: Path) -> None:
+def test_implausible_pixel_sizes_are_refused_and_named(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     for value in ("nan", 0, -1, 1e-300, 1e6):
         star = write(tmp_path / "p.star", rows(6), OPTICS | {"rlnImagePixelSize": value})
@@ -116,7 +116,7 @@ def test_pixel_sizes_that_cannot_be_meant_are_refused_and_named(tmp_path: Path) 
             open_particles(star)
 
 
-def test_one_eman2_image_without_ctf_is_named(tmp_path: Path) -> None:
+def test_implausible_ctf_missing_for_one_eman2_image_is_named(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs", 6)
     particles = open_particles(write(tmp_path / "p.star", rows(6)))
     headers = pose_headers(Poses.identity(6), particles.ctf, 4.0)
@@ -130,7 +130,7 @@ def test_one_eman2_image_without_ctf_is_named(tmp_path: Path) -> None:
     assert np.flatnonzero(~usable).tolist() == [4]
 
 
-def test_class_numbers_beyond_reason_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_implausible_class_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stack(tmp_path / "p.mrcs", 6)
     star = write(tmp_path / "p.star", rows(6, rlnClassNumber=2147483647))
     assert main(["average", str(star), str(tmp_path / "a.mrcs")]) == 2

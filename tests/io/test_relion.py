@@ -68,7 +68,7 @@ def test_relion_3_1_either_order_of_blocks(shared_data: Path) -> None:
         assert particles.images.read(np.arange(5)).shape == (5, 256, 256)
 
 
-def test_datadir_finds_the_images(shared_data: Path, tmp_path: Path) -> None:
+def test_relion_datadir_finds_the_images(shared_data: Path, tmp_path: Path) -> None:
     """By the whole name or the base name; it goes before every other place."""
     write_mrcs(tmp_path / "toy_images_a.mrcs", np.zeros((20, 8, 8)), 1.0)
     (tmp_path / "deep").mkdir()
@@ -86,7 +86,7 @@ def test_datadir_finds_the_images(shared_data: Path, tmp_path: Path) -> None:
     assert found.images.read(np.arange(17))[:, 0, 0].tolist() == expected
 
 
-def test_pixels_under_a_3_1_header(shared_data: Path) -> None:
+def test_relion_3_1_header_with_pixel_origins_is_read(shared_data: Path) -> None:
     particles = open_particles(shared_data / "sim/aspire_rln_proj/rln_proj_64_shifted.star")
     assert particles.poses is not None
     assert particles.poses.origin_xy_px.tolist() == [[6, 10], [10, -5], [-8, 11], [-13, -3]]
@@ -100,7 +100,9 @@ def test_pixels_under_a_3_1_header(shared_data: Path) -> None:
         ("star5/relion5.star", 17, 448, 0.89),
     ],
 )
-def test_metadata_without_images(shared_data: Path, name: str, n: int, box: int, pixel_size_A: float) -> None:
+def test_relion_metadata_without_images_is_read(
+    shared_data: Path, name: str, n: int, box: int, pixel_size_A: float
+) -> None:
     particles = open_particles(shared_data / "meta" / name, require_images=False)
     assert (len(particles), particles.box) == (n, box)
     assert particles.pixel_size_A == pytest.approx(pixel_size_A, rel=1e-4)
@@ -110,7 +112,7 @@ def test_metadata_without_images(shared_data: Path, name: str, n: int, box: int,
         open_particles(shared_data / "meta" / name)
 
 
-def test_each_optics_group_counts(shared_data: Path) -> None:
+def test_relion_each_optics_group_counts(shared_data: Path) -> None:
     path = shared_data / "meta/star31/relion31.6opticsgroups.star"
     particles = open_particles(path, require_images=False)
     table, optics = read_star(path)["particles"], read_star(path)["optics"].set_index("rlnOpticsGroup")
@@ -125,7 +127,7 @@ def test_each_optics_group_counts(shared_data: Path) -> None:
     assert not np.allclose(particles.poses.origin_xy_px[:, 0], table["rlnOriginXAngst"] / 1.25, atol=1e-4)
 
 
-def test_unknown_columns_and_blocks_survive(shared_data: Path, tmp_path: Path) -> None:
+def test_relion_unknown_columns_and_blocks_survive(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "meta/star31/relion31.6opticsgroups.star"
     tables = read_star(path)
     tables["particles"]["myColumn"] = [f"x {i}" for i in range(139)]
@@ -144,7 +146,7 @@ def test_unknown_columns_and_blocks_survive(shared_data: Path, tmp_path: Path) -
     assert (again["particles"]["rlnAnglePsi"] == 0).all()
 
 
-def test_3_0_becomes_3_1(shared_data: Path, tmp_path: Path) -> None:
+def test_relion_3_0_is_written_as_3_1(shared_data: Path, tmp_path: Path) -> None:
     """Nothing that was understood is lost, and the origins' unit is right."""
     before = open_particles(shared_data / "real/aspire_sample17/sample_relion_data.star")
     write_particles_star(tmp_path / "out.star", before)
@@ -162,7 +164,7 @@ def test_3_0_becomes_3_1(shared_data: Path, tmp_path: Path) -> None:
     assert np.array_equal(after.images.read(np.arange(3)), before.images.read(np.arange(3)))
 
 
-def test_image_names_for_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relion_image_names_are_relative_to_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the project folder, from another folder, and for a job folder inside the project."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     (project / "Extract/job1").mkdir(parents=True)
@@ -182,7 +184,7 @@ def test_image_names_for_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read_star("far.star")["particles"]["rlnImageName"][0] == f"000001@{project}/Extract/job1/a.mrcs"
 
 
-def test_names_split() -> None:
+def test_relion_image_names_are_split() -> None:
     names = pd.Series(["000001@a.mrcs", "12@b/c.mrcs", "single.mrc", "3@a.mrcs", "7@mail@host.mrcs"])
     file_index, files, slices = split_image_names(names)
     assert files == ["a.mrcs", "b/c.mrcs", "single.mrc", "mail@host.mrcs"]
@@ -190,7 +192,7 @@ def test_names_split() -> None:
     assert slices.tolist() == [0, 11, -1, 2, 6]  # -1: the only image of its file
 
 
-def test_mirror_kept_in_place_where_asked(tmp_path: Path) -> None:
+def test_relion_mirror_is_kept_in_place_where_asked(tmp_path: Path) -> None:
     write_mrcs(tmp_path / "a.mrcs", np.ones((2, 8, 8)), 1.0)
     poses = Poses.identity(2).replace(mirror=torch.tensor([True, False]), class_index=torch.tensor([1, -1]))
     particles = open_particles(tmp_path / "a.mrcs")
@@ -203,7 +205,7 @@ def test_mirror_kept_in_place_where_asked(tmp_path: Path) -> None:
         assert back.mirror.tolist() == [True, False]
 
 
-def test_a_selection_takes_its_rows(shared_data: Path, tmp_path: Path) -> None:
+def test_relion_selection_takes_its_rows(shared_data: Path, tmp_path: Path) -> None:
     particles = open_particles(shared_data / "real/aspire_sample17/sample_relion_data.star")
     write_particles_star(tmp_path / "some.star", take(particles, np.array([16, 2])))
     table = read_star(tmp_path / "some.star")["particles"]
@@ -212,7 +214,7 @@ def test_a_selection_takes_its_rows(shared_data: Path, tmp_path: Path) -> None:
     assert np.array_equal(some.images.read(np.arange(2)), particles.images.read(np.array([16, 2])))
 
 
-def test_model_star_and_output_nodes(shared_data: Path, tmp_path: Path) -> None:
+def test_relion_model_star_and_output_nodes_are_written(shared_data: Path, tmp_path: Path) -> None:
     """Our model file has the tables and columns of RELION's own; its class averages open."""
     averages = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
     frc = torch.linspace(1, 0, 9).expand(2, 9)
@@ -243,14 +245,14 @@ def test_model_star_and_output_nodes(shared_data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "RELION_JOB_EXIT_SUCCESS").exists()
 
 
-def test_relion_2d_results_open(shared_data: Path) -> None:
+def test_relion_2d_results_are_opened(shared_data: Path) -> None:
     particles = open_particles(shared_data / "sets/relion5_vdam_k50_n5000_data.star", require_images=False)
     assert particles.poses is not None
     assert int(particles.poses.class_index.max()) < 50
     assert particles.poses.origin_xy_px[0, 0] == pytest.approx(5.291497 / 5)
 
 
-def test_relion_reproduces_our_averages(tmp_path: Path) -> None:
+def test_relion_reproduces_the_averages(tmp_path: Path) -> None:
     """relion_refine --skip_align goes on from our particle file and class averages: one step of it gives the same
     averages (correlation >= 0.98 in the mask) and the same classes, those of mirrored members among them."""
     if shutil.which("relion_refine") is None:

@@ -39,7 +39,7 @@ def two_sizes(tmp_path: Path) -> Path:
     )
 
 
-def test_origins_and_ctf_use_each_particles_own_size(two_sizes: Path, tmp_path: Path) -> None:
+def test_scales_origins_and_ctf_use_each_pixel_size(two_sizes: Path, tmp_path: Path) -> None:
     particles = open_particles(two_sizes)
     assert particles.poses is not None
     assert particles.pixel_sizes_A is not None
@@ -54,7 +54,7 @@ def test_origins_and_ctf_use_each_particles_own_size(two_sizes: Path, tmp_path: 
         assert np.allclose(flipped[cut], expected.numpy(), atol=1e-4)
 
 
-def test_prepare_writes_sizes_and_origins_of_each_group(two_sizes: Path, tmp_path: Path) -> None:
+def test_scales_prepare_writes_sizes_and_origins_of_each_group(two_sizes: Path, tmp_path: Path) -> None:
     assert main(["prepare", str(two_sizes), str(tmp_path / "small.star"), "--box", "16"]) == 0
     tables = read_star(tmp_path / "small.star")
     assert tables["optics"]["rlnImagePixelSize"].tolist() == [25.0, 16.0]
@@ -63,7 +63,7 @@ def test_prepare_writes_sizes_and_origins_of_each_group(two_sizes: Path, tmp_pat
     assert tables["particles"]["rlnOpticsGroup"].tolist() == [1] * 20 + [2] * 20
 
 
-def test_averages_of_two_scales_are_refused_with_advice_that_works(two_sizes: Path, tmp_path: Path) -> None:
+def test_scales_averages_of_two_scales_are_refused_with_advice_that_works(two_sizes: Path, tmp_path: Path) -> None:
     with pytest.raises(RalibError, match=r"--pixel-size 12\.5") as told:
         Classifier(n_classes=2).fit(open_particles(two_sizes))
     assert "8 and 12.5 A/px" in str(told.value)
@@ -81,7 +81,7 @@ def test_averages_of_two_scales_are_refused_with_advice_that_works(two_sizes: Pa
     Classifier(n_classes=2).fit(one)
 
 
-def test_resampling_is_exact_for_any_ratio() -> None:
+def test_resample_any_ratio_is_exact() -> None:
     """A smooth image drawn at both scales; and the Fourier crop where the ratio allows one."""
 
     def drawn(n: int, size_A: float) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_resampling_is_exact_for_any_ratio() -> None:
     assert torch.allclose(resample(noise, 24, 2.0), fourier_resize(noise, 24), atol=1e-5)
 
 
-def test_two_boxes_are_brought_to_one_as_the_advice_says(tmp_path: Path) -> None:
+def test_scales_two_boxes_are_brought_to_one_as_the_advice_says(tmp_path: Path) -> None:
     stack(tmp_path / "a.mrcs", 20)
     stack(tmp_path / "b.mrcs", 20, 24, seed=1)
     table = rows(20, "a.mrcs") + rows(20, "b.mrcs", rlnOpticsGroup=2)
@@ -118,7 +118,7 @@ def test_two_boxes_are_brought_to_one_as_the_advice_says(tmp_path: Path) -> None
     assert sizes == pytest.approx([4 * 32 / 24, 4.0])
 
 
-def test_magnifications_of_relion_3_0_are_each_particles_own(tmp_path: Path) -> None:
+def test_scales_relion_3_0_magnifications_are_read_for_each_particle(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     table = [
         {"rlnImageName": f"{i + 1}@p.mrcs", "rlnDetectorPixelSize": 5, "rlnMagnification": 50000 if i < 4 else 40000,
@@ -147,7 +147,7 @@ def test_magnifications_of_relion_3_0_are_each_particles_own(tmp_path: Path) -> 
     assert take(again, np.arange(3)).pixel_sizes_A is not None
 
 
-def test_sizes_that_differ_by_less_than_a_pixel_over_the_box_are_one_scale(tmp_path: Path) -> None:
+def test_scales_difference_below_a_pixel_over_the_box_is_one_scale(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 40)
     table = rows(rlnOpticsGroup=[1 + (i >= 20) for i in range(40)])
     star = write(tmp_path / "p.star", table, OPTICS, SECOND | {"rlnImagePixelSize": 4.004})
@@ -159,7 +159,7 @@ def test_sizes_that_differ_by_less_than_a_pixel_over_the_box_are_one_scale(tmp_p
     assert torch.allclose(ctf_2d(computed.ctf[20:], 32, 4.0), own, atol=1e-4)
 
 
-def test_references_of_another_pixel_size_are_refused(two_sizes: Path, tmp_path: Path) -> None:
+def test_scales_references_of_another_pixel_size_are_refused(two_sizes: Path, tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 40)
     stack(tmp_path / "refs.mrcs", 2, pixel_size_A=2.0)
     assert (
@@ -168,7 +168,7 @@ def test_references_of_another_pixel_size_are_refused(two_sizes: Path, tmp_path:
     assert not (tmp_path / "run" / "particles.star").exists()
 
 
-def test_one_pixel_size_given_for_several_is_refused(two_sizes: Path, tmp_path: Path) -> None:
+def test_scales_one_pixel_size_given_for_several_is_refused(two_sizes: Path, tmp_path: Path) -> None:
     for command in (
         ["classify", str(two_sizes), str(tmp_path / "r")],
         ["mref", str(two_sizes), "2", str(tmp_path / "m")],
@@ -176,7 +176,7 @@ def test_one_pixel_size_given_for_several_is_refused(two_sizes: Path, tmp_path: 
         assert main([*command, "--pixel-size", "10"]) == 2
 
 
-def test_a_cs_file_of_prepared_particles_names_the_prepared_images(tmp_path: Path) -> None:
+def test_scales_cs_file_of_prepared_particles_names_the_prepared_images(tmp_path: Path) -> None:
     """The .cs fields that a STAR file carries name the images they came with; those of now are what is written."""
     stack(tmp_path / "p.mrcs", 6)
     write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "p.mrcs"))

@@ -39,7 +39,7 @@ _rlnBox   64
 """
 
 
-def test_every_dialect(shared_data: Path) -> None:
+def test_star_every_dialect_is_read(shared_data: Path) -> None:
     """All files of RELION 1 to 5 agree with the `starfile` package, and go round exactly."""
     files = sorted(shared_data.rglob("*.star"))
     assert len(files) > 10
@@ -62,7 +62,7 @@ def test_every_dialect(shared_data: Path) -> None:
             assert same, (path, name)
 
 
-def test_comments_tabs_quotes_and_single_values() -> None:
+def test_star_comments_tabs_quotes_and_single_values_are_read() -> None:
     tables = star.parse_star(SMALL, "small.star")
     assert list(tables) == ["optics", "particles", "general"]
     particles = tables["particles"]
@@ -85,12 +85,12 @@ def test_comments_tabs_quotes_and_single_values() -> None:
         ("data_general", "data_optics", 20),
     ],
 )
-def test_junk_is_named_by_its_line(old: str, new: str, line: int) -> None:
+def test_star_malformed_line_is_named(old: str, new: str, line: int) -> None:
     with pytest.raises(RalibError, match=rf"small.star line {line}:"):
         star.parse_star(SMALL.replace(old, new, 1), "small.star")
 
 
-def test_quick_and_slow_paths_agree(shared_data: Path) -> None:
+def test_star_fast_and_general_paths_agree(shared_data: Path) -> None:
     text = (shared_data / "meta/star31/ioSPI_test.star").read_text()
     quick = star.parse_star(text, "a")["particles"]
     slow = star.parse_star(text.replace("\n 3525.95", "\n# a comment in the rows\n 3525.95"), "b")["particles"]
@@ -100,13 +100,13 @@ def test_quick_and_slow_paths_agree(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "two words", "#1", "_x", "data_x", "it's", 'say "so"', "a\nb", "loop_"])
-def test_awkward_text_goes_round(value: str) -> None:
+def test_star_awkward_text_round_trips(value: str) -> None:
     tables = {"particles": pd.DataFrame({"rlnImageName": [value, "x"], "rlnA": [1.5, 2.0]})}
     again = star.parse_star(star.format_star(tables), "again")["particles"]
     assert again["rlnImageName"].tolist() == [value.replace("\n", " "), "x"]
 
 
-def test_numbers_go_round_exactly() -> None:
+def test_star_numbers_round_trip_exactly() -> None:
     values = np.random.default_rng(0).normal(size=200) * 10.0 ** np.arange(-100, 100)
     whole = np.array([2**64 - 1, 2**63, 5], dtype=np.uint64).repeat([1, 1, 198])
     columns = {"rlnA": values, "rlnB": whole, "rlnC": [np.nan, np.inf, *range(198)], "rlnD": values > 0}
@@ -118,7 +118,7 @@ def test_numbers_go_round_exactly() -> None:
     assert again["rlnD"].tolist() == [int(v > 0) for v in values]
 
 
-def test_a_hundred_thousand_rows_are_quick(tmp_path: Path) -> None:
+def test_star_hundred_thousand_rows_are_fast(tmp_path: Path) -> None:
     """A million rows open in seconds: here a tenth of them, in time of this process."""
     n = 100_000
     rng = np.random.default_rng(0)
@@ -144,7 +144,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("extra", ["", "# a comment\n", "1@d.mrcs 'a' b c d e f g 0001\n"])
-def test_text_that_looks_like_numbers_comes_back_letter_by_letter(extra: str) -> None:
+def test_star_text_that_looks_like_numbers_round_trips(extra: str) -> None:
     names = ["rlnImageName", *TEXTS]
     rows = "".join(f"{i}@a.mrcs {' '.join(TEXTS[n][i] for n in TEXTS)}\n" for i in range(3))
     text = "data_particles\n\nloop_\n" + "".join(f"_{n}\n" for n in names) + rows + extra
@@ -155,13 +155,13 @@ def test_text_that_looks_like_numbers_comes_back_letter_by_letter(extra: str) ->
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
-def test_byte_order_marks_are_no_part_of_the_text(mark: bytes, tmp_path: Path) -> None:
+def test_star_byte_order_mark_is_removed(mark: bytes, tmp_path: Path) -> None:
     encoding = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}[mark]
     (tmp_path / "a.star").write_bytes(mark + SMALL.encode(encoding))
     assert list(star.read_star(tmp_path / "a.star")) == ["optics", "particles", "general"]
 
 
-def test_rows_that_begin_like_a_block_or_a_label_are_rows() -> None:
+def test_star_rows_that_begin_like_a_block_or_a_label_are_rows() -> None:
     head = "data_particles\n\nloop_\n_rlnMicrographName #1\n_rlnAnglePsi #2\n"
     table = star.parse_star(head + "data_2021/m0.mrc 1\n_tilt/m1.mrc 2\ndata_x 3\n", "a")["particles"]
     assert table["rlnMicrographName"].tolist() == ["data_2021/m0.mrc", "_tilt/m1.mrc", "data_x"]
@@ -170,13 +170,13 @@ def test_rows_that_begin_like_a_block_or_a_label_are_rows() -> None:
     assert two["more"] == {"rlnBox": "5"}
 
 
-def test_an_open_quote_swallows_no_rows() -> None:
+def test_star_open_quote_swallows_no_rows() -> None:
     head = "data_particles\n\nloop_\n_rlnImageName\n_rlnAnglePsi\n"
     table = star.parse_star(head + '"a@m 1\nb@m 2\n"c@m 3\n', "a")["particles"]
     assert table["rlnAnglePsi"].tolist() == [1, 2, 3]
 
 
-def test_names_in_latin_1_keep_their_bytes(tmp_path: Path) -> None:
+def test_star_names_in_latin_1_keep_their_bytes(tmp_path: Path) -> None:
     raw = SMALL.encode().replace(b"1@a.mrcs", b"1@\xfc.mrcs")
     (tmp_path / "a.star").write_bytes(raw)
     star.write_star(tmp_path / "b.star", star.read_star(tmp_path / "a.star"))
@@ -199,14 +199,14 @@ def test_names_in_latin_1_keep_their_bytes(tmp_path: Path) -> None:
     ],
     ids=["comments", "comments between", "slow rows", "columns", "values", "quotes", "blocks"],
 )
-def test_time_is_linear_in_the_length(text: str) -> None:
+def test_star_reading_time_is_linear_in_the_length(text: str) -> None:
     start = time.process_time()
     with contextlib.suppress(RalibError):  # two of them are none: what counts is the time
         star.parse_star(text, "a")
     assert time.process_time() - start < 5
 
 
-def test_too_many_columns_are_refused_in_a_line() -> None:
+def test_star_too_many_columns_are_refused_in_one_line() -> None:
     text = "data_\n\nloop_\n" + "".join(f"_c{i}\n" for i in range(100_000)) + "1 " * 100_000 + "\n"
     start = time.process_time()
     with pytest.raises(RalibError, match="100000 columns"):

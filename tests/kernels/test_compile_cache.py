@@ -16,7 +16,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_place_of_this_users_own(temporary: Path) -> None:
+def test_choose_places_unwritable_default_gives_a_folder_of_the_user(temporary: Path) -> None:
     environment = {"HOME": str(NOWHERE)}
     choose_places(environment, NOWHERE)
     place = Path(environment["NUMBA_CACHE_DIR"])
@@ -31,7 +31,7 @@ def test_a_place_of_this_users_own(temporary: Path) -> None:
     assert others["NUMBA_CACHE_DIR"] != str(place), "what others can write is not run"
 
 
-def test_the_compilers_own_places_come_first(temporary: Path) -> None:
+def test_choose_places_writable_default_is_left_alone(temporary: Path) -> None:
     home, nowhere = {"HOME": str(temporary)}, {"HOME": str(NOWHERE)}
     for environment, package, chosen in (
         (home, NOWHERE, set()),

@@ -48,7 +48,7 @@ def mref(truth: Truth, device: str, resume: LoopState | None = None, observer=No
 
 
 @pytest.mark.parametrize("equal", [False, True])
-def test_cuda_finds_what_the_cpu_finds(truth: Truth, equal: bool) -> None:
+def test_pose_search_cuda_finds_what_the_cpu_finds(truth: Truth, equal: bool) -> None:
     here, there = (mref(truth, device, equal_sizes=equal) for device in ("cpu", "cuda"))
     same = here.poses.class_index == there.poses.class_index
     assert same.double().mean() > 0.98
@@ -58,7 +58,7 @@ def test_cuda_finds_what_the_cpu_finds(truth: Truth, equal: bool) -> None:
     assert torch.corrcoef(torch.stack([a[0], b[1]]))[0, 1] < 0.99
 
 
-def test_cuda_reference_free(truth: Truth) -> None:
+def test_reference_free_cuda_aligns(truth: Truth) -> None:
     stages = [(2.0, 2.0, None), (1.0, 1.0, None)]
     here, there = (
         ReferenceFreeAligner(stages=stages, iterations=2, outer_radius=18, device=device).fit(truth.images)
@@ -68,7 +68,7 @@ def test_cuda_reference_free(truth: Truth) -> None:
     assert torch.corrcoef(pair)[0, 1] > 0.99
 
 
-def test_cuda_streamed_and_kept_give_the_same_bits(truth: Truth) -> None:
+def test_batches_cuda_streamed_and_kept_give_the_same_bits(truth: Truth) -> None:
     kept, stack_bytes = mref(truth, "cuda"), 4 * N * BOX**2
     for budget in (0, stack_bytes):
         streamed = mref(truth, "cuda", resident_bytes=budget)
@@ -90,14 +90,14 @@ class StopAfterOne:
         raise InterruptedError
 
 
-def test_cuda_resuming_gives_the_same_bits(truth: Truth) -> None:
+def test_multi_reference_cuda_resumed_gives_the_same_bits(truth: Truth) -> None:
     whole, observer = mref(truth, "cuda"), StopAfterOne()
     with pytest.raises(InterruptedError):
         mref(truth, "cuda", observer=observer)
     assert torch.equal(mref(truth, "cuda", resume=observer.state).averages.images, whole.averages.images)
 
 
-def test_cuda_plans_for_the_memory_there_is(truth: Truth, unlimited: torch.device) -> None:
+def test_pose_search_cuda_limited_memory_shrinks_the_plan(truth: Truth, unlimited: torch.device) -> None:
     """Many templates in little memory: planned for, no pass begun twice."""
     most = torch.cuda.memory_allocated(unlimited) + 2**30
     memory.limit_device_memory(unlimited, most)
@@ -113,7 +113,7 @@ def test_cuda_plans_for_the_memory_there_is(truth: Truth, unlimited: torch.devic
     assert torch.cuda.max_memory_allocated(unlimited) <= most
 
 
-def test_cuda_out_of_memory_shrinks_the_plan(truth: Truth, unlimited: torch.device, monkeypatch) -> None:
+def test_sample_cache_cuda_out_of_memory_shrinks_the_plan(truth: Truth, unlimited: torch.device, monkeypatch) -> None:
     """A plan made for a card that then turns out to be nearly full."""
     memory.limit_device_memory(unlimited, torch.cuda.memory_allocated(unlimited) + 450 * 2**20)
     for module in ("alignment.sample_cache", "particles.batches", "alignment.search.batched"):
@@ -128,7 +128,7 @@ def test_cuda_out_of_memory_shrinks_the_plan(truth: Truth, unlimited: torch.devi
     assert same.double().mean() > 0.98
 
 
-def test_cuda_command_reports_its_peak(truth: Truth, tmp_path: Path) -> None:
+def test_mref_command_cuda_reports_its_peak_memory(truth: Truth, tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", truth.images, 3.0, dtype=np.float16)
     options = ["--ou=18", "--xr=1", "--maxit=1", "--memory=0", "--device=cuda", "--no-report"]
     assert main(["mref", str(tmp_path / "p.mrcs"), "3", str(tmp_path / "out"), *options]) == 0
@@ -149,7 +149,7 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.cpu().double() - expected.double()).abs().max() / expected.double().std())
 
 
-def test_cuda_sparx_operations(stored: dict[str, torch.Tensor]) -> None:
+def test_sparx_operations_cuda_agree_with_cpu(stored: dict[str, torch.Tensor]) -> None:
     """EMAN2's own results, as in test_sparx_operations, from images on the GPU."""
     images, rows = stored["images"].cuda(), stored["alpha_sx_sy_mirror"].cuda()
     for method in ("quadratic", "linear"):

@@ -32,7 +32,7 @@ def error(out: Tensor, plain: Tensor) -> float:
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_twins_agree(method: str, boundary: str) -> None:
+def test_interpolation_numba_agrees_with_reference(method: str, boundary: str) -> None:
     images, pose, index = case(9, 21, 3)
     options = {"method": method, "boundary": boundary}
     weights, half = torch.rand(9), torch.arange(9) % 2
@@ -47,7 +47,7 @@ def test_twins_agree(method: str, boundary: str) -> None:
 
 
 @pytest.mark.parametrize(("b", "n", "k"), [(1, 4, 1), (3, 32, 7), (20, 13, 2)])
-def test_sizes_and_running_sums_in_double_precision(b: int, n: int, k: int) -> None:
+def test_rotate_shift_sum_numba_running_sums_in_double_precision_agree(b: int, n: int, k: int) -> None:
     images, pose, index = case(b, n, k)
     index[0] = 0
     samples = interpolation_samples(images, boundary="mean")
@@ -57,12 +57,12 @@ def test_sizes_and_running_sums_in_double_precision(b: int, n: int, k: int) -> N
     assert error(sums - 1, plain) < 1e-5
 
 
-def test_no_images() -> None:
+def test_interpolation_numba_no_images_give_empty_results() -> None:
     images, pose, _ = case(1, 12, 2)
     assert cpu_numba.rotate_shift_images(images[:0], *(value[:0] for value in pose)).shape == (0, 12, 12)
 
 
-def test_who_serves_whom() -> None:
+def test_implementation_device_and_dtype_choose_the_module() -> None:
     """float32 and integers on a CPU go to Numba; float64, for which nothing is compiled, to the plain form."""
     images, _, _ = case(1, 8, 1)
     assert implementation("interpolation", images) is cpu_numba
@@ -71,7 +71,7 @@ def test_who_serves_whom() -> None:
     assert implementation("interpolation", images.double()) is reference
 
 
-def test_threads_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotate_shift_sum_numba_threads_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     images, pose, index = case(17, 24, 3)
     samples = interpolation_samples(images)
     before = torch.get_num_threads()
@@ -86,7 +86,7 @@ def test_threads_and_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         torch.set_num_threads(before)
 
 
-def test_a_pose_that_is_no_number_stays_in_memory() -> None:
+def test_interpolation_numba_pose_nan_stays_within_memory() -> None:
     images, (psi, origin, mirror), _ = case(3, 16, 1)
     origin[1] = float("nan")
     psi[2] = float("inf")

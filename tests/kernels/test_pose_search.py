@@ -48,7 +48,7 @@ def _moments_case(k: int = 5, h: int = 6, fine: int = 4, stops: Stops = (0, 0, 4
     return samples, particle, shift, row, position, FineTemplates(table, radius, angle, weight), stops
 
 
-def test_moments_are_the_score_and_its_derivatives() -> None:
+def test_pose_moments_are_the_score_and_its_derivatives() -> None:
     case = list(_moments_case())
 
     def moments(shift: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_moments_are_the_score_and_its_derivatives() -> None:
     assert not torch.allclose(slope[:, 4], here[:, 11], atol=2e-2, rtol=1e-2)
 
 
-def test_a_rotation_by_whole_samples_rolls_the_template() -> None:
+def test_rotated_table_rotation_by_whole_samples_rolls_the_template() -> None:
     case = list(_moments_case())
     here = pose_moments(*case)
     case[4] = case[4] + 4
@@ -83,7 +83,7 @@ def test_rotational_max_finds_the_direct_maximum() -> None:
         assert torch.equal(index[:, sign].long(), direct.argmax(0))
 
 
-def test_rotational_max_respects_the_penalty() -> None:
+def test_rotational_max_penalty_is_respected() -> None:
     spectra = torch.randn(6, 4, 2, 3, generator=torch.Generator().manual_seed(0))
     cosine, sine = angular_tables(torch.arange(6), 16, dtype=torch.float32)
     free, at = rotational_max(spectra, cosine, sine)
@@ -94,7 +94,7 @@ def test_rotational_max_respects_the_penalty() -> None:
     assert (value < free).all()
 
 
-def test_newton_climbs_to_the_maximum() -> None:
+def test_newton_candidates_converge_to_the_maximum() -> None:
     """A particle that is its template, turned and shifted: steps from nearby end at the true pose."""
     grid = PolarGrid.create(32, support_radius_px=14, max_frequency_per_px=0.3)
     y, x = torch.meshgrid(torch.arange(32.0) - 16, torch.arange(32.0) - 16, indexing="ij")
@@ -113,7 +113,7 @@ def test_newton_climbs_to_the_maximum() -> None:
     assert torch.allclose(pose[0, 0, 3], (blobs**2).sum(), rtol=1e-2)
 
 
-def test_few_angles_near_the_centre_tell_as_much_as_all() -> None:
+def test_angle_stops_fewer_angles_near_the_centre_give_the_same_score() -> None:
     """White noise against a smooth template, moved: the moments of thinned samples are those of all of them."""
     g = torch.Generator().manual_seed(5)
     grid = PolarGrid.create(64, support_radius_px=30)
@@ -151,7 +151,7 @@ def _shortlist_case() -> tuple[torch.Tensor, torch.Tensor]:
     return row, pose
 
 
-def test_the_shortlist_has_one_candidate_of_each_maximum() -> None:
+def test_shortlist_near_candidates_count_once() -> None:
     row, pose = _shortlist_case()
     kept_row, kept = shortlist(row, pose, 6, (1.5, 0.4))
     assert (kept[:-1, :, 3] >= kept[1:, :, 3]).all()
@@ -169,7 +169,7 @@ def test_the_shortlist_has_one_candidate_of_each_maximum() -> None:
 
 
 @in_interpreter
-def test_gathered_taps_are_those_of_the_reference() -> None:
+def test_gather_taps_triton_agrees_with_reference() -> None:
     from ralib.kernels.pose_search import gpu_triton
 
     values = _random_complex(3, 50, seed=4)
@@ -185,7 +185,7 @@ RAGGED, RAGGED_STOPS, WHOLE_BLOCKS = (5, 6, 4, (0, 0, 4)), (5, 6, 4, (1, 3, 5)),
 @in_interpreter
 @pytest.mark.parametrize(("slack", "steps"), [(math.inf, 1), (0.5, 1), (0.5, 2)])
 @pytest.mark.parametrize("case", [RAGGED, RAGGED_STOPS, WHOLE_BLOCKS], ids=["ragged", "stops", "blocks"])
-def test_newton_steps_are_those_of_the_reference(case: tuple[int, int, int, Stops], slack: float, steps: int) -> None:
+def test_newton_triton_agrees_with_reference(case: tuple[int, int, int, Stops], slack: float, steps: int) -> None:
     from ralib.kernels.pose_search import gpu_triton
 
     generator = torch.Generator().manual_seed(11)
@@ -204,7 +204,7 @@ def test_newton_steps_are_those_of_the_reference(case: tuple[int, int, int, Stop
 
 @in_interpreter
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, of zeros times an endless slack
-def test_newton_compiles_ahead() -> None:
+def test_compile_ahead_thread_compiles_newton() -> None:
     from ralib.kernels.pose_search.gpu_newton_triton import compile_ahead
 
     compile_ahead(8, 24, 2, torch.device(DEVICE)).join()
@@ -212,7 +212,7 @@ def test_newton_compiles_ahead() -> None:
 
 @in_interpreter
 @pytest.mark.parametrize(("n", "same"), [(6, (1.5, 0.4)), (30, None)])
-def test_the_shortlist_is_that_of_the_reference(n: int, same: tuple[float, float] | None) -> None:
+def test_shortlist_triton_agrees_with_reference(n: int, same: tuple[float, float] | None) -> None:
     from ralib.kernels.pose_search import gpu_triton
 
     given = _shortlist_case()
@@ -222,7 +222,7 @@ def test_the_shortlist_is_that_of_the_reference(n: int, same: tuple[float, float
 
 @in_interpreter
 @pytest.mark.parametrize("shifted", [False, True])
-def test_shifted_parts_are_those_of_the_reference(shifted: bool) -> None:
+def test_shifted_parts_triton_agrees_with_reference(shifted: bool) -> None:
     from ralib.kernels.pose_search import gpu_triton
 
     samples, basis = _moments_case()[0], torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
@@ -234,7 +234,7 @@ def test_shifted_parts_are_those_of_the_reference(shifted: bool) -> None:
 
 @in_interpreter
 @pytest.mark.parametrize("forbidden", [False, True])
-def test_rotational_maxima_are_those_of_the_reference(forbidden: bool) -> None:
+def test_rotational_max_triton_agrees_with_reference(forbidden: bool) -> None:
     from ralib.kernels.pose_search import gpu_triton
 
     cosine, sine = angular_tables(torch.arange(24), 40, dtype=torch.float32)

@@ -36,7 +36,7 @@ def pose(psi: float, x: float, y: float, mirror: bool) -> PoseTriple:
 
 @pytest.mark.parametrize("boundary", ["background", "cyclic"])
 @pytest.mark.parametrize("method", ["quadratic", "linear"])
-def test_agrees_with_eman2(golden: Path, method: str, boundary: str) -> None:
+def test_rotate_shift_images_quadratic_agrees_with_eman2(golden: Path, method: str, boundary: str) -> None:
     """rot_shift2D to float32 accuracy; a shift wrong by 0.01 px is seen."""
     with np.load(golden / "operations.npz") as data:
         images, parameters = torch.from_numpy(data["images"]), torch.from_numpy(data["alpha_sx_sy_mirror"])
@@ -67,7 +67,7 @@ def exact_rotation(n: int, highest_per_px: float, p: PoseTriple) -> tuple[Tensor
 
 
 @pytest.mark.parametrize(("method", "limit"), [("cubic", 0.004), ("quadratic", 0.09), ("linear", 0.16)])
-def test_close_to_exact_fourier_rotation(method: str, limit: float) -> None:
+def test_rotate_shift_images_methods_are_close_to_fourier_rotation(method: str, limit: float) -> None:
     """Up to half of Nyquist the cubic form errs by less than 0.4 %; EMAN2's by 8 %; a degree off by 9 %."""
     n, p = 32, pose(33.3, -1.3, 0.7, True)
     image, exact = exact_rotation(n, 0.25, p)
@@ -82,7 +82,7 @@ def test_close_to_exact_fourier_rotation(method: str, limit: float) -> None:
 
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("n", [32, 33])
-def test_a_spot_lands_where_the_convention_says(n: int, mirror: bool) -> None:
+def test_rotate_shift_images_spot_lands_where_the_convention_says(n: int, mirror: bool) -> None:
     centre = n // 2
     point = torch.tensor([5.0, -3.0], dtype=torch.float64)
     index = torch.arange(n) - centre
@@ -99,7 +99,7 @@ def test_a_spot_lands_where_the_convention_says(n: int, mirror: bool) -> None:
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n", [12, 13])
-def test_identity_and_pure_mirror_are_exact(n: int, method: str, boundary: str) -> None:
+def test_rotate_shift_images_identity_and_mirror_are_exact(n: int, method: str, boundary: str) -> None:
     """A mirror keeps column 0 of an even box."""
     images, _ = random_stack(2, n)
     zero, none = torch.zeros(2), torch.zeros(2, 2)
@@ -111,7 +111,7 @@ def test_identity_and_pure_mirror_are_exact(n: int, method: str, boundary: str) 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_quarter_turn_is_exact(method: str) -> None:
+def test_rotate_shift_images_quarter_turn_is_exact(method: str) -> None:
     images, _ = random_stack(1, 15)
     turned = rotate_shift_images(images, *pose(90.0, 0, 0, False), method=method)
     # R(90) takes the x axis to the y axis, which points down the rows.
@@ -119,7 +119,7 @@ def test_a_quarter_turn_is_exact(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_outside_the_box(method: str) -> None:
+def test_rotate_shift_images_boundary_fills_outside_the_box(method: str) -> None:
     """A shift by more than the box leaves nothing, the mean, the image rolled, or what was there."""
     images, _ = random_stack(1, 16)
     far = pose(0, 40, -3, False)
@@ -134,13 +134,13 @@ def test_outside_the_box(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_zero_boundary_fades_within_two_pixels(method: str) -> None:
+def test_rotate_shift_images_zero_boundary_fades_within_two_pixels(method: str) -> None:
     turned = rotate_shift_images(torch.ones(1, 20, 20).double(), *pose(0, 6.5, 0, False), method=method)
     assert turned[0, :, :4].abs().max() == 0
     torch.testing.assert_close(turned[0, 8:12, 10:], torch.ones(4, 10).double(), atol=5e-3, rtol=0)
 
 
-def test_sums_are_sums_of_the_images() -> None:
+def test_rotate_shift_sum_is_the_sum_of_the_images() -> None:
     images, p = random_stack(23, 14)
     index = torch.tensor([0, 2, 3, -1] * 6)[:23]
     weights = torch.rand(23, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_sums_are_sums_of_the_images() -> None:
     assert (both - unweighted).abs().max() > 0.1
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotate_shift_images_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images, p = random_stack(11, 16)
     images = images.float()
     index = torch.arange(11) % 3
@@ -171,7 +171,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_samples_stand_for_images(method: str, boundary: str) -> None:
+def test_interpolation_samples_replace_images(method: str, boundary: str) -> None:
     images, p = random_stack(5, 12)
     samples = interpolation_samples(images, method=method, boundary=boundary)
     assert (len(samples), samples.box) == (5, 12)
@@ -181,7 +181,7 @@ def test_samples_stand_for_images(method: str, boundary: str) -> None:
     torch.testing.assert_close(rotate_shift_sum(samples, *p, index, 2)[0], turned[0] + turned[4], atol=1e-12, rtol=0)
 
 
-def test_running_sums_in_double_precision() -> None:
+def test_rotate_shift_sum_running_sums_are_in_double_precision() -> None:
     images, p = random_stack(6, 12)
     index, half = torch.tensor([0, 1, 1, -1, 0, 1]), torch.arange(6) % 2
     sums = torch.ones(2, 2, 12, 12, dtype=torch.float64)
@@ -191,7 +191,7 @@ def test_running_sums_in_double_precision() -> None:
     torch.testing.assert_close(sums - 1, fresh, atol=1e-5, rtol=0)
 
 
-def test_no_images_and_integer_images() -> None:
+def test_rotate_shift_images_empty_and_integer_images_are_accepted() -> None:
     _, p = random_stack(0, 8)
     assert rotate_shift_images(torch.zeros(0, 8, 8), *p).shape == (0, 8, 8)
     assert torch.equal(rotate_shift_sum(torch.zeros(0, 8, 8), *p, torch.zeros(0).long(), 2), torch.zeros(2, 8, 8))
@@ -199,7 +199,7 @@ def test_no_images_and_integer_images() -> None:
     assert turned.dtype == torch.float32
 
 
-def test_unknown_names_are_refused() -> None:
+def test_check_options_unknown_names_are_refused() -> None:
     images, p = random_stack(1, 8)
     with pytest.raises(ValueError, match="method 'nearest' is unknown"):
         rotate_shift_images(images, *p, method="nearest")

@@ -34,7 +34,7 @@ def assert_twins(out: Tensor, plain: Tensor, tolerance: float = 1e-12) -> None:
 @in_interpreter
 @pytest.mark.parametrize("boundary", ["zero", "mean", "cyclic", "background"])
 @pytest.mark.parametrize("method", ["cubic", "quadratic", "linear"])
-def test_twins_agree(method: str, boundary: str) -> None:
+def test_interpolation_triton_agrees_with_reference(method: str, boundary: str) -> None:
     from ralib.kernels.interpolation import gpu_triton, reference
 
     tiling = gpu_triton.Tiling(8, 8, 8, 1)
@@ -48,7 +48,7 @@ def test_twins_agree(method: str, boundary: str) -> None:
 
 @in_interpreter
 @pytest.mark.parametrize(("b", "n", "k"), [(1, 4, 1), (7, 16, 4), (12, 9, 30), (6, 17, 2)])
-def test_ragged_sizes(b: int, n: int, k: int) -> None:
+def test_interpolation_triton_sizes_off_the_tiles_agree_with_reference(b: int, n: int, k: int) -> None:
     """Boxes that do not fill their tiles, runs and batches that end early, more classes than particles."""
     from ralib.kernels.interpolation import gpu_triton, reference
 
@@ -68,7 +68,7 @@ def test_ragged_sizes(b: int, n: int, k: int) -> None:
 
 
 @in_interpreter
-def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
+def test_rotate_shift_sum_triton_repeated_gives_the_same_bits() -> None:
     from ralib.kernels.interpolation import gpu_triton, reference
 
     images, pose, index = case(9, 12, 2, torch.float32)
@@ -79,7 +79,7 @@ def test_float32_the_same_bits_each_time_and_nothing_unwritten() -> None:
 
 
 @in_interpreter
-def test_samples_and_running_sums() -> None:
+def test_rotate_shift_sum_triton_samples_and_running_sums_agree_with_reference() -> None:
     from ralib.kernels import interpolation_samples
     from ralib.kernels.interpolation import gpu_triton, reference
 
@@ -98,7 +98,7 @@ def with_mean_boundary(images: Tensor, pose: tuple[Tensor, ...]) -> Tensor:
 
 
 @in_interpreter
-def test_no_particles() -> None:
+def test_interpolation_triton_no_particles_give_empty_results() -> None:
     from ralib.kernels.interpolation import gpu_triton
 
     images, pose, index = (value for value in case(1, 8, 1))
@@ -109,7 +109,7 @@ def test_no_particles() -> None:
 
 @in_interpreter
 @pytest.mark.parametrize(("n", "tolerance"), [(4, 1e-12), (13, 1e-12), (19, 1e-6), (44, 1e-6), (61, 1e-6)])
-def test_prefilter_by_elimination(n: int, tolerance: float) -> None:
+def test_solved_triton_agrees_with_prefilter_matrix(n: int, tolerance: float) -> None:
     """Boxes of one block of rows, where it is exact, and of several."""
     from ralib.kernels.interpolation import gpu_triton, reference
 
@@ -123,7 +123,7 @@ def test_prefilter_by_elimination(n: int, tolerance: float) -> None:
 
 
 @in_interpreter
-def test_every_particle_is_added_once() -> None:
+def test_rotate_shift_sum_triton_every_particle_is_added_once() -> None:
     """Runs that hold several classes, classes of several runs, empty classes, particles of no class at the end."""
     from ralib.kernels.interpolation import gpu_triton
 

@@ -56,7 +56,7 @@ def of(raw: Path, name: str) -> ParticleSet:
     return open_particles(raw.with_name(name))
 
 
-def test_relions_flags_are_read_for_each_group(raw: Path) -> None:
+def test_ctf_state_relion_flags_are_read_for_each_group(raw: Path) -> None:
     for name, state in (("raw", 0), ("flipped", 1), ("multiplied", 2)):
         ctf = of(raw, f"{name}.star").ctf
         assert ctf is not None
@@ -67,7 +67,7 @@ def test_relions_flags_are_read_for_each_group(raw: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["flipped", "multiplied", "mixed"])
-def test_the_wiener_average_is_the_same_whatever_was_done_before(raw: Path, name: str, tmp_path: Path) -> None:
+def test_ctf_state_wiener_average_does_not_depend_on_it(raw: Path, name: str, tmp_path: Path) -> None:
     """sum(CTF F) over sum(CTF^2), where CTF F is what the images are, or CTF times them, or |CTF| times them."""
     for which in ("raw", name):
         assert main(["average", str(raw.with_name(f"{which}.star")), str(tmp_path / f"{which}.mrcs"), "--CTF"]) == 0
@@ -76,7 +76,7 @@ def test_the_wiener_average_is_the_same_whatever_was_done_before(raw: Path, name
 
 
 @pytest.mark.parametrize("name", ["flipped", "mixed"])
-def test_alignment_respects_the_state(raw: Path, name: str) -> None:
+def test_ctf_state_alignment_result_does_not_depend_on_it(raw: Path, name: str) -> None:
     def aligned(particles: ParticleSet, ctf: str) -> np.ndarray:
         aligner = MultiReferenceAligner(references=2, iterations=2, outer_radius=12, ctf=ctf)
         return aligner.fit(particles).class_averages_.images.numpy()
@@ -90,7 +90,7 @@ def test_alignment_respects_the_state(raw: Path, name: str) -> None:
         assert twice < alike - 0.02, (twice, alike)
 
 
-def test_classification_respects_the_state(raw: Path) -> None:
+def test_ctf_state_classification_result_does_not_depend_on_it(raw: Path) -> None:
     def classified(name: str, **options: str) -> np.ndarray:
         return Classifier(n_classes=2, **options).fit(of(raw, name)).class_averages_.images.numpy()  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def test_classification_respects_the_state(raw: Path) -> None:
     assert np.corrcoef(np.sort(multiplied.ravel()), np.sort(flipped.ravel()))[0, 1] > 0.97
 
 
-def test_prepare_marks_what_it_flipped_and_flips_nothing_twice(raw: Path, tmp_path: Path) -> None:
+def test_prepare_phase_flip_is_recorded_and_not_repeated(raw: Path, tmp_path: Path) -> None:
     assert main(["prepare", str(raw), str(tmp_path / "f.star"), "--phase-flip"]) == 0
     prepared, by_hand = open_particles(tmp_path / "f.star"), of(raw, "flipped.star")
     index = np.arange(40)
@@ -123,7 +123,7 @@ def test_prepare_marks_what_it_flipped_and_flips_nothing_twice(raw: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["flipped", "multiplied", "mixed", "raw"])
-def test_the_state_goes_through_every_format(raw: Path, name: str, tmp_path: Path) -> None:
+def test_ctf_state_every_format_round_trips(raw: Path, name: str, tmp_path: Path) -> None:
     particles = of(raw, f"{name}.star")
     assert particles.ctf is not None
     state = particles.ctf.state.tolist()
@@ -141,7 +141,7 @@ def test_the_state_goes_through_every_format(raw: Path, name: str, tmp_path: Pat
     assert again.state.tolist() == state
 
 
-def test_sparx_reads_ctf_applied_and_we_read_sparxs(raw: Path, tmp_path: Path) -> None:
+def test_ctf_state_sparx_ctf_applied_round_trips(raw: Path, tmp_path: Path) -> None:
     particles = of(raw, "multiplied.star")
     headers = pose_headers(None, particles.ctf, 4.0)
     assert [h["ctf_applied"] for h in headers] == [1] * 40
@@ -156,7 +156,7 @@ def test_sparx_reads_ctf_applied_and_we_read_sparxs(raw: Path, tmp_path: Path) -
         mref_ali2d(found, 2, ou=12, maxit=1, CTF=True)
 
 
-def test_filters_by_state() -> None:
+def test_matched_filter_and_remaining_flip_depend_on_the_state() -> None:
     particles_ctf = torch.tensor([[[0.5, -0.5]]] * 3)
     from ralib.types import CtfParameters
 
@@ -166,7 +166,7 @@ def test_filters_by_state() -> None:
     assert remaining_flip(ctf, particles_ctf)[:, 0].tolist() == [[0.5, -0.5], [1.0, 1.0], [1.0, 1.0]]
 
 
-def test_ctf_on_without_a_pixel_size_is_refused_and_auto_warns(tmp_path: Path) -> None:
+def test_classify_ctf_without_a_pixel_size_is_refused_and_auto_warns(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", pixel_size_A=None)
     optics = {k: v for k, v in OPTICS.items() if k != "rlnImagePixelSize"}
     particles = open_particles(write(tmp_path / "p.star", rows(), optics))

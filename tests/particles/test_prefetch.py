@@ -34,7 +34,7 @@ def loaded(source, **options) -> list[torch.Tensor]:
 
 @pytest.mark.usefixtures("few_small_buffers")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_what_arrives_is_what_the_file_holds(tmp_path: Path, dtype) -> None:
+def test_loader_images_are_those_of_the_file(tmp_path: Path, dtype) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", IMAGES, 1.0, dtype=dtype)
     expected = torch.from_numpy(IMAGES.astype(dtype).astype(np.float32))
     stack = open_stack(tmp_path / "p.mrcs")
@@ -51,7 +51,7 @@ def test_what_arrives_is_what_the_file_holds(tmp_path: Path, dtype) -> None:
 
 
 @pytest.mark.usefixtures("few_small_buffers")
-def test_files_of_several_kinds(tmp_path: Path) -> None:
+def test_loader_files_of_several_kinds_are_read(tmp_path: Path) -> None:
     halves = IMAGES.astype(np.float16).astype(np.float32)
     for name, dtype in (("a", np.float16), ("b", np.float32), ("c", np.float16)):
         io.write_mrcs(tmp_path / f"{name}.mrcs", halves, 1.0, dtype=dtype)
@@ -64,7 +64,7 @@ def test_files_of_several_kinds(tmp_path: Path) -> None:
         assert np.array_equal(source.taken(np.array([3, 1])).read(np.array([0, 1])), halves[part[[3, 1]]])
 
 
-def test_sources_without_files_are_read_by_one_thread_at_a_time() -> None:
+def test_loader_source_without_files_is_read_by_one_thread_at_a_time() -> None:
     class Careful(ArraySource):
         busy = threading.Lock()
 
@@ -77,7 +77,7 @@ def test_sources_without_files_are_read_by_one_thread_at_a_time() -> None:
     assert torch.equal(torch.cat(loaded(Careful(IMAGES))), torch.from_numpy(IMAGES))
 
 
-def test_reading_is_ahead_but_not_far() -> None:
+def test_loader_reads_a_few_blocks_ahead() -> None:
     class Counting(ArraySource):
         reads: list[int] = []  # noqa: RUF012
 
@@ -94,7 +94,7 @@ def test_reading_is_ahead_but_not_far() -> None:
     assert not any(t.name == "ralib-read-ahead" for t in threading.enumerate())
 
 
-def test_an_error_of_the_reader_is_the_consumers(tmp_path: Path) -> None:
+def test_loader_error_of_a_reader_is_raised_in_the_consumer(tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", IMAGES, 1.0)
     stack = open_stack(tmp_path / "p.mrcs")
     with (tmp_path / "p.mrcs").open("r+b") as file:
@@ -106,7 +106,7 @@ def test_an_error_of_the_reader_is_the_consumers(tmp_path: Path) -> None:
 
 
 @needs_gpu
-def test_cuda_copies_beside_the_computing(tmp_path: Path) -> None:
+def test_loader_cuda_copies_run_beside_the_computation(tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", IMAGES, 1.0, dtype=np.float16)
     loader = Loader(open_stack(tmp_path / "p.mrcs"), torch.device("cuda"))
     seen = []

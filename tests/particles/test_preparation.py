@@ -34,12 +34,12 @@ def test_fourier_resize_keeps_centre_and_grey_values(n: int, m: int) -> None:
     assert (got - expected.roll(1, -1)).abs().max() > 0.05
 
 
-def test_padding_then_cropping_gives_the_image_back() -> None:
+def test_fourier_resize_padding_then_cropping_gives_the_image_back() -> None:
     image = fourier_resize(noise(2, 31), 32)
     torch.testing.assert_close(fourier_resize(fourier_resize(image, 50), 32), image, atol=1e-5, rtol=0)
 
 
-def test_background_becomes_flat_with_unit_deviation() -> None:
+def test_normalise_background_is_flat_with_unit_deviation() -> None:
     grid = torch.arange(64, dtype=torch.float32) - 32
     images = 3.0 * noise(3, 64) + 7.0 + 0.2 * grid[None, :, None] - 0.1 * grid[None, None, :] + 50 * blob(64, 0, 0, 6)
     done = normalise_background(images, 24.0)
@@ -52,7 +52,7 @@ def test_background_becomes_flat_with_unit_deviation() -> None:
     assert constant.abs().max() < 1e-4
 
 
-def test_variance_inversion_and_mask() -> None:
+def test_prepare_images_variance_inversion_and_mask_are_applied() -> None:
     images = noise(4, 32) * 5 + 3
     done = prepare_images(images, Preparation(normalise="variance"))
     torch.testing.assert_close(done.mean((1, 2)), torch.zeros(4), atol=1e-5, rtol=0)
@@ -74,7 +74,7 @@ def test_clip_keeps_the_centre(n: int, m: int) -> None:
     assert clip(image + 4, m)[0, 0, 0] == 4
 
 
-def test_phase_flip_needs_and_uses_the_ctf() -> None:
+def test_prepare_particles_phase_flip_needs_and_uses_the_ctf() -> None:
     simulator = Simulator(SimulationOptions(20, 64, n_views=2, pixel_size_A=3.0, seed=4))
     filtered = simulator.clean(np.arange(20))
     wanted = Simulator(SimulationOptions(20, 64, n_views=2, pixel_size_A=3.0, seed=4, ctf=False)).clean(np.arange(20))
@@ -91,7 +91,7 @@ def test_phase_flip_needs_and_uses_the_ctf() -> None:
         prepare_particles(particles.replace(pixel_size_A=None), Preparation(flip_phases=True))
 
 
-def test_bookkeeping_of_pixel_size_and_origins() -> None:
+def test_prepare_particles_pixel_size_and_origins_follow_the_box() -> None:
     poses = Poses.identity(5).replace(origin_xy_px=torch.full((5, 2), 3.0))
     particles = ParticleSet(ArraySource(noise(5, 60).numpy()), 2.0, poses=poses)
     done = prepare_particles(particles, pixel_size_A=4.1)
@@ -105,7 +105,7 @@ def test_bookkeeping_of_pixel_size_and_origins() -> None:
     assert clipped.images.read(np.array([4, 0])).shape == (2, 20, 20)
 
 
-def test_batches_change_nothing() -> None:
+def test_prepared_source_batches_change_nothing() -> None:
     particles = ParticleSet(ArraySource(noise(7, 40).numpy()), 2.0)
     source = prepare_particles(particles, Preparation(box_px=26, normalise="background", mask_radius_px=10)).images
     whole = source.read(np.arange(7))
@@ -113,7 +113,7 @@ def test_batches_change_nothing() -> None:
     np.testing.assert_allclose(whole, parts, atol=1e-6)
 
 
-def test_bad_images_are_named_and_become_zero() -> None:
+def test_prepared_source_bad_images_are_named_and_become_zero() -> None:
     images = noise(6, 32).numpy()
     images[2, 3, 3] = np.nan
     images[4] = 1.0
@@ -134,12 +134,12 @@ def test_bad_images_are_named_and_become_zero() -> None:
         ({"mask_radius_px": -1.0}, "--mask-radius"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_preparation_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(RalibError, match=message):
         Preparation(**options)  # type: ignore[arg-type]
 
 
-def test_impossible_requests_are_refused() -> None:
+def test_prepare_particles_impossible_requests_are_refused() -> None:
     particles = ParticleSet(ArraySource(noise(2, 32).numpy()))
     with pytest.raises(RalibError, match="input-pixel-size"):
         prepare_particles(particles, Preparation(pixel_size_A=4.0))
