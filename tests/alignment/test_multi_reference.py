@@ -12,10 +12,10 @@ from ralib.alignment import iteration as alignment
 from ralib.alignment import sample_cache as room
 from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
-from ralib.alignment.state import LoopState
 from ralib.classes import evaluation
 from ralib.conventions import compose, pose_error, wrap_deg
 from ralib.particles import batches
+from ralib.results.observer import IterationDone, SilentObserver
 from ralib.types import Poses, RalibError, as_particles
 
 OUTER = 19
@@ -188,18 +188,15 @@ class InterruptError(Exception):
     pass
 
 
-class StopAfter:
-    """Keeps every state, packed as a checkpoint does, and interrupts after one of them."""
+class StopAfter(SilentObserver):
+    """Keeps every checkpoint, and interrupts after one of them."""
 
     def __init__(self, iteration: int) -> None:
-        self.stop, self.states = iteration, []
+        self.stop, self.kept = iteration, []
 
-    def batch(self, done: int, total: int) -> None:
-        return None
-
-    def iteration(self, state: LoopState) -> None:
-        self.states.append(state.pack())
-        if state.iteration == self.stop:
+    def iteration(self, done: IterationDone) -> None:
+        self.kept.append(done.checkpoint())
+        if done.number == self.stop:
             raise InterruptError
 
 
@@ -210,8 +207,7 @@ def test_resuming_gives_the_same_bits(easy: Truth, stop: int) -> None:
     observer = StopAfter(stop)
     with pytest.raises(InterruptError):
         aligner(easy, **options).fit(easy.images, observer=observer)
-    state = LoopState.unpack(*observer.states[-1], torch.device("cpu"))
-    resumed = aligner(easy, **options).fit(easy.images, resume=state)
+    resumed = aligner(easy, **options).fit(easy.images, resume=observer.kept[-1])
     assert torch.equal(whole.class_averages_.images, resumed.class_averages_.images)
     assert torch.equal(whole.poses_.psi_deg, resumed.poses_.psi_deg)
     assert torch.equal(whole.references_, resumed.references_)

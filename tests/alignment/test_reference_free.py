@@ -8,8 +8,8 @@ import torch
 
 from blobs import make
 from ralib.alignment.reference_free import ReferenceFreeAligner
-from ralib.alignment.state import LoopState
 from ralib.conventions import compose, invert, wrap_deg
+from ralib.results.observer import SilentObserver
 from ralib.types import RalibError
 
 STAGES = [(2.0, 2.0, 1.0), (1.0, 1.0, None)]
@@ -69,20 +69,16 @@ def test_random_start_is_the_seed_s(truth) -> None:
 
 @pytest.mark.parametrize("stop", [2, 4])
 def test_resuming_gives_the_same_bits(truth, stop) -> None:
-    class Observer:
-        packed = None
+    class Keeper(SilentObserver):
+        kept = None
 
-        def batch(self, done, total) -> None:
-            return None
+        def iteration(self, done) -> None:
+            if done.number == stop:
+                self.kept = done.checkpoint()
 
-        def iteration(self, state) -> None:
-            if state.iteration == stop:
-                self.packed = state.pack()
-
-    observer = Observer()
+    observer = Keeper()
     whole = aligner(fourier_variance=True).fit(truth.images, observer=observer)
-    state = LoopState.unpack(*observer.packed, torch.device("cpu"))
-    resumed = aligner(fourier_variance=True).fit(truth.images, resume=state)
+    resumed = aligner(fourier_variance=True).fit(truth.images, resume=observer.kept)
     assert torch.equal(whole.average_, resumed.average_)
     assert torch.equal(whole.poses_.psi_deg, resumed.poses_.psi_deg)
     assert len(resumed.iterations_) == 4

@@ -16,9 +16,10 @@ from ralib import io
 from ralib.alignment import equal_sizes as equal
 from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.search import PoseSearch
-from ralib.alignment.state import LoopState
 from ralib.cli import main
 from ralib.particles.batches import ParticleBatches
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.observer import IterationDone, SilentObserver
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 BOX, N = 32, 90
@@ -77,14 +78,12 @@ def test_part_of_the_set_stays_on_the_device(truth: Truth) -> None:
     assert every.extra["timings"]["read_bytes"] == STACK_BYTES
 
 
-class StopAfterOne:
-    state = None
+class StopAfterOne(SilentObserver):
+    kept: Checkpoint | None = None
 
-    def batch(self, done: int, total: int) -> None:
-        return None
-
-    def iteration(self, state: LoopState) -> None:
-        self.state = LoopState.unpack(*state.pack(), torch.device("cpu"))
+    def iteration(self, done: IterationDone) -> None:
+        assert done.checkpoint is not None
+        self.kept = done.checkpoint()
         raise InterruptedError
 
 
@@ -93,7 +92,7 @@ def test_going_on_with_other_memory_gives_the_same_bits(truth: Truth, budgets: t
     whole, observer = run(truth, budgets[0]), StopAfterOne()
     with pytest.raises(InterruptedError):
         aligner(truth, budgets[0]).fit(truth.images, observer=observer)
-    resumed = aligner(truth, budgets[1]).fit(truth.images, resume=observer.state).result_
+    resumed = aligner(truth, budgets[1]).fit(truth.images, resume=observer.kept).result_
     assert torch.equal(resumed.averages.images, whole.averages.images)
 
 

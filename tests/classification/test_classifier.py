@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from ralib.classes.evaluation import purity
 from ralib.classification import class_fit
 from ralib.classification import e_step as likelihood
 from ralib.classification.class_fit import FIT_NAMES
-from ralib.classification.classifier import Classifier, Silent
+from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import (
     ClassPoses,
     Spectra,
@@ -35,6 +34,7 @@ from ralib.classification.state import State
 from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.kernels import rotate_shift_images
 from ralib.results.checkpoint import Checkpoint
+from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
 
@@ -352,15 +352,16 @@ class Interrupted(Exception):  # noqa: N818 - what the test raises to stop a run
     pass
 
 
-class Keeper(Silent):
+class Keeper(SilentObserver):
     """Keeps the checkpoints, and stops the run after some."""
 
     def __init__(self, stop_after: int) -> None:
         self.kept: list[Checkpoint] = []
         self.stop_after = stop_after
 
-    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, object]) -> None:
-        self.kept.append(Checkpoint(len(self.kept), arrays, copy.deepcopy(meta)))
+    def iteration(self, done: IterationDone) -> None:
+        if done.checkpoint is not None:
+            self.kept.append(done.checkpoint())
         if len(self.kept) == self.stop_after:
             raise Interrupted
 

@@ -18,8 +18,8 @@ from blobs import Truth, make
 from ralib import io
 from ralib.classes.evaluation import purity
 from ralib.cli import main
+from ralib.cli.interrupts import SignalFlag
 from ralib.cli.parsing import ctf_choice, shift_ranges, user_function
-from ralib.cli.running import SignalFlag
 from ralib.cli.timing import began, process_age_s, references_s, time_line
 from ralib.results.run_directory import load_run
 from ralib.types import RalibError

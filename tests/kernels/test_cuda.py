@@ -15,9 +15,10 @@ from ralib import io, sparx
 from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.alignment.search import PoseSearch
-from ralib.alignment.state import LoopState
 from ralib.cli import main
 from ralib.images.ctf import ctf_from_eman2
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.observer import IterationDone, SilentObserver
 from ralib.runtime import memory
 from ralib.sparx.ctf import filt_ctf
 from ralib.types import RunResult
@@ -41,7 +42,7 @@ def unlimited() -> Iterator[torch.device]:
     torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def mref(truth: Truth, device: str, resume: LoopState | None = None, observer=None, **options) -> RunResult:
+def mref(truth: Truth, device: str, resume: Checkpoint | None = None, observer=None, **options) -> RunResult:
     common = {"outer_radius": 18, "iterations": 3, "batch_size": 64, "device": device} | options
     aligner = MultiReferenceAligner(references=truth.references, **common)
     return aligner.fit(truth.images, resume=resume, observer=observer).result_
@@ -79,14 +80,12 @@ def test_batches_cuda_streamed_and_kept_give_the_same_bits(truth: Truth) -> None
     assert not torch.equal(half.averages.images, kept.averages.images)
 
 
-class StopAfterOne:
-    state = None
+class StopAfterOne(SilentObserver):
+    kept: Checkpoint | None = None
 
-    def batch(self, done: int, total: int) -> None:
-        return None
-
-    def iteration(self, state: LoopState) -> None:
-        self.state = LoopState.unpack(*state.pack(), torch.device("cuda"))
+    def iteration(self, done: IterationDone) -> None:
+        assert done.checkpoint is not None
+        self.kept = done.checkpoint()
         raise InterruptedError
 
 
@@ -94,7 +93,7 @@ def test_multi_reference_cuda_resumed_gives_the_same_bits(truth: Truth) -> None:
     whole, observer = mref(truth, "cuda"), StopAfterOne()
     with pytest.raises(InterruptedError):
         mref(truth, "cuda", observer=observer)
-    assert torch.equal(mref(truth, "cuda", resume=observer.state).averages.images, whole.averages.images)
+    assert torch.equal(mref(truth, "cuda", resume=observer.kept).averages.images, whole.averages.images)
 
 
 def test_pose_search_cuda_limited_memory_shrinks_the_plan(truth: Truth, unlimited: torch.device) -> None:

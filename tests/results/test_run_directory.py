@@ -12,7 +12,7 @@ import torch
 from blobs import make
 from ralib import io
 from ralib.alignment.multi_reference import MultiReferenceAligner
-from ralib.classes.iteration_figures import log_line
+from ralib.cli.terminal import iteration_line
 from ralib.results import run_directory as rundir
 from ralib.results.run_directory import RunDirectory, load_run
 from ralib.types import RalibError
@@ -128,9 +128,9 @@ def test_what_is_no_run_says_so(tmp_path) -> None:
         load_run(tmp_path)
 
 
-def test_log_line_names_what_matters(finished) -> None:
+def test_iteration_line_names_what_matters(finished) -> None:
     _, fit = finished
-    line = log_line(fit.iterations_[-1], 2)
+    line = iteration_line(fit.iterations_[-1], 32, 2)
     for word in ("iteration 2/2", "criterion", "class sizes", "empty", "effective", "FRC", "pixel error", " s"):
         assert word in line
     assert not math.isnan(fit.iterations_[-1]["mean_resolution_A"])

@@ -13,9 +13,9 @@ import torch
 from devices import DEVICES
 from ralib import sparx
 from ralib.images.ctf import ctf_from_eman2
+from ralib.results.observer import IterationDone, SilentObserver
 from ralib.sparx.ctf import filt_ctf
 from ralib.sparx.mref import mref_ali2d
-from ralib.sparx.run import IterationResult, Listener
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 CASES: dict[str, dict[str, Any]] = {
@@ -92,16 +92,29 @@ def test_batches_change_nothing(given: dict[str, np.ndarray]) -> None:
         torch.testing.assert_close(runs[0].extra[name], runs[1].extra[name], atol=1e-4, rtol=1e-5)
 
 
-def test_listener_and_figures(given: dict[str, np.ndarray]) -> None:
-    heard: list[IterationResult] = []
-    done: list[tuple[int, int]] = []
-    listener = Listener(heard.append, lambda at, total: done.append((at, total)))
-    result = mref_ali2d(given["images"][:20], given["references"], ou=20, maxit=2, batch_size=8, listener=listener)
-    assert [h.figures["iteration"] for h in heard] == [1, 2]
-    assert result.iterations == [h.figures for h in heard]
+class Recorder(SilentObserver):
+    """Keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.done: list[IterationDone] = []
+        self.batches: list[tuple[int, int]] = []
+
+    def batch(self, done: int, total: int) -> None:
+        self.batches.append((done, total))
+
+    def iteration(self, done: IterationDone) -> None:
+        self.done.append(done)
+
+
+def test_mref_ali2d_hands_its_observer_every_batch_and_iteration(given: dict[str, np.ndarray]) -> None:
+    seen = Recorder()
+    result = mref_ali2d(given["images"][:20], given["references"], ou=20, maxit=2, batch_size=8, observer=seen)
+    assert [done.number for done in seen.done] == [1, 2]
+    assert result.iterations == seen.done[-1].figures
+    assert torch.equal(seen.done[-1].averages().images, result.averages.images)
     assert sum(result.iterations[-1]["class_sizes"]) == 20
     assert np.isfinite(result.iterations[1]["pixel_error_px"])
-    assert done[-1] == (20, 20)
+    assert seen.batches[-1] == (20, 20)
 
 
 def test_poses_are_where_the_next_run_starts(given: dict[str, np.ndarray]) -> None:

@@ -15,9 +15,10 @@ import torch
 from ralib.alignment.iteration import Alignment
 from ralib.alignment.multi_reference import finished_result, random_averages, starting_poses
 from ralib.alignment.options import AlignmentOptions
-from ralib.alignment.state import LoopState, Observer
+from ralib.alignment.state import LoopState
 from ralib.classes import assignment as assign
 from ralib.classes.averages import shift_averages, shift_poses
+from ralib.results.observer import Observer
 from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 

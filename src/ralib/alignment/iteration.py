@@ -23,13 +23,14 @@ from ralib.alignment.references import (
 )
 from ralib.alignment.sample_cache import SampleCache
 from ralib.alignment.search import PoseSearch
-from ralib.alignment.state import LoopState, Observer, Silent
+from ralib.alignment.state import LoopState
 from ralib.classes import assignment as assign
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses
 from ralib.classes.iteration_figures import iteration_figures
 from ralib.io import for_computing
 from ralib.kernels.threads import one_thread
 from ralib.particles.batches import Batch, ParticleBatches
+from ralib.results.observer import IterationDone, Observer, SilentObserver
 from ralib.runtime.distributed import Ranks, SingleProcess, gather_rows, shard
 from ralib.runtime.memory import total_memory
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
@@ -89,7 +90,7 @@ class Alignment:
         self.particles, self.box = particles, particles.box
         self.device = torch.device(self.options.device)
         self.ranks: Ranks = ranks or SingleProcess()
-        self.observer: Observer = observer or Silent()
+        self.observer: Observer = observer or SilentObserver()
         self.outer_radius = float(self.options.outer_radius or 0)
         self.batches = ParticleBatches(
             particles,
@@ -217,7 +218,7 @@ class Alignment:
             warnings=[*state.warnings, *warnings],
         )
         done = closing(done) if closing else done
-        self.observer.iteration(done)
+        self.observer.iteration(_reported(done))
         return done
 
     def search_until_still(self, stage: Stage, references: Tensor, poses: Poses, most: int) -> Poses:
@@ -387,6 +388,13 @@ class Alignment:
         """All ranks' poses in the order of the particles."""
         n = len(self.particles)
         return Poses(**{name: gather_rows(part, n, self.ranks) for name, part in vars(local).items()})
+
+
+def _reported(state: LoopState) -> IterationDone:
+    """The state as an observer gets it."""
+    averages = state.averages
+    assert averages is not None
+    return IterationDone(state.figures, lambda: averages.to("cpu"), state.checkpoint, state.warnings)
 
 
 def _default_batch(device: torch.device, box: int) -> int:

@@ -17,9 +17,11 @@ from torch import Tensor
 from ralib.alignment.iteration import Alignment
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import given_references
-from ralib.alignment.state import LoopState, Observer
+from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import class_figures
 from ralib.interop.estimator import ClusterEstimator
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.observer import Observer
 from ralib.runtime.distributed import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, RunResult, as_particles
 
@@ -138,7 +140,7 @@ class MultiReferenceAligner(ClusterEstimator):
         y: Any = None,
         *,
         observer: Observer | None = None,
-        resume: LoopState | None = None,
+        resume: Checkpoint | None = None,
     ) -> MultiReferenceAligner:
         """Align particles.
 
@@ -150,8 +152,8 @@ class MultiReferenceAligner(ClusterEstimator):
             Ignored, as scikit-learn passes it.
         observer : Observer, optional
             Is called after every batch and iteration.
-        resume : LoopState, optional
-            State to continue from; the result has the same bits as without the interruption.
+        resume : Checkpoint, optional
+            Of an iteration, to continue from; the result has the same bits as without the interruption.
 
         Returns
         -------
@@ -164,7 +166,7 @@ class MultiReferenceAligner(ClusterEstimator):
             If particles, references and options do not fit together.
         """
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
-        state = resume or self._start(run)
+        state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
         stage = run.stage(self.shift_range_xy_px, self.shift_step_px)
         while state.iteration < self.iterations:
             state = run.iterate(stage, state, last=state.iteration + 1 == self.iterations)

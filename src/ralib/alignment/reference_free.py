@@ -17,9 +17,11 @@ from ralib.alignment.iteration import Alignment
 from ralib.alignment.multi_reference import finished_result, options_of, posed, starting_poses
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import UserFunction
-from ralib.alignment.state import LoopState, Observer
+from ralib.alignment.state import LoopState
 from ralib.conventions import wrap_deg
 from ralib.interop.estimator import ClusterEstimator
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.observer import Observer
 from ralib.runtime.distributed import Ranks
 from ralib.types import ParticleSet, Poses, RalibError, as_particles
 
@@ -139,7 +141,7 @@ class ReferenceFreeAligner(ClusterEstimator):
         y: Any = None,
         *,
         observer: Observer | None = None,
-        resume: LoopState | None = None,
+        resume: Checkpoint | None = None,
     ) -> ReferenceFreeAligner:
         """Align particles.
 
@@ -151,8 +153,8 @@ class ReferenceFreeAligner(ClusterEstimator):
             Ignored, as scikit-learn passes it.
         observer : Observer, optional
             Is called after every batch and iteration.
-        resume : LoopState, optional
-            State to continue from; the result has the same bits as without the interruption.
+        resume : Checkpoint, optional
+            Of an iteration, to continue from; the result has the same bits as without the interruption.
 
         Returns
         -------
@@ -165,7 +167,7 @@ class ReferenceFreeAligner(ClusterEstimator):
             If particles and options do not fit together.
         """
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
-        state = resume or self._start(run)
+        state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
         while state.stage < len(self.stages):
             state = self._stage(run, state)
         return self._finish(run, state)

@@ -1,14 +1,14 @@
-"""The state of an alignment between two iterations, its form in a checkpoint, and its observers."""
+"""The state of an alignment between two iterations, and its form as a checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.results.checkpoint import Checkpoint
 from ralib.types import ClassAverages, Poses
 
 
@@ -48,8 +48,8 @@ class LoopState:
     stage: int = 0
     best_criterion: float = -float("inf")
 
-    def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return arrays and plain values from which `unpack` restores the state to the bit."""
+    def checkpoint(self) -> Checkpoint:
+        """Copy the state into a checkpoint, from which `from_checkpoint` restores it to the bit."""
         arrays = {"references": self.references.cpu().numpy()}
         for prefix, poses in (("poses", self.poses), ("previous", self.previous)):
             if poses is not None:
@@ -65,18 +65,16 @@ class LoopState:
             "best_criterion": self.best_criterion,
             "pixel_size_A": None if self.averages is None else self.averages.pixel_size_A,
         }
-        return arrays, meta
+        return Checkpoint(self.iteration, {name: array.copy() for name, array in arrays.items()}, meta)
 
     @classmethod
-    def unpack(cls, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device) -> LoopState:
-        """Restore the state of `pack`.
+    def from_checkpoint(cls, checkpoint: Checkpoint, device: torch.device) -> LoopState:
+        """Restore the state of which a checkpoint was made.
 
         Parameters
         ----------
-        arrays : dict[str, ndarray]
-            Arrays of `pack`.
-        meta : dict[str, Any]
-            Plain values of `pack`.
+        checkpoint : Checkpoint
+            Result of `checkpoint`.
         device : torch.device
             Where the tensors are put.
 
@@ -85,6 +83,7 @@ class LoopState:
         LoopState
             The state.
         """
+        arrays, meta = checkpoint.arrays, checkpoint.meta
 
         def part(prefix: str) -> dict[str, Tensor]:
             start = prefix + "."
@@ -110,25 +109,3 @@ class LoopState:
             stage=int(meta["stage"]),
             best_criterion=float(meta["best_criterion"]),
         )
-
-
-class Observer(Protocol):
-    """Called by a loop while it runs; an exception raised here ends the loop."""
-
-    def batch(self, done: int, total: int) -> None:
-        """Report that `done` of this rank's `total` particles have been searched in this iteration."""
-        ...
-
-    def iteration(self, state: LoopState) -> None:
-        """Report a completed iteration."""
-        ...
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    def batch(self, done: int, total: int) -> None:
-        """Ignore the progress."""
-
-    def iteration(self, state: LoopState) -> None:
-        """Ignore the iteration."""

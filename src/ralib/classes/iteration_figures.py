@@ -148,39 +148,6 @@ def _spread(poses: Poses, previous: Poses | None, member: Tensor) -> tuple[float
     return math.sqrt(_mean(angle.square())), math.sqrt(_mean(shift.square()))
 
 
-def log_line(figures: dict[str, Any], total: int | None = None) -> str:
-    """Format an iteration as one line of the log.
-
-    Parameters
-    ----------
-    figures : dict[str, Any]
-        Result of `iteration_figures`.
-    total : int, optional
-        Number of iterations planned, if known.
-
-    Returns
-    -------
-    str
-        The line.
-    """
-    resolution, unit = figures["mean_resolution_A"], "A"
-    if not math.isfinite(resolution):
-        resolution, unit = figures["mean_resolution_px"], "px"
-    of = f"/{total}" if total else ""
-    parts = [
-        f"iteration {figures['iteration']}{of}: criterion {figures['criterion']:.4f}",
-        f"class sizes {figures['smallest']}..{figures['largest']} "
-        f"({figures['empty']} empty, {figures['effective_classes']:.1f} effective)",
-    ]
-    if math.isfinite(resolution):
-        parts.append(f"FRC {resolution:.1f} {unit}")
-    if math.isfinite(figures["pixel_error_px"]):
-        parts.append(f"pixel error {figures['pixel_error_px']:.2f}")
-    if math.isfinite(figures["class_changes"]):
-        parts.append(f"class changes {100 * figures['class_changes']:.1f} %")
-    return ", ".join([*parts, f"{figures['seconds']:.1f} s"])
-
-
 def _means(chosen: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean (float64, on the device) of each pair's values where its mask says; NaN when there are none."""
     values, where = (torch.stack(part) for part in zip(*((v.double(), w) for v, w in chosen), strict=True))

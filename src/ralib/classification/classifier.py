@@ -8,10 +8,9 @@ way from first seeds to final classes in `schedule`. Here the options become the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge
 from ralib.classification.results import schedule_figures, state_poses
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
-from ralib.classification.schedule_checkpoint import pack, unpack
+from ralib.classification.schedule_checkpoint import checkpoint_of, resume_schedule
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
@@ -37,31 +36,10 @@ from ralib.io import for_computing
 from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import ClassAverages, CtfState, ParticleSet, Poses, RalibError, RunResult, as_particles
+from ralib.results.observer import IterationDone, Observer, SilentObserver
+from ralib.types import CtfState, ParticleSet, Poses, RalibError, RunResult, as_particles
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
-
-
-class Observer(Protocol):
-    """What a classification tells while it runs; an exception raised here stops it."""
-
-    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
-        """An iteration is complete: the figures of all so far; `pictures` makes its averages, coarse as they are."""
-        ...
-
-    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """A step of the schedule is complete; `fit(resume=...)` goes on from these."""
-        ...
-
-
-class Silent:
-    """An observer that looks away."""
-
-    def iteration(self, figures: list[dict[str, Any]], pictures: Callable[[], ClassAverages]) -> None:
-        return None
-
-    def checkpoint(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        return None
 
 
 class Classifier(ClusterEstimator):
@@ -129,7 +107,7 @@ class Classifier(ClusterEstimator):
         observer: Observer | None = None,
         resume: Checkpoint | None = None,
     ) -> Classifier:
-        """Classify; `resume` goes on from what an observer was given, with the same result to the bit."""
+        """Classify; `resume` goes on from the checkpoint of an iteration, to the bit as if never interrupted."""
         particles = as_particles(particles)
         self._check_enough(particles)
         particles = self._admitted(particles)
@@ -141,7 +119,7 @@ class Classifier(ClusterEstimator):
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, schedule = self._search(particles, field, observer or Silent(), resume)
+        state, figures, schedule = self._search(particles, field, observer or SilentObserver(), resume)
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
@@ -297,7 +275,7 @@ class Classifier(ClusterEstimator):
         _, schedule, state = self._begin(particles, field)
         figures: list[dict[str, Any]] = []
         if resume is not None:
-            state, figures = unpack(schedule, resume.arrays, resume.meta, self._device)
+            state, figures = resume_schedule(schedule, resume, self._device)
         clock, saved, pixel = time.perf_counter(), replace(schedule.position), particles.pixel_size_A
         previous = state_poses(state, field) if figures else None
         for stage, state in schedule.run(state):  # noqa: B020 - each state begins the next
@@ -306,10 +284,16 @@ class Classifier(ClusterEstimator):
             number = len(figures) + 1
             figures.append(schedule_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
-            observer.iteration(figures, partial(finish.coarse_averages, field, state, pixel))
-            if schedule.position != saved and not schedule.finished:
-                saved = replace(schedule.position)
-                observer.checkpoint(*pack(schedule, state, figures))
+            ends_step = schedule.position != saved and not schedule.finished
+            saved = replace(schedule.position)
+            observer.iteration(
+                IterationDone(
+                    figures,
+                    partial(finish.coarse_averages, field, state, pixel),
+                    partial(checkpoint_of, schedule, state, figures) if ends_step else None,
+                    ends_step=ends_step,
+                )
+            )
         return state, figures, schedule
 
     def _begin(self, particles: ParticleSet, field: WhitenedParticles) -> tuple[Model, ClassificationSchedule, State]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 from ralib.classification.schedule import ClassificationSchedule, ScheduleProgress
 from ralib.classification.state import State
+from ralib.results.checkpoint import Checkpoint
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
 _PARTICLES = (
@@ -22,10 +22,8 @@ _PARTICLES = (
 _AVERAGES = ("orders", "halves", "frc", "gain")
 
 
-def pack(
-    schedule: ClassificationSchedule, state: State, figures: list[dict[str, Any]]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and values of a schedule after a step of which `schedule.position` tells."""
+def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[dict[str, Any]]) -> Checkpoint:
+    """A schedule after a step, of which `schedule.position` tells, and the figures of its iterations."""
     assert state.averages is not None
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
@@ -35,13 +33,15 @@ def pack(
     if schedule.noise:
         arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
     arrays["generator"] = schedule.generator.get_state().numpy()
-    return arrays, {"position": asdict(schedule.position), "log": schedule.log, "figures": figures}
+    meta = {"position": asdict(schedule.position), "log": list(schedule.log), "figures": list(figures)}
+    return Checkpoint(len(figures), arrays, meta)
 
 
-def unpack(
-    schedule: ClassificationSchedule, arrays: dict[str, np.ndarray], meta: dict[str, Any], device: torch.device
+def resume_schedule(
+    schedule: ClassificationSchedule, checkpoint: Checkpoint, device: torch.device
 ) -> tuple[State, list[dict[str, Any]]]:
     """Set the schedule to where it stood; the state and the iterations' figures of that moment."""
+    arrays, meta = checkpoint.arrays, checkpoint.meta
     schedule.position = ScheduleProgress(**meta["position"])
     schedule.log[:] = meta["log"]
     schedule.generator.set_state(torch.from_numpy(arrays["generator"].copy()))

@@ -18,8 +18,9 @@ from ralib.runtime.distributed import launched
 from ralib.types import RalibError
 
 COMMAND_MODULES = (
-    "align",
-    "classify",
+    "commands.mref",
+    "commands.reffree",
+    "commands.classify",
     "data",
     "simulate",
     "report",
@@ -28,7 +29,7 @@ COMMAND_MODULES = (
     "relion",
     "analyze",
     "denoise",
-    "watch",
+    "commands.watch",
     "bench",
     "info",
 )

@@ -1,12 +1,18 @@
-"""Ctrl-C and SIGTERM, answered at once however busy the main thread is."""
+"""Ctrl-C and SIGTERM: answered at once however busy the main thread is, and the end of a run where it is saved."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+
+from ralib.results.observer import IterationDone
+from ralib.runtime.distributed import launched
 
 NOTED = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,3 +65,61 @@ def answered(line: str, *, after_s: float = 0.0) -> Iterator[Answer]:
         os.close(writer)
         thread.join()
         os.close(reader)
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class SignalFlag:
+    """Notes SIGINT and SIGTERM instead of dying; a second SIGINT interrupts at once.
+
+    As the observer of a run it does nothing but stop it once a signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def raise_if_set(self) -> None:
+        """Stopped where a signal has come."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    def batch(self, done: int, total: int) -> None:
+        self.raise_if_set()
+
+    def iteration(self, done: IterationDone) -> None:
+        self.raise_if_set()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """While inside, signals are noted."""
+
+        def note(number: int, _: object) -> None:
+            if self.number is not None:
+                raise KeyboardInterrupt
+            self.number = number
+            answer.say()
+
+        with answered("\nralib: stopping when this step is done and saved; once more ends at once") as answer:
+            before = {s: signal.signal(s, note) for s in NOTED}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+
+def stopped_message(stop: Stopped, outdir: Path, state_saved: bool) -> str:
+    """What to say when a signal ended the run: the command that goes on with it."""
+    if not state_saved:
+        return f"stopped by {stop} before the first iteration was done: start again"
+    arguments = [a for a in sys.argv[1:] if a != "--continue"]
+    program = "ralib"
+    if launched() and not any(a.startswith(("--gpu_devices", "--gpu-devices")) for a in arguments):
+        program = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')} -m ralib"
+    return f"stopped by {stop}; go on with: {program} {shlex.join([*arguments, '--continue'])}  ({outdir})"

@@ -23,10 +23,12 @@ T = TypeVar("T")
 class Settings:
     """Options of one command; every field's type is Annotated with the typer.Option or Argument that it is.
 
-    `essential` names the fields that --help shows; --help-all shows all.
+    `essential` names the fields that --help shows, --help-all shows all; `free_to_change` those that may differ between
+    a run and its continuation.
     """
 
     essential: ClassVar[frozenset[str]] = frozenset()
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"device"})
 
     def record(self) -> dict[str, Any]:
         """The options as run.json and run.yaml hold them: paths as text."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,11 @@ class Terminal:
         for warning in warnings:
             self.say(f"warning: {warning['what']}; {warning['do']}")
 
-    @contextlib.contextmanager
-    def showing(self, done: int = 0) -> Iterator[None]:
-        """With the bar, where there is a terminal; `done` iterations were done before."""
+    def show(self, done: int = 0) -> None:
+        """Show the bar, where there is a terminal; `done` iterations were done before."""
         if self.quiet or not sys.stderr.isatty():
-            yield
             return
+        self.close()
         columns = (
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -77,10 +75,6 @@ class Terminal:
         self._bar, self._done = Progress(*columns, console=Console(stderr=True), transient=True), done
         self._task = self._bar.add_task("reading", total=self.total, completed=done)
         self._bar.start()
-        try:
-            yield
-        finally:
-            self.close()
 
     def part(self, share: float) -> None:
         """`share` of the present iteration is done."""
@@ -122,6 +116,25 @@ def resolution_text(row: dict[str, Any], box: int) -> str:
     if not isinstance(in_px, int | float) or not math.isfinite(in_px) or in_px > box / 2:
         return "-"
     return f"{in_A:.1f} A" if math.isfinite(in_A) else f"{in_px:.1f} px"
+
+
+def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> str:
+    """An iteration of alignment or classification in one line, with its number of `total`; unknown figures are left
+    out."""
+    stage = f" {row['stage']}" if isinstance(row.get("stage"), str) else ""
+    parts = [
+        f"iteration {row['iteration']}{f'/{total}' if total else ''}{stage}: criterion {row['criterion']:.4f}",
+        f"class sizes {row['smallest']}..{row['largest']} "
+        f"({row['empty']} empty, {row['effective_classes']:.1f} effective)",
+    ]
+    mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
+    if (resolution := resolution_text(mean, box)) != "-":
+        parts.append(f"FRC {resolution}")
+    if math.isfinite(row["pixel_error_px"]):
+        parts.append(f"pixel error {row['pixel_error_px']:.2f}")
+    if math.isfinite(row["class_changes"]):
+        parts.append(f"class changes {100 * row['class_changes']:.1f} %")
+    return ", ".join([*parts, f"{row['seconds']:.1f} s"])
 
 
 def class_table(rows: Sequence[dict[str, Any]], box: int) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ralib.io import write_text
 from ralib.types import RalibError
 
 SCORES_FILE = "particle_scores.txt"
@@ -32,6 +33,14 @@ FIT_COLUMN = "ralibScore"
 def star_name(name: str) -> str:
     """'off_centre' -> 'ralibOffCentre', its column in a STAR file."""
     return FIT_COLUMN if name == "fit" else "ralib" + "".join(word.capitalize() for word in name.split("_"))
+
+
+def write_particle_scores(path: Path, class_index: np.ndarray, scores: Mapping[str, np.ndarray]) -> None:
+    """particle_scores.txt: a row a particle with its number and class, both from 1, under a heading."""
+    lines = ["# particle class " + " ".join(scores)]
+    values = np.column_stack(list(scores.values()))
+    lines += [f"{i + 1} {class_index[i] + 1} " + " ".join(f"{v:.6g}" for v in row) for i, row in enumerate(values)]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def read_particle_scores(path: Path, n_particles: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,13 @@ from ralib.io.text import read_numbers
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.contact_sheet import class_picture
 from ralib.results.folder_lock import LOCK, is_file_of, lock_folder
-from ralib.results.particle_scores import class_scores, relion_columns, star_columns
+from ralib.results.particle_scores import (
+    SCORES_FILE,
+    class_scores,
+    relion_columns,
+    star_columns,
+    write_particle_scores,
+)
 from ralib.results.relion_files import write_relion_files
 from ralib.results.run_record import check_finished, read_record
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
@@ -129,6 +135,9 @@ class RunDirectory:
             filtered = result.extra["references"].numpy()
             io.write_mrcs(self.path / "class_averages_filtered.mrcs", filtered, pixel)
         write_frc(self.path / "frc.txt", averages)
+        if "particles" in result.extra:
+            index = result.poses.class_index.cpu().numpy()
+            write_particle_scores(self.path / SCORES_FILE, index, result.extra["particles"])
         n_classes = len(averages.images)
         scores = particle_scores(result, record)
         columns = star_columns(scores) | relion_columns(scores)

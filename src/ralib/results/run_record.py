@@ -1,4 +1,4 @@
-"""run.json, read and checked: what kind of run it was, what it did to the CTF, how far it searched.
+"""run.json, written, read and checked: what kind of run it was, what it did to the CTF, how far it searched.
 
 Whoever shows or continues a run asks here, and guesses nothing from the names of options. Records of earlier versions
 and RELION's jobs, which do not say it, are understood from what their options meant then.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ralib.types import CtfCorrection, RalibError
+from ralib._version import __version__
+from ralib.results.input_fingerprint import input_fingerprint
+from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
 
 _CTF_OF_OPTIONS = {
     "wiener": CtfCorrection.WIENER,
@@ -47,6 +52,66 @@ class RunRecord:
     finished: bool
     ctf: CtfCorrection
     search_range_px: float | None
+
+
+def new_record(
+    kind: str,
+    options: dict[str, Any],
+    particles: ParticleSet,
+    source: Path,
+    *,
+    command: list[str],
+    device: str,
+    ctf: CtfCorrection,
+    search_range_px: float | None,
+) -> dict[str, Any]:
+    """run.json as it stands before the first iteration."""
+    return {
+        "program": "ralib",
+        "version": __version__,
+        "kind": kind,
+        "state": "running",
+        "command": command,
+        "options": options,
+        "ctf_correction": ctf.value,
+        "search_range_px": search_range_px,
+        "seed": options.get("seed"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": device,
+        "input": {
+            "path": str(source),
+            "particles": len(particles),
+            "box": particles.box,
+            "pixel_size_A": particles.pixel_size_A,
+            "fingerprint": input_fingerprint(particles),
+        },
+        "iterations": [],
+        "classes": [],
+        "warnings": [],
+        "timings": {},
+    }
+
+
+def finished_record(
+    record: dict[str, Any], result: RunResult, *, device: torch.device, began: float, write_s: float
+) -> dict[str, Any]:
+    """run.json of a finished run, all but the time its files will take; `began`: when, by `time.perf_counter`."""
+    timings = {"read_s": 0.0, **record["timings"], **result.extra.get("timings", {}), "write_s": write_s}
+    timings["total_s"] = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return (
+        record
+        | {
+            "state": "finished",
+            "iterations": result.iterations,
+            "classes": result.extra.get("classes", []),
+            "warnings": result.warnings,
+            "bad_particles": [i + 1 for i in result.extra.get("bad_particles", [])],
+            "timings": timings,
+            "peak_device_memory_bytes": peak,
+        }
+        | {key: result.extra[key] for key in ("stability", "log", "diameter_A") if key in result.extra}
+    )
 
 
 def read_record(path: Path | str) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ralib.classes.iteration_figures import iteration_figures
 from ralib.images.fourier import fshift
+from ralib.results.observer import Observer, SilentObserver
 from ralib.sparx.filters import fsc_mask
 from ralib.sparx.mref import mean_shift_of_classes, moved_with_reference
 from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
 from ralib.sparx.resample import rot_shift2D
 from ralib.sparx.rings import Rings, make_rings
-from ralib.sparx.run import History, IterationResult, Listener, check_center, iterations_of, outer_ring, params_table
+from ralib.sparx.run import History, IterationResult, check_center, iterations_of, outer_ring, params_table
 from ralib.sparx.scf import SelfCorrelationSearch
 from ralib.sparx.search import Found, ReferenceRings
 from ralib.sparx.shc import climb, random_order
@@ -56,7 +57,7 @@ def ali2d(
     rand_seed: int = 1000,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    listener: Listener | None = None,
+    observer: Observer | None = None,
 ) -> RunResult:
     """Align particles to their average as sxali2d does; options have that program's names and defaults.
 
@@ -100,7 +101,7 @@ def ali2d(
         Where to compute.
     batch_size : int, optional
         Particles processed at a time.
-    listener : Listener, optional
+    observer : Observer, optional
         Is called after every batch and iteration.
 
     Returns
@@ -126,7 +127,7 @@ def ali2d(
         )
     stack = ParityParticles(given, ring_mask(mask, radius, given.box, where), False, CTF, where, batch_size)
     rings = make_rings(ir, radius, rs, "H" if random_method == "SCF" else "F")
-    loop = _Loop(stack, check_center(center), Fourvar, user_function, listener or Listener())
+    loop = _Loop(stack, check_center(center), Fourvar, user_function, observer or SilentObserver())
     loop.aligner = _Aligner(rings, not nomirror, random_method, rand_seed, len(stack))
     loop.dst = dst
     return loop.run(stages, *iterations_of(maxit))
@@ -185,10 +186,10 @@ class _Loop:
         center: int,
         fourier_variance: bool,
         user_function: UserFunction | None,
-        listener: Listener,
+        observer: Observer,
     ) -> None:
         self.stack, self.center, self.fourier_variance = stack, center, fourier_variance
-        self.user_function, self.listener = user_function, listener
+        self.user_function, self.observer = user_function, observer
         self.header = torch.zeros(len(stack), 4, dtype=torch.float64, device=stack.device)
         self.peak = torch.full((len(stack),), float("nan"), dtype=torch.float64, device=stack.device)
         self.mean_shift = torch.zeros(1, 2, dtype=torch.float64, device=stack.device)
@@ -207,7 +208,7 @@ class _Loop:
                 start = time.perf_counter()
                 averages, criterion = self._average()
                 reference, off = self._reference(averages)
-                history.add(self._result(total, reference, off, averages, criterion, history, start), self.listener)
+                history.add(self._result(total, reference, off, averages, criterion, history, start), self.observer)
                 if auto_stop and criterion < best:
                     break
                 best = max(best, criterion)
@@ -278,7 +279,7 @@ class _Loop:
         parts = []
         for index, images in self.stack:
             parts.append(self.aligner.align(index, images, centre[index]))
-            self.listener.batch(int(index[-1]) + 1, len(self.stack))
+            self.observer.batch(int(index[-1]) + 1, len(self.stack))
         found = Found.cat(parts)
         better = torch.isfinite(found.peak)
         self.header = torch.where(better[:, None], found.params, followed)

@@ -18,11 +18,12 @@ from torch import Tensor
 from ralib.classes.iteration_figures import iteration_figures
 from ralib.images.fourier import fshift
 from ralib.images.masks import mean_under
+from ralib.results.observer import Observer, SilentObserver
 from ralib.sparx.filters import filt_table, fsc
 from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
 from ralib.sparx.rings import Rings, make_rings
-from ralib.sparx.run import History, IterationResult, Listener, check_center, iterations_of, outer_ring, params_table
+from ralib.sparx.run import History, IterationResult, check_center, iterations_of, outer_ring, params_table
 from ralib.sparx.search import Found, ReferenceRings
 from ralib.sparx.transforms import (
     Params,
@@ -72,7 +73,7 @@ def mref_ali2d(
     EQ: bool = False,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    listener: Listener | None = None,
+    observer: Observer | None = None,
 ) -> RunResult:
     """Align particles to several references as sxmref_ali2d does; options have that program's names and defaults.
 
@@ -108,7 +109,7 @@ def mref_ali2d(
         Where to compute.
     batch_size : int, optional
         Particles processed at a time.
-    listener : Listener, optional
+    observer : Observer, optional
         Is called after every batch and iteration.
 
     Returns
@@ -136,7 +137,9 @@ def mref_ali2d(
     )
     stack = ParityParticles(given, ring_mask(mask, radius, given.box, where), True, CTF, where, batch_size)
     images = _checked_references(references, given.box, where)
-    return _Loop(stack, options, random.Random(rand_seed), listener or Listener()).run(images, *iterations_of(maxit))
+    return _Loop(stack, options, random.Random(rand_seed), observer or SilentObserver()).run(
+        images, *iterations_of(maxit)
+    )
 
 
 def _checked_references(references: np.ndarray | Tensor, box: int, device: torch.device) -> Tensor:
@@ -151,8 +154,8 @@ def _checked_references(references: np.ndarray | Tensor, box: int, device: torch
 class _Loop:
     """The iterations over one stack, with the rows that SPARX keeps in the image headers."""
 
-    def __init__(self, stack: ParityParticles, options: _Options, chance: random.Random, listener: Listener) -> None:
-        self.stack, self.options, self.chance, self.listener = stack, options, chance, listener
+    def __init__(self, stack: ParityParticles, options: _Options, chance: random.Random, observer: Observer) -> None:
+        self.stack, self.options, self.chance, self.observer = stack, options, chance, observer
         poses = stack.particles.poses
         zero = torch.zeros(len(stack), 4, dtype=torch.float64)
         self.header = (zero if poses is None else poses_to_params(poses)).to(stack.device)
@@ -173,7 +176,7 @@ class _Loop:
             extra = self._told(found, off, averages.images)
             criterion = float((references.double() ** 2 * (self.stack.mask > 0.5)).mean(dim=(1, 2)).sum())
             history.add(
-                self._result(number, references, off, found, averages, history, start, criterion), self.listener
+                self._result(number, references, off, found, averages, history, start, criterion), self.observer
             )
             if auto_stop and criterion < best:
                 break
@@ -208,7 +211,7 @@ class _Loop:
             if self.options.ctf:
                 ctf2 = _add_ctf2(ctf2, index, self.stack.ctf_squared(index), found.reference, k)
             parts.append(found)
-            self.listener.batch(int(index[-1]) + 1, len(self.stack))
+            self.observer.batch(int(index[-1]) + 1, len(self.stack))
         return Found.cat(parts), sums, ctf2
 
     def _centres(self, index: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ralib.classes.iteration_figures import class_figures
+from ralib.results.observer import IterationDone, Observer
 from ralib.sparx.transforms import Params
 from ralib.types import ClassAverages, Poses, RalibError, RunResult
 
@@ -18,7 +18,7 @@ DEFAULT_ITERATIONS = 10
 
 @dataclass(frozen=True)
 class IterationResult:
-    """An iteration as reported to `on_iteration`.
+    """What an iteration gives.
 
     Attributes
     ----------
@@ -36,32 +36,6 @@ class IterationResult:
     averages: ClassAverages
     poses: Poses
     references: Tensor
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Functions that are called while a loop runs.
-
-    Attributes
-    ----------
-    on_iteration : Callable[[IterationResult], None], optional
-        Called with the `IterationResult`.
-    on_batch : Callable[[int, int], None], optional
-        Called with the particles done and their total.
-    """
-
-    on_iteration: Callable[[IterationResult], None] | None = None
-    on_batch: Callable[[int, int], None] | None = None
-
-    def batch(self, done: int, total: int) -> None:
-        """Report that `done` of `total` particles are done."""
-        if self.on_batch is not None:
-            self.on_batch(done, total)
-
-    def iteration(self, result: IterationResult) -> None:
-        """Report a completed iteration."""
-        if self.on_iteration is not None:
-            self.on_iteration(result)
 
 
 @dataclass
@@ -85,20 +59,21 @@ class History:
     before: Poses | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, result: IterationResult, listener: Listener) -> None:
+    def add(self, result: IterationResult, observer: Observer) -> None:
         """Add an iteration and report it.
 
         Parameters
         ----------
         result : IterationResult
             The iteration.
-        listener : Listener
+        observer : Observer
             Is called.
         """
         self.before = self.last.poses if self.last is not None else None
         self.last = result
         self.iterations.append(result.figures)
-        listener.iteration(result)
+        averages = result.averages
+        observer.iteration(IterationDone(list(self.iterations), lambda: averages, warnings=self.warnings))
 
     def result(self, kind: str, options: dict[str, Any], extra: dict[str, Any]) -> RunResult:
         """Return the run's result in main memory.

@@ -1,0 +1,290 @@
+"""`ralib classify`: classes from scratch, and states within the classes of a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ralib.cli.alignment_options import (
+    CLASSES,
+    FILES,
+    RUNNING,
+    SEARCH,
+    BatchSize,
+    Continue,
+    Datadir,
+    Device,
+    NoMirror,
+    Outdir,
+    PixelSize,
+    Report,
+    Seed,
+    Stack,
+)
+from ralib.cli.settings import Settings, command
+from ralib.types import ParticleSet, Poses, RalibError, RunResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ralib.classification.classifier import Classifier
+    from ralib.cli.session import RunSession
+
+
+# fmt: off
+@dataclass(frozen=True)
+class ClassifySettings(Settings):
+    """Options of `ralib classify`."""
+
+    essential = frozenset({"classes", "diameter", "resolution", "search", "ctf", "seed", "device", "pixel_size"})
+    free_to_change = frozenset({"device", "stability"})
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="How many. [default: one for each 100 particles up to 50, then one "
+                                 "for each 400 up to 100]", rich_help_panel=CLASSES)
+    ] = None
+    balance: Annotated[
+        float, typer.Option("--balance", help="Pressure towards equal sizes: 0 none, 1 equal. A little keeps a class "
+                            "from swallowing what others explain as well.", rich_help_panel=CLASSES)
+    ] = 0.3
+    equal: Annotated[
+        bool, typer.Option("--EQ", help="End with classes of equal size.", rich_help_panel=CLASSES)
+    ] = False
+    diameter: Annotated[
+        float | None, typer.Option("--diameter", help="Of the mask, A. [default: measured]",
+                                   rich_help_panel=SEARCH)
+    ] = None
+    resolution: Annotated[
+        float | None, typer.Option("--resolution", help="Finest detail compared, A. [default: what the "
+                                   "number of classes and the data support]", rich_help_panel=SEARCH)
+    ] = None
+    low_limit: Annotated[
+        float | None, typer.Option("--low-limit", help="Coarsest detail compared, A. [default: none]",
+                                   rich_help_panel=SEARCH)
+    ] = None
+    search: Annotated[
+        float | None, typer.Option("--search", help="How far from the centre a particle may lie, px. "
+                                   "[default: a tenth of the box]", rich_help_panel=SEARCH)
+    ] = None
+    nomirror: NoMirror = False
+    ctf: Annotated[
+        str, typer.Option("--ctf", help="auto (on where the input has CTF parameters), on, off, or flipped (phases are "
+                          "right already).", rich_help_panel=SEARCH)
+    ] = "auto"
+    skip_align: Annotated[
+        bool, typer.Option("--skip-align", help="Keep the poses the particles come with.", rich_help_panel=SEARCH)
+    ] = False
+    reference_poses: Annotated[
+        Path | None, typer.Option("--reference-poses", help="Poses for --skip-align to keep: .star, .cs, or a "
+                                  "params.txt.", rich_help_panel=SEARCH)
+    ] = None
+    helical: Annotated[bool, typer.Option("--helical", hidden=True)] = False
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Only the particles of a selection (the report's selection.json) of "
+                                  "the run STACK. Files by 'ralib select' are stacks by themselves.",
+                                  rich_help_panel=FILES)
+    ] = None
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only members of these classes of the run STACK, e.g. 3 or 1,4-6: "
+                                 "sorted into --classes new ones.", rich_help_panel=CLASSES)
+    ] = None
+    stability: Annotated[
+        int, typer.Option("--stability", min=0, help="Runs from other starts to compare with.", rich_help_panel=RUNNING)
+    ] = 0
+    seed: Seed = 1000
+    device: Device = "auto"
+    batch: BatchSize = None
+    datadir: Datadir = None
+    pixel_size: PixelSize = None
+
+    def check(self) -> None:
+        """RalibError for options that contradict each other, or that nothing here does."""
+        if self.helical:
+            raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
+        if self.reference_poses is not None and not self.skip_align:
+            raise RalibError("--reference-poses is for --skip-align: otherwise every pose is searched")
+        if self.split is not None and self.from_ is not None:
+            raise RalibError("--split and --from both choose particles: give one of them")
+# fmt: on
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "classify", classify)
+
+
+def classify(
+    context: typer.Context,
+    stack: Stack,
+    outdir: Outdir,
+    settings: ClassifySettings,
+    split_states: Annotated[
+        str | None, typer.Option("--split-states", metavar="K|auto", help="Divide each class of the finished run STACK "
+                                 "into structural states at the poses it has, where the data supports it; no new "
+                                 "classes.", rich_help_panel=CLASSES)
+    ] = None,
+    resume: Continue = False,
+    report: Report = True,
+) -> None:  # fmt: skip
+    """Classes from scratch: particles in, class averages out, no references.
+
+    Writes what mref writes, and particle_scores.txt: posterior, fit, scale, explained share, detail, how far off
+    centre it lies, agreement and junk score of each particle. Classes are explained in words in run.json and in the
+    log.
+    """
+    from ralib.classification.schedule import ScheduleSettings
+    from ralib.cli.common import resolve_device
+    from ralib.cli.session import RunSession
+
+    if split_states is not None:
+        split_states_of(stack, outdir, split_states, seed=settings.seed, device=settings.device)
+        return
+    settings.check()
+    device, options = resolve_device(settings.device), settings.record()
+    session = RunSession(
+        "classify", stack, outdir, settings, device, options=options, resume=resume, report=report, began=context.obj
+    )
+    particles = chosen_particles(session, stack, settings)
+    n_classes = options["classes"] = _class_count(session, settings, len(particles))
+    expected = ScheduleSettings().planned_iterations(n_classes)
+    plan = f"{n_classes} classes in about {expected} iterations: start, thin, exchange, sharpen"
+    search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
+    with session.running():
+        begun = session.begin(particles, plan, ctf=settings.ctf, search_range_px=search_px, iterations=expected)
+        classifier = _classifier(settings, n_classes, settings.seed, device)
+        result = classifier.fit(particles, observer=session, resume=begun).result_
+        if settings.stability:
+            result = _compared(session, settings, n_classes, result)
+        session.write(result)
+
+
+def chosen_particles(session: RunSession, stack: Path, o: ClassifySettings) -> ParticleSet:
+    """The particles of the stack, or of the run's folder: those chosen, with the poses to keep where there are some."""
+    from ralib import io
+
+    particles = session.opened(stack, datadir=o.datadir, pixel_size_A=o.pixel_size)
+    if o.reference_poses is not None:
+        particles = particles.replace(poses=read_poses(o.reference_poses, len(particles)))
+    if o.split is not None or o.from_ is not None:
+        particles = io.take(particles, _chosen_rows(particles, stack, o))
+    session.accept(particles)
+    return particles
+
+
+def _class_count(session: RunSession, o: ClassifySettings, n_particles: int) -> int:
+    """--classes, or as many as the particles are enough for, and the line that says so."""
+    from ralib.cli.parsing import default_classes
+
+    if o.classes is not None:
+        return o.classes
+    n_classes = default_classes(n_particles)
+    session.say(f"classes: {n_classes} for {n_particles} particles (--classes)")
+    return n_classes
+
+
+def _classifier(o: ClassifySettings, n_classes: int, seed: int, device: torch.device) -> Classifier:
+    from ralib.classification.classifier import Classifier
+
+    return Classifier(
+        n_classes=n_classes,
+        diameter_A=o.diameter,
+        resolution_A=o.resolution,
+        lowest_A=o.low_limit,
+        balance=o.balance,
+        equal_sizes=o.equal,
+        mirror=not o.nomirror,
+        ctf=o.ctf,
+        search_px=o.search,
+        skip_align=o.skip_align,
+        seed=seed,
+        batch_size=o.batch,
+        device=device,
+    )
+
+
+def _compared(session: RunSession, o: ClassifySettings, n_classes: int, result: RunResult) -> RunResult:
+    """The result with what runs from other starts agree on."""
+    from ralib.classification.validation import compare_runs
+
+    session.settle()
+    session.terminal.close()
+    particles, others = session.particles, []
+    for i in range(1, o.stability + 1):
+        session.say(f"stability: run {i} from another start")
+        other = _classifier(o, n_classes, o.seed + i, session.device).fit(particles, observer=session.flag)
+        others.append(other.result_.poses)
+    pixel = particles.pixel_size_A or 1.0
+    radius = 0.5 * result.extra["diameter_A"] / pixel
+    stable = compare_runs(result.poses, others, radius, limit_px=0.15 * radius).numpy()
+    result.extra["particles"]["stable"] = stable
+    index = result.poses.class_index.numpy()
+    for row in result.extra["classes"]:
+        member = index == row["class"] - 1
+        row["stable_members"] = float(stable[member].mean()) if member.any() else 0.0
+    result.extra["stability"]["stable_particles"] = float(stable.mean())
+    session.say(f"stability: {100 * stable.mean():.0f}% of the particles keep class mates and pose from other starts")
+    if stable.mean() < 0.1:
+        result.warnings.append(
+            {
+                "what": f"only {100 * stable.mean():.0f}% of the particles are stable from start to start",
+                "where": "classes",
+                "do": "do not trust the classes: ask for fewer, or check whether there is signal at all",
+            }
+        )
+    return result
+
+
+def _chosen_rows(particles: ParticleSet, stack: Path, o: ClassifySettings) -> np.ndarray:
+    """Rows of the particles in the classes that --split or --from names."""
+    from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
+    from ralib.results.run_record import read_record
+    from ralib.results.selection import combine, selected_rows
+
+    folder = stack if stack.is_dir() else stack.parent
+    if particles.poses is None or not (folder / "run.json").is_file():
+        raise RalibError(f"{stack} is no run: --split and --from choose from the folder of a finished run")
+    figures = read_record(folder).get("classes") or []
+    selection = combine(figures, file=o.from_, classes=o.split)
+    scores = read_particle_scores(folder / SCORES_FILE, len(particles))
+    rows = selected_rows(particles.poses, selection, scores)
+    if len(rows) == 0:
+        raise RalibError(f"{stack}: the classes chosen have no members")
+    return rows
+
+
+def read_poses(path: Path, n: int) -> Poses:
+    """Poses of n particles from a particle file or a params.txt."""
+    from ralib import io
+
+    poses = io.read_params(path) if path.suffix == ".txt" else io.open_particles(path, require_images=False).poses
+    if poses is None:
+        raise RalibError(f"{path} holds no poses: give a file with rlnAnglePsi and rlnOriginX/YAngst, or a params.txt")
+    if len(poses) != n:
+        raise RalibError(f"{path} has {len(poses)} poses for {n} particles: give the file that belongs to the stack")
+    return poses
+
+
+def split_states_of(run: Path, out: Path, n_states: str, *, seed: int, device: str) -> None:
+    """Divide the classes of a run, write the states, and say which classes were divided and why."""
+    from ralib.analysis.states import MOST_STATES
+    from ralib.analysis.states_of_run import split_run
+    from ralib.cli.common import resolve_device
+
+    if n_states != "auto" and not (n_states.isdigit() and 2 <= int(n_states) <= MOST_STATES):
+        raise RalibError(f"--split-states {n_states}: give 2 to {MOST_STATES}, or auto")
+    asked = "auto" if n_states == "auto" else int(n_states)
+    record = split_run(run, out, asked, seed=seed, device=resolve_device(device))
+    for figures in record["classes"]:
+        count = len(figures["states"])
+        why = f"{figures['components_above_noise']} components above the noise"
+        if figures["tried"]:
+            why += (
+                f"; held-out gain {figures['gain']:.3f} +- {figures['gain_error']:.3f} a particle, "
+                f"{figures['separation']:.1f} sd apart"
+            )
+        shares = " and ".join(f"{share:.0%}" for share in figures["shares"])
+        verdict = f"{count} states ({shares})" if count > 1 else "one state"
+        typer.echo(f"class {figures['class']} ({figures['members']:,} members): {verdict}; {why}")
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,307 @@
+"""A run of a command, from its folder's lock to its last file: what mref, reffree, classify and watch share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ralib import io
+from ralib.cli.common import describe_device, with_pixel_size
+from ralib.cli.interrupts import SignalFlag, Stopped, stopped_message
+from ralib.cli.settings import Settings, write_config
+from ralib.cli.terminal import Terminal, class_table, header, iteration_line
+from ralib.cli.timing import references_s, time_line
+from ralib.results.checkpoint import Checkpoint, newest
+from ralib.results.input_fingerprint import check_same_input, check_same_options
+from ralib.results.observer import IterationDone
+from ralib.results.run_directory import RunDirectory
+from ralib.results.run_record import finished_record, new_record, particle_file, read_record
+from ralib.runtime.distributed import RankLost, Ranks, SingleProcess
+from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
+
+
+class RunSession:
+    """One run of a command; the `Observer` of the method that it runs.
+
+    It owns the folder and its lock, the record (run.json), the checkpoints, the terminal and log.txt, the signals,
+    and the writing of results and report. Files of an iteration are written by a thread while the next one computes.
+
+    Parameters
+    ----------
+    kind
+        'mref', 'reffree' or 'classify'.
+    source
+        The particles' file or folder, as given.
+    options
+        What run.json records of the settings.
+    began
+        When the command began, on the clock of `time.perf_counter`.
+    ranks
+        The processes of this run; all but the first only compute, and look out for signals.
+    grows
+        Particles arrive while it runs (watch): OUTDIR holds a finished run after each arrival, so no iteration is
+        written, and the input may be larger than that of the run to go on with.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        source: Path,
+        outdir: Path,
+        settings: Settings,
+        device: torch.device,
+        *,
+        options: dict[str, Any] | None = None,
+        resume: bool = False,
+        report: bool = True,
+        began: float | None = None,
+        ranks: Ranks | None = None,
+        grows: bool = False,
+    ) -> None:
+        self.kind, self.source, self.outdir, self.device = kind, source, outdir, device
+        self.settings, self.options = settings, settings.record() if options is None else options
+        self.resume, self.report, self.grows = resume, report, grows
+        self.began = time.perf_counter() if began is None else began
+        self.ranks: Ranks = ranks or SingleProcess()
+        self.terminal = Terminal(quiet=self.ranks.rank != 0)
+        self.flag = SignalFlag()
+        self.record: dict[str, Any] = {}
+        self.directory: RunDirectory | None = None
+        self._told: tuple[dict[str, str], ...] = ()
+        self._earlier = 0
+        self._write_s = 0.0
+        self._writer = ThreadPoolExecutor(1, "ralib-write")
+        self._pending: Future[None] | None = None
+
+    # -- before it runs ---------------------------------------------------------------------------------------------
+
+    def say(self, line: str) -> None:
+        """A line on the screen and in log.txt."""
+        self.terminal.say(line)
+
+    def opened(self, source: Path, *, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
+        """The particles of a file or a finished run's folder, with the pixel size that an option gives."""
+        return with_pixel_size(io.open_particles(particle_file(source), datadir=datadir), pixel_size_A, "--pixel-size")
+
+    def accept(self, particles: ParticleSet) -> None:
+        """Say what a person should know of the particles before work begins."""
+        io.check_writable_name(self.outdir)
+        self.terminal.warn(particles.warnings)
+        self._told = particles.warnings
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the folder and note signals; at the end no file is half written. A signal ends the command here."""
+        with ExitStack() as stack:
+            if self.ranks.rank == 0:
+                self.directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
+            stack.enter_context(self.flag.watching())
+            stack.enter_context(self._writer)
+            stack.callback(self.terminal.close)
+            try:
+                yield
+            except (Stopped, RankLost) as reason:
+                if self.flag.number is None:
+                    raise
+                stop = Stopped(self.flag.number)  # a rank lost after a signal had the same signal
+                if self.directory is not None:
+                    saved = self.directory.newest_checkpoint() is not None
+                    typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
+                raise typer.Exit(stop.status) from reason
+
+    def begin(
+        self,
+        particles: ParticleSet,
+        plan: str,
+        *,
+        ctf: str,
+        search_range_px: float | None,
+        iterations: int | None = None,
+    ) -> Checkpoint | None:
+        """Begin the record and the log; the checkpoint to go on from, None for a new run.
+
+        Parameters
+        ----------
+        plan
+            What is going to be done, in words.
+        ctf
+            The option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off').
+        search_range_px
+            How far shifts are searched; None where no shift is.
+        iterations
+            How many are expected, None where nobody knows.
+        """
+        self.particles = particles
+        if self.grows:
+            self.began, self._write_s = time.perf_counter(), 0.0
+        correction = ctf_correction(ctf, particles)
+        self.record = new_record(
+            self.kind, self.options, particles, self.source,
+            command=["ralib", *sys.argv[1:]], device=describe_device(self.device),
+            ctf=correction, search_range_px=search_range_px,
+        )  # fmt: skip
+        begun = None if self.grows else self._begun()
+        self.terminal.total = iterations
+        for line in header(particles, correction, plan):
+            self.say(line)
+        self._earlier = len(self.record["iterations"])
+        self.terminal.show(self._earlier)
+        self.note()
+        return begun
+
+    def note(self, **found: Any) -> None:
+        """Add to the record what was found out before the first iteration."""
+        self.record |= found
+        self.record["timings"] = {"start_s": time.perf_counter() - self.began}
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """What a run with --continue goes on from, None for a new run; RalibError for one begun with other options."""
+        found = newest(self.outdir / "checkpoints") if self.resume else None
+        if found is not None:
+            check_same_options(found.meta.get("options", {}), self.options, free=self.settings.free_to_change)
+        return found
+
+    def _begun(self) -> Checkpoint | None:
+        """The checkpoint to go on from, in the record and the log; every rank reads it for itself."""
+        if not self.resume:
+            return None
+        found = self.newest_checkpoint()
+        if found is None:
+            self.say("no iteration was finished: beginning anew")
+            return None
+        now = self.record["input"]["fingerprint"]
+        check_same_input(read_record(self.outdir), now, stack=str(self.source), outdir=str(self.outdir))
+        self.record |= {"iterations": found.meta["figures"], "warnings": found.meta.get("warnings", [])}
+        self.say(f"going on after iteration {found.number}")
+        return found
+
+    # -- while it runs ----------------------------------------------------------------------------------------------
+
+    def batch(self, done: int, total: int) -> None:
+        self._stop_if_asked()
+        self.terminal.part(done / max(1, total))
+
+    def iteration(self, done: IterationDone) -> None:
+        if self.directory is not None:
+            self._show(done)
+            if done.ends_step and not self.grows:
+                self._save_iteration(self.directory, done)
+        self._stop_if_asked()
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint with the options of this run."""
+        assert self.directory is not None
+        meta = {**checkpoint.meta, "options": self.options}
+        self.directory.save_checkpoint(checkpoint.number, checkpoint.arrays, meta)
+
+    def settle(self) -> None:
+        """Wait until the files of the last iteration are there; raises what their writing raised."""
+        start, pending = time.perf_counter(), self._pending
+        self._pending = None
+        if pending is not None:
+            pending.result()
+        self._write_s += time.perf_counter() - start
+
+    def _show(self, done: IterationDone) -> None:
+        row = done.figures[-1]
+        self.say(iteration_line(row, self.particles.box, self.terminal.total if self.kind == "mref" else None))
+        self.terminal.warn(done.warnings[len(self.record["warnings"]) :])
+        self.record |= {"iterations": list(done.figures), "warnings": list(done.warnings)}
+        stage = row.get("stage")
+        self.terminal.step(done.number, stage if isinstance(stage, str) else f"iteration {done.number + 1}")
+
+    def _save_iteration(self, directory: RunDirectory, done: IterationDone) -> None:
+        """Have the iteration's averages, the record so far and the checkpoint written."""
+        self.settle()
+        record, averages = dict(self.record), done.averages()
+        checkpoint = done.checkpoint() if done.checkpoint is not None else None
+
+        def write() -> None:
+            write_config(directory.path, self.settings)
+            self.terminal.save(directory.path)
+            directory.write_iteration(done.number, averages)
+            directory.write_record(record)
+            if checkpoint is not None:
+                self.save_checkpoint(checkpoint)
+
+        self._pending = self._writer.submit(write)
+
+    def _stop_if_asked(self) -> None:
+        if self.flag.number is not None:
+            self.settle()
+        self.flag.raise_if_set()
+
+    # -- at its end -------------------------------------------------------------------------------------------------
+
+    def write(self, result: RunResult, *, hdf: bool = False) -> None:
+        """All files; the report is made beside them."""
+        directory = self.directory
+        if directory is None:
+            return
+        self.settle()
+        self.terminal.close()
+        start = time.perf_counter()
+        record = finished_record(self.record, result, device=self.device, began=self.began, write_s=self._write_s)
+        timings = record["timings"]
+        if "search_s" in timings and self.kind != "classify":  # there the search makes the averages, too
+            timings["references_s"] = references_s(timings, result.iterations[self._earlier :])
+        write_config(self.outdir, self.settings)
+        with ThreadPoolExecutor(1, "ralib-report") as beside:
+            shown = record | {"timings": {k: v for k, v in timings.items() if k != "write_s"}}  # not over yet
+            report = beside.submit(self._write_report, shown, result) if self.report else None
+            directory.write_result(result, self.particles, record, hdf=hdf)
+            timings["write_s"] += time.perf_counter() - start
+            self._say_findings(result)
+            start = time.perf_counter()
+            if report is not None and (trouble := report.result()):
+                typer.echo(trouble, err=True)
+        timings["report_s"] = time.perf_counter() - start
+        timings["total_s"] = time.perf_counter() - self.began
+        directory.write_record(record)
+        for line in class_table(record["classes"], self.particles.box):
+            self.say(line)
+        self.say(time_line(timings))
+        self.say(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+        self.terminal.save(self.outdir)
+
+    def _say_findings(self, result: RunResult) -> None:
+        """What the method found out, and the warnings that were not said before."""
+        for line in result.extra.get("log", []):
+            self.say(line)
+        before = [*self.record["warnings"], *self._told]
+        self.terminal.warn(warning for warning in result.warnings if warning not in before)
+
+    def _write_report(self, record: dict[str, Any], result: RunResult) -> str:
+        """report.html from what is still in memory, or a line that says why there is none."""
+        from ralib.results.summary import finished_run, write_report
+
+        def write() -> None:
+            run = finished_run(self.outdir, record, result, self.particles)
+            write_report(run, device=self.device)
+
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return report_trouble(self.outdir, write)
+
+
+def report_trouble(outdir: Path, write: Callable[[], object]) -> str:
+    """Nothing, or the line that says why `write` made no report: the run itself is safe on disk."""
+    try:
+        write()
+    except (RalibError, OSError) as error:
+        return f"warning: no report.html: {error}; try 'ralib report {outdir}'"
+    return ""
+
+
+def ctf_correction(mode: str, particles: ParticleSet) -> CtfCorrection:
+    """What an option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off') makes a run do about the CTF."""
+    if mode == "off" or particles.ctf is None or particles.pixel_size_A is None:
+        return CtfCorrection.NONE
+    return CtfCorrection.FLIP if mode == "flip" else CtfCorrection.WIENER
