@@ -10,9 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ralib.results.observer import IterationDone
 from ralib.runtime.distributed import launched
+
+if TYPE_CHECKING:
+    from ralib.results.observer import IterationDone
 
 NOTED = (signal.SIGINT, signal.SIGTERM)
 

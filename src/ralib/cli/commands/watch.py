@@ -25,7 +25,6 @@ from ralib.cli.alignment_options import (
     Seed,
 )
 from ralib.cli.settings import Settings, command
-from ralib.results.checkpoint import Checkpoint
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from ralib.cli.interrupts import SignalFlag
     from ralib.cli.session import RunSession
     from ralib.io.arrivals import Arrivals
+    from ralib.results.checkpoint import Checkpoint
 
 
 # fmt: off
@@ -176,6 +176,8 @@ def _classification(
 
 def _checkpoint_of(state: LoopState, arrivals: Arrivals) -> Checkpoint:
     """The classification, and which particles it has taken in."""
+    from ralib.results.checkpoint import Checkpoint
+
     found, (rows, taken) = state.checkpoint(), arrivals.state()
     return Checkpoint(found.number, found.arrays | rows, found.meta | {"arrivals": taken})
 
