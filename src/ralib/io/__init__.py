@@ -1,4 +1,4 @@
-"""Read and write particle files: MRC, RELION, cryoSPARC, EMAN2 HDF and LST, SPIDER, IMAGIC, by suffix."""
+"""Readers and writers of particle files by suffix: MRC, RELION, cryoSPARC, EMAN2 HDF and LST, SPIDER, IMAGIC, NPY."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _LISTS = {".star": open_star, ".cs": open_cs, ".lst": open_lst, ".lsx": open_lst
 
 
 def open_stack(path: PathLike) -> StackFile:
-    """One file of images, by its suffix."""
+    """Open one file of images, by its suffix."""
     path = Path(path)
     opener = _STACKS.get(path.suffix.lower())
     if opener is None:
@@ -87,11 +87,26 @@ def open_stack(path: PathLike) -> StackFile:
 
 
 def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_images: bool = True) -> ParticleSet:
-    """Particles and what is known of them, from any file ralib reads; images are read when asked for.
+    """Open particles and what is known of them, from any file the package reads; images are read when they are needed.
 
-    datadir          where the image files named in a STAR, .cs or .lst file lie, if not where it says
-    require_images   False: a file whose images are elsewhere opens for its metadata
-    Raises RalibError in one line for everything that is wrong with the file.
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    datadir : PathLike | None, optional
+        Folder of the image files named in a STAR, .cs or .lst file, if they are not where it says.
+    require_images : bool, default True
+        False opens a file whose images are missing for its metadata.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+
+    Raises
+    ------
+    RalibError
+        In one line for everything that is wrong with the file.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -110,8 +125,23 @@ def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_i
 
 
 def open_images(path: PathLike) -> np.ndarray:
-    """All images of a file, (k, n, n) float32: references, masks. A RELION _model.star gives its class
-    averages."""
+    """Read all images of a file, such as references or masks; a RELION _model.star gives its class averages.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+
+    Returns
+    -------
+    ndarray of shape (k, n, n)
+        Images, float32.
+
+    Raises
+    ------
+    RalibError
+        If it cannot be read.
+    """
     path = Path(path)
     if path.suffix.lower() == ".star":
         classes = read_star(path).get("model_classes")

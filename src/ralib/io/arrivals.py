@@ -1,4 +1,4 @@
-"""Particles that arrive over time: a growing STAR file, or a folder of stacks, each row staying what it was."""
+"""Particles that arrive over time: a growing STAR file, or a folder of stacks; earlier rows must not change."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ SAMPLED_IMAGES = 8
 
 @dataclass(frozen=True)
 class TakenStack:
-    """What tells a stack from another of its name.
+    """Properties by which a changed stack is recognised.
 
-    images   None: the file as a whole was taken in, `digest` is of its two ends. Else the numbers (from 0) of some
-             of the images that rows name, `digest` is of these, and the file may grow.
+    Attributes
+    ----------
+    bytes : int
+        Size of the file.
+    time_ns : int
+        Time of its last change, ns.
+    digest : str
+        Hash of its two ends, or of the images listed.
+    images : tuple[int, ...] | None, optional
+        Numbers (from 0) of some of the images that rows name, where the file may grow; None for the file as a whole.
     """
 
     bytes: int
@@ -41,10 +49,25 @@ class TakenStack:
 
 
 class Arrivals:
-    """The particles of a growing STAR file, or of the stacks in a folder, in the order in which they came.
+    """The particles of a growing STAR file, or of the stacks in a folder, in the order of their arrival.
 
-    `names` are a folder's stacks in that order; `left_out` says which files cannot be used, and why; `notices` what
-    changed in rows taken in before. A watch that goes on hands the `state` of its checkpoint back.
+    Parameters
+    ----------
+    path : Path
+        The STAR file or folder.
+    datadir : Path | None, optional
+        Folder of the image files that a STAR file names.
+    state : Mapping[str, Any] | None, optional
+        State of a checkpoint to continue from.
+
+    Attributes
+    ----------
+    names
+        Stacks of a folder in order of arrival.
+    left_out
+        Files that cannot be used, and why.
+    notices
+        Changes in rows taken in before.
     """
 
     def __init__(self, path: Path, *, datadir: Path | None = None, state: Mapping[str, Any] | None = None) -> None:
@@ -62,13 +85,13 @@ class Arrivals:
         self._pixel_size_A: float | None = state.get("pixel_size_A")
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and plain values for a checkpoint: what was taken in, and how to tell that it changed."""
+        """Return arrays and plain values for a checkpoint: what was taken in, and how to recognise changes."""
         arrays = {"arrivals.rows": self._rows, "arrivals.values": self._values}
         taken = {name: asdict(stack) for name, stack in self._taken.items()}
         return arrays, {"stacks": list(self.names), "taken": taken, "pixel_size_A": self._pixel_size_A}
 
     def look(self) -> ParticleSet | None:
-        """All particles there are, or None where nothing has been added since the last look."""
+        """Return all particles, or None where none have been added since the last call."""
         self._check_taken()
         particles = self._folder() if self.path.is_dir() else self._file()
         if particles is not None:

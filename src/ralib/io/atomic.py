@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their target, synced, then renamed over it."""
+"""Files that are complete or absent: written beside their target, synchronised to disk, then renamed over it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,25 @@ PathLike = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; renamed to `path` on success, removed on any failure.
+    """Give a temporary path in the folder of `path`, renamed to `path` on success and removed on failure.
 
-    The temporary name keeps the suffix, since some writers choose the format by it. The file and its folder
-    are synced, so that after a power cut either the old or the new file is there. OSError (disk full, quota,
-    read-only) becomes a RalibError naming `path`.
+    The temporary name keeps the suffix, by which some writers choose the format. File and folder are synchronised, so
+    that after a power cut either the old or the new file exists.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file to write.
+
+    Yields
+    ------
+    Path
+        The temporary path.
+
+    Raises
+    ------
+    RalibError
+        In place of an OSError (disk full, quota, read-only), with the path.
     """
     target = Path(path)
     with _removed_at_end(target) as temporary:
@@ -40,7 +54,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_paths(*targets: PathLike) -> Iterator[list[Path]]:
-    """Temporary paths of several new files that appear together, in this order, or not at all; see `atomic_path`."""
+    """Give temporary paths of several new files that appear together or not at all; see `atomic_path`."""
     paths = [Path(target) for target in targets]
     made: list[Path] = []
     with contextlib.ExitStack() as stack:
@@ -63,7 +77,7 @@ def atomic_paths(*targets: PathLike) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: PathLike) -> Iterator[Path]:
-    """A temporary folder that becomes the new folder `path` when all went well, and disappears otherwise."""
+    """Give a temporary folder that becomes the new folder `path` on success, and is removed on failure."""
     target = Path(path)
     temporary = target.parent / f".tmp-{secrets.token_hex(6)}-{target.name}"[:255]
     try:
@@ -94,14 +108,29 @@ def _cannot_write(target: Path, error: OSError) -> RalibError:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write text as UTF-8, complete or not at all.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    text : str
+        Its content.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all; NaN and infinity become null, which every JSON reader
-    takes."""
+    """Write a value as JSON, complete or not at all; NaN and infinity become null, which every JSON reader accepts.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    value : Any
+        Its content.
+    """
     write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False, default=_plain) + "\n")
 
 

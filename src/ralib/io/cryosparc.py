@@ -1,8 +1,7 @@
-"""cryoSPARC .cs files: NumPy structured arrays, one row a particle, fields like `blob/path` and
-`alignments2D/pose`.
+"""cryoSPARC .cs files: NumPy structured arrays with a row for each particle and fields like `alignments2D/pose`.
 
-A job writes what it computed, and passes the rest through in a second file; the two are joined by `uid`.
-Signs: see `conventions.cryosparc_to_pose`.
+A job writes what it computed, and passes the rest through in a second file; the two are joined by `uid`. For the signs
+see `ralib.conventions.cryosparc_to_pose`.
 """
 
 from __future__ import annotations
@@ -36,10 +35,31 @@ def open_cs(
     require_images: bool = True,
     passthrough: Sequence[PathLike] | None = None,
 ) -> ParticleSet:
-    """Open a particle .cs file. Fields it lacks come from `passthrough` files; where None is given, from
-    those next to it with `passthrough` in their names that hold all its uids.
+    """Open a particle .cs file; `Metadata.tables["cs"]` is the structured array of all fields.
 
-    Metadata.tables["cs"] is the structured array of all fields, one row a particle.
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    open_stack : Callable[[Path], StackFile]
+        Opens an image file.
+    datadir : PathLike | None, optional
+        Folder of the image files, if they are not where the file says.
+    require_images : bool, default True
+        False opens a file whose images are missing for its metadata.
+    passthrough : Sequence[PathLike] | None, optional
+        Files with the fields that it lacks; by default those beside it with `passthrough` in their names that hold all
+        its uids.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+
+    Raises
+    ------
+    RalibError
+        If a file cannot be read or does not fit.
     """
     path = Path(path)
     rows = load_cs(path)
@@ -87,8 +107,11 @@ def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> Parti
 
 
 def _with_passthrough(rows: np.ndarray, extra: Path, unused: list[str], *, must_match: bool) -> np.ndarray:
-    """`rows` joined with the fields of the file `extra`. A file that was found beside the .cs and does not fit adds a
-    line to `unused`, unless it belongs to another job and nothing is lost; one that was asked for is an error."""
+    """Return `rows` joined with the fields of the file `extra`.
+
+    A file that was found beside the .cs and does not fit adds a line to `unused`, unless it belongs to another job and
+    nothing is lost; one that the user gave is an error.
+    """
     try:
         table = load_cs(extra)
         missing = _missing(rows, table)
@@ -114,7 +137,7 @@ def _missing(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
 
 
 def load_cs(path: Path) -> np.ndarray:
-    """The structured array of a .cs file, without ever running a pickle."""
+    """Return the structured array of a .cs file, without ever running a pickle."""
     if not path.is_file():  # a named pipe would wait for ever
         raise RalibError(f"cannot read {path}: {'it is no ordinary file' if path.exists() else 'no such file'}")
     try:
@@ -163,7 +186,7 @@ def _field(dtype: np.dtype) -> tuple:
 
 
 def image_paths(rows: np.ndarray) -> list[str]:
-    """blob/path as text; cryoSPARC marks paths inside its project by a leading '>'."""
+    """Return blob/path as text; cryoSPARC marks paths inside its project by a leading '>'."""
     paths = rows["blob/path"]
     decoded = np.char.decode(paths, "utf-8", ERRORS) if paths.dtype.kind == "S" else paths
     return [str(p).removeprefix(">") for p in decoded.tolist()]
@@ -225,7 +248,20 @@ def _ctf(rows: np.ndarray) -> CtfParameters | None:
 
 
 def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses | None:
-    """alignments2D, else the in-plane part of alignments3D (its third Euler angle), else None."""
+    """Return the poses of alignments2D, else the in-plane part of alignments3D (its third Euler angle), else None.
+
+    Parameters
+    ----------
+    rows : ndarray
+        Structured array.
+    pixel_size_A : ndarray, float or None
+        Pixel size of the particles, Angstrom.
+
+    Returns
+    -------
+    Poses or None
+        Poses.
+    """
     names = _names(rows)
     kind = next((k for k in ("alignments2D", "alignments3D") if f"{k}/pose" in names and f"{k}/shift" in names), None)
     if kind is None:

@@ -1,8 +1,8 @@
-"""Write cryoSPARC .cs files, and carry their fields through a STAR file and back without loss.
+"""Writer of cryoSPARC .cs files, which carries their fields through a STAR file and back without loss.
 
 In a STAR file every .cs field is a column `cs/<field>` (`cs/<field>/0`, /1 ... for vectors), and the block
-data_cryosparc_fields keeps their types. Values that another program changed since (poses, CTF) are told by
-comparing both copies; the changed rows win.
+data_cryosparc_fields keeps their types. Values that another program has changed since (poses, CTF) are recognised by
+comparing both copies, and the changed rows are used.
 """
 
 from __future__ import annotations
@@ -49,11 +49,25 @@ def write_particles_cs(
     mirror_as_class: bool = True,
     scores: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write `particles` with `poses` (the particles' own if None) as a .cs file that cryosparc-tools loads.
+    """Write particles as a .cs file that cryosparc-tools loads.
 
-    cryoSPARC has no mirror: a mirrored member of class k goes into class K + k (see `relion_write`); the
-    fields ralib/class and ralib/mirror keep the original, and our reader takes them first. scores (n,) by name go
-    into fields ralib/<name>.
+    cryoSPARC has no mirror: a mirrored member of class k becomes a member of class K + k (see `relion_write`); the
+    fields ralib/class and ralib/mirror keep the original, and our reader uses them first.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    particles : ParticleSet
+        The particles.
+    poses : Poses | None, optional
+        Their poses; by default the particles' own.
+    n_classes : int | None, optional
+        Number of classes K; by default from the poses.
+    mirror_as_class : bool, default True
+        Whether mirrored members are in classes K + k.
+    scores : Mapping[str, ndarray] | None of shape (n,), optional
+        Scores by name, for fields ralib/<name>.
     """
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
@@ -74,13 +88,21 @@ def write_particles_cs(
 
 
 def save_cs(path: PathLike, rows: np.ndarray) -> None:
-    """A structured array as a .cs file, whole or not at all."""
+    """Write a structured array as a .cs file, complete or not at all.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    rows : ndarray
+        The structured array.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array(file, rows, allow_pickle=False)
 
 
 def star_columns(rows: np.ndarray) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The columns that carry every field of a .cs table, and the table of their types."""
+    """Return the columns that carry every field of a .cs table, and the table of their types."""
     columns: dict[str, Any] = {}
     types = []
     for name in rows.dtype.names or ():
@@ -102,7 +124,20 @@ def _plain(values: np.ndarray) -> Any:
 
 
 def rows_from_star(table: pd.DataFrame, types: Table | None) -> np.ndarray | None:
-    """The .cs table that `star_columns` put into a STAR file, or None where there is none."""
+    """Return the .cs table that `star_columns` put into a STAR file, or None where there is none.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Particle table of the STAR file.
+    types : Table or None
+        The block of types, or None.
+
+    Returns
+    -------
+    ndarray or None
+        Structured array.
+    """
     if not isinstance(types, pd.DataFrame) or not {"csField", "csType", "csSize"} <= set(types.columns):
         return None
     described = list(zip(types["csField"], types["csType"], types["csSize"].astype(int), strict=True))
@@ -125,8 +160,7 @@ def _packed(column: pd.Series, kind: str) -> np.ndarray:
 
 
 def _base_rows(particles: ParticleSet) -> np.ndarray:
-    """Everything known so far: the .cs the particles came from, directly or through a STAR file, or a new
-    table."""
+    """Return the .cs table the particles came from, directly or through a STAR file, or a new one."""
     tables = particles.metadata.tables
     if particles.metadata.source_format == "cryosparc":
         return tables["cs"].copy()
@@ -139,8 +173,10 @@ def _base_rows(particles: ParticleSet) -> np.ndarray:
 
 
 def _of_these_images(rows: np.ndarray, particles: ParticleSet) -> np.ndarray:
-    """The rows with the images that the particles have now, where these are others than the rows name: new files of
-    'ralib prepare', whose box and pixel size may be new, too."""
+    """Return the rows with the particles' present images where the rows name others.
+
+    Those are new files of 'ralib prepare', whose box and pixel size may be new, too.
+    """
     files = file_references(particles.images)
     if files is None or "blob/path" not in (rows.dtype.names or ()):
         return rows

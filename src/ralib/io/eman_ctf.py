@@ -1,8 +1,8 @@
 """EMAN2/SPARX CTF headers, the text E<defocus> <dfdiff> <dfang> <bfactor> <ampcont> <voltage> <cs> <apix> ...
 
-Defocus and its difference are micrometres, amplitude contrast per cent. As in SPARX's ctf_img, defocus along
-the direction a is defocus + dfdiff / 2 cos(2 (a - (135 - dfang))), so that defocus_u_A lies at 135 - dfang
-degrees. A phase plate is hidden in an amplitude contrast beyond 100 %.
+Defocus and its difference are in micrometres, amplitude contrast in per cent. As in SPARX's ctf_img, defocus along the
+direction a is defocus + dfdiff / 2 cos(2 (a - (135 - dfang))), so that defocus_u_A lies at 135 - dfang degrees. A phase
+plate is encoded as an amplitude contrast beyond 100 %.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ STATE_ATTRIBUTE = "ralib_ctf_state"
 
 
 def ctf_of_headers(headers: Sequence[Mapping[str, Any]]) -> CtfParameters | None:
-    """CTF of each particle from the attributes `ctf` and `ctf_applied` of its header; None where no header has one.
+    """Return the CTF of each particle from its header's attributes `ctf` and `ctf_applied`; None where none has one.
 
-    Where some have none, theirs is NaN, which the commands leave out and name. SPARX sets `ctf_applied` where it has
-    multiplied an image by its CTF.
+    Where only some have none, theirs is NaN, and the commands leave these out and name them. SPARX sets `ctf_applied`
+    where it has multiplied an image by its CTF.
     """
     ctf = ctf_of_strings([h.get("ctf") for h in headers])
     return ctf if ctf is None else ctf.with_state(np.array([_state(h) for h in headers]))
@@ -38,15 +38,15 @@ def _state(header: Mapping[str, Any]) -> CtfState:
 
 
 def state_header(state: int) -> dict[str, int]:
-    """Attributes that say what was done to the CTF of an image: SPARX's, and ours, which tells flipped phases too.
+    """Return the attributes that record a `CtfState`: SPARX's, and ours, which distinguishes flipped phases.
 
-    SPARX has no mark for flipped phases; with `ctf_applied` it refuses to apply the CTF a second time.
+    SPARX has no attribute for flipped phases; with `ctf_applied` it refuses to apply the CTF a second time.
     """
     return {"ctf_applied": int(state != CtfState.NONE)} | ({STATE_ATTRIBUTE: int(state)} if state else {})
 
 
 def ctf_of_strings(headers: Sequence[Any]) -> CtfParameters | None:
-    """CTF of each particle from its header text, NaN where it has none; None where no particle has one."""
+    """Return the CTF of each particle from its header text, NaN where it has none; None where no particle has one."""
     parsed = [_numbers(h) for h in headers]
     if all(p is None for p in parsed):
         return None
@@ -66,8 +66,22 @@ def ctf_of_strings(headers: Sequence[Any]) -> CtfParameters | None:
 
 
 def ctf_to_strings(ctf: CtfParameters, pixel_size_A: float) -> list[str]:
-    """The header text of each particle, '' where it has no finite CTF; the phase shift goes into the amplitude
-    contrast, as EMAN2 has it."""
+    """Return the header text of each particle, '' where it has no finite CTF.
+
+    The phase shift is part of the amplitude contrast, as in EMAN2.
+
+    Parameters
+    ----------
+    ctf : CtfParameters
+        CTF parameters.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+
+    Returns
+    -------
+    list[str]
+        Header texts.
+    """
     mean, difference = (ctf.defocus_u_A + ctf.defocus_v_A) / 2e4, (ctf.defocus_u_A - ctf.defocus_v_A) / 1e4
     angle = np.mod(135.0 - ctf.astigmatism_angle_deg, 180.0)
     finite = np.isfinite(ctf.amplitude_contrast) & np.isfinite(ctf.phase_shift_deg)

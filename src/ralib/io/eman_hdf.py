@@ -1,8 +1,8 @@
 """EMAN2 HDF stacks, plain and bit-compressed, with their attributes.
 
-Layout: group /MDF/images with attribute imageid_max; image i is the dataset /MDF/images/<i>/image, its header
-the attributes `EMAN.*` of that group; a transform is a compound of twelve floats 00..23 (rows of a 3 x 4
-matrix). Compressed images are integers: value = rendermin + raw (rendermax - rendermin) / (2^bits - 1).
+Layout: group /MDF/images with attribute imageid_max; image i is the dataset /MDF/images/<i>/image, its header the
+attributes `EMAN.*` of that group; a transform is a compound of twelve floats 00..23 (rows of a 3 x 4 matrix).
+Compressed images are integers: value = rendermin + raw (rendermax - rendermin) / (2^bits - 1).
 """
 
 from __future__ import annotations
@@ -40,9 +40,17 @@ _READ = ("xform.align2d", "assign", "ctf", "ctf_applied", STATE_ATTRIBUTE, "apix
 
 
 class HdfStack:
-    """Images of an EMAN2 HDF file, by their numbers in it. HDF5 takes one thread at a time; a lock keeps it so.
+    """Images of an EMAN2 HDF file, by their numbers in it; a lock admits one thread at a time, as HDF5 requires.
 
-    numbers    the images that are there; with all of them `numbers` is 0 ... n_images - 1
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Attributes
+    ----------
+    numbers
+        Numbers of the images in the file; 0 to n_images - 1 where none is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,6 +71,7 @@ class HdfStack:
             self.pixel_size_A = _positive(size)
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         index = check_index(self.path, index, self.n_images)
         out = np.empty((len(index), self.box, self.box), dtype=np.float32)
         with self._lock, _told(self.path):
@@ -71,17 +80,30 @@ class HdfStack:
         return out
 
     def taken(self, index: np.ndarray) -> FilesSource:
-        """The images `index` only, still unread."""
+        """Return the images `index` (m,) only, unread."""
         return images_of_file(self, self.path, index)
 
     def attributes(self, names: tuple[str, ...], index: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """One dict an image (of `index`, or each that is there), of the attributes `names` (without EMAN.) it has."""
+        """Return attributes of images.
+
+        Parameters
+        ----------
+        names : tuple[str, ...]
+            Names without EMAN.
+        index : ndarray | None of shape (m,), optional
+            The images; by default all.
+
+        Returns
+        -------
+        list[dict[str, Any]]
+            For each image the attributes that it has.
+        """
         with self._lock, _told(self.path):
             numbers = self.numbers if index is None else index.tolist()
             return [_attributes(self._header(i), names) for i in numbers]
 
     def all_attributes(self, index: np.ndarray) -> list[dict[str, Any]]:
-        """Every attribute of images `index`, but those that describe how the pixels are stored."""
+        """Return every attribute of images `index`, except those that describe how the pixels are stored."""
         with self._lock, _told(self.path):
             headers = [self._header(i) for i in index.tolist()]
             named = [[h5py.h5a.open(h, index=i).name for i in range(h5py.h5a.get_num_attrs(h))] for h in headers]
@@ -127,7 +149,20 @@ class HdfStack:
 
 
 def images_group(file: h5py.File, path: Path) -> h5py.Group:
-    """The group of a file that holds its images; links to elsewhere are refused, not followed."""
+    """Return the group of a file that holds its images; links to other files are refused.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    path : Path
+        Its path, for errors.
+
+    Returns
+    -------
+    h5py.Group
+        The group.
+    """
     group: h5py.Group = file
     for name in IMAGES.strip("/").split("/"):
         if name not in group.keys():  # noqa: SIM118 - `in group` would follow links
@@ -166,7 +201,7 @@ def _check_stored(dataset: h5py.Dataset, number: int, path: Path) -> None:
 
 
 def open_hdf(path: PathLike) -> ParticleSet:
-    """An EMAN2 stack as particles: pixel size, CTF, xform.align2d and assign where every image has them."""
+    """Open an EMAN2 stack as particles: pixel size, CTF, xform.align2d and assign where every image has them."""
     stack = HdfStack(Path(path))
     headers = stack.attributes(_READ)
     with _told(stack.path):  # attributes of unexpected types
@@ -192,7 +227,7 @@ def open_hdf(path: PathLike) -> ParticleSet:
 
 
 def ctf_of_files(source: FilesSource) -> CtfParameters | None:
-    """CTF of each particle of a list from the headers of the HDF stacks it names; None where no header has one."""
+    """Return the CTF of each particle of a list from the headers of its HDF stacks; None where no header has one."""
     headers: list[dict[str, Any]] = [{} for _ in range(source.n_images)]
     for number, path in enumerate(source.paths):
         rows = np.flatnonzero(source.file_index == number)
@@ -204,7 +239,7 @@ def ctf_of_files(source: FilesSource) -> CtfParameters | None:
 
 
 def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
-    """What EMAN2 knows of each particle beyond poses and pixels, to be written along with it; {} for other files."""
+    """Return the EMAN2 attributes of each particle beyond poses and pixels, to be written again; {} for other files."""
     headers: list[dict[str, Any]] = [{} for _ in range(len(particles))]
     paths, file_index, slices = file_references(particles.images) or ([], np.zeros(0), np.zeros(0))
     for number, path in enumerate(paths):
@@ -216,9 +251,23 @@ def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
 
 
 def matrix_to_align2d(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """EMAN2's 3 x 4 matrices (n, 12) as (alpha_deg (n,), shift_xy_px (n, 2), mirror (n,)).
+    """Convert EMAN2's 3 x 4 matrices to parameters; a scale is removed.
 
-    Rows are M (R_e(alpha) | t), R_e = [[c, s], [-s, c]], M: the first row changes sign. A scale is taken out.
+    Rows are M (R_e(alpha) | t), R_e = [[c, s], [-s, c]], M: the first row changes sign.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n, 12)
+        The matrices.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        alpha, degrees.
+    ndarray of shape (n, 2)
+        Shift, pixels.
+    ndarray of shape (n,)
+        True where mirrored.
     """
     m = matrix.reshape(-1, 3, 4).astype(np.float64)
     mirror = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0] < 0
@@ -228,7 +277,22 @@ def matrix_to_align2d(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def align2d_to_matrix(alpha_deg: np.ndarray, shift_xy_px: np.ndarray, mirror: np.ndarray) -> np.ndarray:
-    """(n, 12) float32, the reverse of `matrix_to_align2d`."""
+    """Convert parameters to EMAN2's 3 x 4 matrices, the inverse of `matrix_to_align2d`.
+
+    Parameters
+    ----------
+    alpha_deg : ndarray of shape (n,)
+        alpha, degrees.
+    shift_xy_px : ndarray of shape (n, 2)
+        Shift, pixels.
+    mirror : ndarray of shape (n,)
+        True where mirrored.
+
+    Returns
+    -------
+    ndarray of shape (n, 12)
+        The matrices, float32.
+    """
     c, s = np.cos(np.radians(alpha_deg)), np.sin(np.radians(alpha_deg))
     sign = np.where(mirror, -1.0, 1.0)
     zero, one = np.zeros_like(c), np.ones_like(c)
@@ -296,9 +360,9 @@ def _attributes(group: h5py.h5g.GroupID, names: tuple[str, ...]) -> dict[str, An
 
 
 def _attribute(group: h5py.h5g.GroupID, name: str) -> Any:
-    """EMAN.<name>: a number, text, or the twelve floats of a transform; None where it is missing.
+    """Return EMAN.<name>: a number, text, or the twelve floats of a transform; None where it is missing.
 
-    Through h5py's lower interface, which is ten times as fast: a stack has as many headers as images.
+    Through h5py's low-level interface, which is ten times as fast: a stack has as many headers as images.
     """
     key = f"EMAN.{name}".encode()
     if not h5py.h5a.exists(group, key):

@@ -1,4 +1,4 @@
-"""Write EMAN2 HDF stacks as EMAN2 itself does, and update the headers of an existing stack when asked to."""
+"""Writer of EMAN2 HDF stacks as EMAN2 writes them, and of the headers of an existing stack on request."""
 
 from __future__ import annotations
 
@@ -39,13 +39,21 @@ def write_hdf(
     *,
     pixel_size_A: float | None = None,
 ) -> None:
-    """Write images (k, n, n) as an EMAN2 HDF stack, whole or not at all.
+    """Write an EMAN2 HDF stack, complete or not at all.
 
-    The file is built in memory: HDF5 crashes the process when a disk fills up under it.
+    The file is built in memory: HDF5 crashes the process when a disk becomes full.
 
-    headers     one mapping an image of EMAN2 attributes (without EMAN.): int, float, text, lists of these,
-    and
-                (12,) float32 arrays for names beginning with xform
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    images : array_like of shape (k, n, n)
+        Images.
+    headers : Sequence[Mapping[str, Any]] | None, optional
+        For each image EMAN2 attributes (without EMAN.): int, float, text, lists of these, and (12,) float32 arrays for
+        names beginning with xform.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom.
     """
     images = images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
     if images.ndim != 3:
@@ -71,8 +79,22 @@ def write_hdf(
 def pose_headers(
     poses: Poses | None, ctf: CtfParameters | None = None, pixel_size_A: float | None = None
 ) -> list[dict[str, Any]]:
-    """xform.align2d, assign and ID (as SPARX's mref_ali2d leaves them) of each particle where there are poses, and its
-    ctf and ctf_applied where there is a CTF."""
+    """Return xform.align2d, assign, ID (as SPARX's mref_ali2d leaves them), ctf and ctf_applied of each particle.
+
+    Parameters
+    ----------
+    poses : Poses or None
+        Poses, or None.
+    ctf : CtfParameters | None, optional
+        CTF parameters.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        Attributes of each particle.
+    """
     headers: list[dict[str, Any]] = [{"ID": i} for i in range(len(poses or ctf or ()))]
     if poses is not None:
         poses = poses.to("cpu")
@@ -90,8 +112,20 @@ def pose_headers(
 
 
 def class_headers(class_index: torch.Tensor, n_classes: int) -> list[dict[str, Any]]:
-    """Headers of class averages: ave_n and ptcl_repr (how many) and members (which), as EMAN2 and SPARX read
-    them."""
+    """Return headers of class averages for EMAN2 and SPARX: ave_n and ptcl_repr (number of members), and members.
+
+    Parameters
+    ----------
+    class_index : torch.Tensor of shape (n,)
+        Class of each particle.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        Attributes of each class average.
+    """
     assigned = class_index.cpu().numpy()
     members = [np.flatnonzero(assigned == k) for k in range(n_classes)]
     return [
@@ -101,11 +135,17 @@ def class_headers(class_index: torch.Tensor, n_classes: int) -> list[dict[str, A
 
 
 def write_headers(path: PathLike, poses: Poses) -> None:
-    """Set xform.align2d, assign and ID in an existing EMAN2 stack. The one function that changes an input
-    file.
+    """Set xform.align2d, assign and ID in an existing EMAN2 stack: the one function that changes an input file.
 
-    The pixels are copied along in a second file that replaces the first when complete, so that a crash leaves
-    either the old or the new headers.
+    The pixels are copied into a second file that replaces the first when complete, so that a crash leaves either the
+    old or the new headers.
+
+    Parameters
+    ----------
+    path : PathLike
+        The stack.
+    poses : Poses
+        Pose of each image.
     """
     path = Path(path)
     with _told(path), _open(path) as file:

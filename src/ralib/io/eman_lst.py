@@ -1,7 +1,7 @@
 """EMAN2 LST files: a text list of images in other stacks, plain (#LST) or with fixed-length lines (#LSX).
 
-A line is `number <tab> file [<tab> comment or JSON]`, numbers from 0; newer files keep xform.align2d and the
-class in the JSON part.
+A line is `number <tab> file [<tab> comment or JSON]`, numbers from 0; newer files keep xform.align2d and the class in
+the JSON part.
 """
 
 from __future__ import annotations
@@ -32,7 +32,24 @@ def open_lst(
     datadir: PathLike | None = None,
     require_images: bool = True,
 ) -> ParticleSet:
-    """The images an LST file lists, with their alignments where every line has one."""
+    """Open the images that an LST file lists, with their alignments where every line has one.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    open_stack : Callable[[Path], StackFile]
+        Opens an image file.
+    datadir : PathLike | None, optional
+        Folder of the image files, if they are not where the file says.
+    require_images : bool, default True
+        False opens a file whose images are missing for its metadata.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+    """
     path = Path(path)
     numbers, names, extras = _parse(path)
     files: dict[str, int] = {}
@@ -95,7 +112,6 @@ def _poses(extras: list[dict[str, Any]]) -> Poses | None:
 
 
 def _matrix(transform: Any) -> list[float]:
-    """The twelve numbers of a transform written by EMAN2's JSON: {"__class__": "Transform", "matrix":
-    "[...]"}."""
+    """Return the numbers of a transform written as JSON: {"__class__": "Transform", "matrix": "[...]"}."""
     matrix = transform["matrix"] if isinstance(transform, dict) else transform
     return [float(v) for v in (json.loads(matrix) if isinstance(matrix, str) else matrix)]

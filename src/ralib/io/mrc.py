@@ -23,9 +23,22 @@ _IMOD_STAMP = 1146047817
 
 
 def open_stack(path: PathLike) -> RawStack:
-    """The images of an MRC file, whatever its space group says: a .mrc that is a stack is a stack.
+    """Open the images of an MRC file, whatever its space group: a .mrc that is a stack is read as one.
 
-    Raises RalibError for a file that is not MRC, is truncated, holds no images, or none that are square.
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+
+    Returns
+    -------
+    RawStack
+        The stack.
+
+    Raises
+    ------
+    RalibError
+        If the file is not MRC, is truncated, or holds no square images.
     """
     path = Path(path)
     header, order = _read_header(path)
@@ -59,8 +72,7 @@ def _read_header(path: Path) -> tuple[np.void, str]:
 
 
 def _imod_unsigned_bytes(header: np.void, order: str) -> bool:
-    """IMOD marks its files with a stamp at byte 152; bit 0 of the flags after it says that bytes are
-    signed."""
+    """Whether IMOD wrote the file with unsigned bytes: bit 0 of the flags after its stamp at byte 152 means signed."""
     stamp, flags = np.frombuffer(bytes(header["extra2"])[40:48], dtype=order + "i4")
     return bool(stamp == _IMOD_STAMP and not flags & 1)
 
@@ -74,7 +86,17 @@ def _pixel_size_A(header: np.void) -> float | None:
 
 
 class MrcsWriter:
-    """Write a stack batch by batch; `append` images (b, n, n). Use it through `stack_writer`."""
+    """Writer of a stack in batches; used through `stack_writer`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
+    dtype : np.dtype
+        float32 or float16.
+    """
 
     def __init__(self, path: Path, pixel_size_A: float | None, dtype: np.dtype) -> None:
         self._file = path.open("wb")
@@ -135,10 +157,24 @@ class MrcsWriter:
 
 @contextlib.contextmanager
 def stack_writer(path: PathLike, pixel_size_A: float | None, *, dtype: Any = np.float32) -> Iterator[MrcsWriter]:
-    """`with stack_writer(path, 1.3) as stack: stack.append(images)`: a stack larger than memory, whole or not
-    there.
+    """Write a stack larger than memory in batches, complete or not at all.
 
-    dtype is float32 (mode 2) or float16 (mode 12).
+        with stack_writer(path, 1.3) as stack:
+            stack.append(images)
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
+    dtype : Any, default np.float32
+        float32 (mode 2) or float16 (mode 12).
+
+    Yields
+    ------
+    MrcsWriter
+        The writer.
     """
     if np.dtype(dtype) not in _MODE_OF:
         raise RalibError(f"MRC stacks are written as float32 or float16, not {np.dtype(dtype)}")
@@ -147,7 +183,19 @@ def stack_writer(path: PathLike, pixel_size_A: float | None, *, dtype: Any = np.
 
 
 def write_mrcs(path: PathLike, images: Any, pixel_size_A: float | None, *, dtype: Any = np.float32) -> None:
-    """Write images (k, n, n), a NumPy array or a torch tensor, as an MRC image stack (space group 0)."""
+    """Write images as an MRC image stack (space group 0), complete or not at all.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    images : array_like of shape (k, n, n)
+        Images.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
+    dtype : Any, default np.float32
+        float32 (mode 2) or float16 (mode 12).
+    """
     with stack_writer(path, pixel_size_A, dtype=dtype) as writer:
         writer.append(images)
 

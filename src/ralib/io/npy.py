@@ -18,7 +18,7 @@ _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, M
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """(shape, Fortran order, dtype, where the data begin) of a .npy file; objects (pickles) are refused."""
+    """Return shape, Fortran order, dtype and offset of the data of a .npy file; objects (pickles) are refused."""
     try:
         if not path.is_file():  # a named pipe would wait for ever
             raise RalibError(f"cannot read {path}: {'it is no ordinary file' if path.exists() else 'no such file'}")
@@ -47,7 +47,7 @@ def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
 
 
 def open_npy(path: PathLike) -> RawStack:
-    """A NumPy array (k, n, n) of numbers in a .npy file."""
+    """Open an array (k, n, n) of numbers in a .npy file as a stack."""
     path = Path(path)
     shape, fortran, dtype, offset = read_header(path)
     if len(shape) != 3 or dtype.kind not in "fiu" or fortran:

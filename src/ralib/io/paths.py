@@ -1,5 +1,4 @@
-"""Where the image files named in a particle file lie: RELION, cryoSPARC and EMAN2 each mean another
-folder."""
+"""Resolution of the image files named in a particle file: RELION, cryoSPARC and EMAN2 each mean another folder."""
 
 from __future__ import annotations
 
@@ -18,13 +17,31 @@ _FORMAT = re.compile(r"(.+\.[A-Za-z0-9]+):[A-Za-z]{2,5}")  # Xmipp's and Scipion
 
 
 def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None) -> list[Path]:
-    """The existing file of each name, as it stands: below `datadir` where that is given, from the current folder
-    (where RELION runs), from the folder of the particle file (also of what a symbolic link points to) and from those
-    above it (a job folder lies inside its project).
+    """Find the file of each name.
 
-    Where none of the names is found so, all of them by their base names, in `datadir` or beside the particle file: but
-    only where no two names would become one file.
-    Raises RalibError naming the first file that is nowhere.
+    A name is searched as it is: below `datadir` where that is given, from the current folder (where RELION runs), from
+    the folder of the particle file (also of the target of a symbolic link), and from those above it (a job folder lies
+    inside its project). Where none of the names is found, all are searched by their base names, in `datadir` or beside
+    the particle file, but only where no two names would become one file.
+
+    Parameters
+    ----------
+    names : Iterable[str]
+        Names in the particle file.
+    beside : Path
+        The particle file.
+    datadir : PathLike or None
+        Folder of the image files.
+
+    Returns
+    -------
+    list[Path]
+        The files.
+
+    Raises
+    ------
+    RalibError
+        With the first file that is not found.
     """
     names = list(names)
     folder = Path(datadir) if datadir is not None else None
@@ -81,8 +98,11 @@ def _by_base_name(names: Sequence[str], folder: Path, beside: Path) -> list[Path
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """The ways a name in a file may be meant: as it is, its bytes in this system's encoding, from and to Latin-1, and
-    without the format that Xmipp appends after a colon."""
+    """Return the possible meanings of a name in a file.
+
+    As it is, its bytes in this system's encoding, from and to Latin-1, and without the format that Xmipp appends after
+    a colon.
+    """
     raw = name.encode("utf-8", ERRORS)
     seen = dict.fromkeys([name, os.fsdecode(raw)])
     if not name.isascii():
@@ -107,8 +127,22 @@ def _is_file(path: Path) -> bool:
 
 
 def name_for_project(path: Path, project: Path | None = None, star: PathLike | None = None) -> str:
-    """How a STAR file names `path` so that RELION, run in `project` (the current folder), finds it: relative
-    inside the project, absolute outside, and absolute where the file `star` itself lies outside of it."""
+    """Return a path as a STAR file names it so that RELION finds it: relative inside the project, absolute outside.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    project : Path | None, optional
+        Folder in which RELION runs; by default the current one.
+    star : PathLike | None, optional
+        The STAR file; where it lies outside the project, the name is absolute.
+
+    Returns
+    -------
+    str
+        The name.
+    """
     absolute = Path(os.path.abspath(path))
     root = Path(os.path.abspath(project or Path.cwd()))
     relative = absolute.is_relative_to(root)
@@ -119,12 +153,12 @@ def name_for_project(path: Path, project: Path | None = None, star: PathLike | N
 
 
 def text_of(path: Path) -> str:
-    """A path as the text of a file; its bytes where it is no UTF-8."""
+    """Return a path as text for a file; as its bytes where it is not UTF-8."""
     return os.fsencode(path).decode("utf-8", ERRORS)
 
 
 def check_writable_name(path: Path) -> None:
-    """RalibError where no STAR file can name `path`: better said before a run than after it."""
+    """Raise RalibError if no STAR file can name the path, which is better reported before a run than after it."""
     if unwritable(name := text_of(Path(os.path.abspath(path)))):
         raise RalibError(
             f"the path {name!r} has a line break, or blanks and quotes of both kinds: no STAR file can name it; "

@@ -1,6 +1,6 @@
-"""Numbers that cannot be meant: CTF and poses that are NaN, infinite, zero, or in another unit.
+"""Implausible numbers: CTF parameters and poses that are NaN, infinite, zero, or in another unit.
 
-One place for all readers and all commands. A particle with such a number is left out, counted and named; where every
+The one place for all readers and commands. A particle with such a number is left out, counted and named; where every
 particle has one (a voltage in volts, amplitude contrast in per cent) the file is refused.
 """
 
@@ -27,7 +27,7 @@ LEAST_DEFOCUS_A = 50.0
 
 
 def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:
-    """(n,) True for CTFs that cannot be meant, and what is wrong with the first of them ('' where none is)."""
+    """Return which CTFs (n,) are implausible, and what is wrong with the first of them ('' where none is)."""
     bad = np.zeros(len(ctf), dtype=bool)
     reasons: list[tuple[int, str]] = []
     for name, (low, high, told) in LIMITS.items():
@@ -47,9 +47,22 @@ def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:
 
 
 def with_plausible_ctf(particles: ParticleSet) -> ParticleSet:
-    """The set with particles left out whose CTF cannot be meant; for a computation that uses the CTF.
+    """Leave out particles of implausible CTF, for a computation that uses the CTF; repeating it changes nothing.
 
-    Raises RalibError where no particle has one that can. Doing it twice is doing it once.
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+
+    Returns
+    -------
+    ParticleSet
+        The set with those particles marked as not usable.
+
+    Raises
+    ------
+    RalibError
+        If no particle has a plausible CTF.
     """
     if particles.ctf is None:
         return particles
@@ -75,16 +88,30 @@ def with_plausible_ctf(particles: ParticleSet) -> ParticleSet:
 
 
 def named(rows: np.ndarray) -> str:
-    """'3 of 60 particles (4, 9, 17) are': how many of rows (n,) bool, and the first of them, from 1."""
+    """Return how many of rows (n,) are True, and the first of them from 1: '3 of 60 particles (4, 9, 17) are'."""
     numbers = np.flatnonzero(rows) + 1
     first = ", ".join(map(str, numbers[:5].tolist())) + (", ..." if len(numbers) > 5 else "")
     return f"{len(numbers)} of {len(rows)} particles ({first}) {'is' if len(numbers) == 1 else 'are'}"
 
 
 def sound_poses(poses: Poses | None, box: int) -> tuple[Poses | None, np.ndarray]:
-    """Poses with those that cannot be meant set to none (class -1, no shift), and which these are, (n,).
+    """Replace implausible poses by none (class -1, no shift).
 
-    An angle or origin that is not finite, or an origin further away than twice the box. None where no pose is sound.
+    Implausible are angles or origins that are not finite, and origins further away than twice the box.
+
+    Parameters
+    ----------
+    poses : Poses or None
+        Poses.
+    box : int
+        Image size, pixels.
+
+    Returns
+    -------
+    Poses or None
+        The poses; None where no pose is plausible.
+    ndarray of shape (n,)
+        True where replaced.
     """
     if poses is None:
         return None, np.zeros(0, dtype=bool)
@@ -109,7 +136,7 @@ def sound_poses(poses: Poses | None, box: int) -> tuple[Poses | None, np.ndarray
 
 
 def with_sound_poses(particles: ParticleSet) -> ParticleSet:
-    """The set with particles left out whose pose cannot be meant; without poses where none can."""
+    """Return the set with particles of implausible pose left out; without poses where none is plausible."""
     poses, bad = sound_poses(particles.poses, particles.box)
     if particles.poses is None or not bad.any():
         return particles
@@ -131,7 +158,25 @@ def with_sound_poses(particles: ParticleSet) -> ParticleSet:
 
 
 def check_pixel_sizes(size_A: np.ndarray, where: str) -> np.ndarray:
-    """`size_A` (n,), or RalibError naming the first that can be no pixel size."""
+    """Check pixel sizes.
+
+    Parameters
+    ----------
+    size_A : ndarray of shape (n,)
+        Pixel sizes, Angstrom.
+    where : str
+        Where they come from, for the error.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        The same.
+
+    Raises
+    ------
+    RalibError
+        With the first that is implausible.
+    """
     good = np.isfinite(size_A) & (size_A >= 0.01) & (size_A <= 1000)
     if not good.all():
         row = int(np.argmin(good))
@@ -140,7 +185,7 @@ def check_pixel_sizes(size_A: np.ndarray, where: str) -> np.ndarray:
 
 
 def one_or_many(size_A: np.ndarray | float | None) -> tuple[float | None, np.ndarray | None]:
-    """(pixel size, None) where all particles share it, else (the most frequent one, each particle's (n,))."""
+    """Return (pixel size, None) where all particles share it, else (the most frequent one, each particle's (n,))."""
     if size_A is None or isinstance(size_A, float):
         return size_A, None
     unique, counts = np.unique(size_A, return_counts=True)
@@ -149,10 +194,27 @@ def one_or_many(size_A: np.ndarray | float | None) -> tuple[float | None, np.nda
 
 
 def for_computing(particles: ParticleSet, *, ctf: bool) -> ParticleSet:
-    """The set as a computation over all its images needs it: one box, one scale and, with `ctf`, a sound CTF for each.
+    """Return the set as a computation over all its images needs it: one box, one scale, and with `ctf` plausible CTFs.
 
     Pixel sizes that differ by less than a pixel over the whole box count as one scale; each particle's CTF keeps its
-    own. Raises RalibError with the command that brings a mixed set to one scale.
+    own.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    ctf : bool
+        Whether the CTF is used.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+
+    Raises
+    ------
+    RalibError
+        For several boxes or scales, with the command that brings them to one.
     """
     boxes = getattr(particles.images, "boxes", None)
     if boxes is not None:
@@ -170,7 +232,7 @@ def for_computing(particles: ParticleSet, *, ctf: bool) -> ParticleSet:
 
 
 def mixed_pixel_sizes(sizes_A: np.ndarray) -> str:
-    """What to say of images (n,) of several pixel sizes, and what to do."""
+    """Return the error text for images (n,) of several pixel sizes, with advice."""
     sizes = np.unique(np.round(sizes_A, 5))
     told = " and ".join(f"{size:g}" for size in sizes[:4]) + (" and more" if len(sizes) > 4 else "")
     return (

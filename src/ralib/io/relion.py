@@ -1,8 +1,8 @@
-"""RELION particle STAR files, 1 to 5, as a ParticleSet: images, CTF, poses, micrograph groups, all else kept.
+"""RELION particle STAR files, 1 to 5, as a ParticleSet: images, CTF, poses, micrograph groups; everything else is kept.
 
-Before 3.1 one table holds everything: pixel size is DetectorPixelSize (um) / Magnification, origins are
-pixels. Since 3.1 `data_optics` holds what a session shares, and origins are Angstrom; files with pixels under
-a 3.1 header exist.
+Before 3.1 one table holds everything: pixel size is DetectorPixelSize (um) / Magnification, and origins are in pixels.
+Since 3.1 `data_optics` holds what a session shares, and origins are in Angstrom; files with pixels under a 3.1 header
+exist.
 """
 
 from __future__ import annotations
@@ -33,10 +33,30 @@ def open_star(
     datadir: PathLike | None = None,
     require_images: bool = True,
 ) -> ParticleSet:
-    """Open a particle STAR file. With `require_images` false, missing stacks only matter when an image is
-    read.
+    """Open a particle STAR file.
 
-    Metadata.tables keeps every block; `metadata.tables[particle_block(tables)]` has one row a particle.
+    `Metadata.tables` keeps every block; `metadata.tables[particle_block(tables)]` has a row for each particle.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    open_stack : Callable[[Path], StackFile]
+        Opens an image file.
+    datadir : PathLike | None, optional
+        Folder of the image files, if they are not where the file says.
+    require_images : bool, default True
+        False opens a file whose images are missing; reading one is then an error.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+
+    Raises
+    ------
+    RalibError
+        In one line for everything that is wrong with the file.
     """
     path = Path(path)
     tables = _as_tables(read_star(path))
@@ -92,15 +112,29 @@ def _helical_noted(particles: ParticleSet, table: pd.DataFrame) -> ParticleSet:
 
 
 def particle_block(tables: dict[str, Table]) -> str | None:
-    """The name of the block with one row a particle, or None."""
+    """Return the name of the block with a row for each particle, or None."""
     loops = {n: t for n, t in tables.items() if isinstance(t, pd.DataFrame)}
     named = [n for n, t in loops.items() if "rlnImageName" in t.columns]
     return "particles" if "particles" in named else (named[0] if named else None)
 
 
 def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """(file number, file names, slice from 0) of `000012@stack.mrcs` names; -1 for a name without @, which is the only
-    image of its file, -2 for a number that is none from 1."""
+    """Split names like `000012@stack.mrcs`.
+
+    Parameters
+    ----------
+    names : pd.Series
+        Names.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        File of each.
+    list[str]
+        File names.
+    ndarray of shape (n,)
+        Image of each file from 0; -1 for a name without @, the only image of its file; -2 for a number below 1 or none.
+    """
     text = names.astype(object).tolist()
     numbers = np.empty(len(text), dtype=np.int64)
     files: dict[str, int] = {}
@@ -117,7 +151,7 @@ def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarr
 
 
 def joined_table(metadata: Metadata) -> pd.DataFrame:
-    """The particle table of an opened STAR file with the columns of its optics groups."""
+    """Return the particle table of an opened STAR file with the columns of its optics groups."""
     path = Path(metadata.path)
     return _with_optics(_particle_table(metadata.tables, path), metadata.tables, path)
 
@@ -134,8 +168,7 @@ def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
 
 
 def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) -> pd.DataFrame:
-    """The particle table with the columns of its optics group joined in; a particle's own value goes
-    first."""
+    """Return the particle table joined with the columns of its optics group; a particle's own value has precedence."""
     optics = tables.get("optics")
     if not isinstance(optics, pd.DataFrame) or not len(optics):
         return particles
@@ -204,7 +237,7 @@ def _images(
 
 
 def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
-    """CTF of each particle, or None where defocus, voltage or spherical aberration are missing.
+    """Return the CTF of each particle, or None where defocus, voltage or spherical aberration are missing.
 
     Amplitude contrast is 0.1 where the file has none (RELION 3.0 allowed that).
     """
@@ -232,8 +265,10 @@ def _ctf_state(table: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses | None:
-    """Psi, origin, class, mirror; None where the file has none of them. ralib's own columns, where they still fit
-    RELION's classes, give class and mirror."""
+    """Return psi, origin, class and mirror; None where the file has none of them.
+
+    The package's own columns, where they still agree with RELION's classes, give class and mirror.
+    """
     if not {"rlnAnglePsi", "rlnClassNumber", "rlnOriginX", "rlnOriginXAngst"} & set(table.columns):
         return None
     origin = np.stack([_origin_px(table, axis, pixel_size_A, path) for axis in "XY"], axis=1)

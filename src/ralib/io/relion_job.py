@@ -1,8 +1,8 @@
-"""What a RELION Class2D job leaves beside its particles and model: the optimiser and the sampling.
+"""The files of a RELION Class2D job beside particles and model: the optimiser and the sampling.
 
-RELION's Subset selection and relion_class_ranker start from the optimiser file: it names the three others. Its many
-other fields say how RELION's own algorithm stood; those with a meaning here are filled, the rest have the values of a
-finished 2D classification of RELION 3.1, 4 and 5, all of which read the file.
+RELION's Subset selection and relion_class_ranker start from the optimiser file, which names the three others. Its many
+other fields describe the state of RELION's own algorithm; those with a meaning here are filled, the rest have the
+values of a finished 2D classification of RELION 3.1, 4 and 5, all of which read the file.
 """
 
 from __future__ import annotations
@@ -40,10 +40,36 @@ def write_optimiser_star(
 ) -> None:
     """Write data_optimiser_general of a finished 2D classification.
 
-    root                 what the job's files begin with, e.g. Class2D/job007/run
-    class_changes        fraction of the particles that changed their class in the last iteration
-    shift_changes_A      how far their poses moved in it
-    project              folder RELION runs in (the current one): names inside it become relative
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    root : PathLike
+        Beginning of the job's file names, e.g. Class2D/job007/run.
+    model : PathLike
+        The model file.
+    data : PathLike
+        The particle file.
+    sampling : PathLike
+        The sampling file.
+    iteration : int
+        Number of the last iteration.
+    particle_diameter_A : float
+        Diameter of the mask, Angstrom.
+    ctf : bool
+        Whether the CTF was corrected.
+    phase_flipped : bool, default False
+        Whether phases were flipped before.
+    seed : int, default 0
+        Of all random numbers.
+    skip_align : bool, default False
+        Whether poses were kept.
+    class_changes : float, default 0.0
+        Fraction of the particles that changed their class in the last iteration.
+    shift_changes_A : float, default 0.0
+        Change of their origins in the last iteration, Angstrom.
+    project : Path | None, optional
+        Folder in which RELION runs, by default the current one; names inside it become relative.
     """
 
     def named(file: PathLike) -> str:
@@ -87,7 +113,19 @@ def write_optimiser_star(
 
 
 def write_sampling_star(path: PathLike, *, psi_step_deg: float, offset_range_A: float, offset_step_A: float) -> None:
-    """Write data_sampling_general: in-plane angles and shifts, as a RELION that goes on from here would search them."""
+    """Write data_sampling_general: in-plane angles and shifts, as RELION would search them if it continues.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    psi_step_deg : float
+        Step of psi, degrees.
+    offset_range_A : float
+        Range of the shifts, Angstrom.
+    offset_step_A : float
+        Step of the shifts, Angstrom.
+    """
     values = {
         "rlnIs3DSampling": 0, "rlnIs3DTranslationalSampling": 0, "rlnHealpixOrder": 2, "rlnSymmetryGroup": "C1",
         "rlnTiltAngleLimit": -91.0, "rlnPsiStep": psi_step_deg, "rlnOffsetRange": offset_range_A,
@@ -103,9 +141,14 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The file `source` also under the name `target`: a relative link, so that nothing lies there twice.
+    """Give a file a second name: a relative link, or a copy where the file system has no links.
 
-    A copy where the file system has no links.
+    Parameters
+    ----------
+    source : Path
+        The file.
+    target : Path
+        Its second name.
     """
     with contextlib.suppress(FileNotFoundError):
         target.unlink()

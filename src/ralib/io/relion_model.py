@@ -1,5 +1,4 @@
-"""RELION `_model.star` tables of a 2D classification, and the files that let `ralib` run as RELION's External
-job."""
+"""RELION `_model.star` tables of a 2D classification, and the files of RELION's External job."""
 
 from __future__ import annotations
 
@@ -37,18 +36,36 @@ def write_model_star(
     n_optics: int = 1,
     project: Path | None = None,
 ) -> None:
-    """Write the tables of RELION's run_it025_model.star: general figures, one row a class, one table a class.
+    """Write the tables of RELION's run_it025_model.star: general figures, a row for each class, a table for each class.
 
-    averages_path   the stack of class averages the rows point to
-    poses           where given, classes K + 1 ... 2K of mirrored members are listed too (see `relion_write`);
-    then
-                    `averages_path` must hold 2K images, as `write_class_stack` writes them
-    resolution_A    (K,) resolution of each class; from the FRC at 0.143 if None
-    rotation_accuracy_deg, shift_accuracy_A  (K,) spread of the members' poses; RELION's 999 where unknown
-    groups, n_optics  particles of each micrograph, in order of appearance, and number of optics groups: RELION looks
-                    for a noise spectrum of each. RELION 3.1 has one a micrograph, which is left out where there are
-                    very many: it then opens the file for display and selection, but does not go on from it
-    noise_power     (n // 2 + 1,) power of the particles' noise a ring in RELION's scale (see `relion_job`); 1 if None
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    averages : ClassAverages
+        Class averages.
+    averages_path : PathLike
+        Stack of class averages that the rows name.
+    poses : Poses | None, optional
+        Where given, classes K + 1 ... 2K of mirrored members are listed too (see `relion_write`); `averages_path` must
+        then hold 2K images, as `write_class_stack` writes them.
+    resolution_A : Sequence[float] | None of shape (K,), optional
+        Resolution of each class, Angstrom; by default from the FRC at 0.143.
+    log_likelihood : float, default 0.0
+        Log likelihood of the model.
+    mean_posterior : float, default 1.0
+        Mean probability of the best class.
+    rotation_accuracy_deg, shift_accuracy_A : Sequence[float] | None of shape (K,), optional
+        Spread of the members' poses; by default RELION's 999 for unknown.
+    noise_power : ndarray | None of shape (n // 2 + 1,), optional
+        Noise power on each ring in RELION's scale (see `relion_job`); by default 1.
+    groups : Mapping[str, int] | None, optional
+        Particles of each micrograph, in order of appearance; RELION 3.1 reads a noise spectrum of each. With very many
+        they are left out: RELION then opens the file for display and selection, but does not continue from it.
+    n_optics : int, default 1
+        Number of optics groups, of which RELION 4 and 5 read a noise spectrum each.
+    project : Path | None, optional
+        Folder in which RELION runs, by default the current one; names inside it become relative.
     """
     k, n = averages.images.shape[0], averages.images.shape[-1]
     pixel_A = averages.pixel_size_A or 1.0
@@ -96,23 +113,38 @@ def _known(value: float | None) -> float:
 
 
 def write_class_stack(path: PathLike, images: torch.Tensor, pixel_size_A: float | None) -> None:
-    """Averages (K, n, n) followed by their mirror images: the references of RELION's classes 1 ... 2K.
+    """Write averages (K, n, n) followed by their mirror images: the references of RELION's classes 1 ... 2K.
 
     x -> -x about pixel n // 2: for even n column 0 stays, all others change sides.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    images : torch.Tensor of shape (K, n, n)
+        Averages.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
     """
     write_mrcs(path, torch.cat([images, mirrored(images)]), pixel_size_A)
 
 
 def mirrored(images: torch.Tensor) -> torch.Tensor:
-    """Images (..., n, n) under x -> -x about the centre pixel n // 2 (column 0 of an even box stays)."""
+    """Return images (..., n, n) under x -> -x about the centre pixel n // 2 (column 0 of an even box stays)."""
     flipped = images.flip(-1)
     return flipped.roll(1, dims=-1) if images.shape[-1] % 2 == 0 else flipped
 
 
 def write_output_nodes(folder: PathLike, nodes: Mapping[str, str]) -> None:
-    """RELION_OUTPUT_NODES.star: what a job leaves, e.g. {'particles.star': 'ParticlesData.star.relion'}.
+    """Write RELION_OUTPUT_NODES.star, the outputs of a job.
 
-    Names are as RELION's project folder sees them. RELION 4 and 5 read the label, RELION 3.1 only its number.
+    Parameters
+    ----------
+    folder : PathLike
+        The job's folder.
+    nodes : Mapping[str, str]
+        Label by file name as RELION's project folder sees it, e.g. {'particles.star': 'ParticlesData.star.relion'}.
+        RELION 4 and 5 read the label, RELION 3.1 only its number.
     """
     names, kinds = list(nodes), list(nodes.values())
     numbers = [_NODE_NUMBERS.get(kind.split(".")[0], 0) for kind in kinds]
@@ -123,7 +155,15 @@ def write_output_nodes(folder: PathLike, nodes: Mapping[str, str]) -> None:
 
 
 def write_job_exit(folder: PathLike, *, ok: bool) -> None:
-    """The empty file by which RELION's pipeliner learns that an External job is over."""
+    """Write the empty file by which RELION's pipeliner recognises the end of an External job.
+
+    Parameters
+    ----------
+    folder : PathLike
+        The job's folder.
+    ok : bool
+        Whether it succeeded.
+    """
     write_text(Path(folder) / f"RELION_JOB_EXIT_{'SUCCESS' if ok else 'FAILURE'}", "")
 
 
@@ -157,8 +197,7 @@ def _classes(stack: str, members: np.ndarray, resolution_A: list[float]) -> pd.D
 
 
 def _class_table(frc: np.ndarray | None, index: int, n: int, pixel_A: float) -> pd.DataFrame:
-    """One row a Fourier ring: FRC between half averages, and the SSNR of the whole average, 2 FRC / (1 -
-    FRC)."""
+    """Return a row for each Fourier ring: FRC of half averages, and the SSNR of the average, 2 FRC / (1 - FRC)."""
     ring = np.arange(n // 2 + 1)
     curve = np.zeros(n // 2 + 1)
     if frc is not None:

@@ -1,11 +1,11 @@
-"""Particle STAR files as RELION 3.1 and later read them: optics table, poses in Angstrom, and the mirror.
+"""Writer of particle STAR files as RELION 3.1 and later read them: optics table, poses in Angstrom, and the mirror.
 
-RELION's 2D classification has no mirror, but its Euler angles have: an image turned over lies at rlnAngleTilt 180 with
-the same psi and origin, p_ref = Ry(180) R(psi)(p + origin). A run is written so, and its classes keep their numbers.
+RELION's 2D classification has no mirror, but its Euler angles have: a mirrored image lies at rlnAngleTilt 180 with the
+same psi and origin, p_ref = Ry(180) R(psi)(p + origin). A run is written so, and its classes keep their numbers.
 RELION's 2D programs ignore the tilt; for these `mirror_as_class` makes a mirrored member of class k one of class K + k,
 whose average is class k's mirrored (pixel column 0 of an even box stays): then p_ref = R(psi)(p + origin) holds for
 every particle without any mirror. Columns ralibClass and ralibMirror hold the original class and mirror; our reader
-takes those first.
+uses those first.
 """
 
 from __future__ import annotations
@@ -56,14 +56,26 @@ def write_particles_star(
     image_names: list[str] | None = None,
     columns: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write `particles` with `poses` (the particles' own if None) as a RELION particle file.
+    """Write particles as a RELION particle file; unknown columns and blocks are written unchanged.
 
-    n_classes        K, for the classes K + k of mirrored members; from the poses if None
-    mirror_as_class  False keeps mirrored members in class k, turned over by rlnAngleTilt 180
-    project          folder RELION runs in (the current one): image names inside it become relative
-    image_names      `000001@stack.mrcs` of each particle, for sources that are not files
-    columns          further columns (n,) by name, such as scores
-    Columns and blocks we do not know are written back as they came.
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    particles : ParticleSet
+        The particles.
+    poses : Poses | None, optional
+        Their poses; by default the particles' own.
+    n_classes : int | None, optional
+        Number of classes K, for the classes K + k of mirrored members; by default from the poses.
+    mirror_as_class : bool, default True
+        False keeps mirrored members in class k, with rlnAngleTilt 180.
+    project : Path | None, optional
+        Folder in which RELION runs, by default the current one; image names inside it become relative.
+    image_names : list[str] | None, optional
+        `000001@stack.mrcs` of each particle, for sources that are not files.
+    columns : Mapping[str, ndarray] | None of shape (n,), optional
+        Further columns by name, such as scores.
     """
     tables = particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names, path)
     if columns:
@@ -82,7 +94,30 @@ def particle_tables(
     image_names: list[str] | None = None,
     star: PathLike | None = None,
 ) -> dict[str, Table]:
-    """The blocks that `write_particles_star` writes into the file `star`."""
+    """Return the blocks that `write_particles_star` writes.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    poses : Poses or None
+        Their poses; None for the particles' own.
+    n_classes : int or None
+        Number of classes K; None from the poses.
+    mirror_as_class : bool
+        Whether mirrored members are in classes K + k.
+    project : Path or None
+        Folder in which RELION runs.
+    image_names : list[str] | None, optional
+        Name of each image, for sources that are not files.
+    star : PathLike | None, optional
+        The file they are for.
+
+    Returns
+    -------
+    dict[str, Table]
+        Tables by block name.
+    """
     poses = particles.poses if poses is None else poses
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
@@ -129,7 +164,24 @@ def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
 def pose_columns(
     poses: Poses, pixel_size_A: np.ndarray, n_classes: int | None, mirror_as_class: bool
 ) -> dict[str, np.ndarray]:
-    """The pose columns; pixel_size_A (n,)."""
+    """Return the columns of poses.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses.
+    pixel_size_A : ndarray of shape (n,)
+        Pixel size of each particle, Angstrom.
+    n_classes : int or None
+        Number of classes K; None from the poses.
+    mirror_as_class : bool
+        Whether mirrored members are in classes K + k.
+
+    Returns
+    -------
+    dict[str, ndarray]
+        Columns by name.
+    """
     poses = poses.to("cpu")
     k = n_classes if n_classes is not None else int(poses.class_index.max()) + 1 if len(poses) else 1
     relion_class = poses.class_index
@@ -162,10 +214,10 @@ def _image_names(particles: ParticleSet, old: pd.DataFrame, project: Path | None
 
 
 def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The optics table, and each particle's group (n,).
+    """Return the optics table, and each particle's group (n,).
 
-    RELION refuses a table without voltage and spherical aberration; where no CTF is known they have usual values,
-    which nothing uses without a defocus. Particles of another pixel size, box or CTF state are another group.
+    RELION refuses a table without voltage and spherical aberration; where no CTF is known they have usual values, which
+    nothing uses without a defocus. Particles of another pixel size, box or CTF state are another group.
     """
     if isinstance(old, pd.DataFrame) and len(old):
         return _kept_optics(particles, old, table)
@@ -199,8 +251,10 @@ def _image_columns(particles: ParticleSet) -> dict[str, Any]:
 
 
 def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The optics table that came with the particles, completed; pixel size, box and CTF state are those of the images
-    now. A group whose images differ in them becomes several."""
+    """Return the optics table of the particles' own file, completed for the present images.
+
+    Pixel size, box and CTF state are those of the images now. A group whose images differ in them becomes several.
+    """
     optics = old.copy()
     n = len(particles)
     if "rlnOpticsGroup" not in optics.columns:
@@ -255,7 +309,22 @@ def _split_groups(
 
 
 def pixel_sizes_A(particles: ParticleSet, optics: pd.DataFrame, group: np.ndarray) -> np.ndarray:
-    """Pixel size of each particle (n,) by which its origin becomes Angstrom; 1 where none is known."""
+    """Return the pixel size by which each particle's origin becomes Angstrom; 1 where none is known.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    optics : pd.DataFrame
+        Optics table.
+    group : ndarray of shape (n,)
+        Group of each particle.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Pixel size, Angstrom.
+    """
     if particles.pixel_sizes_A is not None:
         return particles.pixel_sizes_A
     if particles.pixel_size_A is not None:

@@ -1,4 +1,4 @@
-"""Particles that are there twice: the same image listed again, or two picks of one particle in a micrograph."""
+"""Repeated particles: the same image listed again, or two picks of one particle in a micrograph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ralib.types import ParticleSet, RalibError
 
 
 def with_repeats_noted(particles: ParticleSet) -> ParticleSet:
-    """The set with `same_as` where images are listed more than once, and a warning that counts them."""
+    """Return the set with `same_as` where images are listed more than once, and a warning that counts them."""
     images = particles.images
     same = images.same_as() if isinstance(images, FilesSource) else None
     if same is None:
@@ -26,10 +26,24 @@ def with_repeats_noted(particles: ParticleSet) -> ParticleSet:
 
 
 def without_repeats(particles: ParticleSet, distance_A: float) -> np.ndarray:
-    """Rows of the particles that remain (m,) when every image is there once, and of picks in one micrograph that lie
-    closer than `distance_A` only the first is kept (0: images alone are compared).
+    """Return the particles that remain when every image occurs once, and close picks of a micrograph are removed.
 
-    Raises RalibError where a distance is asked for and the file has no coordinates.
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    distance_A : float
+        Of picks closer than this only the first stays, Angstrom; 0 compares images alone.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Rows that remain.
+
+    Raises
+    ------
+    RalibError
+        If a distance is given and the file has no coordinates.
     """
     n = len(particles)
     first = np.arange(n) if particles.same_as is None else particles.same_as

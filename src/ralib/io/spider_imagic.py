@@ -15,7 +15,7 @@ _IMAGIC_HEADER = 1024
 
 
 def open_spider(path: PathLike) -> RawStack:
-    """A SPIDER image or stack: every image has a header of its own before its pixels."""
+    """Open a SPIDER image or stack: every image has its own header before its pixels."""
     path = Path(path)
     raw = _start(path, 256)
     for order in "<>":
@@ -36,7 +36,7 @@ def open_spider(path: PathLike) -> RawStack:
 
 
 def open_imagic(path: PathLike) -> RawStack:
-    """An IMAGIC pair, named by either of its files."""
+    """Open an IMAGIC pair, named by either of its files."""
     path = Path(path)
     upper = path.suffix.isupper()
     header_path, pixel_path = (path.with_suffix(s.upper() if upper else s) for s in (".hed", ".img"))

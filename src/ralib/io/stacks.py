@@ -1,9 +1,7 @@
-"""Image stacks on disk, read when asked for: one file (`RawStack`), or particles spread over many
-(`FilesSource`).
+"""Image stacks on disk, read when they are needed: one file (`RawStack`), or particles in many files (`FilesSource`).
 
-Images are fetched by positional reads, not through a memory map: a mapped file that vanishes or shrinks (a
-network disk, a second program) kills the process, a read gives an error that can be told. Nothing but the
-images asked for is ever held.
+Images are read by positional reads, not through a memory map: a mapped file that vanishes or shrinks (a network disk, a
+second program) kills the process, whereas a read raises an error. Only the images requested are in memory.
 """
 
 from __future__ import annotations
@@ -30,20 +28,29 @@ _READ_LIMIT = 1 << 30  # Linux reads at most 2 GiB - 4 KiB in one call
 
 
 class StackFile(Protocol):
-    """One file of square images."""
+    """One file of square images.
+
+    Attributes
+    ----------
+    n_images : int
+        Number of images.
+    box : int
+        Image size, pixels.
+    pixel_size_A : float or None
+        Pixel size, Angstrom, or None.
+    """
 
     n_images: int
     box: int
     pixel_size_A: float | None
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """float32 images (len(index), box, box), in the order of `index`."""
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         ...
 
 
 class _Descriptor:
-    """An open file that closes itself when nobody uses it any more (also while another thread still
-    reads)."""
+    """An open file that is closed when nothing refers to it (also while another thread still reads)."""
 
     def __init__(self, path: Path) -> None:
         self.number = -1
@@ -59,7 +66,23 @@ class _Descriptor:
 
 @dataclass(frozen=True)
 class RawLayout:
-    """Where the pixels of a stack lie: image i starts at `offset + i * stride` and is (ny, nx) of `dtype`."""
+    """Position of the pixels of a stack: image i starts at `offset + i * stride` and is (ny, nx) of `dtype`.
+
+    Attributes
+    ----------
+    n_images : int
+        Number of images.
+    ny, nx : int
+        Height and width, pixels.
+    dtype : np.dtype
+        Type of a pixel.
+    offset : int
+        Of the first image, bytes.
+    stride : int
+        From image to image, bytes.
+    pixel_size_A : float | None, optional
+        Pixel size, Angstrom.
+    """
 
     n_images: int
     ny: int
@@ -71,7 +94,15 @@ class RawLayout:
 
 
 class RawStack:
-    """A stack of uncompressed images (MRC, SPIDER, IMAGIC, NPY): `layout` says where they lie."""
+    """A stack of uncompressed images (MRC, SPIDER, IMAGIC, NPY).
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    layout : RawLayout
+        Where its pixels are.
+    """
 
     def __init__(self, path: Path, layout: RawLayout) -> None:
         check_square(path, layout.ny, layout.nx)
@@ -96,16 +127,17 @@ class RawStack:
         self.raw_dtype = layout.dtype if layout.dtype in RAW_DTYPES else np.dtype(np.float32)
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         out = np.empty((len(index), self.box, self.box), dtype=np.float32)
         self.read_raw(index, out)
         return out
 
     def taken(self, index: np.ndarray) -> FilesSource:
-        """The images `index` only, still unread."""
+        """Return the images `index` (m,) only, unread."""
         return images_of_file(self, self.path, index)
 
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (len(index), box, box), of `raw_dtype` or float32, with images in the order of `index`."""
+        """Fill `out` (b, n, n) of `raw_dtype` or float32 with images in the order of `index` (b,)."""
         index = check_index(self.path, index, self.n_images)
         raw = out if out.dtype == self.layout.dtype else np.empty(out.shape, dtype=self.layout.dtype)
         for first, last in _runs(index, contiguous=self.layout.stride == raw[:1].nbytes):
@@ -127,7 +159,20 @@ class RawStack:
 
 
 def check_square(path: Path, ny: int, nx: int) -> None:
-    """Refuse boxes that are not square or not plausible."""
+    """Refuse images that are not square or of implausible size.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for the error.
+    ny, nx : int
+        Height and width, pixels.
+
+    Raises
+    ------
+    RalibError
+        With the size.
+    """
     if ny != nx:
         raise RalibError(f"{path} holds images of {nx} x {ny} px: particles must be square; extract or crop them again")
     if not 1 <= nx <= MAX_BOX:
@@ -135,7 +180,27 @@ def check_square(path: Path, ny: int, nx: int) -> None:
 
 
 def check_index(path: Path, index: np.ndarray, n_images: int) -> np.ndarray:
-    """`index` as int64, all within the stack."""
+    """Return `index` as int64, after checking that it is within the stack.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for the error.
+    index : ndarray of shape (b,)
+        Numbers of images.
+    n_images : int
+        Number of images in the file.
+
+    Returns
+    -------
+    ndarray of shape (b,)
+        The numbers.
+
+    Raises
+    ------
+    RalibError
+        If one is out of range.
+    """
     index = np.asarray(index, dtype=np.int64).reshape(-1)
     if len(index) and (index.min() < 0 or index.max() >= n_images):
         bad = index.min() if index.min() < 0 else index.max()
@@ -153,14 +218,22 @@ def _runs(index: np.ndarray, *, contiguous: bool) -> list[tuple[int, int]]:
 
 
 class FilesSource:
-    """Particles spread over many stacks: particle i is image `slice_index[i]` of `paths[file_index[i]]`; -1 stands
-    for the only image of a file.
+    """Particles in many stacks: particle i is image `slice_index[i]` of file `file_index[i]`.
 
-    Every header is read once when it is made (the number of images is checked for all), then at most `MAX_OPEN_FILES`
-    files stay open; the least recently used one goes first. Safe to read from several threads.
+    Every header is read once when it is made (the number of images is checked for all); then at most `MAX_OPEN_FILES`
+    files stay open, and the least recently used one is closed first. Safe to read from several threads; one `read` is
+    of one box.
 
-    box             of the first particle; `boxes` (n,) where files differ, else None. One `read` is of one box.
-    pixel_sizes_A   what the headers say: one number, (n,) where they differ, or None
+    Parameters
+    ----------
+    paths : Sequence[Path]
+        The files.
+    file_index : ndarray of shape (n,)
+        File of each particle.
+    slice_index : ndarray of shape (n,)
+        Image of that file, from 0; -1 for the only image of a file.
+    open_stack : Callable[[Path], StackFile]
+        Opens an image file.
     """
 
     def __init__(
@@ -185,19 +258,23 @@ class FilesSource:
 
     @property
     def n_images(self) -> int:
+        """Number of images."""
         return len(self.slice_index)
 
     @property
     def box(self) -> int:
+        """Size of the first image, pixels."""
         return int(self._box_of_file[self.file_index[0]])
 
     @property
     def boxes(self) -> np.ndarray | None:
+        """Size of each image (n,) where files differ, else None."""
         boxes = self._box_of_file[self.file_index]
         return None if (boxes == boxes[0]).all() else boxes
 
     @property
     def pixel_sizes_A(self) -> float | np.ndarray | None:
+        """Pixel size in the headers: one number, (n,) where they differ, or None."""
         sizes = self._size_of_file[self.file_index]
         known = sizes[np.isfinite(sizes)]
         if not len(known):
@@ -208,10 +285,12 @@ class FilesSource:
 
     @property
     def pixel_size_A(self) -> float | None:
+        """Pixel size in the headers if they agree, else None."""
         sizes = self.pixel_sizes_A
         return sizes if sizes is None or isinstance(sizes, float) else float(sizes[0])
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Return images (b, n, n), float32, in the order of `index` (b,)."""
         index = np.asarray(index, dtype=np.int64).reshape(-1)
         boxes = self._box_of_file[self.file_index[index]]
         box = int(boxes[0]) if len(boxes) else self.box
@@ -222,7 +301,7 @@ class FilesSource:
         return out
 
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (len(index), box, box), of `raw_dtype` or float32, with images in the order of `index`."""
+        """Fill `out` (b, n, n) of `raw_dtype` or float32 with images in the order of `index` (b,)."""
         files, slices = self.file_index[index], self.slice_index[index]
         order = np.lexsort((slices, files))  # one pass through each file, forwards
         edges = [0, *(np.flatnonzero(np.diff(files[order])) + 1).tolist(), len(order)]
@@ -237,14 +316,14 @@ class FilesSource:
                 out[where] = stack.read(slices[where])
 
     def taken(self, index: np.ndarray) -> FilesSource:
-        """The same source of the particles `index` only."""
+        """Return the same source of the particles `index` (m,) only."""
         chosen = copy.copy(self)
         chosen.file_index, chosen.slice_index = self.file_index[index], self.slice_index[index]
         chosen._open, chosen._lock = OrderedDict(), threading.Lock()
         return chosen
 
     def same_as(self) -> np.ndarray | None:
-        """(n,) the first particle that is the same image of the same file; None where no image is there twice."""
+        """Return the first particle (n,) that is the same image of the same file; None where no image occurs twice."""
         identity: dict[tuple[int, int], int] = {}
         file = np.array([identity.setdefault(_inode(path), len(identity)) for path in self.paths])
         key = file[self.file_index].astype(np.int64) << 32 | self.slice_index
@@ -290,7 +369,7 @@ class FilesSource:
 
 
 def mixed_boxes(boxes: np.ndarray) -> str:
-    """What to say of images (n,) of several boxes, and what to do."""
+    """Return the error text for images (n,) of several boxes, with advice."""
     sizes = sorted(set(boxes.tolist()))
     told = " and ".join(map(str, sizes[:4]))
     return (
@@ -305,12 +384,27 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 def images_of_file(stack: StackFile, path: Path, index: np.ndarray) -> FilesSource:
-    """Images `index` of one open file, as a source that knows where they lie."""
+    """Return images of one open file as a source that knows their positions.
+
+    Parameters
+    ----------
+    stack : StackFile
+        The open file.
+    path : Path
+        Its path.
+    index : ndarray of shape (m,)
+        Numbers of the images.
+
+    Returns
+    -------
+    FilesSource
+        The source.
+    """
     return FilesSource([path], np.zeros(len(index), dtype=np.int32), index, lambda _: stack)
 
 
 def file_references(source: ImageSource) -> tuple[list[Path], np.ndarray, np.ndarray] | None:
-    """(files, file of each image, slice of each image) of images that lie in files, None for those in memory."""
+    """Return the files, and file and slice of each image, of images that are in files; None for those in memory."""
     if isinstance(source, FilesSource):
         return source.paths, source.file_index, source.slice_index
     path = getattr(source, "path", None)
@@ -320,7 +414,17 @@ def file_references(source: ImageSource) -> tuple[list[Path], np.ndarray, np.nda
 
 
 class MissingImages:
-    """The images of a particle file opened for its metadata alone; reading one is an error that says so."""
+    """The images of a particle file opened for its metadata alone; reading one is an error that says so.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images.
+    box : int
+        Image size, pixels; 0 where unknown.
+    why : str
+        The error.
+    """
 
     def __init__(self, n_images: int, box: int, why: str) -> None:
         self.n_images = n_images
@@ -328,4 +432,5 @@ class MissingImages:
         self.why = why
 
     def read(self, index: np.ndarray) -> np.ndarray:
+        """Raise the error."""
         raise RalibError(self.why)

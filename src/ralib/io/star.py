@@ -1,12 +1,12 @@
-"""STAR text <-> tables. A loop is a pandas DataFrame, a block of single values a dict of text; order is kept.
+"""Reader and writer of STAR text: a loop is a DataFrame, a block of single values a dict of text; order is kept.
 
-The dialects of RELION 1 to 5, cryoSPARC, Warp and friends: blocks in any order, comments, tabs, quoted
-values, column numbers or none after the names. Junk is an error that names its line.
+The dialects of RELION 1 to 5, cryoSPARC, Warp and others: blocks in any order, comments, tabs, quoted values, column
+numbers or none after the names. Malformed text is an error that names its line.
 
-An own parser, although `starfile` (our tests' oracle) and gemmi read STAR files too: a particle file with a wrong row
-must be refused with the line of that row, labels of other programs must come back letter by letter (a hash 72E45901 is
-no number), and the time must be linear in the length of the file whatever it holds. `starfile` turns every column
-that looks like numbers into numbers, and gemmi's CIF grammar refuses lines that RELION writes and reads.
+The package has its own parser, although `starfile` (our tests' oracle) and gemmi read STAR files too: a particle file
+with a wrong row must be refused with the line of that row, labels of other programs must come back letter by letter (a
+hash 72E45901 is no number), and the time must be linear in the length of the file whatever it holds. `starfile` turns
+every column that looks like numbers into numbers, and gemmi's CIF grammar refuses lines that RELION writes and reads.
 """
 
 from __future__ import annotations
@@ -48,17 +48,50 @@ _NAN = ["nan", "-nan", "NaN", "<NA>"]
 
 
 def read_star(path: PathLike) -> dict[str, Table]:
-    """All blocks of a STAR file by name (without `data_`), in their order.
+    """Read all blocks of a STAR file by name (without `data_`), in their order.
 
-    Columns of RELION and of ralib (labels `rln...`, `ralib...`) that hold numbers become numbers; names, and all
-    columns of other programs, stay text as they stand. Raises RalibError naming the line of any junk.
+    Columns of RELION and of this package (labels `rln...`, `ralib...`) that hold numbers become numbers; names, and all
+    columns of other programs, stay text.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+
+    Returns
+    -------
+    dict[str, Table]
+        Tables by block name.
+
+    Raises
+    ------
+    RalibError
+        With the line of malformed text.
     """
     path = Path(path)
     return parse_star(read_text(path, "STAR file"), str(path))
 
 
 def parse_star(text: str, where: str) -> dict[str, Table]:
-    """The blocks of STAR `text`; `where` names it in errors."""
+    """Parse STAR text.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    where : str
+        Its origin, for errors.
+
+    Returns
+    -------
+    dict[str, Table]
+        Tables by block name.
+
+    Raises
+    ------
+    RalibError
+        With the line of malformed text.
+    """
     heads = list(_BLOCK.finditer(text))
     if not heads:
         raise RalibError(f"{where} is no STAR file: it has no line beginning with data_")
@@ -76,7 +109,7 @@ def parse_star(text: str, where: str) -> dict[str, Table]:
 
 
 def one_row(block: Mapping[str, str]) -> pd.DataFrame:
-    """A block of single values as the table of one row that it stands for."""
+    """Return a block of single values as the table of one row."""
     return pd.DataFrame({name: _typed(name, [value]) for name, value in block.items()})
 
 
@@ -87,8 +120,7 @@ def _no_junk(text: str, where: str, line: int) -> None:
 
 
 def _parse_block(body: str, where: str, line: int) -> Table:
-    """One block: `loop_` then names then rows, or lines of name and value. `line` is the number of its first
-    line."""
+    """Parse one block: `loop_`, names and rows, or lines of name and value; `line` is the number of its first line."""
     pairs: dict[str, str] = {}
     position = 0
     while position < len(body):
@@ -143,8 +175,11 @@ def _parse_loop(body: str, position: int, where: str, line: int) -> pd.DataFrame
 
 
 def _parse_rows(rows: str, names: list[str], where: str, line: int) -> pd.DataFrame:
-    """The rows of a loop. The quick parser is asked for one column too many, so that a wrong row shows as a
-    value there or as a gap in the last proper column; only then are the lines looked at one by one."""
+    """Parse the rows of a loop.
+
+    The fast parser reads one column too many, so that a wrong row shows as a value there or as a gap in the last proper
+    column; only then are the lines parsed one by one.
+    """
     quick = (_COMMENT_LINES.sub("", rows) if "#" in rows else rows).rstrip()
     if not quick:
         return pd.DataFrame(columns=names, dtype=object)
@@ -228,7 +263,7 @@ def _typed(label: str, values: list[Any]) -> pd.Series:
 
 
 def text_column(values: list[str]) -> pd.Series:
-    """A column of text; pandas' own text type holds no names that are not UTF-8."""
+    """Return a column of text; pandas' own text type cannot hold names that are not UTF-8."""
     return pd.Series(values, dtype=str if all(map(_is_unicode, values)) else object)
 
 
@@ -247,12 +282,20 @@ def _tokens(content: str) -> list[str]:
 
 
 def write_star(path: PathLike, tables: Mapping[str, Table]) -> None:
-    """Write the blocks in order, whole or not at all. Numbers are written so that they read back exactly."""
+    """Write blocks in order, complete or not at all; numbers are written so that they read back exactly.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    tables : Mapping[str, Table]
+        Tables by block name.
+    """
     write_text(path, format_star(tables))
 
 
 def format_star(tables: Mapping[str, Table]) -> str:
-    """STAR text as RELION 3.1 and later write it."""
+    """Return STAR text as RELION 3.1 and later write it."""
     return "".join(_format_block(name, table) for name, table in tables.items())
 
 
@@ -281,13 +324,12 @@ def _format_column(column: pd.Series) -> list[str]:
 
 
 def unwritable(value: str) -> bool:
-    """Whether text cannot be a value of a STAR file: line breaks, or quotes of both kinds around blanks."""
+    """Return whether text cannot be a value of a STAR file: line breaks, or both kinds of quotes around blanks."""
     return any(c in value for c in "\n\r\0") or ('"' in value and "'" in value and not _PLAIN.fullmatch(value))
 
 
 def _quoted(value: str) -> str:
-    """Text as one token: quoted where it is empty, has blanks, or would be taken for a comment or a
-    keyword."""
+    """Return text as one token, quoted where it is empty, has blanks, or would be read as a comment or a keyword."""
     if _PLAIN.fullmatch(value) and not value.startswith(("data_", "loop_")):
         return value
     value = re.sub(r"[\r\n\0]", " ", value)

@@ -1,4 +1,4 @@
-"""Some of the particles, in any order, with all that is known of them."""
+"""Selections of particles, in any order, with all that is known of them."""
 
 from __future__ import annotations
 
@@ -8,5 +8,18 @@ from ralib.types import ParticleSet
 
 
 def take(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
-    """Particles `index` (m,) of the set: images, CTF, poses, groups and the rows of their file's tables."""
+    """Select particles: images, CTF, poses, groups and the rows of their file's tables.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    index : ndarray of shape (m,)
+        Numbers of those selected, in any order.
+
+    Returns
+    -------
+    ParticleSet
+        The selection.
+    """
     return particles[np.asarray(index, dtype=np.int64).reshape(-1)]

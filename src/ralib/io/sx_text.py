@@ -1,7 +1,7 @@
 """Alignment parameters as text, in EMAN2/SPARX's convention.
 
-params.txt      rows `idx alpha sx sy mirror class`, what the earlier Cryo-RAlib's notebooks read
-sxheader text   rows `alpha sx sy mirror [scale]`, what sxheader.py exports and imports
+- params.txt: rows `idx alpha sx sy mirror class`, which the earlier Cryo-RAlib's notebooks read
+- sxheader text: rows `alpha sx sy mirror [scale]`, which sxheader.py exports and imports
 """
 
 from __future__ import annotations
@@ -18,8 +18,17 @@ from ralib.types import Poses, RalibError
 
 
 def write_params(path: PathLike, poses: Poses, *, form: str = "class") -> None:
-    """Write poses as text. form 'class': idx alpha sx sy mirror class; 'sxheader': alpha sx sy mirror
-    scale."""
+    """Write poses as text.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    poses : Poses
+        The poses.
+    form : str, default 'class'
+        'class': idx alpha sx sy mirror class; 'sxheader': alpha sx sy mirror scale.
+    """
     if form not in ("class", "sxheader"):
         raise RalibError(f"there is no parameter file of the form {form!r}: class or sxheader")
     poses = poses.to("cpu")
@@ -33,7 +42,7 @@ def write_params(path: PathLike, poses: Poses, *, form: str = "class") -> None:
 
 
 def read_params(path: PathLike) -> Poses:
-    """Read either form; the number of columns tells which. Particles come in the order of idx."""
+    """Read either form, recognised by the number of columns; particles are in the order of idx."""
     path = Path(path)
     rows = _rows(path)
     if rows.shape[1] == 6:

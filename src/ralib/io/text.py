@@ -1,6 +1,6 @@
 """Text files of every origin: byte order marks, line ends of three systems, names that are not UTF-8.
 
-Bytes that are no UTF-8 (a name in Latin-1) become lone surrogates (PEP 383), as in Python's own file names, and are
+Bytes that are not UTF-8 (a name in Latin-1) become lone surrogates (PEP 383), as in Python's own file names, and are
 written back as the same bytes.
 """
 
@@ -19,9 +19,24 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: Path, kind: str) -> str:
-    """The text of a file with line ends as newlines and without byte order marks; `kind` names it in errors.
+    """Read a file, with newlines as line ends and without byte order marks.
 
-    Raises RalibError in one line where the file cannot be read or holds binary data.
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : str
+        Its kind, for errors.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    RalibError
+        If it cannot be read or holds binary data.
     """
     try:
         if not path.is_file():  # a named pipe would wait for ever
@@ -33,7 +48,25 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def decode(raw: bytes, refusal: str) -> str:
-    """`raw` as text, as `read_text` gives it; `refusal` begins the error where it is none."""
+    """Decode text as `read_text` does.
+
+    Parameters
+    ----------
+    raw : bytes
+        Bytes.
+    refusal : str
+        Beginning of the error.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    RalibError
+        If it is binary data.
+    """
     if raw.startswith(_UTF16):
         try:
             text = raw.decode("utf-16")
@@ -51,12 +84,43 @@ def decode(raw: bytes, refusal: str) -> str:
 
 
 def shown(content: str, longest: int = 60) -> str:
-    """A piece of a file as an error shows it: quoted, in one line."""
+    """Return a piece of a file for an error: quoted, in one line.
+
+    Parameters
+    ----------
+    content : str
+        The piece.
+    longest : int, default 60
+        Characters at most.
+
+    Returns
+    -------
+    str
+        The quotation.
+    """
     return repr(content.strip()[:longest])
 
 
 def read_numbers(path: Path, kind: str) -> np.ndarray:
-    """A table of numbers (rows, columns) float64, blanks between them, # before comments; `kind` names it in errors."""
+    """Read a table of numbers with blanks between them and comments after #.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : str
+        Its kind, for errors.
+
+    Returns
+    -------
+    ndarray of shape (rows, columns)
+        Numbers, float64.
+
+    Raises
+    ------
+    RalibError
+        If it is not such a table.
+    """
     text = read_text(path, kind)
     try:
         with warnings.catch_warnings():
