@@ -1,1 +1,1 @@
-"""Classification from scratch by a statistical model (ML2D) with CTF: seeding, E-step, M-step, schedule, verdict."""
+"""Classification from scratch by a statistical model (ML2D) with CTF: initialisation, EM, schedule, verdict."""

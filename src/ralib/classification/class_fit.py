@@ -1,9 +1,9 @@
-"""How a particle and its class fit, band by band: what is shared, what is left, inside the particle and around it.
+"""Fit of a particle to its class in frequency bands: the shared signal, and the residual inside and around it.
 
-Every comparison is with averages made of the half of the data that the particle is not in, so that its own noise is
-in none of them. Of a true member of its class the cross term with it has a known mean and variance, whatever the dose,
-the CTF and the box are; empty ice falls short of it in all bands, junk exceeds it where it is coarse and falls short
-where it is fine, and a second particle or an edge leaves power behind once the class is taken away.
+Every comparison is with averages of the half of the data that the particle is not in, so that they do not contain its
+noise. For a true member of its class the cross term has a known mean and variance, whatever the dose, the CTF and the
+box. Empty ice falls short of it in all bands; junk exceeds it in coarse bands and falls short in fine ones; a second
+particle or a carbon edge leaves power in the residual.
 """
 
 from __future__ import annotations
@@ -59,10 +59,18 @@ NEAR, FAR = 0.5, 1.6
 
 @dataclass(frozen=True)
 class _Places:
-    """What is the same for all particles of a run: which rings make a band, and which pixels are looked at.
+    """Frequency bands and regions of the image, the same for all particles of a run.
 
-    band (bands, r) of 0 and 1, tops how many rings hold it all; inside and around (n, n) are windows of the particle
-    and of its surroundings; centre, near, far and within (n, n) say where a particle, another one, or a blob may be.
+    Attributes
+    ----------
+    band : Tensor of shape (bands, r)
+        1 for the rings of each band, else 0.
+    tops : tuple[int, ...]
+        Number of rings up to the end of each band.
+    inside, around : Tensor of shape (n, n)
+        Windows of the particle and of its surroundings.
+    centre, near, far, within : Tensor of shape (n, n)
+        Where the particle, a neighbour, or a blob may be.
     """
 
     band: Tensor
@@ -76,6 +84,7 @@ class _Places:
 
     @classmethod
     def of(cls, model: Model, rings: int) -> _Places:
+        """Return the bands and regions of a run."""
         grid, radius = model.field.grid, model.field.particle_radius_px
         band = ring_bands(model, rings)
         ring = torch.arange(rings, device=grid.device)
@@ -89,7 +98,22 @@ class _Places:
 
 
 def class_fit(model: Model, state: State, rings: int) -> Tensor:
-    """Features (n, f) of all particles at their poses in their classes, see FIT_NAMES."""
+    """Compute the features of all particles at their poses in their classes; see FIT_NAMES.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        Poses, classes and averages.
+    rings : int
+        Number of rings compared.
+
+    Returns
+    -------
+    Tensor of shape (n, f)
+        Features.
+    """
     assert state.averages is not None
     rings = min(rings, state.averages.halves.shape[2])
     halves = [model.masked(replace(state.averages, orders=half), rings) for half in state.averages.halves]
@@ -186,7 +210,20 @@ def _left(model: Model, white: Tensor, places: _Places) -> tuple[Tensor, Tensor]
 
 
 def ring_bands(model: Model, rings: int) -> Tensor:
-    """Which rings belong to which band, (bands, rings) of 0 and 1; a band beyond the rings is the last one there is."""
+    """Return which rings belong to which band; a band beyond the rings is the last one within them.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    rings : int
+        Number of rings.
+
+    Returns
+    -------
+    Tensor of shape (bands, rings)
+        1 for the rings of each band, else 0.
+    """
     detail = model.field.grid.frequency[:rings] * 2 * model.field.particle_radius_px
     rows: list[Tensor] = []
     for low, high in itertools.pairwise(BANDS):

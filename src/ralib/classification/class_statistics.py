@@ -1,4 +1,4 @@
-"""What a class average shows by itself: agreement of its halves, where its power lies, and how large the class is."""
+"""Statistics of a class average by itself: agreement of its halves, distribution of its power, size of the class."""
 
 from __future__ import annotations
 
@@ -36,7 +36,20 @@ class_peaked     logarithm of the brightest pixel over the standard deviation in
 
 
 def class_statistics(model: Model, state: State) -> Tensor:
-    """Statistics (k, f) of the classes, see CLASS_NAMES."""
+    """Compute the statistics of all classes; see CLASS_NAMES.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        Poses, classes and averages.
+
+    Returns
+    -------
+    Tensor of shape (k, f)
+        Statistics.
+    """
     averages = state.averages
     assert averages is not None
     grid, radius = model.field.grid, model.field.particle_radius_px

@@ -1,10 +1,10 @@
-"""How large a particle is: measured from a few coarse class averages before the classification begins.
+"""Measurement of the particle's diameter on a few coarse class averages, before the classification.
 
-The variance of single images cannot tell a particle's edge where boxes hold neighbours: these are as strong, and begin
-where the particle ends. In averages of aligned particles they are not: neighbours lie anywhere around a particle and
-average out, while the particle adds up. So a thousand particles are sorted into a few classes at low resolution, behind
-a mask of the size that boxes usually leave to their particle, and what the two halves of each class have in common
-falls from the particle outwards to its first minimum: the edge. Where that makes a clearly smaller mask, once more.
+The variance of single images does not show a particle's edge where boxes hold neighbours: these are as strong, and
+begin where the particle ends. In averages of aligned particles neighbours lie anywhere around a particle and average
+out. So a thousand particles are classified at low resolution, within a mask of the size that boxes usually leave to
+their particle, and the signal common to the two halves of each class falls from the particle outwards to its first
+minimum: the edge. Where that gives a clearly smaller mask, the measurement is repeated.
 """
 
 from __future__ import annotations
@@ -57,21 +57,50 @@ CHANGED = 0.75
 
 @dataclass(frozen=True)
 class Measured:
-    """Radius of a particle, pixels of the input, and whether neighbours begin right behind it."""
+    """Measured radius of a particle.
+
+    Attributes
+    ----------
+    radius_px : float
+        Radius, pixels of the input.
+    crowded : bool
+        Whether neighbours begin directly beyond it.
+    """
 
     radius_px: float
     crowded: bool
 
     @property
     def mask_radius_px(self) -> float:
-        """Radius of the mask: wider than the particle, unless it would hold neighbours."""
+        """Radius of the mask: larger than the particle's, unless it would hold neighbours."""
         return (CROWDED_MARGIN if self.crowded else MASK_MARGIN) * self.radius_px
 
 
 def measure_radius(
     particles: ParticleSet, *, device: torch.device, search_px: float, ctf: str, mirror: bool, budget: Budget
 ) -> Measured:
-    """The radius at which particles end, from `CLASSES` class averages."""
+    """Measure the radius of the particles on `CLASSES` class averages.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    device : torch.device
+        Where to compute.
+    search_px : float
+        Largest distance of a particle from the centre of its box, pixels.
+    ctf : str
+        CTF correction, 'on' or 'off'.
+    mirror : bool
+        Whether mirrored views share a class.
+    budget : Budget
+        Memory of a step.
+
+    Returns
+    -------
+    Measured
+        The radius.
+    """
     rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), PARTICLES)).round().astype(np.int64))
     few = io.take(particles, rows)
     batches = ParticleBatches(
@@ -108,11 +137,25 @@ def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror
 
 
 def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
-    """What the halves (2, k, r, m) of a class average have in common at each distance from the centre, (n // 2,).
+    """Compute the signal common to the halves of class averages at each distance from the centre.
 
-    The product of the halves, averaged over angles: noise and neighbours, which differ from half to half, cancel in it.
-    Of the classes' profiles, each over its maximum, the median with members (k,) as weights: so a class of aggregates
-    or of ice does not count more than others.
+    The product of the halves, averaged over angles: noise and neighbours, which differ between halves, cancel. Of the
+    classes' profiles, each over its maximum, the median weighted by members is taken, so that a class of aggregates or
+    of ice counts no more than others.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    halves : Tensor of shape (2, k, r, m)
+        Angular orders of the half averages.
+    members : Tensor of shape (k,)
+        Number of members.
+
+    Returns
+    -------
+    Tensor of shape (n // 2,)
+        Profile.
     """
     first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
     n = grid.box
@@ -124,9 +167,18 @@ def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
 
 
 def edge_px(profile: Tensor) -> tuple[float, bool]:
-    """Where a radial profile (r,) ends, from its maximum outwards, and whether something else begins behind.
+    """Locate the end of a radial profile, from its maximum outwards.
 
-    Between two rings where it falls to EDGE, or at its first low minimum.
+    Parameters
+    ----------
+    profile : Tensor of shape (r,)
+        The profile.
+
+    Returns
+    -------
+    tuple[float, bool]
+        Radius, pixels, between the two rings where the profile falls to EDGE, or at its first low minimum; and whether
+        it rises again beyond.
     """
     curve = profile.cpu() / profile.max().clamp_min(1e-20).cpu()
     at = int(curve.argmax())

@@ -1,9 +1,9 @@
-"""What an image shows by itself, before any class exists: power, extremes, evenness.
+"""Statistics of an image by itself, before any class exists: power, extremes, uniformity.
 
-Beads, ice crystals and carbon edges are far stronger than a molecule, and show it where a molecule has nothing: at
-detail coarser than the particle, outside the particle's radius, in single extreme places, in shot noise that changes
-across the image. Lengths are told in particle radii and powers against the image's own background, so that the same
-numbers mean the same at another box, pixel size or dose.
+Beads, ice crystals and carbon edges are far stronger than a molecule, and visible where a molecule has nothing: at
+detail coarser than the particle, outside its radius, in single extreme pixels, in shot noise that varies across the
+image. Lengths are measured in particle radii and powers relative to the image's own background, so that the same values
+mean the same for another box, pixel size or dose.
 """
 
 from __future__ import annotations
@@ -41,7 +41,20 @@ MARGIN = 1.15
 
 
 def statistics_of(batches: ParticleBatches, radius_px: float) -> Tensor:
-    """`image_statistics` (n, f) of all particles, on the device of the batches."""
+    """Compute the `image_statistics` of all particles.
+
+    Parameters
+    ----------
+    batches : ParticleBatches
+        The particles.
+    radius_px : float
+        Radius of the particle, pixels.
+
+    Returns
+    -------
+    Tensor of shape (n, f)
+        Statistics, on the device of the batches.
+    """
     found = torch.zeros(len(batches.rows), len(IMAGE_NAMES), device=batches.device)
     for batch in batches:
         found[batch.rows] = image_statistics(batch.images, radius_px)
@@ -49,9 +62,19 @@ def statistics_of(batches: ParticleBatches, radius_px: float) -> Tensor:
 
 
 def image_statistics(images: Tensor, radius_px: float) -> Tensor:
-    """Statistics (b, f) of images (b, n, n) whose background has mean 0 and standard deviation 1; see IMAGE_NAMES.
+    """Compute the statistics of images; see IMAGE_NAMES.
 
-    radius_px is the particle's, in pixels of the images.
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images whose background has mean 0 and standard deviation 1.
+    radius_px : float
+        Radius of the particle, pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, f)
+        Statistics.
     """
     n = images.shape[-1]
     inside, outside = _regions(n, radius_px, images.device)

@@ -1,8 +1,9 @@
-"""The learned verdict: from features of a particle and its class to the probability that it is junk.
+"""The junk model: probability that a particle is junk, from features of the particle and of its class.
 
-Boosted regression trees (Friedman 2001), fitted by `bench/train_verdict.py` on simulated sets of other molecules and
-kept as plain arrays in `junk_model.npz`. Every feature is free of scale: told in standard deviations of noise, in
-particle radii, or as a deviation from the run's own particles in robust standard deviations.
+Boosted regression trees (Friedman 2001, "Greedy function approximation: a gradient boosting machine", Ann. Stat. 29,
+1189-1232), fitted by `bench/train_verdict.py` on simulated sets of other molecules and stored as plain arrays in
+`junk_model.npz`. Every feature is free of scale: in standard deviations of noise, in particle radii, or as a deviation
+from the run's own particles in robust standard deviations.
 """
 
 from __future__ import annotations
@@ -46,9 +47,24 @@ FARTHEST, LEAST_SPREAD = 20.0, 0.02
 
 @dataclass(frozen=True)
 class BoostedTrees:
-    """Trees as arrays (t, nodes): where `feature` is -1 a leaf with its `value`, else x <= threshold goes left.
+    """Regression trees as arrays: a node with `feature` -1 is a leaf with its `value`, else x <= threshold goes left.
 
-    prior is the share of junk in what the trees were fitted on, baseline its logarithm of odds as they begin with it.
+    Attributes
+    ----------
+    feature : ndarray of shape (t, nodes)
+        Feature compared, or -1 for a leaf.
+    threshold : ndarray of shape (t, nodes)
+        Threshold of the feature.
+    left, right : ndarray of shape (t, nodes)
+        Child nodes.
+    value : ndarray of shape (t, nodes)
+        Value of a leaf.
+    baseline : float
+        Log-odds with which the trees begin.
+    prior : float
+        Share of junk in the training data.
+    names : tuple[str, ...]
+        Names of the features.
     """
 
     feature: np.ndarray
@@ -61,7 +77,20 @@ class BoostedTrees:
     names: tuple[str, ...]
 
     def log_odds(self, x: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
-        """Logarithm of the odds (n,) of features (n, len(names)): the baseline and one leaf of every tree."""
+        """Return the log-odds of features: the baseline and one leaf of every tree.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n, f)
+            Features in the order of `names`.
+        device : torch.device or str, default 'cpu'
+            Where to compute.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Log-odds.
+        """
         walk = _Walk.of(self, device)
         rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
         parts = [walk.leaf_sums(part.to(device)).cpu() for part in rows.split(walk.at_once)]
@@ -70,10 +99,7 @@ class BoostedTrees:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Trees on a device, flat, in which a leaf is its own child: after `depth` steps every row stands in its leaf.
-
-    first (t,) is each tree's root.
-    """
+    """Trees on a device, flat, in which a leaf is its own child: after `depth` steps every row has reached its leaf."""
 
     feature: Tensor
     threshold: Tensor
@@ -85,6 +111,7 @@ class _Walk:
 
     @classmethod
     def of(cls, trees: BoostedTrees, device: torch.device | str) -> _Walk:
+        """Put trees on a device."""
         count, size = trees.feature.shape
         node, first = np.arange(size), np.arange(count)[:, None] * size
         leaf = trees.feature < 0
@@ -104,10 +131,11 @@ class _Walk:
 
     @property
     def at_once(self) -> int:
+        """Number of rows processed at a time."""
         return 4096 if self.first.device.type == "cpu" else 65_536
 
     def leaf_sums(self, x: Tensor) -> Tensor:
-        """Sum (n,) of the leaves that rows (n, f) fall into."""
+        """Return the sum (n,) of the leaves that rows (n, f) fall into."""
         at = self.first.expand(len(x), -1)
         for _ in range(self.depth):
             goes_left = x.gather(1, self.feature.take(at)) <= self.threshold.take(at)
@@ -130,7 +158,7 @@ def _depth(trees: BoostedTrees) -> int:
 
 @functools.lru_cache(maxsize=1)
 def load_model(path: Path = MODEL_FILE) -> BoostedTrees:
-    """The trees in the package."""
+    """Load the trees of the package."""
     with np.load(path, allow_pickle=False) as saved:
         arrays = {name: saved[name] for name in ("feature", "threshold", "left", "right", "value")}
         baseline, prior = float(saved["baseline"]), float(saved["prior"])
@@ -139,7 +167,21 @@ def load_model(path: Path = MODEL_FILE) -> BoostedTrees:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is measured of particles (n, .) and classes (k, .); index (n,) is the class, -1 for unusable images."""
+    """Measurements of n particles and k classes.
+
+    Attributes
+    ----------
+    image : ndarray of shape (n, a)
+        Statistics of the images.
+    fit : ndarray of shape (n, b)
+        Fit to the class, in bands.
+    scalars : ndarray of shape (n, c)
+        Further figures of each particle.
+    classes : ndarray of shape (k, d)
+        Statistics of the classes.
+    index : ndarray of shape (n,)
+        Class of each particle, -1 for unusable images.
+    """
 
     image: np.ndarray
     fit: np.ndarray
@@ -149,12 +191,25 @@ class Evidence:
 
     @property
     def own(self) -> np.ndarray:
-        """All that is told of a particle by itself, (n, len(OWN_NAMES))."""
+        """All measurements of a particle by itself, (n, len(OWN_NAMES))."""
         return np.concatenate([self.image, self.fit, self.scalars], axis=1).astype(np.float32)
 
 
 def deviations(own: np.ndarray, typical: np.ndarray) -> np.ndarray:
-    """own (n, f) in robust standard deviations from the median of the rows where `typical` (n,) holds."""
+    """Return deviations from the median in robust standard deviations, both of typical rows.
+
+    Parameters
+    ----------
+    own : ndarray of shape (n, f)
+        Measurements.
+    typical : ndarray of shape (n,)
+        True for typical rows.
+
+    Returns
+    -------
+    ndarray of shape (n, f)
+        Deviations.
+    """
     known = own[typical] if typical.any() else own
     middle = np.median(known, axis=0)
     spread = 1.4826 * np.median(np.abs(known - middle), axis=0) + LEAST_SPREAD
@@ -163,7 +218,20 @@ def deviations(own: np.ndarray, typical: np.ndarray) -> np.ndarray:
 
 
 def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
-    """Features (n, len(NAMES)) where the particles with `typical` (n,) say what is usual in this run."""
+    """Return the features of the junk model.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Measurements.
+    typical : ndarray of shape (n,)
+        True for the particles that define what is usual in this run.
+
+    Returns
+    -------
+    ndarray of shape (n, len(NAMES))
+        Features.
+    """
     index, own = evidence.index, evidence.own
     deviation = deviations(own, typical & (index >= 0))
     middle = np.zeros((max(len(evidence.classes), 1), own.shape[1]), np.float32)
@@ -177,10 +245,24 @@ def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
 def junk_log_odds(
     evidence: Evidence, model: BoostedTrees | None = None, device: torch.device | str = "cpu"
 ) -> np.ndarray:
-    """Logarithm of the odds (n,) that a particle is junk; trees are walked on the device.
+    """Compute the log-odds that each particle is junk.
 
-    Twice: first all particles say what is usual, then those that were more likely particles than junk; so a set of
-    which most is junk is judged by the particles in it.
+    Computed twice: first all particles define what is usual, then those more likely particles than junk; so a set of
+    mostly junk is judged by the particles in it.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Measurements.
+    model : BoostedTrees | None, optional
+        Trees; by default those of the package.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Log-odds.
     """
     model = model or load_model()
     column = [NAMES.index(name) for name in model.names]
@@ -197,10 +279,29 @@ def junk_log_odds(
 
 
 def with_own_prior(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.ndarray:
-    """Log-odds (n,) as they are where less is junk than in the sets of the fit, whose share was `prior`.
+    """Correct log-odds for a set with less junk than the training data.
 
-    The share that explains the odds of this set best is found by expectation maximisation (Saerens et al. 2002). It
-    only falls: where much is junk, the odds say so by themselves, and a share that grows on faint ones runs away.
+    The share of junk that explains the odds of this set best is found by expectation maximisation. It is only lowered:
+    where much is junk the odds show it by themselves, and a share that rises on weak ones diverges.
+
+    Parameters
+    ----------
+    odds : ndarray of shape (n,)
+        Log-odds.
+    usable : ndarray of shape (n,)
+        True for usable images.
+    prior : float
+        Share of junk in the training data.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Log-odds.
+
+    References
+    ----------
+    Saerens, Latinne and Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori probabilities: a
+    simple procedure", Neural Comput. 14, 21-41.
     """
     there = odds[usable] - _log_odds(prior)
     share = prior

@@ -1,12 +1,12 @@
-"""What a particle itself gave to the average it is compared with, and its fit without that.
+"""Leave-one-out correction: a particle's own contribution to the average it is compared with, and its fit without it.
 
-A class average holds every member's noise, turned and moved by the member's own pose. Compared again, a member finds
-its noise there: its old class and its old pose look better than they are, the more so the fewer members a class has.
-Particles would stay where they fell, and small classes of anything would look useful. How much a particle's noise adds
+A class average contains every member's noise, transformed by the member's pose. In the next comparison a member fits
+its own noise: its old class and pose look better than they are, the more so the fewer members a class has. Particles
+would keep their first classes, and small classes of anything would look useful. The contribution of a particle's noise
 to its own cross term is known: probability times scale, times the energy of its noise, over what the sums were divided
-by; the less the further the new pose is from the old one. It is taken out (cross-validation leaving one out), which
-costs next to nothing; comparing with the other half's averages would do the same at the price of half the signal. The
-particle's signal stays: an average made without it would have as much.
+by; it decreases with the distance of the new pose from the old one. It is subtracted, at almost no cost; a comparison
+with the other half's averages would do the same with half of the signal. The particle's signal is kept: an average made
+without it would have as much.
 """
 
 from __future__ import annotations
@@ -27,10 +27,20 @@ CORRELATED = 0.3
 
 @dataclass(frozen=True)
 class SelfContribution:
-    """What each particle (n,) gave to the references it will meet next.
+    """Contribution of each particle to the references of the next iteration.
 
-    class_index and the pose as it was; -1 where that class is gone
-    share       (n, r) what its noise adds to its cross term in that pose, ring by ring
+    Attributes
+    ----------
+    class_index : Tensor of shape (n,)
+        Class to which it contributed; -1 where that class no longer exists.
+    psi_deg : Tensor of shape (n,)
+        Pose at which it contributed: in-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (n, 2)
+        Origin shift, pixels.
+    mirror : Tensor of shape (n,)
+        True where mirrored.
+    share : Tensor of shape (n, r)
+        What its noise adds to its cross term in that pose, on each ring.
     """
 
     class_index: Tensor
@@ -40,7 +50,20 @@ class SelfContribution:
     share: Tensor
 
     def restricted(self, keep: Tensor, n_classes: int) -> SelfContribution:
-        """The same where only some of the classes remain."""
+        """Return the contributions where only some of the classes remain.
+
+        Parameters
+        ----------
+        keep : Tensor of shape (m,)
+            Classes that remain, in their new order.
+        n_classes : int
+            Number of classes before.
+
+        Returns
+        -------
+        SelfContribution
+            Contributions.
+        """
         new = torch.full((n_classes,), -1, dtype=torch.int64, device=keep.device)
         new[keep] = torch.arange(len(keep), device=keep.device)
         return replace(self, class_index=torch.where(self.class_index >= 0, new[self.class_index.clamp_min(0)], -1))
@@ -49,7 +72,28 @@ class SelfContribution:
 def self_share(
     field: WhitenedParticles, averages: RingAverages, mask: Tensor, class_index: Tensor, weight: Tensor, scale: Tensor
 ) -> Tensor:
-    """`SelfContribution.share` of particles summed with a weight (n,) into averages; scale (n,) is their contrast."""
+    """Compute the `SelfContribution.share` of particles in averages.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    averages : RingAverages
+        Class averages.
+    mask : Tensor of shape (k, n, n)
+        Mask of each average.
+    class_index : Tensor of shape (n,)
+        Class of each particle.
+    weight : Tensor of shape (n,)
+        Weight in the sums.
+    scale : Tensor of shape (n,)
+        Contrast.
+
+    Returns
+    -------
+    Tensor of shape (n, r)
+        Shares.
+    """
     grid, spectra, rings = field.grid, field.spectra, averages.gain.shape[1]
     # References are behind their masks (k, n, n), and so is the noise in them.
     inside = (mask.sum((1, 2)) / grid.n_pixels)[class_index][:, None]
@@ -60,7 +104,24 @@ def self_share(
 
 
 def self_cross(field: WhitenedParticles, own: SelfContribution, poses: ClassPoses, rings: int) -> Tensor:
-    """What each particle's own share adds to its cross term (n,) at poses (n,) in its old class."""
+    """Compute what each particle's own contribution adds to its cross term in its old class.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    own : SelfContribution
+        Their contributions.
+    poses : ClassPoses
+        Poses (n,) in the old class.
+    rings : int
+        Number of rings compared.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Cross terms.
+    """
     turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
     # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
     apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(1) + 0.5 * (field.radius_px * turn).square()
@@ -70,7 +131,24 @@ def self_cross(field: WhitenedParticles, own: SelfContribution, poses: ClassPose
 
 
 def without_self(field: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:
-    """Poses in all classes, fields (n, k), with the own share taken out of the old class's cross term."""
+    """Subtract each particle's own contribution from the cross term of its old class.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    own : SelfContribution
+        Their contributions.
+    found : ClassPoses
+        Poses in all classes, fields (n, k).
+    rings : int
+        Number of rings compared.
+
+    Returns
+    -------
+    ClassPoses
+        Corrected poses.
+    """
     column = own.class_index.clamp_min(0)
     share = self_cross(field, own, found.pick(column), rings)
     return replace(found, cross=found.cross.scatter_add(1, column[:, None], -share[:, None]))

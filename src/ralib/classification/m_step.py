@@ -1,4 +1,4 @@
-"""The M-step on the rings: weighted sums of posed particles, halves, and Wiener averages by their measured SSNR."""
+"""The M-step on the rings: weighted sums of posed particles, half averages, and Wiener regularisation by their SSNR."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from ralib.images.fourier import filter_images, frequency_grid
 class RingSums:
     """Sums over the members of each class, in two halves.
 
-    numerator   (2, k, r, m) complex: sum of a CTF F / sigma^2 in the class frame, as angular orders
-    weight      (2, k, r): sum of a^2 CTF^2 / sigma^2
+    Attributes
+    ----------
+    numerator : Tensor of shape (2, k, r, m)
+        Sum of a CTF F / sigma^2 in the class frame, as complex angular orders.
+    weight : Tensor of shape (2, k, r)
+        Sum of a^2 CTF^2 / sigma^2.
     """
 
     numerator: Tensor
@@ -28,9 +32,18 @@ class RingSums:
 
 @dataclass(frozen=True)
 class RingAverages:
-    """Class averages on the rings: orders (k, r, m), those of the halves (2, k, r, m), FRC (k, r) between them.
+    """Class averages on the rings.
 
-    gain    (k, r) what the sums were multiplied with: the share of each particle summed
+    Attributes
+    ----------
+    orders : Tensor of shape (k, r, m)
+        Angular orders.
+    halves : Tensor of shape (2, k, r, m)
+        Angular orders of the half averages.
+    frc : Tensor of shape (k, r)
+        FRC of the halves.
+    gain : Tensor of shape (k, r)
+        Factor of the sums, and so the share of each particle.
     """
 
     orders: Tensor
@@ -53,9 +66,39 @@ def sum_classes(
     n_orders: int,
     memory_bytes: float = STEP_BYTES,
 ) -> RingSums:
-    """Add every particle (b) to its candidate classes: the lists hold, candidate by candidate, fields (b,).
+    """Add every particle to its candidate classes.
 
     The sums are matrix products with a table of weights, not scattered additions: the same bits on every run.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Spectra of b particles.
+    poses : list[ClassPoses]
+        For each candidate poses (b,).
+    class_index : list[Tensor]
+        For each candidate the classes (b,).
+    weight : list[Tensor]
+        For each candidate the responsibilities (b,).
+    scale : list[Tensor]
+        For each candidate the contrasts (b,).
+    half : Tensor of shape (b,)
+        Half data set of each particle, 0 or 1.
+    n_classes : int
+        Number of classes k.
+    rings : int
+        Number of rings.
+    n_orders : int
+        Number of angular orders.
+    memory_bytes : float, default STEP_BYTES
+        Memory of a step.
+
+    Returns
+    -------
+    RingSums
+        The sums.
     """
     total = torch.zeros(2 * n_classes, rings * n_orders * 2, device=grid.device)
     power = torch.zeros(2 * n_classes, rings, device=grid.device)
@@ -79,10 +122,22 @@ def sum_classes(
 
 
 def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
-    """Wiener averages N / (D (1 + 1 / SSNR)), with the SSNR of each class measured from its halves.
+    """Compute Wiener averages N / (D (1 + 1 / SSNR)), regularised by the SSNR of each class measured from its halves.
 
-    A ring of one class holds few samples, so its FRC is smoothed over neighbouring rings and pulled half way to what
+    A ring of one class has few samples, so that its FRC is smoothed over neighbouring rings and moved half way to what
     the classes have in common: an SSNR that grows with the members.
+
+    Parameters
+    ----------
+    sums : RingSums
+        Sums over the members.
+    members : Tensor of shape (k,)
+        Number of members.
+
+    Returns
+    -------
+    RingAverages
+        The averages.
     """
     halves = sums.numerator / sums.weight.clamp_min(1e-12)[..., None]
     frc = orders_frc(halves[0], halves[1])
@@ -98,7 +153,20 @@ def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
 
 
 def orders_frc(first: Tensor, second: Tensor) -> Tensor:
-    """Fourier ring correlation (k, r) of two sets of orders (k, r, m)."""
+    """Compute the Fourier ring correlation of two sets of angular orders.
+
+    Parameters
+    ----------
+    first : Tensor of shape (k, r, m)
+        Angular orders.
+    second : Tensor of shape (k, r, m)
+        Angular orders.
+
+    Returns
+    -------
+    Tensor of shape (k, r)
+        FRC.
+    """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         product = (a * b.conj()).real
@@ -114,10 +182,24 @@ def _smooth(curve: Tensor) -> Tensor:
 
 
 def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
-    """How much of class averages is signal, place by place, (k, n, n) from 0 to 1, as their halves (2, k, r, m) tell.
+    """Compute the share of signal in class averages at each pixel, from the local correlation of their halves.
 
-    The halves' local correlation c, in a Gaussian window, makes 2 c / (1 + c): Wiener's weight for the average of both.
-    A particle fills its mask in no view; the rest is noise, which a reference is better without.
+    The correlation c in a Gaussian window gives 2 c / (1 + c), the Wiener weight of the average of both halves. A
+    particle fills its mask in no view; the rest is noise, which is removed from a reference.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    halves : Tensor of shape (2, k, r, m)
+        Angular orders of the half averages.
+    blur_px : float
+        Standard deviation of the window, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, n, n)
+        Share, 0 to 1.
     """
     first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
     common = _blurred(first * second, blur_px)
@@ -132,14 +214,48 @@ def _blurred(images: Tensor, sd_px: float) -> Tensor:
 
 
 def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int) -> Tensor:
-    """Class averages (k, R, m) behind their masks (k, n, n), as orders (k, rings, n_orders)."""
+    """Multiply class averages by their masks.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    orders : Tensor of shape (k, R, m)
+        Angular orders of the averages.
+    mask : Tensor of shape (k, n, n)
+        Masks.
+    rings : int
+        Number of rings of the result.
+    n_orders : int
+        Number of angular orders of the result.
+
+    Returns
+    -------
+    Tensor of shape (k, rings, n_orders)
+        Angular orders.
+    """
     images = grid.image(grid.samples_of(orders))
     masked = grid.transform(images * mask)[:, :rings]
     return grid.orders_of(masked, n_orders)
 
 
 def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -> RingAverages:
-    """The averages and their halves moved by (k, 2)."""
+    """Shift class averages and their halves.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    averages : RingAverages
+        Class averages.
+    move_xy_px : Tensor of shape (k, 2)
+        Shift of each, pixels.
+
+    Returns
+    -------
+    RingAverages
+        Shifted averages.
+    """
     phase = grid.phase(move_xy_px, averages.orders.shape[1])
 
     def moved(orders: Tensor) -> Tensor:
@@ -149,5 +265,22 @@ def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -
 
 
 def follow_centres(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, move_xy_px: Tensor) -> Tensor:
-    """Origins (b, 2) after the particles' class averages moved by (b, 2)."""
+    """Return the origins of particles whose class averages were shifted.
+
+    Parameters
+    ----------
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origins, pixels.
+    mirror : Tensor of shape (b,)
+        True where mirrored.
+    move_xy_px : Tensor of shape (b, 2)
+        Shift of each particle's class average, pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, 2)
+        Origins, pixels.
+    """
     return origin_xy_px + rotate_xy(-psi_deg, mirror_x(move_xy_px, mirror))

@@ -1,9 +1,9 @@
-"""The noise that particles are weighed against: a spectrum for each group, measured where the particles are.
+"""Noise spectrum of each group of particles, measured on the disc that holds the particle.
 
-The corners of a box do not tell the noise under the particle in its coarsest rings: the plane that was fitted to them
-has been taken out there, while the level, the gradient and the slow glow of the ice remain inside, and count as signal
-if they are not known as noise. So the spectrum is that of the disc itself, in which the particle stands. At first all
-of it counts as noise, as in RELION's first iteration; once there are classes, what they explain is taken out
+The corners of a box do not show the noise under the particle on its coarsest rings: the plane fitted to them was
+subtracted there, while the level, the gradient and slow variations of the ice remain inside, and would count as signal
+if they were not known as noise. So the spectrum is that of the disc itself, which holds the particle. At first all of
+it counts as noise, as in RELION's first iteration; once there are classes, the signal they explain is subtracted
 (`Model.noise_ratio`).
 """
 
@@ -18,12 +18,23 @@ POOL = 10.0
 def noise_spectra(
     power: np.ndarray, group: np.ndarray, typical: np.ndarray, passed: np.ndarray | None = None
 ) -> np.ndarray:
-    """Noise power (n, R) of each particle's group: the group's mean, pooled with that of all particles.
+    """Compute the noise power of each particle's group: the group's mean, pooled with that of all particles.
 
-    power   (n, R) power of each particle's image on the rings
-    group   (n,) its micrograph or optics group
-    typical (n,) whether it counts: one gold bead has the power of hundreds of particles
-    passed  (n, R) share of the noise's power left in an image that was filtered before; None: all of it
+    Parameters
+    ----------
+    power : ndarray of shape (n, R)
+        Power of each image on the rings.
+    group : ndarray of shape (n,)
+        Micrograph or optics group of each.
+    typical : ndarray of shape (n,)
+        Whether an image counts: one gold bead has the power of hundreds of particles.
+    passed : ndarray | None of shape (n, R), optional
+        Share of the noise's power left in images that were filtered before; by default all of it.
+
+    Returns
+    -------
+    ndarray of shape (n, R)
+        Noise power.
     """
     typical = typical if typical.any() else np.ones_like(typical)
     names, index = np.unique(group, return_inverse=True)

@@ -1,10 +1,10 @@
-"""Images that are no typical particles, recognised before anything is classified: beads, ice, carbon edges, hot pixels.
+"""Detection of outlier images before the classification: beads, ice, carbon edges, hot pixels.
 
-What stands out of a micrograph counts most in sums of powers and squares, and what counts most decides where classes
-begin. Such an image is told from its own numbers: the power of its spectrum in a few bands, its brightest pixel, its
-gradient. Logarithms of these are near to normal for particles, so that the median and the median deviation of all
-images say what is usual, as long as most images are particles. Both ends count: a gold bead has too much power in all
-bands, ice and carbon have too little in the finest ones, since the background they were normalised by is theirs.
+Strong features of a micrograph dominate sums of powers and squares, and so the initialisation of classes. Such an image
+is recognised by its own numbers: the power of its spectrum in a few bands, its brightest pixel, its gradient. Their
+logarithms are close to normal for particles, so that the median and the median deviation over all images define what is
+usual, as long as most images are particles. Both tails count: a gold bead has too much power in all bands, ice and
+carbon too little in the finest ones, as the background they were normalised by is their own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,18 @@ LEAST_SPREAD = 0.02
 
 @dataclass(frozen=True)
 class Outliers:
-    """What sets images apart, (n, len(FEATURES)) features and their deviations in robust standard deviations.
+    """Outlier features of n images.
 
-    score   (n,) the largest deviation, up or down, of a usable image; 0 for others
-    found   (n,) True beyond OUTLYING
+    Attributes
+    ----------
+    features : Tensor of shape (n, f)
+        Features; see FEATURES.
+    deviation : Tensor of shape (n, f)
+        Their deviations in robust standard deviations.
+    score : Tensor of shape (n,)
+        Largest deviation of a usable image, in either direction; 0 for others.
+    found : Tensor of shape (n,)
+        True beyond OUTLYING.
     """
 
     features: Tensor
@@ -50,7 +58,7 @@ class Outliers:
 
 
 def image_features(images: Tensor) -> Tensor:
-    """`Outliers.features` (b, f) of images (b, n, n) whose background has mean 0 and variance 1."""
+    """Return the `Outliers.features` (b, f) of images (b, n, n) whose background has mean 0 and variance 1."""
     n, device = images.shape[-1], images.device
     disc = 1 - background_mask(n, device)
     fy, fx = torch.fft.fftfreq(n, 1 / n, device=device), torch.fft.rfftfreq(n, 1 / n, device=device)
@@ -67,7 +75,20 @@ def image_features(images: Tensor) -> Tensor:
 
 
 def find_outliers(features: Tensor, usable: Tensor) -> Outliers:
-    """The outliers among images (n, f), judged by the usable ones (n,)."""
+    """Detect the outliers among images, relative to the usable ones.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, f)
+        Features of the images.
+    usable : Tensor of shape (n,)
+        True for usable images.
+
+    Returns
+    -------
+    Outliers
+        The outliers.
+    """
     if not bool(usable.any()):
         zero = torch.zeros(len(features), device=features.device)
         return Outliers(features, torch.zeros_like(features), zero, zero.bool())

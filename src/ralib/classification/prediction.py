@@ -1,7 +1,7 @@
-"""New particles sorted into the classes of a finished classification, which stay as they are.
+"""Assignment of new particles to the classes of a finished classification, which stay unchanged.
 
-An E-step with the final references and the noise as the run left it: first all shifts are searched, then those next to
-the best one, then Newton steps, as in the schedule's last stage.
+An E-step with the final references and the noise as estimated by the run: first all shifts are searched, then those
+next to the best one, then Newton steps, as in the schedule's last stage.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ NEWTON_STEPS = 2
 
 @dataclass(frozen=True)
 class FittedClasses:
-    """What a classification found that holds for particles it has not seen.
+    """Results of a classification that apply to new particles.
 
-    Parameters
+    Attributes
     ----------
-    references : Tensor
-        (k, r, m) complex64, angular orders of the masked class averages.
-    price : Tensor
-        (k,) what balance adds to each class's fit.
-    noise : sequence of Tensor
-        (R,) each: what the noise first measured was multiplied by.
-    mean_scale, spread_px : Tensor
-        () the references' contrast, and the standard deviation of the particles' places, working pixels.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages, complex64.
+    price : Tensor of shape (k,)
+        What the balance of class sizes adds to each class's fit.
+    noise : Sequence[Tensor] of shape (R,)
+        Factors by which the noise first measured was multiplied.
+    mean_scale : Tensor of shape ()
+        Contrast of the references.
+    spread_px : Tensor of shape ()
+        Standard deviation of the particles' origins, working pixels.
     radius_px, particle_radius_px : float
-        Of the mask and of the particle, pixels of the input.
+        Radius of the mask and of the particle, pixels of the input.
     box : int
-        Of the particles, pixels.
+        Size of the images, pixels.
     pixel_size_A : float or None
-        Of the particles.
+        Their pixel size, Angstrom.
     """
 
     references: Tensor
@@ -56,7 +58,22 @@ class FittedClasses:
 
     @classmethod
     def of(cls, schedule: ClassificationSchedule, state: State, particles: ParticleSet) -> FittedClasses:
-        """The classes of a finished schedule."""
+        """Return the classes of a finished schedule.
+
+        Parameters
+        ----------
+        schedule : ClassificationSchedule
+            The schedule.
+        state : State
+            Its final state.
+        particles : ParticleSet
+            The particles classified.
+
+        Returns
+        -------
+        FittedClasses
+            The classes.
+        """
         assert schedule.references is not None
         field = schedule.model.field
         return cls(
@@ -72,7 +89,7 @@ class FittedClasses:
         )
 
     def check(self, particles: ParticleSet) -> None:
-        """RalibError unless the particles are of the box and pixel size that the classes are of."""
+        """Raise RalibError unless particles have the box and pixel size of the classes."""
         if particles.box != self.box:
             raise RalibError(
                 f"the particles are {particles.box} px, the classes {self.box} px: 'ralib prepare --box {self.box}'"
@@ -82,25 +99,25 @@ class FittedClasses:
             raise RalibError(f"the particles have {theirs:.4g} A/px, the classes {mine:.4g}: rescale the particles")
 
     def whitened(self, field: WhitenedParticles) -> WhitenedParticles:
-        """New particles weighed against the noise as the run found it."""
+        """Return new particles weighted by the noise as estimated by the run."""
         for ratio in self.noise:
             field = field.with_noise(ratio)
         return field
 
     def assign(self, model: Model, state: State) -> State:
-        """The state of new particles, each with its best pose in its best class; the averages stay.
+        """Assign new particles to their best class at their best pose; the averages are unchanged.
 
         Parameters
         ----------
         model : Model
-            Of the new particles, `whitened`.
+            The new particles, `whitened`.
         state : State
             What is known of them before.
 
         Returns
         -------
         State
-            With pose, class and fit (n, k).
+            State with pose, class and fit (n, k).
         """
         rings = self.references.shape[1]
         state = replace(state, mean_scale=self.mean_scale, spread_px=self.spread_px)

@@ -1,10 +1,10 @@
-"""The priors: where particles lie in their boxes, and how large classes are; responsibilities follow from both.
+"""Priors of origin shifts and class sizes, and the responsibilities that follow from them.
 
-Most particles lie within a few pixels of the centre, where they were picked, a few anywhere. What is known of a
-particle's place is a prior on its origin. A wrong class or a wrong rotation fits best where noise happens to, which
-is rarely near the centre; so the prior, broad as it is, tells them from the right ones. It holds for one frame only:
-classes must stand where their members' boxes have their centres (`Model.centred`), not each at a centre of mass of
-its own. Scheres et al. 2005 (ML2D) has the normal part; the rest is for what was picked badly.
+Most particles lie within a few pixels of the centre, where they were picked, a few anywhere: a prior on a particle's
+origin. A wrong class or rotation fits best where the noise happens to, which is rarely near the centre; so the prior,
+broad as it is, distinguishes them from the right ones. It holds for one frame only: classes must be centred where their
+members' boxes have their centres (`Model.centred`), not each at its own centre of mass. The normal part follows Scheres
+et al. 2005 (ML2D); the heavy tail is for badly picked particles.
 """
 
 from __future__ import annotations
@@ -22,13 +22,28 @@ LEAST_SPREAD_PX = 0.5
 
 
 def origin_spread(origin_xy_px: Tensor) -> Tensor:
-    """Standard deviation () along x and y of origins (n, 2), from their median length, which few bad ones change."""
+    """Return the standard deviation () along x and y of origins (n, 2), from their median length, which is robust."""
     length = torch.linalg.vector_norm(origin_xy_px, dim=1)
     return (length.median() / math.sqrt(2 * math.log(2))).clamp_min(LEAST_SPREAD_PX)
 
 
 def log_prior(origin_xy_px: Tensor, spread_px: Tensor, radius_px: float) -> Tensor:
-    """Logarithm of the prior (...) of origins (..., 2) over that of the centre; `radius_px` is the searched disc's."""
+    """Compute the logarithm of the prior of origins, relative to that of the centre.
+
+    Parameters
+    ----------
+    origin_xy_px : Tensor of shape (..., 2)
+        Origins, pixels.
+    spread_px : Tensor of shape ()
+        Standard deviation of the origins along x and y, pixels.
+    radius_px : float
+        Radius of the searched disc, pixels.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Log prior.
+    """
     anywhere = ANYWHERE / (1 - ANYWHERE) * 2 * spread_px**2 / radius_px**2
     near = torch.exp(-0.5 * origin_xy_px.square().sum(-1) / spread_px**2)
     return torch.log((near + anywhere) / (1 + anywhere))
@@ -43,12 +58,30 @@ MOST_STEPS, LEFT_OVER = 30, 0.003
 
 
 def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
-    """What each class adds to its particles' fit so that sizes stay near each other: (k,), from fits (n, k).
+    """Compute what each class adds to its particles' fit so that class sizes stay balanced.
 
-    The fixed point of price = -pressure * log(share / fair share): entropic transport with relaxed class sizes
-    (Chizat et al. 2018, "Scaling algorithms for unbalanced optimal transport"). balance 0 leaves classes free, 1 makes
-    them equal. Where particles know their class (fits tens of nats apart) a moderate pressure moves only those between
-    two classes; where they do not, it keeps one class from swallowing the noise.
+    The fixed point of price = -pressure * log(share / fair share): entropic transport with relaxed class sizes. Balance
+    0 leaves classes free, 1 makes them equal. Where particles have a clear class (fits tens of nats apart) a moderate
+    pressure moves only those between two classes; elsewhere it prevents one class from absorbing the noise.
+
+    Parameters
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class.
+    temperature : float
+        Of the responsibilities.
+    balance : float
+        Pressure towards equal sizes, 0 to 1.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Prices.
+
+    References
+    ----------
+    Chizat, Peyre, Schmitzer and Vialard 2018, "Scaling algorithms for unbalanced optimal transport problems", Math.
+    Comput. 87, 2563-2609.
     """
     k = fit.shape[1]
     price = torch.zeros(k, device=fit.device)
@@ -67,5 +100,20 @@ def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
 
 
 def class_posterior(fit: Tensor, price: Tensor, temperature: float) -> Tensor:
-    """Probability of each class for each particle, (n, k)."""
+    """Compute the responsibilities: the probability of each class for each particle.
+
+    Parameters
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class.
+    price : Tensor of shape (k,)
+        Added to the fit of each class.
+    temperature : float
+        1 is Bayes' rule, above it responsibilities are softer.
+
+    Returns
+    -------
+    Tensor of shape (n, k)
+        Responsibilities.
+    """
     return torch.softmax((fit + price) / temperature, dim=1)

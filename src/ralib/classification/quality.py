@@ -1,10 +1,10 @@
-"""What a class or a particle is worth, in numbers and in words.
+"""The verdict: quality of classes and particles, in numbers and in words.
 
-Three things are measured: what an image shows by itself (`image_statistics`), how a particle fits its class
-(`class_fit`), and what the class averages show (`class_statistics`). A small model that was fitted on simulated sets
-turns them into the probability that a particle is junk (`junk_model`). A class is worth what its members are: its score
-is the share of true particles among them, and above one half how well it shows them. Nothing of a run is believed whose
-particles fit no better than noise does (`stability`).
+Three things are measured: an image by itself (`image_statistics`), the fit of a particle to its class (`class_fit`),
+and the class averages (`class_statistics`). A small model that was fitted to simulated sets turns them into the
+probability that a particle is junk (`junk_model`). The score of a class is the share of true particles among its
+members, and above one half how well it shows them. A run whose particles fit no better than noise is not believed
+(`validation`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,19 @@ CAUSES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Rows of run.json for the classes, arrays (n,) for the particles, warnings, and the evidence they rest on."""
+    """Quality of classes and particles.
+
+    Attributes
+    ----------
+    classes : list[dict[str, Any]]
+        Rows of run.json for the classes.
+    particles : dict[str, ndarray] of shape (n,)
+        Figures of the particles by name.
+    warnings : list[dict[str, str]]
+        Warnings with the keys what, where and do.
+    evidence : Evidence
+        The measurements behind them.
+    """
 
     classes: list[dict[str, Any]]
     particles: dict[str, np.ndarray]
@@ -75,18 +87,31 @@ def judge(
     stability: Stability,
     image: Tensor,
 ) -> Verdict:
-    """Everything the output says about quality.
+    """Compute everything that the output says about quality.
 
     Parameters
     ----------
-    references
-        (k, r, m) of the last iteration, behind their masks.
-    averages
+    model : Model
+        The particles and the model.
+    state : State
+        Final poses and classes.
+    references : Tensor of shape (k, r, m)
+        References of the last iteration, masked.
+    averages : ClassAverages
         Class averages at full size with their FRC.
-    classes
-        The rows of run.json to add to, one a class.
-    image
-        (n, f) `image_statistics` of the particles.
+    poses : Poses
+        Poses of all particles.
+    classes : list[dict[str, Any]]
+        Rows of run.json to add to, one for each class.
+    stability : Stability
+        Result of the validation.
+    image : Tensor of shape (n, f)
+        `image_statistics` of the particles.
+
+    Returns
+    -------
+    Verdict
+        The verdict.
     """
     field, index = model.field, poses.class_index.numpy()
     particles = {
@@ -179,7 +204,22 @@ def _rows(
 
 
 def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
-    """Square root of a particle's log-likelihood over that of a typical particle under its CTF, (n,): 1 is typical."""
+    """Return the square root of a particle's log-likelihood over that of a typical particle with its CTF; 1 is typical.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    state : State
+        Poses, classes and fits.
+    references : Tensor of shape (k, r, m)
+        References of the last iteration, masked.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Ratios.
+    """
     typical = typical_power(references, state.members)
     expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
     best = state.fit.gather(1, state.class_index[:, None])[:, 0]
@@ -187,7 +227,22 @@ def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) 
 
 
 def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
-    """Fine detail a particle shares with its class over what a typical class would give it, (n,): 1 is typical."""
+    """Return the fine detail a particle shares with its class over that expected of a typical class; 1 is typical.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        Poses, classes and fits.
+    references : Tensor of shape (k, r, m)
+        References of the last iteration, masked.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Ratios.
+    """
     field, rings = model.field, references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
     expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
@@ -209,7 +264,7 @@ def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
 
 
 def _far_too_strong(evidence: Evidence) -> np.ndarray:
-    """Least log-odds (n,) of being junk of images far stronger than the others, however well a class of such fits them.
+    """Return the least log-odds (n,) of being junk for images far stronger than the others, however well they fit.
 
     No true particle of the sets that the model was fitted on lies 4.5 standard deviations out.
     """
@@ -218,7 +273,7 @@ def _far_too_strong(evidence: Evidence) -> np.ndarray:
 
 
 def oddness(evidence: Evidence) -> np.ndarray:
-    """Rules without any fit, for comparison: by how many standard deviations (n,) the worst of CAUSES applies."""
+    """Return by how many standard deviations (n,) the worst of CAUSES applies: rules without a fit, for comparison."""
     worst: np.ndarray = _strengths(evidence, evidence.index >= 0).max(0)
     return worst
 
@@ -234,10 +289,11 @@ def _causes(evidence: Evidence, junk: np.ndarray) -> list[str]:
 
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, cause: str) -> tuple[float, str]:
-    """A score between 0 and 1, and the sentence that says where it comes from.
+    """Return a score between 0 and 1, and the sentence that explains it.
 
-    Up to one half the score is the share of true particles among the members; above, what goes beyond one half counts
-    for as much as the class shows of them. So a class of mostly junk stands below all classes of mostly true particles.
+    Up to one half the score is the share of true particles among the members; above, the excess over one half is
+    weighted by how well the class shows them. So a class of mostly junk ranks below all classes of mostly true
+    particles.
     """
     if not believable:
         return 0.0, "unstable, not believed: the particles fit no better than noise, or noise that a template picked"

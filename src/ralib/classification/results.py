@@ -1,4 +1,4 @@
-"""What a classification leaves: averages at full box and pixel size, poses, and an iteration in numbers."""
+"""Results of a classification: averages at full box and pixel size, poses, and the figures of an iteration."""
 
 from __future__ import annotations
 
@@ -24,10 +24,29 @@ from ralib.types import ClassAverages, ParticleSet, Poses
 def full_averages(
     particles: ParticleSet, batches: ParticleBatches, poses: Poses, half: Tensor, *, ctf: str, n_classes: int
 ) -> ClassAverages:
-    """CTF-corrected averages, half averages and FRC of all classes: Wiener's filter with each class's measured SSNR.
+    """Compute CTF-corrected averages, half averages and FRC of all classes.
 
-    The averages are not filtered otherwise, and not masked. half (n,) says which half a particle is in; ctf is 'on' or
-    'off'.
+    Wiener's filter with each class's measured SSNR. The averages are not filtered otherwise, and not masked.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    batches : ParticleBatches
+        The particles in batches.
+    poses : Poses
+        Their poses.
+    half : Tensor of shape (n,)
+        Half data set of each.
+    ctf : str
+        CTF correction, 'on' or 'off'.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    ClassAverages
+        The averages.
     """
     corrected = ctf != "off" and particles.ctf is not None and particles.pixel_size_A is not None
     sums = ClassSums.empty(n_classes, particles.box, batches.device, ctf=corrected)
@@ -45,7 +64,22 @@ def full_averages(
 
 
 def coarse_averages(field: WhitenedParticles, state: State, pixel_size_A: float | None) -> ClassAverages:
-    """The averages of an iteration, at the box and pixel size at which the search works."""
+    """Return the averages of an iteration, at the working box and pixel size.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    state : State
+        State of the iteration.
+    pixel_size_A : float or None
+        Pixel size of the input, Angstrom.
+
+    Returns
+    -------
+    ClassAverages
+        The averages.
+    """
     assert state.averages is not None
     grid = field.grid
     images = grid.image(grid.samples_of(state.averages.orders)).cpu()
@@ -54,10 +88,9 @@ def coarse_averages(field: WhitenedParticles, state: State, pixel_size_A: float 
 
 
 def filtered(averages: ClassAverages) -> Tensor:
-    """The averages (k, n, n) as far as they can be believed: every ring weighted by sqrt(2 FRC / (1 + FRC)).
+    """Return averages (k, n, n) with every ring weighted by sqrt(2 FRC / (1 + FRC)), up to the first without signal.
 
-    That weight is the expected correlation of the average with a perfect one (Rosenthal and Henderson 2003); rings
-    past the first that fails are left out.
+    The weight is the expected correlation of the average with a perfect one (Rosenthal and Henderson 2003).
     """
     assert averages.frc is not None
     curve = averages.frc.clamp(0, 1)
@@ -68,7 +101,7 @@ def filtered(averages: ClassAverages) -> Tensor:
 
 
 def on_host(averages: ClassAverages) -> ClassAverages:
-    """The same averages in main memory."""
+    """Return the averages in main memory."""
     halves, curve = averages.half_images, averages.frc
     return replace(
         averages,
@@ -80,7 +113,20 @@ def on_host(averages: ClassAverages) -> ClassAverages:
 
 
 def state_poses(state: State, field: WhitenedParticles) -> Poses:
-    """The state's poses in pixels of the input; the score is the fit's logarithm of the likelihood ratio."""
+    """Return the state's poses in pixels of the input; the score is the log-likelihood ratio.
+
+    Parameters
+    ----------
+    state : State
+        The state.
+    field : WhitenedParticles
+        The particles.
+
+    Returns
+    -------
+    Poses
+        Poses.
+    """
     index = torch.where(field.usable, state.class_index, -1)
     score = state.fit.gather(1, state.class_index[:, None])[:, 0]
     return Poses(wrap_deg(state.psi_deg), state.origin_xy_px / field.scale, state.mirror, index, score)
@@ -96,7 +142,32 @@ def schedule_figures(
     pixel_size_A: float | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """One iteration in numbers; `previous` None where there is nothing to compare with."""
+    """Compute the figures of one iteration.
+
+    Parameters
+    ----------
+    stage : str
+        Name of the stage.
+    number : int
+        Number of the iteration.
+    state : State
+        State after it.
+    poses : Poses
+        Its poses.
+    previous : Poses or None
+        Poses of the iteration before, or None.
+    field : WhitenedParticles
+        The particles.
+    pixel_size_A : float or None
+        Pixel size of the input, Angstrom.
+    seconds : float
+        Duration, s.
+
+    Returns
+    -------
+    dict[str, Any]
+        The figures by name.
+    """
     sketch = ClassAverages(
         images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=pixel_size_A
     )

@@ -1,9 +1,10 @@
 """Images as samples on rings of the Fourier plane, and back: the domain in which classification works.
 
 An image I(p), p = (x, y) from the centre pixel, becomes F(k, phi) = sum_p I(p) exp(-2 pi i k (x cos phi + y sin phi))
-on equally spaced radii and angles. Here a shift is a phase, a rotation a turn of the rings, and a lower resolution is
-fewer rings. Both ways are matrix products over the pixels of a disc, exact at every sample; the sums over the plane
-are a midpoint rule, whose aliases lie `1 / spacing` pixels away and so outside everything that meets in a score.
+on equally spaced radii and angles. Here a shift is a phase factor, a rotation an offset in angle, and a lower
+resolution fewer rings. Both directions are matrix products over the pixels of a disc, exact at every sample; sums over
+the plane use the midpoint rule, whose aliases lie `1 / spacing` pixels away and so outside the correlation of particle
+and template.
 """
 
 from __future__ import annotations
@@ -21,13 +22,22 @@ midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature ar
 
 @dataclass(frozen=True)
 class RingGrid:
-    """Rings, angles and quadrature weights, with the matrices that lead there from a disc of pixels.
+    """Rings, angles and quadrature weights, with the transform matrices from a disc of pixels.
 
-    box, radius_px   image size and the disc whose pixels count
-    frequency        (R,) ring radii, cycles per pixel
-    angle_rad        (H,) angles of the stored half circle, from 0 up to (not including) pi; the rest is the conjugate
-    spacing          distance between rings, cycles per pixel; the first ring lies half of it from zero
-    weight           (R,) with which sum_k w_k sum_phi Re[F conj(G)] is the inner product of the two images
+    Attributes
+    ----------
+    box : int
+        Image size, pixels.
+    radius_px : float
+        Radius of the disc whose pixels count, pixels.
+    spacing : float
+        Distance of the rings, cycles per pixel; the first ring lies half of it from zero.
+    frequency : Tensor of shape (R,)
+        Radii of the rings, cycles per pixel.
+    angle_rad : Tensor of shape (H,)
+        Angles of the stored half circle, from 0 up to (not including) pi; the rest is the conjugate.
+    weight : Tensor of shape (R,)
+        Weights with which sum_k w_k sum_phi Re[F conj(G)] is the inner product of the two images.
     """
 
     box: int
@@ -44,7 +54,26 @@ class RingGrid:
     def create(
         cls, box: int, *, radius_px: float, partner_radius_px: float, n_rings: int, device: torch.device | str
     ) -> RingGrid:
-        """Rings for images in a disc of `radius_px` that are compared with images in one of `partner_radius_px`."""
+        """Make the rings for images in one disc that are compared with images in another.
+
+        Parameters
+        ----------
+        box : int
+            Image size, pixels.
+        radius_px : float
+            Radius of the disc, pixels.
+        partner_radius_px : float
+            Radius of the other disc, pixels.
+        n_rings : int
+            Number of rings.
+        device : torch.device or str
+            Where the grid is.
+
+        Returns
+        -------
+        RingGrid
+            The grid.
+        """
         radius_px = min(radius_px, box // 2 - 1)
         spacing = ring_spacing(radius_px, partner_radius_px)
         frequency = (torch.arange(n_rings, dtype=torch.float64) + 0.5) * spacing
@@ -71,28 +100,44 @@ class RingGrid:
 
     @property
     def n_rings(self) -> int:
+        """Number of rings R."""
         return len(self.frequency)
 
     @property
     def n_half(self) -> int:
+        """Number of angles H of the half circle."""
         return len(self.angle_rad)
 
     @property
     def n_pixels(self) -> int:
-        """Pixels of the disc."""
+        """Number of pixels of the disc."""
         return len(self._pixel)
 
     @property
     def device(self) -> torch.device:
+        """Where the grid is."""
         return self.weight.device
 
     def orders(self, rings: int, radius_px: float) -> int:
-        """How many angular orders 0..m-1 an image within `radius_px` has on the first rings."""
+        """Return the number of angular orders that an image has on the first rings.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings.
+        radius_px : float
+            Radius that holds the image, pixels.
+
+        Returns
+        -------
+        int
+            Number of orders.
+        """
         needed = math.ceil(2 * math.pi * (rings - 0.5) * self.spacing * radius_px) + 4
         return min(needed, self.n_half)
 
     def transform(self, images: Tensor) -> Tensor:
-        """Samples (b, R, H), complex64, of images (b, n, n); pixels outside the disc do not count."""
+        """Return samples (b, R, H), complex64, of images (b, n, n); pixels outside the disc do not count."""
         values = images.flatten(1)[:, self._pixel]
         half = values.shape[1] // 2
         first, last = values[:, :half], values[:, half + 1 :].flip(1)
@@ -101,7 +146,7 @@ class RingGrid:
         return torch.complex(real, imag).unflatten(1, (self.n_rings, self.n_half))
 
     def image(self, samples: Tensor) -> Tensor:
-        """Images (b, n, n) whose spectrum is these samples (b, r, H) on the first r rings, zero off the disc."""
+        """Return images (b, n, n) of samples (b, r, H) on the first r rings, zero outside the disc."""
         rings = samples.shape[1]
         weighted = (samples * self.weight[:rings, None]).flatten(1)
         cosine, sine = (m[:, : rings * self.n_half] for m in (self._cosine, self._sine))
@@ -112,18 +157,44 @@ class RingGrid:
         return out.unflatten(1, (self.box, self.box))
 
     def phase(self, shift_xy_px: Tensor, rings: int) -> Tensor:
-        """exp(-2 pi i k.s), (b, r, H): multiplied on samples it moves the image by s (b, 2)."""
+        """Return exp(-2 pi i k.s), (b, r, H): multiplied to samples it shifts the image by s.
+
+        Parameters
+        ----------
+        shift_xy_px : Tensor of shape (b, 2)
+            Shift s, pixels.
+        rings : int
+            Number of rings r.
+
+        Returns
+        -------
+        Tensor of shape (b, r, H)
+            Phase factors.
+        """
         direction = torch.stack([torch.cos(self.angle_rad), torch.sin(self.angle_rad)])
         turn = -2 * math.pi * (shift_xy_px @ direction)[:, None, :] * self.frequency[:rings, None]
         return torch.polar(torch.ones_like(turn), turn)
 
     def orders_of(self, samples: Tensor, n_orders: int) -> Tensor:
-        """Coefficients F_m (..., r, m), m = 0..n_orders-1, of F(k, phi) = sum_m F_m exp(i m phi)."""
+        """Return the coefficients F_m, m = 0..n_orders-1, of F(k, phi) = sum_m F_m exp(i m phi).
+
+        Parameters
+        ----------
+        samples : Tensor of shape (..., r, H)
+            Samples.
+        n_orders : int
+            Number of angular orders.
+
+        Returns
+        -------
+        Tensor of shape (..., r, n_orders)
+            Angular orders.
+        """
         circle = torch.cat([samples, samples.conj()], dim=-1)
         return torch.fft.fft(circle, dim=-1, norm="forward")[..., :n_orders]
 
     def samples_of(self, orders: Tensor) -> Tensor:
-        """Samples (..., r, H) from orders (..., r, m) of a real image: F_-m = (-1)^m conj(F_m)."""
+        """Return samples (..., r, H) of the angular orders (..., r, m) of a real image: F_-m = (-1)^m conj(F_m)."""
         m = torch.arange(orders.shape[-1], device=orders.device)
         negative = torch.where(m % 2 == 0, 1.0, -1.0) * orders.conj()
         spectrum = orders.new_zeros(*orders.shape[:-1], 2 * self.n_half)
@@ -133,7 +204,20 @@ class RingGrid:
 
 
 def ring_spacing(radius_px: float, partner_radius_px: float) -> float:
-    """Ring distance, cycles per pixel, whose aliases stay outside the correlation of two discs."""
+    """Return the distance of rings whose aliases stay outside the correlation of two discs.
+
+    Parameters
+    ----------
+    radius_px : float
+        Radius of one disc, pixels.
+    partner_radius_px : float
+        Radius of the other disc, pixels.
+
+    Returns
+    -------
+    float
+        Cycles per pixel.
+    """
     return 1.0 / (radius_px + partner_radius_px + 4.0)
 
 

@@ -1,4 +1,4 @@
-"""A schedule as plain arrays and values, and back: what `classify --continue` goes on from, to the bit."""
+"""The state of a schedule as plain arrays and values, from which `classify --continue` continues to the bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,22 @@ _AVERAGES = ("orders", "halves", "frc", "gain")
 
 
 def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[dict[str, Any]]) -> Checkpoint:
-    """A schedule after a step, of which `schedule.position` tells, and the figures of its iterations."""
+    """Return the checkpoint of a schedule after an iteration.
+
+    Parameters
+    ----------
+    schedule : ClassificationSchedule
+        The schedule.
+    state : State
+        Its state.
+    figures : list[dict[str, Any]]
+        Figures of the iterations so far.
+
+    Returns
+    -------
+    Checkpoint
+        The checkpoint.
+    """
     assert state.averages is not None
     arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
@@ -40,7 +55,24 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
 def resume_schedule(
     schedule: ClassificationSchedule, checkpoint: Checkpoint, device: torch.device
 ) -> tuple[State, list[dict[str, Any]]]:
-    """Set the schedule to where it stood; the state and the iterations' figures of that moment."""
+    """Set a schedule to a saved state.
+
+    Parameters
+    ----------
+    schedule : ClassificationSchedule
+        The schedule, changed in place.
+    checkpoint : Checkpoint
+        Result of `checkpoint_of`.
+    device : torch.device
+        Where the tensors are put.
+
+    Returns
+    -------
+    State
+        The state.
+    list[dict[str, Any]]
+        Figures of the iterations so far.
+    """
     arrays, meta = checkpoint.arrays, checkpoint.meta
     schedule.position = ScheduleProgress(**meta["position"])
     schedule.log[:] = meta["log"]

@@ -1,4 +1,4 @@
-"""Where classes begin, and which of too many are kept."""
+"""Initialisation: single particles as first references, and which of too many classes are kept."""
 
 from __future__ import annotations
 
@@ -21,21 +21,48 @@ DISTINCT = 8, 1.4
 
 
 def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
-    """Samples (b, r, H) of single particles, deconvolved by their CTF as far as their noise allows."""
+    """Deconvolve single particles by their CTF as far as their noise allows.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Spectra of b particles.
+    rings : int
+        Number of rings r.
+
+    Returns
+    -------
+    Tensor of shape (b, r, H)
+        Samples.
+    """
     data = spectra.data[:, :rings] / grid.weight[:rings, None]
     power = spectra.power[:, :rings] / (grid.weight[:rings] * grid.n_half)
     return data / (power + 0.5)[..., None]
 
 
 def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
-    """Which `keep` of the k columns of a table of fits (n, k) to keep so that particles lose least: (keep,).
+    """Select the classes to keep so that particles lose the least fit.
 
-    Columns are dropped one by one, each time the one whose particles lose least by going to their second best
-    (backward elimination for the facility location problem): duplicates go first. A particle counts by the share of
-    its spread that it would lose, which is what lies between its best class and one some places further down. So
-    neither particles of high contrast decide, nor a species whose views differ more than another's. A class whose
+    Classes are dropped one by one, each time the one whose particles lose least by going to their second best (backward
+    elimination for the facility location problem): duplicates go first. A particle counts by the share of its spread
+    that it would lose, the spread being the difference between its best class and one some places further down, so that
+    neither particles of high contrast decide nor a species whose views differ more than another's. A class whose
     members lose many more nats than those of others stays, however few they are: it holds a rare view that nothing else
-    explains. Nats are counted at the strength of a typical particle there, or strong junk would pass for rare views.
+    explains. Nats are measured relative to a typical particle, as strong junk would otherwise pass for rare views.
+
+    Parameters
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class.
+    keep : int
+        Number of classes to keep.
+
+    Returns
+    -------
+    Tensor of shape (keep,)
+        Their numbers.
     """
     k = fit.shape[1]
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
@@ -61,22 +88,66 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
 
 
 def weighted_median(values: Tensor, weight: Tensor) -> Tensor:
-    """Median (r,) over the rows of values (k, r), with a weight (k,): a few strong classes do not lift it."""
+    """Return the median over classes weighted by their members; a few strong classes do not shift it.
+
+    Parameters
+    ----------
+    values : Tensor of shape (k, r)
+        A row for each class.
+    weight : Tensor of shape (k,)
+        Weight of each class.
+
+    Returns
+    -------
+    Tensor of shape (r,)
+        Median.
+    """
     ordered, order = values.sort(dim=0)
     share = weight[order].cumsum(0) / weight.sum().clamp_min(1e-12)
     return ordered.gather(0, (share < 0.5).sum(0, keepdim=True).clamp_max(len(values) - 1))[0]
 
 
 def typical_power(references: Tensor, members: Tensor) -> Tensor:
-    """Ring power (r,) of the typical class, every class (k, r, m) counted by its members (k,).
+    """Return the ring power of the typical class, weighted by members.
 
-    A mean would be what strong junk makes it: a bead has some hundred times the power of a molecule.
+    A mean would be dominated by strong junk: a bead has some hundred times the power of a molecule.
+
+    Parameters
+    ----------
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    members : Tensor of shape (k,)
+        Number of members.
+
+    Returns
+    -------
+    Tensor of shape (r,)
+        Power.
     """
     return weighted_median(ring_power(references), members)
 
 
 def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int) -> Tensor:
-    """Numbers of the `count` particles that their classes explain worst, given their CTF and noise."""
+    """Return the numbers of the particles that their classes explain worst, given their CTF and noise.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        Spectra of n particles.
+    state : State
+        Poses, classes and fits.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    eligible : Tensor of shape (n,)
+        Particles to choose from.
+    count : int
+        How many are returned.
+
+    Returns
+    -------
+    Tensor of shape (count,)
+        Numbers of particles.
+    """
     typical = typical_power(references, state.members)
     expected = spectra.power[:, : len(typical)] @ typical
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)

@@ -1,4 +1,4 @@
-"""What an iteration of classification hands on to the next, and how the next is to be done."""
+"""State of the classification between iterations, and the settings of an iteration."""
 
 from __future__ import annotations
 
@@ -13,15 +13,34 @@ from ralib.classification.m_step import RingAverages
 
 @dataclass(frozen=True)
 class State:
-    """Where every particle stands (n,), and the classes as the last M-step left them.
+    """Poses and classes of n particles, and the averages of the last M-step.
 
-    fit          (n, k) log-likelihood of each class at its best pose, with the prior of its place, without balance
-    posterior    (n,) probability of the best class
-    scale        (n,) contrast of each particle relative to the median
-    mean_scale   () median scale before that division: the references' own contrast
-    spread_px    () standard deviation of the particles' places along x and y
-    members      (k,) particles whose best class it is
-    own          what each particle gave to the averages, which its next fit does without
+    Attributes
+    ----------
+    psi_deg : Tensor of shape (n,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (n, 2)
+        Origin shift, working pixels.
+    mirror : Tensor of shape (n,)
+        True where mirrored.
+    class_index : Tensor of shape (n,)
+        Best class.
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class at its best pose, with the prior of the origin, without the balance of class sizes.
+    posterior : Tensor of shape (n,)
+        Responsibility of the best class.
+    scale : Tensor of shape (n,)
+        Contrast of each particle relative to the median.
+    mean_scale : Tensor of shape ()
+        Median contrast before that division: that of the references.
+    spread_px : Tensor of shape ()
+        Standard deviation of the origins along x and y, working pixels.
+    members : Tensor of shape (k,)
+        Particles whose best class it is.
+    averages : RingAverages or None
+        Class averages.
+    own : SelfContribution | None, optional
+        Contribution of each particle to the averages, left out of its next fit.
     """
 
     psi_deg: Tensor
@@ -38,13 +57,26 @@ class State:
     own: SelfContribution | None = None
 
     def of(self, rows: Tensor) -> State:
-        """The state of some particles; classes as they are, made of others as well."""
+        """Return the state of some particles (rows); classes and averages are unchanged, and made of others as well."""
         own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
         return replace(self, own=None, **{name: getattr(self, name)[rows] for name in own})
 
     @classmethod
     def blank(cls, n: int, spread_px: Tensor) -> State:
-        """Nothing known of n particles but how far from the centres of their boxes they lie."""
+        """Return the state of particles of which nothing is known but the spread of their origins.
+
+        Parameters
+        ----------
+        n : int
+            Number of particles.
+        spread_px : Tensor of shape ()
+            Standard deviation of their origins, working pixels.
+
+        Returns
+        -------
+        State
+            The state.
+        """
         device = spread_px.device
         zero = torch.zeros(n, device=device)
         index = torch.zeros(n, dtype=torch.int64, device=device)
@@ -55,12 +87,18 @@ class State:
 
 @dataclass(frozen=True)
 class IterationSettings:
-    """How an iteration is done.
+    """Settings of an iteration.
 
-    rings         how many rings count: the resolution
-    temperature   of the posterior: 1 is Bayes' rule, above it classes stay soft
-    wide          all shifts are tried, from the box centre; else those next to each particle's last centre
-    newton        refinement steps off the grid
+    Attributes
+    ----------
+    rings : int
+        Number of rings: the resolution.
+    temperature : float
+        Of the responsibilities (annealing): 1 is Bayes' rule, above it classes are softer.
+    wide : bool, default False
+        Whether all shifts are searched, from the box centre; else those next to each particle's last origin.
+    newton : int, default 0
+        Refinement steps off the grid.
     """
 
     rings: int

@@ -1,12 +1,13 @@
-"""How far classes can be believed: a fast test of every run, and a comparison of independent runs.
+"""Validation of classes: a fast test against noise in every run, and a comparison of independent runs.
 
 The fast test keeps some particles out of all averages. Averages of pure noise look like whatever they were aligned to,
-and the particles in them agree with them because they are in them. Particles that never were are scored against the
-classes from scratch, and so are synthetic images of pure noise of the same spectra: where particles fit no better than
-those, the classes are noise, or the particles are.
+and the particles in them agree with them because they are in them. Held-out particles are scored against the classes
+from scratch, and so are synthetic images of pure noise of the same spectra: where particles fit no better than those,
+the classes are noise, or the particles are.
 
-The comparison of runs follows ISAC (Yang et al. 2012): members of a class are stable where another run from another
-start, knowing nothing of the first, brings them together again in the same relative poses.
+The comparison of runs follows ISAC (Yang, Fang, Chittuluru, Asturias and Penczek 2012, "Iterative stable alignment and
+clustering of 2D transmission electron microscope images", Structure 20, 237-247): members of a class are stable where
+another, independently initialised run brings them together again in the same relative poses.
 """
 
 from __future__ import annotations
@@ -47,11 +48,18 @@ was measured in, is coarse structure that even empty images share."""
 
 @dataclass(frozen=True)
 class Stability:
-    """What is known of each particle, (n,), and of the run in a few numbers.
+    """Reliability of n particles and of the run.
 
-    agreement   (n,) share of the tests a particle passed: same class from either half of the data, or from other runs
-    away_px     (n,) how far from the centre of its box a particle fits its class best, wherever others lie
-    believable  whether held-out particles fit the classes better than noise does
+    Attributes
+    ----------
+    agreement : Tensor of shape (n,)
+        Share of the tests a particle passed: the same class from either half of the data, or from other runs.
+    away_px : Tensor of shape (n,)
+        Distance from the centre of its box at which a particle fits its class best, without a prior.
+    believable : bool
+        Whether held-out particles fit the classes better than noise does.
+    summary : dict[str, Any]
+        Figures of the run.
     """
 
     agreement: Tensor
@@ -63,7 +71,24 @@ class Stability:
 def quick_estimate(
     model: Model, schedule: ClassificationSchedule, state: State, generator: torch.Generator
 ) -> Stability:
-    """Held-out particles against noise, and every particle against classes made of the other half of the data."""
+    """Compare held-out particles with noise, and every particle's classes from either half of the data.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    schedule : ClassificationSchedule
+        The schedule.
+    state : State
+        Final state.
+    generator : torch.Generator
+        Random numbers of the noise images.
+
+    Returns
+    -------
+    Stability
+        The result.
+    """
     grid, references = model.field.grid, schedule.references
     assert references is not None
     assert state.averages is not None
@@ -94,9 +119,9 @@ def quick_estimate(
 
 
 def _away_px(model: Model, state: State, rows: Tensor, references: Tensor) -> Tensor:
-    """How far from their boxes' centres some particles (b,) fit their classes best if all places are as likely.
+    """Return how far from their boxes' centres some particles (b,) fit their classes best without a prior.
 
-    What is no particle fits anywhere, and only what is known of the others has kept it near the centre.
+    Junk fits anywhere, and only the prior has kept it near the centre.
     """
     away = torch.linalg.vector_norm(state.origin_xy_px, dim=1)
     for k in range(len(references) if model.align else 0):
@@ -111,7 +136,7 @@ def _away_px(model: Model, state: State, rows: Tensor, references: Tensor) -> Te
 
 
 def fit_spread(fit: Tensor) -> float:
-    """Robust standard deviation of sqrt(2 fit), the fits (n,) in standard deviations of noise."""
+    """Return the robust standard deviation of sqrt(2 fit), the fits (n,) in standard deviations of noise."""
     quartile = torch.quantile(
         torch.sqrt(2 * fit.clamp_min(0)).double(), torch.tensor([0.25, 0.75]).double().to(fit.device)
     )
@@ -121,8 +146,11 @@ def fit_spread(fit: Tensor) -> float:
 def _separation(
     model: Model, schedule: ClassificationSchedule, state: State, held: Tensor, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Held-out particles beside images of noise, each in its best class: how often a particle fits better than such an
-    image, and the share of the particles that fit better than nine tenths of them."""
+    """Compare held-out particles with images of noise, each in its best class.
+
+    How often a particle fits better than such an image, and the share of the particles that fit better than nine tenths
+    of them.
+    """
     assert schedule.references is not None
     rings = schedule.references.shape[1]
     references = schedule.references.clone()
@@ -138,10 +166,24 @@ def _separation(
 
 
 def noise_like(field: WhitenedParticles, rows: Tensor, generator: torch.Generator) -> Spectra:
-    """Images of pure noise with the CTFs of some particles (b,) and all the power that particles have.
+    """Make images of pure noise with the CTFs and all the power of some particles.
 
-    Power says nothing: only what particles have in common does. So it does not matter how much of it was found to be
-    noise, which the search for the best poses makes look like less where all is.
+    Power is no evidence of signal: only what particles have in common is. So it does not matter how much of it was
+    estimated to be noise, which the search for the best poses underestimates where all of it is.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    rows : Tensor of shape (b,)
+        Numbers of the particles imitated.
+    generator : torch.Generator
+        Random numbers.
+
+    Returns
+    -------
+    Spectra
+        Spectra of the images.
     """
     grid, spectra = field.grid, field.spectra[rows]
     white = torch.randn(len(spectra), grid.box, grid.box, generator=generator).to(grid.device)
@@ -168,10 +210,26 @@ def _best_fit(
 
 
 def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: float) -> Tensor:
-    """Share of the other runs (n,) in which each particle is stable.
+    """Return the share of the other runs in which each particle is stable.
 
-    Stable: the particle's class there shares more particles with its class here than any other does or than chance
-    would, and within the shared ones its pose, relative to theirs, moves a disc of `radius_px` by less than `limit_px`.
+    Stable means: the particle's class there shares more particles with its class here than any other does and than by
+    chance, and within the shared ones its pose relative to theirs moves a disc of `radius_px` by less than `limit_px`.
+
+    Parameters
+    ----------
+    first : Poses
+        Poses of this run.
+    others : list[Poses]
+        Poses of the other runs.
+    radius_px : float
+        Radius of the disc, pixels.
+    limit_px : float
+        Largest displacement, pixels.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Shares.
     """
     passed = torch.zeros(len(first), dtype=torch.float64)
     for other in others:

@@ -1,7 +1,8 @@
-"""From images to what classification works on: whitened, CTF-weighted ring samples, made once.
+"""From images to whitened, CTF-weighted ring samples, computed once.
 
-Batches are read ahead, normalised and moved to the device by `batches`; here they are cropped to the resolution the
-classes can have and transformed, outlying images are found, and the noise is measured per group from the others.
+Batches are read ahead, normalised and moved to the device by `ralib.particles.batches`; here they are cropped to the
+resolution that the classes can have and transformed, outlier images are detected, and the noise of each group is
+measured on the others.
 """
 
 from __future__ import annotations
@@ -44,14 +45,28 @@ VIEW_BLUR = 2.7
 
 @dataclass(frozen=True)
 class WhitenedParticles:
-    """The particles of one run on the rings, and the geometry they share. Lengths are working pixels.
+    """The particles of one run on the rings, and their geometry; lengths in working pixels.
 
-    scale      working pixels per pixel of the input (below 1 where images were cropped in Fourier space)
-    mask       (n, n) soft mask of the class averages; radius_px where it begins to fall
-    particle_radius_px   radius that holds the particle
-    usable     (n,) False for images that are not finite or constant
-    outliers   what sets images apart; those found join no average and no class begins from them
-    observed   (n, R) power of each image on the rings over what its noise is taken for
+    Attributes
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Whitened, CTF-weighted samples.
+    scale : float
+        Working pixels for each pixel of the input (below 1 where images were cropped in Fourier space).
+    mask : Tensor of shape (n, n)
+        Soft mask of the class averages.
+    radius_px : float
+        Radius at which the mask begins to fall.
+    particle_radius_px : float
+        Radius that holds the particle.
+    usable : Tensor of shape (n,)
+        False for images that are not finite or constant.
+    outliers : Outliers
+        Outlier images, which join no average and initialise no class.
+    observed : Tensor of shape (n, R)
+        Power of each image on the rings over the noise assumed.
     """
 
     grid: RingGrid
@@ -66,7 +81,7 @@ class WhitenedParticles:
 
     @property
     def typical(self) -> Tensor:
-        """Images (n,) that can be used and are no outliers."""
+        """Images (n,) that are usable and no outliers."""
         return self.usable & ~self.outliers.found
 
     @property
@@ -75,7 +90,7 @@ class WhitenedParticles:
         return self.radius_px + MASK_EDGE_PX * self.scale
 
     def of(self, rows: Tensor) -> WhitenedParticles:
-        """The same for some of the particles."""
+        """Return some of the particles."""
         return replace(
             self,
             spectra=self.spectra[rows],
@@ -85,26 +100,38 @@ class WhitenedParticles:
         )
 
     def with_noise(self, ratio: Tensor) -> WhitenedParticles:
-        """The same for noise of `ratio` (R,) times the power; the samples, the largest part, are changed in place."""
+        """Return the particles for `ratio` (R,) times the noise power; the samples are changed in place."""
         data = self.spectra.data
         data.div_(ratio[:, None])
         return replace(self, spectra=Spectra(data, self.spectra.power / ratio), observed=self.observed / ratio)
 
     def orders(self, rings: int) -> int:
-        """Angular orders of a masked class average on the first rings."""
+        """Return the number of angular orders of a masked class average on the first rings."""
         return self.grid.orders(rings, self.support_px)
 
     def rings_for(self, details_across: float) -> int:
-        """How many rings resolve this many details (full periods) across a particle."""
+        """Return how many rings resolve this many details (full periods) across a particle."""
         frequency = details_across / (2 * self.particle_radius_px)
         return max(3, min(self.grid.n_rings, round(frequency / self.grid.spacing + 0.5)))
 
 
 def highest_frequency(n_classes: int, particle_radius_px: float) -> float:
-    """Detail beyond which K class averages can show nothing, cycles per pixel, with room to spare.
+    """Return the frequency beyond which K class averages can show nothing, with a margin.
 
     K classes that share the views of a particle (a hemisphere of them, where mirrors count as one) are caps of half
-    angle acos(1 - 1/K). Within a cap, points at the particle's rim move against each other by radius times angle.
+    angle acos(1 - 1/K). Within a cap, points at the particle's rim move relative to each other by radius times angle.
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes K.
+    particle_radius_px : float
+        Radius of the particle, pixels.
+
+    Returns
+    -------
+    float
+        Cycles per pixel.
     """
     angle = math.acos(1 - 1 / max(n_classes, 2))
     return VIEW_BLUR / (particle_radius_px * angle)
@@ -121,11 +148,31 @@ def whiten_particles(
     lowest_px: float | None,
     ctf: str,
 ) -> WhitenedParticles:
-    """Read all particles and bring them onto the rings.
+    """Read all particles and transform them to whitened ring samples.
 
-    radius_px       of the mask, input pixels; particle_radius_px of what it is for
-    resolution_px   finest detail used, input pixels; None takes `highest_frequency`; lowest_px the coarsest, or None
-    ctf             'off', or 'on': what was done to the images already is in the CTF's `state`
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    batches : ParticleBatches
+        The particles in batches.
+    n_classes : int
+        Number of classes.
+    radius_px : float
+        Radius of the mask, input pixels.
+    particle_radius_px : float
+        Radius of the particle, input pixels.
+    resolution_px : float or None
+        Finest detail used, input pixels; None is that of `highest_frequency`.
+    lowest_px : float or None
+        Coarsest detail used, input pixels; None is no limit.
+    ctf : str
+        'off' or 'on'; earlier CTF treatment of the images is in the CTF's `state`.
+
+    Returns
+    -------
+    WhitenedParticles
+        The particles.
     """
     device, box = batches.device, particles.box
     mask_radius = min(radius_px, LARGEST_RADIUS * box)
@@ -153,7 +200,19 @@ def _ring_grid(box: int, mask_radius: float, highest: float, device: torch.devic
 
 @dataclass(frozen=True)
 class _Samples:
-    """Samples (n, R, H) of all images as they are read, their power (n, R), and which of them are what."""
+    """Samples of all images as they are read.
+
+    Attributes
+    ----------
+    data : Tensor of shape (n, R, H)
+        Samples.
+    power : Tensor of shape (n, R)
+        Their power.
+    usable : Tensor of shape (n,)
+        True for usable images.
+    outliers : Outliers
+        Outlier images.
+    """
 
     data: Tensor
     power: Tensor
@@ -208,8 +267,19 @@ def _whitened(
 
 @dataclass(frozen=True)
 class _Transfers:
-    """The CTF of every particle on the rings; 0 for those that are not usable. per_A: cycles per Angstrom a ring's
-    frequency stands for."""
+    """The CTF of every particle on the rings, 0 for those that are not usable.
+
+    Attributes
+    ----------
+    ctf : CtfParameters
+        CTF parameters.
+    grid : RingGrid
+        The ring grid.
+    per_A : float
+        Cycles per Angstrom for a ring's cycles per pixel.
+    usable : Tensor of shape (n,)
+        True for usable images.
+    """
 
     ctf: CtfParameters
     grid: RingGrid
@@ -217,17 +287,32 @@ class _Transfers:
     usable: Tensor
 
     def of(self, cut: slice) -> Tensor:
-        """CTF (b, R, A) of the particles `cut`."""
+        """Return the CTF (b, R, A) of the particles `cut`."""
         transfer = ctf_polar(self.ctf[cut], self.grid.frequency * self.per_A, self.grid.angle_rad)
         return torch.where(self.usable[cut, None, None], transfer, 0.0)
 
     def left(self, cut: slice, transfer: Tensor) -> Tensor:
-        """What the particles `cut` are still to be multiplied by (b, R, A)."""
+        """Return the factor (b, R, A) by which the particles `cut` are still to be multiplied.
+
+        Parameters
+        ----------
+        cut : slice
+            Some of the particles.
+        transfer : Tensor of shape (b, R, A)
+            Their CTF.
+
+        Returns
+        -------
+        Tensor of shape (b, R, A)
+            The factor.
+        """
         return torch.where(self.usable[cut, None, None], matched_filter(self.ctf[cut], transfer), 0.0)
 
     def noise_power(self) -> np.ndarray | None:
-        """Share of the noise's power (n, R) that is left in images multiplied by their CTF, 1 in others; None for all
-        of it."""
+        """Return the share of the noise's power (n, R) left in images multiplied by their CTF, 1 in others.
+
+        None stands for all of it in every image.
+        """
         multiplied = self.ctf.state == CtfState.PREMULTIPLIED
         if not multiplied.any():
             return None
@@ -249,8 +334,10 @@ def _gain(particles: ParticleSet, index: np.ndarray, usable: Tensor) -> Tensor:
 
 
 def _no_cleaner(power: Tensor, images: Tensor) -> Tensor:
-    """Background power (b, R) of images, white at a thirtieth of the image's deviation where there is less: a mask has
-    made the background exactly 0."""
+    """Return the background power (b, R) of images, raised to a thirtieth of the image's deviation where there is less.
+
+    White noise of that power is assumed where a mask has made the background exactly 0.
+    """
     least = (CLEANEST * images.flatten(1).std(1)).square()[:, None]
     return torch.where(power.mean(1, keepdim=True) < least, least, power)
 
