@@ -7,7 +7,9 @@ import gc
 import os
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import NoReturn
 
 
@@ -25,7 +27,8 @@ def program() -> NoReturn:
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
-    from ralib.cli import main
+    with _loading():
+        from ralib.cli import main
 
     gc.freeze()
     gc.enable()
@@ -47,6 +50,31 @@ def _end_at_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """A line on a terminal while PyTorch loads, which takes seconds on a busy machine; nothing of it stays."""
+    if not sys.stderr.isatty() or "_RALIB_COMPLETE" in os.environ:
+        yield
+        return
+    done = threading.Event()
+
+    def show() -> None:
+        dots = 0
+        while not done.wait(0.5):
+            dots = dots % 3 + 1
+            os.write(2, f"\rloading {'.' * dots}\x1b[K".encode())
+        if dots:
+            os.write(2, b"\r\x1b[K")
+
+    shown = threading.Thread(target=show, daemon=True)
+    shown.start()
+    try:
+        yield
+    finally:
+        done.set()
+        shown.join()
 
 
 if __name__ == "__main__":

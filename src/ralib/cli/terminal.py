@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -37,16 +38,18 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._done = 0
+        self._before: str | None = None
 
     def say(self, line: str) -> None:
-        """A line for the screen, folded at 100 columns there, and for log.txt, whole."""
+        """A line for the screen, folded there between words, and for log.txt, whole."""
         if self.quiet:
             return
         self.lines.append(line)
         if not sys.stdout.isatty():
             typer.echo(line)
             return
-        folded = textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False) if line else line
+        width = min(COLUMNS, shutil.get_terminal_size().columns)
+        folded = textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False) if line else line
         if self._bar is not None:
             self._bar.console.print(folded, highlight=False, markup=False, soft_wrap=True)
         else:
@@ -95,8 +98,11 @@ class Terminal:
             bar.stop()
 
     def save(self, folder: Path) -> None:
-        """log.txt of all lines so far."""
-        io.write_text(folder / LOG_FILE, "\n".join(self.lines) + "\n")
+        """log.txt of all lines so far, after those of the run that this one goes on with."""
+        path = folder / LOG_FILE
+        if self._before is None:
+            self._before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        io.write_text(path, self._before + "\n".join(self.lines) + "\n")
 
 
 def header(particles: ParticleSet, ctf: CtfCorrection, plan: str) -> list[str]:
