@@ -81,12 +81,18 @@ def judged_classes(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return classes
 
 
-def write_scores(
-    path: Path, labels: np.ndarray, fit: np.ndarray, selected: np.ndarray, rng: np.random.Generator
-) -> None:
-    """particle_scores.txt as `ralib classify` writes it, with some of its columns."""
+JUNK_LIMIT = 0.6
+
+
+def write_scores(path: Path, labels: np.ndarray, fit: np.ndarray, chosen: np.ndarray, rng: np.random.Generator) -> None:
+    """particle_scores.txt as `ralib classify` writes it, with some of its columns.
+
+    Particles of chosen classes are junk less often than others; selected is who is junk with JUNK_LIMIT at most.
+    """
     n = len(labels)
-    posterior, junk, quality = rng.uniform(0.3, 1, n), rng.beta(0.4, 1.5, n), rng.normal(0, 1, n)
+    posterior, quality = rng.uniform(0.3, 1, n), rng.normal(0, 1, n)
+    junk = np.where(chosen, rng.beta(0.4, 1.5, n), rng.beta(4, 1.5, n))
+    selected = junk <= JUNK_LIMIT
     table = np.column_stack([np.arange(1, n + 1), labels + 1, posterior, fit, quality, junk, selected])
     np.savetxt(path, table, fmt="%.6g", header="particle class posterior fit quality junk selected")
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from browser import resize, wait_for
-from make_run import make_run
+from make_run import JUNK_LIMIT, make_run
 from ralib.cli import main
 from ralib.io import open_particles
 from ralib.results.summary import open_run, write_report
@@ -76,9 +76,17 @@ def sort_by(page: Any, key: str) -> list[int]:
     return shown_order(page)
 
 
+def automatic_rows(run: Path) -> tuple[np.ndarray, list[int]]:
+    """Rows of the particles that the run itself keeps, and the classes (from 1) that any of them is in."""
+    opened = open_run(run)
+    rows = np.flatnonzero(opened.scores["selected"] > 0.5)
+    return rows, sorted({k + 1 for k in opened.poses.class_index.numpy()[rows].tolist()})
+
+
 def test_the_automatic_selection_is_ticked_beforehand_with_its_reasons(opened: Any, run: Path) -> None:
-    automatic = [c["class"] for c in record(run) if c["selected"]]
+    rows, automatic = automatic_rows(run)
     assert kept(opened) == automatic
+    assert int(opened.find_element("id", "kept-particles").get_attribute("data-value")) == len(rows)
     assert "detailed and reproducible" in card(opened, automatic[0], ".tick").get_attribute("title")
     assert "class score below 0.5" in card(opened, K, ".tick").get_attribute("title")
     click(opened, "keep-none")
@@ -101,6 +109,43 @@ def test_every_card_shows_score_verdict_junk_agreement_and_stability(opened: Any
     assert "good: detailed" in detail.lower()
     assert "automatic selection: kept: detailed" in detail.lower()
     opened.find_element("id", "detail-close").click()
+
+
+def test_the_page_shows_which_particles_of_a_class_are_left_out(opened: Any, run: Path) -> None:
+    files = open_run(run)
+    index, junk = files.poses.class_index.numpy(), files.scores["junk"]
+    stay = [int((junk[index == k] <= JUNK_LIMIT).sum()) for k in range(K)]
+    partly = next(k for k in range(K) if 0 < stay[k] < (index == k).sum())
+    assert f"{stay[partly]} of {(index == partly).sum()} kept" in card(opened, partly + 1).text
+    card(opened, partly + 1, ".open").click()
+    left_out = opened.execute_script(
+        "return [...document.querySelectorAll('#detail [data-member]')].map(f => [f.title, f.textContent])"
+    )
+    assert {title for title, _ in left_out} == {"left out", "kept"}
+    for title, text in left_out:
+        row = int(text.split("·")[0].replace(",", "")) - 1
+        assert (junk[row] <= JUNK_LIMIT) == (title == "kept")
+    opened.find_element("id", "detail-close").click()
+
+
+def test_page_and_select_auto_keep_the_same_particles_of_a_classified_run(page: Any, tmp_path: Path) -> None:
+    """A real classification of particles with junk among them: the page as it opens, its file, and --auto."""
+    options = ["--particles", "400", "--box", "32", "--views", "3", "--snr", "0.3", "--junk", "0.3"]
+    assert main(["simulate", str(tmp_path / "set"), *options]) == 0
+    out = tmp_path / "run"
+    assert main(["classify", str(tmp_path / "set/particles.star"), str(out), "--classes", "5"]) == 0
+    assert main(["select", str(out), str(tmp_path / "auto.star"), "--auto"]) == 0
+    page.get("about:blank")
+    page.get(f"file://{out}/report.html")
+    wait_for(lambda: page.execute_script("return document.documentElement.dataset.ready"))
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    click(page, "download")
+    wait_for((tmp_path / "selection.json").is_file, what="the selection file")
+    shown = int(page.find_element("id", "kept-particles").get_attribute("data-value"))
+    assert main(["select", str(out), str(tmp_path / "selection.json"), str(tmp_path / "page.star")]) == 0
+    auto, ticked = (open_particles(tmp_path / f"{name}.star").to_pandas() for name in ("auto", "page"))
+    assert auto["rlnImageName"].tolist() == ticked["rlnImageName"].tolist()
+    assert 0 < shown == len(auto) < 400
 
 
 def test_classes_sort_by_each_figure(opened: Any, run: Path) -> None:
@@ -266,8 +311,7 @@ def test_the_print_holds_the_summary_of_the_selection(opened: Any, run: Path) ->
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     text = opened.find_element("id", "print-summary").text
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    automatic = [c["class"] for c in record(run) if c["selected"]]
-    assert f"in {len(automatic)} of {K} classes" in text
+    assert f"in {len(automatic_rows(run)[1])} of {K} classes" in text
     assert "ralib select RUN --classes" in text
     assert not opened.find_element("id", "print-summary").is_displayed()
 

@@ -60,12 +60,15 @@ class Members:
         Their scores.
     kind : tuple[str, ...]
         'most alike', 'typical' or 'least alike' of each of the m columns.
+    figures : dict[str, ndarray of shape (k, m)]
+        Fit, posterior and junk probability of each, as far as the run knows them.
     """
 
     images: np.ndarray
     row: np.ndarray
     score: np.ndarray
     kind: tuple[str, ...]
+    figures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ const detail = byId("detail");
 function openDetail(k) {
   shown = k;
   fillDetail();
+  showKept();
   if (!detail.open) detail.showModal();
   detail.scrollTop = 0;
   history.replaceState(null, "", `#class-${run.classes[k].class}`);
@@ -25,6 +26,7 @@ function fillDetail() {
     el("div", { class: "body" },
       el("div", {}, bigPicture(k), el("dl", { class: "figures" }, facts(item).map(([name, value, about]) => el("div", { title: about }, el("dt", {}, name), el("dd", {}, value)))),
         item.verdict && el("p", { class: "says" }, sentence(item.verdict)), automaticText(item) && el("p", { class: "says muted" }, sentence(automaticText(item))),
+        el("p", { class: "says", id: "detail-partly" }),
         el("div", { class: "actions" }, el("button", { type: "button", id: "keep-above", onclick: () => keepAlso(upTo(k)) }, "Keep this and all above"), el("button", { type: "button", id: "keep-below", onclick: () => keepAlso(fromHere(k)) }, "Keep this and all below"))),
       el("div", { class: "plots" }, detailPlots(k)),
       el("div", { class: "wide" }, historyOf(k), ...montage(k).filter(Boolean))));
@@ -80,9 +82,9 @@ function montage(k) {
   kind.forEach((name, m) => { if (row[k][m] >= 0) groups.set(name, [...(groups.get(name) || []), m]); });
   for (const [name, list] of groups) {
     node.append(el("div", {}, el("h3", {}, `${name[0].toUpperCase()}${name.slice(1)} members`), el("div", { class: "montage" }, list.map((m) =>
-      el("figure", {}, picture(sheets, k * kind.length + m, `Particle ${row[k][m] + 1}`), el("figcaption", {}, `${count(row[k][m] + 1)}`, known(score[k][m]) ? ` · ${short(score[k][m])}` : ""))))));
+      el("figure", { "data-member": m }, picture(sheets, k * kind.length + m, `Particle ${row[k][m] + 1}`), el("figcaption", {}, `${count(row[k][m] + 1)}`, known(score[k][m]) ? ` · ${short(score[k][m])}` : ""))))));
   }
-  return [node, groups.size > 0 && el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its fit.")];
+  return [node, groups.size > 0 && el("p", { class: "caption muted" }, "Aligned to the average. Number: row in the particle file; then its fit. Crossed: left out as things are ticked.")];
 }
 
 detail.addEventListener("close", () => {
@@ -96,4 +98,15 @@ detail.addEventListener("keydown", (event) => {
   else if (event.key === "ArrowRight") stepDetail(1);
   else if (event.key === "k" || event.key === "K") toggle(shown);
 });
-onSelection(() => byId("detail-keep")?.setAttribute("aria-pressed", kept.has(shown)));
+// What of the class shown stays: in words, and on each member's picture.
+function showKept() {
+  if (shown === null) return;
+  byId("detail-keep").setAttribute("aria-pressed", kept.has(shown));
+  byId("detail-partly").textContent = partly(shown) && `${partly(shown)}: the thresholds leave ${count(members[shown] - remaining(shown))} out.`;
+  for (const figure of detail.querySelectorAll("[data-member]")) {
+    const out = !kept.has(shown) || leftOut(shown, figure.dataset.member);
+    figure.classList.toggle("left-out", out);
+    figure.title = out ? "left out" : "kept";
+  }
+}
+onSelection(showKept);

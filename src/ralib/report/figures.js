@@ -31,9 +31,13 @@ const particleLimits = [
 // Verdict in a word or two; the whole sentence is in the tooltip, the detail view and the table.
 const briefVerdict = (text) => (text || "").split(/[:;]/)[0];
 const hasAutomatic = run.classes.some((item) => typeof item.selected === "boolean");
-const automaticClasses = () => everyClass().filter((k) => run.classes[k].selected === true && members[k]);
-// Of the classes it keeps, the run leaves out the particles above this probability of being junk.
+// The run keeps particles, whatever their class, up to this probability of being junk: `ralib select --auto`.
 const automaticLimit = () => (particleFigures.junk && known(run.automatic_junk_limit) ? run.automatic_junk_limit : null);
+// So a class is ticked where any particle stays; where nothing is known of particles, as the run says of the class.
+function automaticClasses() {
+  const limit = automaticLimit() === null ? null : Math.fround(automaticLimit());
+  return everyClass().filter((k) => members[k] && (limit === null ? run.classes[k].selected === true : particleFigures.junk[k].some((value) => value <= limit)));
+}
 function keepAutomatic() {
   kept.clear();
   for (const k of automaticClasses()) kept.add(k);

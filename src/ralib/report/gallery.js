@@ -21,7 +21,7 @@ function makeCard(k) {
     if (event.ctrlKey || event.metaKey || event.shiftKey) pick(k, event.shiftKey); else openDetail(k);
   } }, canvas);
   const box = el("input", { type: "checkbox", "aria-label": `Keep class ${item.class}`, onchange: () => toggle(k, box.checked) });
-  const extra = el("span", { class: "extra" });
+  const extra = el("span", { class: "extra" }), some = el("div", { class: "partly", title: "The thresholds leave the other particles of this class out" });
   const score = known(item.score) && el("span", { class: `score ${grade(item.score)}`, title: `Class score. ${figureOf("score").about}` }, twoDigits(item.score));
   const shares = onCard.map(figureOf).filter((figure) => figure && known(item[figure.key]))
     .map(({ key, name, brief, about }) => el("span", { title: `${name}. ${about}` }, el("small", {}, brief), `${Math.round(100 * item[key])} %`));
@@ -31,8 +31,8 @@ function makeCard(k) {
     el("footer", {}, el("b", { title: "Members" }, count(item.members)), el("b", { title: "FRC resolution" }, known(item.resolution) ? `${short(item.resolution)} ${resolutionUnit}` : ""),
       el("span", {}, `#${item.class}`), extra,
       shares.length > 0 && el("div", { class: "shares" }, shares),
-      item.verdict && el("div", { class: "verdict", title: item.verdict }, briefVerdict(item.verdict))));
-  return { k, card, open, box, canvas, extra };
+      item.verdict && el("div", { class: "verdict", title: item.verdict }, briefVerdict(item.verdict)), some));
+  return { k, card, open, box, canvas, extra, some };
 }
 
 let anchor = null;
@@ -150,5 +150,9 @@ function buildGallery() {
   arrange("members");
   gallery.addEventListener("keydown", moveFocus);
   brushing(gallery);
-  onSelection(() => cards.forEach(({ k, card, box }) => { box.checked = kept.has(k); card.classList.toggle("kept", box.checked); }));
+  onSelection(() => cards.forEach(({ k, card, box, some }) => {
+    box.checked = kept.has(k);
+    card.classList.toggle("kept", box.checked);
+    some.textContent = partly(k);
+  }));
 }

@@ -128,7 +128,8 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         data["shift_map"] = {"edges_px": c.shift_map.edges_px, "counts": packed(c.shift_map.counts, "u4")}
     if c.members is not None:
         m = c.members
-        data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "sheets": pictures("members", m.images, 55)}
+        data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "figures": m.figures}
+        data["members"]["sheets"] = pictures("members", m.images, 55)
     if c.history is not None:
         h = c.history
         data["history"] = {

@@ -78,6 +78,16 @@ function remaining(k) {
   for (let i = 0; i < members[k]; i++) if (rules.every(([values, limit, below]) => (below ? values[i] <= limit : values[i] >= limit))) left++;
   return left;
 }
+// "97 of 120 kept" where the thresholds leave out some of a ticked class.
+function partly(k) {
+  const left = kept.has(k) ? remaining(k) : members[k];
+  return left < members[k] ? `${count(left)} of ${count(members[k])} kept` : "";
+}
+// Whether the thresholds leave member m of the pictures of class k out.
+const leftOut = (k, m) => particleLimits.some(({ key, sense }) => {
+  const value = run.members.figures?.[key]?.[k][m], limit = limits.particles[key];
+  return limit !== undefined && known(value) && (sense === "≤" ? Math.fround(value) > Math.fround(limit) : Math.fround(value) < Math.fround(limit));
+});
 const particlesKept = () => [...kept].reduce((sum, k) => sum + remaining(k), 0);
 
 // "1,4-9" for the kept classes, numbered from 1.

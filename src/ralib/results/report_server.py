@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ralib.io import write_text
 from ralib.report import render_report
 from ralib.results.selection import MAX_FILE_BYTES, Selection, selection_of
-from ralib.results.selection_run import rows_kept, write_selection
+from ralib.results.selection_run import classes_to_average, rows_kept, write_selection
 from ralib.results.summary import summarise
 from ralib.results.summary.live import has_finished, live_contents, run_version
 from ralib.results.summary.runs import RunFiles, open_run
@@ -108,7 +108,7 @@ def _files(run: RunFiles, selection: Selection, folder: Path) -> list[dict[str, 
     files = [("selected.star", f"{kept} particles")]
     if left_out:
         files.append(("excluded.star", f"{left_out} particles left out"))
-    files.append(("selected_averages.mrcs", f"{len(selection.classes)} averages"))
+    files.append(("selected_averages.mrcs", f"{len(classes_to_average(run, selection))} averages"))
     return [{"name": name, "what": what} for name, what in files]
 
 

@@ -18,7 +18,7 @@ from ralib.results.particle_rules import (
     without_duplicates,
 )
 from ralib.results.selected_files import split_rows, write_averages, write_selected
-from ralib.results.selection import Selection, automatic_classes, selected_rows
+from ralib.results.selection import Selection, selected_rows
 from ralib.results.summary.runs import RunFiles
 from ralib.types import RalibError
 
@@ -75,6 +75,16 @@ def rows_kept(run: RunFiles, selection: Selection, rules: ParticleRules | None =
     return rows, lines
 
 
+def classes_to_average(run: RunFiles, selection: Selection) -> tuple[int, ...]:
+    """The classes kept (numbered from 1) whose averages make templates: those of which most members stay; all of them
+    where no class has so many.
+    """
+    rows = selected_rows(run.poses, selection, run.scores)
+    left = np.bincount(run.poses.class_index.numpy()[rows], minlength=run.n_classes)
+    most = tuple(c for c in selection.classes if 2 * left[c - 1] > run.members[c - 1])
+    return most or selection.classes
+
+
 def write_selection(
     run: RunFiles,
     selection: Selection,
@@ -94,10 +104,7 @@ def write_selection(
     left_out = np.setdiff1d(np.arange(len(run.poses)), rows)
     if excluded is not None and not len(left_out):
         raise RalibError("--excluded: every particle is kept, none is left out; leave the option out")
-    classes = selection.classes
-    if selection.automatic:
-        classes = tuple(sorted(automatic_classes(run.record["classes"]) & set(classes)))
-    particles = run.particles
+    classes, particles = classes_to_average(run, selection), run.particles
     if recenter:
         particles = recentred(particles, particle_columns(particles, run.scores))
     parts = split_rows(rows, len(outputs)) if len(outputs) > 1 else [rows]
@@ -112,6 +119,7 @@ def write_selection(
         lines.append(f"wrote {excluded}: {len(left_out)} particles left out")
     if averages is not None:
         lines.append(f"wrote {averages}: {len(classes)} class averages")
-    total = f"{run.members.sum()} particles in {len(classes)} of {run.n_classes} classes"
+    some = len(np.unique(run.poses.class_index.numpy()[rows]))
+    total = f"{run.members.sum()} particles, in {some} of {run.n_classes} classes"
     lines.append(f"kept {len(rows)} of {total}: wrote {', '.join(str(path) for path in outputs)}")
     return Written(rows, lines)

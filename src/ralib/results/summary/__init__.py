@@ -84,8 +84,8 @@ def summarise(
         )
     record, pixel_size_A = run.record, _pixel_size_A(run)
     per_particle = particle_figures(run)
-    if len(run.poses) * len(per_particle) > MAX_SCORES:
-        per_particle = {}
+    if len(run.poses) * len(per_particle) > MAX_SCORES:  # by junk alone the page selects what `select --auto` does
+        per_particle = {"junk": per_particle["junk"]} if "junk" in per_particle else {}
     ctf = run.particles.ctf
     return ReportContents(
         title=_title(run),

@@ -113,7 +113,13 @@ def members(
     images = np.zeros((*rows.shape, *pictures.shape[-2:]), dtype=np.float32)
     images[rows >= 0] = pictures[np.searchsorted(wanted, rows[rows >= 0])]
     shown = np.where(rows >= 0, score[rows], np.nan)
-    return Members(images, rows, shown, ("most alike",) * each + ("typical",) * each + ("least alike",) * each)
+    kinds = ("most alike",) * each + ("typical",) * each + ("least alike",) * each
+    columns = {"fit": run.poses.score.numpy(), **run.scores}
+    figures: dict[str, np.ndarray] = {}
+    for name in ("fit", "posterior", "junk"):
+        if name in columns:
+            figures[name] = np.where(rows >= 0, np.asarray(columns[name], dtype=np.float32)[rows], np.nan)
+    return Members(images, rows, shown, kinds, figures)
 
 
 def choose_members(rows: np.ndarray, score: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
