@@ -30,6 +30,7 @@ from ralib.classification.priors import class_posterior, class_prices, log_prior
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful
+from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.kernels import rotate_shift_images
@@ -322,10 +323,12 @@ def test_state_and_model_are_what_the_course_needs(grid: RingGrid) -> None:
 
 def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet, Simulator]) -> None:
     classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
-    field = classifier._load(small_set[0], classifier._batches(small_set[0]))
-    model, course, state = classifier._begin(small_set[0], field)
-    *_, (_, state) = course.only_begin(state)
-    rings = course.position.rings
+    shard = Shard.of_all(len(small_set[0]))
+    field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
+    schedule, state = classifier._begin(small_set[0], field, shard)
+    model = schedule.model
+    state = schedule.initialize(state)
+    rings = schedule.position.rings
     others = torch.nonzero(model.joins)[:30, 0]
 
     def cross(model: Model, some: torch.Tensor) -> torch.Tensor:
@@ -429,12 +432,14 @@ def test_one_class_ends(small_set: tuple[ParticleSet, Simulator]) -> None:
 def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simulator]) -> None:
     """What a particle shares with its class must not change when both are moved."""
     classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
-    field = classifier._load(small_set[0], classifier._batches(small_set[0]))
-    model, course, state = classifier._begin(small_set[0], field)
-    *_, (_, state) = course.only_begin(state)
+    shard = Shard.of_all(len(small_set[0]))
+    field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
+    schedule, state = classifier._begin(small_set[0], field, shard)
+    model = schedule.model
+    state = schedule.initialize(state)
     move = torch.full((len(state.psi_deg), 2), 1.5)
     away = replace(state, origin_xy_px=follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move))
-    rings = course.position.rings
+    rings = schedule.position.rings
     away = replace(away, averages=model.averages(away, away.class_index, 4, rings)[0])
 
     def shared(state: State, references: torch.Tensor) -> float:

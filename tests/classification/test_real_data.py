@@ -15,6 +15,7 @@ from ralib.classification.em import Budget
 from ralib.classification.outliers import find_outliers, image_features
 from ralib.classification.schedule import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful, weighted_median
+from ralib.classification.sharding import Shard
 from ralib.kernels import rotate_shift_images
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet
@@ -50,11 +51,12 @@ def test_noise_is_what_classes_leave() -> None:
     images, _ = simulated(400, views=2, snr=0.5)
     particles = ParticleSet(ArraySource(images.numpy()))
     classifier = Classifier(n_classes=2, seed=1, plan=QUICK)
-    field = classifier._load(particles, classifier._batches(particles))
-    _, course, state = classifier._begin(particles, field)
+    shard = Shard.of_all(len(particles))
+    field = classifier._load(particles, classifier._batches(particles, shard), shard)
+    schedule, state = classifier._begin(particles, field, shard)
     at_first = field.grid.weight * field.grid.n_half / field.spectra.power[0] / field.scale**2
-    *_, _ = course.run(state)
-    field = course.model.field
+    schedule.run(state)
+    field = schedule.model.field
     left = field.grid.weight * field.grid.n_half / field.spectra.power[0] / field.scale**2
     inner = slice(2, field.grid.n_rings - 2)
     assert float(at_first[inner].max()) > 2

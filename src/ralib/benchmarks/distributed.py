@@ -119,6 +119,10 @@ class MeasuredRanks:
         """Sum over the ranks, and record it."""
         return self._measured(self._ranks.all_reduce_, tensor)
 
+    def all_max_(self, tensor: Tensor) -> Tensor:
+        """As `Ranks.all_max_`."""
+        return self._measured(self._ranks.all_max_, tensor)
+
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Broadcast from rank 0."""
         return self._measured(self._ranks.broadcast_, tensor)

@@ -123,13 +123,13 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     places, most = _Places.of(model, rings), 256 if model.field.grid.device.type == "cpu" else 1024
     chunk = samples_at_once(model.field.grid, rings, most, model.budget.step_bytes)
     columns = []
-    for first in range(0, len(state.psi_deg), chunk):
+    for first in range(0, max(1, len(state.psi_deg)), chunk):
         rows = slice(first, first + chunk)
         columns.append(_of_rows(model, state, rows, halves, powers, typical, round_mean, places))
     found = torch.cat(columns)
     # Extremes count in the deviation of what is left of the usual particle, whoever shares a chunk with it.
     extremes = [FIT_NAMES.index("left_brightest"), FIT_NAMES.index("left_darkest")]
-    found[:, extremes] /= found[:, -1].median().clamp_min(1e-9)
+    found[:, extremes] /= model.shard.median(found[:, -1]).clamp_min(1e-9)
     return found[:, :-1]
 
 

@@ -27,6 +27,7 @@ from ralib.classification.quality import judge
 from ralib.classification.results import schedule_figures, state_poses
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
 from ralib.classification.schedule_checkpoint import checkpoint_of, resume_schedule
+from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
@@ -37,6 +38,7 @@ from ralib.io.plausible import named
 from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, Observer, SilentObserver
+from ralib.runtime.distributed import Ranks, SingleProcess
 from ralib.types import CtfState, ParticleSet, Poses, RalibError, RunResult, as_particles
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
@@ -57,6 +59,7 @@ class Classifier(ClusterEstimator):
     skip_align     keep the poses the particles come with: only classes are found
     seed           of everything random
     plan           the schedule's numbers, see `schedule.ScheduleSettings`
+    ranks          the processes that share the particles; each has the same result after `fit`
 
     After `fit`: result_, poses_, labels_, class_averages_, classes_ (a dict a class), warnings_.
     scikit-learn's protocol holds: `get_params`, `set_params`, `clone`, `fit_predict`, `predict`, `score`.
@@ -79,6 +82,7 @@ class Classifier(ClusterEstimator):
         plan: ScheduleSettings | None = None,
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
     ) -> None:
         if n_classes < 1:
             raise RalibError(f"--classes {n_classes}: ask for at least 1")
@@ -93,11 +97,16 @@ class Classifier(ClusterEstimator):
         self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
         self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
         self.seed, self.plan, self.batch_size, self.device = seed, plan, batch_size, device
+        self.ranks = ranks
         self._budget = Budget()
 
     @property
     def _device(self) -> torch.device:
         return torch.device(self.device)
+
+    @property
+    def _ranks(self) -> Ranks:
+        return self.ranks or SingleProcess()
 
     def fit(
         self,
@@ -113,13 +122,14 @@ class Classifier(ClusterEstimator):
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         start = time.perf_counter()
-        batches = self._batches(particles)
-        field = self._load(particles, batches)
-        if (usable := int(field.usable.sum())) < 2:
+        shard = Shard.of_all(len(particles), self.ranks)
+        batches = self._batches(particles, shard)
+        field = self._load(particles, batches, shard)
+        if (usable := int(shard.count(field.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, schedule = self._search(particles, field, observer or SilentObserver(), resume)
+        state, figures, schedule = self._search(particles, field, shard, observer or SilentObserver(), resume)
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
@@ -147,10 +157,12 @@ class Classifier(ClusterEstimator):
         particles = as_particles(particles)
         self.fitted_.check(particles)
         particles = self._admitted(particles)
+        shard = Shard.of_all(len(particles), self.ranks)
         field = self.fitted_.whitened(
             whiten_particles(
                 particles,
-                self._batches(particles),
+                self._batches(particles, shard),
+                shard,
                 n_classes=self.n_classes,
                 radius_px=self.fitted_.radius_px,
                 particle_radius_px=self.fitted_.particle_radius_px,
@@ -158,9 +170,8 @@ class Classifier(ClusterEstimator):
                 **self._limits_px(particles),
             )
         )
-        model, schedule, state = self._begin(particles, field)
-        del schedule
-        return state_poses(self.fitted_.assign(model, state), field).to("cpu")
+        schedule, state = self._begin(particles, field, shard)
+        return state_poses(self.fitted_.assign(schedule.model, state), field, shard).to("cpu")
 
     def _check_enough(self, particles: ParticleSet) -> None:
         n = len(particles)
@@ -226,11 +237,11 @@ class Classifier(ClusterEstimator):
         known = particles.ctf is not None and particles.pixel_size_A is not None
         return "off" if not known or self.ctf == "off" else "on"
 
-    def _batches(self, particles: ParticleSet) -> ParticleBatches:
+    def _batches(self, particles: ParticleSet, shard: Shard) -> ParticleBatches:
         default = 1024 if self._device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
         return ParticleBatches(
             particles,
-            range(len(particles)),
+            range(shard.rows.start, shard.rows.stop),
             batch_size=self.batch_size or default,
             device=self._device,
             background_radius=0.45 * particles.box,
@@ -244,11 +255,12 @@ class Classifier(ClusterEstimator):
             "lowest_px": self.lowest_A / pixel if self.lowest_A else None,
         }
 
-    def _load(self, particles: ParticleSet, batches: ParticleBatches) -> WhitenedParticles:
+    def _load(self, particles: ParticleSet, batches: ParticleBatches, shard: Shard) -> WhitenedParticles:
         self._size = self._measured(particles)
         return whiten_particles(
             particles,
             batches,
+            shard,
             n_classes=self.n_classes,
             radius_px=self._size.mask_radius_px,
             particle_radius_px=self._size.radius_px,
@@ -264,60 +276,76 @@ class Classifier(ClusterEstimator):
         if self.diameter_A:
             mask_px = self.diameter_A / (particles.pixel_size_A or 1.0) / 2
             return Measured(mask_px / MASK_MARGIN, crowded=False)
-        return measure_radius(
+        found = measure_radius(
             particles, device=self._device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
             mirror=self.mirror, budget=self._budget,
         )  # fmt: skip
+        # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
+        told = torch.tensor([found.radius_px, float(found.crowded)], dtype=torch.float64)
+        radius, crowded = self._ranks.broadcast_(told).tolist()
+        return Measured(radius, bool(crowded))
 
     def _search(
-        self, particles: ParticleSet, field: WhitenedParticles, observer: Observer, resume: Checkpoint | None
+        self,
+        particles: ParticleSet,
+        field: WhitenedParticles,
+        shard: Shard,
+        observer: Observer,
+        resume: Checkpoint | None,
     ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
-        _, schedule, state = self._begin(particles, field)
+        schedule, state = self._begin(particles, field, shard)
         figures: list[dict[str, Any]] = []
         if resume is not None:
             state, figures = resume_schedule(schedule, resume, self._device)
         clock, saved, pixel = time.perf_counter(), replace(schedule.position), particles.pixel_size_A
-        previous = state_poses(state, field) if figures else None
-        for stage, state in schedule.run(state):  # noqa: B020 - each state begins the next
-            poses = state_poses(state, field)
+        previous = state_poses(state, field, shard) if figures else None
+
+        def observe(stage: str, state: State) -> None:
+            nonlocal clock, previous, saved
+            poses = state_poses(state, field, shard)
             now = time.perf_counter()
             number = len(figures) + 1
             figures.append(schedule_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
             ends_step = schedule.position != saved and not schedule.finished
             saved = replace(schedule.position)
+            checkpoint = partial(checkpoint_of, schedule, state, figures)
+            if ends_step and shard.ranks.size > 1:  # every rank gives its part, also where none is written
+                made = checkpoint()
+                checkpoint = partial(lambda known: known, made)
             observer.iteration(
                 IterationDone(
                     figures,
                     partial(finish.coarse_averages, field, state, pixel),
-                    partial(checkpoint_of, schedule, state, figures) if ends_step else None,
+                    checkpoint if ends_step else None,
                     ends_step=ends_step,
                 )
             )
-        return state, figures, schedule
 
-    def _begin(self, particles: ParticleSet, field: WhitenedParticles) -> tuple[Model, ClassificationSchedule, State]:
-        """The model, a schedule at its beginning, and the particles as they come."""
+        schedule.observe = observe
+        return schedule.run(state), figures, schedule
+
+    def _begin(
+        self, particles: ParticleSet, field: WhitenedParticles, shard: Shard
+    ) -> tuple[ClassificationSchedule, State]:
+        """A schedule at its beginning, and the particles as they come."""
         generator = torch.Generator().manual_seed(self.seed)
         n = len(particles)
-        half = torch.randperm(n, generator=generator) % 2
-        if particles.same_as is not None:
-            half = half[torch.from_numpy(particles.same_as)]
-        held = _held_out(n, generator).to(self._device)
+        half = _halves(particles, generator)
+        held = _held_out(n, generator)
+        half, held = (table[shard.rows].to(self._device) for table in (half, held))
         search_px = self._search_px(particles) * field.scale
-        model = Model(
-            field, half.to(self._device), held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
-        )  # fmt: skip
+        model = Model(field, shard, half, held, self.balance, self.mirror, search_px, not self.skip_align, self._budget)
         schedule = ClassificationSchedule(model, self.plan or ScheduleSettings(), self.n_classes, generator)
-        schedule.log += self._findings(particles, field)
-        state = model.blank(n)
+        schedule.log += self._findings(particles, field, shard)
+        state = model.blank()
         if self.skip_align and particles.poses is not None:
-            given = particles.poses.to(self._device)
+            given = particles.poses[shard.rows].to(self._device)
             origin = given.origin_xy_px.float() * field.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
-        return model, schedule, state
+        return schedule, state
 
-    def _findings(self, particles: ParticleSet, field: WhitenedParticles) -> list[str]:
+    def _findings(self, particles: ParticleSet, field: WhitenedParticles, shard: Shard) -> list[str]:
         """What was found out about the images before they are classified, in words."""
         unit, per_px = ("A", particles.pixel_size_A) if particles.pixel_size_A else ("px", 1.0)
         particle, mask = (2 * per_px * px / field.scale for px in (field.particle_radius_px, field.radius_px))
@@ -325,7 +353,7 @@ class Classifier(ClusterEstimator):
         how = "as asked for" if self.diameter_A else "from coarse class averages"
         if self._size.crowded:
             how += ", neighbours begin right behind"
-        outliers = int(field.outliers.found.sum())
+        outliers = int(shard.count(field.outliers.found))
         share = 100 * outliers / len(particles)
         return [
             f"{found}: {how}",
@@ -341,18 +369,19 @@ class Classifier(ClusterEstimator):
         figures: list[dict[str, Any]],
         schedule: ClassificationSchedule,
     ) -> None:
-        model, field = schedule.model, schedule.model.field
-        notices = []
+        model, field, shard = schedule.model, schedule.model.field, schedule.model.shard
+        notices, generator = [], torch.Generator().manual_seed(self.seed)
         state = _equalised(model, schedule, state) if self.equal_sizes else schedule.filled(state)
         if (empty := int((state.members < 1).sum())) > 0:
             state = schedule.without_empty(state)
             notices.append(_fewer_classes(self.n_classes, empty))
         n_classes = len(state.members)
-        poses = state_poses(state, field).to("cpu")
+        poses = state_poses(state, field, shard).to("cpu")
+        outlying = shard.gather(field.outliers.found).cpu()
         averages = finish.on_host(
             finish.full_averages(
-                particles, batches, _shown(poses, field).to(self._device), model.half, ctf=self._ctf_mode(particles),
-                n_classes=n_classes,
+                particles, batches, _shown(poses, outlying).to(self._device), _halves(particles, generator),
+                ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
             )
         )  # fmt: skip
         averages = replace(
@@ -363,18 +392,19 @@ class Classifier(ClusterEstimator):
         classes = class_figures(averages, poses, None)
         assert schedule.references is not None
         image = statistics_of(batches, field.particle_radius_px / field.scale)
+        bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
         verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image)
         extra = {
             "references": finish.filtered(averages),
             "classes": verdict.classes,
             "particles": verdict.particles,
-            "bad_particles": sorted(batches.bad),
+            "bad_particles": bad,
             "log": schedule.log,
             "stability": stability.summary,
             "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         }
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
-        warnings = [*particles.warnings, *notices, *_unusable(particles, batches.bad), *verdict.warnings]
+        warnings = [*particles.warnings, *notices, *_unusable(particles, bad), *verdict.warnings]
         self.result_ = RunResult("classify", poses, averages, figures, self._options(), warnings, extra)
         self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
         self.warnings_ = warnings
@@ -385,14 +415,14 @@ class Classifier(ClusterEstimator):
 
     def _lap(self, name: str, start: float) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(self._device)
         self._timings[name] = time.perf_counter() - start
 
 
-def _unusable(particles: ParticleSet, bad: set[int]) -> list[dict[str, str]]:
+def _unusable(particles: ParticleSet, bad: list[int]) -> list[dict[str, str]]:
     """The warning that names images which are not finite or constant; none where `ParticleSet.usable` told already."""
     rows = np.zeros(len(particles), dtype=bool)
-    rows[sorted(bad)] = True
+    rows[bad] = True
     if particles.usable is not None:
         rows &= particles.usable
     if not rows.any():
@@ -405,11 +435,12 @@ def _equalised(model: Model, schedule: ClassificationSchedule, state: State) -> 
     """Classes of equal size: a balanced assignment over the final fits, each particle's pose refined in its class."""
     assert schedule.references is not None
     rings = schedule.references.shape[1]
-    found = model.expect(schedule.references, state, IterationSettings(rings, 1.0))
+    found = model.search_all(schedule.references, state, IterationSettings(rings, 1.0))
     fit = model.fit(found, state)
-    index = assign.equal_sizes(fit.cpu()).to(fit.device)
+    # A balanced assignment needs every fit of every particle: once, and with --EQ only.
+    index = assign.equal_sizes(model.shard.gather(fit).cpu())[model.shard.rows].to(fit.device)
     pose = found.pick(index)
-    members = torch.nn.functional.one_hot(index, fit.shape[1]).float().sum(0)
+    members = model.shard.counts(index, fit.shape[1]).float()
     return replace(
         state,
         psi_deg=pose.psi_deg,
@@ -421,9 +452,9 @@ def _equalised(model: Model, schedule: ClassificationSchedule, state: State) -> 
     )
 
 
-def _shown(poses: Poses, field: WhitenedParticles) -> Poses:
+def _shown(poses: Poses, outlying: Tensor) -> Poses:
     """Poses of which class averages are made: outliers belong to a class, but one bead would outshine all of it."""
-    return poses.replace(class_index=torch.where(field.outliers.found.cpu(), -1, poses.class_index))
+    return poses.replace(class_index=torch.where(outlying, -1, poses.class_index))
 
 
 def _fewer_classes(asked: int, empty: int) -> dict[str, str]:
@@ -433,6 +464,12 @@ def _fewer_classes(asked: int, empty: int) -> dict[str, str]:
         "where": "classes",
         "do": "ask for fewer classes, or give more particles",
     }
+
+
+def _halves(particles: ParticleSet, generator: torch.Generator) -> Tensor:
+    """Which half (n,) of the data each particle is in; one image that is there more than once is in one."""
+    half = torch.randperm(len(particles), generator=generator) % 2
+    return half if particles.same_as is None else half[torch.from_numpy(particles.same_as)]
 
 
 def _held_out(n: int, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from ralib.classification.em import Budget, Model
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
 from ralib.classification.seeding import weighted_median
+from ralib.classification.sharding import Shard
 from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
 from ralib.images.masks import centre_distance
 from ralib.particles.batches import ParticleBatches
@@ -111,7 +112,8 @@ def measure_radius(
     for _ in range(2):
         mask_px = measured.mask_radius_px
         field = whiten_particles(
-            few, batches, n_classes=n_classes, radius_px=mask_px, particle_radius_px=mask_px / MASK_MARGIN,
+            few, batches, Shard.of_all(len(few)),
+            n_classes=n_classes, radius_px=mask_px, particle_radius_px=mask_px / MASK_MARGIN,
             resolution_px=2 * mask_px / DETAILS, lowest_px=None, ctf=ctf,
         )  # fmt: skip
         if int(field.typical.sum()) < 2 * n_classes:
@@ -126,9 +128,9 @@ def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror
     n, device = len(field.usable), field.grid.device
     half = (torch.arange(n) % 2).to(device)
     nobody = torch.zeros(n, dtype=torch.bool, device=device)
-    model = Model(field, half, nobody, 0.3, mirror, search_px * field.scale, budget=budget)
+    model = Model(field, Shard.of_all(n), half, nobody, 0.3, mirror, search_px * field.scale, budget=budget)
     schedule = ClassificationSchedule(model, ScheduleSettings(), n_classes, torch.Generator().manual_seed(0))
-    *_, (_, state) = schedule.only_begin(model.blank(n))
+    state = schedule.initialize(model.blank())
     assert state.averages is not None
     profile = radial_profile(field.grid, state.averages.halves, state.members)
     radius, crowded = edge_px(profile)

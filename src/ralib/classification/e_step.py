@@ -60,6 +60,13 @@ class Spectra:
         """Sum over the angles of |data|^2, (b, R)."""
         return torch.cat([squared(part).sum(2) for part in self.data.split(1024)])
 
+    def norm(self, rows: Tensor | slice, ring_power: Tensor) -> Tensor:
+        """Norms p (b, k) of some particles and templates of ring power (k, r)."""
+        own = self.power[rows, : ring_power.shape[1]]
+        if own.device.type == "cpu":  # BLAS rounds products of an odd length otherwise from row to row
+            return (own[:, None] * ring_power).sum(2)
+        return own @ ring_power.T
+
     def __getitem__(self, index: Tensor | slice) -> Spectra:
         return Spectra(self.data[index], self.power[index])
 
@@ -194,10 +201,9 @@ def score_classes(
     if dtype == torch.float16:  # which holds nothing above 65,504: factors of about 1, whatever the units
         height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
         rows = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).to(dtype)
-    norm = spectra.power[:, :rings] @ ring_power(references).T
+    power = ring_power(references)
     parts = []
-    for first in range(0, len(spectra), batch := _batch(rows, memory_bytes)):
-        cut = slice(first, first + batch)
+    for cut in row_chunks(len(spectra), _batch(rows, memory_bytes), grid.device):
         moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
         x = grid.orders_of(moved, n_orders)
         strength = torch.linalg.vector_norm(torch.view_as_real(x).flatten(1), dim=1).clamp_min(1e-30)
@@ -214,8 +220,8 @@ def score_classes(
         turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
         if favour is not None:
             value -= favour[at // (2 * flips)]
-        parts.append((value.T, at.T, turn.T))
-    value, at, turn = (torch.cat(p) for p in zip(*parts, strict=True))
+        parts.append((value.T, at.T, turn.T, spectra.norm(cut, power)))
+    value, at, turn, norm = (torch.cat(p)[: len(spectra)] for p in zip(*parts, strict=True))
     # Within a class the order is shift, mirror, sign of the rotation.
     psi = angle_deg(turn, at % 2, n_half)
     flipped = at // 2 % flips == 1
@@ -232,6 +238,20 @@ def _batch(rows: Tensor, memory_bytes: float) -> int:
     return max(16, int(memory_bytes / per_particle))
 
 
+def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
+    """Chunks of n rows, whose products come out the same in whatever chunk a row is.
+
+    BLAS libraries of CPUs round the rows of a product otherwise where there are fewer of them. There the last row is
+    repeated until the last chunk is as long as all others; who puts them together takes the first n rows.
+    """
+    if device.type != "cpu" or n == 0:
+        parts = max(1, -(-n // most))
+        return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+    whole, rest = n - n % most, n % most
+    chunks: list[slice | Tensor] = [slice(first, first + most) for first in range(0, whole, most)]
+    return [*chunks, torch.arange(whole, whole + most).clamp_max(n - 1)] if rest else chunks
+
+
 def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:
     """Particles, at most `most`, of which a step may hold all samples a dozen times."""
     return max(16, min(most, int(memory_bytes / (100.0 * rings * grid.n_half))))
@@ -244,17 +264,18 @@ def score_fixed(
     k, rings, n_orders = references.shape
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
     rows = torch.view_as_real(references * torch.where(m == 0, 1.0, 2.0) * grid.n_half).flatten(1)
+    power = ring_power(references)
     parts = []
-    for first in range(0, len(spectra), 1024):
-        cut = slice(first, first + 1024)
+    for cut in row_chunks(len(spectra), 64, grid.device):
         moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
         turn = -torch.deg2rad(psi_deg[cut])[:, None] * m
         posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
         posed = torch.where(mirror[cut][:, None, None], posed.conj(), posed)
-        parts.append(torch.view_as_real(posed.resolve_conj()).flatten(1) @ rows.T)
-    norm = spectra.power[:, :rings] @ ring_power(references).T
+        cross = torch.view_as_real(posed.resolve_conj()).flatten(1) @ rows.T
+        parts.append((cross, spectra.norm(cut, power)))
+    cross, norm = (torch.cat(p)[: len(spectra)] for p in zip(*parts, strict=True))
     poses = (f[:, None].expand(-1, k, *f.shape[1:]) for f in (psi_deg, origin_xy_px, mirror))
-    return ClassPoses(torch.cat(parts), norm, *poses)
+    return ClassPoses(cross, norm, *poses)
 
 
 def refine_poses(
@@ -300,9 +321,8 @@ def refine_poses(
     on_cpu = grid.device.type == "cpu"
     fused = not on_cpu if fused is None else fused
     templates = tabulated(grid, references, packed=not on_cpu) if fused and steps else None
-    chunk = samples_at_once(grid, references.shape[1], 64 if on_cpu else 4096, memory_bytes)
-    for first in range(0, len(spectra), chunk):
-        cut = slice(first, first + chunk)
+    chunk = samples_at_once(grid, references.shape[1], 32 if on_cpu else 4096, memory_bytes)
+    for cut in row_chunks(len(spectra), chunk, grid.device):
         part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut]
         if templates:
             part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
@@ -310,7 +330,7 @@ def refine_poses(
             data = data[:, : references.shape[1]]
             part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
         out.append(part)
-    return ClassPoses(*(torch.cat(f) for f in zip(*(o.fields() for o in out), strict=True)))
+    return ClassPoses(*(torch.cat(f)[: len(spectra)] for f in zip(*(o.fields() for o in out), strict=True)))
 
 
 def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTemplates:

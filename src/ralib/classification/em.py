@@ -21,8 +21,10 @@ from ralib.classification.m_step import (
     moved_averages,
     signal_share,
     sum_classes,
+    sum_limits,
 )
 from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
+from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import mirror_x, rotate_xy
@@ -64,9 +66,26 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What stays the same from iteration to iteration.
+class Expectation:
+    """What the E-step says of particles (n,): the fit of every class, and the few classes each is shared between.
 
+    fit        (n, k) log-likelihood of each class at its best pose, with the prior of its place
+    posterior  (n,) probability of the best class
+    poses, class_index, weight   candidate by candidate, the best first: fields (n,); weights add up to 1
+    """
+
+    fit: Tensor
+    posterior: Tensor
+    poses: list[lk.ClassPoses]
+    class_index: list[Tensor]
+    weight: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What stays the same from iteration to iteration. Tables hold the particles of this rank.
+
+    shard      which of all particles those are
     half       (n,) which half of the data a particle is in, 0 or 1
     held_out   (n,) particles that join no average, so that the classes can be tested on them; nor do outliers
     search_px  how far from the box centre a particle may lie, working pixels
@@ -74,6 +93,7 @@ class Model:
     """
 
     field: WhitenedParticles
+    shard: Shard
     half: Tensor
     held_out: Tensor
     balance: float
@@ -83,8 +103,11 @@ class Model:
     budget: Budget = dataclasses.field(default_factory=Budget)
 
     def of(self, rows: Tensor) -> Model:
-        """The same for some of the particles."""
-        return replace(self, field=self.field.of(rows), half=self.half[rows], held_out=self.held_out[rows])
+        """The same for some of all particles, ascending numbers (m,)."""
+        own = self.shard.held(rows)
+        return replace(
+            self, field=self.field.of(own), shard=self.shard.of(rows), half=self.half[own], held_out=self.held_out[own]
+        )
 
     @property
     def joins(self) -> Tensor:
@@ -95,9 +118,9 @@ class Model:
         """Grid step of the shifts at a resolution; a working pixel is fine enough, since winners are refined."""
         return max(1.0, STEP_DETAIL / (rings * self.field.grid.spacing))
 
-    def blank(self, n: int) -> State:
-        """The state of n particles of which nothing is known."""
-        return State.blank(n, torch.tensor(self.search_px / PICKED_WITHIN, device=self.field.grid.device))
+    def blank(self) -> State:
+        """The state of particles of which nothing is known."""
+        return State.blank(len(self.shard), torch.tensor(self.search_px / PICKED_WITHIN, device=self.field.grid.device))
 
     def shifts(self, rings: int, *, wide: bool) -> Tensor:
         """Shifts within the searched disc, or the neighbours on the grid."""
@@ -131,8 +154,8 @@ class Model:
         fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
         return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
-    def expect(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
-        """E-step's search: the best pose of every particle in every class, fits without the particles' own share."""
+    def search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
+        """The best pose of every particle in every class, fits without the particles' own share."""
         grid, spectra = self.field.grid, self.field.spectra
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
@@ -142,9 +165,13 @@ class Model:
 
     def iterate(self, references: Tensor, state: State, step: IterationSettings) -> State:
         """E-step and M-step; the new averages reach a few rings beyond those that were compared."""
-        found = self.expect(references, state, step)
+        return self.m_step(self.e_step(references, state, step), state, step)
+
+    def e_step(self, references: Tensor, state: State, step: IterationSettings) -> Expectation:
+        """Which classes (k, r, m) each particle belongs to, how surely, and in which poses."""
+        found = self.search_all(references, state, step)
         fit = self.fit(found, state)
-        price = class_prices(fit, step.temperature, self.balance)
+        price = class_prices(fit, step.temperature, self.balance, self.shard)
         weight, index = class_posterior(fit, price, step.temperature).topk(min(CANDIDATES, fit.shape[1]), dim=1)
         posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
         poses = [found.pick(index[:, j]) for j in range(index.shape[1])]
@@ -158,23 +185,37 @@ class Model:
             )
             posterior, index = weight[:, 0], index.gather(1, order)
             poses = lk.in_order(poses, order)
-        scale = [lk.best_scale(p.cross, p.norm, state.mean_scale) for p in poses]
-        mean = scale[0].median()
+        return Expectation(fit, posterior, poses, list(index.unbind(1)), list(weight.unbind(1)))
+
+    def m_step(self, expected: Expectation, state: State, step: IterationSettings) -> State:
+        """The classes, their places and contrasts that the E-step's responsibilities make likeliest."""
+        best, index = expected.poses[0], expected.class_index[0]
+        scale = [lk.best_scale(p.cross, p.norm, state.mean_scale) for p in expected.poses]
+        mean = self.shard.median(scale[0])
         state = replace(
             state,
-            psi_deg=poses[0].psi_deg,
-            origin_xy_px=poses[0].origin_xy_px,
-            mirror=poses[0].mirror,
-            class_index=index[:, 0],
-            fit=fit,
-            posterior=posterior,
+            psi_deg=best.psi_deg,
+            origin_xy_px=best.origin_xy_px,
+            mirror=best.mirror,
+            class_index=index,
+            fit=expected.fit,
+            posterior=expected.posterior,
             scale=scale[0] / mean,
             mean_scale=mean,
-            spread_px=origin_spread(poses[0].origin_xy_px),
+            spread_px=origin_spread(best.origin_xy_px, self.shard),
+            members=self.members(index, expected.fit.shape[1]),
         )
-        weight = weight * self.joins[:, None]
-        columns = [index[:, j] for j in range(index.shape[1])], [weight[:, j] for j in range(index.shape[1])]
-        return self._maximise(state, poses, *columns, [s / mean for s in scale], step, fit.shape[1])
+        weight = [w * self.joins for w in expected.weight]
+        rings = min(step.rings + 2, self.field.grid.n_rings)
+        sums = self._sums(
+            expected.poses, expected.class_index, weight, [s / mean for s in scale], len(state.members), rings
+        )
+        averages = average_classes(self.field.grid, sums, state.members)
+        return replace(state, averages=averages, own=self._own(state, index, weight[0], averages))
+
+    def members(self, class_index: Tensor, n_classes: int) -> Tensor:
+        """How many usable particles each class has, (k,), as numbers to compute with."""
+        return self.shard.counts(class_index[self.field.usable], n_classes).float()
 
     def refined(
         self,
@@ -198,25 +239,6 @@ class Model:
         share = self_cross(self.field, own, poses, references.shape[1])
         return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))
 
-    def _maximise(
-        self,
-        state: State,
-        poses: list[lk.ClassPoses],
-        index: list[Tensor],
-        weight: list[Tensor],
-        scale: list[Tensor],
-        step: IterationSettings,
-        n_classes: int,
-    ) -> State:
-        grid = self.field.grid
-        rings = min(step.rings + 2, grid.n_rings)
-        sums = self._sums(poses, index, weight, scale, n_classes, rings)
-        usable = self.field.usable.to(torch.float32)
-        members = torch.nn.functional.one_hot(state.class_index, n_classes).to(torch.float32).T @ usable
-        averages = average_classes(sums, members)
-        own = self._own(state, state.class_index, weight[0], averages)
-        return replace(state, averages=averages, members=members, own=own)
-
     def _sums(
         self,
         poses: list[lk.ClassPoses],
@@ -226,12 +248,15 @@ class Model:
         n_classes: int,
         rings: int,
     ) -> RingSums:
-        return self.within(
+        """Sums over all particles of the classes they are shared between."""
+        limits = sum_limits(self.field.grid, self.field.spectra, weight, scale, self.shard)
+        own = self.within(
             lambda most: sum_classes(
                 self.field.grid, self.field.spectra, poses, index, weight, scale, self.half,
-                n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings), memory_bytes=most,
+                n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings), limits=limits, memory_bytes=most,
             )
         )  # fmt: skip
+        return RingSums(self.shard.add_up(own.numerator), self.shard.add_up(own.weight))
 
     def within(self, work: Callable[[float], T]) -> T:
         """work(bytes it may take), with less and less where memory runs out."""
@@ -250,7 +275,8 @@ class Model:
         pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
         weight = self.joins.float()
         sums = self._sums([pose], [class_index], [weight], [state.scale], n_classes, rings)
-        averages = average_classes(sums, torch.nn.functional.one_hot(class_index, n_classes).float().T @ weight)
+        members = self.shard.counts(class_index[self.joins], n_classes).float()
+        averages = average_classes(self.field.grid, sums, members)
         return averages, self._own(state, class_index, weight, averages)
 
     def mask(self, averages: RingAverages) -> Tensor:
@@ -278,9 +304,9 @@ class Model:
         if not self.align:
             return state
         there = mirror_x(rotate_xy(state.psi_deg, state.origin_xy_px), state.mirror)
-        belongs = torch.nn.functional.one_hot(state.class_index, len(state.members)).to(there.dtype)
-        belongs = belongs * self.field.usable[:, None]
-        move = -(belongs.T @ there) / belongs.sum(0).clamp_min(1)[:, None]
+        there = there * self.field.usable[:, None]
+        total = self.shard.sum_by(state.class_index, there, len(state.members)).float()
+        move = -total / state.members.clamp_min(1)[:, None]
         origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
         own = None if state.own is None else replace(state.own, origin_xy_px=origin)
         averages = moved_averages(self.field.grid, state.averages, move)
@@ -297,22 +323,20 @@ class Model:
         assert state.own is not None
         rings = state.averages.gain.shape[1]
         references = self.references(state, rings)
-        use = self.field.typical.float()[:, None]
-        cross, norm = torch.zeros(2, rings, device=use.device)
+        use = self.field.typical
+        scale = torch.where(use, state.scale, 0.0)[:, None]
         chunk = lk.samples_at_once(self.field.grid, rings, 1024, self.budget.step_bytes)
-        for first in range(0, len(use), chunk):
-            cut = slice(first, first + chunk)
-            scale = state.scale[cut, None] * use[cut]
-            found = self.ring_cross(references, state, cut) - state.own.share[cut]
-            cross += (scale * found).sum(0)
-            power = lk.ring_power(references)[state.class_index[cut]]
-            norm += (scale.square() * self.field.spectra.power[cut, :rings] * power).sum(0)
+        starts = range(0, max(1, len(use)), chunk)
+        found = torch.cat([self.ring_cross(references, state, slice(start, start + chunk)) for start in starts])
+        cross = self.shard.sum(scale * (found - state.own.share[:, :rings]))
+        power = self.field.spectra.power[:, :rings] * lk.ring_power(references)[state.class_index]
+        norm = self.shard.sum(scale.square() * power)
         explained = cross.clamp_min(0).square() / norm.clamp_min(1e-12)
-        total = (self.field.observed * use).sum(0)
+        total = self.shard.sum(self.field.observed * use[:, None])
         left = total.clone()
         grid = self.field.grid
         left[:rings] -= explained / (grid.weight[:rings] * grid.n_half * grid.n_pixels)
-        return torch.maximum(left, LEAST_NOISE * total) / use.sum().clamp_min(1)
+        return (torch.maximum(left, LEAST_NOISE * total) / self.shard.count(use).clamp_min(1)).float()
 
     def ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
         """Cross terms (b, r) of some particles with their classes, ring by ring."""

@@ -57,7 +57,7 @@ def statistics_of(batches: ParticleBatches, radius_px: float) -> Tensor:
     """
     found = torch.zeros(len(batches.rows), len(IMAGE_NAMES), device=batches.device)
     for batch in batches:
-        found[batch.rows] = image_statistics(batch.images, radius_px)
+        found[batch.rows_from(batches.rows.start)] = image_statistics(batch.images, radius_px)
     return found
 
 

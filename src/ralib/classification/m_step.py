@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ralib.classification.e_step import STEP_BYTES, ClassPoses, Spectra, samples_at_once
 from ralib.classification.ring_grid import RingGrid
+from ralib.classification.sharding import Shard, in_quanta
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
 
@@ -20,10 +21,11 @@ class RingSums:
 
     Attributes
     ----------
-    numerator : Tensor of shape (2, k, r, m)
-        Sum of a CTF F / sigma^2 in the class frame, as complex angular orders.
+    numerator : Tensor of shape (2, k, r, m, 2)
+        Float64 sum of w a CTF F / sigma^2 in the class frame, as angular orders; w is a ring's weight in sums over the
+        plane.
     weight : Tensor of shape (2, k, r)
-        Sum of a^2 CTF^2 / sigma^2.
+        Float64 sum of w H a^2 CTF^2 / sigma^2, for H angles.
     """
 
     numerator: Tensor
@@ -64,11 +66,12 @@ def sum_classes(
     n_classes: int,
     rings: int,
     n_orders: int,
+    limits: tuple[Tensor, Tensor],
     memory_bytes: float = STEP_BYTES,
 ) -> RingSums:
-    """Add every particle to its candidate classes.
+    """Add every particle of this rank to its candidate classes.
 
-    The sums are matrix products with a table of weights, not scattered additions: the same bits on every run.
+    Sums are float64, of terms so rounded that neither order nor chunks change a bit.
 
     Parameters
     ----------
@@ -92,6 +95,8 @@ def sum_classes(
         Number of rings.
     n_orders : int
         Number of angular orders.
+    limits : tuple[Tensor, Tensor]
+        From `sum_limits`.
     memory_bytes : float, default STEP_BYTES
         Memory of a step.
 
@@ -100,8 +105,9 @@ def sum_classes(
     RingSums
         The sums.
     """
-    total = torch.zeros(2 * n_classes, rings * n_orders * 2, device=grid.device)
-    power = torch.zeros(2 * n_classes, rings, device=grid.device)
+    total = torch.zeros(2 * n_classes, rings * n_orders * 2, dtype=torch.float64, device=grid.device)
+    power = torch.zeros(2 * n_classes, rings, dtype=torch.float64, device=grid.device)
+    limit = limits[0][:rings, None].expand(-1, 2 * n_orders).flatten()
     chunk = samples_at_once(grid, rings, 256 if grid.device.type == "cpu" else 8192, memory_bytes)
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
     for first in range(0, len(spectra), chunk):
@@ -111,17 +117,28 @@ def sum_classes(
             turn = -torch.deg2rad(pose.psi_deg[cut])[:, None] * m
             posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
             posed = torch.where(pose.mirror[cut][:, None, None], posed.conj(), posed)
-            table = torch.zeros(len(posed), 2 * n_classes, device=grid.device)
-            column = (half[cut] * n_classes + index[cut])[:, None]
-            table.scatter_(1, column, (w * a)[cut][:, None])
-            total += table.T @ torch.view_as_real(posed.resolve_conj()).flatten(1)
-            table.scatter_(1, column, (w * a * a)[cut][:, None])
-            power += table.T @ spectra.power[cut, :rings]
-    numerator = torch.view_as_complex(total.view(2, n_classes, rings, n_orders, 2)) / grid.weight[:rings, None]
-    return RingSums(numerator, power.view(2, n_classes, rings) / (grid.weight[:rings] * grid.n_half))
+            row = half[cut] * n_classes + index[cut]
+            terms = torch.view_as_real(posed.resolve_conj()).flatten(1) * (w * a)[cut, None]
+            total.index_add_(0, row, in_quanta(terms, limit))
+            terms = spectra.power[cut, :rings] * (w * a * a)[cut, None]
+            power.index_add_(0, row, in_quanta(terms, limits[1][:rings]))
+    return RingSums(total.view(2, n_classes, rings, n_orders, 2), power.view(2, n_classes, rings))
 
 
-def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
+def sum_limits(
+    grid: RingGrid, spectra: Spectra, weight: list[Tensor], scale: list[Tensor], shard: Shard
+) -> tuple[Tensor, Tensor]:
+    """What no sum of `sum_classes` exceeds ring by ring, (R,) of the numerator and of the weights."""
+    heaviest = torch.stack([w * a for w, a in zip(weight, scale, strict=True)]).amax(0)[:, None]
+    largest = torch.stack([w * a * a for w, a in zip(weight, scale, strict=True)]).amax(0)[:, None]
+    # An angular order is a mean over angles: no larger than the root of the mean square.
+    amplitude = torch.sqrt(spectra.energy / grid.n_half) * heaviest
+    bound = shard.largest(torch.stack([amplitude, spectra.power * largest], dim=1))
+    numerator, power = bound * (shard.n * len(weight) * 1.01)
+    return numerator, power
+
+
+def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAverages:
     """Compute Wiener averages N / (D (1 + 1 / SSNR)), regularised by the SSNR of each class measured from its halves.
 
     A ring of one class has few samples, so that its FRC is smoothed over neighbouring rings and moved half way to what
@@ -129,6 +146,8 @@ def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
 
     Parameters
     ----------
+    grid : RingGrid
+        The ring grid.
     sums : RingSums
         Sums over the members.
     members : Tensor of shape (k,)
@@ -139,17 +158,20 @@ def average_classes(sums: RingSums, members: Tensor) -> RingAverages:
     RingAverages
         The averages.
     """
-    halves = sums.numerator / sums.weight.clamp_min(1e-12)[..., None]
+    ring_weight = grid.weight[: sums.weight.shape[-1]]
+    numerator = torch.view_as_complex(sums.numerator.float()) / ring_weight[:, None]
+    power = sums.weight.float() / (ring_weight * grid.n_half)
+    halves = numerator / power.clamp_min(1e-12)[..., None]
     frc = orders_frc(halves[0], halves[1])
     smooth = _smooth(frc).clamp(0.0, 0.995)
     own = 2 * smooth / (1 - smooth)
     share = members.clamp_min(1e-3)[:, None]
     common = own.sum(0) / share.sum()
     ssnr = (0.5 * own + 0.5 * common * share).clamp_min(1e-3)
-    weight = sums.weight.sum(0) * (1 + 1 / ssnr)
+    weight = power.sum(0) * (1 + 1 / ssnr)
     gain = 1 / (weight + 1e-6 * weight.amax())
     shrunk = halves * (ssnr / (ssnr + 2))[..., None]
-    return RingAverages(sums.numerator.sum(0) * gain[..., None], shrunk, frc, gain)
+    return RingAverages(numerator.sum(0) * gain[..., None], shrunk, frc, gain)
 
 
 def orders_frc(first: Tensor, second: Tensor) -> Tensor:

@@ -10,13 +10,20 @@ it counts as noise, as in RELION's first iteration; once there are classes, the 
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from ralib.classification.sharding import Shard
 
 POOL = 10.0
 """A group's noise spectrum counts as many particles as it has, the average over all groups as this many."""
 
 
 def noise_spectra(
-    power: np.ndarray, group: np.ndarray, typical: np.ndarray, passed: np.ndarray | None = None
+    power: np.ndarray,
+    group: np.ndarray,
+    typical: np.ndarray,
+    passed: np.ndarray | None = None,
+    shard: Shard | None = None,
 ) -> np.ndarray:
     """Compute the noise power of each particle's group: the group's mean, pooled with that of all particles.
 
@@ -24,27 +31,30 @@ def noise_spectra(
     ----------
     power : ndarray of shape (n, R)
         Power of each image on the rings.
-    group : ndarray of shape (n,)
-        Micrograph or optics group of each.
+    group : ndarray of shape (m,)
+        Micrograph or optics group of all m particles.
     typical : ndarray of shape (n,)
         Whether an image counts: one gold bead has the power of hundreds of particles.
     passed : ndarray | None of shape (n, R), optional
         Share of the noise's power left in images that were filtered before; by default all of it.
+    shard : Shard, optional
+        Which n of all particles these are; by default all of them.
 
     Returns
     -------
     ndarray of shape (n, R)
         Noise power.
     """
-    typical = typical if typical.any() else np.ones_like(typical)
+    shard = shard or Shard.of_all(len(power))
+    chosen = torch.from_numpy(typical)
+    if not int(shard.count(chosen)):
+        chosen = torch.ones_like(chosen)
     names, index = np.unique(group, return_inverse=True)
-    sums = np.zeros((len(names), power.shape[1]))
-    np.add.at(sums, index[typical], power[typical])
-    count: np.ndarray = np.bincount(index[typical], minlength=len(names))[:, None]
-    pool: float | np.ndarray = POOL
-    if passed is not None:
-        count = np.zeros((len(names), power.shape[1]))
-        np.add.at(count, index[typical], passed[typical])
-        pool = np.maximum(POOL * passed[typical].mean(0), 1e-3)
-    spectrum = (sums + POOL * power[typical].mean(0)) / (count + pool)
-    return np.maximum(spectrum, 1e-3 * spectrum.max())[index].astype(np.float32)
+    own = torch.from_numpy(index)[shard.rows]
+    share = torch.ones(power.shape, dtype=torch.float64) if passed is None else torch.from_numpy(passed)
+    sums = shard.sum_by(own[chosen], torch.from_numpy(power)[chosen], len(names)).numpy()
+    count = shard.sum_by(own[chosen], share[chosen], len(names)).numpy()
+    total, everyone = sums.sum(0), int(shard.count(chosen))
+    pool = np.maximum(POOL * count.sum(0) / everyone, 1e-3)
+    spectrum = (sums + POOL * total / everyone) / (count + pool)
+    return np.maximum(spectrum, 1e-3 * spectrum.max())[own.numpy()].astype(np.float32)

@@ -53,7 +53,7 @@ class Outliers:
     score: Tensor
     found: Tensor
 
-    def __getitem__(self, rows: Tensor) -> Outliers:
+    def __getitem__(self, rows: Tensor | slice) -> Outliers:
         return Outliers(self.features[rows], self.deviation[rows], self.score[rows], self.found[rows])
 
 

@@ -78,7 +78,7 @@ class FittedClasses:
         field = schedule.model.field
         return cls(
             references=schedule.references,
-            price=class_prices(state.fit, 1.0, schedule.model.balance),
+            price=class_prices(state.fit, 1.0, schedule.model.balance, schedule.model.shard),
             noise=tuple(schedule.noise),
             mean_scale=state.mean_scale,
             spread_px=state.spread_px,
@@ -122,7 +122,7 @@ class FittedClasses:
         rings = self.references.shape[1]
         state = replace(state, mean_scale=self.mean_scale, spread_px=self.spread_px)
         for wide in (True, False):
-            found = model.expect(self.references, state, IterationSettings(rings, 1.0, wide=wide))
+            found = model.search_all(self.references, state, IterationSettings(rings, 1.0, wide=wide))
             fit = model.fit(found, state)
             index = torch.argmax(fit + self.price, dim=1)
             pose = found.pick(index)

@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from ralib.classification.sharding import Shard
+
 ANYWHERE = 0.01
 """Share of the particles that may lie anywhere in the searched disc: bad picks, and junk."""
 
@@ -21,10 +23,11 @@ LEAST_SPREAD_PX = 0.5
 """Places are not known better than this."""
 
 
-def origin_spread(origin_xy_px: Tensor) -> Tensor:
+def origin_spread(origin_xy_px: Tensor, shard: Shard | None = None) -> Tensor:
     """Return the standard deviation () along x and y of origins (n, 2), from their median length, which is robust."""
     length = torch.linalg.vector_norm(origin_xy_px, dim=1)
-    return (length.median() / math.sqrt(2 * math.log(2))).clamp_min(LEAST_SPREAD_PX)
+    shard = shard or Shard.of_all(len(length))
+    return (shard.median(length) / math.sqrt(2 * math.log(2))).clamp_min(LEAST_SPREAD_PX)
 
 
 def log_prior(origin_xy_px: Tensor, spread_px: Tensor, radius_px: float) -> Tensor:
@@ -57,7 +60,7 @@ MOST_STEPS, LEFT_OVER = 30, 0.003
 """The fixed point of prices is approached until this share of the way is left, in so many steps at most."""
 
 
-def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
+def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard | None = None) -> Tensor:
     """Compute what each class adds to its particles' fit so that class sizes stay balanced.
 
     The fixed point of price = -pressure * log(share / fair share): entropic transport with relaxed class sizes. Balance
@@ -72,6 +75,8 @@ def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
         Of the responsibilities.
     balance : float
         Pressure towards equal sizes, 0 to 1.
+    shard : Shard, optional
+        With it the fits are those of some of its particles, and those of all ranks count.
 
     Returns
     -------
@@ -84,6 +89,7 @@ def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
     Comput. 87, 2563-2609.
     """
     k = fit.shape[1]
+    shard = shard or Shard.of_all(len(fit))
     price = torch.zeros(k, device=fit.device)
     if balance <= 0 or k == 1:
         return price
@@ -91,8 +97,12 @@ def class_prices(fit: Tensor, temperature: float, balance: float) -> Tensor:
     factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
     # Each step leaves `factor` of the way: prices that matter little next to the temperature are found sooner.
     steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
+    particles = shard.count(torch.ones(len(fit), dtype=torch.bool, device=fit.device))
     for _ in range(min(steps, MOST_STEPS)):
-        share = torch.softmax((fit + price) / temperature, dim=1).mean(0) * k
+        posterior = torch.softmax((fit + price) / temperature, dim=1)
+        # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
+        members = shard.add_up(posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64))
+        share = (members * k / particles).float()
         price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
         if balance < 1:
             price = price.clamp_max(0.0)  # the popular pay; a rare view is not filled up with others

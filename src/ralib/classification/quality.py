@@ -113,20 +113,20 @@ def judge(
     Verdict
         The verdict.
     """
-    field, index = model.field, poses.class_index.numpy()
+    field, index, everyone = model.field, poses.class_index.numpy(), model.shard.gather
     particles = {
-        "posterior": _numbers(state.posterior),
+        "posterior": _numbers(everyone(state.posterior)),
         "fit": _numbers(poses.score),
-        "scale": _numbers(state.scale),
-        "explained": _numbers(explained_ratio(field, state, references)),
+        "scale": _numbers(everyone(state.scale)),
+        "explained": _numbers(everyone(explained_ratio(field, state, references))),
         "quality": np.zeros(len(index)),  # keeps its column; told below
-        "detail": _numbers(detail_ratio(model, state, references)),
-        "off_centre": _numbers(stability.away_px / field.particle_radius_px),
-        "agreement": _numbers(stability.agreement),
+        "detail": _numbers(everyone(detail_ratio(model, state, references))),
+        "off_centre": _numbers(everyone(stability.away_px / field.particle_radius_px)),
+        "agreement": _numbers(everyone(stability.agreement)),
     }
     evidence = Evidence(
-        image=_numbers(image),
-        fit=_numbers(class_fit(model, state, references.shape[1])),
+        image=_numbers(everyone(image)),
+        fit=_numbers(everyone(class_fit(model, state, references.shape[1]))),
         scalars=_scalars(particles),
         classes=_numbers(class_statistics(model, state)),
         index=index,
@@ -246,7 +246,7 @@ def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
     field, rings = model.field, references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
     expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
-    starts = range(0, len(field.spectra), 512)
+    starts = range(0, max(1, len(field.spectra)), 512)
     cross = [model.ring_cross(references, state, slice(start, start + 512)) for start in starts]
     shared = torch.cat([part[:, first:].sum(1) for part in cross])
     return shared / (expected * state.mean_scale).clamp_min(1e-12)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame
 from ralib.classes.iteration_figures import class_resolution_px, iteration_figures
+from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg
@@ -18,11 +19,19 @@ from ralib.images.ctf import multiply_remaining_ctf
 from ralib.images.fourier import filter_images, spread_rings
 from ralib.images.frc import masked_frc
 from ralib.particles.batches import ParticleBatches
+from ralib.runtime.distributed import Ranks
 from ralib.types import ClassAverages, ParticleSet, Poses
 
 
 def full_averages(
-    particles: ParticleSet, batches: ParticleBatches, poses: Poses, half: Tensor, *, ctf: str, n_classes: int
+    particles: ParticleSet,
+    batches: ParticleBatches,
+    poses: Poses,
+    half: Tensor,
+    *,
+    ctf: str,
+    n_classes: int,
+    ranks: Ranks,
 ) -> ClassAverages:
     """Compute CTF-corrected averages, half averages and FRC of all classes.
 
@@ -42,6 +51,8 @@ def full_averages(
         CTF correction, 'on' or 'off'.
     n_classes : int
         Number of classes.
+    ranks : Ranks
+        Each adds the particles of its batches; poses and halves are those of all particles.
 
     Returns
     -------
@@ -60,6 +71,7 @@ def full_averages(
             images = images.masked_fill(~batch.usable[:, None, None], 0.0)
             power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)
+    sums.all_reduce_(ranks)
     return class_averages(sums, pixel_size_A=particles.pixel_size_A)
 
 
@@ -112,24 +124,27 @@ def on_host(averages: ClassAverages) -> ClassAverages:
     )
 
 
-def state_poses(state: State, field: WhitenedParticles) -> Poses:
-    """Return the state's poses in pixels of the input; the score is the log-likelihood ratio.
+def state_poses(state: State, field: WhitenedParticles, shard: Shard) -> Poses:
+    """Return the poses in pixels of the input; the score is the log-likelihood ratio.
 
     Parameters
     ----------
     state : State
-        The state.
+        The state of a rank's particles.
     field : WhitenedParticles
-        The particles.
+        Those particles.
+    shard : Shard
+        Which of all particles they are.
 
     Returns
     -------
     Poses
-        Poses.
+        Poses of all particles.
     """
     index = torch.where(field.usable, state.class_index, -1)
     score = state.fit.gather(1, state.class_index[:, None])[:, 0]
-    return Poses(wrap_deg(state.psi_deg), state.origin_xy_px / field.scale, state.mirror, index, score)
+    own = Poses(wrap_deg(state.psi_deg), state.origin_xy_px / field.scale, state.mirror, index, score)
+    return Poses(**{name: shard.gather(part) for name, part in vars(own).items()})
 
 
 def schedule_figures(

@@ -171,8 +171,8 @@ class RingGrid:
         Tensor of shape (b, r, H)
             Phase factors.
         """
-        direction = torch.stack([torch.cos(self.angle_rad), torch.sin(self.angle_rad)])
-        turn = -2 * math.pi * (shift_xy_px @ direction)[:, None, :] * self.frequency[:rings, None]
+        along = shift_xy_px[:, :1] * torch.cos(self.angle_rad) + shift_xy_px[:, 1:] * torch.sin(self.angle_rad)
+        turn = -2 * math.pi * along[:, None, :] * self.frequency[:rings, None]
         return torch.polar(torch.ones_like(turn), turn)
 
     def orders_of(self, samples: Tensor, n_orders: int) -> Tensor:

@@ -15,7 +15,7 @@ centre over all shifts.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,14 +96,25 @@ class ScheduleProgress:
     rings: int = 0
 
 
+def _nobody(stage: str, state: State) -> None:
+    """Looks away."""
+
+
 class ClassificationSchedule:
-    """Runs a plan; `run` yields the state after every iteration with the name of its stage.
+    """Runs a plan; after every iteration it calls `observe(name of the stage, state)`.
 
     `position` and the state of the same moment, saved, let another ClassificationSchedule go on from there.
     """
 
-    def __init__(self, model: Model, plan: ScheduleSettings, n_classes: int, generator: torch.Generator) -> None:
-        self.model, self.plan, self.k, self.generator = model, plan, n_classes, generator
+    def __init__(
+        self,
+        model: Model,
+        plan: ScheduleSettings,
+        n_classes: int,
+        generator: torch.Generator,
+        observe: Callable[[str, State], None] = _nobody,
+    ) -> None:
+        self.model, self.plan, self.k, self.generator, self.observe = model, plan, n_classes, generator, observe
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
@@ -113,23 +124,22 @@ class ClassificationSchedule:
     def finished(self) -> bool:
         return self.position.sharpened > self.plan.final
 
-    def run(self, state: State) -> Iterator[tuple[str, State]]:
-        """All stages from the position on; at the first, from single particles."""
+    def run(self, state: State) -> State:
+        """The final state, after all stages from the position on; at the first, from single particles."""
         at, plan = self.position, self.plan
         if not at.begun:
-            state = yield from self._begin_with_some(state)
+            state = self._with_noise_left(self._initialize_with_some(state))
             at.begun = True
-            state = self._with_noise_left(state)
-            yield "classes", state
+            self.observe("classes", state)
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
-            state = yield from self._exchange(state, self.model.references(state, at.rings))
+            state = self._with_noise_left(self._exchange(state, self.model.references(state, at.rings)))
             at.exchanged += 1
-            state = self._with_noise_left(state)
-            yield "exchange", state
+            self.observe("exchange", state)
         while not self.finished:
             state = self._sharpen(state)
             at.sharpened += 1
-            yield "sharpen", state
+            self.observe("sharpen", state)
+        return state
 
     def _with_noise_left(self, state: State) -> State:
         """The state after the noise is what the classes leave of the particles."""
@@ -144,46 +154,50 @@ class ClassificationSchedule:
         self.noise.append(ratio)
         self.model = replace(self.model, field=self.model.field.with_noise(ratio))
 
-    def _begin_with_some(self, state: State) -> Generator[tuple[str, State], None, State]:
+    def _initialize_with_some(self, state: State) -> State:
         """The first stage, on no more particles than it needs: more add nothing to single particles as references."""
-        able = torch.nonzero(self.model.joins.cpu())[:, 0]
+        able = self._able()
         enough = max(ENOUGH[0], ENOUGH[1] * self.k)
         if len(able) < 1.5 * enough:
-            return (yield from self.begin(state))
+            return self.initialize(state)
         chosen = torch.randperm(len(able), generator=self.generator)[:enough].sort().values
         rows = able[chosen].to(state.psi_deg.device)
         schedule = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator)
-        *_, (_, found) = schedule.only_begin(state.of(rows))
+        found = schedule.initialize(state.of(self.model.shard.held(rows)))
         references = schedule.model.references(found, self.position.rings)
         state = replace(state, spread_px=found.spread_px)
         state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
         return state
 
-    def begin(self, state: State) -> Generator[tuple[str, State], None, State]:
+    def _able(self) -> Tensor:
+        """Numbers (m,) of all particles from which classes may begin."""
+        return torch.nonzero(self.model.shard.gather(self.model.joins).cpu())[:, 0]
+
+    def initialize(self, state: State) -> State:
         """From single particles as references to as many classes as asked for."""
         plan, rings, middle = self.plan, self.position.rings, self._rings(self.plan.start_details)
-        usable = torch.nonzero(self.model.joins.cpu())[:, 0]
+        usable = self._able()
         seeds = min(len(usable), max(self.k + 1, round(plan.surplus * self.k)))
         chosen = usable[torch.randperm(len(usable), generator=self.generator)[:seeds]]
         references = self._seeds(state, chosen, middle)
         for i in range(3):
             state, references = self._iterate(references, state, middle, plan.temperatures[0], wide=i < 2)
-            yield "start", state
+            self.observe("start", state)
         # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
         while len(references) > self.k:
             keep = self._most_useful(state, max(self.k, int(plan.thinning * len(references))))
-            state, references = _restricted(state, keep), references[keep]
+            state, references = self._restricted(state, keep), references[keep]
             state, _ = self._iterate(references, state, middle, plan.temperatures[0])
-            yield "thin", state
+            self.observe("thin", state)
             middle = min(middle + 1, rings)
             references = self.model.references(state, middle)
         for i in range(2):
             if i:
-                yield "classes", state
+                self.observe("classes", state)
             state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
         return state
 
-    def _exchange(self, state: State, references: Tensor) -> Generator[tuple[str, State], None, State]:
+    def _exchange(self, state: State, references: Tensor) -> State:
         """One round: split and outlying classes compete with those there are, and as many as were asked for stay."""
         at, plan, k = self.position, self.plan, self.k
         extra = max(1, round(plan.split_share * k))
@@ -196,7 +210,7 @@ class ClassificationSchedule:
         for i in range(2):
             wide = i == 0 and at.exchanged < plan.wide
             state, candidates = self._iterate(candidates, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
-            yield "exchange", state
+            self.observe("exchange", state)
         keep = self._most_useful(state, k)
         split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
         told = f"{extra} classes were split, {split} of the new ones stay for others"
@@ -204,7 +218,9 @@ class ClassificationSchedule:
             came = len(candidates) - k - extra
             told += f"; {came} classes of poorly explained particles came, {outlying} of them stay"
         self.log.append(f"exchange {at.exchanged + 1}: {told}")
-        state, _ = self._iterate(candidates[keep], _restricted(state, keep), at.rings, plan.temperatures[1], newton=1)
+        state, _ = self._iterate(
+            candidates[keep], self._restricted(state, keep), at.rings, plan.temperatures[1], newton=1
+        )
         return state
 
     def _sharpen(self, state: State) -> State:
@@ -251,8 +267,7 @@ class ClassificationSchedule:
             fit[moved, new] = state.fit[moved, old]
         averages, own = self.model.averages(state, index, len(state.members), self.position.rings)
         self.references = self.model.masked(averages, self.position.rings)
-        usable = self.model.field.usable.float()
-        members = torch.nn.functional.one_hot(index, len(state.members)).float().T @ usable
+        members = self.model.members(index, len(state.members))
         return replace(state, class_index=index, fit=fit, members=members, averages=averages, own=own)
 
     def without_empty(self, state: State) -> State:
@@ -264,15 +279,15 @@ class ClassificationSchedule:
         self.log.append(f"{_counted(len(state.members) - len(keep))} without particles left out")
         averages = state.averages
         kept = RingAverages(averages.orders[keep], averages.halves[:, keep], averages.frc[keep], averages.gain[keep])
-        return replace(_restricted(state, keep), averages=kept)
+        return replace(self._restricted(state, keep), averages=kept)
 
     def _objective(self, state: State) -> float:
         """Mean log-likelihood of the particles in their classes."""
-        return float(state.fit.amax(1)[self.model.field.typical].mean())
+        return float(self.model.shard.mean(state.fit.amax(1), self.model.field.typical))
 
     def _too_small(self, state: State) -> list[int]:
         """Classes that too few particles are left in to be of use."""
-        counted = torch.bincount(state.class_index[self.model.joins], minlength=len(state.members))
+        counted = self.model.shard.counts(state.class_index[self.model.joins], len(state.members))
         least = min(FEWEST, SMALL_SHARE * float(counted.sum()) / len(counted))
         return torch.nonzero(counted < least)[:, 0].tolist()
 
@@ -307,18 +322,21 @@ class ClassificationSchedule:
         return self.model.field.rings_for(details)
 
     def _seeds(self, state: State, index: Tensor, rings: int) -> Tensor:
-        """References (b, r, m) from single particles, behind the mask."""
+        """References (b, r, m) from single particles of all, behind the mask."""
         grid, mask = self.model.field.grid, self.model.field.mask
-        index = index.to(grid.device)
-        samples = particles_as_references(grid, self.model.field.spectra[index], rings)
-        samples = samples * grid.phase(state.origin_xy_px[index], rings)
+
+        def centred(own: Tensor) -> Tensor:
+            samples = particles_as_references(grid, self.model.field.spectra[own], rings)
+            return samples * grid.phase(state.origin_xy_px[own], rings)
+
+        samples = self.model.shard.from_holders(index.to(grid.device), centred)
         masked = grid.transform(grid.image(samples) * mask)[:, :rings]
         return grid.orders_of(masked, self.model.field.orders(rings))
 
     def _most_useful(self, state: State, keep: int) -> Tensor:
         """Which classes to keep; fits count less what balance charges the members of large classes."""
-        fit = state.fit[self.model.field.typical]
-        return keep_most_useful(fit + class_prices(fit, 1.0, self.model.balance), keep)
+        fit, shard = state.fit[self.model.field.typical], self.model.shard
+        return keep_most_useful(fit + class_prices(fit, 1.0, self.model.balance, shard), keep, shard)
 
     def _shared(self, state: State, few: list[int]) -> list[tuple[int, int]]:
         """(largest class, class of few members) for all of the latter for which there is a class large enough."""
@@ -337,11 +355,11 @@ class ClassificationSchedule:
 
         Where a class mixes two views, those of the rarer one fit its average worse.
         """
-        index = state.class_index.clone()
+        index, shard = state.class_index.clone(), self.model.shard
+        scale, where = shard.gather(state.scale), shard.gather(torch.where(self.model.joins, state.class_index, -1))
         for old, new in pairs:
-            member = state.class_index == old
-            middle = torch.where(member & self.model.joins, state.scale, torch.nan).nanmedian()
-            index = torch.where(member & (state.scale < middle), new, index)
+            middle = torch.where(where == old, scale, torch.nan).nanmedian()
+            index = torch.where((state.class_index == old) & (state.scale < middle), new, index)
         return index
 
     def _outlying_classes(self, state: State, references: Tensor, count: int) -> Tensor:
@@ -350,21 +368,14 @@ class ClassificationSchedule:
         From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
         """
         model, rings = self.model, self.position.rings
-        able = model.joins
-        outlying = max(4 * count, len(able) // (OUTLYING_SHARE * 2**self.position.exchanged))
-        rows = poorly_explained(model.field.spectra, state, references, able, outlying)
+        outlying = max(4 * count, model.shard.n // (OUTLYING_SHARE * 2**self.position.exchanged))
+        rows = poorly_explained(model.field.spectra, state, references, model.joins, outlying, model.shard)
         sub = model.of(rows)
         plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)
         schedule = ClassificationSchedule(sub, plan, count, self.generator)
-        part = state.of(rows)
-        if model.align:
-            part = State.blank(len(rows), state.spread_px)
-        *_, (_, found) = schedule.only_begin(part)
-        return sub.references(found, rings)
-
-    def only_begin(self, state: State) -> Iterator[tuple[str, State]]:
-        """The first stage alone."""
-        yield "classes", (yield from self.begin(state))
+        own = model.shard.held(rows)
+        part = State.blank(len(own), state.spread_px) if model.align else state.of(own)
+        return sub.references(schedule.initialize(part), rings)
 
     def _grown(self, state: State, rings: int) -> int:
         """As many rings as the halves agree on, at most two more than now."""
@@ -374,14 +385,13 @@ class ClassificationSchedule:
         agree = torch.cumprod((mean > self.plan.agreement).int(), 0)
         return max(rings, min(int(agree.sum()), rings + 2, self.model.field.grid.n_rings))
 
-
-def _restricted(state: State, keep: Tensor) -> State:
-    """A state of which only some classes remain; particles move to the best of them."""
-    fit = state.fit[:, keep]
-    index = fit.argmax(1)
-    members = torch.nn.functional.one_hot(index, len(keep)).float().sum(0)
-    own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
-    return replace(state, fit=fit, class_index=index, members=members, own=own)
+    def _restricted(self, state: State, keep: Tensor) -> State:
+        """A state of which only some classes remain; particles move to the best of them."""
+        fit = state.fit[:, keep]
+        index = fit.argmax(1)
+        members = self.model.shard.counts(index, len(keep)).float()
+        own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
+        return replace(state, fit=fit, class_index=index, members=members, own=own)
 
 
 def _counted(n: int) -> str:

@@ -15,10 +15,8 @@ from ralib.classification.state import State
 from ralib.results.checkpoint import Checkpoint
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
-_PARTICLES = (
-    *("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior"),
-    *("scale", "mean_scale", "spread_px", "members"),
-)
+_PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale")
+_CLASSES = ("mean_scale", "spread_px", "members")
 _AVERAGES = ("orders", "halves", "frc", "gain")
 
 
@@ -40,11 +38,13 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
         The checkpoint.
     """
     assert state.averages is not None
-    arrays = {name: getattr(state, name).cpu().numpy() for name in _PARTICLES}
+    everyone = schedule.model.shard.gather
+    arrays = {name: everyone(getattr(state, name)).cpu().numpy() for name in _PARTICLES}
+    arrays |= {name: getattr(state, name).cpu().numpy() for name in _CLASSES}
     arrays |= {f"averages.{name}": getattr(state.averages, name).cpu().numpy() for name in _AVERAGES}
     assert state.own is not None
-    arrays["own_share"] = state.own.share.cpu().numpy()  # class and pose of the last M-step are the state's
-    arrays["best"] = state.fit.amax(1).cpu().numpy()
+    arrays["own_share"] = everyone(state.own.share).cpu().numpy()  # class and pose of the last M-step are the state's
+    arrays["best"] = everyone(state.fit.amax(1)).cpu().numpy()
     if schedule.noise:
         arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
     arrays["generator"] = schedule.generator.get_state().numpy()
@@ -81,11 +81,14 @@ def resume_schedule(
     def part(name: str) -> Tensor:
         return torch.from_numpy(arrays[name].copy()).to(device)
 
+    def own_part(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name][schedule.model.shard.rows].copy()).to(device)
+
     for ratio in part("noise") if "noise" in arrays else []:
         schedule.use_noise(ratio)  # one after the other, as the run did: the same bits
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))
-    known = {name: part(name) for name in _PARTICLES}
-    fit = part("best")[:, None].expand(-1, len(known["members"]))
+    known = {name: own_part(name) for name in _PARTICLES} | {name: part(name) for name in _CLASSES}
+    fit = own_part("best")[:, None].expand(-1, len(known["members"]))
     pose = known["psi_deg"], known["origin_xy_px"], known["mirror"]
-    own = SelfContribution(known["class_index"], *pose, share=part("own_share"))
+    own = SelfContribution(known["class_index"], *pose, share=own_part("own_share"))
     return State(fit=fit, averages=averages, own=own, **known), list(meta["figures"])

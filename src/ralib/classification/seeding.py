@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ralib.classification.e_step import Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
+from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 
 NEIGHBOURS = 3, 10
@@ -42,7 +43,7 @@ def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Ten
     return data / (power + 0.5)[..., None]
 
 
-def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
+def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tensor:
     """Select the classes to keep so that particles lose the least fit.
 
     Classes are dropped one by one, each time the one whose particles lose least by going to their second best (backward
@@ -58,6 +59,8 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
         Log-likelihood of each class.
     keep : int
         Number of classes to keep.
+    shard : Shard, optional
+        With it the rows are those of some of its particles, and those of all ranks count.
 
     Returns
     -------
@@ -65,22 +68,25 @@ def keep_most_useful(fit: Tensor, keep: int) -> Tensor:
         Their numbers.
     """
     k = fit.shape[1]
+    shard = shard or Shard.of_all(len(fit))
+    everyone = shard.among(len(fit))
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
     spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
     # In nats, what is strong loses most: a particle of twice the typical fit counts as a typical one.
-    strength = (top[:, 0] / top[:, 0].median().clamp_min(LEAST_SPREAD)).clamp_min(1)
+    strength = (top[:, 0] / everyone.median(top[:, 0]).clamp_min(LEAST_SPREAD)).clamp_min(1)
     nats = spread[:, 0] / strength
     fit = fit / spread
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for left in range(k, keep, -1):
         two, owner = fit.topk(2, dim=1)
-        belongs = torch.nn.functional.one_hot(owner[:, 0], k).to(fit.dtype)
-        lost, members = two[:, 0] - two[:, 1], belongs.sum(0)
-        loss, each = lost @ belongs, (lost * nats) @ belongs / members.clamp_min(1)
+        lost = two[:, 0] - two[:, 1]
+        loss, lost_nats = everyone.sum_by(owner[:, 0], torch.stack([lost, lost * nats], dim=1), k).float().unbind(1)
+        members = everyone.counts(owner[:, 0], k)
+        each = lost_nats / members.clamp_min(1)
         known = torch.where(alive, each, -torch.inf).sort(descending=True).values
         # What more than a third of all classes have is no exception.
         special = torch.maximum(DISTINCT[1] * known[left // 2], known[keep // 3])
-        loss = loss + torch.where((members >= DISTINCT[0]) & (each > special), float(len(fit)), 0.0)
+        loss = loss + torch.where((members >= DISTINCT[0]) & (each > special), float(everyone.n), 0.0)
         drop = torch.where(alive, loss, torch.inf).argmin()
         alive[drop] = False
         fit[:, drop] = -torch.inf
@@ -127,7 +133,9 @@ def typical_power(references: Tensor, members: Tensor) -> Tensor:
     return weighted_median(ring_power(references), members)
 
 
-def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int) -> Tensor:
+def poorly_explained(
+    spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int, shard: Shard
+) -> Tensor:
     """Return the numbers of the particles that their classes explain worst, given their CTF and noise.
 
     Parameters
@@ -142,13 +150,16 @@ def poorly_explained(spectra: Spectra, state: State, references: Tensor, eligibl
         Particles to choose from.
     count : int
         How many are returned.
+    shard : Shard
+        Which of all particles the tables are of.
 
     Returns
     -------
     Tensor of shape (count,)
-        Numbers of particles.
+        Numbers of particles among all.
     """
     typical = typical_power(references, state.members)
-    expected = spectra.power[:, : len(typical)] @ typical
+    expected = (spectra.power[:, : len(typical)] * typical).sum(1)
     share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
-    return torch.argsort(share, stable=True)[: min(count, int(eligible.sum()))].sort().values
+    worst = torch.argsort(shard.gather(share), stable=True)
+    return worst[: min(count, int(shard.count(eligible)))].sort().values

@@ -24,7 +24,6 @@ from ralib.classification.e_step import Spectra
 from ralib.classification.em import Model
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
-from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import compose, invert, wrap_deg
 from ralib.types import Poses
 
@@ -93,9 +92,10 @@ def quick_estimate(
     assert references is not None
     assert state.averages is not None
     rings = references.shape[1]
-    held = torch.nonzero(model.held_out & model.field.typical)[:TESTED, 0]
+    held = torch.nonzero(model.shard.gather(model.held_out & model.field.typical))[:TESTED, 0]
     separation, above = _separation(model, schedule, state, held, generator) if len(held) else (math.nan, math.nan)
-    spread = fit_spread(state.fit.amax(1)[model.field.typical])
+    typical = model.shard.gather(model.field.typical)
+    spread = fit_spread(model.shard.gather(state.fit.amax(1))[typical])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
     for h in (0, 1):
         rows = torch.nonzero(model.half != h)[:, 0]
@@ -112,7 +112,7 @@ def quick_estimate(
         "fit_better_than_noise": separation,
         "fit_above_noise": above,
         "fit_spread": spread,
-        "same_class_from_other_half": float(agreement.mean()),
+        "same_class_from_other_half": float(model.shard.sum(agreement, most=1.0)) / model.shard.n,
         "believable": believable,
     }
     return Stability(agreement, away, believable, summary)
@@ -155,17 +155,15 @@ def _separation(
     rings = schedule.references.shape[1]
     references = schedule.references.clone()
     references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
-    spectra = model.field.spectra[held]
-    centre = (state.psi_deg[held], state.origin_xy_px[held], state.mirror[held])
-    fits = [
-        _best_fit(model, state, s, references, centre, wide=True)[0]
-        for s in (spectra, noise_like(model.field, held, generator))
-    ]
+    own, tested = model.shard.held(held), model.shard.of(held)
+    spectra, noise = model.field.spectra[own], noise_like(model, held, generator)
+    centre = (state.psi_deg[own], state.origin_xy_px[own], state.mirror[own])
+    fits = [tested.gather(_best_fit(model, state, s, references, centre, wide=True)[0]) for s in (spectra, noise)]
     limit = torch.quantile(fits[1], 0.9)
     return float((fits[0][:, None] > fits[1]).float().mean()), float((fits[0] > limit).float().mean())
 
 
-def noise_like(field: WhitenedParticles, rows: Tensor, generator: torch.Generator) -> Spectra:
+def noise_like(model: Model, rows: Tensor, generator: torch.Generator) -> Spectra:
     """Make images of pure noise with the CTFs and all the power of some particles.
 
     Power is no evidence of signal: only what particles have in common is. So it does not matter how much of it was
@@ -173,21 +171,22 @@ def noise_like(field: WhitenedParticles, rows: Tensor, generator: torch.Generato
 
     Parameters
     ----------
-    field : WhitenedParticles
+    model : Model
         The particles.
-    rows : Tensor of shape (b,)
-        Numbers of the particles imitated.
+    rows : Tensor of shape (m,)
+        Numbers of the particles imitated, of all.
     generator : torch.Generator
         Random numbers.
 
     Returns
     -------
     Spectra
-        Spectra of the images.
+        Spectra of the images that imitate particles of this rank.
     """
-    grid, spectra = field.grid, field.spectra[rows]
-    white = torch.randn(len(spectra), grid.box, grid.box, generator=generator).to(grid.device)
-    observed = field.observed[field.typical].mean(0)
+    field, shard = model.field, model.shard
+    grid, spectra = field.grid, field.spectra[shard.held(rows)]
+    white = torch.randn(len(rows), grid.box, grid.box, generator=generator)[shard.of(rows).rows].to(grid.device)
+    observed = shard.mean(field.observed, field.typical).float()
     amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
     return Spectra(grid.transform(white) * amplitude[..., None], spectra.power)
 

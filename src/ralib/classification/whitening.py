@@ -18,6 +18,7 @@ from ralib.classification import noise
 from ralib.classification.e_step import Spectra
 from ralib.classification.outliers import FEATURES, Outliers, find_outliers, image_features
 from ralib.classification.ring_grid import RingGrid, ring_spacing
+from ralib.classification.sharding import Shard
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
@@ -140,6 +141,7 @@ def highest_frequency(n_classes: int, particle_radius_px: float) -> float:
 def whiten_particles(
     particles: ParticleSet,
     batches: ParticleBatches,
+    shard: Shard,
     *,
     n_classes: int,
     radius_px: float,
@@ -148,14 +150,16 @@ def whiten_particles(
     lowest_px: float | None,
     ctf: str,
 ) -> WhitenedParticles:
-    """Read all particles and transform them to whitened ring samples.
+    """Read a rank's particles and transform them to whitened ring samples.
 
     Parameters
     ----------
     particles : ParticleSet
         The particles.
     batches : ParticleBatches
-        The particles in batches.
+        Those of the shard in batches.
+    shard : Shard
+        Which of the particles are read; noise and outliers are judged by all.
     n_classes : int
         Number of classes.
     radius_px : float
@@ -181,8 +185,8 @@ def whiten_particles(
     work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
     scale = work_box / box
     grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
-    samples = _read(particles, batches, grid, scale, ctf)
-    spectra, observed = _whitened(particles, grid, scale, samples, ctf)
+    samples = _read(particles, batches, shard, grid, scale, ctf)
+    spectra, observed = _whitened(particles, shard, grid, scale, samples, ctf)
     if lowest_px is not None:
         coarse = grid.frequency * scale < 1 / lowest_px
         spectra.power[:, coarse] = 0
@@ -220,8 +224,10 @@ class _Samples:
     outliers: Outliers
 
 
-def _read(particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, scale: float, ctf: str) -> _Samples:
-    n = len(particles)
+def _read(
+    particles: ParticleSet, batches: ParticleBatches, shard: Shard, grid: RingGrid, scale: float, ctf: str
+) -> _Samples:
+    n = len(shard)
     data = torch.zeros(n, grid.n_rings, grid.n_half, dtype=torch.complex64, device=grid.device)
     power = torch.zeros(n, grid.n_rings, device=grid.device)
     features = torch.zeros(n, len(FEATURES), device=grid.device)
@@ -231,25 +237,30 @@ def _read(particles: ParticleSet, batches: ParticleBatches, grid: RingGrid, scal
         if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
             images = images * _gain(particles, batch.index, batch.usable)
         samples = grid.transform(fourier_resize(images, grid.box))
-        data[batch.rows] = samples
-        power[batch.rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
-        features[batch.rows] = image_features(images)
-        usable[batch.rows] = batch.usable
-    return _Samples(data, power, usable, find_outliers(features, usable))
+        rows = batch.rows_from(batches.rows.start)
+        data[rows] = samples
+        power[rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
+        features[rows] = image_features(images)
+        usable[rows] = batch.usable
+    # What is usual is told by all images together.
+    outliers = find_outliers(shard.gather(features), shard.gather(usable))
+    return _Samples(data, power, usable, outliers[shard.rows])
 
 
 def _whitened(
-    particles: ParticleSet, grid: RingGrid, scale: float, samples: _Samples, ctf: str
+    particles: ParticleSet, shard: Shard, grid: RingGrid, scale: float, samples: _Samples, ctf: str
 ) -> tuple[Spectra, Tensor]:
     """The samples over their noise, times their CTF, in place; and `WhitenedParticles.observed`."""
-    n, data = len(particles), samples.data
-    group = np.zeros(n, np.int64) if particles.group is None else np.asarray(particles.group)
-    transfers = None
+    n, data = len(shard), samples.data
+    group = np.zeros(len(particles), np.int64) if particles.group is None else np.asarray(particles.group)
+    transfers = passed = None
     if ctf != "off" and particles.ctf is not None and particles.pixel_size_A is not None:
-        transfers = _Transfers(particles.ctf, grid, scale / particles.pixel_size_A, samples.usable)
-    passed = None if transfers is None else transfers.noise_power()
+        per_A = scale / particles.pixel_size_A
+        transfers = _Transfers(particles.ctf[shard.rows], grid, per_A, samples.usable)
+        if (particles.ctf.state == CtfState.PREMULTIPLIED).any():
+            passed = transfers.noise_power()
     typical = (samples.usable & ~samples.outliers.found).cpu().numpy()
-    spectrum = noise.noise_spectra(samples.power.cpu().numpy().astype(np.float64), group, typical, passed)
+    spectrum = noise.noise_spectra(samples.power.cpu().numpy().astype(np.float64), group, typical, passed, shard)
     sigma2 = torch.from_numpy(spectrum).to(grid.device)
     weight = grid.weight / (sigma2 * scale**2) * samples.usable[:, None]
     power = weight * grid.n_half
@@ -261,7 +272,8 @@ def _whitened(
             data[cut] *= transfers.left(cut, transfer)
             power[cut] *= transfer.square().mean(-1)
     if passed is not None:
-        sigma2 = sigma2 * torch.from_numpy(passed.mean(0).astype(np.float32)).to(grid.device).clamp_min(1e-3)
+        usual = shard.sum(torch.from_numpy(passed), most=1.0) / shard.n
+        sigma2 = sigma2 * usual.float().to(grid.device).clamp_min(1e-3)
     return Spectra(data, power), samples.power / sigma2
 
 
@@ -308,14 +320,12 @@ class _Transfers:
         """
         return torch.where(self.usable[cut, None, None], matched_filter(self.ctf[cut], transfer), 0.0)
 
-    def noise_power(self) -> np.ndarray | None:
+    def noise_power(self) -> np.ndarray:
         """Return the share of the noise's power (n, R) left in images multiplied by their CTF, 1 in others.
 
         None stands for all of it in every image.
         """
         multiplied = self.ctf.state == CtfState.PREMULTIPLIED
-        if not multiplied.any():
-            return None
         passed = np.ones((len(multiplied), self.grid.n_rings))
         for first in range(0, len(multiplied), 1024):
             cut = slice(first, first + 1024)

@@ -33,7 +33,7 @@ COMMAND_MODULES = (
     "bench",
     "info",
 )
-SEVERAL_PROCESSES = ("mref", "reffree", "bench")
+SEVERAL_PROCESSES = ("classify", "mref", "reffree", "bench")
 
 app = typer.Typer(
     name="ralib",

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import typer
 
 from ralib import io
 from ralib.alignment.options import outer_radius_px
 from ralib.alignment.references import shift_limit_px
-from ralib.cli.common import check_devices, resolve_device
+from ralib.cli.common import chosen_device
 from ralib.cli.parsing import user_function
 from ralib.cli.session import RunSession
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.run_record import read_record
-from ralib.runtime.distributed import join, launch, launched
+from ralib.runtime.distributed import join
 from ralib.types import ParticleSet, RalibError, RunResult
 
 if TYPE_CHECKING:
@@ -61,7 +58,7 @@ class AlignmentRun:
     ) -> None:
         settings.check()  # before a device is looked for
         self.kind, self.stack, self.settings = kind, stack, settings
-        self.device = alignment_device(settings.device, settings.gpu_devices)
+        self.device = chosen_device(settings.device, settings.gpu_devices)
         self.session = RunSession(
             kind, stack, outdir, settings, self.device, resume=resume, report=report, began=began, ranks=join(),
             options=settings.record() | ({} if references is None else {"references": references}),
@@ -175,23 +172,6 @@ class AlignmentRun:
                 f"note: shifts are searched to {limit:g} px only, not {widest:g}: a disc of radius {radius:g} px "
                 f"(--ou) can move no further in a box of {box} px"
             )
-
-
-def alignment_device(text: str, gpu_devices: str | None) -> torch.device:
-    """The device of --device, or of the original's --gpu_devices; several of those make as many processes."""
-    if gpu_devices is None:
-        return resolve_device(text)
-    numbers = gpu_devices.replace(",", " ").split()
-    if not numbers or not all(n.isdecimal() for n in numbers):
-        raise RalibError(f"--gpu_devices {gpu_devices!r} is no list of GPU numbers: use '0' or '0,1'")
-    if text not in ("auto", "cuda"):
-        raise RalibError(f"--gpu_devices {gpu_devices} and --device {text} contradict each other: give one")
-
-    if len(numbers) == 1 or launched():
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        return resolve_device(f"cuda:{numbers[local % len(numbers)]}")
-    check_devices(numbers)
-    raise typer.Exit(launch(len(numbers), sys.argv[1:]))
 
 
 def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from ralib.cli.interrupts import answered
 from ralib.cli.timing import began
-from ralib.runtime.distributed import RankLost, first_to_fail
+from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched
 from ralib.types import ParticleSet, RalibError
 
 T = TypeVar("T")
@@ -50,6 +50,22 @@ def resolve_device(text: str = "auto") -> torch.device:
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"device: {describe_device(device)}")
     return device
+
+
+def chosen_device(text: str, gpu_devices: str | None) -> torch.device:
+    """The device of --device, or of the original's --gpu_devices; several of those make as many processes."""
+    if gpu_devices is None:
+        return resolve_device(text)
+    numbers = gpu_devices.replace(",", " ").split()
+    if not numbers or not all(n.isdecimal() for n in numbers):
+        raise RalibError(f"--gpu_devices {gpu_devices!r} is no list of GPU numbers: use '0' or '0,1'")
+    if text not in ("auto", "cuda"):
+        raise RalibError(f"--gpu_devices {gpu_devices} and --device {text} contradict each other: give one")
+    if len(numbers) == 1 or launched():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return resolve_device(f"cuda:{numbers[local % len(numbers)]}")
+    check_devices(numbers)
+    raise typer.Exit(launch(len(numbers), sys.argv[1:]))
 
 
 def check_devices(numbers: Iterable[str]) -> None:

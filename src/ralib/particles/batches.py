@@ -53,6 +53,10 @@ class Batch:
         """Numbers of the particles as a slice."""
         return slice(int(self.index[0]), int(self.index[-1]) + 1)
 
+    def rows_from(self, start: int) -> slice:
+        """The same in a table that begins with particle `start`."""
+        return slice(self.rows.start - start, self.rows.stop - start)
+
     @property
     def half(self) -> Tensor:
         """Half data set (b,) of each particle: 0 for even numbers, 1 for odd ones, the same for the same image."""

@@ -55,6 +55,10 @@ class Ranks(Protocol):
         """Replace `tensor` by its sum over the ranks, with the same bits on all of them."""
         ...
 
+    def all_max_(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its maximum over the ranks, element by element."""
+        ...
+
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by that of rank 0."""
         ...
@@ -72,6 +76,10 @@ class SingleProcess:
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Return the tensor unchanged."""
+        return tensor
+
+    def all_max_(self, tensor: Tensor) -> Tensor:
+        """As `Ranks.all_max_`."""
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
@@ -99,6 +107,12 @@ class ProcessGroup:
         """Replace `tensor` by its sum over the ranks."""
         with _lost_rank_told():
             dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def all_max_(self, tensor: Tensor) -> Tensor:
+        """As `Ranks.all_max_`."""
+        with _lost_rank_told():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ralib.cli.alignment_options import (
     Continue,
     Datadir,
     Device,
+    Gpus,
     NoMirror,
     Outdir,
     PixelSize,
@@ -29,7 +30,6 @@ from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from ralib.classification.classifier import Classifier
     from ralib.cli.session import RunSession
@@ -41,7 +41,7 @@ class ClassifySettings(Settings):
     """Options of `ralib classify`."""
 
     essential = frozenset({"classes", "diameter", "resolution", "search", "ctf", "seed", "device", "pixel_size"})
-    free_to_change = frozenset({"device", "stability"})
+    free_to_change = frozenset({"device", "gpu_devices", "stability"})
     classes: Annotated[
         int | None, typer.Option("--classes", help="How many. [default: one for each 100 particles up to 50, then one "
                                  "for each 400 up to 100]", rich_help_panel=CLASSES)
@@ -96,6 +96,7 @@ class ClassifySettings(Settings):
     ] = 0
     seed: Seed = 1000
     device: Device = "auto"
+    gpu_devices: Gpus = None
     batch: BatchSize = None
     datadir: Datadir = None
     pixel_size: PixelSize = None
@@ -135,17 +136,21 @@ def classify(
     log.
     """
     from ralib.classification.schedule import ScheduleSettings
-    from ralib.cli.common import resolve_device
+    from ralib.cli.common import chosen_device
     from ralib.cli.session import RunSession
+    from ralib.runtime.distributed import join, launched
 
     if split_states is not None:
+        if launched() or settings.gpu_devices is not None:
+            raise RalibError("--split-states runs as one process: leave torchrun and --gpu_devices out")
         split_states_of(stack, outdir, split_states, seed=settings.seed, device=settings.device)
         return
     settings.check()
-    device, options = resolve_device(settings.device), settings.record()
+    device, options = chosen_device(settings.device, settings.gpu_devices), settings.record()
     session = RunSession(
-        "classify", stack, outdir, settings, device, options=options, resume=resume, report=report, began=context.obj
-    )
+        "classify", stack, outdir, settings, device, options=options, resume=resume, report=report, began=context.obj,
+        ranks=join(),
+    )  # fmt: skip
     particles = chosen_particles(session, stack, settings)
     n_classes = options["classes"] = _class_count(session, settings, len(particles))
     expected = ScheduleSettings().planned_iterations(n_classes)
@@ -153,7 +158,7 @@ def classify(
     search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
     with session.running():
         begun = session.begin(particles, plan, ctf=settings.ctf, search_range_px=search_px, iterations=expected)
-        classifier = _classifier(settings, n_classes, settings.seed, device)
+        classifier = _classifier(session, settings, n_classes, settings.seed)
         result = classifier.fit(particles, observer=session, resume=begun).result_
         if settings.stability:
             result = _compared(session, settings, n_classes, result)
@@ -184,7 +189,7 @@ def _class_count(session: RunSession, o: ClassifySettings, n_particles: int) -> 
     return n_classes
 
 
-def _classifier(o: ClassifySettings, n_classes: int, seed: int, device: torch.device) -> Classifier:
+def _classifier(session: RunSession, o: ClassifySettings, n_classes: int, seed: int) -> Classifier:
     from ralib.classification.classifier import Classifier
 
     return Classifier(
@@ -200,7 +205,8 @@ def _classifier(o: ClassifySettings, n_classes: int, seed: int, device: torch.de
         skip_align=o.skip_align,
         seed=seed,
         batch_size=o.batch,
-        device=device,
+        device=session.device,
+        ranks=session.ranks,
     )
 
 
@@ -213,7 +219,7 @@ def _compared(session: RunSession, o: ClassifySettings, n_classes: int, result: 
     particles, others = session.particles, []
     for i in range(1, o.stability + 1):
         session.say(f"stability: run {i} from another start")
-        other = _classifier(o, n_classes, o.seed + i, session.device).fit(particles, observer=session.flag)
+        other = _classifier(session, o, n_classes, o.seed + i).fit(particles, observer=session.flag)
         others.append(other.result_.poses)
     pixel = particles.pixel_size_A or 1.0
     radius = 0.5 * result.extra["diameter_A"] / pixel
