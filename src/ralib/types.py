@@ -290,7 +290,7 @@ class Metadata:
         'relion', 'cryosparc', 'eman2', 'mrc', ...
     path : str, default ''
         The file.
-    tables : dict[str, Any]
+    tables : dict
         Tables by block name, as the reader of that format keeps them; the particle table has a row for each particle,
         in order.
     """
@@ -324,7 +324,7 @@ class ParticleSet:
         First particle that shows the same image; None where no image occurs twice.
     usable : ndarray | None of shape (n,), optional
         False for particles to leave out because numbers given for them are implausible; None for all.
-    warnings : tuple[dict[str, str], ...], default ()
+    warnings : tuple of dict, default ()
         What a user should know of the input, with the keys what, where and do.
     """
 
@@ -461,7 +461,7 @@ class ParticleSet:
         ----------
         rows : ndarray of shape (n,)
             True for the particles to leave out.
-        warning : dict[str, str]
+        warning : dict
             The reason.
 
         Returns
@@ -573,13 +573,13 @@ class RunResult:
         Pose of each particle.
     averages : ClassAverages
         Class averages.
-    iterations : list[dict[str, Any]]
+    iterations : list of dict
         Figures of each iteration.
-    options : dict[str, Any]
+    options : dict
         Options of the run.
-    warnings : list[dict[str, str]]
+    warnings : list of dict
         What a user should know, with the keys what, where and do.
-    extra : dict[str, Any]
+    extra : dict
         Further results of the method.
     """
 

@@ -33,9 +33,9 @@ class EqualClasses:
         This rank's particles.
     ranks : Ranks
         The processes of the run.
-    scores : Callable[[Batch], Tensor]
+    scores : callable
         Computes the scores (b, k) of a batch with all k references.
-    fitting : Callable[[Callable[[], Tensor]], Tensor]
+    fitting : callable
         Calls a pass over the particles, and repeats it where memory ran out.
     """
 

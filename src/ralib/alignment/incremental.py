@@ -12,8 +12,9 @@ from functools import partial
 
 import torch
 
+from ralib.alignment.aligner import finished_result, starting_poses
 from ralib.alignment.iteration import Alignment
-from ralib.alignment.multi_reference import finished_result, random_averages, starting_poses
+from ralib.alignment.multi_reference import random_averages
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.state import LoopState
 from ralib.classes import assignment as assign
@@ -32,7 +33,7 @@ class WatchOptions:
         Number of classes in the end.
     per_class : int, default 100
         Particles needed for each class.
-    shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
+    shift_range_xy_px : tuple of float, default (3.0, 3.0)
         How far a particle may move in one iteration along x and y, pixels.
     rounds : int, default 3
         Iterations after each arrival of particles.

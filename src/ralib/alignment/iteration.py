@@ -52,7 +52,7 @@ class Stage:
     ----------
     search : PoseSearch
         The search.
-    shift_range_xy_px : tuple[float, float]
+    shift_range_xy_px : tuple of float
         Shift range along x and y, pixels.
     """
 
@@ -120,7 +120,7 @@ class Alignment:
 
         Parameters
         ----------
-        shift_range_xy_px : tuple[float, float]
+        shift_range_xy_px : tuple of float
             Shift range along x and y, pixels.
         step_px : float, optional
             Step of the shift grid, pixels; by default as the templates need.
@@ -170,7 +170,7 @@ class Alignment:
             State after the previous iteration.
         last : bool
             Whether this is the last iteration.
-        closing : Callable[[LoopState], LoopState], optional
+        closing : callable, optional
             Changes the state before the observer gets it.
 
         Returns

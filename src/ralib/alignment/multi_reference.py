@@ -6,28 +6,24 @@ norm, poses off the grid, and small classes are reseeded with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.alignment.aligner import Aligner, starting_poses
 from ralib.alignment.iteration import Alignment
-from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import given_references
 from ralib.alignment.state import LoopState
-from ralib.classes.iteration_figures import class_figures
-from ralib.interop.estimator import ClusterEstimator
-from ralib.results.checkpoint import Checkpoint
-from ralib.results.observer import Observer
 from ralib.runtime.distributed import Ranks
-from ralib.types import ParticleSet, Poses, RalibError, RunResult, as_particles
+from ralib.types import ParticleSet, Poses, RalibError
 
 
-class MultiReferenceAligner(ClusterEstimator):
+class MultiReferenceAligner(Aligner):
     """Align particles to several references and average them class by class, iteratively.
+
+    After `fit`, the attributes of `ralib.alignment.aligner.Aligner` are set.
 
     Parameters
     ----------
@@ -35,7 +31,7 @@ class MultiReferenceAligner(ClusterEstimator):
         Initial references; or their number k, for averages of random particles.
     outer_radius, inner_radius : float or None
         Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
-    shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
+    shift_range_xy_px : tuple of float, default (3.0, 3.0)
         How far a particle may move from its last centre in one iteration along x and y, pixels.
     shift_step_px : float, optional
         Step of the shift grid, pixels; by default as the templates need.
@@ -71,30 +67,13 @@ class MultiReferenceAligner(ClusterEstimator):
     ranks : Ranks, optional
         The processes of the run; by default only this one.
 
-    Attributes
-    ----------
-    poses_ : Poses
-        Pose of each particle.
-    labels_ : ndarray of shape (n,)
-        Class of each particle, -1 where it has none.
-    class_averages_ : ClassAverages
-        The class averages.
-    references_ : Tensor of shape (k, n, n)
-        References of a next iteration.
-    iterations_ : list of dict
-        Figures of each iteration.
-    warnings_ : list of dict
-        What a user should know, with advice.
-    bad_particles_ : list of int
-        Unusable particles.
-    result_ : RunResult
-        All of these.
-
     References
     ----------
     Penczek, Radermacher and Frank 1992, "Three-dimensional reconstruction of single particles embedded in ice",
     Ultramicroscopy 40, 33-53.
     """
+
+    _kind = "mref"
 
     def __init__(
         self,
@@ -129,49 +108,6 @@ class MultiReferenceAligner(ClusterEstimator):
         self.ctf, self.snr, self.user_function, self.strict = ctf, snr, user_function, strict
         self.device, self.batch_size, self.resident_bytes = device, batch_size, resident_bytes
 
-    @property
-    def options(self) -> AlignmentOptions:
-        """The options shared by both loops."""
-        return options_of(self)
-
-    def fit(
-        self,
-        particles: ParticleSet | np.ndarray | Tensor,
-        y: Any = None,
-        *,
-        observer: Observer | None = None,
-        resume: Checkpoint | None = None,
-    ) -> MultiReferenceAligner:
-        """Align particles.
-
-        Parameters
-        ----------
-        particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
-            A particle set, or images.
-        y : None
-            Ignored, as scikit-learn passes it.
-        observer : Observer, optional
-            Is called after every batch and iteration.
-        resume : Checkpoint, optional
-            Of an iteration, to continue from; the result has the same bits as without the interruption.
-
-        Returns
-        -------
-        MultiReferenceAligner
-            The aligner itself.
-
-        Raises
-        ------
-        RalibError
-            If particles, references and options do not fit together.
-        """
-        run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
-        state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
-        stage = run.stage(self.shift_range_xy_px, self.shift_step_px)
-        while state.iteration < self.iterations:
-            state = run.iterate(stage, state, last=state.iteration + 1 == self.iterations)
-        return self._finish(run, state)
-
     def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
         """Poses of new particles against the references that `fit` found, which stay as they are.
 
@@ -185,7 +121,7 @@ class MultiReferenceAligner(ClusterEstimator):
         Poses
             Of each particle onto its best reference; class -1 where the image cannot be used.
         """
-        return posed(self, particles, [(self.shift_range_xy_px, self.shift_step_px)], self.iterations)
+        return self._posed(particles, [(self.shift_range_xy_px, self.shift_step_px)], self.iterations)
 
     def _start(self, run: Alignment) -> LoopState:
         poses = starting_poses(run.particles)
@@ -195,55 +131,11 @@ class MultiReferenceAligner(ClusterEstimator):
             references = given_references(self.references, run.box, run.device)
         return LoopState(0, references, poses.to(run.device))
 
-    def _finish(self, run: Alignment, state: LoopState) -> MultiReferenceAligner:
-        if state.averages is None:
-            raise RalibError("no iteration was done: nothing to write")
-        self.result_ = finished_result("mref", run, state, {"seed": self.seed})
-        self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
-        self.references_, self.iterations_ = state.references, state.figures
-        self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.extra["bad_particles"]
-        return self
-
-
-def options_of(aligner: Any) -> AlignmentOptions:
-    """The options that both loops share, from the arguments of either aligner."""
-    return AlignmentOptions(
-        **{f.name: getattr(aligner, f.name) for f in fields(AlignmentOptions) if f.name in vars(aligner)}
-    )
-
-
-def posed(
-    aligner: Any,
-    particles: ParticleSet | np.ndarray | Tensor,
-    stages: Sequence[tuple[tuple[float, float], float | None]],
-    most: int,
-) -> Poses:
-    """Poses of new particles against a fitted aligner's references: each stage until nothing moves, `most` times."""
-    if not hasattr(aligner, "references_"):
-        raise RalibError(f"this {type(aligner).__name__} is not fitted yet: call fit first")
-    run = Alignment(as_particles(particles), aligner.options, ranks=aligner.ranks)
-    references = given_references(aligner.references_, run.box, run.device)
-    poses = starting_poses(run.particles).to(run.device)
-    for span, step in stages:
-        poses = run.search_until_still(run.stage(span, step), references, poses, most)
-    return poses.to("cpu")
-
-
-def starting_poses(particles: ParticleSet) -> Poses:
-    """Return the input's poses as far as they centre the particle, with class 0 for all."""
-    n = len(particles)
-    if particles.poses is None:
-        return Poses.identity(n)
-    given = particles.poses.to("cpu")
-    if not bool(torch.isfinite(given.psi_deg).all() and torch.isfinite(given.origin_xy_px).all()):
-        raise RalibError("the poses of the input are not all finite: repair the file or remove its pose columns")
-    return Poses(
-        psi_deg=given.psi_deg.float(),
-        origin_xy_px=given.origin_xy_px.float(),
-        mirror=given.mirror,
-        class_index=torch.zeros(n, dtype=torch.int64),
-        score=torch.full((n,), float("nan")),
-    )
+    def _iterate(self, run: Alignment, state: LoopState) -> LoopState:
+        stage = run.stage(self.shift_range_xy_px, self.shift_step_px)
+        while state.iteration < self.iterations:
+            state = run.iterate(stage, state, last=state.iteration + 1 == self.iterations)
+        return state
 
 
 def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shift_range_px: float) -> Tensor:
@@ -276,90 +168,3 @@ def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shi
     poses = poses.replace(class_index=torch.from_numpy(label))
     averages = run.average(poses, n_classes)
     return run.references_from(averages, poses, shift_range_px)[0]
-
-
-def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[str, Any]) -> RunResult:
-    """Assemble the result of a run: averages in main memory, class figures, warnings.
-
-    Parameters
-    ----------
-    kind : str
-        Name of the command.
-    run : Alignment
-        The particles and passes.
-    state : LoopState
-        State after the last iteration.
-    options : dict[str, Any]
-        Options to record.
-
-    Returns
-    -------
-    RunResult
-        The result.
-    """
-    averages = state.averages
-    if averages is None:
-        raise RalibError("no iteration was done: nothing to write")
-    # The last iteration reseeds nothing, so who has no class there was not usable.
-    bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
-    warnings = [*run.particles.warnings, *run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
-    extra = {
-        "references": state.references.cpu(),
-        "classes": class_figures(averages, state.poses, state.previous),
-        "bad_particles": bad,
-        "timings": run.timings | run.batches.reading.figures(),
-    }
-    return RunResult(kind, state.poses.to("cpu"), averages.to("cpu"), state.figures, options, warnings, extra)
-
-
-def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:
-    """Return warnings about unusable images and small classes.
-
-    Parameters
-    ----------
-    run : Alignment
-        The particles and passes.
-    state : LoopState
-        State after the last iteration.
-    bad : list[int]
-        Unusable particles.
-
-    Returns
-    -------
-    list[dict[str, str]]
-        Warnings.
-    """
-    warnings = []
-    if run.particles.usable is not None:  # those have been told
-        bad = [i for i in bad if run.particles.usable[i]]
-    if bad:
-        shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
-        warnings.append(
-            {
-                "what": f"{len(bad)} images are not finite or constant and were left out: {shown}",
-                "where": "input",
-                "do": "repair or remove them; --strict stops at the first one",
-            }
-        )
-    sizes = state.figures[-1]["class_sizes"]
-    smallest = run.smallest_class(len(sizes))
-    small = [k + 1 for k, size in enumerate(sizes) if size < smallest]
-    empty = [k + 1 for k, size in enumerate(sizes) if size == 0]
-    if empty:
-        warnings.append(
-            {
-                "what": f"{len(empty)} classes are empty, their averages are all zero: "
-                + ", ".join(map(str, empty[:20])),
-                "where": "classes",
-                "do": "ask for fewer classes, or --EQ for equal sizes",
-            }
-        )
-    if small and len(sizes) > 1:
-        warnings.append(
-            {
-                "what": f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
-                "where": "classes",
-                "do": "ask for fewer classes, or --EQ for equal sizes",
-            }
-        )
-    return warnings

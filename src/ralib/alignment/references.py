@@ -42,7 +42,7 @@ class ReferencePlan:
         SPARX's centring method, -1 to 7; see `ralib.images.centering`.
     outer_radius : float
         Radius of the mask, pixels.
-    cutoff_range : tuple[float, float], default (0.1, 0.45)
+    cutoff_range : tuple of float, default (0.1, 0.45)
         Range of the low-pass cut-off, cycles per pixel.
     max_falloff : float, default 0.2
         Largest fall-off of the low-pass filter.
@@ -196,7 +196,7 @@ def fit_low_pass(curve: Tensor, cutoff_range: tuple[float, float], max_falloff: 
     ----------
     curve : Tensor of shape (k, r)
         FRC curves.
-    cutoff_range : tuple[float, float]
+    cutoff_range : tuple of float
         Range of the cut-off, cycles per pixel.
     max_falloff : float
         Largest fall-off.

@@ -76,7 +76,7 @@ class SampleCache:
         ----------
         search : PoseSearch or None
             The pose search, which may plan with less memory too.
-        work : Callable[[], T]
+        work : callable
             The pass.
 
         Returns

@@ -28,9 +28,9 @@ class LoopState:
         Poses of the iteration before.
     averages : ClassAverages, optional
         Unfiltered class averages, centred.
-    figures : list[dict[str, Any]]
+    figures : list of dict
         Figures of each iteration.
-    warnings : list[dict[str, str]]
+    warnings : list of dict
         Warnings with the keys what, where and do.
     stage : int, default 0
         Stage of shift ranges that the iteration belongs to (reference-free alignment).

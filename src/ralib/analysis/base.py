@@ -24,7 +24,7 @@ class PixelComponents:
         Mean image.
     components_ : ndarray of shape (k, h * w)
         Components with orthonormal rows.
-    image_shape_ : tuple[int, int]
+    image_shape_ : tuple of int
         Height and width of the images.
     """
 
@@ -146,9 +146,9 @@ def wrong_shape(given: tuple[int, int], learnt: tuple[int, int]) -> RalibError:
 
     Parameters
     ----------
-    given : tuple[int, int]
+    given : tuple of int
         Height and width of the images.
-    learnt : tuple[int, int]
+    learnt : tuple of int
         Height and width of those fitted.
 
     Returns

@@ -204,7 +204,7 @@ def class_purity(labels: Any, truth: Any) -> dict[Any, float]:
 
     Returns
     -------
-    dict[Any, float]
+    dict
         Purity by label.
     """
     found, true = _coded(labels, truth)
@@ -226,7 +226,7 @@ def agreement(labels: Any, truth: Any) -> dict[str, float]:
 
     Returns
     -------
-    dict[str, float]
+    dict
         Purity, adjusted Rand index (0 by chance, 1 for the same) and normalised mutual information.
     """
     found, true = _coded(labels, truth)

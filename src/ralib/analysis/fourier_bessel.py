@@ -31,7 +31,7 @@ class FourierBesselBasis:
         Centre of its spectrum, cycles per pixel.
     ring_frequency_per_px : Tensor of shape (K,)
         Radii at which spectra are sampled, cycles per pixel.
-    hankel : tuple[Tensor, ...]
+    hankel : tuple of Tensor
         For each m the radial spectra (K, q), with H^T H close to the identity.
     """
 

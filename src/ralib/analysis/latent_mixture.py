@@ -164,7 +164,7 @@ def split_directions(scores: Tensor, *, seed: int, n_starts: int = 12) -> list[T
 
     Returns
     -------
-    list[Tensor] of shape (k,)
+    list of Tensor of shape (k,)
         Directions, the least kurtosis first.
 
     References

@@ -23,9 +23,9 @@ class MPCA(ImageTransformer):
 
     Parameters
     ----------
-    core_shape : tuple[int, int], optional
+    core_shape : tuple of int, optional
         Size (a, b) of the core; by default by the generalised information criterion on the row and column covariances.
-    image_shape : tuple[int, int], optional
+    image_shape : tuple of int, optional
         Height and width, where rows are given instead of images and the images are not square.
     max_iter : int, default 10
         Largest number of alternations of A and B.

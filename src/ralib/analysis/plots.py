@@ -26,7 +26,7 @@ def gallery(images: Any, *, titles: Sequence[str] | None = None, columns: int = 
     ----------
     images : array_like of shape (k, h, w)
         Images.
-    titles : Sequence[str], optional
+    titles : sequence of str, optional
         Title of each.
     columns : int, default 10
         Images in a row.
@@ -253,7 +253,7 @@ def view_figure(rot_deg: Any, tilt_deg: Any, *, what: tuple[str, str] = ("rot", 
         First angle, degrees.
     tilt_deg : array_like of shape (n,)
         Second angle, degrees.
-    what : tuple[str, str], default ('rot', 'tilt')
+    what : tuple of str, default ('rot', 'tilt')
         Names of the angles.
 
     Returns
@@ -273,7 +273,7 @@ def hexbin_figure(x: Any, y: Any, *, labels: tuple[str, str] = ("x", "y"), grids
         First coordinate.
     y : array_like of shape (n,)
         Second coordinate.
-    labels : tuple[str, str], default ('x', 'y')
+    labels : tuple of str, default ('x', 'y')
         Names of the coordinates.
     gridsize : int, default 36
         Bins across.

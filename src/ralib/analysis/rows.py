@@ -31,7 +31,7 @@ class ImageRows:
         Where the chunks are put.
     dtype : torch.dtype, default torch.float32
         Type of the chunks; float64 for the exact solvers on small data.
-    image_shape : tuple[int, int], optional
+    image_shape : tuple of int, optional
         Height and width where the source is a matrix of rows.
     """
 

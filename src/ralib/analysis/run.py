@@ -36,7 +36,7 @@ class AnalysisResult:
 
     Attributes
     ----------
-    options : dict[str, Any]
+    options : dict
         Options of the analysis.
     features : ndarray of shape (n, d)
         Scores of the particles.
@@ -52,7 +52,7 @@ class AnalysisResult:
         Particles that have coordinates.
     coordinates : ndarray of shape (m, 2) or None
         Their coordinates in the embedding.
-    agreements : dict[str, dict[str, Any]]
+    agreements : dict
         For each other labelling the figures of `agreement`.
     spectrum : ndarray of shape (s,), optional
         Eigenvalues of the covariance, with CTF-aware components.

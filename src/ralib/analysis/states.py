@@ -59,7 +59,7 @@ class StateSplit:
         Number of components above the noise edge.
     contrast : ndarray of shape (n,)
         Contrast of each member.
-    tried : list[dict[str, Any]]
+    tried : list of dict
         The same figures for every number of states tested.
     """
 

@@ -35,7 +35,7 @@ def split_run(
 
     Returns
     -------
-    dict[str, Any]
+    dict
         Contents of states.json.
     """
     from ralib.io import open_particles

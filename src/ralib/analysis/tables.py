@@ -190,7 +190,7 @@ def euler_relion_to_eman2(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np
 
     Returns
     -------
-    tuple[ndarray, ...]
+    tuple of ndarray
         Angles az, alt and phi, degrees.
     """
     return np.asarray(rot_deg) + 90.0, np.asarray(tilt_deg) + 0.0, np.asarray(psi_deg) - 90.0
@@ -206,7 +206,7 @@ def euler_eman2_to_relion(az_deg: np.ndarray, alt_deg: np.ndarray, phi_deg: np.n
 
     Returns
     -------
-    tuple[ndarray, ...]
+    tuple of ndarray
         Angles rot, tilt and psi, degrees.
     """
     return np.asarray(az_deg) - 90.0, np.asarray(alt_deg) + 0.0, np.asarray(phi_deg) + 90.0

@@ -28,10 +28,10 @@ class TwoSDR(ImageTransformer):
     ----------
     n_components : int, optional
         Number of scores; by default by the generalised information criterion, as in the paper.
-    core_shape : tuple[int, int], optional
+    core_shape : tuple of int, optional
         Size (a, b) of the cores; by default by the same criterion on the row and column covariances. The paper uses
         Stein's unbiased risk there, which on images with coloured noise keeps more than needed.
-    image_shape : tuple[int, int], optional
+    image_shape : tuple of int, optional
         Height and width, where rows are given instead of images and the images are not square.
     max_iter : int, default 10
         Largest number of alternations of stage one.

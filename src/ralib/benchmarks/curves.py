@@ -30,7 +30,7 @@ class Sweep:
         The base workload.
     particles : int
         Its number of particles.
-    values : dict[str, tuple[int, ...]]
+    values : dict
         Values of each quantity by name.
     """
 
@@ -91,12 +91,12 @@ def run_curves(
         Particles of the parity check.
     repeats : int, default 3
         Timed iterations.
-    say : Callable[[str], None], default print
+    say : callable, default print
         Is called with messages.
 
     Yields
     ------
-    dict[str, Any]
+    dict
         Rows for a result file; `ours` in ms an iteration.
     """
     parity: dict[tuple[int, float], float] = {}

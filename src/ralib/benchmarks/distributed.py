@@ -157,12 +157,12 @@ def run_counts(
         All processes.
     device : torch.device
         This process's device.
-    say : Callable[[str], None], default print
+    say : callable, default print
         Is called with messages.
 
     Returns
     -------
-    list[dict[str, Any]]
+    list of dict
         A row for each number of ranks.
     """
     counts = sorted({2**i for i in range(everyone.size.bit_length()) if 2**i < everyone.size} | {everyone.size})
@@ -261,7 +261,7 @@ def run_count(
 
     Returns
     -------
-    dict[str, Any]
+    dict
         A row for the result file.
     LoopState
         State after the iteration.
@@ -333,7 +333,7 @@ def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
 
     Returns
     -------
-    dict[str, Any]
+    dict
         Differences by name.
     """
     assert first.averages is not None
@@ -356,14 +356,14 @@ def efficiency_rows(rows: list[dict[str, Any]], *, on_gpu: bool) -> list[dict[st
 
     Parameters
     ----------
-    rows : list[dict[str, Any]]
+    rows : list of dict
         Rows of all numbers of ranks.
     on_gpu : bool
         Whether the ranks ran on GPUs.
 
     Returns
     -------
-    list[dict[str, Any]]
+    list of dict
         Rows for a result file.
     """
     goals = {2: 0.95, 8: 0.93} if on_gpu else {2: 0.9}

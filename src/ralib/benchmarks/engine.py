@@ -115,7 +115,7 @@ def run_cases(
 
     Parameters
     ----------
-    cases : Iterable[Case]
+    cases : iterator
         The cases.
     device : torch.device
         Where to compute.
@@ -125,12 +125,12 @@ def run_cases(
         Particles of the parity check.
     repeats : int, default 5
         Timed iterations.
-    say : Callable[[str], None], default print
+    say : callable, default print
         Is called with messages.
 
     Yields
     ------
-    dict[str, Any]
+    dict
         Rows for a result file.
     """
     for case in cases:
@@ -160,7 +160,7 @@ def run_case(case: Case, device: torch.device, *, n_particles: int, n_parity: in
 
     Returns
     -------
-    dict[str, Any]
+    dict
         A row with parity, median time of an iteration, its lower bound and peak memory.
     """
     references = make_particles(case, 1, 1.0, device, seed=1)[1]
@@ -329,7 +329,7 @@ def time_iteration(
 
     Returns
     -------
-    dict[str, Any]
+    dict
         Median seconds, per particle and by part.
     """
     images, _ = make_particles(case, n_particles, 0.1, device, seed=3)

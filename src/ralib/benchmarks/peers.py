@@ -39,7 +39,7 @@ class Peer:
         Its name.
     program : str
         Its executable.
-    options : Callable[[Case, str, str], list[str]]
+    options : callable
         Options that give it a case.
     classes : callable or None
         Reads the classes (n,) it found.
@@ -99,7 +99,7 @@ def peer_row(peer: Peer, case: Case, folder: Path) -> dict[str, Any]:
 
     Returns
     -------
-    dict[str, Any]
+    dict
         A row: `other` in us a particle of the difference between two runs, or None with the reason where it failed.
     """
     few, many = particles = peer_sizes(case)
@@ -140,7 +140,7 @@ def write_inputs(case: Case, folder: Path, particles: tuple[int, int]) -> np.nda
         The case.
     folder : Path
         Folder of the files.
-    particles : tuple[int, int]
+    particles : tuple of int
         Few and more particles.
 
     Returns

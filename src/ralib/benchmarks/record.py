@@ -46,14 +46,14 @@ def record(bench: str, device: torch.device, rows: list[dict[str, Any]], **more:
         Name of the benchmark.
     device : torch.device
         Where it ran.
-    rows : list[dict[str, Any]]
+    rows : list of dict
         Its rows.
     **more : Any
         Further entries.
 
     Returns
     -------
-    dict[str, Any]
+    dict
         The result.
     """
     versions = {"ralib": __version__, "python": platform.python_version()}
@@ -70,7 +70,7 @@ def write_record(folder: Path, result: dict[str, Any]) -> Path:
     ----------
     folder : Path
         The folder.
-    result : dict[str, Any]
+    result : dict
         The result.
 
     Returns

@@ -244,7 +244,7 @@ class Reseeding:
     ----------
     class_index : Tensor of shape (n,)
         Classes afterwards; former members of a small class are in class -1 until the next search.
-    events : list[tuple[int, int, int, int]]
+    events : list of tuple of int
         For each reseeded class: its number, its members before, the donor class, and the members taken from it.
     """
 

@@ -93,7 +93,7 @@ def median_of_bound(bound: tuple[float, float, float]) -> tuple[float, float]:
 
     Parameters
     ----------
-    bound : tuple[float, float, float]
+    bound : tuple of float
         Result of `pose_bound`.
 
     Returns

@@ -45,7 +45,7 @@ def iteration_figures(
 
     Returns
     -------
-    dict[str, Any]
+    dict
         The figures by name.
     """
     assigned = poses.class_index >= 0
@@ -117,7 +117,7 @@ def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None)
 
     Returns
     -------
-    list[dict[str, Any]]
+    list of dict
         The figures of each class by name.
     """
     pixel = averages.pixel_size_A or math.nan

@@ -65,7 +65,7 @@ class _Places:
     ----------
     band : Tensor of shape (bands, r)
         1 for the rings of each band, else 0.
-    tops : tuple[int, ...]
+    tops : tuple of int
         Number of rings up to the end of each band.
     inside, around : Tensor of shape (n, n)
         Windows of the particle and of its surroundings.

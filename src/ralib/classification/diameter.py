@@ -178,7 +178,7 @@ def edge_px(profile: Tensor) -> tuple[float, bool]:
 
     Returns
     -------
-    tuple[float, bool]
+    tuple
         Radius, pixels, between the two rings where the profile falls to EDGE, or at its first low minimum; and whether
         it rises again beyond.
     """

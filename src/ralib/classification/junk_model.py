@@ -63,7 +63,7 @@ class BoostedTrees:
         Log-odds with which the trees begin.
     prior : float
         Share of junk in the training data.
-    names : tuple[str, ...]
+    names : tuple of str
         Names of the features.
     """
 

@@ -79,13 +79,13 @@ def sum_classes(
         The ring grid.
     spectra : Spectra
         Spectra of b particles.
-    poses : list[ClassPoses]
+    poses : list of ClassPoses
         For each candidate poses (b,).
-    class_index : list[Tensor]
+    class_index : list of Tensor
         For each candidate the classes (b,).
-    weight : list[Tensor]
+    weight : list of Tensor
         For each candidate the responsibilities (b,).
-    scale : list[Tensor]
+    scale : list of Tensor
         For each candidate the contrasts (b,).
     half : Tensor of shape (b,)
         Half data set of each particle, 0 or 1.

@@ -32,7 +32,7 @@ class FittedClasses:
         Angular orders of the masked class averages, complex64.
     price : Tensor of shape (k,)
         What the balance of class sizes adds to each class's fit.
-    noise : Sequence[Tensor] of shape (R,)
+    noise : sequence of Tensor of shape (R,)
         Factors by which the noise first measured was multiplied.
     mean_scale : Tensor of shape ()
         Contrast of the references.

@@ -61,11 +61,11 @@ class Verdict:
 
     Attributes
     ----------
-    classes : list[dict[str, Any]]
+    classes : list of dict
         Rows of run.json for the classes.
-    particles : dict[str, ndarray] of shape (n,)
+    particles : dict of shape (n,)
         Figures of the particles by name.
-    warnings : list[dict[str, str]]
+    warnings : list of dict
         Warnings with the keys what, where and do.
     evidence : Evidence
         The measurements behind them.
@@ -101,7 +101,7 @@ def judge(
         Class averages at full size with their FRC.
     poses : Poses
         Poses of all particles.
-    classes : list[dict[str, Any]]
+    classes : list of dict
         Rows of run.json to add to, one for each class.
     stability : Stability
         Result of the validation.

@@ -180,7 +180,7 @@ def schedule_figures(
 
     Returns
     -------
-    dict[str, Any]
+    dict
         The figures by name.
     """
     sketch = ClassAverages(

@@ -29,7 +29,7 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
         The schedule.
     state : State
         Its state.
-    figures : list[dict[str, Any]]
+    figures : list of dict
         Figures of the iterations so far.
 
     Returns
@@ -70,7 +70,7 @@ def resume_schedule(
     -------
     State
         The state.
-    list[dict[str, Any]]
+    list of dict
         Figures of the iterations so far.
     """
     arrays, meta = checkpoint.arrays, checkpoint.meta

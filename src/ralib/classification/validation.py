@@ -57,7 +57,7 @@ class Stability:
         Distance from the centre of its box at which a particle fits its class best, without a prior.
     believable : bool
         Whether held-out particles fit the classes better than noise does.
-    summary : dict[str, Any]
+    summary : dict
         Figures of the run.
     """
 
@@ -218,7 +218,7 @@ def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: 
     ----------
     first : Poses
         Poses of this run.
-    others : list[Poses]
+    others : list of Poses
         Poses of the other runs.
     radius_px : float
         Radius of the disc, pixels.

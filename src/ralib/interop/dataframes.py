@@ -66,7 +66,7 @@ def arrays_of(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, np.ndarr
     ----------
     frame : pd.DataFrame
         Table of particles.
-    names : tuple[str, ...]
+    names : tuple of str
         Names of the columns.
 
     Returns
@@ -100,7 +100,7 @@ def unknown_columns(frame: pd.DataFrame, table: pd.DataFrame | None) -> list[str
 
     Returns
     -------
-    list[str]
+    list of str
         Names of the columns.
     """
     if table is not None:

@@ -38,7 +38,7 @@ class TakenStack:
         Time of its last change, ns.
     digest : str
         Hash of its two ends, or of the images listed.
-    images : tuple[int, ...] | None, optional
+    images : tuple of int, optional
         Numbers (from 0) of some of the images that rows name, where the file may grow; None for the file as a whole.
     """
 
@@ -57,7 +57,7 @@ class Arrivals:
         The STAR file or folder.
     datadir : Path | None, optional
         Folder of the image files that a STAR file names.
-    state : Mapping[str, Any] | None, optional
+    state : mapping, optional
         State of a checkpoint to continue from.
 
     Attributes

@@ -41,13 +41,13 @@ def open_cs(
     ----------
     path : PathLike
         The file.
-    open_stack : Callable[[Path], StackFile]
+    open_stack : callable
         Opens an image file.
     datadir : PathLike | None, optional
         Folder of the image files, if they are not where the file says.
     require_images : bool, default True
         False opens a file whose images are missing for its metadata.
-    passthrough : Sequence[PathLike] | None, optional
+    passthrough : sequence of PathLike, optional
         Files with the fields that it lacks; by default those beside it with `passthrough` in their names that hold all
         its uids.
 

@@ -66,7 +66,7 @@ def write_particles_cs(
         Number of classes K; by default from the poses.
     mirror_as_class : bool, default True
         Whether mirrored members are in classes K + k.
-    scores : Mapping[str, ndarray] | None of shape (n,), optional
+    scores : mapping of shape (n,), optional
         Scores by name, for fields ralib/<name>.
     """
     if poses is not None and len(poses) != len(particles):

@@ -79,7 +79,7 @@ def ctf_to_strings(ctf: CtfParameters, pixel_size_A: float) -> list[str]:
 
     Returns
     -------
-    list[str]
+    list of str
         Header texts.
     """
     mean, difference = (ctf.defocus_u_A + ctf.defocus_v_A) / 2e4, (ctf.defocus_u_A - ctf.defocus_v_A) / 1e4

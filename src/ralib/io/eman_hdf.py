@@ -88,14 +88,14 @@ class HdfStack:
 
         Parameters
         ----------
-        names : tuple[str, ...]
+        names : tuple of str
             Names without EMAN.
         index : ndarray | None of shape (m,), optional
             The images; by default all.
 
         Returns
         -------
-        list[dict[str, Any]]
+        list of dict
             For each image the attributes that it has.
         """
         with self._lock, _told(self.path):

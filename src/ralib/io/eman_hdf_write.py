@@ -49,7 +49,7 @@ def write_hdf(
         The file.
     images : array_like of shape (k, n, n)
         Images.
-    headers : Sequence[Mapping[str, Any]] | None, optional
+    headers : sequence of mapping, optional
         For each image EMAN2 attributes (without EMAN.): int, float, text, lists of these, and (12,) float32 arrays for
         names beginning with xform.
     pixel_size_A : float | None, optional
@@ -92,7 +92,7 @@ def pose_headers(
 
     Returns
     -------
-    list[dict[str, Any]]
+    list of dict
         Attributes of each particle.
     """
     headers: list[dict[str, Any]] = [{"ID": i} for i in range(len(poses or ctf or ()))]
@@ -123,7 +123,7 @@ def class_headers(class_index: torch.Tensor, n_classes: int) -> list[dict[str, A
 
     Returns
     -------
-    list[dict[str, Any]]
+    list of dict
         Attributes of each class average.
     """
     assigned = class_index.cpu().numpy()

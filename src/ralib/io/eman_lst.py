@@ -38,7 +38,7 @@ def open_lst(
     ----------
     path : PathLike
         The file.
-    open_stack : Callable[[Path], StackFile]
+    open_stack : callable
         Opens an image file.
     datadir : PathLike | None, optional
         Folder of the image files, if they are not where the file says.

@@ -26,7 +26,7 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
 
     Parameters
     ----------
-    names : Iterable[str]
+    names : iterator
         Names in the particle file.
     beside : Path
         The particle file.
@@ -35,7 +35,7 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
 
     Returns
     -------
-    list[Path]
+    list of Path
         The files.
 
     Raises

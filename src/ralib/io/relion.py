@@ -41,7 +41,7 @@ def open_star(
     ----------
     path : PathLike
         The file.
-    open_stack : Callable[[Path], StackFile]
+    open_stack : callable
         Opens an image file.
     datadir : PathLike | None, optional
         Folder of the image files, if they are not where the file says.
@@ -130,7 +130,7 @@ def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarr
     -------
     ndarray of shape (n,)
         File of each.
-    list[str]
+    list of str
         File names.
     ndarray of shape (n,)
         Image of each file from 0; -1 for a name without @, the only image of its file; -2 for a number below 1 or none.

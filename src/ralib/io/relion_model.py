@@ -49,17 +49,17 @@ def write_model_star(
     poses : Poses | None, optional
         Where given, classes K + 1 ... 2K of mirrored members are listed too (see `relion_write`); `averages_path` must
         then hold 2K images, as `write_class_stack` writes them.
-    resolution_A : Sequence[float] | None of shape (K,), optional
+    resolution_A : sequence of float of shape (K,), optional
         Resolution of each class, Angstrom; by default from the FRC at 0.143.
     log_likelihood : float, default 0.0
         Log likelihood of the model.
     mean_posterior : float, default 1.0
         Mean probability of the best class.
-    rotation_accuracy_deg, shift_accuracy_A : Sequence[float] | None of shape (K,), optional
+    rotation_accuracy_deg, shift_accuracy_A : sequence of float of shape (K,), optional
         Spread of the members' poses; by default RELION's 999 for unknown.
     noise_power : ndarray | None of shape (n // 2 + 1,), optional
         Noise power on each ring in RELION's scale (see `relion_job`); by default 1.
-    groups : Mapping[str, int] | None, optional
+    groups : mapping, optional
         Particles of each micrograph, in order of appearance; RELION 3.1 reads a noise spectrum of each. With very many
         they are left out: RELION then opens the file for display and selection, but does not continue from it.
     n_optics : int, default 1
@@ -142,7 +142,7 @@ def write_output_nodes(folder: PathLike, nodes: Mapping[str, str]) -> None:
     ----------
     folder : PathLike
         The job's folder.
-    nodes : Mapping[str, str]
+    nodes : mapping
         Label by file name as RELION's project folder sees it, e.g. {'particles.star': 'ParticlesData.star.relion'}.
         RELION 4 and 5 read the label, RELION 3.1 only its number.
     """

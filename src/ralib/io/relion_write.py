@@ -72,9 +72,9 @@ def write_particles_star(
         False keeps mirrored members in class k, with rlnAngleTilt 180.
     project : Path | None, optional
         Folder in which RELION runs, by default the current one; image names inside it become relative.
-    image_names : list[str] | None, optional
+    image_names : list of str, optional
         `000001@stack.mrcs` of each particle, for sources that are not files.
-    columns : Mapping[str, ndarray] | None of shape (n,), optional
+    columns : mapping of shape (n,), optional
         Further columns by name, such as scores.
     """
     tables = particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names, path)
@@ -108,14 +108,14 @@ def particle_tables(
         Whether mirrored members are in classes K + k.
     project : Path or None
         Folder in which RELION runs.
-    image_names : list[str] | None, optional
+    image_names : list of str, optional
         Name of each image, for sources that are not files.
     star : PathLike | None, optional
         The file they are for.
 
     Returns
     -------
-    dict[str, Table]
+    dict
         Tables by block name.
     """
     poses = particles.poses if poses is None else poses
@@ -179,7 +179,7 @@ def pose_columns(
 
     Returns
     -------
-    dict[str, ndarray]
+    dict
         Columns by name.
     """
     poses = poses.to("cpu")

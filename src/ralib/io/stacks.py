@@ -226,13 +226,13 @@ class FilesSource:
 
     Parameters
     ----------
-    paths : Sequence[Path]
+    paths : sequence of Path
         The files.
     file_index : ndarray of shape (n,)
         File of each particle.
     slice_index : ndarray of shape (n,)
         Image of that file, from 0; -1 for the only image of a file.
-    open_stack : Callable[[Path], StackFile]
+    open_stack : callable
         Opens an image file.
     """
 

@@ -60,7 +60,7 @@ def read_star(path: PathLike) -> dict[str, Table]:
 
     Returns
     -------
-    dict[str, Table]
+    dict
         Tables by block name.
 
     Raises
@@ -84,7 +84,7 @@ def parse_star(text: str, where: str) -> dict[str, Table]:
 
     Returns
     -------
-    dict[str, Table]
+    dict
         Tables by block name.
 
     Raises
@@ -288,7 +288,7 @@ def write_star(path: PathLike, tables: Mapping[str, Table]) -> None:
     ----------
     path : PathLike
         The file.
-    tables : Mapping[str, Table]
+    tables : mapping
         Tables by block name.
     """
     write_text(path, format_star(tables))

@@ -18,7 +18,7 @@ def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
 
     Parameters
     ----------
-    environment : MutableMapping[str, str]
+    environment : mapping
         The process's environment, changed in place.
     package : Path
         Folder of the package's sources, Numba's default place.

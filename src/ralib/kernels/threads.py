@@ -33,14 +33,14 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
     Parameters
     ----------
-    work : Callable[[T], R]
+    work : callable
         The function.
-    parts : Sequence[T]
+    parts : sequence of T
         Its arguments, one for each call.
 
     Returns
     -------
-    list[R]
+    list of R
         Results in the order of `parts`.
     """
     threads = torch.get_num_threads()

@@ -130,7 +130,7 @@ class Loader:
 
         Parameters
         ----------
-        blocks : list[ndarray] of shape (b,)
+        blocks : list of ndarray of shape (b,)
             Numbers of the images of each block.
 
         Yields

@@ -58,7 +58,7 @@ class Members:
         Row in the particle file from 0; -1 where a class has fewer members.
     score : ndarray of shape (k, m)
         Their scores.
-    kind : tuple[str, ...]
+    kind : tuple of str
         'most alike', 'typical' or 'least alike' of each of the m columns.
     figures : dict[str, ndarray of shape (k, m)]
         Fit, posterior and junk probability of each, as far as the run knows them.
@@ -77,7 +77,7 @@ class History:
 
     Attributes
     ----------
-    iterations : tuple[int, ...]
+    iterations : tuple of int
         Numbers of the t iterations.
     images : ndarray of shape (t, k, h, h)
         Averages.
@@ -98,7 +98,7 @@ class CtfCurves:
     ----------
     frequency_per_A : ndarray of shape (f,)
         Frequencies, 1/Angstrom.
-    label : tuple[str, ...]
+    label : tuple of str
         Name of each curve, such as 'median'.
     defocus_A : ndarray of shape (c,)
         Defocus of each curve, Angstrom.
@@ -165,13 +165,13 @@ class ReportContents:
         Name of the run.
     fingerprint : str
         Identifies the run's particles and classes.
-    facts : dict[str, Any]
+    facts : dict
         Kind, program, version, command, options, seed, versions, device, input, timings, ...
-    classes : list[dict[str, Any]]
+    classes : list of dict
         For each class: class (from 1), members, resolution_A, inplane_spread_deg, shift_spread_px, ...
-    iterations : list[dict[str, Any]]
+    iterations : list of dict
         Figures of each iteration, as in run.json.
-    warnings : list[dict[str, str]]
+    warnings : list of dict
         Warnings with the keys what, where and do.
     averages : ndarray of shape (k, s, s)
         Class averages as shown (at most a few hundred pixels).
@@ -183,9 +183,9 @@ class ReportContents:
         Frequencies of the FRC, cycles per pixel.
     frc : ndarray of shape (k, f), optional
         FRC of each class.
-    particle_figures : dict[str, ndarray]
+    particle_figures : dict
         By name (fit, posterior, junk) one value for each member, class after class.
-    histograms : dict[str, Histogram]
+    histograms : dict
         Histograms by name.
     shift_map : ShiftMap, optional
         Origin shifts.
@@ -199,7 +199,7 @@ class ReportContents:
         Particles and class averages in a plane.
     automatic_junk_limit : float, optional
         Highest junk probability of a particle that the run itself would keep.
-    server : dict[str, Any], optional
+    server : dict, optional
         Where the page is served: addresses it writes to and asks, and whether the run has finished.
     """
 

@@ -36,7 +36,7 @@ def class_averages_html(averages: Any, facts: list[tuple[str, str]] | None = Non
     ----------
     averages : Any
         Class averages.
-    facts : list[tuple[str, str]], optional
+    facts : list of tuple of str, optional
         Names and values shown above.
     warnings : Any, default ()
         Warnings shown above.

@@ -76,7 +76,7 @@ def packed(array: np.ndarray, dtype: str) -> dict[str, Any]:
 
     Returns
     -------
-    dict[str, Any]
+    dict
         The entries dtype, shape and base64.
     """
     data = np.ascontiguousarray(array, dtype="<" + dtype)
@@ -93,9 +93,9 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
 
     Returns
     -------
-    dict[str, Any]
+    dict
         The page's JSON.
-    dict[str, str]
+    dict
         The image sheets as text, by the element names that the JSON refers to.
     """
     drawn: dict[str, tuple[np.ndarray, int]] = {}

@@ -51,7 +51,7 @@ def pack(images: np.ndarray, *, together: bool = False) -> list[dict[str, Any]]:
 
     Returns
     -------
-    list[dict[str, Any]]
+    list of dict
         For each sheet {first, count, columns, stride, size, levels}: image `first + i` is the size x size square at
         column i % columns and row i // columns of the stride grid; levels is the whole sheet as uint8.
     """

@@ -216,7 +216,7 @@ def launch(n: int, arguments: Sequence[str]) -> int:
     ----------
     n : int
         Number of processes.
-    arguments : Sequence[str]
+    arguments : sequence of str
         Arguments of the command line.
 
     Returns

@@ -70,9 +70,9 @@ def within_memory(work: Callable[[], T], make_room: Callable[[], bool]) -> T:
 
     Parameters
     ----------
-    work : Callable[[], T]
+    work : callable
         The function.
-    make_room : Callable[[], bool]
+    make_room : callable
         Frees memory, or plans with less; returns whether that was possible.
 
     Returns

@@ -38,7 +38,7 @@ class Simulator:
     ----------
     options : SimulationOptions
         What to simulate.
-    volumes : Sequence[ndarray] of shape (m, m, m), default ()
+    volumes : sequence of ndarray of shape (m, m, m), default ()
         Density of each species; by default the phantom.
     volume_pixel_size_A : float, optional
         Pixel size of the volumes, Angstrom.

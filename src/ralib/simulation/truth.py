@@ -42,7 +42,7 @@ class SimulationOptions:
         Pixel size, Angstrom; by default from the volume.
     n_views : int, default 0
         K > 0: K discrete views, the classes; 0: continuous views, uniform on the sphere.
-    view_frequencies : Sequence[float], optional
+    view_frequencies : sequence of float, optional
         Relative frequency of each discrete view; by default equal.
     preferred_fraction : float, default 0.0
         Fraction of continuous views from one spot of the sphere.
@@ -59,7 +59,7 @@ class SimulationOptions:
         Fraction of the noise variance that is solvent, filtered by the CTF.
     ctf : bool, default True
         Whether particles have a CTF.
-    defocus_range_A : tuple[float, float], default (8000.0, 28000.0)
+    defocus_range_A : tuple of float, default (8000.0, 28000.0)
         Range of the defocus, Angstrom.
     astigmatism_A : float, default 800.0
         Largest difference of defocus, Angstrom.

@@ -147,7 +147,7 @@ def prepare(
         Averages.
     mask : Tensor of shape (n, n)
         Mask.
-    curves : tuple[Tensor, Tensor]
+    curves : tuple of Tensor
         Frequencies (m,) and FRC curves (k, m).
     center : int
         Centring method.

@@ -24,11 +24,11 @@ class Rings:
 
     Attributes
     ----------
-    radius_px : tuple[int, ...]
+    radius_px : tuple of int
         Radii, pixels.
-    length : tuple[int, ...]
+    length : tuple of int
         Samples of each ring.
-    weight : tuple[float, ...]
+    weight : tuple of float
         Weight of each ring.
     mode : str
         'F' for full or 'H' for half circles.
@@ -93,7 +93,7 @@ def numrinit(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -> 
 
     Returns
     -------
-    list[tuple[int, int, int]]
+    list of tuple of int
         Radius, place of the first sample (from 1) and length of each ring.
     """
     circle = 2.0 * math.pi if mode == "F" else math.pi
@@ -114,14 +114,14 @@ def ringwe(table: list[tuple[int, int, int]], mode: str = "F") -> list[float]:
 
     Parameters
     ----------
-    table : list[tuple[int, int, int]]
+    table : list of tuple of int
         Result of `numrinit`.
     mode : str, default 'F'
         'F' for full or 'H' for half circles.
 
     Returns
     -------
-    list[float]
+    list of float
         Weights.
     """
     circle = 2.0 * math.pi if mode == "F" else math.pi
@@ -146,7 +146,7 @@ def sample_rings(images: Tensor, centre_xy_px: Tensor, rings: Rings) -> list[Ten
 
     Returns
     -------
-    list[Tensor]
+    list of Tensor
         Samples (b, s, length) of each ring.
     """
     n = images.shape[-1]
@@ -184,14 +184,14 @@ def normalise_rings(sampled: list[Tensor], rings: Rings) -> list[Tensor]:
 
     Parameters
     ----------
-    sampled : list[Tensor]
+    sampled : list of Tensor
         Samples (b, s, length) of each ring.
     rings : Rings
         The rings.
 
     Returns
     -------
-    list[Tensor]
+    list of Tensor
         Normalised samples.
     """
     area = [r * 2.0 * math.pi / length for r, length in zip(rings.radius_px, rings.length, strict=True)]
@@ -208,7 +208,7 @@ def ring_spectra(sampled: list[Tensor], rings: Rings, *, weighted: bool = False)
 
     Parameters
     ----------
-    sampled : list[Tensor]
+    sampled : list of Tensor
         Samples (b, s, length) of each ring.
     rings : Rings
         The rings.

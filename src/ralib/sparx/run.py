@@ -22,7 +22,7 @@ class IterationResult:
 
     Attributes
     ----------
-    figures : dict[str, Any]
+    figures : dict
         Figures for the log.
     averages : ClassAverages
         Averages, centred as the poses are.
@@ -44,13 +44,13 @@ class History:
 
     Attributes
     ----------
-    iterations : list[dict[str, Any]]
+    iterations : list of dict
         Figures of each iteration.
     last : IterationResult, optional
         The last result.
     before : Poses, optional
         Poses of the iteration before it.
-    warnings : list[dict[str, str]]
+    warnings : list of dict
         Warnings with the keys what, where and do.
     """
 
@@ -82,9 +82,9 @@ class History:
         ----------
         kind : str
             Name of the command.
-        options : dict[str, Any]
+        options : dict
             Options to record.
-        extra : dict[str, Any]
+        extra : dict
             SPARX's own arrays, beside what every loop gives.
 
         Returns

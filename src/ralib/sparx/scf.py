@@ -42,7 +42,7 @@ class SelfCorrelationSearch:
         ----------
         images : Tensor of shape (b, n, n)
             Images.
-        range_xy_px : tuple[float, float]
+        range_xy_px : tuple of float
             Range of whole-pixel shifts, refined by a parabola, pixels.
 
         Returns

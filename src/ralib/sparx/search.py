@@ -98,7 +98,7 @@ def shift_grid(
         The rings.
     centre_xy_px : Tensor of shape (b, 2)
         Centres from the image's centre, pixels.
-    range_xy_px : tuple[float, float]
+    range_xy_px : tuple of float
         Range along x and y, pixels.
     step_px : float
         Step, pixels.
@@ -156,7 +156,7 @@ class ReferenceRings:
             Images.
         centre_xy_px : Tensor of shape (b, 2)
             Origin of each particle from the image's centre, pixels.
-        range_xy_px : tuple[float, float]
+        range_xy_px : tuple of float
             Range along x and y, pixels.
         step_px : float
             Step, pixels.

@@ -24,7 +24,7 @@ def random_order(
         Random numbers.
     particles : int
         Number of particles n.
-    range_xy_px : tuple[float, float]
+    range_xy_px : tuple of float
         Range along x and y, pixels.
     step_px : float
         Step, pixels.
@@ -59,7 +59,7 @@ def climb(
         Images.
     centre_xy_px : Tensor of shape (b, 2)
         Origin of each particle from the image's centre, pixels.
-    range_xy_px : tuple[float, float]
+    range_xy_px : tuple of float
         Range along x and y, pixels.
     step_px : float
         Step, pixels.

@@ -16,7 +16,7 @@ class Stage:
 
     Attributes
     ----------
-    range_xy_px : tuple[float, float]
+    range_xy_px : tuple of float
         Range along x and y, pixels.
     step_px : float
         Step, pixels.
@@ -38,7 +38,7 @@ def stages_of(
 
     Returns
     -------
-    list[Stage]
+    list of Stage
         The stages.
 
     Raises

@@ -40,7 +40,7 @@ class PoseSearch:
         Radius of the templates' disc, pixels.
     inner_radius : float, default 1
         Radius of a hole in it, pixels; 1 or less means none.
-    shift_range_xy_px : tuple[float, float], default (3.0, 3.0)
+    shift_range_xy_px : tuple of float, default (3.0, 3.0)
         How far a particle may move from its centre along x and y, pixels; 0 keeps it fixed.
     shift_step_px : float, optional
         Step of the shift grid, pixels, before shifts are refined; by default as the templates need.
@@ -48,7 +48,7 @@ class PoseSearch:
         Whether mirrored poses are searched.
     max_frequency_per_px : float, default 0.5
         Band limit of the score, cycles per pixel.
-    candidates : tuple[int, ...], optional
+    candidates : tuple of int, optional
         Number of grid poses that take the first, second, ... Newton step; the last take as many steps as they need. By
         default from the number of references. Given on a CPU, it selects the form of the search for a GPU.
     grid_loss : float, default 0.0001

@@ -58,7 +58,7 @@ class CoreTemplates:
         Templates for the Newton steps; see `ThinGrid.table`.
     rule : CandidateRule
         When a candidate continues.
-    bound : tuple[float, float]
+    bound : tuple of float
         Largest change by one Newton step, degrees and pixels.
     """
 

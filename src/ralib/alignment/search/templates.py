@@ -64,7 +64,7 @@ class PoseGrid:
         Shift x and y of the particle, mirror, and sign of psi.
     cosine, sine : Tensor of shape (n_half, m)
         See `ralib.kernels.pose_search.reference.rotational_max`.
-    analysis : tuple[Tensor, Tensor]
+    analysis : tuple of Tensor
         From the samples' real, and from their imaginary parts, to real and imaginary parts of even, and of odd, angular
         orders: each (2 m, H); see `angular_orders`.
     phase : Tensor of shape (s, K, H)
@@ -101,7 +101,7 @@ class PoseGrid:
             Number of angular orders.
         step_px : float
             Step of the templates' shifts, pixels.
-        limit_xy_px : tuple[float, float]
+        limit_xy_px : tuple of float
             Largest shift of a particle along x and y, pixels; half a step more is searched.
         mirror : bool
             Whether mirrored poses are searched.
@@ -261,7 +261,7 @@ def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.
 
     Parameters
     ----------
-    limit_xy_px : tuple[float, float]
+    limit_xy_px : tuple of float
         Largest shift along x and y, pixels.
     step_px : float
         Step of the grid, pixels.
@@ -417,7 +417,7 @@ def grid_step_px(natural_px: float, limit_xy_px: tuple[float, float]) -> float:
     ----------
     natural_px : float
         Step that the templates need, pixels.
-    limit_xy_px : tuple[float, float]
+    limit_xy_px : tuple of float
         Largest shift along x and y, pixels.
 
     Returns
@@ -447,7 +447,7 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) ->
 
     Returns
     -------
-    tuple[int, int, int]
+    tuple of int
         Three stops; see `NewtonRule`.
     """
     highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]

@@ -138,8 +138,9 @@ def opened_references(text: str, run: AlignmentRun) -> Any:
 
 def _as_sparx(run: AlignmentRun, references: Any, o: MrefSettings) -> RunResult:
     """SPARX's own mref_ali2d."""
+    from ralib.alignment.aligner import starting_poses
     from ralib.alignment.iteration import Alignment
-    from ralib.alignment.multi_reference import random_averages, starting_poses
+    from ralib.alignment.multi_reference import random_averages
     from ralib.alignment.options import AlignmentOptions
     from ralib.sparx.mref import mref_ali2d
 

@@ -209,7 +209,7 @@ def sampled_chunks(
 
     Yields
     ------
-    tuple[slice, Samples]
+    tuple
         Slice of the first axis, and the samples of those images.
     """
     if isinstance(images, Samples):

@@ -33,7 +33,7 @@ class CandidateRule:
 
     Attributes
     ----------
-    slack : tuple[float, float, float, float]
+    slack : tuple of float
         Fraction of the best score by which a candidate that took 0, 1, 2, 3 or more steps may still rise.
     most : int, default 6
         Steps of a candidate, on average.
@@ -84,9 +84,9 @@ def refine_candidates(
         psi in degrees, x and y in pixels, score.
     rule : CandidateRule
         When candidates continue.
-    limit_xy_px : tuple[float, float]
+    limit_xy_px : tuple of float
         Largest offset along x and y, pixels.
-    bound : tuple[float, float]
+    bound : tuple of float
         Largest change by one step, degrees and pixels.
 
     Returns

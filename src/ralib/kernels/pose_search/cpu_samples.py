@@ -85,7 +85,7 @@ class ThinGrid:
     ----------
     n_half : int
         Angles of the full half circle.
-    groups : tuple[Group, ...]
+    groups : tuple of Group
         Groups of radii, innermost first.
     inner : int
         Number of groups that hold the radii of the grid search.
@@ -127,7 +127,7 @@ class ThinGrid:
             Quadrature weights of the radii.
         box : int
             Size of the particle images, pixels.
-        n_orders : list[int]
+        n_orders : list of int
             Number of angular orders of the templates at each radius.
         n_radii : int
             Radii of the grid search.

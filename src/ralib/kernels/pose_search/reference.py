@@ -62,10 +62,10 @@ class NewtonRule:
 
     Attributes
     ----------
-    stops : tuple[int, int, int]
+    stops : tuple of int
         Below the first of these radii every third angle is used, from there to the second every second one, from there
         to the last all of them; none beyond. See `ralib.alignment.search.templates.angle_stops`.
-    limit_xy_px : tuple[float, float]
+    limit_xy_px : tuple of float
         Largest offset along x and y, pixels.
     most_deg, most_px : float
         Largest change by one step, degrees and pixels.
@@ -272,7 +272,7 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
         psi in degrees, x and y in pixels, score.
     n : int
         Number of candidates that stay.
-    same : tuple[float, float], optional
+    same : tuple of float, optional
         Degrees and pixels: of candidates of one template closer than this only the best keeps its score; the others
         come last, at minus infinity.
 
@@ -401,7 +401,7 @@ def repeated_steps(one_step: Callable[[Tensor], NewtonStep], pose: Tensor, slack
 
     Parameters
     ----------
-    one_step : Callable[[Tensor], NewtonStep]
+    one_step : callable
         Computes a step from poses (c, b, 4).
     pose : Tensor of shape (c, b, 4)
         psi in degrees, x and y in pixels, score.
@@ -492,7 +492,7 @@ def derivatives(moments: Tensor, h_deg: float) -> tuple[Tensor, tuple[Tensor, ..
     -------
     Tensor of shape (..., 3)
         Gradient in (psi, x, y).
-    tuple[Tensor, ...] of shape (...)
+    tuple of Tensor of shape (...)
         Second derivatives psi psi, psi x, psi y, x x, x y, y y.
     """
     below, here, above, second = moments.split(3, dim=-1)
@@ -513,7 +513,7 @@ def held_at_limit(
     ----------
     gradient : Tensor of shape (..., 3)
         Gradient in (psi, x, y).
-    curvature : tuple[Tensor, ...] of shape (...)
+    curvature : tuple of Tensor of shape (...)
         Second derivatives; see `derivatives`.
     offset : Tensor of shape (..., 2)
         Offsets, pixels.
@@ -524,7 +524,7 @@ def held_at_limit(
     -------
     Tensor of shape (..., 3)
         Gradient, 0 for a fixed coordinate.
-    tuple[Tensor, ...] of shape (...)
+    tuple of Tensor of shape (...)
         Second derivatives without coupling to a fixed coordinate.
     """
     free = ((offset.abs() < limit) | (offset * gradient[..., 1:] < 0)).to(gradient.dtype)
@@ -541,7 +541,7 @@ def newton_step(gradient: Tensor, curvature: tuple[Tensor, ...]) -> Tensor:
     ----------
     gradient : Tensor of shape (..., 3)
         Gradient in (psi, x, y).
-    curvature : tuple[Tensor, ...] of shape (...)
+    curvature : tuple of Tensor of shape (...)
         Second derivatives; see `derivatives`.
 
     Returns
@@ -568,7 +568,7 @@ def expected_gain(gradient: Tensor, curvature: tuple[Tensor, ...], step: Tensor)
     ----------
     gradient : Tensor of shape (..., 3)
         Gradient in (psi, x, y).
-    curvature : tuple[Tensor, ...] of shape (...)
+    curvature : tuple of Tensor of shape (...)
         Second derivatives; see `derivatives`.
     step : Tensor of shape (..., 3)
         The step.
@@ -612,7 +612,7 @@ def pose_moments(
         Its rotation in fine steps.
     templates : FineTemplates
         Templates at fine rotations.
-    stops : tuple[int, int, int]
+    stops : tuple of int
         See `NewtonRule.stops`.
 
     Returns
@@ -655,7 +655,7 @@ def used_samples(stops: tuple[int, int, int], n_half: int, device: torch.device)
 
     Parameters
     ----------
-    stops : tuple[int, int, int]
+    stops : tuple of int
         See `NewtonRule.stops`.
     n_half : int
         Angles of the half circle.

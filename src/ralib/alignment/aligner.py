@@ -1,0 +1,231 @@
+"""The base of both aligners: initial poses, `fit`, new particles, and the result with its warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.alignment.iteration import Alignment
+from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.references import given_references
+from ralib.alignment.state import LoopState
+from ralib.classes.iteration_figures import class_figures
+from ralib.interop.estimator import ClusterEstimator
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.observer import Observer
+from ralib.runtime.distributed import Ranks
+from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult, as_particles
+
+
+class Aligner(ClusterEstimator):
+    """An alignment in scikit-learn's form; a subclass initialises the references and runs its iterations.
+
+    Attributes
+    ----------
+    poses_ : Poses
+        Pose of each particle.
+    class_averages_ : ClassAverages
+        The class averages.
+    references_ : Tensor of shape (k, n, n)
+        References of a next iteration.
+    iterations_ : list of dict
+        Figures of each iteration.
+    warnings_ : list of dict
+        What a user should know, with advice.
+    bad_particles_ : list of int
+        Unusable particles.
+    result_ : RunResult
+        All of these.
+    """
+
+    _kind: ClassVar[str]
+    ranks: Ranks | None
+    seed: int
+    poses_: Poses
+    class_averages_: ClassAverages
+    references_: Tensor
+    iterations_: list[dict[str, Any]]
+    warnings_: list[dict[str, str]]
+    bad_particles_: list[int]
+    result_: RunResult
+
+    @property
+    def options(self) -> AlignmentOptions:
+        """The options shared by both loops."""
+        known = vars(self)
+        return AlignmentOptions(**{f.name: known[f.name] for f in fields(AlignmentOptions) if f.name in known})
+
+    def fit(
+        self,
+        particles: ParticleSet | np.ndarray | Tensor,
+        y: Any = None,
+        *,
+        observer: Observer | None = None,
+        resume: Checkpoint | None = None,
+    ) -> Self:
+        """Align particles.
+
+        Parameters
+        ----------
+        particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
+            A particle set, or images.
+        y : None
+            Ignored, as scikit-learn passes it.
+        observer : Observer, optional
+            Is called after every batch and iteration.
+        resume : Checkpoint, optional
+            Of an iteration, to continue from; the result has the same bits as without the interruption.
+
+        Returns
+        -------
+        Self
+            The aligner itself.
+
+        Raises
+        ------
+        RalibError
+            If particles, references and options do not fit together.
+        """
+        run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
+        state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
+        self._finish(run, self._iterate(run, state))
+        return self
+
+    def _start(self, run: Alignment) -> LoopState:
+        """The state before the first iteration."""
+        raise NotImplementedError
+
+    def _iterate(self, run: Alignment, state: LoopState) -> LoopState:
+        """The state after the last iteration."""
+        raise NotImplementedError
+
+    def _finish(self, run: Alignment, state: LoopState) -> None:
+        self.result_ = finished_result(self._kind, run, state, {"seed": self.seed})
+        self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
+        self.references_, self.iterations_ = state.references, state.figures
+        self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.extra["bad_particles"]
+
+    def _posed(
+        self,
+        particles: ParticleSet | np.ndarray | Tensor,
+        stages: Sequence[tuple[tuple[float, float], float | None]],
+        most: int,
+    ) -> Poses:
+        """Poses of new particles on the fitted references: each stage until nothing moves, at most `most` times."""
+        if not hasattr(self, "references_"):
+            raise RalibError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        run = Alignment(as_particles(particles), self.options, ranks=self.ranks)
+        references = given_references(self.references_, run.box, run.device)
+        poses = starting_poses(run.particles).to(run.device)
+        for span, step in stages:
+            poses = run.search_until_still(run.stage(span, step), references, poses, most)
+        return poses.to("cpu")
+
+
+def starting_poses(particles: ParticleSet) -> Poses:
+    """Return the input's poses as far as they centre the particle, with class 0 for all."""
+    n = len(particles)
+    if particles.poses is None:
+        return Poses.identity(n)
+    given = particles.poses.to("cpu")
+    if not bool(torch.isfinite(given.psi_deg).all() and torch.isfinite(given.origin_xy_px).all()):
+        raise RalibError("the poses of the input are not all finite: repair the file or remove its pose columns")
+    return Poses(
+        psi_deg=given.psi_deg.float(),
+        origin_xy_px=given.origin_xy_px.float(),
+        mirror=given.mirror,
+        class_index=torch.zeros(n, dtype=torch.int64),
+        score=torch.full((n,), float("nan")),
+    )
+
+
+def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[str, Any]) -> RunResult:
+    """Assemble the result of a run: averages in main memory, class figures, warnings.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the command.
+    run : Alignment
+        The particles and passes.
+    state : LoopState
+        State after the last iteration.
+    options : dict
+        Options to record.
+
+    Returns
+    -------
+    RunResult
+        The result.
+    """
+    averages = state.averages
+    if averages is None:
+        raise RalibError("no iteration was done: nothing to write")
+    # The last iteration reseeds nothing, so who has no class there was not usable.
+    bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
+    warnings = [*run.particles.warnings, *run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
+    extra = {
+        "references": state.references.cpu(),
+        "classes": class_figures(averages, state.poses, state.previous),
+        "bad_particles": bad,
+        "timings": run.timings | run.batches.reading.figures(),
+    }
+    return RunResult(kind, state.poses.to("cpu"), averages.to("cpu"), state.figures, options, warnings, extra)
+
+
+def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:
+    """Return warnings about unusable images and small classes.
+
+    Parameters
+    ----------
+    run : Alignment
+        The particles and passes.
+    state : LoopState
+        State after the last iteration.
+    bad : list of int
+        Unusable particles.
+
+    Returns
+    -------
+    list of dict
+        Warnings.
+    """
+    warnings = []
+    if run.particles.usable is not None:  # those have been told
+        bad = [i for i in bad if run.particles.usable[i]]
+    if bad:
+        shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
+        warnings.append(
+            {
+                "what": f"{len(bad)} images are not finite or constant and were left out: {shown}",
+                "where": "input",
+                "do": "repair or remove them; --strict stops at the first one",
+            }
+        )
+    sizes = state.figures[-1]["class_sizes"]
+    smallest = run.smallest_class(len(sizes))
+    small = [k + 1 for k, size in enumerate(sizes) if size < smallest]
+    empty = [k + 1 for k, size in enumerate(sizes) if size == 0]
+    if empty:
+        warnings.append(
+            {
+                "what": f"{len(empty)} classes are empty, their averages are all zero: "
+                + ", ".join(map(str, empty[:20])),
+                "where": "classes",
+                "do": "ask for fewer classes, or --EQ for equal sizes",
+            }
+        )
+    if small and len(sizes) > 1:
+        warnings.append(
+            {
+                "what": f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
+                "where": "classes",
+                "do": "ask for fewer classes, or --EQ for equal sizes",
+            }
+        )
+    return warnings
