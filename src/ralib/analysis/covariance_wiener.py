@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ralib.analysis.fourier_bessel import FourierBesselBasis
 from ralib.analysis.matched import (
-    BackgroundNormalisation,
+    MatchedEstimator,
     MatchedParticles,
-    NoiseSpectrum,
     matched_as_learnt,
     measured_radius_px,
 )
@@ -54,7 +53,7 @@ class _Data:
             yield slice(start, min(start + CHUNK, len(self.which)))
 
 
-class CovarianceWienerFilter(SteerablePCA):
+class CovarianceWienerFilter(MatchedEstimator, SteerablePCA):
     """Steerable components of particles with different CTFs, and the best linear estimate of each particle.
 
     The covariance of the undistorted images is estimated by least squares over all particles with all their rotations
@@ -105,8 +104,6 @@ class CovarianceWienerFilter(SteerablePCA):
     """
 
     basis_: FourierBesselBasis
-    noise_spectrum_: NoiseSpectrum
-    normalisation_: BackgroundNormalisation
 
     def __init__(
         self,
@@ -121,46 +118,10 @@ class CovarianceWienerFilter(SteerablePCA):
         self.max_frequency_per_px = max_frequency_per_px
         self.device = device
 
-    def fit(self, X: Any, y: None = None) -> Self:
-        """Fit to a `ParticleSet` with CTF parameters, or to images without CTF.
-
-        Parameters
-        ----------
-        X : Any
-            Particles or images (n, h, h).
-        y : None, optional
-            Ignored.
-
-        Returns
-        -------
-        Self
-            The estimator itself.
-        """
-        self._fit(X)
-        return self
-
-    def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
-        """Fit to particles and return their scores; particles are read once.
-
-        Parameters
-        ----------
-        X : Any
-            Particles or images (n, h, h).
-        y : None, optional
-            Ignored.
-
-        Returns
-        -------
-        ndarray of shape (n, k)
-            Complex scores.
-        """
-        data = self._fit(X)
-        return self._posterior(data)
-
     def transform(self, X: Any) -> np.ndarray:
         """Return complex scores (n, k): the expected coefficients of the undistorted images on the components."""
         matched = matched_as_learnt(self, X)
-        return self._posterior(self._data(matched))
+        return self._scores(self._data(matched))
 
     def denoise(self, X: Any) -> np.ndarray:
         """Return undistorted, denoised images (n, h, h), normalised to a background of standard deviation 1."""
@@ -292,7 +253,7 @@ class CovarianceWienerFilter(SteerablePCA):
         eigenvalues, vectors = torch.linalg.eigh(whitened)
         return eigenvalues.float(), (vectors / root[:, None]).float(), q / (len(data.which) * parts)
 
-    def _posterior(self, data: _Data) -> np.ndarray:
+    def _scores(self, data: _Data) -> np.ndarray:
         """Scores (n, k): means of the Gaussian posterior, one order at a time."""
         scores = np.zeros((len(data.which), len(self.order_)), np.complex64)
         for m in np.unique(self.order_).tolist():

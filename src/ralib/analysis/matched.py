@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -475,3 +476,48 @@ def matched_as_learnt(estimator: Any, X: Any) -> MatchedParticles:
     if (matched.box, matched.box) != estimator.image_shape_:
         raise wrong_shape((matched.box, matched.box), estimator.image_shape_)
     return matched
+
+
+class MatchedEstimator(TransformerMixin):  # type: ignore[misc]
+    """`fit` and `fit_transform` of the estimators that model CTF and noise.
+
+    Attributes
+    ----------
+    noise_spectrum_ : NoiseSpectrum
+        Power of the noise.
+    normalisation_ : BackgroundNormalisation
+        What images were divided by.
+    """
+
+    noise_spectrum_: NoiseSpectrum
+    normalisation_: BackgroundNormalisation
+
+    def fit(self, X: Any, y: None = None) -> Self:
+        """Fit to a `ParticleSet` with CTF parameters (and poses, where the class needs them), or to images without.
+
+        Parameters
+        ----------
+        X : ParticleSet, ImageSource or array_like of shape (n, h, h)
+            Particles or images.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Self
+            The estimator itself.
+        """
+        self._fit(X)
+        return self
+
+    def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
+        """Fit to particles and return their scores (n, k); see `fit`. Particles are read once."""
+        return self._scores(self._fit(X))
+
+    def _fit(self, X: Any) -> Any:
+        """Fit, and return the particles in the form that `_scores` takes."""
+        raise NotImplementedError
+
+    def _scores(self, data: Any) -> np.ndarray:
+        """Scores (n, k) of particles."""
+        raise NotImplementedError

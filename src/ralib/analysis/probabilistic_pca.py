@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -17,9 +17,8 @@ from ralib.analysis.base import PixelComponents
 from ralib.analysis.half_plane import HalfPlane
 from ralib.analysis.matched import (
     MASK_EDGE_PX,
-    BackgroundNormalisation,
+    MatchedEstimator,
     MatchedParticles,
-    NoiseSpectrum,
     matched_as_learnt,
     radius_of_image,
 )
@@ -98,7 +97,7 @@ class Latent:
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
 
-class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class ProbabilisticPCA(MatchedEstimator, PixelComponents, BaseEstimator):  # type: ignore[misc]
     """Components of aligned particles in a model with CTF, contrast and noise.
 
     Particle i is y_i = C_i (a_i mean + W s_i) + n_i, with contrast a_i around 1, scores s_i of unit variance and noise
@@ -157,9 +156,6 @@ class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # typ
     Tipping and Bishop 1999, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61, 611-622.
     """
 
-    noise_spectrum_: NoiseSpectrum
-    normalisation_: BackgroundNormalisation
-
     def __init__(
         self,
         n_components: int | None = None,
@@ -176,42 +172,6 @@ class ProbabilisticPCA(PixelComponents, TransformerMixin, BaseEstimator):  # typ
         self.max_iter = max_iter
         self.random_state = random_state
         self.device = device
-
-    def fit(self, X: Any, y: None = None) -> Self:
-        """Fit to a `ParticleSet` with poses and CTF, or to aligned images (n, h, h) without CTF.
-
-        Parameters
-        ----------
-        X : Any
-            Particles or images.
-        y : None, optional
-            Ignored.
-
-        Returns
-        -------
-        Self
-            The estimator itself.
-        """
-        self._fit(X)
-        return self
-
-    def fit_transform(self, X: Any, y: None = None) -> np.ndarray:
-        """Fit to particles and return their scores; particles are read once.
-
-        Parameters
-        ----------
-        X : Any
-            Particles or images.
-        y : None, optional
-            Ignored.
-
-        Returns
-        -------
-        ndarray of shape (n, k)
-            Scores.
-        """
-        data = self._fit(X)
-        return self._scores(data)
 
     def transform(self, X: Any) -> np.ndarray:
         """Return scores (n, k): posterior means, in the units of the images."""

@@ -15,7 +15,7 @@ from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg
-from ralib.images.ctf import multiply_remaining_ctf
+from ralib.images.ctf import correct_ctf
 from ralib.images.fourier import filter_images, spread_rings
 from ralib.images.frc import masked_frc
 from ralib.particles.batches import ParticleBatches
@@ -67,7 +67,7 @@ def full_averages(
             assert particles.ctf is not None
             assert particles.pixel_size_A is not None
             parameters = particles.ctf[batch.index]
-            images = multiply_remaining_ctf(images, parameters, particles.pixel_size_A, noise_as_taken=True)
+            images = correct_ctf(images, parameters, particles.pixel_size_A, noise_as_taken=True)
             images = images.masked_fill(~batch.usable[:, None, None], 0.0)
             power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)

@@ -311,7 +311,7 @@ def _save(out: Path, particles: ParticleSet, label: str) -> None:
 def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.device) -> ClassSums:
     """Class sums of all particles, even and odd ones apart; all rows that name one image are in one half."""
     from ralib.classes.averages import ClassSums, ctf_power_in_class_frame
-    from ralib.images.ctf import multiply_remaining_ctf
+    from ralib.images.ctf import correct_ctf
     from ralib.images.normalise import without_offset
 
     n_classes = max(1, int(poses.class_index.max()) + 1)
@@ -327,7 +327,7 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
         images, offset = without_offset(torch.where(finite[:, None, None], images, 0.0))
         if ctf and particles.ctf is not None and particles.pixel_size_A is not None:
             own, size_A = particles.ctf[index], particles.pixel_size_A
-            images = multiply_remaining_ctf(images, own, size_A)
+            images = correct_ctf(images, own, size_A)
             power = ctf_power_in_class_frame(own, mine, particles.box, size_A)
         kept = torch.where(finite, mine.class_index, -1)
         images = torch.where(finite[:, None, None], images, 0.0)

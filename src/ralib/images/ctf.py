@@ -137,10 +137,18 @@ def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]
     return apply_ctf(images, torch.where(ctf < 0, -1.0, 1.0).to(images.dtype))
 
 
-def multiply_remaining_ctf(
-    images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float, *, noise_as_taken: bool = False
+def correct_ctf(
+    images: Float[Tensor, "b n n"],
+    params: CtfParameters,
+    pixel_size_A: float,
+    *,
+    phases_only: bool = False,
+    noise_as_taken: bool = False,
 ) -> Float[Tensor, "b n n"]:
-    """Multiply images by what `matched_filter` leaves of their CTF, so that it is applied once in all.
+    """Apply what is left to do about the CTF of images, whatever their `CtfState`.
+
+    Either they are multiplied by `matched_filter`, so that their CTF is applied once in all, or their phases are
+    flipped where they are not flipped yet.
 
     Parameters
     ----------
@@ -150,45 +158,22 @@ def multiply_remaining_ctf(
         Their CTF parameters, with the state.
     pixel_size_A : float
         Pixel size, Angstrom.
+    phases_only : bool, default False
+        Whether to flip phases rather than to multiply.
     noise_as_taken : bool, default False
-        Scale premultiplied images first; see `scale_to_noise_as_taken`.
+        Whether to scale premultiplied images first; see `scale_to_noise_as_taken`.
 
     Returns
     -------
     Tensor of shape (b, n, n)
-        Images multiplied by their CTF once.
+        Corrected images.
     """
     ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
     if noise_as_taken:
         images = scale_to_noise_as_taken(images, params, ctf)
+    if phases_only:
+        return phase_flip(images, remaining_flip(params, ctf))
     return apply_ctf(images, matched_filter(params, ctf))
-
-
-def flip_remaining_phases(
-    images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float, *, noise_as_taken: bool = False
-) -> Float[Tensor, "b n n"]:
-    """Flip the phases of those images whose `CtfState` says that they are not flipped yet.
-
-    Parameters
-    ----------
-    images : Tensor of shape (b, n, n)
-        Images in any `CtfState`.
-    params : CtfParameters
-        Their CTF parameters, with the state.
-    pixel_size_A : float
-        Pixel size, Angstrom.
-    noise_as_taken : bool, default False
-        Scale premultiplied images first; see `scale_to_noise_as_taken`.
-
-    Returns
-    -------
-    Tensor of shape (b, n, n)
-        Images with correct phases.
-    """
-    ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
-    if noise_as_taken:
-        images = scale_to_noise_as_taken(images, params, ctf)
-    return phase_flip(images, remaining_flip(params, ctf))
 
 
 def scale_to_noise_as_taken(

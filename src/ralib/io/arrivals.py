@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ralib.io import open_particles, open_stack
+from ralib.io.selections import take
 from ralib.io.stacks import FilesSource, file_references
-from ralib.io.subset import take
 from ralib.types import ParticleSet, RalibError
 
 STACKS = (".mrcs", ".mrc")

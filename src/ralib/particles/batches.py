@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import flip_remaining_phases, multiply_remaining_ctf
+from ralib.images.ctf import correct_ctf
 from ralib.images.normalise import normalise_background
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
@@ -235,8 +235,8 @@ class ParticleBatches:
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
-            correct = multiply_remaining_ctf if self.ctf == "wiener" else flip_remaining_phases
-            images = correct(images, self.particles.ctf[block], self.particles.pixel_size_A, noise_as_taken=True)
+            own, size_A, flip = self.particles.ctf[block], self.particles.pixel_size_A, self.ctf != "wiener"
+            images = correct_ctf(images, own, size_A, phases_only=flip, noise_as_taken=True)
             images = images.masked_fill(~usable[:, None, None], 0.0)  # a CTF that cannot be meant is not finite
         return images, usable
 

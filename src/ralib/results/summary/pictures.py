@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import flip_remaining_phases
+from ralib.images.ctf import correct_ctf
 from ralib.images.fourier import filter_images, fourier_resize, frequency_grid
 from ralib.io import open_images
 from ralib.kernels import rotate_shift_images
@@ -65,7 +65,7 @@ def uses_ctf(run: RunFiles) -> bool:
 def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: float) -> Tensor:
     assert run.particles.ctf is not None
     assert run.particles.pixel_size_A is not None
-    return flip_remaining_phases(images, run.particles.ctf[index], run.particles.pixel_size_A / scale)
+    return correct_ctf(images, run.particles.ctf[index], run.particles.pixel_size_A / scale, phases_only=True)
 
 
 def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:

@@ -1,4 +1,4 @@
-"""Repeated particles: the same image listed again, or two picks of one particle in a micrograph."""
+"""Selections of particles, and repeated ones: an image listed again, or two picks of one particle in a micrograph."""
 
 from __future__ import annotations
 
@@ -110,3 +110,21 @@ def _of_cs(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray] | None:
     shape_xy = rows["location/micrograph_shape"].astype(np.float64)[:, ::-1]  # rows, columns
     place_A = fraction * shape_xy * rows["location/micrograph_psize_A"].astype(np.float64)[:, None]
     return place_A, np.unique(rows["location/micrograph_path"], return_inverse=True)[1].reshape(-1)
+
+
+def take(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
+    """Select particles: images, CTF, poses, groups and the rows of their file's tables.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    index : ndarray of shape (m,)
+        Numbers of those selected, in any order.
+
+    Returns
+    -------
+    ParticleSet
+        The selection.
+    """
+    return particles[np.asarray(index, dtype=np.int64).reshape(-1)]
