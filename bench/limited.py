@@ -52,7 +52,7 @@ def measure(workload: Workload, references: torch.Tensor, device: torch.device) 
         "resident": run.batches.resident,
         "batch_size": run.batches.batch_size,
         "in_one_product": stage.search.plan() if on_gpu else None,
-        "warnings": [w["what"] for w in done.warnings],
+        "warnings": [w.what for w in done.warnings],
         "peak_device_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
         "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
     }, done.poses.class_index.cpu()

@@ -197,7 +197,7 @@ class Iterations:
             "bytes_per_s": reading.bytes / seconds,
             "waited_for_reading_s": reading.waited_s,
             "right_class": float((done.poses.class_index == seen).double().mean()),
-            "warnings": [w["what"] for w in done.warnings],
+            "warnings": [w.what for w in done.warnings],
         }
 
 

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from ralib.particles.preparation import prepare_particles
     from ralib.results.run_directory import load_run
     from ralib.simulation.simulator import simulate_particles
-    from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses, RalibError, RunResult
+    from ralib.types import (
+        ClassAverages,
+        ClassificationResult,
+        CtfParameters,
+        Notice,
+        ParticleSet,
+        Poses,
+        RalibError,
+        RunResult,
+    )
 
 # Where each public name lives; imported when first asked for, so that `import ralib` costs nothing.
 _HOMES = {
@@ -36,7 +45,10 @@ _HOMES = {
     "particles.preparation": ["prepare_particles"],
     "results.run_directory": ["load_run"],
     "simulation.simulator": ["simulate_particles"],
-    "types": ["ClassAverages", "CtfParameters", "ParticleSet", "Poses", "RalibError", "RunResult"],
+    "types": [
+        *("ClassAverages", "ClassificationResult", "CtfParameters", "Notice"),
+        *("ParticleSet", "Poses", "RalibError", "RunResult"),
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -67,6 +79,8 @@ __all__ = [  # noqa: RUF022 - by subject
     "Poses",
     "RalibError",
     "RunResult",
+    "ClassificationResult",
+    "Notice",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from functools import partial
@@ -22,6 +22,38 @@ class RalibError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that a person should know of a run or its input.
+
+    Attributes
+    ----------
+    what : str
+        What was found.
+    where : str, optional
+        In which file, classes or particles.
+    remedy : str, optional
+        What to do about it.
+    """
+
+    what: str
+    where: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """The notice in one line."""
+        return f"{self.what}; {self.remedy}" if self.remedy else self.what
+
+    def record(self) -> dict[str, str]:
+        """The notice as run.json holds it, with the keys what, where and do."""
+        return {"what": self.what, "where": self.where, "do": self.remedy}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Notice:
+        """The notice that run.json holds."""
+        return cls(*(str(record.get(key, "")) for key in ("what", "where", "do")))
 
 
 @dataclass(frozen=True)
@@ -324,8 +356,8 @@ class ParticleSet:
         First particle that shows the same image; None where no image occurs twice.
     usable : ndarray | None of shape (n,), optional
         False for particles to leave out because numbers given for them are implausible; None for all.
-    warnings : tuple of dict, default ()
-        What a user should know of the input, with the keys what, where and do.
+    warnings : tuple of Notice, default ()
+        What a user should know of the input.
     """
 
     images: ImageSource
@@ -337,7 +369,7 @@ class ParticleSet:
     pixel_sizes_A: np.ndarray | None = None
     same_as: np.ndarray | None = None
     usable: np.ndarray | None = None
-    warnings: tuple[dict[str, str], ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
     def __len__(self) -> int:
         return self.images.n_images
@@ -454,14 +486,14 @@ class ParticleSet:
             changes.setdefault("pixel_sizes_A", None)
         return replace(self, **changes)
 
-    def leave_out(self, rows: np.ndarray, warning: dict[str, str]) -> ParticleSet:
+    def leave_out(self, rows: np.ndarray, warning: Notice) -> ParticleSet:
         """Return the set with some particles marked as not usable.
 
         Parameters
         ----------
         rows : ndarray of shape (n,)
             True for the particles to leave out.
-        warning : dict
+        warning : Notice
             The reason.
 
         Returns
@@ -472,7 +504,7 @@ class ParticleSet:
         usable = ~rows if self.usable is None else self.usable & ~rows
         return replace(self, usable=usable, warnings=(*self.warnings, warning))
 
-    def warned(self, what: str, where: str, do: str) -> ParticleSet:
+    def warned(self, what: str, where: str, remedy: str) -> ParticleSet:
         """Return the set with one more warning.
 
         Parameters
@@ -481,7 +513,7 @@ class ParticleSet:
             What was found.
         where : str
             In which file or particles.
-        do : str
+        remedy : str
             What to do.
 
         Returns
@@ -489,7 +521,7 @@ class ParticleSet:
         ParticleSet
             The set.
         """
-        return replace(self, warnings=(*self.warnings, {"what": what, "where": where, "do": do}))
+        return replace(self, warnings=(*self.warnings, Notice(what, where, remedy)))
 
 
 @dataclass(frozen=True)
@@ -577,10 +609,20 @@ class RunResult:
         Figures of each iteration.
     options : dict
         Options of the run.
-    warnings : list of dict
-        What a user should know, with the keys what, where and do.
-    extra : dict
-        Further results of the method.
+    warnings : list of Notice
+        What a user should know.
+    classes : list of dict
+        Figures of each class (`classes.iteration_figures.class_figures`), and the verdict where one is given.
+    references : Tensor of shape (k, n, n), optional
+        The averages filtered to their resolution: what a next iteration would search.
+    bad_particles : list of int
+        Particles, from 0, whose images could not be used.
+    timings : dict of float
+        Where the time went, seconds by part.
+    particle_scores : dict of ndarray of shape (n,)
+        What the method judges of each particle, by name (`results.particle_scores`); empty where it judges none.
+    log : list of str
+        What was found out on the way, in words.
     """
 
     kind: str
@@ -588,14 +630,48 @@ class RunResult:
     averages: ClassAverages
     iterations: list[dict[str, Any]]
     options: dict[str, Any]
-    warnings: list[dict[str, str]] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
+    warnings: list[Notice] = field(default_factory=list)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    references: Tensor | None = None
+    bad_particles: list[int] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    particle_scores: dict[str, np.ndarray] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """The result as run.json holds it, but for the timings; particles are counted from 1 there."""
+        return {
+            "iterations": self.iterations,
+            "classes": self.classes,
+            "warnings": [notice.record() for notice in self.warnings],
+            "bad_particles": [i + 1 for i in self.bad_particles],
+        }
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the figures and the class averages."""
         from ralib.report.jupyter import run_result_html
 
         return run_result_html(self)
+
+
+@dataclass(frozen=True)
+class ClassificationResult(RunResult):
+    """Result of a classification from scratch.
+
+    Attributes
+    ----------
+    stability : dict
+        Whether the data support the classes: figures of averages without the particle, `believable` among them.
+    diameter_A : float
+        Diameter of the mask, Angstrom; pixels where the pixel size is not known.
+    """
+
+    stability: dict[str, Any] = field(default_factory=dict)
+    diameter_A: float = float("nan")
+
+    def record(self) -> dict[str, Any]:
+        """The result as run.json holds it, but for the timings."""
+        return super().record() | {"stability": self.stability, "log": self.log, "diameter_A": self.diameter_A}
 
 
 def chosen_rows(rows: Any, n: int) -> np.ndarray:

@@ -133,7 +133,7 @@ def test_a_starving_class_is_reseeded_and_told(easy: Truth) -> None:
     noise = torch.randn(1, 48, 48, generator=torch.Generator().manual_seed(0))
     references = torch.cat([easy.references, noise])
     result = aligner(easy, references=references, iterations=3, min_members=8).fit(easy.images)
-    assert any("class 4 had 0 members and was reseeded" in w["what"] for w in result.warnings_)
+    assert any("class 4 had 0 members and was reseeded" in w.what for w in result.warnings_)
     assert min(result.iterations_[0]["class_sizes"]) >= 8
     kept = aligner(easy, references=references, iterations=3, min_members=0).fit(easy.images)
     assert kept.class_averages_.members[3] == 0
@@ -157,7 +157,7 @@ def test_bad_images_are_named_and_left_out(easy: Truth) -> None:
     result = aligner(easy, iterations=2).fit(images)
     assert result.bad_particles_ == [3, 10, 20]
     assert result.poses_.class_index[[3, 10, 20]].tolist() == [-1, -1, -1]
-    assert "4, 11, 21" in result.warnings_[-1]["what"]
+    assert "4, 11, 21" in result.warnings_[-1].what
     assert torch.isfinite(result.class_averages_.images).all()
     clean = np.delete(easy.images, [3, 10, 20], axis=0)
     alone = aligner(easy, iterations=1).fit(clean)
@@ -213,7 +213,7 @@ def test_resuming_gives_the_same_bits(easy: Truth, stop: int) -> None:
     assert torch.equal(whole.references_, resumed.references_)
     timeless = [[{k: v for k, v in f.items() if k != "seconds"} for f in r.iterations_] for r in (whole, resumed)]
     assert str(timeless[0]) == str(timeless[1])
-    assert str(whole.result_.extra["classes"]) == str(resumed.result_.extra["classes"])
+    assert str(whole.result_.classes) == str(resumed.result_.classes)
 
 
 class ThreadRanks:
@@ -290,9 +290,9 @@ def test_what_cannot_be_is_refused(easy: Truth) -> None:
 def test_a_shift_range_that_does_not_fit_is_said() -> None:
     images = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(0))
     wide = MultiReferenceAligner(references=2, outer_radius=13, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
-    assert any("cut to 2 px" in warning["what"] for warning in wide.warnings_)
+    assert any("cut to 2 px" in warning.what for warning in wide.warnings_)
     fits = MultiReferenceAligner(references=2, outer_radius=11, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
-    assert not any("shift range" in warning["what"] for warning in fits.warnings_)
+    assert not any("shift range" in warning.what for warning in fits.warnings_)
 
 
 @pytest.mark.parametrize("make", [lambda: MultiReferenceAligner(references=3), ReferenceFreeAligner])

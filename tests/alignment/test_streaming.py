@@ -46,10 +46,10 @@ def test_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
         found = run(truth, budget)
         assert torch.equal(found.averages.images, memory.averages.images)
         assert torch.equal(found.poses.psi_deg, memory.poses.psi_deg)
-    timings = run(truth, 0).extra["timings"]
+    timings = run(truth, 0).timings
     assert timings["read_bytes"] == 2 * STACK_BYTES, "read once an iteration"
     assert timings["read_bytes_per_s"] > 0
-    assert memory.extra["timings"]["read_bytes"] == STACK_BYTES
+    assert memory.timings["read_bytes"] == STACK_BYTES
 
 
 def test_the_command_streams_too(truth: Truth, tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_part_of_the_set_stays_on_the_device(truth: Truth) -> None:
     some, every = run(truth, STACK_BYTES // 4), run(truth, STACK_BYTES // 2)
     assert torch.equal(some.averages.images, every.averages.images), "those read anew are rounded as well"
     kept = 2 * 20
-    assert some.extra["timings"]["read_bytes"] == (N + N - kept) * 4 * BOX**2
-    assert every.extra["timings"]["read_bytes"] == STACK_BYTES
+    assert some.timings["read_bytes"] == (N + N - kept) * 4 * BOX**2
+    assert every.timings["read_bytes"] == STACK_BYTES
 
 
 class StopAfterOne(SilentObserver):
@@ -125,10 +125,10 @@ def test_out_of_memory_shrinks_the_plan_and_goes_on(truth: Truth, monkeypatch, e
     assert refusing.refused == 2, "80 and 40 are too many; what was learnt holds for the second iteration"
     assert torch.equal(found.poses.class_index, calm.poses.class_index)
     torch.testing.assert_close(found.averages.images, calm.averages.images, rtol=0, atol=1e-5)
-    told = [w["what"] for w in found.warnings]
+    told = [w.what for w in found.warnings]
     assert told[0] == "memory ran out: the pass begins anew with batches of 40 particles"
     assert told[1].endswith("batches of 20 particles, and particles are read anew in every iteration")
-    assert found.extra["timings"]["read_bytes"] > calm.extra["timings"]["read_bytes"]
+    assert found.timings["read_bytes"] > calm.timings["read_bytes"]
 
 
 def test_what_can_never_fit_is_told(truth: Truth, monkeypatch) -> None:

@@ -252,7 +252,7 @@ def classified(small_set: tuple[ParticleSet, Simulator]) -> Classifier:
 def test_views_are_found_from_scratch(classified: Classifier, small_set: tuple[ParticleSet, Simulator]) -> None:
     truth = small_set[1].truth.poses.class_index
     assert purity(classified.poses_.class_index, truth) > 0.97
-    assert classified.result_.extra["stability"]["believable"]
+    assert classified.result_.stability["believable"]
     assert classified.class_averages_.images.shape == (4, BOX, BOX)
     assert classified.class_averages_.half_images is not None
     shuffled = truth[torch.randperm(len(truth), generator=torch.Generator().manual_seed(0))]
@@ -290,7 +290,7 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
     images = particles.images.read(np.arange(120)).copy()
     images[7], images[8] = np.nan, 3.0
     result = Classifier(n_classes=2, seed=5, plan=QUICK, ctf="off").fit(images).result_
-    assert result.extra["bad_particles"] == [7, 8]
+    assert result.bad_particles == [7, 8]
     assert result.poses.class_index[7:9].tolist() == [-1, -1]
     assert bool(torch.isfinite(result.averages.images).all())
     with pytest.raises(RalibError, match="0 of 8 images"):

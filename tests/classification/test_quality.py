@@ -19,9 +19,9 @@ QUICK = ScheduleSettings(exchanges=0, final=2)
 def test_pure_noise_yields_no_convincing_classes(n: int) -> None:
     noise = np.random.default_rng(0).standard_normal((n, 32, 32)).astype(np.float32)
     result = Classifier(n_classes=4, seed=1, plan=QUICK).fit(noise).result_
-    assert not result.extra["stability"]["believable"]
-    assert any("pure noise" in warning["what"] for warning in result.warnings)
-    assert all(row["score"] == 0.0 and "unstable" in row["verdict"] for row in result.extra["classes"])
+    assert not result.stability["believable"]
+    assert any("pure noise" in warning.what for warning in result.warnings)
+    assert all(row["score"] == 0.0 and "unstable" in row["verdict"] for row in result.classes)
 
 
 def random_poses(n: int, seed: int, classes: int = 5) -> Poses:
@@ -57,5 +57,5 @@ def test_what_fits_anywhere_is_found_away_from_the_centre() -> None:
     images[::6] = torch.randn(50, 48, 48, generator=torch.Generator().manual_seed(0))
     result = Classifier(n_classes=3, seed=1, plan=QUICK).fit(images).result_
     noise = np.arange(300) % 6 == 0
-    away = result.extra["particles"]["off_centre"]
+    away = result.particle_scores["off_centre"]
     assert np.median(away[noise]) > 1.5 * np.median(away[~noise])

@@ -52,9 +52,9 @@ def work(out: Path) -> None:
                 "origin": run.poses_.origin_xy_px,
                 "score": run.poses_.score,
                 "averages": run.class_averages_.images,
-                "junk": torch.from_numpy(run.result_.extra["particles"]["junk"]),
-                "agreement": torch.from_numpy(run.result_.extra["particles"]["agreement"]),
-                "bad": torch.tensor(run.result_.extra["bad_particles"]),
+                "junk": torch.from_numpy(run.result_.particle_scores["junk"]),
+                "agreement": torch.from_numpy(run.result_.particle_scores["agreement"]),
+                "bad": torch.tensor(run.result_.bad_particles),
             }
         everyone.barrier()
     torch.save(found, out / f"found-{everyone.rank}.pt")

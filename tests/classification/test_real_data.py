@@ -69,7 +69,7 @@ def test_a_hot_pixel_changes_nothing() -> None:
     spoilt[5, 40, 7] = 1e6
     plain = Classifier(n_classes=3, seed=1, plan=QUICK).fit(images)
     hot = Classifier(n_classes=3, seed=1, plan=QUICK).fit(spoilt)
-    assert hot.result_.extra["diameter_A"] == pytest.approx(plain.result_.extra["diameter_A"], rel=0.05)
+    assert hot.result_.diameter_A == pytest.approx(plain.result_.diameter_A, rel=0.05)
     others = torch.arange(len(view)) != 5
     assert purity(hot.poses_.class_index[others], view[others]) > 0.97
     assert float(hot.class_averages_.images.abs().max()) < 10

@@ -57,18 +57,18 @@ def dirty(request: pytest.FixtureRequest) -> tuple[RunResult, np.ndarray]:
 def test_no_class_of_junk_stands_above_one_of_particles(dirty: tuple[RunResult, np.ndarray]) -> None:
     result, kind = dirty
     index = result.poses.class_index.numpy()
-    true = {row["class"]: (kind[index == row["class"] - 1] == 0).mean() > 0.5 for row in result.extra["classes"]}
-    scores = {row["class"]: row["score"] for row in result.extra["classes"]}
+    true = {row["class"]: (kind[index == row["class"] - 1] == 0).mean() > 0.5 for row in result.classes}
+    scores = {row["class"]: row["score"] for row in result.classes}
     assert set(true.values()) == {True, False}
     assert min(scores[k] for k in true if true[k]) > max(scores[k] for k in true if not true[k])
-    for row in result.extra["classes"]:
+    for row in result.classes:
         assert true[row["class"]] != row["verdict"].startswith("mostly junk")
         assert true[row["class"]] or "good" not in row["verdict"]
 
 
 def test_each_kind_of_junk_is_called(dirty: tuple[RunResult, np.ndarray]) -> None:
     result, kind = dirty
-    junk = result.extra["particles"]["junk"]
+    junk = result.particle_scores["junk"]
     for k, name in KINDS.items():
         assert (junk[kind == k] > 0.5).mean() > 0.9, name
     assert (junk[kind == 0] > 0.5).mean() < 0.02
@@ -77,10 +77,10 @@ def test_each_kind_of_junk_is_called(dirty: tuple[RunResult, np.ndarray]) -> Non
 def test_a_clean_set_has_no_junk() -> None:
     images, _ = particle_images(300, 2, junk=False)
     result = classified(images, 6)
-    assert (result.extra["particles"]["junk"] > 0.5).mean() < 0.02
-    assert result.extra["particles"]["selected"].mean() > 0.97
-    assert all(row["selected"] for row in result.extra["classes"])
-    assert not any("junk" in warning["what"] for warning in result.warnings)
+    assert (result.particle_scores["junk"] > 0.5).mean() < 0.02
+    assert result.particle_scores["selected"].mean() > 0.97
+    assert all(row["selected"] for row in result.classes)
+    assert not any("junk" in warning.what for warning in result.warnings)
 
 
 def picked_noise(n: int) -> torch.Tensor:
@@ -105,11 +105,11 @@ def picked_noise(n: int) -> torch.Tensor:
 
 def test_noise_that_a_template_picked_is_not_believed() -> None:
     result = classified(picked_noise(480), 6)
-    assert not result.extra["stability"]["believable"]
-    assert all(row["score"] == 0 and not row["selected"] for row in result.extra["classes"])
-    assert not result.extra["particles"]["selected"].any()
-    assert result.extra["particles"]["junk"].min() > 0.9
-    assert any("template" in warning["what"] for warning in result.warnings)
+    assert not result.stability["believable"]
+    assert all(row["score"] == 0 and not row["selected"] for row in result.classes)
+    assert not result.particle_scores["selected"].any()
+    assert result.particle_scores["junk"].min() > 0.9
+    assert any("template" in warning.what for warning in result.warnings)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def test_rows_of_one_image_are_counted_and_kept_in_one_half(tmp_path: Path, caps
     particles = open_particles(star)
     assert particles.same_as is not None
     assert particles.same_as.tolist() == [i - i % 2 for i in range(40)]
-    assert "20 of 40 rows name an image that is listed before" in particles.warnings[0]["what"]
+    assert "20 of 40 rows name an image that is listed before" in particles.warnings[0].what
     batches = ParticleBatches(
         particles, range(40), batch_size=7, device=torch.device("cpu"), background_radius=12, resident_bytes=0
     )
@@ -67,7 +67,7 @@ def test_picks_closer_than_a_distance_are_one_particle(tmp_path: Path) -> None:
 
 def test_helical_segments_are_said(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
-    assert "helices" in open_particles(write(tmp_path / "p.star", rows(6, rlnHelicalTubeID=1))).warnings[0]["what"]
+    assert "helices" in open_particles(write(tmp_path / "p.star", rows(6, rlnHelicalTubeID=1))).warnings[0].what
     assert not open_particles(write(tmp_path / "p.star", rows(6, rlnHelicalTubeID=0))).warnings
 
 
@@ -85,13 +85,13 @@ def test_passthrough_files_that_do_not_fit_are_said_and_spoil_nothing(tmp_path: 
     save_cs(beside, others[:4])
     found = open_particles(tmp_path / "job/p.cs")
     assert found.ctf is None
-    assert "lacks 2 of the 6 particles" in found.warnings[0]["what"]
-    assert "no CTF" in found.warnings[0]["what"]
+    assert "lacks 2 of the 6 particles" in found.warnings[0].what
+    assert "no CTF" in found.warnings[0].what
     beside.write_bytes(beside.read_bytes()[:200])
-    assert "was not used" in open_particles(tmp_path / "job/p.cs").warnings[0]["what"]
+    assert "was not used" in open_particles(tmp_path / "job/p.cs").warnings[0].what
     beside.unlink()
     os.mkfifo(beside)
-    assert "no ordinary file" in open_particles(tmp_path / "job/p.cs").warnings[0]["what"]
+    assert "no ordinary file" in open_particles(tmp_path / "job/p.cs").warnings[0].what
 
 
 def _packed(rows_: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def test_options_that_do_not_fit_are_cut_with_a_word_or_refused(tmp_path: Path) 
     stack(tmp_path / "p.mrcs")
     particles = open_particles(tmp_path / "p.mrcs")
     cut = Classifier(n_classes=2, diameter_A=5000, resolution_A=1).fit(particles)
-    told = " ".join(w["what"] for w in cut.warnings_)
+    told = " ".join(w.what for w in cut.warnings_)
     assert "--diameter 5000 A was cut" in told
     assert "--resolution 1 A was cut" in told
     with pytest.raises(RalibError, match="--search 40 px"):
@@ -146,7 +146,7 @@ def test_unusable_images_are_named_by_classify(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs")
     images[3], images[7] = 5.0, np.nan
     warnings = Classifier(n_classes=2).fit(images).warnings_
-    assert any("2 of 40 particles (4, 8) are left out" in w["what"] for w in warnings)
+    assert any("2 of 40 particles (4, 8) are left out" in w.what for w in warnings)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e7, -1e7])

@@ -37,7 +37,7 @@ def test_implausible_ctf_particle_is_named_and_left_out(label: str, value: objec
     assert particles.usable is not None
     assert np.flatnonzero(~particles.usable).tolist() == [3]
     (warning,) = particles.warnings
-    assert "1 of 6 particles (4) is left out" in warning["what"]
+    assert "1 of 6 particles (4) is left out" in warning.what
     again = for_computing(particles, ctf=True)
     assert len(again.warnings) == 1
 
@@ -88,7 +88,7 @@ def test_implausible_ctf_particle_is_in_no_class_and_averages_are_finite(tmp_pat
     for result in (classified.result_, aligned.result_):
         assert torch.isfinite(result.averages.images).all()
         assert result.poses.class_index[5] == -1
-        assert any("(6) is left out" in w["what"] for w in result.warnings)
+        assert any("(6) is left out" in w.what for w in result.warnings)
     assert all("nan" not in row["verdict"] and np.isfinite(row["score"]) for row in classified.classes_)
 
 
@@ -124,7 +124,7 @@ def test_implausible_ctf_missing_for_one_eman2_image_is_named(tmp_path: Path) ->
     write_hdf(tmp_path / "p.hdf", images, headers, pixel_size_A=4.0)
     found = open_particles(tmp_path / "p.hdf")
     assert found.ctf is not None
-    assert "1 of 6 particles (5)" in found.warnings[0]["what"]
+    assert "1 of 6 particles (5)" in found.warnings[0].what
     usable = for_computing(found, ctf=True).usable
     assert usable is not None
     assert np.flatnonzero(~usable).tolist() == [4]

@@ -108,7 +108,7 @@ def test_pose_search_cuda_limited_memory_shrinks_the_plan(truth: Truth, unlimite
     result = MultiReferenceAligner(references=references, outer_radius=18, iterations=1, device=unlimited).fit(
         truth.images
     )
-    assert result.warnings_ == [] or not any("memory" in w["what"] for w in result.warnings_)
+    assert result.warnings_ == [] or not any("memory" in w.what for w in result.warnings_)
     assert torch.cuda.max_memory_allocated(unlimited) <= most
 
 
@@ -121,7 +121,7 @@ def test_sample_cache_cuda_out_of_memory_shrinks_the_plan(truth: Truth, unlimite
     images = np.tile(truth.images, (60, 1, 1))
     options = {"outer_radius": 18, "iterations": 1, "min_members": 0, "device": unlimited}
     found = MultiReferenceAligner(references=truth.references, **options).fit(images)
-    assert any(w["what"].startswith("memory ran out: the pass begins anew") for w in found.warnings_)
+    assert any(w.what.startswith("memory ran out: the pass begins anew") for w in found.warnings_)
     alone = mref(truth, "cpu", iterations=1, min_members=0)
     same = found.poses_.class_index.view(60, N) == alone.poses.class_index
     assert same.double().mean() > 0.98

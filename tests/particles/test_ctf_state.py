@@ -174,4 +174,4 @@ def test_classify_ctf_without_a_pixel_size_is_refused_and_auto_warns(tmp_path: P
     with pytest.raises(RalibError, match="--pixel-size"):
         Classifier(n_classes=2, ctf="on").fit(particles)
     warnings = Classifier(n_classes=2).fit(particles).warnings_
-    assert any("pixel size is not known" in w["what"] for w in warnings)
+    assert any("pixel size is not known" in w.what for w in warnings)

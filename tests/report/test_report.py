@@ -28,7 +28,7 @@ from ralib.results.summary.diagnose import centre_of_mass_px, diagnose
 from ralib.results.summary.embedding import principal_plane, tsne
 from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
 from ralib.results.summary.pictures import aligned, choose_members, followed_back, likeness, uses_ctf
-from ralib.types import ClassAverages, Poses, RalibError, RunResult
+from ralib.types import ClassAverages, Notice, Poses, RalibError, RunResult
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,11 @@ def test_members_to_show_are_ranked() -> None:
 def test_planted_troubles_are_told_with_what_to_do(run: Path) -> None:
     opened = open_run(run)
     found = diagnose(opened, opened.averages)
-    text = " ".join(item["what"] for item in found)
+    text = " ".join(item.what for item in found)
     for trouble in ("NaN", "collapsed", "edge", "not centred"):
         assert trouble in text
     assert "duplicate" not in text
-    assert all(item["do"] for item in found)
+    assert all(item.remedy for item in found)
 
 
 def test_a_healthy_run_gets_no_warning(run: Path) -> None:
@@ -297,7 +297,7 @@ def test_notebook_galleries() -> None:
     html = averages()._repr_html_()
     assert html.count("<img") == 3
     assert html.index("#2") < html.index("#1") < html.index("#3")  # the largest class first
-    warning = {"what": "<script>alert(1)</script>", "where": "", "do": "look"}
+    warning = Notice("<script>alert(1)</script>", remedy="look")
     result = RunResult("mref", Poses.identity(14), averages(), [], {}, [warning])
     html = result._repr_html_()
     assert "<script" not in html
@@ -339,7 +339,7 @@ def test_report_of_a_classification_with_ctf_flips_phases_and_knows_its_search_r
     rows = np.arange(8)
     assert np.abs(aligned(opened, rows, 32) - aligned(unflipped, rows, 32)).max() > 0.1, "phases are flipped"
     far = opened.poses.replace(origin_xy_px=torch.full_like(opened.poses.origin_xy_px, 1.8))
-    advice = " ".join(item["do"] for item in diagnose(replace(opened, poses=far), opened.averages))
+    advice = " ".join(item.remedy for item in diagnose(replace(opened, poses=far), opened.averages))
     assert "--search" in advice
     assert "--center" not in advice
     assert "--xr" not in advice

@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 def record_of(fit) -> dict:
     return {
         "kind": "mref", "state": "finished", "options": {"xr": 3}, "input": {"pixel_size_A": 2.5},
-        "iterations": fit.iterations_, "warnings": fit.warnings_, "classes": fit.result_.extra["classes"],
+        "iterations": fit.iterations_, "warnings": [w.record() for w in fit.warnings_], "classes": fit.result_.classes,
     }  # fmt: skip
 
 
@@ -60,6 +60,8 @@ def test_a_run_is_read_back_as_it_was(finished, tmp_path) -> None:
     torch.testing.assert_close(back.poses.psi_deg, fit.poses_.psi_deg, rtol=0, atol=1e-3)
     torch.testing.assert_close(back.poses.origin_xy_px, fit.poses_.origin_xy_px, rtol=0, atol=1e-4)
     assert back.iterations[-1]["class_sizes"] == fit.iterations_[-1]["class_sizes"]
+    assert back.warnings == fit.warnings_
+    assert len(back.warnings) == 1
     rows = np.loadtxt(out / "params.txt")
     assert rows.shape == (40, 6)
     assert rows[:, 5].astype(int).tolist() == fit.poses_.class_index.tolist()

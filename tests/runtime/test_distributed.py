@@ -45,7 +45,7 @@ def work(out: Path) -> None:
             }
             for name, run in runs.items():
                 result = run.fit(truth.images).result_
-                found[name, size] = (result.averages.images, result.poses.class_index, result.extra["references"])
+                found[name, size] = (result.averages.images, result.poses.class_index, result.references)
         everyone.barrier()
     torch.save(found, out / f"found-{everyone.rank}.pt")
 

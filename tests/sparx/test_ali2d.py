@@ -57,14 +57,14 @@ def angle_spread_deg(result: Any, given: dict[str, np.ndarray]) -> float:
 def test_golden(given: dict[str, np.ndarray], golden: Path, case: str, device: str) -> None:
     expected = np.load(golden / f"{case}.npz")
     result = ali2d(given["images"], ou=26, **CASES[case], device=device)
-    got, want = result.extra["params"].numpy(), expected["params"]
+    got, want = result.sparx.params.numpy(), expected["params"]
     same = got[:, 3] == want[:, 3]
     close = same & (np.abs(got[:, 1:3] - want[:, 1:3]).max(1) < 0.01)
     assert same.mean() >= 0.98
     assert close.mean() >= 0.97
     assert np.median(turned(got[close, 0], want[close, 0])) < 0.05
     assert turned(got[close, 0], want[close, 0]).max() < 0.5
-    assert correlation(result.extra["raw_averages"], expected["raw_average"]) > 0.995
+    assert correlation(result.sparx.raw_averages, expected["raw_average"]) > 0.995
     assert correlation(result.averages.images, expected["average"]) > 0.995
     assert np.median(turned(-got[close, 0], want[close, 0])) > 10
     assert len(result.iterations) == CASES[case]["maxit"]
@@ -97,22 +97,22 @@ def test_hill_climbing_climbs(given: dict[str, np.ndarray]) -> None:
     options: dict[str, Any] = {"ou": 26, "rs": 3, "xr": 1, "ts": 1, "maxit": 6, "center": 0, "random_method": "SHC"}
     first, again = (ali2d(given["images"], rand_seed=3, **options) for _ in range(2))
     other = ali2d(given["images"], rand_seed=4, batch_size=9, **options)
-    torch.testing.assert_close(first.extra["params"], again.extra["params"], atol=0, rtol=0)
-    assert not torch.equal(first.extra["params"], other.extra["params"])
+    torch.testing.assert_close(first.sparx.params, again.sparx.params, atol=0, rtol=0)
+    assert not torch.equal(first.sparx.params, other.sparx.params)
     assert first.iterations[-1]["criterion"] > 1.1 * first.iterations[1]["criterion"]
 
 
 def test_batches_change_nothing(given: dict[str, np.ndarray]) -> None:
     for options in ({"maxit": 3}, {"maxit": 3, "random_method": "SHC"}, {"maxit": 3, "random_method": "SCF"}):
         runs = [ali2d(given["images"][:16], ou=20, rs=2, xr=1, ts=1, batch_size=size, **options) for size in (64, 7)]
-        torch.testing.assert_close(runs[0].extra["params"], runs[1].extra["params"], atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(runs[0].sparx.params, runs[1].sparx.params, atol=1e-3, rtol=1e-5)
 
 
 def test_every_stage_runs(given: dict[str, np.ndarray]) -> None:
     result = ali2d(given["images"][:16], ou=24, rs=2, xr="3 1", yr="1 1", ts="1 0.5", maxit=2, center=0)
     assert [f["iteration"] for f in result.iterations] == [1, 2, 3, 4]
-    half_steps = result.extra["params"][:, 1:3]
-    origin = sparx.transforms.origins(torch.cat([result.extra["params"][:, :1], half_steps], dim=1))
+    half_steps = result.sparx.params[:, 1:3]
+    origin = sparx.transforms.origins(torch.cat([result.sparx.params[:, :1], half_steps], dim=1))
     assert origin[:, 1].abs().max() <= 3.01
     torch.testing.assert_close(2 * origin, (2 * origin).round(), atol=1e-3, rtol=0)
     auto = ali2d(given["images"][:16], ou=24, rs=3, xr="2 1", ts="1 0.5", maxit=0, center=0)
@@ -130,10 +130,10 @@ def test_phases_are_flipped(given: dict[str, np.ndarray]) -> None:
     )
     spoilt = filt_ctf(torch.from_numpy(given["images"]), ctf, 4.0, dopad=False).numpy()
     options: dict[str, Any] = {"ou": 26, "xr": 2, "ts": 1, "maxit": 1}
-    clean = ali2d(given["images"], **options).extra["raw_averages"]
+    clean = ali2d(given["images"], **options).sparx.raw_averages
     flipped = ali2d(ParticleSet(ArraySource(spoilt), pixel_size_A=4.0, ctf=ctf), CTF=True, **options)
-    plain = ali2d(spoilt, **options).extra["raw_averages"]
-    assert correlation(flipped.extra["raw_averages"], clean) > correlation(plain, clean) + 0.05
+    plain = ali2d(spoilt, **options).sparx.raw_averages
+    assert correlation(flipped.sparx.raw_averages, clean) > correlation(plain, clean) + 0.05
 
 
 def test_stage_texts() -> None:
@@ -167,7 +167,7 @@ def test_refusals(given: dict[str, np.ndarray], options: dict[str, Any], why: st
 
 def test_coarse_angles_that_never_hold_are_said(given: dict[str, np.ndarray]) -> None:
     result = ali2d(given["images"][:16], ou=20, xr=1, ts=1, maxit=2, dst=5.0)
-    assert "--dst" in result.warnings[0]["what"]
+    assert "--dst" in result.warnings[0].what
 
 
 def test_paraboloid() -> None:

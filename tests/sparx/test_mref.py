@@ -16,6 +16,7 @@ from ralib.images.ctf import ctf_from_eman2
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.sparx.ctf import filt_ctf
 from ralib.sparx.mref import mref_ali2d
+from ralib.sparx.run import SparxArrays
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 CASES: dict[str, dict[str, Any]] = {
@@ -54,16 +55,16 @@ def agreement(got: np.ndarray, expected: np.ndarray) -> tuple[float, float, np.n
 def test_golden(given: dict[str, np.ndarray], golden: Path, case: str, device: str) -> None:
     expected = np.load(golden / f"{case}.npz")
     result = mref_ali2d(given["images"], given["references"], ou=26, **CASES[case], device=device)
-    params = result.extra["params"].numpy()
+    params = result.sparx.params.numpy()
     same, shift, angle = agreement(params, expected["params"])
     assert same >= 0.98
     assert shift >= 0.97
     assert np.median(angle) < 0.05
     assert angle.max() < 0.5
     np.testing.assert_allclose(params[:, 5], expected["params"][:, 5], rtol=1e-3)
-    assert correlations(result.extra["raw_averages"].numpy(), expected["raw_averages"]).min() > 0.995
+    assert correlations(result.sparx.raw_averages.numpy(), expected["raw_averages"]).min() > 0.995
     assert correlations(result.averages.images.numpy(), expected["averages"]).min() > 0.995
-    header = result.extra["params_header"].numpy()
+    header = result.sparx.params_header.numpy()
     assert np.abs(header[:, 1:3] - expected["params_header"][:, 1:3]).max() < 0.01
     wrong = params.copy()
     wrong[:, 0] *= -1
@@ -89,7 +90,7 @@ def test_batches_change_nothing(given: dict[str, np.ndarray]) -> None:
         for size in (1024, 7)
     ]
     for name in ("params", "params_header", "raw_averages"):
-        torch.testing.assert_close(runs[0].extra[name], runs[1].extra[name], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(getattr(runs[0].sparx, name), getattr(runs[1].sparx, name), atol=1e-4, rtol=1e-5)
 
 
 class Recorder(SilentObserver):
@@ -147,10 +148,10 @@ def test_user_function(given: dict[str, np.ndarray]) -> None:
 
     plain = mref_ali2d(given["images"], given["references"], ou=26, maxit=1, center=0)
     moved = mref_ali2d(given["images"], given["references"], ou=26, maxit=1, user_function=one_to_the_right)
-    rolled = torch.roll(moved.extra["raw_averages"], 1, dims=2)
+    rolled = torch.roll(moved.sparx.raw_averages, 1, dims=2)
     torch.testing.assert_close(moved.averages.images, rolled)
-    step = moved.extra["params_header"][:, 1:3] - plain.extra["params_header"][:, 1:3]
-    sign = torch.where(plain.extra["params"][:, 3] > 0.5, -1.0, 1.0).double()  # the mirror comes after the shift
+    step = moved.sparx.params_header[:, 1:3] - plain.sparx.params_header[:, 1:3]
+    sign = torch.where(plain.sparx.params[:, 3] > 0.5, -1.0, 1.0).double()  # the mirror comes after the shift
     torch.testing.assert_close(step, torch.stack([sign, torch.zeros_like(sign)], dim=-1))
     with pytest.raises(RalibError, match="--function"):
         mref_ali2d(given["images"], given["references"], ou=26, maxit=1, user_function=lambda a, m, f: a[:3])
@@ -170,14 +171,14 @@ def test_ctf_weighted_averages(given: dict[str, np.ndarray]) -> None:
     spoilt = filt_ctf(torch.from_numpy(given["images"]), ctf, 4.0, dopad=False).numpy()
     particles = ParticleSet(ArraySource(spoilt), pixel_size_A=4.0, ctf=ctf)
     options: dict[str, Any] = {"ou": 26, "xr": 2, "maxit": 1, "center": 0}
-    clean = mref_ali2d(given["images"], given["references"], **options).extra
-    with_ctf = mref_ali2d(particles, given["references"], CTF=True, snr=1.0, **options).extra
-    without = mref_ali2d(spoilt, given["references"], **options).extra
+    clean = mref_ali2d(given["images"], given["references"], **options).sparx
+    with_ctf = mref_ali2d(particles, given["references"], CTF=True, snr=1.0, **options).sparx
+    without = mref_ali2d(spoilt, given["references"], **options).sparx
 
-    def seen(extra: dict[str, Any]) -> float:
-        return float(correlations(extra["raw_averages"].numpy(), clean["raw_averages"].numpy()).mean())
+    def seen(arrays: SparxArrays) -> float:
+        return float(correlations(arrays.raw_averages.numpy(), clean.raw_averages.numpy()).mean())
 
-    assert (with_ctf["params"][:, 4] == clean["params"][:, 4]).double().mean() > 0.8
+    assert (with_ctf.params[:, 4] == clean.params[:, 4]).double().mean() > 0.8
     assert seen(with_ctf) > 0.65
     assert seen(with_ctf) > seen(without) + 0.1
     with pytest.raises(RalibError, match="--CTF"):

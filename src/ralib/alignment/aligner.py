@@ -19,7 +19,7 @@ from ralib.interop.estimator import ClusterEstimator
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer
 from ralib.runtime.distributed import Ranks
-from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult, as_particles
+from ralib.types import ClassAverages, Notice, ParticleSet, Poses, RalibError, RunResult, as_particles
 
 
 class Aligner(ClusterEstimator):
@@ -50,7 +50,7 @@ class Aligner(ClusterEstimator):
     class_averages_: ClassAverages
     references_: Tensor
     iterations_: list[dict[str, Any]]
-    warnings_: list[dict[str, str]]
+    warnings_: list[Notice]
     bad_particles_: list[int]
     result_: RunResult
 
@@ -108,7 +108,7 @@ class Aligner(ClusterEstimator):
         self.result_ = finished_result(self._kind, run, state, {"seed": self.seed})
         self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
         self.references_, self.iterations_ = state.references, state.figures
-        self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.extra["bad_particles"]
+        self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.bad_particles
 
     def _posed(
         self,
@@ -169,16 +169,21 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
     # The last iteration reseeds nothing, so who has no class there was not usable.
     bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
     warnings = [*run.particles.warnings, *run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
-    extra = {
-        "references": state.references.cpu(),
-        "classes": class_figures(averages, state.poses, state.previous),
-        "bad_particles": bad,
-        "timings": run.timings | run.batches.reading.figures(),
-    }
-    return RunResult(kind, state.poses.to("cpu"), averages.to("cpu"), state.figures, options, warnings, extra)
+    return RunResult(
+        kind,
+        state.poses.to("cpu"),
+        averages.to("cpu"),
+        state.figures,
+        options,
+        warnings,
+        classes=class_figures(averages, state.poses, state.previous),
+        references=state.references.cpu(),
+        bad_particles=bad,
+        timings=run.timings | run.batches.reading.figures(),
+    )
 
 
-def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[dict[str, str]]:
+def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[Notice]:
     """Return warnings about unusable images and small classes.
 
     Parameters
@@ -201,11 +206,11 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[d
     if bad:
         shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
         warnings.append(
-            {
-                "what": f"{len(bad)} images are not finite or constant and were left out: {shown}",
-                "where": "input",
-                "do": "repair or remove them; --strict stops at the first one",
-            }
+            Notice(
+                what=f"{len(bad)} images are not finite or constant and were left out: {shown}",
+                where="input",
+                remedy="repair or remove them; --strict stops at the first one",
+            )
         )
     sizes = state.figures[-1]["class_sizes"]
     smallest = run.smallest_class(len(sizes))
@@ -213,19 +218,18 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[d
     empty = [k + 1 for k, size in enumerate(sizes) if size == 0]
     if empty:
         warnings.append(
-            {
-                "what": f"{len(empty)} classes are empty, their averages are all zero: "
-                + ", ".join(map(str, empty[:20])),
-                "where": "classes",
-                "do": "ask for fewer classes, or --EQ for equal sizes",
-            }
+            Notice(
+                what=f"{len(empty)} classes are empty, their averages are all zero: " + ", ".join(map(str, empty[:20])),
+                where="classes",
+                remedy="ask for fewer classes, or --EQ for equal sizes",
+            )
         )
     if small and len(sizes) > 1:
         warnings.append(
-            {
-                "what": f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
-                "where": "classes",
-                "do": "ask for fewer classes, or --EQ for equal sizes",
-            }
+            Notice(
+                what=f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
+                where="classes",
+                remedy="ask for fewer classes, or --EQ for equal sizes",
+            )
         )
     return warnings

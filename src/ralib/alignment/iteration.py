@@ -33,7 +33,7 @@ from ralib.particles.batches import Batch, ParticleBatches
 from ralib.results.observer import IterationDone, Observer, SilentObserver
 from ralib.runtime.distributed import Ranks, SingleProcess, gather_rows, shard
 from ralib.runtime.memory import total_memory
-from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
+from ralib.types import ClassAverages, Notice, ParticleSet, Poses, RalibError
 
 BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
 """Images of one batch: enough to keep every core, or the GPU, busy. Its transforms take twenty times as much."""
@@ -112,7 +112,7 @@ class Alignment:
             fourier_variance=self.options.fourier_variance,
         )
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
-        self.warnings: list[dict[str, str]] = []
+        self.warnings: list[Notice] = []
         self.sample_cache = SampleCache(self.batches)
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
@@ -134,12 +134,12 @@ class Alignment:
         span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
         if max(shift_range_xy_px) > limit:
             self.warnings.append(
-                {
-                    "what": f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
+                Notice(
+                    what=f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
                     f"{self.outer_radius:g} px can move no further in a box of {self.box} px",
-                    "where": "--xr, --yr",
-                    "do": f"give --ou {self.box // 2 - 1 - max(shift_range_xy_px):g} or less to search all of it",
-                }
+                    where="--xr, --yr",
+                    remedy=f"give --ou {self.box // 2 - 1 - max(shift_range_xy_px):g} or less to search all of it",
+                )
             )
         search = PoseSearch(
             box=self.box,
@@ -340,7 +340,7 @@ class Alignment:
         )
         return equal.assign(len(state.references))
 
-    def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[dict[str, str]]]:
+    def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[Notice]]:
         """Feed starving classes; sums are linear, so only the particles that moved are taken out and put in."""
         smallest = self.smallest_class(sums.n_classes)
         if self.options.equal_sizes or sums.n_classes == 1 or smallest < 1:
@@ -356,12 +356,12 @@ class Alignment:
             self._add(sums, batch, poses[at].to(self.device), sign=-1)
             self._add(sums, batch, after[at].to(self.device))
         return after.to(self.device), [
-            {
-                "what": f"class {starved + 1} had {had} members and was reseeded with the {given} "
+            Notice(
+                what=f"class {starved + 1} had {had} members and was reseeded with the {given} "
                 f"worst-fitting members of class {donor + 1}",
-                "where": f"class {starved + 1}",
-                "do": "ask for fewer classes, or --EQ for equal sizes, if this goes on to the end",
-            }
+                where=f"class {starved + 1}",
+                remedy="ask for fewer classes, or --EQ for equal sizes, if this goes on to the end",
+            )
             for starved, had, donor, given in result.events
         ]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ralib.alignment.search import PoseSearch
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.memory import free_memory, within_memory
+from ralib.types import Notice
 
 T = TypeVar("T")
 SAMPLES_SHARE = 0.4
@@ -28,13 +29,13 @@ class SampleCache:
 
     Attributes
     ----------
-    told : list of dict
+    told : list of Notice
         Warnings about what was reduced, until they are reported.
     """
 
     def __init__(self, batches: ParticleBatches) -> None:
         self.batches, self.device = batches, batches.device
-        self.told: list[dict[str, str]] = []
+        self.told: list[Notice] = []
         self._kept: dict[int, Tensor] = {}
         self._share = SAMPLES_SHARE
         self._search: PoseSearch | None = None
@@ -98,10 +99,10 @@ class SampleCache:
             torch.cuda.empty_cache()
         kept = "" if self.batches.resident != "none" else ", and particles are read anew in every iteration"
         self.told.append(
-            {
-                "what": f"memory ran out: the pass begins anew with batches of {smaller} particles{kept}",
-                "where": str(self.device),
-                "do": "free the memory that other programs take, or give a smaller --batch and --memory",
-            }
+            Notice(
+                what=f"memory ran out: the pass begins anew with batches of {smaller} particles{kept}",
+                where=str(self.device),
+                remedy="free the memory that other programs take, or give a smaller --batch and --memory",
+            )
         )
         return True

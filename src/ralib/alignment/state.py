@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import ClassAverages, Poses
+from ralib.types import ClassAverages, Notice, Poses
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class LoopState:
         Unfiltered class averages, centred.
     figures : list of dict
         Figures of each iteration.
-    warnings : list of dict
-        Warnings with the keys what, where and do.
+    warnings : list of Notice
+        What a user should know.
     stage : int, default 0
         Stage of shift ranges that the iteration belongs to (reference-free alignment).
     best_criterion : float, default -float('inf')
@@ -44,7 +44,7 @@ class LoopState:
     previous: Poses | None = None
     averages: ClassAverages | None = None
     figures: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
     stage: int = 0
     best_criterion: float = -float("inf")
 
@@ -60,7 +60,7 @@ class LoopState:
         meta = {
             "iteration": self.iteration,
             "figures": self.figures,
-            "warnings": self.warnings,
+            "warnings": [notice.record() for notice in self.warnings],
             "stage": self.stage,
             "best_criterion": self.best_criterion,
             "pixel_size_A": None if self.averages is None else self.averages.pixel_size_A,
@@ -105,7 +105,7 @@ class LoopState:
             if averages
             else None,
             figures=list(meta["figures"]),
-            warnings=list(meta["warnings"]),
+            warnings=[Notice.of_record(record) for record in meta["warnings"]],
             stage=int(meta["stage"]),
             best_criterion=float(meta["best_criterion"]),
         )

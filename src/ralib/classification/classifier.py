@@ -2,7 +2,7 @@
 
 The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, the
 way from first seeds to final classes in `schedule`. Here the options become their numbers, and their result a
-`RunResult`.
+`ClassificationResult`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, Observer, SilentObserver
 from ralib.runtime.distributed import Ranks, SingleProcess
-from ralib.types import CtfState, ParticleSet, Poses, RalibError, RunResult, as_particles
+from ralib.types import ClassificationResult, CtfState, Notice, ParticleSet, Poses, RalibError, as_particles
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
@@ -134,7 +134,6 @@ class Classifier(ClusterEstimator):
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
         self._lap("average_s", start)
-        self.result_.extra["timings"] = self._timings
         return self
 
     def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
@@ -394,18 +393,24 @@ class Classifier(ClusterEstimator):
         image = statistics_of(batches, field.particle_radius_px / field.scale)
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
         verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image)
-        extra = {
-            "references": finish.filtered(averages),
-            "classes": verdict.classes,
-            "particles": verdict.particles,
-            "bad_particles": bad,
-            "log": schedule.log,
-            "stability": stability.summary,
-            "diameter_A": 2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
-        }
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         warnings = [*particles.warnings, *notices, *_unusable(particles, bad), *verdict.warnings]
-        self.result_ = RunResult("classify", poses, averages, figures, self._options(), warnings, extra)
+        self.result_ = ClassificationResult(
+            "classify",
+            poses,
+            averages,
+            figures,
+            self._options(),
+            warnings,
+            classes=verdict.classes,
+            references=finish.filtered(averages),
+            bad_particles=bad,
+            timings=self._timings,
+            particle_scores=verdict.particles,
+            log=schedule.log,
+            stability=stability.summary,
+            diameter_A=2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
+        )
         self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
         self.warnings_ = warnings
 
@@ -419,7 +424,7 @@ class Classifier(ClusterEstimator):
         self._timings[name] = time.perf_counter() - start
 
 
-def _unusable(particles: ParticleSet, bad: list[int]) -> list[dict[str, str]]:
+def _unusable(particles: ParticleSet, bad: list[int]) -> list[Notice]:
     """The warning that names images which are not finite or constant; none where `ParticleSet.usable` told already."""
     rows = np.zeros(len(particles), dtype=bool)
     rows[bad] = True
@@ -428,7 +433,7 @@ def _unusable(particles: ParticleSet, bad: list[int]) -> list[dict[str, str]]:
     if not rows.any():
         return []
     what = f"{named(rows)} left out: the images are not finite or constant"
-    return [{"what": what, "where": "input", "do": "repair or remove them"}]
+    return [Notice(what=what, where="input", remedy="repair or remove them")]
 
 
 def _equalised(model: Model, schedule: ClassificationSchedule, state: State) -> State:
@@ -457,13 +462,13 @@ def _shown(poses: Poses, outlying: Tensor) -> Poses:
     return poses.replace(class_index=torch.where(outlying, -1, poses.class_index))
 
 
-def _fewer_classes(asked: int, empty: int) -> dict[str, str]:
-    return {
-        "what": f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others "
+def _fewer_classes(asked: int, empty: int) -> Notice:
+    return Notice(
+        what=f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others "
         "explain them as well",
-        "where": "classes",
-        "do": "ask for fewer classes, or give more particles",
-    }
+        where="classes",
+        remedy="ask for fewer classes, or give more particles",
+    )
 
 
 def _halves(particles: ParticleSet, generator: torch.Generator) -> Tensor:

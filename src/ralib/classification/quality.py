@@ -28,7 +28,7 @@ from ralib.images.centering import centre_of_mass
 from ralib.images.frc import ssnr
 from ralib.images.masks import soft_disc
 from ralib.results.automatic_selection import automatic_selection
-from ralib.types import ClassAverages, Poses
+from ralib.types import ClassAverages, Notice, Poses
 
 FINE_DETAIL = 3.5
 """Details across the particle from which on they count as fine: coarser ones a blob has too."""
@@ -65,15 +65,15 @@ class Verdict:
         Rows of run.json for the classes.
     particles : dict of shape (n,)
         Figures of the particles by name.
-    warnings : list of dict
-        Warnings with the keys what, where and do.
+    warnings : list of Notice
+        What a user should know.
     evidence : Evidence
         The measurements behind them.
     """
 
     classes: list[dict[str, Any]]
     particles: dict[str, np.ndarray]
-    warnings: list[dict[str, str]]
+    warnings: list[Notice]
     evidence: Evidence
 
 
@@ -322,37 +322,37 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     return score, "; ".join(words) or "good: detailed, reproducible, well centred"
 
 
-def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[dict[str, str]]:
+def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[Notice]:
     warnings = []
     if not stability.believable:
         told = stability.summary
         warnings.append(
-            {
-                "what": "the data do not support these classes: their particles look like pure noise, or noise that a "
+            Notice(
+                what="the data do not support these classes: their particles look like pure noise, or noise that a "
                 f"template picked (a particle kept out of the averages fits them better than an image of noise in "
                 f"{100 * told['fit_better_than_noise']:.0f}% of cases, noise itself in 50%; the fits spread by "
                 f"{told['fit_spread']:.2f} standard deviations, signal in noise by more than 1)",
-                "where": "classes",
-                "do": "do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
-            }
+                where="classes",
+                remedy="do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
+            )
         )
     empty = sum(r["members"] == 0 for r in rows)
     if empty:
         warnings.append(
-            {
-                "what": f"{empty} classes are empty, their averages are all zero",
-                "where": "classes",
-                "do": "ask for fewer classes",
-            }
+            Notice(
+                what=f"{empty} classes are empty, their averages are all zero",
+                where="classes",
+                remedy="ask for fewer classes",
+            )
         )
     bad = int((junk > 0.5).sum())
     if stability.believable and bad > 0.02 * len(junk):
         warnings.append(
-            {
-                "what": f"{bad} particles ({100 * bad / len(junk):.0f}%) are probably junk",
-                "where": "particles",
-                "do": "'ralib select RUN --auto OUT' leaves them out and says why, class by class; particle_scores.txt "
-                "has the junk probability of each particle",
-            }
+            Notice(
+                what=f"{bad} particles ({100 * bad / len(junk):.0f}%) are probably junk",
+                where="particles",
+                remedy="'ralib select RUN --auto OUT' leaves them out and says why, class by class; "
+                "particle_scores.txt has the junk probability of each particle",
+            )
         )
     return warnings

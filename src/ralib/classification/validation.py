@@ -13,6 +13,7 @@ another, independently initialised run brings them together again in the same re
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from ralib.classification.em import Model
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
 from ralib.conventions import compose, invert, wrap_deg
-from ralib.types import Poses
+from ralib.types import ClassificationResult, Notice, Poses
 
 ABOVE_NOISE = 0.2
 """Share of the held-out particles that must fit better than 90% of images of pure noise do; of noise, a tenth does."""
@@ -208,7 +209,44 @@ def _best_fit(
     return model.fit(found, state).max(dim=1)
 
 
-def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: float) -> Tensor:
+def with_stability(result: ClassificationResult, others: Sequence[Poses]) -> ClassificationResult:
+    """Add to a result what runs from other starts agree on.
+
+    Parameters
+    ----------
+    result : ClassificationResult
+        Of this run.
+    others : sequence of Poses
+        Poses of the same particles, found from other starts.
+
+    Returns
+    -------
+    ClassificationResult
+        With the particles' score `stable`, the classes' `stable_members`, `stable_particles` in `stability`, and a
+        notice where hardly any particle is stable.
+    """
+    radius_px = 0.5 * result.diameter_A / (result.averages.pixel_size_A or 1.0)
+    stable = compare_runs(result.poses, others, radius_px, limit_px=0.15 * radius_px).numpy()
+    share, index = float(stable.mean()), result.poses.class_index.numpy()
+    classes = []
+    for row in result.classes:
+        member = index == row["class"] - 1
+        classes.append(row | {"stable_members": float(stable[member].mean()) if member.any() else 0.0})
+    unstable = Notice(
+        what=f"only {100 * share:.0f}% of the particles are stable from start to start",
+        where="classes",
+        remedy="do not trust the classes: ask for fewer, or check whether there is signal at all",
+    )
+    return replace(
+        result,
+        classes=classes,
+        particle_scores=result.particle_scores | {"stable": stable},
+        stability=result.stability | {"stable_particles": share},
+        warnings=[*result.warnings, unstable] if share < 0.1 else result.warnings,
+    )
+
+
+def compare_runs(first: Poses, others: Sequence[Poses], radius_px: float, limit_px: float) -> Tensor:
     """Return the share of the other runs in which each particle is stable.
 
     Stable means: the particle's class there shares more particles with its class here than any other does and than by
@@ -218,7 +256,7 @@ def compare_runs(first: Poses, others: list[Poses], radius_px: float, limit_px: 
     ----------
     first : Poses
         Poses of this run.
-    others : list of Poses
+    others : sequence of Poses
         Poses of the other runs.
     radius_px : float
         Radius of the disc, pixels.

@@ -23,7 +23,7 @@ from rich.progress import track
 from ralib.cli.interrupts import answered
 from ralib.cli.timing import began
 from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched
-from ralib.types import ParticleSet, RalibError
+from ralib.types import Notice, ParticleSet, RalibError
 
 T = TypeVar("T")
 
@@ -103,11 +103,11 @@ def progress(items: Sequence[T], label: str) -> Iterable[T]:
     return track(items, description=label, console=Console(stderr=True)) if sys.stderr.isatty() else items
 
 
-def tell_warnings(warnings: Iterable[dict[str, str]]) -> None:
+def tell_warnings(warnings: Iterable[Notice]) -> None:
     """What a person should know of the input, told before work begins."""
     if int(os.environ.get("RANK", "0")) == 0:
         for warning in warnings:
-            typer.echo(f"warning: {warning['what']}; {warning['do']}")
+            typer.echo(f"warning: {warning}")
 
 
 def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: str) -> ParticleSet:

@@ -25,7 +25,7 @@ from ralib.results.observer import IterationDone
 from ralib.results.run_directory import RunDirectory
 from ralib.results.run_record import finished_record, new_record, particle_file, read_record
 from ralib.runtime.distributed import RankLost, Ranks, SingleProcess
-from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
+from ralib.types import CtfCorrection, Notice, ParticleSet, RalibError, RunResult
 
 
 class RunSession:
@@ -75,7 +75,7 @@ class RunSession:
         self.flag = SignalFlag()
         self.record: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
-        self._told: tuple[dict[str, str], ...] = ()
+        self._told: tuple[Notice, ...] = ()
         self._earlier = 0
         self._write_s = 0.0
         self._writer = ThreadPoolExecutor(1, "ralib-write")
@@ -214,7 +214,7 @@ class RunSession:
         row = done.figures[-1]
         self.say(iteration_line(row, self.particles.box, self.terminal.total if self.kind == "mref" else None))
         self.terminal.warn(done.warnings[len(self.record["warnings"]) :])
-        self.record |= {"iterations": list(done.figures), "warnings": list(done.warnings)}
+        self.record |= {"iterations": list(done.figures), "warnings": [w.record() for w in done.warnings]}
         stage = row.get("stage")
         self.terminal.step(done.number, stage if isinstance(stage, str) else f"iteration {done.number + 1}")
 
@@ -274,9 +274,9 @@ class RunSession:
 
     def _say_findings(self, result: RunResult) -> None:
         """What the method found out, and the warnings that were not said before."""
-        for line in result.extra.get("log", []):
+        for line in result.log:
             self.say(line)
-        before = [*self.record["warnings"], *self._told]
+        before = [*(Notice.of_record(item) for item in self.record["warnings"]), *self._told]
         self.terminal.warn(warning for warning in result.warnings if warning not in before)
 
     def _write_report(self, record: dict[str, Any], result: RunResult) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ralib import io
-from ralib.types import CtfCorrection, ParticleSet
+from ralib.types import CtfCorrection, Notice, ParticleSet
 
 LOG_FILE = "log.txt"
 COLUMNS = 100
@@ -55,16 +55,16 @@ class Terminal:
         else:
             typer.echo(folded)
 
-    def warn(self, warnings: Iterable[dict[str, str]]) -> None:
+    def warn(self, warnings: Iterable[Notice]) -> None:
         """What a person should know, each with what to do; many reseeded classes in one line."""
         warnings = list(warnings)
-        reseeded = [w for w in warnings if "was reseeded" in w["what"]]
+        reseeded = [w for w in warnings if "was reseeded" in w.what]
         if len(reseeded) > 3:
             warnings = [w for w in warnings if w not in reseeded]
             what = f"{len(reseeded)} classes had too few members and were reseeded (run.json names them)"
-            warnings.append({"what": what, "do": reseeded[0]["do"]})
+            warnings.append(Notice(what, remedy=reseeded[0].remedy))
         for warning in warnings:
-            self.say(f"warning: {warning['what']}; {warning['do']}")
+            self.say(f"warning: {warning}")
 
     def show(self, done: int = 0) -> None:
         """Show the bar, where there is a terminal; `done` iterations were done before."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ralib.io.stacks import mixed_boxes
-from ralib.types import CtfParameters, ParticleSet, Poses, RalibError
+from ralib.types import CtfParameters, Notice, ParticleSet, Poses, RalibError
 
 LIMITS: dict[str, tuple[float, float, str]] = {
     "defocus_u_A": (-3e5, 3e5, "defocus U {:g} A (Angstrom, not micrometres)"),
@@ -79,11 +79,11 @@ def with_plausible_ctf(particles: ParticleSet) -> ParticleSet:
         )
     return particles.leave_out(
         bad,
-        {
-            "what": f"{named(bad)} left out: the CTF cannot be meant: {reason}",
-            "where": "CTF",
-            "do": f"correct the CTF of these particles in {source}",
-        },
+        Notice(
+            what=f"{named(bad)} left out: the CTF cannot be meant: {reason}",
+            where="CTF",
+            remedy=f"correct the CTF of these particles in {source}",
+        ),
     )
 
 
@@ -149,11 +149,11 @@ def with_sound_poses(particles: ParticleSet) -> ParticleSet:
         )
     return particles.replace(poses=poses).leave_out(
         bad,
-        {
-            "what": f"{named(bad)} left out: angle or origin is no number, or far outside the box",
-            "where": "poses",
-            "do": f"correct angles and origins of these particles in {source}",
-        },
+        Notice(
+            what=f"{named(bad)} left out: angle or origin is no number, or far outside the box",
+            where="poses",
+            remedy=f"correct angles and origins of these particles in {source}",
+        ),
     )
 
 

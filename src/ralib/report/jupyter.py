@@ -25,7 +25,7 @@ _GALLERY = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).fr
 {% endfor %}
 </div>
 {% if left_out %}<div style="opacity:.65;margin-top:6px">and {{ left_out }} smaller classes</div>{% endif %}
-{% for warning in warnings %}<div style="margin-top:6px">⚠ <b>{{ warning.what }}</b> {{ warning.do }}</div>{% endfor %}
+{% for notice in warnings %}<div style="margin-top:6px">⚠ <b>{{ notice.what }}</b> {{ notice.remedy }}</div>{% endfor %}
 </div>""")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import ClassAverages
+from ralib.types import ClassAverages, Notice
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class IterationDone:
     figures: list[dict[str, Any]]
     averages: Callable[[], ClassAverages]
     checkpoint: Callable[[], Checkpoint] | None = None
-    warnings: Sequence[dict[str, str]] = ()
+    warnings: Sequence[Notice] = ()
     ends_step: bool = True
 
     @property

@@ -23,13 +23,14 @@ from ralib.results.folder_lock import LOCK, is_file_of, lock_folder
 from ralib.results.particle_scores import (
     SCORES_FILE,
     class_scores,
+    read_particle_scores,
     relion_columns,
     star_columns,
     write_particle_scores,
 )
 from ralib.results.relion_files import write_relion_files
 from ralib.results.run_record import check_finished, read_record
-from ralib.types import ClassAverages, ParticleSet, Poses, RalibError, RunResult
+from ralib.types import ClassAverages, ClassificationResult, Notice, ParticleSet, Poses, RalibError, RunResult
 
 
 class RunDirectory:
@@ -131,13 +132,13 @@ class RunDirectory:
         if averages.half_images is not None:
             for half, images in enumerate(averages.half_images.numpy(), 1):
                 io.write_mrcs(self.path / f"class_averages_half{half}.mrcs", images, pixel)
-        if "references" in result.extra:
-            filtered = result.extra["references"].numpy()
+        if result.references is not None:
+            filtered = result.references.numpy()
             io.write_mrcs(self.path / "class_averages_filtered.mrcs", filtered, pixel)
         write_frc(self.path / "frc.txt", averages)
-        if "particles" in result.extra:
+        if result.particle_scores:
             index = result.poses.class_index.cpu().numpy()
-            write_particle_scores(self.path / SCORES_FILE, index, result.extra["particles"])
+            write_particle_scores(self.path / SCORES_FILE, index, result.particle_scores)
         n_classes = len(averages.images)
         scores = particle_scores(result, record)
         columns = star_columns(scores) | relion_columns(scores)
@@ -174,7 +175,7 @@ class RunDirectory:
 
 def particle_scores(result: RunResult, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What a run knows of each particle beside its pose (n,) by name; empty for runs that judge no particles."""
-    scores = {name: np.asarray(values, dtype=np.float64) for name, values in result.extra.get("particles", {}).items()}
+    scores = {name: np.asarray(values, dtype=np.float64) for name, values in result.particle_scores.items()}
     by_class = class_scores(result.poses.class_index.cpu().numpy(), record.get("classes") or [])
     return scores if by_class is None else {**scores, "class_score": by_class}
 
@@ -219,14 +220,22 @@ def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResul
         frc=torch.from_numpy(read_frc(path / "frc.txt")).float() if (path / "frc.txt").is_file() else None,
         pixel_size_A=pixel,
     )
-    kept = ["classes", "timings", "device", "command", "input"]
-    extra: dict[str, Any] = {k: record[k] for k in kept if k in record}
     filtered = path / "class_averages_filtered.mrcs"
-    if filtered.is_file():
-        extra["references"] = torch.from_numpy(io.open_images(filtered))
-    return RunResult(
-        record["kind"], poses, averages, record["iterations"], record["options"], record["warnings"], extra
-    )
+    given: dict[str, Any] = {
+        "iterations": record["iterations"],
+        "options": record["options"],
+        "warnings": [Notice.of_record(item) for item in record["warnings"]],
+        "classes": record.get("classes", []),
+        "references": torch.from_numpy(io.open_images(filtered)) if filtered.is_file() else None,
+        "bad_particles": [i - 1 for i in record.get("bad_particles", [])],
+        "timings": record.get("timings", {}),
+        "particle_scores": read_particle_scores(path / SCORES_FILE, len(poses)),
+        "log": record.get("log", []),
+    }
+    if record["kind"] != "classify":
+        return RunResult(record["kind"], poses, averages, **given)
+    judged = {name: record[name] for name in ("stability", "diameter_A") if name in record}
+    return ClassificationResult(record["kind"], poses, averages, **given, **judged)
 
 
 def run_poses(path: Path, n_classes: int, *, datadir: Path | str | None = None) -> Poses:

@@ -96,22 +96,11 @@ def finished_record(
     record: dict[str, Any], result: RunResult, *, device: torch.device, began: float, write_s: float
 ) -> dict[str, Any]:
     """run.json of a finished run, all but the time its files will take; `began`: when, by `time.perf_counter`."""
-    timings = {"read_s": 0.0, **record["timings"], **result.extra.get("timings", {}), "write_s": write_s}
+    timings = {"read_s": 0.0, **record["timings"], **result.timings, "write_s": write_s}
     timings["total_s"] = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return (
-        record
-        | {
-            "state": "finished",
-            "iterations": result.iterations,
-            "classes": result.extra.get("classes", []),
-            "warnings": result.warnings,
-            "bad_particles": [i + 1 for i in result.extra.get("bad_particles", [])],
-            "timings": timings,
-            "peak_device_memory_bytes": peak,
-        }
-        | {key: result.extra[key] for key in ("stability", "log", "diameter_A") if key in result.extra}
-    )
+    memory = {"timings": timings, "peak_device_memory_bytes": peak}
+    return record | {"state": "finished"} | result.record() | memory
 
 
 def read_record(path: Path | str) -> dict[str, Any]:

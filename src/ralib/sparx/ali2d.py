@@ -22,13 +22,22 @@ from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_
 from ralib.sparx.references import HalfSums, UserFunction, prepare
 from ralib.sparx.resample import rot_shift2D
 from ralib.sparx.rings import Rings, make_rings
-from ralib.sparx.run import History, IterationResult, check_center, iterations_of, outer_ring, params_table
+from ralib.sparx.run import (
+    History,
+    IterationResult,
+    SparxArrays,
+    SparxResult,
+    check_center,
+    iterations_of,
+    outer_ring,
+    params_table,
+)
 from ralib.sparx.scf import SelfCorrelationSearch
 from ralib.sparx.search import Found, ReferenceRings
 from ralib.sparx.shc import climb, random_order
 from ralib.sparx.stages import Stage, refuse_unused, stages_of
 from ralib.sparx.transforms import origins, params_to_poses
-from ralib.types import ClassAverages, RalibError, RunResult
+from ralib.types import ClassAverages, Notice, RalibError
 
 ALWAYS_FINE = 10  # iterations at the end, in which --dst does not hold
 
@@ -58,7 +67,7 @@ def ali2d(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
     observer: Observer | None = None,
-) -> RunResult:
+) -> SparxResult:
     """Align particles to their average as sxali2d does; options have that program's names and defaults.
 
     Options that SPARX's ali2d accepts and then does not use are refused with the reason.
@@ -106,9 +115,8 @@ def ali2d(
 
     Returns
     -------
-    RunResult
-        `extra` holds SPARX's `params` (n, 5: alpha, sx, sy, mirror, 0, before the last centring) and `raw_averages` (1,
-        box, box).
+    SparxResult
+        The poses, the average and SPARX's own arrays.
 
     Raises
     ------
@@ -195,7 +203,7 @@ class _Loop:
         self.mean_shift = torch.zeros(1, 2, dtype=torch.float64, device=stack.device)
         self.delta_deg = 0.0
 
-    def run(self, stages: list[Stage], iterations: int, auto_stop: bool) -> RunResult:
+    def run(self, stages: list[Stage], iterations: int, auto_stop: bool) -> SparxResult:
         """Run all stages."""
         history, total, every = History(), 0, iterations * len(stages)
         if self.dst and every <= ALWAYS_FINE:
@@ -219,7 +227,7 @@ class _Loop:
                 if not self._align(reference[0], off, stage):
                     break  # hill climbing met nothing better for any particle
         zeros = torch.zeros(len(self.stack), dtype=torch.int64, device=self.header.device)
-        extra = {"params": params_table(self.header, zeros), "raw_averages": averages.images.cpu()}
+        arrays = SparxArrays(params_table(self.header, zeros), averages.images.cpu())
         used = {
             "sparx": True,
             "ir": self.aligner.rings.radius_px[0],
@@ -235,7 +243,7 @@ class _Loop:
             "nomirror": not self.aligner.mirror,
             "dst": self.dst,
         }
-        return history.result("reffree", used, extra)
+        return history.result("reffree", used, arrays)
 
     def _average(self) -> tuple[ClassAverages, float]:
         """Average, halves and masked FRC of the particles as they lie; the criterion is the average's power."""
@@ -320,9 +328,9 @@ def _over_variance(average: Tensor, variance: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(average) * weight, s=average.shape[-2:])
 
 
-def _dst_unused(every: int) -> dict[str, str]:
-    return {
-        "what": f"--dst had no effect: SPARX leaves it out of the last {ALWAYS_FINE} of all iterations, here {every}",
-        "where": "options",
-        "do": "ask for more iterations or stages, or leave --dst out",
-    }
+def _dst_unused(every: int) -> Notice:
+    return Notice(
+        what=f"--dst had no effect: SPARX leaves it out of the last {ALWAYS_FINE} of all iterations, here {every}",
+        where="options",
+        remedy="ask for more iterations or stages, or leave --dst out",
+    )

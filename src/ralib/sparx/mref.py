@@ -23,7 +23,16 @@ from ralib.sparx.filters import filt_table, fsc
 from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
 from ralib.sparx.references import HalfSums, UserFunction, prepare
 from ralib.sparx.rings import Rings, make_rings
-from ralib.sparx.run import History, IterationResult, check_center, iterations_of, outer_ring, params_table
+from ralib.sparx.run import (
+    History,
+    IterationResult,
+    SparxArrays,
+    SparxResult,
+    check_center,
+    iterations_of,
+    outer_ring,
+    params_table,
+)
 from ralib.sparx.search import Found, ReferenceRings
 from ralib.sparx.transforms import (
     Params,
@@ -33,7 +42,7 @@ from ralib.sparx.transforms import (
     params_to_poses,
     poses_to_params,
 )
-from ralib.types import ClassAverages, RalibError, RunResult
+from ralib.types import ClassAverages, RalibError
 
 SMALLEST_CLASS = 4
 
@@ -74,7 +83,7 @@ def mref_ali2d(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
     observer: Observer | None = None,
-) -> RunResult:
+) -> SparxResult:
     """Align particles to several references as sxmref_ali2d does; options have that program's names and defaults.
 
     Parameters
@@ -114,10 +123,8 @@ def mref_ali2d(
 
     Returns
     -------
-    RunResult
-        The averages are the prepared references as SPARX writes them, centred as the poses are. `extra` holds SPARX's
-        `params` (n, 6: alpha, sx, sy, mirror, reference, peak, onto the last references), `params_header` (n, 5, after
-        centring), and `raw_averages` (k, box, box).
+    SparxResult
+        The averages are the prepared references as SPARX writes them, centred as the poses are.
 
     Raises
     ------
@@ -160,10 +167,10 @@ class _Loop:
         zero = torch.zeros(len(stack), 4, dtype=torch.float64)
         self.header = (zero if poses is None else poses_to_params(poses)).to(stack.device)
 
-    def run(self, references: Tensor, iterations: int, auto_stop: bool) -> RunResult:
+    def run(self, references: Tensor, iterations: int, auto_stop: bool) -> SparxResult:
         """Run the iterations."""
         history, best = History(), -1.0
-        extra: dict[str, Any] = {}
+        arrays: SparxArrays | None = None
         for number in range(1, iterations + 1):
             start = time.perf_counter()
             found, sums, ctf2 = self._search(references)
@@ -173,7 +180,7 @@ class _Loop:
             )
             references, off = self._centred(references, off, found)
             references, off = self._refilled(references, off, averages.members)
-            extra = self._told(found, off, averages.images)
+            arrays = self._sparx_arrays(found, off, averages.images)
             criterion = float((references.double() ** 2 * (self.stack.mask > 0.5)).mean(dim=(1, 2)).sum())
             history.add(
                 self._result(number, references, off, found, averages, history, start, criterion), self.observer
@@ -181,7 +188,8 @@ class _Loop:
             if auto_stop and criterion < best:
                 break
             best = max(best, criterion)
-        return history.result("mref", self._used(iterations), extra)
+        assert arrays is not None
+        return history.result("mref", self._used(iterations), arrays)
 
     def _used(self, iterations: int) -> dict[str, Any]:
         o = self.options
@@ -251,14 +259,14 @@ class _Loop:
             off[k] = 0.0
         return references, off
 
-    def _told(self, found: Found, off: Tensor, raw: Tensor) -> dict[str, Any]:
+    def _sparx_arrays(self, found: Found, off: Tensor, raw: Tensor) -> SparxArrays:
         """SPARX's arrays of this iteration; the header rows follow the centred references."""
         self.header = moved_with_reference(found.params, off[found.reference])
-        return {
-            "params": params_table(found.params, found.reference, found.peak),
-            "params_header": params_table(self.header, found.reference),
-            "raw_averages": raw.cpu(),
-        }
+        return SparxArrays(
+            params=params_table(found.params, found.reference, found.peak),
+            raw_averages=raw.cpu(),
+            params_header=params_table(self.header, found.reference),
+        )
 
     def _result(
         self,

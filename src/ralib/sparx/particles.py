@@ -96,7 +96,7 @@ class ParityParticles:
                 "says so), and SPARX takes only images as they were taken: leave --CTF out"
             )
         if self.particles.usable is not None and not self.particles.usable.all():
-            raise RalibError(f"{self.particles.warnings[-1]['what']}, and SPARX leaves out none: take them out")
+            raise RalibError(f"{self.particles.warnings[-1].what}, and SPARX leaves out none: take them out")
 
     def __len__(self) -> int:
         return len(self.particles)

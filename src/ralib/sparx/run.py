@@ -11,7 +11,7 @@ from torch import Tensor
 from ralib.classes.iteration_figures import class_figures
 from ralib.results.observer import IterationDone, Observer
 from ralib.sparx.transforms import Params
-from ralib.types import ClassAverages, Poses, RalibError, RunResult
+from ralib.types import ClassAverages, Notice, Poses, RalibError, RunResult
 
 DEFAULT_ITERATIONS = 10
 
@@ -38,6 +38,39 @@ class IterationResult:
     references: Tensor
 
 
+@dataclass(frozen=True)
+class SparxArrays:
+    """The arrays that SPARX's programs write.
+
+    Attributes
+    ----------
+    params : Tensor of shape (n, 6) or (n, 5)
+        A row a particle: alpha, sx, sy, mirror, reference, and mref's peak; of mref onto the last references, of ali2d
+        before the last centring.
+    raw_averages : Tensor of shape (k, box, box)
+        Averages before any filter.
+    params_header : Tensor of shape (n, 5), optional
+        The rows of mref's image headers, after centring.
+    """
+
+    params: Tensor
+    raw_averages: Tensor
+    params_header: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SparxResult(RunResult):
+    """Result of a parity loop.
+
+    Attributes
+    ----------
+    sparx : SparxArrays
+        What SPARX's own program would write.
+    """
+
+    sparx: SparxArrays = field(kw_only=True)
+
+
 @dataclass
 class History:
     """Iterations done, and the last two results.
@@ -50,14 +83,14 @@ class History:
         The last result.
     before : Poses, optional
         Poses of the iteration before it.
-    warnings : list of dict
-        Warnings with the keys what, where and do.
+    warnings : list of Notice
+        What a user should know.
     """
 
     iterations: list[dict[str, Any]] = field(default_factory=list)
     last: IterationResult | None = None
     before: Poses | None = None
-    warnings: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
 
     def add(self, result: IterationResult, observer: Observer) -> None:
         """Add an iteration and report it.
@@ -75,7 +108,7 @@ class History:
         averages = result.averages
         observer.iteration(IterationDone(list(self.iterations), lambda: averages, warnings=self.warnings))
 
-    def result(self, kind: str, options: dict[str, Any], extra: dict[str, Any]) -> RunResult:
+    def result(self, kind: str, options: dict[str, Any], arrays: SparxArrays) -> SparxResult:
         """Return the run's result in main memory.
 
         Parameters
@@ -84,22 +117,27 @@ class History:
             Name of the command.
         options : dict
             Options to record.
-        extra : dict
-            SPARX's own arrays, beside what every loop gives.
+        arrays : SparxArrays
+            SPARX's own arrays.
 
         Returns
         -------
-        RunResult
+        SparxResult
             The result.
         """
         assert self.last is not None
         averages, poses = self.last.averages, self.last.poses
-        common = {
-            "references": self.last.references.cpu(),
-            "classes": class_figures(averages, poses, self.before),
-            "bad_particles": [],
-        }
-        return RunResult(kind, poses, averages, self.iterations, options, self.warnings, common | extra)
+        return SparxResult(
+            kind,
+            poses,
+            averages,
+            self.iterations,
+            options,
+            self.warnings,
+            classes=class_figures(averages, poses, self.before),
+            references=self.last.references.cpu(),
+            sparx=arrays,
+        )
 
 
 def outer_ring(ou: int, box: int) -> int:

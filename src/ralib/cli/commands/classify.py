@@ -26,7 +26,7 @@ from ralib.cli.alignment_options import (
     Stack,
 )
 from ralib.cli.settings import Settings, command
-from ralib.types import ParticleSet, Poses, RalibError, RunResult
+from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,35 +210,22 @@ def _classifier(session: RunSession, o: ClassifySettings, n_classes: int, seed: 
     )
 
 
-def _compared(session: RunSession, o: ClassifySettings, n_classes: int, result: RunResult) -> RunResult:
+def _compared(
+    session: RunSession, o: ClassifySettings, n_classes: int, result: ClassificationResult
+) -> ClassificationResult:
     """The result with what runs from other starts agree on."""
-    from ralib.classification.validation import compare_runs
+    from ralib.classification.validation import with_stability
 
     session.settle()
     session.terminal.close()
-    particles, others = session.particles, []
+    others = []
     for i in range(1, o.stability + 1):
         session.say(f"stability: run {i} from another start")
-        other = _classifier(session, o, n_classes, o.seed + i).fit(particles, observer=session.flag)
-        others.append(other.result_.poses)
-    pixel = particles.pixel_size_A or 1.0
-    radius = 0.5 * result.extra["diameter_A"] / pixel
-    stable = compare_runs(result.poses, others, radius, limit_px=0.15 * radius).numpy()
-    result.extra["particles"]["stable"] = stable
-    index = result.poses.class_index.numpy()
-    for row in result.extra["classes"]:
-        member = index == row["class"] - 1
-        row["stable_members"] = float(stable[member].mean()) if member.any() else 0.0
-    result.extra["stability"]["stable_particles"] = float(stable.mean())
-    session.say(f"stability: {100 * stable.mean():.0f}% of the particles keep class mates and pose from other starts")
-    if stable.mean() < 0.1:
-        result.warnings.append(
-            {
-                "what": f"only {100 * stable.mean():.0f}% of the particles are stable from start to start",
-                "where": "classes",
-                "do": "do not trust the classes: ask for fewer, or check whether there is signal at all",
-            }
-        )
+        other = _classifier(session, o, n_classes, o.seed + i)
+        others.append(other.fit(session.particles, observer=session.flag).result_.poses)
+    result = with_stability(result, others)
+    share = 100 * result.stability["stable_particles"]
+    session.say(f"stability: {share:.0f}% of the particles keep class mates and pose from other starts")
     return result
 
 

@@ -18,7 +18,7 @@ from ralib.results.summary.embedding import embed
 from ralib.results.summary.figures import automatic_junk_limit, class_figures, histograms, particle_figures, shift_map
 from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members, shrunk
 from ralib.results.summary.runs import RunFiles, finished_run, open_run
-from ralib.types import RalibError
+from ralib.types import Notice, RalibError
 
 __all__ = ["RunFiles", "finished_run", "open_run", "report_json", "summarise", "write_report"]
 
@@ -76,11 +76,11 @@ def summarise(
         plane = embed(run, rows, points)
     except RalibError as error:
         warnings.append(
-            {
-                "what": "The particle images could not be read.",
-                "where": str(error),
-                "do": "Give their folder with --datadir for members and map.",
-            }
+            Notice(
+                what="The particle images could not be read.",
+                where=str(error),
+                remedy="Give their folder with --datadir for members and map.",
+            )
         )
     record, pixel_size_A = run.record, _pixel_size_A(run)
     per_particle = particle_figures(run)
@@ -93,7 +93,7 @@ def summarise(
         facts={k: v for k, v in record.items() if k not in ("iterations", "classes", "warnings")},
         classes=class_figures(run),
         iterations=list(record.get("iterations") or []),
-        warnings=warnings,
+        warnings=[notice.record() for notice in warnings],
         averages=average_pictures(run.averages),
         box_px=int(run.averages.shape[-1]),
         pixel_size_A=pixel_size_A,

@@ -9,6 +9,7 @@ from ralib.results.run_record import run_record
 from ralib.results.summary.figures import MINIMUM_MEMBERS
 from ralib.results.summary.pictures import disc, normalised
 from ralib.results.summary.runs import RunFiles
+from ralib.types import Notice
 
 EDGE_FRACTION = 0.05
 OFF_CENTRE_FRACTION = 0.12
@@ -16,15 +17,9 @@ CLOSE_FRACTION = 0.1
 ALIKE = 0.98
 
 
-def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[dict[str, str]]:
+def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[Notice]:
     """The run's own warnings first, then ours where it did not already warn of the same; small_averages (k, s, s)."""
-    told: list[dict[str, str]] = []
-    for item in run.record.get("warnings") or []:
-        told.append(
-            {key: str(item.get(key, "")) for key in ("what", "where", "do")}
-            if isinstance(item, dict)
-            else {"what": str(item)}
-        )
+    told = [Notice.of_record(item) for item in run.record.get("warnings") or []]
     found = [
         _collapsed(run),
         _shifts_at_edge(run),
@@ -32,7 +27,7 @@ def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[dict[str, str]]:
         _uncentred(run, small_averages),
         _alike(run, small_averages),
     ]
-    words = " ".join(item["what"].lower() for item in told)
+    words = " ".join(item.what.lower() for item in told)
     return told + [item for keys, item in (f for f in found if f is not None) if not any(key in words for key in keys)]
 
 
@@ -43,7 +38,7 @@ def classes_text(index: np.ndarray, most: int = 12) -> str:
     return f"{'class' if len(index) == 1 else 'classes'} {', '.join(names)}{rest}"
 
 
-Finding = tuple[tuple[str, ...], dict[str, str]] | None
+Finding = tuple[tuple[str, ...], Notice] | None
 """Words by which the run itself would have told it, and the warning."""
 
 
@@ -51,11 +46,11 @@ def _collapsed(run: RunFiles) -> Finding:
     low = np.flatnonzero(run.members < MINIMUM_MEMBERS)
     if not len(low):
         return None
-    return ("collapsed", "ended below"), {
-        "what": f"{len(low)} of {run.n_classes} classes collapsed (fewer than {MINIMUM_MEMBERS} members).",
-        "where": f"In {classes_text(low)}.",
-        "do": "Ask for fewer classes, or for equal sizes (mref: --EQ).",
-    }
+    return ("collapsed", "ended below"), Notice(
+        what=f"{len(low)} of {run.n_classes} classes collapsed (fewer than {MINIMUM_MEMBERS} members).",
+        where=f"In {classes_text(low)}.",
+        remedy="Ask for fewer classes, or for equal sizes (mref: --EQ).",
+    )
 
 
 def _shifts_at_edge(run: RunFiles) -> Finding:
@@ -72,11 +67,11 @@ def _shifts_at_edge(run: RunFiles) -> Finding:
     if fraction < EDGE_FRACTION:
         return None
     further = "--search" if record.kind == "classify" else "--xr, --yr"
-    return ("edge",), {
-        "what": f"{100 * fraction:.0f} % of the shifts lie at the edge of their range ({reach:g} px).",
-        "where": "",
-        "do": f"Search further ({further}), or centre the particles first.",
-    }
+    return ("edge",), Notice(
+        what=f"{100 * fraction:.0f} % of the shifts lie at the edge of their range ({reach:g} px).",
+        where="",
+        remedy=f"Search further ({further}), or centre the particles first.",
+    )
 
 
 def _duplicates(run: RunFiles) -> Finding:
@@ -95,11 +90,11 @@ def _duplicates(run: RunFiles) -> Finding:
         f"{same} images appear more than once" if same else "",
         f"{close} picks lie on top of another" if close else "",
     ]
-    return ("duplicate",), {
-        "what": f"Suspicious duplicates: {' and '.join(p for p in parts if p)}.",
-        "where": "",
-        "do": "Remove them before half-set figures are trusted (RELION: Subset selection, remove duplicates).",
-    }
+    return ("duplicate",), Notice(
+        what=f"Suspicious duplicates: {' and '.join(p for p in parts if p)}.",
+        where="",
+        remedy="Remove them before half-set figures are trusted (RELION: Subset selection, remove duplicates).",
+    )
 
 
 def _close_pairs(table: pd.DataFrame, distance_px: float) -> int:
@@ -122,11 +117,11 @@ def _uncentred(run: RunFiles, averages: np.ndarray) -> Finding:
     if not len(low):
         return None
     again = "Run again with another --center, or l" if run_record(run.record).kind in ("mref", "reffree") else "L"
-    return ("not centred", "off centre"), {
-        "what": f"{len(low)} averages are not centred.",
-        "where": f"In {classes_text(low)}.",
-        "do": f"{again}eave these classes out: their rims may be cut.",
-    }
+    return ("not centred", "off centre"), Notice(
+        what=f"{len(low)} averages are not centred.",
+        where=f"In {classes_text(low)}.",
+        remedy=f"{again}eave these classes out: their rims may be cut.",
+    )
 
 
 def centre_of_mass_px(images: np.ndarray) -> np.ndarray:
@@ -153,8 +148,8 @@ def _alike(run: RunFiles, averages: np.ndarray) -> Finding:
     if not len(pairs):
         return None
     text = ", ".join(f"{used[a] + 1} and {used[b] + 1}" for a, b in pairs[:6].tolist())
-    return ("same picture",), {
-        "what": f"{len(pairs)} pairs of averages show the same picture.",
-        "where": f"Classes {text}{' and more' if len(pairs) > 6 else ''}.",
-        "do": "Ask for fewer classes, or treat each pair as one when selecting.",
-    }
+    return ("same picture",), Notice(
+        what=f"{len(pairs)} pairs of averages show the same picture.",
+        where=f"Classes {text}{' and more' if len(pairs) > 6 else ''}.",
+        remedy="Ask for fewer classes, or treat each pair as one when selecting.",
+    )

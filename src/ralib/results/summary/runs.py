@@ -89,7 +89,7 @@ def finished_run(path: Path, record: dict[str, Any], result: RunResult, particle
     frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
     frequency = None if frc is None else np.arange(frc.shape[1]) / averages.images.shape[-1]
     images, poses = averages.images.cpu().numpy(), result.poses.to("cpu")
-    scores = {name: np.asarray(values) for name, values in (result.extra.get("particles") or {}).items()}
+    scores = {name: np.asarray(values) for name, values in result.particle_scores.items()}
     by_class = class_scores(poses.class_index.numpy(), record.get("classes") or [])
     if by_class is not None:
         scores["class_score"] = by_class
