@@ -44,17 +44,8 @@ def center_2D(
     ----------
     images : Tensor of shape (k, n, n)
         Images to centre.
-    method : int, default 1
-        Number of the method, 0 to 7; see the module's list.
-    search_range_px : float, default -1
-        Above 0, a phase shift larger than this counts as none, and a correlation is searched in a window of this width.
-        -1 means no limit.
-    inner_radius_px : float, default 2.0
-        Standard deviation of the (narrow) Gaussian of methods 2 and 3, pixels.
-    outer_radius_px : float, default 7.0
-        Standard deviation of the wide Gaussian of method 3, pixels.
-    reference : Tensor of shape (n, n), optional
-        Reference of methods 4 and 7.
+    method, search_range_px, inner_radius_px, outer_radius_px, reference : as in `center_shift`
+        The method and its options.
 
     Returns
     -------

@@ -127,27 +127,7 @@ def model_circle(radius: float, n: int, device: torch.device | str = "cpu") -> T
 
 
 def mean_under(images: Tensor, mask: Tensor, inside: bool = True) -> Tensor:
-    """Return the mean of each image inside or outside a mask.
-
-    Parameters
-    ----------
-    images : Tensor of shape (k, n, n)
-        Images.
-    mask : Tensor of shape (n, n)
-        Inside where above 0.5.
-    inside : bool, default True
-        Whether the inside or the outside counts.
-
-    Returns
-    -------
-    Tensor of shape (k,)
-        Means in double precision.
-
-    Raises
-    ------
-    RalibError
-        If fewer than two pixels count.
-    """
+    """Return the mean (k,) of each image inside or outside a mask, float64; see `statistics_under`."""
     return statistics_under(images, mask, inside)[0]
 
 

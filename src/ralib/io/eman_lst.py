@@ -38,12 +38,8 @@ def open_lst(
     ----------
     path : PathLike
         The file.
-    open_stack : callable
-        Opens an image file.
-    datadir : PathLike | None, optional
-        Folder of the image files, if they are not where the file says.
-    require_images : bool, default True
-        False opens a file whose images are missing for its metadata.
+    open_stack, datadir, require_images : as in `ralib.io.cryosparc.open_cs`
+        Where and how images are opened.
 
     Returns
     -------

@@ -18,14 +18,8 @@ def ctf_img(params: CtfParameters, box: int, pixel_size_A: float, device: torch.
 
     Parameters
     ----------
-    params : CtfParameters
-        CTF parameters of b particles.
-    box : int
-        Image size n, pixels.
-    pixel_size_A : float
-        Pixel size, Angstrom.
-    device : torch.device or str, default 'cpu'
-        Where to compute.
+    params, box, pixel_size_A, device : as in `ralib.images.ctf.ctf_2d`
+        CTF parameters of b particles, image size n, pixel size, device.
 
     Returns
     -------
@@ -43,14 +37,8 @@ def ctf_2(params: CtfParameters, box: int, pixel_size_A: float, device: torch.de
 
     Parameters
     ----------
-    params : CtfParameters
-        CTF parameters of b particles.
-    box : int
-        Image size n, pixels.
-    pixel_size_A : float
-        Pixel size, Angstrom.
-    device : torch.device or str, default 'cpu'
-        Where to compute.
+    params, box, pixel_size_A, device : as in `ctf_img`
+        CTF parameters of b particles, image size n, pixel size, device.
 
     Returns
     -------
