@@ -222,7 +222,24 @@ class Alignment:
         return done
 
     def search_until_still(self, stage: Stage, references: Tensor, poses: Poses, most: int) -> Poses:
-        """Poses against references that stay: searched around the last origins until none moves, `most` times."""
+        """Search poses with fixed references, around the last origins, until none moves.
+
+        Parameters
+        ----------
+        stage : Stage
+            The pose search.
+        references : Tensor of shape (k, n, n)
+            References.
+        poses : Poses
+            Initial poses.
+        most : int
+            Largest number of searches.
+
+        Returns
+        -------
+        Poses
+            Poses.
+        """
         self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(references))
         for _ in range(most):
             before, (poses, _) = poses, self._search_and_sum(stage, poses, len(references), None)

@@ -128,7 +128,28 @@ def sum_classes(
 def sum_limits(
     grid: RingGrid, spectra: Spectra, weight: list[Tensor], scale: list[Tensor], shard: Shard
 ) -> tuple[Tensor, Tensor]:
-    """What no sum of `sum_classes` exceeds ring by ring, (R,) of the numerator and of the weights."""
+    """Return upper bounds of the sums of `sum_classes` on each ring.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Spectra of this rank's particles.
+    weight : list[Tensor]
+        For each candidate the responsibilities (b,).
+    scale : list[Tensor]
+        For each candidate the contrasts (b,).
+    shard : Shard
+        Which of all particles these are.
+
+    Returns
+    -------
+    Tensor of shape (R,)
+        Bound of the numerators.
+    Tensor of shape (R,)
+        Bound of the weights.
+    """
     heaviest = torch.stack([w * a for w, a in zip(weight, scale, strict=True)]).amax(0)[:, None]
     largest = torch.stack([w * a * a for w, a in zip(weight, scale, strict=True)]).amax(0)[:, None]
     # An angular order is a mean over angles: no larger than the root of the mean square.

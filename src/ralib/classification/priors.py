@@ -24,7 +24,20 @@ LEAST_SPREAD_PX = 0.5
 
 
 def origin_spread(origin_xy_px: Tensor, shard: Shard | None = None) -> Tensor:
-    """Return the standard deviation () along x and y of origins (n, 2), from their median length, which is robust."""
+    """Return the standard deviation of origins along x and y, from their median length, which is robust.
+
+    Parameters
+    ----------
+    origin_xy_px : Tensor of shape (b, 2)
+        Origins of this rank's particles, pixels.
+    shard : Shard | None, optional
+        Which of all particles these are; by default all.
+
+    Returns
+    -------
+    Tensor of shape ()
+        Pixels.
+    """
     length = torch.linalg.vector_norm(origin_xy_px, dim=1)
     shard = shard or Shard.of_all(len(length))
     return (shard.median(length) / math.sqrt(2 * math.log(2))).clamp_min(LEAST_SPREAD_PX)

@@ -1,12 +1,12 @@
-"""Which particles this process holds, and what is told of all of them: sums, medians, tables.
+"""Distribution of particles over ranks: global sums, medians and tables, the same bits for any number of ranks.
 
-Every rank holds the spectra of its own particles only, and one state for each of them. What the classes depend on is
-made here, by all ranks together, and is then the same on each of them.
+Every rank holds only the spectra and states of its own particles. Everything the classes depend on is computed here, by
+all ranks together, and is then the same on each of them.
 
-Sums are the same bits however many ranks there are. Floating-point addition depends on the order only because partial
-sums are rounded; terms that are multiples of one quantum, so coarse that no partial sum needs more than 53 bits, add up
-exactly in any order. So every term is rounded to such a quantum first (Demmel and Nguyen 2013, "Fast reproducible
-floating-point summation"), which in float64 leaves more of it than float32 has.
+Floating-point addition depends on the order only because partial sums are rounded; terms that are multiples of one
+quantum, so coarse that no partial sum needs more than 53 bits, add up exactly in any order. So every term is first
+rounded to such a quantum (Demmel and Nguyen 2013, "Fast reproducible floating-point summation", 21st IEEE Symposium on
+Computer Arithmetic, 163-172), which in float64 preserves more of it than float32 has.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Shard:
 
     @classmethod
     def of_all(cls, n: int, ranks: Ranks | None = None) -> Shard:
-        """Even parts of n particles, as `runtime.distributed.shard` cuts them; all of them without ranks."""
+        """Return even parts of n particles, as `ralib.runtime.distributed.shard` cuts them; see `Shard`."""
         ranks = ranks or SingleProcess()
         return cls(tuple(n * r // ranks.size for r in range(ranks.size + 1)), ranks)
 
     def of(self, rows: Tensor) -> Shard:
-        """The same for some of the particles: ascending numbers (m,), the same on every rank."""
+        """Return the shard of some of the particles: ascending numbers (m,), the same on every rank."""
         bounds = torch.searchsorted(rows.cpu(), torch.tensor(self.bounds))
         return Shard(tuple(bounds.tolist()), self.ranks)
 
     @property
     def n(self) -> int:
-        """All particles."""
+        """Number of all particles."""
         return self.bounds[-1]
 
     @property
@@ -60,7 +60,7 @@ class Shard:
         return self.rows.stop - self.rows.start
 
     def among(self, n_own: int) -> Shard:
-        """The same for some of the particles, of which each rank says how many of its own there are."""
+        """Return the shard of some of the particles, of which each rank gives the number of its own."""
         if self.ranks.size == 1:
             return Shard((0, n_own), self.ranks)
         sizes = torch.zeros(self.ranks.size, dtype=torch.int64)
@@ -68,14 +68,14 @@ class Shard:
         return Shard((0, *self.ranks.all_reduce_(sizes).cumsum(0).tolist()), self.ranks)
 
     def held(self, rows: Tensor) -> Tensor:
-        """Of particles numbered `rows` (m,) those that this rank holds, as rows of its own tables."""
+        """Return those of particles `rows` (m,) that this rank holds, as rows of its own tables."""
         mine = (rows >= self.rows.start) & (rows < self.rows.stop)
         return rows[mine] - self.rows.start
 
     # -- the same on every rank ------------------------------------------------------------------------------------
 
     def gather(self, part: Tensor) -> Tensor:
-        """All particles' rows (n, ...) of a table of which each rank has its own (b, ...)."""
+        """Return all particles' rows (n, ...) of a table of which each rank has its own (b, ...)."""
         if self.ranks.size == 1:
             return part
         whole = part.new_zeros(self.n, *part.shape[1:], dtype=_summable(part.dtype))
@@ -83,7 +83,20 @@ class Shard:
         return self.ranks.all_reduce_(whole).to(part.dtype)
 
     def from_holders(self, rows: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """make(own rows) of particles `rows` (m,), in any order, each by the rank that holds it: complex (m, ...)."""
+        """Compute something of particles, each on the rank that holds it.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (m,)
+            Numbers of particles, in any order.
+        make : Callable[[Tensor], Tensor]
+            Computes complex results (b, ...) from the rank's own rows (b,).
+
+        Returns
+        -------
+        Tensor of shape (m, ...)
+            Results on every rank.
+        """
         if self.ranks.size == 1:
             return make(rows)
         part = torch.view_as_real(make(self.held(rows)))
@@ -92,45 +105,114 @@ class Shard:
         return torch.view_as_complex(self.ranks.all_reduce_(whole))
 
     def median(self, values: Tensor) -> Tensor:
-        """Median () over all particles of values (b,)."""
+        """Return the median () over all particles of values (b,)."""
         return self.gather(values).median()
 
     def largest(self, values: Tensor) -> Tensor:
-        """Maximum (...) over all particles of values (b, ...) that are nowhere negative."""
+        """Return the maximum (...) over all particles of non-negative values (b, ...)."""
         most = values.amax(0) if len(values) else values.new_zeros(values.shape[1:])
         return self.ranks.all_max_(most.contiguous())
 
     def sum(self, values: Tensor, most: float | Tensor | None = None) -> Tensor:
-        """Sum (...), float64, over all particles of values (b, ...) that are nowhere larger than `most` (...)."""
+        """Sum over all particles.
+
+        Parameters
+        ----------
+        values : Tensor of shape (b, ...)
+            Values of this rank's particles.
+        most : float or Tensor of shape (...), optional
+            Upper bound of the values; by default their maximum.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            Sums, float64.
+        """
         most = self.largest(values.abs()) if most is None else most
         return self.add_up(in_quanta(values, most * self.n).sum(0))
 
     def mean(self, values: Tensor, chosen: Tensor) -> Tensor:
-        """Mean (...), float64, of values (b, ...) over the particles `chosen` (b,)."""
+        """Average over some of the particles.
+
+        Parameters
+        ----------
+        values : Tensor of shape (b, ...)
+            Values of this rank's particles.
+        chosen : Tensor of shape (b,)
+            True for particles that count.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            Means, float64.
+        """
         return self.sum(values[chosen]) / self.count(chosen).clamp_min(1)
 
     def count(self, chosen: Tensor) -> Tensor:
-        """How many of all particles are `chosen` (b,), a number ()."""
+        """Return the number () of all particles that are `chosen` (b,)."""
         return self.ranks.all_reduce_(chosen.sum())
 
     def counts(self, group: Tensor, n_groups: int) -> Tensor:
-        """Particles (k,) of each group, of particles (b,) of which each is in one."""
+        """Count the particles of each group.
+
+        Parameters
+        ----------
+        group : Tensor of shape (b,)
+            Group of each of this rank's particles.
+        n_groups : int
+            Number of groups k.
+
+        Returns
+        -------
+        Tensor of shape (k,)
+            Numbers of particles.
+        """
         return self.ranks.all_reduce_(torch.bincount(group, minlength=n_groups))
 
     def sum_by(self, group: Tensor, values: Tensor, n_groups: int, most: float | Tensor | None = None) -> Tensor:
-        """Sums (k, f), float64, over the particles of each group (b,) of values (b, f)."""
+        """Sum over the particles of each group.
+
+        Parameters
+        ----------
+        group : Tensor of shape (b,)
+            Group of each of this rank's particles.
+        values : Tensor of shape (b, f)
+            Their values.
+        n_groups : int
+            Number of groups k.
+        most : float or Tensor of shape (f,), optional
+            Upper bound of the values; by default their maximum.
+
+        Returns
+        -------
+        Tensor of shape (k, f)
+            Sums, float64.
+        """
         most = self.largest(values.abs()) if most is None else most
         sums = torch.zeros(n_groups, values.shape[1], dtype=torch.float64, device=values.device)
         sums.scatter_add_(0, group[:, None].expand(-1, values.shape[1]), in_quanta(values, most * self.n))
         return self.add_up(sums)
 
     def add_up(self, part: Tensor) -> Tensor:
-        """The sum of what every rank has added up `in_quanta`, in place."""
+        """Sum, in place, what every rank has summed `in_quanta`."""
         return self.ranks.all_reduce_(part)
 
 
 def in_quanta(values: Tensor, limit: float | Tensor) -> Tensor:
-    """Values (..., f) in float64, as multiples of a quantum in which sums up to `limit`, () or (f,), are exact."""
+    """Round values to multiples of a quantum in which sums up to a limit are exact.
+
+    Parameters
+    ----------
+    values : Tensor of shape (..., f)
+        Values.
+    limit : float or Tensor of shape () or (f,)
+        Upper bound of the sums.
+
+    Returns
+    -------
+    Tensor of shape (..., f)
+        Rounded values, float64.
+    """
     limit = torch.as_tensor(limit, dtype=torch.float64, device=values.device)
     # Next to this number, three halves of a power of two above the limit, float64 has 2^-52 of that power left.
     anchor = 1.5 * torch.exp2(torch.frexp(limit).exponent.double() + 1)

@@ -137,7 +137,7 @@ class RawStack:
         return images_of_file(self, self.path, index)
 
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (b, n, n) of `raw_dtype` or float32 with images in the order of `index` (b,)."""
+        """Read images into an array; see `ralib.particles.prefetch.RawSource.read_raw`."""
         index = check_index(self.path, index, self.n_images)
         raw = out if out.dtype == self.layout.dtype else np.empty(out.shape, dtype=self.layout.dtype)
         for first, last in _runs(index, contiguous=self.layout.stride == raw[:1].nbytes):
@@ -301,7 +301,7 @@ class FilesSource:
         return out
 
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (b, n, n) of `raw_dtype` or float32 with images in the order of `index` (b,)."""
+        """Read images into an array; see `ralib.particles.prefetch.RawSource.read_raw`."""
         files, slices = self.file_index[index], self.slice_index[index]
         order = np.lexsort((slices, files))  # one pass through each file, forwards
         edges = [0, *(np.flatnonzero(np.diff(files[order])) + 1).tolist(), len(order)]

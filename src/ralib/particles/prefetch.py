@@ -41,7 +41,6 @@ class TensorSource(Protocol):
 
     def read_tensor(self, index: np.ndarray) -> Tensor:
         """Return images (b, n, n) in the order of `index` (b,)."""
-        ...
 
 
 @runtime_checkable
@@ -53,8 +52,15 @@ class RawSource(Protocol):
         """Type of the numbers."""
 
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (b, n, n) of `raw_dtype` with images in the order of `index` (b,)."""
-        ...
+        """Read images into an array.
+
+        Parameters
+        ----------
+        index : ndarray of shape (b,)
+            Numbers of the images.
+        out : ndarray of shape (b, n, n)
+            Filled in the order of `index`, of type `raw_dtype` or float32.
+        """
 
 
 @dataclass
