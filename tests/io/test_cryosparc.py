@@ -218,3 +218,17 @@ def test_cryosparc_pickle_is_never_run(tmp_path: Path) -> None:
         with pytest.raises(RalibError):
             open_particles(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_text_that_holds_no_characters_is_refused(tmp_path: Path) -> None:
+    """Python would make a broken string of it, and fail somewhere else."""
+    write_mrcs(tmp_path / "a.mrcs", np.random.default_rng(0).normal(size=(2, 8, 8)).astype(np.float32), 1.5)
+    rows = np.zeros(2, dtype=[("uid", "u8"), ("blob/path", "<U6"), ("blob/idx", "u4")])
+    rows["blob/path"], rows["blob/idx"] = "a.mrcs", [0, 1]
+    with (tmp_path / "p.cs").open("wb") as file:
+        np.save(file, rows)
+    assert len(open_particles(tmp_path / "p.cs")) == 2
+    raw = (tmp_path / "p.cs").read_bytes()
+    (tmp_path / "p.cs").write_bytes(raw.replace("a.".encode("utf-32-le"), b"\xff\xff\xff\x7f.\0\0\0"))
+    with pytest.raises(RalibError, match="holds no text"):
+        open_particles(tmp_path / "p.cs")

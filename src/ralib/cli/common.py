@@ -22,6 +22,7 @@ from rich.progress import track
 
 from ralib.cli.interrupts import answered
 from ralib.cli.timing import began
+from ralib.kernels.compile_cache import cache_trouble
 from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched
 from ralib.types import Notice, ParticleSet, RalibError
 
@@ -194,7 +195,9 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
         return _fail("terminated (SIGTERM): what was being written is removed", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except typer.Abort:
+    except typer.Abort as stop:
+        if isinstance(stop.__cause__, EOFError):  # which typer takes for the end of what a person types
+            return _explain(stop.__cause__)
         return _fail("aborted", EXIT_ERROR)
     except typer.Exit as stop:
         return int(stop.exit_code)
@@ -219,6 +222,8 @@ def _explain(error: Exception) -> int:
         instead = REPLACED_OPTIONS.get(getattr(error, "option_name", ""))
         message = f"{message} {instead}" if instead else message
         return _fail(f"{message} (see '{command} --help')", EXIT_ERROR) if message else EXIT_ERROR
+    if trouble := cache_trouble(error):
+        return _fail(trouble, EXIT_ERROR)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _fail(f"out of memory: {error}: use smaller batches (--batch) or a smaller box", EXIT_ERROR)
     if isinstance(error, OSError):

@@ -6,6 +6,7 @@ see `ralib.conventions.cryosparc_to_pose`.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,9 +154,21 @@ def load_cs(path: Path) -> np.ndarray:
                 f"{path} is truncated: its header says {shape[0]} particles ({needed} bytes), {present} bytes are "
                 "there; copy or export it again"
             )
-        return np.fromfile(path, dtype=dtype, count=shape[0], offset=offset)
+        rows = np.fromfile(path, dtype=dtype, count=shape[0], offset=offset)
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    _check_text(rows, path)
+    return rows
+
+
+def _check_text(rows: np.ndarray, path: Path) -> None:
+    """RalibError where a field of text holds numbers that are no characters: Python would make broken strings of it."""
+    for name in _names(rows):
+        base = rows.dtype[name].base
+        if base.kind == "U" and base.itemsize and len(rows):
+            characters = np.ascontiguousarray(rows[name]).view(base.byteorder + "u4")
+            if characters.size and int(characters.max()) > sys.maxunicode:
+                raise RalibError(f"{path} is damaged: its field {name} holds no text; copy or export it again")
 
 
 def _names(rows: np.ndarray) -> tuple[str, ...]:

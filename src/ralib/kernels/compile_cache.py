@@ -9,6 +9,7 @@ import contextlib
 import os
 import stat
 import tempfile
+import traceback
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
     if not _made(place) or not _private(place):
         place = Path(tempfile.mkdtemp(prefix="ralib-compiled-"))
     environment.update(dict.fromkeys(missing, str(place)))
+
+
+def cache_trouble(error: BaseException) -> str | None:
+    """What to tell of an error that Triton's cache raised (damaged, full, not readable); None for any other error.
+
+    Numba's cache needs no such words: see `numba_cache`.
+    """
+    if isinstance(error, RuntimeError) and "kernel image is invalid" not in str(error):
+        return None
+    if not isinstance(error, OSError | ValueError | EOFError | RuntimeError):
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(f"{os.sep}triton{os.sep}" in frame.filename for frame in frames):
+        return None
+    place = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
+    what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"Triton cannot use its cache {place} ({what}): remove that folder, or name another in TRITON_CACHE_DIR"
 
 
 def _could_write(folder: Path) -> bool:

@@ -32,6 +32,7 @@ from ralib.kernels.interpolation.reference import (
     sampled_chunks,
     sum_row,
 )
+from ralib.kernels.numba_cache import kept
 from ralib.kernels.threads import on_cores, shares
 
 _CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadratic", "linear"))
@@ -118,7 +119,8 @@ def _add_linear(f: Any, first: Any, t: Any, u: Any, scale: Any, offset: Any, out
         out[x] += scale * (upper + u[x] * (lower - upper) + offset)
 
 
-@numba.njit(fastmath=True, cache=True, nogil=True)
+@kept
+@numba.njit(fastmath=True, nogil=True)
 @no_type_check
 def _add_turned(
     samples: Any, table: Any, row: Any, column: Any, numbers: Any, method: Any, boundary: Any, start: Any, stop: Any,
@@ -194,7 +196,8 @@ def _solve_lines(lines: Any, scale: Any, side: Any) -> None:
             lines[k, x] -= side * scale[k] * lines[k + 1, x]
 
 
-@numba.njit(fastmath=True, cache=True, nogil=True)
+@kept
+@numba.njit(fastmath=True, nogil=True)
 @no_type_check
 def _solve(images: Any, scale: Any, side: Any, out: Any) -> None:
     """Prefilter images (b, n, n) into the inside of out (b, w, w): columns of the transposed image, then columns."""

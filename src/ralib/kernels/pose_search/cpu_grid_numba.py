@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.cpu_samples import ThinGrid
 from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 from ralib.kernels.trig_numba import cos_sin
@@ -188,7 +189,8 @@ def best_scores(parts: Tensor, tables: GridTables) -> Tensor:
     return best
 
 
-@numba.njit(nogil=True, cache=True)
+@kept
+@numba.njit(nogil=True)
 @no_type_check
 def _search(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, pose: Any, best: Any) -> None:
     for i in range(0, len(parts), LANES):
@@ -196,7 +198,8 @@ def _search(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, pose: A
         _search_block(parts[i:j], tables, behind, wanted[i:j], row[i:j], pose[i:j], best[i:j])
 
 
-@numba.njit(nogil=True, cache=True)
+@kept
+@numba.njit(nogil=True)
 @no_type_check
 def _all_orders(parts: Any, layout: Any, analysis: Any, out: Any) -> None:
     b, n_orders, _, n_radii = out.shape

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.cpu_grid_numba import FAST, NOTHING
 from ralib.kernels.pose_search.cpu_samples import ThinGrid
 from ralib.kernels.pose_search.reference import FINE_ROTATIONS
@@ -113,7 +114,8 @@ def refine_candidates(
     return out_row, out_pose[:, :4]
 
 
-@numba.njit(fastmath=FAST, cache=True, nogil=True)
+@kept
+@numba.njit(fastmath=FAST, nogil=True)
 @no_type_check
 def _refine(
     parts: Any, frequency: Any, table: Any, layout: Any, inner: Any, row: Any, pose: Any, slack: Any, limit: Any,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.reference import FINE_ROTATIONS
 from ralib.kernels.trig_numba import cos_sin
 
@@ -250,7 +251,8 @@ def _stride(n_half: int, n_angles: float) -> int:
     return max(s for s in STRIDES if n_half % s == 0 and (s == 1 or 2 * n_half > s * n_angles))
 
 
-@numba.njit(fastmath=True, cache=True, nogil=True)
+@kept
+@numba.njit(fastmath=True, nogil=True)
 @no_type_check
 def _gather(samples: Any, shift: Any, layout: Any, frequency: Any, out: Any) -> None:
     """See `ThinGrid.parts`."""
