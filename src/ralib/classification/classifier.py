@@ -30,7 +30,7 @@ from ralib.classification.schedule_checkpoint import checkpoint_of, resume_sched
 from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
-from ralib.classification.whitening import FINEST, LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
+from ralib.classification.whitening import FINEST, LARGEST_RADIUS, WhitenedParticles, whiten_particles
 from ralib.images.frc import masked_frc
 from ralib.interop.estimator import ClusterEstimator
 from ralib.io import for_computing
@@ -274,15 +274,15 @@ class Classifier(ClusterEstimator):
         """The particle's radius: as asked for, or measured."""
         if self.diameter_A:
             mask_px = self.diameter_A / (particles.pixel_size_A or 1.0) / 2
-            return Measured(mask_px / MASK_MARGIN, crowded=False)
+            return Measured.of_mask(mask_px)
         found = measure_radius(
             particles, device=self._device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
             mirror=self.mirror, budget=self._budget,
         )  # fmt: skip
         # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
-        told = torch.tensor([found.radius_px, float(found.crowded)], dtype=torch.float64)
-        radius, crowded = self._ranks.broadcast_(told).tolist()
-        return Measured(radius, bool(crowded))
+        told = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
+        radius, rim, crowded = self._ranks.broadcast_(told).tolist()
+        return Measured(radius, rim, bool(crowded))
 
     def _search(
         self,

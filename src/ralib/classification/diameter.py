@@ -38,8 +38,9 @@ SMALLEST_RADIUS = 0.08
 DETAILS = 9.0
 """Periods across that mask up to which images are compared."""
 
-EDGE, MINIMUM = 0.05, 0.1
-"""Of the profile's maximum: the edge is where the profile falls to the first, or has a minimum below the second."""
+EDGE, RIM, MINIMUM = 0.05, 0.02, 0.1
+"""Of the profile's maximum: the particle's radius is where the profile falls to the first, the rim of its faintest
+parts where it falls to the second; both end at a minimum below the third."""
 
 GAP, RISE = 0.25, 2.0
 """A minimum below the first, behind which the profile rises to the second times as much, is the gap to neighbours: of
@@ -58,23 +59,31 @@ CHANGED = 0.75
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured radius of a particle.
+    """Measured extent of a particle.
 
     Attributes
     ----------
     radius_px : float
         Radius, pixels of the input.
+    rim_px : float
+        Radius that holds its faintest parts too.
     crowded : bool
         Whether neighbours begin directly beyond it.
     """
 
     radius_px: float
+    rim_px: float
     crowded: bool
 
     @property
     def mask_radius_px(self) -> float:
-        """Radius of the mask: larger than the particle's, unless it would hold neighbours."""
-        return (CROWDED_MARGIN if self.crowded else MASK_MARGIN) * self.radius_px
+        """Radius of the mask: larger than the rim, unless it would hold neighbours."""
+        return (CROWDED_MARGIN if self.crowded else MASK_MARGIN) * self.rim_px
+
+    @classmethod
+    def of_mask(cls, mask_radius_px: float) -> Measured:
+        """Return the extent that a mask of a given radius is meant for."""
+        return cls(mask_radius_px / MASK_MARGIN, mask_radius_px / MASK_MARGIN, crowded=False)
 
 
 def measure_radius(
@@ -108,7 +117,7 @@ def measure_radius(
         few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box
     )  # fmt: skip
     n_classes = max(1, min(CLASSES, len(few) // 20))
-    measured = Measured(USUAL_RADIUS * few.box / MASK_MARGIN, crowded=False)
+    measured = Measured.of_mask(USUAL_RADIUS * few.box)
     for _ in range(2):
         mask_px = measured.mask_radius_px
         field = whiten_particles(
@@ -133,9 +142,10 @@ def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror
     state = schedule.initialize(model.blank())
     assert state.averages is not None
     profile = radial_profile(field.grid, state.averages.halves, state.members)
-    radius, crowded = edge_px(profile)
+    (radius, crowded), (rim, _) = edge_px(profile), edge_px(profile, RIM)
     box = field.grid.box
-    return Measured(min(max(radius, SMALLEST_RADIUS * box), LARGEST_RADIUS * box) / field.scale, crowded)
+    radius, rim = (min(max(r, SMALLEST_RADIUS * box), LARGEST_RADIUS * box) / field.scale for r in (radius, rim))
+    return Measured(radius, rim, crowded)
 
 
 def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
@@ -168,27 +178,29 @@ def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
     return weighted_median(common / common.amax(1, keepdim=True).clamp_min(1e-20), members)
 
 
-def edge_px(profile: Tensor) -> tuple[float, bool]:
+def edge_px(profile: Tensor, level: float = EDGE) -> tuple[float, bool]:
     """Locate the end of a radial profile, from its maximum outwards.
 
     Parameters
     ----------
     profile : Tensor of shape (r,)
         The profile.
+    level : float
+        Share of the profile's maximum at which it ends.
 
     Returns
     -------
     tuple
-        Radius, pixels, between the two rings where the profile falls to EDGE, or at its first low minimum; and whether
-        it rises again beyond.
+        Radius, pixels, between the two rings where the profile falls to `level`, or at its first low minimum; and
+        whether it rises again beyond.
     """
     curve = profile.cpu() / profile.max().clamp_min(1e-20).cpu()
     at = int(curve.argmax())
-    while at + 1 < len(curve) and curve[at] > EDGE and not _ends(curve, at):
+    while at + 1 < len(curve) and curve[at] > level and not _ends(curve, at):
         at += 1
     crowded = bool((curve[at:] > BEHIND).any())
-    if curve[at] < EDGE and at > 0 and curve[at - 1] > EDGE:
-        return at - 1 + float((curve[at - 1] - EDGE) / (curve[at - 1] - curve[at])), crowded
+    if curve[at] < level and at > 0 and curve[at - 1] > level:
+        return at - 1 + float((curve[at - 1] - level) / (curve[at - 1] - curve[at])), crowded
     return float(at), crowded and bool(curve[at] < GAP)
 
 
