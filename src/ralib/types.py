@@ -683,7 +683,7 @@ def chosen_rows(rows: Any, n: int) -> np.ndarray:
         Where nothing is chosen, a number is out of range, or a mask is of another length.
     """
     if isinstance(rows, slice):
-        index = np.arange(n)[rows].copy()  # torch knows no negative strides
+        index = np.arange(n)[rows].copy()  # torch has no negative strides
     else:
         given = np.atleast_1d(rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows))
         if given.dtype == bool:

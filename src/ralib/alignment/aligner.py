@@ -166,7 +166,7 @@ def finished_result(kind: str, run: Alignment, state: LoopState, options: dict[s
     averages = state.averages
     if averages is None:
         raise RalibError("no iteration was done: nothing to write")
-    # The last iteration reseeds nothing, so who has no class there was not usable.
+    # The last iteration reseeds nothing, so that a particle without a class was not usable.
     bad = torch.nonzero(state.poses.class_index < 0)[:, 0].tolist()
     warnings = [*run.particles.warnings, *run.warnings, *state.warnings, *closing_warnings(run, state, bad)]
     return RunResult(
@@ -201,7 +201,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
         Warnings.
     """
     warnings = []
-    if run.particles.usable is not None:  # those have been told
+    if run.particles.usable is not None:  # those are in the input's warnings
         bad = [i for i in bad if run.particles.usable[i]]
     if bad:
         shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")

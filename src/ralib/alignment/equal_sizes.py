@@ -21,7 +21,7 @@ from ralib.runtime.distributed import Ranks, gather_rows
 LISTED = 32
 """Classes remembered of each particle, where there are more."""
 SAMPLE, SAMPLE_PER_CLASS = 4096, 50
-"""Particles that tell the prices: at least, and for each class."""
+"""Particles from which the prices are computed: at least, and for each class."""
 
 
 class EqualClasses:
@@ -89,7 +89,7 @@ class EqualClasses:
         sample = np.arange(size) * self.n // size
 
         def scored() -> Tensor:
-            # The last column tells usable particles.
+            # The last column marks usable particles.
             table = torch.zeros(size, n_classes + 1, device=self.device)
             for batch in self.batches.select(sample):
                 at = torch.from_numpy(np.searchsorted(sample, batch.index)).to(self.device)

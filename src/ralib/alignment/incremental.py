@@ -135,7 +135,7 @@ class GrowingClassification:
 
 
 def _joined(state: LoopState, particles: ParticleSet, run: Alignment) -> LoopState:
-    """The state with the newcomers at its end: no class yet, and the poses they came with."""
+    """The state with the new particles appended: no class yet, and their own poses."""
     known = len(state.poses)
     if known == len(particles):
         return state

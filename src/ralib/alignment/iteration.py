@@ -184,7 +184,7 @@ class Alignment:
         self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(state.references))
         target = self._equal_classes(stage, state) if self.options.equal_sizes else None
         poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
-        # A class found starving in the last iteration is reported, not refilled with members never searched.
+        # A class too small in the last iteration is reported, not reseeded with members that would not be searched.
         poses, warnings = (poses, []) if last else self._reseed(poses, sums)
         sums.all_reduce_(self.ranks)
         with one_thread():
@@ -358,7 +358,7 @@ class Alignment:
         return equal.assign(len(state.references))
 
     def _reseed(self, poses: Poses, sums: ClassSums) -> tuple[Poses, list[Notice]]:
-        """Feed starving classes; sums are linear, so only the particles that moved are taken out and put in."""
+        """Reseed small classes; sums are linear, so that only the particles that moved are subtracted and added."""
         smallest = self.smallest_class(sums.n_classes)
         if self.options.equal_sizes or sums.n_classes == 1 or smallest < 1:
             return poses, []

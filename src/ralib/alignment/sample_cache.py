@@ -60,7 +60,7 @@ class SampleCache:
         if batch.number in self._kept:
             return self._kept[batch.number]
         samples = search.prepare(batch.images)
-        # Some particles only are not asked for again; and half of the memory means that there is none to spare.
+        # Selections are not needed again; and images in half precision mean that there is no memory to spare.
         if batch.number < 0 or self.batches.resident not in ("samples", "single"):
             return samples
         room = self._share * (free_memory(self.device) - self.batches.coming_bytes)

@@ -110,7 +110,7 @@ class ImageRows:
 
 
 def _image_shape(array: Tensor | np.ndarray, image_shape: tuple[int, int] | None) -> tuple[int, int]:
-    """(h, w) of images (n, h, w); of rows as told, else a square, else a single column of pixels."""
+    """(h, w) of images (n, h, w); of rows as given, else a square, else a single column of pixels."""
     if array.ndim == 3:
         return int(array.shape[1]), int(array.shape[2])
     if array.ndim != 2:

@@ -380,7 +380,7 @@ def efficiency_rows(rows: list[dict[str, Any]], *, on_gpu: bool) -> list[dict[st
     ]
     if on_gpu:
         return found
-    # On a machine that others use as well only a process's own time tells how well the work is shared out.
+    # On a shared machine only a process's own time shows how well the work is distributed.
     return found + [
         {
             "case": f"processor time of {rows[0]['ranks']} over the busiest of {row['ranks']}",

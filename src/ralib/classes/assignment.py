@@ -18,7 +18,7 @@ def best(scores: Tensor) -> Tensor:
 
 
 _CHUNK = 2**22
-"""Scores of a class's members with all classes that are looked at at a time."""
+"""Scores of a class's members with all classes that are processed at a time."""
 
 
 @dataclass(frozen=True)

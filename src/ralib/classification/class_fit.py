@@ -23,7 +23,7 @@ from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
 
 BANDS = 0.0, 1.5, 3.0, 6.0, 12.0
-"""Details across the particle between which fits are told."""
+"""Details across the particle that bound the bands of the fit."""
 
 _N = len(BANDS) - 1
 FIT_NAMES = (
@@ -127,7 +127,7 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
         rows = slice(first, first + chunk)
         columns.append(_of_rows(model, state, rows, halves, powers, typical, round_mean, places))
     found = torch.cat(columns)
-    # Extremes count in the deviation of what is left of the usual particle, whoever shares a chunk with it.
+    # Extremes are measured in the deviation of the usual particle's residual, independent of the chunk.
     extremes = [FIT_NAMES.index("left_brightest"), FIT_NAMES.index("left_darkest")]
     found[:, extremes] /= model.shard.median(found[:, -1]).clamp_min(1e-9)
     return found[:, :-1]

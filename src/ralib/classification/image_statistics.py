@@ -18,7 +18,7 @@ from ralib.images.masks import soft_disc
 from ralib.particles.batches import ParticleBatches
 
 DETAILS = 0.0, 1.0, 2.0, 4.0, 8.0
-"""Details (full periods) across the particle between which power is told; the last band ends at the next doubling."""
+"""Details (full periods) across the particle that bound the bands of the power; the last ends at the next doubling."""
 
 IMAGE_NAMES = (
     *(f"power_inside_{i}" for i in range(len(DETAILS))),

@@ -119,7 +119,7 @@ def judge(
         "fit": _numbers(poses.score),
         "scale": _numbers(everyone(state.scale)),
         "explained": _numbers(everyone(explained_ratio(field, state, references))),
-        "quality": np.zeros(len(index)),  # keeps its column; told below
+        "quality": np.zeros(len(index)),  # keeps its column; filled below
         "detail": _numbers(everyone(detail_ratio(model, state, references))),
         "off_centre": _numbers(everyone(stability.away_px / field.particle_radius_px)),
         "agreement": _numbers(everyone(stability.agreement)),

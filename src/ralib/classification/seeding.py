@@ -11,7 +11,7 @@ from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 
 NEIGHBOURS = 3, 10
-"""Best classes within which a particle's spread is told, at least and at most: a quarter of all, so that few lie in
+"""Best classes within which a particle's spread is measured, at least and at most: a quarter of all, so that few lie in
 another species; ten are two shells around one's own class where views lie evenly on a sphere."""
 
 LEAST_SPREAD = 2.0

@@ -26,8 +26,8 @@ from ralib.particles.batches import ParticleBatches
 from ralib.types import CtfParameters, CtfState, ParticleSet
 
 MASK_MARGIN = 1.25
-"""The mask's radius over the particle's: room for long views, and for classes that are not quite centred. Where boxes
-hold neighbours as well, a wider mask lets them in; 1.4 cost 2 to 7 degrees on three crowded sets."""
+"""The mask's radius over the particle's: a margin for long views, and for classes that are not quite centred. A wider
+mask includes neighbours where boxes hold them; 1.4 cost 2 to 7 degrees on three crowded sets."""
 
 MASK_EDGE_PX = 4.0
 
@@ -242,7 +242,7 @@ def _read(
         power[rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
         features[rows] = image_features(images)
         usable[rows] = batch.usable
-    # What is usual is told by all images together.
+    # What is usual follows from all images together.
     outliers = find_outliers(shard.gather(features), shard.gather(usable))
     return _Samples(data, power, usable, outliers[shard.rows])
 

@@ -213,7 +213,7 @@ def _pose_part(pose: PoseTriple, part: slice, device: torch.device) -> PoseTripl
 
 
 def _check_finite(sums: Tensor, stack: Tensor) -> None:
-    """The sums tell whether any image held NaN; only then are the images looked through."""
+    """Raise if an image holds NaN or infinity: only where the sums do are the images searched."""
     if bool(sums.isfinite().all()):
         return
     bad = [i for i in range(len(stack)) if not bool(stack[i].isfinite().all())]

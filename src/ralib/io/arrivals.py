@@ -200,7 +200,7 @@ class Arrivals:
 
 
 def _alike(a_A: float | None, b_A: float | None) -> bool:
-    """Whether two pixel sizes are the same as far as headers tell."""
+    """Whether two pixel sizes are the same as far as headers say."""
     return a_A is None or b_A is None or abs(a_A - b_A) <= 1e-3 * b_A
 
 
@@ -209,7 +209,7 @@ def _settled(path: Path) -> bool:
 
 
 def _measured(path: Path, images: tuple[int, ...] | None = None) -> TakenStack:
-    """What a stack is like now: its two ends, or some of its images; '' as digest where these cannot be read."""
+    """Present size, time and digest of a stack; '' as digest where it cannot be read."""
     found = path.stat()
     if images is None:
         with path.open("rb") as file:
@@ -225,7 +225,7 @@ def _measured(path: Path, images: tuple[int, ...] | None = None) -> TakenStack:
 
 
 def _stacks_named(particles: ParticleSet) -> dict[str, TakenStack]:
-    """The stacks that rows name, by their absolute paths, each told by images from its first named to its last."""
+    """The stacks that rows name, by their absolute paths, each described by images from the first named to the last."""
     references = file_references(particles.images)
     if references is None:
         return {}
@@ -241,7 +241,7 @@ def _stacks_named(particles: ParticleSet) -> dict[str, TakenStack]:
 
 
 def _row_hashes(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
-    """Which image each row names (n,), the second row of one image told from the first, and all its values (n,)."""
+    """The image that each row names (n,), numbered where rows name one image again, and all its values (n,)."""
     n = len(particles)
     tables = particles.metadata.tables.values()
     table = next((t for t in tables if isinstance(t, pd.DataFrame) and "rlnImageName" in t and len(t) == n), None)

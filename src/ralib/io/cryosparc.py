@@ -91,7 +91,7 @@ def open_cs(
 
 
 def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> ParticleSet:
-    """The particles with what a person should know: passthrough files left aside, helical segments."""
+    """The particles with warnings about unused passthrough files and helical segments."""
     if unused:
         lost = "" if particles.ctf is not None else "; the particles have no CTF now"
         particles = particles.warned(

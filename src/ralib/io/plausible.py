@@ -30,12 +30,12 @@ def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:
     """Return which CTFs (n,) are implausible, and what is wrong with the first of them ('' where none is)."""
     bad = np.zeros(len(ctf), dtype=bool)
     reasons: list[tuple[int, str]] = []
-    for name, (low, high, told) in LIMITS.items():
+    for name, (low, high, reason) in LIMITS.items():
         values = np.asarray(getattr(ctf, name), dtype=np.float64)
         wrong = ~((values >= low) & (values <= high))
         if wrong.any():
             row = int(np.argmax(wrong))
-            reasons.append((row, told.format(values[row])))
+            reasons.append((row, reason.format(values[row])))
             bad |= wrong
     mean = (np.asarray(ctf.defocus_u_A, dtype=np.float64) + ctf.defocus_v_A) / 2
     wrong = ~bad & ~(np.abs(mean) >= LEAST_DEFOCUS_A)
@@ -234,8 +234,8 @@ def for_computing(particles: ParticleSet, *, ctf: bool) -> ParticleSet:
 def mixed_pixel_sizes(sizes_A: np.ndarray) -> str:
     """Return the error text for images (n,) of several pixel sizes, with advice."""
     sizes = np.unique(np.round(sizes_A, 5))
-    told = " and ".join(f"{size:g}" for size in sizes[:4]) + (" and more" if len(sizes) > 4 else "")
+    shown = " and ".join(f"{size:g}" for size in sizes[:4]) + (" and more" if len(sizes) > 4 else "")
     return (
-        f"the particles have several pixel sizes ({told} A/px) and cannot be averaged: bring them to one with 'ralib "
+        f"the particles have several pixel sizes ({shown} A/px) and cannot be averaged: bring them to one with 'ralib "
         f"prepare STACK OUT.star --pixel-size {sizes[-1]:g}', and use OUT.star"
     )

@@ -287,7 +287,7 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
 
 
 def _mirror(table: pd.DataFrame, path: Path) -> torch.Tensor:
-    """ralibMirror; without it (RELION 3 drops columns it does not know) images turned over by a tilt of 180 degrees."""
+    """ralibMirror; without it (RELION 3 drops unknown columns) images mirrored by a tilt of 180 degrees."""
     if "ralibMirror" in table.columns:
         return torch.tensor(_numbers(table, "ralibMirror", path) != 0)
     return _turned_over(table, path)

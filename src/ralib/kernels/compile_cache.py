@@ -34,7 +34,7 @@ def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
     if not missing:
         return
     place = Path(tempfile.gettempdir()) / f"ralib-compiled-{os.getuid()}"
-    # What lies there is run: nobody else may write into it.
+    # Code from there is executed: other users must not be able to write into it.
     if not _made(place) or not _private(place):
         place = Path(tempfile.mkdtemp(prefix="ralib-compiled-"))
     environment.update(dict.fromkeys(missing, str(place)))

@@ -206,7 +206,7 @@ class ParticleBatches:
         return whole * (len(self) - len(self._kept)) // len(self)
 
     def _fits(self, batch: Batch) -> bool:
-        """Whether there is room to keep one more batch."""
+        """Whether one more batch fits."""
         if self.resident in ("samples", "single"):
             return True  # planned for all of them
         half_bytes = 2 * self.particles.box**2

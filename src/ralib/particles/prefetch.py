@@ -26,7 +26,7 @@ from ralib.types import ImageSource
 READ_AHEAD = 2
 """Batches that wait on the device while one is worked on."""
 READERS = 4
-"""Reads that a disk, or a network file system, is asked for at a time."""
+"""Reads requested at a time from a disk or a network file system."""
 BUFFER_BYTES = 2**25
 BUFFERS = 2 * READERS
 """A reader fills one pinned buffer while the other one's copy is under way."""
@@ -217,7 +217,7 @@ def _read_ahead(read: Callable[[np.ndarray], Loaded], blocks: list[np.ndarray]) 
         for block in blocks:
             try:
                 item: Loaded | BaseException = read(block)
-            except BaseException as error:  # handed to the consumer, whoever's it is
+            except BaseException as error:  # raised again in the consumer
                 item = error
             while not stop.is_set():
                 try:

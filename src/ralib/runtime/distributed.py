@@ -29,7 +29,7 @@ LOST_S = 20.0
 GRACE_S = 8.0
 """What a rank has to end by itself after another failed, or after a signal."""
 TIMEOUT = timedelta(hours=6)
-"""Of one sum: rank 0 may be writing for long; that nobody hangs is the pulse's business."""
+"""Of one sum: rank 0 may be writing for long; a rank that hangs is detected by the heartbeat."""
 _DONE, _FAILED = "done", "failed"
 
 
@@ -194,7 +194,7 @@ def join() -> Ranks:
 
 @functools.cache
 def _joined() -> tuple[ProcessGroup, _Pulse]:
-    """torch.distributed knows one world a process, so meeting is done once."""
+    """torch.distributed has one world in a process, so that it is joined once."""
     store, rank, size = next(iter(rendezvous("env://")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     pulse = _Pulse(store, rank, size)
@@ -283,7 +283,7 @@ class _Pulse(threading.Thread):
         try:
             self._exit_store.set(f"ralib/beat/{self.rank}", _FAILED)
             return self._exit_store.add("ralib/failures", 1) == 1
-        except RuntimeError:  # the store is gone, and with it whoever knew better
+        except RuntimeError:  # the store's process has ended: nothing to compare with
             return True
 
     def leave(self) -> None:

@@ -103,8 +103,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Return whether an error reports a lack of memory: PyTorch's own, its libraries', or Python's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    told = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    messages = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in messages)
 
 
 def _limited_rooms() -> Iterator[int]:

@@ -223,7 +223,7 @@ class _Loop:
         return Found.cat(parts), sums, ctf2
 
     def _centres(self, index: Tensor) -> Tensor:
-        """Where (b, 2) the header says the particle is, pixels from the image's centre; far ones start anew."""
+        """Where (b, 2) the header says the particle is, pixels from the image's centre; far ones start from 0."""
         centre = origins(self.header[index])
         limit = self.stack.particles.box // 2 + 1 - self.options.rings.radius_px[-1] - 2
         outside = (centre.abs() > limit).any(dim=1, keepdim=True)

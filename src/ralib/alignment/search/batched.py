@@ -42,7 +42,7 @@ from ralib.types import Poses
 LEAST_PRODUCT_BYTES, MOST_PRODUCT_BYTES = 2**24, 2**32
 """Cross spectra that a GPU works on at a time."""
 SAME_DEG, SAME_PX = 1.5, 0.4
-"""Candidates of one template closer than this, after a Newton step, are taken to climb to the same maximum."""
+"""Candidates of one template closer than this, after a Newton step, are taken to converge to the same maximum."""
 SLACK = (0.1, 0.03, 0.01)
 """So far, as a fraction of a particle's best score, a candidate may lie behind before its first, second, ... step."""
 LAST_STEPS = 6
@@ -177,7 +177,7 @@ class BatchedSearch(PoseSearch):
         """Per group of references: best value and its angle, both (r, s * mirror * sign of psi, b), and its first."""
         bank, poses = self.bank, self.bank.poses
         parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
-        # Matrix units want rows whose length is a round number; what is in the rest of a row stays there.
+        # Matrix units need rows whose length is a round number; the rest of a row is never read.
         columns = poses.angular_orders(parts, len(samples) + -len(samples) % 64).flatten(1, 2)
         _, group = self.plan()
         per_reference = len(poses.pairings)

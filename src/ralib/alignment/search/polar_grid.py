@@ -170,7 +170,7 @@ def _kaiser_bessel_beta() -> float:
 
 
 def _kernel_taps(k: np.ndarray, phi: np.ndarray, big: int) -> tuple[np.ndarray, np.ndarray]:
-    """Index (P, w*w) into the flattened rfft2 and weight of each tap; a negative index asks for the conjugate.
+    """Index (P, w*w) into the flattened rfft2 and weight of each tap; a negative index means the conjugate.
 
     Angles in [0, pi) give ky >= 0, but the half transform holds kx >= 0: a tap with kx < 0 is read as the conjugate of
     its opposite. Such an index i is stored as -1 - i.

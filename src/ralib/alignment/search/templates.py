@@ -340,7 +340,7 @@ class Extent:
         Tensor of shape (5,)
             The four counts less 1, and the mean square frequency.
         """
-        # In double precision: a millionth of the whole is asked about.
+        # In double precision: fractions of a millionth of the whole matter.
         power = (squared(spectrum) * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         by_radius = power.sum(1)

@@ -146,7 +146,7 @@ def _add_turned(
         following = samples[min(i + 1, len(samples) - 1)]
         for y in range(start, stop):
             out = sums[row[i], y]
-            # Turned lines come from everywhere: what no prefetcher foresees is asked for a particle ahead.
+            # Rotated lines are scattered in memory, which no prefetcher predicts: they are prefetched a particle ahead.
             for p in range((y - start) * share, min((y - start + 1) * share, len(following)), LINE):
                 fetch_soon(following, np.int64(p))
             _place_line(pose, across, column[0, y], numbers, boundary, px, py)
@@ -282,7 +282,7 @@ def rotate_shift_sum(
     row = sum_row(class_index, half_index, n_classes)
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])
-    # Samples as they are need no room: all of them at once.
+    # Samples need no temporaries: all of them at once.
     pixels = len(images) * images.box**2 if isinstance(images, Samples) else CHUNKS * chunk_pixels(images)
     for part, samples in sampled_chunks(images, method, boundary, pixels, solved):
         weight = None if weights is None else weights[part]

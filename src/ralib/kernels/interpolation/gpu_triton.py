@@ -169,7 +169,7 @@ def _solve_kernel(
         sample = tl.load(source + row * W, mask=inside & in_box, other=0.0)
         value = (sample - SIDE * value) * _factor(zero, at_top, i - HALO - PAD, SCALE)
         value = tl.where(in_box, value, zero)
-        forward = forward + (value,)  # noqa: RUF005  Triton knows no starred tuples
+        forward = forward + (value,)  # noqa: RUF005  Triton has no starred tuples
     value = zero
     for i in tl.static_range(ROWS + 2 * HALO - 1, HALO - 1, -1):
         row = first + i
@@ -185,7 +185,7 @@ def _factor(zero, at_top, row: tl.constexpr, SCALE: tl.constexpr):
     LAST: tl.constexpr = len(SCALE) - 1
     if row < LAST:
         return tl.where(at_top, zero + SCALE[max(row, 0)], zero + SCALE[LAST])
-    else:  # noqa: RET505  Triton wants both
+    else:  # noqa: RET505  Triton needs both
         return zero + SCALE[LAST]
 
 

@@ -38,7 +38,7 @@ OMOMS_CENTRE, OMOMS_SIDE = 13 / 21, 4 / 21
 PAD = 4
 # Columns of the pose table that compiled forms read, one row a particle.
 TABLE_COLUMNS = ("cos", "sin", "start_x", "start_y", "mirror", "weight", "offset")
-# Chunks of about a megabyte a temporary stay in a core's cache; a GPU wants enough work a launch instead.
+# Temporaries of about a megabyte stay in a core's cache; a GPU needs enough work for a launch instead.
 _CPU_CHUNK_PIXELS = 1 << 18
 _GPU_CHUNK_PIXELS = 1 << 24
 

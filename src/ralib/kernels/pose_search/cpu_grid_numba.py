@@ -34,7 +34,7 @@ NOTHING = -3.0e38
 GROUP = 8
 """References times shifts whose products are made at a time: with the particles' orders they fill half of a cache."""
 ORDER_STEP = (4 * GROUP + 1) * LANES
-"""From one order's products to the next's: no power of two, whose addresses would crowd in a few lines of a cache."""
+"""From one order's products to the next's: no power of two, whose addresses would share a few lines of a cache."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _all_orders(parts: Any, layout: Any, analysis: Any, out: Any) -> None:
 def _fill_columns(parts: Any, layout: Any, analysis: Any, n_orders: Any, n_radii: Any, columns: Any) -> None:
     """Angular orders of at most LANES particles: columns, flat (m, 2, k + 1, LANES), from parts (b, 2, P).
 
-    The last radius of each is room for what a tile computes too much.
+    The last radius of each is padding for the excess of a tile.
     """
     most = 0
     for g in range(len(layout)):
@@ -305,7 +305,7 @@ def _any_wants(wanted: Any, first: Any, last: Any) -> Any:
 @numba.njit
 @no_type_check
 def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quarter: Any, sums: Any) -> None:
-    """Sums (4, J / 2, 2, LANES) over even and odd orders, by cosines, then by sines, of the products that want them."""
+    """Sums (4, J / 2, 2, LANES) over even and odd orders, by cosines, then by sines, of the products that need them."""
     for kind in range(4):
         # By cosines Re Re and Im Im, the first and the last of four; by sines Re Im and Im Re.
         second, apart = (first, 3 * LANES) if kind < 2 else (first + LANES, LANES)
@@ -417,7 +417,7 @@ def interpolated(sums: Any, b: Any, mirror: Any, sign: Any, penalty: Any, value:
     if below <= value and above <= value and bend > 0:
         lean = np.float32(0.5) * (above - below) / bend
         value += np.float32(0.25) * (above - below) * lean
-    elif bend == 0 or penalty.min() == 0:  # nobody else has the maximum at the end of an allowed arc
+    elif bend == 0 or penalty.min() == 0:  # the maximum at the end of an allowed arc belongs to no other half
         value = np.float32(NOTHING)
     return np.float32(position) + lean + np.float32(0.5), value
 

@@ -124,7 +124,7 @@ def _shortlist(
     row, pose, row_out, pose_out, n_candidates, n_particles, n_kept, same_deg, same_px,
     DISTINCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one particle. A candidate's place is the number of those before it; they are asked one by one."""
+    """One program: one particle. A candidate's place is the number of those before it, counted one by one."""
     particle = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     here = i < n_candidates
