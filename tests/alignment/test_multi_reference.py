@@ -180,7 +180,7 @@ def test_user_function_prepares_the_references(easy: Truth) -> None:
     torch.testing.assert_close(torch.linalg.vector_norm(shift, dim=1), torch.ones(90), rtol=0, atol=1e-4)
     with pytest.raises(RalibError, match="must return a finite image"):
         aligner(easy, user_function=lambda a, m, f: a[:3]).fit(easy.images)
-    with pytest.raises(RalibError, match="--function failed on class 1: ZeroDivisionError"):
+    with pytest.raises(RalibError, match="`user_function` failed on class 1: ZeroDivisionError"):
         aligner(easy, user_function=lambda a, m, f: 1 / 0).fit(easy.images)
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_is_refused(easy: Truth) -> None:
         ({"mask": np.ones((40, 40))}, "the mask is"),
         ({"ctf": "wiener"}, "no CTF parameters"),
         ({"snr": -1.0}, "must be above 0"),
-        ({"center": 9}, "--center 9 is unknown"),
+        ({"center": 9}, "`center` 9 is unknown"),
         ({"batch_size": 0}, "a batch of 0"),
     ]
     for options, message in cases:
@@ -281,7 +281,7 @@ def test_what_cannot_be_is_refused(easy: Truth) -> None:
             aligner(easy, **options).fit(easy.images)
     with pytest.raises(RalibError, match="no particles"):
         aligner(easy).fit(easy.images[:0])
-    with pytest.raises(RalibError, match="--maxit"):
+    with pytest.raises(RalibError, match="`iterations`"):
         aligner(easy, iterations=0)
     with pytest.raises(RalibError, match="square images"):
         aligner(easy).fit(np.zeros((3, 8, 9)))

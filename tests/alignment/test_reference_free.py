@@ -87,7 +87,7 @@ def test_resuming_gives_the_same_bits(truth, stop) -> None:
 def test_what_cannot_be_is_refused(truth) -> None:
     with pytest.raises(RalibError, match="no stage"):
         aligner(stages=[])
-    with pytest.raises(RalibError, match="--maxit"):
+    with pytest.raises(RalibError, match="`iterations`"):
         aligner(iterations=-1)
     with pytest.raises(RalibError, match="square images"):
         aligner().fit(np.zeros((4, 4)))

@@ -134,9 +134,9 @@ def test_options_that_do_not_fit_are_cut_with_a_word_or_refused(tmp_path: Path) 
     particles = open_particles(tmp_path / "p.mrcs")
     cut = Classifier(n_classes=2, diameter_A=5000, resolution_A=1).fit(particles)
     told = " ".join(w.what for w in cut.warnings_)
-    assert "--diameter 5000 A was cut" in told
-    assert "--resolution 1 A was cut" in told
-    with pytest.raises(RalibError, match="--search 40 px"):
+    assert "`diameter_A` 5000 A was cut" in told
+    assert "`resolution_A` 1 A was cut" in told
+    with pytest.raises(RalibError, match="`search_px` 40 px"):
         Classifier(n_classes=2, search_px=40).fit(particles)
     with pytest.raises(RalibError, match="1 particle cannot be classified"):
         Classifier(n_classes=1).fit(open_images(tmp_path / "p.mrcs")[:1])

@@ -129,9 +129,9 @@ def test_prepared_source_bad_images_are_named_and_become_zero() -> None:
     [
         ({"normalise": "relion"}, "normalise"),
         ({"box_px": 32, "pixel_size_A": 2.0}, "give one"),
-        ({"box_px": 2}, "--box"),
-        ({"clip_px": 0}, "--clip"),
-        ({"mask_radius_px": -1.0}, "--mask-radius"),
+        ({"box_px": 2}, "`box_px`"),
+        ({"clip_px": 0}, "`clip_px`"),
+        ({"mask_radius_px": -1.0}, "`mask_radius_px`"),
     ],
 )
 def test_preparation_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
@@ -141,7 +141,7 @@ def test_preparation_wrong_options_are_refused(options: dict[str, object], messa
 
 def test_prepare_particles_impossible_requests_are_refused() -> None:
     particles = ParticleSet(ArraySource(noise(2, 32).numpy()))
-    with pytest.raises(RalibError, match="input-pixel-size"):
+    with pytest.raises(RalibError, match=r"`ParticleSet\.pixel_size_A`"):
         prepare_particles(particles, Preparation(pixel_size_A=4.0))
     with pytest.raises(RalibError, match="nearer"):
         prepare_particles(particles.replace(pixel_size_A=1.0), Preparation(pixel_size_A=400.0))

@@ -102,7 +102,7 @@ def test_a_condition_compares_numbers_and_texts_and_names_what_is_wrong() -> Non
     assert meets("name=x*", columns).tolist() == [True, True, False]
     assert meets("name != 'y'", columns).tolist() == [True, True, False]
     for wrong in ("a", "a <", "b > 1", "name < x", "a ~ 1"):
-        with pytest.raises(RalibError, match="--where"):
+        with pytest.raises(RalibError, match="`where`"):
             meets(wrong, columns)
 
 

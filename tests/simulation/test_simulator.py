@@ -161,7 +161,7 @@ def test_view_frames_are_right_handed() -> None:
         ({"box": 4}, "box"),
         ({"snr": 0.0}, "snr"),
         ({"junk_fraction": 1.5}, "junk_fraction"),
-        ({"n_views": 2, "view_frequencies": (1.0,)}, "view-frequencies"),
+        ({"n_views": 2, "view_frequencies": (1.0,)}, "view_frequencies"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, object], message: str) -> None:

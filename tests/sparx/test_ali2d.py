@@ -146,18 +146,18 @@ def test_stage_texts() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"mode": "H"}, "--mode"),
-        ({"randomize": True}, "--randomize"),
-        ({"snr": 2.0}, "--snr"),
-        ({"random_method": "SA"}, "--random_method"),
-        ({"dst": 5.0, "nomirror": True}, "--dst"),
-        ({"nomirror": True, "random_method": "SCF"}, "--nomirror"),
-        ({"xr": "4 2", "ts": "1"}, "--ts"),
-        ({"xr": "four"}, "--xr"),
-        ({"xr": ""}, "--xr"),
-        ({"ts": "0 0 0 0"}, "--ts"),
+        ({"mode": "H"}, "`mode`"),
+        ({"randomize": True}, "`randomize`"),
+        ({"snr": 2.0}, "`snr`"),
+        ({"random_method": "SA"}, "`random_method`"),
+        ({"dst": 5.0, "nomirror": True}, "`dst`"),
+        ({"nomirror": True, "random_method": "SCF"}, "`nomirror`"),
+        ({"xr": "4 2", "ts": "1"}, "`ts`"),
+        ({"xr": "four"}, "`xr`"),
+        ({"xr": ""}, "`xr`"),
+        ({"ts": "0 0 0 0"}, "`ts`"),
         ({"ou": 29}, "edge of a box"),
-        ({"CTF": True, "xr": 1, "ts": 1}, "--CTF"),
+        ({"CTF": True, "xr": 1, "ts": 1}, "`CTF`"),
     ],
 )
 def test_refusals(given: dict[str, np.ndarray], options: dict[str, Any], why: str) -> None:
@@ -167,7 +167,7 @@ def test_refusals(given: dict[str, np.ndarray], options: dict[str, Any], why: st
 
 def test_coarse_angles_that_never_hold_are_said(given: dict[str, np.ndarray]) -> None:
     result = ali2d(given["images"][:16], ou=20, xr=1, ts=1, maxit=2, dst=5.0)
-    assert "--dst" in result.warnings[0].what
+    assert "`dst`" in result.warnings[0].what
 
 
 def test_paraboloid() -> None:

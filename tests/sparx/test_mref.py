@@ -153,7 +153,7 @@ def test_user_function(given: dict[str, np.ndarray]) -> None:
     step = moved.sparx.params_header[:, 1:3] - plain.sparx.params_header[:, 1:3]
     sign = torch.where(plain.sparx.params[:, 3] > 0.5, -1.0, 1.0).double()  # the mirror comes after the shift
     torch.testing.assert_close(step, torch.stack([sign, torch.zeros_like(sign)], dim=-1))
-    with pytest.raises(RalibError, match="--function"):
+    with pytest.raises(RalibError, match="`user_function`"):
         mref_ali2d(given["images"], given["references"], ou=26, maxit=1, user_function=lambda a, m, f: a[:3])
 
 
@@ -181,7 +181,7 @@ def test_ctf_weighted_averages(given: dict[str, np.ndarray]) -> None:
     assert (with_ctf.params[:, 4] == clean.params[:, 4]).double().mean() > 0.8
     assert seen(with_ctf) > 0.65
     assert seen(with_ctf) > seen(without) + 0.1
-    with pytest.raises(RalibError, match="--CTF"):
+    with pytest.raises(RalibError, match="`CTF`"):
         mref_ali2d(spoilt, given["references"], CTF=True, **options)
 
 
@@ -195,11 +195,11 @@ def test_stops_when_the_criterion_falls(given: dict[str, np.ndarray]) -> None:
     ("options", "why"),
     [
         ({"EQ": True}, "EQ"),
-        ({"ou": 40}, "--ou"),
-        ({"center": 8}, "--center"),
-        ({"ts": 0}, "--ts"),
-        ({"maxit": -1}, "--maxit"),
-        ({"ir": 30, "ou": 20}, "--ir"),
+        ({"ou": 40}, "`ou`"),
+        ({"center": 8}, "`center`"),
+        ({"ts": 0}, "`ts`"),
+        ({"maxit": -1}, "`maxit`"),
+        ({"ir": 30, "ou": 20}, "`ir`"),
         ({"mask": np.ones((3, 3))}, "mask"),
         ({"batch_size": 0}, "batch"),
     ],

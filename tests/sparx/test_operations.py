@@ -165,7 +165,7 @@ def test_rings(stored: dict[str, torch.Tensor]) -> None:
     assert table == [tuple(row) for row in stored["numrinit"].tolist()]
     torch.testing.assert_close(torch.tensor(ringwe(table), dtype=torch.float64), stored["ringwe"])
     assert make_rings(1, 26, mode="H").longest == 128
-    with pytest.raises(RalibError, match="--ir"):
+    with pytest.raises(RalibError, match="`ir`"):
         make_rings(30, 20)
 
 

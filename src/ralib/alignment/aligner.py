@@ -209,7 +209,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
             Notice(
                 what=f"{len(bad)} images are not finite or constant and were left out: {shown}",
                 where="input",
-                remedy="repair or remove them; --strict stops at the first one",
+                remedy="repair or remove them; `strict` stops at the first one",
             )
         )
     sizes = state.figures[-1]["class_sizes"]
@@ -221,7 +221,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
             Notice(
                 what=f"{len(empty)} classes are empty, their averages are all zero: " + ", ".join(map(str, empty[:20])),
                 where="classes",
-                remedy="ask for fewer classes, or --EQ for equal sizes",
+                remedy="ask for fewer classes, or for equal ones (`equal_sizes`)",
             )
         )
     if small and len(sizes) > 1:
@@ -229,7 +229,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
             Notice(
                 what=f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
                 where="classes",
-                remedy="ask for fewer classes, or --EQ for equal sizes",
+                remedy="ask for fewer classes, or for equal ones (`equal_sizes`)",
             )
         )
     return warnings

@@ -137,8 +137,9 @@ class Alignment:
                 Notice(
                     what=f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
                     f"{self.outer_radius:g} px can move no further in a box of {self.box} px",
-                    where="--xr, --yr",
-                    remedy=f"give --ou {self.box // 2 - 1 - max(shift_range_xy_px):g} or less to search all of it",
+                    where="`shift_range_xy_px`",
+                    remedy=f"give `outer_radius` {self.box // 2 - 1 - max(shift_range_xy_px):g} or less "
+                    "to search all of it",
                 )
             )
         search = PoseSearch(
@@ -377,7 +378,7 @@ class Alignment:
                 what=f"class {starved + 1} had {had} members and was reseeded with the {given} "
                 f"worst-fitting members of class {donor + 1}",
                 where=f"class {starved + 1}",
-                remedy="ask for fewer classes, or --EQ for equal sizes, if this goes on to the end",
+                remedy="ask for fewer classes, or for equal ones (`equal_sizes`), if this goes on to the end",
             )
             for starved, had, donor, given in result.events
         ]

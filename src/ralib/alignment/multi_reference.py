@@ -100,7 +100,7 @@ class MultiReferenceAligner(Aligner):
         ranks: Ranks | None = None,
     ) -> None:
         if iterations < 1:
-            raise RalibError(f"{iterations} iterations: multi-reference alignment needs --maxit 1 or more")
+            raise RalibError(f"{iterations} iterations: multi-reference alignment needs `iterations` 1 or more")
         self.references, self.iterations, self.seed, self.ranks = references, iterations, seed, ranks
         self.shift_range_xy_px, self.shift_step_px = shift_range_xy_px, shift_step_px
         self.outer_radius, self.inner_radius, self.mirror, self.center = outer_radius, inner_radius, mirror, center

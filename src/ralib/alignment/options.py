@@ -72,12 +72,12 @@ class AlignmentOptions:
         if not 0 < self.inner_radius <= radius or radius > box // 2:
             raise RalibError(
                 f"radii {self.inner_radius:g} to {radius:g} px do not fit in a box of {box} px: "
-                f"use 1 <= --ir <= --ou <= {box // 2 - 1}"
+                f"use 1 <= `inner_radius` <= `outer_radius` <= {box // 2 - 1}"
             )
         if self.snr is not None and not self.snr > 0:
-            raise RalibError(f"--snr {self.snr:g} must be above 0")
+            raise RalibError(f"`snr` {self.snr:g} must be above 0")
         if self.center not in range(-1, 8):
-            raise RalibError(f"--center {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
+            raise RalibError(f"`center` {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
         if self.batch_size is not None and self.batch_size < 1:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
         return replace(self, outer_radius=radius, device=torch.device(self.device))

@@ -81,9 +81,9 @@ class ReferenceFreeAligner(Aligner):
         ranks: Ranks | None = None,
     ) -> None:
         if not stages:
-            raise RalibError("no stage to run: give at least one shift range with --xr")
+            raise RalibError("no stage to run: give at least one shift range with `stages`")
         if iterations < 0:
-            raise RalibError(f"{iterations} iterations do nothing: use --maxit 1 or more, or 0 for automatic")
+            raise RalibError(f"{iterations} iterations do nothing: use `iterations` 1 or more, or 0 for automatic")
         self.stages, self.iterations, self.randomize, self.seed = stages, iterations, randomize, seed
         self.outer_radius, self.inner_radius, self.mirror, self.center = outer_radius, inner_radius, mirror, center
         self.mask, self.ctf, self.snr, self.fourier_variance = mask, ctf, snr, fourier_variance

@@ -297,10 +297,10 @@ def user_references(function: UserFunction, averages: ClassAverages, plan: Refer
             reference = np.asarray(reference, dtype=np.float32)
             moves.append([float(move[0]), float(move[1])])
         except Exception as error:  # whatever the user's code raises is the user's to mend
-            raise RalibError(f"--function failed on class {k + 1}: {type(error).__name__}: {error}") from error
+            raise RalibError(f"`user_function` failed on class {k + 1}: {type(error).__name__}: {error}") from error
         if reference.shape != image.shape or not np.isfinite(reference).all():
             raise RalibError(
-                f"--function returned {reference.shape} values, finite or not, for class {k + 1}: "
+                f"`user_function` returned {reference.shape} values, finite or not, for class {k + 1}: "
                 f"it must return a finite image of {image.shape}"
             )
         references.append(torch.from_numpy(reference))

@@ -102,7 +102,7 @@ class SampleCache:
             Notice(
                 what=f"memory ran out: the pass begins anew with batches of {smaller} particles{kept}",
                 where=str(self.device),
-                remedy="free the memory that other programs take, or give a smaller --batch and --memory",
+                remedy="free the memory that other programs take, or give a smaller `batch_size` and `resident_bytes`",
             )
         )
         return True

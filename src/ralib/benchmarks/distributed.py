@@ -192,7 +192,7 @@ def run_counts(
             torch.cuda.empty_cache()
         everyone.barrier()
     if everyone.rank == 0 and not rows:
-        raise RalibError("the workload fits on no number of these devices: use fewer --particles")
+        raise RalibError("the workload fits on no number of these devices: use fewer particles")
     return rows
 
 

@@ -85,12 +85,12 @@ class Classifier(ClusterEstimator):
         ranks: Ranks | None = None,
     ) -> None:
         if n_classes < 1:
-            raise RalibError(f"--classes {n_classes}: ask for at least 1")
+            raise RalibError(f"`n_classes` {n_classes}: ask for at least 1")
         if not 0 <= balance <= 1:
-            raise RalibError(f"--balance {balance:g} must lie between 0 (free) and 1 (equal)")
+            raise RalibError(f"`balance` {balance:g} must lie between 0 (free) and 1 (equal)")
         if ctf not in CTF_CHOICES:
-            raise RalibError(f"--ctf {ctf!r} is unknown: choose one of {', '.join(CTF_CHOICES)}")
-        for name, value in (("--diameter", diameter_A), ("--resolution", resolution_A), ("--low-limit", lowest_A)):
+            raise RalibError(f"`ctf` {ctf!r} is unknown: choose one of {', '.join(CTF_CHOICES)}")
+        for name, value in (("`diameter_A`", diameter_A), ("`resolution_A`", resolution_A), ("`lowest_A`", lowest_A)):
             if value is not None and not value > 0:
                 raise RalibError(f"{name} {value:g} A must be above 0")
         self.n_classes, self.balance, self.equal_sizes = n_classes, balance, equal_sizes
@@ -182,15 +182,17 @@ class Classifier(ClusterEstimator):
     def _check(self, particles: ParticleSet) -> None:
         if self.ctf in ("on", "flipped") and particles.ctf is None:
             raise RalibError(
-                f"--ctf {self.ctf}: the particles have no CTF parameters: use --ctf off, or a file with them"
+                f"`ctf={self.ctf}`: the particles have no CTF parameters: use `ctf=off`, or a file with them"
             )
         if self.ctf in ("on", "flipped") and particles.pixel_size_A is None:
-            raise RalibError(f"--ctf {self.ctf}: no file says the pixel size: give it with --pixel-size")
+            raise RalibError(f"`ctf={self.ctf}`: no file says the pixel size: give it with `ParticleSet.pixel_size_A`")
         lengths = (self.diameter_A, self.resolution_A, self.lowest_A)
         if particles.pixel_size_A is None and any(v is not None for v in lengths):
-            raise RalibError("lengths in A need a pixel size and no file says it: give one with --pixel-size")
+            raise RalibError(
+                "lengths in A need a pixel size and no file says it: give one with `ParticleSet.pixel_size_A`"
+            )
         if self.skip_align and particles.poses is None:
-            raise RalibError("--skip-align: the particles have no poses: give a file with them by --reference-poses")
+            raise RalibError("`skip_align`: the particles have no poses: give them with `ParticleSet.poses`")
 
     def _admitted(self, particles: ParticleSet) -> ParticleSet:
         """The particles as they can be classified, with what a user should know of them in `warnings`."""
@@ -199,7 +201,7 @@ class Classifier(ClusterEstimator):
             particles = particles.warned(
                 "the particles have CTF parameters, but their pixel size is not known: the CTF is left out",
                 "CTF",
-                "give the pixel size with --pixel-size, or --ctf off if that is what you want",
+                "give the pixel size with `ParticleSet.pixel_size_A`, or `ctf=off` if that is what you want",
             )
         if self.ctf == "flipped" and particles.ctf is not None:
             flipped = np.maximum(particles.ctf.state, CtfState.PHASE_FLIPPED)
@@ -212,24 +214,24 @@ class Classifier(ClusterEstimator):
         box, pixel = particles.box, particles.pixel_size_A
         if pixel is not None and self.diameter_A is not None and self.diameter_A > 2 * LARGEST_RADIUS * box * pixel:
             particles = particles.warned(
-                f"--diameter {self.diameter_A:g} A was cut to {2 * LARGEST_RADIUS * box * pixel:.0f} A: the box is "
+                f"`diameter_A` {self.diameter_A:g} A was cut to {2 * LARGEST_RADIUS * box * pixel:.0f} A: the box is "
                 f"{box * pixel:.0f} A wide, and some background must be left",
-                "--diameter",
+                "`diameter_A`",
                 "give a smaller diameter, or extract the particles in a larger box",
             )
         if pixel is not None and self.resolution_A is not None and self.resolution_A * FINEST < pixel:
             particles = particles.warned(
-                f"--resolution {self.resolution_A:g} A was cut to {pixel / FINEST:.3g} A: pixels of {pixel:g} A hold "
+                f"`resolution_A` {self.resolution_A:g} A was cut to {pixel / FINEST:.3g} A: pixels of {pixel:g} A hold "
                 f"nothing beyond {2 * pixel:g} A (Nyquist)",
-                "--resolution",
+                "`resolution_A`",
                 "leave it out, or extract the particles with smaller pixels",
             )
         if self.search_px is not None and self.search_px > box / 2:
             raise RalibError(
-                f"--search {self.search_px:g} px: a particle lies within {box // 2} px of the box's centre"
+                f"`search_px` {self.search_px:g} px: a particle lies within {box // 2} px of the box's centre"
             )
         if pixel is not None and self.lowest_A is not None and self.lowest_A < 2 * pixel:
-            raise RalibError(f"--low-limit {self.lowest_A:g} A leaves nothing to compare: pixels are {pixel:g} A")
+            raise RalibError(f"`lowest_A` {self.lowest_A:g} A leaves nothing to compare: pixels are {pixel:g} A")
         return particles
 
     def _ctf_mode(self, particles: ParticleSet) -> str:

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from ralib.cli.flags import with_flags
 from ralib.cli.interrupts import answered
 from ralib.cli.timing import began
 from ralib.kernels.compile_cache import cache_trouble
@@ -108,7 +109,7 @@ def tell_warnings(warnings: Iterable[Notice]) -> None:
     """What a person should know of the input, told before work begins."""
     if int(os.environ.get("RANK", "0")) == 0:
         for warning in warnings:
-            typer.echo(f"warning: {warning}")
+            typer.echo(f"warning: {with_flags(str(warning))}")
 
 
 def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: str) -> ParticleSet:
@@ -206,15 +207,20 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except Exception as error:
-        return _explain(error)
+        return _explain(error, _command(argv))
     return status if isinstance(status, int) else 0
 
 
-def _explain(error: Exception) -> int:
+def _command(argv: list[str] | None) -> str:
+    """The first word of the command line: what was to be done."""
+    return next((word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("-")), "")
+
+
+def _explain(error: Exception, command: str) -> int:
     if os.environ.get("RALIB_DEBUG"):
         traceback.print_exc()
     if isinstance(error, RalibError | RankLost):
-        return _fail(str(error), EXIT_ERROR)
+        return _fail(with_flags(str(error), command), EXIT_ERROR)
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
         message = error.format_message()  # empty where it has just shown the help
         context = getattr(error, "ctx", None)

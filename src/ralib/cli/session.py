@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import typer
 
 from ralib import io
 from ralib.cli.common import describe_device, with_pixel_size
+from ralib.cli.flags import flagged, with_flags
 from ralib.cli.interrupts import SignalFlag, Stopped, stopped_message
 from ralib.cli.settings import Settings, write_config
 from ralib.cli.terminal import Terminal, class_table, header, iteration_line
@@ -94,8 +96,8 @@ class RunSession:
     def accept(self, particles: ParticleSet) -> None:
         """Say what a person should know of the particles before work begins."""
         io.check_writable_name(self.outdir)
-        self.terminal.warn(particles.warnings)
-        self._told = particles.warnings
+        self._told = tuple(map(flagged, particles.warnings))
+        self.terminal.warn(self._told)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -179,7 +181,8 @@ class RunSession:
             return None
         now = self.record["input"]["fingerprint"]
         check_same_input(read_record(self.outdir), now, stack=str(self.source), outdir=str(self.outdir))
-        self.record |= {"iterations": found.meta["figures"], "warnings": found.meta.get("warnings", [])}
+        warnings = [flagged(Notice.of_record(item)).record() for item in found.meta.get("warnings", [])]
+        self.record |= {"iterations": found.meta["figures"], "warnings": warnings}
         self.say(f"going on after iteration {found.number}")
         return found
 
@@ -213,8 +216,9 @@ class RunSession:
     def _show(self, done: IterationDone) -> None:
         row = done.figures[-1]
         self.say(iteration_line(row, self.particles.box, self.terminal.total if self.kind == "mref" else None))
-        self.terminal.warn(done.warnings[len(self.record["warnings"]) :])
-        self.record |= {"iterations": list(done.figures), "warnings": [w.record() for w in done.warnings]}
+        warnings = list(map(flagged, done.warnings))
+        self.terminal.warn(warnings[len(self.record["warnings"]) :])
+        self.record |= {"iterations": list(done.figures), "warnings": [w.record() for w in warnings]}
         stage = row.get("stage")
         self.terminal.step(done.number, stage if isinstance(stage, str) else f"iteration {done.number + 1}")
 
@@ -249,6 +253,7 @@ class RunSession:
         self.settle()
         self.terminal.close()
         start = time.perf_counter()
+        result = replace(result, warnings=list(map(flagged, result.warnings)))
         record = finished_record(self.record, result, device=self.device, began=self.began, write_s=self._write_s)
         timings = record["timings"]
         if "search_s" in timings and self.kind != "classify":  # there the search makes the averages, too
@@ -296,7 +301,7 @@ def report_trouble(outdir: Path, write: Callable[[], object]) -> str:
     try:
         write()
     except (RalibError, OSError) as error:
-        return f"warning: no report.html: {error}; try 'ralib report {outdir}'"
+        return f"warning: no report.html: {with_flags(str(error))}; try 'ralib report {outdir}'"
     return ""
 
 

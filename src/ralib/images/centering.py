@@ -114,7 +114,7 @@ def center_shift(
     if images.ndim != 3 or images.shape[-1] != images.shape[-2]:
         raise RalibError(f"centring takes square images (k, n, n), not {tuple(images.shape)}")
     if method not in METHODS:
-        raise RalibError(f"--center {method} is not a method of SPARX: choose -1 (average shift) or 0 to 7")
+        raise RalibError(f"`center` {method} is not a method of SPARX: choose -1 (average shift) or 0 to 7")
     n = images.shape[-1]
     if method == 0:
         return torch.zeros(len(images), 2, dtype=torch.float64, device=images.device)
@@ -129,7 +129,7 @@ def center_shift(
     elif method == 3:
         reference = _gaussian(outer_radius_px, n, images.device) - _gaussian(inner_radius_px, n, images.device)
     elif reference is None or reference.shape[-2:] != images.shape[-2:]:
-        raise RalibError(f"--center {method} correlates with a reference of {n} px: give one of that size")
+        raise RalibError(f"`center` {method} correlates with a reference of {n} px: give one of that size")
     if method == 7:
         return _binary_shift(images, reference, search_range_px)
     # SPARX windows here from a range above 1, elsewhere from above 0.

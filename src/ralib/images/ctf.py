@@ -73,7 +73,9 @@ def ctf_2d(
         If the pixel size is not above 0.
     """
     if not pixel_size_A > 0:
-        raise RalibError(f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with --pixel-size")
+        raise RalibError(
+            f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with `ParticleSet.pixel_size_A`"
+        )
     kx, ky = frequency_grid(box, device=device, dtype=dtype)
     return _ctf(params, kx / pixel_size_A, ky / pixel_size_A)
 

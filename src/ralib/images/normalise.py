@@ -39,7 +39,7 @@ def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None
     grid = torch.arange(box, dtype=images.dtype, device=images.device) - box // 2
     outside = grid[:, None] ** 2 + grid[None, :] ** 2 > radius_px**2
     if int(outside.sum()) < 4:
-        raise RalibError(f"--background-radius {radius_px}: no background is left in a box of {box} px")
+        raise RalibError(f"`background_radius_px` {radius_px}: no background is left in a box of {box} px")
     plane = torch.stack([torch.ones_like(outside, dtype=images.dtype), *torch.meshgrid(grid, grid, indexing="ij")])
     # Least squares by the pseudo-inverse of the plane's three functions, one matrix product for all images.
     fit = images[:, outside] @ torch.linalg.pinv(plane[:, outside])

@@ -59,7 +59,7 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
         if path is None:
             raise RalibError(
                 f"{beside} names the image file {name!r}, which is not there (looked from the current folder, from the "
-                "folder of the particle file and those above it); give its folder with --datadir"
+                "folder of the particle file and those above it); give its folder with `datadir`"
             )
     return [path for path in found if path is not None]
 
@@ -92,7 +92,7 @@ def _by_base_name(names: Sequence[str], folder: Path, beside: Path) -> list[Path
         if owner.setdefault(path, name) != name:
             raise RalibError(
                 f"{beside} names {owner[path]!r} and {name!r}, and both would be {path}: keep their folders apart, and "
-                "give the folder that holds them with --datadir"
+                "give the folder that holds them with `datadir`"
             )
     return paths
 

@@ -75,7 +75,7 @@ def with_plausible_ctf(particles: ParticleSet) -> ParticleSet:
     if bad.all():
         raise RalibError(
             f"{source}: the CTF of all particles cannot be meant: {reason}; correct the file, or leave the CTF out "
-            "(--ctf off, no --CTF)"
+            "(`ctf=off`)"
         )
     return particles.leave_out(
         bad,

@@ -73,7 +73,7 @@ def _places(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
     found = _of_star(particles) if particles.metadata.source_format == "relion" else _of_cs(particles)
     if found is None:
         raise RalibError(
-            "--remove-duplicates by distance needs coordinates: rlnCoordinateX/Y, rlnMicrographName and the "
+            "`distance_A` above 0 needs coordinates: rlnCoordinateX/Y, rlnMicrographName and the "
             "micrograph's pixel size, or cryoSPARC's location fields; give 0 to compare the images alone"
         )
     place_A, micrograph = found
@@ -81,7 +81,7 @@ def _places(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
         size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A[:, None]
         place_A = place_A - particles.poses.origin_xy_px.double().numpy() * size_A
     if not np.isfinite(place_A).all():
-        raise RalibError("--remove-duplicates: coordinates in the file are no numbers: correct them")
+        raise RalibError("`distance_A`: coordinates in the file are no numbers: correct them")
     return place_A, micrograph
 
 

@@ -124,9 +124,9 @@ class ParticleBatches:
         if ctf not in CTF_MODES:
             raise RalibError(f"ctf {ctf!r} is unknown: choose one of {', '.join(CTF_MODES)}")
         if ctf != "off" and particles.ctf is None:
-            raise RalibError("the particles have no CTF parameters: leave --CTF out, or give a file that has them")
+            raise RalibError("the particles have no CTF parameters: use `ctf=off`, or give a file that has them")
         if ctf != "off" and particles.pixel_size_A is None:
-            raise RalibError("the CTF needs a pixel size and no file says it: give one with --pixel-size")
+            raise RalibError("the CTF needs a pixel size and no file says it: give one with `ParticleSet.pixel_size_A`")
         self.particles, self.rows, self.device = particles, rows, device
         self.batch_size, self.ctf, self.strict = batch_size, ctf, strict
         self.bad: set[int] = set()
@@ -251,7 +251,7 @@ class ParticleBatches:
         if self.strict:
             raise RalibError(
                 f"particle {numbers[0] + 1} is not a usable image (not finite, or constant): "
-                "repair the stack, or leave --strict out to go on without it"
+                "repair the stack, or leave `strict` out to go on without it"
             )
         self.bad.update(int(i) for i in numbers)
 

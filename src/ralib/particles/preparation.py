@@ -62,13 +62,13 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISATIONS:
-            raise RalibError(f"--normalise {self.normalise!r}: choose one of {', '.join(NORMALISATIONS)}")
+            raise RalibError(f"`normalise` {self.normalise!r}: choose one of {', '.join(NORMALISATIONS)}")
         if self.box_px is not None and self.pixel_size_A is not None:
-            raise RalibError("--box and --pixel-size both set the Fourier crop: give one of them")
-        for option, size in (("--box", self.box_px), ("--clip", self.clip_px)):
+            raise RalibError("`box_px` and `pixel_size_A` both set the Fourier crop: give one of them")
+        for option, size in (("`box_px`", self.box_px), ("`clip_px`", self.clip_px)):
             if size is not None and not 8 <= size <= 16384:
                 raise RalibError(f"{option} {size}: give 8 to 16384 px")
-        for option, size_A in (("--pixel-size", self.pixel_size_A), ("--mask-radius", self.mask_radius_px)):
+        for option, size_A in (("`pixel_size_A`", self.pixel_size_A), ("`mask_radius_px`", self.mask_radius_px)):
             if size_A is not None and not size_A > 0:
                 raise RalibError(f"{option} {size_A}: give a number above 0")
 
@@ -125,13 +125,13 @@ def prepare_particles(
 
 def _check_flip(particles: ParticleSet) -> None:
     if particles.ctf is None:
-        raise RalibError("phase flipping needs a CTF, and these particles have none: leave --phase-flip out")
+        raise RalibError("phase flipping needs a CTF, and these particles have none: leave `flip_phases` out")
     if particles.pixel_size_A is None:
-        raise RalibError("phase flipping needs the pixel size, and no file says it: give --input-pixel-size")
+        raise RalibError("phase flipping needs the pixel size, and no file says it: give `ParticleSet.pixel_size_A`")
     if (particles.ctf.state != CtfState.NONE).all():
         raise RalibError(
             "the file says that the phases of these images are flipped (or that they are multiplied by their CTF) "
-            "already: leave --phase-flip out"
+            "already: leave `flip_phases` out"
         )
 
 
@@ -168,7 +168,7 @@ class PreparedSource:
         self.magnifications = self._magnifications()
         radius = preparation.background_radius_px
         if preparation.normalise == "background" and radius is not None and radius > 0.65 * self.box:
-            raise RalibError(f"--background-radius {radius}: no background is left in a box of {self.box} px")
+            raise RalibError(f"`background_radius_px` {radius}: no background is left in a box of {self.box} px")
 
     @property
     def n_images(self) -> int:
@@ -191,10 +191,12 @@ class PreparedSource:
                 raise RalibError(mixed_boxes(clipped))
             return target_box(p, int(clipped[0]), self.particles.pixel_size_A)
         if self.pixel_sizes_A is None:
-            raise RalibError("the pixel size of the input is not known: give it with --input-pixel-size, or use --box")
+            raise RalibError(
+                "the pixel size of the input is not known: give it with `ParticleSet.pixel_size_A`, or use `box_px`"
+            )
         box = int((clipped * self.pixel_sizes_A).min() / p.pixel_size_A * (1 + 1e-9)) // 2 * 2
         if not 8 <= box <= 16384:
-            raise RalibError(f"--pixel-size {p.pixel_size_A} A would make images of {box} px: choose another one")
+            raise RalibError(f"`pixel_size_A` {p.pixel_size_A} A would make images of {box} px: choose another one")
         return box
 
     def _magnifications(self) -> np.ndarray:
@@ -323,11 +325,13 @@ def target_box(preparation: Preparation, box: int, pixel_size_A: float | None) -
     if preparation.pixel_size_A is None:
         return box
     if pixel_size_A is None:
-        raise RalibError("the pixel size of the input is not known: give it with --input-pixel-size, or use --box")
+        raise RalibError(
+            "the pixel size of the input is not known: give it with `ParticleSet.pixel_size_A`, or use `box_px`"
+        )
     target = 2 * round(box * pixel_size_A / preparation.pixel_size_A / 2)
     if not 8 <= target <= 16384:
         raise RalibError(
-            f"--pixel-size {preparation.pixel_size_A} A would make {box} px images of {pixel_size_A} A/px "
+            f"`pixel_size_A` {preparation.pixel_size_A} A would make {box} px images of {pixel_size_A} A/px "
             f"{target} px: choose one nearer to {pixel_size_A}"
         )
     return target

@@ -189,7 +189,7 @@ def comparison_lines(c: Comparison, name_a: str, name_b: str, most: int = 12) ->
     for a, b in c.matches[:most]:
         lines.append(f"  {a + 1:4d} {b + 1:4d} {c.flow[a, b]:7d} {100 * c.overlap(a, b):4.0f} %")
     if len(c.matches) > most:
-        lines.append(f"  and {len(c.matches) - most} more (--json has all)")
+        lines.append(f"  and {len(c.matches) - most} more (the JSON has all)")
     for name, alone, index in ((name_a, c.kept_a & ~c.kept_b, 1), (name_b, c.kept_b & ~c.kept_a, 0)):
         if alone.any():
             other = name_b if index else name_a

@@ -60,13 +60,13 @@ def check_same_input(record: Mapping[str, Any], now: Mapping[str, Any], *, stack
         return
     if before["particles"] != now["particles"] or before["box"] != now["box"]:
         raise RalibError(
-            f"--continue: the run in {outdir} was of {before['particles']} particles of {before['box']} px, {stack} "
+            f"`resume`: the run in {outdir} was of {before['particles']} particles of {before['box']} px, {stack} "
             f"holds {now['particles']} of {now['box']} px: give the file it was begun with"
         )
     differ = [words for key, words in _NAMES.items() if key in before and before[key] != now[key]]
     if differ:
         raise RalibError(
-            f"--continue: {stack} is not what the run in {outdir} was begun with ({', '.join(differ)} differ): "
+            f"`resume`: {stack} is not what the run in {outdir} was begun with ({', '.join(differ)} differ): "
             "give the same file, or begin a new run in another folder"
         )
 
@@ -76,7 +76,7 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], *, fre
     changed = sorted(k for k in now if k in before and before[k] != now[k] and k not in free)
     if changed:
         told = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed)
-        raise RalibError(f"--continue needs the options the run was begun with: {told}")
+        raise RalibError(f"`resume` needs the options the run was begun with: {told}")
 
 
 def _hash(*arrays: np.ndarray) -> str:

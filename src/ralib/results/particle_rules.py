@@ -56,12 +56,12 @@ def meets(condition: str, columns: Mapping[str, Any]) -> np.ndarray:
     """
     match = _CONDITION.fullmatch(condition)
     if match is None or not match[3]:
-        raise RalibError(f"--where {condition!r} is no condition: write COLUMN, one of < <= > >= = !=, and a value")
+        raise RalibError(f"`where` {condition!r} is no condition: write COLUMN, one of < <= > >= = !=, and a value")
     name, comparison, value = match.groups()
     if name not in columns:
         near = [known for known in columns if name.lower() in known.lower()]
         hint = f"perhaps {', '.join(near[:4])}?" if near else f"there are {', '.join(list(columns)[:12])} ..."
-        raise RalibError(f"--where {condition!r}: the particles have no column {name}; {hint}")
+        raise RalibError(f"`where` {condition!r}: the particles have no column {name}; {hint}")
     column = np.asarray(columns[name])
     numbers = pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(dtype=np.float64)
     try:
@@ -73,7 +73,7 @@ def meets(condition: str, columns: Mapping[str, Any]) -> np.ndarray:
 
 def _text_meets(condition: str, column: np.ndarray, comparison: str, value: str) -> np.ndarray:
     if comparison not in ("=", "==", "!="):
-        raise RalibError(f"--where {condition!r}: {value!r} is no number, and texts compare only with = and !=")
+        raise RalibError(f"`where` {condition!r}: {value!r} is no number, and texts compare only with = and !=")
     pattern = re.compile(fnmatch.translate(value.strip("\"'")))
     texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in column.tolist()]
     equal = np.array([pattern.match(text) is not None for text in texts], dtype=bool)
@@ -137,7 +137,7 @@ def centres_A(particles: ParticleSet, columns: Mapping[str, Any]) -> tuple[np.nd
         return fraction.astype(np.float64) * size_A - origin_A, pd.factorize(names)[0]
     raise RalibError(
         "the particles' places are unknown: rlnMicrographName and rlnCoordinateX/Y (or cryoSPARC's location fields) "
-        "are missing; leave --remove-duplicates and --recenter out"
+        "are missing; leave `remove_duplicates_A` and `recenter` out"
     )
 
 
@@ -150,13 +150,13 @@ def micrograph_pixel_A(columns: Mapping[str, Any]) -> np.ndarray:
                 return size
     raise RalibError(
         "the micrographs' pixel size is unknown (rlnMicrographPixelSize, rlnMicrographOriginalPixelSize): add it to "
-        "data_optics, or leave --remove-duplicates and --recenter out"
+        "data_optics, or leave `remove_duplicates_A` and `recenter` out"
     )
 
 
 def _cs_pixel_A(rows: np.ndarray) -> np.ndarray:
     if "location/micrograph_psize_A" not in (rows.dtype.names or ()):
-        raise RalibError("location/micrograph_psize_A is missing: leave --remove-duplicates and --recenter out")
+        raise RalibError("location/micrograph_psize_A is missing: leave `remove_duplicates_A` and `recenter` out")
     return np.asarray(rows["location/micrograph_psize_A"], dtype=np.float64)
 
 
@@ -167,7 +167,7 @@ def recentred(particles: ParticleSet, columns: Mapping[str, Any]) -> ParticleSet
     fractions take all of it. The images named in the table are still the old ones: extract again before using them.
     """
     if particles.poses is None:
-        raise RalibError("--recenter: the particles have no origin shifts")
+        raise RalibError("`recenter`: the particles have no origin shifts")
     xy_A, _ = centres_A(particles, columns)
     tables: dict[str, Any] = dict(particles.metadata.tables)
     poses, pixel_A = particles.poses, particles.pixel_size_A or 1.0

@@ -186,7 +186,7 @@ def serve_report(
     try:
         import uvicorn
     except ImportError as error:
-        raise RalibError("--serve needs starlette and uvicorn: pip install 'cryo-ralib[serve]'") from error
+        raise RalibError("serving a report needs starlette and uvicorn: pip install 'cryo-ralib[serve]'") from error
     report = ServedReport(run, datadir=datadir, max_points=max_points)
     if not run.exists():
         raise RalibError(f"{run} does not exist: give the OUTDIR of a run, finished or going on")
@@ -199,7 +199,7 @@ def serve_report(
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise RalibError(f"--port {port}: {error.strerror}: choose another, or 0 for any free one") from error
+        raise RalibError(f"`port` {port}: {error.strerror}: choose another, or 0 for any free one") from error
     with listener:
         config = uvicorn.Config(report_app(report, token), log_level="warning", access_log=False)
         ready(f"http://{HOST}:{listener.getsockname()[1]}/{token}/")

@@ -42,7 +42,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RalibError(f"{self.path} is a file: OUTDIR must be a new folder; choose another name")
         if resume and not self.path.is_dir():
-            raise RalibError(f"--continue: there is no run in {self.path}: leave --continue out to begin one")
+            raise RalibError(f"`resume`: there is no run in {self.path}: leave `resume` out to begin one")
         self._made = not self.path.exists()
         self._begun = resume
         if not resume:
@@ -65,7 +65,7 @@ class RunDirectory:
     def _refuse_full(self) -> None:
         """RalibError where the folder holds anything; a lock that a killed process left is nothing."""
         if self.path.exists() and any(found.name != LOCK for found in self.path.iterdir()):
-            hint = "go on with --continue, or choose" if (self.path / "run.json").exists() else "choose"
+            hint = "go on with `resume`, or choose" if (self.path / "run.json").exists() else "choose"
             raise RalibError(f"{self.path} exists and is not empty: {hint} another OUTDIR")
 
     def __enter__(self) -> RunDirectory:
@@ -90,7 +90,7 @@ class RunDirectory:
         if self._lock is not None and not is_file_of(self._lock, self.path / LOCK):
             raise RalibError(
                 f"{self.path} has vanished, or {LOCK} in it, while the run was writing: bring it back and go on with "
-                "--continue, or start again"
+                "`resume`, or start again"
             )
 
     # -- while it runs ----------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def particle_file(source: Path) -> Path:
 def check_finished(record: Mapping[str, Any], folder: Path) -> None:
     """RalibError where a run was stopped or killed, or goes on."""
     if record.get("state", "finished") != "finished":
-        raise RalibError(f"{folder}: the run has not finished; go on with --continue")
+        raise RalibError(f"{folder}: the run has not finished; go on with `resume`")
 
 
 def run_record(raw: Mapping[str, Any], *, has_ctf: bool = True) -> RunRecord:

@@ -64,7 +64,7 @@ def write_averages(averages: np.ndarray, classes: Sequence[int], out: Path, pixe
 def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
     """The rows in `parts` random subsets of equal size (to one), each in order."""
     if not 1 <= parts <= len(rows):
-        raise RalibError(f"--split {parts}: {len(rows)} particles go into 1 to {len(rows)} parts")
+        raise RalibError(f"`parts` {parts}: {len(rows)} particles go into 1 to {len(rows)} parts")
     order = np.random.default_rng(seed).permutation(len(rows))
     return [np.sort(rows[order[part::parts]]) for part in range(parts)]
 

@@ -53,10 +53,10 @@ def parse_classes(text: str, n_classes: int) -> tuple[int, ...]:
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, flags=re.ASCII)
         if match is None:
-            raise RalibError(f"--classes {text!r}: {part!r} is no class or range: write for example 1,4-9")
+            raise RalibError(f"`classes` {text!r}: {part!r} is no class or range: write for example 1,4-9")
         first, last = int(match[1]), int(match[2] or match[1])
         if not 1 <= first <= last <= n_classes:
-            raise RalibError(f"--classes {text!r}: {part} is outside 1 to {n_classes}, the classes of this run")
+            raise RalibError(f"`classes` {text!r}: {part} is outside 1 to {n_classes}, the classes of this run")
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
 
@@ -120,9 +120,9 @@ def choose_classes(
     min_class_score   its class score (0 to 1) is at least this
     """
     if min_resolution_A is not None and all(item.get("resolution_A") is None for item in figures):
-        raise RalibError("--min-resolution: this run knows no resolution in Angstrom (no pixel size): leave it out")
+        raise RalibError("`min_resolution_A`: this run knows no resolution in Angstrom (no pixel size): leave it out")
     if min_class_score is not None and all(item.get("score") is None for item in figures):
-        raise RalibError("--min-class-score: this run scored no classes ('ralib classify' does): leave it out")
+        raise RalibError("`min_class_score`: this run scored no classes ('ralib classify' does): leave it out")
     chosen = []
     for item in figures:
         number, size = int(item["class"]), int(item["members"])
@@ -142,8 +142,8 @@ def automatic_classes(figures: Sequence[dict[str, Any]]) -> set[int]:
     """The classes that the run itself would keep, as it stored in run.json."""
     if all(item.get("selected") is None for item in figures):
         raise RalibError(
-            "--auto: this run stored no automatic selection ('ralib classify' does): give --classes, "
-            "--min-class-score or --min-members instead"
+            "`auto`: this run stored no automatic selection ('ralib classify' does): give `classes`, "
+            "`min_class_score` or `min_members` instead"
         )
     return {int(item["class"]) for item in figures if item.get("selected")}
 
@@ -193,9 +193,9 @@ def selected_rows(poses: Poses, selection: Selection, scores: Mapping[str, np.nd
     keep = np.isin(poses.class_index.numpy(), np.array(selection.classes, dtype=np.int64) - 1)
     columns = {"fit": poses.score.numpy(), **(scores or {})}
     for name, option, limit, above in (
-        ("fit", "--min-fit", selection.min_fit, True),
-        ("posterior", "--min-posterior", selection.min_posterior, True),
-        ("junk", "--max-junk", selection.max_junk, False),
+        ("fit", "`min_fit`", selection.min_fit, True),
+        ("posterior", "`min_posterior`", selection.min_posterior, True),
+        ("junk", "`max_junk`", selection.max_junk, False),
     ):
         if limit is None:
             continue
@@ -206,6 +206,6 @@ def selected_rows(poses: Poses, selection: Selection, scores: Mapping[str, np.nd
         keep &= values >= np.float32(limit) if above else values <= np.float32(limit)
     if selection.automatic:
         if "selected" not in columns:
-            raise RalibError("--auto: particle_scores.txt has no column 'selected'; select by classes instead")
+            raise RalibError("`auto`: particle_scores.txt has no column 'selected'; select by classes instead")
         keep &= np.asarray(columns["selected"]) > 0.5
     return np.flatnonzero(keep)

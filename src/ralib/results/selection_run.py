@@ -103,7 +103,7 @@ def write_selection(
         raise RalibError("no particle remains: keep more classes, or loosen the rules")
     left_out = np.setdiff1d(np.arange(len(run.poses)), rows)
     if excluded is not None and not len(left_out):
-        raise RalibError("--excluded: every particle is kept, none is left out; leave the option out")
+        raise RalibError("`excluded`: every particle is kept, none is left out; leave the option out")
     classes, particles = classes_to_average(run, selection), run.particles
     if recenter:
         particles = recentred(particles, particle_columns(particles, run.scores))

@@ -135,7 +135,7 @@ class _lost_rank_told:  # noqa: N801 - used as a statement
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            raise RankLost("another process of this run has ended; go on with --continue") from error
+            raise RankLost("another process of this run has ended; go on with `resume`") from error
 
 
 def shard(n: int, ranks: Ranks) -> range:
@@ -300,5 +300,5 @@ class _Pulse(threading.Thread):
     def _end(self, why: str) -> NoReturn:
         """End the process at once; its main thread may be waiting where nothing reaches it."""
         if self.fail():
-            print(f"ralib: rank {self.rank}: {why}; go on with --continue", file=sys.stderr, flush=True)
+            print(f"ralib: rank {self.rank}: {why}; go on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(1)

@@ -98,16 +98,16 @@ class SimulationOptions:
     n_references: int = 20
 
     def __post_init__(self) -> None:
-        _check(self.n_particles > 0, f"--particles {self.n_particles}: at least one is needed")
-        _check(16 <= self.box <= 2048, f"--box {self.box}: give 16 to 2048 px")
-        _check(self.snr > 0, f"--snr {self.snr}: give a number above 0")
-        _check(self.n_views >= 0, f"--views {self.n_views}: give 0 (continuous) or the number of views")
+        _check(self.n_particles > 0, f"`n_particles` {self.n_particles}: at least one is needed")
+        _check(16 <= self.box <= 2048, f"`box` {self.box}: give 16 to 2048 px")
+        _check(self.snr > 0, f"`snr` {self.snr}: give a number above 0")
+        _check(self.n_views >= 0, f"`n_views` {self.n_views}: give 0 (continuous) or the number of views")
         for name in ("preferred_fraction", "junk_fraction", "coloured_noise"):
-            _check(0 <= getattr(self, name) <= 1, f"{name} {getattr(self, name)}: give a fraction, 0 to 1")
+            _check(0 <= getattr(self, name) <= 1, f"`{name}` {getattr(self, name)}: give a fraction, 0 to 1")
         frequencies = self.view_frequencies
         if frequencies is not None:
             good = len(frequencies) == self.n_views and min(frequencies) >= 0 and sum(frequencies) > 0
-            _check(good, f"--view-frequencies: give {self.n_views} numbers, not negative, not all zero")
+            _check(good, f"`view_frequencies`: give {self.n_views} numbers, not negative, not all zero")
 
 
 def _check(condition: bool, message: str) -> None:

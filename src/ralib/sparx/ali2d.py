@@ -130,7 +130,7 @@ def ali2d(
     furthest = max(max(s.range_xy_px) for s in stages)
     if radius + furthest > (given.box - 1) // 2:
         raise RalibError(
-            f"--ou {radius} and a shift of {furthest:g} px cross the edge of a box of {given.box} px: "
+            f"`ou` {radius} and a shift of {furthest:g} px cross the edge of a box of {given.box} px: "
             f"their sum may be {(given.box - 1) // 2}"
         )
     stack = ParityParticles(given, ring_mask(mask, radius, given.box, where), False, CTF, where, batch_size)
@@ -330,7 +330,7 @@ def _over_variance(average: Tensor, variance: Tensor) -> Tensor:
 
 def _dst_unused(every: int) -> Notice:
     return Notice(
-        what=f"--dst had no effect: SPARX leaves it out of the last {ALWAYS_FINE} of all iterations, here {every}",
+        what=f"`dst` had no effect: SPARX leaves it out of the last {ALWAYS_FINE} of all iterations, here {every}",
         where="options",
-        remedy="ask for more iterations or stages, or leave --dst out",
+        remedy="ask for more iterations or stages, or leave `dst` out",
     )

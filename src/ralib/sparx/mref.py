@@ -132,13 +132,13 @@ def mref_ali2d(
         If options or particles do not fit.
     """
     if EQ:
-        raise RalibError("SPARX's mref_ali2d has no classes of equal size: leave --EQ or --sparx out")
+        raise RalibError("SPARX's mref_ali2d has no classes of equal size: leave `EQ` out")
     given, where = as_particle_set(particles), torch.device(device)
     radius = outer_ring(ou, given.box)
     rings = make_rings(ir, radius, rs)
     yr = xr if yr is None or yr < 0 else yr
     if ts <= 0 or xr < 0 or snr <= 0:
-        raise RalibError(f"--ts and --snr are above 0, --xr not below: got {ts:g}, {snr:g}, {xr:g}")
+        raise RalibError(f"`ts` and `snr` are above 0, `xr` not below: got {ts:g}, {snr:g}, {xr:g}")
     options = _Options(
         rings, (float(xr), float(yr)), float(ts), check_center(center), CTF, snr, not nomirror, user_function
     )

@@ -88,12 +88,12 @@ class ParityParticles:
         if self.batch_size is not None and self.batch_size < 1:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
         if self.ctf and (self.particles.ctf is None or self.particles.pixel_size_A is None):
-            raise RalibError("--CTF needs CTF parameters and a pixel size: give a file that has them, or leave it out")
+            raise RalibError("`CTF` needs CTF parameters and a pixel size: give a file that has them, or leave it out")
         object.__setattr__(self, "particles", for_computing(self.particles, ctf=self.ctf))
         if self.ctf and self.particles.ctf is not None and self.particles.ctf.state.any():
             raise RalibError(
-                "--CTF: the phases of these images are flipped, or they are multiplied by their CTF, already (the file "
-                "says so), and SPARX takes only images as they were taken: leave --CTF out"
+                "`CTF`: the phases of these images are flipped, or they are multiplied by their CTF, already (the file "
+                "says so), and SPARX takes only images as they were taken: leave `CTF` out"
             )
         if self.particles.usable is not None and not self.particles.usable.all():
             raise RalibError(f"{self.particles.warnings[-1].what}, and SPARX leaves out none: take them out")

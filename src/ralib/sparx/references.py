@@ -168,7 +168,9 @@ def prepare(
         reference, move = answer if isinstance(answer, tuple) else (answer, (0.0, 0.0))
         reference = np.asarray(reference, dtype=np.float32)
         if reference.shape != image.shape or not np.isfinite(reference).all():
-            raise RalibError(f"--function returned {reference.shape}, not a finite image of {image.shape}: correct it")
+            raise RalibError(
+                f"`user_function` returned {reference.shape}, not a finite image of {image.shape}: correct it"
+            )
         references.append(torch.from_numpy(reference))
         off.append([-float(move[0]), -float(move[1])])
     return torch.stack(references).to(raw), torch.tensor(off, dtype=torch.float64, device=raw.device)

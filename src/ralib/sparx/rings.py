@@ -70,9 +70,9 @@ def make_rings(first_px: int, last_px: int, step_px: int = 1, mode: str = "F") -
         The rings.
     """
     if not (0 < first_px <= last_px and step_px > 0):
-        raise RalibError(f"rings run from --ir > 0 to --ou by --rs > 0, got {first_px}, {last_px}, {step_px}")
+        raise RalibError(f"rings run from `ir` > 0 to `ou` by `rs` > 0, got {first_px}, {last_px}, {step_px}")
     if mode not in ("F", "H"):
-        raise RalibError(f"--mode is F (full rings) or H (half rings), not {mode!r}")
+        raise RalibError(f"`mode` is F (full rings) or H (half rings), not {mode!r}")
     table = numrinit(first_px, last_px, step_px, mode)
     return Rings(tuple(t[0] for t in table), tuple(t[2] for t in table), tuple(ringwe(table, mode)), mode)
 

@@ -162,7 +162,7 @@ def outer_ring(ou: int, box: int) -> int:
     """
     radius = box // 2 - 2 if ou == -1 else ou
     if not 0 < radius <= (box - 1) // 2:
-        raise RalibError(f"--ou {radius} px does not fit in a box of {box} px: use 1 to {box // 2 - 2}")
+        raise RalibError(f"`ou` {radius} px does not fit in a box of {box} px: use 1 to {box // 2 - 2}")
     return radius
 
 
@@ -172,14 +172,14 @@ def iterations_of(maxit: int) -> tuple[int, bool]:
     With maxit 0: up to 10, stopping.
     """
     if maxit < 0:
-        raise RalibError(f"--maxit {maxit} iterations cannot be done: use 0 (10, stopping when it gets worse) or more")
+        raise RalibError(f"`maxit` {maxit} iterations cannot be done: use 0 (10, stopping when it gets worse) or more")
     return (DEFAULT_ITERATIONS, True) if maxit == 0 else (maxit, False)
 
 
 def check_center(center: int) -> int:
     """Return the centring method if SPARX has it, else raise RalibError."""
     if center not in range(-1, 8):
-        raise RalibError(f"--center {center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
+        raise RalibError(f"`center` {center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
     return center
 
 

@@ -46,12 +46,12 @@ def stages_of(
     RalibError
         If they are not numbers, or differ in length.
     """
-    x, y, step = _numbers("--xr", xr), _numbers("--yr", yr), _numbers("--ts", ts)
+    x, y, step = _numbers("`xr`", xr), _numbers("`yr`", yr), _numbers("`ts`", ts)
     y = x if y == [-1.0] else y
     if not len(x) == len(y) == len(step):
-        raise RalibError(f"--xr, --yr, --ts have {len(x)}, {len(y)}, {len(step)} numbers: give one a stage to each")
+        raise RalibError(f"`xr`, `yr`, `ts` have {len(x)}, {len(y)}, {len(step)} numbers: give one a stage to each")
     if min(x) < 0 or min(y) < 0 or min(step) <= 0:
-        raise RalibError("--xr and --yr are not below 0 px, --ts above 0 px")
+        raise RalibError("`xr` and `yr` are not below 0 px, `ts` above 0 px")
     return [Stage((a, b), s) for a, b, s in zip(x, y, step, strict=True)]
 
 
@@ -80,23 +80,21 @@ def refuse_unused(nomirror: bool, dst: float, snr: float, mode: str, randomize: 
         With the reason.
     """
     if random_method not in RANDOM_METHODS:
-        raise RalibError(f"--random_method {random_method!r} is unknown: use SHC, SCF, or leave it out")
+        raise RalibError(f"`random_method` {random_method!r} is unknown: use SHC, SCF, or leave it out")
     if mode not in ("F", "H") or (mode == "H" and random_method != "SCF"):
         raise RalibError(
-            f"--mode {mode}: SPARX reads it in sxali2d --rotational only (half rings see no difference between "
-            "0 and 180 degrees); use F, or --random_method SCF, which takes half rings itself"
+            f"`mode` {mode}: SPARX reads it in sxali2d --rotational only (half rings see no difference between "
+            "0 and 180 degrees); use F, or `random_method` SCF, which takes half rings itself"
         )
     if randomize:
         raise RalibError(
-            "--randomize: SPARX reads it in sxali2d --rotational only, which it no longer has: leave it out"
+            "`randomize`: SPARX reads it in sxali2d --rotational only, which it no longer has: leave it out"
         )
     if snr != 1.0:
-        raise RalibError(
-            "--snr: SPARX's ali2d only flips phases and reads no --snr: leave it out, or leave --sparx out"
-        )
+        raise RalibError("`snr`: SPARX's ali2d only flips phases and reads no `snr`: leave it out")
     if dst < 0:
-        raise RalibError(f"--dst {dst:g} degrees cannot be below 0")
+        raise RalibError(f"`dst` {dst:g} degrees cannot be below 0")
     if dst and (nomirror or random_method):
-        raise RalibError("--dst: SPARX drops it with --nomirror and with --random_method: leave one of them out")
+        raise RalibError("`dst`: SPARX drops it with `nomirror` and with `random_method`: leave one of them out")
     if nomirror and random_method:
-        raise RalibError(f"--nomirror: SPARX's {random_method} search always tries mirrors: leave one of them out")
+        raise RalibError(f"`nomirror`: SPARX's {random_method} search always tries mirrors: leave one of them out")

@@ -24,6 +24,7 @@ from ralib.cli.alignment_options import (
     Report,
     Seed,
 )
+from ralib.cli.flags import with_flags
 from ralib.cli.settings import Settings, command
 from ralib.types import RalibError
 
@@ -143,7 +144,7 @@ def _take_arrivals(
         for why in [*arrivals.left_out.values(), *arrivals.notices]:
             if why not in told:
                 told.add(why)
-                typer.echo(f"warning: {why}", err=True)
+                typer.echo(f"warning: {with_flags(why)}", err=True)
         if particles is not None:
             session.accept(particles)
             session.begin(particles, f"{o.rounds} iterations", ctf=o.ctf_choice(), search_range_px=None)

@@ -101,7 +101,7 @@ def _open_ralib(path: Path, datadir: Path | str | None) -> RunFiles:
     check_finished(record, path)
     for needed in ("class_averages.mrcs", "particles.star"):
         if not (path / needed).is_file():
-            raise RalibError(f"{path}: {needed} is missing, the run has not finished; go on with --continue")
+            raise RalibError(f"{path}: {needed} is missing, the run has not finished; go on with `resume`")
     averages = open_images(path / "class_averages.mrcs")
     averages = averages[: len(record.get("classes") or averages)]  # mirrored copies may follow the classes
     particles = open_particles(path / "particles.star", datadir=datadir, require_images=False)

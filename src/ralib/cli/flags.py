@@ -1,0 +1,108 @@
+"""The options of the command line by the library's parameters.
+
+Messages of the library name its own parameters, in backticks: a Python user reads "`outer_radius` must be above 0", the
+user of a command "--ou must be above 0". The words are translated here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ralib.types import Notice
+
+_SAME_NAME = (
+    *("auto", "balance", "box", "center", "classes", "ctf", "datadir", "excluded", "junk", "normalise", "port"),
+    *("recenter", "snr", "strict", "where"),
+    *(
+        "CTF",
+        "EQ",
+        "dst",
+        "ir",
+        "maxit",
+        "mode",
+        "nomirror",
+        "ou",
+        "random_method",
+        "randomize",
+        "rs",
+        "ts",
+        "xr",
+        "yr",
+    ),
+)
+FLAGS: Mapping[str, str] = {name: f"--{name}" for name in _SAME_NAME} | {
+    "ParticleSet.pixel_size_A": "--pixel-size",
+    "ParticleSet.poses": "--reference-poses",
+    "background_radius_px": "--background-radius",
+    "batch_size": "--batch",
+    "box_px": "--box",
+    "clip_px": "--clip",
+    "coloured_noise": "--coloured-noise",
+    "diameter_A": "--diameter",
+    "distance_A": "--remove-duplicates",
+    "equal_sizes": "--EQ",
+    "flip_phases": "--phase-flip",
+    "inner_radius": "--ir",
+    "iterations": "--maxit",
+    "junk_fraction": "--junk",
+    "lowest_A": "--low-limit",
+    "mask_radius_px": "--mask-radius",
+    "max_junk": "--max-junk",
+    "min_class_score": "--min-class-score",
+    "min_fit": "--min-fit",
+    "min_members": "--min-members",
+    "min_posterior": "--min-posterior",
+    "min_resolution_A": "--min-resolution",
+    "n_classes": "--classes",
+    "n_particles": "--particles",
+    "n_views": "--views",
+    "outer_radius": "--ou",
+    "parts": "--split",
+    "pixel_size_A": "--pixel-size",
+    "preferred_fraction": "--preferred",
+    "remove_duplicates_A": "--remove-duplicates",
+    "resident_bytes": "--memory",
+    "resolution_A": "--resolution",
+    "resume": "--continue",
+    "search_px": "--search",
+    "shift_range_xy_px": "--xr, --yr",
+    "skip_align": "--skip-align",
+    "stages": "--xr",
+    "user_function": "--function",
+    "view_frequencies": "--view-frequencies",
+}
+"""Options by parameter; those of all commands, since one name means one thing throughout the library."""
+
+_OF_STACK = {"ParticleSet.pixel_size_A": "--input-pixel-size"}
+FLAGS_OF_COMMAND: Mapping[str, Mapping[str, str]] = {
+    "prepare": _OF_STACK,
+    "transform": _OF_STACK,
+    "average": _OF_STACK | {"ctf=off": "no --CTF"},
+}
+"""What some commands call otherwise."""
+
+_PARAMETER = re.compile(r"`(?P<name>[A-Za-z_][\w.]*)(?:=(?P<value>[^`\s]+))?`")
+
+
+def with_flags(text: str, command: str = "") -> str:
+    """The text with each parameter in backticks as the option that sets it: "`ctf=off`" becomes "--ctf off"."""
+    flags = {**FLAGS, **FLAGS_OF_COMMAND.get(command, {})}
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        if value is not None and f"{name}={value}" in flags:
+            return flags[f"{name}={value}"]
+        if name not in flags:
+            return found[0]
+        return flags[name] if value is None else f"{flags[name]} {value}"
+
+    return _PARAMETER.sub(flag, text)
+
+
+def flagged(notice: Notice) -> Notice:
+    """The notice as the user of a command should read it."""
+    return replace(
+        notice, what=with_flags(notice.what), where=with_flags(notice.where), remedy=with_flags(notice.remedy)
+    )
