@@ -152,7 +152,7 @@ def test_ctf_state_sparx_ctf_applied_round_trips(raw: Path, tmp_path: Path) -> N
     found = open_particles(tmp_path / "a.hdf")
     assert found.ctf is not None
     assert set(found.ctf.state.tolist()) == {CtfState.PREMULTIPLIED}
-    with pytest.raises(RalibError, match="use `ctf=off`"):
+    with pytest.raises(RalibError, match="leave `CTF` out"):
         mref_ali2d(found, 2, ou=12, maxit=1, CTF=True)
 
 

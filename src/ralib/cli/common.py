@@ -198,7 +198,7 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except typer.Abort as stop:
         if isinstance(stop.__cause__, EOFError):  # which typer takes for the end of what a person types
-            return _explain(stop.__cause__)
+            return _explain(stop.__cause__, _command(argv))
         return _fail("aborted", EXIT_ERROR)
     except typer.Exit as stop:
         return int(stop.exit_code)
