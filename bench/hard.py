@@ -1,6 +1,6 @@
 """Classification of realistic sets, with defaults: junk, neighbours, gradients, symmetric and flexible particles.
 
-    PYTHONPATH=src python3 bench/hard.py --device cuda [--shared ../shared] [--cases ace2 ...] [--seeds 3]
+    PYTHONPATH=src python3 bench/hard.py --device cuda [--shared ../shared] [--cases ace2 ...] [--seeds 3] [--jobs 4]
 
 The sets are made by the independent simulator that stands with the shared data (hard/make_hard.py), with the commands
 of its manifest; real apoferritin (EMPIAR-10146, crowded) is read from there. What is not there is left out, and said.
@@ -10,6 +10,7 @@ Every set is classified by the command `ralib classify` without options but the 
                              allowed: median and 90th percentile
     inplane_deg, shift_px    medians of what is left of the pose errors within a class
     diameter_A, empty        of the mask that was measured, and classes without members: what real data can tell
+    auc, class_auc, right, kept_true, junk_ratio     of the verdict, see verdict.py
 
 Losses are shown like wins: rows go to bench/results/hard-<device>.json, with the goals of the issue that asked.
 """
@@ -24,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from ralib.benchmarks.record import device_name, record
 from ralib.cli import main as ralib
 from ralib.results.run_directory import run_poses
 from ralib.results.run_record import read_record
+from verdict import judged_run
 
 _COMMON = ["--n", "3000", "--apix", "3", "--bin", "2", "--crowd", ".5", "--gradient", ".03"]
 
@@ -74,7 +78,14 @@ FIGURES = {
     "empty": ("empty classes", "", "lower"),
     "diameter_A": ("diameter of the mask", "A", "lower"),
     "seconds": ("particles on disk to results on disk", "s", "lower"),
+    "auc": ("AUC of a particle's `junk`", "", "higher"),
+    "class_auc": ("AUC of the class score", "", "higher"),
+    "right": ("junk among those given p > 0.9", "", "higher"),
+    "kept_true": ("true particles that --auto keeps", "", "higher"),
+    "junk_ratio": ("share of junk after --auto over before", "", "lower"),
 }
+
+VERDICT_GOALS = {"auc": 0.9, "class_auc": 0.97, "right": 0.85, "kept_true": 0.95, "junk_ratio": 0.333}
 
 
 def main() -> int:
@@ -82,13 +93,14 @@ def main() -> int:
     options = _options()
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        for name in options.cases:
-            folder = _set(name, Path(scratch), options)
-            if folder is None:
-                print(f"{name}: left out, no data for it under {options.shared}")
-                continue
-            for seed in range(options.seeds):
-                runs.append(_run(name, folder, Path(scratch) / f"{name}-{seed}", seed, options))
+        work = Path(scratch)
+        folders = {name: _set(name, work, options) for name in options.cases}
+        for name in (name for name, folder in folders.items() if folder is None):
+            print(f"{name}: left out, no data for it under {options.shared}")
+        tasks = [(name, folder, seed) for name, folder in folders.items() if folder for seed in range(options.seeds)]
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            for done in [pool.submit(_run, *task, work, options) for task in tasks]:
+                runs.append(done.result())
                 print(json.dumps(runs[-1]), flush=True)
     if not runs:
         return 0
@@ -106,6 +118,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--cases", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs beside each other on the device, without times")
     parser.add_argument("--scratch", type=Path, help="where the sets go; they are removed")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -126,8 +139,8 @@ def _set(name: str, scratch: Path, options: argparse.Namespace) -> Path | None:
     return scratch / name
 
 
-def _run(name: str, folder: Path, run: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    classes, start = SETS[name]["classes"], time.perf_counter()
+def _run(name: str, folder: Path, seed: int, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    classes, run, start = SETS[name]["classes"], work / f"{name}-{seed}", time.perf_counter()
     words = ["classify", str(folder / "particles.star"), str(run), "--classes", str(classes), "--seed", str(seed)]
     if ralib([*words, "--device", options.device, "--no-report"]) != 0:
         raise SystemExit(f"classify failed on {folder}")
@@ -136,12 +149,15 @@ def _run(name: str, folder: Path, run: Path, seed: int, options: argparse.Namesp
     sizes = np.bincount(index[index >= 0], minlength=classes)
     share = sizes[sizes > 0] / sizes.sum()
     row: dict[str, Any] = {
-        "case": name, "seed": seed, "particles": len(index), "classes": classes, "seconds": seconds,
+        "case": name, "seed": seed, "particles": len(index), "classes": classes,
         "diameter_A": made["diameter_A"], "empty": int((sizes == 0).sum()),
         "effective": float(np.exp(-(share * np.log(share)).sum())),
     }  # fmt: skip
+    if options.jobs == 1:
+        row["seconds"] = seconds
     if (folder / "truth.npz").exists():
         truth = dict(np.load(folder / "truth.npz"))
+        row |= judged_run(run, truth["junk"])
         row |= hard_scores(run_poses(run, classes), truth, SETS[name].get("symmetry", "C1"))
     return row
 
@@ -161,8 +177,9 @@ def table_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "case": f"{case} ({about['what']}), {size}, defaults: {words} ({among})",
                 "ours": statistics.median(values), "unit": unit, "better": better, "readme": False,
             }  # fmt: skip
-            if figure in about["goal"]:
-                row |= {"goal": about["goal"][figure], "readme": figure in ("view_deg", "view_p90_deg", "empty")}
+            goals = VERDICT_GOALS | about["goal"]
+            if figure in goals:
+                row |= {"goal": goals[figure], "readme": figure in ("view_deg", "view_p90_deg", "empty")}
             if figure in about.get("other", {}):
                 row["other"] = about["other"][figure]
             rows.append(row)

@@ -95,14 +95,18 @@ def _run(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]
         run = Path(scratch) / "run"
         words = ["classify", str(folder / "particles.star"), str(run), "--classes", str(options.classes)]
         ralib([*words, "--seed", str(seed + 1), "--device", options.device, "--no-report"])
-        lines = (run / "particle_scores.txt").read_text().splitlines()
-        heading, table = lines[0].lstrip("# ").split(), np.loadtxt(lines[1:], ndmin=2)
-        figures = read_record(run)
-        kept = table[:, heading.index("selected")] > 0.5
+        return judged_run(run, np.load(folder / "truth.npz")["junk"])
+
+
+def judged_run(run: Path, kind: np.ndarray) -> dict[str, Any]:
+    """`judged` from the files of a run, with the true kinds (n,) of junk; and whether the run was believed."""
+    lines = (run / "particle_scores.txt").read_text().splitlines()
+    heading, table = lines[0].lstrip("# ").split(), np.loadtxt(lines[1:], ndmin=2)
+    figures = read_record(run)
     score = np.array([row["score"] for row in figures["classes"]])
-    junk, index = table[:, heading.index("junk")], table[:, 1].astype(int) - 1
+    junk, kept = table[:, heading.index("junk")], table[:, heading.index("selected")] > 0.5
     believed = {"believed": bool(figures["stability"]["believable"])}
-    return believed | judged(junk, np.load(folder / "truth.npz")["junk"], index, score, kept)
+    return believed | judged(junk, kind, table[:, 1].astype(int) - 1, score, kept)
 
 
 if __name__ == "__main__":
