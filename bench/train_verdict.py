@@ -5,7 +5,7 @@
     python3 bench/train_verdict.py fit TABLES/*.npz [--write] [--json bench/results/verdict-left-out.json]
 
 `measure` classifies each set (particles.star, truth.npz with `junk`: 0 good, else its kind) and keeps what the model
-looks at; MOLECULE= says what the set shows ("none" for noise and ice), so that all its sets can be left out together. `fit`
+looks at; MOLECULE= says what the set shows ("none" for noise and ice): all its sets are left out together. `fit`
 leaves out one molecule after the other, fits trees, a logistic regression on the same features, and rules without any
 fit, and judges the molecule that was left out. --write then fits on all and replaces the model in the package.
 """
