@@ -38,7 +38,9 @@ def axe_core() -> str:
         places.append(Path(packaged.submodule_search_locations[0]) / "axe.min.js")
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        pytest.skip("axe-core is missing: pip install axe-core-python, npm install axe-core, or name its axe.min.js in AXE_CORE")
+        pytest.skip(
+            "axe-core is missing: pip install axe-core-python, npm install axe-core, or name its axe.min.js in AXE_CORE"
+        )
     return found.read_text(encoding="utf-8")
 
 

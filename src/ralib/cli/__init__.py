@@ -14,6 +14,7 @@ import typer
 
 from ralib._version import __version__
 from ralib.cli.common import run
+from ralib.cli.settings import with_short_help
 from ralib.runtime.distributed import launched
 from ralib.types import RalibError
 
@@ -33,6 +34,20 @@ COMMAND_MODULES = (
     "bench",
     "info",
 )
+ESSENTIAL = {
+    "simulate": frozenset(
+        {"device", "particles", "box", "seed", "volume", "views", "snr", "pixel_size", "ctf", "defocus", "junk"}
+    ),
+    "analyze": frozenset(
+        {"out", "method", "ctf", "components", "clusters", "clustering", "embedding", "truth", "seed", "device"}
+    ),
+    "select": frozenset(
+        {"auto", "classes", "min_class_score", "max_junk", "where", "remove_duplicates", "out", "excluded", "averages"}
+        | {"recenter", "split"}
+    ),
+    "bench": frozenset({"cases", "repeats", "device", "out", "suite"}),
+}
+"""What --help shows of commands with many options; --help-all shows every one."""
 SEVERAL_PROCESSES = ("classify", "mref", "reffree", "bench")
 
 app = typer.Typer(
@@ -66,6 +81,7 @@ def _options(
 
 for _name in COMMAND_MODULES:
     import_module(f"{__name__}.{_name}").register(app)
+with_short_help(app, ESSENTIAL, without=frozenset({"relion", "external"}))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,10 @@ Outer = Annotated[
     int | None,
     typer.Option("--ou", help="Outer radius, px. [default: the particle's, measured]", rich_help_panel=SEARCH),
 ]
+Diameter = Annotated[
+    float | None,
+    typer.Option("--diameter", help="Of the mask, A, in place of --ou. [default: measured]", rich_help_panel=SEARCH),
+]
 RingStep = Annotated[
     int, typer.Option("--rs", help="Ring step, px; other than 1 with --sparx only.",
                       rich_help_panel=SEARCH)
@@ -30,14 +34,14 @@ NoMirror = Annotated[
     bool, typer.Option("--nomirror", help="Do not look for mirrored particles.",
                        rich_help_panel=SEARCH)
 ]  # fmt: skip
-Ctf = Annotated[bool, typer.Option("--CTF", help="CTF-weighted (Wiener) averages.", rich_help_panel=AVERAGES)]
+Ctf = Annotated[bool, typer.Option("--CTF", help="As --ctf wiener (SPARX's name).", rich_help_panel=AVERAGES)]
 CtfMode = Annotated[
-    str | None, typer.Option("--ctf", help="off, wiener (the same as --CTF) or flip (phases only).",
+    str | None, typer.Option("--ctf", help="off; wiener, the same as --CTF; or flip: phases only. [default: off]",
                              rich_help_panel=AVERAGES)
 ]  # fmt: skip
 Snr = Annotated[
     float | None,
-    typer.Option("--snr", help="Signal to noise ratio of one particle for --CTF. "
+    typer.Option("--snr", help="Signal to noise ratio of one particle for --ctf wiener. "
                  "[default: measured from half averages; 1 with --sparx]", rich_help_panel=AVERAGES),
 ]  # fmt: skip
 Function = Annotated[
@@ -98,6 +102,7 @@ class AlignmentSettings(Settings):
     mask: Mask = None
     ir: Inner = 1
     ou: Outer = None
+    diameter: Diameter = None
     rs: RingStep = 1
     nomirror: NoMirror = False
     ctf: Ctf = False
@@ -123,6 +128,8 @@ class AlignmentSettings(Settings):
     def check(self) -> None:
         """RalibError for options that cannot be, or that the chosen method would have to drop."""
         self.stages(box=64)
+        if self.diameter is not None and (self.ou is not None or not self.diameter > 0):
+            raise RalibError(f"--diameter {self.diameter:g} A must be above 0, and not beside --ou: give one of them")
         if self.memory is not None and self.memory < 0:
             raise RalibError(f"--memory {self.memory:g} GiB must not be below 0")
         if not self.sparx and self.rs != 1:

@@ -91,7 +91,11 @@ class AlignmentRun:
     @cached_property
     def outer_radius_px(self) -> float:
         """--ou, or what the run to go on with had, or the measured particle's mask; SPARX's default with --sparx."""
-        given = self.settings.ou
+        given: float | None = self.settings.ou
+        if self.settings.diameter is not None:
+            if self.particles.pixel_size_A is None:
+                raise RalibError("--diameter is in A, and no file says the pixel size: give it with --pixel-size")
+            given = self.settings.diameter / self.particles.pixel_size_A / 2
         if given is None and self.session.resume:
             known = read_record(self.session.outdir).get("outer_radius_px")
             if known:

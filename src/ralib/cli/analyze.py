@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device, tell_warnings
+from ralib.cli.parsing import ctf_word
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def analyze(
         ),
     ] = "auto",
     ctf: Annotated[
-        bool | None,
-        typer.Option("--ctf/--no-ctf", help="Components that know the CTF (as --method ctf), or that do not (2sdr)."),
+        str | None,
+        typer.Option("--ctf", help="wiener: components that know the CTF (--method ctf); off: that do not (2sdr)."),
     ] = None,
     components: Annotated[
         int, typer.Option(min=0, help="How many; 0: as many as the data supports (ctf, pca, 2sdr).")
@@ -79,7 +80,7 @@ def analyze(
     particles = for_computing(open_particles(particle_file(source), datadir=datadir), ctf=False)
     tell_warnings(particles.warnings)
     analysis = Analysis(
-        method=chosen_method(method, ctf, particles),
+        method=chosen_method(method, None if ctf is None else ctf_word(ctf, ("off", "wiener")) == "wiener", particles),
         clustering=clustering,
         n_components=components or None,
         core=core,
@@ -97,13 +98,15 @@ def analyze(
 
 
 def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
-    """What --ctf and --no-ctf make of --method."""
+    """What --ctf makes of --method."""
     if ctf is None:
         return method
     if method not in ("auto", "ctf") or (method == "ctf" and not ctf):
-        raise RalibError(f"--method {method} and --{'' if ctf else 'no-'}ctf exclude each other: leave one out")
+        raise RalibError(f"--method {method} and --ctf {'wiener' if ctf else 'off'} exclude each other: leave one out")
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):
-        raise RalibError("--ctf needs CTF parameters and a pixel size, and the particles have none: leave --ctf out")
+        raise RalibError(
+            "--ctf wiener needs CTF parameters and a pixel size, which the particles lack: leave --ctf out"
+        )
     return "ctf" if ctf else "2sdr"
 
 

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from ralib.cli.common import DEVICE_HELP, in_batches, resolve_device, tell_warnings, with_pixel_size
+from ralib.cli.parsing import ctf_word
 from ralib.types import ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def transform(
 def average(
     stack: Annotated[Path, _STACK],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New stack of averages: .mrcs or .hdf.")],
-    ctf: Annotated[bool, typer.Option("--CTF", "--ctf-correct", help="Weight by the CTF (Wiener).")] = False,
+    mode: Annotated[str, typer.Option("--ctf", help="off, or wiener: weigh by the CTF, divide by its power.")] = "off",
     snr: Annotated[
-        float | None, typer.Option(help="SNR of one particle, for --CTF. [default: measured from the halves]")
+        float | None, typer.Option(help="SNR of one particle, for --ctf wiener. [default: measured from the halves]")
     ] = None,
     input_pixel_size: Annotated[float | None, _INPUT_PIXEL] = None,
     datadir: Annotated[Path | None, _DATADIR] = None,
@@ -161,10 +162,11 @@ def average(
     if out.suffix.lower() not in (".mrcs", ".mrc", ".hdf"):
         raise RalibError(f"{out}: averages are written as .mrcs or .hdf")
     _refuse_existing(out)
+    ctf = ctf_word(mode, ("off", "wiener")) == "wiener"
     particles = _open(stack, datadir, input_pixel_size)
     poses = _poses_of(particles, stack)
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):
-        raise RalibError(f"--CTF: {stack} has no CTF parameters or no pixel size; leave --CTF out")
+        raise RalibError(f"--ctf wiener: {stack} has no CTF parameters or no pixel size; leave --ctf out")
     told = particles.warnings
     particles = for_computing(particles, ctf=ctf)
     tell_warnings(particles.warnings[len(told) :])

@@ -25,7 +25,9 @@ def denoise(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New .star (with its .mrcs), .mrcs or .hdf.")],
     ctf: Annotated[
         str,
-        typer.Option(help="kept: as taken, and the metadata stays true; corrected: undistorted, without CTF."),
+        typer.Option(
+            "--output-ctf", help="kept: as taken, and the metadata stays true; corrected: undistorted, without CTF."
+        ),
     ] = "kept",
     radius: Annotated[float | None, _RADIUS] = None,
     datadir: Annotated[Path | None, _DATADIR] = None,
@@ -36,7 +38,7 @@ def denoise(
     from ralib.cli.data import _check_output, _save
 
     if ctf not in ("kept", "corrected"):
-        raise RalibError(f"--ctf {ctf}: give kept or corrected")
+        raise RalibError(f"--output-ctf {ctf}: give kept or corrected")
     _check_output(out)
     _refuse(out, out.with_suffix(".mrcs"))
     particles = _with_ctf(stack, datadir)

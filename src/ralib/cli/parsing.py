@@ -11,13 +11,24 @@ import numpy as np
 
 from ralib.types import RalibError
 
+CTF_WORDS = {"on": "wiener", "none": "off"}
+"""Older words for --ctf, whatever the command."""
+CTF_HELP = "off; wiener: weigh by the CTF and divide by its power; flip: turn its phases only"
+
+
+def ctf_word(mode: str, known: tuple[str, ...]) -> str:
+    """A value of --ctf as one of the `known` words; the words that other commands or versions use are understood."""
+    word = CTF_WORDS.get(mode, mode)
+    if word not in known:
+        raise RalibError(f"--ctf {mode!r} is unknown: choose {', '.join(known[:-1])} or {known[-1]}")
+    return word
+
 
 def ctf_choice(ctf: bool, mode: str | None) -> str:
     """--CTF and --ctf MODE as one of off, wiener, flip."""
+    mode = None if mode is None else ctf_word(mode, ("off", "wiener", "flip"))
     if mode is None:
         return "wiener" if ctf else "off"
-    if mode not in ("off", "wiener", "flip"):
-        raise RalibError(f"--ctf {mode!r} is unknown: choose off, wiener or flip")
     if ctf and mode != "wiener":
         raise RalibError(f"--CTF and --ctf {mode} contradict each other: give one of them")
     return mode

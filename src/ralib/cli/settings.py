@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+from typer.models import OptionInfo
 
 from ralib.types import RalibError
 
@@ -65,26 +66,82 @@ class RunCommand(TyperCommand):
         "--particle-diameter": "--diameter",
         "--particle_diameter": "--diameter",
         "--high-limit": "--resolution",
+        "--ctf": "--output-ctf",
+        "--no-ctf": "--ctf=off",
     }
+    ctf_words: ClassVar[frozenset[str]] = frozenset({"auto", "on", "off", "none", "wiener", "flip", "flipped"})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Arguments with each older spelling replaced, but what follows `--`."""
         known = {name for parameter in self.params for name in parameter.opts}
         end = args.index("--") if "--" in args else len(args)
+        if self.name == "analyze":  # where --ctf was a switch
+            following = [*args[1:end], ""]
+            args = [
+                "--ctf=wiener" if a == "--ctf" and b not in self.ctf_words else a
+                for a, b in zip(args[:end], following, strict=True)
+            ] + args[end:]
         return super().parse_args(ctx, [self._spelling(a, known) for a in args[:end]] + args[end:])
 
     def _spelling(self, argument: str, known: set[str]) -> str:
         name, equals, value = argument.partition("=")
         if name == "--shift-range":
-            name = "--xr" if "--xr" in known else "--search"
-        elif name in self.older and name not in known:
-            name = self.older[name]
-        return name + equals + value
+            return ("--xr" if "--xr" in known else "--search") + equals + value
+        if name in known:
+            return argument
+        if name in ("--CTF", "--ctf-correct") and "--CTF" not in known and "--ctf" in known:
+            return "--ctf=wiener"
+        newer = self.older.get(name, name)
+        return newer + equals + value if newer.partition("=")[0] in known else argument
 
 
 def command(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
     """Register `function`; its parameter that is annotated with a Settings class stands for that class's fields."""
     app.command(name, cls=RunCommand)(expanded(function))
+
+
+def with_short_help(app: typer.Typer, essential: Mapping[str, frozenset[str]], *, without: frozenset[str]) -> None:
+    """Give every command that has no Settings --help-all and the older spellings.
+
+    Parameters
+    ----------
+    app
+        Its commands are changed.
+    essential
+        By command: the parameters that --help shows; all of a command that is not named.
+    without
+        Commands that hand unknown options on: they stay as they are.
+    """
+    for info in app.registered_commands:
+        name, function = info.name or "", info.callback
+        if name in without or function is None or (isinstance(info.cls, type) and issubclass(info.cls, RunCommand)):
+            continue
+        info.cls, info.callback = RunCommand, _with_help_all(function, essential.get(name))
+
+
+def _with_help_all(function: Callable[..., Any], essential: frozenset[str] | None) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True)
+    parameters, further = [], set()
+    for p in inspect.signature(function).parameters.values():
+        base, *marks = get_args(hints[p.name]) if hasattr(hints[p.name], "__metadata__") else (hints[p.name],)
+        if essential is not None and p.name not in essential and marks and isinstance(marks[0], OptionInfo):
+            option = copy.copy(marks[0])
+            if not option.hidden:
+                option.hidden = True
+                further.add(p.name)
+            parameters.append(p.replace(annotation=Annotated[base, option]))
+        else:
+            parameters.append(p.replace(annotation=hints[p.name]))
+    parameters.append(_keyword("help_all", Annotated[bool, _help_all_option(frozenset(further))], default=False))
+
+    @functools.wraps(function)
+    def called(**given: Any) -> None:
+        del given["help_all"]
+        function(**given)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
 
 
 def expanded(function: Callable[..., Any]) -> Callable[..., None]:

@@ -48,7 +48,7 @@ class Terminal:
         if not sys.stdout.isatty():
             typer.echo(line)
             return
-        width = min(COLUMNS, shutil.get_terminal_size().columns)
+        width = min(COLUMNS, shutil.get_terminal_size().columns) - 1  # of a full line some terminals begin another
         folded = textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False) if line else line
         if self._bar is not None:
             self._bar.console.print(folded, highlight=False, markup=False, soft_wrap=True)
@@ -125,22 +125,28 @@ def resolution_text(row: dict[str, Any], box: int) -> str:
 
 
 def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> str:
-    """An iteration of alignment or classification in one line, with its number of `total`; unknown figures are left
-    out."""
+    """An iteration of alignment or classification in one line, with its number of `total`.
+
+    Unknown figures are left out, and those that find no room in 100 columns, first how far particles moved; run.json
+    has all.
+    """
     stage = f" {row['stage']}" if isinstance(row.get("stage"), str) else ""
-    parts = [
-        f"iteration {row['iteration']}{f'/{total}' if total else ''}{stage}: criterion {row['criterion']:.4f}",
-        f"class sizes {row['smallest']}..{row['largest']} "
-        f"({row['empty']} empty, {row['effective_classes']:.1f} effective)",
-    ]
+    empty = f" ({row['empty']} empty)" if row["empty"] else ""
+    begins = f"iteration {row['iteration']}{f'/{total}' if total else ''}{stage}: fit {row['criterion']:.5g}"
+    parts = {"classes": f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']}{empty}"}
     mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
     if (resolution := resolution_text(mean, box)) != "-":
-        parts.append(f"FRC {resolution}")
+        parts["frc"] = f"FRC {resolution}"
     if math.isfinite(row["pixel_error_px"]):
-        parts.append(f"pixel error {row['pixel_error_px']:.2f}")
+        parts["moved"] = f"moved {row['pixel_error_px']:.2f} px"
     if math.isfinite(row["class_changes"]):
-        parts.append(f"class changes {100 * row['class_changes']:.1f} %")
-    return ", ".join([*parts, f"{row['seconds']:.1f} s"])
+        parts["changed"] = f"changed {100 * row['class_changes']:.0f}%"
+    parts["seconds"] = f"{row['seconds']:.1f} s"
+    for least in ("moved", "frc", "changed"):
+        if len(", ".join([begins, *parts.values()])) < COLUMNS:
+            break
+        parts.pop(least, None)
+    return ", ".join([begins, *parts.values()])
 
 
 def class_table(rows: Sequence[dict[str, Any]], box: int) -> list[str]:

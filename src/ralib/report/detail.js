@@ -20,7 +20,7 @@ function fillDetail() {
   const button = (text, name, action, more = {}) => el("button", { type: "button", "aria-label": name, title: name, onclick: action, ...more }, text);
   const keep = button("Keep", "Keep this class (K)", () => toggle(k), { id: "detail-keep", "aria-pressed": kept.has(k) });
   detail.replaceChildren(
-    el("header", {}, el("h2", { id: "detail-title" }, `Class ${item.class}`), keep,
+    el("div", { class: "bar" }, el("h2", { id: "detail-title" }, `Class ${item.class}`), keep,
       button("‹", "Previous class (left arrow)", () => stepDetail(-1), { class: "icon" }), button("›", "Next class (right arrow)", () => stepDetail(1), { class: "icon" }),
       button("×", "Close (Escape)", () => detail.close(), { class: "icon", id: "detail-close" })),
     el("div", { class: "body" },

@@ -43,8 +43,8 @@ class ClassifySettings(Settings):
     essential = frozenset({"classes", "diameter", "resolution", "search", "ctf", "seed", "device", "pixel_size"})
     free_to_change = frozenset({"device", "gpu_devices", "stability"})
     classes: Annotated[
-        int | None, typer.Option("--classes", help="How many. [default: one for each 100 particles up to 50, then one "
-                                 "for each 400 up to 100]", rich_help_panel=CLASSES)
+        int | None, typer.Option("--classes", help="How many. [default: by the number of particles, and told]",
+                                 rich_help_panel=CLASSES)
     ] = None
     balance: Annotated[
         float, typer.Option("--balance", help="Pressure towards equal sizes: 0 none, 1 equal. A little keeps a class "
@@ -71,8 +71,8 @@ class ClassifySettings(Settings):
     ] = None
     nomirror: NoMirror = False
     ctf: Annotated[
-        str, typer.Option("--ctf", help="auto (on where the input has CTF parameters), on, off, or flipped (phases are "
-                          "right already).", rich_help_panel=SEARCH)
+        str, typer.Option("--ctf", help="auto: wiener where the input has CTF parameters; wiener; off; flipped: wiener "
+                          "of images whose phases are right already.", rich_help_panel=SEARCH)
     ] = "auto"
     skip_align: Annotated[
         bool, typer.Option("--skip-align", help="Keep the poses the particles come with.", rich_help_panel=SEARCH)
@@ -101,6 +101,13 @@ class ClassifySettings(Settings):
     datadir: Datadir = None
     pixel_size: PixelSize = None
 
+    def ctf_mode(self) -> str:
+        """--ctf as the `Classifier` calls it: auto, on, off or flipped."""
+        from ralib.cli.parsing import ctf_word
+
+        word = ctf_word(self.ctf, ("auto", "wiener", "off", "flipped"))
+        return "on" if word == "wiener" else word
+
     def check(self) -> None:
         """RalibError for options that contradict each other, or that nothing here does."""
         if self.helical:
@@ -122,18 +129,16 @@ def classify(
     outdir: Outdir,
     settings: ClassifySettings,
     split_states: Annotated[
-        str | None, typer.Option("--split-states", metavar="K|auto", help="Divide each class of the finished run STACK "
-                                 "into structural states at the poses it has, where the data supports it; no new "
-                                 "classes.", rich_help_panel=CLASSES)
+        str | None, typer.Option("--split-states", metavar="K|auto", help="Divide each class of the run STACK into "
+                                 "structural states, where the data supports it.", rich_help_panel=CLASSES)
     ] = None,
     resume: Continue = False,
     report: Report = True,
 ) -> None:  # fmt: skip
     """Classes from scratch: particles in, class averages out, no references.
 
-    Writes what mref writes, and particle_scores.txt: posterior, fit, scale, explained share, detail, how far off
-    centre it lies, agreement and junk score of each particle. Classes are explained in words in run.json and in the
-    log.
+    Writes what mref writes, and particle_scores.txt with the scores of each particle; log.txt says of each class in
+    words how good it is.
     """
     from ralib.classification.schedule import ScheduleSettings
     from ralib.cli.common import chosen_device
@@ -157,7 +162,7 @@ def classify(
     plan = f"{n_classes} classes in about {expected} iterations: start, thin, exchange, sharpen"
     search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
     with session.running():
-        begun = session.begin(particles, plan, ctf=settings.ctf, search_range_px=search_px, iterations=expected)
+        begun = session.begin(particles, plan, ctf=settings.ctf_mode(), search_range_px=search_px, iterations=expected)
         classifier = _classifier(session, settings, n_classes, settings.seed)
         result = classifier.fit(particles, observer=session, resume=begun).result_
         if settings.stability:
@@ -200,7 +205,7 @@ def _classifier(session: RunSession, o: ClassifySettings, n_classes: int, seed: 
         balance=o.balance,
         equal_sizes=o.equal,
         mirror=not o.nomirror,
-        ctf=o.ctf,
+        ctf=o.ctf_mode(),
         search_px=o.search,
         skip_align=o.skip_align,
         seed=seed,

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 class MrefSettings(AlignmentSettings):
     """Options of `ralib mref`."""
 
-    essential = frozenset({"mask", "ou", "xr", "maxit", "ctf_mode", "equal", "seed", "device", "pixel_size"})
+    essential = frozenset(
+        {"mask", "ou", "diameter", "xr", "maxit", "ctf_mode", "equal", "seed", "device", "pixel_size"}
+    )
     xr: Annotated[
         float | None, typer.Option("--xr", help="Shift range along x, px. [default: a twentieth of the box; 0 with "
                                    "--sparx]", rich_help_panel=SEARCH)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class ReffreeSettings(AlignmentSettings):
     """Options of `ralib reffree`."""
 
-    essential = frozenset({"mask", "ou", "xr", "maxit", "ctf_mode", "seed", "device", "pixel_size"})
+    essential = frozenset({"mask", "ou", "diameter", "xr", "maxit", "ctf_mode", "seed", "device", "pixel_size"})
     xr: Annotated[
         str | None, typer.Option("--xr", help="Shift range along x of each stage, px, e.g. '4 2 1'. [default: falling "
                                  "from a sixteenth of the box]", rich_help_panel=SEARCH)

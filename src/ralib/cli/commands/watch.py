@@ -21,9 +21,11 @@ from ralib.cli.alignment_options import (
     Inner,
     NoMirror,
     Outer,
+    PixelSize,
     Report,
     Seed,
 )
+from ralib.cli.common import with_pixel_size
 from ralib.cli.flags import with_flags
 from ralib.cli.settings import Settings, command
 from ralib.types import RalibError
@@ -60,6 +62,7 @@ class WatchSettings(Settings):
     nomirror: NoMirror = False
     ctf: Ctf = False
     ctf_mode: CtfMode = None
+    pixel_size: PixelSize = None
     rounds: Annotated[
         int, typer.Option("--rounds", help="Iterations after each arrival.", rich_help_panel=RUNNING)
     ] = 3
@@ -146,6 +149,7 @@ def _take_arrivals(
                 told.add(why)
                 typer.echo(f"warning: {with_flags(why)}", err=True)
         if particles is not None:
+            particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
             session.accept(particles)
             session.begin(particles, f"{o.rounds} iterations", ctf=o.ctf_choice(), search_range_px=None)
             growing.take(particles)

@@ -1,0 +1,194 @@
+"""What a run shows on a real pseudo-terminal, on an emulated screen: nothing wrapped, nothing left, no silence."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ralib.cli import main
+from ralib.cli.terminal import class_table, iteration_line
+from ralib.io import write_mrcs
+from ralib.kernels import rotate_shift_images
+
+pyte = pytest.importorskip("pyte", reason="pyte is not installed: pip install pyte")
+
+ROWS = 40
+SILENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A finished command: its status, the lines a person can scroll through, and when output came (s)."""
+
+    status: int
+    lines: list[str]
+    raw: bytes
+    moments: list[float]
+
+    @property
+    def silence_s(self) -> float:
+        return float(np.diff([0.0, *self.moments]).max())
+
+
+def on_terminal(columns: int, *arguments: object) -> Shown:
+    """`ralib` on a pseudo-terminal of that width."""
+    control, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    environment |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ralib", *map(str, arguments)],
+        stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+    )  # fmt: skip
+    os.close(terminal)
+    screen = pyte.HistoryScreen(columns, ROWS, history=5000)
+    stream, raw, moments = pyte.ByteStream(screen), b"", []
+    while True:
+        ready, _, _ = select.select([control], [], [], 0.05)
+        if ready:
+            try:
+                part = os.read(control, 1 << 16)
+            except OSError:  # Linux's way to say that the other side has closed
+                break
+            moments.append(time.monotonic() - started)
+            stream.feed(part)
+            raw += part
+        elif process.poll() is not None:
+            break
+    status = process.wait()
+    os.close(control)
+    above = ["".join(row[x].data for x in range(columns)) for row in screen.history.top]
+    lines = [line.rstrip() for line in [*above, *screen.display]]
+    return Shown(status, lines, raw, [*moments, time.monotonic() - started])
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 particles of two shapes in noise, 32 px, 3 A/px."""
+    folder = tmp_path_factory.mktemp("stack")
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(32.0) - 16, torch.arange(32.0) - 16, indexing="ij")
+    first = torch.exp(-((x - 4) ** 2 + y**2) / 20) + torch.exp(-((x + 5) ** 2 + (y - 2) ** 2) / 8)
+    second = torch.exp(-(x**2 + (y - 5) ** 2) / 8) + torch.exp(-((x - 3) ** 2 + (y + 4) ** 2) / 14)
+    shape = torch.stack([first, second])[torch.arange(300) % 2]
+    psi = 360 * torch.rand(300, generator=generator)
+    turned = rotate_shift_images(shape, psi, torch.zeros(300, 2), torch.zeros(300, dtype=torch.bool))
+    images = turned + 0.5 * torch.randn(turned.shape, generator=generator)
+    write_mrcs(folder / "p.mrcs", images.numpy(), 3.0)
+    return folder / "p.mrcs"
+
+
+def check_screen(shown: Shown, columns: int, out: Path) -> None:
+    """Nothing wrapped by the terminal, no 'nan', no bar left, and log.txt says the same, whole."""
+    assert shown.status == 0, "\n".join(shown.lines)
+    text = "\n".join(shown.lines)
+    assert "nan" not in text.lower().split()
+    assert "Warning" not in text
+    for rubbish in ("━", "loading", "0:00:0", "⠋", "\x1b"):
+        assert rubbish not in text, text
+    assert b"\xe2\x94\x81" in shown.raw, "there was no progress bar"
+    log = (out / "log.txt").read_text().splitlines()
+    joined = " ".join(text.split())
+    for line in log:
+        assert " ".join(line.split()) in joined, line
+    # A line that the terminal broke ends in its last column, and goes on without the indent of a folded one.
+    for line, following in zip(shown.lines, shown.lines[1:], strict=False):
+        assert len(line) < columns or not following or following.startswith("  "), (line, following)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [100, 80])
+def test_classify_on_a_terminal_wraps_nothing_and_leaves_nothing(stack: Path, tmp_path: Path, columns: int) -> None:
+    shown = on_terminal(columns, "classify", stack, tmp_path / "out", "--seed", "1")
+    check_screen(shown, columns, tmp_path / "out")
+    text = "\n".join(shown.lines)
+    assert "classes: 3 for 300 particles (--classes)" in text  # the default is told
+    assert "particles: 300, box 32 px (96 A, 3 A/px)" in text
+    assert any(line.startswith("class  particles  resolution") for line in shown.lines)
+    if columns == 100:
+        folded = [line for line in shown.lines if line.startswith("  ") and "classes between" not in line]
+        assert not any("iteration" in before for before in _before(shown.lines, folded))
+
+
+def _before(lines: list[str], folded: list[str]) -> list[str]:
+    """The lines that stand above continued ones."""
+    return [lines[i - 1] for i, line in enumerate(lines) if i and line in folded and not line[:6].strip().isdigit()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [100, 80])
+def test_mref_on_a_terminal_wraps_nothing_and_tells_the_measured_radius(
+    stack: Path, tmp_path: Path, columns: int
+) -> None:
+    shown = on_terminal(columns, "mref", stack, 2, tmp_path / "out", "--maxit", 3)
+    check_screen(shown, columns, tmp_path / "out")
+    assert any("outer radius: " in line and "--ou" in line for line in shown.lines)
+
+
+@pytest.mark.slow
+def test_watch_on_a_terminal_is_like_every_run(stack: Path, tmp_path: Path) -> None:
+    arriving = tmp_path / "arriving"
+    arriving.mkdir()
+    (arriving / "p.mrcs").write_bytes(stack.read_bytes())
+    options = ("--classes", 2, "--poll-seconds", "0.2", "--idle-minutes", "0.05")
+    shown = on_terminal(100, "watch", arriving, tmp_path / "out", *options)
+    check_screen(shown, 100, tmp_path / "out")
+    assert any(line.startswith("class  particles  resolution") for line in shown.lines)
+
+
+@pytest.mark.slow
+def test_a_run_is_never_silent_for_long(stack: Path, tmp_path: Path) -> None:
+    """From the start, when PyTorch loads, to the end. The least of three: other programs use the machine as well."""
+    silences = []
+    for i in range(3):
+        shown = on_terminal(100, "classify", stack, tmp_path / f"out{i}", "--classes", 2)
+        silences.append(shown.silence_s)
+        if silences[-1] <= SILENCE_S:
+            break
+    assert min(silences) <= SILENCE_S, silences
+
+
+def test_log_goes_on_where_a_run_is_continued(stack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ["mref", str(stack), "2", str(out), "--ou", "12", "--no-report"]
+    assert main([*given, "--maxit", "1"]) == 0
+    before = (out / "log.txt").read_text()
+    assert main([*given, "--maxit", "2", "--continue"]) == 0
+    after = (out / "log.txt").read_text()
+    assert after.startswith(before)
+    assert "iteration 2/2" in after[len(before) :]
+    assert "iteration 1/" not in after[len(before) :]
+
+
+def test_iteration_line_stays_within_a_hundred_columns() -> None:
+    row = {
+        "iteration": 123, "stage": "exchange", "criterion": 12345.678, "smallest": 10, "largest": 99_999, "empty": 12,
+        "class_sizes": [0] * 250, "mean_resolution_px": 3.1, "mean_resolution_A": 12.34, "pixel_error_px": 0.1234,
+        "class_changes": 0.456, "seconds": 12.34,
+    }  # fmt: skip
+    line = iteration_line(row, 128)
+    assert len(line) <= 100, (len(line), line)
+    unknown = row | {"mean_resolution_px": float("nan"), "pixel_error_px": float("nan"), "class_changes": float("nan")}
+    assert "nan" not in iteration_line(unknown, 128)
+
+
+def test_class_table_of_many_classes_counts_those_between() -> None:
+    rows = [{"class": k, "members": k, "resolution_px": 4.0, "resolution_A": 12.0} for k in range(1, 121)]
+    lines = class_table(rows, 64)
+    assert len(lines) == 14
+    assert "108 classes between these" in lines[7]
+    assert max(map(len, lines)) <= 80

@@ -1,0 +1,147 @@
+"""The command line as a whole: one vocabulary with older spellings, pages of help, completion, run.yaml."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer.main
+import yaml
+from typer.testing import CliRunner
+
+from ralib.cli import app, main
+from ralib.io import open_particles, write_mrcs
+from ralib.types import RalibError
+
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands)
+SCREEN_LINES = 50
+
+
+def help_page(command: str, option: str = "--help") -> str:
+    done = CliRunner().invoke(app, [command, option], env={"COLUMNS": "100", "TERM": "dumb"})
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_fits_a_screen(command: str) -> None:
+    page = help_page(command)
+    assert len(page.rstrip().splitlines()) <= SCREEN_LINES
+    assert max(map(len, page.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("relion", "external")])
+def test_help_all_shows_every_option(command: str) -> None:
+    page = help_page(command, "--help-all")
+    shown = [p for p in GROUP.commands[command].params if p.name not in ("helical", "pipeline_control")]
+    for parameter in shown:
+        if parameter.opts[0].startswith("--"):
+            assert parameter.opts[0] in page, parameter.name
+
+
+def test_help_all_shows_more_where_help_is_short() -> None:
+    assert "--coloured-noise" in help_page("simulate", "--help-all")
+    assert "--coloured-noise" not in help_page("simulate")
+
+
+def options(command: str) -> set[str]:
+    return {name for p in GROUP.commands[command].params for name in p.opts}
+
+
+@pytest.mark.parametrize("command", ["mref", "reffree", "classify", "watch"])
+def test_runs_share_the_words_for_ctf_pixel_size_and_device(command: str) -> None:
+    assert {"--ctf", "--pixel-size", "--device", "--seed", "--batch", "--datadir"} <= options(command)
+
+
+@pytest.mark.parametrize("command", ["mref", "reffree", "classify"])
+def test_runs_take_the_diameter_in_angstrom(command: str) -> None:
+    assert "--diameter" in options(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "expected"),
+    [
+        ("average", ["--CTF"], {"mode": "wiener"}),
+        ("average", ["--ctf-correct"], {"mode": "wiener"}),
+        ("average", ["--ctf", "on"], {"mode": "on"}),
+        ("analyze", ["--ctf"], {"ctf": "wiener"}),
+        ("analyze", ["--no-ctf"], {"ctf": "off"}),
+        ("analyze", ["--ctf", "off"], {"ctf": "off"}),
+        ("denoise", ["--ctf", "corrected"], {"ctf": "corrected"}),
+        ("mref", ["--CTF"], {"ctf": True}),
+        ("mref", ["--apix", "2"], {"pixel_size": 2.0}),
+        ("mref", ["--angpix=2"], {"pixel_size": 2.0}),
+        ("mref", ["--particle_diameter", "150"], {"diameter": 150.0}),
+        ("mref", ["--outer-radius", "20"], {"ou": 20}),
+        ("classify", ["--K", "7"], {"classes": 7}),
+        ("classify", ["--particle_diameter", "150"], {"diameter": 150.0}),
+    ],
+)
+def test_older_spellings_are_understood(command: str, given: list[str], expected: dict[str, Any]) -> None:
+    parser = GROUP.commands[command]
+    needed = ["x"] * sum(p.param_type_name == "argument" and p.required for p in parser.params)
+    context = parser.make_context(command, [*needed, *given], resilient_parsing=False)
+    assert {name: context.params[name] for name in expected} == expected
+
+
+def test_ctf_words_mean_the_same_everywhere() -> None:
+    from ralib.cli.commands.classify import ClassifySettings
+    from ralib.cli.parsing import ctf_choice
+
+    assert ctf_choice(False, "on") == ctf_choice(True, None) == "wiener"
+    assert ctf_choice(False, "none") == "off"
+    assert ClassifySettings(ctf="wiener").ctf_mode() == ClassifySettings(ctf="on").ctf_mode() == "on"
+    with pytest.raises(RalibError, match="'banana' is unknown: choose auto, wiener, off or flipped"):
+        ClassifySettings(ctf="banana").ctf_mode()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stack") / "p.mrcs"
+    write_mrcs(path, np.random.default_rng(0).standard_normal((40, 32, 32)).astype(np.float32), 2.0)
+    return path
+
+
+def test_mref_takes_a_diameter_in_angstrom(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["mref", str(stack), "2", str(tmp_path / "a"), "--maxit", "1", "--no-report"]
+    assert main([*run, "--diameter", "40"]) == 0
+    assert "outer radius: 10 px" in capsys.readouterr().out
+    assert main(["mref", str(stack), "2", str(tmp_path / "b"), "--diameter", "40", "--ou", "9"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_run_yaml_of_a_run_makes_the_same_run(stack: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    given = ["--ou", "11", "--xr", "1", "--maxit", "2", "--seed", "7", "--center", "0", "--no-report"]
+    assert main(["mref", str(stack), "2", str(first), *given]) == 0
+    assert main(["mref", str(stack), "2", str(second), "--config", str(first / "run.yaml"), "--no-report"]) == 0
+    settings = [yaml.safe_load((folder / "run.yaml").read_text()) for folder in (first, second)]
+    assert settings[0] == settings[1]
+    assert settings[0]["seed"] == 7
+    poses = [open_particles(folder / "particles.star").poses for folder in (first, second)]
+    assert poses[0] is not None
+    assert poses[1] is not None
+    assert poses[0].psi_deg.tolist() == poses[1].psi_deg.tolist()
+    third = tmp_path / "third"
+    assert main(["mref", str(stack), "2", str(third), "--config", str(first / "run.yaml"), "--seed", "8"]) == 0
+    assert yaml.safe_load((third / "run.yaml").read_text())["seed"] == 8
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_options(shell: str) -> None:
+    """What the shell's completion script asks of the program, and what it gets."""
+    words = {"bash": {"COMP_WORDS": "ralib cla", "COMP_CWORD": "1"}, "zsh": {"_TYPER_COMPLETE_ARGS": "ralib cla"}}
+    asked = words.get(shell, {"_TYPER_COMPLETE_ARGS": "ralib cla", "_TYPER_COMPLETE_FISH_ACTION": "get-args"})
+    import os
+
+    environment = {**os.environ, "_RALIB_COMPLETE": f"complete_{shell}", **asked}
+    done = subprocess.run(
+        [sys.executable, "-m", "ralib"], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "classify" in done.stdout
+    assert "Traceback" not in done.stderr
