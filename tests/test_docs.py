@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from ralib.cli import app
-from ralib.cli.relion import OPTIONS as RELION_OPTIONS
+from ralib.cli.commands.relion import OPTIONS as RELION_OPTIONS
 from ralib.io import open_particles, write_mrcs, write_particles_star
 from ralib.types import CtfParameters
 

@@ -130,7 +130,7 @@ def test_triton_stays_in_kernels() -> None:
         ("ralib.alignment.search.batched", "ralib.kernels", True),
         ("ralib.kernels.pose_search.reference", "ralib.alignment.search.batched", False),
         ("ralib.io.star", "ralib.images.ctf", False),
-        ("ralib.cli.data", "ralib.alignment.multi_reference", True),
+        ("ralib.cli.commands.average", "ralib.alignment.multi_reference", True),
         ("ralib.classes.averages", "ralib.alignment.multi_reference", False),
         ("ralib.alignment.iteration", "ralib.classification.em", False),
         ("ralib.classification.em", "ralib.alignment.iteration", False),

@@ -24,7 +24,6 @@ ALLOWED = ("sparx/stages.py", "benchmarks/peers.py", "benchmarks/record.py", "re
     [
         ("`outer_radius` 30 px does not fit", "", "--ou 30 px does not fit"),
         ("use `ctf=off`", "classify", "use --ctf off"),
-        ("use `ctf=off`", "average", "use no --CTF"),
         ("give `ParticleSet.pixel_size_A`", "mref", "give --pixel-size"),
         ("give `ParticleSet.pixel_size_A`", "prepare", "give --input-pixel-size"),
         (

@@ -12,7 +12,7 @@ import torch
 
 from ralib.classification.classifier import Classifier
 from ralib.cli import main
-from ralib.cli.analyze import read_truth
+from ralib.cli.commands.analyze import read_truth
 from ralib.images.normalise import normalise_background, without_offset
 from ralib.io import open_images, open_particles, take, write_hdf, write_mrcs, write_particles_cs
 from ralib.io.cryosparc_write import save_cs

@@ -9,7 +9,7 @@ import pytest
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.cli.view import fill
+from ralib.cli.commands.view import fill
 from ralib.results.summary import open_run
 
 
@@ -19,10 +19,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_without_napari_or_display_one_line_says_what_to_do(run, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("ralib.cli.view.find_spec", lambda name: None)
+    monkeypatch.setattr("ralib.cli.commands.view.find_spec", lambda name: None)
     assert main(["view", str(run)]) == 2
     assert "napari is not installed: pip install" in capsys.readouterr().err
-    monkeypatch.setattr("ralib.cli.view.find_spec", lambda name: object())
+    monkeypatch.setattr("ralib.cli.commands.view.find_spec", lambda name: object())
     monkeypatch.setattr("sys.platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(name, raising=False)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ralib.cli import main
-from ralib.cli.relion import OPTIONS, parse
+from ralib.cli.commands.relion import OPTIONS, parse
 from ralib.conventions import invert
 from ralib.io import open_images, open_particles, read_star, write_mrcs, write_particles_star
 from ralib.kernels import rotate_shift_images

@@ -1,4 +1,4 @@
-"""The command `ralib`: one typer app; each module beside this one registers its commands."""
+"""The command `ralib`: one typer app; each module in `commands` registers its command."""
 
 from __future__ import annotations
 
@@ -18,22 +18,11 @@ from ralib.cli.settings import with_short_help
 from ralib.runtime.distributed import launched
 from ralib.types import RalibError
 
-COMMAND_MODULES = (
-    "commands.mref",
-    "commands.reffree",
-    "commands.classify",
-    "data",
-    "simulate",
-    "report",
-    "select",
-    "compare",
-    "relion",
-    "analyze",
-    "denoise",
-    "commands.watch",
-    "bench",
-    "info",
+COMMANDS = (
+    *("mref", "reffree", "classify", "prepare", "transform", "average", "params", "simulate", "report", "view"),
+    *("external", "select", "compare", "relion", "analyze", "denoise", "neighbours", "watch", "bench", "info"),
 )
+"""Each a module of that name in `commands`, in the order of --help."""
 ESSENTIAL = {
     "simulate": frozenset(
         {"device", "particles", "box", "seed", "volume", "views", "snr", "pixel_size", "ctf", "defocus", "junk"}
@@ -79,8 +68,8 @@ def _options(
         raise RalibError(f"ralib {context.invoked_subcommand} runs as one process: start it without torchrun")
 
 
-for _name in COMMAND_MODULES:
-    import_module(f"{__name__}.{_name}").register(app)
+for _name in COMMANDS:
+    import_module(f"{__name__}.commands.{_name}").register(app)
 with_short_help(app, ESSENTIAL, without=frozenset({"relion", "external"}))
 
 

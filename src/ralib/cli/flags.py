@@ -75,11 +75,8 @@ FLAGS: Mapping[str, str] = {name: f"--{name}" for name in _SAME_NAME} | {
 }
 """Options by parameter; those of all commands, since one name means one thing throughout the library."""
 
-_OF_STACK = {"ParticleSet.pixel_size_A": "--input-pixel-size"}
 FLAGS_OF_COMMAND: Mapping[str, Mapping[str, str]] = {
-    "prepare": _OF_STACK,
-    "transform": _OF_STACK,
-    "average": _OF_STACK | {"ctf=off": "no --CTF"},
+    command: {"ParticleSet.pixel_size_A": "--input-pixel-size"} for command in ("prepare", "transform", "average")
 }
 """What some commands call otherwise."""
 
@@ -92,8 +89,6 @@ def with_flags(text: str, command: str = "") -> str:
 
     def flag(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
-        if value is not None and f"{name}={value}" in flags:
-            return flags[f"{name}={value}"]
         if name not in flags:
             return found[0]
         return flags[name] if value is None else f"{flags[name]} {value}"

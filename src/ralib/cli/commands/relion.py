@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ralib.cli.external import aborted_by, external_job
+from ralib.cli.external_job import aborted_by, external_job
 from ralib.types import RalibError
 
 RUN_FOLDER = "ralib"

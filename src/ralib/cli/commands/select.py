@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ralib.cli.external import external_job
+from ralib.cli.external_job import external_job
 from ralib.types import RalibError
 
 _RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")

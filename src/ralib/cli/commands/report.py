@@ -1,4 +1,4 @@
-"""Looking at a run: report, view; and runs as RELION jobs: external."""
+"""`ralib report`: a run as one HTML page, or served live."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device
-from ralib.cli.external import external, external_job
-from ralib.cli.view import view
+from ralib.cli.external_job import external_job
 
 _RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
 _DATADIR = typer.Option(help="Where the particle images lie, if not where the files say.")
@@ -21,8 +20,6 @@ _CONTROL = typer.Option("--pipeline_control", help="RELION External job: folder 
 
 def register(app: typer.Typer) -> None:
     app.command("report")(report)
-    app.command("view")(view)
-    app.command("external", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(external)
 
 
 def report(

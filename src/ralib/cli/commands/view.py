@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ralib.results.summary import RunFiles
 
 
+def register(app: typer.Typer) -> None:
+    app.command("view")(view)
+
+
 def view(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")

@@ -1,0 +1,128 @@
+"""`ralib prepare`: particles cut, phase-flipped, Fourier-cropped, inverted, normalised and masked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ralib.cli.common import resolve_device, tell_warnings
+from ralib.cli.particle_files import (
+    Datadir,
+    Device,
+    InputPixelSize,
+    Out,
+    Stack,
+    check_output,
+    opened,
+    save,
+)
+from ralib.types import ParticleSet, RalibError
+
+_IMAGE, _GREY = "Size and CTF", "Grey values"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("prepare")(prepare)
+
+
+def prepare(
+    stack: Stack,
+    out: Out,
+    box: Annotated[
+        int | None, typer.Option(help="Fourier-crop or pad to this box, px.", rich_help_panel=_IMAGE)
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(
+            "--pixel-size", "--apix", help="Fourier-crop to about this pixel size, A/px.", rich_help_panel=_IMAGE
+        ),
+    ] = None,
+    clip: Annotated[
+        int | None, typer.Option(help="First cut or pad to this box in real space, px.", rich_help_panel=_IMAGE)
+    ] = None,
+    phase_flip: Annotated[
+        bool, typer.Option("--phase-flip", help="Set the CTF's signs right.", rich_help_panel=_IMAGE)
+    ] = False,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Turn the contrast round: protein must end bright.", rich_help_panel=_GREY)
+    ] = False,
+    normalise: Annotated[
+        str,
+        typer.Option(
+            "--normalise",
+            "--normalize",
+            help="background (mean 0, sd 1 outside a circle, no ramp), variance (of the whole image) or none.",
+            rich_help_panel=_GREY,
+        ),
+    ] = "none",
+    background_radius: Annotated[
+        float | None,
+        typer.Option(help="That circle, px of the result. [default: 3/4 of half the box]", rich_help_panel=_GREY),
+    ] = None,
+    mask_radius: Annotated[
+        float | None, typer.Option(help="Fade to 0 beyond this radius, px of the result.", rich_help_panel=_GREY)
+    ] = None,
+    mask_edge: Annotated[float, typer.Option(help="Width of that fade, px.", rich_help_panel=_GREY)] = 5.0,
+    remove_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            "--remove-duplicates",
+            metavar="A",
+            help="Leave out images that are listed twice and, of picks in one micrograph closer than so many A, all "
+            "but the first; 0 compares the images alone.",
+        ),
+    ] = None,
+    input_pixel_size: InputPixelSize = None,
+    datadir: Datadir = None,
+    device: Device = "auto",
+) -> None:
+    """Cut, phase-flip, Fourier-crop, invert, normalise and mask particles, in this order.
+
+    Pixel size, image size and poses follow in the new metadata; the input stays as it is.
+    """
+    from ralib.particles.preparation import Preparation, PreparedSource, prepare_particles
+
+    preparation = Preparation(
+        clip_px=clip,
+        flip_phases=phase_flip,
+        box_px=box,
+        pixel_size_A=pixel_size,
+        invert=invert,
+        normalise=normalise,
+        background_radius_px=background_radius,
+        mask_radius_px=mask_radius,
+        mask_edge_px=mask_edge,
+    )
+    check_output(out)
+    given = opened(stack, datadir, input_pixel_size)
+    if remove_duplicates is not None:
+        given = _without_duplicates(given, remove_duplicates)
+    before = given.warnings
+    particles = prepare_particles(given, preparation, device=resolve_device(device))
+    tell_warnings(particles.warnings[len(before) :])
+    source = particles.images
+    assert isinstance(source, PreparedSource)
+    if particles.ctf is not None and particles.pixel_size_A is None and out.suffix.lower() == ".hdf":
+        raise RalibError(
+            f"{out}: EMAN2's CTF header holds the pixel size, and no file says it: give --input-pixel-size"
+        )
+    save(out, particles, "preparing")
+    if source.bad:
+        _warn_bad(source.bad)
+
+
+def _without_duplicates(particles: ParticleSet, distance_A: float) -> ParticleSet:
+    from ralib.io import take, without_repeats
+
+    if not 0 <= distance_A < float("inf"):
+        raise RalibError(f"--remove-duplicates {distance_A:g}: give a distance in A, or 0")
+    rows = without_repeats(particles, distance_A)
+    typer.echo(f"{len(particles) - len(rows)} of {len(particles)} particles are there twice and were left out")
+    return take(particles, rows)
+
+
+def _warn_bad(bad: set[int]) -> None:
+    first = ", ".join(str(i + 1) for i in sorted(bad)[:5])
+    more = ", ..." if len(bad) > 5 else ""
+    typer.echo(f"warning: {len(bad)} images are not finite or constant and became zero: {first}{more}", err=True)

@@ -1,0 +1,38 @@
+"""`ralib transform`: images as their class averages see them, the stored poses applied."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ralib.cli.common import resolve_device
+from ralib.cli.particle_files import (
+    Datadir,
+    Device,
+    InputPixelSize,
+    Out,
+    Stack,
+    opened,
+    save,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("transform")(transform)
+
+
+def transform(
+    stack: Stack,
+    out: Out,
+    method: Annotated[str, typer.Option(help="Interpolation: cubic, quadratic (EMAN2's) or linear.")] = "cubic",
+    input_pixel_size: InputPixelSize = None,
+    datadir: Datadir = None,
+    device: Device = "auto",
+) -> None:
+    """Apply the stored poses to the images (sxtransform2d): each comes out as its class average sees it."""
+    from ralib.io import for_computing
+    from ralib.particles.preparation import align_particles
+
+    particles = for_computing(opened(stack, datadir, input_pixel_size), ctf=False)
+    save(out, align_particles(particles, method=method, device=resolve_device(device)), "transforming")

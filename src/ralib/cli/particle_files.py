@@ -1,0 +1,94 @@
+"""What the commands on particle files share: their options, opening a stack, writing a new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from ralib.cli.common import DEVICE_HELP, in_batches, tell_warnings, with_pixel_size
+from ralib.types import ParticleSet, Poses, RalibError
+
+Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .star .cs .mrcs .mrc .hdf .spi .hed ...")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="New file: .star (with its .mrcs beside it), .mrcs or .hdf.")]
+Datadir = Annotated[Path | None, typer.Option(help="Where the image files named in STACK lie.")]
+InputPixelSize = Annotated[
+    float | None, typer.Option("--input-pixel-size", help="A/px, where STACK does not say it or is wrong.")
+]
+Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
+
+
+def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
+    """The particles of a file or of a finished run's folder, with the pixel size that --input-pixel-size gives."""
+    from ralib.io import open_particles
+    from ralib.results.run_record import particle_file
+
+    particles = open_particles(particle_file(stack), datadir=datadir)
+    tell_warnings(particles.warnings)
+    return with_pixel_size(particles, pixel_size_A, "--input-pixel-size")
+
+
+def poses_of(particles: ParticleSet, stack: Path) -> Poses:
+    """The poses that a file holds."""
+    if particles.poses is None:
+        raise RalibError(f"{stack} holds no poses: give the particles.star of an alignment")
+    return particles.poses
+
+
+def refuse_existing(*paths: Path) -> None:
+    """RalibError where one of the files is there already."""
+    for path in paths:
+        if path.exists():
+            raise RalibError(f"{path} exists already: choose another name, or remove it")
+
+
+def check_output(out: Path) -> None:
+    """RalibError unless particles can be written as `out`, and a STAR file can name its stack."""
+    from ralib.io.paths import check_writable_name
+
+    if out.suffix.lower() not in (".star", ".mrcs", ".mrc", ".hdf"):
+        raise RalibError(f"{out}: particles are written as .star, .mrcs or .hdf")
+    check_writable_name(out)
+
+
+def save(out: Path, particles: ParticleSet, label: str) -> None:
+    """Images and metadata of a lazily made particle set into new files; says what it wrote."""
+    from ralib.io import open_stack, pose_headers, stack_writer, write_hdf, write_particles_star
+    from ralib.io.atomic import atomic_paths
+    from ralib.io.paths import name_for_project
+
+    check_output(out)
+    suffix = out.suffix.lower()
+    n, box, pixel_size_A = len(particles), particles.box, particles.pixel_size_A
+    if suffix != ".star" and particles.pixel_sizes_A is not None:
+        raise RalibError(
+            f"{out}: one stack holds one pixel size, and these particles have several: write a .star, or bring them to "
+            "one with --pixel-size"
+        )
+    if suffix == ".hdf":
+        refuse_existing(out)
+        images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
+        nothing = particles.poses is None and particles.ctf is None
+        headers = None if nothing else pose_headers(particles.poses, particles.ctf, pixel_size_A)
+        write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
+        typer.echo(f"wrote {out}: {n} images of {box} px")
+        return
+    stack = out.with_suffix(".mrcs") if suffix == ".star" else out
+    refuse_existing(out, stack)
+    with atomic_paths(*dict.fromkeys((stack, out))) as (new_stack, *new_star):
+        with stack_writer(new_stack, pixel_size_A) as writer:
+            for index in in_batches(n, box, label):
+                writer.append(particles.images.read(index))
+        for star in new_star:
+            name = name_for_project(stack, None, out)
+            names = [f"{i + 1:06d}@{name}" for i in range(n)]
+            write_particles_star(star, particles.replace(images=open_stack(new_stack)), image_names=names)
+    known = f"{pixel_size_A:.4g} A/px" if pixel_size_A else "pixel size not known"
+    if particles.pixel_sizes_A is not None:
+        sizes = sorted(set(particles.pixel_sizes_A.round(4).tolist()))
+        known = "several pixel sizes: " + ", ".join(f"{size:.4g}" for size in sizes[:5]) + " A/px"
+    typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
+    if suffix == ".star":
+        typer.echo(f"wrote {out}")
