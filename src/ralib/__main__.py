@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import NoReturn
+
+LEAST_MIB = {"ulimit -v": 1600, "ulimit -d": 512}
+"""With less, PyTorch for CPUs does not load."""
 
 
 def program() -> NoReturn:
@@ -24,11 +28,15 @@ def program() -> NoReturn:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _end_at_signals()
+    _refuse_small_limits()
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
     with _loading():
-        from ralib.cli import main
+        try:
+            from ralib.cli import main
+        except (ImportError, MemoryError, OSError) as error:
+            _explain_loading(error)
 
     gc.freeze()
     gc.enable()
@@ -37,6 +45,35 @@ def program() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # all is said and done
         signal.signal(number, lambda *_: os._exit(status))
     sys.exit(status)
+
+
+def _limits() -> dict[str, int]:
+    """The limits on this process's memory, MiB, by the shell's option that set them."""
+    kinds = {"ulimit -v": resource.RLIMIT_AS, "ulimit -d": resource.RLIMIT_DATA}
+    found = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
+    return {name: limit >> 20 for name, limit in found.items() if limit != resource.RLIM_INFINITY}
+
+
+def _refuse_small_limits() -> None:
+    """Say so where the libraries cannot even be loaded: some of them end the program without a word."""
+    for name, limit in _limits().items():
+        if limit < LEAST_MIB[name]:
+            _refuse(f"{name} allows {limit} MiB, and PyTorch alone needs {LEAST_MIB[name]} MiB")
+
+
+def _explain_loading(error: Exception) -> NoReturn:
+    """One line where a limit on memory keeps the libraries from loading; other errors as they are."""
+    refused = ("failed to map", "annot allocate memory", "annot enable executable")
+    limits = _limits()
+    if not limits or not (isinstance(error, MemoryError) or any(words in str(error) for words in refused)):
+        raise error
+    told = " and ".join(f"{name} allows {limit} MiB" for name, limit in limits.items())
+    _refuse(f"{told}, and PyTorch needs more")
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"ralib: out of memory before anything was begun: {why}; raise that limit", file=sys.stderr)
+    sys.exit(2)
 
 
 def _end_at_signals() -> None:

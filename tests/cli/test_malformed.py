@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ralib.cli import common, main
 from ralib.io import (
     atomic_path,
     open_images,
@@ -345,3 +346,26 @@ def test_names_cannot_break_out_of_a_star_file(tmp_path: Path) -> None:
     tables = read_star(tmp_path / "p.star")
     assert list(tables) == ["particles"]
     assert len(tables["particles"]) == 2
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("text", ["", "x", "-1"])
+def test_environment_of_a_launcher_that_holds_no_number_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, text: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert main(["mref", str(tmp_path / "none.star"), "2", str(tmp_path / "out"), "--device=cpu"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert name in line or "none.star" in line
+
+
+def test_memory_that_is_refused_is_told_with_what_is_free(capsys) -> None:
+    for error in (MemoryError("Unable to allocate 9 GiB"), RuntimeError("[enforce fail] can't allocate memory: 9")):
+
+        def fail(error: Exception = error, **_: object) -> None:
+            raise error
+
+        assert common.run(fail) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "out of memory" in line
+        assert "MiB of main memory" in line

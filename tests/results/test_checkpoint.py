@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
+from ralib.alignment.state import LoopState
 from ralib.results import checkpoint
 from ralib.results.checkpoint import Checkpoint
-from ralib.types import RalibError
+from ralib.types import Poses, RalibError
 
 
 def sample(number: int) -> Checkpoint:
@@ -49,3 +51,28 @@ def test_objects_are_neither_written_nor_read(tmp_path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path) -> None:
     with pytest.raises(RalibError, match="cannot write"):
         checkpoint.save(tmp_path / "missing", sample(1))
+
+
+CHANGES = {
+    "no references": lambda a, m: a.pop("references"),
+    "other particles": lambda a, m: a.update({"poses.score": a["poses.score"][:-1]}),
+    "double precision": lambda a, m: a.update({"poses.psi_deg": a["poses.psi_deg"].astype(np.float64)}),
+    "text": lambda a, m: a.update({"references": a["references"].astype("S4")}),
+    "not finite": lambda a, m: a["references"].fill(np.nan),
+    "no such class": lambda a, m: a["poses.class_index"].fill(9),
+    "other iteration": lambda a, m: m.update(iteration=-5),
+    "no number": lambda a, m: m.update(stage="x"),
+    "no figures": lambda a, m: m.pop("figures"),
+    "odd warnings": lambda a, m: m.update(warnings=[1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_checkpoint_that_was_changed_is_refused_in_one_line(change: str) -> None:
+    poses = Poses.identity(6)
+    whole = LoopState(2, torch.zeros(2, 8, 8), poses, previous=poses, figures=[{}, {}]).checkpoint()
+    assert LoopState.from_checkpoint(whole, torch.device("cpu")).iteration == 2
+    CHANGES[change](whole.arrays, whole.meta)
+    with pytest.raises(RalibError, match="is not what the run wrote") as caught:
+        LoopState.from_checkpoint(whole, torch.device("cpu"))
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,8 @@
 """Free memory honours the limits of containers and queues, and is shared among the ranks of a machine."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -8,6 +11,7 @@ import torch
 
 from ralib.runtime import memory
 
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 CPU = torch.device("cpu")
 MIB = 2**20
 
@@ -48,3 +52,24 @@ def test_without_limits_and_among_ranks(groups: Path, monkeypatch: pytest.Monkey
     assert memory.free_memory(CPU) == 100
     (groups / "own").unlink()
     assert memory.free_memory(CPU) == 100
+
+
+def test_free_memory_heeds_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = memory.free_memory(torch.device("cpu"))
+    pages = [int(word) for word in memory.OWN_SIZES.read_text().split()]
+    most = 2 * pages[0] * memory.resource.getpagesize()
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (most, most))
+    limited = memory.free_memory(torch.device("cpu"))
+    assert 0 < limited <= min(here, most)
+    assert memory.memory_left().endswith("MiB of main memory are free")
+
+
+@pytest.mark.parametrize("limit", ["-v", "-d"])
+def test_program_under_a_small_limit_says_so_in_one_line(limit: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = f"ulimit {limit} 300000; exec {sys.executable} -m ralib mref none.star 2 out"
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("ralib: ")
+    assert f"ulimit {limit} allows 292 MiB" in line

@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.results.checkpoint import Checkpoint
+from ralib.results.checkpoint import Checkpoint, check_arrays, unpacking
 from ralib.types import ClassAverages, Notice, Poses
+
+_POSES = {"psi_deg": "float32 n", "origin_xy_px": "float32 n 2", "mirror": "bool n", "class_index": "int64 n"}
+_LAYOUT = (
+    {"references": "float32 k b b", "poses.score": "float32? n", "previous.score?": "float32? n"}
+    | {f"poses.{name}": layout for name, layout in _POSES.items()}
+    | {f"previous.{name}?": layout for name, layout in _POSES.items()}
+    | {"averages.images?": "float32 k b b", "averages.half_images?": "float32 2 k b b"}
+    | {"averages.members?": "int64 k", "averages.frc?": "float32? k r"}
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,22 @@ class LoopState:
         -------
         LoopState
             The state.
+
+        Raises
+        ------
+        RalibError
+            If the checkpoint holds something else.
         """
+        check_arrays(checkpoint.arrays, _LAYOUT)
+        with unpacking():
+            state = cls._unpacked(checkpoint, device)
+            highest = int(state.poses.class_index.max()) if len(state.poses) else 0
+            if state.iteration != checkpoint.number or state.stage < 0 or highest >= len(state.references):
+                raise ValueError(f"iteration {state.iteration}, stage {state.stage}, class {highest + 1}")
+        return state
+
+    @classmethod
+    def _unpacked(cls, checkpoint: Checkpoint, device: torch.device) -> LoopState:
         arrays, meta = checkpoint.arrays, checkpoint.meta
 
         def part(prefix: str) -> dict[str, Tensor]:

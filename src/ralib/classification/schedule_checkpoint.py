@@ -12,7 +12,7 @@ from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 from ralib.classification.schedule import ClassificationSchedule, ScheduleProgress
 from ralib.classification.state import State
-from ralib.results.checkpoint import Checkpoint
+from ralib.results.checkpoint import Checkpoint, check_arrays, unpacking
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
 _PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale")
@@ -73,8 +73,32 @@ def resume_schedule(
     list of dict
         Figures of the iterations so far.
     """
+    check_arrays(checkpoint.arrays, _layout(schedule))
+    with unpacking():
+        return _unpacked(schedule, checkpoint, device)
+
+
+def _layout(schedule: ClassificationSchedule) -> dict[str, str]:
+    """Types and axes of a checkpoint's arrays, as `check_arrays` takes them."""
+    n = schedule.model.shard.bounds[-1]
+    per_particle = {"psi_deg": f"float32 {n}", "origin_xy_px": f"float32 {n} 2", "mirror": f"bool {n}"}
+    per_particle |= {"class_index": f"int64 {n}", "posterior": f"float32? {n}", "scale": f"float32? {n}"}
+    per_class = {"mean_scale": "float32?", "spread_px": "float32?", "members": "float32 k"}
+    averages = {"averages.orders": "complex64 k r m", "averages.halves": "complex64 2 k r m"}
+    averages |= {"averages.frc": "float32? k r", "averages.gain": "float32? k r"}
+    rest = {"own_share": f"float32? {n} q", "best": f"float32? {n}", "noise?": "float32 s w", "generator": "uint8 g"}
+    return per_particle | per_class | averages | rest
+
+
+def _unpacked(
+    schedule: ClassificationSchedule, checkpoint: Checkpoint, device: torch.device
+) -> tuple[State, list[dict[str, Any]]]:
     arrays, meta = checkpoint.arrays, checkpoint.meta
-    schedule.position = ScheduleProgress(**meta["position"])
+    position = {name: int(value) for name, value in meta["position"].items()}
+    if position["rings"] != arrays["averages.frc"].shape[1]:
+        raise ValueError(f"{position['rings']} rings")
+    begun = bool(position.pop("begun"))
+    schedule.position = ScheduleProgress(begun, **position)
     schedule.log[:] = meta["log"]
     schedule.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
 

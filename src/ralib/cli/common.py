@@ -24,13 +24,15 @@ from ralib.cli.flags import with_flags
 from ralib.cli.interrupts import answered
 from ralib.cli.timing import began
 from ralib.kernels.compile_cache import cache_trouble
-from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched
+from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched, launcher_number, rank_to_show
+from ralib.runtime.memory import memory_left, out_of_memory
 from ralib.types import Notice, ParticleSet, RalibError
 
 T = TypeVar("T")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+SMALLER = "give more memory, or take fewer particles, a smaller box ('ralib prepare --pixel-size') or a smaller --batch"
 SOON_S = 0.3
 """A signal is answered after so long where the command has not ended by then."""
 REPLACED_OPTIONS = {
@@ -49,7 +51,7 @@ def resolve_device(text: str = "auto") -> torch.device:
     device = _parse_device(text.strip().lower(), torch.cuda.device_count())
     if device.type == "cuda":
         torch.cuda.set_device(device)  # kernels of Triton run on the current one
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank_to_show() == 0:
         typer.echo(f"device: {describe_device(device)}")
     return device
 
@@ -64,7 +66,7 @@ def chosen_device(text: str, gpu_devices: str | None) -> torch.device:
     if text not in ("auto", "cuda"):
         raise RalibError(f"--gpu_devices {gpu_devices} and --device {text} contradict each other: give one")
     if len(numbers) == 1 or launched():
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = launcher_number("LOCAL_RANK", 0)
         return resolve_device(f"cuda:{numbers[local % len(numbers)]}")
     check_devices(numbers)
     raise typer.Exit(launch(len(numbers), sys.argv[1:]))
@@ -86,7 +88,7 @@ def _parse_device(text: str, n_gpus: int) -> torch.device:
         raise RalibError(f"--device {text!r} is not a device: use auto, cpu, cuda or cuda:K")
     if n_gpus == 0:
         raise RalibError("--device cuda: PyTorch finds no GPU here: use --device cpu, or see 'ralib info'")
-    index = int(number) if number else int(os.environ.get("LOCAL_RANK", "0")) % n_gpus
+    index = int(number) if number else launcher_number("LOCAL_RANK", 0) % n_gpus
     if index >= n_gpus:
         raise RalibError(f"--device {text}: there are {n_gpus} GPUs, numbered from 0: use a smaller number")
     return torch.device("cuda", index)
@@ -107,7 +109,7 @@ def progress(items: Sequence[T], label: str) -> Iterable[T]:
 
 def tell_warnings(warnings: Iterable[Notice]) -> None:
     """What a person should know of the input, told before work begins."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank_to_show() == 0:
         for warning in warnings:
             typer.echo(f"warning: {with_flags(str(warning))}")
 
@@ -230,8 +232,9 @@ def _explain(error: Exception, command: str) -> int:
         return _fail(f"{message} (see '{command} --help')", EXIT_ERROR) if message else EXIT_ERROR
     if trouble := cache_trouble(error):
         return _fail(trouble, EXIT_ERROR)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _fail(f"out of memory: {error}: use smaller batches (--batch) or a smaller box", EXIT_ERROR)
+    if out_of_memory(error):
+        what = str(error).strip().split("\n")[0] or "an allocation was refused"
+        return _fail(f"out of memory: {what}; {memory_left()}: {SMALLER}", EXIT_ERROR)
     if isinstance(error, OSError):
         return _fail(_describe_os_error(error), EXIT_ERROR)
     what = f"{type(error).__name__}: {error}"
@@ -257,7 +260,7 @@ def _fail(message: str, status: int) -> int:
 
     Of several processes only the first to fail speaks.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = rank_to_show()
     if first_to_fail():
         typer.echo(f"ralib: {f'rank {rank}: ' if rank else ''}{' '.join(message.split())}", err=True)
     return status

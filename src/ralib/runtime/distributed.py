@@ -23,6 +23,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from ralib.types import RalibError
+
 BEAT_S = 1.0
 LOST_S = 20.0
 """A rank is lost when its pulse stops for so long."""
@@ -182,9 +184,31 @@ def gather_rows(part: Tensor, n: int, ranks: Ranks) -> Tensor:
     return ranks.all_reduce_(whole).to(part.dtype)
 
 
+def launcher_number(name: str, default: int) -> int:
+    """Return what a launcher says in an environment variable: RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE.
+
+    Raises
+    ------
+    RalibError
+        If it is set to something else than a possible number.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or (int(text) < 1 and name.endswith("WORLD_SIZE")):
+        raise RalibError(
+            f"the environment variable {name} is {text!r}, no number of a launcher such as torchrun: unset it"
+        )
+    return int(text)
+
+
 def launched() -> bool:
     """Return whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    return launcher_number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ
+
+
+def rank_to_show() -> int:
+    """Return this process's rank for messages: 0 where the environment says nothing sensible."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def join() -> Ranks:

@@ -5,7 +5,7 @@ A plan made from it can still be too large, as other programs take memory too: `
 
 from __future__ import annotations
 
-import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -13,11 +13,13 @@ from typing import TypeVar
 import psutil
 import torch
 
+from ralib.runtime.distributed import launcher_number
 from ralib.types import RalibError
 
 T = TypeVar("T")
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+OWN_SIZES = Path("/proc/self/statm")
 OWN_GROUPS = Path("/proc/self/cgroup")
 
 
@@ -40,8 +42,8 @@ def free_memory(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
         return max(0, min(free, total_memory(device) - torch.cuda.memory_allocated(device)))
-    room = min(psutil.virtual_memory().available, *_limited_rooms(), 2**62)
-    return room // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    room = min(psutil.virtual_memory().available, *_limited_rooms(), *_process_rooms(), 2**62)
+    return room // launcher_number("LOCAL_WORLD_SIZE", 1)
 
 
 def total_memory(device: torch.device) -> int:
@@ -105,6 +107,26 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     messages = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in messages)
+
+
+def memory_left() -> str:
+    """Return what is free, for a message: of main memory under all limits, and of the GPU in use."""
+    told = f"{free_memory(torch.device('cpu')) / 2**20:,.0f} MiB of main memory"
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        told += f" and {free_memory(torch.device('cuda')) / 2**20:,.0f} MiB of the GPU"
+    return f"{told} are free"
+
+
+def _process_rooms() -> Iterator[int]:
+    """Bytes left under the limits that a shell or a queue set for this process alone (ulimit -v, ulimit -d)."""
+    try:
+        pages = [int(word) for word in OWN_SIZES.read_text().split()]
+    except (OSError, ValueError):
+        return
+    for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - used * resource.getpagesize())
 
 
 def _limited_rooms() -> Iterator[int]:
