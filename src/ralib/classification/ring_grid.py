@@ -191,6 +191,8 @@ class RingGrid:
             Angular orders.
         """
         circle = torch.cat([samples, samples.conj()], dim=-1)
+        if not circle.numel():  # of the particles looked at, a rank may hold none, and cuFFT takes no empty batch
+            return circle[..., :n_orders]
         return torch.fft.fft(circle, dim=-1, norm="forward")[..., :n_orders]
 
     def samples_of(self, orders: Tensor) -> Tensor:
