@@ -43,7 +43,7 @@ def cubic_points(context: Any, samples: Any, first: Any, width: Any, t: Any, u: 
     samples : array_like of shape (p,)
         Padded samples as in `reference.Samples`, flat, float32.
     first : array_like of shape (n,)
-        Address of the sample below and left of each point, uint32.
+        Address of the sample from which each point's distance counts, uint32.
     width : Any
         Samples in a line, int64.
     t, u : array_like of shape (n,)

@@ -307,7 +307,7 @@ def sample_points(
     n : int
         Image size, pixels.
     boundary : str
-        Value outside the box; 'cyclic' wraps coordinates around.
+        'cyclic' wraps coordinates around; 'background' keeps the pixel's own place where it leaves the box.
 
     Returns
     -------
