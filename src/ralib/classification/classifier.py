@@ -1,8 +1,8 @@
-"""Classification from scratch: particles in, classes out, no references.
+"""Classification from scratch: options, measurement of the particle, the schedule, and the result.
 
-The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, the
-way from first seeds to final classes in `schedule`. Here the options become their numbers, and their result a
-`ClassificationResult`.
+The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, and
+the schedule from the initialisation to the final classes in `schedule`. Here the options are resolved, and the outcome
+becomes a `RunResult`.
 """
 
 from __future__ import annotations
@@ -45,24 +45,58 @@ CTF_CHOICES = ("auto", "on", "off", "flipped")
 
 
 class Classifier(ClusterEstimator):
-    """Sorts particles into classes by what they show, from scratch, and aligns them within.
+    """Classify particles from scratch, without references, and align them within their classes.
 
-    n_classes      classes to end with
-    diameter_A     of the mask on class averages; None measures it from the particles
-    resolution_A   finest detail compared; None takes what the number of classes and the data support
-    lowest_A       coarsest detail compared, e.g. to ignore gradients; None uses all
-    balance        pressure towards equal class sizes, 0 (none) to 1 (equal); equal_sizes ends with sizes that differ by
-                   at most one
-    mirror         whether mirrored views share a class
-    ctf            'auto' (on where the input has CTF parameters), 'on', 'off', 'flipped' (phases are right already)
-    search_px      how far from the box centre a particle may lie; None takes a tenth of the box
-    skip_align     keep the poses the particles come with: only classes are found
-    seed           of everything random
-    plan           the schedule's numbers, see `schedule.ScheduleSettings`
-    ranks          the processes that share the particles; each has the same result after `fit`
+    Supports scikit-learn's protocol: `get_params`, `set_params`, `clone`, `fit_predict`, `predict`, `score`.
 
-    After `fit`: result_, poses_, labels_, class_averages_, classes_ (a dict a class), warnings_.
-    scikit-learn's protocol holds: `get_params`, `set_params`, `clone`, `fit_predict`, `predict`, `score`.
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes in the end.
+    diameter_A : float | None, optional
+        Diameter of the mask of class averages, Angstrom; by default measured.
+    resolution_A : float | None, optional
+        Finest detail compared, Angstrom; by default what the number of classes and the data support.
+    lowest_A : float | None, optional
+        Coarsest detail compared, Angstrom, e.g. to ignore gradients; by default no limit.
+    balance : float, default 0.3
+        Pressure towards equal class sizes, 0 (none) to 1 (equal).
+    equal_sizes : bool, default False
+        Whether final class sizes may differ by at most one.
+    mirror : bool, default True
+        Whether mirrored views share a class.
+    ctf : str, default 'auto'
+        CTF correction: 'auto' (on where the input has CTF parameters), 'on', 'off', or 'flipped' (phases are flipped
+        already).
+    search_px : float | None, optional
+        Largest distance of a particle from the centre of its box, pixels; by default a tenth of the box.
+    skip_align : bool, default False
+        Whether to keep the particles' own poses, and find only classes.
+    seed : int, default 1000
+        Of all random numbers.
+    plan : ScheduleSettings | None, optional
+        Settings of the schedule.
+    batch_size : int | None, optional
+        Particles processed at a time.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    ranks : Ranks | None, optional
+        The processes that share the particles; each has the same result after `fit`.
+
+    Attributes
+    ----------
+    poses_ : Poses
+        Pose and class of each particle.
+    labels_ : ndarray of shape (n,)
+        Class of each particle, -1 where it has none.
+    class_averages_ : ClassAverages
+        The class averages.
+    classes_ : list of dict
+        Figures of each class.
+    warnings_ : list of dict
+        What a user should know, with advice.
+    result_ : RunResult
+        All of these.
     """
 
     def __init__(
@@ -116,7 +150,29 @@ class Classifier(ClusterEstimator):
         observer: Observer | None = None,
         resume: Checkpoint | None = None,
     ) -> Classifier:
-        """Classify; `resume` goes on from the checkpoint of an iteration, to the bit as if never interrupted."""
+        """Classify particles.
+
+        Parameters
+        ----------
+        particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
+            A particle set, or images.
+        y : Any, optional
+            Ignored, as scikit-learn passes it.
+        observer : Observer | None, optional
+            Is called after every iteration.
+        resume : Checkpoint | None, optional
+            Checkpoint of an iteration to continue from; the result has the same bits as without the interruption.
+
+        Returns
+        -------
+        Classifier
+            The classifier itself.
+
+        Raises
+        ------
+        RalibError
+            If particles and options do not fit together.
+        """
         particles = as_particles(particles)
         self._check_enough(particles)
         particles = self._admitted(particles)
@@ -137,19 +193,19 @@ class Classifier(ClusterEstimator):
         return self
 
     def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
-        """Poses of new particles in the classes that `fit` found, which stay as they are.
+        """Assign new particles to the fitted classes, which stay unchanged.
 
         Parameters
         ----------
-        particles : ParticleSet or array (n, box, box)
-            Of the box, pixel size and CTF treatment of those that were fitted. Their noise is measured among
-            themselves, so give them together and not one by one.
+        particles : ParticleSet, ndarray or Tensor of shape (n, m, m)
+            Particles of the box, pixel size and CTF treatment of those fitted. Their noise is measured among
+            themselves, so that they are to be given together, not one by one.
 
         Returns
         -------
         Poses
-            Pose and class of each; `score` is the log-likelihood ratio against no particle, in nats; class -1 where
-            the image cannot be used.
+            Pose and class of each; `score` is the log-likelihood ratio against pure noise, in nats; class -1 for an
+            unusable image.
         """
         if not hasattr(self, "fitted_"):
             raise RalibError("this Classifier is not fitted yet: call fit first")

@@ -1,12 +1,15 @@
-"""How well a particle fits a class in every pose: the E-step's search and its refinement off the grid.
+"""The likelihood of every class and pose: the E-step's exhaustive search, and its refinement off the grid.
 
-A particle is modelled as F(k) = a CTF(k) A_c(posed) + noise of variance sigma^2(k). Up to what all classes share, the
-logarithm of its likelihood is a x - a^2 p / 2 with the cross term x = <CTF F / sigma^2, posed A_c> and the norm
-p = <CTF^2 / sigma^2, |A_c|^2> (over angles CTF^2 is averaged, so p knows no pose). The scale a has a normal prior
-around the mean scale; its best value can be written down, and what remains is a monotonous function of x.
+A particle is modelled as F(k) = a CTF(k) A_c(posed) + noise of variance sigma^2(k). Up to a constant common to all
+classes its log-likelihood is a x - a^2 p / 2 with the cross term x = <CTF F / sigma^2, posed A_c> and the norm p =
+<CTF^2 / sigma^2, |A_c|^2> (CTF^2 is averaged over angles, so that p does not depend on the pose). The scale a has a
+normal prior around the mean scale; its best value is known in closed form, and what remains is a monotonous function of
+x.
 
-Scheres et al. 2005 (ML2D) and Scheres 2012 (RELION) are where this model comes from; the mirror, and the exhaustive
-search with shifts done as phases on the template, are not.
+The model follows Scheres et al. 2005, "Maximum-likelihood multi-reference refinement for electron microscopy images",
+J. Mol. Biol. 348, 139-149 (ML2D), and Scheres 2012, "RELION: implementation of a Bayesian approach to cryo-EM structure
+determination", J. Struct. Biol. 180, 519-530; the mirror, and the exhaustive search with shifts as phases of the
+template, do not.
 """
 
 from __future__ import annotations
@@ -43,10 +46,14 @@ SCALE_SD = 0.35
 
 @dataclass(frozen=True)
 class Spectra:
-    """Particles on the rings, ready for scoring.
+    """Whitened, CTF-weighted samples of b particles on the rings.
 
-    data    (b, R, H) complex: weight * CTF * F / sigma^2
-    power   (b, R) what the ring power of a template is summed with: weight * H * mean over angles of CTF^2 / sigma^2
+    Attributes
+    ----------
+    data : Tensor of shape (b, R, H)
+        weight * CTF * F / sigma^2, complex.
+    power : Tensor of shape (b, R)
+        Factor of a template's ring power in the norm: weight * H * mean over angles of CTF^2 / sigma^2.
     """
 
     data: Tensor
@@ -61,7 +68,20 @@ class Spectra:
         return torch.cat([squared(part).sum(2) for part in self.data.split(1024)])
 
     def norm(self, rows: Tensor | slice, ring_power: Tensor) -> Tensor:
-        """Norms p (b, k) of some particles and templates of ring power (k, r)."""
+        """Return the norms p of particles and templates.
+
+        Parameters
+        ----------
+        rows : Tensor or slice of shape (b,)
+            The particles.
+        ring_power : Tensor of shape (k, r)
+            Ring power of the templates.
+
+        Returns
+        -------
+        Tensor of shape (b, k)
+            Norms.
+        """
         own = self.power[rows, : ring_power.shape[1]]
         if own.device.type == "cpu":  # BLAS rounds products of an odd length otherwise from row to row
             return (own[:, None] * ring_power).sum(2)
@@ -73,9 +93,20 @@ class Spectra:
 
 @dataclass(frozen=True)
 class ClassPoses:
-    """The best pose of each particle in each class, every field (b, k) (origin (b, k, 2)).
+    """The best pose of each particle in each class, every field (b, k), or in one class, every field (b,).
 
-    cross and norm are x and p of the module's first lines.
+    Attributes
+    ----------
+    cross : Tensor of shape (b, k)
+        Cross term x; see the module.
+    norm : Tensor of shape (b, k)
+        Norm p; see the module.
+    psi_deg : Tensor of shape (b, k)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, k, 2)
+        Origin shift, working pixels.
+    mirror : Tensor of shape (b, k)
+        True where mirrored.
     """
 
     cross: Tensor
@@ -85,45 +116,104 @@ class ClassPoses:
     mirror: Tensor
 
     def pick(self, class_index: Tensor) -> ClassPoses:
-        """The poses in one class of each particle, class_index (b,): fields (b,)."""
+        """Return the poses in one class of each particle, class_index (b,): fields (b,)."""
         row = torch.arange(len(class_index), device=class_index.device)
         return ClassPoses(*(f[row, class_index] for f in self.fields()))
 
     def columns(self, keep: Tensor) -> ClassPoses:
-        """The same for some of the classes."""
+        """Return the poses in some of the classes."""
         return ClassPoses(*(f[:, keep] for f in self.fields()))
 
     def fields(self) -> tuple[Tensor, ...]:
+        """Return all fields."""
         return self.cross, self.norm, self.psi_deg, self.origin_xy_px, self.mirror
 
 
 def in_order(poses: list[ClassPoses], order: Tensor) -> list[ClassPoses]:
-    """Candidates, each with fields (b,), put into an order (b, candidates) of each particle's own."""
+    """Reorder candidate poses, for each particle separately.
+
+    Parameters
+    ----------
+    poses : list[ClassPoses]
+        For each candidate the poses (b,).
+    order : Tensor of shape (b, candidates)
+        New order of each particle's candidates.
+
+    Returns
+    -------
+    list[ClassPoses]
+        For each candidate the poses (b,).
+    """
     together = ClassPoses(*(torch.stack(f, dim=1) for f in zip(*(p.fields() for p in poses), strict=True)))
     return [together.pick(order[:, j]) for j in range(len(poses))]
 
 
 def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
-    """Logarithm of the likelihood against pure noise, at the best scale under its prior."""
+    """Return the log-likelihood relative to pure noise, at the best scale under its prior.
+
+    Parameters
+    ----------
+    cross : Tensor of shape (...)
+        Cross term x.
+    norm : Tensor of shape (...)
+        Norm p.
+    mean_scale : Tensor of shape ()
+        Mean scale.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Log-likelihood.
+    """
     precision = 1.0 / (SCALE_SD * mean_scale) ** 2
     return 0.5 * (cross + precision * mean_scale).square() / (norm + precision) - 0.5 * precision * mean_scale**2
 
 
 def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
-    """The scale that maximises the likelihood, not below a tenth of the mean."""
+    """Return the scale of maximum likelihood, at least a tenth of the mean.
+
+    Parameters
+    ----------
+    cross : Tensor of shape (...)
+        Cross term x.
+    norm : Tensor of shape (...)
+        Norm p.
+    mean_scale : Tensor of shape ()
+        Mean scale.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Scale.
+    """
     precision = 1.0 / (SCALE_SD * mean_scale) ** 2
     scale = (cross + precision * mean_scale) / (norm + precision)
     return torch.maximum(scale, 0.1 * mean_scale)
 
 
 def ring_power(references: Tensor) -> Tensor:
-    """Mean over angles of |A|^2, (k, r), from orders (k, r, m)."""
+    """Return the mean over angles of |A|^2, (k, r), of angular orders (k, r, m)."""
     power = squared(references)
     return 2 * power.sum(-1) - power[..., 0]
 
 
 def disc_of_shifts(radius_px: float, step_px: float, device: torch.device | str) -> Tensor:
-    """Shifts (S, 2) on a square grid around zero, within the radius, the nearest first."""
+    """Return shifts on a square grid within a radius, the nearest first.
+
+    Parameters
+    ----------
+    radius_px : float
+        Radius, pixels.
+    step_px : float
+        Step of the grid, pixels.
+    device : torch.device or str
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (S, 2)
+        Shifts, pixels.
+    """
     n = math.floor(radius_px / step_px + 1e-6)
     line = torch.arange(-n, n + 1, dtype=torch.float32) * step_px
     grid = torch.cartesian_prod(line, line)
@@ -133,9 +223,25 @@ def disc_of_shifts(radius_px: float, step_px: float, device: torch.device | str)
 
 
 def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
-    """Rows of the scoring product: real (m, k * S * 2 or 1 * 2, 2 r) from reference orders (k, r, m).
+    """Return the rows of the scoring product, for all shifts of the templates.
 
-    Row pairs are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), columns Re X and Im X.
+    Pairs of rows are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), with columns Re X and Im X.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts, pixels.
+    mirror : bool
+        Whether mirrored poses are searched.
+
+    Returns
+    -------
+    Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
+        Rows; the larger number with mirrored poses.
     """
     rings, n_orders = references.shape[1:]
     samples = grid.samples_of(references)
@@ -163,32 +269,34 @@ def score_classes(
     memory_bytes: float = STEP_BYTES,
     dtype: torch.dtype | None = None,
 ) -> ClassPoses:
-    """Best pose of every particle (b) in every class (k) over all rotations, mirror, and shifts around its origin.
+    """Find the best pose of every particle in every class over all rotations, mirror, and shifts around its origin.
 
     Parameters
     ----------
     grid : RingGrid
+        The ring grid.
     spectra : Spectra
-        Of b particles.
-    origin_xy_px : Tensor
-        (b, 2) where each particle was centred so far, pixels.
-    references : Tensor
-        (k, r, m) complex64: orders of the class averages, masked.
-    shifts_xy_px : Tensor
-        (S, 2) searched around it; a shift of the class by s is one of the particle by -s, in its frame.
-    favour : Tensor or None
-        (S,) added to the cross term while shifts are compared: how likely they are.
-    mirror : bool
+        Spectra of b particles.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin of each particle so far, working pixels.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages, complex64.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts searched; a shift of the class by s is one of the particle by -s, in its frame.
+    favour : Tensor | None of shape (S,), optional
+        Added to the cross term while shifts are compared: their log prior.
+    mirror : bool, default True
         Whether mirrored poses are searched.
-    memory_bytes : float
-        What the cross spectra may take on a GPU.
-    dtype : torch.dtype or None
-        Of the products that rank poses; None takes half precision on a GPU, single on a CPU.
+    memory_bytes : float, default STEP_BYTES
+        Memory of the cross spectra on a GPU.
+    dtype : torch.dtype | None, optional
+        Type of the products that rank poses; by default half precision on a GPU, single on a CPU.
 
     Returns
     -------
     ClassPoses
-        Every field (b, k). Cross terms of half precision are right to some 1e-4; `refine_poses` gives exact ones.
+        Poses, fields (b, k). Cross terms of half precision have errors of some 1e-4; `refine_poses` computes exact
+        ones.
     """
     dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
     k, rings, n_orders = references.shape
@@ -239,10 +347,24 @@ def _batch(rows: Tensor, memory_bytes: float) -> int:
 
 
 def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
-    """Chunks of n rows, whose products come out the same in whatever chunk a row is.
+    """Divide rows into chunks whose products have the same bits whatever chunk a row is in.
 
-    BLAS libraries of CPUs round the rows of a product otherwise where there are fewer of them. There the last row is
-    repeated until the last chunk is as long as all others; who puts them together takes the first n rows.
+    BLAS libraries of CPUs round the rows of a product differently where there are fewer of them. There the last row is
+    repeated until the last chunk has the size of all others; the caller takes the first n rows of the result.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    most : int
+        Rows of a chunk at most.
+    device : torch.device
+        Where the product is computed.
+
+    Returns
+    -------
+    list[slice | Tensor]
+        Chunks.
     """
     if device.type != "cpu" or n == 0:
         parts = max(1, -(-n // most))
@@ -253,14 +375,52 @@ def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
 
 
 def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:
-    """Particles, at most `most`, of which a step may hold all samples a dozen times."""
+    """Return the number of particles, at most `most`, of which a step may hold all samples a dozen times.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    rings : int
+        Number of rings.
+    most : int
+        Upper limit.
+    memory_bytes : float
+        Memory of a step.
+
+    Returns
+    -------
+    int
+        Number of particles.
+    """
     return max(16, min(most, int(memory_bytes / (100.0 * rings * grid.n_half))))
 
 
 def score_fixed(
     grid: RingGrid, spectra: Spectra, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, references: Tensor
 ) -> ClassPoses:
-    """The same for poses that are given (b,): only the classes are compared."""
+    """Score particles in every class at given poses.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Spectra of b particles.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    origin_xy_px : Tensor of shape (b, 2)
+        Origin shift, working pixels.
+    mirror : Tensor of shape (b,)
+        True where mirrored.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages.
+
+    Returns
+    -------
+    ClassPoses
+        Poses, fields (b, k).
+    """
     k, rings, n_orders = references.shape
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
     rows = torch.view_as_real(references * torch.where(m == 0, 1.0, 2.0) * grid.n_half).flatten(1)
@@ -291,31 +451,37 @@ def refine_poses(
     memory_bytes: float = STEP_BYTES,
     fused: bool | None = None,
 ) -> ClassPoses:
-    """Newton steps in (psi, x, y) from the grid's pose of each particle in its class; fields (b,) in and out.
+    """Refine the grid's pose of each particle in its class by Newton steps in (psi, x, y).
 
-    The cross term of the result is computed in single precision from all samples, whatever form took the steps.
+    The cross term of the result is computed in single precision from all samples, in either form of the steps.
 
     Parameters
     ----------
     grid : RingGrid
+        The ring grid.
     spectra : Spectra
-        Of b particles.
-    references : Tensor
-        (k, r, m) complex64: orders of the class averages, masked.
+        Spectra of b particles.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages, complex64.
     poses : ClassPoses
-        The grid's, fields (b,).
-    class_index : Tensor
-        (b,) the class of each pose.
+        The grid's poses (b,).
+    class_index : Tensor of shape (b,)
+        Class of each pose.
     steps : int
-        Newton steps; the kernel takes up to four times as many, for it ends where they settle.
+        Newton steps; the fused kernel takes up to four times as many, as it ends when they converge.
     limit_deg, limit_px : float
-        How far one step may go.
-    memory_bytes : float
-        What a chunk of particles may take.
-    fused : bool or None
-        Whether all steps of a particle are one kernel (`kernels.pose_search.newton`), on templates tabulated in half
-        precision; otherwise each is a few dozen operations in single precision, and is kept only where the cross term
-        grows. None: on a GPU.
+        Largest change by one step, degrees and pixels.
+    memory_bytes : float, default STEP_BYTES
+        Memory of a chunk of particles.
+    fused : bool | None, optional
+        Whether all steps of a particle are one kernel (`ralib.kernels.pose_search.newton`), on templates tabulated in
+        half precision; otherwise each step is a few dozen operations in single precision, and is kept only where the
+        cross term increases. By default on a GPU.
+
+    Returns
+    -------
+    ClassPoses
+        Refined poses (b,).
     """
     out = []
     on_cpu = grid.device.type == "cpu"
@@ -334,7 +500,22 @@ def refine_poses(
 
 
 def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTemplates:
-    """References (k, r, m), then their mirror images, as the Newton kernel takes them; each scaled to about 1."""
+    """Tabulate references, then their mirror images, as the Newton kernel takes them; each is scaled to about 1.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    packed : bool
+        Whether to pack as `half_pairs`.
+
+    Returns
+    -------
+    FineTemplates
+        The table.
+    """
     height = ring_power(references).amax(1).sqrt().clamp_min(1e-30)
     # All rings of the grid, whatever the resolution: the kernel is compiled for their number.
     orders = torch.nn.functional.pad(references / height[:, None, None], (0, 0, 0, grid.n_rings - references.shape[1]))
@@ -396,13 +577,43 @@ def _stepped(
 
 
 def mirrored_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
-    """The reference (b, r, m) of each particle, mirrored where the particle is."""
+    """Return the reference of each particle, mirrored where the particle is.
+
+    Parameters
+    ----------
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    class_index : Tensor of shape (b,)
+        Class of each particle.
+    mirror : Tensor of shape (b,)
+        True where mirrored.
+
+    Returns
+    -------
+    Tensor of shape (b, r, m)
+        Angular orders.
+    """
     reference = references[class_index]
     return torch.where(mirror[:, None, None], reference.conj(), reference)
 
 
 def turned_samples(grid: RingGrid, references: Tensor, psi_deg: Tensor) -> Tensor:
-    """Samples (b, r, H) of references (b, r, m), each turned by its particle's psi (b,)."""
+    """Return the samples of references, each rotated by its particle's psi.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (b, r, m)
+        Angular orders of the references.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+
+    Returns
+    -------
+    Tensor of shape (b, r, H)
+        Samples.
+    """
     m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
     turn = torch.deg2rad(psi_deg)[:, None] * m
     return grid.samples_of(references * torch.polar(torch.ones_like(turn), turn)[:, None])

@@ -1,4 +1,4 @@
-"""One iteration of classification: E-step, balance, M-step, masked references."""
+"""One iteration of expectation maximisation (EM): E-step, balance of class sizes, M-step, masked references."""
 
 from __future__ import annotations
 
@@ -56,22 +56,38 @@ LEAST_BYTES = 3e7
 
 @dataclass
 class Budget:
-    """Memory that a step of an iteration may take; halved, for good, where that much is not to be had."""
+    """Memory that a step of an iteration may take; halved for the rest of the run where it is not available.
+
+    Attributes
+    ----------
+    step_bytes : float, default lk.STEP_BYTES
+        Bytes.
+    """
 
     step_bytes: float = lk.STEP_BYTES
 
     def shrink(self) -> bool:
+        """Halve the memory, and return whether that was possible."""
         self.step_bytes /= 2
         return self.step_bytes >= LEAST_BYTES
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the E-step says of particles (n,): the fit of every class, and the few classes each is shared between.
+    """Result of the E-step for n particles: the fit of every class, and responsibilities of the best classes.
 
-    fit        (n, k) log-likelihood of each class at its best pose, with the prior of its place
-    posterior  (n,) probability of the best class
-    poses, class_index, weight   candidate by candidate, the best first: fields (n,); weights add up to 1
+    Attributes
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class at its best pose, with the prior of the origin.
+    posterior : Tensor of shape (n,)
+        Responsibility of the best class.
+    poses : list[lk.ClassPoses]
+        For each candidate class the poses (n,), the best candidate first.
+    class_index : list[Tensor]
+        For each candidate the class (n,).
+    weight : list[Tensor]
+        For each candidate the responsibility (n,); they add up to 1.
     """
 
     fit: Tensor
@@ -83,13 +99,28 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Model:
-    """What stays the same from iteration to iteration. Tables hold the particles of this rank.
+    """The particles of this rank and the settings that all iterations share.
 
-    shard      which of all particles those are
-    half       (n,) which half of the data a particle is in, 0 or 1
-    held_out   (n,) particles that join no average, so that the classes can be tested on them; nor do outliers
-    search_px  how far from the box centre a particle may lie, working pixels
-    budget     of memory, shared with the models of some of the particles
+    Attributes
+    ----------
+    field : WhitenedParticles
+        The particles.
+    shard : Shard
+        Which of all particles these are.
+    half : Tensor of shape (n,)
+        Half data set of each particle, 0 or 1.
+    held_out : Tensor of shape (n,)
+        Particles that join no average, on which the classes are tested; outliers join none either.
+    balance : float
+        Pressure towards equal class sizes, 0 to 1.
+    mirror : bool
+        Whether mirrored views share a class.
+    search_px : float
+        Largest distance of a particle from the centre of its box, working pixels.
+    align : bool, default True
+        Whether poses are searched.
+    budget : Budget, default dataclasses.field(default_factory=Budget)
+        Memory of a step, shared with models of some of the particles.
     """
 
     field: WhitenedParticles
@@ -103,7 +134,7 @@ class Model:
     budget: Budget = dataclasses.field(default_factory=Budget)
 
     def of(self, rows: Tensor) -> Model:
-        """The same for some of all particles, ascending numbers (m,)."""
+        """Return the model of some of all particles, ascending numbers (m,)."""
         own = self.shard.held(rows)
         return replace(
             self, field=self.field.of(own), shard=self.shard.of(rows), half=self.half[own], held_out=self.held_out[own]
@@ -111,28 +142,57 @@ class Model:
 
     @property
     def joins(self) -> Tensor:
-        """Particles (n,) of which averages are made."""
+        """Particles (n,) that averages are made of."""
         return self.field.typical & ~self.held_out
 
     def shift_step_px(self, rings: int) -> float:
-        """Grid step of the shifts at a resolution; a working pixel is fine enough, since winners are refined."""
+        """Return the step of the shift grid at a resolution, at most a working pixel, as the best poses are refined."""
         return max(1.0, STEP_DETAIL / (rings * self.field.grid.spacing))
 
     def blank(self) -> State:
-        """The state of particles of which nothing is known."""
+        """Return the state of particles of which nothing is known."""
         return State.blank(len(self.shard), torch.tensor(self.search_px / PICKED_WITHIN, device=self.field.grid.device))
 
     def shifts(self, rings: int, *, wide: bool) -> Tensor:
-        """Shifts within the searched disc, or the neighbours on the grid."""
+        """Return the shifts to search.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings compared.
+        wide : bool
+            Whether to return all shifts of the searched disc, or only the neighbours on the grid.
+
+        Returns
+        -------
+        Tensor of shape (S, 2)
+            Shifts, working pixels.
+        """
         step = self.shift_step_px(rings) * (WIDE_STEP if wide else 1.0)
         return lk.disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.field.grid.device)
 
     def search(
         self, spectra: lk.Spectra, origin_xy_px: Tensor, references: Tensor, state: State | None, *, wide: bool
     ) -> lk.ClassPoses:
-        """Best pose of particles in every class: near their origins (b, 2), or (`wide`) anywhere that is searched.
+        """Find the best pose of particles in every class.
 
-        What the state tells of the particles' places counts; without one, all places are as likely.
+        Parameters
+        ----------
+        spectra : lk.Spectra
+            Spectra of b particles.
+        origin_xy_px : Tensor of shape (b, 2)
+            Their origins, working pixels.
+        references : Tensor of shape (k, r, m)
+            Angular orders of the masked class averages.
+        state : State or None
+            Gives the prior of the origins; without it all are equally probable.
+        wide : bool
+            Whether all shifts are searched, or only those next to the origins.
+
+        Returns
+        -------
+        lk.ClassPoses
+            Poses, fields (b, k).
         """
         shifts, favour = self.shifts(references.shape[1], wide=wide), None
         if wide:
@@ -146,16 +206,57 @@ class Model:
         )  # fmt: skip
 
     def log_prior(self, origin_xy_px: Tensor, state: State) -> Tensor:
-        """Logarithm of the prior (...) of origins (..., 2)."""
+        """Return the log prior of origins.
+
+        Parameters
+        ----------
+        origin_xy_px : Tensor of shape (..., 2)
+            Origins, working pixels.
+        state : State
+            Gives the spread of the origins.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            Log prior.
+        """
         return log_prior(origin_xy_px, state.spread_px, self.search_px)
 
     def fit(self, found: lk.ClassPoses, state: State) -> Tensor:
-        """Log-likelihood with the prior, of the shape of the poses."""
+        """Return the log-likelihood with the prior of the origin.
+
+        Parameters
+        ----------
+        found : lk.ClassPoses
+            Poses.
+        state : State
+            Gives contrast and spread of the origins.
+
+        Returns
+        -------
+        Tensor
+            Fits, of the shape of the poses.
+        """
         fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
         return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
     def search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
-        """The best pose of every particle in every class, fits without the particles' own share."""
+        """Find the best pose of every particle in every class, corrected for the particle's own contribution.
+
+        Parameters
+        ----------
+        references : Tensor of shape (k, r, m)
+            Angular orders of the masked class averages.
+        state : State
+            State before the iteration.
+        step : IterationSettings
+            Settings of the iteration.
+
+        Returns
+        -------
+        lk.ClassPoses
+            Poses, fields (n, k).
+        """
         grid, spectra = self.field.grid, self.field.spectra
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
@@ -164,11 +265,41 @@ class Model:
         return found if state.own is None else without_self(self.field, state.own, found, references.shape[1])
 
     def iterate(self, references: Tensor, state: State, step: IterationSettings) -> State:
-        """E-step and M-step; the new averages reach a few rings beyond those that were compared."""
+        """Run one iteration: E-step and M-step. The new averages reach a few rings beyond those compared.
+
+        Parameters
+        ----------
+        references : Tensor of shape (k, r, m)
+            Angular orders of the masked class averages.
+        state : State
+            State before the iteration.
+        step : IterationSettings
+            Settings of the iteration.
+
+        Returns
+        -------
+        State
+            State after the iteration.
+        """
         return self.m_step(self.e_step(references, state, step), state, step)
 
     def e_step(self, references: Tensor, state: State, step: IterationSettings) -> Expectation:
-        """Which classes (k, r, m) each particle belongs to, how surely, and in which poses."""
+        """E-step: compute the responsibilities of the classes for each particle, and its poses in them.
+
+        Parameters
+        ----------
+        references : Tensor of shape (k, r, m)
+            Angular orders of the masked class averages.
+        state : State
+            State before the iteration.
+        step : IterationSettings
+            Settings of the iteration.
+
+        Returns
+        -------
+        Expectation
+            The expectation.
+        """
         found = self.search_all(references, state, step)
         fit = self.fit(found, state)
         price = class_prices(fit, step.temperature, self.balance, self.shard)
@@ -188,7 +319,22 @@ class Model:
         return Expectation(fit, posterior, poses, list(index.unbind(1)), list(weight.unbind(1)))
 
     def m_step(self, expected: Expectation, state: State, step: IterationSettings) -> State:
-        """The classes, their places and contrasts that the E-step's responsibilities make likeliest."""
+        """M-step: maximise the likelihood given the responsibilities, over averages, contrasts and spread of origins.
+
+        Parameters
+        ----------
+        expected : Expectation
+            Result of the E-step.
+        state : State
+            State before the iteration.
+        step : IterationSettings
+            Settings of the iteration.
+
+        Returns
+        -------
+        State
+            State after the iteration.
+        """
         best, index = expected.poses[0], expected.class_index[0]
         scale = [lk.best_scale(p.cross, p.norm, state.mean_scale) for p in expected.poses]
         mean = self.shard.median(scale[0])
@@ -214,7 +360,20 @@ class Model:
         return replace(state, averages=averages, own=self._own(state, index, weight[0], averages))
 
     def members(self, class_index: Tensor, n_classes: int) -> Tensor:
-        """How many usable particles each class has, (k,), as numbers to compute with."""
+        """Return the number of usable particles of each class.
+
+        Parameters
+        ----------
+        class_index : Tensor of shape (n,)
+            Classes.
+        n_classes : int
+            Number of classes k.
+
+        Returns
+        -------
+        Tensor of shape (k,)
+            Numbers, as floating point.
+        """
         return self.shard.counts(class_index[self.field.usable], n_classes).float()
 
     def refined(
@@ -225,7 +384,26 @@ class Model:
         step: IterationSettings,
         own: SelfContribution | None,
     ) -> lk.ClassPoses:
-        """Poses (n,) in their classes after Newton steps off the grid, without the particles' own share."""
+        """Refine poses off the grid by Newton steps, corrected for the particle's own contribution.
+
+        Parameters
+        ----------
+        references : Tensor of shape (k, r, m)
+            Angular orders of the masked class averages.
+        poses : lk.ClassPoses
+            Poses (n,).
+        index : Tensor of shape (n,)
+            Their classes.
+        step : IterationSettings
+            Settings of the iteration.
+        own : SelfContribution or None
+            Contributions of the particles to the references, or None.
+
+        Returns
+        -------
+        lk.ClassPoses
+            Refined poses (n,).
+        """
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
         found = poses
         poses = self.within(
@@ -259,7 +437,7 @@ class Model:
         return RingSums(self.shard.add_up(own.numerator), self.shard.add_up(own.weight))
 
     def within(self, work: Callable[[float], T]) -> T:
-        """work(bytes it may take), with less and less where memory runs out."""
+        """Run a function of the bytes it may take, and repeat it with less where memory runs out."""
         return within_memory(lambda: work(self.budget.step_bytes), self.budget.shrink)
 
     def _own(self, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> SelfContribution:
@@ -270,7 +448,26 @@ class Model:
     def averages(
         self, state: State, class_index: Tensor, n_classes: int, rings: int
     ) -> tuple[RingAverages, SelfContribution]:
-        """Averages of other groups (n,) of the particles, posed as they are, and what each gave to them."""
+        """Average other groups of the particles at their present poses.
+
+        Parameters
+        ----------
+        state : State
+            The poses.
+        class_index : Tensor of shape (n,)
+            Groups.
+        n_classes : int
+            Number of groups.
+        rings : int
+            Number of rings.
+
+        Returns
+        -------
+        RingAverages
+            The averages.
+        SelfContribution
+            Contribution of each particle.
+        """
         zero = torch.zeros_like(state.scale)
         pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
         weight = self.joins.float()
@@ -280,25 +477,51 @@ class Model:
         return averages, self._own(state, class_index, weight, averages)
 
     def mask(self, averages: RingAverages) -> Tensor:
-        """What of each average is taken for signal, (k, n, n): inside the mask, where its halves agree."""
+        """Return what of each average counts as signal, (k, n, n): inside the mask, where its halves agree."""
         window = WINDOW * self.field.particle_radius_px
         return self.field.mask * signal_share(self.field.grid, averages.halves, window)
 
     def masked(self, averages: RingAverages, rings: int) -> Tensor:
-        """References (k, r, m) from class averages."""
+        """Return references from class averages.
+
+        Parameters
+        ----------
+        averages : RingAverages
+            Class averages.
+        rings : int
+            Number of rings r.
+
+        Returns
+        -------
+        Tensor of shape (k, r, m)
+            Angular orders of the masked averages.
+        """
         grid, rings = self.field.grid, min(rings, self.field.grid.n_rings)
         return masked_references(grid, averages.orders, self.mask(averages), rings, self.field.orders(rings))
 
     def references(self, state: State, rings: int) -> Tensor:
-        """References (k, r, m) from the state's averages."""
+        """Return references from the state's averages.
+
+        Parameters
+        ----------
+        state : State
+            The state.
+        rings : int
+            Number of rings r.
+
+        Returns
+        -------
+        Tensor of shape (k, r, m)
+            Angular orders of the masked averages.
+        """
         assert state.averages is not None
         return self.masked(state.averages, rings)
 
     def centred(self, state: State) -> State:
-        """The averages where the boxes of their members have their centres on average, and the particles with them.
+        """Centre the averages where their members' boxes have their centres on average.
 
-        All classes then share one frame, so that a particle has the same place in all of them. Centres of mass differ
-        from view to view, and those of noisy averages from iteration to iteration.
+        The particles' origins follow. All classes then share one frame, so that a particle has the same origin in all
+        of them. Centres of mass differ between views, and those of noisy averages between iterations.
         """
         assert state.averages is not None
         if not self.align:
@@ -313,11 +536,11 @@ class Model:
         return replace(state, origin_xy_px=origin, averages=averages, own=own)
 
     def noise_ratio(self, state: State) -> Tensor:
-        """Noise power (R,) by what the classes leave of the particles, over what it has been taken for.
+        """Return the noise power (R,) from the residuals, over the noise power assumed.
 
-        As in RELION's M-step, the residuals of particles against their posed classes; but of the class without the
-        particle (`leave_one_out`), and with the best scale of each ring. So neither a particle's own noise in its
-        average makes the noise look too small, nor the noise of the others too large.
+        As in RELION's M-step, from the residuals of particles against their posed classes; but against the class
+        without the particle (`leave_one_out`), and with the best scale on each ring. So neither a particle's own noise
+        in its average lowers the estimate, nor the noise of the others raises it.
         """
         assert state.averages is not None
         assert state.own is not None
@@ -339,7 +562,22 @@ class Model:
         return (torch.maximum(left, LEAST_NOISE * total) / self.shard.count(use).clamp_min(1)).float()
 
     def ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
-        """Cross terms (b, r) of some particles with their classes, ring by ring."""
+        """Return cross terms of particles with their classes on each ring.
+
+        Parameters
+        ----------
+        references : Tensor of shape (k, r, m)
+            Angular orders of the masked class averages.
+        state : State
+            Poses and classes.
+        cut : slice
+            The particles b.
+
+        Returns
+        -------
+        Tensor of shape (b, r)
+            Cross terms.
+        """
         grid = self.field.grid
         mirrored = lk.mirrored_references(references, state.class_index[cut], state.mirror[cut])
         posed = lk.turned_samples(grid, mirrored, state.psi_deg[cut])

@@ -1,16 +1,16 @@
-"""The schedule of a classification: from single particles as references to the final classes.
+"""The schedule of a classification, from the initialisation by single particles to convergence at the final classes.
 
-    start      many random particles as references, at a resolution of a few details across the particle, soft
-    thin       the least useful of them are dropped, down to the number of classes asked for
-    exchange   the largest classes are split in two, all compete, the K most useful stay; several rounds
-    sharpen    more rings as long as the halves agree there, poses off the grid
+- start: many random particles as references, at a resolution of a few details across the particle, at high temperature
+- thin: the least useful classes are dropped, down to the number wanted
+- exchange: the largest classes are split in two, all compete, and the K most useful stay; several rounds
+- sharpen: more rings as long as the halves agree there, poses refined off the grid
 
-A single particle at low dose is a poor reference, but its signal already outweighs its noise where an exhaustive
-search may choose the pose. Starting beyond the lowest resolution matters: there all views look alike.
+A single particle at low dose is a poor reference, but its signal already exceeds its noise where an exhaustive search
+chooses the pose. The start must not be at the lowest resolution, where all views look alike.
 
-Most iterations try the shifts next to each particle's last centre only. A particle that early, poor references put off
-centre would stay there and end in a class of another view, so exchange and sharpening begin with a search from the box
-centre over all shifts.
+Most iterations search only the shifts next to each particle's last origin. A particle that early, poor references moved
+off centre would stay there and end in a class of another view, so that exchange and sharpening begin with a search over
+all shifts from the box centre.
 """
 
 from __future__ import annotations
@@ -49,21 +49,32 @@ classification rises and falls by a little."""
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """The numbers of a schedule. Resolutions are details (full periods) across a particle.
+    """Settings of a schedule; resolutions are numbers of details (full periods) across a particle.
 
-    start_details, exchange_details   resolution of the first stages: at 6 a particle has its shape but no detail that
-                              a single noisy particle could not show; at 10 views a few degrees from a mirror image of
-                              each other come apart
-    surplus                   seeds for every class asked for: a class needs a seed among its members
-    thinning                  share of the seeds that each step leaves, down to the classes asked for
-    temperatures              of the start, and from then on
-    exchanges                 rounds; each splits the `split_share` times K largest classes
-    outlying_share            times K: classes that the worst explained particles form among themselves
-                              (OUTLYING_SHARE); they compete too, so that a rare view or species can get a class
-                              that no seed gave it
-    wide                      rounds that begin with a search over all shifts
-    agreement                 rings are added while the halves' mean FRC there exceeds it
-    final                     iterations of the last stage
+    Attributes
+    ----------
+    start_details, exchange_details : float
+        Resolution of the first stages: at 6 a particle has its shape but no detail that a single noisy particle could
+        not show; at 10 views a few degrees from a mirror image of each other are distinguished.
+    surplus : float, default 2.5
+        Initial particles for every class wanted: each class needs one of its members among them.
+    thinning : float, default 0.75
+        Share of the classes that each step of thinning keeps, down to the number wanted.
+    temperatures : tuple[float, float], default (4.0, 1.0)
+        Temperature of the responsibilities at the start, and afterwards (annealing).
+    exchanges : int, default 3
+        Number of rounds of exchange.
+    split_share : float, default 0.3
+        Times K: classes split in each round, the largest ones.
+    outlying_share : float, default 0.4
+        Times K: candidate classes formed by the worst explained particles among themselves; they compete too, so that a
+        rare view or species can get a class that no initial particle gave it.
+    wide : int, default 1
+        Rounds that begin with a search over all shifts.
+    agreement : float, default 0.2
+        Rings are added while the mean FRC of the halves exceeds this.
+    final : int, default 6
+        Iterations of the last stage.
     """
 
     start_details: float = 6.6
@@ -79,7 +90,7 @@ class ScheduleSettings:
     final: int = 6
 
     def planned_iterations(self, n_classes: int) -> int:
-        """Iterations that a classification takes as a rule: of the start, of each exchange, and of sharpening."""
+        """Return the usual number of iterations: of the start, of each exchange, and of sharpening."""
         seeds, thinning = max(n_classes + 1, round(self.surplus * n_classes)), 0
         while seeds > n_classes:
             seeds, thinning = max(n_classes, int(self.thinning * seeds)), thinning + 1
@@ -88,7 +99,19 @@ class ScheduleSettings:
 
 @dataclass
 class ScheduleProgress:
-    """Where a schedule stands: what is done, and the resolution reached. With the state, all that the rest needs."""
+    """Progress of a schedule; with the state, all that is needed to continue.
+
+    Attributes
+    ----------
+    begun : bool, default False
+        Whether the initialisation is done.
+    exchanged : int, default 0
+        Rounds of exchange done.
+    sharpened : int, default 0
+        Iterations of the last stage done.
+    rings : int, default 0
+        Number of rings reached.
+    """
 
     begun: bool = False
     exchanged: int = 0
@@ -101,9 +124,22 @@ def _nobody(stage: str, state: State) -> None:
 
 
 class ClassificationSchedule:
-    """Runs a plan; after every iteration it calls `observe(name of the stage, state)`.
+    """Runs the stages of a classification until convergence.
 
-    `position` and the state of the same moment, saved, let another ClassificationSchedule go on from there.
+    `position` and the state of the same iteration, saved, let another schedule continue from there.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    plan : ScheduleSettings
+        Settings.
+    n_classes : int
+        Number of classes wanted.
+    generator : torch.Generator
+        Random numbers.
+    observe : Callable[[str, State], None], default _nobody
+        Called with the stage's name and the state after every iteration.
     """
 
     def __init__(
@@ -122,10 +158,11 @@ class ClassificationSchedule:
 
     @property
     def finished(self) -> bool:
+        """Whether all stages are done."""
         return self.position.sharpened > self.plan.final
 
     def run(self, state: State) -> State:
-        """The final state, after all stages from the position on; at the first, from single particles."""
+        """Run all stages from the present position; the first starts from single particles. Returns the final state."""
         at, plan = self.position, self.plan
         if not at.begun:
             state = self._with_noise_left(self._initialize_with_some(state))
@@ -150,7 +187,7 @@ class ClassificationSchedule:
         return replace(state, own=replace(state.own, share=share))
 
     def use_noise(self, ratio: Tensor) -> None:
-        """From now on take the noise for `ratio` (R,) times what it has been taken for."""
+        """Assume `ratio` (R,) times the noise power from now on."""
         self.noise.append(ratio)
         self.model = replace(self.model, field=self.model.field.with_noise(ratio))
 
@@ -174,7 +211,7 @@ class ClassificationSchedule:
         return torch.nonzero(self.model.shard.gather(self.model.joins).cpu())[:, 0]
 
     def initialize(self, state: State) -> State:
-        """From single particles as references to as many classes as asked for."""
+        """Initialise the classes: from single particles as references to the number of classes wanted."""
         plan, rings, middle = self.plan, self.position.rings, self._rings(self.plan.start_details)
         usable = self._able()
         seeds = min(len(usable), max(self.k + 1, round(plan.surplus * self.k)))
@@ -224,9 +261,10 @@ class ClassificationSchedule:
         return state
 
     def _sharpen(self, state: State) -> State:
-        """One iteration of the last stage: resolution grows with the agreement of the halves.
+        """Run one iteration of the last stage: the resolution grows with the agreement of the halves.
 
-        The stage ends with the state before if particles fit worse after: more rings than the data support, say.
+        The stage ends with the previous state if particles fit worse afterwards, as with more rings than the data
+        support.
         """
         at, plan, before = self.position, self.plan, replace(self.position)
         if at.sharpened > 0:
@@ -250,10 +288,10 @@ class ClassificationSchedule:
         return state
 
     def filled(self, state: State) -> State:
-        """The final state with all classes in use: those that ran empty take the worse fitting halves of the largest.
+        """Return the final state with all classes in use: empty ones take the worse fitting halves of the largest.
 
         Where views differ by less than the noise, as those of a nearly round particle do, one class explains as much as
-        two, and the smaller loses its members to the larger, however often both begin anew.
+        two, and the smaller loses its members to the larger, however often both are initialised.
         """
         few = self._too_small(state)
         pairs = self._shared(state, few)
@@ -271,7 +309,7 @@ class ClassificationSchedule:
         return replace(state, class_index=index, fit=fit, members=members, averages=averages, own=own)
 
     def without_empty(self, state: State) -> State:
-        """The final state less the classes that no particle is in, references likewise."""
+        """Return the final state without the classes that have no particle, and without their references."""
         assert self.references is not None
         assert state.averages is not None
         keep = torch.nonzero(state.members >= 1)[:, 0]
@@ -351,7 +389,7 @@ class ClassificationSchedule:
         return self.model.masked(averages, self.position.rings), own
 
     def _halved(self, state: State, pairs: list[tuple[int, int]]) -> Tensor:
-        """Classes (n,) after the worse fitting half of some went to others; pairs are (class to split, the other).
+        """Return classes (n,) after the worse fitting half of some went to others; pairs are (class to split, other).
 
         Where a class mixes two views, those of the rarer one fit its average worse.
         """
@@ -363,9 +401,10 @@ class ClassificationSchedule:
         return index
 
     def _outlying_classes(self, state: State, references: Tensor, count: int) -> Tensor:
-        """References of `count` classes that the worst explained particles form, beginning anew among themselves.
+        """Return references of `count` candidate classes that the worst explained particles form among themselves.
 
-        From more seeds than usual, thinned faster: a view that few have is to get one, and few particles cost little.
+        From more initial particles than usual, thinned faster, so that a rare view gets a class; few particles take
+        little time.
         """
         model, rings = self.model, self.position.rings
         outlying = max(4 * count, model.shard.n // (OUTLYING_SHARE * 2**self.position.exchanged))

@@ -1,4 +1,4 @@
-"""The command `ralib`: one typer app; each module in `commands` registers its command."""
+"""The command `ralib`: one typer app; each module in this folder registers its commands."""
 
 from __future__ import annotations
 
@@ -74,5 +74,16 @@ with_short_help(app, ESSENTIAL, without=frozenset({"relion", "external"}))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (0, or 2 for a mistake told in one line)."""
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : list[str] | None, optional
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 2 for a mistake reported in one line.
+    """
     return run(app, argv)

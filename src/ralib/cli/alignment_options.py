@@ -96,7 +96,7 @@ Report = Annotated[
 # fmt: off
 @dataclass(frozen=True)
 class AlignmentSettings(Settings):
-    """What both alignments can be told."""
+    """Options that both alignment commands share; their help describes them."""
 
     free_to_change = frozenset({"maxit", "device", "gpu_devices", "memory"})
     mask: Mask = None
@@ -122,11 +122,11 @@ class AlignmentSettings(Settings):
     pixel_size: PixelSize = None
 
     def stages(self, box: int) -> list[tuple[float, float, float]]:
-        """(x range, y range, step) in pixels of each stage of the search, for images of `box` pixels."""
+        """Return (x range, y range, step) in pixels of each stage of the search, for images of `box` pixels."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """RalibError for options that cannot be, or that the chosen method would have to drop."""
+        """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""
         self.stages(box=64)
         if self.diameter is not None and (self.ou is not None or not self.diameter > 0):
             raise RalibError(f"--diameter {self.diameter:g} A must be above 0, and not beside --ou: give one of them")
@@ -139,12 +139,12 @@ class AlignmentSettings(Settings):
             )
 
     def ctf_choice(self) -> str:
-        """--CTF and --ctf as one of off, wiener, flip."""
+        """Return --CTF and --ctf as one of off, wiener, flip."""
         from ralib.cli.parsing import ctf_choice
 
         return ctf_choice(self.ctf, self.ctf_mode)
 
     def record(self) -> dict[str, Any]:
-        """The options as run.json holds them, with what --CTF and --ctf came to."""
+        """Return the options as run.json holds them, with the CTF correction that --CTF and --ctf mean."""
         return super().record() | {"ctf_mode": self.ctf_choice()}
 # fmt: on

@@ -1,4 +1,4 @@
-"""What `mref` and `reffree` do with their options: refuse, open, measure, hand to the aligner or to SPARX's loop."""
+"""Common steps of `mref` and `reffree`: checks, opening, measurement, the aligner's or SPARX's arguments."""
 
 from __future__ import annotations
 
@@ -73,7 +73,20 @@ class AlignmentRun:
         self.user_function = user_function(o.function)
 
     def begin(self, plan: str, iterations: int | None = None) -> Checkpoint | None:
-        """Begin the session, settle the outer radius, and say what was chosen because no option says it."""
+        """Begin the session, resolve the outer radius, and report what was chosen because no option gives it.
+
+        Parameters
+        ----------
+        plan : str
+            What will be done, in words.
+        iterations : int | None, optional
+            Number of iterations expected, if known.
+
+        Returns
+        -------
+        Checkpoint or None
+            Checkpoint to continue from, None for a new run.
+        """
         begun = self.session.begin(
             self.particles, plan, ctf=self.settings.ctf_choice(), search_range_px=self.widest_range_px,
             iterations=iterations,
@@ -83,14 +96,14 @@ class AlignmentRun:
         return begun
 
     def write(self, result: RunResult) -> None:
-        """All files of the run; the poses into the headers of the stack where that is asked for."""
+        """Write all files of the run, and on request the poses into the headers of the stack."""
         self.session.write(result, hdf=self.settings.hdf or self._hdf_input)
         if self.settings.write_headers and self.session.directory is not None:
             io.write_headers(self.stack, result.poses)
 
     @cached_property
     def outer_radius_px(self) -> float:
-        """--ou, or what the run to go on with had, or the measured particle's mask; SPARX's default with --sparx."""
+        """Outer radius, pixels: --ou, or that of the run to continue, or measured; SPARX's default with --sparx."""
         given: float | None = self.settings.ou
         if self.settings.diameter is not None:
             if self.particles.pixel_size_A is None:
@@ -105,7 +118,7 @@ class AlignmentRun:
         return measured_radius_px(self.particles, self.device)
 
     def aligner_options(self) -> dict[str, Any]:
-        """The arguments that both aligners share."""
+        """Return the arguments that both aligners share."""
         o = self.settings
         return {
             "outer_radius": self.outer_radius_px,
@@ -126,7 +139,7 @@ class AlignmentRun:
         }
 
     def sparx_options(self) -> dict[str, Any]:
-        """The arguments that both of SPARX's loops share, by SPARX's names."""
+        """Return the arguments that both of SPARX's loops share, by SPARX's names."""
         o = self.settings
         if o.ctf_choice() == "flip":
             raise RalibError("--ctf flip is not SPARX's: use --CTF, or flip first with 'ralib prepare --phase-flip'")
@@ -179,7 +192,20 @@ class AlignmentRun:
 
 
 def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:
-    """Outer radius for these particles: that of the mask which `ralib classify` would measure, whole pixels."""
+    """Measure the outer radius for particles: that of the mask which `ralib classify` would use, in whole pixels.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    float
+        Pixels.
+    """
     from ralib.classification.diameter import measure_radius
     from ralib.classification.em import Budget
 

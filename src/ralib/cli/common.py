@@ -1,4 +1,4 @@
-"""What every command shares: the device line, errors told in one line, the exit status."""
+"""Parts common to all commands: the device line, errors in one line, the exit status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DEVICE_HELP = "Where to compute: auto (a GPU where there is one), cpu, cuda or c
 
 
 def resolve_device(text: str = "auto") -> torch.device:
-    """The device named by `auto`, `cpu`, `cuda` or `cuda:K`; prints which one is used.
+    """Return the device named by `auto`, `cpu`, `cuda` or `cuda:K`, and print which one is used.
 
     Under torchrun, `auto` and `cuda` mean the GPU of the local rank.
     """
@@ -57,7 +57,20 @@ def resolve_device(text: str = "auto") -> torch.device:
 
 
 def chosen_device(text: str, gpu_devices: str | None) -> torch.device:
-    """The device of --device, or of the original's --gpu_devices; several of those make as many processes."""
+    """Return the device of --device, or of the original's --gpu_devices; several of those start as many processes.
+
+    Parameters
+    ----------
+    text : str
+        --device.
+    gpu_devices : str or None
+        --gpu_devices.
+
+    Returns
+    -------
+    torch.device
+        The device.
+    """
     if gpu_devices is None:
         return resolve_device(text)
     numbers = gpu_devices.replace(",", " ").split()
@@ -73,7 +86,7 @@ def chosen_device(text: str, gpu_devices: str | None) -> torch.device:
 
 
 def check_devices(numbers: Iterable[str]) -> None:
-    """RalibError unless there is a GPU of each number."""
+    """Raise RalibError unless there is a GPU of each number."""
     for number in numbers:
         _parse_device(f"cuda:{number}", torch.cuda.device_count())
 
@@ -95,7 +108,7 @@ def _parse_device(text: str, n_gpus: int) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """One line for a person: `cuda:0 (name, 80 GiB)` or `cpu (2 threads)`."""
+    """Return a description such as `cuda:0 (name, 80 GiB)` or `cpu (2 threads)`."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
@@ -103,19 +116,47 @@ def describe_device(device: torch.device) -> str:
 
 
 def progress(items: Sequence[T], label: str) -> Iterable[T]:
-    """The items, with a progress bar on a terminal."""
+    """Iterate over items, with a progress bar on a terminal.
+
+    Parameters
+    ----------
+    items : Sequence[T]
+        Items.
+    label : str
+        Label of the bar.
+
+    Yields
+    ------
+    T
+        The items.
+    """
     return track(items, description=label, console=Console(stderr=True)) if sys.stderr.isatty() else items
 
 
 def tell_warnings(warnings: Iterable[Notice]) -> None:
-    """What a person should know of the input, told before work begins."""
+    """Print warnings about the input before work begins."""
     if rank_to_show() == 0:
         for warning in warnings:
             typer.echo(f"warning: {with_flags(str(warning))}")
 
 
 def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: str) -> ParticleSet:
-    """The particles with the pixel size that `option` gives, where it is given."""
+    """Return the particles with the pixel size that an option gives, where it is given.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    pixel_size_A : float or None
+        Value of the option, Angstrom.
+    option : str
+        Its name, for errors.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+    """
     if pixel_size_A is None:
         return particles
     if not 0.01 <= pixel_size_A <= 1000:
@@ -128,7 +169,24 @@ def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: 
 
 
 def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> Iterator[np.ndarray]:
-    """Consecutive indices of n images, in batches of about `batch_bytes`."""
+    """Iterate over consecutive indices of images in batches, with a progress bar.
+
+    Parameters
+    ----------
+    n : int
+        Number of images.
+    box : int
+        Image size, pixels.
+    label : str
+        Label of the bar.
+    batch_bytes : int, default 1 << 26
+        Size of a batch, about.
+
+    Yields
+    ------
+    ndarray
+        Indices.
+    """
     size = max(1, batch_bytes // (4 * box * box))
     for start in progress(range(0, n, size), label):
         yield np.arange(start, min(start + size, n))
@@ -136,7 +194,7 @@ def in_batches(n: int, box: int, label: str, *, batch_bytes: int = 1 << 26) -> I
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when all went well and disappears otherwise."""
+    """Give a temporary folder that becomes `path` on success and is removed on failure."""
     from ralib.io.atomic import atomic_folder
 
     if path.exists():
@@ -148,8 +206,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
     """Call a typer app; every error becomes one line on stderr and a status, never a traceback.
 
-    Mistakes in the input, the options or the file system give 2, an interruption 130. Anything else is a bug
-    of ours: status 1. RALIB_DEBUG=1 shows the traceback as well.
+    Mistakes in the input, the options or the file system give 2, an interruption 130. Anything else is a bug in the
+    package: status 1. RALIB_DEBUG=1 shows the traceback as well.
+
+    Parameters
+    ----------
+    app : Callable[..., Any]
+        The app.
+    argv : list[str] | None, optional
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status.
     """
     status = _run(app, argv)
     if status != 0:
@@ -158,7 +228,7 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception: what cleans up after Ctrl-C then does so here, too."""
+    """SIGTERM as an exception, so that cleaning up after Ctrl-C happens here, too."""
 
 
 @contextlib.contextmanager
@@ -256,9 +326,9 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print one line on stderr, whatever line breaks a library put into its message; returns the status.
+    """Print one line on stderr, whatever line breaks a library put into its message, and return the status.
 
-    Of several processes only the first to fail speaks.
+    Of several processes only the first to fail prints.
     """
     rank = rank_to_show()
     if first_to_fail():

@@ -1,4 +1,4 @@
-"""A command as an External job of RELION: the files by which RELION learns how it ended, and by which it ends it."""
+"""A command as an External job of RELION: files that report its end, and the file that aborts it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ ABORT_FILE = "RELION_JOB_ABORT_NOW"
 
 @contextlib.contextmanager
 def external_job(folder: Path | None, nodes: dict[str, str]) -> Iterator[None]:
-    """Tell RELION how an External job ended, and what it left (`nodes`: file -> RELION's node type).
+    """Write the files by which RELION recognises the end of an External job; nothing without a folder.
 
-    Without a folder it does nothing.
+    Parameters
+    ----------
+    folder : Path or None
+        The job's folder, or None.
+    nodes : dict[str, str]
+        RELION's node type by file name.
     """
     if folder is None:
         yield
@@ -44,7 +49,15 @@ def external_job(folder: Path | None, nodes: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def aborted_by(folder: Path, every_s: float = 1.0) -> Iterator[None]:
-    """While inside, RELION's abort file in `folder` interrupts this process, as Ctrl-C would."""
+    """Interrupt this process, as Ctrl-C would, when RELION's abort file appears.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's folder.
+    every_s : float, default 1.0
+        Time between two checks, s.
+    """
     over = threading.Event()
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""The options of the command line by the library's parameters.
+"""Translation of the library's parameter names in messages to the options of the command line.
 
 Messages of the library name its own parameters, in backticks: a Python user reads "`outer_radius` must be above 0", the
-user of a command "--ou must be above 0". The words are translated here, and nowhere else.
+user of a command "--ou must be above 0". This is the one place of the translation.
 """
 
 from __future__ import annotations
@@ -84,7 +84,20 @@ _PARAMETER = re.compile(r"`(?P<name>[A-Za-z_][\w.]*)(?:=(?P<value>[^`\s]+))?`")
 
 
 def with_flags(text: str, command: str = "") -> str:
-    """The text with each parameter in backticks as the option that sets it: "`ctf=off`" becomes "--ctf off"."""
+    """Replace each parameter in backticks by the option that sets it: "`ctf=off`" becomes "--ctf off".
+
+    Parameters
+    ----------
+    text : str
+        A message.
+    command : str, default ''
+        Name of the command.
+
+    Returns
+    -------
+    str
+        The message.
+    """
     flags = {**FLAGS, **FLAGS_OF_COMMAND.get(command, {})}
 
     def flag(found: re.Match[str]) -> str:
@@ -97,7 +110,7 @@ def with_flags(text: str, command: str = "") -> str:
 
 
 def flagged(notice: Notice) -> Notice:
-    """The notice as the user of a command should read it."""
+    """Return a notice with the options of the command line."""
     return replace(
         notice, what=with_flags(notice.what), where=with_flags(notice.where), remedy=with_flags(notice.remedy)
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: answered at once however busy the main thread is, and the end of a run where it is saved."""
+"""Ctrl-C and SIGTERM: acknowledged at once however busy the main thread is, and the end of a run where it is saved."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ NOTED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Answer:
-    """A line for stderr that is said once, by whoever comes first."""
+    """A line for stderr that is printed once.
+
+    Parameters
+    ----------
+    line : str
+        The line.
+    """
 
     def __init__(self, line: str) -> None:
         self._line = f"{line}\n".encode()
         self._unsaid = threading.Lock()  # a handler may not wait, so that this is only ever tried
 
     def say(self) -> None:
-        """Say it, not through a buffer that a handler may not touch."""
+        """Print it, not through a buffer that a signal handler may not use."""
         if self._unsaid.acquire(blocking=False):
             with contextlib.suppress(OSError):
                 os.write(2, self._line)
@@ -71,7 +77,13 @@ def answered(line: str, *, after_s: float = 0.0) -> Iterator[Answer]:
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal asked the run to stop."""
+    """A signal requested the run to stop.
+
+    Parameters
+    ----------
+    number : int
+        Number of the signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -79,28 +91,30 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class SignalFlag:
-    """Notes SIGINT and SIGTERM instead of dying; a second SIGINT interrupts at once.
+    """Records SIGINT and SIGTERM instead of ending the process; a second SIGINT interrupts at once.
 
-    As the observer of a run it does nothing but stop it once a signal has come.
+    As the observer of a run it only stops it once a signal has arrived.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def raise_if_set(self) -> None:
-        """Stopped where a signal has come."""
+        """Raise Stopped if a signal has arrived."""
         if self.number is not None:
             raise Stopped(self.number)
 
     def batch(self, done: int, total: int) -> None:
+        """Stop the run if a signal has arrived; see `Observer.batch`."""
         self.raise_if_set()
 
     def iteration(self, done: IterationDone) -> None:
+        """Stop the run if a signal has arrived."""
         self.raise_if_set()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """While inside, signals are noted."""
+        """Record signals in this context."""
 
         def note(number: int, _: object) -> None:
             if self.number is not None:
@@ -118,7 +132,22 @@ class SignalFlag:
 
 
 def stopped_message(stop: Stopped, outdir: Path, state_saved: bool) -> str:
-    """What to say when a signal ended the run: the command that goes on with it."""
+    """Return the message for a run ended by a signal, with the command that continues it.
+
+    Parameters
+    ----------
+    stop : Stopped
+        The signal.
+    outdir : Path
+        Folder of the run.
+    state_saved : bool
+        Whether there is a checkpoint.
+
+    Returns
+    -------
+    str
+        The message.
+    """
     if not state_saved:
         return f"stopped by {stop} before the first iteration was done: start again"
     arguments = [a for a in sys.argv[1:] if a != "--continue"]

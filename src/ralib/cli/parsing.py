@@ -1,4 +1,4 @@
-"""Options of the alignment commands that are texts of their own: shift ranges, the kind of CTF, a user's function."""
+"""Parsing of options that are texts: shift ranges, the CTF correction, a user's function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,20 @@ def ctf_word(mode: str, known: tuple[str, ...]) -> str:
 
 
 def ctf_choice(ctf: bool, mode: str | None) -> str:
-    """--CTF and --ctf MODE as one of off, wiener, flip."""
+    """Return --CTF and --ctf MODE as one of off, wiener, flip.
+
+    Parameters
+    ----------
+    ctf : bool
+        Whether --CTF is given.
+    mode : str or None
+        Value of --ctf, or None.
+
+    Returns
+    -------
+    str
+        The correction.
+    """
     mode = None if mode is None else ctf_word(mode, ("off", "wiener", "flip"))
     if mode is None:
         return "wiener" if ctf else "off"
@@ -39,27 +52,45 @@ SPARX_STAGES = "4 2 1 1", "2 1 0.5 0.25"
 
 
 def one_shift_range_px(box: int) -> int:
-    """How far multi-reference alignment searches from a particle's last centre: a twentieth of the box."""
+    """Return the shift range of multi-reference alignment around a particle's last centre: a twentieth of the box."""
     return max(2, round(box / 20))
 
 
 def falling_shift_ranges_px(box: int) -> tuple[str, str]:
-    """Shift ranges and steps of reference-free alignment's stages: sxali2d's for 64 px, wider for larger boxes."""
+    """Return shift ranges and steps of reference-free alignment: sxali2d's for 64 px, wider for larger boxes."""
     reach = max(4, round(box / 16))
     ranges = (reach, reach / 2, max(1, reach / 4), 1)
     return " ".join(f"{x:g}" for x in ranges), " ".join(f"{min(2, x / 2):g}" for x in ranges[:3]) + " 0.25"
 
 
 def default_classes(n_particles: int) -> int:
-    """Classes for so many particles: one for each hundred up to 50, then one for each 400 up to 100."""
+    """Return the number of classes for so many particles: one for each 100 up to 50, then for each 400 up to 100."""
     return max(1, min(n_particles // 100, 50), min(n_particles // 400, 100))
 
 
 def shift_ranges(xr: str, yr: str | None, ts: str | None) -> list[tuple[float, float, float]]:
-    """(x range, y range, step) of each stage, from numbers separated by blanks or commas.
+    """Parse the stages of a search from numbers separated by blanks or commas.
 
-    As sxali2d: yr -1 stands for xr, and one number for yr or ts serves all stages. None: yr as xr, ts half the
-    range, between 0.25 and 2.
+    As in sxali2d yr -1 stands for xr, and one number for yr or ts is used in all stages.
+
+    Parameters
+    ----------
+    xr : str
+        Ranges along x, pixels.
+    yr : str or None
+        Ranges along y, pixels; None is xr.
+    ts : str or None
+        Steps, pixels; None is half the range, between 0.25 and 2.
+
+    Returns
+    -------
+    list[tuple[float, float, float]]
+        (x range, y range, step) of each stage.
+
+    Raises
+    ------
+    RalibError
+        If they are not numbers, or differ in length.
     """
     x = _numbers("--xr", xr)
     y = [-1.0] if yr is None else _numbers("--yr", yr)
@@ -84,7 +115,7 @@ def _numbers(name: str, text: str) -> list[float]:
 
 
 def user_function(name: str) -> Any:
-    """The callable of MODULE:CALLABLE, looked for in the current folder too; None for the built-in ref_ali2d."""
+    """Return the callable of MODULE:CALLABLE, searched in the current folder too; None for the built-in ref_ali2d."""
     if name == "ref_ali2d":
         return None
     module_name, colon, attribute = name.partition(":")

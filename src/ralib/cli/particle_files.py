@@ -1,4 +1,4 @@
-"""What the commands on particle files share: their options, opening a stack, writing a new one."""
+"""Common parts of the commands on particle files: options, opening a stack, writing a new one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,22 @@ Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 
 
 def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
-    """The particles of a file or of a finished run's folder, with the pixel size that --input-pixel-size gives."""
+    """Return the particles of a file or of a finished run's folder.
+
+    Parameters
+    ----------
+    stack : Path
+        File or folder.
+    datadir : Path or None
+        Folder of the image files.
+    pixel_size_A : float or None
+        Value of --input-pixel-size, Angstrom, or None.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+    """
     from ralib.io import open_particles
     from ralib.results.run_record import particle_file
 
@@ -31,21 +46,34 @@ def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> Par
 
 
 def poses_of(particles: ParticleSet, stack: Path) -> Poses:
-    """The poses that a file holds."""
+    """Return the poses of a file; raises RalibError where it has none.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    stack : Path
+        Their file, for the error.
+
+    Returns
+    -------
+    Poses
+        Poses.
+    """
     if particles.poses is None:
         raise RalibError(f"{stack} holds no poses: give the particles.star of an alignment")
     return particles.poses
 
 
 def refuse_existing(*paths: Path) -> None:
-    """RalibError where one of the files is there already."""
+    """Raise RalibError if one of the files exists."""
     for path in paths:
         if path.exists():
             raise RalibError(f"{path} exists already: choose another name, or remove it")
 
 
 def check_output(out: Path) -> None:
-    """RalibError unless particles can be written as `out`, and a STAR file can name its stack."""
+    """Raise RalibError unless particles can be written as `out`, and a STAR file can name its stack."""
     from ralib.io.paths import check_writable_name
 
     if out.suffix.lower() not in (".star", ".mrcs", ".mrc", ".hdf"):
@@ -54,7 +82,17 @@ def check_output(out: Path) -> None:
 
 
 def save(out: Path, particles: ParticleSet, label: str) -> None:
-    """Images and metadata of a lazily made particle set into new files; says what it wrote."""
+    """Write images and metadata of a particle set into new files.
+
+    Parameters
+    ----------
+    out : Path
+        The file.
+    particles : ParticleSet
+        The particles, whose images may be made when they are read.
+    label : str
+        Label of the progress bar.
+    """
     from ralib.io import open_stack, pose_headers, stack_writer, write_hdf, write_particles_star
     from ralib.io.atomic import atomic_paths
     from ralib.io.paths import name_for_project

@@ -1,4 +1,4 @@
-"""What `denoise` and `neighbours` share: particles with their CTF, and the covariance Wiener filter fitted to them."""
+"""Common parts of `denoise` and `neighbours`: particles with CTF, and the covariance Wiener filter fitted to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,20 @@ Radius = Annotated[float | None, typer.Option(min=2, help="Of the disc that hold
 
 
 def opened_with_ctf(stack: Path, datadir: Path | None) -> ParticleSet:
-    """The particles of a file or of a finished run's folder; RalibError where their CTF is not known."""
+    """Return the particles of a file or of a finished run's folder; raises RalibError where their CTF is unknown.
+
+    Parameters
+    ----------
+    stack : Path
+        File or folder.
+    datadir : Path or None
+        Folder of the image files.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+    """
     from ralib.io import open_particles
     from ralib.results.run_record import particle_file
 
@@ -28,7 +41,24 @@ def opened_with_ctf(stack: Path, datadir: Path | None) -> ParticleSet:
 
 
 def filtered(particles: ParticleSet, radius: float | None, device: str) -> tuple[Any, Any]:
-    """The covariance Wiener filter of these particles, and their scores."""
+    """Fit the covariance Wiener filter.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    radius : float or None
+        Radius of the disc, pixels; None measures it.
+    device : str
+        Where to compute.
+
+    Returns
+    -------
+    Any
+        The filter.
+    array_like of shape (n, k)
+        Scores of the particles.
+    """
     from ralib.analysis.covariance_wiener import CovarianceWienerFilter
 
     model = CovarianceWienerFilter(radius_px=radius, device=resolve_device(device))

@@ -1,4 +1,4 @@
-"""A run of a command, from its folder's lock to its last file: what mref, reffree, classify and watch share."""
+"""The session of a run: folder, lock, record, checkpoints, log and signals, for mref, reffree, classify and watch."""
 
 from __future__ import annotations
 
@@ -86,22 +86,37 @@ class RunSession:
     # -- before it runs ---------------------------------------------------------------------------------------------
 
     def say(self, line: str) -> None:
-        """A line on the screen and in log.txt."""
+        """Print a line on the screen and in log.txt."""
         self.terminal.say(line)
 
     def opened(self, source: Path, *, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
-        """The particles of a file or a finished run's folder, with the pixel size that an option gives."""
+        """Return the particles of a file or a finished run's folder.
+
+        Parameters
+        ----------
+        source : Path
+            File or folder.
+        datadir : Path or None
+            Folder of the image files.
+        pixel_size_A : float or None
+            Pixel size that an option gives, Angstrom, or None.
+
+        Returns
+        -------
+        ParticleSet
+            The particles.
+        """
         return with_pixel_size(io.open_particles(particle_file(source), datadir=datadir), pixel_size_A, "--pixel-size")
 
     def accept(self, particles: ParticleSet) -> None:
-        """Say what a person should know of the particles before work begins."""
+        """Print the warnings of the particles before work begins."""
         io.check_writable_name(self.outdir)
         self._told = tuple(map(flagged, particles.warnings))
         self.terminal.warn(self._told)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the folder and note signals; at the end no file is half written. A signal ends the command here."""
+        """Hold the folder and record signals; at the end no file is incomplete. A signal ends the command here."""
         with ExitStack() as stack:
             if self.ranks.rank == 0:
                 self.directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
@@ -128,18 +143,25 @@ class RunSession:
         search_range_px: float | None,
         iterations: int | None = None,
     ) -> Checkpoint | None:
-        """Begin the record and the log; the checkpoint to go on from, None for a new run.
+        """Begin the record and the log, and return the checkpoint to continue from, None for a new run.
 
         Parameters
         ----------
-        plan
-            What is going to be done, in words.
-        ctf
+        particles : ParticleSet
+            The particles.
+        plan : str
+            What will be done, in words.
+        ctf : str
             The option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off').
-        search_range_px
-            How far shifts are searched; None where no shift is.
-        iterations
-            How many are expected, None where nobody knows.
+        search_range_px : float or None
+            Range of the shifts searched, pixels; None where none are.
+        iterations : int | None, optional
+            Number of iterations expected, None where unknown.
+
+        Returns
+        -------
+        Checkpoint or None
+            The checkpoint.
         """
         self.particles = particles
         if self.grows:
@@ -160,12 +182,15 @@ class RunSession:
         return begun
 
     def note(self, **found: Any) -> None:
-        """Add to the record what was found out before the first iteration."""
+        """Add to the record what was found before the first iteration."""
         self.record |= found
         self.record["timings"] = {"start_s": time.perf_counter() - self.began}
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """What a run with --continue goes on from, None for a new run; RalibError for one begun with other options."""
+        """Return the checkpoint with which --continue continues, None for a new run.
+
+        Raises RalibError for a run begun with other options.
+        """
         found = newest(self.outdir / "checkpoints") if self.resume else None
         if found is not None:
             check_same_options(found.meta.get("options", {}), self.options, free=self.settings.free_to_change)
@@ -189,10 +214,12 @@ class RunSession:
     # -- while it runs ----------------------------------------------------------------------------------------------
 
     def batch(self, done: int, total: int) -> None:
+        """Show the progress, and stop if a signal has arrived; see `Observer.batch`."""
         self._stop_if_asked()
         self.terminal.part(done / max(1, total))
 
     def iteration(self, done: IterationDone) -> None:
+        """Log an iteration, and write its files and checkpoint."""
         if self.directory is not None:
             self._show(done)
             if done.ends_step and not self.grows:
@@ -200,13 +227,13 @@ class RunSession:
         self._stop_if_asked()
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint with the options of this run."""
+        """Write a checkpoint with the options of this run."""
         assert self.directory is not None
         meta = {**checkpoint.meta, "options": self.options}
         self.directory.save_checkpoint(checkpoint.number, checkpoint.arrays, meta)
 
     def settle(self) -> None:
-        """Wait until the files of the last iteration are there; raises what their writing raised."""
+        """Wait until the files of the last iteration are written; raises the errors of their writing."""
         start, pending = time.perf_counter(), self._pending
         self._pending = None
         if pending is not None:
@@ -246,7 +273,15 @@ class RunSession:
     # -- at its end -------------------------------------------------------------------------------------------------
 
     def write(self, result: RunResult, *, hdf: bool = False) -> None:
-        """All files; the report is made beside them."""
+        """Write all files of the result, and the report in parallel.
+
+        Parameters
+        ----------
+        result : RunResult
+            The result.
+        hdf : bool, default False
+            Whether to write the averages for EMAN2 too.
+        """
         directory = self.directory
         if directory is None:
             return
@@ -297,7 +332,20 @@ class RunSession:
 
 
 def report_trouble(outdir: Path, write: Callable[[], object]) -> str:
-    """Nothing, or the line that says why `write` made no report: the run itself is safe on disk."""
+    """Write a report, and return '' or a line that says why it failed: the run itself is safe on disk.
+
+    Parameters
+    ----------
+    outdir : Path
+        Folder of the run.
+    write : Callable[[], object]
+        Writes the report.
+
+    Returns
+    -------
+    str
+        '' or the line.
+    """
     try:
         write()
     except (RalibError, OSError) as error:
@@ -306,7 +354,20 @@ def report_trouble(outdir: Path, write: Callable[[], object]) -> str:
 
 
 def ctf_correction(mode: str, particles: ParticleSet) -> CtfCorrection:
-    """What an option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off') makes a run do about the CTF."""
+    """Return the CTF correction that an option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off') means.
+
+    Parameters
+    ----------
+    mode : str
+        Value of the option.
+    particles : ParticleSet
+        The particles.
+
+    Returns
+    -------
+    CtfCorrection
+        The correction.
+    """
     if mode == "off" or particles.ctf is None or particles.pixel_size_A is None:
         return CtfCorrection.NONE
     return CtfCorrection.FLIP if mode == "flip" else CtfCorrection.WIENER

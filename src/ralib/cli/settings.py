@@ -1,4 +1,4 @@
-"""A command's options as one frozen dataclass: declared once, parsed by typer, passed whole, kept in run.yaml."""
+"""Options of a command as one frozen dataclass: declared once, parsed by typer, passed whole, stored in run.yaml."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of one command; every field's type is Annotated with the typer.Option or Argument that it is.
+    """Options of one command; every field's type is Annotated with its typer.Option or Argument.
 
     `essential` names the fields that --help shows, --help-all shows all; `free_to_change` those that may differ between
     a run and its continuation.
@@ -32,12 +32,12 @@ class Settings:
     free_to_change: ClassVar[frozenset[str]] = frozenset({"device"})
 
     def record(self) -> dict[str, Any]:
-        """The options as run.json and run.yaml hold them: paths as text."""
+        """Return the options as run.json and run.yaml hold them, with paths as text."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 class RunCommand(TyperCommand):
-    """A command that also accepts older spellings of its options, which no help shows."""
+    """A command that also accepts older spellings of its options, which the help does not show."""
 
     older: ClassVar[dict[str, str]] = {
         "--K": "--classes",
@@ -72,7 +72,20 @@ class RunCommand(TyperCommand):
     ctf_words: ClassVar[frozenset[str]] = frozenset({"auto", "on", "off", "none", "wiener", "flip", "flipped"})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Arguments with each older spelling replaced, but what follows `--`."""
+        """Replace each older spelling in the arguments, except what follows `--`.
+
+        Parameters
+        ----------
+        ctx : Any
+            Context of the command.
+        args : list[str]
+            Arguments.
+
+        Returns
+        -------
+        list[str]
+            Remaining arguments.
+        """
         known = {name for parameter in self.params for name in parameter.opts}
         end = args.index("--") if "--" in args else len(args)
         if self.name == "analyze":  # where --ctf was a switch
@@ -96,7 +109,17 @@ class RunCommand(TyperCommand):
 
 
 def command(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
-    """Register `function`; its parameter that is annotated with a Settings class stands for that class's fields."""
+    """Register a function as a command; its parameter annotated with a Settings class stands for that class's fields.
+
+    Parameters
+    ----------
+    app : typer.Typer
+        The app.
+    name : str
+        Name of the command.
+    function : Callable[..., Any]
+        The function.
+    """
     app.command(name, cls=RunCommand)(expanded(function))
 
 
@@ -145,7 +168,7 @@ def _with_help_all(function: Callable[..., Any], essential: frozenset[str] | Non
 
 
 def expanded(function: Callable[..., Any]) -> Callable[..., None]:
-    """`function` with a parameter for each field of its settings, --config and --help-all beside them."""
+    """Return a function with a parameter for each field of its settings, and with --config and --help-all."""
     hints = get_type_hints(function, include_extras=True)
     before = [p for p in inspect.signature(function).parameters.values() if not _is_settings(hints[p.name])]
     (whole,) = (n for n, hint in hints.items() if _is_settings(hint))
@@ -172,7 +195,15 @@ def expanded(function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def write_config(folder: Path, settings: Settings) -> None:
-    """run.yaml: what `--config` of the next run takes."""
+    """Write run.yaml, which `--config` of another run accepts.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    settings : Settings
+        The options.
+    """
     import yaml
 
     from ralib.io import write_text
@@ -184,7 +215,25 @@ def write_config(folder: Path, settings: Settings) -> None:
 
 
 def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """Options of a run.yaml by name; RalibError in one line for what is none."""
+    """Read the options of a run.yaml.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    known : Iterable[str]
+        Names of the command's options.
+
+    Returns
+    -------
+    dict[str, Any]
+        Values by name.
+
+    Raises
+    ------
+    RalibError
+        In one line for unknown names or malformed text.
+    """
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""What a run says: its header, a line an iteration, a table of classes; log.txt, and one progress bar on a terminal."""
+"""Output of a run: its header, a line for each iteration, a table of classes; log.txt, and one progress bar."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ SHOWN_CLASSES = 6
 
 
 class Terminal:
-    """Lines on the screen and in OUTDIR/log.txt, and a progress bar over the whole run where there is a terminal.
+    """Lines on the screen and in OUTDIR/log.txt, and a progress bar over the whole run on a terminal.
 
-    total     iterations expected, None where nobody knows
-    quiet     on all ranks but the first
+    Parameters
+    ----------
+    quiet : bool, default False
+        Whether nothing is printed: on all ranks but the first.
+
+    Attributes
+    ----------
+    total
+        Number of iterations expected, None where unknown.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -41,7 +48,7 @@ class Terminal:
         self._before: str | None = None
 
     def say(self, line: str) -> None:
-        """A line for the screen, folded there between words, and for log.txt, whole."""
+        """Print a line: on the screen folded between words, in log.txt whole."""
         if self.quiet:
             return
         self.lines.append(line)
@@ -56,7 +63,7 @@ class Terminal:
             typer.echo(folded)
 
     def warn(self, warnings: Iterable[Notice]) -> None:
-        """What a person should know, each with what to do; many reseeded classes in one line."""
+        """Print warnings, each with advice; many reseeded classes in one line."""
         warnings = list(warnings)
         reseeded = [w for w in warnings if "was reseeded" in w.what]
         if len(reseeded) > 3:
@@ -67,7 +74,7 @@ class Terminal:
             self.say(f"warning: {warning}")
 
     def show(self, done: int = 0) -> None:
-        """Show the bar, where there is a terminal; `done` iterations were done before."""
+        """Show the bar on a terminal; `done` iterations were done before."""
         if self.quiet or not sys.stderr.isatty():
             return
         self.close()
@@ -80,25 +87,33 @@ class Terminal:
         self._bar.start()
 
     def part(self, share: float) -> None:
-        """`share` of the present iteration is done."""
+        """Advance the bar: `share` of the present iteration is done."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done + share)
 
     def step(self, done: int, stage: str) -> None:
-        """`done` iterations are done; `stage` is what goes on."""
+        """Advance the bar after an iteration.
+
+        Parameters
+        ----------
+        done : int
+            Iterations done.
+        stage : str
+            Name of the present stage.
+        """
         self._done = done
         if self._bar is not None and self._task is not None:
             total = None if self.total is None else max(self.total, done + 1)
             self._bar.update(self._task, completed=done, total=total, description=stage)
 
     def close(self) -> None:
-        """Take the bar away; what is said afterwards stands on clean lines."""
+        """Remove the bar, so that later lines are clean."""
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.stop()
 
     def save(self, folder: Path) -> None:
-        """log.txt of all lines so far, after those of the run that this one goes on with."""
+        """Write log.txt of all lines so far, after those of the run that is continued."""
         path = folder / LOG_FILE
         if self._before is None:
             self._before = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -106,7 +121,22 @@ class Terminal:
 
 
 def header(particles: ParticleSet, ctf: CtfCorrection, plan: str) -> list[str]:
-    """What is worked on: particles, box, pixel size, groups, what is done to the CTF, and the plan."""
+    """Return the header of a run: particles, box, pixel size, groups, CTF correction, and the plan.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    ctf : CtfCorrection
+        CTF correction.
+    plan : str
+        What will be done, in words.
+
+    Returns
+    -------
+    list[str]
+        Lines.
+    """
     pixel = particles.pixel_size_A
     size = f"{particles.box} px" + (f" ({particles.box * pixel:.0f} A, {pixel:.4g} A/px)" if pixel else "")
     groups = 0 if particles.group is None else len(np.unique(particles.group))
@@ -116,7 +146,20 @@ def header(particles: ParticleSet, ctf: CtfCorrection, plan: str) -> list[str]:
 
 
 def resolution_text(row: dict[str, Any], box: int) -> str:
-    """'12 A', or '3.1 px' without a pixel size; '-' where the halves agree on nothing finer than half the box."""
+    """Return '12 A', or '3.1 px' without a pixel size; '-' where the halves agree on nothing finer than half the box.
+
+    Parameters
+    ----------
+    row : dict[str, Any]
+        Figures of a class or iteration.
+    box : int
+        Image size, pixels.
+
+    Returns
+    -------
+    str
+        The text.
+    """
     in_px = row.get("resolution_px", row.get("mean_resolution_px", math.nan))
     in_A = row.get("resolution_A", row.get("mean_resolution_A", math.nan))
     if not isinstance(in_px, int | float) or not math.isfinite(in_px) or in_px > box / 2:
@@ -125,10 +168,21 @@ def resolution_text(row: dict[str, Any], box: int) -> str:
 
 
 def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> str:
-    """An iteration of alignment or classification in one line, with its number of `total`.
+    """Return an iteration of alignment or classification as one line; unknown figures are left out.
 
-    Unknown figures are left out, and those that find no room in 100 columns, first how far particles moved; run.json
-    has all.
+    Parameters
+    ----------
+    row : dict[str, Any]
+        Figures of the iteration.
+    box : int
+        Image size, pixels.
+    total : int | None, optional
+        Number of iterations expected.
+
+    Returns
+    -------
+    str
+        The line.
     """
     stage = f" {row['stage']}" if isinstance(row.get("stage"), str) else ""
     empty = f" ({row['empty']} empty)" if row["empty"] else ""
@@ -150,7 +204,20 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> s
 
 
 def class_table(rows: Sequence[dict[str, Any]], box: int) -> list[str]:
-    """The best and the worst classes, a line each, the others counted: by score, or by members where none is given."""
+    """Return the best and the worst classes, a line each, and the number of others.
+
+    Parameters
+    ----------
+    rows : Sequence[dict[str, Any]]
+        Figures of the classes, ranked by score, or by members where there is none.
+    box : int
+        Image size, pixels.
+
+    Returns
+    -------
+    list[str]
+        Lines.
+    """
     judged = all(math.isfinite(row.get("score", math.nan)) for row in rows)
     ranked = sorted(rows, key=lambda row: -row["score"] if judged else -row["members"])
     cut = len(ranked) > 2 * SHOWN_CLASSES + 1

@@ -1,4 +1,4 @@
-"""Where the time of a command went, from the start of its process on."""
+"""Time spent in the parts of a command, from the start of its process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started; 0 where the system does not tell."""
+    """Return the seconds since this process was started; 0 where the system does not give them."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
@@ -31,19 +31,34 @@ def process_age_s() -> float:
 
 
 def began(argv: Sequence[str] | None) -> float:
-    """The moment, on the clock of `time.perf_counter`, at which a command began: with its process, or just now where
-    a program passes arguments of its own."""
+    """Return when a command began, by `time.perf_counter`.
+
+    With its process, or just now where a program passes its own arguments.
+    """
     return time.perf_counter() - (process_age_s() if argv is None else 0.0)
 
 
 def references_s(timings: dict[str, float], iterations: Sequence[dict[str, Any]]) -> float:
-    """What iterations took beyond the passes over the particles: averages, filters, references, figures."""
+    """Return the time of iterations beyond the passes over the particles: averages, filters, references, figures.
+
+    Parameters
+    ----------
+    timings : dict[str, float]
+        Timings of the run.
+    iterations : Sequence[dict[str, Any]]
+        Figures of the iterations.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
     passes = sum(timings.get(name, 0.0) for name in ("prepare_s", "search_s", "average_s"))
     return max(0.0, sum(i["seconds"] for i in iterations) - passes)
 
 
 def parts(timings: dict[str, Any]) -> dict[str, float]:
-    """Seconds of each part by its name in the log; reading is what others waited for it, and no part of preparing."""
+    """Return the seconds of each part by its name in the log; reading is the time others waited for it."""
     known = {name: float(timings[name]) for name in PARTS if timings.get(name) is not None}
     if "prepare_s" in known:
         known["prepare_s"] = max(0.0, known["prepare_s"] - known.get("waited_for_reading_s", 0.0))
@@ -52,5 +67,5 @@ def parts(timings: dict[str, Any]) -> dict[str, float]:
 
 
 def time_line(timings: dict[str, Any]) -> str:
-    """`time: 9.4 s: start-up 2.1, reading 1.0, ...`."""
+    """Return `time: 9.4 s: start-up 2.1, reading 1.0, ...`."""
     return f"time: {timings['total_s']:.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in parts(timings).items())

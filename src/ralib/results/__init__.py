@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: results, checkpoints, selections, summaries."""
+"""A run's folder and its contents: results, checkpoints, selections, comparisons, summaries."""

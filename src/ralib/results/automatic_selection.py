@@ -1,4 +1,4 @@
-"""The selection that a run proposes: particles by their probability of being junk, and why, class by class."""
+"""The automatic selection of a run: particles by their probability of being junk, with reasons for each class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ SURELY_KEPT = 0.25
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """What becomes of a class (numbered from 1): selected where most of it stays, the members kept, and why."""
+    """Decision about a class.
+
+    Attributes
+    ----------
+    number : int
+        The class, from 1.
+    selected : bool
+        Whether most of its members are kept.
+    kept : int
+        Number of members kept.
+    reason : str
+        Why.
+    """
 
     number: int
     selected: bool
@@ -27,7 +39,17 @@ class ClassChoice:
 
 @dataclass(frozen=True)
 class AutomaticSelection:
-    """Which particles are kept (n,), one choice a class, and the highest junk probability that a kept particle has."""
+    """The selection of a run.
+
+    Attributes
+    ----------
+    kept : ndarray of shape (n,)
+        True for particles that are kept.
+    classes : tuple[ClassChoice, ...]
+        A decision for each class.
+    junk_limit : float
+        Highest junk probability of a kept particle.
+    """
 
     kept: np.ndarray
     classes: tuple[ClassChoice, ...]
@@ -42,20 +64,25 @@ def automatic_selection(
     *,
     believable: bool = True,
 ) -> AutomaticSelection:
-    """What `ralib select --auto` keeps: particles by their own probability of being junk, whatever their class.
+    """Select particles by their own probability of being junk, whatever their class: `ralib select --auto`.
 
     Parameters
     ----------
-    junk
-        (n,) probability of being junk.
-    class_index
-        (n,) classes from 0; -1 for images that are in none, which are left out.
-    rows
-        One dict a class with `class` (its number) and `junk` (mean probability of its members).
-    causes
-        (k,) what sets the junk of each class apart, in words, or ''.
-    believable
+    junk : ndarray of shape (n,)
+        Probability of being junk.
+    class_index : ndarray of shape (n,)
+        Classes from 0; -1 for images in no class, which are left out.
+    rows : Sequence[dict[str, Any]]
+        For each class `class` (its number) and `junk` (mean probability of its members).
+    causes : Sequence[str] of shape (k,)
+        What distinguishes the junk of each class, in words, or ''.
+    believable : bool, default True
         Whether the run's classes can be believed; nothing is kept of a run that cannot.
+
+    Returns
+    -------
+    AutomaticSelection
+        The selection.
     """
     usable = class_index >= 0
     limit = junk_limit(junk[usable])
@@ -68,10 +95,10 @@ def automatic_selection(
 
 
 def junk_limit(junk: np.ndarray) -> float:
-    """Highest probability of being junk, of junk (n,), that a kept particle has.
+    """Return the highest probability of being junk, of junk (n,), that a kept particle has.
 
-    Particles go, the worst first, until TRUE_LOST of the true ones would be lost if the probabilities are right. Who is
-    more likely true than SURELY_KEPT says stays in any case: a set without junk keeps nearly all.
+    Particles are removed, the worst first, until TRUE_LOST of the true ones would be lost if the probabilities are
+    right. Those more likely true than SURELY_KEPT always stay: a set without junk keeps nearly all.
     """
     worst = np.sort(np.asarray(junk, dtype=np.float64))[::-1]
     if not len(worst):

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked by a digest, free of pickles.
+"""Checkpoints: complete or absent, verified by a digest, without pickles.
 
 A file is one line with the SHA-256 of the rest, then an .npz of the arrays and of `meta` as JSON text.
 """
@@ -28,7 +28,17 @@ _META = "meta.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: its number, named arrays, and plain values."""
+    """A saved state.
+
+    Attributes
+    ----------
+    number : int
+        Number of the iteration.
+    arrays : dict[str, ndarray]
+        Arrays by name.
+    meta : dict[str, Any]
+        Plain values by name.
+    """
 
     number: int
     arrays: dict[str, np.ndarray]
@@ -36,7 +46,25 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint into `folder` and remove all but the newest KEEP; RalibError where it cannot."""
+    """Write a checkpoint, and remove all but the newest KEEP.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the checkpoints.
+    checkpoint : Checkpoint
+        The checkpoint.
+
+    Returns
+    -------
+    Path
+        Its file.
+
+    Raises
+    ------
+    RalibError
+        If it cannot be written.
+    """
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(checkpoint.meta).encode(), dtype=np.uint8)
     np.savez(buffer, allow_pickle=False, **{_META: text, **checkpoint.arrays})
@@ -51,7 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint | None:
-    """The checkpoint in a file, or None where it is not whole."""
+    """Return the checkpoint in a file, or None where it is incomplete."""
     match = _NAME.fullmatch(path.name)
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
@@ -72,7 +100,7 @@ def load(path: Path) -> Checkpoint | None:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a folder, None where there is none."""
+    """Return the newest complete checkpoint of a folder, or None."""
     for path in reversed(_numbered(folder)):
         found = load(path)
         if found is not None:

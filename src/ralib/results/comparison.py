@@ -1,4 +1,4 @@
-"""Two classifications of the same particles beside each other: classes matched, agreement, what each keeps."""
+"""Comparison of two classifications of the same particles: matched classes, agreement, selections."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ _CRYOSPARC_PREFIX = re.compile(r"^\d{10,}_")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs A and B make of the particles they have in common.
+    """Comparison of two runs A and B over their n common particles.
 
-    rows_a, rows_b  rows (n,) of the common particles in either run's file, in A's order
-    flow            (ka + 1, kb + 1) particles by class in A and in B; the last row and column: in no class
-    matches         pairs of classes (from 0) that share the most particles in all, each class in one pair at most
-    kept            (2, 2) particles by whether A and whether B keeps them: [kept by A][kept by B]
-    kept_a, kept_b  bool (n,) of the common particles
-    adjusted_rand   1: the same classes; 0: no more alike than by chance (Hubert and Arabie 1985)
-    mutual_information  normalised to 0..1 by the mean of both entropies
-    shared          fraction of the particles that are in matched classes
+    Attributes
+    ----------
+    rows_a, rows_b : ndarray of shape (n,)
+        Rows of the common particles in either run's file, in A's order.
+    n_a, n_b : int
+        Number of particles of each run.
+    flow : ndarray of shape (ka + 1, kb + 1)
+        Particles by class in A and in B; the last row and column are for particles in no class.
+    matches : list[tuple[int, int]]
+        Pairs of classes (from 0) that share the most particles in total, each class in one pair at most.
+    adjusted_rand : float
+        1 for the same classes, 0 on average by chance (Hubert and Arabie 1985).
+    mutual_information : float
+        Normalised to 0..1 by the mean of both entropies.
+    shared : float
+        Fraction of the particles that are in matched classes.
+    kept_a, kept_b : ndarray of shape (n,)
+        True for common particles that the run keeps.
     """
 
     rows_a: np.ndarray
@@ -47,12 +57,13 @@ class Comparison:
 
     @property
     def kept(self) -> np.ndarray:
+        """Particles (2, 2) by whether A and whether B keeps them: [kept by A][kept by B]."""
         table = np.zeros((2, 2), dtype=np.int64)
         np.add.at(table, (self.kept_a.astype(int), self.kept_b.astype(int)), 1)
         return table
 
     def figures(self) -> dict[str, Any]:
-        """The numbers in JSON's own types; classes are numbered from 1."""
+        """Return the numbers in JSON's own types; classes are numbered from 1."""
         matched = [
             {"a": a + 1, "b": b + 1, "shared": int(self.flow[a, b]), "overlap": self.overlap(a, b)}
             for a, b in self.matches
@@ -74,13 +85,44 @@ class Comparison:
         }
 
     def overlap(self, a: int, b: int) -> float:
-        """Shared particles of two classes over all of both (Jaccard)."""
+        """Return the shared particles of two classes over all of both (Jaccard index).
+
+        Parameters
+        ----------
+        a : int
+            Class of A, from 0.
+        b : int
+            Class of B, from 0.
+
+        Returns
+        -------
+        float
+            0 to 1.
+        """
         union = self.flow[a].sum() + self.flow[:, b].sum() - self.flow[a, b]
         return float(self.flow[a, b] / union) if union else 0.0
 
 
 def compare(a: RunFiles, b: RunFiles) -> Comparison:
-    """Compare the classes of two runs over the particles that both know."""
+    """Compare the classes of two runs over their common particles.
+
+    Parameters
+    ----------
+    a : RunFiles
+        First run.
+    b : RunFiles
+        Second run.
+
+    Returns
+    -------
+    Comparison
+        The comparison.
+
+    Raises
+    ------
+    RalibError
+        If there are no common particles.
+    """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -108,7 +150,7 @@ def compare(a: RunFiles, b: RunFiles) -> Comparison:
 
 
 def kept_particles(run: RunFiles) -> np.ndarray:
-    """Which particles (n,) a run keeps: those of its automatic selection, else all that are in a class."""
+    """Return which particles (n,) a run keeps: those of its automatic selection, else all that are in a class."""
     index = run.poses.class_index.numpy()
     figures = class_figures(run)
     if all(item.get("selected") is None for item in figures):
@@ -118,9 +160,23 @@ def kept_particles(run: RunFiles) -> np.ndarray:
 
 
 def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the particles that both sets hold, told by cryoSPARC's uid, or by image file and number in it.
+    """Return the rows of the particles that both sets hold, by cryoSPARC's uid, or by image file and number in it.
 
-    Paths count as a whole first; where that finds less than half (files were moved or linked), by file name alone.
+    Full paths are compared first; where fewer than half agree (files were moved or linked), file names alone.
+
+    Parameters
+    ----------
+    a : ParticleSet
+        First set.
+    b : ParticleSet
+        Second set.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Rows in the first set.
+    ndarray of shape (n,)
+        Rows in the second set.
     """
     best: tuple[np.ndarray, np.ndarray] | None = None
     for names in (_uids, _images, _image_files):
@@ -175,7 +231,22 @@ def _image_files(particles: ParticleSet) -> list[tuple[int, str]] | None:
 
 
 def comparison_lines(c: Comparison, name_a: str, name_b: str, most: int = 12) -> list[str]:
-    """The comparison in words and numbers, for a terminal."""
+    """Return the comparison in words and numbers, for a terminal.
+
+    Parameters
+    ----------
+    c : Comparison
+        The comparison.
+    name_a, name_b : str
+        Names of the runs.
+    most : int, default 12
+        Number of matched classes shown at most.
+
+    Returns
+    -------
+    list[str]
+        Lines.
+    """
     kept = c.kept
     lines = [
         f"{name_a}: {c.n_a} particles in {np.count_nonzero(c.flow[:-1].sum(1))} classes; "

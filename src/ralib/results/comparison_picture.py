@@ -19,7 +19,19 @@ GAP = 0.006
 
 
 def write_comparison_picture(c: Comparison, a: RunFiles, b: RunFiles, names: tuple[str, str], out: Path) -> None:
-    """Write the flow from A's classes to B's as PNG, PDF or SVG."""
+    """Write the flow from A's classes to B's as PNG, PDF or SVG.
+
+    Parameters
+    ----------
+    c : Comparison
+        The comparison.
+    a, b : RunFiles
+        The runs.
+    names : tuple[str, str]
+        Their names.
+    out : Path
+        The file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,7 +55,7 @@ def write_comparison_picture(c: Comparison, a: RunFiles, b: RunFiles, names: tup
 
 
 def side_orders(c: Comparison) -> tuple[list[int], list[int]]:
-    """Rows and columns of the flow to draw, from the largest match down, so that matched classes face each other.
+    """Return rows and columns of the flow to draw, from the largest match down; matched classes face each other.
 
     Unmatched classes follow, and last those in no class, where there are any.
     """

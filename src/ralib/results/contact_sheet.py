@@ -1,4 +1,4 @@
-"""Class averages as one picture, drawn without a plotting library: a run ends with it, and loading one takes longer."""
+"""Class averages as one picture, drawn without a plotting library, which would take longer to load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,20 @@ CLIP_PERCENT = 0.1
 
 
 def class_picture(averages: ClassAverages, columns: int = 10) -> Image.Image:
-    """The averages, largest class first, each under its number and members; every image has a grey scale of its own."""
+    """Draw the averages, the largest class first, each under its number and members and on its own grey scale.
+
+    Parameters
+    ----------
+    averages : ClassAverages
+        Class averages.
+    columns : int, default 10
+        Images in a row.
+
+    Returns
+    -------
+    Image.Image
+        The picture.
+    """
     order = torch.argsort(averages.members, descending=True, stable=True).tolist()
     columns = max(1, min(columns, len(order)))
     rows = -(-len(order) // columns)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock file whose lock ends with its process, however that ends."""
+"""Exclusive use of a folder by one process: a lock file whose lock ends with its process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,26 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """The open lock file of a folder, held by this process until it is closed.
+    """Open the lock file of a folder, held by this process until it is closed.
 
-    Raises RalibError where another process holds it, OSError where the folder cannot be written. A lock file without a
-    living owner is taken over: the system lets go of a lock when its process ends.
+    A lock file without a living owner is taken over: the system releases a lock when its process ends.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+
+    Returns
+    -------
+    IO[str]
+        The open file.
+
+    Raises
+    ------
+    RalibError
+        If another process holds it.
+    OSError
+        If the folder cannot be written.
     """
     path = folder / LOCK
     while True:
@@ -40,7 +56,20 @@ def lock_folder(folder: Path) -> IO[str]:
 
 
 def is_file_of(file: IO[str], path: Path) -> bool:
-    """Whether `path` still names this open file."""
+    """Return whether a path still names an open file.
+
+    Parameters
+    ----------
+    file : IO[str]
+        The open file.
+    path : Path
+        The path.
+
+    Returns
+    -------
+    bool
+        Whether they are the same file.
+    """
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -66,8 +95,10 @@ def _own_file(folder: Path) -> IO[str]:
 
 
 def _abandoned(path: Path) -> bool:
-    """Whether the process that a lock file names was of this machine and has ended; a file without a name is one that
-    an earlier try opened."""
+    """Whether the process named in a lock file was of this machine and has ended.
+
+    A file without a name is one that an earlier attempt opened.
+    """
     try:
         host, _, number = path.read_text().partition(" ")
     except OSError:

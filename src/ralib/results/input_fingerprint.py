@@ -1,4 +1,4 @@
-"""What a run was begun with, in a few hashes, so that --continue notices another input.
+"""Hashes of a run's input, by which --continue recognises another input.
 
 Paths do not count: a project may be moved between two runs. What counts is the number, order and content of the images,
 and the numbers known of the particles.
@@ -26,16 +26,16 @@ _NAMES = {
 
 
 def input_fingerprint(particles: ParticleSet) -> dict[str, Any]:
-    """Numbers and hashes that tell one set of particles from another, as run.json keeps them.
+    """Return numbers and hashes that identify a set of particles, as run.json keeps them.
 
     Parameters
     ----------
-    particles
-        The set as the run uses it, selection and pixel size applied.
+    particles : ParticleSet
+        The set as the run uses it, with selection and pixel size applied.
 
     Returns
     -------
-    dict
+    dict[str, Any]
         `particles`, `box`, `pixel_size_A`, and SHA-256 hashes of SAMPLED images, of the CTF and of the poses (None
         where the input has none).
     """
@@ -53,8 +53,24 @@ def input_fingerprint(particles: ParticleSet) -> dict[str, Any]:
 
 
 def check_same_input(record: Mapping[str, Any], now: Mapping[str, Any], *, stack: str, outdir: str) -> None:
-    """RalibError where a run's record (run.json) was begun with other particles than those whose fingerprint is `now`;
-    records without hashes pass."""
+    """Check that a run was begun with the same particles; records without hashes pass.
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        The run's record (run.json).
+    now : Mapping[str, Any]
+        Fingerprint of the present particles.
+    stack : str
+        Input of the command.
+    outdir : str
+        Folder of the run.
+
+    Raises
+    ------
+    RalibError
+        If they differ.
+    """
     before = (record.get("input") or {}).get("fingerprint")
     if not isinstance(before, dict) or not {"particles", "box"} <= set(before):
         return
@@ -72,7 +88,22 @@ def check_same_input(record: Mapping[str, Any], now: Mapping[str, Any], *, stack
 
 
 def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str]) -> None:
-    """RalibError where options differ from those a run was begun with; those in `free` may, and new ones are."""
+    """Check that a run was begun with the same options.
+
+    Parameters
+    ----------
+    before : Mapping[str, Any]
+        Options of the run.
+    now : Mapping[str, Any]
+        Present options; new ones may be added.
+    free : Collection[str]
+        Names of options that may differ.
+
+    Raises
+    ------
+    RalibError
+        If others differ.
+    """
     changed = sorted(k for k in now if k in before and before[k] != now[k] and k not in free)
     if changed:
         told = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed)

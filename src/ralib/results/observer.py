@@ -1,4 +1,4 @@
-"""Who follows a run: what every iterative method, alignment or classification, hands over while it works.
+"""Observers of a run: the interface that every iterative method, alignment or classification, calls while it runs.
 
 A method's `fit(particles, observer=..., resume=...)` calls its observer after every batch and every iteration. The
 command line's observer is `ralib.cli.session.RunSession`; a Python user's own derives from `SilentObserver`.
@@ -16,21 +16,22 @@ from ralib.types import ClassAverages, Notice
 
 @dataclass(frozen=True)
 class IterationDone:
-    """An iteration that is complete.
+    """A completed iteration.
 
-    Parameters
+    Attributes
     ----------
-    figures
-        One dict an iteration (`classes.iteration_figures`), of all so far; this one is the last.
-    averages
-        Makes its class averages (k, m, m); where the search works at a coarser pixel size, they are of that size.
-    checkpoint
-        Makes what `fit(resume=...)` goes on from, to the bit; None where the method can not be resumed here.
-    warnings
-        Of all iterations so far.
-    ends_step
-        Whether a step of the method ends here, so that its averages are worth a file. Alignment's every iteration is
-        a step; a step of classification's schedule takes several.
+    figures : list[dict[str, Any]]
+        Figures of all iterations so far (`ralib.classes.iteration_figures`); this one is the last.
+    averages : Callable[[], ClassAverages]
+        Makes its class averages (k, m, m), at the working pixel size of the search.
+    checkpoint : Callable[[], Checkpoint] | None, optional
+        Makes the checkpoint from which `fit(resume=...)` continues to the bit; None where the method cannot be resumed
+        here.
+    warnings : Sequence[Notice], default ()
+        Warnings of all iterations so far.
+    ends_step : bool, default True
+        Whether a step of the method ends here, so that its averages are worth a file. Every iteration of alignment is a
+        step; a step of classification's schedule takes several.
     """
 
     figures: list[dict[str, Any]]
@@ -41,19 +42,19 @@ class IterationDone:
 
     @property
     def number(self) -> int:
-        """How many iterations are done."""
+        """Number of iterations done."""
         return int(self.figures[-1]["iteration"])
 
 
 class Observer(Protocol):
-    """Follows a run; an exception raised here stops it."""
+    """Called by a method while it runs; an exception raised here ends the run."""
 
     def batch(self, done: int, total: int) -> None:
-        """`done` of this process's `total` particles have been searched in this iteration."""
+        """Called when `done` of this process's `total` particles have been searched; see `SilentObserver`."""
         ...
 
     def iteration(self, done: IterationDone) -> None:
-        """An iteration is complete."""
+        """Called after an iteration."""
         ...
 
 
@@ -61,7 +62,7 @@ class SilentObserver:
     """An observer that does nothing; derive from it and override what is of interest."""
 
     def batch(self, done: int, total: int) -> None:
-        return None
+        """Ignore the progress; see `Observer.batch`."""
 
     def iteration(self, done: IterationDone) -> None:
-        return None
+        """Ignore the iteration."""

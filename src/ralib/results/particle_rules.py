@@ -30,7 +30,20 @@ _MICROGRAPH_PIXEL = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
 
 
 def particle_columns(particles: ParticleSet, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Everything known of each particle by name: columns of its file with its optics group's, and the run's scores."""
+    """Return everything known of each particle: the file's columns with its optics group's, and the run's scores.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    scores : Mapping[str, ndarray] of shape (n,)
+        Scores by name.
+
+    Returns
+    -------
+    dict[str, Any]
+        Columns by name.
+    """
     tables = particles.metadata.tables
     columns: dict[str, Any] = {}
     table = next((t for t in tables.values() if isinstance(t, pd.DataFrame) and "rlnImageName" in t.columns), None)
@@ -50,9 +63,26 @@ def particle_columns(particles: ParticleSet, scores: Mapping[str, np.ndarray]) -
 
 
 def meets(condition: str, columns: Mapping[str, Any]) -> np.ndarray:
-    """Which particles (n,) meet a condition such as 'rlnDefocusU<20000' or 'rlnMicrographName=*grid2*'.
+    """Return which particles meet a condition such as 'rlnDefocusU<20000' or 'rlnMicrographName=*grid2*'.
 
-    Numbers compare as numbers; texts can be equal or not, with * and ? as wildcards.
+    Numbers are compared as numbers; texts can be equal or not, with * and ? as wildcards.
+
+    Parameters
+    ----------
+    condition : str
+        The condition.
+    columns : Mapping[str, Any] of shape (n,)
+        Columns by name.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        True where it holds.
+
+    Raises
+    ------
+    RalibError
+        If the condition is malformed or its column unknown.
     """
     match = _CONDITION.fullmatch(condition)
     if match is None or not match[3]:
@@ -81,7 +111,20 @@ def _text_meets(condition: str, column: np.ndarray, comparison: str, value: str)
 
 
 def preference(columns: Mapping[str, Any], n: int) -> np.ndarray:
-    """What decides which particle is kept of several (n,): quality, else the fit; 0 where neither is known."""
+    """Return the figure that decides which of several particles is kept: quality, else the fit, else 0.
+
+    Parameters
+    ----------
+    columns : Mapping[str, Any] of shape (n,)
+        Columns by name.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        The figure.
+    """
     for name in ("quality", "fit"):
         values = np.asarray(columns.get(name, np.nan), dtype=np.float64)
         if values.shape == (n,) and np.isfinite(values).any():
@@ -90,7 +133,24 @@ def preference(columns: Mapping[str, Any], n: int) -> np.ndarray:
 
 
 def capped(rows: np.ndarray, class_index: np.ndarray, preferred: np.ndarray, most: int | None) -> np.ndarray:
-    """At most `most` of the rows in each class, the preferred ones; None: as many as the median class has."""
+    """Return at most `most` of the rows in each class, the preferred ones.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m,)
+        Rows.
+    class_index : ndarray of shape (n,)
+        Class of each particle.
+    preferred : ndarray of shape (n,)
+        Figure of `preference`.
+    most : int or None
+        Members of a class at most; None is the size of the median class.
+
+    Returns
+    -------
+    ndarray
+        Rows that stay.
+    """
     if not len(rows):
         return rows
     index = class_index[rows]
@@ -106,7 +166,26 @@ def capped(rows: np.ndarray, class_index: np.ndarray, preferred: np.ndarray, mos
 def without_duplicates(
     rows: np.ndarray, particles: ParticleSet, columns: Mapping[str, Any], preferred: np.ndarray, distance_A: float
 ) -> np.ndarray:
-    """The rows without those whose centre lies closer than `distance_A` to a preferred one on their micrograph."""
+    """Return the rows without those whose centre lies close to a preferred one on their micrograph.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m,)
+        Rows.
+    particles : ParticleSet
+        The particles.
+    columns : Mapping[str, Any] of shape (n,)
+        Columns by name.
+    preferred : ndarray of shape (n,)
+        Figure of `preference`.
+    distance_A : float
+        Smallest distance, Angstrom.
+
+    Returns
+    -------
+    ndarray
+        Rows that stay.
+    """
     from scipy.spatial import cKDTree
 
     xy_A, micrograph = centres_A(particles, columns)
@@ -121,7 +200,22 @@ def without_duplicates(
 
 
 def centres_A(particles: ParticleSet, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each particle's centre lies on its micrograph, (n, 2) in A, and the number of the micrograph (n,)."""
+    """Return where each particle's centre lies on its micrograph.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    columns : Mapping[str, Any] of shape (n,)
+        Columns by name.
+
+    Returns
+    -------
+    ndarray of shape (n, 2)
+        Position, Angstrom.
+    ndarray of shape (n,)
+        Number of the micrograph.
+    """
     origin_A = np.zeros((len(particles), 2))
     if particles.poses is not None:
         origin_A = particles.poses.origin_xy_px.double().numpy() * (particles.pixel_size_A or 1.0)
@@ -142,7 +236,7 @@ def centres_A(particles: ParticleSet, columns: Mapping[str, Any]) -> tuple[np.nd
 
 
 def micrograph_pixel_A(columns: Mapping[str, Any]) -> np.ndarray:
-    """Pixel size (n,) of the micrograph that rlnCoordinateX/Y count in."""
+    """Return the pixel size (n,) of the micrograph in which rlnCoordinateX/Y count."""
     for name in _MICROGRAPH_PIXEL:
         if name in columns:
             size = np.asarray(columns[name], dtype=np.float64)
@@ -161,10 +255,22 @@ def _cs_pixel_A(rows: np.ndarray) -> np.ndarray:
 
 
 def recentred(particles: ParticleSet, columns: Mapping[str, Any]) -> ParticleSet:
-    """The particles with their picks moved onto their centres, for a new extraction.
+    """Return the particles with their picks moved onto their centres, for a new extraction.
 
     As RELION does: rlnCoordinateX/Y move by whole micrograph pixels, the rest stays in the origin. In a .cs table the
     fractions take all of it. The images named in the table are still the old ones: extract again before using them.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    columns : Mapping[str, Any] of shape (n,)
+        Columns by name.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
     """
     if particles.poses is None:
         raise RalibError("`recenter`: the particles have no origin shifts")
@@ -188,5 +294,20 @@ def recentred(particles: ParticleSet, columns: Mapping[str, Any]) -> ParticleSet
 
 
 def conditions_met(conditions: Sequence[str], columns: Mapping[str, Any], n: int) -> np.ndarray:
-    """Particles (n,) that meet all conditions."""
+    """Return which particles meet all conditions.
+
+    Parameters
+    ----------
+    conditions : Sequence[str]
+        The conditions.
+    columns : Mapping[str, Any] of shape (n,)
+        Columns by name.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        True where all hold.
+    """
     return np.logical_and.reduce([np.ones(n, dtype=bool), *[meets(text, columns) for text in conditions]])

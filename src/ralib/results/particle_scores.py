@@ -1,17 +1,17 @@
-"""The scores of each particle of a run: a text table, columns of a STAR file, fields of a .cs file, HDF attributes.
+"""Scores of each particle of a run: a text table, columns of a STAR file, fields of a .cs file, HDF attributes.
 
-One name, one meaning, whatever the file:
+The names are the same in all files:
 
-posterior     probability of the particle's class, given that it belongs to one of them
-fit           the criterion reached in the search (also Poses.score)
-explained     square root of the fit over that of the typical class; 1 is typical
-detail        fine detail that it shares with the class; 1 is typical
-quality       logarithm of the odds for a particle, against junk
-off_centre    distance from the centre of the box in particle radii
-agreement     1 where it returns to its class when compared with averages of the other half of the data
-junk          probability to be junk
-selected      1 where the automatic selection keeps it
-class_score   the score of its class, 0 to 1
+- posterior: probability of the particle's class, given that it belongs to one of them
+- fit: the criterion reached in the search (also Poses.score)
+- explained: square root of the fit over that of the typical class; 1 is typical
+- detail: fine detail shared with the class; 1 is typical
+- quality: log-odds for a particle, against junk
+- off_centre: distance from the centre of the box in particle radii
+- agreement: 1 where it returns to its class when compared with averages of the other half of the data
+- junk: probability of being junk
+- selected: 1 where the automatic selection keeps it
+- class_score: the score of its class, 0 to 1
 """
 
 from __future__ import annotations
@@ -31,12 +31,22 @@ FIT_COLUMN = "ralibScore"
 
 
 def star_name(name: str) -> str:
-    """'off_centre' -> 'ralibOffCentre', its column in a STAR file."""
+    """Return the name of a score's column in a STAR file: 'off_centre' -> 'ralibOffCentre'."""
     return FIT_COLUMN if name == "fit" else "ralib" + "".join(word.capitalize() for word in name.split("_"))
 
 
 def write_particle_scores(path: Path, class_index: np.ndarray, scores: Mapping[str, np.ndarray]) -> None:
-    """particle_scores.txt: a row a particle with its number and class, both from 1, under a heading."""
+    """Write particle_scores.txt: a row for each particle with its number and class, both from 1, under a heading.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    class_index : ndarray of shape (n,)
+        Classes from 0.
+    scores : Mapping[str, ndarray] of shape (n,)
+        Scores by name.
+    """
     lines = ["# particle class " + " ".join(scores)]
     values = np.column_stack(list(scores.values()))
     lines += [f"{i + 1} {class_index[i] + 1} " + " ".join(f"{v:.6g}" for v in row) for i, row in enumerate(values)]
@@ -44,7 +54,20 @@ def write_particle_scores(path: Path, class_index: np.ndarray, scores: Mapping[s
 
 
 def read_particle_scores(path: Path, n_particles: int) -> dict[str, np.ndarray]:
-    """The columns (n,) of a particle_scores.txt, without particle number and class; empty where there is no file."""
+    """Read the columns of a particle_scores.txt, without particle number and class.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    n_particles : int
+        Number of particles.
+
+    Returns
+    -------
+    dict[str, ndarray] of shape (n,)
+        Scores by name; empty where there is no file.
+    """
     if not path.is_file():
         return {}
     try:
@@ -60,7 +83,7 @@ def read_particle_scores(path: Path, n_particles: int) -> dict[str, np.ndarray]:
 
 
 def table_scores(table: Any) -> dict[str, np.ndarray]:
-    """Those scores that stand as columns in a particle table."""
+    """Return the scores that are columns of a particle table."""
     known = (
         "posterior",
         "explained",
@@ -77,7 +100,20 @@ def table_scores(table: Any) -> dict[str, np.ndarray]:
 
 
 def class_scores(class_index: np.ndarray, classes: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Each particle's class score (n,), NaN without one; None where the run scored no class."""
+    """Return each particle's class score, NaN without one.
+
+    Parameters
+    ----------
+    class_index : ndarray of shape (n,)
+        Classes from 0.
+    classes : Sequence[Mapping[str, Any]]
+        Figures of each class.
+
+    Returns
+    -------
+    ndarray of shape (n,) or None
+        Scores; None where the run scored no class.
+    """
     score = {int(row["class"]) - 1: row["score"] for row in classes if row.get("score") is not None}
     if not score:
         return None
@@ -87,13 +123,15 @@ def class_scores(class_index: np.ndarray, classes: Sequence[Mapping[str, Any]]) 
 
 
 def star_columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The scores as columns of a STAR file; the fit is among the pose columns already."""
+    """Return the scores as columns of a STAR file; the fit is among the pose columns already."""
     return {star_name(name): np.round(values, 6) for name, values in scores.items() if name != "fit"}
 
 
 def relion_columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What RELION's own programs read: Pmax, the particle's part in the log-likelihood, and the number of classes
-    that share it (the inverse of Pmax, rounded up: 1 where one class is certain).
+    """Return the columns that RELION's own programs read.
+
+    Pmax, the particle's part in the log-likelihood, and the number of classes that share it (the inverse of Pmax,
+    rounded up: 1 where one class is certain).
     """
     columns: dict[str, np.ndarray] = {}
     if "posterior" in scores:

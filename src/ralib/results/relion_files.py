@@ -1,7 +1,7 @@
-"""A run as RELION's Class2D job leaves it: data, model, optimiser and sampling, which name each other.
+"""A run as RELION's Class2D job writes it: data, model, optimiser and sampling, which name each other.
 
-Class numbers are the run's own; a mirrored particle lies at rlnAngleTilt 180 (see `io.relion_write`). The particle file
-and the class averages are linked, not copied.
+Class numbers are the run's own; a mirrored particle lies at rlnAngleTilt 180 (see `ralib.io.relion_write`). The
+particle file and the class averages are linked, not copied.
 """
 
 from __future__ import annotations
@@ -34,11 +34,33 @@ def write_relion_files(
     posterior: np.ndarray | None = None,
     iteration: int | None = None,
 ) -> list[Path]:
-    """Write root + _data.star, _model.star, _optimiser.star and _sampling.star; returns them in this order.
+    """Write root + _data.star, _model.star, _optimiser.star and _sampling.star.
 
-    root            e.g. RUN/relion, or Class2D/job007/run_it025
-    particle_file, average_file  what _data.star is linked to, and the stack that the model names
-    iteration       what RELION is told that it was (the run's own number if None)
+    Parameters
+    ----------
+    root : Path
+        Beginning of the file names, e.g. RUN/relion, or Class2D/job007/run_it025.
+    averages : ClassAverages
+        Class averages.
+    poses : Poses
+        Poses of all particles.
+    particles : ParticleSet
+        The particles.
+    record : Mapping[str, Any]
+        The run's record.
+    particle_file : Path
+        The file that _data.star is linked to.
+    average_file : Path
+        The stack that the model names.
+    posterior : ndarray | None of shape (n,), optional
+        Responsibility of each particle's class.
+    iteration : int | None, optional
+        Number of the iteration in the files; by default the run's own.
+
+    Returns
+    -------
+    list[Path]
+        The files, in this order.
     """
     data, model, optimiser, sampling = (
         Path(f"{root}_{part}.star") for part in ("data", "model", "optimiser", "sampling")
@@ -88,10 +110,22 @@ def write_relion_files(
 
 
 def noise_power(particles: ParticleSet, box: int) -> np.ndarray | None:
-    """Mean power a ring (box // 2 + 1,) of real and imaginary parts of some particles, in the scale of RELION's
-    rlnSigma2Noise (transforms divided by the number of pixels); None where no image can be read.
+    """Return the mean power of real and imaginary parts of some particles on each ring, in RELION's scale.
 
-    Single particles are nearly all noise, so this is what RELION itself begins with.
+    That of rlnSigma2Noise, of transforms divided by the number of pixels. Single particles are nearly all noise, so
+    this is what RELION itself starts with.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    box : int
+        Image size, pixels.
+
+    Returns
+    -------
+    ndarray of shape (box // 2 + 1,) or None
+        Power; None where no image can be read.
     """
     if not len(particles) or particles.box != box:
         return None
@@ -105,7 +139,7 @@ def noise_power(particles: ParticleSet, box: int) -> np.ndarray | None:
 
 
 def group_sizes(particles: ParticleSet) -> dict[str, int] | None:
-    """Particles of each micrograph in order of appearance; None where no file says which is whose."""
+    """Return the particles of each micrograph in order of appearance; None where no file names them."""
     if particles.group is None:
         return None
     names: list[str] = []

@@ -1,7 +1,7 @@
-"""The report from a small local server: live while the run goes on, and it writes what is selected in it.
+"""The report from a small local server: live while the run continues, with selections written from the page.
 
-It listens on 127.0.0.1 only, answers nobody who does not know the random token in its address, and writes nothing but
-new folders RUN/selections/NNN.
+It listens on 127.0.0.1 only, requires the random token in its address, and writes nothing but new folders
+RUN/selections/NNN.
 """
 
 from __future__ import annotations
@@ -40,7 +40,17 @@ _HEADERS = {
 
 
 class ServedReport:
-    """The page of one run, made anew when the run has more to show, and the selections written from it."""
+    """The page of one run, made again when the run has more to show, and the selections written from it.
+
+    Parameters
+    ----------
+    run : Path
+        The run's folder.
+    datadir : Path or str, optional
+        Folder of the image files, if they are not where the particle file says.
+    max_points : int, default 10000
+        Particles in the embedding at most.
+    """
 
     def __init__(self, run: Path, *, datadir: Path | str | None = None, max_points: int = 10_000) -> None:
         self.run, self.datadir, self.max_points = run, datadir, max_points
@@ -50,10 +60,11 @@ class ServedReport:
         self._opened: RunFiles | None = None
 
     def version(self) -> str:
+        """Return a text that changes whenever the run has something new to show."""
         return run_version(self.folder)
 
     def page(self) -> str:
-        """The page as it is now."""
+        """Return the present page."""
         with self._lock:
             version = self.version()
             if version != self._version or not self._page:
@@ -113,7 +124,20 @@ def _files(run: RunFiles, selection: Selection, folder: Path) -> list[dict[str, 
 
 
 def report_app(report: ServedReport, token: str) -> Starlette:
-    """The web application: the page, its state and its writing, all below the token."""
+    """Return the web application: the page, its state and its writing, all below the token.
+
+    Parameters
+    ----------
+    report : ServedReport
+        The report.
+    token : str
+        The random token.
+
+    Returns
+    -------
+    Starlette
+        The application.
+    """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
@@ -179,9 +203,25 @@ def serve_report(
     max_points: int = 10_000,
     ready: Callable[[str], None] = print,
 ) -> None:
-    """Serve the report of `run` until interrupted; `ready` is called with its address.
+    """Serve the report of a run until interrupted.
 
-    port 0 takes any free one. Raises RalibError where the port is taken, the run is none, or starlette is missing.
+    Parameters
+    ----------
+    run : Path
+        The run's folder.
+    port : int, default 0
+        Port; 0 takes any free one.
+    datadir : Path or str, optional
+        Folder of the image files, if they are not where the particle file says.
+    max_points : int, default 10000
+        Particles in the embedding at most.
+    ready : Callable[[str], None], default print
+        Called with the address.
+
+    Raises
+    ------
+    RalibError
+        If the port is taken, the folder is no run, or starlette is missing.
     """
     try:
         import uvicorn

@@ -1,8 +1,8 @@
-"""The folder of a run: one writer at a time, every file whole, readable again as the result it came from.
+"""The folder of a run: one writer at a time, every file complete, readable again as the result.
 
 class_averages.mrcs  class_averages_{half1,half2,filtered}.mrcs  frc.txt  classes.png  particles.star  params.txt
-run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{data,model,optimiser,sampling}.star
-and, for inputs of their kind, class_averages.hdf (EMAN2) and particles.cs (cryoSPARC)
+run.json  iterations/NNN/{averages.mrcs,frc.txt}  checkpoints/  relion_{data,model,optimiser,sampling}.star and, for
+inputs of their kind, class_averages.hdf (EMAN2) and particles.cs (cryoSPARC)
 """
 
 from __future__ import annotations
@@ -34,10 +34,26 @@ from ralib.types import ClassAverages, ClassificationResult, Notice, ParticleSet
 
 
 class RunDirectory:
-    """A run's folder, held by one process: use it as a context manager."""
+    """A run's folder, held by one process; a context manager.
+
+    Parameters
+    ----------
+    path : Path or str
+        The folder.
+    resume : bool, default False
+        Whether to continue the run in the folder rather than to make a new one.
+    """
 
     def __init__(self, path: Path | str, *, resume: bool = False) -> None:
-        """Make the folder, or with `resume` take up the one there; RalibError where neither can be."""
+        """Make the folder, or open it to continue; raises RalibError where that is impossible.
+
+        Parameters
+        ----------
+        path : Path or str
+            The folder.
+        resume : bool, default False
+            Whether to continue the run in it.
+        """
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise RalibError(f"{self.path} is a file: OUTDIR must be a new folder; choose another name")
@@ -96,7 +112,15 @@ class RunDirectory:
     # -- while it runs ----------------------------------------------------------------------------------------------
 
     def write_iteration(self, number: int, averages: ClassAverages) -> None:
-        """iterations/NNN: the averages after this iteration and their FRC."""
+        """Write iterations/NNN: the averages after an iteration and their FRC.
+
+        Parameters
+        ----------
+        number : int
+            Number of the iteration.
+        averages : ClassAverages
+            Class averages.
+        """
         self._check_there()
         folder = self.path / "iterations" / f"{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +129,17 @@ class RunDirectory:
         self._begun = True
 
     def save_checkpoint(self, number: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Write a checkpoint.
+
+        Parameters
+        ----------
+        number : int
+            Number of the iteration.
+        arrays : dict[str, ndarray]
+            Arrays by name.
+        meta : dict[str, Any]
+            Plain values by name.
+        """
         self._check_there()
         folder = self.path / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,10 +147,11 @@ class RunDirectory:
         self._begun = True
 
     def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest complete checkpoint, or None."""
         return newest(self.path / "checkpoints")
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """run.json; NaN becomes null."""
+        """Write run.json; NaN becomes null."""
         io.write_json(self.path / "run.json", record)
         self._begun = True
 
@@ -124,7 +160,19 @@ class RunDirectory:
     def write_result(
         self, result: RunResult, particles: ParticleSet, record: dict[str, Any], *, hdf: bool = False
     ) -> None:
-        """All files of a finished run; run.json last, so that where it says 'finished' all others are there."""
+        """Write all files of a finished run, run.json last, so that 'finished' there means that all others are present.
+
+        Parameters
+        ----------
+        result : RunResult
+            The result.
+        particles : ParticleSet
+            The particles.
+        record : dict[str, Any]
+            The run's record.
+        hdf : bool, default False
+            Whether to write the averages for EMAN2 too.
+        """
         self._check_there()
         self.write_record({**record, "state": "running"})  # it may say 'finished' of an earlier result
         averages, pixel = result.averages, result.averages.pixel_size_A
@@ -174,14 +222,35 @@ class RunDirectory:
 
 
 def particle_scores(result: RunResult, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What a run knows of each particle beside its pose (n,) by name; empty for runs that judge no particles."""
+    """Return what a run knows of each particle beside its pose; empty for runs that judge no particles.
+
+    Parameters
+    ----------
+    result : RunResult
+        The result.
+    record : Mapping[str, Any]
+        The run's record.
+
+    Returns
+    -------
+    dict[str, ndarray] of shape (n,)
+        Scores by name.
+    """
     scores = {name: np.asarray(values, dtype=np.float64) for name, values in result.particle_scores.items()}
     by_class = class_scores(result.poses.class_index.cpu().numpy(), record.get("classes") or [])
     return scores if by_class is None else {**scores, "class_score": by_class}
 
 
 def write_frc(path: Path, averages: ClassAverages) -> None:
-    """Columns: frequency (1/px), then class 1..K."""
+    """Write FRC curves in columns: frequency (1/px), then class 1..K.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    averages : ClassAverages
+        Class averages.
+    """
     if averages.frc is None:
         return
     curves = averages.frc.double().cpu().numpy()
@@ -192,18 +261,44 @@ def write_frc(path: Path, averages: ClassAverages) -> None:
 
 
 def read_frc(path: Path) -> np.ndarray:
-    """(k, rings) of a file by `write_frc`."""
+    """Read the curves (k, rings) of a file by `write_frc`."""
     return read_numbers(path, "table of FRC curves")[:, 1:].T
 
 
 def write_class_picture(path: Path, averages: ClassAverages) -> None:
-    """The averages as one PNG, largest class first, each with its number and members."""
+    """Write the averages as one PNG, the largest class first, each with its number and members.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    averages : ClassAverages
+        Class averages.
+    """
     with io.atomic_path(path) as temporary:
         class_picture(averages).save(temporary, format="PNG")
 
 
 def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResult:
-    """A finished run read back; RalibError naming the file that is missing or wrong."""
+    """Read a finished run.
+
+    Parameters
+    ----------
+    path : Path or str
+        The run's folder.
+    datadir : Path or str, optional
+        Folder of the image files, if they are not where the particle file says.
+
+    Returns
+    -------
+    RunResult
+        The result.
+
+    Raises
+    ------
+    RalibError
+        With the file that is missing or wrong.
+    """
     path = Path(path)
     record = read_record(path)
     check_finished(record, path)
@@ -239,7 +334,22 @@ def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResul
 
 
 def run_poses(path: Path, n_classes: int, *, datadir: Path | str | None = None) -> Poses:
-    """The poses in a run's particles.star; the images need not be there."""
+    """Read the poses in a run's particles.star; the images may be missing.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    n_classes : int
+        Number of classes.
+    datadir : Path or str, optional
+        Folder of the image files.
+
+    Returns
+    -------
+    Poses
+        Poses.
+    """
     particles = io.open_particles(path / "particles.star", datadir=datadir, require_images=False)
     if particles.poses is None:
         raise RalibError(f"{path / 'particles.star'} holds no poses: it is not the file ralib wrote")

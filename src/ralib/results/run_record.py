@@ -1,7 +1,7 @@
-"""run.json, written, read and checked: what kind of run it was, what it did to the CTF, how far it searched.
+"""run.json, written, read and checked: the kind of a run, its CTF correction, its search range.
 
-Whoever shows or continues a run asks here, and guesses nothing from the names of options. Records of earlier versions
-and RELION's jobs, which do not say it, are understood from what their options meant then.
+Everything that shows or continues a run uses this module rather than the names of options. Records of earlier versions
+and RELION's jobs, which lack some entries, are interpreted by what their options meant then.
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ _DICTS = ("options", "input", "timings", "stability", "versions")
 class RunRecord:
     """What later steps need of a run.json.
 
-    kind              'mref', 'reffree', 'classify', or 'relion'
-    finished          whether the run came to its end
-    ctf               what the run did about the CTF of its particles
-    search_range_px   how far from the box centre (classify) or the last pose (mref, reffree) shifts were searched; None
-                      where the record does not say
+    Attributes
+    ----------
+    kind : str
+        'mref', 'reffree', 'classify', or 'relion'.
+    finished : bool
+        Whether the run came to its end.
+    ctf : CtfCorrection
+        What the run did about the CTF of its particles.
+    search_range_px : float or None
+        Range of the shifts from the box centre (classify) or the last pose (mref, reffree), pixels; None where unknown.
     """
 
     kind: str
@@ -65,7 +70,32 @@ def new_record(
     ctf: CtfCorrection,
     search_range_px: float | None,
 ) -> dict[str, Any]:
-    """run.json as it stands before the first iteration."""
+    """Return the record of a run before the first iteration.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the command.
+    options : dict[str, Any]
+        Its options.
+    particles : ParticleSet
+        The particles.
+    source : Path
+        The particle file.
+    command : list[str]
+        The command line.
+    device : str
+        Where it runs.
+    ctf : CtfCorrection
+        CTF correction.
+    search_range_px : float or None
+        Range of the shifts, pixels.
+
+    Returns
+    -------
+    dict[str, Any]
+        The record.
+    """
     return {
         "program": "ralib",
         "version": __version__,
@@ -95,7 +125,26 @@ def new_record(
 def finished_record(
     record: dict[str, Any], result: RunResult, *, device: torch.device, began: float, write_s: float
 ) -> dict[str, Any]:
-    """run.json of a finished run, all but the time its files will take; `began`: when, by `time.perf_counter`."""
+    """Return the record of a finished run, without the time its files will take.
+
+    Parameters
+    ----------
+    record : dict[str, Any]
+        The record before the first iteration.
+    result : RunResult
+        The result.
+    device : torch.device
+        Where it ran.
+    began : float
+        Time of its start by `time.perf_counter`, s.
+    write_s : float
+        Time spent on writing so far, s.
+
+    Returns
+    -------
+    dict[str, Any]
+        The record.
+    """
     timings = {"read_s": 0.0, **record["timings"], **result.timings, "write_s": write_s}
     timings["total_s"] = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -104,7 +153,7 @@ def finished_record(
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """run.json of a run's folder; RalibError in one line where it is missing or damaged."""
+    """Read run.json of a run's folder; raises RalibError in one line where it is missing or damaged."""
     file = Path(path) / "run.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -116,8 +165,23 @@ def read_record(path: Path | str) -> dict[str, Any]:
 
 
 def particle_file(source: Path) -> Path:
-    """The particles of a finished run's folder, or the file itself; RalibError where they are of a run that has not
-    finished, whose files may be of two iterations."""
+    """Return the particles of a finished run's folder, or the file itself.
+
+    Parameters
+    ----------
+    source : Path
+        Folder or file.
+
+    Returns
+    -------
+    Path
+        The particle file.
+
+    Raises
+    ------
+    RalibError
+        If the run has not finished, as its files may be of two iterations.
+    """
     folder, names = (source, PARTICLE_FILES) if source.is_dir() else (source.parent, (source.name,))
     if any(name in PARTICLE_FILES for name in names) and (folder / "run.json").is_file():
         check_finished(read_record(folder), folder)
@@ -132,13 +196,34 @@ def particle_file(source: Path) -> Path:
 
 
 def check_finished(record: Mapping[str, Any], folder: Path) -> None:
-    """RalibError where a run was stopped or killed, or goes on."""
+    """Raise RalibError if a run was stopped or killed, or still continues.
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        The run's record.
+    folder : Path
+        Its folder.
+    """
     if record.get("state", "finished") != "finished":
         raise RalibError(f"{folder}: the run has not finished; go on with `resume`")
 
 
 def run_record(raw: Mapping[str, Any], *, has_ctf: bool = True) -> RunRecord:
-    """The typed record of run.json as it was read; `has_ctf`: whether the particles have CTF parameters."""
+    """Return the typed record of a run.json.
+
+    Parameters
+    ----------
+    raw : Mapping[str, Any]
+        The record as read.
+    has_ctf : bool, default True
+        Whether the particles have CTF parameters.
+
+    Returns
+    -------
+    RunRecord
+        The record.
+    """
     options = raw.get("options") or {}
     kind = "relion" if raw.get("program") == "RELION" else str(raw.get("kind", ""))
     return RunRecord(kind, raw.get("state") == "finished", _ctf(raw, options, has_ctf), _range_px(raw, options))

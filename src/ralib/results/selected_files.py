@@ -1,4 +1,4 @@
-"""What a selection leaves: the particles kept and left out, their scores with them, and the averages kept."""
+"""Files of a selection: the particles kept and left out, with their scores, and the averages kept."""
 
 from __future__ import annotations
 
@@ -23,10 +23,23 @@ def write_selected(
     n_classes: int,
     scores: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write the particles of `rows` with poses and everything else known of them as .star, .cs or .hdf.
+    """Write selected particles with poses and everything else known of them as .star, .cs or .hdf.
 
-    Only the .hdf holds the images themselves; the others name the same image files as before. scores (n,) by name go
-    along: columns ralibJunk ... of a STAR file, fields ralib/junk ... of a .cs file, attributes ralib_junk ... of HDF.
+    Only the .hdf holds the images themselves; the others name the same image files as before. Scores are columns
+    ralibJunk ... of a STAR file, fields ralib/junk ... of a .cs file, attributes ralib_junk ... of HDF.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles.
+    rows : ndarray of shape (m,)
+        Those selected.
+    out : Path or str
+        The file.
+    n_classes : int
+        Number of classes.
+    scores : Mapping[str, ndarray] | None of shape (n,), optional
+        Scores by name.
     """
     out = Path(out)
     check_output(out)
@@ -52,7 +65,19 @@ def write_selected(
 
 
 def write_averages(averages: np.ndarray, classes: Sequence[int], out: Path, pixel_size_A: float | None) -> None:
-    """The averages (k, n, n) of the classes (numbered from 1) as one stack, e.g. templates for picking."""
+    """Write the averages of some classes as one stack, e.g. templates for picking.
+
+    Parameters
+    ----------
+    averages : ndarray of shape (k, n, n)
+        Class averages.
+    classes : Sequence[int]
+        Numbers of the classes, from 1.
+    out : Path
+        The file.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
+    """
     check_output(out, AVERAGE_FILES, "class averages")
     chosen = averages[[number - 1 for number in classes]]
     if out.suffix.lower() == ".hdf":
@@ -62,7 +87,22 @@ def write_averages(averages: np.ndarray, classes: Sequence[int], out: Path, pixe
 
 
 def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
-    """The rows in `parts` random subsets of equal size (to one), each in order."""
+    """Divide rows into random subsets of equal size (to one), each in order.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m,)
+        Rows.
+    parts : int
+        Number of subsets.
+    seed : int, default 0
+        Of the random division.
+
+    Returns
+    -------
+    list[ndarray]
+        Subsets.
+    """
     if not 1 <= parts <= len(rows):
         raise RalibError(f"`parts` {parts}: {len(rows)} particles go into 1 to {len(rows)} parts")
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -70,12 +110,35 @@ def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def split_names(out: Path, parts: int) -> list[Path]:
-    """selected.star -> selected_split1.star, selected_split2.star ... as relion_star_handler names them."""
+    """Return selected_split1.star, selected_split2.star ... as relion_star_handler names them.
+
+    Parameters
+    ----------
+    out : Path
+        The file without a number, such as selected.star.
+    parts : int
+        Number of files.
+
+    Returns
+    -------
+    list[Path]
+        Files.
+    """
     return [out.with_name(f"{out.stem}_split{i + 1}{out.suffix}") for i in range(parts)]
 
 
 def check_output(out: Path, kinds: Sequence[str] = PARTICLE_FILES, what: str = "selected particles") -> None:
-    """RalibError unless `out` is a new file of a kind we write."""
+    """Raise RalibError unless a path is a new file of a kind that can be written.
+
+    Parameters
+    ----------
+    out : Path
+        The path.
+    kinds : Sequence[str], default PARTICLE_FILES
+        Suffixes allowed.
+    what : str, default 'selected particles'
+        What is to be written, for the error.
+    """
     if out.suffix.lower() not in kinds:
         raise RalibError(f"{out}: {what} are written as {', '.join(kinds[:-1])} or {kinds[-1]}: name one of these")
     if out.exists():

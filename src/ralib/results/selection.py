@@ -1,4 +1,4 @@
-"""Which classes of a run are kept, by a file from the report or by rules, and what their members must meet."""
+"""Selection of classes and particles, by a file from the report or by rules."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ LARGEST_LIMIT = 3e38
 
 @dataclass(frozen=True)
 class Selection:
-    """Classes to keep, numbered from 1, and what a particle of them must meet (None: nothing).
+    """Classes to keep, and what a particle of them must meet (None: nothing).
 
-    min_fit        the criterion reached in the search (Poses.score)
-    max_junk       its probability to be junk
-    min_posterior  its probability to belong to its class rather than to another
-    automatic      it is among those that the run proposes
+    Attributes
+    ----------
+    classes : tuple[int, ...]
+        Numbers of the classes, from 1.
+    min_fit : float | None, optional
+        Least criterion reached in the search (Poses.score).
+    max_junk : float | None, optional
+        Highest probability of being junk.
+    min_posterior : float | None, optional
+        Least probability of its class.
+    automatic : bool, default False
+        Whether it must be among those that the run proposes.
     """
 
     classes: tuple[int, ...]
@@ -42,13 +50,31 @@ _THRESHOLDS = ("min_fit", "max_junk", "min_posterior")
 
 
 def fingerprint(members: Sequence[int] | np.ndarray) -> str:
-    """A short name for a classification: the same class sizes in the same order give the same one."""
+    """Return a short name for a classification: the same class sizes in the same order give the same one."""
     text = ",".join(str(int(size)) for size in members)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse_classes(text: str, n_classes: int) -> tuple[int, ...]:
-    """'1,4-9' as class numbers from 1, each once and in order; RalibError for anything else."""
+    """Parse '1,4-9' as class numbers.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    tuple[int, ...]
+        Numbers from 1, each once and in order.
+
+    Raises
+    ------
+    RalibError
+        For anything else.
+    """
     chosen: set[int] = set()
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, flags=re.ASCII)
@@ -62,12 +88,45 @@ def parse_classes(text: str, n_classes: int) -> tuple[int, ...]:
 
 
 def read_selection(path: Path | str, members: Sequence[int] | np.ndarray) -> Selection:
-    """The selection file the report hands out, checked against the run's class sizes `members` (k,)."""
+    """Read a selection file of the report, and check it against the run's class sizes.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    members : sequence of int or ndarray of shape (k,)
+        Class sizes of the run.
+
+    Returns
+    -------
+    Selection
+        The selection.
+
+    Raises
+    ------
+    RalibError
+        If it is malformed or of another run.
+    """
     return selection_of(_load(Path(path)), members, str(path))
 
 
 def selection_of(value: dict[str, Any], members: Sequence[int] | np.ndarray, path: str) -> Selection:
-    """The selection that a decoded file (or a served page) holds, checked as by `read_selection`; path is its name."""
+    """Return the selection in a decoded file (or from a served page), checked as by `read_selection`.
+
+    Parameters
+    ----------
+    value : dict[str, Any]
+        The decoded file.
+    members : sequence of int or ndarray of shape (k,)
+        Class sizes of the run.
+    path : str
+        Its name, for errors.
+
+    Returns
+    -------
+    Selection
+        The selection.
+    """
     if value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
         raise RalibError(f"{path} is no selection file of this version: download it from the run's report")
     run, classes = value.get("run"), value.get("classes")
@@ -113,11 +172,25 @@ def choose_classes(
     min_members: int | None = None,
     min_class_score: float | None = None,
 ) -> tuple[int, ...]:
-    """Numbers of the classes that meet every rule given, and have members.
+    """Return the numbers of the classes that meet every rule given, and have members.
 
-    figures           one dict a class with class, members, resolution_A, score
-    min_resolution_A  the class is resolved to this or better (to a smaller number of Angstrom)
-    min_class_score   its class score (0 to 1) is at least this
+    Parameters
+    ----------
+    figures : Sequence[dict[str, Any]]
+        For each class class, members, resolution_A and score.
+    classes : Sequence[int] | None, optional
+        Numbers to choose from; by default all.
+    min_resolution_A : float | None, optional
+        Resolution to this or better (a smaller number), Angstrom.
+    min_members : int | None, optional
+        Least number of members.
+    min_class_score : float | None, optional
+        Least class score, 0 to 1.
+
+    Returns
+    -------
+    tuple[int, ...]
+        Numbers from 1.
     """
     if min_resolution_A is not None and all(item.get("resolution_A") is None for item in figures):
         raise RalibError("`min_resolution_A`: this run knows no resolution in Angstrom (no pixel size): leave it out")
@@ -139,7 +212,7 @@ def choose_classes(
 
 
 def automatic_classes(figures: Sequence[dict[str, Any]]) -> set[int]:
-    """The classes that the run itself would keep, as it stored in run.json."""
+    """Return the classes that the run itself would keep, as stored in run.json."""
     if all(item.get("selected") is None for item in figures):
         raise RalibError(
             "`auto`: this run stored no automatic selection ('ralib classify' does): give `classes`, "
@@ -161,7 +234,28 @@ def combine(
     max_junk: float | None = None,
     min_posterior: float | None = None,
 ) -> Selection:
-    """What is kept when a selection file, a list of classes and thresholds are given together: all must hold."""
+    """Return the selection by a file, a list of classes and thresholds together: all must hold.
+
+    Parameters
+    ----------
+    figures : Sequence[dict[str, Any]]
+        Figures of each class.
+    file : Path or str, optional
+        Selection file of the report.
+    classes : str | None, optional
+        List of classes, as for `parse_classes`.
+    auto : bool, default False
+        Whether to use the run's automatic selection.
+    min_resolution_A, min_members, min_class_score : as in `choose_classes`, optional
+        Rules for classes.
+    min_fit, max_junk, min_posterior : as in `Selection`, optional
+        Rules for particles.
+
+    Returns
+    -------
+    Selection
+        The selection.
+    """
     lists: list[set[int]] = []
     if file is not None:
         given = read_selection(file, [int(item["members"]) for item in figures])
@@ -189,7 +283,22 @@ def _strictest(choose: Callable[[list[float]], float], *limits: float | None) ->
 
 
 def selected_rows(poses: Poses, selection: Selection, scores: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-    """Rows of the particles that remain, in order; scores: their posterior and junk (n,), see `particle_scores`."""
+    """Return the rows of the particles that remain.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of all particles.
+    selection : Selection
+        The selection.
+    scores : Mapping[str, ndarray] | None of shape (n,), optional
+        Scores by name, of which posterior and junk are used; see `ralib.results.particle_scores`.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Rows in order.
+    """
     keep = np.isin(poses.class_index.numpy(), np.array(selection.classes, dtype=np.int64) - 1)
     columns = {"fit": poses.score.numpy(), **(scores or {})}
     for name, option, limit, above in (

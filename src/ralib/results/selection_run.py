@@ -1,4 +1,4 @@
-"""A selection carried out: which particles of a run remain, and the files that say so."""
+"""Execution of a selection: the particles of a run that remain, and the files written."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ from ralib.types import RalibError
 class ParticleRules:
     """Rules beyond classes and thresholds, in the order in which they apply.
 
-    where                conditions on columns, e.g. 'rlnDefocusU<20000'
-    cap_per_class        at most so many of a class; with `rebalance` as many as the median class has
-    remove_duplicates_A  of picks closer than this on one micrograph only the best stays
+    Attributes
+    ----------
+    where : tuple[str, ...], default ()
+        Conditions on columns, e.g. 'rlnDefocusU<20000'.
+    cap_per_class : int | None, optional
+        Members of a class at most.
+    rebalance : bool, default False
+        Whether the cap is the size of the median class.
+    remove_duplicates_A : float | None, optional
+        Of picks closer than this on one micrograph only the best stays, Angstrom.
     """
 
     where: tuple[str, ...] = ()
@@ -40,14 +47,39 @@ class ParticleRules:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: rows kept, and lines for a person."""
+    """What was written.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (m,)
+        Rows kept.
+    lines : list[str]
+        Lines for the terminal.
+    """
 
     rows: np.ndarray
     lines: list[str]
 
 
 def rows_kept(run: RunFiles, selection: Selection, rules: ParticleRules | None = None) -> tuple[np.ndarray, list[str]]:
-    """Rows of the particles that remain, and a line on what each rule left out."""
+    """Return the rows of the particles that remain, and a line on what each rule removed.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    selection : Selection
+        The selection.
+    rules : ParticleRules | None, optional
+        Further rules.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Rows in order.
+    list[str]
+        Lines.
+    """
     rules = rules or ParticleRules()
     columns = particle_columns(run.particles, run.scores)
     index, n = run.poses.class_index.numpy(), len(run.poses)
@@ -76,8 +108,19 @@ def rows_kept(run: RunFiles, selection: Selection, rules: ParticleRules | None =
 
 
 def classes_to_average(run: RunFiles, selection: Selection) -> tuple[int, ...]:
-    """The classes kept (numbered from 1) whose averages make templates: those of which most members stay; all of them
-    where no class has so many.
+    """Return the classes whose averages are written as templates: those of which most members stay, else all kept.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    selection : Selection
+        The selection.
+
+    Returns
+    -------
+    tuple[int, ...]
+        Numbers of the classes, from 1.
     """
     rows = selected_rows(run.poses, selection, run.scores)
     left = np.bincount(run.poses.class_index.numpy()[rows], minlength=run.n_classes)
@@ -95,8 +138,29 @@ def write_selection(
     averages: Path | None = None,
     recenter: bool = False,
 ) -> Written:
-    """Write the particles kept (into several outputs: in random parts), and where asked those left out and the
-    averages kept.
+    """Write the particles kept, and on request those left out and the averages kept.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    selection : Selection
+        The selection.
+    rules : ParticleRules | None, optional
+        Further rules.
+    outputs : Sequence[Path]
+        Files of the particles kept; several get random parts.
+    excluded : Path | None, optional
+        File of the particles left out.
+    averages : Path | None, optional
+        File of the averages kept.
+    recenter : bool, default False
+        Whether to move the picks onto the particles' centres.
+
+    Returns
+    -------
+    Written
+        What was written.
     """
     rows, lines = rows_kept(run, selection, rules)
     if not len(rows):

@@ -185,7 +185,19 @@ def gather_rows(part: Tensor, n: int, ranks: Ranks) -> Tensor:
 
 
 def launcher_number(name: str, default: int) -> int:
-    """Return what a launcher says in an environment variable: RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE.
+    """Return a number that the launcher sets in the environment.
+
+    Parameters
+    ----------
+    name : str
+        RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE.
+    default : int
+        Value where it is not set.
+
+    Returns
+    -------
+    int
+        The number.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""The commands of `ralib`, a module each."""
+"""The commands of `ralib`, one module each."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("analyze")(analyze)
 
 
@@ -98,7 +99,22 @@ def analyze(
 
 
 def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
-    """What --ctf makes of --method."""
+    """Return the method that --method, --ctf and --no-ctf mean.
+
+    Parameters
+    ----------
+    method : str
+        --method.
+    ctf : bool or None
+        True for --ctf, False for --no-ctf, else None.
+    particles : ParticleSet
+        The particles.
+
+    Returns
+    -------
+    str
+        Name of the method.
+    """
     if ctf is None:
         return method
     if method not in ("auto", "ctf") or (method == "ctf" and not ctf):
@@ -111,11 +127,25 @@ def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
 
 
 def default_folder(source: Path) -> Path:
+    """Return the folder of the results where none is given."""
     return source / "analysis" if source.is_dir() else source.with_name(f"{source.stem}_analysis")
 
 
 def read_truth(path: Path, n: int) -> np.ndarray:
-    """True classes (n,) from a text file of one number a line, or from a simulation's truth.npz; -1 is left out."""
+    """Read true classes from a text file of one number a line, or from a simulation's truth.npz.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Classes; -1 is left out.
+    """
     import struct
     import zipfile
     import zlib

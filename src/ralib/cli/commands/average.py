@@ -29,6 +29,7 @@ MOST_CLASSES = 100_000
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("average")(average)
 
 

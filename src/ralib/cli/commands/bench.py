@@ -1,4 +1,4 @@
-"""ralib bench: the engine's cases on this machine; no time without parity."""
+"""`ralib bench`: the engine's cases on this machine; a time is reported only after the parity check."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class ClassifySettings(Settings):
         return "on" if word == "wiener" else word
 
     def check(self) -> None:
-        """RalibError for options that contradict each other, or that nothing here does."""
+        """Raise RalibError for options that contradict each other, or that do nothing here."""
         if self.helical:
             raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
         if self.reference_poses is not None and not self.skip_align:
@@ -120,6 +120,7 @@ class ClassifySettings(Settings):
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     command(app, "classify", classify)
 
 
@@ -171,7 +172,22 @@ def classify(
 
 
 def chosen_particles(session: RunSession, stack: Path, o: ClassifySettings) -> ParticleSet:
-    """The particles of the stack, or of the run's folder: those chosen, with the poses to keep where there are some."""
+    """Return the particles to classify: of the stack or of the run's folder, with the poses to keep, if any.
+
+    Parameters
+    ----------
+    session : RunSession
+        The session.
+    stack : Path
+        Stack or run.
+    o : ClassifySettings
+        Options.
+
+    Returns
+    -------
+    ParticleSet
+        The particles.
+    """
     from ralib import io
 
     particles = session.opened(stack, datadir=o.datadir, pixel_size_A=o.pixel_size)
@@ -253,7 +269,20 @@ def _chosen_rows(particles: ParticleSet, stack: Path, o: ClassifySettings) -> np
 
 
 def read_poses(path: Path, n: int) -> Poses:
-    """Poses of n particles from a particle file or a params.txt."""
+    """Read poses from a particle file or a params.txt.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    Poses
+        Poses.
+    """
     from ralib import io
 
     poses = io.read_params(path) if path.suffix == ".txt" else io.open_particles(path, require_images=False).poses
@@ -265,7 +294,21 @@ def read_poses(path: Path, n: int) -> Poses:
 
 
 def split_states_of(run: Path, out: Path, n_states: str, *, seed: int, device: str) -> None:
-    """Divide the classes of a run, write the states, and say which classes were divided and why."""
+    """Divide the classes of a run, write the states, and print which classes were divided and why.
+
+    Parameters
+    ----------
+    run : Path
+        The run's folder.
+    out : Path
+        The new folder.
+    n_states : str
+        Number of states, or 'auto'.
+    seed : int
+        Of all random numbers.
+    device : str
+        Where to compute.
+    """
     from ralib.analysis.states import MOST_STATES
     from ralib.analysis.states_of_run import split_run
     from ralib.cli.common import resolve_device

@@ -15,6 +15,7 @@ _RUN_HELP = "A run's OUTDIR, or a 2D classification of RELION or cryoSPARC (fold
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("compare")(compare)
 
 

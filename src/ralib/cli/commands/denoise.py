@@ -13,6 +13,7 @@ from ralib.types import ParticleSet, RalibError
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands."""
     app.command("denoise")(denoise)
 
 

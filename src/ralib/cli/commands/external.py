@@ -21,6 +21,7 @@ NODE_TYPES = {
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("external", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(external)
 
 

@@ -31,6 +31,7 @@ _LIBRARIES = (
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("info")(info)
 
 
@@ -47,7 +48,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 
 
 def gather() -> dict[str, Any]:
-    """Versions, hardware and choices as plain values."""
+    """Return versions, hardware and choices as plain values."""
     n_gpus = torch.cuda.device_count()
     gpus = [describe_device(torch.device("cuda", k)) for k in range(n_gpus)]
     memory = psutil.virtual_memory()

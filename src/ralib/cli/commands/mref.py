@@ -58,14 +58,14 @@ class MrefSettings(AlignmentSettings):
     ] = None
 
     def stages(self, box: int) -> list[tuple[float, float, float]]:
-        """(x range, y range, step) in pixels: one stage, for images of `box` pixels."""
+        """Return (x range, y range, step) in pixels: one stage, for images of `box` pixels."""
         from ralib.cli.parsing import one_shift_range_px, shift_ranges
 
         reach = self.xr if self.xr is not None else 0 if self.sparx else one_shift_range_px(box)
         return shift_ranges(str(reach), None if self.yr is None else str(self.yr), str(self.ts))[:1]
 
     def check(self) -> None:
-        """RalibError for options that cannot be, or that the chosen method would have to drop."""
+        """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""
         super().check()
         if self.sparx and self.min_members is not None:
             raise RalibError(
@@ -75,6 +75,7 @@ class MrefSettings(AlignmentSettings):
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     command(app, "mref", mref)
 
 
@@ -112,9 +113,24 @@ def mref(
 
 
 def opened_references(text: str, run: AlignmentRun) -> Any:
-    """Images (k, n, n) of a file, or the number of random averages to begin with.
+    """Return images (k, n, n) of a file, or the number of random averages to begin with.
 
-    RalibError where the file says another pixel size than the particles have.
+    Parameters
+    ----------
+    text : str
+        The argument REFERENCES.
+    run : AlignmentRun
+        The run.
+
+    Returns
+    -------
+    Any
+        Images or number.
+
+    Raises
+    ------
+    RalibError
+        If the file has another pixel size than the particles.
     """
     from ralib.io import open_images, open_particles
 

@@ -14,6 +14,7 @@ from ralib.types import RalibError
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("neighbours")(neighbours)
 
 

@@ -18,6 +18,7 @@ from ralib.types import ParticleSet, Poses, RalibError
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("params")(params)
 
 

@@ -23,6 +23,7 @@ _IMAGE, _GREY = "Size and CTF", "Grey values"
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("prepare")(prepare)
 
 

@@ -69,7 +69,7 @@ class ReffreeSettings(AlignmentSettings):
     ] = False
 
     def stages(self, box: int) -> list[tuple[float, float, float]]:
-        """(x range, y range, step) in pixels of each stage, for images of `box` pixels."""
+        """Return (x range, y range, step) in pixels of each stage, for images of `box` pixels."""
         from ralib.cli.parsing import SPARX_STAGES, falling_shift_ranges_px, shift_ranges
 
         if self.xr is None and self.ts is None:
@@ -80,7 +80,7 @@ class ReffreeSettings(AlignmentSettings):
         return shift_ranges(reach, self.yr, SPARX_STAGES[1] if as_sparx else self.ts)
 
     def check(self) -> None:
-        """RalibError for options that cannot be, or that the chosen method would have to drop."""
+        """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""
         super().check()
         given = (("--dst", self.dst, 0.0), ("--mode", self.mode, "F"), ("--random_method", self.random_method, ""))
         for name, value, neutral in given:
@@ -93,6 +93,7 @@ class ReffreeSettings(AlignmentSettings):
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     command(app, "reffree", reffree)
 
 

@@ -1,4 +1,4 @@
-"""`ralib relion`: the command line of relion_refine's 2D classification, and the files that its Class2D job leaves."""
+"""`ralib relion`: the command line of relion_refine's 2D classification, and the files of its Class2D job."""
 
 from __future__ import annotations
 
@@ -164,6 +164,7 @@ OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("relion", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(relion)
 
 
@@ -211,7 +212,22 @@ def _classify(job: Job, root: Path, run: Path, command: list[str]) -> None:
 
 
 def write_job_files(run: Path, root: Path, iteration: int) -> dict[str, Path]:
-    """The files of a Class2D job that ended with `iteration`, for the finished run in the folder `run`."""
+    """Write the files of a Class2D job for a finished run.
+
+    Parameters
+    ----------
+    run : Path
+        The run's folder.
+    root : Path
+        Beginning of the job's file names.
+    iteration : int
+        Number of its last iteration.
+
+    Returns
+    -------
+    dict[str, Path]
+        Files by kind.
+    """
     from ralib import io
     from ralib.results.particle_scores import SCORES_FILE, read_particle_scores
     from ralib.results.relion_files import write_relion_files
@@ -238,7 +254,7 @@ def write_job_files(run: Path, root: Path, iteration: int) -> dict[str, Path]:
 
 
 def parse(words: list[str]) -> Job:
-    """The job that relion_refine's options describe; RalibError naming the first that cannot be met."""
+    """Return the job that relion_refine's options describe; raises RalibError naming the first that cannot be met."""
     job, i = Job(), 0
     while i < len(words):
         option = words[i]

@@ -1,4 +1,4 @@
-"""`ralib report`: a run as one HTML page, or served live."""
+"""`ralib report`: the page of a run, and its server."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _CONTROL = typer.Option("--pipeline_control", help="RELION External job: folder 
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands."""
     app.command("report")(report)
 
 

@@ -15,6 +15,7 @@ _CLASSES, _PARTICLES, _FILES = "Classes", "Particles", "Files"
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("select")(select)
 
 

@@ -18,6 +18,7 @@ _VIEWS, _IMAGING, _SPOILT = "Particles and views", "Imaging", "What goes wrong"
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("simulate")(simulate)
 
 

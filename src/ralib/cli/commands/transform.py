@@ -19,6 +19,7 @@ from ralib.cli.particle_files import (
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("transform")(transform)
 
 

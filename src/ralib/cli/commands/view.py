@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command("view")(view)
 
 
@@ -46,9 +47,14 @@ def view(
 
 
 def fill(viewer: Any, run: RunFiles) -> None:
-    """Layers of the averages and, hidden, of the halves; the text in the corner tells the class that is shown.
+    """Add layers of the averages and, hidden, of the halves; the text in the corner names the class that is shown.
 
-    viewer is a `napari.Viewer`, or its `napari.components.ViewerModel` without a window.
+    Parameters
+    ----------
+    viewer : Any
+        A `napari.Viewer`, or its `napari.components.ViewerModel` without a window.
+    run : RunFiles
+        The run.
     """
     import numpy as np
 

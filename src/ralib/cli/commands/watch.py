@@ -80,17 +80,18 @@ class WatchSettings(Settings):
 # fmt: on
 
     def ctf_choice(self) -> str:
-        """--CTF and --ctf as one of off, wiener, flip."""
+        """Return --CTF and --ctf as one of off, wiener, flip."""
         from ralib.cli.parsing import ctf_choice
 
         return ctf_choice(self.ctf, self.ctf_mode)
 
     def record(self) -> dict[str, Any]:
-        """The options as run.json holds them, with what --CTF and --ctf came to."""
+        """Return the options as run.json holds them, with the CTF correction that --CTF and --ctf mean."""
         return super().record() | {"ctf_mode": self.ctf_choice()}
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     command(app, "watch", watch)
 
 

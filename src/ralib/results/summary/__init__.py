@@ -1,4 +1,4 @@
-"""What a report shows, computed from a run's files; `write_report` is what every run calls at its end."""
+"""The contents of a report, computed from a run's files; every run calls `write_report` at its end."""
 
 from __future__ import annotations
 
@@ -34,9 +34,25 @@ def write_report(
     device: torch.device | str = "cpu",
     datadir: Path | str | None = None,
 ) -> Path:
-    """Write the report of a run (its folder, or what was read of it), RUN/report.html unless `out` names another file.
+    """Write the report of a run.
 
-    Returns its path.
+    Parameters
+    ----------
+    source : RunFiles, Path or str
+        The run's folder, or what was read of it.
+    out : Path or str, optional
+        The file; by default RUN/report.html.
+    max_points : int, default MAX_POINTS
+        Particles in the embedding at most.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    datadir : Path or str, optional
+        Folder of the image files, if they are not where the particle file says.
+
+    Returns
+    -------
+    Path
+        The file.
     """
     run = source if isinstance(source, RunFiles) else open_run(source, datadir=datadir)
     folder = run.path if run.path.is_dir() else run.path.parent
@@ -48,7 +64,22 @@ def write_report(
 def report_json(
     run_dir: Path | str, *, datadir: Path | str | None = None, max_points: int = MAX_POINTS
 ) -> dict[str, Any]:
-    """The report's figures in JSON's own types."""
+    """Return the report's figures in JSON's own types.
+
+    Parameters
+    ----------
+    run_dir : Path or str
+        The run's folder.
+    datadir : Path or str, optional
+        Folder of the image files, if they are not where the particle file says.
+    max_points : int, default MAX_POINTS
+        Particles in the embedding at most.
+
+    Returns
+    -------
+    dict[str, Any]
+        The figures.
+    """
     return numbers_only(summarise(open_run(run_dir, datadir=datadir), max_points=max_points))
 
 
@@ -60,9 +91,25 @@ def summarise(
     device: torch.device | str = "cpu",
     server: dict[str, Any] | None = None,
 ) -> ReportContents:
-    """Everything a report shows. Where the particle images cannot be read, all that needs none of them.
+    """Compute everything that a report shows; where the images cannot be read, all that does not need them.
 
-    server: see `ReportContents`.
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    max_points : int, default MAX_POINTS
+        Particles in the embedding at most.
+    seed : int, default 0
+        Of the particles chosen.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+    server : dict[str, Any] | None, optional
+        See `ReportContents`.
+
+    Returns
+    -------
+    ReportContents
+        The contents.
     """
     rng = np.random.default_rng(seed)
     small_averages = shrunk(run.averages, POINT_PX * 2)

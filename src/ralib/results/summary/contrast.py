@@ -17,7 +17,22 @@ SAMPLE = 1000
 
 
 def ctf_curves(ctf: CtfParameters, pixel_size_A: float, rng: np.random.Generator) -> CtfCurves:
-    """Curves up to the Nyquist frequency of `pixel_size_A`; the coverage from at most 1000 particles."""
+    """Compute curves up to the Nyquist frequency, and the coverage from at most 1000 particles.
+
+    Parameters
+    ----------
+    ctf : CtfParameters
+        CTF parameters of all particles.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+    rng : np.random.Generator
+        Random numbers.
+
+    Returns
+    -------
+    CtfCurves
+        The curves.
+    """
     meant = ~implausible_ctf(ctf)[0]
     ctf = ctf[meant] if meant.any() else ctf
     frequency = torch.linspace(0, 0.5 / pixel_size_A, FREQUENCIES)

@@ -1,4 +1,4 @@
-"""What a person should look at in a run, each with what to do: found from its poses, averages and metadata."""
+"""Diagnosis of a run: problems found from its poses, averages and metadata, each with advice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,20 @@ ALIKE = 0.98
 
 
 def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[Notice]:
-    """The run's own warnings first, then ours where it did not already warn of the same; small_averages (k, s, s)."""
+    """Return the run's own warnings, then further ones where it did not already warn of the same.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    small_averages : ndarray of shape (k, s, s)
+        Downsampled class averages.
+
+    Returns
+    -------
+    list[Notice]
+        Warnings.
+    """
     told = [Notice.of_record(item) for item in run.record.get("warnings") or []]
     found = [
         _collapsed(run),
@@ -32,7 +45,20 @@ def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[Notice]:
 
 
 def classes_text(index: np.ndarray, most: int = 12) -> str:
-    """'classes 1, 4, 9' (numbered from 1), cut off after `most`."""
+    """Return 'classes 1, 4, 9' (numbered from 1), cut off after some.
+
+    Parameters
+    ----------
+    index : ndarray of shape (m,)
+        Classes from 0.
+    most : int, default 12
+        Classes shown at most.
+
+    Returns
+    -------
+    str
+        The text.
+    """
     names = [str(i + 1) for i in index[:most].tolist()]
     rest = f" and {len(index) - most} more" if len(index) > most else ""
     return f"{'class' if len(index) == 1 else 'classes'} {', '.join(names)}{rest}"
@@ -125,7 +151,7 @@ def _uncentred(run: RunFiles, averages: np.ndarray) -> Finding:
 
 
 def centre_of_mass_px(images: np.ndarray) -> np.ndarray:
-    """Centre of the bright density of each image (k, s, s), from the box centre: (k, 2) as x, y."""
+    """Return the centre of the bright density of each image (k, s, s), from the box centre: (k, 2) as x, y."""
     size = images.shape[-1]
     inside = disc(size)
     y, x = np.mgrid[:size, :size] - size // 2

@@ -13,7 +13,22 @@ FEWEST_FOR_TSNE, MOST_FOR_TSNE = 6, 1000
 
 
 def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray) -> Embedding | None:
-    """The plane of the sample `rows` (p,), whose aligned pictures are `images` (p, t, t); None for too few."""
+    """Compute the plane of a sample of particles.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    rows : ndarray of shape (p,)
+        The sample.
+    images : ndarray of shape (p, t, t)
+        Its aligned images.
+
+    Returns
+    -------
+    Embedding or None
+        The plane; None for too few particles.
+    """
     if len(rows) < 4:
         return None
     features = normalised(images)
@@ -41,7 +56,7 @@ def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray) -> Embedding | No
 
 
 def principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features (p, d) along their first two principal axes, (p, 2), and the fractions of variance these explain, (2,).
+    """Return features (p, d) along their first two principal axes, (p, 2), and these axes' fractions of variance.
 
     scikit-learn does the same, but takes longer to load than a whole run on a GPU may wait for its report.
     """
@@ -54,7 +69,7 @@ def principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_tsne(averages: np.ndarray) -> np.ndarray | None:
-    """t-SNE of the class averages (k, n, n) -> (k, 2); None for too few or too many, or when all are alike."""
+    """Return t-SNE of the class averages (k, n, n) -> (k, 2); None for too few or too many, or when all are alike."""
     features = normalised(shrunk(averages, POINT_PX))
     if not FEWEST_FOR_TSNE <= len(features) <= MOST_FOR_TSNE or np.allclose(features, features[0]):
         return None
@@ -64,10 +79,32 @@ def class_tsne(averages: np.ndarray) -> np.ndarray | None:
 
 
 def tsne(features: np.ndarray, start: np.ndarray, *, perplexity: float, iterations: int = 600) -> np.ndarray:
-    """Plane (k, 2) in which neighbours among the features (k, d) stay neighbours, reached from `start` (k, 2).
+    """Compute exact t-SNE: a plane in which neighbours among the features stay neighbours.
 
-    Exact t-SNE by van der Maaten and Hinton 2008, with their momentum and gains; neighbours are held together twelve
-    times as hard for the first third. The step is a twelfth of the points, as Belkina et al. 2019 found best.
+    With momentum, gains and early exaggeration as in the paper. The step is a twelfth of the points, as Belkina et al.
+    2019 found best.
+
+    Parameters
+    ----------
+    features : ndarray of shape (k, d)
+        Features.
+    start : ndarray of shape (k, 2)
+        Initial coordinates.
+    perplexity : float
+        Effective number of neighbours.
+    iterations : int, default 600
+        Number of iterations.
+
+    Returns
+    -------
+    ndarray of shape (k, 2)
+        Coordinates.
+
+    References
+    ----------
+    van der Maaten and Hinton 2008, "Visualizing data using t-SNE", J. Mach. Learn. Res. 9, 2579-2605.
+    Belkina et al. 2019, "Automated optimized parameters for T-distributed stochastic neighbor embedding improve
+    visualization and analysis of large datasets", Nat. Commun. 10, 5415.
     """
     near = _neighbourhood(torch.from_numpy(features).double(), perplexity).float()
     y, step = torch.from_numpy(start).float(), torch.zeros(start.shape)

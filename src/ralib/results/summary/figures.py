@@ -14,7 +14,7 @@ MINIMUM_MEMBERS = 4
 
 
 def class_figures(run: RunFiles) -> list[dict[str, Any]]:
-    """One dict a class: what the run recorded, completed by what its poses say."""
+    """Return the figures of each class: what the run recorded, completed from its poses."""
     recorded = {int(item["class"]): dict(item) for item in run.record.get("classes") or [] if "class" in item}
     poses = run.poses
     index = poses.class_index.numpy()
@@ -43,7 +43,7 @@ def class_figures(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
-    """Fit, posterior and junk probability of the members, class after class, float32; only those that all have."""
+    """Return fit, posterior and junk probability of the members, class after class; only those that all have."""
     index = run.poses.class_index.numpy()
     rows = np.argsort(index, kind="stable")[int((index < 0).sum()) :]
     columns = {"fit": run.poses.score.numpy(), **run.scores}
@@ -54,7 +54,7 @@ def particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
 
 
 def automatic_junk_limit(run: RunFiles) -> float | None:
-    """Highest junk probability of the particles that the run itself would keep; None where it proposes none.
+    """Return the highest junk probability of the particles that the run itself would keep; None where it proposes none.
 
     Rounded up to four digits where no other particle lies between.
     """
@@ -70,7 +70,7 @@ def automatic_junk_limit(run: RunFiles) -> float | None:
 
 
 def histograms(run: RunFiles) -> dict[str, Histogram]:
-    """In-plane angles, fit, posterior, junk probability and defocus, counted by class."""
+    """Return in-plane angles, fit, posterior, junk probability and defocus, counted by class."""
     poses, found = run.poses, {}
     psi = (poses.psi_deg.numpy().astype(np.float64) + 180) % 360 - 180
     found["psi"] = _count(run, psi, np.linspace(-180, 180, 37), "In-plane angle", "°")
@@ -109,7 +109,20 @@ def _count(run: RunFiles, values: np.ndarray, edges: np.ndarray, label: str, uni
 
 
 def shift_map(run: RunFiles, bins: int = 25) -> ShiftMap:
-    """Origin shifts counted on a square grid around zero that holds 99.9 % of them; the rest go to its rim."""
+    """Count origin shifts on a square grid around zero that holds 99.9 % of them; the rest count at its rim.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    bins : int, default 25
+        Bins along each axis.
+
+    Returns
+    -------
+    ShiftMap
+        Counts by class.
+    """
     origin = run.poses.origin_xy_px.numpy().astype(np.float64)
     reach = max(1.0, float(np.percentile(np.abs(origin), 99.9))) if len(origin) else 1.0
     edges = np.linspace(-reach, reach, bins + 1)

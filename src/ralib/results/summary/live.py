@@ -1,4 +1,4 @@
-"""What a report can show of a run that goes on: the averages of its last iteration and its figures so far."""
+"""The report of a run that continues: the averages of its last iteration and its figures so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ralib.types import ArraySource, ParticleSet, Poses
 
 
 def has_finished(path: Path) -> bool:
-    """Whether the results of a run are all there; a job of another program is taken as finished."""
+    """Return whether all results of a run are present; a job of another program counts as finished."""
     record = _record(path)
     if record is None:
         return not _is_ours(path)
@@ -24,13 +24,26 @@ def has_finished(path: Path) -> bool:
 
 
 def run_version(path: Path) -> str:
-    """A text that changes whenever a run has something new to show."""
+    """Return a text that changes whenever a run has something new to show."""
     files = [path / "run.json", *(averages for _, averages in iteration_averages(path)[-1:])]
     return ",".join(str(file.stat().st_mtime_ns) for file in files if file.is_file()) or "nothing yet"
 
 
 def live_contents(path: Path, server: dict[str, Any] | None = None) -> ReportContents:
-    """The report of a run before it has finished; without particles, so without members, map and distributions."""
+    """Return the report of a run before it has finished; without particles, so without members, map and distributions.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    server : dict[str, Any] | None, optional
+        See `ReportContents`.
+
+    Returns
+    -------
+    ReportContents
+        The contents.
+    """
     record = _record(path) or {"kind": "run"}
     iterations = list(record.get("iterations") or [])
     found = iteration_averages(path)

@@ -1,4 +1,4 @@
-"""Small pictures for the report: Fourier-cropped averages, aligned particles, the members worth showing."""
+"""Small pictures for the report: Fourier-cropped averages, aligned particles, some members of each class."""
 
 from __future__ import annotations
 
@@ -24,21 +24,50 @@ BATCH = 512
 
 
 def average_pictures(averages: np.ndarray) -> np.ndarray:
-    """Averages as shown: at most 192 px, fewer when there are very many."""
+    """Return averages as shown: at most 192 px, fewer when there are very many."""
     size = min(AVERAGE_PX, int(np.sqrt(MAX_AVERAGE_PIXELS / max(1, len(averages)))) // 16 * 16)
     return shrunk(averages, max(48, size))
 
 
 def shrunk(images: np.ndarray, size: int) -> np.ndarray:
-    """Images (b, n, n) Fourier-cropped to at most `size` pixels; smaller ones stay as they are."""
+    """Fourier-crop images to at most a size; smaller ones are unchanged.
+
+    Parameters
+    ----------
+    images : ndarray of shape (b, n, n)
+        Images.
+    size : int
+        Largest size, pixels.
+
+    Returns
+    -------
+    ndarray of shape (b, m, m)
+        Images.
+    """
     return fourier_resize(torch.as_tensor(images), min(images.shape[-1], size)).numpy()
 
 
 def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | str = "cpu") -> np.ndarray:
-    """Particles `rows` in the frame of their class average, (len(rows), size, size) float32.
+    """Transform particles into the frame of their class average.
 
-    They are cropped in Fourier space before they are turned: the picture is small, so the turning is cheap. Where the
-    run used the CTF, phases are flipped; and noise above a quarter of the picture's sampling rate is dampened.
+    They are cropped in Fourier space before they are rotated, so that the rotation is fast. Where the run used the CTF,
+    phases are flipped; and noise above a quarter of the picture's sampling rate is damped.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    rows : ndarray of shape (b,)
+        The particles.
+    size : int
+        Size of the pictures, pixels.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    ndarray of shape (b, size, size)
+        Pictures, float32.
     """
     poses, parts, flipped = run.poses, [], uses_ctf(run)
     # A GPU's kernels would have to be compiled for these sizes, which takes longer than turning so few small pictures.
@@ -57,7 +86,7 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
 
 
 def uses_ctf(run: RunFiles) -> bool:
-    """Whether the run itself took the particles' CTF into account, so that their phases are still unflipped."""
+    """Return whether the run itself corrected for the CTF, so that the phases in the images are still unflipped."""
     known = run.particles.ctf is not None and run.particles.pixel_size_A is not None
     return run_record(run.record, has_ctf=known).ctf is not CtfCorrection.NONE
 
@@ -75,7 +104,20 @@ def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:
 
 
 def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Normalised cross-correlation of each image with its reference inside a disc; both (b, s, s) -> (b,)."""
+    """Return the normalised cross-correlation of each image with its reference inside a disc.
+
+    Parameters
+    ----------
+    images : ndarray of shape (b, s, s)
+        Images.
+    references : ndarray of shape (b, s, s)
+        References.
+
+    Returns
+    -------
+    ndarray of shape (b,)
+        Correlations.
+    """
     inside = disc(images.shape[-1])
     a, b = (x[:, inside] - x[:, inside].mean(axis=1, keepdims=True) for x in (images, references))
     norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -83,13 +125,13 @@ def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def disc(size: int) -> np.ndarray:
-    """Pixels within 0.45 of the box from the centre: bool (size, size)."""
+    """Return the pixels within 0.45 of the box from the centre: bool (size, size)."""
     y, x = np.mgrid[:size, :size] - size // 2
     return np.asarray(np.hypot(x, y) <= 0.45 * size)
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
-    """Pixels inside a disc as rows, mean 0 and length 1: (p, t, t) -> (p, d)."""
+    """Return pixels inside a disc as rows, mean 0 and norm 1: (p, t, t) -> (p, d)."""
     rows = np.nan_to_num(images[:, disc(images.shape[-1])].astype(np.float32))
     rows = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -99,7 +141,24 @@ def normalised(images: np.ndarray) -> np.ndarray:
 def members(
     run: RunFiles, score: np.ndarray, rng: np.random.Generator, device: torch.device | str = "cpu"
 ) -> Members | None:
-    """The most alike, some typical and the least alike members of each class by `score` (n,), NaN where unknown."""
+    """Return the most alike, some typical and the least alike members of each class.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    score : ndarray of shape (n,)
+        Score of each particle, NaN where unknown.
+    rng : np.random.Generator
+        Random numbers.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
+
+    Returns
+    -------
+    Members or None
+        The members; None where there are none.
+    """
     each = int(np.clip(MAX_MEMBER_PIXELS // (MEMBER_PX**2 * max(1, run.n_classes)) // 3, 1, 8))
     picks = [
         choose_members(np.flatnonzero(run.poses.class_index.numpy() == k), score, each, rng)
@@ -123,7 +182,24 @@ def members(
 
 
 def choose_members(rows: np.ndarray, score: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
-    """(3 * each,) rows, -1 where there are too few: best, random in between, worst (worst first)."""
+    """Choose members of a class: the best, random ones in between, the worst (worst first).
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m,)
+        Members.
+    score : ndarray of shape (n,)
+        Score of each particle.
+    each : int
+        Number of each kind.
+    rng : np.random.Generator
+        Random numbers.
+
+    Returns
+    -------
+    ndarray of shape (3 * each,)
+        Rows, -1 where there are too few.
+    """
     ranked = rows[np.isfinite(score[rows])]
     ranked = ranked[np.argsort(-score[ranked], kind="stable")]
     best = ranked[:each]
@@ -134,10 +210,22 @@ def choose_members(rows: np.ndarray, score: np.ndarray, each: int, rng: np.rando
 
 
 def history(run: RunFiles, most: int = 12) -> History | None:
-    """Averages of at most `most` iterations, evenly spread, the first and the last among them.
+    """Return averages of some iterations, evenly spread, including the first and the last.
 
-    Each final class is followed back: a class that was emptied and split off another one continues that one, and
-    one that changed its number keeps its past.
+    Each final class is followed back: a class that was emptied and split off another one continues that one, and one
+    that changed its number keeps its past.
+
+    Parameters
+    ----------
+    run : RunFiles
+        The run.
+    most : int, default 12
+        Number of iterations at most.
+
+    Returns
+    -------
+    History or None
+        The averages; None where there are none.
     """
     most = max(2, min(most, MAX_HISTORY_PIXELS // (HISTORY_PX**2 * max(1, run.n_classes))))
     wanted = np.unique(np.linspace(0, len(run.history) - 1, min(most, len(run.history))).round().astype(int))
@@ -158,10 +246,22 @@ LEAST_ALIKE, MORE_ALIKE = 0.4, 0.15
 
 
 def followed_back(averages: list[np.ndarray], final: np.ndarray) -> np.ndarray:
-    """For each of the final averages (k, s, s) the index it had in each of `averages` (each (j, s, s)): (t, k).
+    """Return for each final average the index of its class at earlier iterations.
 
     From the last to the first, the average most like the class's next one is its ancestor; its own number is kept
     unless another correlates clearly better.
+
+    Parameters
+    ----------
+    averages : list[ndarray]
+        Averages (j, s, s) of each of t iterations.
+    final : ndarray of shape (k, s, s)
+        Final averages.
+
+    Returns
+    -------
+    ndarray of shape (t, k)
+        Indices.
     """
     own, later = np.arange(len(final)), normalised(final)
     ancestors = np.zeros((len(averages), len(final)), dtype=np.int64)

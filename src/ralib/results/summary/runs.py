@@ -1,4 +1,4 @@
-"""A finished run as its files tell it: ralib's run directory, or a RELION 2D classification job."""
+"""A finished run as read from its files: the package's run folder, or a RELION 2D classification job."""
 
 from __future__ import annotations
 
@@ -19,13 +19,28 @@ from ralib.types import ParticleSet, Poses, RalibError, RunResult
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What is on disk, read but not yet digested.
+    """The files of a run, read but not evaluated.
 
-    averages    (k, n, n); poses has one entry a particle, class_index from 0
-    record      run.json, or the same keys as far as another program's files give them
-    history     (iteration, file of its averages) in order
-    frc         (k, f) with frc_frequency_per_px (f,), or None
-    scores      each particle's posterior, junk, quality ... (n,) by name (see `particle_scores`)
+    Attributes
+    ----------
+    path : Path
+        The run's folder.
+    record : dict[str, Any]
+        run.json, or the same keys as far as another program's files give them.
+    averages : ndarray of shape (k, n, n)
+        Class averages.
+    particles : ParticleSet
+        The particles.
+    poses : Poses
+        Their poses, with class_index from 0.
+    history : list[tuple[int, Path]]
+        (iteration, file of its averages) in order.
+    frc_frequency_per_px : ndarray | None of shape (f,), optional
+        Frequencies of the FRC, cycles per pixel.
+    frc : ndarray | None of shape (k, f), optional
+        FRC of each class.
+    scores : dict[str, ndarray] of shape (n,)
+        Posterior, junk, quality ... by name; see `ralib.results.particle_scores`.
     """
 
     path: Path
@@ -40,6 +55,7 @@ class RunFiles:
 
     @property
     def n_classes(self) -> int:
+        """Number of classes k."""
         return len(self.averages)
 
     @property
@@ -50,7 +66,25 @@ class RunFiles:
 
 
 def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles:
-    """The run in a folder (ralib's OUTDIR, a Class2D job of RELION or cryoSPARC) or of such a job's particle file."""
+    """Open a run: the package's OUTDIR, a Class2D job of RELION or cryoSPARC, or such a job's particle file.
+
+    Parameters
+    ----------
+    path : Path or str
+        Folder or file.
+    datadir : Path or str, optional
+        Folder of the image files, if they are not where the particle file says.
+
+    Returns
+    -------
+    RunFiles
+        The run.
+
+    Raises
+    ------
+    RalibError
+        If it is no run.
+    """
     path = Path(path)
     if path.is_dir() and (path / "run.json").is_file():
         return _open_ralib(path, datadir)
@@ -84,7 +118,24 @@ def _relion_iterations(folder: Path) -> list[Path]:
 
 
 def finished_run(path: Path, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> RunFiles:
-    """The run that just ended in the folder `path`, without reading back what is still in memory."""
+    """Return the run that just ended, without reading back what is still in memory.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder.
+    record : dict[str, Any]
+        Its record.
+    result : RunResult
+        Its result.
+    particles : ParticleSet
+        The particles.
+
+    Returns
+    -------
+    RunFiles
+        The run.
+    """
     averages = result.averages
     frc = None if averages.frc is None else averages.frc.double().cpu().numpy()
     frequency = None if frc is None else np.arange(frc.shape[1]) / averages.images.shape[-1]
@@ -121,13 +172,13 @@ def _scores_of(path: Path, particles: ParticleSet, poses: Poses, record: dict[st
 
 
 def particle_table(particles: ParticleSet) -> pd.DataFrame | None:
-    """The table of a STAR file with one row a particle; None for other sources."""
+    """Return the table of a STAR file with a row for each particle; None for other sources."""
     tables = particles.metadata.tables.values()
     return next((t for t in tables if isinstance(t, pd.DataFrame) and "rlnImageName" in t.columns), None)
 
 
 def iteration_averages(path: Path) -> list[tuple[int, Path]]:
-    """The averages after each iteration of a run of ours."""
+    """Return the averages after each iteration of a run of the package."""
     return [
         (int(folder.name), folder / "averages.mrcs")
         for folder in sorted((path / "iterations").glob("[0-9]*"))
@@ -145,7 +196,22 @@ def _poses_of(particles: ParticleSet, n_classes: int, path: Path) -> Poses:
 
 
 def frc_curves(path: Path, n_classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Frequency (f,) in 1/px and curves (k, f) of a frc.txt; None twice where there is no file."""
+    """Read FRC curves of a frc.txt.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    ndarray of shape (f,) or None
+        Frequencies, cycles per pixel; None where there is no file.
+    ndarray of shape (k, f) or None
+        Curves; None where there is no file.
+    """
     if not path.is_file():
         return None, None
     table = read_numbers(path, "table of numbers")
