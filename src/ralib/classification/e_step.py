@@ -170,22 +170,7 @@ def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
 
 
 def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
-    """Return the scale of maximum likelihood, at least a tenth of the mean.
-
-    Parameters
-    ----------
-    cross : Tensor of shape (...)
-        Cross term x.
-    norm : Tensor of shape (...)
-        Norm p.
-    mean_scale : Tensor of shape ()
-        Mean scale.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        Scale.
-    """
+    """Return the scale of maximum likelihood, at least a tenth of the mean; see `log_likelihood` for the arguments."""
     precision = 1.0 / (SCALE_SD * mean_scale) ** 2
     scale = (cross + precision * mean_scale) / (norm + precision)
     return torch.maximum(scale, 0.1 * mean_scale)

@@ -178,7 +178,7 @@ class Model:
 
         Parameters
         ----------
-        spectra : lk.Spectra
+        spectra : Spectra
             Spectra of b particles.
         origin_xy_px : Tensor of shape (b, 2)
             Their origins, working pixels.
@@ -191,7 +191,7 @@ class Model:
 
         Returns
         -------
-        lk.ClassPoses
+        ClassPoses
             Poses, fields (b, k).
         """
         shifts, favour = self.shifts(references.shape[1], wide=wide), None
@@ -227,7 +227,7 @@ class Model:
 
         Parameters
         ----------
-        found : lk.ClassPoses
+        found : ClassPoses
             Poses.
         state : State
             Gives contrast and spread of the origins.
@@ -241,22 +241,7 @@ class Model:
         return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
     def search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
-        """Find the best pose of every particle in every class, corrected for the particle's own contribution.
-
-        Parameters
-        ----------
-        references : Tensor of shape (k, r, m)
-            Angular orders of the masked class averages.
-        state : State
-            State before the iteration.
-        step : IterationSettings
-            Settings of the iteration.
-
-        Returns
-        -------
-        lk.ClassPoses
-            Poses, fields (n, k).
-        """
+        """Find the best pose of every particle in every class, without its own contribution; see `iterate`."""
         grid, spectra = self.field.grid, self.field.spectra
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
@@ -284,22 +269,7 @@ class Model:
         return self.m_step(self.e_step(references, state, step), state, step)
 
     def e_step(self, references: Tensor, state: State, step: IterationSettings) -> Expectation:
-        """E-step: compute the responsibilities of the classes for each particle, and its poses in them.
-
-        Parameters
-        ----------
-        references : Tensor of shape (k, r, m)
-            Angular orders of the masked class averages.
-        state : State
-            State before the iteration.
-        step : IterationSettings
-            Settings of the iteration.
-
-        Returns
-        -------
-        Expectation
-            The expectation.
-        """
+        """E-step: compute responsibilities, and the poses in the classes; see `iterate` for the arguments."""
         found = self.search_all(references, state, step)
         fit = self.fit(found, state)
         price = class_prices(fit, step.temperature, self.balance, self.shard)
@@ -390,7 +360,7 @@ class Model:
         ----------
         references : Tensor of shape (k, r, m)
             Angular orders of the masked class averages.
-        poses : lk.ClassPoses
+        poses : ClassPoses
             Poses (n,).
         index : Tensor of shape (n,)
             Their classes.
@@ -401,7 +371,7 @@ class Model:
 
         Returns
         -------
-        lk.ClassPoses
+        ClassPoses
             Refined poses (n,).
         """
         grid, spacing = self.field.grid, self.shift_step_px(step.rings)
