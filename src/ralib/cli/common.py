@@ -26,6 +26,7 @@ from ralib.cli.timing import began
 from ralib.kernels.compile_cache import cache_trouble
 from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched, launcher_number, rank_to_show
 from ralib.runtime.memory import memory_left, out_of_memory
+from ralib.runtime.memory_guard import MemoryGuard
 from ralib.types import Notice, ParticleSet, RalibError
 
 T = TypeVar("T")
@@ -260,7 +261,7 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names that this terminal cannot show stop no run
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _ending_cleanly() as came:
+        with MemoryGuard(), _ending_cleanly() as came:
             status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
         if status == EXIT_INTERRUPTED and signal.SIGINT in came:  # typer makes a mere status of the exception
             return _fail("interrupted", EXIT_INTERRUPTED)

@@ -130,7 +130,15 @@ def _process_rooms() -> Iterator[int]:
 
 
 def _limited_rooms() -> Iterator[int]:
-    """Bytes left under each limit on this process and those around it: control groups, version 2 or 1."""
+    """Bytes left under each limit on this process and those around it."""
+    for group, limit, used in limited_groups():
+        room = _room(group, limit, used)
+        if room is not None:
+            yield room
+
+
+def limited_groups() -> Iterator[tuple[Path, str, str]]:
+    """Yield the control groups of this process, version 2 or 1, and the names of their files for limit and use."""
     try:
         lines = OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -145,9 +153,7 @@ def _limited_rooms() -> Iterator[int]:
         group = root / path.lstrip("/")
         for level in (group, *group.parents):
             if level.is_relative_to(root):
-                room = _room(level, limit, used)
-                if room is not None:
-                    yield room
+                yield level, limit, used
 
 
 def _room(group: Path, limit: str, used: str) -> int | None:
