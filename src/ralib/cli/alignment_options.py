@@ -9,11 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from ralib.cli.common import DEVICE_HELP
-from ralib.cli.settings import Settings
+from ralib.cli.settings import AVERAGES, FILES, RUNNING, SEARCH, Settings
 from ralib.types import RalibError
 
-SEARCH, AVERAGES, CLASSES, RUNNING, FILES = "Search", "Averages and CTF", "Classes", "Running", "Files"
-"""Panels of --help."""
 Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .mrcs .star .cs .hdf .lst .spi .hed ...")]
 Outdir = Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must be new or empty.")]
 Mask = Annotated[Path | None, typer.Argument(metavar="[MASK]", help="Image of the mask. [default: a soft disc]")]

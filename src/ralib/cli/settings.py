@@ -17,6 +17,8 @@ from typer.models import OptionInfo
 from ralib.types import RalibError
 
 CONFIG_FILE = "run.yaml"
+SEARCH, AVERAGES, CLASSES, RUNNING, FILES = "Search", "Averages and CTF", "Classes", "Running", "Files"
+"""Panels of --help."""
 T = TypeVar("T")
 
 

@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ralib.cli.alignment_options import (
-    CLASSES,
-    FILES,
-    RUNNING,
-    SEARCH,
     BatchSize,
     Continue,
     Datadir,
@@ -25,7 +21,7 @@ from ralib.cli.alignment_options import (
     Seed,
     Stack,
 )
-from ralib.cli.settings import Settings, command
+from ralib.cli.settings import CLASSES, FILES, RUNNING, SEARCH, Settings, command
 from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:

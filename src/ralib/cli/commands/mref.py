@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ralib.cli.alignment_options import (
-    CLASSES,
-    RUNNING,
-    SEARCH,
-    AlignmentSettings,
-    Center,
-    Continue,
-    Outdir,
-    Report,
-    Stack,
-)
-from ralib.cli.settings import command
+from ralib.cli.alignment_options import AlignmentSettings, Center, Continue, Outdir, Report, Stack
+from ralib.cli.settings import CLASSES, RUNNING, SEARCH, command
 from ralib.types import RalibError
 
 if TYPE_CHECKING:

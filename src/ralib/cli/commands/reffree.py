@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ralib.cli.alignment_options import (
-    AVERAGES,
-    RUNNING,
-    SEARCH,
-    AlignmentSettings,
-    Center,
-    Continue,
-    Outdir,
-    Report,
-    Stack,
-)
-from ralib.cli.settings import command
+from ralib.cli.alignment_options import AlignmentSettings, Center, Continue, Outdir, Report, Stack
+from ralib.cli.settings import AVERAGES, RUNNING, SEARCH, command
 from ralib.types import RalibError
 
 if TYPE_CHECKING:

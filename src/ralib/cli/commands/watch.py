@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ralib.cli.alignment_options import (
-    CLASSES,
-    RUNNING,
-    SEARCH,
     BatchSize,
     Ctf,
     CtfMode,
@@ -27,7 +24,7 @@ from ralib.cli.alignment_options import (
 )
 from ralib.cli.common import with_pixel_size
 from ralib.cli.flags import with_flags
-from ralib.cli.settings import Settings, command
+from ralib.cli.settings import CLASSES, RUNNING, SEARCH, Settings, command
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
