@@ -40,7 +40,7 @@ def stack(folder: Path, name: str, images: np.ndarray, age_s: float = 100) -> No
     old(folder / name, age_s)
 
 
-def test_newcomers_join_and_classes_grow(truth: Truth) -> None:
+def test_growing_classification_new_particles_join_and_classes_grow(truth: Truth) -> None:
     options = WatchOptions(classes=2, per_class=40, shift_range_xy_px=(2.0, 2.0), rounds=3)
     growing = GrowingClassification(options, AlignmentOptions(outer_radius=12))
     sizes = []
@@ -57,7 +57,7 @@ def test_newcomers_join_and_classes_grow(truth: Truth) -> None:
         growing.take(ParticleSet(ArraySource(truth.images[:5])))
 
 
-def test_a_set_that_outgrows_the_memory_goes_over_to_half_precision(truth: Truth) -> None:
+def test_growing_classification_beyond_memory_goes_over_to_half_precision(truth: Truth) -> None:
     options = WatchOptions(classes=1, shift_range_xy_px=(1.0, 1.0), rounds=1)
     growing = GrowingClassification(options, AlignmentOptions(outer_radius=12, resident_bytes=4 * 60 * 32**2))
     rounded = []
@@ -67,7 +67,7 @@ def test_a_set_that_outgrows_the_memory_goes_over_to_half_precision(truth: Truth
     assert rounded == [False, True]
 
 
-def test_a_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Truth, tmp_path: Path) -> None:
+def test_arrivals_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Truth, tmp_path: Path) -> None:
     arrivals = Arrivals(tmp_path)
     assert arrivals.look() is None
     stack(tmp_path, "b.mrcs", truth.images[:10], 300)
@@ -92,7 +92,7 @@ def test_a_folder_keeps_its_order_and_leaves_out_what_it_cannot_read(truth: Trut
     np.testing.assert_array_equal(again.images.read(np.arange(15)), truth.images[:15])
 
 
-def test_a_star_file_that_grows(truth: Truth, tmp_path: Path) -> None:
+def test_arrivals_growing_star_file_is_read_once_it_settles(truth: Truth, tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "all.mrcs", truth.images, 3.0)
     everything, star = io.open_particles(tmp_path / "all.mrcs"), tmp_path / "live.star"
 
@@ -116,7 +116,9 @@ def test_a_star_file_that_grows(truth: Truth, tmp_path: Path) -> None:
     assert list(arrivals.left_out) == ["live.star"]
 
 
-def test_watch_from_arrival_to_signal(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_command_takes_arrivals_until_a_signal(
+    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -150,12 +152,12 @@ def test_watch_from_arrival_to_signal(truth: Truth, tmp_path: Path, monkeypatch:
     assert torch.isfinite(run.averages.images).all()
 
 
-def test_nothing_to_watch(tmp_path: Path, capsys) -> None:
+def test_watch_command_without_a_source_is_refused(tmp_path: Path, capsys) -> None:
     assert main(["watch", str(tmp_path / "none"), str(tmp_path / "out"), "--device=cpu"]) == 2
     assert "there is no" in capsys.readouterr().err
 
 
-def test_watch_that_goes_on_notices_another_input_and_other_options(
+def test_watch_command_continued_notices_another_input_and_other_options(
     truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)

@@ -37,7 +37,7 @@ def easy() -> Truth:
 
 
 @pytest.mark.parametrize("snr", [0.1, 1.0])
-def test_true_references_give_poses_near_the_cramer_rao_bound(snr: float) -> None:
+def test_mref_true_references_give_poses_near_the_cramer_rao_bound(snr: float) -> None:
     truth = make(700, snr=snr, seed=1)
     found = aligner(truth).fit(truth.images).poses_
     right = (found.class_index == truth.poses.class_index) & (found.mirror == truth.poses.mirror)
@@ -58,21 +58,21 @@ def test_true_references_give_poses_near_the_cramer_rao_bound(snr: float) -> Non
     assert torch.cat([s for _, s in relative]).median() < 1.15
 
 
-def test_the_comparison_can_fail(easy: Truth) -> None:
+def test_mref_comparison_can_fail(easy: Truth) -> None:
     found = aligner(easy).fit(easy.images).poses_
     wrong = found.replace(psi_deg=-found.psi_deg)
     assert errors(found, easy.poses)[0].median() < 1
     assert errors(wrong, easy.poses)[0].median() > 20
 
 
-def test_references_of_higher_variance_do_not_win(easy: Truth) -> None:
+def test_mref_references_of_higher_variance_do_not_win(easy: Truth) -> None:
     scaled = easy.references * torch.tensor([1.0, 20.0, 0.05])[:, None, None]
     found = aligner(easy, references=scaled).fit(easy.images).poses_
     assert torch.equal(found.class_index, easy.poses.class_index)
 
 
 @pytest.mark.parametrize("what", ["rotated", "mirrored", "shifted", "permuted"])
-def test_changing_the_input_changes_the_answer_accordingly(what: str) -> None:
+def test_mref_changed_input_changes_the_answer_accordingly(what: str) -> None:
     truth = make(60, box=49, snr=0.5, n_views=3, shift_px=1.0, seed=3)
     images = torch.from_numpy(truth.images)
     found = aligner(truth).fit(truth.images).poses_
@@ -99,7 +99,7 @@ def test_changing_the_input_changes_the_answer_accordingly(what: str) -> None:
     torch.testing.assert_close(moved.score, same.score, rtol=0.03 if what == "shifted" else 2e-3, atol=0)
 
 
-def test_batches_streaming_and_repetition_change_nothing(easy: Truth, monkeypatch) -> None:
+def test_mref_batches_streaming_and_repetition_change_nothing(easy: Truth, monkeypatch) -> None:
     options = {"iterations": 3, "references": 3, "center": 1}
     first = aligner(easy, **options).fit(easy.images)
     again = aligner(easy, **options).fit(easy.images)
@@ -116,20 +116,20 @@ def test_batches_streaming_and_repetition_change_nothing(easy: Truth, monkeypatc
     assert not torch.equal(first.class_averages_.images, different.class_averages_.images)
 
 
-def test_random_averages_find_the_classes() -> None:
+def test_mref_random_averages_find_the_classes() -> None:
     truth = make(150, snr=1.0, n_views=3, seed=8)
     result = aligner(truth, references=5, iterations=6, center=1).fit(truth.images)
     assert evaluation.purity(result.poses_.class_index, truth.poses.class_index) > 0.9
     assert result.iterations_[-1]["criterion"] > result.iterations_[0]["criterion"]
 
 
-def test_equal_sizes(easy: Truth) -> None:
+def test_mref_equal_sizes_differ_by_at_most_one(easy: Truth) -> None:
     result = aligner(easy, equal_sizes=True, iterations=2).fit(easy.images)
     assert result.class_averages_.members.tolist() == [30, 30, 30]
     assert result.iterations_[-1]["effective_classes"] == pytest.approx(3)
 
 
-def test_a_starving_class_is_reseeded_and_told(easy: Truth) -> None:
+def test_mref_starving_class_is_reseeded_and_told(easy: Truth) -> None:
     noise = torch.randn(1, 48, 48, generator=torch.Generator().manual_seed(0))
     references = torch.cat([easy.references, noise])
     result = aligner(easy, references=references, iterations=3, min_members=8).fit(easy.images)
@@ -140,7 +140,7 @@ def test_a_starving_class_is_reseeded_and_told(easy: Truth) -> None:
     assert torch.isfinite(kept.class_averages_.images).all()
 
 
-def test_averages_are_those_of_the_poses_written(easy: Truth) -> None:
+def test_mref_averages_are_those_of_its_poses(easy: Truth) -> None:
     result = aligner(easy, iterations=2, center=1).fit(easy.images)
     run = alignment.Alignment(as_particles(easy.images), result.options)
     again = run.average(result.poses_, 3).images
@@ -149,7 +149,7 @@ def test_averages_are_those_of_the_poses_written(easy: Truth) -> None:
         assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.995
 
 
-def test_bad_images_are_named_and_left_out(easy: Truth) -> None:
+def test_mref_unusable_images_are_named_and_left_out(easy: Truth) -> None:
     images = easy.images.copy()
     images[3, 5, 5] = np.nan
     images[10] = 7.0
@@ -166,7 +166,7 @@ def test_bad_images_are_named_and_left_out(easy: Truth) -> None:
         aligner(easy, strict=True).fit(images)
 
 
-def test_user_function_prepares_the_references(easy: Truth) -> None:
+def test_mref_user_function_prepares_the_references(easy: Truth) -> None:
     seen = []
 
     def function(average, mask, curve):
@@ -201,7 +201,7 @@ class StopAfter(SilentObserver):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_resuming_gives_the_same_bits(easy: Truth, stop: int) -> None:
+def test_mref_resumed_gives_the_same_bits(easy: Truth, stop: int) -> None:
     options = {"iterations": 3, "references": 3, "center": 1, "batch_size": 40}
     whole = aligner(easy, **options).fit(easy.images)
     observer = StopAfter(stop)
@@ -241,7 +241,7 @@ class ThreadRanks:
 
 
 @pytest.mark.parametrize(("equal", "listed"), [(False, 32), (True, 32), (True, 2)])
-def test_two_ranks_end_as_one(easy: Truth, equal: bool, listed: int, monkeypatch) -> None:
+def test_mref_two_ranks_end_as_one(easy: Truth, equal: bool, listed: int, monkeypatch) -> None:
     for name, value in (("LISTED", listed), ("SAMPLE", 40), ("SAMPLE_PER_CLASS", 5)):
         monkeypatch.setattr(equal_classes, name, value)
     options = {"iterations": 3, "references": 3, "center": 1, "equal_sizes": equal, "min_members": 20}
@@ -263,7 +263,7 @@ def test_two_ranks_end_as_one(easy: Truth, equal: bool, listed: int, monkeypatch
     assert torch.equal(results[0].references_, results[1].references_)
 
 
-def test_what_cannot_be_is_refused(easy: Truth) -> None:
+def test_mref_impossible_options_are_refused(easy: Truth) -> None:
     cases = [
         ({"references": torch.zeros(2, 40, 40) + torch.eye(40)}, "particles are 48 px, references 40 px"),
         ({"references": torch.zeros(2, 48, 48)}, "reference 1 is constant"),
@@ -287,7 +287,7 @@ def test_what_cannot_be_is_refused(easy: Truth) -> None:
         aligner(easy).fit(np.zeros((3, 8, 9)))
 
 
-def test_a_shift_range_that_does_not_fit_is_said() -> None:
+def test_mref_shift_range_too_wide_is_said() -> None:
     images = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(0))
     wide = MultiReferenceAligner(references=2, outer_radius=13, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
     assert any("cut to 2 px" in warning.what for warning in wide.warnings_)

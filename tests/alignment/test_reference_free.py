@@ -35,7 +35,7 @@ def spread_deg(found, truth) -> tuple[float, float]:
     return float(wrap_deg(psi[same] - mean).abs().median()), float(same.double().mean())
 
 
-def test_finds_the_common_view(truth) -> None:
+def test_reffree_finds_the_common_view(truth) -> None:
     result = aligner(iterations=4).fit(truth.images)
     angle, same = spread_deg(result.poses_, truth.poses)
     assert angle < 3
@@ -45,13 +45,13 @@ def test_finds_the_common_view(truth) -> None:
     assert result.iterations_[-1]["criterion"] > result.iterations_[0]["criterion"]
 
 
-def test_no_mirror_means_none(truth) -> None:
+def test_reffree_without_mirror_finds_none(truth) -> None:
     result = aligner(mirror=False).fit(truth.images)
     assert not result.poses_.mirror.any()
     assert spread_deg(result.poses_, truth.poses)[1] < 0.8, "half of the particles are mirrored"
 
 
-def test_automatic_iterations_stop_when_the_criterion_falls(truth) -> None:
+def test_reffree_automatic_iterations_stop_when_the_criterion_falls(truth) -> None:
     result = aligner(iterations=0, stages=[(1.0, 1.0, None)]).fit(truth.images)
     criteria = [f["criterion"] for f in result.iterations_]
     assert len(criteria) <= 10
@@ -60,7 +60,7 @@ def test_automatic_iterations_stop_when_the_criterion_falls(truth) -> None:
     assert all(b >= a for a, b in itertools.pairwise(criteria[:-1]))
 
 
-def test_random_start_is_the_seed_s(truth) -> None:
+def test_reffree_random_start_follows_the_seed(truth) -> None:
     images = truth.images[:20]
     one, two, other = (aligner(randomize=True, seed=s, iterations=1).fit(images) for s in (1, 1, 2))
     assert torch.equal(one.average_, two.average_)
@@ -68,7 +68,7 @@ def test_random_start_is_the_seed_s(truth) -> None:
 
 
 @pytest.mark.parametrize("stop", [2, 4])
-def test_resuming_gives_the_same_bits(truth, stop) -> None:
+def test_reffree_resumed_gives_the_same_bits(truth, stop) -> None:
     class Keeper(SilentObserver):
         kept = None
 
@@ -84,7 +84,7 @@ def test_resuming_gives_the_same_bits(truth, stop) -> None:
     assert len(resumed.iterations_) == 4
 
 
-def test_what_cannot_be_is_refused(truth) -> None:
+def test_reffree_impossible_options_are_refused(truth) -> None:
     with pytest.raises(RalibError, match="no stage"):
         aligner(stages=[])
     with pytest.raises(RalibError, match="`iterations`"):

@@ -63,7 +63,7 @@ def make_search(**options: object) -> PoseSearch:
     return PoseSearch(box=BOX, outer_radius=RADIUS, **options)  # type: ignore[arg-type]
 
 
-def test_finds_the_truth(references: torch.Tensor) -> None:
+def test_pose_search_finds_the_truth(references: torch.Tensor) -> None:
     images, truth = particles(100, 1.0, seed=2)
     search = make_search()
     search.set_references(references)
@@ -75,7 +75,7 @@ def test_finds_the_truth(references: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("snr", [0.05, 0.02])
-def test_no_exhaustive_search_does_better(references: torch.Tensor, snr: float) -> None:
+def test_pose_search_is_not_beaten_by_exhaustive_search(references: torch.Tensor, snr: float) -> None:
     images, _ = particles(60, snr, seed=3)
     search = make_search()
     search.set_references(references)
@@ -88,7 +88,7 @@ def test_no_exhaustive_search_does_better(references: torch.Tensor, snr: float) 
     assert (oracle.achieved(samples, worse) < best).float().mean() > 0.9
 
 
-def test_score_is_the_inner_product_with_the_posed_template(references: torch.Tensor) -> None:
+def test_pose_search_score_is_the_inner_product_with_the_posed_template(references: torch.Tensor) -> None:
     """At the identity pose, for an image inside the band: sum of particle times masked, normalised reference."""
     search = make_search(mirror=False)
     oracle = Oracle(search, references)
@@ -100,7 +100,7 @@ def test_score_is_the_inner_product_with_the_posed_template(references: torch.Te
     torch.testing.assert_close(oracle.achieved(samples, pose), direct, rtol=1e-3, atol=1e-3)
 
 
-def test_polar_samples_are_the_fourier_transform() -> None:
+def test_polar_grid_samples_are_the_fourier_transform() -> None:
     image = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(5))
     grid = PolarGrid.create(32, support_radius_px=12)
     axis = torch.arange(32) - 16
@@ -112,7 +112,7 @@ def test_polar_samples_are_the_fourier_transform() -> None:
     assert (found - direct).abs().max() < 2e-4 * direct.abs().max()
 
 
-def test_shifts_stay_in_range_along_each_axis(references: torch.Tensor) -> None:
+def test_pose_search_shifts_stay_in_range_along_each_axis(references: torch.Tensor) -> None:
     images, _ = particles(40, 0.1, seed=4, shift_px=4.0)
     search = make_search(shift_range_xy_px=(3.0, 1.0))
     search.set_references(references)
@@ -125,7 +125,7 @@ def test_shifts_stay_in_range_along_each_axis(references: torch.Tensor) -> None:
     assert (fixed.search(fixed.prepare(images)).origin_xy_px == 0).all()
 
 
-def test_references_expected_give_the_same_bits(references: torch.Tensor) -> None:
+def test_pose_search_expected_references_give_the_same_bits(references: torch.Tensor) -> None:
     """Also where they reach further than the last ones did, or others come than were expected."""
     samples = make_search().prepare(particles(20, 0.1, seed=9)[0])
     smooth = torch.nn.functional.avg_pool2d(references[:, None], 7, stride=1, padding=3)[:, 0]
@@ -145,7 +145,7 @@ def test_references_expected_give_the_same_bits(references: torch.Tensor) -> Non
             assert torch.equal(*same)
 
 
-def test_searches_around_a_centre(references: torch.Tensor) -> None:
+def test_pose_search_centre_moves_the_range(references: torch.Tensor) -> None:
     images, truth = particles(30, 1.0, seed=6)
     search = make_search(shift_range_xy_px=(1.0, 1.0))
     search.set_references(references)
@@ -155,7 +155,7 @@ def test_searches_around_a_centre(references: torch.Tensor) -> None:
     assert ((found.origin_xy_px - centre).abs() <= 1.5).all()
 
 
-def test_order_and_chunks_change_nothing(references: torch.Tensor) -> None:
+def test_pose_search_order_and_chunks_change_nothing(references: torch.Tensor) -> None:
     images, _ = particles(37, 0.1, seed=7)
     search = make_search()
     search.set_references(references)
@@ -170,7 +170,7 @@ def test_order_and_chunks_change_nothing(references: torch.Tensor) -> None:
     assert torch.equal(again.psi_deg, whole.psi_deg), "the same input gives the same bits"
 
 
-def test_scale_of_particles_and_references_does_not_matter(references: torch.Tensor) -> None:
+def test_pose_search_scale_does_not_matter(references: torch.Tensor) -> None:
     images, _ = particles(20, 0.1, seed=9)
     search = make_search()
     search.set_references(references)
@@ -181,7 +181,7 @@ def test_scale_of_particles_and_references_does_not_matter(references: torch.Ten
     torch.testing.assert_close(1e-3 * first.score, second.score, rtol=1e-3, atol=0)
 
 
-def test_a_given_class_is_kept_and_scores_agree(references: torch.Tensor) -> None:
+def test_pose_search_given_class_is_kept_and_scores_agree(references: torch.Tensor) -> None:
     images, _ = particles(20, 0.3, seed=10)
     search = make_search()
     search.set_references(references)
@@ -195,6 +195,6 @@ def test_a_given_class_is_kept_and_scores_agree(references: torch.Tensor) -> Non
     assert (kept.class_index == 1).all()
 
 
-def test_no_references_is_said() -> None:
+def test_pose_search_without_references_is_refused() -> None:
     with pytest.raises(RuntimeError, match="set_references"):
         make_search().search(torch.zeros(1, 3, 4, dtype=torch.complex64))

@@ -51,7 +51,7 @@ def thinned(grid: PolarGrid, n_orders: int = 48) -> ThinGrid:
     )
 
 
-def test_groups_share_out_the_radii(grid: PolarGrid) -> None:
+def test_core_search_groups_share_out_the_radii(grid: PolarGrid) -> None:
     thin = thinned(grid)
     assert [g.first for g in thin.groups[1:]] == [g.first + g.count for g in thin.groups[:-1]]
     assert thin.groups[thin.inner - 1].radii.stop == 17
@@ -62,7 +62,7 @@ def test_groups_share_out_the_radii(grid: PolarGrid) -> None:
     assert sum(g.count * g.n_angles for g in thin.groups) < 0.8 * grid.n_radii * len(grid.angle_rad)
 
 
-def test_thinned_orders_are_those_of_all_samples(grid: PolarGrid) -> None:
+def test_core_search_thinned_orders_are_those_of_all_samples(grid: PolarGrid) -> None:
     thin, orders = thinned(grid), parity_orders(N_ORDERS, grid.device)
     samples, shift = grid.transform(noisy(3, 1)), torch.tensor([[0.0, 0.0], [1.5, -2.0], [-0.3, 0.7]])
     expected = grid.angular_spectrum(samples * grid.shift_phase(shift), N_ORDERS)[:, :17, orders]
@@ -73,7 +73,7 @@ def test_thinned_orders_are_those_of_all_samples(grid: PolarGrid) -> None:
 
 
 @pytest.mark.parametrize("n_orders", [48, -60])
-def test_moments_are_those_of_all_samples(grid: PolarGrid, n_orders: int) -> None:
+def test_core_search_moments_are_those_of_all_samples(grid: PolarGrid, n_orders: int) -> None:
     """With the orders that the templates have; with far fewer, samples are thinned too far."""
     thin, references = thinned(grid, n_orders), grid.transform(images(2, 2))
     samples, shift = grid.transform(noisy(3, 3)), torch.tensor([[0.4, -0.9], [1.5, 0.2], [0.0, 0.0]])
@@ -104,7 +104,7 @@ def _product(left: np.ndarray, right: np.ndarray, depth: int, out: np.ndarray) -
 
 
 @pytest.mark.parametrize("depth", [1, 7])
-def test_a_tile_is_a_matrix_product(depth: int) -> None:
+def test_tile_llvm_is_a_matrix_product(depth: int) -> None:
     g = torch.Generator().manual_seed(5)
     left, right = torch.randn(ROWS + 1, depth, generator=g), torch.randn(depth, 2 * LANES, generator=g)
     out = np.full(2 + ROWS * 2 * LANES, 9, np.float32)
@@ -137,7 +137,7 @@ def grid_scores(
     return tables, score + penalty.view(1, len(SHIFTS), 2, 2, N_HALF, 1)
 
 
-def test_grid_maxima_are_the_plain_ones(grid: PolarGrid) -> None:
+def test_core_search_grid_maxima_are_the_plain_ones(grid: PolarGrid) -> None:
     """With penalties, and with more particles than lanes."""
     penalty = torch.where(torch.rand(6, 2, N_HALF, generator=torch.Generator().manual_seed(4)) < 0.5, 0.0, -math.inf)
     penalty[2, 1] = -math.inf
@@ -156,7 +156,7 @@ def test_grid_maxima_are_the_plain_ones(grid: PolarGrid) -> None:
     assert (reference[wanted >= 0] == wanted[wanted >= 0]).all()
 
 
-def test_peaks_lie_between_the_angles(grid: PolarGrid) -> None:
+def test_core_search_peaks_lie_between_the_angles(grid: PolarGrid) -> None:
     """A template turned, mirrored and moved has its peak there, whatever the angles of the grid."""
     thin, references = thinned(grid), torch.nn.functional.normalize(images(2, 3).flatten(1)).view(2, BOX, BOX)
     spectrum = grid.angular_spectrum(grid.transform(references), grid.n_angles // 2)
@@ -178,7 +178,7 @@ def test_peaks_lie_between_the_angles(grid: PolarGrid) -> None:
     assert found[:, 1:3].abs().max() == 0
 
 
-def test_a_far_candidate_wins_where_it_leads_higher(grid: PolarGrid) -> None:
+def test_core_search_far_candidate_wins_where_it_leads_higher(grid: PolarGrid) -> None:
     """The particle is its template, turned by 20 degrees and moved: whatever the candidates' grid scores say."""
     thin, template = thinned(grid), images(1, 6)
     samples = grid.transform(template)
@@ -195,7 +195,7 @@ def test_a_far_candidate_wins_where_it_leads_higher(grid: PolarGrid) -> None:
     assert hopeless[0, 3] <= found[0, 3] + 1e-3
 
 
-def test_both_forms_of_the_search_find_the_same() -> None:
+def test_pose_search_both_forms_find_the_same() -> None:
     references, particles = images(3, 7), noisy(80, 7)
     own = PoseSearch(box=BOX, outer_radius=RADIUS)
     batched = PoseSearch(box=BOX, outer_radius=RADIUS, candidates=(24, 12, 8, 4, 2))
@@ -209,7 +209,7 @@ def test_both_forms_of_the_search_find_the_same() -> None:
     assert (scores[1] > scores[0] * (1 - 1e-4)).float().mean() > 0.97
 
 
-def test_threads_change_no_bit() -> None:
+def test_core_search_threads_change_no_bit() -> None:
     search, samples = PoseSearch(box=BOX, outer_radius=RADIUS), None
     search.set_references(images(2, 8))
     samples = search.prepare(noisy(150, 9))
@@ -226,7 +226,7 @@ def test_threads_change_no_bit() -> None:
             assert torch.equal(part, getattr(other, name)), name
 
 
-def test_an_empty_image_has_a_pose_and_no_score() -> None:
+def test_core_search_empty_image_has_a_pose_and_no_score() -> None:
     search = PoseSearch(box=BOX, outer_radius=RADIUS)
     search.set_references(images(2, 8))
     found = search.search(search.prepare(torch.zeros(2, BOX, BOX)))

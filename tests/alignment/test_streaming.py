@@ -40,7 +40,7 @@ def run(truth: Truth, resident_bytes: int | None, **options) -> RunResult:
     return aligner(truth, resident_bytes, **options).fit(truth.images).result_
 
 
-def test_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
+def test_mref_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
     memory = run(truth, None)
     for budget in (0, STACK_BYTES, 4 * STACK_BYTES):
         found = run(truth, budget)
@@ -52,7 +52,7 @@ def test_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
     assert memory.timings["read_bytes"] == STACK_BYTES
 
 
-def test_the_command_streams_too(truth: Truth, tmp_path: Path) -> None:
+def test_mref_command_streams(truth: Truth, tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", truth.images, 3.0)
     for name, budget in (("kept", "1"), ("read", "0")):
         options = ["--ou=12", "--xr=1", "--maxit=1", f"--memory={budget}", "--device=cpu", "--no-report"]
@@ -63,14 +63,14 @@ def test_the_command_streams_too(truth: Truth, tmp_path: Path) -> None:
     assert read == [STACK_BYTES, 2 * STACK_BYTES], "random references are made from the first reading"
 
 
-def test_half_precision_changes_next_to_nothing(truth: Truth) -> None:
+def test_mref_half_precision_changes_next_to_nothing(truth: Truth) -> None:
     memory, half = run(truth, None), run(truth, STACK_BYTES // 2)
     assert torch.equal(half.poses.class_index, memory.poses.class_index)
     difference = (half.averages.images - memory.averages.images).abs().max()
     assert 0 < difference < 0.01 * memory.averages.images.abs().max()
 
 
-def test_part_of_the_set_stays_on_the_device(truth: Truth) -> None:
+def test_mref_part_of_the_set_stays_on_the_device(truth: Truth) -> None:
     some, every = run(truth, STACK_BYTES // 4), run(truth, STACK_BYTES // 2)
     assert torch.equal(some.averages.images, every.averages.images), "those read anew are rounded as well"
     kept = 2 * 20
@@ -88,7 +88,7 @@ class StopAfterOne(SilentObserver):
 
 
 @pytest.mark.parametrize("budgets", [(STACK_BYTES // 2, 0), (STACK_BYTES // 2, STACK_BYTES), (0, STACK_BYTES // 2)])
-def test_going_on_with_other_memory_gives_the_same_bits(truth: Truth, budgets: tuple[int, int]) -> None:
+def test_mref_resumed_with_other_memory_gives_the_same_bits(truth: Truth, budgets: tuple[int, int]) -> None:
     whole, observer = run(truth, budgets[0]), StopAfterOne()
     with pytest.raises(InterruptedError):
         aligner(truth, budgets[0]).fit(truth.images, observer=observer)
@@ -117,7 +117,7 @@ class Refusing:
         RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
     ],
 )
-def test_out_of_memory_shrinks_the_plan_and_goes_on(truth: Truth, monkeypatch, error: Exception) -> None:
+def test_mref_out_of_memory_shrinks_the_batches_and_goes_on(truth: Truth, monkeypatch, error: Exception) -> None:
     options = {"batch_size": 80, "min_members": 0}
     calm, refusing = run(truth, None, **options), Refusing(20, error)
     monkeypatch.setattr(PoseSearch, "search", lambda *a: refusing(*a))
@@ -131,7 +131,7 @@ def test_out_of_memory_shrinks_the_plan_and_goes_on(truth: Truth, monkeypatch, e
     assert found.timings["read_bytes"] > calm.timings["read_bytes"]
 
 
-def test_what_can_never_fit_is_told(truth: Truth, monkeypatch) -> None:
+def test_mref_what_can_never_fit_is_refused(truth: Truth, monkeypatch) -> None:
     refusing = Refusing(0, torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(PoseSearch, "search", lambda *a: refusing(*a))
     with pytest.raises(RalibError, match="nothing is left to shrink: CUDA out of memory; use fewer references"):
@@ -141,13 +141,13 @@ def test_what_can_never_fit_is_told(truth: Truth, monkeypatch) -> None:
         run(truth, None)
 
 
-def test_equal_sizes_stream_too(truth: Truth) -> None:
+def test_mref_equal_sizes_stream(truth: Truth) -> None:
     memory, streamed = (run(truth, budget, equal_sizes=True) for budget in (None, 0))
     assert torch.equal(streamed.poses.class_index, memory.poses.class_index)
     assert streamed.averages.members.tolist() == [30, 30, 30]
 
 
-def test_equal_sizes_from_short_lists(monkeypatch) -> None:
+def test_equal_classes_short_lists_give_the_same_sizes(monkeypatch) -> None:
     """More classes than are remembered of a particle, prices from a few particles: as good as all scores at once."""
     truth = make(160, box=BOX, n_views=12, snr=1.0, shift_px=1.0, seed=5)
     truth.images[7] = np.nan
@@ -175,7 +175,7 @@ class Endless:
         return np.broadcast_to(np.sin(row) + index[:, None, None] % 7, (len(index), self.box, self.box)).copy()
 
 
-def test_memory_does_not_grow_with_the_stack() -> None:
+def test_equal_classes_memory_does_not_grow_with_the_stack() -> None:
     """Of the 390 MB that go through, no more than a few batches are ever there."""
     rows = range(Endless.n_images)
     batches = ParticleBatches(
@@ -230,7 +230,7 @@ print(len(Watching.held), max(Watching.held) - min(Watching.held[:3]))
 """
 
 
-def test_a_whole_run_holds_nothing_of_the_size_of_the_stack() -> None:
+def test_mref_run_holds_nothing_of_the_size_of_the_stack() -> None:
     """98 MB of images; from one batch to any later one memory grows by a few batches of 4 MB."""
     # Large blocks go back to the system at once: what is freed does not count.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}

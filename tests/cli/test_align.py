@@ -53,7 +53,7 @@ def same_run(a: Path, b: Path) -> bool:
     return all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
 
 
-def test_mref_end_to_end(data, tmp_path, capsys) -> None:
+def test_mref_command_writes_every_file(data, tmp_path, capsys) -> None:
     folder, truth = data
     before = (folder / "particles.mrcs").read_bytes()
     assert mref(folder, tmp_path / "out") == 0
@@ -76,7 +76,7 @@ def test_mref_end_to_end(data, tmp_path, capsys) -> None:
     assert "exists and is not empty" in capsys.readouterr().err
 
 
-def test_reffree_end_to_end_with_report(data, tmp_path, capsys) -> None:
+def test_reffree_command_writes_every_file_and_a_report(data, tmp_path, capsys) -> None:
     folder, _ = data
     stack, out = str(folder / "particles.mrcs"), str(tmp_path / "out")
     status = main(["reffree", stack, out, str(folder / "mask.mrcs"), "--ou=12", "--xr=2 1", "--ts=1 0.5", "--maxit=1",
@@ -89,7 +89,7 @@ def test_reffree_end_to_end_with_report(data, tmp_path, capsys) -> None:
     assert (tmp_path / "out" / "class_averages.hdf").is_file()
 
 
-def test_the_report_of_what_is_in_memory_is_that_of_the_files(data, tmp_path) -> None:
+def test_report_made_in_memory_is_that_of_the_files(data, tmp_path) -> None:
     from ralib.report.payload import figures
     from ralib.results.summary import finished_run, open_run, report_json, summarise
 
@@ -106,7 +106,7 @@ def test_the_report_of_what_is_in_memory_is_that_of_the_files(data, tmp_path) ->
     np.testing.assert_allclose(memory["frc"]["values"], files["frc"]["values"], atol=1e-6)
 
 
-def test_files_that_cannot_be_written_end_the_run(data, tmp_path, capsys, monkeypatch) -> None:
+def test_mref_command_file_that_cannot_be_written_ends_the_run(data, tmp_path, capsys, monkeypatch) -> None:
     """They are written by a thread beside the next iteration; its error is the run's."""
     from ralib.results.run_directory import RunDirectory
 
@@ -122,7 +122,7 @@ def test_files_that_cannot_be_written_end_the_run(data, tmp_path, capsys, monkey
     assert not (tmp_path / "out" / "class_averages.mrcs").exists()
 
 
-def test_a_shift_range_that_does_not_fit_is_told_at_once(data, tmp_path, capsys) -> None:
+def test_mref_command_shift_range_too_wide_is_told_at_once(data, tmp_path, capsys) -> None:
     assert mref(data[0], tmp_path / "cut", "--xr=9") == 0
     told = capsys.readouterr().out
     assert told.index("note: shifts are searched to 3 px only, not 9") < told.index("iteration 1")
@@ -130,7 +130,7 @@ def test_a_shift_range_that_does_not_fit_is_told_at_once(data, tmp_path, capsys)
     assert "note:" not in capsys.readouterr().out
 
 
-def test_time_line_adds_up() -> None:
+def test_time_line_parts_add_up() -> None:
     timings = {"start_s": 2.0, "waited_for_reading_s": 1.0, "prepare_s": 1.5, "search_s": 3.0, "write_s": 0.5}
     line = time_line(timings | {"total_s": 10.0, "read_s": 9.0})
     assert line == "time: 10.0 s: start-up 2.0, reading 1.0, preparing 0.5, search 3.0, files 0.5, other 3.0"
@@ -141,7 +141,7 @@ def test_time_line_adds_up() -> None:
     assert began(None) < here - 0.1
 
 
-def test_terse_and_spelled_out_options_are_one(data, tmp_path) -> None:
+def test_mref_command_older_spellings_mean_the_same(data, tmp_path) -> None:
     folder, _ = data
     terse = ["--ir=2", "--yr=1", "--ts=1", "--center=-1", "--nomirror", "--EQ", "--rand_seed=7"]
     long = ["--inner-radius=2", "--shift-range-y=1", "--shift-step=1", "--centring=-1", "--no-mirror", "--equal-sizes",
@@ -154,7 +154,7 @@ def test_terse_and_spelled_out_options_are_one(data, tmp_path) -> None:
     assert not same_run(tmp_path / "a", tmp_path / "c")
 
 
-def test_hdf_input_headers_only_on_request(golden, tmp_path) -> None:
+def test_mref_command_hdf_headers_change_only_on_request(golden, tmp_path) -> None:
     stack = tmp_path / "stack.hdf"
     shutil.copy(golden / "stack.hdf", stack)
     before = stack.read_bytes()
@@ -171,7 +171,7 @@ def test_hdf_input_headers_only_on_request(golden, tmp_path) -> None:
     assert torch.equal(poses.class_index, load_run(tmp_path / "b").poses.class_index)
 
 
-def test_cryosparc_input_comes_back_as_cs(shared_data, tmp_path) -> None:
+def test_mref_command_cryosparc_input_comes_back_as_cs(shared_data, tmp_path) -> None:
     folder = shared_data / "real" / "empiar10076_7"
     command = ["mref", str(next(folder.glob("*.cs"))), "2", str(tmp_path / "out"), "--datadir", str(folder)]
     assert main([*command, "--maxit=1", "--ou=40", "--no-report", "--device=cpu"]) == 0
@@ -180,7 +180,7 @@ def test_cryosparc_input_comes_back_as_cs(shared_data, tmp_path) -> None:
     assert torch.equal(back.class_index, load_run(tmp_path / "out").poses.class_index)
 
 
-def test_sparx_mode_runs(data, tmp_path) -> None:
+def test_alignment_commands_sparx_mode_runs(data, tmp_path) -> None:
     """tests/test_sparx_*.py compare its answer with EMAN2's; here it only has to arrive in the files."""
     folder, _ = data
     assert mref(folder, tmp_path / "out", "--sparx") == 0
@@ -219,7 +219,7 @@ def test_sparx_mode_runs(data, tmp_path) -> None:
         (["--snr=0"], "must be above 0"),
     ],
 )
-def test_refused_in_one_line_leaving_nothing(data, tmp_path, capsys, options, message) -> None:
+def test_alignment_commands_wrong_options_are_refused_in_one_line(data, tmp_path, capsys, options, message) -> None:
     folder, _ = data
     status = mref(folder, tmp_path / "out", *options)
     told = capsys.readouterr().err.strip()
@@ -230,13 +230,13 @@ def test_refused_in_one_line_leaving_nothing(data, tmp_path, capsys, options, me
 
 
 @pytest.mark.parametrize("option", ["--dst=90", "--mode=H", "--random_method=SHC"])
-def test_ring_options_of_reffree_are_refused_with_the_reason(data, tmp_path, capsys, option) -> None:
+def test_reffree_command_ring_options_are_refused_with_the_reason(data, tmp_path, capsys, option) -> None:
     status = main(["reffree", str(data[0] / "particles.mrcs"), str(tmp_path / "out"), option, "--device=cpu"])
     assert status == 2
     assert "add --sparx" in capsys.readouterr().err
 
 
-def test_malformed_input_is_one_line(data, tmp_path, capsys) -> None:
+def test_mref_command_malformed_input_is_refused_in_one_line(data, tmp_path, capsys) -> None:
     folder, truth = data
     (tmp_path / "short.mrcs").write_bytes((folder / "particles.mrcs").read_bytes()[:5000])
     io.write_mrcs(tmp_path / "other.mrcs", np.ones((2, 24, 24), np.float32), 3.0)
@@ -261,7 +261,7 @@ def test_malformed_input_is_one_line(data, tmp_path, capsys) -> None:
         assert not out.exists()
 
 
-def test_stages_as_sxali2d_reads_them() -> None:
+def test_shift_ranges_stages_are_those_of_sxali2d() -> None:
     assert shift_ranges("4 2 1", "-1", "2 1 0.5") == [(4, 4, 2), (2, 2, 1), (1, 1, 0.5)]
     assert shift_ranges("4,2", "1", "1") == [(4, 1, 1), (2, 1, 1)]
     for wrong in (("4 2", "-1", "1 1 1"), ("", "-1", "1"), ("a", "-1", "1"), ("nan", "-1", "1")):
@@ -271,14 +271,14 @@ def test_stages_as_sxali2d_reads_them() -> None:
     assert ctf_choice(False, "flip") == "flip"
 
 
-def test_function_is_found_in_the_current_folder(tmp_path, monkeypatch) -> None:
+def test_user_function_module_of_the_current_folder_is_found(tmp_path, monkeypatch) -> None:
     (tmp_path / "my_reference_function.py").write_text("def prepare(average, mask, frc):\n    return average * mask\n")
     monkeypatch.chdir(tmp_path)
     assert user_function("my_reference_function:prepare")(2, 3, None) == 6
     assert user_function("ref_ali2d") is None
 
 
-def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, monkeypatch, capsys) -> None:
+def test_mref_command_signal_saves_and_says_how_to_go_on(data, tmp_path, monkeypatch, capsys) -> None:
     folder, _ = data
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert mref(folder, whole, references="2") == 0
@@ -302,7 +302,7 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, monkeypatch, capsy
     assert same_run(whole, cut)
 
 
-def test_killed_at_random_moments_it_still_ends_the_same(data, tmp_path) -> None:
+def test_mref_command_killed_at_random_moments_ends_the_same(data, tmp_path) -> None:
     """bench/kill_resume.py does this fifty times."""
     folder, _ = data
     assert mref(folder, tmp_path / "whole", "--maxit=6", references="2") == 0
@@ -328,6 +328,6 @@ def test_killed_at_random_moments_it_still_ends_the_same(data, tmp_path) -> None
 
 
 @pytest.mark.parametrize(("option", "instead"), [("--MPI", "--gpu_devices"), ("--gpu_info", "ralib info")])
-def test_an_option_that_was_replaced_points_to_what_replaces_it(option: str, instead: str, capsys) -> None:
+def test_command_replaced_option_points_to_what_replaces_it(option: str, instead: str, capsys) -> None:
     assert main(["mref", "p.mrcs", "2", "out", option]) == 2
     assert instead in capsys.readouterr().err

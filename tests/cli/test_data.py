@@ -60,7 +60,7 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> N
         assert word in lines[0]
 
 
-def test_simulate_writes_particles_truth_and_references(simulated: Path) -> None:
+def test_simulate_command_writes_particles_truth_and_references(simulated: Path) -> None:
     particles = open_particles(simulated / "particles.star", datadir=simulated)
     assert (len(particles), particles.box) == (200, 48)
     assert particles.pixel_size_A == pytest.approx(400 / 48)
@@ -71,7 +71,7 @@ def test_simulate_writes_particles_truth_and_references(simulated: Path) -> None
     assert open_images(simulated / "references.mrcs").shape == (3, 48, 48)
 
 
-def test_simulate_is_reproducible_to_the_bit(simulated: Path, tmp_path: Path) -> None:
+def test_simulate_command_same_seed_gives_the_same_bits(simulated: Path, tmp_path: Path) -> None:
     options = ["--particles", "200", "--box", "48", "--views", "3", "--snr", "2", "--device", "cpu"]
     assert main(["simulate", str(tmp_path / "again"), *options]) == 0
     assert main(["simulate", str(tmp_path / "other"), *options, "--seed", "1"]) == 0
@@ -80,7 +80,7 @@ def test_simulate_is_reproducible_to_the_bit(simulated: Path, tmp_path: Path) ->
     assert (simulated / "particles.mrcs").read_bytes() != (tmp_path / "other" / "particles.mrcs").read_bytes()
 
 
-def test_simulate_from_volumes(tmp_path: Path) -> None:
+def test_simulate_command_volumes_make_species(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         write_mrcs(tmp_path / f"{name}.mrc", rng.random((24, 24, 24), dtype=np.float32), 6.0)
@@ -96,7 +96,7 @@ def test_simulate_from_volumes(tmp_path: Path) -> None:
     assert len(open_images(tmp_path / "out" / "references.mrcs")) == 8
 
 
-def test_prepare_writes_images_and_metadata(posed: Path, tmp_path: Path) -> None:
+def test_prepare_command_writes_images_and_metadata(posed: Path, tmp_path: Path) -> None:
     out = tmp_path / "small.star"
     argv = ["prepare", str(posed), str(out), "--box", "32", "--normalise", "background", "--invert", "--device", "cpu"]
     assert main(argv) == 0
@@ -114,7 +114,7 @@ def test_prepare_writes_images_and_metadata(posed: Path, tmp_path: Path) -> None
     assert correlation(images[:, 8:40, 8:40].mean(0), -after.images.read(np.arange(3)).mean(0)) > 0.1
 
 
-def test_transform_puts_particles_onto_their_views(posed: Path, simulated: Path, tmp_path: Path) -> None:
+def test_transform_command_puts_particles_onto_their_views(posed: Path, simulated: Path, tmp_path: Path) -> None:
     out = tmp_path / "aligned.star"
     assert main(["transform", str(posed), str(out), "--device", "cpu"]) == 0
     aligned = open_particles(out)
@@ -129,7 +129,7 @@ def test_transform_puts_particles_onto_their_views(posed: Path, simulated: Path,
         assert correlation(images[classes == k].mean(0), views[k][::-1]) < 0.6
 
 
-def test_average_agrees_with_the_views_and_ctf_correction_helps(
+def test_average_command_agrees_with_the_views_and_ctf_correction_helps(
     posed: Path, simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["average", str(posed), str(tmp_path / "plain.mrcs"), "--device", "cpu"]) == 0
@@ -143,7 +143,7 @@ def test_average_agrees_with_the_views_and_ctf_correction_helps(
 
 
 @pytest.mark.parametrize("form", ["class", "sxheader"])
-def test_params_go_out_and_in(posed: Path, tmp_path: Path, form: str) -> None:
+def test_params_command_poses_go_out_and_in(posed: Path, tmp_path: Path, form: str) -> None:
     text, star = tmp_path / "params.txt", tmp_path / "back.star"
     assert main(["params", str(posed), "--export", str(text), "--form", form]) == 0
     assert main(["params", str(posed), "--import", str(text), "--out", str(star)]) == 0
@@ -156,7 +156,7 @@ def test_params_go_out_and_in(posed: Path, tmp_path: Path, form: str) -> None:
     assert torch.equal(after.class_index, wanted)
 
 
-def test_headers_change_only_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_params_command_headers_change_only_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stack, text = tmp_path / "stack.hdf", tmp_path / "params.txt"
     write_hdf(stack, np.random.default_rng(0).random((3, 16, 16), dtype=np.float32))
     text.write_text("10 1 2 0\n20 -1 0.5 1\n300 0 0 0\n")
@@ -170,7 +170,7 @@ def test_headers_change_only_when_asked_for(tmp_path: Path, capsys: pytest.Captu
     torch.testing.assert_close(poses.origin_xy_px, wanted.origin_xy_px, atol=1e-4, rtol=0)
 
 
-def test_bad_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_command_unusable_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = np.random.default_rng(0).random((4, 16, 16), dtype=np.float32)
     images[2] = np.nan
     write_mrcs(tmp_path / "s.mrcs", images, 2.0)
@@ -178,7 +178,7 @@ def test_bad_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "1 images are not finite" in capsys.readouterr().err
 
 
-def test_info_says_what_will_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_command_says_what_will_be_used(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["--device auto"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -209,7 +209,7 @@ MISTAKES: list[tuple[Callable[[Path], list[str]], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
-def test_a_mistake_is_one_line_and_leaves_nothing(
+def test_command_mistake_is_one_line_and_leaves_nothing(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_mrcs(tmp_path / "s.mrcs", np.random.default_rng(0).random((4, 16, 16), dtype=np.float32), 2.0)
@@ -219,7 +219,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["s.mrcs"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_command_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     """A file size limit stands in for the full disk: the kernel refuses the write in the middle."""
     stack, out = tmp_path / "s.mrcs", tmp_path / "o.star"
     write_mrcs(stack, np.random.default_rng(0).random((50, 32, 32), dtype=np.float32), 2.0)
@@ -236,7 +236,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["s.mrcs"]
 
 
-def test_every_kind_of_error_has_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_each_kind_of_error_has_its_status(capsys: pytest.CaptureFixture[str]) -> None:
     def status_of(error: BaseException) -> int:
         def app(**_: object) -> None:
             raise error
@@ -256,7 +256,7 @@ def test_every_kind_of_error_has_its_status(capsys: pytest.CaptureFixture[str]) 
     assert common.run(lambda **_: None, []) == 0
 
 
-def test_devices_by_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_device_names_mean_devices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert common.resolve_device("cpu") == torch.device("cpu")
     assert "device: cpu" in capsys.readouterr().out
     assert common._parse_device("auto", 0) == torch.device("cpu")
@@ -269,7 +269,7 @@ def test_devices_by_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
             common._parse_device(text, n_gpus)
 
 
-def test_python_dash_m_works() -> None:
+def test_module_runs_as_the_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ralib", "--version"], capture_output=True, text=True, check=True, env=dict(os.environ)
     )

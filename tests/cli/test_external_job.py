@@ -55,7 +55,7 @@ def job(*more: str) -> int:
     return main([*given, "--references", "references.mrcs", "--maxit", "2", "--xr", "1", "--no-report", *more])
 
 
-def test_relion_takes_the_job_and_its_files(project: Path) -> None:
+def test_external_command_leaves_what_relion_takes_up(project: Path) -> None:
     assert job("--device", "cpu") == 0
     folder = project / "External/job001"
     assert (folder / "RELION_JOB_EXIT_SUCCESS").exists()
@@ -81,7 +81,7 @@ def test_relion_takes_the_job_and_its_files(project: Path) -> None:
     assert kinds["External/job001/run/particles.star"] == 3  # particles, in RELION 3.1's numbers
 
 
-def test_a_failed_job_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_external_command_failure_is_said_to_relion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job("--device", "cpu", "--ou", "99") == 2
     folder = project / "External/job001"
     assert (folder / "RELION_JOB_EXIT_FAILURE").exists()
@@ -90,7 +90,7 @@ def test_a_failed_job_says_so(project: Path, capsys: pytest.CaptureFixture[str])
     assert "only mref" in capsys.readouterr().err
 
 
-def test_relions_abort_file_stops_the_job(project: Path) -> None:
+def test_external_command_abort_file_stops_the_job(project: Path) -> None:
     folder = project / "External/job001"
     timer = threading.Timer(1.5, (folder / "RELION_JOB_ABORT_NOW").touch)
     timer.start()

@@ -79,12 +79,12 @@ def mrcs(tmp_path: Path) -> Path:
         (lambda p: p.write_text("hello " * 1000), "no MRC stack|truncated"),
     ],
 )
-def test_mrc(mrcs: Path, damage: Callable, message: str) -> None:
+def test_mrc_reader_malformed_file_is_refused(mrcs: Path, damage: Callable, message: str) -> None:
     damage(mrcs)
     told(message, mrcs)
 
 
-def test_names_that_are_no_images(tmp_path: Path) -> None:
+def test_open_images_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     told("knows no image file .txt", tmp_path / "a.txt")
     (tmp_path / "nosuffix").write_text("x")
@@ -120,17 +120,17 @@ def edited(path: Path, change: Callable[[dict], object]) -> None:
         (lambda t: t["optics"].__setitem__("rlnImagePixelSize", ["nan"]), "pixel size"),
     ],
 )
-def test_star(star: Path, change: Callable, message: str) -> None:
+def test_star_reader_malformed_file_is_refused(star: Path, change: Callable, message: str) -> None:
     edited(star, change)
     told(message, star)
 
 
-def test_star_defocus_without_numbers(star: Path) -> None:
+def test_star_reader_defocus_without_numbers_is_refused(star: Path) -> None:
     edited(star, lambda t: t["particles"].insert(0, "rlnDefocusU", ["x"] * 4))
     told("rlnDefocusU should hold numbers", star)
 
 
-def test_star_text(tmp_path: Path) -> None:
+def test_star_reader_malformed_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.star"
     for text, message in (
         ("", "no line beginning with data_"),
@@ -144,13 +144,13 @@ def test_star_text(tmp_path: Path) -> None:
     told("binary", path)
 
 
-def test_stacks_of_two_boxes(star: Path) -> None:
+def test_open_particles_stacks_of_two_boxes_are_refused(star: Path) -> None:
     write_mrcs(star.parent / "b.mrcs", np.zeros((4, 6, 6)), 1.5)
     edited(star, lambda t: t["particles"].__setitem__("rlnImageName", ["1@a.mrcs", "1@b.mrcs"] * 2))
     told("ralib prepare STACK OUT.star --clip 6", star)
 
 
-def test_cs(star: Path) -> None:
+def test_cs_reader_malformed_file_is_refused(star: Path) -> None:
     path = star.parent / "p.cs"
     write_particles_cs(path, open_particles(star))
     raw = path.read_bytes()
@@ -167,7 +167,7 @@ def test_cs(star: Path) -> None:
         told(message, path)
 
 
-def test_hdf(tmp_path: Path) -> None:
+def test_hdf_reader_malformed_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.hdf"
 
     def fresh() -> h5py.File:
@@ -199,7 +199,7 @@ def test_hdf(tmp_path: Path) -> None:
     told("no HDF5 file", path)
 
 
-def test_imagic_spider_npy(shared_data: Path, tmp_path: Path) -> None:
+def test_imagic_spider_npy_readers_malformed_file_is_refused(shared_data: Path, tmp_path: Path) -> None:
     for name in ("smallStack.hed", "smallStack.img", "smallStack.stk"):
         (tmp_path / name).write_bytes((shared_data / "formats" / name).read_bytes())
     changed(tmp_path / "smallStack.stk", 25 * 4, 1000, dtype="<f4")
@@ -212,7 +212,7 @@ def test_imagic_spider_npy(shared_data: Path, tmp_path: Path) -> None:
     told(r"images \(k, n, n\)", tmp_path / "flat.npy")
 
 
-def test_a_folder_that_cannot_be_read(star: Path) -> None:
+def test_open_particles_unreadable_folder_is_refused(star: Path) -> None:
     blocked = star.parent / "blocked"
     blocked.mkdir()
     (blocked / "a.mrcs").write_bytes((star.parent / "a.mrcs").read_bytes())
@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_read(star: Path) -> None:
         blocked.chmod(0o755)
 
 
-def test_pixels_that_are_not_numbers_are_passed_on(tmp_path: Path) -> None:
+def test_open_images_pixels_that_are_no_numbers_are_passed_on(tmp_path: Path) -> None:
     """A reader does not judge pixels: NaN reaches the loops, which name and leave out such images."""
     images = IMAGES.copy()
     images[2, 3, 3] = np.nan
@@ -246,7 +246,9 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_disk_full_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+def test_writers_full_disk_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
     write_mrcs(tmp_path / "source.mrcs", IMAGES, 1.0)
     target = tmp_path / "out" / name
     target.parent.mkdir()
@@ -262,7 +264,7 @@ def test_disk_full_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_limit_hit_in_mid_write(tmp_path: Path) -> None:
+def test_writers_limit_hit_in_mid_write_leaves_nothing(tmp_path: Path) -> None:
     """A true write error (the file size limit), in the middle of an MRC, an HDF and a STAR file."""
     script = """
         import resource, signal, sys
@@ -298,7 +300,7 @@ def test_a_limit_hit_in_mid_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
-def test_an_error_in_between_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+def test_writers_error_in_between_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
     def half() -> None:
         with atomic_path(tmp_path / "x") as temporary:
             temporary.write_text("half")
@@ -310,7 +312,7 @@ def test_an_error_in_between_leaves_nothing(tmp_path: Path, kind: type[BaseExcep
     assert not list(tmp_path.iterdir())
 
 
-def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
+def test_writers_impossible_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RalibError, match="a folder of that name"):
         write_text(tmp_path, "x")
     with pytest.raises(RalibError, match="cannot write"):
@@ -322,7 +324,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
         write_text(tmp_path / ("n" * 300), "x")
 
 
-def test_bad_arguments_of_writers(mrcs: Path) -> None:
+def test_writers_wrong_arguments_are_refused(mrcs: Path) -> None:
     particles = open_particles(mrcs)
     for call, message in (
         (lambda: write_mrcs(mrcs, np.zeros((2, 3, 4)), 1.0), "cannot go into a stack"),
@@ -339,7 +341,7 @@ def test_bad_arguments_of_writers(mrcs: Path) -> None:
     assert len(list(mrcs.parent.iterdir())) == 1
 
 
-def test_names_cannot_break_out_of_a_star_file(tmp_path: Path) -> None:
+def test_star_writer_names_cannot_break_out_of_a_row(tmp_path: Path) -> None:
     """A label with a line break or a quote stays one value of one row."""
     evil = "x\ndata_evil\n\nloop_\n_a\n1"
     write_star(tmp_path / "p.star", {"particles": pd.DataFrame({"rlnMicrographName": [evil, "y"]})})

@@ -22,7 +22,9 @@ from ralib.types import RalibError
 from star_files import OPTICS, rows, stack, write
 
 
-def test_rows_of_one_image_are_counted_and_kept_in_one_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_open_particles_rows_of_one_image_are_counted_and_kept_in_one_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stack(tmp_path / "p.mrcs")
     twice = [row for row in rows(20, rlnClassNumber=1) for _ in range(2)]
     star = write(tmp_path / "p.star", twice)
@@ -42,7 +44,7 @@ def test_rows_of_one_image_are_counted_and_kept_in_one_half(tmp_path: Path, caps
     assert len(open_particles(tmp_path / "once.star")) == 20
 
 
-def test_links_to_one_file_are_one_image(tmp_path: Path) -> None:
+def test_open_particles_links_to_one_file_are_one_image(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs")
     (tmp_path / "q.mrcs").symlink_to(tmp_path / "p.mrcs")
     particles = open_particles(write(tmp_path / "p.star", rows(5) + rows(5, "q.mrcs")))
@@ -50,7 +52,7 @@ def test_links_to_one_file_are_one_image(tmp_path: Path) -> None:
     assert particles.same_as.tolist() == [0, 1, 2, 3, 4] * 2
 
 
-def test_picks_closer_than_a_distance_are_one_particle(tmp_path: Path) -> None:
+def test_without_repeats_close_picks_are_one_particle(tmp_path: Path) -> None:
     """In Angstrom, within a micrograph, with the origins taken off: of picks at 0, 30 and 60 A the middle one goes."""
     stack(tmp_path / "p.mrcs", 6)
     x = [0, 15, 30, 0, 200, 210]
@@ -65,13 +67,13 @@ def test_picks_closer_than_a_distance_are_one_particle(tmp_path: Path) -> None:
     assert main(["prepare", str(tmp_path / "p.mrcs"), str(tmp_path / "x.mrcs"), "--remove-duplicates", "9"]) == 2
 
 
-def test_helical_segments_are_said(tmp_path: Path) -> None:
+def test_open_particles_helical_segments_are_said(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     assert "helices" in open_particles(write(tmp_path / "p.star", rows(6, rlnHelicalTubeID=1))).warnings[0].what
     assert not open_particles(write(tmp_path / "p.star", rows(6, rlnHelicalTubeID=0))).warnings
 
 
-def test_passthrough_files_that_do_not_fit_are_said_and_spoil_nothing(tmp_path: Path) -> None:
+def test_cs_reader_passthrough_that_does_not_fit_is_said_and_spoils_nothing(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     write_particles_cs(tmp_path / "all.cs", open_particles(write(tmp_path / "p.star", rows(6))))
     table = np.load(tmp_path / "all.cs")
@@ -101,7 +103,7 @@ def _packed(rows_: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_a_cs_file_of_hundreds_of_fields_opens(tmp_path: Path) -> None:
+def test_cs_reader_hundreds_of_fields_are_read(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     write_particles_cs(tmp_path / "a.cs", open_particles(tmp_path / "p.mrcs"))
     table = np.load(tmp_path / "a.cs")
@@ -114,7 +116,7 @@ def test_a_cs_file_of_hundreds_of_fields_opens(tmp_path: Path) -> None:
     assert len(open_particles(tmp_path / "b.cs")) == 6
 
 
-def test_a_ctf_without_poses_goes_into_an_hdf_stack(tmp_path: Path) -> None:
+def test_hdf_writer_ctf_without_poses_is_kept(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 6)
     star = write(tmp_path / "p.star", rows(6))
     assert main(["prepare", str(star), str(tmp_path / "p.hdf")]) == 0
@@ -129,7 +131,7 @@ def test_a_ctf_without_poses_goes_into_an_hdf_stack(tmp_path: Path) -> None:
     assert np.allclose(listed.defocus_u_A, given.ctf.defocus_u_A[3])
 
 
-def test_options_that_do_not_fit_are_cut_with_a_word_or_refused(tmp_path: Path) -> None:
+def test_classifier_options_that_do_not_fit_are_cut_with_a_word_or_refused(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs")
     particles = open_particles(tmp_path / "p.mrcs")
     cut = Classifier(n_classes=2, diameter_A=5000, resolution_A=1).fit(particles)
@@ -142,7 +144,7 @@ def test_options_that_do_not_fit_are_cut_with_a_word_or_refused(tmp_path: Path) 
         Classifier(n_classes=1).fit(open_images(tmp_path / "p.mrcs")[:1])
 
 
-def test_unusable_images_are_named_by_classify(tmp_path: Path) -> None:
+def test_classifier_unusable_images_are_named(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs")
     images[3], images[7] = 5.0, np.nan
     warnings = Classifier(n_classes=2).fit(images).warnings_
@@ -150,7 +152,7 @@ def test_unusable_images_are_named_by_classify(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e7, -1e7])
-def test_large_offsets_are_taken_off_before_anything_is_computed(offset: float, tmp_path: Path) -> None:
+def test_classifier_large_offsets_are_taken_off_before_anything_is_computed(offset: float, tmp_path: Path) -> None:
     images = torch.from_numpy(stack(tmp_path / "p.mrcs"))
     shifted = (images.double() + offset).float()  # rounds to whole numbers at 1e7
     small, taken = without_offset(shifted)
@@ -210,7 +212,7 @@ def test_hdf_reads_nothing_but_its_own_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 junk", b"\x00\x01", b"1 x\n", b"1e400\n2\n", b"nan\n1\n"])
-def test_damaged_tables_of_numbers_are_one_line(content: bytes, tmp_path: Path) -> None:
+def test_read_truth_damaged_table_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     for name in ("truth.npz", "truth.txt"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(RalibError) as told:

@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path, n_classes=4, n_particles=60, box=24, n_iterations=2)
 
 
-def test_without_napari_or_display_one_line_says_what_to_do(run, monkeypatch, capsys) -> None:
+def test_view_command_without_napari_or_display_says_what_to_do(run, monkeypatch, capsys) -> None:
     monkeypatch.setattr("ralib.cli.commands.view.find_spec", lambda name: None)
     assert main(["view", str(run)]) == 2
     assert "napari is not installed: pip install" in capsys.readouterr().err
@@ -31,7 +31,7 @@ def test_without_napari_or_display_one_line_says_what_to_do(run, monkeypatch, ca
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_napari_shows_every_class_and_tells_which(run) -> None:
+def test_view_command_shows_every_class_and_tells_which(run) -> None:
     components = pytest.importorskip("napari.components", reason="needs napari: pip install napari")
     opened = open_run(run)
     viewer = components.ViewerModel()
