@@ -112,7 +112,7 @@ def edited(path: Path, change: Callable[[dict], object]) -> None:
         (lambda t: t["particles"].__setitem__("rlnImageName", ["9@a.mrcs"] * 4), "image 9 of .* holds 4"),
         (lambda t: t["particles"].__setitem__("rlnImageName", ["0@a.mrcs"] * 4), "from 1 is needed"),
         (lambda t: t["particles"].__setitem__("rlnImageName", ["x@a.mrcs"] * 4), "from 1 is needed"),
-        (lambda t: t["particles"].__setitem__("rlnImageName", ["1@b.mrcs"] * 4), "b.mrcs.*--datadir"),
+        (lambda t: t["particles"].__setitem__("rlnImageName", ["1@b.mrcs"] * 4), "b.mrcs.*`datadir`"),
         (lambda t: t["particles"].__setitem__("rlnImageName", ["1@/etc"] * 4), "is not there"),
         (lambda t: t["particles"].__setitem__("rlnOpticsGroup", [7] * 4), "optics group 7"),
         (lambda t: t["particles"].__setitem__("rlnAnglePsi", ["a"] * 4), "rlnAnglePsi should hold numbers"),
@@ -161,7 +161,7 @@ def test_cs_reader_malformed_file_is_refused(star: Path) -> None:
         (raw.replace(b"(4,)", b"(9999999999,)", 1), "truncated|no NumPy"),
         (b"\x94CSDAT" + raw, "compressed cryoSPARC stream"),
         (raw.replace(b"blob/path", b"blob/pxth"), "no field blob/path"),
-        (raw.replace(b"a.mrcs", b"b.mrcs"), "b.mrcs.*--datadir"),
+        (raw.replace(b"a.mrcs", b"b.mrcs"), "b.mrcs.*`datadir`"),
     ):
         path.write_bytes(damaged)
         told(message, path)
