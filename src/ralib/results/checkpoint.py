@@ -151,6 +151,6 @@ def unpacking() -> Iterator[None]:
 
 def _changed(what: str) -> RalibError:
     return RalibError(
-        f"--continue: the newest checkpoint is not what the run wrote ({what}): remove it from OUTDIR/checkpoints to "
+        f"`resume`: the newest checkpoint is not what the run wrote ({what}): remove it from OUTDIR/checkpoints to "
         "go on from the one before, or begin a new run"
     )
