@@ -5,6 +5,7 @@
 #   make lint    style and types
 #   make bench   the engine on this machine; the scripts in bench/ measure the rest
 #   make lowest  the tests with the oldest libraries pyproject.toml admits
+#   make docs    the site in site/, every link and docstring checked
 #   make wheel   dist/*.whl           make clean   forget the environments' stamps and the demo's results
 #
 # PYTHON, TORCH and CONSTRAINTS are handed to tools/environment, which explains them.
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export PYTHON TORCH
 
-.PHONY: demo test quick lint bench lowest wheel clean
+.PHONY: demo test quick lint bench lowest docs wheel clean
 
 demo: $(VENV)/.has-runtime
 	$(BIN)/python bench/demo.py demo
@@ -35,6 +36,9 @@ bench: $(VENV)/.has-test
 lowest: $(VENV)-lowest/.has-test
 	$(VENV)-lowest/bin/python -m pytest -W default $(PYTEST_OPTIONS)
 
+docs: $(VENV)/.has-docs
+	$(BIN)/python -m mkdocs build --strict
+
 wheel: $(VENV)/.has-test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -44,6 +48,10 @@ $(VENV)/.has-runtime: pyproject.toml requirements/demo.lock tools/environment
 
 $(VENV)/.has-test: pyproject.toml tools/environment
 	tools/environment $(VENV) test
+	touch $@
+
+$(VENV)/.has-docs: pyproject.toml tools/environment
+	tools/environment $(VENV) docs
 	touch $@
 
 $(VENV)-lowest/.has-test: pyproject.toml requirements/lowest.txt tools/environment

@@ -15,7 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PICTURES = {
-    "run/classes.png": "classes.png",
+    "classified/classes.png": "classes.png",
+    "run/classes.png": "mref.png",
     "run/analysis/embedding_classes.png": "embedding.png",
     "run/analysis/eigenimages.png": "eigenimages.png",
     "run/analysis/poses.png": "poses.png",
@@ -48,7 +49,7 @@ def main() -> int:
         return 0
     shot = [f"--screenshot={HERE / 'img' / 'report.png'}", "--window-size={},{}".format(*REPORT_PX)]
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=6000"]
-    page = (folder / "run" / "report.html").resolve().as_uri()
+    page = (folder / "classified" / "report.html").resolve().as_uri()
     return subprocess.run([browser, *quiet, *shot, page], capture_output=True, check=False).returncode
 
 

@@ -106,6 +106,6 @@ def test_the_tutorial_can_be_run_as_it_stands() -> None:
     spec.loader.exec_module(module)
     found = module.steps((ROOT / "docs" / "tutorial.md").read_text())
     commands = [step[2] if step[0] == "-m" else "python" for step in found]
-    assert commands == ["simulate", "mref", "select", "python", "analyze", "classify", "average", "transform", "params"]
+    assert commands == ["simulate", "classify", "select", "python", "mref", "analyze", "average", "transform", "params"]
     assert found[0][-2:] == ["--seed", "1"]
     assert found[-1][-2:] == ["--export", "poses.txt"], "without the remark"

@@ -186,7 +186,7 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> s
     """
     stage = f" {row['stage']}" if isinstance(row.get("stage"), str) else ""
     empty = f" ({row['empty']} empty)" if row["empty"] else ""
-    begins = f"iteration {row['iteration']}{f'/{total}' if total else ''}{stage}: fit {row['criterion']:.5g}"
+    begins = f"iteration {row['iteration']}{f'/{total}' if total else ''}{stage}: fit {row['criterion']:.4g}"
     parts = {"classes": f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']}{empty}"}
     mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
     if (resolution := resolution_text(mean, box)) != "-":

@@ -2,6 +2,10 @@
 
 A job writes what it computed, and passes the rest through in a second file; the two are joined by `uid`. For the signs
 see `ralib.conventions.cryosparc_to_pose`.
+
+NumPy reads the file; what is done here is to say what its fields mean. `cryosparc-tools` reads the same array as a
+`Dataset`, which means nothing by itself either, needs a compiled extension for each Python version (none for 3.14 yet),
+and adds fields that a round trip would have to take out again. It is the oracle of the tests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
 // The plane of the first two principal components: particles as points, class averages as marks or as pictures.
+// Drawn by hand on a canvas: at most 10,000 points are shown, which a 2D context draws in some milliseconds. A WebGL
+// library (regl-scatterplot, deck.gl) would add 0.2 to 1 MB to every page, and fails where a browser has no GPU, as on many
+// login nodes and in a virtual machine.
 
 function buildMap() {
   const e = run.embedding, host = byId("embedding");
