@@ -86,43 +86,6 @@ def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
     assert not any(n.startswith(("tests", "bench")) for n in names)
 
 
-@pytest.mark.slow
-def test_the_readme_runs_in_an_environment_that_pip_made(wheel: Path, tmp_path: Path) -> None:
-    """`pip install` of the wheel, then README's commands and its ten lines of Python, on a small set."""
-    venv.create(tmp_path / "env", with_pip=False)
-    python = tmp_path / "env" / "bin" / "python"
-    # The libraries it needs are lent by this environment; what is installed is the wheel, with its script.
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    lent = [p for p in sys.path if p.endswith("site-packages")]
-    (packages / "lent.pth").write_text(f"import sys; sys.path += {lent!r}\n")
-    ralib, readme = python.parent / "ralib", (ROOT / "README.md").read_text()
-    run(ralib, "simulate", "set", "--particles", "240", "--box", "32", "--views", "2", "--snr", "0.4", cwd=tmp_path)
-    for file in ("particles.star", "particles.mrcs"):
-        shutil.copy(tmp_path / "set" / file, tmp_path)
-    smaller = {"--classes 50": "--classes 2", " 50 averages": " 2 averages", "--ou 36": "--ou 11", "--xr 3": "--xr 1"}
-    commands = re.findall(r"^    ralib ([^#\n]*)", readme, flags=re.MULTILINE)
-    assert [c.split()[0] for c in commands] == ["classify", "select", "mref"]
-    for command in commands:
-        for large, small in smaller.items():
-            command = command.replace(large, small)
-        run(ralib, *command.split(), cwd=tmp_path)
-    assert (tmp_path / "classes" / "report.html").is_file()
-    assert (tmp_path / "good.star").is_file()
-    code = re.search(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
-    for large, small in {
-        "references=50": "references=2",
-        "outer_radius=36": "outer_radius=10",
-        '"cuda"': '"cpu"',
-    }.items():
-        assert large in code
-        code = code.replace(large, small)
-    code += "\nprint(ralib.__file__, tuple(turned.shape), len(poses))"
-    file, *rest = run(python, "-c", code, cwd=tmp_path).split(maxsplit=1)
-    assert Path(file).is_relative_to(tmp_path)
-    assert rest == ["(2, 32, 32) 240\n"]
-
-
 def test_every_declared_dependency_is_imported() -> None:
     """By the package itself, and each optional library by it or by the tests of its extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
