@@ -47,6 +47,7 @@ SLOW = (
     "distributed",
     "install",
     "notebooks",
+    "ranks",
     "serve",
     "soak",
     "streaming",
