@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,16 @@ def test_external_command_failure_is_said_to_relion(project: Path, capsys: pytes
 
 def test_external_command_abort_file_stops_the_job(project: Path) -> None:
     folder = project / "External/job001"
-    timer = threading.Timer(1.5, (folder / "RELION_JOB_ABORT_NOW").touch)
-    timer.start()
+
+    def abort_once_it_runs() -> None:
+        end = time.monotonic() + 120
+        while not (folder / "run/run.json").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        (folder / "RELION_JOB_ABORT_NOW").touch()
+
+    person = threading.Thread(target=abort_once_it_runs)
+    person.start()
     assert job("--device", "cpu", "--maxit", "100000") not in (0, 2)
-    timer.join()
+    person.join()
     assert (folder / "RELION_JOB_EXIT_ABORTED").exists()
     assert (folder / "run/run.json").exists()
