@@ -58,9 +58,9 @@ def neighbours(stored: dict[str, np.ndarray]) -> dict[str, float]:
     source = ArrayImageSource(Image(images))
     basis = FFBBasis2D((box, box), dtype=np.float32)
     pca = FSPCABasis(source, basis, components=400, noise_var=float(stored["variance"]))
-    classes, _, _ = RIRClass2D(source, pca_basis=pca, bispectrum_components=300, n_nbor=51, seed=0).classify()
+    classes, _, _ = RIRClass2D(source, pca_basis=pca, bispectrum_components=300, n_nbor=60, seed=0).classify()
     view, classes = stored["view"], np.asarray(classes)
-    others = np.stack([row[row != i][:50] if (row == i).any() else row[:50] for i, row in enumerate(classes)])
+    others = np.stack([row[row != i][:50] for i, row in enumerate(classes)])  # a particle is now and then its own
     near = np.abs(np.einsum("nc,nkc->nk", view, view[others])) > np.cos(np.deg2rad(10))
     return {"10": float(near[:, :10].mean()), "50": float(near.mean())}
 

@@ -250,10 +250,10 @@ class ClassificationSchedule:
             self.observe("exchange", state)
         keep = self._most_useful(state, k)
         split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
-        told = f"{extra} classes were split, {split} of the new ones stay for others"
+        told = f"{_counted(extra)} split, {split} of the new ones stay for others"
         if len(candidates) > k + extra:
             came = len(candidates) - k - extra
-            told += f"; {came} classes of poorly explained particles came, {outlying} of them stay"
+            told += f"; {_counted(came)} of poorly explained particles came, {outlying} of them stay"
         self.log.append(f"exchange {at.exchanged + 1}: {told}")
         state, _ = self._iterate(
             candidates[keep], self._restricted(state, keep), at.rings, plan.temperatures[1], newton=1

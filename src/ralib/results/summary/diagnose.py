@@ -175,7 +175,9 @@ def _alike(run: RunFiles, averages: np.ndarray) -> Finding:
         return None
     text = ", ".join(f"{used[a] + 1} and {used[b] + 1}" for a, b in pairs[:6].tolist())
     return ("same picture",), Notice(
-        what=f"{len(pairs)} pairs of averages show the same picture.",
+        what="1 pair of averages shows the same picture."
+        if len(pairs) == 1
+        else f"{len(pairs)} pairs of averages show the same picture.",
         where=f"Classes {text}{' and more' if len(pairs) > 6 else ''}.",
         remedy="Ask for fewer classes, or treat each pair as one when selecting.",
     )
