@@ -33,6 +33,7 @@ from ralib.classification.seeding import keep_most_useful
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.conventions import mirror_x, pose_error, rotate_xy
+from ralib.images.fourier import resample
 from ralib.kernels import rotate_shift_images
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
@@ -453,3 +454,47 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
     assert float((centred.origin_xy_px - away.origin_xy_px).norm(dim=1).median()) > 1.0
     assert shared(centred, model.references(centred, rings)) == pytest.approx(before, rel=0.02)
     assert shared(centred, model.references(away, rings)) < 0.95 * before
+
+
+def test_classifier_quick_plan_takes_a_sample_and_classifies_all(small_set: tuple[ParticleSet, Simulator]) -> None:
+    plan = replace(ScheduleSettings.quick(), sample=20, least_sample=120)
+    quick = Classifier(n_classes=4, seed=5, plan=plan).fit(small_set[0])
+    assert purity(quick.poses_.class_index, small_set[1].truth.poses.class_index) > 0.9
+    assert int((quick.poses_.class_index >= 0).sum()) == 400
+    sizes = [sum(row["class_sizes"]) for row in quick.result_.iterations]
+    assert set(sizes[:-1]) == {120}
+    assert sizes[-1] == 400
+    assert quick.result_.iterations[-1]["stage"] == "all"
+
+
+@pytest.mark.parametrize(("pixel_ratio", "units"), [(1.0, 1.0), (1.5, -300.0)])
+def test_classifier_begins_with_references_of_any_size(
+    classified: Classifier, small_set: tuple[ParticleSet, Simulator], pixel_ratio: float, units: float
+) -> None:
+    """They are found again in their order, also with larger pixels, in a smaller box, and with shifted greys."""
+    particles, truth = small_set[0], small_set[1].truth.poses.class_index
+    images = resample(classified.class_averages_.images, 28 if pixel_ratio > 1 else BOX, pixel_ratio)
+    images = images * abs(units) + units
+    size_A = (particles.pixel_size_A or 1.0) * pixel_ratio
+    plan = ScheduleSettings(exchanges=0, final=1)
+    again = Classifier(n_classes=4, seed=5, plan=plan, references=images, references_pixel_size_A=size_A)
+    again.fit(particles)
+    assert purity(again.poses_.class_index, truth) > 0.97
+    assert float((again.poses_.class_index == classified.poses_.class_index).double().mean()) > 0.97
+    assert "thin" not in {row["stage"] for row in again.result_.iterations}
+
+
+@pytest.mark.parametrize(
+    ("references", "told"),
+    [
+        (np.ones((4, BOX, BOX), np.float32), "constant or not finite"),
+        (np.random.default_rng(0).normal(size=(4, 30, 30)), "are 30 px, particles 48 px"),
+        (np.random.default_rng(0).normal(size=(4, 30, 48)), "square images"),
+        (np.random.default_rng(0).normal(size=(3, 48, 48)), "make 3 classes, not 4"),
+    ],
+)
+def test_classifier_unusable_references_are_refused(
+    references: np.ndarray, told: str, small_set: tuple[ParticleSet, Simulator]
+) -> None:
+    with pytest.raises(RalibError, match=told):
+        Classifier(n_classes=4, references=references, diameter_A=200.0).fit(small_set[0])

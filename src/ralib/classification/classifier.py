@@ -28,6 +28,7 @@ from ralib.classification.results import schedule_figures, state_poses
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
 from ralib.classification.schedule_checkpoint import checkpoint_of, resume_schedule
 from ralib.classification.sharding import Shard
+from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, WhitenedParticles, whiten_particles
@@ -82,6 +83,11 @@ class Classifier(ClusterEstimator):
         Where to compute.
     ranks : Ranks | None, optional
         The processes that share the particles; each has the same result after `fit`.
+    references : ndarray or Tensor of shape (n_classes, n, n), optional
+        Class averages to begin with; by default single particles. They have the particles' box, or any where both pixel
+        sizes are known.
+    references_pixel_size_A : float | None, optional
+        Pixel size of the references, Angstrom.
 
     Attributes
     ----------
@@ -117,6 +123,8 @@ class Classifier(ClusterEstimator):
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
+        references: np.ndarray | Tensor | None = None,
+        references_pixel_size_A: float | None = None,
     ) -> None:
         if n_classes < 1:
             raise RalibError(f"`n_classes` {n_classes}: ask for at least 1")
@@ -124,6 +132,8 @@ class Classifier(ClusterEstimator):
             raise RalibError(f"`balance` {balance:g} must lie between 0 (free) and 1 (equal)")
         if ctf not in CTF_CHOICES:
             raise RalibError(f"`ctf` {ctf!r} is unknown: choose one of {', '.join(CTF_CHOICES)}")
+        if references is not None and len(references) != n_classes:
+            raise RalibError(f"{len(references)} `references` make {len(references)} classes, not {n_classes}")
         for name, value in (("`diameter_A`", diameter_A), ("`resolution_A`", resolution_A), ("`lowest_A`", lowest_A)):
             if value is not None and not value > 0:
                 raise RalibError(f"{name} {value:g} A must be above 0")
@@ -132,6 +142,7 @@ class Classifier(ClusterEstimator):
         self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
         self.seed, self.plan, self.batch_size, self.device = seed, plan, batch_size, device
         self.ranks = ranks
+        self.references, self.references_pixel_size_A = references, references_pixel_size_A
         self._budget = Budget()
 
     @property
@@ -335,7 +346,7 @@ class Classifier(ClusterEstimator):
             return Measured.of_mask(mask_px)
         found = measure_radius(
             particles, device=self._device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
-            mirror=self.mirror, budget=self._budget,
+            mirror=self.mirror, budget=self._budget, at_most=(self.plan or ScheduleSettings()).measured,
         )  # fmt: skip
         # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
         told = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
@@ -357,24 +368,28 @@ class Classifier(ClusterEstimator):
         clock, saved, pixel = time.perf_counter(), replace(schedule.position), particles.pixel_size_A
         previous = state_poses(state, field, shard) if figures else None
 
-        def observe(stage: str, state: State) -> None:
+        def observe(at: ClassificationSchedule, stage: str, state: State) -> None:
             nonlocal clock, previous, saved
+            field, shard = at.model.field, at.model.shard  # of some particles only, with a plan that takes a sample
             poses = state_poses(state, field, shard)
+            if previous is not None and len(previous) != len(poses):
+                previous = None
             now = time.perf_counter()
             number = len(figures) + 1
             figures.append(schedule_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
-            ends_step = schedule.position != saved and not schedule.finished
-            saved = replace(schedule.position)
+            ends_step = at.position != saved and not at.finished
+            saved = replace(at.position)
             checkpoint = partial(checkpoint_of, schedule, state, figures)
-            if ends_step and shard.ranks.size > 1:  # every rank gives its part, also where none is written
+            saves = ends_step and at is schedule
+            if saves and shard.ranks.size > 1:  # every rank gives its part, also where none is written
                 made = checkpoint()
                 checkpoint = partial(lambda known: known, made)
             observer.iteration(
                 IterationDone(
                     figures,
                     partial(finish.coarse_averages, field, state, pixel),
-                    checkpoint if ends_step else None,
+                    checkpoint if saves else None,
                     ends_step=ends_step,
                 )
             )
@@ -393,7 +408,9 @@ class Classifier(ClusterEstimator):
         half, held = (table[shard.rows].to(self._device) for table in (half, held))
         search_px = self._search_px(particles) * field.scale
         model = Model(field, shard, half, held, self.balance, self.mirror, search_px, not self.skip_align, self._budget)
-        schedule = ClassificationSchedule(model, self.plan or ScheduleSettings(), self.n_classes, generator)
+        schedule = ClassificationSchedule(
+            model, self.plan or ScheduleSettings(), self.n_classes, generator, self._given(particles)
+        )
         schedule.log += self._findings(particles, field, shard)
         state = model.blank()
         if self.skip_align and particles.poses is not None:
@@ -401,6 +418,17 @@ class Classifier(ClusterEstimator):
             origin = given.origin_xy_px.float() * field.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
         return schedule, state
+
+    def _given(self, particles: ParticleSet) -> StartReferences | None:
+        """The references to begin with, where there are some."""
+        if self.references is None:
+            return None
+        return StartReferences.of(
+            self.references,
+            box=particles.box,
+            pixel_size_A=self.references_pixel_size_A,
+            particle_pixel_size_A=particles.pixel_size_A,
+        )
 
     def _findings(self, particles: ParticleSet, field: WhitenedParticles, shard: Shard) -> list[str]:
         """What was found out about the images before they are classified, in words."""

@@ -87,7 +87,14 @@ class Measured:
 
 
 def measure_radius(
-    particles: ParticleSet, *, device: torch.device, search_px: float, ctf: str, mirror: bool, budget: Budget
+    particles: ParticleSet,
+    *,
+    device: torch.device,
+    search_px: float,
+    ctf: str,
+    mirror: bool,
+    budget: Budget,
+    at_most: int = PARTICLES,
 ) -> Measured:
     """Measure the radius of the particles on `CLASSES` class averages.
 
@@ -105,13 +112,15 @@ def measure_radius(
         Whether mirrored views share a class.
     budget : Budget
         Memory of a step.
+    at_most : int, default PARTICLES
+        Particles that are looked at.
 
     Returns
     -------
     Measured
         The radius.
     """
-    rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), PARTICLES)).round().astype(np.int64))
+    rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), at_most)).round().astype(np.int64))
     few = io.take(particles, rows)
     batches = ParticleBatches(
         few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box

@@ -26,6 +26,7 @@ from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 from ralib.classification.priors import class_prices
 from ralib.classification.seeding import keep_most_useful, particles_as_references, poorly_explained
+from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
 
 ENOUGH = 10_000, 200
@@ -75,6 +76,12 @@ class ScheduleSettings:
         Rings are added while the mean FRC of the halves exceeds this.
     final : int, default 6
         Iterations of the last stage.
+    sample : int | None, optional
+        Particles a class of which the classes are made; all others join in one iteration at the end. By default all.
+    least_sample : int, default 400
+        Particles of a sample, at least.
+    measured : int, default 1000
+        Particles on which the diameter is measured before.
     """
 
     start_details: float = 6.6
@@ -88,13 +95,36 @@ class ScheduleSettings:
     wide: int = 1
     agreement: float = 0.2
     final: int = 6
+    sample: int | None = None
+    least_sample: int = 400
+    measured: int = 1000
+
+    @classmethod
+    def quick(cls) -> ScheduleSettings:
+        """Return the numbers of a first look: few particles, less detail, one exchange."""
+        return cls(
+            exchange_details=8.5,
+            surplus=1.5,
+            thinning=0.5,
+            exchanges=1,
+            outlying_share=0.0,
+            final=1,
+            sample=20,
+            measured=500,
+        )
+
+    @classmethod
+    def thorough(cls) -> ScheduleSettings:
+        """Return the numbers of a longer search: more seeds, thinned more slowly, and more exchanges."""
+        return cls(surplus=4.0, thinning=0.85, exchanges=6, wide=2, final=8)
 
     def planned_iterations(self, n_classes: int) -> int:
         """Return the usual number of iterations: of the start, of each exchange, and of sharpening."""
         seeds, thinning = max(n_classes + 1, round(self.surplus * n_classes)), 0
         while seeds > n_classes:
             seeds, thinning = max(n_classes, int(self.thinning * seeds)), thinning + 1
-        return 3 + thinning + 2 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1
+        whole = 3 + thinning + 2 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1
+        return whole + (self.sample is not None)
 
 
 @dataclass
@@ -119,7 +149,10 @@ class ScheduleProgress:
     rings: int = 0
 
 
-def _nobody(stage: str, state: State) -> None:
+Observe = Callable[["ClassificationSchedule", str, State], None]
+
+
+def _nobody(schedule: ClassificationSchedule, stage: str, state: State) -> None:
     """Looks away."""
 
 
@@ -138,8 +171,13 @@ class ClassificationSchedule:
         Number of classes wanted.
     generator : torch.Generator
         Random numbers.
-    observe : Callable[[str, State], None], default _nobody
-        Called with the stage's name and the state after every iteration.
+    given : StartReferences | None, optional
+        References to begin with; by default single particles.
+
+    Attributes
+    ----------
+    observe : Callable[[ClassificationSchedule, str, State], None]
+        Called after every iteration with the schedule, the stage's name and the state; does nothing until it is set.
     """
 
     def __init__(
@@ -148,9 +186,10 @@ class ClassificationSchedule:
         plan: ScheduleSettings,
         n_classes: int,
         generator: torch.Generator,
-        observe: Callable[[str, State], None] = _nobody,
+        given: StartReferences | None = None,
     ) -> None:
-        self.model, self.plan, self.k, self.generator, self.observe = model, plan, n_classes, generator, observe
+        self.model, self.plan, self.k, self.generator, self.given = model, plan, n_classes, generator, given
+        self.observe: Observe = _nobody
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
@@ -164,19 +203,53 @@ class ClassificationSchedule:
     def run(self, state: State) -> State:
         """Run all stages from the present position; the first starts from single particles. Returns the final state."""
         at, plan = self.position, self.plan
+        if plan.sample is not None and not at.begun:
+            enough = max(plan.least_sample, plan.sample * self.k)
+            able = self._able()
+            if len(able) > 1.2 * enough:
+                return self._run_on_some(state, self._chosen(able, enough))
         if not at.begun:
-            state = self._with_noise_left(self._initialize_with_some(state))
+            state = self._initialize_with_some(state) if self.given is None else self._initialize_with_given(state)
+            state = self._with_noise_left(state)
             at.begun = True
-            self.observe("classes", state)
+            self._done("classes", state)
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
             state = self._with_noise_left(self._exchange(state, self.model.references(state, at.rings)))
             at.exchanged += 1
-            self.observe("exchange", state)
+            self._done("exchange", state)
         while not self.finished:
             state = self._sharpen(state)
             at.sharpened += 1
-            self.observe("sharpen", state)
+            self._done("sharpen", state)
         return state
+
+    def _done(self, stage: str, state: State) -> None:
+        self.observe(self, stage, state)
+
+    def _run_on_some(self, state: State, rows: Tensor) -> State:
+        """All stages on some of the particles, ascending numbers (m,); then one iteration of all."""
+        own = self.model.shard.held(rows)
+        some = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator, self.given)
+        some.log, some.observe = self.log, self.observe
+        found = some.run(state.of(own))
+        for ratio in some.noise:
+            self.use_noise(ratio)
+        self.position = replace(some.position)
+        assert some.references is not None
+        state = replace(state, mean_scale=found.mean_scale, spread_px=found.spread_px)
+        if self.model.align:
+            state = self._placed(some.references, state)
+        state, _ = self._iterate(some.references, state, self.position.rings, 1.0, newton=1, centre=False)
+        self.log.append(f"classes were made of {len(rows)} particles, and all others joined them at the end")
+        self._done("all", state)
+        return state
+
+    def _placed(self, references: Tensor, state: State) -> State:
+        """The state with the places that a search over all shifts finds, at little detail, which is enough for them."""
+        rings = min(self.position.rings, self._rings(self.plan.start_details))
+        coarse = references[:, :rings, : self.model.field.orders(rings)].contiguous()
+        expected = self.model.e_step(coarse, state, IterationSettings(rings, 1.0, wide=True))
+        return replace(state, origin_xy_px=expected.poses[0].origin_xy_px)
 
     def _with_noise_left(self, state: State) -> State:
         """The state after the noise is what the classes leave of the particles."""
@@ -197,14 +270,29 @@ class ClassificationSchedule:
         enough = max(ENOUGH[0], ENOUGH[1] * self.k)
         if len(able) < 1.5 * enough:
             return self.initialize(state)
-        chosen = torch.randperm(len(able), generator=self.generator)[:enough].sort().values
-        rows = able[chosen].to(state.psi_deg.device)
+        rows = self._chosen(able, enough)
         schedule = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator)
         found = schedule.initialize(state.of(self.model.shard.held(rows)))
         references = schedule.model.references(found, self.position.rings)
         state = replace(state, spread_px=found.spread_px)
         state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
         return state
+
+    def _initialize_with_given(self, state: State) -> State:
+        """The first stage from references that are given."""
+        assert self.given is not None
+        rings = self.position.rings
+        references = self.given.matched(self.model, state, rings)
+        for wide in (True, False):
+            state, references = self._iterate(references, state, rings, self.plan.temperatures[1], wide=wide, newton=1)
+            if wide:
+                self._done("start", state)
+        return state
+
+    def _chosen(self, able: Tensor, count: int) -> Tensor:
+        """Numbers of `count` random ones of some particles (m,), ascending, on the device."""
+        chosen = torch.randperm(len(able), generator=self.generator)[:count].sort().values
+        return able[chosen].to(self.model.field.grid.device)
 
     def _able(self) -> Tensor:
         """Numbers (m,) of all particles from which classes may begin."""
@@ -219,18 +307,18 @@ class ClassificationSchedule:
         references = self._seeds(state, chosen, middle)
         for i in range(3):
             state, references = self._iterate(references, state, middle, plan.temperatures[0], wide=i < 2)
-            self.observe("start", state)
+            self._done("start", state)
         # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
         while len(references) > self.k:
             keep = self._most_useful(state, max(self.k, int(plan.thinning * len(references))))
             state, references = self._restricted(state, keep), references[keep]
             state, _ = self._iterate(references, state, middle, plan.temperatures[0])
-            self.observe("thin", state)
+            self._done("thin", state)
             middle = min(middle + 1, rings)
             references = self.model.references(state, middle)
         for i in range(2):
             if i:
-                self.observe("classes", state)
+                self._done("classes", state)
             state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
         return state
 
@@ -247,7 +335,7 @@ class ClassificationSchedule:
         for i in range(2):
             wide = i == 0 and at.exchanged < plan.wide
             state, candidates = self._iterate(candidates, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
-            self.observe("exchange", state)
+            self._done("exchange", state)
         keep = self._most_useful(state, k)
         split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
         told = f"{_counted(extra)} split, {split} of the new ones stay for others"

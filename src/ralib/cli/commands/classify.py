@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ralib.classification.classifier import Classifier
+    from ralib.classification.schedule import ScheduleSettings
     from ralib.cli.session import RunSession
 
 
@@ -41,6 +42,11 @@ class ClassifySettings(Settings):
     classes: Annotated[
         int | None, typer.Option("--classes", help="How many. [default: by the number of particles, and told]",
                                  rich_help_panel=CLASSES)
+    ] = None
+    references: Annotated[
+        Path | None, typer.Option("--references", help="Class averages to begin with, of any program, box and pixel "
+                                  "size; they say how many classes. [default: single particles]",
+                                  rich_help_panel=CLASSES)
     ] = None
     balance: Annotated[
         float, typer.Option("--balance", help="Pressure towards equal sizes: 0 none, 1 equal. A little keeps a class "
@@ -87,6 +93,15 @@ class ClassifySettings(Settings):
         str | None, typer.Option("--split", help="Only members of these classes of the run STACK, e.g. 3 or 1,4-6: "
                                  "sorted into --classes new ones.", rich_help_panel=CLASSES)
     ] = None
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look in about a fifth of the time: classes of 25 particles each "
+                           "(400 in all at least) at less detail, one exchange; then all particles join them.",
+                           rich_help_panel=RUNNING)
+    ] = False
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="A longer search: 4 in place of 2.5 seeds a class, thinned more slowly, "
+                           "6 exchanges in place of 3.", rich_help_panel=RUNNING)
+    ] = False
     stability: Annotated[
         int, typer.Option("--stability", min=0, help="Runs from other starts to compare with.", rich_help_panel=RUNNING)
     ] = 0
@@ -112,6 +127,17 @@ class ClassifySettings(Settings):
             raise RalibError("--reference-poses is for --skip-align: otherwise every pose is searched")
         if self.split is not None and self.from_ is not None:
             raise RalibError("--split and --from both choose particles: give one of them")
+        if self.quick and self.thorough:
+            raise RalibError("--quick and --thorough contradict each other: give one of them")
+
+    @property
+    def plan(self) -> ScheduleSettings:
+        """The schedule's numbers."""
+        from ralib.classification.schedule import ScheduleSettings
+
+        if self.quick:
+            return ScheduleSettings.quick()
+        return ScheduleSettings.thorough() if self.thorough else ScheduleSettings()
 # fmt: on
 
 
@@ -137,7 +163,6 @@ def classify(
     Writes what mref writes, and particle_scores.txt with the scores of each particle; log.txt says of each class in
     words how good it is.
     """
-    from ralib.classification.schedule import ScheduleSettings
     from ralib.cli.common import chosen_device
     from ralib.cli.session import RunSession
     from ralib.runtime.distributed import join, launched
@@ -154,16 +179,17 @@ def classify(
         ranks=join(),
     )  # fmt: skip
     particles = chosen_particles(session, stack, settings)
-    n_classes = options["classes"] = _class_count(session, settings, len(particles))
-    expected = ScheduleSettings().planned_iterations(n_classes)
+    references = given_references(session, particles, settings)
+    n_classes = options["classes"] = _class_count(session, settings, len(particles), references)
+    expected = settings.plan.planned_iterations(n_classes)
     plan = f"{n_classes} classes in about {expected} iterations: start, thin, exchange, sharpen"
     search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
     with session.running():
         begun = session.begin(particles, plan, ctf=settings.ctf_mode(), search_range_px=search_px, iterations=expected)
-        classifier = _classifier(session, settings, n_classes, settings.seed)
+        classifier = _classifier(session, settings, n_classes, settings.seed, references)
         result = classifier.fit(particles, observer=session, resume=begun).result_
         if settings.stability:
-            result = _compared(session, settings, n_classes, result)
+            result = _compared(session, settings, n_classes, references, result)
         session.write(result)
 
 
@@ -195,10 +221,33 @@ def chosen_particles(session: RunSession, stack: Path, o: ClassifySettings) -> P
     return particles
 
 
-def _class_count(session: RunSession, o: ClassifySettings, n_particles: int) -> int:
-    """--classes, or as many as the particles are enough for, and the line that says so."""
+def given_references(session: RunSession, particles: ParticleSet, o: ClassifySettings) -> dict[str, Any]:
+    """What the classifier takes of --references: the images and their pixel size; nothing without."""
+    from ralib import io
+
+    if o.references is None:
+        return {}
+    images = io.open_images(o.references)
+    size_A, own_A = io.open_particles(o.references, require_images=False).pixel_size_A, particles.pixel_size_A
+    if size_A == 1.0 and own_A is not None and own_A != 1.0:  # what programs write that do not know it
+        session.say(
+            f"warning: the header of {o.references} says 1 A/px, the particles have {own_A:g} A/px; they are compared "
+            "pixel by pixel: make sure that the references are of the particles' scale"
+        )
+        size_A = None
+    return {"references": images, "references_pixel_size_A": size_A}
+
+
+def _class_count(session: RunSession, o: ClassifySettings, n_particles: int, references: dict[str, Any]) -> int:
+    """--classes, or as many as there are references or the particles are enough for, and the line that says so."""
     from ralib.cli.parsing import default_classes
 
+    if references:
+        n_classes = len(references["references"])
+        if o.classes not in (None, n_classes):
+            raise RalibError(f"--classes {o.classes}: {o.references} has {n_classes} references: leave --classes out")
+        session.say(f"classes: {n_classes}, as many as references")
+        return n_classes
     if o.classes is not None:
         return o.classes
     n_classes = default_classes(n_particles)
@@ -206,7 +255,9 @@ def _class_count(session: RunSession, o: ClassifySettings, n_particles: int) -> 
     return n_classes
 
 
-def _classifier(session: RunSession, o: ClassifySettings, n_classes: int, seed: int) -> Classifier:
+def _classifier(
+    session: RunSession, o: ClassifySettings, n_classes: int, seed: int, references: dict[str, Any]
+) -> Classifier:
     from ralib.classification.classifier import Classifier
 
     return Classifier(
@@ -224,11 +275,17 @@ def _classifier(session: RunSession, o: ClassifySettings, n_classes: int, seed: 
         batch_size=o.batch,
         device=session.device,
         ranks=session.ranks,
+        plan=o.plan,
+        **references,
     )
 
 
 def _compared(
-    session: RunSession, o: ClassifySettings, n_classes: int, result: ClassificationResult
+    session: RunSession,
+    o: ClassifySettings,
+    n_classes: int,
+    references: dict[str, Any],
+    result: ClassificationResult,
 ) -> ClassificationResult:
     """The result with what runs from other starts agree on."""
     from ralib.classification.validation import with_stability
@@ -238,7 +295,7 @@ def _compared(
     others = []
     for i in range(1, o.stability + 1):
         session.say(f"stability: run {i} from another start")
-        other = _classifier(session, o, n_classes, o.seed + i)
+        other = _classifier(session, o, n_classes, o.seed + i, references)
         others.append(other.fit(session.particles, observer=session.flag).result_.poses)
     result = with_stability(result, others)
     share = 100 * result.stability["stable_particles"]

@@ -1,0 +1,130 @@
+"""A classification that begins with class averages given by the user instead of single particles.
+
+They may come from any program: of any box and pixel size, and in any units of grey. What is known of them is what they
+look like, so each is given unit power behind the mask, and one factor for all of them, from a comparison with some of
+the particles, makes their contrast the particles' own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classification.e_step import ring_power
+from ralib.classification.em import Model
+from ralib.classification.state import IterationSettings, State
+from ralib.images.fourier import resample
+from ralib.types import RalibError
+
+COMPARED = 1000
+"""Particles, at most, that tell the contrast."""
+
+
+@dataclass(frozen=True)
+class StartReferences:
+    """Class averages to begin with.
+
+    Attributes
+    ----------
+    images : Tensor of shape (k, n, n)
+        Finite, none constant.
+    pixel_ratio : float
+        Their pixel size over that of the particles.
+    """
+
+    images: Tensor
+    pixel_ratio: float
+
+    @classmethod
+    def of(
+        cls, images: np.ndarray | Tensor, *, box: int, pixel_size_A: float | None, particle_pixel_size_A: float | None
+    ) -> StartReferences:
+        """Check the images against the particles they are to be compared with.
+
+        Parameters
+        ----------
+        images : ndarray or Tensor of shape (k, n, n)
+            Class averages.
+        box : int
+            Of the particles, pixels.
+        pixel_size_A, particle_pixel_size_A : float or None
+            Of the images and of the particles; where one is unknown both must have the same box.
+
+        Returns
+        -------
+        StartReferences
+            The images.
+        """
+        tensor = torch.as_tensor(images, dtype=torch.float32)
+        if tensor.ndim != 3 or tensor.shape[-1] != tensor.shape[-2] or len(tensor) == 0:
+            raise RalibError(f"`references` must be square images (k, box, box), not of shape {tuple(tensor.shape)}")
+        flat = tensor.flatten(1)
+        bad = ~torch.isfinite(flat).all(1) | (flat.amax(1) == flat.amin(1))
+        if bool(bad.any()):
+            raise RalibError(
+                f"image {int(bad.int().argmax()) + 1} of `references` is constant or not finite: leave it out"
+            )
+        if pixel_size_A is not None and particle_pixel_size_A is not None:
+            return cls(tensor, pixel_size_A / particle_pixel_size_A)
+        if tensor.shape[-1] != box:
+            raise RalibError(
+                f"`references` are {tensor.shape[-1]} px, particles {box} px, and a pixel size is unknown: give it, "
+                "or bring one to the other's box with 'ralib prepare --box'"
+            )
+        return cls(tensor, 1.0)
+
+    def orders(self, model: Model, rings: int) -> Tensor:
+        """Return angular orders (k, r, m) of unit power behind the mask, on the rings of the model."""
+        field = model.field
+        images = self.images.to(field.grid.device)
+        images = images - images.median(-1).values.median(-1).values[:, None, None]
+        magnification = 1 / (self.pixel_ratio * field.scale)  # working pixels over those of the images
+        # Beyond its box an image is nothing: the trigonometric polynomial through its pixels would begin again.
+        images = _padded(images, math.ceil(field.grid.box * magnification) + 2)
+        masked = field.grid.transform(resample(images, field.grid.box, magnification) * field.mask)[:, :rings]
+        orders = field.grid.orders_of(masked, field.orders(rings))
+        power = ring_power(orders) @ (field.grid.weight[:rings] * field.grid.n_half)
+        return orders / power.clamp_min(1e-30).sqrt()[:, None, None]
+
+    def matched(self, model: Model, state: State, rings: int) -> Tensor:
+        """Return the same with the contrast that the particles have.
+
+        Parameters
+        ----------
+        model : Model
+            The particles.
+        state : State
+            What is known of them.
+        rings : int
+            Number of rings r.
+
+        Returns
+        -------
+        Tensor of shape (k, r, m)
+            Angular orders of the references.
+        """
+        orders = self.orders(model, rings)
+        able = torch.nonzero(model.shard.gather(model.joins))[:, 0]
+        rows = able[torch.linspace(0, len(able) - 1, min(COMPARED, len(able))).long().to(able.device)]
+        some, part = model.of(rows), state.of(model.shard.held(rows))
+        if model.align:
+            found = some.search(some.field.spectra, part.origin_xy_px, orders, None, wide=True)
+        else:
+            found = some.search_all(orders, part, IterationSettings(rings, 1.0))
+        norm = found.norm.clamp_min(1e-30)
+        best = (found.cross / norm.sqrt()).argmax(1, keepdim=True)
+        contrast = some.shard.median((found.cross / norm).gather(1, best)[:, 0])
+        return orders * contrast.clamp_min(1e-12)
+
+
+def _padded(images: Tensor, box: int) -> Tensor:
+    """Return images (k, n, n) in a box of at least so many pixels, with zeros around; pixel n // 2 stays the centre."""
+    n = images.shape[-1]
+    if n >= box:
+        return images
+    before = box // 2 - n // 2
+    return torch.nn.functional.pad(images, (before, box - n - before) * 2)
