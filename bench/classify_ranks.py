@@ -78,7 +78,7 @@ def work(options: argparse.Namespace) -> None:
             "main_bytes": most[1],
             "iterations": len(run.result_.iterations),
         }
-        (options.work / "told.json").write_text(json.dumps(told | {"timings": run.result_.extra["timings"]}))
+        (options.work / "told.json").write_text(json.dumps(told | {"timings": run.result_.timings}))
 
 
 def measure(n_ranks: int, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -124,3 +124,17 @@ def test_helices_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["classify", str(data / "particles.star"), str(tmp_path / "h"), "--helical"]) == 2
     assert "helical" in capsys.readouterr().err
     assert not (tmp_path / "h").exists()
+
+
+def test_classify_quick_and_references_take_the_number_of_classes_from_the_file(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["classify", str(data / "particles.star"), str(tmp_path / "again"), *COMMON]
+    averages = f"--references={run / 'class_averages.mrcs'}"
+    assert main([*words, averages, "--classes", "5"]) == 2
+    assert "has 3 references" in capsys.readouterr().err
+    assert main([*words, "--quick", "--thorough"]) == 2
+    assert "contradict each other" in capsys.readouterr().err
+    assert main([*words, averages, "--quick"]) == 0
+    assert "classes: 3, as many as references" in capsys.readouterr().out
+    assert sum(members(tmp_path / "again")) == 200
