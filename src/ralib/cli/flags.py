@@ -62,6 +62,7 @@ FLAGS: Mapping[str, str] = {name: f"--{name}" for name in _SAME_NAME} | {
     "parts": "--split",
     "pixel_size_A": "--pixel-size",
     "preferred_fraction": "--preferred",
+    "references": "--references",
     "remove_duplicates_A": "--remove-duplicates",
     "resident_bytes": "--memory",
     "resolution_A": "--resolution",
@@ -76,7 +77,8 @@ FLAGS: Mapping[str, str] = {name: f"--{name}" for name in _SAME_NAME} | {
 """Options by parameter; those of all commands, since one name means one thing throughout the library."""
 
 FLAGS_OF_COMMAND: Mapping[str, Mapping[str, str]] = {
-    command: {"ParticleSet.pixel_size_A": "--input-pixel-size"} for command in ("prepare", "transform", "average")
+    "mref": {"references": "REFERENCES"},
+    **{command: {"ParticleSet.pixel_size_A": "--input-pixel-size"} for command in ("prepare", "transform", "average")},
 }
 """What some commands call otherwise."""
 
