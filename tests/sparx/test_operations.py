@@ -137,6 +137,19 @@ def test_every_center_method_finds_a_moved_blob(method: int) -> None:
         torch.testing.assert_close(centred[0], blob, atol=0.02, rtol=0)
 
 
+def test_center_by_threshold_sets_darker_pixels_to_the_threshold() -> None:
+    """SPARX's threshold_to_minval, by EMAN2's threshold.belowtominval."""
+    n = 32
+    image = torch.zeros(1, n, n, dtype=torch.float64)
+    image[0, 20:23, 12:16] = 5.0  # nothing between the threshold and this
+    c = torch.arange(n) - n // 2
+    inside = image[0][torch.hypot(c[:, None].float(), c[None, :].float()) <= n // 2 - 2]
+    clamped = image.clamp_min(float(inside.mean() + inside.std()))
+    _, expected = sparx.center_2D(clamped, 1)
+    _, shift = sparx.center_2D(image, 6)
+    torch.testing.assert_close(shift, expected, atol=0.02, rtol=0)
+
+
 def test_center_limits_and_errors() -> None:
     far = torch.zeros(1, 64, 64)
     far[0, 50, 40] = 1.0

@@ -255,12 +255,10 @@ def _self_rotated_shift(images: Tensor, search_range_px: float) -> Tensor:
 
 
 def _above_threshold(images: Tensor) -> Tensor:
-    """What is brighter than mean + sigma inside the largest circle; the rest at that image's threshold."""
+    """Pixels above mean + sigma inside the largest circle; the rest at that threshold (threshold_to_minval)."""
     n = images.shape[-1]
     mean, sigma = statistics_under(images, model_circle(n // 2 - 2, n, images.device))
-    threshold = (mean + sigma).to(images.dtype)[:, None, None]
-    lowest = torch.where(images >= threshold, images, torch.inf).amin(dim=(1, 2), keepdim=True)
-    return torch.where(images >= threshold, images, lowest)
+    return torch.maximum(images, (mean + sigma).to(images.dtype)[:, None, None])
 
 
 def _binary_shift(images: Tensor, reference: Tensor, search_range_px: float) -> Tensor:
