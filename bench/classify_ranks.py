@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
 from ralib.cli.common import resolve_device
-from ralib.runtime.distributed import join, launched
+from ralib.runtime.distributed import first_to_fail, join, launched
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet
 
@@ -120,7 +121,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work is not None:
-        work(options)
+        try:
+            work(options)
+        except BaseException:
+            traceback.print_exc()
+            first_to_fail()
+            os._exit(1)  # a regular end would wait for the other ranks, and these for this one
         return 0
     assert not launched(), "this file starts its own processes"
     device = resolve_device(options.device)
