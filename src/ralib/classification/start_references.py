@@ -78,7 +78,20 @@ class StartReferences:
         return cls(tensor, 1.0)
 
     def orders(self, model: Model, rings: int) -> Tensor:
-        """Return angular orders (k, r, m) of unit power behind the mask, on the rings of the model."""
+        """Bring the images onto the rings of a model.
+
+        Parameters
+        ----------
+        model : Model
+            The particles and their mask.
+        rings : int
+            Number of rings compared.
+
+        Returns
+        -------
+        Tensor of shape (k, r, m)
+            Angular orders, of unit power behind the mask.
+        """
         field = model.field
         images = self.images.to(field.grid.device)
         images = images - images.median(-1).values.median(-1).values[:, None, None]
