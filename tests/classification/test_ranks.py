@@ -118,8 +118,9 @@ def test_classify_a_killed_rank_ends_the_others_and_one_process_goes_on(tmp_path
     assert "another process of this run has ended" in told or "Signal 9" in told
     assert not (out / "class_averages.mrcs").exists()
     goes_on = ["classify", str(data / "particles.star"), str(out), "--classes=3", "--device=cpu", "--no-report"]
-    assert main([*goes_on, "--continue"]) == 0
-    assert main([*goes_on[:2], str(whole), *goes_on[3:]]) == 0
+    for words in ([*goes_on, "--continue"], [*goes_on[:2], str(whole), *goes_on[3:]]):
+        # With as many threads as the ranks had: these move the last bits.
+        subprocess.run([sys.executable, "-m", "ralib", *words], env=ENVIRONMENT, check=True, capture_output=True)
     scores = [np.loadtxt(folder / "particle_scores.txt") for folder in (out, whole)]
     assert np.array_equal(scores[0][:, :2], scores[1][:, :2])
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4)
