@@ -420,7 +420,7 @@ class ClassificationSchedule:
     def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
         """References of all classes where those of `few` members begin anew with halves of the largest."""
         pairs = self._shared(state, few)
-        told = f"{_counted(len(pairs))} ran empty and share the largest"
+        told = f"{_counted(len(pairs))} ran empty, refilled from the largest"
         self.log.append(f"sharpen {self.position.sharpened + 1}: {told}")
         references, own = self._split(state, pairs, len(state.members))
         return replace(state, own=own), references
