@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from devices import DEVICES
 from ralib.classes.evaluation import purity
 from ralib.classification import class_fit
 from ralib.classification import e_step as likelihood
@@ -102,6 +103,21 @@ def test_a_posed_particle_is_found_in_its_pose(grid: RingGrid, mirror: bool) -> 
     assert torch.allclose(fixed.cross.diagonal(), best.cross, rtol=1e-3)
     # An exact copy has scale 1, and half its power as log-likelihood against noise.
     assert torch.allclose(best_scale(best.cross, best.norm, torch.tensor(1.0)), torch.ones(3), atol=0.02)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_e_step_rank_without_particles_finds_none(device: str) -> None:
+    """A rank may hold none of the few particles of a step."""
+    grid = RingGrid.create(BOX, radius_px=23, partner_radius_px=20, n_rings=12, device=device)
+    orders, shifts = as_orders(grid, blobs(3).to(device)), disc_of_shifts(3.0, 1.0, device)
+    nobody = as_spectra(grid, torch.zeros(0, BOX, BOX, device=device))
+    origin, favour = torch.zeros(0, 2, device=device), torch.zeros(len(shifts), device=device)
+    for given in (None, favour):
+        found = score_classes(grid, nobody, origin, orders, shifts, favour=given)
+        assert [f.shape[:2] for f in found.fields()] == 5 * [(0, 3)]
+    index = torch.zeros(0, dtype=torch.int64, device=device)
+    best = refine_poses(grid, nobody, orders, found.pick(index), index, steps=2, limit_deg=3, limit_px=0.6)
+    assert best.cross.shape == (0,)
 
 
 def test_half_precision_ranks_as_single_precision(grid: RingGrid) -> None:

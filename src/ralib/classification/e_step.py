@@ -305,12 +305,13 @@ def score_classes(
         columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).to(dtype).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
         value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
+        value, turn = (part.flatten(0, -2).unflatten(0, (k, -1)) for part in (value, turn))
         if height is not None:
-            value = value.float().view(k, -1, value.shape[-1]).mul_(height[:, None, None]).mul_(strength)
+            value = value.float().mul_(height[:, None, None]).mul_(strength)
         if favour is not None:
-            value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
-        value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
-        turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
+            value.unflatten(1, (len(favour), -1)).add_(favour[:, None, None])
+        value, at = value.max(dim=1)
+        turn = turn.gather(1, at[:, None])[:, 0]
         if favour is not None:
             value -= favour[at // (2 * flips)]
         parts.append((value.T, at.T, turn.T, spectra.norm(cut, power)))
