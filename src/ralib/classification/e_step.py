@@ -283,6 +283,9 @@ def score_classes(
         Poses, fields (b, k). Cross terms of half precision have errors of some 1e-4; `refine_poses` computes exact
         ones.
     """
+    if not len(spectra):  # as on a rank that holds none of the few particles of a step
+        psi = torch.zeros(0, device=grid.device)
+        return score_fixed(grid, spectra, psi, origin_xy_px, psi > 0, references)
     dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
     k, rings, n_orders = references.shape
     flips = 2 if mirror else 1
@@ -305,13 +308,12 @@ def score_classes(
         columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).to(dtype).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
         value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
-        value, turn = (part.flatten(0, -2).unflatten(0, (k, -1)) for part in (value, turn))
         if height is not None:
-            value = value.float().mul_(height[:, None, None]).mul_(strength)
+            value = value.float().view(k, -1, value.shape[-1]).mul_(height[:, None, None]).mul_(strength)
         if favour is not None:
-            value.unflatten(1, (len(favour), -1)).add_(favour[:, None, None])
-        value, at = value.max(dim=1)
-        turn = turn.gather(1, at[:, None])[:, 0]
+            value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
+        value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
+        turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
         if favour is not None:
             value -= favour[at // (2 * flips)]
         parts.append((value.T, at.T, turn.T, spectra.norm(cut, power)))
@@ -469,6 +471,8 @@ def refine_poses(
     ClassPoses
         Refined poses (b,).
     """
+    if not len(spectra):
+        return poses
     out = []
     on_cpu = grid.device.type == "cpu"
     fused = not on_cpu if fused is None else fused
