@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,13 @@ def work(out: Path) -> None:
         group = dist.new_group(list(range(size)))
         if everyone.rank < size:
             plan = ScheduleSettings(exchanges=1, final=2)
-            run = Classifier(n_classes=4, seed=5, plan=plan, ranks=ProcessGroup(group)).fit(particle_set())
+            given = {"n_classes": 4, "seed": 5, "ranks": ProcessGroup(group)}
+            run = Classifier(plan=plan, **given).fit(particle_set())
+            part = replace(plan, least_sample=80, sample=20, joint=1, sample_frc=0.0)
+            sampled = Classifier(plan=part, **given).fit(particle_set())
+            assert sum(sampled.result_.iterations[0]["class_sizes"]) == 80
             found[size] = {
+                "sampled": sampled.poses_.psi_deg,
                 "class": run.poses_.class_index,
                 "psi": run.poses_.psi_deg,
                 "origin": run.poses_.origin_xy_px,
@@ -73,7 +79,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, 
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
-@pytest.mark.parametrize("name", ["class", "psi", "origin", "score", "bad"])
+@pytest.mark.parametrize("name", ["class", "psi", "origin", "score", "bad", "sampled"])
 def test_classifier_several_ranks_same_bits(
     found: list[dict[int, dict[str, torch.Tensor]]], name: str, size: int
 ) -> None:

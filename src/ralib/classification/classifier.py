@@ -363,14 +363,16 @@ class Classifier(ClusterEstimator):
     ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
         schedule, state = self._begin(particles, field, shard)
         figures: list[dict[str, Any]] = []
+        previous, saved = None, replace(schedule.position)
         if resume is not None:
-            state, figures = resume_schedule(schedule, resume, self._device)
-        clock, saved, pixel = time.perf_counter(), replace(schedule.position), particles.pixel_size_A
-        previous = state_poses(state, field, shard) if figures else None
+            some, found, figures = resume_schedule(schedule, resume, self._device)
+            previous, saved = state_poses(found, some.model.field, some.model.shard), replace(some.position)
+            state = found if some is schedule else state
+        clock, pixel = time.perf_counter(), particles.pixel_size_A
 
         def observe(at: ClassificationSchedule, stage: str, state: State) -> None:
             nonlocal clock, previous, saved
-            field, shard = at.model.field, at.model.shard  # of some particles only, with a plan that takes a sample
+            field, shard = at.model.field, at.model.shard  # perhaps of a sample
             poses = state_poses(state, field, shard)
             if previous is not None and len(previous) != len(poses):
                 previous = None
@@ -380,8 +382,8 @@ class Classifier(ClusterEstimator):
             clock, previous = now, poses
             ends_step = at.position != saved and not at.finished
             saved = replace(at.position)
-            checkpoint = partial(checkpoint_of, schedule, state, figures)
-            saves = ends_step and at is schedule
+            checkpoint = partial(checkpoint_of, at, state, figures)
+            saves = ends_step
             if saves and shard.ranks.size > 1:  # every rank gives its part, also where none is written
                 made = checkpoint()
                 checkpoint = partial(lambda known: known, made)

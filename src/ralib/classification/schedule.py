@@ -29,8 +29,8 @@ from ralib.classification.seeding import keep_most_useful, particles_as_referenc
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
 
-ENOUGH = 10_000, 200
-"""Particles, and particles a class, that a start needs."""
+WORTH = 1.5
+"""A sample is taken where there are this many times more particles."""
 
 STRANGE_SEEDS = 20
 """Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
@@ -75,11 +75,16 @@ class ScheduleSettings:
     agreement : float, default 0.2
         Rings are added while the mean FRC of the halves exceeds this.
     final : int, default 6
-        Iterations of the last stage.
-    sample : int | None, optional
-        Particles a class of which the classes are made; all others join in one iteration at the end. By default all.
-    least_sample : int, default 400
+        Iterations of the last stage, and one more.
+    sample : int, default 200
+        Particles a class of which the classes are made where there are many more; all others join them later. Noisy
+        particles need more, see `ClassificationSchedule.enough`.
+    least_sample : int, default 10000
         Particles of a sample, at least.
+    joint : int, default 3
+        Iterations of the last stage that are for all particles. With 0 they join in a single one after all stages.
+    sample_frc : float, default 0.5
+        Mean FRC of the halves of the first averages from which on a sample is large enough.
     measured : int, default 1000
         Particles on which the diameter is measured before.
     """
@@ -95,8 +100,10 @@ class ScheduleSettings:
     wide: int = 1
     agreement: float = 0.2
     final: int = 6
-    sample: int | None = None
-    least_sample: int = 400
+    sample: int = 200
+    least_sample: int = 10_000
+    joint: int = 3
+    sample_frc: float = 0.5
     measured: int = 1000
 
     @classmethod
@@ -110,6 +117,9 @@ class ScheduleSettings:
             outlying_share=0.0,
             final=1,
             sample=20,
+            least_sample=400,
+            joint=0,
+            sample_frc=0.0,
             measured=500,
         )
 
@@ -124,7 +134,7 @@ class ScheduleSettings:
         while seeds > n_classes:
             seeds, thinning = max(n_classes, int(self.thinning * seeds)), thinning + 1
         whole = 3 + thinning + 2 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1
-        return whole + (self.sample is not None)
+        return whole + (self.joint == 0)
 
 
 @dataclass
@@ -178,6 +188,12 @@ class ClassificationSchedule:
     ----------
     observe : Callable[[ClassificationSchedule, str, State], None]
         Called after every iteration with the schedule, the stage's name and the state; does nothing until it is set.
+    until : int
+        Iterations of the last stage that it runs.
+    rows : Tensor of shape (m,), optional
+        Numbers of its particles among all, where they are a sample of them.
+    sample : tuple of ClassificationSchedule and State, optional
+        The schedule and state of the sample on which the stages run at present.
     """
 
     def __init__(
@@ -194,25 +210,26 @@ class ClassificationSchedule:
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
         self.position = ScheduleProgress(rings=self._rings(plan.exchange_details))
+        self.until = plan.final + 1
+        self.rows: Tensor | None = None
+        self.sample: tuple[ClassificationSchedule, State] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether all stages are done."""
-        return self.position.sharpened > self.plan.final
+        return self.position.sharpened >= self.until
 
     def run(self, state: State) -> State:
         """Run all stages from the present position; the first starts from single particles. Returns the final state."""
-        at, plan = self.position, self.plan
-        if plan.sample is not None and not at.begun:
-            enough = max(plan.least_sample, plan.sample * self.k)
+        if self.sample is None and not self.position.begun:
             able = self._able()
-            if len(able) > 1.2 * enough:
-                return self._run_on_some(state, self._chosen(able, enough))
-        if not at.begun:
-            state = self._initialize_with_some(state) if self.given is None else self._initialize_with_given(state)
-            state = self._with_noise_left(state)
-            at.begun = True
-            self._done("classes", state)
+            if len(able) > WORTH * self._least:
+                self.sample = self._of_sample(self._chosen(able, self._least), state)
+        if self.sample is not None:
+            state = self._after_sample(state)
+        elif not self.position.begun:
+            state = self._begin(state)
+        at, plan = self.position, self.plan
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
             state = self._with_noise_left(self._exchange(state, self.model.references(state, at.rings)))
             at.exchanged += 1
@@ -223,24 +240,70 @@ class ClassificationSchedule:
             self._done("sharpen", state)
         return state
 
+    def part(self, rows: Tensor) -> ClassificationSchedule:
+        """Return the schedule of a sample, ascending numbers (m,) of particles, up to where all join it."""
+        some = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator, self.given)
+        some.log, some.observe, some.rows = self.log, self.observe, rows
+        some.until = max(0, self.until - self.plan.joint)
+        return some
+
+    def enough(self, state: State) -> int:
+        """Return how many particles the sample of this schedule, whose classes have begun, should have."""
+        assert state.averages is not None
+        frc = state.averages.frc[:, : self.position.rings]
+        return round(self.model.shard.n * sample_growth(frc, state.members, self.plan.sample_frc))
+
+    @property
+    def _least(self) -> int:
+        """Particles of a sample, at least."""
+        return max(self.plan.least_sample, self.plan.sample * self.k)
+
+    def _of_sample(self, rows: Tensor, state: State) -> tuple[ClassificationSchedule, State]:
+        """The schedule of a sample, and the sample's state among that of all."""
+        return self.part(rows), state.of(self.model.shard.held(rows))
+
+    def _after_sample(self, state: State) -> State:
+        """The state after all stages that are for a sample, and the iteration in which all particles join it."""
+        assert self.sample is not None
+        (some, part), self.sample = self.sample, None
+        some.observe = self.observe
+        if not some.position.begun:
+            part = some._begin(part)
+        first = replace(some.position, begun=False) == ScheduleProgress(rings=some.position.rings)
+        if first and some.model.shard.n == self._least:
+            wanted, able = some.enough(part), self._able()
+            if WORTH * wanted > len(able):
+                return self._joined(some, part, state)
+            if wanted > WORTH * self._least:
+                larger, others = self._of_sample(self._chosen(able, wanted), state)
+                some, part = larger, larger._joined(some, part, others)
+        return self._joined(some, some.run(part), state)
+
+    def _begin(self, state: State) -> State:
+        """The first stage, and the noise that its classes leave."""
+        state = self._with_noise_left(
+            self.initialize(state) if self.given is None else self._initialize_with_given(state)
+        )
+        self.position.begun = True
+        self._done("classes", state)
+        return state
+
     def _done(self, stage: str, state: State) -> None:
         self.observe(self, stage, state)
 
-    def _run_on_some(self, state: State, rows: Tensor) -> State:
-        """All stages on some of the particles, ascending numbers (m,); then one iteration of all."""
-        own = self.model.shard.held(rows)
-        some = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator, self.given)
-        some.log, some.observe = self.log, self.observe
-        found = some.run(state.of(own))
+    def _joined(self, some: ClassificationSchedule, found: State, state: State) -> State:
+        """The state after all particles, of which nothing is known, have joined the classes of a sample."""
         for ratio in some.noise:
             self.use_noise(ratio)
-        self.position = replace(some.position)
-        assert some.references is not None
+        at = self.position = replace(some.position, sharpened=min(some.position.sharpened, some.until))
+        references = some.model.references(found, at.rings)
         state = replace(state, mean_scale=found.mean_scale, spread_px=found.spread_px)
         if self.model.align:
-            state = self._placed(some.references, state)
-        state, _ = self._iterate(some.references, state, self.position.rings, 1.0, newton=1, centre=False)
-        self.log.append(f"classes were made of {len(rows)} particles, and all others joined them at the end")
+            state = self._placed(references, state)
+        sharpening = 0 < at.sharpened < self.until
+        state, _ = self._iterate(references, state, at.rings, 1.0, newton=2 if sharpening else 1, centre=False)
+        at.sharpened += sharpening
+        self.log.append(f"{some.model.shard.n} particles made classes, and {self.model.shard.n} joined them")
         self._done("all", state)
         return state
 
@@ -263,20 +326,6 @@ class ClassificationSchedule:
         """Assume `ratio` (R,) times the noise power from now on."""
         self.noise.append(ratio)
         self.model = replace(self.model, field=self.model.field.with_noise(ratio))
-
-    def _initialize_with_some(self, state: State) -> State:
-        """The first stage, on no more particles than it needs: more add nothing to single particles as references."""
-        able = self._able()
-        enough = max(ENOUGH[0], ENOUGH[1] * self.k)
-        if len(able) < 1.5 * enough:
-            return self.initialize(state)
-        rows = self._chosen(able, enough)
-        schedule = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator)
-        found = schedule.initialize(state.of(self.model.shard.held(rows)))
-        references = schedule.model.references(found, self.position.rings)
-        state = replace(state, spread_px=found.spread_px)
-        state, _ = self._iterate(references, state, self.position.rings, self.plan.temperatures[1], wide=True, newton=1)
-        return state
 
     def _initialize_with_given(self, state: State) -> State:
         """The first stage from references that are given."""
@@ -519,6 +568,30 @@ class ClassificationSchedule:
         members = self.model.shard.counts(index, len(keep)).float()
         own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
         return replace(state, fit=fit, class_index=index, members=members, own=own)
+
+
+def sample_growth(frc: Tensor, members: Tensor, wanted_frc: float) -> float:
+    """Return how many times more particles a sample should have, at least 1.
+
+    The SSNR of a class average, of which the FRC of its halves is a measure, grows with the members.
+
+    Parameters
+    ----------
+    frc : Tensor of shape (k, r)
+        FRC of the halves of the sample's averages, on the rings compared.
+    members : Tensor of shape (k,)
+        Members of the classes.
+    wanted_frc : float
+        Mean FRC of a sample that is large enough.
+
+    Returns
+    -------
+    float
+        Factor.
+    """
+    share = members[:, None] / members.sum().clamp_min(1)
+    mean = float((frc.nan_to_num(0.0) * share).sum(0).mean().clamp(0.01, 0.99))
+    return max(1.0, wanted_frc / (1 - wanted_frc) * (1 - mean) / mean)
 
 
 def _counted(n: int) -> str:

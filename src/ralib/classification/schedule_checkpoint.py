@@ -26,7 +26,7 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
     Parameters
     ----------
     schedule : ClassificationSchedule
-        The schedule.
+        The schedule of all particles, or of a sample.
     state : State
         Its state.
     figures : list of dict
@@ -45,6 +45,8 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
     assert state.own is not None
     arrays["own_share"] = everyone(state.own.share).cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = everyone(state.fit.amax(1)).cpu().numpy()
+    if schedule.rows is not None:
+        arrays["rows"] = schedule.rows.cpu().numpy()
     if schedule.noise:
         arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
     arrays["generator"] = schedule.generator.get_state().numpy()
@@ -54,13 +56,13 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
 
 def resume_schedule(
     schedule: ClassificationSchedule, checkpoint: Checkpoint, device: torch.device
-) -> tuple[State, list[dict[str, Any]]]:
+) -> tuple[ClassificationSchedule, State, list[dict[str, Any]]]:
     """Set a schedule to a saved state.
 
     Parameters
     ----------
     schedule : ClassificationSchedule
-        The schedule, changed in place.
+        The schedule of all particles, changed in place.
     checkpoint : Checkpoint
         Result of `checkpoint_of`.
     device : torch.device
@@ -68,26 +70,45 @@ def resume_schedule(
 
     Returns
     -------
+    ClassificationSchedule
+        The schedule that was saved: the one given, or that of its sample.
     State
-        The state.
+        Its state.
     list of dict
         Figures of the iterations so far.
     """
-    check_arrays(checkpoint.arrays, _layout(schedule))
+    if "rows" in checkpoint.arrays:
+        check_arrays(checkpoint.arrays, {"rows": "int64 n"})
+        with unpacking():
+            rows = _ascending(torch.from_numpy(checkpoint.arrays["rows"].copy()), schedule.model.shard.n)
+        some = schedule.part(rows.to(device))
+    else:
+        some = schedule
+    check_arrays(checkpoint.arrays, _layout(some))
     with unpacking():
-        return _unpacked(schedule, checkpoint, device)
+        state, figures = _unpacked(some, checkpoint, device)
+    if some is not schedule:
+        schedule.sample = some, state
+    return some, state, figures
+
+
+def _ascending(rows: Tensor, n: int) -> Tensor:
+    """Numbers of particles, which ascend and are below n."""
+    if len(rows) < 2 or int(rows[0]) < 0 or int(rows[-1]) >= n or not bool((rows.diff() > 0).all()):
+        raise ValueError("rows")
+    return rows
 
 
 def _layout(schedule: ClassificationSchedule) -> dict[str, str]:
     """Types and axes of a checkpoint's arrays, as `check_arrays` takes them."""
-    n = schedule.model.shard.bounds[-1]
+    n = schedule.model.shard.n
     per_particle = {"psi_deg": f"float32 {n}", "origin_xy_px": f"float32 {n} 2", "mirror": f"bool {n}"}
     per_particle |= {"class_index": f"int64 {n}", "posterior": f"float32? {n}", "scale": f"float32? {n}"}
     per_class = {"mean_scale": "float32?", "spread_px": "float32?", "members": "float32 k"}
     averages = {"averages.orders": "complex64 k r m", "averages.halves": "complex64 2 k r m"}
     averages |= {"averages.frc": "float32? k r", "averages.gain": "float32? k r"}
     rest = {"own_share": f"float32? {n} q", "best": f"float32? {n}", "noise?": "float32 s w", "generator": "uint8 g"}
-    return per_particle | per_class | averages | rest
+    return per_particle | per_class | averages | rest | {"rows?": f"int64 {n}"}
 
 
 def _unpacked(
