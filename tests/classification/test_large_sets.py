@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ralib.classes.evaluation import purity
+from ralib.classification import em, memory_plan, priors, stored_spectra, whitening
 from ralib.classification import schedule as schedules
 from ralib.classification.classifier import Classifier
+from ralib.classification.e_step import Spectra
+from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.schedule import ScheduleSettings, sample_growth
+from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet, RalibError
 
-SAMPLED = ScheduleSettings(exchanges=1, final=3, sample=20, least_sample=100, joint=2, sample_frc=0.0)
+SAMPLED = ScheduleSettings(exchanges=1, final=3, measured=300, sample=20, least_sample=100, joint=2, sample_frc=0.0)
 Run = tuple[Classifier, list[Checkpoint]]
 
 
@@ -114,3 +119,122 @@ def test_sample_growth_follows_the_ssnr_of_the_averages() -> None:
     assert sample_growth(frc, members, 0.5) == 1.0  # 0.6 on average
     assert sample_growth(frc, members, 0.75) == pytest.approx(2.0, rel=1e-5)  # an SSNR of 3 in place of 1.5
     assert sample_growth(0 * frc, members, 0.5) == pytest.approx(99.0, rel=1e-3)
+
+
+# -- spectra in half precision, and elsewhere -----------------------------------------------------------------------
+
+
+def samples(n: int, seed: int = 0) -> torch.Tensor:
+    """Complex samples (n, 5 rings, 8 angles) whose rings and particles differ by many orders of magnitude."""
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, 5, 8, 2, generator=random) * 10.0 ** torch.randint(-9, 9, (n, 5, 1, 1), generator=random)
+    return torch.view_as_complex(values)
+
+
+def stored(plan: SpectraPlan, data: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> StoredSpectra:
+    for module in (memory_plan, stored_spectra):
+        monkeypatch.setattr(module, "BLOCK", 16)
+    writer = SpectraWriter(plan, torch.device("cpu"))
+    for part in data.split(21):
+        writer.add(part)
+    weight = torch.linspace(0.5, 2.0, len(data))[:, None].expand(-1, 5)
+    return writer.done(weight, 3 * weight)
+
+
+PLACES = {"device": (100, 0), "main": (0, 100), "file": (0, 0), "all three": (32, 48)}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_stored_spectra_wherever_they_are_the_same_bits(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = samples(101)
+    on_device, in_main = PLACES[place]
+    kept = stored(SpectraPlan(101, 20, half=True, on_device=on_device, in_main=in_main), data, monkeypatch)
+    expected = data * torch.linspace(0.5, 2.0, 101)[:, None, None]
+    read = kept[:]
+    largest = torch.view_as_real(expected).abs().amax((2, 3), keepdim=False)[..., None]
+    assert float(((read.data - expected).abs() / largest).max()) < 2**-11
+    assert float(((read.data - expected).abs() / largest).max()) > 2**-16, "they were rounded"
+    torch.testing.assert_close(kept.energy, Spectra(expected, read.power).energy, rtol=1e-3, atol=0)
+    for rings, most in ((5, 1000), (3, 40), (1, 1)):
+        parts = list(kept.blocks(rings, most))
+        assert len(parts) == {1000: 1, 40: 4, 1: 7}[most]
+        assert torch.equal(torch.cat([part.data for _, part in parts]), read.data[:, :rings])
+        assert torch.equal(torch.cat([part.power for _, part in parts]), kept.power)
+        assert [rows.start for rows, _ in parts] == [0, *(rows.stop for rows, _ in parts)][:-1]
+    some = torch.tensor([100, 3, 40, 17, 3])
+    assert torch.equal(kept[some].data, read.data[some])
+    noisier = kept.divided(torch.full((5,), 4.0))
+    assert torch.equal(noisier[:].data, read.data / 4)
+    assert torch.equal(noisier.energy, kept.energy / 16)
+    assert float(kept.without(torch.arange(5) < 2)[:].data[:, :2].abs().max()) == 0
+
+
+def test_plan_spectra_follows_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 0, "cpu": 0}
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: free[device.type])
+
+    def plan(gpu_gib: float, main_gib: float, half: bool = False) -> SpectraPlan:
+        free["cuda"], free["cpu"] = int(gpu_gib * 2**30), int(main_gib * 2**30)
+        return plan_spectra(1_000_000, 3_500, torch.device("cuda"), half=half)  # 26 GiB
+
+    assert not plan(80, 100).half
+    assert str(plan(80, 100)) == "spectra in single precision: 26.1 GiB on the device"
+    assert plan(80, 100, half=True).on_device == 1_000_000
+    assert plan(40, 100) == plan(80, 100, half=True)
+    split = plan(16, 100)
+    assert 0 < split.on_device < 1_000_000
+    assert split.on_device + split.in_main == 1_000_000
+    disk = plan(16, 8)
+    assert disk.on_device + disk.in_main < 1_000_000
+    assert "in half precision: 5.55 GiB on the device, 3.15 GiB in main memory, 4.33 GiB in a scratch file" in str(disk)
+
+
+def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = None) -> None:
+    """Take particles in groups of some 64, and keep all 400 in half precision: some on the device, some in memory."""
+    for module in (memory_plan, stored_spectra):
+        monkeypatch.setattr(module, "BLOCK", 64)
+    for module in (em, priors):
+        monkeypatch.setattr(module, "AT_ONCE", 300)
+
+    def plan(n: int, n_samples: int, device: torch.device, *, half: bool = False) -> SpectraPlan:
+        if places is None or n != 400:  # those of which the diameter is measured
+            return plan_spectra(n, n_samples, device, half=half)
+        return SpectraPlan(n, 4 * n_samples, half=True, on_device=places[0], in_main=places[1])
+
+    monkeypatch.setattr(whitening, "plan_spectra", plan)
+
+
+def test_classifier_in_groups_and_in_half_precision_same_classes(
+    sampled: Run, simulated: tuple[ParticleSet, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = sampled[0]
+    in_groups(monkeypatch)
+    monkeypatch.setattr(em, "SHORTLIST", 1000)
+    parts = classified(simulated[0], SAMPLED)[0]
+    assert torch.equal(parts.poses_.score, single.poses_.score), "particles in groups: the same bits"
+    assert torch.equal(parts.class_averages_.images, single.class_averages_.images)
+    np.testing.assert_array_equal(
+        parts.result_.particle_scores["agreement"], single.result_.particle_scores["agreement"]
+    )
+
+    in_groups(monkeypatch, (400, 0))
+    half, kept = classified(simulated[0], SAMPLED)
+    assert any("half precision" in line and "on the device" in line for line in half.result_.log)
+    assert float((half.poses_.class_index == single.poses_.class_index).float().mean()) >= 0.995
+    torch.testing.assert_close(half.poses_.score.mean(), single.poses_.score.mean(), rtol=1e-4, atol=0)
+    assert not torch.equal(half.poses_.score, single.poses_.score)
+
+    in_groups(monkeypatch, (128, 128))
+    spread = classified(simulated[0], SAMPLED)[0]
+    assert any("in a scratch file" in line for line in spread.result_.log)
+    assert torch.equal(spread.poses_.score, half.poses_.score), "wherever they are kept: the same bits"
+    assert torch.equal(spread.class_averages_.images, half.class_averages_.images)
+    for name, values in half.result_.particle_scores.items():
+        np.testing.assert_array_equal(spread.result_.particle_scores[name], values)
+
+    in_groups(monkeypatch)
+    resumed = classified(simulated[0], SAMPLED, kept[0])[0]
+    assert torch.equal(resumed.poses_.score, half.poses_.score), "goes on as it began, whatever is free by then"
+    monkeypatch.setattr(em, "SHORTLIST", 3)
+    fewer = classified(simulated[0], SAMPLED, kept[-1])[0]
+    assert float((fewer.poses_.class_index == half.poses_.class_index).float().mean()) >= 0.995

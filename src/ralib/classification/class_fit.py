@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import mirrored_references, ring_power, samples_at_once, turned_samples
+from ralib.classification.e_step import Spectra, mirrored_references, ring_power, samples_at_once, turned_samples
 from ralib.classification.em import Model
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import weighted_median
@@ -123,9 +123,11 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     places, most = _Places.of(model, rings), 256 if model.field.grid.device.type == "cpu" else 1024
     chunk = samples_at_once(model.field.grid, rings, most, model.budget.step_bytes)
     columns = []
-    for first in range(0, max(1, len(state.psi_deg)), chunk):
-        rows = slice(first, first + chunk)
-        columns.append(_of_rows(model, state, rows, halves, powers, typical, round_mean, places))
+    for part, some in model.parts(rings):
+        own = state.part(part)
+        for first in range(0, max(1, len(some.half)), chunk):
+            rows = slice(first, first + chunk)
+            columns.append(_of_rows(some, own, rows, halves, powers, typical, round_mean, places))
     found = torch.cat(columns)
     # Extremes are measured in the deviation of the usual particle's residual, independent of the chunk.
     extremes = [FIT_NAMES.index("left_brightest"), FIT_NAMES.index("left_darkest")]
@@ -145,6 +147,7 @@ def _of_rows(
 ) -> Tensor:
     """`class_fit` of some particles, extremes in their own units; last comes the deviation (b,) of what is left."""
     grid, spectra, rings = model.field.grid, model.field.spectra, len(typical)
+    assert isinstance(spectra, Spectra)
     index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
     first, second = (mirrored_references(half, index, mirror) for half in halves)
     reference = torch.where((other == 0)[:, None, None], first, second)

@@ -26,7 +26,7 @@ from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge
 from ralib.classification.results import schedule_figures, state_poses
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
-from ralib.classification.schedule_checkpoint import checkpoint_of, resume_schedule
+from ralib.classification.schedule_checkpoint import HALF, checkpoint_of, resume_schedule
 from ralib.classification.sharding import Shard
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
@@ -191,7 +191,7 @@ class Classifier(ClusterEstimator):
         start = time.perf_counter()
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
-        field = self._load(particles, batches, shard)
+        field = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
         if (usable := int(shard.count(field.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
@@ -233,6 +233,8 @@ class Classifier(ClusterEstimator):
                 radius_px=self.fitted_.radius_px,
                 particle_radius_px=self.fitted_.particle_radius_px,
                 ctf=self._ctf_mode(particles),
+                most_detail=self._most_detail,
+                half=False,
                 **self._limits_px(particles),
             )
         )
@@ -323,8 +325,12 @@ class Classifier(ClusterEstimator):
             "lowest_px": self.lowest_A / pixel if self.lowest_A else None,
         }
 
-    def _load(self, particles: ParticleSet, batches: ParticleBatches, shard: Shard) -> WhitenedParticles:
-        self._size = self._measured(particles)
+    def _load(
+        self, particles: ParticleSet, batches: ParticleBatches, shard: Shard, *, half: bool = False
+    ) -> WhitenedParticles:
+        self._size, plan = self._measured(particles), self.plan or ScheduleSettings()
+        large = plan.joint > 0 and plan.takes_sample(len(particles), self.n_classes)
+        self._most_detail = plan.most_detail if large else None
         return whiten_particles(
             particles,
             batches,
@@ -333,6 +339,8 @@ class Classifier(ClusterEstimator):
             radius_px=self._size.mask_radius_px,
             particle_radius_px=self._size.radius_px,
             ctf=self._ctf_mode(particles),
+            most_detail=self._most_detail,
+            half=half,
             **self._limits_px(particles),
         )
 
@@ -382,7 +390,7 @@ class Classifier(ClusterEstimator):
             clock, previous = now, poses
             ends_step = at.position != saved and not at.finished
             saved = replace(at.position)
-            checkpoint = partial(checkpoint_of, at, state, figures)
+            checkpoint = partial(checkpoint_of, at, state, figures, half=schedule.model.field.plan.half)
             saves = ends_step
             if saves and shard.ranks.size > 1:  # every rank gives its part, also where none is written
                 made = checkpoint()
@@ -444,6 +452,7 @@ class Classifier(ClusterEstimator):
         share = 100 * outliers / len(particles)
         return [
             f"{found}: {how}",
+            *([str(field.plan)] if field.plan.told else []),
             f"{outliers} images ({share:.1f}%) are outliers by their spectrum, brightest pixel or gradient: no class "
             "begins from them, and no average holds them",
         ]

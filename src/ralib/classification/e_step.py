@@ -15,6 +15,7 @@ template, do not.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +91,22 @@ class Spectra:
     def __getitem__(self, index: Tensor | slice) -> Spectra:
         return Spectra(self.data[index], self.power[index])
 
+    def blocks(self, rings: int, most: int) -> Iterator[tuple[slice, Spectra]]:
+        """Iterate over groups of at most `most` particles; see `StoredSpectra.blocks`."""
+        for first in range(0, max(1, len(self)), max(1, most)):
+            rows = slice(first, min(first + most, len(self)))
+            yield rows, self if rows.stop - rows.start == len(self) else self[rows]
+
+    def divided(self, ratio: Tensor) -> Spectra:
+        """Return the spectra for `ratio` (R,) times the noise power; the samples are changed in place."""
+        return Spectra(self.data.div_(ratio[:, None]), self.power / ratio)
+
+    def without(self, rings: Tensor) -> Spectra:
+        """Return the spectra with nothing on some rings (R,); they are changed in place."""
+        self.power[:, rings] = 0
+        self.data[:, rings] = 0
+        return self
+
 
 @dataclass(frozen=True)
 class ClassPoses:
@@ -124,9 +141,23 @@ class ClassPoses:
         """Return the poses in some of the classes."""
         return ClassPoses(*(f[:, keep] for f in self.fields()))
 
+    def rows(self, rows: slice) -> ClassPoses:
+        """Return the poses of some of the particles."""
+        return ClassPoses(*(f[rows] for f in self.fields()))
+
+    def gathered(self, index: Tensor) -> ClassPoses:
+        """Return the poses in some classes of each particle, index (b, c): fields (b, c)."""
+        row = torch.arange(len(index), device=index.device)[:, None]
+        return ClassPoses(*(f[row, index] for f in self.fields()))
+
     def fields(self) -> tuple[Tensor, ...]:
         """Return all fields."""
         return self.cross, self.norm, self.psi_deg, self.origin_xy_px, self.mirror
+
+
+def joined(parts: list[ClassPoses]) -> ClassPoses:
+    """Return the poses of all particles of some parts."""
+    return parts[0] if len(parts) == 1 else ClassPoses(*map(torch.cat, zip(*(p.fields() for p in parts), strict=True)))
 
 
 def in_order(poses: list[ClassPoses], order: Tensor) -> list[ClassPoses]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from ralib.classification.m_step import (
     sum_classes,
     sum_limits,
 )
-from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
+from ralib.classification.priors import best_classes, class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.whitening import WhitenedParticles
@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 CANDIDATES = 3
 """Classes a particle is shared between; later ones have no weight that matters."""
+
+BEYOND = 2
+"""Rings of the averages beyond those compared: on these it is seen whether the halves agree."""
 
 STEP_DETAIL = 0.22
 """Shift grid step times the highest frequency: half a step off costs a tenth of the score at that frequency."""
@@ -49,6 +52,12 @@ PICKED_WITHIN = 3.0
 
 LEAST_NOISE = 0.02
 """Of a ring's power: what is noise, at least."""
+
+AT_ONCE = 2**25
+"""Particles times classes of which everything is computed at once: more are taken in parts."""
+
+SHORTLIST = 16
+"""Classes a particle of which the poses are kept where particles are taken in parts; the fits of all are."""
 
 LEAST_BYTES = 3e7
 """A step that finds no room for this much has nothing left to shrink."""
@@ -95,6 +104,25 @@ class Expectation:
     poses: list[lk.ClassPoses]
     class_index: list[Tensor]
     weight: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Fits of n particles in all classes, and their poses in those that may become theirs.
+
+    Attributes
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class at its best pose, with the prior of the origin.
+    poses : ClassPoses
+        Poses, fields (n, c).
+    among : Tensor of shape (n, c), optional
+        Classes of these poses; by default all.
+    """
+
+    fit: Tensor
+    poses: lk.ClassPoses
+    among: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -240,14 +268,60 @@ class Model:
         fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
         return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
+    def parts(self, rings: int, n_classes: int = 1) -> Iterator[tuple[slice, Model]]:
+        """Iterate over the particles, all at once where spectra and fits of `n_classes` allow.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings that the spectra of a part need.
+        n_classes : int, default 1
+            Number of classes that each particle is compared with.
+
+        Yields
+        ------
+        slice
+            Rows of the particles.
+        Model
+            The model of them; sums over all particles, and so its shard, are none of its business.
+        """
+        for rows, spectra in self.field.spectra.blocks(rings, AT_ONCE // n_classes):
+            if len(spectra) == len(self.half) and isinstance(self.field.spectra, lk.Spectra):
+                yield rows, self
+            else:
+                field = self.field.part(rows, spectra)
+                yield rows, replace(self, field=field, half=self.half[rows], held_out=self.held_out[rows])
+
     def search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
         """Find the best pose of every particle in every class, without its own contribution; see `iterate`."""
+        k, rings = references.shape[:2]
+        found = [part._search_all(references, state.part(rows), step) for rows, part in self.parts(rings, k)]
+        return lk.joined(found)
+
+    def _search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
         grid, spectra = self.field.grid, self.field.spectra
+        assert isinstance(spectra, lk.Spectra)
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
         else:
             found = lk.score_fixed(grid, spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
         return found if state.own is None else without_self(self.field, state.own, found, references.shape[1])
+
+    def found(self, references: Tensor, state: State, step: IterationSettings) -> Found:
+        """Find the fits of all classes, and the poses in those that matter; see `iterate` for the arguments."""
+        k, rings = references.shape[:2]
+        fits, poses, among = [], [], []
+        for rows, part in self.parts(rings, k):
+            own = state.part(rows)
+            found = part._search_all(references, own, step)
+            fit = part.fit(found, own)
+            if part is self:
+                return Found(fit, found)
+            index = fit.topk(min(SHORTLIST, k), dim=1).indices.sort(dim=1).values
+            fits.append(fit)
+            poses.append(found.gathered(index))
+            among.append(index)
+        return Found(torch.cat(fits), lk.joined(poses), torch.cat(among))
 
     def iterate(self, references: Tensor, state: State, step: IterationSettings) -> State:
         """Run one iteration: E-step and M-step. The new averages reach a few rings beyond those compared.
@@ -270,17 +344,18 @@ class Model:
 
     def e_step(self, references: Tensor, state: State, step: IterationSettings) -> Expectation:
         """E-step: compute responsibilities, and the poses in the classes; see `iterate` for the arguments."""
-        found = self.search_all(references, state, step)
-        fit = self.fit(found, state)
+        found = self.found(references, state, step)
+        fit = found.fit
         price = class_prices(fit, step.temperature, self.balance, self.shard)
-        weight, index = class_posterior(fit, price, step.temperature).topk(min(CANDIDATES, fit.shape[1]), dim=1)
+        weight, at = best_classes(fit, price, step.temperature, CANDIDATES, found.among)
+        index = at if found.among is None else found.among.gather(1, at)
         posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
-        poses = [found.pick(index[:, j]) for j in range(index.shape[1])]
+        poses = [found.poses.pick(at[:, j]) for j in range(at.shape[1])]
         if step.newton and self.align:
-            poses = [self.refined(references, p, index[:, j], step, state.own) for j, p in enumerate(poses)]
+            poses = self.refined(references, poses, list(index.unbind(1)), step, state.own)
             # The class a particle was in has the advantage of a refined centre on the grid; now all have.
             better = torch.stack([self.fit(p, state) for p in poses], dim=1)
-            fit = fit.scatter(1, index, better)
+            fit = fit.scatter_(1, index, better)
             weight, order = class_posterior(better, price[index], step.temperature).sort(
                 dim=1, descending=True, stable=True
             )
@@ -322,7 +397,7 @@ class Model:
             members=self.members(index, expected.fit.shape[1]),
         )
         weight = [w * self.joins for w in expected.weight]
-        rings = min(step.rings + 2, self.field.grid.n_rings)
+        rings = min(step.rings + BEYOND, self.field.grid.n_rings)
         sums = self._sums(
             expected.poses, expected.class_index, weight, [s / mean for s in scale], len(state.members), rings
         )
@@ -349,21 +424,21 @@ class Model:
     def refined(
         self,
         references: Tensor,
-        poses: lk.ClassPoses,
-        index: Tensor,
+        poses: list[lk.ClassPoses],
+        index: list[Tensor],
         step: IterationSettings,
         own: SelfContribution | None,
-    ) -> lk.ClassPoses:
+    ) -> list[lk.ClassPoses]:
         """Refine poses off the grid by Newton steps, corrected for the particle's own contribution.
 
         Parameters
         ----------
         references : Tensor of shape (k, r, m)
             Angular orders of the masked class averages.
-        poses : ClassPoses
-            Poses (n,).
-        index : Tensor of shape (n,)
-            Their classes.
+        poses : list of ClassPoses
+            For each candidate the poses (n,).
+        index : list of Tensor
+            For each candidate the classes (n,).
         step : IterationSettings
             Settings of the iteration.
         own : SelfContribution or None
@@ -371,14 +446,29 @@ class Model:
 
         Returns
         -------
-        ClassPoses
-            Refined poses (n,).
+        list of ClassPoses
+            For each candidate the refined poses (n,).
         """
-        grid, spacing = self.field.grid, self.shift_step_px(step.rings)
-        found = poses
+        refined: list[list[lk.ClassPoses]] = []
+        for rows, part in self.parts(self.field.grid.n_rings):
+            share = None if own is None else own.part(rows)
+            pairs = zip(poses, index, strict=True)
+            refined.append([part._refined(references, p.rows(rows), i[rows], step, share) for p, i in pairs])
+        return [lk.joined(list(parts)) for parts in zip(*refined, strict=True)]
+
+    def _refined(
+        self,
+        references: Tensor,
+        found: lk.ClassPoses,
+        index: Tensor,
+        step: IterationSettings,
+        own: SelfContribution | None,
+    ) -> lk.ClassPoses:
+        grid, spectra, spacing = self.field.grid, self.field.spectra, self.shift_step_px(step.rings)
+        assert isinstance(spectra, lk.Spectra)
         poses = self.within(
             lambda most: lk.refine_poses(
-                grid, self.field.spectra, references, found, index, steps=step.newton,
+                grid, spectra, references, found, index, steps=step.newton,
                 limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
             )
         )  # fmt: skip
@@ -398,13 +488,35 @@ class Model:
     ) -> RingSums:
         """Sums over all particles of the classes they are shared between."""
         limits = sum_limits(self.field.grid, self.field.spectra, weight, scale, self.shard)
-        own = self.within(
+        numerator: Tensor | float = 0.0
+        total: Tensor | float = 0.0
+        for rows, part in self.parts(rings):
+            some = [p.rows(rows) for p in poses]
+            to, w, a = ([table[rows] for table in tables] for tables in (index, weight, scale))
+            own = part._part_sums(some, to, w, a, n_classes, rings, limits)
+            numerator, total = own.numerator + numerator, own.weight + total  # exact: see `in_quanta`
+        assert isinstance(numerator, Tensor)
+        assert isinstance(total, Tensor)
+        return RingSums(self.shard.add_up(numerator), self.shard.add_up(total))
+
+    def _part_sums(
+        self,
+        poses: list[lk.ClassPoses],
+        index: list[Tensor],
+        weight: list[Tensor],
+        scale: list[Tensor],
+        n_classes: int,
+        rings: int,
+        limits: tuple[Tensor, Tensor],
+    ) -> RingSums:
+        grid, spectra = self.field.grid, self.field.spectra
+        assert isinstance(spectra, lk.Spectra)
+        return self.within(
             lambda most: sum_classes(
-                self.field.grid, self.field.spectra, poses, index, weight, scale, self.half,
+                grid, spectra, poses, index, weight, scale, self.half,
                 n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings), limits=limits, memory_bytes=most,
             )
         )  # fmt: skip
-        return RingSums(self.shard.add_up(own.numerator), self.shard.add_up(own.weight))
 
     def within(self, work: Callable[[float], T]) -> T:
         """Run a function of the bytes it may take, and repeat it with less where memory runs out."""
@@ -519,8 +631,7 @@ class Model:
         use = self.field.typical
         scale = torch.where(use, state.scale, 0.0)[:, None]
         chunk = lk.samples_at_once(self.field.grid, rings, 1024, self.budget.step_bytes)
-        starts = range(0, max(1, len(use)), chunk)
-        found = torch.cat([self.ring_cross(references, state, slice(start, start + chunk)) for start in starts])
+        found = self.ring_crosses(references, state, chunk)
         cross = self.shard.sum(scale * (found - state.own.share[:, :rings]))
         power = self.field.spectra.power[:, :rings] * lk.ring_power(references)[state.class_index]
         norm = self.shard.sum(scale.square() * power)
@@ -531,8 +642,8 @@ class Model:
         left[:rings] -= explained / (grid.weight[:rings] * grid.n_half * grid.n_pixels)
         return (torch.maximum(left, LEAST_NOISE * total) / self.shard.count(use).clamp_min(1)).float()
 
-    def ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
-        """Return cross terms of particles with their classes on each ring.
+    def ring_crosses(self, references: Tensor, state: State, chunk: int) -> Tensor:
+        """Return cross terms of all particles with their classes on each ring.
 
         Parameters
         ----------
@@ -540,17 +651,27 @@ class Model:
             Angular orders of the masked class averages.
         state : State
             Poses and classes.
-        cut : slice
-            The particles b.
+        chunk : int
+            Particles at a time.
 
         Returns
         -------
-        Tensor of shape (b, r)
+        Tensor of shape (n, r)
             Cross terms.
         """
-        grid = self.field.grid
+        found = []
+        for rows, part in self.parts(references.shape[1]):
+            own = state.part(rows)
+            for start in range(0, max(1, len(part.half)), chunk):
+                found.append(part._ring_cross(references, own, slice(start, start + chunk)))
+        return torch.cat(found)
+
+    def _ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
+        """Cross terms (b, r) of some particles."""
+        grid, spectra = self.field.grid, self.field.spectra
+        assert isinstance(spectra, lk.Spectra)
         mirrored = lk.mirrored_references(references, state.class_index[cut], state.mirror[cut])
         posed = lk.turned_samples(grid, mirrored, state.psi_deg[cut])
         rings = references.shape[1]
-        moved = self.field.spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
+        moved = spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
         return (moved * posed.conj()).real.sum(2)

@@ -49,6 +49,11 @@ class SelfContribution:
     mirror: Tensor
     share: Tensor
 
+    def part(self, rows: slice) -> SelfContribution:
+        """Return the contributions of some particles."""
+        pose = self.psi_deg[rows], self.origin_xy_px[rows], self.mirror[rows]
+        return SelfContribution(self.class_index[rows], *pose, self.share[rows])
+
     def restricted(self, keep: Tensor, n_classes: int) -> SelfContribution:
         """Return the contributions where only some of the classes remain.
 

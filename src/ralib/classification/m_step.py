@@ -11,6 +11,7 @@ from torch import Tensor
 from ralib.classification.e_step import STEP_BYTES, ClassPoses, Spectra, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, in_quanta
+from ralib.classification.stored_spectra import StoredSpectra
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
 
@@ -126,7 +127,7 @@ def sum_classes(
 
 
 def sum_limits(
-    grid: RingGrid, spectra: Spectra, weight: list[Tensor], scale: list[Tensor], shard: Shard
+    grid: RingGrid, spectra: Spectra | StoredSpectra, weight: list[Tensor], scale: list[Tensor], shard: Shard
 ) -> tuple[Tensor, Tensor]:
     """Return upper bounds of the sums of `sum_classes` on each ring.
 
@@ -134,7 +135,7 @@ def sum_limits(
     ----------
     grid : RingGrid
         The ring grid.
-    spectra : Spectra
+    spectra : Spectra or StoredSpectra
         Spectra of this rank's particles.
     weight : list[Tensor]
         For each candidate the responsibilities (b,).

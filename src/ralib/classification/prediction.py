@@ -128,7 +128,7 @@ class FittedClasses:
             pose = found.pick(index)
             if model.align and not wide:
                 step = IterationSettings(rings, 1.0, newton=NEWTON_STEPS)
-                pose = model.refined(self.references, pose, index, step, None)
+                pose = model.refined(self.references, [pose], [index], step, None)[0]
                 fit = fit.scatter(1, index[:, None], model.fit(pose, state)[:, None])
             state = replace(
                 state,

@@ -69,6 +69,9 @@ PRESSURE_NATS = 10.0
 """At balance 0.5, a class e times its fair share pays this much log-likelihood for every further member."""
 
 
+AT_ONCE = 2**25
+"""Fits of which responsibilities are computed at once."""
+
 MOST_STEPS, LEFT_OVER = 30, 0.003
 """The fixed point of prices is approached until this share of the way is left, in so many steps at most."""
 
@@ -112,14 +115,51 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
     steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
     particles = shard.count(torch.ones(len(fit), dtype=torch.bool, device=fit.device))
     for _ in range(min(steps, MOST_STEPS)):
-        posterior = torch.softmax((fit + price) / temperature, dim=1)
-        # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
-        members = shard.add_up(posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64))
+        members = torch.zeros(k, dtype=torch.float64, device=fit.device)
+        for part in fit.split(max(1, AT_ONCE // k)):
+            posterior = torch.softmax((part + price) / temperature, dim=1)
+            # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
+            members += posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64)
+        members = shard.add_up(members)
         share = (members * k / particles).float()
         price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
         if balance < 1:
             price = price.clamp_max(0.0)  # the popular pay; a rare view is not filled up with others
     return price
+
+
+def best_classes(
+    fit: Tensor, price: Tensor, temperature: float, count: int, among: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the responsibilities of the best classes of each particle, and which these are.
+
+    Parameters
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class.
+    price : Tensor of shape (k,)
+        Added to the fit of each class.
+    temperature : float
+        Of the responsibilities.
+    count : int
+        How many classes a particle, at most.
+    among : Tensor of shape (n, c), optional
+        Classes to choose from; by default all.
+
+    Returns
+    -------
+    Tensor of shape (n, count)
+        Responsibilities, the largest first.
+    Tensor of shape (n, count)
+        Columns of `among`, or classes.
+    """
+    rows = max(1, AT_ONCE // fit.shape[1])
+    parts = []
+    for first in range(0, max(1, len(fit)), rows):
+        posterior = class_posterior(fit[first : first + rows], price, temperature)
+        posterior = posterior if among is None else posterior.gather(1, among[first : first + rows])
+        parts.append(posterior.topk(min(count, posterior.shape[1]), dim=1))
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
 def class_posterior(fit: Tensor, price: Tensor, temperature: float) -> Tensor:

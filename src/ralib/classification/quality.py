@@ -246,9 +246,7 @@ def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
     field, rings = model.field, references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
     expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
-    starts = range(0, max(1, len(field.spectra)), 512)
-    cross = [model.ring_cross(references, state, slice(start, start + 512)) for start in starts]
-    shared = torch.cat([part[:, first:].sum(1) for part in cross])
+    shared = model.ring_crosses(references, state, 512)[:, first:].sum(1)
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 

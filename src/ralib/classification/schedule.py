@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
+from ralib.classification.em import BEYOND, Model
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 from ralib.classification.priors import class_prices
@@ -31,6 +31,9 @@ from ralib.classification.state import IterationSettings, State
 
 WORTH = 1.5
 """A sample is taken where there are this many times more particles."""
+
+GROWTH = 2
+"""Rings by which the resolution grows in an iteration of sharpening, at most."""
 
 STRANGE_SEEDS = 20
 """Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
@@ -76,7 +79,7 @@ class ScheduleSettings:
         Rings are added while the mean FRC of the halves exceeds this.
     final : int, default 6
         Iterations of the last stage, and one more.
-    sample : int, default 200
+    sample : int, default 300
         Particles a class of which the classes are made where there are many more; all others join them later. Noisy
         particles need more, see `ClassificationSchedule.enough`.
     least_sample : int, default 10000
@@ -100,7 +103,7 @@ class ScheduleSettings:
     wide: int = 1
     agreement: float = 0.2
     final: int = 6
-    sample: int = 200
+    sample: int = 300
     least_sample: int = 10_000
     joint: int = 3
     sample_frc: float = 0.5
@@ -127,6 +130,32 @@ class ScheduleSettings:
     def thorough(cls) -> ScheduleSettings:
         """Return the numbers of a longer search: more seeds, thinned more slowly, and more exchanges."""
         return cls(surplus=4.0, thinning=0.85, exchanges=6, wide=2, final=8)
+
+    def takes_sample(self, n: int, n_classes: int) -> bool:
+        """Return whether classes are made of a sample.
+
+        Parameters
+        ----------
+        n : int
+            Number of particles.
+        n_classes : int
+            Number of classes.
+
+        Returns
+        -------
+        bool
+            Whether there are so many more particles than a sample needs.
+        """
+        return n > WORTH * self.least_of_sample(n_classes)
+
+    def least_of_sample(self, n_classes: int) -> int:
+        """Return the number of particles of a sample, at least."""
+        return max(self.least_sample, self.sample * n_classes)
+
+    @property
+    def most_detail(self) -> tuple[float, int]:
+        """Details across the particle, and rings beyond, that are the most the stages can come to compare."""
+        return self.exchange_details, GROWTH * self.final + BEYOND
 
     def planned_iterations(self, n_classes: int) -> int:
         """Return the usual number of iterations: of the start, of each exchange, and of sharpening."""
@@ -223,8 +252,8 @@ class ClassificationSchedule:
         """Run all stages from the present position; the first starts from single particles. Returns the final state."""
         if self.sample is None and not self.position.begun:
             able = self._able()
-            if len(able) > WORTH * self._least:
-                self.sample = self._of_sample(self._chosen(able, self._least), state)
+            if self.plan.takes_sample(len(able), self.k):
+                self.sample = self._of_sample(self._chosen(able, self.plan.least_of_sample(self.k)), state)
         if self.sample is not None:
             state = self._after_sample(state)
         elif not self.position.begun:
@@ -253,11 +282,6 @@ class ClassificationSchedule:
         frc = state.averages.frc[:, : self.position.rings]
         return round(self.model.shard.n * sample_growth(frc, state.members, self.plan.sample_frc))
 
-    @property
-    def _least(self) -> int:
-        """Particles of a sample, at least."""
-        return max(self.plan.least_sample, self.plan.sample * self.k)
-
     def _of_sample(self, rows: Tensor, state: State) -> tuple[ClassificationSchedule, State]:
         """The schedule of a sample, and the sample's state among that of all."""
         return self.part(rows), state.of(self.model.shard.held(rows))
@@ -270,11 +294,12 @@ class ClassificationSchedule:
         if not some.position.begun:
             part = some._begin(part)
         first = replace(some.position, begun=False) == ScheduleProgress(rings=some.position.rings)
-        if first and some.model.shard.n == self._least:
+        least = self.plan.least_of_sample(self.k)
+        if first and some.model.shard.n == least:
             wanted, able = some.enough(part), self._able()
             if WORTH * wanted > len(able):
                 return self._joined(some, part, state)
-            if wanted > WORTH * self._least:
+            if wanted > WORTH * least:
                 larger, others = self._of_sample(self._chosen(able, wanted), state)
                 some, part = larger, larger._joined(some, part, others)
         return self._joined(some, some.run(part), state)
@@ -554,12 +579,12 @@ class ClassificationSchedule:
         return sub.references(schedule.initialize(part), rings)
 
     def _grown(self, state: State, rings: int) -> int:
-        """As many rings as the halves agree on, at most two more than now."""
+        """As many rings as the halves agree on, at most GROWTH more than now."""
         assert state.averages is not None
         frc, members = state.averages.frc, state.members
         mean = (frc * members[:, None]).sum(0) / members.sum().clamp_min(1)
         agree = torch.cumprod((mean > self.plan.agreement).int(), 0)
-        return max(rings, min(int(agree.sum()), rings + 2, self.model.field.grid.n_rings))
+        return max(rings, min(int(agree.sum()), rings + GROWTH, self.model.field.grid.n_rings))
 
     def _restricted(self, state: State, keep: Tensor) -> State:
         """A state of which only some classes remain; particles move to the best of them."""

@@ -16,11 +16,14 @@ from ralib.results.checkpoint import Checkpoint, check_arrays, unpacking
 
 # Of the fits, the largest part, only the best is kept: every iteration makes them anew, and nothing else looks back.
 _PARTICLES = ("psi_deg", "origin_xy_px", "mirror", "class_index", "posterior", "scale")
+HALF = "half_precision"
 _CLASSES = ("mean_scale", "spread_px", "members")
 _AVERAGES = ("orders", "halves", "frc", "gain")
 
 
-def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[dict[str, Any]]) -> Checkpoint:
+def checkpoint_of(
+    schedule: ClassificationSchedule, state: State, figures: list[dict[str, Any]], *, half: bool = False
+) -> Checkpoint:
     """Return the checkpoint of a schedule after an iteration.
 
     Parameters
@@ -31,6 +34,8 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
         Its state.
     figures : list of dict
         Figures of the iterations so far.
+    half : bool, default False
+        Whether the run keeps its spectra in half precision, and is to when it goes on.
 
     Returns
     -------
@@ -50,7 +55,9 @@ def checkpoint_of(schedule: ClassificationSchedule, state: State, figures: list[
     if schedule.noise:
         arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
     arrays["generator"] = schedule.generator.get_state().numpy()
-    meta = {"position": asdict(schedule.position), "log": list(schedule.log), "figures": list(figures)}
+    meta: dict[str, Any] = {"position": asdict(schedule.position), "log": list(schedule.log), "figures": list(figures)}
+    if half:
+        meta[HALF] = True
     return Checkpoint(len(figures), arrays, meta)
 
 

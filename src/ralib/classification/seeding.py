@@ -9,6 +9,7 @@ from ralib.classification.e_step import Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
+from ralib.classification.stored_spectra import StoredSpectra
 
 NEIGHBOURS = 3, 10
 """Best classes within which a particle's spread is measured, at least and at most: a quarter of all, so that few lie in
@@ -134,13 +135,13 @@ def typical_power(references: Tensor, members: Tensor) -> Tensor:
 
 
 def poorly_explained(
-    spectra: Spectra, state: State, references: Tensor, eligible: Tensor, count: int, shard: Shard
+    spectra: Spectra | StoredSpectra, state: State, references: Tensor, eligible: Tensor, count: int, shard: Shard
 ) -> Tensor:
     """Return the numbers of the particles that their classes explain worst, given their CTF and noise.
 
     Parameters
     ----------
-    spectra : Spectra
+    spectra : Spectra or StoredSpectra
         Spectra of n particles.
     state : State
         Poses, classes and fits.

@@ -125,7 +125,7 @@ class StartReferences:
         rows = able[torch.linspace(0, len(able) - 1, min(COMPARED, len(able))).long().to(able.device)]
         some, part = model.of(rows), state.of(model.shard.held(rows))
         if model.align:
-            found = some.search(some.field.spectra, part.origin_xy_px, orders, None, wide=True)
+            found = some.search(some.field.spectra[:], part.origin_xy_px, orders, None, wide=True)
         else:
             found = some.search_all(orders, part, IterationSettings(rings, 1.0))
         norm = found.norm.clamp_min(1e-30)

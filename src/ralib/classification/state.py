@@ -61,6 +61,14 @@ class State:
         own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
         return replace(self, own=None, **{name: getattr(self, name)[rows] for name in own})
 
+    def part(self, rows: slice) -> State:
+        """Return the state of some particles in a row, with their own contributions."""
+        if rows == slice(0, len(self.psi_deg)):
+            return self
+        own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
+        share = None if self.own is None else self.own.part(rows)
+        return replace(self, own=share, **{name: getattr(self, name)[rows] for name in own})
+
     @classmethod
     def blank(cls, n: int, spread_px: Tensor) -> State:
         """Return the state of particles of which nothing is known but the spread of their origins.

@@ -98,13 +98,15 @@ def quick_estimate(
     typical = model.shard.gather(model.field.typical)
     spread = fit_spread(model.shard.gather(state.fit.amax(1))[typical])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
-    for h in (0, 1):
-        rows = torch.nonzero(model.half != h)[:, 0]
-        half = model.masked(replace(state.averages, orders=state.averages.halves[h]), rings)
-        centre = (state.psi_deg[rows], state.origin_xy_px[rows], state.mirror[rows])
-        _, index = _best_fit(model, state, model.field.spectra[rows], half, centre, wide=False)
-        agreement[rows] = (index == state.class_index[rows]).float()
-        away[rows] = _away_px(model, state, rows, half)
+    halves = [model.masked(replace(state.averages, orders=orders), rings) for orders in state.averages.halves]
+    for part, some in model.parts(rings, len(references)):
+        own = state.part(part)
+        for h, half in enumerate(halves):
+            rows = torch.nonzero(some.half != h)[:, 0]
+            centre = (own.psi_deg[rows], own.origin_xy_px[rows], own.mirror[rows])
+            _, index = _best_fit(some, own, some.field.spectra[rows], half, centre, wide=False)
+            agreement[part][rows] = (index == own.class_index[rows]).float()
+            away[part][rows] = _away_px(some, own, rows, half)
     tested = len(held) >= 20
     enough = above >= ABOVE_NOISE and above + SPREAD_WEIGHT * spread >= BELIEVED
     believable = enough if tested else spread >= 1.0

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ralib.classification import noise
 from ralib.classification.e_step import Spectra
+from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.outliers import FEATURES, Outliers, find_outliers, image_features
 from ralib.classification.ring_grid import RingGrid, ring_spacing
 from ralib.classification.sharding import Shard
+from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
@@ -68,10 +70,12 @@ class WhitenedParticles:
         Outlier images, which join no average and initialise no class.
     observed : Tensor of shape (n, R)
         Power of each image on the rings over the noise assumed.
+    plan : SpectraPlan
+        Where the spectra are kept.
     """
 
     grid: RingGrid
-    spectra: Spectra
+    spectra: Spectra | StoredSpectra
     scale: float
     mask: Tensor
     radius_px: float
@@ -79,6 +83,7 @@ class WhitenedParticles:
     usable: Tensor
     outliers: Outliers
     observed: Tensor
+    plan: SpectraPlan
 
     @property
     def typical(self) -> Tensor:
@@ -100,11 +105,28 @@ class WhitenedParticles:
             observed=self.observed[rows],
         )
 
+    def part(self, rows: slice, spectra: Spectra) -> WhitenedParticles:
+        """Return some of the particles, whose spectra are given.
+
+        Parameters
+        ----------
+        rows : slice
+            The particles b.
+        spectra : Spectra
+            Their spectra.
+
+        Returns
+        -------
+        WhitenedParticles
+            The particles.
+        """
+        return replace(
+            self, spectra=spectra, usable=self.usable[rows], outliers=self.outliers[rows], observed=self.observed[rows]
+        )
+
     def with_noise(self, ratio: Tensor) -> WhitenedParticles:
         """Return the particles for `ratio` (R,) times the noise power; the samples are changed in place."""
-        data = self.spectra.data
-        data.div_(ratio[:, None])
-        return replace(self, spectra=Spectra(data, self.spectra.power / ratio), observed=self.observed / ratio)
+        return replace(self, spectra=self.spectra.divided(ratio), observed=self.observed / ratio)
 
     def orders(self, rings: int) -> int:
         """Return the number of angular orders of a masked class average on the first rings."""
@@ -149,6 +171,8 @@ def whiten_particles(
     resolution_px: float | None,
     lowest_px: float | None,
     ctf: str,
+    most_detail: tuple[float, int] | None = None,
+    half: bool = False,
 ) -> WhitenedParticles:
     """Read a rank's particles and transform them to whitened ring samples.
 
@@ -172,6 +196,10 @@ def whiten_particles(
         Coarsest detail used, input pixels; None is no limit.
     ctf : str
         'off' or 'on'; earlier CTF treatment of the images is in the CTF's `state`.
+    most_detail : tuple of float and int, optional
+        Details across the particle, and rings beyond, that are the most that will be compared; by default all detail.
+    half : bool, default False
+        Whether the spectra are kept in half precision, whatever memory there is.
 
     Returns
     -------
@@ -182,18 +210,21 @@ def whiten_particles(
     mask_radius = min(radius_px, LARGEST_RADIUS * box)
     particle_radius = min(particle_radius_px, mask_radius)
     limit = min(FINEST, 1 / resolution_px if resolution_px else highest_frequency(n_classes, particle_radius))
+    if most_detail is not None:
+        beyond = (most_detail[1] + 1) * ring_spacing(box / 2 - 1, mask_radius + MASK_EDGE_PX)
+        limit = min(limit, most_detail[0] / (2 * particle_radius) + beyond)
     work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
     scale = work_box / box
     grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
-    samples = _read(particles, batches, shard, grid, scale, ctf)
+    plan = plan_spectra(len(shard), grid.n_rings * grid.n_half, device, half=half)
+    samples = _read(particles, batches, shard, grid, scale, ctf, plan)
     spectra, observed = _whitened(particles, shard, grid, scale, samples, ctf)
     if lowest_px is not None:
         coarse = grid.frequency * scale < 1 / lowest_px
-        spectra.power[:, coarse] = 0
-        spectra.data[:, coarse] = 0
+        spectra = spectra.without(coarse)
     mask = soft_disc(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device=device)
     radii = mask_radius * scale, particle_radius * scale
-    return WhitenedParticles(grid, spectra, scale, mask, *radii, samples.usable, samples.outliers, observed)
+    return WhitenedParticles(grid, spectra, scale, mask, *radii, samples.usable, samples.outliers, observed, plan)
 
 
 def _ring_grid(box: int, mask_radius: float, highest: float, device: torch.device) -> RingGrid:
@@ -208,28 +239,41 @@ class _Samples:
 
     Attributes
     ----------
-    data : Tensor of shape (n, R, H)
-        Samples.
+    data : Tensor of shape (n, R, H), or SpectraWriter
+        Samples; what is written elsewhere has been multiplied by what is left to do of the CTF.
     power : Tensor of shape (n, R)
         Their power.
+    passed : Tensor of shape (n, R)
+        Mean square of the CTF, where samples are written elsewhere.
     usable : Tensor of shape (n,)
         True for usable images.
     outliers : Outliers
         Outlier images.
     """
 
-    data: Tensor
+    data: Tensor | SpectraWriter
     power: Tensor
+    passed: Tensor
     usable: Tensor
     outliers: Outliers
 
 
 def _read(
-    particles: ParticleSet, batches: ParticleBatches, shard: Shard, grid: RingGrid, scale: float, ctf: str
+    particles: ParticleSet,
+    batches: ParticleBatches,
+    shard: Shard,
+    grid: RingGrid,
+    scale: float,
+    ctf: str,
+    plan: SpectraPlan,
 ) -> _Samples:
     n = len(shard)
-    data = torch.zeros(n, grid.n_rings, grid.n_half, dtype=torch.complex64, device=grid.device)
+    shape = (n, grid.n_rings, grid.n_half)
+    data: Tensor | SpectraWriter = (
+        SpectraWriter(plan, grid.device) if plan.half else torch.zeros(shape, dtype=torch.complex64, device=grid.device)
+    )
     power = torch.zeros(n, grid.n_rings, device=grid.device)
+    passed = torch.ones(n if plan.half else 0, grid.n_rings, device=grid.device)
     features = torch.zeros(n, len(FEATURES), device=grid.device)
     usable = torch.ones(n, dtype=torch.bool, device=grid.device)
     for batch in batches:
@@ -238,43 +282,72 @@ def _read(
             images = images * _gain(particles, batch.index, batch.usable)
         samples = grid.transform(fourier_resize(images, grid.box))
         rows = batch.rows_from(batches.rows.start)
-        data[rows] = samples
         power[rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
         features[rows] = image_features(images)
         usable[rows] = batch.usable
+        if isinstance(data, SpectraWriter):
+            passed[rows] = _write(data, samples, _transfers(particles, batch.rows, grid, scale, batch.usable, ctf))
+        else:
+            data[rows] = samples
     # What is usual follows from all images together.
     outliers = find_outliers(shard.gather(features), shard.gather(usable))
-    return _Samples(data, power, usable, outliers[shard.rows])
+    return _Samples(data, power, passed, usable, outliers[shard.rows])
+
+
+def _write(writer: SpectraWriter, samples: Tensor, transfers: _Transfers | None) -> Tensor | float:
+    """Write samples (b, R, H) times what is left to do of the CTF, and return the mean square (b, R) of the CTF."""
+    if transfers is None:
+        writer.add(samples)
+        return 1.0
+    passed = []
+    for first in range(0, len(samples), 1024):
+        cut = slice(first, first + 1024)
+        transfer = transfers.of(cut)
+        writer.add(samples[cut] * transfers.left(cut, transfer))
+        passed.append(transfer.square().mean(-1))
+    return torch.cat(passed)
+
+
+def _transfers(
+    particles: ParticleSet, rows: slice, grid: RingGrid, scale: float, usable: Tensor, ctf: str
+) -> _Transfers | None:
+    """The CTF of some particles; None where there is none to correct for."""
+    if ctf == "off" or particles.ctf is None or particles.pixel_size_A is None:
+        return None
+    return _Transfers(particles.ctf[rows], grid, scale / particles.pixel_size_A, usable)
 
 
 def _whitened(
     particles: ParticleSet, shard: Shard, grid: RingGrid, scale: float, samples: _Samples, ctf: str
-) -> tuple[Spectra, Tensor]:
+) -> tuple[Spectra | StoredSpectra, Tensor]:
     """The samples over their noise, times their CTF, in place; and `WhitenedParticles.observed`."""
     n, data = len(shard), samples.data
     group = np.zeros(len(particles), np.int64) if particles.group is None else np.asarray(particles.group)
-    transfers = passed = None
-    if ctf != "off" and particles.ctf is not None and particles.pixel_size_A is not None:
-        per_A = scale / particles.pixel_size_A
-        transfers = _Transfers(particles.ctf[shard.rows], grid, per_A, samples.usable)
-        if (particles.ctf.state == CtfState.PREMULTIPLIED).any():
-            passed = transfers.noise_power()
+    transfers = _transfers(particles, shard.rows, grid, scale, samples.usable, ctf)
+    passed = None
+    if transfers is not None and particles.ctf is not None and (particles.ctf.state == CtfState.PREMULTIPLIED).any():
+        passed = transfers.noise_power()
     typical = (samples.usable & ~samples.outliers.found).cpu().numpy()
     spectrum = noise.noise_spectra(samples.power.cpu().numpy().astype(np.float64), group, typical, passed, shard)
     sigma2 = torch.from_numpy(spectrum).to(grid.device)
     weight = grid.weight / (sigma2 * scale**2) * samples.usable[:, None]
     power = weight * grid.n_half
-    for first in range(0, n, 1024):
-        cut = slice(first, first + 1024)
-        data[cut] *= weight[cut, :, None]
-        if transfers is not None:
-            transfer = transfers.of(cut)
-            data[cut] *= transfers.left(cut, transfer)
-            power[cut] *= transfer.square().mean(-1)
+    spectra: Spectra | StoredSpectra
+    if isinstance(data, SpectraWriter):
+        spectra = data.done(weight, power * samples.passed)
+    else:
+        for first in range(0, n, 1024):
+            cut = slice(first, first + 1024)
+            data[cut] *= weight[cut, :, None]
+            if transfers is not None:
+                transfer = transfers.of(cut)
+                data[cut] *= transfers.left(cut, transfer)
+                power[cut] *= transfer.square().mean(-1)
+        spectra = Spectra(data, power)
     if passed is not None:
         usual = shard.sum(torch.from_numpy(passed), most=1.0) / shard.n
         sigma2 = sigma2 * usual.float().to(grid.device).clamp_min(1e-3)
-    return Spectra(data, power), samples.power / sigma2
+    return spectra, samples.power / sigma2
 
 
 @dataclass(frozen=True)

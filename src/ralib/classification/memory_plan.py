@@ -1,0 +1,103 @@
+"""Where the spectra of a run are kept: in single precision on the device where they fit, else in half, or elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ralib.runtime.memory import free_memory
+
+BLOCK = 4096
+"""Particles that are kept in one place."""
+
+COMFORTABLE = 0.45
+"""Of the device's free memory: what spectra may take where they all fit. A step of the search, the fits of all classes
+and what else is known of each particle need the rest."""
+
+PART = 0.35
+"""Of the device's free memory: what spectra take of it where they do not fit; groups of them are then read to it."""
+
+MAIN_PART = 0.4
+"""The same of main memory, from which a GPU reads them."""
+
+TOLD_BYTES = 1 << 30
+"""From so many on the log says where they are."""
+
+
+@dataclass(frozen=True)
+class SpectraPlan:
+    """Where the spectra of n particles are kept.
+
+    Attributes
+    ----------
+    n : int
+        Number of particles of this rank.
+    bytes_each : int
+        Bytes of one particle, as it is kept.
+    half : bool
+        Whether in half precision; in single precision all are on the device.
+    on_device, in_main : int
+        Particles on the device, and in main memory; all others are in a scratch file.
+    """
+
+    n: int
+    bytes_each: int
+    half: bool
+    on_device: int
+    in_main: int = 0
+
+    @property
+    def precision(self) -> str:
+        """The precision in a word."""
+        return "half" if self.half else "single"
+
+    def __str__(self) -> str:
+        """Return the line of the log."""
+        counts = {
+            "on the device": self.on_device,
+            "in main memory": self.in_main,
+            "in a scratch file": self.n - self.on_device - self.in_main,
+        }
+        parts = [f"{n * self.bytes_each / 2**30:.3g} GiB {where}" for where, n in counts.items() if n]
+        return f"spectra in {self.precision} precision: {', '.join(parts)}"
+
+    @property
+    def told(self) -> bool:
+        """Whether the log should say so: there are many, or they are not kept as usual."""
+        return self.half or self.n * self.bytes_each >= TOLD_BYTES
+
+
+def plan_spectra(n: int, n_samples: int, device: torch.device, *, half: bool = False) -> SpectraPlan:
+    """Decide where spectra are kept.
+
+    Parameters
+    ----------
+    n : int
+        Number of particles of this rank.
+    n_samples : int
+        Complex samples of each.
+    device : torch.device
+        Where is computed.
+    half : bool, default False
+        Whether they are to be in half precision in any case, as in the run that is continued.
+
+    Returns
+    -------
+    SpectraPlan
+        The plan.
+    """
+    free, single = free_memory(device), 8 * n_samples
+    if n == 0 or (not half and n * single <= COMFORTABLE * free):
+        return SpectraPlan(n, single, half=False, on_device=n)
+    each = single // 2
+    if n * each <= COMFORTABLE * free:
+        return SpectraPlan(n, each, half=True, on_device=n)
+    on_device = min(n, _blocks(PART * free, each))
+    room = MAIN_PART * free_memory(torch.device("cpu")) if device.type == "cuda" else 0.0
+    return SpectraPlan(n, each, half=True, on_device=on_device, in_main=min(n - on_device, _blocks(room, each)))
+
+
+def _blocks(room_bytes: float, bytes_each: int) -> int:
+    """Particles of the whole blocks that fit."""
+    return int(room_bytes / (bytes_each * BLOCK)) * BLOCK

@@ -1,0 +1,338 @@
+"""Spectra of more particles than fit in single precision: in half precision, on the device, in main memory, or on disk.
+
+Samples are kept as pairs of half-precision numbers, scaled for each particle and ring. Whitening and later changes of
+the noise are factors of that scale: the numbers stay as they were written. They are read a group of particles at a
+time, in single precision, with no more rings than are compared; where a group was kept changes none of its bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ralib.classification.e_step import Spectra
+from ralib.classification.memory_plan import BLOCK, SpectraPlan
+from ralib.images.fourier import squared
+from ralib.types import RalibError
+
+GROUP_BYTES = 1.2e9
+"""Of the particles that are in single precision at a time."""
+
+LARGEST = 2.0**14
+"""What the largest number of a particle's ring is scaled to: half precision ends at 65,504."""
+
+
+class Block(Protocol):
+    """Samples (rings, b, angles, 2) of up to BLOCK particles, half precision."""
+
+    def write(self, samples: Tensor) -> None:
+        """Keep all rings of the samples, which are on the device."""
+        ...
+
+    def fetch(self, rings: int) -> Tensor:
+        """Return the first rings from where they are; may run beside the computation."""
+        ...
+
+
+class HeldBlock:
+    """In the device's memory, or in main memory from which the device reads by itself.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the samples are held.
+    pinned : bool, default False
+        Whether the device can read them there.
+    """
+
+    def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
+        self._device, self._pinned = device, pinned
+
+    def write(self, samples: Tensor) -> None:
+        """See `Block`."""
+        held = torch.empty(samples.shape, dtype=torch.float16, device=self._device, pin_memory=self._pinned)
+        self._samples = held.copy_(samples)
+
+    def fetch(self, rings: int) -> Tensor:
+        """See `Block`."""
+        return self._samples[:rings]
+
+
+class ScratchFile:
+    """A file without a name: it is gone with the process.
+
+    Parameters
+    ----------
+    pinned : bool
+        Whether what is read goes to memory that a GPU reads from by itself.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        try:
+            self._file, path = tempfile.mkstemp(prefix="ralib-")
+        except OSError as error:
+            raise _no_room(error) from error
+        Path(path).unlink()
+        weakref.finalize(self, os.close, self._file)
+        self._pinned = pinned
+        self._end = 0
+        self._buffers: list[Tensor] = []
+
+    def append(self, samples: Tensor) -> int:
+        """Write samples, and return where they begin."""
+        raw, start = memoryview(samples.cpu().view(torch.uint8).numpy().ravel().data), self._end
+        try:
+            while len(raw):
+                done = os.pwrite(self._file, raw, self._end)
+                self._end, raw = self._end + done, raw[done:]
+        except OSError as error:
+            raise _no_room(error) from error
+        return start
+
+    def read(self, start: int, shape: tuple[int, ...]) -> Tensor:
+        """Return samples, valid until the second next call.
+
+        Parameters
+        ----------
+        start : int
+            Where they begin.
+        shape : tuple of int
+            Their shape.
+
+        Returns
+        -------
+        Tensor
+            Samples in half precision, in main memory.
+        """
+        count = int(torch.Size(shape).numel())
+        buffer = self._buffers.pop(0) if len(self._buffers) > 1 else None
+        if buffer is None or len(buffer) < count:
+            buffer = torch.empty(count, dtype=torch.float16, pin_memory=self._pinned)
+        self._buffers.append(buffer)
+        raw, at = memoryview(buffer[:count].view(torch.uint8).numpy().data), 0
+        while at < len(raw):
+            done = os.preadv(self._file, [raw[at:]], start + at)
+            if done == 0:
+                raise RalibError("the scratch file of the spectra ended early: the disk may have failed")
+            at += done
+        return buffer[:count].view(shape)
+
+
+def _no_room(error: OSError) -> RalibError:
+    return RalibError(
+        f"scratch file of the spectra in {tempfile.gettempdir()}: {error.strerror}: set TMPDIR to a folder with room"
+    )
+
+
+class FileBlock:
+    """In a scratch file.
+
+    Parameters
+    ----------
+    file : ScratchFile
+        The file.
+    """
+
+    def __init__(self, file: ScratchFile) -> None:
+        self._file = file
+
+    def write(self, samples: Tensor) -> None:
+        """See `Block`."""
+        self._shape = samples.shape
+        self._start = self._file.append(samples)
+
+    def fetch(self, rings: int) -> Tensor:
+        """See `Block`."""
+        return self._file.read(self._start, (rings, *self._shape[1:]))
+
+
+@dataclass(frozen=True)
+class StoredSpectra:
+    """Spectra of n particles as `Spectra` has them, kept in blocks.
+
+    Attributes
+    ----------
+    blocks_kept : list of Block
+        The samples, BLOCK particles in each but the last.
+    scale : Tensor of shape (n, R)
+        What a stored number is multiplied by.
+    power : Tensor of shape (n, R)
+        As in `Spectra`.
+    energy : Tensor of shape (n, R)
+        As in `Spectra`.
+    """
+
+    blocks_kept: list[Block]
+    scale: Tensor
+    power: Tensor
+    energy: Tensor
+
+    def __len__(self) -> int:
+        return len(self.power)
+
+    def divided(self, ratio: Tensor) -> StoredSpectra:
+        """Return the spectra for `ratio` (R,) times the noise power."""
+        return replace(self, scale=self.scale / ratio, power=self.power / ratio, energy=self.energy / ratio.square())
+
+    def without(self, rings: Tensor) -> StoredSpectra:
+        """Return the spectra with nothing on some rings (R,)."""
+        keep = ~rings
+        return replace(self, scale=self.scale * keep, power=self.power * keep, energy=self.energy * keep)
+
+    def blocks(self, rings: int, most: int) -> Iterator[tuple[slice, Spectra]]:
+        """Iterate over groups of at most `most` particles, in single precision with the first rings.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings r.
+        most : int
+            Particles of a group at most, or BLOCK where that is more.
+
+        Yields
+        ------
+        slice
+            The particles of a group.
+        Spectra
+            Their spectra, data (b, r, H), power (b, R).
+        """
+        per_particle = 8 * rings * self._angles
+        count = max(1, min(most, int(GROUP_BYTES / per_particle)) // BLOCK)
+        fetched = _ahead(self.blocks_kept, rings)
+        for first in range(0, len(self.blocks_kept), count):
+            rows = slice(first * BLOCK, min((first + count) * BLOCK, len(self)))
+            data = self._empty(rows.stop - rows.start, rings)
+            for at in range(0, len(data), BLOCK):
+                data[at : at + BLOCK] = self._single(next(fetched), rows.start + at)
+            yield rows, Spectra(data, self.power[rows])
+
+    def __getitem__(self, rows: Tensor | slice) -> Spectra:
+        """Return some particles with all rings, in single precision."""
+        every = torch.arange(len(self), device=self.power.device)
+        wanted = every[rows]
+        data = self._empty(len(wanted), self.power.shape[1])
+        number = wanted // BLOCK
+        for b in number.unique().tolist():
+            at = torch.nonzero(number == b)[:, 0]
+            block = self._single(self.blocks_kept[b].fetch(self.power.shape[1]), b * BLOCK)
+            data[at] = block[wanted[at] - b * BLOCK]
+        return Spectra(data, self.power[rows])
+
+    @cached_property
+    def _angles(self) -> int:
+        return self.blocks_kept[0].fetch(1).shape[2]
+
+    def _empty(self, n: int, rings: int) -> Tensor:
+        return torch.empty(n, rings, self._angles, dtype=torch.complex64, device=self.power.device)
+
+    def _single(self, samples: Tensor, start: int) -> Tensor:
+        """Samples (b, r, H) in single precision of those stored (r, b, H, 2) that begin with particle `start`."""
+        there = samples.to(self.power.device)
+        scale = self.scale[start : start + there.shape[1], : there.shape[0], None]
+        return torch.view_as_complex(there.permute(1, 0, 2, 3).float().contiguous()).mul_(scale)
+
+
+def _ahead(blocks: list[Block], rings: int) -> Iterator[Tensor]:
+    """The first rings of all blocks, each fetched while the one before is computed with."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[Tensor] = pool.submit(blocks[0].fetch, rings)
+        for after in range(1, len(blocks) + 1):
+            here = coming.result()
+            if after < len(blocks):
+                coming = pool.submit(blocks[after].fetch, rings)
+            yield here
+
+
+def places(plan: SpectraPlan, device: torch.device) -> Iterator[Block]:
+    """Return where blocks are kept, one after the other: on the device, in main memory, in one file.
+
+    Parameters
+    ----------
+    plan : SpectraPlan
+        The plan.
+    device : torch.device
+        Where is computed.
+
+    Returns
+    -------
+    Iterator of Block
+        Empty places.
+    """
+    gpu, file = device.type == "cuda", None
+    for first in itertools.count(0, BLOCK):
+        if first < plan.on_device:
+            yield HeldBlock(device)
+        elif first < plan.on_device + plan.in_main:
+            yield HeldBlock(torch.device("cpu"), pinned=gpu)
+        else:
+            file = file or ScratchFile(pinned=gpu)
+            yield FileBlock(file)
+
+
+class SpectraWriter:
+    """Takes samples batch after batch, and keeps them as a plan says.
+
+    Parameters
+    ----------
+    plan : SpectraPlan
+        The plan.
+    device : torch.device
+        Where is computed.
+    """
+
+    def __init__(self, plan: SpectraPlan, device: torch.device) -> None:
+        self._places = places(plan, device)
+        self._blocks: list[Block] = []
+        self._waiting: list[Tensor] = []
+        self._scales: list[Tensor] = []
+        self._energies: list[Tensor] = []
+
+    def add(self, samples: Tensor) -> None:
+        """Add the samples (b, R, H) of the next particles; those that are not finite become 0."""
+        samples = torch.nan_to_num(torch.view_as_real(samples), nan=0.0, posinf=0.0, neginf=0.0)
+        scale = samples.abs().amax((2, 3)).clamp_min(1e-30) / LARGEST
+        scaled = (samples / scale[..., None, None]).half()
+        self._scales.append(scale)
+        self._energies.append(squared(torch.view_as_complex(scaled.float())).sum(2))
+        self._waiting.append(scaled)
+        if sum(map(len, self._waiting)) >= BLOCK:
+            whole = torch.cat(self._waiting)
+            for part in whole[: len(whole) // BLOCK * BLOCK].split(BLOCK):
+                self._keep(part)
+            self._waiting = [whole[len(whole) // BLOCK * BLOCK :].clone()]
+
+    def done(self, weight: Tensor, power: Tensor) -> StoredSpectra:
+        """Return the spectra of all particles.
+
+        Parameters
+        ----------
+        weight : Tensor of shape (n, R)
+            What all samples of a ring are multiplied by.
+        power : Tensor of shape (n, R)
+            As in `Spectra`.
+
+        Returns
+        -------
+        StoredSpectra
+            The spectra.
+        """
+        if rest := [part for part in self._waiting if len(part)]:
+            self._keep(torch.cat(rest))
+        scale = torch.cat(self._scales) * weight
+        return StoredSpectra(self._blocks, scale, power, torch.cat(self._energies) * scale.square())
+
+    def _keep(self, samples: Tensor) -> None:
+        block = next(self._places)
+        block.write(samples.permute(1, 0, 2, 3).contiguous())
+        self._blocks.append(block)
