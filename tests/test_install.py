@@ -33,17 +33,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment that holds the wheel; the libraries it needs are lent by this one."""
+    """The Python of a fresh environment in which pip has installed the wheel; this one lends the libraries it needs."""
+    pytest.importorskip("pip", reason="pip is missing from this environment, and the wheel is installed with it")
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(packages)
     lent = [p for p in sys.path if p.endswith("site-packages")]
-    # A .pth file would run the editable install's finder, which leads back to the sources.
-    (packages / "lent.py").write_text(f"import sys; sys.path += {lent!r}\n")
-    (packages / "lent.pth").write_text("import lent\n")
+    # Not the folder itself as a line: its own .pth files would run the editable install's finder, which leads back to
+    # the sources.
+    (packages / "lent.pth").write_text(f"import sys; sys.path += {lent!r}\n")
     return python
 
 
@@ -84,6 +84,52 @@ def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
     assert wanted <= names, sorted(wanted - names)
     assert "ralib/py.typed" in names
     assert not any(n.startswith(("tests", "bench")) for n in names)
+
+
+SMALLER = {"--classes 50": "--classes 2", " 50 averages": " 2 averages", "--ou 36": "--ou 11", "--xr 3": "--xr 1"}
+"""README's commands for 240 particles of 32 px."""
+
+SMALLER_IN_PYTHON = {"references=50": "references=2", "outer_radius=36": "outer_radius=10", '"cuda"': '"cpu"'}
+
+
+@pytest.fixture(scope="module")
+def readme_folder(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with particles.star, as README supposes it."""
+    folder = tmp_path_factory.mktemp("readme")
+    command = "simulate set --particles 240 --box 32 --views 2 --snr 0.4 --device cpu"
+    run(installed.with_name("ralib"), *command.split(), cwd=folder)
+    for file in ("particles.star", "particles.mrcs"):
+        shutil.copy(folder / "set" / file, folder)
+    return folder
+
+
+def replaced(text: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_the_readme_commands_run_from_the_wheel(installed: Path, readme_folder: Path) -> None:
+    commands = re.findall(r"^    ralib ([^#\n]*)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert [c.split()[0] for c in commands] == ["classify", "select", "mref"]
+    for large in SMALLER:
+        assert any(large in command for command in commands), (
+            f"README has no {large!r}: this test would run at full size"
+        )
+    for command in commands:
+        run(installed.with_name("ralib"), *replaced(command, SMALLER).split(), cwd=readme_folder)
+    assert (readme_folder / "classes" / "report.html").is_file()
+    assert (readme_folder / "averages" / "report.html").is_file()
+    assert (readme_folder / "good.star").is_file()
+
+
+def test_the_readme_python_runs_from_the_wheel(installed: Path, readme_folder: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    assert all(large in code for large in SMALLER_IN_PYTHON)
+    code = replaced(code, SMALLER_IN_PYTHON) + "\nprint(ralib.__file__, tuple(turned.shape), len(poses))"
+    file, rest = run(installed, "-c", code, cwd=readme_folder).split(maxsplit=1)
+    assert not Path(file).is_relative_to(ROOT)
+    assert rest == "(2, 32, 32) 240\n"
 
 
 def test_every_declared_dependency_is_imported() -> None:

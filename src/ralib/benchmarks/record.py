@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib._version import __version__
+from ralib import __version__
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import typer
 
-from ralib._version import __version__
+from ralib import __version__
 from ralib.cli.common import run
 from ralib.cli.settings import with_short_help
 from ralib.runtime.distributed import launched

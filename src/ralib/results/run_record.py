@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib._version import __version__
+from ralib import __version__
 from ralib.results.input_fingerprint import input_fingerprint
 from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 import typer
 
-from ralib._version import __version__
+from ralib import __version__
 from ralib.cli.common import describe_device
 
 _LIBRARIES = (
