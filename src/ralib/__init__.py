@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
 
 # Where each public name lives; imported when first asked for, so that `import ralib` costs nothing.
-_HOMES = {
+_MODULES = {
     "alignment.multi_reference": ["MultiReferenceAligner"],
     "alignment.reference_free": ["ReferenceFreeAligner"],
     "alignment.search": ["PoseSearch"],
@@ -50,7 +50,7 @@ _HOMES = {
         *("ParticleSet", "Poses", "RalibError", "RunResult"),
     ],
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - by subject
     "open_particles",
@@ -85,8 +85,8 @@ __all__ = [  # noqa: RUF022 - by subject
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(import_module(f"ralib.{_HOME_OF[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"ralib.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'ralib' has no attribute {name!r}")
 
 

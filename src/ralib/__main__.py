@@ -67,8 +67,8 @@ def _explain_loading(error: Exception) -> NoReturn:
     limits = _limits()
     if not limits or not (isinstance(error, MemoryError) or any(words in str(error) for words in refused)):
         raise error
-    told = " and ".join(f"{name} allows {limit} MiB" for name, limit in limits.items())
-    _refuse(f"{told}, and PyTorch needs more")
+    limits_text = " and ".join(f"{name} allows {limit} MiB" for name, limit in limits.items())
+    _refuse(f"{limits_text}, and PyTorch needs more")
 
 
 def _refuse(why: str) -> NoReturn:

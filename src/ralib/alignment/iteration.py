@@ -195,7 +195,7 @@ class Alignment:
         self.sample_cache.fitting(None, lambda: stage.search.expect_references(references))
         centred = self.plan.center != 0 or self.options.user_function is not None
         poses = shift_poses(poses, move) if centred else poses
-        warnings, self.sample_cache.told = [*self.sample_cache.told, *warnings], []
+        warnings, self.sample_cache.notices = [*self.sample_cache.notices, *warnings], []
         previous = state.poses if state.averages is not None else None
         figures = iteration_figures(
             state.iteration + 1,
@@ -270,8 +270,8 @@ class Alignment:
             Shift that centred each of them, pixels.
         """
         if self.options.user_function is None:
-            room = max(0.0, shift_limit_px(self.box, self.outer_radius) - shift_range_px)
-            references, move = prepare_references(averages, self.plan, poses, room)
+            largest_shift_px = max(0.0, shift_limit_px(self.box, self.outer_radius) - shift_range_px)
+            references, move = prepare_references(averages, self.plan, poses, largest_shift_px)
         else:
             references, move = user_references(self.options.user_function, averages, self.plan)
         return self.ranks.broadcast_(references.contiguous()), self.ranks.broadcast_(move.contiguous())
@@ -398,9 +398,9 @@ class Alignment:
         """Where to search around: the last origin, held back so that no shift takes the disc out of the box."""
         limit = shift_limit_px(self.box, self.outer_radius)
         rows = batch.rows if batch.number >= 0 else torch.from_numpy(batch.index).to(self.device)
-        room = (max(0.0, limit - span) for span in stage.shift_range_xy_px)
+        largest_px = (max(0.0, limit - span) for span in stage.shift_range_xy_px)
         origin = previous.origin_xy_px[rows].unbind(-1)
-        return torch.stack([part.clamp(-most, most) for part, most in zip(origin, room, strict=True)], dim=-1)
+        return torch.stack([part.clamp(-most, most) for part, most in zip(origin, largest_px, strict=True)], dim=-1)
 
     def _gather(self, local: Poses) -> Poses:
         """All ranks' poses in the order of the particles."""

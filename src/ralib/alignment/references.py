@@ -80,11 +80,11 @@ def shift_limit_px(box: int, outer_radius: float) -> float:
 
 
 def prepare_references(
-    averages: ClassAverages, plan: ReferencePlan, poses: Poses, room_px: float
+    averages: ClassAverages, plan: ReferencePlan, poses: Poses, largest_shift_px: float
 ) -> tuple[Tensor, Tensor]:
     """Make the references of the next iteration: low-pass filter by the FRC, centre, mask.
 
-    An average is moved only as far as the mean shift of its members stays within `room_px`, over any number of
+    An average is moved only as far as the mean shift of its members stays within `largest_shift_px`, over any number of
     iterations: beyond that its disc, or its members', would leave the box.
 
     Parameters
@@ -95,7 +95,7 @@ def prepare_references(
         What to do.
     poses : Poses
         Poses of all particles.
-    room_px : float
+    largest_shift_px : float
         Largest mean shift of a class's members, pixels.
 
     Returns
@@ -114,8 +114,8 @@ def prepare_references(
     if plan.center == 0:
         return images * plan.mask, torch.zeros(len(images), 2, device=images.device)
     mean = mean_member_shift(poses, len(images)).to(images.device)
-    off = mean if plan.center == -1 else _off_centre(images * plan.mask, plan, room_px)
-    move = limit_shift(mean - off, room_px) - mean
+    off = mean if plan.center == -1 else _off_centre(images * plan.mask, plan, largest_shift_px)
+    move = limit_shift(mean - off, largest_shift_px) - mean
     move = torch.where((averages.members > 0)[:, None], move, 0.0).float()
     return shift_images(images, move) * plan.mask, move
 
@@ -139,12 +139,12 @@ def limit_shift(shift_xy_px: Tensor, limit_px: float) -> Tensor:
     return shift_xy_px * (limit_px / length.clamp_min(max(limit_px, 1e-6)))
 
 
-def _off_centre(images: Tensor, plan: ReferencePlan, room_px: float) -> Tensor:
+def _off_centre(images: Tensor, plan: ReferencePlan, largest_shift_px: float) -> Tensor:
     """How far (k, 2) each average lies from the centre, by the method of the plan."""
     shift = center_shift(
         images,
         plan.center,
-        search_range_px=-1 if plan.center in (1, 6) else 2 * max(1, round(room_px)) + 1,
+        search_range_px=-1 if plan.center in (1, 6) else 2 * max(1, round(largest_shift_px)) + 1,
         inner_radius_px=plan.outer_radius / 3,
         outer_radius_px=plan.outer_radius / 2,
         reference=plan.mask if plan.center_reference is None else plan.center_reference,

@@ -29,13 +29,13 @@ class SampleCache:
 
     Attributes
     ----------
-    told : list of Notice
+    notices : list of Notice
         Warnings about what was reduced, until they are reported.
     """
 
     def __init__(self, batches: ParticleBatches) -> None:
         self.batches, self.device = batches, batches.device
-        self.told: list[Notice] = []
+        self.notices: list[Notice] = []
         self._kept: dict[int, Tensor] = {}
         self._share = SAMPLES_SHARE
         self._search: PoseSearch | None = None
@@ -63,8 +63,8 @@ class SampleCache:
         # Selections are not needed again; and images in half precision mean that there is no memory to spare.
         if batch.number < 0 or self.batches.resident not in ("samples", "single"):
             return samples
-        room = self._share * (free_memory(self.device) - self.batches.coming_bytes)
-        if samples.numel() * samples.element_size() * (len(self.batches) - len(self._kept)) < room:
+        free_bytes = self._share * (free_memory(self.device) - self.batches.coming_bytes)
+        if samples.numel() * samples.element_size() * (len(self.batches) - len(self._kept)) < free_bytes:
             self._kept[batch.number] = samples
         return samples
 
@@ -98,7 +98,7 @@ class SampleCache:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         kept = "" if self.batches.resident != "none" else ", and particles are read anew in every iteration"
-        self.told.append(
+        self.notices.append(
             Notice(
                 what=f"memory ran out: the pass begins anew with batches of {smaller} particles{kept}",
                 where=str(self.device),

@@ -110,7 +110,7 @@ class ImageTransformer(PixelComponents, ClassNamePrefixFeaturesOutMixin, Transfo
         return torch.cat([((chunk - mean) @ components.T).cpu() for chunk in rows.chunks()]).numpy()
 
     def _rows(self, X: Any, *, reset: bool) -> ImageRows:
-        """The door: whatever holds images, checked once, as rows on the estimator's device."""
+        """Check whatever holds images, once, and return it as rows on the estimator's device."""
         shape = getattr(self, "image_shape", None) if reset else self.image_shape_
         if not isinstance(X, (ParticleSet, ImageSource)) and getattr(X, "ndim", 2) != 3:
             X = X.cpu().numpy() if isinstance(X, Tensor) else X

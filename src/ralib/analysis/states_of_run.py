@@ -54,7 +54,7 @@ def split_run(
             chosen = members_of(particles, members)
             splits[k] = members, split_states(chosen, n_states, seed=seed, device=device)
     if not splits:
-        raise RalibError(f"no class of {source} has {LEAST_MEMBERS} members: states cannot be told apart")
+        raise RalibError(f"no class of {source} has {LEAST_MEMBERS} members: states cannot be distinguished")
     return _write_states(out, particles, splits, n_states)
 
 

@@ -187,7 +187,7 @@ def run_counts(
             row |= compared(first, state)
             row["efficiency"] = rows[0]["ours"] * rows[0]["ranks"] / (row["ours"] * count) if rows else 1.0
             rows.append(row)
-            say(told(row))
+            say(row_text(row))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         everyone.barrier()
@@ -394,7 +394,7 @@ def efficiency_rows(rows: list[dict[str, Any]], *, on_gpu: bool) -> list[dict[st
     ]
 
 
-def told(row: dict[str, Any]) -> str:
+def row_text(row: dict[str, Any]) -> str:
     """Format a row as one line."""
     return (
         f"{row['ranks']} ranks: {row['ours']:.2f} s an iteration, efficiency {row['efficiency']:.3f}; "

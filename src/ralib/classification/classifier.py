@@ -18,13 +18,19 @@ from torch import Tensor
 
 from ralib.classes import assignment as assign
 from ralib.classes.iteration_figures import class_figures
-from ralib.classification import results as finish
 from ralib.classification.diameter import Measured, measure_radius
 from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import statistics_of
 from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge
-from ralib.classification.results import schedule_figures, state_poses
+from ralib.classification.results import (
+    coarse_averages,
+    filtered,
+    full_averages,
+    on_host,
+    schedule_figures,
+    state_poses,
+)
 from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
 from ralib.classification.schedule_checkpoint import HALF, checkpoint_of, resume_schedule
 from ralib.classification.sharding import Shard
@@ -357,8 +363,8 @@ class Classifier(ClusterEstimator):
             mirror=self.mirror, budget=self._budget, at_most=(self.plan or ScheduleSettings()).measured,
         )  # fmt: skip
         # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
-        told = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
-        radius, rim, crowded = self._ranks.broadcast_(told).tolist()
+        measured = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
+        radius, rim, crowded = self._ranks.broadcast_(measured).tolist()
         return Measured(radius, rim, bool(crowded))
 
     def _search(
@@ -398,7 +404,7 @@ class Classifier(ClusterEstimator):
             observer.iteration(
                 IterationDone(
                     figures,
-                    partial(finish.coarse_averages, field, state, pixel),
+                    partial(coarse_averages, field, state, pixel),
                     checkpoint if saves else None,
                     ends_step=ends_step,
                 )
@@ -474,8 +480,8 @@ class Classifier(ClusterEstimator):
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
         outlying = shard.gather(field.outliers.found).cpu()
-        averages = finish.on_host(
-            finish.full_averages(
+        averages = on_host(
+            full_averages(
                 particles, batches, _shown(poses, outlying).to(self._device), _halves(particles, generator),
                 ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
             )
@@ -500,7 +506,7 @@ class Classifier(ClusterEstimator):
             self._options(),
             warnings,
             classes=verdict.classes,
-            references=finish.filtered(averages),
+            references=filtered(averages),
             bad_particles=bad,
             timings=self._timings,
             particle_scores=verdict.particles,
@@ -522,7 +528,7 @@ class Classifier(ClusterEstimator):
 
 
 def _unusable(particles: ParticleSet, bad: list[int]) -> list[Notice]:
-    """The warning that names images which are not finite or constant; none where `ParticleSet.usable` told already."""
+    """The warning that names images which are not finite or constant, unless `ParticleSet.usable` says so already."""
     rows = np.zeros(len(particles), dtype=bool)
     rows[bad] = True
     if particles.usable is not None:

@@ -133,7 +133,7 @@ def judge(
     )
     odds = _odds(evidence, stability.believable, field.grid.device)
     particles["quality"], particles["junk"] = -odds, 1 / (1 + np.exp(-odds))
-    return _told(evidence, particles, _rows(averages, field, particles, index, classes), stability)
+    return _with_verdicts(evidence, particles, _rows(averages, field, particles, index, classes), stability)
 
 
 def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
@@ -148,7 +148,7 @@ def _odds(evidence: Evidence, believable: bool, device: torch.device) -> np.ndar
     return np.where((evidence.index >= 0) & believable, odds, WORST)
 
 
-def _told(
+def _with_verdicts(
     evidence: Evidence, particles: dict[str, np.ndarray], rows: list[dict[str, Any]], stability: Stability
 ) -> Verdict:
     """The verdict in words, and what the automatic selection makes of it."""
@@ -254,11 +254,11 @@ def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
     """How far (causes, n) each of CAUSES sets a particle apart, in robust standard deviations of the typical ones."""
     deviation = deviations(evidence.own, typical & (evidence.index >= 0))
     column = {name: i for i, name in enumerate(OWN_NAMES)}
-    told = []
+    strengths = []
     for names in CAUSES.values():
         signed = [(-1 if n.startswith("-") else 1) * deviation[:, column[n.lstrip("-")]] for n in names]
-        told.append(np.sort(signed, axis=0)[-2])  # the second largest: one feature alone may err
-    return np.stack(told)
+        strengths.append(np.sort(signed, axis=0)[-2])  # the second largest: one feature alone may err
+    return np.stack(strengths)
 
 
 def _far_too_strong(evidence: Evidence) -> np.ndarray:
@@ -279,11 +279,11 @@ def oddness(evidence: Evidence) -> np.ndarray:
 def _causes(evidence: Evidence, junk: np.ndarray) -> list[str]:
     """For each class what sets its junk apart, in words of CAUSES; '' where there is none."""
     main, words = _strengths(evidence, junk < 0.5).argmax(0), list(CAUSES)
-    told = []
+    causes = []
     for k in range(len(evidence.classes)):
         bad = main[(evidence.index == k) & (junk > 0.5)]
-        told.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
-    return told
+        causes.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
+    return causes
 
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, cause: str) -> tuple[float, str]:
@@ -323,13 +323,13 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
 def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[Notice]:
     warnings = []
     if not stability.believable:
-        told = stability.summary
+        summary = stability.summary
         warnings.append(
             Notice(
                 what="the data do not support these classes: their particles look like pure noise, or noise that a "
                 f"template picked (a particle kept out of the averages fits them better than an image of noise in "
-                f"{100 * told['fit_better_than_noise']:.0f}% of cases, noise itself in 50%; the fits spread by "
-                f"{told['fit_spread']:.2f} standard deviations, signal in noise by more than 1)",
+                f"{100 * summary['fit_better_than_noise']:.0f}% of cases, noise itself in 50%; the fits spread by "
+                f"{summary['fit_spread']:.2f} standard deviations, signal in noise by more than 1)",
                 where="classes",
                 remedy="do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
             )

@@ -21,7 +21,7 @@ from ralib.images.fourier import resample
 from ralib.types import RalibError
 
 COMPARED = 1000
-"""Particles, at most, that tell the contrast."""
+"""Particles, at most, that decide the contrast."""
 
 
 @dataclass(frozen=True)

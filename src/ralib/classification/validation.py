@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.classification import e_step as lk
+from ralib.classification import e_step
 from ralib.classification.e_step import Spectra
 from ralib.classification.em import Model
 from ralib.classification.schedule import ClassificationSchedule
@@ -34,8 +34,8 @@ ABOVE_NOISE = 0.2
 BELIEVED, SPREAD_WEIGHT = 0.93, 0.6
 """What that share and the weighted spread of all fits must add up to. The spread is the standard deviation of
 sqrt(2 fit): of signal in noise the noise's own, 1, and what contrast and defocus add; of fits that are the largest of
-many chances it is less. So noise that a template picked is told, although its averages show the template: all of it
-lies just above what the picking asked for. On simulated sets the sum was 0.47 to 0.88 for white and coloured noise,
+many chances it is less. So noise that a template picked is recognised, although its averages show the template: all of
+it lies just above what the picking asked for. On simulated sets the sum was 0.47 to 0.88 for white and coloured noise,
 empty ice and noise picked by templates, and 1.06 or more for particles."""
 
 TESTED = 200
@@ -207,7 +207,7 @@ def _best_fit(
     if model.align:
         found = model.search(spectra, pose[1], references, state, wide=wide)
     else:
-        found = lk.score_fixed(model.field.grid, spectra, *pose, references)
+        found = e_step.score_fixed(model.field.grid, spectra, *pose, references)
     return model.fit(found, state).max(dim=1)
 
 

@@ -118,6 +118,10 @@ class AlignmentSettings(Settings):
     write_headers: WriteHeaders = False
     datadir: Datadir = None
     pixel_size: PixelSize = None
+    # Of both commands, each with its own text and default.
+    xr: Any = None
+    center: Center = -1
+    maxit: int = 0
 
     def stages(self, box: int) -> list[tuple[float, float, float]]:
         """Return (x range, y range, step) in pixels of each stage of the search, for images of `box` pixels."""

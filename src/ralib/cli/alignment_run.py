@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from ralib import io
 from ralib.alignment.options import outer_radius_px
 from ralib.alignment.references import shift_limit_px
+from ralib.cli.alignment_options import AlignmentSettings
 from ralib.cli.common import chosen_device
 from ralib.cli.parsing import user_function
 from ralib.cli.session import RunSession
@@ -20,10 +21,6 @@ from ralib.results.checkpoint import Checkpoint
 from ralib.results.run_record import read_record
 from ralib.runtime.distributed import join
 from ralib.types import ParticleSet, RalibError, RunResult
-
-if TYPE_CHECKING:
-    from ralib.cli.commands.mref import MrefSettings
-    from ralib.cli.commands.reffree import ReffreeSettings
 
 FEWEST_TO_MEASURE = 40
 """Of fewer particles no size can be measured; the disc is then as large as the box allows."""
@@ -49,7 +46,7 @@ class AlignmentRun:
         kind: str,
         stack: Path,
         outdir: Path,
-        settings: MrefSettings | ReffreeSettings,
+        settings: AlignmentSettings,
         *,
         references: str | None = None,
         resume: bool,

@@ -134,7 +134,7 @@ def progress(items: Sequence[T], label: str) -> Iterable[T]:
     return track(items, description=label, console=Console(stderr=True)) if sys.stderr.isatty() else items
 
 
-def tell_warnings(warnings: Iterable[Notice]) -> None:
+def show_warnings(warnings: Iterable[Notice]) -> None:
     """Print warnings about the input before work begins."""
     if rank_to_show() == 0:
         for warning in warnings:

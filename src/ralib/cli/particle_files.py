@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ralib.cli.common import DEVICE_HELP, in_batches, tell_warnings, with_pixel_size
+from ralib.cli.common import DEVICE_HELP, in_batches, show_warnings, with_pixel_size
 from ralib.types import ParticleSet, Poses, RalibError
 
 Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .star .cs .mrcs .mrc .hdf .spi .hed ...")]
@@ -41,7 +41,7 @@ def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> Par
     from ralib.results.run_record import particle_file
 
     particles = open_particles(particle_file(stack), datadir=datadir)
-    tell_warnings(particles.warnings)
+    show_warnings(particles.warnings)
     return with_pixel_size(particles, pixel_size_A, "--input-pixel-size")
 
 

@@ -77,7 +77,7 @@ class RunSession:
         self.flag = SignalFlag()
         self.record: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
-        self._told: tuple[Notice, ...] = ()
+        self._shown_warnings: tuple[Notice, ...] = ()
         self._earlier = 0
         self._write_s = 0.0
         self._writer = ThreadPoolExecutor(1, "ralib-write")
@@ -111,8 +111,8 @@ class RunSession:
     def accept(self, particles: ParticleSet) -> None:
         """Print the warnings of the particles before work begins."""
         io.check_writable_name(self.outdir)
-        self._told = tuple(map(flagged, particles.warnings))
-        self.terminal.warn(self._told)
+        self._shown_warnings = tuple(map(flagged, particles.warnings))
+        self.terminal.warn(self._shown_warnings)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -316,7 +316,7 @@ class RunSession:
         """What the method found out, and the warnings that were not said before."""
         for line in result.log:
             self.say(line)
-        before = [*(Notice.of_record(item) for item in self.record["warnings"]), *self._told]
+        before = [*(Notice.of_record(item) for item in self.record["warnings"]), *self._shown_warnings]
         self.terminal.warn(warning for warning in result.warnings if warning not in before)
 
     def _write_report(self, record: dict[str, Any], result: RunResult) -> str:

@@ -56,7 +56,7 @@ class HdfStack:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        with _told(path):
+        with _hdf_errors(path):
             self._file = _open(path)
             group = images_group(self._file, path)
             self.numbers = _image_numbers(group)
@@ -74,7 +74,7 @@ class HdfStack:
         """Return images (b, n, n), float32, in the order of `index` (b,)."""
         index = check_index(self.path, index, self.n_images)
         out = np.empty((len(index), self.box, self.box), dtype=np.float32)
-        with self._lock, _told(self.path):
+        with self._lock, _hdf_errors(self.path):
             for row, number in enumerate(index.tolist()):
                 out[row] = self._image(number)
         return out
@@ -98,13 +98,13 @@ class HdfStack:
         list of dict
             For each image the attributes that it has.
         """
-        with self._lock, _told(self.path):
+        with self._lock, _hdf_errors(self.path):
             numbers = self.numbers if index is None else index.tolist()
             return [_attributes(self._header(i), names) for i in numbers]
 
     def all_attributes(self, index: np.ndarray) -> list[dict[str, Any]]:
         """Return every attribute of images `index`, except those that describe how the pixels are stored."""
-        with self._lock, _told(self.path):
+        with self._lock, _hdf_errors(self.path):
             headers = [self._header(i) for i in index.tolist()]
             named = [[h5py.h5a.open(h, index=i).name for i in range(h5py.h5a.get_num_attrs(h))] for h in headers]
             kept = [tuple(n[5:].decode() for n in names if n.startswith(b"EMAN.")) for names in named]
@@ -204,7 +204,7 @@ def open_hdf(path: PathLike) -> ParticleSet:
     """Open an EMAN2 stack as particles: pixel size, CTF, xform.align2d and assign where every image has them."""
     stack = HdfStack(Path(path))
     headers = stack.attributes(_READ)
-    with _told(stack.path):  # attributes of unexpected types
+    with _hdf_errors(stack.path):  # attributes of unexpected types
         ctf, poses = ctf_of_headers(headers), _poses(headers)
         sources = [h.get("ptcl_source_image") for h in headers]
         group = np.unique(np.array(sources, dtype=str), return_inverse=True)[1] if all(sources) else None
@@ -313,7 +313,7 @@ def _poses(headers: list[dict[str, Any]]) -> Poses | None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _hdf_errors(path: Path) -> Iterator[None]:
     """libhdf5's and h5py's many errors as one line."""
     try:
         yield

@@ -20,9 +20,9 @@ from ralib.io.eman_hdf import (
     IMAGES,
     TRANSFORM,
     TRANSFORM_TYPE,
+    _hdf_errors,
     _image_numbers,
     _open,
-    _told,
     align2d_to_matrix,
     images_group,
 )
@@ -148,7 +148,7 @@ def write_headers(path: PathLike, poses: Poses) -> None:
         Pose of each image.
     """
     path = Path(path)
-    with _told(path), _open(path) as file:
+    with _hdf_errors(path), _open(path) as file:
         numbers = _image_numbers(images_group(file, path))
     if len(numbers) != len(poses):
         raise RalibError(f"{len(poses)} poses for the {len(numbers)} images of {path}")
@@ -158,7 +158,7 @@ def write_headers(path: PathLike, poses: Poses) -> None:
         shutil.copyfile(path, temporary)
         if shutil.disk_usage(temporary).free < (needed := _HEADER_ROOM * (len(numbers) + 1)):  # HDF5 would crash
             raise OSError(errno.ENOSPC, f"{needed} bytes are needed for the headers")
-        with _told(path), h5py.File(temporary, "r+") as file:
+        with _hdf_errors(path), h5py.File(temporary, "r+") as file:
             for number, header in zip(numbers, pose_headers(poses), strict=True):
                 for name, value in header.items():
                     _set(file[f"{IMAGES}/{number}"], name, value)

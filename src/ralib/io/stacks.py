@@ -371,9 +371,9 @@ class FilesSource:
 def mixed_boxes(boxes: np.ndarray) -> str:
     """Return the error text for images (n,) of several boxes, with advice."""
     sizes = sorted(set(boxes.tolist()))
-    told = " and ".join(map(str, sizes[:4]))
+    sizes_text = " and ".join(map(str, sizes[:4]))
     return (
-        f"the particles have boxes of {told} px: bring them to one box with 'ralib prepare "
+        f"the particles have boxes of {sizes_text} px: bring them to one box with 'ralib prepare "
         f"STACK OUT.star --clip {sizes[0]}' (or to one scale with --pixel-size), and use OUT.star"
     )
 

@@ -41,7 +41,7 @@ def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
 
 
 def cache_trouble(error: BaseException) -> str | None:
-    """What to tell of an error that Triton's cache raised (damaged, full, not readable); None for any other error.
+    """What to say of an error that Triton's cache raised (damaged, full, not readable); None for any other error.
 
     Numba's cache needs no such words: see `numba_cache`.
     """

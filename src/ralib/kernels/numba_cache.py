@@ -53,7 +53,7 @@ class _CheckedFile(IndexDataCacheFile):
 class _CheckedCache(FunctionCache):
     """The cache of one function; whatever goes wrong with its files, the function is compiled and runs."""
 
-    told = False
+    warned = False
 
     def __init__(self, py_func: Any) -> None:
         super().__init__(py_func)
@@ -70,6 +70,6 @@ class _CheckedCache(FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            if not _CheckedCache.told:
+            if not _CheckedCache.warned:
                 _log.warning("ralib: compiled kernels are not kept in %s: %s", self._cache_path, error.strerror)
-            _CheckedCache.told = True
+            _CheckedCache.warned = True

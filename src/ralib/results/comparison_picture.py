@@ -12,7 +12,7 @@ from ralib.results.comparison import Comparison
 from ralib.results.summary.runs import RunFiles
 
 MOST_BANDS = 40
-"""Classes on one side up to which bands can be told apart."""
+"""Classes on one side up to which bands can be distinguished."""
 THINNEST = 0.002
 """Bands below this fraction of the particles are not drawn."""
 GAP = 0.006

@@ -106,8 +106,8 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], *, fre
     """
     changed = sorted(k for k in now if k in before and before[k] != now[k] and k not in free)
     if changed:
-        told = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed)
-        raise RalibError(f"`resume` needs the options the run was begun with: {told}")
+        differences = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed)
+        raise RalibError(f"`resume` needs the options the run was begun with: {differences}")
 
 
 def _hash(*arrays: np.ndarray) -> str:

@@ -230,7 +230,7 @@ def serve_report(
     report = ServedReport(run, datadir=datadir, max_points=max_points)
     if not run.exists():
         raise RalibError(f"{run} does not exist: give the OUTDIR of a run, finished or going on")
-    report.page()  # what is wrong with the run is told here, not to the browser
+    report.page()  # an error of the run is raised here, not shown in the browser
     token = secrets.token_urlsafe(24)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

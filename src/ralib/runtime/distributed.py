@@ -107,19 +107,19 @@ class ProcessGroup:
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by its sum over the ranks."""
-        with _lost_rank_told():
+        with _lost_rank_reported():
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def all_max_(self, tensor: Tensor) -> Tensor:
         """As `Ranks.all_max_`."""
-        with _lost_rank_told():
+        with _lost_rank_reported():
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by that of rank 0."""
-        with _lost_rank_told():
+        with _lost_rank_reported():
             dist.broadcast(tensor, src=0, group=self._group)
         return tensor
 
@@ -129,7 +129,7 @@ class ProcessGroup:
         self.all_reduce_(torch.zeros(1))
 
 
-class _lost_rank_told:  # noqa: N801 - used as a statement
+class _lost_rank_reported:  # noqa: N801 - used as a statement
     """Convert errors of gloo and NCCL about a broken connection to RankLost."""
 
     def __enter__(self) -> None:

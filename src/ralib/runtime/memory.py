@@ -42,8 +42,8 @@ def free_memory(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
         return max(0, min(free, total_memory(device) - torch.cuda.memory_allocated(device)))
-    room = min(psutil.virtual_memory().available, *_limited_rooms(), *_process_rooms(), 2**62)
-    return room // launcher_number("LOCAL_WORLD_SIZE", 1)
+    free = min(psutil.virtual_memory().available, *_left_by_control_groups(), *_left_by_process_limits(), 2**62)
+    return free // launcher_number("LOCAL_WORLD_SIZE", 1)
 
 
 def total_memory(device: torch.device) -> int:
@@ -93,11 +93,11 @@ def within_memory(work: Callable[[], T], make_room: Callable[[], bool]) -> T:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
         # Only here are the tensors that the error's frames held free again.
         if not make_room():
             raise RalibError(
-                f"out of memory, and nothing is left to shrink: {told}; use fewer references or a smaller box"
+                f"out of memory, and nothing is left to shrink: {reason}; use fewer references or a smaller box"
             )
 
 
@@ -111,13 +111,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 def memory_left() -> str:
     """Return what is free, for a message: of main memory under all limits, and of the GPU in use."""
-    told = f"{free_memory(torch.device('cpu')) / 2**20:,.0f} MiB of main memory"
+    amounts = f"{free_memory(torch.device('cpu')) / 2**20:,.0f} MiB of main memory"
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        told += f" and {free_memory(torch.device('cuda')) / 2**20:,.0f} MiB of the GPU"
-    return f"{told} are free"
+        amounts += f" and {free_memory(torch.device('cuda')) / 2**20:,.0f} MiB of the GPU"
+    return f"{amounts} are free"
 
 
-def _process_rooms() -> Iterator[int]:
+def _left_by_process_limits() -> Iterator[int]:
     """Bytes left under the limits that a shell or a queue set for this process alone (ulimit -v, ulimit -d)."""
     try:
         pages = [int(word) for word in OWN_SIZES.read_text().split()]
@@ -129,12 +129,12 @@ def _process_rooms() -> Iterator[int]:
             yield max(0, limit - used * resource.getpagesize())
 
 
-def _limited_rooms() -> Iterator[int]:
+def _left_by_control_groups() -> Iterator[int]:
     """Bytes left under each limit on this process and those around it."""
     for group, limit, used in limited_groups():
-        room = _room(group, limit, used)
-        if room is not None:
-            yield room
+        left = _left_in_group(group, limit, used)
+        if left is not None:
+            yield left
 
 
 def limited_groups() -> Iterator[tuple[Path, str, str]]:
@@ -156,7 +156,7 @@ def limited_groups() -> Iterator[tuple[Path, str, str]]:
                 yield level, limit, used
 
 
-def _room(group: Path, limit: str, used: str) -> int | None:
+def _left_in_group(group: Path, limit: str, used: str) -> int | None:
     """Bytes left in one group; files that are merely cached do not count as used."""
     try:
         most, now = (group / limit).read_text().strip(), int((group / used).read_text())

@@ -34,7 +34,7 @@ from ralib.sparx.run import (
 )
 from ralib.sparx.scf import SelfCorrelationSearch
 from ralib.sparx.search import Found, ReferenceRings
-from ralib.sparx.shc import climb, random_order
+from ralib.sparx.shc import first_improvement, random_order
 from ralib.sparx.stages import Stage, refuse_unused, stages_of
 from ralib.sparx.transforms import origins, params_to_poses
 from ralib.types import ClassAverages, Notice, RalibError
@@ -169,7 +169,7 @@ class _Aligner:
         if self.method == "":
             return self.target.search(images, centre_xy_px, self.stage.range_xy_px, self.stage.step_px)
         at = index.cpu()
-        found = climb(
+        found = first_improvement(
             self.target,
             images,
             centre_xy_px,
@@ -313,13 +313,13 @@ class _Loop:
         rows = moved_with_reference(self.header, off.expand(len(self.header), 2))
         poses = params_to_poses(rows, score=self.peak).to("cpu")
         halves = torch.stack([fshift(half, -off) for half in averages.half_images]).cpu()
-        told = ClassAverages(
+        centred = ClassAverages(
             reference.cpu(), averages.members, halves, averages.frc.float().cpu(), averages.pixel_size_A
         )
         previous = history.last.poses if history.last is not None else None
         radius = self.aligner.rings.radius_px[-1]
-        figures = iteration_figures(number, poses, previous, told, radius, time.perf_counter() - start)
-        return IterationResult(figures | {"criterion": criterion}, told, poses, reference)
+        figures = iteration_figures(number, poses, previous, centred, radius, time.perf_counter() - start)
+        return IterationResult(figures | {"criterion": criterion}, centred, poses, reference)
 
 
 def _over_variance(average: Tensor, variance: Tensor) -> Tensor:

@@ -284,13 +284,13 @@ class _Loop:
         assert averages.half_images is not None
         assert averages.frc is not None
         halves = torch.stack([fshift(half, -off) for half in averages.half_images])
-        told = ClassAverages(
+        centred = ClassAverages(
             references.cpu(), averages.members.cpu(), halves.cpu(), averages.frc.float().cpu(), averages.pixel_size_A
         )
         previous = history.last.poses if history.last is not None else None
         radius = self.options.rings.radius_px[-1]
-        figures = iteration_figures(number, poses, previous, told, radius, time.perf_counter() - start)
-        return IterationResult(figures | {"criterion": criterion}, told, poses, references)
+        figures = iteration_figures(number, poses, previous, centred, radius, time.perf_counter() - start)
+        return IterationResult(figures | {"criterion": criterion}, centred, poses, references)
 
 
 def mean_shift_of_classes(params: Params, class_index: Tensor, n_classes: int) -> Tensor:

@@ -40,7 +40,7 @@ def random_order(
     return torch.rand(particles, shifts + 1, generator=generator, dtype=torch.float64)
 
 
-def climb(
+def first_improvement(
     target: ReferenceRings,
     images: Tensor,
     centre_xy_px: Tensor,

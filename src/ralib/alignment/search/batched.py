@@ -132,10 +132,10 @@ class BatchedSearch(PoseSearch):
         if k == 1:
             return (min(max(len(self.bank.poses.pairings) // 9, 4), 8), 4, 2)
         # On a grid finer than need be, more of its poses belong to one maximum.
-        crowd = min(self.bank.extent.step_px / self.bank.poses.step_px, 2.0)
+        density = min(self.bank.extent.step_px / self.bank.poses.step_px, 2.0)
         # Among many references, more of them look alike.
         first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
-        return (round(crowd * first), round(crowd * second), 4 + k // 500, 2)
+        return (round(density * first), round(density * second), 4 + k // 500, 2)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ class PoseGrid:
         phase = grid.shift_phase(-shifts)
         return cls(orders, n_half, step_px, penalty, _pairings(shifts, mirror), *tables, analysis, phase)
 
-    def angular_orders(self, parts: Tensor, room: int) -> Tensor:
+    def angular_orders(self, parts: Tensor, capacity: int) -> Tensor:
         """Compute the angular orders of samples.
 
         F(k, phi + pi) is the conjugate of F(k, phi), so that with sums over the half circle F_m = (2 / A) sum Re F
@@ -138,16 +138,16 @@ class PoseGrid:
         ----------
         parts : Tensor of shape (2, b, K, H)
             Real and imaginary parts of the samples.
-        room : int
+        capacity : int
             Size of the last axis of the result, of which the first b columns are filled.
 
         Returns
         -------
-        Tensor of shape (m, 2, K, room)
+        Tensor of shape (m, 2, K, capacity)
             Real and imaginary parts of the orders.
         """
         _, n, n_radii, _ = parts.shape
-        out = parts.new_empty(len(self.orders), 2, n_radii, room)
+        out = parts.new_empty(len(self.orders), 2, n_radii, capacity)
         by_parity = out.split([len(f) // 2 for f in self.analysis])
         for f, part, filled in zip(self.analysis, parts, by_parity, strict=True):
             left = f.to(parts.dtype).expand(n_radii, -1, -1)

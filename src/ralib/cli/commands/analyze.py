@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ralib.cli.common import DEVICE_HELP, resolve_device, tell_warnings
+from ralib.cli.common import DEVICE_HELP, resolve_device, show_warnings
 from ralib.cli.parsing import ctf_word
 from ralib.types import RalibError
 
@@ -79,7 +79,7 @@ def analyze(
     if target.exists():
         raise RalibError(f"{target} exists: remove it, or name another folder with --out")
     particles = for_computing(open_particles(particle_file(source), datadir=datadir), ctf=False)
-    tell_warnings(particles.warnings)
+    show_warnings(particles.warnings)
     analysis = Analysis(
         method=chosen_method(method, None if ctf is None else ctf_word(ctf, ("off", "wiener")) == "wiener", particles),
         clustering=clustering,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from ralib.cli.common import in_batches, resolve_device, tell_warnings
+from ralib.cli.common import in_batches, resolve_device, show_warnings
 from ralib.cli.parsing import ctf_word
 from ralib.cli.particle_files import (
     Datadir,
@@ -56,9 +56,9 @@ def average(
     poses = poses_of(particles, stack)
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):
         raise RalibError(f"--ctf wiener: {stack} has no CTF parameters or no pixel size; leave --ctf out")
-    told = particles.warnings
+    n_shown = len(particles.warnings)
     particles = for_computing(particles, ctf=ctf)
-    tell_warnings(particles.warnings[len(told) :])
+    show_warnings(particles.warnings[n_shown:])
     highest = int(poses.class_index.max()) + 1
     if highest > MOST_CLASSES:
         raise RalibError(f"{stack} has class numbers up to {highest}: at most {MOST_CLASSES} classes can be averaged")
@@ -114,5 +114,5 @@ def _show_classes(averages: ClassAverages) -> None:
     for k, (members, f) in enumerate(zip(averages.members.tolist(), frequency.tolist(), strict=True)):
         size_A = averages.pixel_size_A
         resolution = f"{size_A / f:.1f} A" if size_A and f > 0 else f"{f:.3f} cycles/px"
-        told = f"{members} particles, FRC 0.143 at {resolution}" if members else "no particles"
-        typer.echo(f"class {k + 1}: {told}")
+        text = f"{members} particles, FRC 0.143 at {resolution}" if members else "no particles"
+        typer.echo(f"class {k + 1}: {text}")

@@ -40,7 +40,7 @@ def bench(
     ),
     repeats: int = typer.Option(
         0,
-        help="Iterations timed, of which the median is told; 0: 5, or 3 with --distributed.",
+        help="Iterations timed, of which the median is shown; 0: 5, or 3 with --distributed.",
         rich_help_panel=PANEL_HOW,
     ),
     device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=PANEL_HOW),

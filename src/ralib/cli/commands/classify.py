@@ -40,7 +40,7 @@ class ClassifySettings(Settings):
     essential = frozenset({"classes", "diameter", "resolution", "search", "ctf", "seed", "device", "pixel_size"})
     free_to_change = frozenset({"device", "gpu_devices", "stability"})
     classes: Annotated[
-        int | None, typer.Option("--classes", help="How many. [default: by the number of particles, and told]",
+        int | None, typer.Option("--classes", help="How many. [default: by the number of particles]",
                                  rich_help_panel=CLASSES)
     ] = None
     references: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ralib.cli.common import tell_warnings
+from ralib.cli.common import show_warnings
 from ralib.cli.particle_files import (
     Datadir,
     Stack,
@@ -48,7 +48,7 @@ def params(
     if (export_to is None) == (import_from is None):
         raise RalibError("give one of --export FILE and --import FILE")
     particles = open_particles(particle_file(stack), datadir=datadir, require_images=False)
-    tell_warnings(particles.warnings)
+    show_warnings(particles.warnings)
     if export_to is not None:
         refuse_existing(export_to)
         write_params(export_to, poses_of(particles, stack), form=form)

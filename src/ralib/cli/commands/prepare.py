@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ralib.cli.common import resolve_device, tell_warnings
+from ralib.cli.common import resolve_device, show_warnings
 from ralib.cli.particle_files import (
     Datadir,
     Device,
@@ -101,7 +101,7 @@ def prepare(
         given = _without_duplicates(given, remove_duplicates)
     before = given.warnings
     particles = prepare_particles(given, preparation, device=resolve_device(device))
-    tell_warnings(particles.warnings[len(before) :])
+    show_warnings(particles.warnings[len(before) :])
     source = particles.images
     assert isinstance(source, PreparedSource)
     if particles.ctf is not None and particles.pixel_size_A is None and out.suffix.lower() == ".hdf":

@@ -139,17 +139,17 @@ def select(
             min_posterior=min_posterior,
         )
         if auto:
-            _tell_why(opened.record)
+            _check_automatic(opened.record)
         done = write_selection(
             opened, selection, rules, outputs=outputs, excluded=excluded, averages=averages, recenter=recenter
         )
         nodes |= {name_for_project(path): "ParticlesData.star.relion" for path in outputs}
         if averages is not None:
             nodes[name_for_project(averages)] = "Image2DStack.mrc.relion"
-        _tell(done.lines)
+        _print(done.lines)
 
 
-def _tell_why(record: dict[str, Any]) -> None:
+def _check_automatic(record: dict[str, Any]) -> None:
     """What the automatic selection does with each class, and warnings about the run as a whole."""
     for row in record.get("classes") or []:
         typer.echo(f"class {row['class']:3d}: {row.get('reason', '')}")
@@ -157,7 +157,7 @@ def _tell_why(record: dict[str, Any]) -> None:
         raise RalibError("--auto: the classes of this run are not believed, so nothing is kept: see the run's warnings")
 
 
-def _tell(lines: list[str]) -> None:
+def _print(lines: list[str]) -> None:
     for line in lines:
         typer.echo(line)
 

@@ -61,7 +61,7 @@ def fill(viewer: Any, run: RunFiles) -> None:
     from ralib.io import open_images
     from ralib.results.summary.figures import class_figures
 
-    told = [_told(figures) for figures in class_figures(run)]
+    descriptions = [_description(figures) for figures in class_figures(run)]
     pixel = run.record.get("input", {}).get("pixel_size_A") or 1.0
     look = {"colormap": "gray", "scale": (1.0, pixel, pixel)}
     for half in (2, 1):
@@ -69,18 +69,18 @@ def fill(viewer: Any, run: RunFiles) -> None:
         if path.is_file():
             images = open_images(path)[: run.n_classes]
             viewer.add_image(images, name=f"half averages {half}", visible=False, **look)
-    viewer.add_image(run.averages, name="class averages", metadata={"classes": told}, **look)
+    viewer.add_image(run.averages, name="class averages", metadata={"classes": descriptions}, **look)
 
-    def tell(_: Any = None) -> None:
-        viewer.text_overlay.text = told[min(int(viewer.dims.current_step[0]), len(told) - 1)]
+    def show_description(_: Any = None) -> None:
+        viewer.text_overlay.text = descriptions[min(int(viewer.dims.current_step[0]), len(descriptions) - 1)]
 
     viewer.text_overlay.visible = True
-    viewer.dims.events.current_step.connect(tell)
+    viewer.dims.events.current_step.connect(show_description)
     viewer.dims.set_current_step(0, int(np.argmax(run.members)))
-    tell()
+    show_description()
 
 
-def _told(figures: dict[str, Any]) -> str:
+def _description(figures: dict[str, Any]) -> str:
     resolution = figures.get("resolution_A")
     known = f", {resolution:.1f} A" if resolution is not None and resolution == resolution else ""
     return f"class {figures['class']}: {figures['members']} particles{known}"

@@ -133,9 +133,13 @@ def _add_turned(
     """
     n = sums.shape[-1]
     # Whole blocks of points: what is past the line are some points of the image.
-    room = (n + POINTS - 1) // POINTS * POINTS
-    all_x, all_y, value = np.zeros(room, samples.dtype), np.zeros(room, samples.dtype), np.zeros(room, samples.dtype)
-    all_first = np.full(room, PAD * (n + 2 * PAD) + PAD, np.uint32)
+    capacity = (n + POINTS - 1) // POINTS * POINTS
+    all_x, all_y, value = (
+        np.zeros(capacity, samples.dtype),
+        np.zeros(capacity, samples.dtype),
+        np.zeros(capacity, samples.dtype),
+    )
+    all_first = np.full(capacity, PAD * (n + 2 * PAD) + PAD, np.uint32)
     px, py, first = all_x[:n], all_y[:n], all_first[:n]
     share = LINE * (samples.shape[1] // (LINE * (stop - start)) + 1)
     for i in range(len(samples)):

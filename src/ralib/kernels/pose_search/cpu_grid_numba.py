@@ -258,7 +258,7 @@ def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, p
     _fill_columns(parts, layout, analysis, n_orders, n_radii, columns)
     for first in range(0, n, GROUP):
         last = min(first + GROUP, n)
-        if not _any_wants(wanted, first // n_shifts, (last - 1) // n_shifts):
+        if not _any_scored(wanted, first // n_shifts, (last - 1) // n_shifts):
             continue
         for m in range(n_orders):
             for i in range(first, last, ROWS // 2):
@@ -294,12 +294,12 @@ def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, p
 
 @numba.njit
 @no_type_check
-def _any_wants(wanted: Any, first: Any, last: Any) -> Any:
+def _any_scored(wanted: Any, first: Any, last: Any) -> Any:
     """Whether a particle may belong to a reference from the first to the last."""
-    wants = False
+    found_one = False
     for b in range(len(wanted)):
-        wants |= wanted[b] < 0 or first <= wanted[b] <= last
-    return wants
+        found_one |= wanted[b] < 0 or first <= wanted[b] <= last
+    return found_one
 
 
 @numba.njit

@@ -32,7 +32,7 @@ def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[Notice]:
     list[Notice]
         Warnings.
     """
-    told = [Notice.of_record(item) for item in run.record.get("warnings") or []]
+    recorded = [Notice.of_record(item) for item in run.record.get("warnings") or []]
     found = [
         _collapsed(run),
         _shifts_at_edge(run),
@@ -40,8 +40,10 @@ def diagnose(run: RunFiles, small_averages: np.ndarray) -> list[Notice]:
         _uncentred(run, small_averages),
         _alike(run, small_averages),
     ]
-    words = " ".join(item.what.lower() for item in told)
-    return told + [item for keys, item in (f for f in found if f is not None) if not any(key in words for key in keys)]
+    words = " ".join(item.what.lower() for item in recorded)
+    return recorded + [
+        item for keys, item in (f for f in found if f is not None) if not any(key in words for key in keys)
+    ]
 
 
 def classes_text(index: np.ndarray, most: int = 12) -> str:
@@ -65,7 +67,7 @@ def classes_text(index: np.ndarray, most: int = 12) -> str:
 
 
 Finding = tuple[tuple[str, ...], Notice] | None
-"""Words by which the run itself would have told it, and the warning."""
+"""Words by which the run itself would have recorded it, and the warning."""
 
 
 def _collapsed(run: RunFiles) -> Finding:
