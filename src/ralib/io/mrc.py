@@ -2,8 +2,8 @@
 
 The header is `mrcfile`'s, the images are not: `mrcfile.mmap` gives a memory map, and a mapped file that vanishes or
 shrinks (a network disk, a second program) kills the process where a read raises an error. Positional reads also go
-straight into pinned buffers from several threads, and a stack is written piece by piece without being held. `mrcfile` is
-the oracle of the tests.
+straight into pinned buffers from several threads, and a stack is written piece by piece without being held. `mrcfile`
+is the oracle of the tests.
 """
 
 from __future__ import annotations
