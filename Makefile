@@ -8,11 +8,13 @@
 #   make docs    the site in site/, every link and docstring checked
 #   make wheel   dist/*.whl           make clean   forget the environments' stamps and the demo's results
 #
+# Tests run in as many processes as there are processors, four at most, one thread each; a file stays in one process.
 # PYTHON, TORCH and CONSTRAINTS are handed to tools/environment, which explains them.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 export PYTHON TORCH
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test quick lint bench lowest docs wheel clean
 
@@ -20,10 +22,10 @@ demo: $(VENV)/.has-runtime
 	$(BIN)/python bench/demo.py demo
 
 test: $(VENV)/.has-test
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(PYTEST) $(PYTEST_OPTIONS)
 
 quick: $(VENV)/.has-test
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_OPTIONS)
+	$(PYTEST) -m "not slow" $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.has-lint
 	$(BIN)/ruff check .

@@ -47,10 +47,12 @@ SLOW = (
     "distributed",
     "install",
     "notebooks",
+    "real_data",
     "ranks",
     "serve",
     "soak",
     "streaming",
+    "verdict",
 )
 """Files whose tests kill, install, open browsers or classify at length: `make quick` leaves them out."""
 

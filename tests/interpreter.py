@@ -32,7 +32,7 @@ def in_interpreter(test: Callable[..., None]) -> Callable[..., None]:
     file = Path(test.__code__.co_filename)
 
     @functools.wraps(test)
-    def told(*_: Any, **__: Any) -> None:
+    def in_child(*_: Any, **__: Any) -> None:
         pytest.importorskip("triton", reason="Triton forms need the package triton: pip install 'cryo-ralib[test]'")
         name = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].rsplit(" ", 1)[0]
         outcomes = _outcomes(file)
@@ -40,7 +40,7 @@ def in_interpreter(test: Callable[..., None]) -> Callable[..., None]:
         assert not outcomes[name], outcomes[name]
 
     _NAMES[file].append(test.__name__)
-    return told
+    return pytest.mark.slow(in_child)
 
 
 @functools.cache

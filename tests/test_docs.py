@@ -91,6 +91,7 @@ def test_drawings_follow_the_conventions() -> None:
         assert path.read_text() == drawn, f"{path.name} is out of step: run python docs/drawings.py"
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'cryo-ralib[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

@@ -16,7 +16,7 @@ def test_public_name_is_there_and_documented(name: str) -> None:
 
 
 def test_lists_agree() -> None:
-    assert set(ralib.__all__) == set(ralib._HOME_OF)
+    assert set(ralib.__all__) == set(ralib._MODULE_OF)
     assert set(dir(ralib)) == set(ralib.__all__)
 
 

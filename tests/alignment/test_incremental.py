@@ -40,6 +40,7 @@ def stack(folder: Path, name: str, images: np.ndarray, age_s: float = 100) -> No
     old(folder / name, age_s)
 
 
+@pytest.mark.slow
 def test_growing_classification_new_particles_join_and_classes_grow(truth: Truth) -> None:
     options = WatchOptions(classes=2, per_class=40, shift_range_xy_px=(2.0, 2.0), rounds=3)
     growing = GrowingClassification(options, AlignmentOptions(outer_radius=12))

@@ -148,6 +148,7 @@ def test_neighbours_pose_brings_the_neighbour_onto_the_particle() -> None:
         assert np.abs(scores[found.index[0, j]] - scores[0]).max() > 0.2 * np.abs(scores[0]).max()
 
 
+@pytest.mark.slow
 def test_states_planted_movement_is_split_and_its_absence_is_not() -> None:
     particles, state, _ = planted(250, moved=4.0)
     split = split_states(particles, 2, seed=0)
@@ -259,6 +260,7 @@ def on_disc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_classify_split_states_writes_states(on_disc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = on_disc / "states"
     assert main(["classify", str(on_disc), str(out), "--split-states", "auto", "--device", "cpu"]) == 0
@@ -284,6 +286,7 @@ def test_denoise_and_neighbours_write_files(on_disc: Path) -> None:
     assert main(["neighbours", star, str(on_disc / "near")]) == 2, "nothing is overwritten"
 
 
+@pytest.mark.slow
 def test_analyze_ctf_finds_the_movement(on_disc: Path) -> None:
     out = on_disc / "a"
     assert main(["analyze", str(on_disc), "--out", str(out), "--ctf", "--embedding", "pca", "--device", "cpu"]) == 0

@@ -93,6 +93,7 @@ def test_embed_keeps_blobs_apart() -> None:
         embed(points, "ica")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_embed_umap_keeps_blobs_apart() -> None:
     points, truth = blobs(60)

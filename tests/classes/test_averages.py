@@ -134,7 +134,7 @@ def test_low_pass_follows_the_frc() -> None:
 @pytest.mark.parametrize(("center", "tolerance"), [(1, 0.6), (2, 1.6), (5, 1.6)])
 def test_centring_brings_the_object_to_the_middle(center: int, tolerance: float) -> None:
     prepared, move = references.prepare_references(
-        averages_of(centred_view(2.5, -1.5)[None]), plan(center), Poses.identity(4), room_px=6.0
+        averages_of(centred_view(2.5, -1.5)[None]), plan(center), Poses.identity(4), largest_shift_px=6.0
     )
     assert (move[0] - torch.tensor([-2.5, 1.5])).abs().max() < tolerance
     mass = prepared[0].clamp_min(0)
@@ -142,18 +142,24 @@ def test_centring_brings_the_object_to_the_middle(center: int, tolerance: float)
     assert abs(float((mass.sum(0) * c).sum() / mass.sum())) < 1.6
 
 
-def test_an_average_never_leaves_its_room() -> None:
+def test_an_average_is_never_moved_beyond_the_largest_shift() -> None:
     """Pushed again and again by 4 px, members end at most `room` from where they were."""
     poses, total = Poses.identity(4), torch.zeros(2)
     for _ in range(5):
-        _, move = references.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, room_px=3.0)
+        _, move = references.prepare_references(
+            averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, largest_shift_px=3.0
+        )
         poses = average.shift_poses(poses, move)
         total = total + move[0]
     assert total.norm() <= 3.0 + 1e-4
     assert total[0] == pytest.approx(-3.0, abs=0.1)
-    _, move = references.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, room_px=0.0)
+    _, move = references.prepare_references(
+        averages_of(centred_view(4.0, 0.0)[None]), plan(1), poses, largest_shift_px=0.0
+    )
     assert (references.mean_member_shift(poses, 1) + move).norm() < 1e-4
-    _, move = references.prepare_references(averages_of(centred_view(4.0, 0.0)[None]), plan(0), poses, room_px=3.0)
+    _, move = references.prepare_references(
+        averages_of(centred_view(4.0, 0.0)[None]), plan(0), poses, largest_shift_px=3.0
+    )
     assert move.abs().max() == 0
 
 
@@ -163,7 +169,7 @@ def test_average_shift_centring_takes_the_mean_out() -> None:
         psi_deg=torch.tensor([0.0, 90.0, 180.0]),
         mirror=torch.tensor([False, True, False]),
     )
-    _, move = references.prepare_references(averages_of(centred_view()[None]), plan(-1), poses, room_px=5.0)
+    _, move = references.prepare_references(averages_of(centred_view()[None]), plan(-1), poses, largest_shift_px=5.0)
     after = average.shift_poses(poses, move)
     assert references.mean_member_shift(after, 1).abs().max() < 1e-5
     assert move.abs().max() > 0.1

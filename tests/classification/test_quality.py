@@ -15,6 +15,7 @@ from ralib.types import Poses
 QUICK = ScheduleSettings(exchanges=0, final=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [200, 600])
 def test_pure_noise_yields_no_convincing_classes(n: int) -> None:
     noise = np.random.default_rng(0).standard_normal((n, 32, 32)).astype(np.float32)

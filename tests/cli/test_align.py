@@ -171,6 +171,7 @@ def test_mref_command_hdf_headers_change_only_on_request(golden, tmp_path) -> No
     assert torch.equal(poses.class_index, load_run(tmp_path / "b").poses.class_index)
 
 
+@pytest.mark.slow
 def test_mref_command_cryosparc_input_comes_back_as_cs(shared_data, tmp_path) -> None:
     folder = shared_data / "real" / "empiar10076_7"
     command = ["mref", str(next(folder.glob("*.cs"))), "2", str(tmp_path / "out"), "--datadir", str(folder)]
@@ -302,6 +303,7 @@ def test_mref_command_signal_saves_and_says_how_to_go_on(data, tmp_path, monkeyp
     assert same_run(whole, cut)
 
 
+@pytest.mark.slow
 def test_mref_command_killed_at_random_moments_ends_the_same(data, tmp_path) -> None:
     """bench/kill_resume.py does this fifty times."""
     folder, _ = data

@@ -219,6 +219,7 @@ def test_command_mistake_is_one_line_and_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["s.mrcs"]
 
 
+@pytest.mark.slow
 def test_command_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     """A file size limit stands in for the full disk: the kernel refuses the write in the middle."""
     stack, out = tmp_path / "s.mrcs", tmp_path / "o.star"

@@ -43,6 +43,7 @@ def test_signal_while_libraries_load_ends_in_one_line(tmp_path: Path, number: in
     assert run.returncode == 128 + number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_in_a_library_call_is_answered_before_the_call_returns(number: signal.Signals) -> None:
     program = BUSY.format(name=number.name, rounds=6_000_000)

@@ -63,6 +63,7 @@ def one_line(process: subprocess.Popen) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_quota_hit_while_writing_leaves_the_last_checkpoint(stack: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main(arguments(stack, whole, "--maxit=2")) == 0

@@ -90,6 +90,7 @@ def test_relion_applies_written_poses_as_the_package_does(tmp_path: Path) -> Non
     assert correlations(theirs, wrong).diagonal().max() < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_relion_classification_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RELION classifies without our poses; `ralib average` of its particles is its own class average, `ralib report`

@@ -87,6 +87,7 @@ def run_kernel(folder: Path) -> tuple[int, str]:
     return int(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "other"])
 def test_numba_cache_that_is_damaged_is_rebuilt(tmp_path: Path, suffix: str, damage: str) -> None:

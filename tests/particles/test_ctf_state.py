@@ -90,6 +90,7 @@ def test_ctf_state_alignment_result_does_not_depend_on_it(raw: Path, name: str) 
         assert twice < alike - 0.02, (twice, alike)
 
 
+@pytest.mark.slow
 def test_ctf_state_classification_result_does_not_depend_on_it(raw: Path) -> None:
     def classified(name: str, **options: str) -> np.ndarray:
         return Classifier(n_classes=2, **options).fit(of(raw, name)).class_averages_.images.numpy()  # type: ignore[arg-type]

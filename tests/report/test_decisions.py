@@ -128,6 +128,7 @@ def test_the_page_shows_which_particles_of_a_class_are_left_out(opened: Any, run
     opened.find_element("id", "detail-close").click()
 
 
+@pytest.mark.slow
 def test_page_and_select_auto_keep_the_same_particles_of_a_classified_run(page: Any, tmp_path: Path) -> None:
     """A real classification of particles with junk among them: the page as it opens, its file, and --auto."""
     options = ["--particles", "400", "--box", "32", "--views", "3", "--snr", "0.3", "--junk", "0.3"]

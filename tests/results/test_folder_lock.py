@@ -31,6 +31,7 @@ except RalibError:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.2])
 def test_folder_of_runs_begun_at_once_exactly_one_goes_on(tmp_path: Path, seconds: float) -> None:
     started = [
