@@ -24,7 +24,7 @@ from ralib.analysis.matched import BackgroundNormalisation, MatchedParticles
 from ralib.analysis.shrinkage import noise_edge, shrink_eigenvalues
 from ralib.cli import main
 from ralib.images.ctf import apply_ctf, ctf_2d
-from ralib.io import open_particles, write_mrcs, write_particles_star
+from ralib.io import open_particles, read_star, write_mrcs, write_particles_star, write_star
 from ralib.types import ArraySource, CtfParameters, ParticleSet, Poses, RalibError
 
 BOX, PIXEL_A = 40, 4.0
@@ -295,3 +295,27 @@ def test_analyze_ctf_finds_the_movement(on_disc: Path) -> None:
     assert summary["spectrum"][0] > summary["noise_edge"]
     assert {p.name for p in out.glob("*.png")} >= {"spectrum.png", "trajectory.png"}
     assert main(["analyze", str(on_disc), "--out", str(on_disc / "b"), "--ctf", "--method", "pca"]) == 2
+
+
+def test_analysis_commands_leave_out_an_implausible_ctf_and_say_so(
+    on_disc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = read_star(on_disc / "particles.star")
+    defocus = tables["particles"]["rlnDefocusU"].astype(float)
+    defocus[7] = np.nan
+    tables["particles"]["rlnDefocusU"] = defocus
+    write_star(on_disc / "odd.star", tables)
+    star, out = str(on_disc / "odd.star"), str(tmp_path)
+    assert main(["denoise", star, f"{out}/clean.star", "--device", "cpu"]) == 0
+    made = open_particles(f"{out}/clean.star")
+    assert len(made) == 199
+    assert np.isfinite(made.images.read(np.arange(199))).all()
+    assert main(["neighbours", star, f"{out}/near", "-k", "5", "--averages", "3", "--device", "cpu"]) == 0
+    with np.load(f"{out}/near/neighbours.npz") as found:
+        assert (found["index"][7] == -1).all()
+        others = np.delete(found["index"], 7, axis=0)
+        assert others.min() >= 0
+        assert not (others == 7).any()
+    assert main(["analyze", star, "--out", f"{out}/a", "--embedding", "none", "--components", "5"]) == 0
+    assert np.loadtxt(f"{out}/a/clusters.txt")[:, 0].tolist() == [i for i in range(200) if i != 7]
+    assert capsys.readouterr().out.count("1 of 200 particles (8) is left out") == 3

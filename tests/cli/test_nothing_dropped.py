@@ -222,3 +222,36 @@ def test_read_truth_damaged_table_is_refused_in_one_line(content: bytes, tmp_pat
     if content not in (b"1e400\n2\n", b"nan\n1\n"):
         with pytest.raises(RalibError):
             read_frc(tmp_path / "frc.txt")
+
+
+@pytest.mark.parametrize("label", ["rlnVoltage", "rlnSphericalAberration", "rlnDefocusU"])
+def test_star_reader_incomplete_ctf_is_said(label: str, tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 4)
+    table = [{k: v for k, v in row.items() if k != label} for row in rows(4)]
+    particles = open_particles(write(tmp_path / "p.star", table, {k: v for k, v in OPTICS.items() if k != label}))
+    assert particles.ctf is None
+    (warning,) = particles.warnings
+    assert "the CTF is incomplete and not used: there is" in warning.what
+    assert label in warning.what.split("but no")[1]
+
+
+def test_cs_reader_incomplete_ctf_is_said_and_two_contrasts_are_refused(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 4)
+    star = open_particles(write(tmp_path / "p.star", rows(4)))
+    write_particles_cs(tmp_path / "p.cs", star)
+    table = np.load(tmp_path / "p.cs")
+    save_cs(tmp_path / "part.cs", table[[n for n in table.dtype.names if n != "ctf/cs_mm"]].copy())
+    (warning,) = open_particles(tmp_path / "part.cs").warnings
+    assert "the CTF is incomplete and not used" in warning.what
+    assert warning.what.endswith("but no ctf/cs_mm")
+    table["blob/sign"] = -1
+    save_cs(tmp_path / "dark.cs", table)
+    assert not open_particles(tmp_path / "dark.cs").warnings
+    assert main(["prepare", str(tmp_path / "dark.cs"), str(tmp_path / "bright.star"), "--invert"]) == 0
+    write_particles_cs(tmp_path / "bright.cs", open_particles(tmp_path / "bright.star"))
+    assert set(np.load(tmp_path / "bright.cs")["blob/sign"]) == {1}
+    table["blob/sign"][1] = 1
+    save_cs(tmp_path / "both.cs", table)
+    with pytest.raises(RalibError, match="3 of 4 images are dark on light"):
+        open_particles(tmp_path / "both.cs")
+    assert len(open_particles(tmp_path / "both.cs", require_images=False)) == 4

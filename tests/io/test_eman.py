@@ -25,7 +25,7 @@ from ralib.io import (
     write_params,
 )
 from ralib.io.eman_ctf import ctf_of_strings, ctf_to_strings
-from ralib.io.eman_hdf import align2d_to_matrix, matrix_to_align2d
+from ralib.io.eman_headers import align2d_to_matrix, matrix_to_align2d
 from ralib.types import Poses, RalibError
 
 
@@ -235,3 +235,59 @@ def test_params_text_malformed_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(RalibError):
         read_params(tmp_path / "p.txt")
+
+
+def alignments(path: Path, odd: object) -> Path:
+    """An HDF stack, or a list, of six aligned images, of which the fourth has another alignment, or none."""
+    images = np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32)
+    whole = [align2d_to_matrix(np.array([30.0]), np.array([[1.0, 2.0]]), np.array([False]))[0] for _ in range(6)]
+    if path.suffix == ".hdf":
+        headers: list[dict[str, object]] = [{"xform.align2d": m, "assign": 1} for m in whole]
+        headers[3] = {"assign": 1} if odd is None else {"xform.align2d": odd, "assign": 1}
+        write_hdf(path, images, headers)
+        return path
+    write_mrcs(path.with_suffix(".mrcs"), images, 2.0)
+    matrices: list[object] = [m.tolist() for m in whole]
+    matrices[3] = odd.tolist() if isinstance(odd, np.ndarray) else odd
+    extras = ["{}" if m is None else json.dumps({"xform.align2d": json.dumps(m), "class": 1}) for m in matrices]
+    path.write_text("#LSX\n# x\n# 90\n" + "".join(f"{i}\t{path.stem}.mrcs\t{x}\n" for i, x in enumerate(extras)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["hdf", "lst"])
+def test_eman_image_without_an_alignment_is_named_and_the_others_keep_theirs(suffix: str, tmp_path: Path) -> None:
+    particles = open_particles(alignments(tmp_path / f"a.{suffix}", None))
+    assert particles.poses is not None
+    assert particles.poses.class_index.tolist() == [1, 1, 1, -1, 1, 1]
+    assert any("1 of 6 particles (4) is without an alignment" in w.what for w in particles.warnings)
+
+
+@pytest.mark.parametrize("suffix", ["hdf", "lst"])
+def test_eman_alignment_that_is_no_number_is_named_and_left_out(suffix: str, tmp_path: Path) -> None:
+    odd = np.eye(3, 4).ravel()
+    odd[0] = np.nan
+    particles = open_particles(alignments(tmp_path / f"a.{suffix}", odd))
+    assert particles.usable is not None
+    assert np.flatnonzero(~particles.usable).tolist() == [3]
+    assert any("1 of 6 particles (4) is left out" in w.what for w in particles.warnings)
+
+
+def test_eman_pixel_size_of_each_image_counts(tmp_path: Path) -> None:
+    images = np.zeros((4, 8, 8), dtype=np.float32)
+    write_hdf(tmp_path / "a.hdf", images, [{"apix_x": 2.0}, {"apix_x": 2.0}, {"apix_x": 3.0}, {"apix_x": 2.0}])
+    (tmp_path / "a.lst").write_text("#LST\n0\ta.hdf\n2\ta.hdf\n")
+    for name, sizes in (("a.hdf", [2, 2, 3, 2]), ("a.lst", [2, 3])):
+        found = open_particles(tmp_path / name).pixel_sizes_A
+        assert found is not None
+        assert found.tolist() == sizes
+
+
+@pytest.mark.parametrize(("apix", "taken"), [(1.0, 2.5), (4.0, 4.0)])
+def test_eman_pixel_size_of_the_ctf_is_compared_with_the_images(apix: float, taken: float, tmp_path: Path) -> None:
+    """1 A/px is what EMAN2 writes where it knows none."""
+    ctf = "E1.2 0 0 0 10 300 2.7 2.5 0 0 0"
+    write_hdf(tmp_path / "a.hdf", np.zeros((2, 8, 8)), [{"ctf": ctf}] * 2, pixel_size_A=apix)
+    particles = open_particles(tmp_path / "a.hdf")
+    assert particles.pixel_size_A == taken
+    (warning,) = particles.warnings
+    assert f"apix_x {apix:g} A/px, the CTF's 2.5 A/px; {taken:g} is taken" in warning.what

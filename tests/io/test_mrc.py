@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import h5py
 import mrcfile
 import numpy as np
 import pytest
 import torch
 
-from ralib.io import mrc, open_images, open_particles, open_stack, stack_writer, take, write_mrcs
+from ralib.io import mrc, open_images, open_particles, open_stack, stack_writer, take, write_hdf, write_mrcs
 from ralib.io.stacks import MAX_OPEN_FILES, FilesSource
 from ralib.types import RalibError
 
@@ -143,3 +144,47 @@ def test_stacks_file_that_shrinks_while_read_is_refused(tmp_path: Path) -> None:
     assert np.array_equal(stack.read(np.array([0])), IMAGES[:1])
     with pytest.raises(RalibError, match="shorter while it was read"):
         stack.read(np.array([4]))
+
+
+def test_mrc_volume_is_said_and_a_stack_of_volumes_is_refused(tmp_path: Path) -> None:
+    cube = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+    for name, data in (("volume.mrc", cube), ("stack.mrcs", IMAGES), ("volumes.mrcs", cube[None].repeat(2, 0))):
+        with mrcfile.new(tmp_path / name) as file:
+            file.set_data(data)
+            if name == "stack.mrcs":
+                file.set_image_stack()
+    (warning,) = open_particles(tmp_path / "volume.mrc").warnings
+    assert "is a volume by its header" in warning.what
+    assert not open_particles(tmp_path / "stack.mrcs").warnings
+    with pytest.raises(RalibError, match="stack of volumes"):
+        open_particles(tmp_path / "volumes.mrcs")
+
+
+@pytest.mark.parametrize("kind", ["npy", "npy of integers", "hdf", "compressed hdf", "imagic"])
+def test_stacks_of_more_than_single_precision_keep_their_signal(kind: str, tmp_path: Path) -> None:
+    """A constant of ten million times the signal: it is taken off in double precision, before rounding."""
+    wide = IMAGES.astype(np.float64) / 9 + 1e7
+    path = tmp_path / f"a.{'hed' if kind == 'imagic' else kind.split()[0] if 'hdf' not in kind else 'hdf'}"
+    if kind == "npy":
+        np.save(path, wide)
+    elif kind == "npy of integers":
+        np.save(path, np.round(wide * 100).astype("i4"))
+    elif kind == "imagic":
+        header = np.zeros((5, 256), dtype="<i4")
+        header[:, 12:14], header[:, 14] = 12, int.from_bytes(b"LONG", "little")
+        path.write_bytes(header.tobytes())
+        path.with_suffix(".img").write_bytes(np.round(wide * 100).astype("<i4").tobytes())
+    else:
+        write_hdf(path, IMAGES)
+        with h5py.File(path, "r+") as file:
+            for i, image in enumerate(wide):
+                group = file[f"MDF/images/{i}"]
+                del group["image"]
+                low, high = image.min(), image.max()
+                group["image"] = image if kind == "hdf" else np.round((image - low) / (high - low) * 65535).astype("u2")
+                if kind != "hdf":
+                    for name, value in (("bits", np.int32(16)), ("min", low), ("max", high)):
+                        group.attrs[f"EMAN.stored_render{name}"] = value
+    read = open_particles(path).images.read(np.arange(5))
+    centred = IMAGES - IMAGES.mean((1, 2), keepdims=True)
+    assert np.corrcoef((read - read.mean((1, 2), keepdims=True)).ravel(), centred.ravel())[0, 1] > 0.9999

@@ -145,3 +145,16 @@ def test_star_one_particle_as_single_values_is_read(tmp_path: Path) -> None:
     assert np.array_equal(found.images.read(np.arange(1)), images[[4]])
     write_particles_star(tmp_path / "q.star", found)
     assert len(open_particles(tmp_path / "q.star")) == 1
+
+
+def test_image_names_that_two_projects_hold_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for project in ("a", "b"):
+        (tmp_path / project / "Extract").mkdir(parents=True)
+        stack(tmp_path / project / "Extract" / "p.mrcs", 4, seed=ord(project))
+    star = write(tmp_path / "b" / "p.star", rows(4, file="Extract/p.mrcs"))
+    monkeypatch.chdir(tmp_path / "b")
+    assert not open_particles(star).warnings
+    monkeypatch.chdir(tmp_path / "a")
+    (warning,) = open_particles(star).warnings
+    assert "is there twice: the one of the current folder is taken" in warning.what
+    assert str(tmp_path / "b" / "Extract" / "p.mrcs") in warning.what

@@ -21,6 +21,7 @@ from ralib.analysis.base import wrong_shape
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
 from ralib.images.fourier import frequency_radius
 from ralib.images.masks import BACKGROUND_RADIUS, background_mask, centre_distance, soft_disc
+from ralib.io.plausible import implausible_ctf
 from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
 
@@ -170,6 +171,8 @@ class MatchedParticles:
             raise RalibError(
                 "the images are multiplied by their CTF already, which hides their noise: give them as they were taken"
             )
+        if ctf is not None and (implausible := implausible_ctf(ctf))[0].any():
+            raise RalibError(f"a CTF cannot be meant: {implausible[1]}: leave such particles out, or correct them")
         if self.n < 1:
             raise RalibError("there are no particles: give at least one")
         self.frequency = frequency_radius(self.box, self.device)
@@ -196,8 +199,12 @@ class MatchedParticles:
 
     def _raw(self, index: np.ndarray) -> Tensor:
         raw = torch.from_numpy(self.particles.images.read(index)).to(self.device, torch.float32)
-        if not bool(torch.isfinite(raw).all()):
-            raise RalibError("the images hold NaN or infinite pixels: leave those particles out, or repair them")
+        finite = torch.isfinite(raw).flatten(1).all(1)
+        if not bool(finite.all()):
+            first = int(index[int(finite.int().argmin())]) + 1
+            raise RalibError(
+                f"the image of particle {first} holds NaN or infinite pixels: leave such particles out, or repair them"
+            )
         return raw
 
     def filtered(self, index: np.ndarray) -> Tensor:

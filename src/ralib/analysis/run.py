@@ -275,7 +275,9 @@ def _agreements(clusters: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str
     return found
 
 
-def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult) -> None:
+def write_analysis(
+    folder: Path, particles: ParticleSet, result: AnalysisResult, numbers: np.ndarray | None = None
+) -> None:
     """Write a result into a new folder, which appears complete or not at all.
 
     Parameters
@@ -286,12 +288,15 @@ def write_analysis(folder: Path, particles: ParticleSet, result: AnalysisResult)
         The particles analysed.
     result : AnalysisResult
         The result.
+    numbers : ndarray of shape (n,), optional
+        Number of each particle in its file, from 0, where some were left out.
     """
+    numbers = np.arange(len(particles)) if numbers is None else numbers
     with atomic_folder(folder) as made:
-        np.savez(made / "features.npz", features=result.features, clusters=result.clusters)
+        np.savez(made / "features.npz", features=result.features, clusters=result.clusters, particle=numbers)
         write_mrcs(made / "eigenimages.mrcs", result.eigenimages.astype(np.float32), particles.pixel_size_A)
         write_mrcs(made / "cluster_averages.mrcs", result.cluster_averages, particles.pixel_size_A)
-        rows = np.column_stack([np.arange(len(result.clusters)), result.clusters + 1])
+        rows = np.column_stack([numbers, result.clusters + 1])
         np.savetxt(made / "clusters.txt", rows, fmt="%d", header="particle (from 0)  cluster (from 1; 0: an outlier)")
         (made / "analysis.json").write_text(json.dumps(_summary(result), indent=1) + "\n")
         for name, figure in _figures(particles, result).items():

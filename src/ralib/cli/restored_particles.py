@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from ralib.cli.common import resolve_device
+from ralib.cli.common import resolve_device, show_warnings
 from ralib.types import ParticleSet, RalibError
 
 StackWithCtf = Annotated[
@@ -16,8 +17,10 @@ StackWithCtf = Annotated[
 Radius = Annotated[float | None, typer.Option(min=2, help="Of the disc that holds a particle, px. [default: measured]")]
 
 
-def opened_with_ctf(stack: Path, datadir: Path | None) -> ParticleSet:
-    """Return the particles of a file or of a finished run's folder; raises RalibError where their CTF is unknown.
+def opened_with_ctf(stack: Path, datadir: Path | None) -> tuple[ParticleSet, np.ndarray, int]:
+    """Open the particles of a file or of a finished run's folder; raises RalibError where their CTF is unknown.
+
+    Particles whose CTF or pose is implausible are named and left out.
 
     Parameters
     ----------
@@ -29,15 +32,21 @@ def opened_with_ctf(stack: Path, datadir: Path | None) -> ParticleSet:
     Returns
     -------
     ParticleSet
-        The particles.
+        The particles that can be used.
+    ndarray of shape (m,)
+        Their numbers in the file.
+    int
+        Number of particles in the file.
     """
-    from ralib.io import open_particles
+    from ralib.io import for_computing, open_particles, usable_only
     from ralib.results.run_record import particle_file
 
     particles = open_particles(particle_file(stack), datadir=datadir)
     if particles.ctf is None or particles.pixel_size_A is None:
         raise RalibError(f"{stack} has no CTF parameters or no pixel size: both are needed to restore particles")
-    return particles
+    particles = for_computing(particles, ctf=True)
+    show_warnings(particles.warnings)
+    return *usable_only(particles), len(particles)
 
 
 def filtered(particles: ParticleSet, radius: float | None, device: str) -> tuple[Any, Any]:

@@ -17,14 +17,14 @@ from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, writ
 from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
 from ralib.io.npy import open_npy
-from ralib.io.paths import check_writable_name
-from ralib.io.plausible import for_computing, with_plausible_ctf, with_sound_poses
+from ralib.io.paths import check_writable_name, found_twice
+from ralib.io.plausible import for_computing, usable_only, with_plausible_ctf, with_sound_poses
 from ralib.io.relion import open_star
 from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampling_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
-from ralib.io.stacks import StackFile, file_references
+from ralib.io.stacks import StackFile, file_references, volumes_among
 from ralib.io.star import one_row, read_star, write_star
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
@@ -44,6 +44,7 @@ __all__ = [
     "read_star",
     "stack_writer",
     "take",
+    "usable_only",
     "with_plausible_ctf",
     "without_repeats",
     "write_class_stack",
@@ -120,7 +121,25 @@ def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_i
         particles = ParticleSet(stack, pixel_size_A=stack.pixel_size_A, metadata=Metadata(suffix[1:], str(path)))
     for file in (file_references(particles.images) or ([path],))[0]:
         check_writable_name(file)
-    return with_repeats_noted(with_sound_poses(particles))
+    return with_repeats_noted(with_sound_poses(_with_doubtful_files_noted(particles, path)))
+
+
+def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSet:
+    """The set with warnings about files that may not be those that are meant."""
+    twice = found_twice((file_references(particles.images) or ([],))[0], path)
+    if twice is not None:
+        particles = particles.warned(
+            f"{twice[0]} is there twice: the one of the current folder is taken, not {twice[1]}",
+            "images",
+            "run in the project's folder, or give the folder of the images with `datadir`",
+        )
+    if volumes := volumes_among(particles.images):
+        particles = particles.warned(
+            f"{volumes[0]} is a volume by its header: its {particles.box} sections are taken as images",
+            "images",
+            "give a stack of particles; if it is one, set its header's space group to 0",
+        )
+    return particles
 
 
 def open_images(path: PathLike) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.npy import read_header
 from ralib.io.paths import resolve_images
-from ralib.io.plausible import check_pixel_sizes, one_or_many
+from ralib.io.plausible import check_pixel_sizes, one_or_many, with_incomplete_ctf_noted
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.text import ERRORS
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
+CTF_FIELDS = ("ctf/df1_A", "ctf/df2_A", "ctf/accel_kv", "ctf/cs_mm")
+"""Without any of these there is no CTF."""
 STATE_FIELD = "ralib/ctf_state"
 """cryoSPARC's files have no field for images whose phases are flipped or that are multiplied by the CTF: ours."""
 
@@ -91,7 +94,32 @@ def open_cs(
         group=_groups(rows),
         metadata=Metadata("cryosparc", str(path), {"cs": rows}),
     )
-    return _noted(particles, rows, unused)
+    if require_images:
+        _check_signs(rows, path)
+    return _noted(with_incomplete_ctf_noted(particles, CTF_FIELDS, _names(rows)), rows, unused)
+
+
+def _check_signs(rows: np.ndarray, path: Path) -> None:
+    """RalibError where images are dark on light and light on dark: averages of both would cancel."""
+    sign = _floats(rows, "blob/sign", 1.0)
+    dark = int((sign < 0).sum())
+    if 0 < dark < len(rows):
+        raise RalibError(
+            f"{path}: blob/sign says that {dark} of {len(rows)} images are dark on light and the others light on dark: "
+            "export both parts by themselves, and bring them to one contrast with 'ralib prepare --invert'"
+        )
+
+
+def with_contrast_inverted(particles: ParticleSet) -> ParticleSet:
+    """Return the set for images of the other sign: cryoSPARC's blob/sign, in a .cs table or a STAR file, follows."""
+    tables = dict(particles.metadata.tables)
+    for name, table in tables.items():
+        if isinstance(table, np.ndarray) and "blob/sign" in _names(table):
+            tables[name] = table.copy()
+            tables[name]["blob/sign"] *= -1
+        elif isinstance(table, pd.DataFrame) and "cs/blob/sign" in table.columns:
+            tables[name] = table.assign(**{"cs/blob/sign": -pd.to_numeric(table["cs/blob/sign"])})
+    return particles.replace(metadata=replace(particles.metadata, tables=tables))
 
 
 def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> ParticleSet:
@@ -249,7 +277,7 @@ def _pixel_size_A(rows: np.ndarray, path: Path) -> np.ndarray | None:
 
 def _ctf(rows: np.ndarray) -> CtfParameters | None:
     """CTF of each particle, or None where its fields are missing. Radians become degrees."""
-    if any(f"ctf/{n}" not in _names(rows) for n in ("df1_A", "df2_A", "accel_kv", "cs_mm")):
+    if any(name not in _names(rows) for name in CTF_FIELDS):
         return None
     return CtfParameters(
         defocus_u_A=_floats(rows, "ctf/df1_A"),

@@ -65,6 +65,12 @@ def ctf_of_strings(headers: Sequence[Any]) -> CtfParameters | None:
     )
 
 
+def ctf_pixel_sizes_A(headers: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the pixel size (n,) at which the CTF of each header was fitted, Angstrom; NaN where it is not there."""
+    sizes = np.array([(_numbers(h.get("ctf")) or [0.0])[-1] for h in headers], dtype=np.float64)
+    return np.where((sizes > 0) & (sizes < 1e3), sizes, np.nan)
+
+
 def ctf_to_strings(ctf: CtfParameters, pixel_size_A: float) -> list[str]:
     """Return the header text of each particle, '' where it has no finite CTF.
 

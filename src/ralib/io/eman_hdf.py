@@ -17,14 +17,19 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 
-from ralib import conventions
 from ralib.io.atomic import PathLike
-from ralib.io.eman_ctf import STATE_ATTRIBUTE, ctf_of_headers
-from ralib.io.plausible import named
-from ralib.io.stacks import FilesSource, check_index, check_square, file_references, images_of_file
-from ralib.types import CtfParameters, Metadata, ParticleSet, Poses, RalibError
+from ralib.io.eman_ctf import STATE_ATTRIBUTE
+from ralib.io.eman_headers import positive, with_headers
+from ralib.io.stacks import (
+    FilesSource,
+    check_index,
+    check_square,
+    file_references,
+    images_of_file,
+    in_single_precision,
+)
+from ralib.types import Metadata, ParticleSet, RalibError
 
 IMAGES = "/MDF/images"
 SUFFIXES = (".hdf", ".h5", ".hdf5")
@@ -68,7 +73,7 @@ class HdfStack:
             check_square(path, ny, nx)
             self.n_images, self.box = self.numbers[-1] + 1, nx
             size = _attribute(self._header(self.numbers[0]), "apix_x")
-            self.pixel_size_A = _positive(size)
+            self.pixel_size_A = positive(size)
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Return images (b, n, n), float32, in the order of `index` (b,)."""
@@ -132,16 +137,16 @@ class HdfStack:
         dataset = self._dataset(number)
         if _plane(self.path, dataset.shape) != (self.box, self.box):
             raise RalibError(f"image {number + 1} of {self.path} is {dataset.shape}, the first one {self.box} px")
-        pixels = dataset[()].reshape(self.box, self.box).astype(np.float32)
+        pixels = dataset[()].reshape(self.box, self.box)
         header = self._header(number)
         bits = _attribute(header, "stored_renderbits")
         if dataset.dtype.kind == "f" or not bits or not 0 < int(bits) <= 32:
-            return pixels
+            return in_single_precision(pixels)
         low, high = _attribute(header, "stored_rendermin"), _attribute(header, "stored_rendermax")
         if low is None or high is None:
             raise RalibError(f"image {number + 1} of {self.path} is compressed, but its rendermin or rendermax is gone")
         with np.errstate(invalid="ignore", over="ignore"):
-            return pixels * np.float32((high - low) / (2.0 ** int(bits) - 1)) + np.float32(low)
+            return in_single_precision(pixels * (float(high - low) / (2.0 ** int(bits) - 1)) + float(low))
 
     @cached_property
     def _present(self) -> frozenset[int]:
@@ -201,41 +206,34 @@ def _check_stored(dataset: h5py.Dataset, number: int, path: Path) -> None:
 
 
 def open_hdf(path: PathLike) -> ParticleSet:
-    """Open an EMAN2 stack as particles: pixel size, CTF, xform.align2d and assign where every image has them."""
+    """Open an EMAN2 stack as particles, with what the headers say: pixel size, CTF, xform.align2d and assign."""
     stack = HdfStack(Path(path))
     headers = stack.attributes(_READ)
+    sources = [h.get("ptcl_source_image") for h in headers]
     with _hdf_errors(stack.path):  # attributes of unexpected types
-        ctf, poses = ctf_of_headers(headers), _poses(headers)
-        sources = [h.get("ptcl_source_image") for h in headers]
         group = np.unique(np.array(sources, dtype=str), return_inverse=True)[1] if all(sources) else None
     whole = len(stack.numbers) == stack.n_images
     images = stack if whole else FilesSource([stack.path], np.zeros(len(headers)), np.array(stack.numbers), HdfStack)
     particles = ParticleSet(
         images=images,
-        pixel_size_A=stack.pixel_size_A,
-        ctf=ctf,
-        poses=poses,
         group=None if group is None else group.reshape(-1).astype(np.int64),
         metadata=Metadata("eman2", str(path), {}),
     )
-    without = np.array(["ctf" not in h for h in headers])
-    if ctf is not None and without.any():
-        particles = particles.warned(
-            f"{named(without)} without a CTF in the header", "CTF", "fit the CTF of all particles, or leave it out"
-        )
-    return particles
+    with _hdf_errors(stack.path):
+        return with_headers(particles, headers)
 
 
-def ctf_of_files(source: FilesSource) -> CtfParameters | None:
-    """Return the CTF of each particle of a list from the headers of its HDF stacks; None where no header has one."""
+def headers_of_files(source: FilesSource) -> list[dict[str, Any]]:
+    """Return pixel size and CTF attributes of each particle of a list from its HDF stack; {} for other files."""
     headers: list[dict[str, Any]] = [{} for _ in range(source.n_images)]
     for number, path in enumerate(source.paths):
         rows = np.flatnonzero(source.file_index == number)
         if len(rows) and path.suffix.lower() in SUFFIXES:
-            found = HdfStack(path).attributes(("ctf", "ctf_applied", STATE_ATTRIBUTE), source.slice_index[rows])
+            names = ("ctf", "ctf_applied", STATE_ATTRIBUTE, "apix_x")
+            found = HdfStack(path).attributes(names, source.slice_index[rows])
             for row, header in zip(rows.tolist(), found, strict=True):
                 headers[row] = header
-    return ctf_of_headers(headers)
+    return headers
 
 
 def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
@@ -248,68 +246,6 @@ def kept_headers(particles: ParticleSet) -> list[dict[str, Any]]:
             for row, header in zip(rows.tolist(), HdfStack(path).all_attributes(slices[rows]), strict=True):
                 headers[row] = header
     return headers
-
-
-def matrix_to_align2d(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Convert EMAN2's 3 x 4 matrices to parameters; a scale is removed.
-
-    Rows are M (R_e(alpha) | t), R_e = [[c, s], [-s, c]], M: the first row changes sign.
-
-    Parameters
-    ----------
-    matrix : ndarray of shape (n, 12)
-        The matrices.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        alpha, degrees.
-    ndarray of shape (n, 2)
-        Shift, pixels.
-    ndarray of shape (n,)
-        True where mirrored.
-    """
-    m = matrix.reshape(-1, 3, 4).astype(np.float64)
-    mirror = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0] < 0
-    sign = np.where(mirror, -1.0, 1.0)
-    alpha = np.degrees(np.arctan2(-m[:, 1, 0], m[:, 1, 1]))
-    return np.mod(alpha, 360.0), np.stack([sign * m[:, 0, 3], m[:, 1, 3]], axis=1), mirror
-
-
-def align2d_to_matrix(alpha_deg: np.ndarray, shift_xy_px: np.ndarray, mirror: np.ndarray) -> np.ndarray:
-    """Convert parameters to EMAN2's 3 x 4 matrices, the inverse of `matrix_to_align2d`.
-
-    Parameters
-    ----------
-    alpha_deg : ndarray of shape (n,)
-        alpha, degrees.
-    shift_xy_px : ndarray of shape (n, 2)
-        Shift, pixels.
-    mirror : ndarray of shape (n,)
-        True where mirrored.
-
-    Returns
-    -------
-    ndarray of shape (n, 12)
-        The matrices, float32.
-    """
-    c, s = np.cos(np.radians(alpha_deg)), np.sin(np.radians(alpha_deg))
-    sign = np.where(mirror, -1.0, 1.0)
-    zero, one = np.zeros_like(c), np.ones_like(c)
-    rows = [sign * c, sign * s, zero, sign * shift_xy_px[:, 0], -s, c, zero, shift_xy_px[:, 1], zero, zero, one, zero]
-    return np.stack(rows, axis=1).astype(np.float32)
-
-
-def _poses(headers: list[dict[str, Any]]) -> Poses | None:
-    if any("xform.align2d" not in h for h in headers):
-        return None
-    matrices = np.array([h["xform.align2d"] for h in headers])
-    if not np.isfinite(matrices).all():
-        raise RalibError("xform.align2d holds values that are no numbers: write the headers again")
-    alpha, shift, mirror = matrix_to_align2d(matrices)
-    psi, origin, flipped = conventions.eman2_to_pose(torch.tensor(alpha), torch.tensor(shift), torch.tensor(mirror))
-    index = torch.tensor([int(h.get("assign", 0)) for h in headers])
-    return Poses(psi.float(), origin.float(), flipped, index, torch.full((len(headers),), float("nan")))
 
 
 @contextlib.contextmanager
@@ -388,8 +324,3 @@ def _transform(attribute: h5py.h5a.AttrID) -> np.ndarray | None:
     value = np.full(1, np.nan, dtype=np.float32).repeat(12).view(TRANSFORM)
     attribute.read(value, TRANSFORM_TYPE)
     return value.view(np.float32).astype(np.float64)
-
-
-def _positive(value: Any) -> float | None:
-    good = isinstance(value, int | float) and 0 < value < 1e4
-    return float(value) if good else None

@@ -23,9 +23,9 @@ from ralib.io.eman_hdf import (
     _hdf_errors,
     _image_numbers,
     _open,
-    align2d_to_matrix,
     images_group,
 )
+from ralib.io.eman_headers import align2d_to_matrix
 from ralib.types import CtfParameters, Poses, RalibError
 
 _HEADER_ROOM = 16_384  # bytes that new headers of one image may take

@@ -7,22 +7,22 @@ the JSON part.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ralib import conventions
 from ralib.io.atomic import PathLike
-from ralib.io.eman_hdf import ctf_of_files, matrix_to_align2d
+from ralib.io.eman_hdf import headers_of_files
+from ralib.io.eman_headers import poses_of_matrices, with_headers, with_missing_poses_noted
 from ralib.io.paths import resolve_images
 from ralib.io.plausible import one_or_many
 from ralib.io.stacks import FilesSource, MissingImages, StackFile
 from ralib.io.text import read_text, shown
-from ralib.types import ImageSource, Metadata, ParticleSet, Poses, RalibError
+from ralib.types import ImageSource, Metadata, ParticleSet, RalibError
 
 
 def open_lst(
@@ -54,16 +54,25 @@ def open_lst(
     try:
         found = resolve_images(files, path, datadir)
         source = FilesSource(found, file_index, np.array(numbers, dtype=np.int64), open_stack)
-        images, ctf = source, ctf_of_files(source)
+        images, headers = source, headers_of_files(source)
         pixel_size_A, sizes_A = one_or_many(source.pixel_sizes_A)
     except RalibError as error:
         if require_images:
             raise
-        images, ctf, pixel_size_A, sizes_A = MissingImages(len(numbers), 0, str(error)), None, None, None
-    group = file_index.astype(np.int64)
-    return ParticleSet(
-        images, pixel_size_A, ctf, _poses(extras), group, Metadata("lst", str(path), {}), pixel_sizes_A=sizes_A
+        images, headers = MissingImages(len(numbers), 0, str(error)), [{} for _ in numbers]
+        pixel_size_A, sizes_A = None, None
+    matrices, classes = _alignments(extras)
+    particles = ParticleSet(
+        images,
+        pixel_size_A,
+        poses=poses_of_matrices(matrices, classes),
+        group=file_index.astype(np.int64),
+        metadata=Metadata("lst", str(path), {}),
+        pixel_sizes_A=sizes_A,
     )
+    if particles.poses is not None:
+        particles = with_missing_poses_noted(particles, np.array([m is None for m in matrices]))
+    return with_headers(particles, headers)
 
 
 def _parse(path: Path) -> tuple[list[int], list[str], list[Any]]:
@@ -93,18 +102,25 @@ def _json(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _poses(extras: list[dict[str, Any]]) -> Poses | None:
-    """Poses from the JSON parts; None unless every line has a matrix."""
-    try:
-        matrices = np.array([_matrix(e["xform.align2d"]) for e in extras], dtype=np.float64)
-        index = torch.tensor([int(e.get("class", 0)) for e in extras])
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
-        return None
-    if matrices.shape != (len(extras), 12) or not np.isfinite(matrices).all():
-        return None
-    alpha, shift, mirror = matrix_to_align2d(matrices)
-    psi, origin, flipped = conventions.eman2_to_pose(torch.tensor(alpha), torch.tensor(shift), torch.tensor(mirror))
-    return Poses(psi.float(), origin.float(), flipped, index, torch.full((len(extras),), float("nan")))
+def _alignments(extras: list[dict[str, Any]]) -> tuple[list[Any], list[int]]:
+    """Transform and class of each line's JSON part: None where it has no transform, NaN where it is damaged."""
+    matrices: list[Any] = []
+    classes = []
+    for extra in extras:
+        try:
+            matrices.append(_matrix(extra["xform.align2d"]) if "xform.align2d" in extra else None)
+            classes.append(_class(extra.get("class", 0)))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            matrices[len(classes) :] = [[math.nan] * 12]
+            classes.append(-1)
+    return matrices, classes
+
+
+def _class(value: Any) -> int:
+    number = int(value)
+    if not abs(number) < 2**31:
+        raise ValueError("no class number")
+    return number
 
 
 def _matrix(transform: Any) -> list[float]:

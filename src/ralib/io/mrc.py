@@ -25,6 +25,7 @@ from ralib.types import RalibError
 _HEADER_BYTES = 1024
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_OF = {np.dtype("f4"): 2, np.dtype("f2"): 12}
+_VOLUME_STACK = 401  # the first of MRC2014's space groups for stacks of volumes
 _IMOD_STAMP = 1146047817
 
 
@@ -44,7 +45,7 @@ def open_stack(path: PathLike) -> RawStack:
     Raises
     ------
     RalibError
-        If the file is not MRC, is truncated, or holds no square images.
+        If the file is not MRC, is truncated, or holds no square images or several volumes.
     """
     path = Path(path)
     header, order = _read_header(path)
@@ -53,7 +54,14 @@ def open_stack(path: PathLike) -> RawStack:
     if mode == 0 and _imod_unsigned_bytes(header, order):
         dtype = np.dtype("u1")
     offset = _HEADER_BYTES + int(header["nsymbt"])
-    return RawStack(path, RawLayout(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, _pixel_size_A(header)))
+    group, sections = int(header["ispg"]), int(header["mz"])
+    if group >= _VOLUME_STACK and sections > 1:
+        raise RalibError(
+            f"{path} is a stack of volumes by its header (space group {group}): two-dimensional images are needed"
+        )
+    volume = 0 < group < _VOLUME_STACK and nx == ny == nz == sections > 1
+    layout = RawLayout(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, _pixel_size_A(header), volume)
+    return RawStack(path, layout)
 
 
 def _read_header(path: Path) -> tuple[np.void, str]:

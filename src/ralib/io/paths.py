@@ -64,6 +64,29 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
     return [path for path in found if path is not None]
 
 
+def found_twice(paths: Sequence[Path], beside: Path) -> tuple[Path, Path] | None:
+    """Return a file that was found from the current folder, and another that the particle file's own folders hold.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files as `resolve_images` found them.
+    beside : Path
+        The particle file.
+
+    Returns
+    -------
+    tuple of Path, or None
+        The file taken and the other one; None where there is no doubt.
+    """
+    here = next((path for path in paths if not path.is_absolute()), None)
+    if here is None:
+        return None
+    others = (folder / here for folder in _parents(beside))
+    other = next((path for path in others if _is_file(path) and not path.samefile(here)), None)
+    return None if other is None else (here, other)
+
+
 def _parents(beside: Path) -> list[Path]:
     """Folders that names may start from: those of the particle file, and of the file it links to."""
     folders: dict[Path, None] = {}

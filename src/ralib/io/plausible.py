@@ -6,6 +6,8 @@ particle has one (a voltage in volts, amplitude contrast in per cent) the file i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ralib.io.stacks import mixed_boxes
@@ -92,6 +94,34 @@ def named(rows: np.ndarray) -> str:
     numbers = np.flatnonzero(rows) + 1
     first = ", ".join(map(str, numbers[:5].tolist())) + (", ..." if len(numbers) > 5 else "")
     return f"{len(numbers)} of {len(rows)} particles ({first}) {'is' if len(numbers) == 1 else 'are'}"
+
+
+def with_incomplete_ctf_noted(particles: ParticleSet, needed: Sequence[str], given: Sequence[str]) -> ParticleSet:
+    """Return the set with a warning where the file has some of the columns that a CTF needs, but not all.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    needed : sequence of str
+        Columns (or fields) without which there is no CTF.
+    given : sequence of str
+        Columns that the file has.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+    """
+    missing = [name for name in needed if name not in given]
+    if particles.ctf is not None or len(missing) == len(needed):
+        return particles
+    there = ", ".join(name for name in needed if name in given)
+    return particles.warned(
+        f"the CTF is incomplete and not used: there is {there}, but no {', '.join(missing)}",
+        "CTF",
+        f"add what is missing to {particles.metadata.path or 'the file'}, if the CTF is to be corrected",
+    )
 
 
 def sound_poses(poses: Poses | None, box: int) -> tuple[Poses | None, np.ndarray]:
@@ -229,6 +259,18 @@ def for_computing(particles: ParticleSet, *, ctf: bool) -> ParticleSet:
             particles = with_plausible_ctf(particles)  # by the numbers that the file holds
         return particles.replace(ctf=own, pixel_size_A=common)
     return with_plausible_ctf(particles) if ctf else particles
+
+
+def usable_only(particles: ParticleSet) -> tuple[ParticleSet, np.ndarray]:
+    """Return the particles that are not left out, and their numbers (m,), for what takes all that it is given."""
+    if particles.usable is None or particles.usable.all():
+        return particles, np.arange(len(particles))
+    rows = np.flatnonzero(particles.usable)
+    if not len(rows):
+        raise RalibError(
+            f"{particles.metadata.path or 'the particles'}: no particle is left: correct the numbers above"
+        )
+    return particles[rows], rows
 
 
 def mixed_pixel_sizes(sizes_A: np.ndarray) -> str:

@@ -17,12 +17,14 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
-from ralib.io.plausible import check_pixel_sizes, one_or_many
+from ralib.io.plausible import check_pixel_sizes, one_or_many, with_incomplete_ctf_noted
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.star import Table, one_row, read_star
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
 DEFAULT_AMPLITUDE_CONTRAST = 0.1
+CTF_COLUMNS = ("rlnDefocusU", "rlnVoltage", "rlnSphericalAberration")
+"""Without any of these there is no CTF."""
 STATE_COLUMNS = ("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied")
 
 
@@ -77,7 +79,7 @@ def open_star(
         group=_groups(table),
         metadata=Metadata("relion", str(path), dict(tables)),
     )
-    return _helical_noted(opened, table)
+    return _helical_noted(with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns)), table)
 
 
 def _as_tables(tables: dict[str, Table]) -> dict[str, Table]:
@@ -241,8 +243,7 @@ def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
 
     Amplitude contrast is 0.1 where the file has none (RELION 3.0 allowed that).
     """
-    needed = ("rlnDefocusU", "rlnVoltage", "rlnSphericalAberration")
-    if any(c not in table.columns for c in needed):
+    if any(c not in table.columns for c in CTF_COLUMNS):
         return None
     u = _numbers(table, "rlnDefocusU", path)
     return CtfParameters(

@@ -24,6 +24,7 @@ MAX_OPEN_FILES = 64
 MAX_BOX = 1 << 15
 RAW_DTYPES = tuple(np.dtype(kind) for kind in ("f4", "f2", "i1", "u1", "i2"))
 """Numbers that can leave a file as they are and be converted on the device: of this machine's byte order."""
+_ROUNDING = 1e-4  # of an image's standard deviation: what rounding to single precision may change
 _READ_LIMIT = 1 << 30  # Linux reads at most 2 GiB - 4 KiB in one call
 
 
@@ -82,6 +83,8 @@ class RawLayout:
         From image to image, bytes.
     pixel_size_A : float | None, optional
         Pixel size, Angstrom.
+    volume : bool, default False
+        Whether the header says that the images are the sections of one volume.
     """
 
     n_images: int
@@ -91,6 +94,7 @@ class RawLayout:
     offset: int
     stride: int
     pixel_size_A: float | None = None
+    volume: bool = False
 
 
 class RawStack:
@@ -143,8 +147,7 @@ class RawStack:
         for first, last in _runs(index, contiguous=self.layout.stride == raw[:1].nbytes):
             self._fill(raw[first:last], self.layout.offset + int(index[first]) * self.layout.stride)
         if raw is not out:
-            with np.errstate(invalid="ignore", over="ignore"):  # the loops name images that are not finite
-                out[...] = raw
+            out[...] = in_single_precision(raw)
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
         view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
@@ -156,6 +159,31 @@ class RawStack:
             if got == 0:
                 raise RalibError(f"{self.path} has become shorter while it was read; is another program writing it?")
             view, offset = view[got:], offset + got
+
+
+def in_single_precision(pixels: np.ndarray) -> np.ndarray:
+    """Return images in single precision, which holds seven digits.
+
+    Images of more digits (float64, 32-bit integers) that lie so far from zero that rounding would change their contrast
+    first have their mean taken off; what is computed of them does not depend on a constant.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (..., n, n)
+        Images of any type of number.
+
+    Returns
+    -------
+    ndarray of shape (..., n, n)
+        Images, float32.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # the loops name images that are not finite
+        if pixels.dtype.itemsize < 4 or pixels.dtype == np.float32:
+            return pixels.astype(np.float32)
+        wide = pixels.astype(np.float64)
+        mean, sd = wide.mean((-2, -1), keepdims=True), wide.std((-2, -1), keepdims=True)
+        rounded = np.abs(mean) * np.finfo(np.float32).eps > _ROUNDING * sd
+        return np.where(rounded & np.isfinite(mean), wide - mean, wide).astype(np.float32)
 
 
 def check_square(path: Path, ny: int, nx: int) -> None:
@@ -253,6 +281,7 @@ class FilesSource:
         self._lock = threading.Lock()
         self._box_of_file = np.zeros(len(self.paths), dtype=np.int64)
         self._size_of_file = np.full(len(self.paths), np.nan)
+        self.volumes: list[Path] = []
         self.raw_dtype = self._check_all()
         self.slice_index[self.slice_index < 0] = 0
 
@@ -355,6 +384,8 @@ class FilesSource:
             self._box_of_file[number] = stack.box
             self._size_of_file[number] = np.nan if stack.pixel_size_A is None else stack.pixel_size_A
             kinds.add(getattr(stack, "raw_dtype", np.dtype(np.float32)))
+            if isinstance(stack, RawStack) and stack.layout.volume:
+                self.volumes.append(self.paths[number])
             if top >= stack.n_images:
                 raise RalibError(
                     f"image {top + 1} of {self.paths[number]} is listed, but that stack holds {stack.n_images} images"
@@ -366,6 +397,13 @@ class FilesSource:
                 )
         # files of several kinds meet in single precision
         return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+
+
+def volumes_among(source: ImageSource) -> list[Path]:
+    """Return the files of a source whose headers say that they are volumes."""
+    if isinstance(source, FilesSource):
+        return source.volumes
+    return [source.path] if isinstance(source, RawStack) and source.layout.volume else []
 
 
 def mixed_boxes(boxes: np.ndarray) -> str:

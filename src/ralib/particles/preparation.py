@@ -15,6 +15,7 @@ from ralib.images.fourier import fourier_resize, resample
 from ralib.images.masks import soft_disc
 from ralib.images.normalise import divided_by_sd, normalise_background, without_offset
 from ralib.io import with_plausible_ctf
+from ralib.io.cryosparc import with_contrast_inverted
 from ralib.io.plausible import one_or_many
 from ralib.io.stacks import mixed_boxes
 from ralib.kernels import rotate_shift_images
@@ -119,6 +120,8 @@ def prepare_particles(
     ctf = particles.ctf
     if ctf is not None and preparation.flip_phases:
         ctf = ctf.with_state(np.maximum(ctf.state, CtfState.PHASE_FLIPPED))
+    if preparation.invert:
+        particles = with_contrast_inverted(particles)
     one_A, many_A = one_or_many(None if old_A is None else old_A * source.magnifications)
     return particles.replace(images=source, poses=poses, ctf=ctf, pixel_size_A=one_A, pixel_sizes_A=many_A)
 

@@ -72,16 +72,19 @@ def analyze(
     Writes eigenimages.mrcs, cluster_averages.mrcs, features.npz, clusters.txt, analysis.json and figures.
     """
     from ralib.analysis.run import Analysis, write_analysis
-    from ralib.io import for_computing, open_particles
+    from ralib.io import for_computing, open_particles, usable_only
     from ralib.results.run_record import particle_file
 
     target = out or default_folder(source)
     if target.exists():
         raise RalibError(f"{target} exists: remove it, or name another folder with --out")
-    particles = for_computing(open_particles(particle_file(source), datadir=datadir), ctf=False)
-    show_warnings(particles.warnings)
+    given = open_particles(particle_file(source), datadir=datadir)
+    chosen = chosen_method(method, None if ctf is None else ctf_word(ctf, ("off", "wiener")) == "wiener", given)
+    given = for_computing(given, ctf=chosen == "ctf")
+    show_warnings(given.warnings)
+    particles, rows = usable_only(given)
     analysis = Analysis(
-        method=chosen_method(method, None if ctf is None else ctf_word(ctf, ("off", "wiener")) == "wiener", particles),
+        method=chosen,
         clustering=clustering,
         n_components=components or None,
         core=core,
@@ -92,21 +95,21 @@ def analyze(
         seed=seed,
         device=resolve_device(device),
     )
-    result = analysis.run(particles, truth=None if truth is None else read_truth(truth, len(particles)))
-    write_analysis(target, particles, result)
+    result = analysis.run(particles, truth=None if truth is None else read_truth(truth, len(given))[rows])
+    write_analysis(target, particles, result, rows)
     typer.echo(result.in_one_line())
     typer.echo(f"wrote {target}")
 
 
 def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
-    """Return the method that --method, --ctf and --no-ctf mean.
+    """Return the method that --method and --ctf mean, 'auto' resolved.
 
     Parameters
     ----------
     method : str
         --method.
     ctf : bool or None
-        True for --ctf, False for --no-ctf, else None.
+        True for --ctf wiener, False for --ctf off, else None.
     particles : ParticleSet
         The particles.
 
@@ -115,11 +118,12 @@ def chosen_method(method: str, ctf: bool | None, particles: ParticleSet) -> str:
     str
         Name of the method.
     """
+    known = particles.ctf is not None and particles.pixel_size_A is not None
     if ctf is None:
-        return method
+        return ("ctf" if known else "2sdr") if method == "auto" else method
     if method not in ("auto", "ctf") or (method == "ctf" and not ctf):
         raise RalibError(f"--method {method} and --ctf {'wiener' if ctf else 'off'} exclude each other: leave one out")
-    if ctf and (particles.ctf is None or particles.pixel_size_A is None):
+    if ctf and not known:
         raise RalibError(
             "--ctf wiener needs CTF parameters and a pixel size, which the particles lack: leave --ctf out"
         )

@@ -37,7 +37,7 @@ def denoise(
         raise RalibError(f"--output-ctf {ctf}: give kept or corrected")
     check_output(out)
     refuse_existing(out, out.with_suffix(".mrcs"))
-    particles = opened_with_ctf(stack, datadir)
+    particles, _, _ = opened_with_ctf(stack, datadir)
     model, scores = filtered(particles, radius, device)
     source = DenoisedSource(model, scores, particles, keep_ctf=ctf == "kept")
     if ctf == "kept":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from ralib.cli.common import resolve_device
 from ralib.cli.particle_files import Datadir, Device, refuse_existing
 from ralib.cli.restored_particles import Radius, StackWithCtf, filtered, opened_with_ctf
 from ralib.types import RalibError
+
+if TYPE_CHECKING:
+    from ralib.analysis.neighbours import Neighbours
 
 
 def register(app: typer.Typer) -> None:
@@ -32,31 +36,39 @@ def neighbours(
 ) -> None:
     """For each particle those that show the same view, and how they lie: no references, no classes.
 
-    Writes neighbours.npz (index from 0, psi_deg, mirror, correlation: one row a particle) and averages.mrcs with
-    averages.txt.
+    Writes neighbours.npz (index from 0, psi_deg, mirror, correlation: one row a particle; index -1 where a particle was
+    left out) and averages.mrcs with averages.txt.
     """
     from ralib.analysis.denoise import neighbour_averages
     from ralib.analysis.neighbours import find_neighbours, standardised_scores
 
     refuse_existing(out)
-    particles = opened_with_ctf(stack, datadir)
+    particles, rows, n = opened_with_ctf(stack, datadir)
     if count >= len(particles):
         raise RalibError(f"{count} neighbours among {len(particles)} particles: give 1 to {len(particles) - 1}")
     model, scores = filtered(particles, radius, device)
     standard = standardised_scores(model, scores)
     found = find_neighbours(standard, model.order_, count, seed=seed, device=resolve_device(device))
-    import numpy as np
-
     chosen = np.unique(np.linspace(0, len(particles) - 1, min(averages, len(particles))).astype(int))
     images = neighbour_averages(model, scores, found, chosen) if len(chosen) else None
-    _write_neighbours(out, found, chosen, images, particles.pixel_size_A)
+    _write_neighbours(out, _by_number(found, rows, n), rows[chosen], images, particles.pixel_size_A)
     typer.echo(f"wrote {out}: {count} neighbours of {len(particles):,} particles")
+
+
+def _by_number(found: Neighbours, rows: np.ndarray, n: int) -> Neighbours:
+    """The neighbours of all n particles of the file, by their numbers in it, from those of the particles `rows`."""
+    from ralib.analysis.neighbours import Neighbours
+
+    shape = (n, found.index.shape[1])
+    index, psi_deg, correlation = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
+    mirror = np.zeros(shape, dtype=bool)
+    index[rows], psi_deg[rows], mirror[rows] = rows[found.index], found.psi_deg, found.mirror
+    correlation[rows] = found.correlation
+    return Neighbours(index, psi_deg, mirror, correlation)
 
 
 def _write_neighbours(out: Path, found: Any, chosen: Any, images: Any, pixel_size_A: float | None) -> None:
     """Everything into a new folder, which appears whole or not at all."""
-    import numpy as np
-
     from ralib.cli.common import new_folder
     from ralib.io import write_mrcs
 
