@@ -77,7 +77,20 @@ def _other_ctf_scale_noted(particles: ParticleSet, headers: list[dict[str, Any]]
 
 
 def with_missing_poses_noted(particles: ParticleSet, without: np.ndarray) -> ParticleSet:
-    """Return the set with a warning that counts and names particles (n,) without an alignment."""
+    """Return the set with a warning that counts and names particles without an alignment.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    without : ndarray of shape (n,)
+        True for those without.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+    """
     if not without.any():
         return particles
     return particles.warned(
