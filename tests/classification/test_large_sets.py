@@ -173,20 +173,23 @@ def test_plan_spectra_follows_the_memory_there_is(monkeypatch: pytest.MonkeyPatc
     free = {"cuda": 0, "cpu": 0}
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: free[device.type])
 
-    def plan(gpu_gib: float, main_gib: float, half: bool = False) -> SpectraPlan:
+    def plan(gpu_gib: float, main_gib: float, *, half: bool = False, taken_gib: int = 0) -> SpectraPlan:
         free["cuda"], free["cpu"] = int(gpu_gib * 2**30), int(main_gib * 2**30)
-        return plan_spectra(1_000_000, 3_500, torch.device("cuda"), half=half)  # 26 GiB
+        gpu, taken_bytes = torch.device("cuda"), taken_gib << 30
+        return plan_spectra(1_000_000, 3_000, gpu, half=half, taken_bytes=taken_bytes)  # 22.4 GiB in single precision
 
     assert not plan(80, 100).half
-    assert str(plan(80, 100)) == "spectra in single precision: 26.1 GiB on the device"
+    assert str(plan(80, 100)) == "spectra in single precision: 22.4 GiB on the device"
     assert plan(80, 100, half=True).on_device == 1_000_000
     assert plan(40, 100) == plan(80, 100, half=True)
+    assert plan(80, 100, taken_gib=40) == plan(80, 100, half=True), "images will be there too"
     split = plan(16, 100)
     assert 0 < split.on_device < 1_000_000
     assert split.on_device + split.in_main == 1_000_000
     disk = plan(16, 8)
     assert disk.on_device + disk.in_main < 1_000_000
-    assert "in half precision: 5.55 GiB on the device, 3.15 GiB in main memory, 4.33 GiB in a scratch file" in str(disk)
+    assert "in half precision: 4.76 GiB on the device, 3.16 GiB in main memory, 3.26 GiB in a scratch file" in str(disk)
+    assert plan(8, 100).in_main * 12_000 <= 8 << 30, "not all of main memory, however much there is"
 
 
 def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = None) -> None:
@@ -196,9 +199,9 @@ def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = 
     for module in (em, priors):
         monkeypatch.setattr(module, "AT_ONCE", 300)
 
-    def plan(n: int, n_samples: int, device: torch.device, *, half: bool = False) -> SpectraPlan:
+    def plan(n: int, n_samples: int, device: torch.device, *, half: bool, taken_bytes: int) -> SpectraPlan:
         if places is None or n != 400:  # those of which the diameter is measured
-            return plan_spectra(n, n_samples, device, half=half)
+            return plan_spectra(n, n_samples, device, half=half, taken_bytes=taken_bytes)
         return SpectraPlan(n, 4 * n_samples, half=True, on_device=places[0], in_main=places[1])
 
     monkeypatch.setattr(whitening, "plan_spectra", plan)

@@ -20,7 +20,7 @@ from ralib.classes import assignment as assign
 from ralib.classes.iteration_figures import class_figures
 from ralib.classification.diameter import Measured, measure_radius
 from ralib.classification.em import Budget, Model
-from ralib.classification.image_statistics import statistics_of
+from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge
 from ralib.classification.results import (
@@ -194,6 +194,7 @@ class Classifier(ClusterEstimator):
         self._check_enough(particles)
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
+        self._budget = Budget.of(self._device)
         start = time.perf_counter()
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
@@ -480,10 +481,11 @@ class Classifier(ClusterEstimator):
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
         outlying = shard.gather(field.outliers.found).cpu()
+        image = StatisticsTable(batches, field.particle_radius_px / field.scale)
         averages = on_host(
             full_averages(
                 particles, batches, _shown(poses, outlying).to(self._device), _halves(particles, generator),
-                ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
+                ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks, look=image.add,
             )
         )  # fmt: skip
         averages = replace(
@@ -493,9 +495,8 @@ class Classifier(ClusterEstimator):
         stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(self.seed))
         classes = class_figures(averages, poses, None)
         assert schedule.references is not None
-        image = statistics_of(batches, field.particle_radius_px / field.scale)
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
-        verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image)
+        verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image.values)
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         warnings = [*particles.warnings, *notices, *_unusable(particles, bad), *verdict.warnings]
         self.result_ = ClassificationResult(

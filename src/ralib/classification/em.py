@@ -28,7 +28,7 @@ from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import mirror_x, rotate_xy
-from ralib.runtime.memory import within_memory
+from ralib.runtime.memory import total_memory, within_memory
 
 T = TypeVar("T")
 
@@ -59,6 +59,9 @@ AT_ONCE = 2**25
 SHORTLIST = 16
 """Classes a particle of which the poses are kept where particles are taken in parts; the fits of all are."""
 
+STEP_SHARE = 0.15
+"""Of a GPU's memory: what a step takes at most."""
+
 LEAST_BYTES = 3e7
 """A step that finds no room for this much has nothing left to shrink."""
 
@@ -74,6 +77,12 @@ class Budget:
     """
 
     step_bytes: float = lk.STEP_BYTES
+
+    @classmethod
+    def of(cls, device: torch.device) -> Budget:
+        """Return the usual memory, less on a small GPU."""
+        usual = lk.STEP_BYTES
+        return cls(min(usual, STEP_SHARE * total_memory(device)) if device.type == "cuda" else usual)
 
     def shrink(self) -> bool:
         """Halve the memory, and return whether that was possible."""

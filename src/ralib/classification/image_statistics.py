@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ralib.images.fourier import frequency_radius, squared
 from ralib.images.masks import soft_disc
-from ralib.particles.batches import ParticleBatches
+from ralib.particles.batches import Batch, ParticleBatches
 
 DETAILS = 0.0, 1.0, 2.0, 4.0, 8.0
 """Details (full periods) across the particle that bound the bands of the power; the last ends at the next doubling."""
@@ -40,8 +40,8 @@ MARGIN = 1.15
 """Times the particle's radius: where inside ends, and outside begins."""
 
 
-def statistics_of(batches: ParticleBatches, radius_px: float) -> Tensor:
-    """Compute the `image_statistics` of all particles.
+class StatisticsTable:
+    """The `image_statistics` of all particles, batch after batch.
 
     Parameters
     ----------
@@ -50,15 +50,19 @@ def statistics_of(batches: ParticleBatches, radius_px: float) -> Tensor:
     radius_px : float
         Radius of the particle, pixels.
 
-    Returns
-    -------
-    Tensor of shape (n, f)
+    Attributes
+    ----------
+    values : Tensor of shape (n, f)
         Statistics, on the device of the batches.
     """
-    found = torch.zeros(len(batches.rows), len(IMAGE_NAMES), device=batches.device)
-    for batch in batches:
-        found[batch.rows_from(batches.rows.start)] = image_statistics(batch.images, radius_px)
-    return found
+
+    def __init__(self, batches: ParticleBatches, radius_px: float) -> None:
+        self.values = torch.zeros(len(batches.rows), len(IMAGE_NAMES), device=batches.device)
+        self._start, self._radius_px = batches.rows.start, radius_px
+
+    def add(self, batch: Batch) -> None:
+        """Compute the statistics of a batch."""
+        self.values[batch.rows_from(self._start)] = image_statistics(batch.images, self._radius_px)
 
 
 def image_statistics(images: Tensor, radius_px: float) -> Tensor:

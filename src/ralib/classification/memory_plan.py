@@ -15,11 +15,14 @@ COMFORTABLE = 0.45
 """Of the device's free memory: what spectra may take where they all fit. A step of the search, the fits of all classes
 and what else is known of each particle need the rest."""
 
-PART = 0.35
+PART = 0.3
 """Of the device's free memory: what spectra take of it where they do not fit; groups of them are then read to it."""
 
 MAIN_PART = 0.4
 """The same of main memory, from which a GPU reads them."""
+
+MAIN_MOST_BYTES = 8 << 30
+"""Of main memory at most, however much is free: others use the machine too."""
 
 TOLD_BYTES = 1 << 30
 """From so many on the log says where they are."""
@@ -68,7 +71,9 @@ class SpectraPlan:
         return self.half or self.n * self.bytes_each >= TOLD_BYTES
 
 
-def plan_spectra(n: int, n_samples: int, device: torch.device, *, half: bool = False) -> SpectraPlan:
+def plan_spectra(
+    n: int, n_samples: int, device: torch.device, *, half: bool = False, taken_bytes: int = 0
+) -> SpectraPlan:
     """Decide where spectra are kept.
 
     Parameters
@@ -81,20 +86,22 @@ def plan_spectra(n: int, n_samples: int, device: torch.device, *, half: bool = F
         Where is computed.
     half : bool, default False
         Whether they are to be in half precision in any case, as in the run that is continued.
+    taken_bytes : int, default 0
+        Of the device's free memory: what images that are kept there will take.
 
     Returns
     -------
     SpectraPlan
         The plan.
     """
-    free, single = free_memory(device), 8 * n_samples
+    free, single = max(0, free_memory(device) - taken_bytes), 8 * n_samples
     if n == 0 or (not half and n * single <= COMFORTABLE * free):
         return SpectraPlan(n, single, half=False, on_device=n)
     each = single // 2
     if n * each <= COMFORTABLE * free:
         return SpectraPlan(n, each, half=True, on_device=n)
     on_device = min(n, _blocks(PART * free, each))
-    room = MAIN_PART * free_memory(torch.device("cpu")) if device.type == "cuda" else 0.0
+    room = min(MAIN_MOST_BYTES, MAIN_PART * free_memory(torch.device("cpu"))) if device.type == "cuda" else 0.0
     return SpectraPlan(n, each, half=True, on_device=on_device, in_main=min(n - on_device, _blocks(room, each)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from ralib.conventions import wrap_deg
 from ralib.images.ctf import correct_ctf
 from ralib.images.fourier import filter_images, spread_rings
 from ralib.images.frc import masked_frc
-from ralib.particles.batches import ParticleBatches
+from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.distributed import Ranks
 from ralib.types import ClassAverages, ParticleSet, Poses
 
@@ -32,6 +33,7 @@ def full_averages(
     ctf: str,
     n_classes: int,
     ranks: Ranks,
+    look: Callable[[Batch], None] = lambda _: None,
 ) -> ClassAverages:
     """Compute CTF-corrected averages, half averages and FRC of all classes.
 
@@ -53,6 +55,8 @@ def full_averages(
         Number of classes.
     ranks : Ranks
         Each adds the particles of its batches; poses and halves are those of all particles.
+    look : callable, optional
+        Called with every batch: what else is to be read of the images, once.
 
     Returns
     -------
@@ -71,6 +75,7 @@ def full_averages(
             images = images.masked_fill(~batch.usable[:, None, None], 0.0)
             power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)
+        look(batch)
     sums.all_reduce_(ranks)
     return class_averages(sums, pixel_size_A=particles.pixel_size_A)
 

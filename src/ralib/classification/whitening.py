@@ -216,7 +216,8 @@ def whiten_particles(
     work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
     scale = work_box / box
     grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
-    plan = plan_spectra(len(shard), grid.n_rings * grid.n_half, device, half=half)
+    n_samples, taken_bytes = grid.n_rings * grid.n_half, batches.coming_bytes
+    plan = plan_spectra(len(shard), n_samples, device, half=half, taken_bytes=taken_bytes)
     samples = _read(particles, batches, shard, grid, scale, ctf, plan)
     spectra, observed = _whitened(particles, shard, grid, scale, samples, ctf)
     if lowest_px is not None:
