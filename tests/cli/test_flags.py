@@ -26,6 +26,7 @@ ALLOWED = ("sparx/stages.py", "benchmarks/peers.py", "benchmarks/record.py", "re
         ("use `ctf=off`", "classify", "use --ctf off"),
         ("give `ParticleSet.pixel_size_A`", "mref", "give --pixel-size"),
         ("give `ParticleSet.pixel_size_A`", "prepare", "give --input-pixel-size"),
+        ("`pixel_size_A` 900 A is too coarse", "prepare", "--to-pixel-size 900 A is too coarse"),
         (
             "`unheard_of` stays, and so does 'ralib prepare --box'",
             "",

@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ralib.cli import app, main
+from ralib.cli.parsing import length, length_px
 from ralib.io import open_particles, write_mrcs
 from ralib.types import RalibError
 
@@ -79,6 +80,9 @@ def test_runs_take_the_diameter_in_angstrom(command: str) -> None:
         ("mref", ["--particle_diameter", "150"], {"diameter": 150.0}),
         ("mref", ["--outer-radius", "20"], {"ou": 20}),
         ("classify", ["--K", "7"], {"classes": 7}),
+        ("transform", ["--input-pixel-size", "2"], {"pixel_size": 2.0}),
+        ("prepare", ["--pixel-size", "2"], {"to_pixel_size": 2.0, "input_pixel_size": None}),
+        ("prepare", ["--apix", "2"], {"to_pixel_size": 2.0, "input_pixel_size": None}),
         ("classify", ["--particle_diameter", "150"], {"diameter": 150.0}),
     ],
 )
@@ -113,6 +117,72 @@ def test_mref_takes_a_diameter_in_angstrom(stack: Path, tmp_path: Path, capsys: 
     assert "outer radius: 10 px" in capsys.readouterr().out
     assert main(["mref", str(stack), "2", str(tmp_path / "b"), "--diameter", "40", "--ou", "9"]) == 2
     assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["mref", "reffree", "classify", "average", "transform", "watch"])
+def test_pixel_size_is_that_of_the_input_in_every_command(command: str) -> None:
+    (option,) = [p for p in GROUP.commands[command].params if "--pixel-size" in p.opts]
+    assert "A/px" in option.help
+    assert "crop" not in option.help
+
+
+def test_prepare_says_that_its_pixel_size_has_another_name(
+    stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, notes in (("--pixel-size", 1), ("--to-pixel-size", 0)):
+        out = tmp_path / f"{notes}.mrcs"
+        assert main(["prepare", str(stack), str(out), option, "4"]) == 0
+        assert capsys.readouterr().err.count("--to-pixel-size") == notes
+        assert open_particles(out).pixel_size_A == 4.0
+
+
+@pytest.mark.parametrize(("given", "px"), [("3", 3.0), ("3px", 3.0), ("3 px", 3.0), ("6A", 3.0), ("6 Å", 3.0)])
+def test_a_length_is_in_pixels_or_has_its_unit(given: str, px: float) -> None:
+    assert length_px("--xr", length(given), 2.0) == px
+
+
+@pytest.mark.parametrize("given", ["", "A", "3nm", "3AA", "nan", "inf A"])
+def test_a_malformed_length_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="is no length"):
+        length(given)
+    with pytest.raises(RalibError, match=r"--xr .* is no length"):
+        length_px("--xr", given, 2.0)
+
+
+def test_lengths_in_angstrom_make_the_same_run_as_in_pixels(stack: Path, tmp_path: Path) -> None:
+    found = []
+    for unit, ou, xr in (("px", "11", "1"), ("A", "22A", "2A")):
+        out = tmp_path / unit
+        run = ["mref", str(stack), "2", str(out), "--ou", ou, "--xr", xr, "--maxit", "1", "--no-report"]
+        assert main(run) == 0
+        found.append(open_particles(out / "particles.star").poses)
+        assert yaml.safe_load((out / "run.yaml").read_text())["xr"] == (1 if unit == "px" else "2A")
+    assert found[0].psi_deg.tolist() == found[1].psi_deg.tolist()
+
+
+def test_stages_in_angstrom_are_those_in_pixels() -> None:
+    from ralib.cli.parsing import shift_ranges
+
+    assert shift_ranges("8A 4 A, 1", "-1", None, 2.0) == shift_ranges("4 2 1", None, None)
+    with pytest.raises(RalibError, match=r"--xr 8A is in A, .* give it with --pixel-size"):
+        shift_ranges("8A", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("mref", ["--xr", "--yr", "--ts", "--ou"]),
+        ("reffree", ["--xr", "--yr", "--ts", "--ou"]),
+        ("classify", ["--search"]),
+        ("denoise", ["--radius"]),
+        ("neighbours", ["--radius"]),
+    ],
+)
+def test_help_of_a_length_says_both_units(command: str, names: list[str]) -> None:
+    texts = {p.opts[0]: p.help for p in GROUP.commands[command].params}
+    for name in names:
+        assert "px" in texts[name]
+        assert "A" in texts[name].split("[default")[0]
 
 
 def test_run_yaml_of_a_run_makes_the_same_run(stack: Path, tmp_path: Path) -> None:

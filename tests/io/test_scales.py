@@ -64,7 +64,7 @@ def test_scales_prepare_writes_sizes_and_origins_of_each_group(two_sizes: Path, 
 
 
 def test_scales_averages_of_two_scales_are_refused_with_advice_that_works(two_sizes: Path, tmp_path: Path) -> None:
-    with pytest.raises(RalibError, match=r"--pixel-size 12\.5") as told:
+    with pytest.raises(RalibError, match=r"--to-pixel-size 12\.5") as told:
         Classifier(n_classes=2).fit(open_particles(two_sizes))
     assert "8 and 12.5 A/px" in str(told.value)
     for command in (
@@ -73,7 +73,7 @@ def test_scales_averages_of_two_scales_are_refused_with_advice_that_works(two_si
     ):
         assert main(command) == 2
     out = tmp_path / "one.star"
-    assert main(["prepare", str(two_sizes), str(out), "--pixel-size", "12.5"]) == 0
+    assert main(["prepare", str(two_sizes), str(out), "--to-pixel-size", "12.5"]) == 0
     one = open_particles(out)
     assert (one.box, one.pixel_size_A, one.pixel_sizes_A) == (20, 12.5, None)
     assert one.poses is not None

@@ -165,7 +165,7 @@ class MatchedParticles:
         self.box = self.particles.box
         self.n = len(self.particles)
         if self.particles.pixel_sizes_A is not None:
-            raise RalibError("particles of several pixel sizes: bring them to one with 'ralib prepare --pixel-size'")
+            raise RalibError("particles of several pixel sizes: bring them to one with 'ralib prepare --to-pixel-size'")
         ctf = self.particles.ctf
         if ctf is not None and bool((ctf.state == CtfState.PREMULTIPLIED).any()):
             raise RalibError(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ralib.cli.common import DEVICE_HELP
+from ralib.cli.parsing import LENGTH_UNITS, length
 from ralib.cli.settings import AVERAGES, FILES, RUNNING, SEARCH, Settings
 from ralib.types import RalibError
 
@@ -17,9 +18,10 @@ Outdir = Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; 
 Mask = Annotated[Path | None, typer.Argument(metavar="[MASK]", help="Image of the mask. [default: a soft disc]")]
 Inner = Annotated[int, typer.Option("--ir", help="Inner radius, px.", rich_help_panel=SEARCH)]
 Outer = Annotated[
-    int | None,
-    typer.Option("--ou", help="Outer radius, px. [default: the particle's, measured]", rich_help_panel=SEARCH),
-]
+    Any,
+    typer.Option("--ou", parser=length, help=f"Outer radius, {LENGTH_UNITS}. [default: the particle's, measured]",
+                 rich_help_panel=SEARCH),
+]  # fmt: skip
 Diameter = Annotated[
     float | None,
     typer.Option("--diameter", help="Of the mask, A, in place of --ou. [default: measured]", rich_help_panel=SEARCH),
@@ -123,13 +125,13 @@ class AlignmentSettings(Settings):
     center: Center = -1
     maxit: int = 0
 
-    def stages(self, box: int) -> list[tuple[float, float, float]]:
+    def stages(self, box: int, pixel_size_A: float | None) -> list[tuple[float, float, float]]:
         """Return (x range, y range, step) in pixels of each stage of the search, for images of `box` pixels."""
         raise NotImplementedError
 
     def check(self) -> None:
         """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""
-        self.stages(box=64)
+        self.stages(box=64, pixel_size_A=1.0)
         if self.diameter is not None and (self.ou is not None or not self.diameter > 0):
             raise RalibError(f"--diameter {self.diameter:g} A must be above 0, and not beside --ou: give one of them")
         if self.memory is not None and self.memory < 0:

@@ -15,7 +15,7 @@ from ralib.alignment.options import outer_radius_px
 from ralib.alignment.references import shift_limit_px
 from ralib.cli.alignment_options import AlignmentSettings
 from ralib.cli.common import chosen_device
-from ralib.cli.parsing import user_function
+from ralib.cli.parsing import length_px, user_function
 from ralib.cli.session import RunSession
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.run_record import read_record
@@ -64,7 +64,7 @@ class AlignmentRun:
         o = self.settings
         self.particles = self.session.opened(stack, datadir=o.datadir, pixel_size_A=o.pixel_size)
         self.session.accept(self.particles)
-        self.stages = o.stages(self.particles.box)
+        self.stages = o.stages(self.particles.box, self.particles.pixel_size_A)
         self.widest_range_px = float(max(max(x, y) for x, y, _ in self.stages))
         self.mask = _single_image(o.mask) if o.mask else None
         self.user_function = user_function(o.function)
@@ -101,7 +101,9 @@ class AlignmentRun:
     @cached_property
     def outer_radius_px(self) -> float:
         """Outer radius, pixels: --ou, or that of the run to continue, or measured; SPARX's default with --sparx."""
-        given: float | None = self.settings.ou
+        given: float | None = None
+        if self.settings.ou is not None:
+            given = length_px("--ou", self.settings.ou, self.particles.pixel_size_A)
         if self.settings.diameter is not None:
             if self.particles.pixel_size_A is None:
                 raise RalibError("--diameter is in A, and no file says the pixel size: give it with --pixel-size")

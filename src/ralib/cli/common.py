@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-SMALLER = "give more memory, or take fewer particles, a smaller box ('ralib prepare --pixel-size') or a smaller --batch"
+SMALLER = (
+    "give more memory, or take fewer particles, a smaller box ('ralib prepare --to-pixel-size') or a smaller --batch"
+)
 SOON_S = 0.3
 """A signal is answered after so long where the command has not ended by then."""
 REPLACED_OPTIONS = {

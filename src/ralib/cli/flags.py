@@ -78,7 +78,7 @@ FLAGS: Mapping[str, str] = {name: f"--{name}" for name in _SAME_NAME} | {
 
 FLAGS_OF_COMMAND: Mapping[str, Mapping[str, str]] = {
     "mref": {"references": "REFERENCES"},
-    **{command: {"ParticleSet.pixel_size_A": "--input-pixel-size"} for command in ("prepare", "transform", "average")},
+    "prepare": {"pixel_size_A": "--to-pixel-size", "ParticleSet.pixel_size_A": "--input-pixel-size"},
 }
 """What some commands call otherwise."""
 

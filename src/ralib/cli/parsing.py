@@ -1,15 +1,18 @@
-"""Parsing of options that are texts: shift ranges, the CTF correction, a user's function."""
+"""Parsing of options that are texts: lengths with a unit, shift ranges, the CTF correction, a user's function."""
 
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ralib.types import RalibError
+
+LENGTH_UNITS = "px, or with a unit: 12px, 30A"
+"""For the help of options that `length` parses."""
 
 CTF_WORDS = {"on": "wiener", "none": "off"}
 """Older words for --ctf, whatever the command."""
@@ -47,6 +50,72 @@ def ctf_choice(ctf: bool, mode: str | None) -> str:
     return mode
 
 
+def length(text: Any) -> float | str:
+    """Parse a length of the command line: pixels as a number, Angstrom as text that `length_px` turns into pixels.
+
+    Parameters
+    ----------
+    text : str or float
+        '12', '12px' or '30A'.
+
+    Returns
+    -------
+    float or str
+        12.0, 12.0 or '30A'.
+
+    Raises
+    ------
+    ValueError
+        If it is no length.
+    """
+    number, unit = _number_and_unit(str(text))
+    return f"{number:g}A" if unit == "A" else int(number) if number.is_integer() else number
+
+
+def length_px(option: str, given: float | str, pixel_size_A: float | None) -> float:
+    """Return a length in pixels.
+
+    Parameters
+    ----------
+    option : str
+        Name of the option, for messages.
+    given : float or str
+        Its value; a number is in pixels, text may have the unit px or A.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
+
+    Returns
+    -------
+    float
+        Pixels.
+
+    Raises
+    ------
+    RalibError
+        If it is no length, or one in Angstrom without a pixel size.
+    """
+    try:
+        number, unit = _number_and_unit(str(given))
+    except ValueError as error:
+        raise RalibError(
+            f"{option} {given!r} is no length: give pixels ({option} 12) or Angstrom ({option} 30A)"
+        ) from error
+    if unit != "A":
+        return number
+    if pixel_size_A is None:
+        raise RalibError(f"{option} {given} is in A, and no file says the pixel size: give it with --pixel-size")
+    return number / pixel_size_A
+
+
+def _number_and_unit(text: str) -> tuple[float, str]:
+    """A number and its unit, 'px' or 'A'."""
+    found = re.fullmatch(r"(?P<number>[-+\d.eE]+)\s*(?P<unit>px|A|Å|)", text.strip())
+    number = float(found["number"]) if found else math.nan
+    if found is None or not math.isfinite(number):
+        raise ValueError(f"{text!r} is no length: give pixels, or a number and px or A")
+    return number, "A" if found["unit"] in ("A", "Å") else "px"
+
+
 SPARX_STAGES = "4 2 1 1", "2 1 0.5 0.25"
 """sxali2d's shift ranges and steps."""
 
@@ -68,7 +137,9 @@ def default_classes(n_particles: int) -> int:
     return max(1, min(n_particles // 100, 50), min(n_particles // 400, 100))
 
 
-def shift_ranges(xr: str, yr: str | None, ts: str | None) -> list[tuple[float, float, float]]:
+def shift_ranges(
+    xr: str, yr: str | None, ts: str | None, pixel_size_A: float | None = None
+) -> list[tuple[float, float, float]]:
     """Parse the stages of a search from numbers separated by blanks or commas.
 
     As in sxali2d yr -1 stands for xr, and one number for yr or ts is used in all stages.
@@ -76,25 +147,27 @@ def shift_ranges(xr: str, yr: str | None, ts: str | None) -> list[tuple[float, f
     Parameters
     ----------
     xr : str
-        Ranges along x, pixels.
+        Ranges along x, each in pixels, or with a unit ('4', '4px', '10A').
     yr : str or None
-        Ranges along y, pixels; None is xr.
+        Ranges along y; None is xr.
     ts : str or None
-        Steps, pixels; None is half the range, between 0.25 and 2.
+        Steps; None is half the range, between 0.25 and 2 px.
+    pixel_size_A : float or None, optional
+        Pixel size, Angstrom.
 
     Returns
     -------
     list[tuple[float, float, float]]
-        (x range, y range, step) of each stage.
+        (x range, y range, step) of each stage, pixels.
 
     Raises
     ------
     RalibError
         If they are not numbers, or differ in length.
     """
-    x = _numbers("--xr", xr)
-    y = [-1.0] if yr is None else _numbers("--yr", yr)
-    step = [min(2.0, max(0.25, reach / 2)) for reach in x] if ts is None else _numbers("--ts", ts)
+    x = _lengths_px("--xr", xr, pixel_size_A)
+    y = [-1.0] if yr is None else _lengths_px("--yr", yr, pixel_size_A)
+    step = [min(2.0, max(0.25, reach / 2)) for reach in x] if ts is None else _lengths_px("--ts", ts, pixel_size_A)
     y = x if y == [-1.0] else y * len(x) if len(y) == 1 else y
     step = step * len(x) if len(step) == 1 else step
     if not len(x) == len(y) == len(step):
@@ -104,14 +177,11 @@ def shift_ranges(xr: str, yr: str | None, ts: str | None) -> list[tuple[float, f
     return list(zip(x, y, step, strict=True))
 
 
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        numbers = [float(t) for t in text.replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if not numbers or not np.isfinite(numbers).all():
-        raise RalibError(f"{name} {text!r} is no list of numbers: use e.g. {name} '2 1'")
-    return numbers
+def _lengths_px(option: str, text: str, pixel_size_A: float | None) -> list[float]:
+    words = re.sub(r"\s+(?=(?:px|A|Å)\b)", "", text.replace(",", " ")).split()
+    if not words:
+        raise RalibError(f"{option} {text!r} holds no number: use e.g. {option} '2 1'")
+    return [length_px(option, word, pixel_size_A) for word in words]
 
 
 def user_function(name: str) -> Any:

@@ -14,13 +14,11 @@ from ralib.types import ParticleSet, Poses, RalibError
 Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .star .cs .mrcs .mrc .hdf .spi .hed ...")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="New file: .star (with its .mrcs beside it), .mrcs or .hdf.")]
 Datadir = Annotated[Path | None, typer.Option(help="Where the image files named in STACK lie.")]
-InputPixelSize = Annotated[
-    float | None, typer.Option("--input-pixel-size", help="A/px, where STACK does not say it or is wrong.")
-]
+PixelSize = Annotated[float | None, typer.Option("--pixel-size", help="A/px, where STACK does not say it or is wrong.")]
 Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 
 
-def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> ParticleSet:
+def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None, option: str = "--pixel-size") -> ParticleSet:
     """Return the particles of a file or of a finished run's folder.
 
     Parameters
@@ -30,7 +28,9 @@ def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> Par
     datadir : Path or None
         Folder of the image files.
     pixel_size_A : float or None
-        Value of --input-pixel-size, Angstrom, or None.
+        Pixel size on the command line, Angstrom, or None.
+    option : str, default '--pixel-size'
+        Name of its option, for messages.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def opened(stack: Path, datadir: Path | None, pixel_size_A: float | None) -> Par
 
     particles = open_particles(particle_file(stack), datadir=datadir)
     show_warnings(particles.warnings)
-    return with_pixel_size(particles, pixel_size_A, "--input-pixel-size")
+    return with_pixel_size(particles, pixel_size_A, option)
 
 
 def poses_of(particles: ParticleSet, stack: Path) -> Poses:

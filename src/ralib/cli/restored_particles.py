@@ -9,12 +9,16 @@ import numpy as np
 import typer
 
 from ralib.cli.common import resolve_device, show_warnings
+from ralib.cli.parsing import LENGTH_UNITS, length, length_px
 from ralib.types import ParticleSet, RalibError
 
 StackWithCtf = Annotated[
     Path, typer.Argument(metavar="STACK", help="Any particle file ralib reads, with CTF parameters.")
 ]
-Radius = Annotated[float | None, typer.Option(min=2, help="Of the disc that holds a particle, px. [default: measured]")]
+Radius = Annotated[
+    Any,
+    typer.Option(parser=length, help=f"Of the disc that holds a particle, {LENGTH_UNITS}. [default: measured]"),
+]
 
 
 def opened_with_ctf(stack: Path, datadir: Path | None) -> tuple[ParticleSet, np.ndarray, int]:
@@ -49,15 +53,15 @@ def opened_with_ctf(stack: Path, datadir: Path | None) -> tuple[ParticleSet, np.
     return *usable_only(particles), len(particles)
 
 
-def filtered(particles: ParticleSet, radius: float | None, device: str) -> tuple[Any, Any]:
+def filtered(particles: ParticleSet, radius: float | str | None, device: str) -> tuple[Any, Any]:
     """Fit the covariance Wiener filter.
 
     Parameters
     ----------
     particles : ParticleSet
         The particles.
-    radius : float or None
-        Radius of the disc, pixels; None measures it.
+    radius : float, str or None
+        Radius of the disc, pixels, or as `--radius` gives it; None measures it.
     device : str
         Where to compute.
 
@@ -70,5 +74,8 @@ def filtered(particles: ParticleSet, radius: float | None, device: str) -> tuple
     """
     from ralib.analysis.covariance_wiener import CovarianceWienerFilter
 
-    model = CovarianceWienerFilter(radius_px=radius, device=resolve_device(device))
+    radius_px = None if radius is None else length_px("--radius", radius, particles.pixel_size_A)
+    if radius_px is not None and radius_px < 2:
+        raise RalibError(f"--radius {radius} is {radius_px:g} px: give 2 px or more")
+    model = CovarianceWienerFilter(radius_px=radius_px, device=resolve_device(device))
     return model, model.fit_transform(particles)

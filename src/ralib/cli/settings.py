@@ -60,6 +60,7 @@ class RunCommand(TyperCommand):
         "--parity": "--sparx",
         "--apix": "--pixel-size",
         "--angpix": "--pixel-size",
+        "--input-pixel-size": "--pixel-size",
         "--iterations": "--maxit",
         "--equal-sizes": "--EQ",
         "--discrete-angle": "--dst",
@@ -96,6 +97,10 @@ class RunCommand(TyperCommand):
                 "--ctf=wiener" if a == "--ctf" and b not in self.ctf_words else a
                 for a, b in zip(args[:end], following, strict=True)
             ] + args[end:]
+        if self.name == "prepare" and any(a.partition("=")[0] in ("--pixel-size", "--apix") for a in args[:end]):
+            typer.echo(
+                "note: this is --to-pixel-size by its present name; that of the input is --input-pixel-size", err=True
+            )
         return super().parse_args(ctx, [self._spelling(a, known) for a in args[:end]] + args[end:])
 
     def _spelling(self, argument: str, known: set[str]) -> str:
@@ -107,6 +112,8 @@ class RunCommand(TyperCommand):
         if name in ("--CTF", "--ctf-correct") and "--CTF" not in known and "--ctf" in known:
             return "--ctf=wiener"
         newer = self.older.get(name, name)
+        if newer == "--pixel-size" and "--to-pixel-size" in known:  # what prepare once called so
+            newer = "--to-pixel-size"
         return newer + equals + value if newer.partition("=")[0] in known else argument
 
 

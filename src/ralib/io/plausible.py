@@ -279,5 +279,5 @@ def mixed_pixel_sizes(sizes_A: np.ndarray) -> str:
     shown = " and ".join(f"{size:g}" for size in sizes[:4]) + (" and more" if len(sizes) > 4 else "")
     return (
         f"the particles have several pixel sizes ({shown} A/px) and cannot be averaged: bring them to one with 'ralib "
-        f"prepare STACK OUT.star --pixel-size {sizes[-1]:g}', and use OUT.star"
+        f"prepare STACK OUT.star --to-pixel-size {sizes[-1]:g}', and use OUT.star"
     )

@@ -71,7 +71,8 @@ def _taken(group: Path) -> int:
 def _end(most: int, left: int) -> NoReturn:
     message = (
         f"ralib: out of memory: {max(0, left) >> 20} MiB are left of the {most >> 20} MiB that the container or queue "
-        "allows: ask for more, or take fewer particles, a smaller box ('ralib prepare --pixel-size') or smaller batches"
+        "allows: ask for more, or take fewer particles, a smaller box ('ralib prepare --to-pixel-size') or "
+        "smaller batches"
     )
     os.write(2, f"{message}\n".encode())
     os._exit(STATUS)

@@ -13,7 +13,7 @@ from ralib.cli.parsing import ctf_word
 from ralib.cli.particle_files import (
     Datadir,
     Device,
-    InputPixelSize,
+    PixelSize,
     Stack,
     opened,
     poses_of,
@@ -40,7 +40,7 @@ def average(
     snr: Annotated[
         float | None, typer.Option(help="SNR of one particle, for --ctf wiener. [default: measured from the halves]")
     ] = None,
-    input_pixel_size: InputPixelSize = None,
+    pixel_size: PixelSize = None,
     datadir: Datadir = None,
     device: Device = "auto",
 ) -> None:
@@ -52,7 +52,7 @@ def average(
         raise RalibError(f"{out}: averages are written as .mrcs or .hdf")
     refuse_existing(out)
     ctf = ctf_word(mode, ("off", "wiener")) == "wiener"
-    particles = opened(stack, datadir, input_pixel_size)
+    particles = opened(stack, datadir, pixel_size)
     poses = poses_of(particles, stack)
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):
         raise RalibError(f"--ctf wiener: {stack} has no CTF parameters or no pixel size; leave --ctf out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from ralib.cli.alignment_options import (
     Seed,
     Stack,
 )
+from ralib.cli.parsing import LENGTH_UNITS, length, length_px
 from ralib.cli.settings import CLASSES, FILES, RUNNING, SEARCH, Settings, command
 from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError
 
@@ -68,8 +69,8 @@ class ClassifySettings(Settings):
                                    rich_help_panel=SEARCH)
     ] = None
     search: Annotated[
-        float | None, typer.Option("--search", help="How far from the centre a particle may lie, px. "
-                                   "[default: a tenth of the box]", rich_help_panel=SEARCH)
+        Any, typer.Option("--search", parser=length, help="How far from the centre a particle may lie, "
+                          f"{LENGTH_UNITS}. [default: a tenth of the box]", rich_help_panel=SEARCH)
     ] = None
     nomirror: NoMirror = False
     ctf: Annotated[
@@ -183,6 +184,8 @@ def classify(
     n_classes = options["classes"] = _class_count(session, settings, len(particles), references)
     expected = settings.plan.planned_iterations(n_classes)
     plan = f"{n_classes} classes in about {expected} iterations: start, thin, exchange, sharpen"
+    if settings.search is not None:
+        settings = replace(settings, search=length_px("--search", settings.search, particles.pixel_size_A))
     search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
     with session.running():
         begun = session.begin(particles, plan, ctf=settings.ctf_mode(), search_range_px=search_px, iterations=expected)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ralib.cli.alignment_options import AlignmentSettings, Center, Continue, Outdir, Report, Stack
+from ralib.cli.parsing import LENGTH_UNITS, length
 from ralib.cli.settings import CLASSES, RUNNING, SEARCH, command
 from ralib.types import RalibError
 
@@ -26,15 +27,15 @@ class MrefSettings(AlignmentSettings):
         {"mask", "ou", "diameter", "xr", "maxit", "ctf_mode", "equal", "seed", "device", "pixel_size"}
     )
     xr: Annotated[
-        float | None, typer.Option("--xr", help="Shift range along x, px. [default: a twentieth of the box; 0 with "
-                                   "--sparx]", rich_help_panel=SEARCH)
+        Any, typer.Option("--xr", parser=length, help=f"Shift range along x, {LENGTH_UNITS}. [default: a twentieth of "
+                          "the box; 0 with --sparx]", rich_help_panel=SEARCH)
     ] = None
     yr: Annotated[
-        float | None, typer.Option("--yr", help="Along y, px. [default: as --xr]", rich_help_panel=SEARCH)
+        Any, typer.Option("--yr", parser=length, help="Along y, px or A. [default: as --xr]", rich_help_panel=SEARCH)
     ] = None
     ts: Annotated[
-        float, typer.Option("--ts", help="Grid step of the shifts, px; the best one is refined.",
-                            rich_help_panel=SEARCH)
+        Any, typer.Option("--ts", parser=length, help="Grid step of the shifts, px or A; the best one is refined.",
+                          rich_help_panel=SEARCH)
     ] = 1
     center: Center = 1
     maxit: Annotated[int, typer.Option("--maxit", help="Iterations.", rich_help_panel=RUNNING)] = 10
@@ -47,12 +48,13 @@ class MrefSettings(AlignmentSettings):
                      "share, at least 4]", rich_help_panel=CLASSES),
     ] = None
 
-    def stages(self, box: int) -> list[tuple[float, float, float]]:
+    def stages(self, box: int, pixel_size_A: float | None) -> list[tuple[float, float, float]]:
         """Return (x range, y range, step) in pixels: one stage, for images of `box` pixels."""
         from ralib.cli.parsing import one_shift_range_px, shift_ranges
 
         reach = self.xr if self.xr is not None else 0 if self.sparx else one_shift_range_px(box)
-        return shift_ranges(str(reach), None if self.yr is None else str(self.yr), str(self.ts))[:1]
+        yr = None if self.yr is None else str(self.yr)
+        return shift_ranges(str(reach), yr, str(self.ts), pixel_size_A)[:1]
 
     def check(self) -> None:
         """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""
@@ -135,7 +137,7 @@ def opened_references(text: str, run: AlignmentRun) -> Any:
     if size_A != 1.0:
         raise RalibError(
             f"{text} has {size_A:g} A/px, the particles {own_A:g} A/px: bring the references to the particles' "
-            f"scale with 'ralib prepare {text} OUT.mrcs --pixel-size {own_A:g}' (and --clip {box})"
+            f"scale with 'ralib prepare {text} OUT.mrcs --to-pixel-size {own_A:g}' (and --clip {box})"
         )
     run.session.say(  # 1 A/px is what programs write that do not know it
         f"warning: the header of {text} says 1 A/px, the particles have {own_A:g} A/px; they are "

@@ -10,7 +10,6 @@ from ralib.cli.common import resolve_device, show_warnings
 from ralib.cli.particle_files import (
     Datadir,
     Device,
-    InputPixelSize,
     Out,
     Stack,
     check_output,
@@ -33,11 +32,9 @@ def prepare(
     box: Annotated[
         int | None, typer.Option(help="Fourier-crop or pad to this box, px.", rich_help_panel=_IMAGE)
     ] = None,
-    pixel_size: Annotated[
+    to_pixel_size: Annotated[
         float | None,
-        typer.Option(
-            "--pixel-size", "--apix", help="Fourier-crop to about this pixel size, A/px.", rich_help_panel=_IMAGE
-        ),
+        typer.Option("--to-pixel-size", help="Fourier-crop to about this pixel size, A/px.", rich_help_panel=_IMAGE),
     ] = None,
     clip: Annotated[
         int | None, typer.Option(help="First cut or pad to this box in real space, px.", rich_help_panel=_IMAGE)
@@ -74,7 +71,9 @@ def prepare(
             "but the first; 0 compares the images alone.",
         ),
     ] = None,
-    input_pixel_size: InputPixelSize = None,
+    input_pixel_size: Annotated[
+        float | None, typer.Option("--input-pixel-size", help="A/px, where STACK does not say it or is wrong.")
+    ] = None,
     datadir: Datadir = None,
     device: Device = "auto",
 ) -> None:
@@ -88,7 +87,7 @@ def prepare(
         clip_px=clip,
         flip_phases=phase_flip,
         box_px=box,
-        pixel_size_A=pixel_size,
+        pixel_size_A=to_pixel_size,
         invert=invert,
         normalise=normalise,
         background_radius_px=background_radius,
@@ -96,7 +95,7 @@ def prepare(
         mask_edge_px=mask_edge,
     )
     check_output(out)
-    given = opened(stack, datadir, input_pixel_size)
+    given = opened(stack, datadir, input_pixel_size, "--input-pixel-size")
     if remove_duplicates is not None:
         given = _without_duplicates(given, remove_duplicates)
     before = given.warnings

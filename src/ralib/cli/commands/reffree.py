@@ -23,15 +23,15 @@ class ReffreeSettings(AlignmentSettings):
 
     essential = frozenset({"mask", "ou", "diameter", "xr", "maxit", "ctf_mode", "seed", "device", "pixel_size"})
     xr: Annotated[
-        str | None, typer.Option("--xr", help="Shift range along x of each stage, px, e.g. '4 2 1'. [default: falling "
-                                 "from a sixteenth of the box]", rich_help_panel=SEARCH)
+        str | None, typer.Option("--xr", help="Shift range along x of each stage, px, e.g. '4 2 1', or with a unit: "
+                                 "'10A 5A'. [default: falling from a sixteenth of the box]", rich_help_panel=SEARCH)
     ] = None
     yr: Annotated[
-        str | None, typer.Option("--yr", help="Along y, px. [default: as --xr]", rich_help_panel=SEARCH)
+        str | None, typer.Option("--yr", help="Along y, px or A. [default: as --xr]", rich_help_panel=SEARCH)
     ] = None
     ts: Annotated[
-        str | None, typer.Option("--ts", help="Grid step of each stage, px; the best one is refined. [default: half "
-                                 "the range, at most 2]", rich_help_panel=SEARCH)
+        str | None, typer.Option("--ts", help="Grid step of each stage, px or A; the best one is refined. [default: "
+                                 "half the range, at most 2]", rich_help_panel=SEARCH)
     ] = None
     dst: Annotated[
         float, typer.Option("--dst", help="Discrete angle of every fourth iteration, degrees; "
@@ -58,16 +58,16 @@ class ReffreeSettings(AlignmentSettings):
                            rich_help_panel=AVERAGES)
     ] = False
 
-    def stages(self, box: int) -> list[tuple[float, float, float]]:
+    def stages(self, box: int, pixel_size_A: float | None) -> list[tuple[float, float, float]]:
         """Return (x range, y range, step) in pixels of each stage, for images of `box` pixels."""
         from ralib.cli.parsing import SPARX_STAGES, falling_shift_ranges_px, shift_ranges
 
         if self.xr is None and self.ts is None:
             reach, step = SPARX_STAGES if self.sparx else falling_shift_ranges_px(box)
-            return shift_ranges(reach, self.yr, step)
+            return shift_ranges(reach, self.yr, step, pixel_size_A)
         reach = self.xr or SPARX_STAGES[0]
         as_sparx = self.ts is None and len(reach.replace(",", " ").split()) == len(SPARX_STAGES[1].split())
-        return shift_ranges(reach, self.yr, SPARX_STAGES[1] if as_sparx else self.ts)
+        return shift_ranges(reach, self.yr, SPARX_STAGES[1] if as_sparx else self.ts, pixel_size_A)
 
     def check(self) -> None:
         """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""

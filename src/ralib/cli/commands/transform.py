@@ -10,8 +10,8 @@ from ralib.cli.common import resolve_device
 from ralib.cli.particle_files import (
     Datadir,
     Device,
-    InputPixelSize,
     Out,
+    PixelSize,
     Stack,
     opened,
     save,
@@ -27,7 +27,7 @@ def transform(
     stack: Stack,
     out: Out,
     method: Annotated[str, typer.Option(help="Interpolation: cubic, quadratic (EMAN2's) or linear.")] = "cubic",
-    input_pixel_size: InputPixelSize = None,
+    pixel_size: PixelSize = None,
     datadir: Datadir = None,
     device: Device = "auto",
 ) -> None:
@@ -35,5 +35,5 @@ def transform(
     from ralib.io import for_computing
     from ralib.particles.preparation import align_particles
 
-    particles = for_computing(opened(stack, datadir, input_pixel_size), ctf=False)
+    particles = for_computing(opened(stack, datadir, pixel_size), ctf=False)
     save(out, align_particles(particles, method=method, device=resolve_device(device)), "transforming")
