@@ -118,6 +118,7 @@ def test_classify_on_a_terminal_wraps_nothing_and_leaves_nothing(stack: Path, tm
     text = "\n".join(shown.lines)
     assert "classes: 3 for 300 particles (--classes)" in text  # the default is told
     assert "particles: 300, box 32 px (96 A, 3 A/px)" in text
+    check_order(shown, "particle diameter ", "iteration 1 ", "exchange 1: ", "sharpen: ", "class  particles")
     assert any(line.startswith("class  particles  resolution") for line in shown.lines)
     if columns == 100:
         folded = [line for line in shown.lines if line.startswith("  ") and "classes between" not in line]
@@ -139,6 +140,35 @@ def test_mref_on_a_terminal_wraps_nothing_and_tells_the_measured_radius(
     assert any("outer radius: " in line and "--ou" in line for line in shown.lines)
 
 
+def check_order(shown: Shown, *begins: str) -> None:
+    """A line that holds each text, the first such line of one before that of the next; findings once."""
+    first = [next(i for i, line in enumerate(shown.lines) if text in line) for text in begins]
+    assert first == sorted(first), dict(zip(begins, first, strict=True))
+    for text in ("particle diameter ", "exchange 1: "):
+        assert sum(text in line for line in shown.lines) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [100, 80])
+def test_reffree_on_a_terminal_wraps_nothing_and_is_never_silent(stack: Path, tmp_path: Path, columns: int) -> None:
+    shown = on_terminal(columns, "reffree", stack, tmp_path / "out")
+    check_screen(shown, columns, tmp_path / "out")
+    check_order(shown, "outer radius: ", "shift range: ", "iteration 1: ", "class  particles")
+    assert (
+        shown.silence_s <= 2 * SILENCE_S
+    )  # of one run: `test_a_run_is_never_silent_for_long` takes the least of three
+
+
+@pytest.mark.slow
+def test_stability_runs_have_a_bar(stack: Path, tmp_path: Path) -> None:
+    options = ("--classes", 2, "--quick", "--stability", 1)
+    shown = on_terminal(100, "classify", stack, tmp_path / "out", *options)
+    check_screen(shown, 100, tmp_path / "out")
+    begun = shown.raw.rindex(b"run 1 from another start")
+    assert b"stability 1 of 1" in shown.raw[begun:]
+    assert b"\xe2\x94\x81" in shown.raw[begun:]
+
+
 @pytest.mark.slow
 def test_watch_on_a_terminal_is_like_every_run(stack: Path, tmp_path: Path) -> None:
     arriving = tmp_path / "arriving"
@@ -151,11 +181,18 @@ def test_watch_on_a_terminal_is_like_every_run(stack: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_run_is_never_silent_for_long(stack: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [("classify", "--classes", 2), ("mref", 2), ("reffree",)], ids=["classify", "mref", "reffree"]
+)
+def test_a_run_is_never_silent_for_long(stack: Path, tmp_path: Path, command: tuple[object, ...]) -> None:
     """From the start, when PyTorch loads, to the end. The least of three: other programs use the machine as well."""
     silences = []
     for i in range(3):
-        shown = on_terminal(100, "classify", stack, tmp_path / f"out{i}", "--classes", 2)
+        name, *arguments = command
+        positional = [a for a in arguments if name == "mref"]
+        options = [] if positional else arguments
+        shown = on_terminal(100, name, stack, *positional, tmp_path / f"out{i}", *options)
+        assert shown.status == 0, shown.lines
         silences.append(shown.silence_s)
         if silences[-1] <= SILENCE_S:
             break

@@ -384,9 +384,18 @@ class Classifier(ClusterEstimator):
             previous, saved = state_poses(found, some.model.field, some.model.shard), replace(some.position)
             state = found if some is schedule else state
         clock, pixel = time.perf_counter(), particles.pixel_size_A
+        n_announced = 0 if resume is None else len(schedule.log)
+
+        def announce() -> None:
+            """Hand the observer the lines of the log that are new."""
+            nonlocal n_announced
+            for line in schedule.log[n_announced:]:
+                observer.found(line)
+            n_announced = len(schedule.log)
 
         def observe(at: ClassificationSchedule, stage: str, state: State) -> None:
             nonlocal clock, previous, saved
+            announce()
             field, shard = at.model.field, at.model.shard  # perhaps of a sample
             poses = state_poses(state, field, shard)
             if previous is not None and len(previous) != len(poses):
@@ -411,8 +420,11 @@ class Classifier(ClusterEstimator):
                 )
             )
 
+        announce()
         schedule.observe = observe
-        return schedule.run(state), figures, schedule
+        state = schedule.run(state)
+        announce()
+        return state, figures, schedule
 
     def _begin(
         self, particles: ParticleSet, field: WhitenedParticles, shard: Shard

@@ -112,6 +112,9 @@ class SignalFlag:
         """Stop the run if a signal has arrived."""
         self.raise_if_set()
 
+    def found(self, line: str) -> None:
+        """Ignore the line; see `Observer.found`."""
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Record signals in this context."""

@@ -78,6 +78,7 @@ class RunSession:
         self.record: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
         self._shown_warnings: tuple[Notice, ...] = ()
+        self._found: list[str] = []
         self._earlier = 0
         self._write_s = 0.0
         self._writer = ThreadPoolExecutor(1, "ralib-write")
@@ -208,6 +209,7 @@ class RunSession:
         check_same_input(read_record(self.outdir), now, stack=str(self.source), outdir=str(self.outdir))
         warnings = [flagged(Notice.of_record(item)).record() for item in found.meta.get("warnings", [])]
         self.record |= {"iterations": found.meta["figures"], "warnings": warnings}
+        self._found = list(found.meta.get("log", []))
         self.say(f"going on after iteration {found.number}")
         return found
 
@@ -225,6 +227,15 @@ class RunSession:
             if done.ends_step and not self.grows:
                 self._save_iteration(self.directory, done)
         self._stop_if_asked()
+
+    def found(self, line: str) -> None:
+        """Print a finding; see `Observer.found`."""
+        self._found.append(line)
+        self.say(line)
+
+    def other_run(self, name: str) -> OtherRun:
+        """Return an observer of another run of the method within this one: the bar shows `name`, nothing is written."""
+        return OtherRun(self, name)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint with the options of this run."""
@@ -286,7 +297,7 @@ class RunSession:
         if directory is None:
             return
         self.settle()
-        self.terminal.close()
+        self.terminal.busy("writing files")
         start = time.perf_counter()
         result = replace(result, warnings=list(map(flagged, result.warnings)))
         record = finished_record(self.record, result, device=self.device, began=self.began, write_s=self._write_s)
@@ -301,8 +312,10 @@ class RunSession:
             timings["write_s"] += time.perf_counter() - start
             self._say_findings(result)
             start = time.perf_counter()
-            if report is not None and (trouble := report.result()):
-                typer.echo(trouble, err=True)
+            trouble = report.result() if report is not None else ""
+        self.terminal.close()
+        if trouble:
+            typer.echo(trouble, err=True)
         timings["report_s"] = time.perf_counter() - start
         timings["total_s"] = time.perf_counter() - self.began
         directory.write_record(record)
@@ -313,9 +326,10 @@ class RunSession:
         self.terminal.save(self.outdir)
 
     def _say_findings(self, result: RunResult) -> None:
-        """What the method found out, and the warnings that were not said before."""
+        """The findings and the warnings that were not printed before."""
         for line in result.log:
-            self.say(line)
+            if line not in self._found:
+                self.say(line)
         before = [*(Notice.of_record(item) for item in self.record["warnings"]), *self._shown_warnings]
         self.terminal.warn(warning for warning in result.warnings if warning not in before)
 
@@ -329,6 +343,36 @@ class RunSession:
 
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             return report_trouble(self.outdir, write)
+
+
+class OtherRun:
+    """Observer of another run of the method within a session, such as one from another start.
+
+    Parameters
+    ----------
+    session : RunSession
+        The session; a signal to it stops the other run.
+    name : str
+        What the bar shows.
+    """
+
+    def __init__(self, session: RunSession, name: str) -> None:
+        self.session, self.name = session, name
+        session.terminal.show()
+        session.terminal.step(0, name)
+
+    def batch(self, done: int, total: int) -> None:
+        """Show the progress; see `Observer.batch`."""
+        self.session.flag.raise_if_set()
+        self.session.terminal.part(done / max(1, total))
+
+    def iteration(self, done: IterationDone) -> None:
+        """Show the progress; see `Observer.iteration`."""
+        self.session.flag.raise_if_set()
+        self.session.terminal.step(done.number, self.name)
+
+    def found(self, line: str) -> None:
+        """Ignore the line; see `Observer.found`."""
 
 
 def report_trouble(outdir: Path, write: Callable[[], object]) -> str:

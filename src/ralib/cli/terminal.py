@@ -106,6 +106,12 @@ class Terminal:
             total = None if self.total is None else max(self.total, done + 1)
             self._bar.update(self._task, completed=done, total=total, description=stage)
 
+    def busy(self, name: str) -> None:
+        """Show that the iterations are over and something else is done."""
+        if self._bar is not None and self._task is not None:
+            task = self._bar.tasks[0]
+            self._bar.update(self._task, completed=task.total or self._done, description=name)
+
     def close(self) -> None:
         """Remove the bar, so that later lines are clean."""
         bar, self._bar = self._bar, None
@@ -187,13 +193,16 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> s
     stage = f" {row['stage']}" if isinstance(row.get("stage"), str) else ""
     empty = f" ({row['empty']} empty)" if row["empty"] else ""
     begins = f"iteration {row['iteration']}{f'/{total}' if total else ''}{stage}: fit {row['criterion']:.4g}"
+    single = len(row["class_sizes"]) == 1
     parts = {"classes": f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']}{empty}"}
+    if single:
+        parts["classes"] = f"{row['largest']} particles"
     mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
     if (resolution := resolution_text(mean, box)) != "-":
         parts["frc"] = f"FRC {resolution}"
     if math.isfinite(row["pixel_error_px"]):
         parts["moved"] = f"moved {row['pixel_error_px']:.2f} px"
-    if math.isfinite(row["class_changes"]):
+    if math.isfinite(row["class_changes"]) and not single:
         parts["changed"] = f"changed {100 * row['class_changes']:.0f}%"
     parts["seconds"] = f"{row['seconds']:.1f} s"
     for least in ("moved", "frc", "changed"):

@@ -57,6 +57,10 @@ class Observer(Protocol):
         """Called after an iteration."""
         ...
 
+    def found(self, line: str) -> None:
+        """Called when something is found out about the data or decided: a line of the result's log."""
+        ...
+
 
 class SilentObserver:
     """An observer that does nothing; derive from it and override what is of interest."""
@@ -66,3 +70,6 @@ class SilentObserver:
 
     def iteration(self, done: IterationDone) -> None:
         """Ignore the iteration."""
+
+    def found(self, line: str) -> None:
+        """Ignore the line."""

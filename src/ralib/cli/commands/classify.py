@@ -294,12 +294,12 @@ def _compared(
     from ralib.classification.validation import with_stability
 
     session.settle()
-    session.terminal.close()
     others = []
     for i in range(1, o.stability + 1):
         session.say(f"stability: run {i} from another start")
         other = _classifier(session, o, n_classes, o.seed + i, references)
-        others.append(other.fit(session.particles, observer=session.flag).result_.poses)
+        observer = session.other_run(f"stability {i} of {o.stability}")
+        others.append(other.fit(session.particles, observer=observer).result_.poses)
     result = with_stability(result, others)
     share = 100 * result.stability["stable_particles"]
     session.say(f"stability: {share:.0f}% of the particles keep class mates and pose from other starts")
