@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ from ralib import io
 from ralib.cli import main
 from ralib.results import run_directory as rundir
 from ralib.results.checkpoint import newest
+from ralib.results.input_fingerprint import check_same_input, input_fingerprint
+from ralib.types import RalibError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
@@ -119,6 +122,19 @@ def test_going_on_with_other_images_of_the_same_number_is_refused(stack: Path, t
     assert "the images or their order differ" in capsys.readouterr().err
     shutil.copy(stack, tmp_path / "moved.mrcs")
     assert main(arguments(tmp_path / "moved.mrcs", out, "--maxit=2", "--continue")) == 0, "the same under another name"
+
+
+def test_input_fingerprint_two_images_exchanged_between_the_sampled_ones_change_it(tmp_path: Path) -> None:
+    io.write_mrcs(tmp_path / "p.mrcs", make(200, box=16, n_views=2).images, 3.0)
+    particles = io.open_particles(tmp_path / "p.mrcs")
+    before = input_fingerprint(particles[np.arange(200)])
+    assert before == input_fingerprint(particles)
+    rows = np.arange(200)
+    rows[[2, 4]] = rows[[4, 2]]  # every third image is sampled
+    after = input_fingerprint(particles[rows])
+    assert before["images"] == after["images"]
+    with pytest.raises(RalibError, match=r"was begun with \(the order of the images differ"):
+        check_same_input({"input": {"fingerprint": before}}, after, stack="a", outdir="b")
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk needs root and mount")

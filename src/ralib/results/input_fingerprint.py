@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ralib.io.stacks import file_references
 from ralib.types import ParticleSet, RalibError
 
 SAMPLED = 64
@@ -20,6 +21,7 @@ SAMPLED = 64
 _NAMES = {
     "pixel_size_A": "the pixel size",
     "images": "the images or their order",
+    "order": "the order of the images",
     "ctf": "the CTF parameters",
     "poses": "the poses",
 }
@@ -36,8 +38,8 @@ def input_fingerprint(particles: ParticleSet) -> dict[str, Any]:
     Returns
     -------
     dict[str, Any]
-        `particles`, `box`, `pixel_size_A`, and SHA-256 hashes of SAMPLED images, of the CTF and of the poses (None
-        where the input has none).
+        `particles`, `box`, `pixel_size_A`, and SHA-256 hashes of SAMPLED images, of where each image stands in its file,
+        of the CTF and of the poses (None where the input has none).
     """
     n = len(particles)
     chosen = np.unique(np.linspace(0, max(0, n - 1), min(n, SAMPLED)).round().astype(np.int64))
@@ -47,6 +49,7 @@ def input_fingerprint(particles: ParticleSet) -> dict[str, Any]:
         "box": particles.box,
         "pixel_size_A": particles.pixel_size_A,
         "images": _hash(particles.images.read(chosen)),
+        "order": _hash(*(file_references(particles.images) or (None, np.arange(n)))[1:]),
         "ctf": None if ctf is None else _hash(*(np.asarray(getattr(ctf, f)) for f in ctf.__dataclass_fields__)),
         "poses": None if poses is None else _hash(*(getattr(poses, f).numpy() for f in ("psi_deg", "origin_xy_px"))),
     }
