@@ -38,8 +38,8 @@ def input_fingerprint(particles: ParticleSet) -> dict[str, Any]:
     Returns
     -------
     dict[str, Any]
-        `particles`, `box`, `pixel_size_A`, and SHA-256 hashes of SAMPLED images, of where each image stands in its file,
-        of the CTF and of the poses (None where the input has none).
+        `particles`, `box`, `pixel_size_A`, and SHA-256 hashes of SAMPLED images, of the number of each image in its
+        file, of the CTF and of the poses (None where the input has none).
     """
     n = len(particles)
     chosen = np.unique(np.linspace(0, max(0, n - 1), min(n, SAMPLED)).round().astype(np.int64))
