@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.classes.averages import ClassSums, class_averages
 from ralib.classification.classifier import Classifier
 from ralib.cli import main
-from ralib.io import for_computing, open_images, open_particles, pose_headers, write_hdf
+from ralib.io import for_computing, open_images, open_particles, pose_headers, write_hdf, write_mrcs
 from ralib.io.plausible import implausible_ctf
 from ralib.types import CtfParameters, Poses, RalibError
 from star_files import OPTICS, rows, stack, write
@@ -135,3 +136,51 @@ def test_implausible_class_numbers_are_refused(tmp_path: Path, capsys: pytest.Ca
     star = write(tmp_path / "p.star", rows(6, rlnClassNumber=2147483647))
     assert main(["average", str(star), str(tmp_path / "a.mrcs")]) == 2
     assert "class numbers up to 2147483647" in capsys.readouterr().err
+
+
+def test_commands_name_images_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = stack(tmp_path / "p.mrcs", 6)
+    images[3] = np.nan
+    write_mrcs(tmp_path / "p.mrcs", images, 4.0)
+    star = write(tmp_path / "p.star", rows(6, rlnClassNumber=1, rlnAnglePsi=0.0))
+    for command, made in (("average", "a.mrcs"), ("transform", "t.star"), ("prepare", "b.star")):
+        assert main([command, str(star), str(tmp_path / made), "--device", "cpu"]) == 0
+        assert "1 images are not finite" in capsys.readouterr().err, command
+        assert np.isfinite(open_images(tmp_path / made)).all(), command
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["average", "--ctf=wiener", "--snr=0"], ["average", "--ctf=wiener", "--snr=nan"],
+     ["prepare", "--mask-radius=8", "--mask-edge=nan"]],
+)  # fmt: skip
+def test_options_that_are_no_numbers_are_refused(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    star = write(tmp_path / "p.star", rows(6, rlnClassNumber=1, rlnAnglePsi=0.0))
+    assert main([options[0], str(star), str(tmp_path / "o.mrcs"), *options[1:]]) == 2
+    assert options[-1].split("=")[0] in capsys.readouterr().err
+
+
+def test_implausible_ctf_prints_no_warning_of_numpy(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    odd = [10 if i == 3 else 0.1 for i in range(6)]
+    star = write(tmp_path / "p.star", rows(6, rlnClassNumber=1, rlnAnglePsi=0.0, rlnAmplitudeContrast=odd,
+                                           rlnVoltage=[0 if i == 4 else 300 for i in range(6)]))  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["average", str(star), str(tmp_path / "o.mrcs"), "--ctf=wiener", "--device", "cpu"]) == 0
+
+
+def test_fractions_are_no_class_numbers(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    with pytest.raises(RalibError, match="rlnClassNumber should hold class numbers"):
+        open_particles(write(tmp_path / "p.star", rows(6, rlnClassNumber=[1, 1, 1.5, 1, 1, 1])))
+
+
+def test_prepare_into_images_alone_says_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack(tmp_path / "p.mrcs", 6)
+    star = write(tmp_path / "p.star", rows(6, rlnClassNumber=1, rlnAnglePsi=0.0))
+    assert main(["prepare", str(star), str(tmp_path / "o.mrcs")]) == 0
+    assert "o.mrcs holds images alone, without CTF and poses" in capsys.readouterr().err

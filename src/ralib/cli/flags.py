@@ -49,6 +49,7 @@ FLAGS: Mapping[str, str] = {name: f"--{name}" for name in _SAME_NAME} | {
     "junk_fraction": "--junk",
     "lowest_A": "--low-limit",
     "mask_radius_px": "--mask-radius",
+    "mask_edge_px": "--mask-edge",
     "max_junk": "--max-junk",
     "min_class_score": "--min-class-score",
     "min_fit": "--min-fit",

@@ -81,6 +81,14 @@ def check_output(out: Path) -> None:
     check_writable_name(out)
 
 
+def show_bad_images(bad: set[int], what: str) -> None:
+    """Print how many images are unusable, what they are, and the first of them from 1; nothing where there are none."""
+    if bad:
+        first = ", ".join(str(i + 1) for i in sorted(bad)[:5])
+        more = ", ..." if len(bad) > 5 else ""
+        typer.echo(f"warning: {len(bad)} images are {what}: {first}{more}", err=True)
+
+
 def save(out: Path, particles: ParticleSet, label: str) -> None:
     """Write images and metadata of a particle set into new files.
 
@@ -130,3 +138,9 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
     typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
     if suffix == ".star":
         typer.echo(f"wrote {out}")
+        return
+    lost = [name for name, given in (("CTF", particles.ctf), ("poses", particles.poses)) if given is not None]
+    if lost:
+        typer.echo(
+            f"warning: {out} holds images alone, without {' and '.join(lost)}; name a .star to keep them", err=True
+        )

@@ -36,7 +36,8 @@ def electron_wavelength_A(voltage_kV: np.ndarray) -> np.ndarray:
         Wavelength, Angstrom (0.0197 at 300 kV).
     """
     voltage_V = np.asarray(voltage_kV, dtype=np.float64) * 1e3
-    return 12.2643247 / np.sqrt(voltage_V * (1.0 + 0.978466e-6 * voltage_V))
+    with np.errstate(divide="ignore", invalid="ignore"):  # particles of implausible numbers are left out elsewhere
+        return 12.2643247 / np.sqrt(voltage_V * (1.0 + 0.978466e-6 * voltage_V))
 
 
 def ctf_2d(
@@ -335,16 +336,20 @@ def _ctf(params: CtfParameters, kx_per_A: Tensor, ky_per_A: Tensor) -> Tensor:
 
     u_A, v_A = (np.asarray(d, np.float64) for d in (params.defocus_u_A, params.defocus_v_A))
     wavelength_A = electron_wavelength_A(params.voltage_kV)
-    twice_angle = 2.0 * np.deg2rad(params.astigmatism_angle_deg)
+    with np.errstate(invalid="ignore", over="ignore"):
+        twice_angle = 2.0 * np.deg2rad(params.astigmatism_angle_deg)
+        difference_A = 0.5 * (u_A - v_A)
+        cosine_A, sine_A = difference_A * np.cos(twice_angle), difference_A * np.sin(twice_angle)
     # k^2 cos(2 (theta - alpha)) without an arctangent: it is a quadratic form in (kx, ky).
     k2 = kx_per_A**2 + ky_per_A**2
     defocus_k2 = (
         column(0.5 * (u_A + v_A)) * k2
-        + column(0.5 * (u_A - v_A) * np.cos(twice_angle)) * (kx_per_A**2 - ky_per_A**2)
-        + column(0.5 * (u_A - v_A) * np.sin(twice_angle)) * (2.0 * kx_per_A * ky_per_A)
+        + column(cosine_A) * (kx_per_A**2 - ky_per_A**2)
+        + column(sine_A) * (2.0 * kx_per_A * ky_per_A)
     )
     cs_A = np.asarray(params.spherical_aberration_mm, np.float64) * 1e7
-    constant = np.deg2rad(params.phase_shift_deg) + np.arcsin(params.amplitude_contrast)
+    with np.errstate(invalid="ignore"):
+        constant = np.deg2rad(params.phase_shift_deg) + np.arcsin(params.amplitude_contrast)
     phase = (
         column(np.pi * wavelength_A) * defocus_k2
         - column(0.5 * np.pi * cs_A * wavelength_A**3) * k2**2

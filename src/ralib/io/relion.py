@@ -302,7 +302,8 @@ def _turned_over(table: pd.DataFrame, path: Path) -> torch.Tensor:
 
 
 def _class_index(number: np.ndarray, label: str, path: Path) -> np.ndarray:
-    if not (np.isfinite(number) & (np.abs(number) < 2**31)).all():
+    whole = np.isfinite(number) & (np.abs(number) < 2**31)
+    if not whole.all() or (number != np.floor(number)).any():
         raise RalibError(f"{path}: the column {label} should hold class numbers from 1")
     return np.maximum(number.astype(np.int64) - 1, -1)
 

@@ -72,6 +72,8 @@ class Preparation:
         for option, size_A in (("`pixel_size_A`", self.pixel_size_A), ("`mask_radius_px`", self.mask_radius_px)):
             if size_A is not None and not size_A > 0:
                 raise RalibError(f"{option} {size_A}: give a number above 0")
+        if not 0 <= self.mask_edge_px < float("inf"):
+            raise RalibError(f"`mask_edge_px` {self.mask_edge_px}: give a width of 0 or more")
 
 
 def prepare_particles(
@@ -417,12 +419,15 @@ class AlignedSource:
         Interpolation; see `ralib.kernels.rotate_shift_images`.
     device : torch.device
         Where to compute.
+    bad : set of int, optional
+        Where given, images that are not finite become zeros, and their numbers are added; else they stay.
     """
 
     source: ImageSource
     poses: Poses
     method: str
     device: torch.device
+    bad: set[int] | None = None
 
     @property
     def n_images(self) -> int:
@@ -437,6 +442,10 @@ class AlignedSource:
     def read(self, index: np.ndarray) -> np.ndarray:
         """Return aligned images (b, n, n) in the order of `index` (b,)."""
         images = torch.from_numpy(self.source.read(index)).to(self.device)
+        if self.bad is not None:
+            finite = torch.isfinite(images).flatten(1).all(1)
+            self.bad.update(index[~finite.cpu().numpy()].tolist())
+            images = torch.where(finite[:, None, None], images, 0.0)
         images, offset = without_offset(images)
         p = self.poses[torch.as_tensor(index)].to(self.device)
         turned = rotate_shift_images(images, p.psi_deg, p.origin_xy_px, p.mirror, method=self.method, boundary="mean")

@@ -18,6 +18,7 @@ from ralib.cli.particle_files import (
     opened,
     poses_of,
     refuse_existing,
+    show_bad_images,
 )
 from ralib.types import ParticleSet, Poses, RalibError
 
@@ -50,6 +51,8 @@ def average(
 
     if out.suffix.lower() not in (".mrcs", ".mrc", ".hdf"):
         raise RalibError(f"{out}: averages are written as .mrcs or .hdf")
+    if snr is not None and not 0 < snr < float("inf"):
+        raise RalibError(f"--snr {snr:g} must be above 0")
     refuse_existing(out)
     ctf = ctf_word(mode, ("off", "wiener")) == "wiener"
     particles = opened(stack, datadir, pixel_size)
@@ -81,12 +84,14 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
 
     n_classes = max(1, int(poses.class_index.max()) + 1)
     sums = ClassSums.empty(n_classes, particles.box, device, ctf=ctf)
+    bad: set[int] = set()
     offsets = torch.zeros(2, n_classes, dtype=torch.float64, device=device)
     first = torch.arange(len(particles)) if particles.same_as is None else torch.from_numpy(particles.same_as)
     for index in in_batches(len(particles), particles.box, "averaging"):
         rows = torch.as_tensor(index)
         images, mine, power = torch.from_numpy(particles.images.read(index)).to(device), poses[rows].to(device), None
         finite = torch.isfinite(images).flatten(1).all(1)
+        bad.update(index[~finite.cpu().numpy()].tolist())
         if particles.usable is not None:
             finite &= torch.from_numpy(particles.usable[index]).to(device)
         images, offset = without_offset(torch.where(finite[:, None, None], images, 0.0))
@@ -100,6 +105,7 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
         sums.add_(images, mine.replace(class_index=kept), half, power)
         member = kept >= 0
         offsets.index_put_((half[member], kept[member]), offset[member, 0, 0].double(), accumulate=True)
+    show_bad_images(bad, "not finite and were left out")
     if not ctf:  # a constant is the same under every pose; with a CTF, the mean of an image says nothing
         sums.images.add_(offsets[..., None, None])
     return sums

@@ -15,6 +15,7 @@ from ralib.cli.particle_files import (
     check_output,
     opened,
     save,
+    show_bad_images,
 )
 from ralib.types import ParticleSet, RalibError
 
@@ -108,8 +109,7 @@ def prepare(
             f"{out}: EMAN2's CTF header holds the pixel size, and no file says it: give --input-pixel-size"
         )
     save(out, particles, "preparing")
-    if source.bad:
-        _warn_bad(source.bad)
+    show_bad_images(source.bad, "not finite or constant and became zero")
 
 
 def _without_duplicates(particles: ParticleSet, distance_A: float) -> ParticleSet:
@@ -120,9 +120,3 @@ def _without_duplicates(particles: ParticleSet, distance_A: float) -> ParticleSe
     rows = without_repeats(particles, distance_A)
     typer.echo(f"{len(particles) - len(rows)} of {len(particles)} particles are there twice and were left out")
     return take(particles, rows)
-
-
-def _warn_bad(bad: set[int]) -> None:
-    first = ", ".join(str(i + 1) for i in sorted(bad)[:5])
-    more = ", ..." if len(bad) > 5 else ""
-    typer.echo(f"warning: {len(bad)} images are not finite or constant and became zero: {first}{more}", err=True)

@@ -15,6 +15,7 @@ from ralib.cli.particle_files import (
     Stack,
     opened,
     save,
+    show_bad_images,
 )
 
 
@@ -33,7 +34,13 @@ def transform(
 ) -> None:
     """Apply the stored poses to the images (sxtransform2d): each comes out as its class average sees it."""
     from ralib.io import for_computing
-    from ralib.particles.preparation import align_particles
+    from ralib.particles.preparation import AlignedSource, align_particles
 
     particles = for_computing(opened(stack, datadir, pixel_size), ctf=False)
-    save(out, align_particles(particles, method=method, device=resolve_device(device)), "transforming")
+    aligned = align_particles(particles, method=method, device=resolve_device(device))
+    bad: set[int] = set()
+    source = aligned.images
+    assert isinstance(source, AlignedSource)
+    source.bad = bad
+    save(out, aligned, "transforming")
+    show_bad_images(bad, "not finite and became zero")
