@@ -49,6 +49,30 @@ class SelfContribution:
     mirror: Tensor
     share: Tensor
 
+    def among(self, rows: Tensor, n: int) -> SelfContribution:
+        """Return the contributions of n particles, of which only these contributed.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (m,)
+            Rows of these particles.
+        n : int
+            Number of all.
+
+        Returns
+        -------
+        SelfContribution
+            Contributions, of class -1 where there are none.
+        """
+
+        def spread(values: Tensor, other: int = 0) -> Tensor:
+            every = values.new_full((n, *values.shape[1:]), other)
+            every[rows] = values
+            return every
+
+        pose = spread(self.psi_deg), spread(self.origin_xy_px), spread(self.mirror)
+        return SelfContribution(spread(self.class_index, -1), *pose, spread(self.share))
+
     def part(self, rows: slice) -> SelfContribution:
         """Return the contributions of some particles."""
         pose = self.psi_deg[rows], self.origin_xy_px[rows], self.mirror[rows]

@@ -322,7 +322,11 @@ class ClassificationSchedule:
             self.use_noise(ratio)
         at = self.position = replace(some.position, sharpened=min(some.position.sharpened, some.until))
         references = some.model.references(found, at.rings)
-        state = replace(state, mean_scale=found.mean_scale, spread_px=found.spread_px)
+        own = None
+        if self.rows is None and some.rows is not None and found.own is not None:
+            # The sample's members have their noise in the references that all are compared with.
+            own = found.own.among(self.model.shard.held(some.rows), len(self.model.shard))
+        state = replace(state, mean_scale=found.mean_scale, spread_px=found.spread_px, own=own)
         if self.model.align:
             state = self._placed(references, state)
         sharpening = 0 < at.sharpened < self.until
