@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from ralib.classes.evaluation import purity
-from ralib.classification import em, memory_plan, priors, stored_spectra, whitening
+from ralib.classification import em, junk_model, memory_plan, priors, stored_spectra, whitening
 from ralib.classification import schedule as schedules
 from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import Spectra
+from ralib.classification.junk_model import deviations
+from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.schedule import ScheduleSettings, sample_growth
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
@@ -119,6 +121,30 @@ def test_sample_growth_follows_the_ssnr_of_the_averages() -> None:
     assert sample_growth(frc, members, 0.5) == 1.0  # 0.6 on average
     assert sample_growth(frc, members, 0.75) == pytest.approx(2.0, rel=1e-5)  # an SSNR of 3 in place of 1.5
     assert sample_growth(0 * frc, members, 0.5) == pytest.approx(99.0, rel=1e-3)
+
+
+def test_self_contribution_among_all_only_of_the_sample() -> None:
+    own = SelfContribution(
+        class_index=torch.tensor([2, 0]),
+        psi_deg=torch.tensor([10.0, 20.0]),
+        origin_xy_px=torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        mirror=torch.tensor([True, False]),
+        share=torch.tensor([[1.0, 1.0], [2.0, 2.0]]),
+    )
+    spread = own.among(torch.tensor([3, 1]), 4)
+    assert spread.class_index.tolist() == [-1, 0, -1, 2]
+    assert spread.share.sum(1).tolist() == [0, 4, 0, 2]
+    assert spread.origin_xy_px[3].tolist() == [1, 2]
+    assert spread.mirror.tolist() == [False, False, False, True]
+
+
+def test_deviations_of_many_particles_medians_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = np.random.default_rng(0).normal(3.0, 2.0, (20_000, 4)).astype(np.float32)
+    whole = deviations(own, np.ones(len(own), bool))
+    monkeypatch.setattr(junk_model, "MEDIAN_OF", 5000)
+    some = deviations(own, np.ones(len(own), bool))
+    assert 0 < np.abs(some - whole).max() < 0.3
+    assert np.median(np.abs(some - whole)) < 0.05
 
 
 # -- spectra in half precision, and elsewhere -----------------------------------------------------------------------

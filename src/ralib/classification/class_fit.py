@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import Spectra, mirrored_references, ring_power, samples_at_once, turned_samples
+from ralib.classification.e_step import mirrored_references, ring_power, samples_at_once, turned_samples
 from ralib.classification.em import Model
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import weighted_median
@@ -146,8 +146,7 @@ def _of_rows(
     places: _Places,
 ) -> Tensor:
     """`class_fit` of some particles, extremes in their own units; last comes the deviation (b,) of what is left."""
-    grid, spectra, rings = model.field.grid, model.field.spectra, len(typical)
-    assert isinstance(spectra, Spectra)
+    grid, spectra, rings = model.field.grid, model.field.single, len(typical)
     index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
     first, second = (mirrored_references(half, index, mirror) for half in halves)
     reference = torch.where((other == 0)[:, None, None], first, second)

@@ -308,8 +308,7 @@ class Model:
         return lk.joined(found)
 
     def _search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
-        grid, spectra = self.field.grid, self.field.spectra
-        assert isinstance(spectra, lk.Spectra)
+        grid, spectra = self.field.grid, self.field.single
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
         else:
@@ -473,8 +472,7 @@ class Model:
         step: IterationSettings,
         own: SelfContribution | None,
     ) -> lk.ClassPoses:
-        grid, spectra, spacing = self.field.grid, self.field.spectra, self.shift_step_px(step.rings)
-        assert isinstance(spectra, lk.Spectra)
+        grid, spectra, spacing = self.field.grid, self.field.single, self.shift_step_px(step.rings)
         poses = self.within(
             lambda most: lk.refine_poses(
                 grid, spectra, references, found, index, steps=step.newton,
@@ -518,8 +516,7 @@ class Model:
         rings: int,
         limits: tuple[Tensor, Tensor],
     ) -> RingSums:
-        grid, spectra = self.field.grid, self.field.spectra
-        assert isinstance(spectra, lk.Spectra)
+        grid, spectra = self.field.grid, self.field.single
         return self.within(
             lambda most: sum_classes(
                 grid, spectra, poses, index, weight, scale, self.half,
@@ -677,8 +674,7 @@ class Model:
 
     def _ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
         """Cross terms (b, r) of some particles."""
-        grid, spectra = self.field.grid, self.field.spectra
-        assert isinstance(spectra, lk.Spectra)
+        grid, spectra = self.field.grid, self.field.single
         mirrored = lk.mirrored_references(references, state.class_index[cut], state.mirror[cut])
         posed = lk.turned_samples(grid, mirrored, state.psi_deg[cut])
         rings = references.shape[1]

@@ -86,6 +86,12 @@ class WhitenedParticles:
     plan: SpectraPlan
 
     @property
+    def single(self) -> Spectra:
+        """Spectra in single precision, as those of a part are (`Model.parts`)."""
+        assert isinstance(self.spectra, Spectra)
+        return self.spectra
+
+    @property
     def typical(self) -> Tensor:
         """Images (n,) that are usable and no outliers."""
         return self.usable & ~self.outliers.found
