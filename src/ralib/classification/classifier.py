@@ -42,10 +42,11 @@ from ralib.images.frc import masked_frc
 from ralib.interop.estimator import ClusterEstimator
 from ralib.io import for_computing
 from ralib.io.plausible import named
-from ralib.particles.batches import ParticleBatches
+from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, Observer, SilentObserver
 from ralib.runtime.distributed import Ranks, SingleProcess
+from ralib.runtime.memory import free_memory
 from ralib.types import ClassificationResult, CtfState, Notice, ParticleSet, Poses, RalibError, as_particles
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
@@ -316,12 +317,15 @@ class Classifier(ClusterEstimator):
 
     def _batches(self, particles: ParticleSet, shard: Shard) -> ParticleBatches:
         default = 1024 if self._device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
+        # Spectra are read a dozen times, images twice: they stay only where all of them do.
+        all_bytes, room_bytes = 2 * len(shard) * particles.box**2, RESIDENT_SHARE * free_memory(self._device)
         return ParticleBatches(
             particles,
             range(shard.rows.start, shard.rows.stop),
             batch_size=self.batch_size or default,
             device=self._device,
             background_radius=0.45 * particles.box,
+            resident_bytes=int(room_bytes) if all_bytes <= room_bytes else 0,
         )
 
     def _limits_px(self, particles: ParticleSet) -> dict[str, float | None]:
