@@ -99,7 +99,7 @@ def test_report_made_in_memory_is_that_of_the_files(data, tmp_path) -> None:
     result, particles = load_run(out), io.open_particles(folder / "particles.mrcs")
     memory = figures(summarise(finished_run(out, open_run(out).record, result, particles)))
     files = report_json(out)
-    for part in ("title", "fingerprint", "classes", "warnings", "iterations", "histograms", "shift_map"):
+    for part in ("title", "fingerprint", "classes", "warnings", "iterations", "histograms", "hexagon_maps"):
         assert memory[part] == files[part], part
     assert memory["members"]["row"] == files["members"]["row"]
     np.testing.assert_allclose(memory["embedding"]["xy"], files["embedding"]["xy"], atol=1e-3)

@@ -22,7 +22,7 @@ PLOTS = {
     *("distribution-psi", "distribution-fit", "distribution-defocus", "distribution-shift", "distribution-mirror"),
     *("ctf-curves", "ctf-coverage", "ctf-defocus", "embedding", "command", "timings", "machine", "options"),
 }
-CLASS_PLOTS = {"class-frc", "class-psi", "class-shifts", "class-fit", "class-class_sizes", "class-resolution"}
+CLASS_PLOTS = {"class-frc", "class-psi", "class-shift", "class-fit", "class-class_sizes", "class-resolution"}
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,15 @@ from PIL import Image
 from make_run import make_run
 from ralib.cli import main
 from ralib.images.fourier import fourier_resize
+from ralib.io import open_particles, write_particles_star
+from ralib.io.viewing import viewing_directions
 from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
 from ralib.results.run_record import read_record, run_record
 from ralib.results.summary import open_run, runs, summarise, write_report
 from ralib.results.summary.diagnose import centre_of_mass_px, diagnose
 from ralib.results.summary.embedding import principal_plane, tsne
-from ralib.results.summary.figures import class_figures, histograms, particle_figures, shift_map
+from ralib.results.summary.figures import class_figures, hexagon_maps, hexagons, histograms, particle_figures
 from ralib.results.summary.pictures import aligned, choose_members, followed_back, likeness, uses_ctf
 from ralib.types import ClassAverages, Notice, Poses, RalibError, RunResult
 
@@ -59,13 +61,48 @@ def test_figures_agree_with_the_poses(run: Path) -> None:
     for histogram in histograms(opened).values():
         np.testing.assert_array_equal(histogram.counts.sum(axis=1), opened.members)
     assert set(histograms(opened)) == {"psi", "fit", "defocus"}
-    shifts = shift_map(opened)
-    np.testing.assert_array_equal(shifts.counts.sum(axis=(1, 2)), opened.members)
-    right = shifts.counts[:, :, shifts.counts.shape[2] // 2 + 1 :].sum()
-    width = shifts.edges_px[1] - shifts.edges_px[0]
-    assert right == (opened.poses.origin_xy_px.numpy()[:, 0] >= width / 2).sum()
+    maps = hexagon_maps(opened)
+    assert set(maps) == {"shift"}  # these particles come without viewing directions
+    for counts in (maps["shift"].counts, maps["shift"].x.counts, maps["shift"].y.counts):
+        np.testing.assert_array_equal(counts.sum(axis=1), opened.members)
+    mean = maps["shift"].counts.sum(0) @ maps["shift"].centre / opened.members.sum()
+    member = index >= 0
+    np.testing.assert_allclose(mean, opened.poses.origin_xy_px.numpy()[member].mean(0), atol=maps["shift"].size[0] / 2)
     fit = particle_figures(opened)["fit"]
     np.testing.assert_array_equal(fit, opened.poses.score.numpy()[np.argsort(index, kind="stable")])
+
+
+def test_hexagons_every_point_lies_in_the_one_with_the_nearest_centre() -> None:
+    rng = np.random.default_rng(0)
+    low, high = np.array([-3.0, 0.0]), np.array([3.0, 12.0])
+    xy = rng.uniform(low, high, (3000, 2))
+    hexagon, centre, size = hexagons(xy, low, high, across=9)
+    scale = np.array([1.0, size[0] * np.sqrt(3) / size[1]])  # the hexagons are regular in a square
+    distance = np.linalg.norm((xy[:, None] - centre) * scale, axis=-1)
+    np.testing.assert_allclose(distance[np.arange(3000), hexagon], distance.min(1), atol=1e-9)
+    assert distance.min(1).max() <= size[0] / np.sqrt(3) * 1.02
+    assert len(np.unique(centre, axis=0)) == len(centre)
+
+
+def test_report_shows_viewing_directions_where_the_file_has_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path, n_classes=3, n_particles=60, box=16, n_iterations=1)
+    particles = open_particles(run / "particles.star")
+    tables = dict(particles.metadata.tables)
+    rng = np.random.default_rng(1)
+    rot, tilt = rng.uniform(-180, 180, 60), rng.uniform(1, 179, 60)
+    tables["particles"] = tables["particles"].assign(rlnAngleRot=rot, rlnAngleTilt=tilt)
+    given = particles.replace(metadata=replace(particles.metadata, tables=tables))
+    np.testing.assert_allclose(viewing_directions(given), np.stack([rot, tilt], 1), atol=1e-6)
+    # A run's own file, in which rot and tilt tell the mirror, still has the directions.
+    write_particles_star(run / "particles.star", given, mirror_as_class=False)
+    found = viewing_directions(open_particles(run / "particles.star"))
+    np.testing.assert_allclose(found, np.stack([rot, tilt], 1), atol=1e-5)
+    view = hexagon_maps(open_run(run))["view"]
+    assert view.counts.sum() == open_run(run).members.sum()
+    assert viewing_directions(particles) is None
+    for name, value in (("rlnAngleTilt", 180.0), ("rlnAngleRot", 0.0)):
+        tables["particles"][name] = value
+    assert viewing_directions(given) is None
 
 
 def test_figures_of_particles_follow_the_classes(tmp_path: Path) -> None:

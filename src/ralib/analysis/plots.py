@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from ralib.images.ctf import ctf_2d, ctf_polar
@@ -140,20 +140,17 @@ def class_histogram(class_index: Any, *, n_classes: int | None = None, what: str
 
 
 def pose_figure(poses: Poses) -> Figure:
-    """Show where the origins lie (hexagonal bins), and the distribution of psi, unmirrored and mirrored."""
+    """Show origins in hexagonal bins, with x and y alone at the sides, and the distribution of psi by mirror."""
     poses = poses.to("cpu")
     shift, psi, mirror = poses.origin_xy_px.numpy(), poses.psi_deg.numpy() % 360.0, poses.mirror.numpy()
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    reach = max(1.0, float(np.abs(shift).max()) * 1.05)
-    bins = left.hexbin(
-        shift[:, 0], shift[:, 1], gridsize=30, extent=(-reach, reach, -reach, reach), cmap="viridis", mincnt=1
-    )
-    figure.colorbar(bins, ax=left, label="particles")
-    left.set(xlabel="origin x (px)", ylabel="origin y (px)", aspect="equal", title="origin")
-    right.hist([psi[~mirror], psi[mirror]], bins=np.arange(0, 361, 10), stacked=True, label=["as is", "mirrored"])
-    right.set(xlabel="psi (degrees)", ylabel="particles", title="in-plane rotation", xlim=(0, 360))
-    right.legend(frameon=False)
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = np.ravel(np.asarray(figure.subfigures(1, 2)))
+    reach = max(1.0, float(np.abs(shift).max()) * 1.05) if len(shift) else 1.0
+    _draw_hexbin(left, shift[:, 0], shift[:, 1], ("origin x (px)", "origin y (px)"), 30, (-reach, reach, -reach, reach))
+    ax = right.subplots()
+    ax.hist([psi[~mirror], psi[mirror]], bins=np.arange(0, 361, 10), stacked=True, label=["as is", "mirrored"])
+    ax.set(xlabel="psi (degrees)", ylabel="particles", title="in-plane rotation", xlim=(0, 360))
+    ax.legend(frameon=False)
     return figure
 
 
@@ -287,17 +284,29 @@ def hexbin_figure(x: Any, y: Any, *, labels: tuple[str, str] = ("x", "y"), grids
     if x.shape != y.shape or x.ndim != 1:
         raise RalibError(f"points of shapes {x.shape} and {y.shape}: give (n,) of both")
     figure = Figure(figsize=(6, 6), layout="constrained")
+    _draw_hexbin(figure, x, y, labels, gridsize)
+    return figure
+
+
+def _draw_hexbin(
+    figure: Figure | SubFigure,
+    x: np.ndarray,
+    y: np.ndarray,
+    labels: tuple[str, str],
+    gridsize: int,
+    extent: tuple[float, float, float, float] | None = None,
+) -> None:
+    """Hexagonal bins of points (n,), the distribution of x above and of y beside them."""
     grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
     ax = figure.add_subplot(grid[1, 0])
-    bins = ax.hexbin(x, y, gridsize=gridsize, cmap="viridis", mincnt=1)
+    bins = ax.hexbin(x, y, gridsize=gridsize, extent=extent, cmap="viridis", mincnt=1)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     above, beside = figure.add_subplot(grid[0, 0], sharex=ax), figure.add_subplot(grid[1, 1], sharey=ax)
-    above.hist(x, bins=gridsize, color=_colour(0))
-    beside.hist(y, bins=gridsize, color=_colour(0), orientation="horizontal")
+    above.hist(x, bins=gridsize, range=extent and extent[:2], color=_colour(0))
+    beside.hist(y, bins=gridsize, range=extent and extent[2:], color=_colour(0), orientation="horizontal")
     for side in (above, beside):
         side.tick_params(labelbottom=side is beside, labelleft=side is above)
     figure.colorbar(bins, ax=beside, label="particles")
-    return figure
 
 
 def scree_figure(explained_variance_ratio: np.ndarray) -> Figure:

@@ -21,6 +21,7 @@ from ralib.analysis.steerable import SteerablePCA
 from ralib.analysis.twosdr import TwoSDR
 from ralib.io import write_mrcs
 from ralib.io.atomic import atomic_folder
+from ralib.io.viewing import viewing_directions
 from ralib.particles.preparation import align_particles
 from ralib.types import ImageSource, ParticleSet, RalibError
 
@@ -339,6 +340,8 @@ def _figures(particles: ParticleSet, result: AnalysisResult) -> dict[str, Any]:
             figures["embedding_classes"] = plots.scatter_by_cluster(result.coordinates, classes, title="by class")
     if particles.poses is not None:
         figures["poses"] = plots.pose_figure(particles.poses)
+    if (view_deg := viewing_directions(particles)) is not None:
+        figures["views"] = plots.view_figure(*view_deg.T)
     if particles.ctf is not None:
         figures["defocus"] = plots.defocus_figure(particles.ctf)
         if particles.pixel_size_A is not None:

@@ -338,13 +338,19 @@ def _class_index(number: np.ndarray, name: str) -> np.ndarray:
     return number.astype(np.int64).clip(-1, 2**31)
 
 
-def _inplane_rad(rotation_vector: np.ndarray) -> np.ndarray:
-    """The in-plane angle psi of RELION's (rot, tilt, psi) for cryoSPARC's rotation vectors (n, 3)."""
+def euler_zyz_rad(rotation_vector: np.ndarray) -> np.ndarray:
+    """Return RELION's angles (rot, tilt, psi), radians (n, 3), of cryoSPARC's rotation vectors (n, 3)."""
     from scipy.spatial.transform import Rotation
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tilt 0: rot and psi are one angle, scipy puts it all into rot
-        angles = Rotation.from_rotvec(np.nan_to_num(rotation_vector)).as_euler("ZYZ")
+        angles: np.ndarray = Rotation.from_rotvec(np.nan_to_num(rotation_vector)).as_euler("ZYZ")
+    return angles
+
+
+def _inplane_rad(rotation_vector: np.ndarray) -> np.ndarray:
+    """The in-plane angle psi of RELION's (rot, tilt, psi) for cryoSPARC's rotation vectors (n, 3)."""
+    angles = euler_zyz_rad(rotation_vector)
     straight = np.abs(np.sin(angles[:, 1])) < 1e-6
     return np.where(straight, angles[:, 0] + angles[:, 2], angles[:, 2])
 

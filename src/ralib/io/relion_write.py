@@ -25,6 +25,7 @@ from ralib.io.paths import name_for_project
 from ralib.io.relion import STATE_COLUMNS, particle_block
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column, write_star
+from ralib.io.viewing import VIEW_COLUMNS, viewing_directions
 from ralib.types import CtfState, ParticleSet, Poses, RalibError
 
 _SHARED = {  # columns RELION >= 3.1 keeps in data_optics
@@ -137,6 +138,8 @@ def particle_tables(
     pixel_size_A = pixel_sizes_A(particles, optics, group)
     if poses is not None:
         columns |= pose_columns(poses, pixel_size_A, n_classes, mirror_as_class)
+        if (view_deg := viewing_directions(particles)) is not None:  # which rot and tilt no longer tell
+            columns |= dict(zip(VIEW_COLUMNS, view_deg.round(6).T, strict=True))
     moved = (*_REPLACED, *_SHARED, *STATE_COLUMNS, *_OF_IMAGES) if "optics" not in kept else (*_REPLACED, *_OF_IMAGES)
     table = table.drop(columns=[c for c in moved if c in table.columns])
     table = table.assign(**columns)

@@ -1,4 +1,4 @@
-// Small SVG charts: lines, scatter, bars, heat map. Each is a figure with a spoken summary and values under the pointer.
+// Small SVG charts: lines, scatter, bars, hexagonal bins. Each is a figure with a spoken summary and values under the pointer.
 
 function ticks(low, high, wanted = 5) {
   const raw = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(raw));
@@ -144,26 +144,36 @@ function ramp(stops, t) {
   return [0, 1, 2].map((c) => Math.round(channel(stops[i], c) * (1 - part) + channel(stops[i + 1], c) * part));
 }
 
-// A square map of counts, [y, x].
-function heatMap(options) {
-  const { edges, unit = "px" } = options, bins = edges.length - 1;
-  return figure(options, (svg, width) => {
-    const counts = options.counts(), side = Math.min(width, options.most || 330), most = Math.max(...counts, 1), sum = counts.reduce((a, b) => a + b, 0);
-    const span = [edges[0], edges[bins]], group = el("g", { transform: `translate(${(width - side) / 2} 0)` });
+// Counts of two quantities in hexagonal bins, and of each of them alone at the sides.
+function hexagonChart(map, { id, scope, most }) {
+  const { title, x, y, size } = map, span = (side) => [side.edges[0], side.edges[side.edges.length - 1]], strip = 34;
+  const name = (side) => `${side.label} (${side.unit})`, list = (side) => (side.unit === "°" ? [-180, -90, 0, 90, 180].filter((value) => value >= side.edges[0]) : undefined);
+  return figure({ id, title, summary: `${name(x)} across, ${name(y)} upwards, in hexagonal bins` }, (svg, width) => {
+    const counts = summed(map.counts, scope()), sum = counts.reduce((a, b) => a + b, 0), highest = Math.max(...counts, 1);
+    const side = Math.min(width, most), plot = side - strip, group = el("g", { transform: `translate(${(width - side) / 2} ${strip})` });
     svg.append(group);
-    const at = axes(group, side, side * 0.96, { x: span, y: span, xLabel: `x (${unit})`, yLabel: `y (${unit})` });
-    svg.setAttribute("viewBox", `0 0 ${width} ${side * 0.96}`);
-    for (let row = 0; row < bins; row++) {
-      for (let column = 0; column < bins; column++) {
-        const value = counts[row * bins + column];
-        if (!value) continue;
-        const cell = el("rect", { x: at.x(edges[column]), y: at.y(edges[row + 1]), width: at.x(edges[column + 1]) - at.x(edges[column]) + 0.3, height: at.y(edges[row]) - at.y(edges[row + 1]) + 0.3,
-          fill: "var(--c1)", "fill-opacity": (0.08 + 0.92 * Math.sqrt(value / most)).toFixed(3) });
-        cell.onpointermove = (event) => showTip(event.clientX, event.clientY, el("b", {}, `x ${short((edges[column] + edges[column + 1]) / 2)}, y ${short((edges[row] + edges[row + 1]) / 2)} ${unit}`), el("div", {}, `${count(value)} particles, ${percent(value, sum)}`));
-        cell.onpointerleave = hideTip;
-        group.append(cell);
-      }
+    const at = axes(group, plot, plot, { x: span(x), y: span(y), xLabel: name(x), yLabel: name(y), xTicks: list(x), yTicks: list(y) });
+    svg.setAttribute("viewBox", `0 0 ${width} ${side}`);
+    const explained = (node, ...lines) => {
+      node.onpointermove = (event) => showTip(event.clientX, event.clientY, ...lines);
+      node.onpointerleave = hideTip;
+      return node;
+    };
+    const particles = (value) => el("div", {}, `${count(value)} particles, ${percent(value, sum)}`);
+    const wide = at.x(size[0]) - at.x(0), tall = at.y(0) - at.y(size[1]), corners = [[0.5, -1], [0.5, 1], [0, 2], [-0.5, 1], [-0.5, -1], [0, -2]];
+    map.centre.forEach(([u, v], i) => {
+      if (!counts[i]) return;
+      const d = `M${corners.map(([right, up]) => `${(at.x(u) + right * wide).toFixed(2)} ${(at.y(v) - up * tall / 6).toFixed(2)}`).join("L")}Z`;
+      group.append(explained(el("path", { d, fill: "var(--c1)", "fill-opacity": (0.08 + 0.92 * Math.sqrt(counts[i] / highest)).toFixed(3) }), el("b", {}, `${x.label} ${short(u)} ${x.unit}, ${y.label} ${short(v)} ${y.unit}`), particles(counts[i])));
+    });
+    for (const [at0, item, across] of [[at.x, x, true], [at.y, y, false]]) {
+      const bars = summed(item.counts, scope()), top = Math.max(...bars, 1);
+      bars.forEach((value, i) => {
+        const from = at0(item.edges[i]), to = at0(item.edges[i + 1]), long = (strip - 6) * value / top, thick = Math.max(0.8, Math.abs(to - from) - 0.5);
+        const place = across ? { x: from, y: at.box.top - 3 - long, width: thick, height: long } : { x: at.box.right + 3, y: to, width: long, height: thick };
+        group.append(explained(el("rect", { ...place, fill: "var(--c1)", "fill-opacity": 0.75 }), el("b", {}, `${item.label} ${short(item.edges[i])} to ${short(item.edges[i + 1])} ${item.unit}`), particles(value)));
+      });
     }
-    group.append(el("line", { class: "cursor", x1: at.x(0), x2: at.x(0), y1: at.box.top, y2: at.box.bottom }), el("line", { class: "cursor", x1: at.box.left, x2: at.box.right, y1: at.y(0), y2: at.y(0) }));
+    if (x.edges[0] < 0 && y.edges[0] < 0) group.append(el("line", { class: "cursor", x1: at.x(0), x2: at.x(0), y1: at.box.top, y2: at.box.bottom }), el("line", { class: "cursor", x1: at.box.left, x2: at.box.right, y1: at.y(0), y2: at.y(0) }));
   });
 }

@@ -31,18 +31,28 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class ShiftMap:
-    """Counts of origin shifts on a square grid by class.
+class HexagonMap:
+    """Counts of two particle quantities in hexagonal bins by class, and of each of them alone.
 
     Attributes
     ----------
-    edges_px : ndarray of shape (b + 1,)
-        Bin edges, pixels.
-    counts : ndarray of shape (k, b, b)
-        Counts by class, y and x.
+    title : str
+        Name of the map.
+    x, y : Histogram
+        The quantities: labels, units, and the counts at the map's sides; their edges span the map.
+    centre : ndarray of shape (h, 2)
+        Centres of the hexagons that hold particles.
+    size : ndarray of shape (2,)
+        Distance of neighbouring centres along x, and of rows two apart along y.
+    counts : ndarray of shape (k, h)
+        Particles of each class in each hexagon.
     """
 
-    edges_px: np.ndarray
+    title: str
+    x: Histogram
+    y: Histogram
+    centre: np.ndarray
+    size: np.ndarray
     counts: np.ndarray
 
 
@@ -187,8 +197,8 @@ class ReportContents:
         By name (fit, posterior, junk) one value for each member, class after class.
     histograms : dict
         Histograms by name.
-    shift_map : ShiftMap, optional
-        Origin shifts.
+    hexagon_maps : dict
+        By name: 'shift', origin shifts, and where the particles have them 'view', viewing directions.
     members : Members, optional
         Some particles of each class.
     history : History, optional
@@ -216,7 +226,7 @@ class ReportContents:
     frc: np.ndarray | None = None
     particle_figures: dict[str, np.ndarray] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    shift_map: ShiftMap | None = None
+    hexagon_maps: dict[str, HexagonMap] = field(default_factory=dict)
     members: Members | None = None
     history: History | None = None
     ctf: CtfCurves | None = None

@@ -103,7 +103,9 @@ const frc = run.frc && { x: run.frc.frequency_per_px, ...unpack(run.frc.values) 
 // Ring 0 is one number, the mean grey value: no correlation to show.
 const frcOf = (k) => Array.from(frc.values.subarray(k * frc.shape[1], (k + 1) * frc.shape[1]), (value, i) => (i ? value : null));
 const histograms = Object.fromEntries(Object.entries(run.histograms).map(([name, item]) => [name, { ...item, counts: unpack(item.counts) }]));
-const shifts = run.shift_map && { edges: run.shift_map.edges_px, counts: unpack(run.shift_map.counts) };
+const hexagonMaps = Object.entries(run.hexagon_maps).map(([name, map]) => ({
+  ...map, name, counts: unpack(map.counts), x: { ...map.x, counts: unpack(map.x.counts) }, y: { ...map.y, counts: unpack(map.y.counts) },
+}));
 
 // Sum of the rows of a (k, ...) count array over the classes in `keep` (all of them when it is null).
 function summed(counts, keep) {

@@ -46,7 +46,7 @@ function detailPlots(k) {
   const only = new Set([k]), plots = [];
   if (frc) plots.push(frcChart({ id: "class-frc", title: "Fourier ring correlation", height: 170, series: [{ name: "FRC", x: frequencies(), y: frcOf(k), color: "var(--c1)" }] }));
   if (histograms.psi) plots.push(distribution("psi", { id: "class-psi", title: "In-plane angle", height: 150, counts: () => summed(histograms.psi.counts, only) }));
-  if (shifts) plots.push(heatMap({ id: "class-shifts", title: "Origin shift", most: 220, edges: shifts.edges, counts: () => summed(shifts.counts, only) }));
+  for (const map of hexagonMaps) plots.push(hexagonChart(map, { id: `class-${map.name}`, most: 230, scope: () => only }));
   for (const name of ["fit", "posterior", "junk"]) if (histograms[name]) plots.push(distribution(name, { id: `class-${name}`, title: histograms[name].label, height: 150, color: "var(--c4)", counts: () => summed(histograms[name].counts, only) }));
   const x = run.iterations.map((item) => item.iteration), dots = x.length < 30;
   for (const [key, title, color] of [["class_sizes", "Members", "var(--c3)"], ["resolution", `Resolution (${resolutionUnit})`, "var(--c2)"]]) {

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from ralib.report.contents import Embedding, ReportContents
+from ralib.report.contents import Embedding, HexagonMap, ReportContents
 from ralib.report.sheets import encode, pack
 
 FORMAT = "ralib-report"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def plain(value: Any) -> Any:
@@ -49,7 +50,7 @@ def figures(contents: ReportContents) -> dict[str, Any]:
         "box_px": c.box_px,
         "pixel_size_A": c.pixel_size_A,
         "histograms": {name: vars(h) for name, h in c.histograms.items()},
-        "shift_map": vars(c.shift_map) if c.shift_map else None,
+        "hexagon_maps": {name: _hexagon_map(m, lambda counts: counts) for name, m in c.hexagon_maps.items()},
         "ctf": vars(c.ctf) if c.ctf else None,
         "frc": None,
         "members": None,
@@ -115,7 +116,7 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
     }
     data["server"], data["automatic_junk_limit"] = c.server, c.automatic_junk_limit
     data["averages"] = pictures("averages", c.averages, 90)
-    data["frc"] = data["particle_figures"] = data["shift_map"] = data["members"] = data["history"] = data["ctf"] = None
+    data["frc"] = data["particle_figures"] = data["members"] = data["history"] = data["ctf"] = None
     if c.frc is not None and c.frc_frequency_per_px is not None:
         data["frc"] = {"frequency_per_px": c.frc_frequency_per_px, "values": packed(c.frc, "f4")}
     if c.particle_figures:
@@ -124,8 +125,9 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         name: {"label": h.label, "unit": h.unit, "edges": h.edges, "counts": packed(h.counts, "u4")}
         for name, h in c.histograms.items()
     }
-    if c.shift_map is not None:
-        data["shift_map"] = {"edges_px": c.shift_map.edges_px, "counts": packed(c.shift_map.counts, "u4")}
+    data["hexagon_maps"] = {
+        name: _hexagon_map(m, lambda counts: packed(counts, "u4")) for name, m in c.hexagon_maps.items()
+    }
     if c.members is not None:
         m = c.members
         data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "figures": m.figures}
@@ -143,6 +145,11 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
     with ThreadPoolExecutor() as pool:
         texts = pool.map(lambda item: encode(item[0], quality=item[1]), drawn.values())
         return dict(plain(data)), dict(zip(drawn, texts, strict=True))
+
+
+def _hexagon_map(m: HexagonMap, shown: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+    sides = {name: {**vars(side), "counts": shown(side.counts)} for name, side in (("x", m.x), ("y", m.y))}
+    return {"title": m.title, "centre": m.centre, "size": m.size, "counts": shown(m.counts), **sides}
 
 
 def _embedding(e: Embedding, pictures: Any) -> dict[str, Any]:

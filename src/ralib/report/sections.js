@@ -80,7 +80,7 @@ function buildResolution() {
 function buildDistributions() {
   const host = byId("distributions").querySelector(".plots"), plots = [], scope = () => (kept.size ? kept : null);
   for (const name of Object.keys(histograms)) plots.push(distribution(name, { id: `distribution-${name}`, title: histograms[name].label, height: 220, color: { psi: "var(--c1)", fit: "var(--c4)", posterior: "var(--c2)", junk: "var(--c5)", defocus: "var(--c3)" }[name], counts: () => summed(histograms[name].counts, scope()) }));
-  if (shifts) plots.push(heatMap({ id: "distribution-shift", title: "Origin shift", most: 235, edges: shifts.edges, counts: () => summed(shifts.counts, scope()) }));
+  for (const map of hexagonMaps) plots.push(hexagonChart(map, { id: `distribution-${map.name}`, most: 300, scope }));
   if (run.classes.some((item) => item.mirror_fraction)) {
     plots.push(histogram({ id: "distribution-mirror", title: "Mirrored", height: 220, edges: [0, 1, 2], xTicks: [0.5, 1.5], xText: (value) => (value < 1 ? "plain" : "mirrored"), color: "var(--c5)", counts: () => {
       const chosen = run.classes.filter((_, k) => !kept.size || kept.has(k)), mirrored = chosen.reduce((sum, item) => sum + item.members * (item.mirror_fraction || 0), 0);

@@ -15,7 +15,13 @@ from ralib.results.selection import fingerprint
 from ralib.results.summary.contrast import ctf_curves
 from ralib.results.summary.diagnose import diagnose
 from ralib.results.summary.embedding import embed
-from ralib.results.summary.figures import automatic_junk_limit, class_figures, histograms, particle_figures, shift_map
+from ralib.results.summary.figures import (
+    automatic_junk_limit,
+    class_figures,
+    hexagon_maps,
+    histograms,
+    particle_figures,
+)
 from ralib.results.summary.pictures import POINT_PX, aligned, average_pictures, history, likeness, members, shrunk
 from ralib.results.summary.runs import RunFiles, finished_run, open_run
 from ralib.types import Notice, RalibError
@@ -148,7 +154,7 @@ def summarise(
         frc=run.frc,
         particle_figures=per_particle,
         histograms=histograms(run),
-        shift_map=shift_map(run),
+        hexagon_maps=hexagon_maps(run),
         members=shown_members,
         history=history(run),
         ctf=ctf_curves(ctf, pixel_size_A, rng) if ctf is not None and pixel_size_A else None,

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ralib.report.contents import Histogram, ShiftMap
+from ralib.io.viewing import viewing_directions
+from ralib.report.contents import HexagonMap, Histogram
 from ralib.results.summary.runs import RunFiles
 
 MINIMUM_MEMBERS = 4
 """Below this EMAN2 gave up on a class; we flag it."""
+
+HEXAGONS_ACROSS = 28
+"""Hexagonal bins along x, and bars at the sides of such a map."""
 
 
 def class_figures(run: RunFiles) -> list[dict[str, Any]]:
@@ -108,26 +112,68 @@ def _count(run: RunFiles, values: np.ndarray, edges: np.ndarray, label: str, uni
     return Histogram(label, unit, edges, counts)
 
 
-def shift_map(run: RunFiles, bins: int = 25) -> ShiftMap:
-    """Count origin shifts on a square grid around zero that holds 99.9 % of them; the rest count at its rim.
+def hexagon_maps(run: RunFiles) -> dict[str, HexagonMap]:
+    """Return origin shifts, and viewing directions where the particle file has them, in hexagonal bins by class.
 
-    Parameters
-    ----------
-    run : RunFiles
-        The run.
-    bins : int, default 25
-        Bins along each axis.
-
-    Returns
-    -------
-    ShiftMap
-        Counts by class.
+    The map of shifts is a square around zero that holds 99.9 % of them; the rest count at its rim.
     """
     origin = run.poses.origin_xy_px.numpy().astype(np.float64)
     reach = max(1.0, float(np.percentile(np.abs(origin), 99.9))) if len(origin) else 1.0
-    edges = np.linspace(-reach, reach, bins + 1)
-    index = run.poses.class_index.numpy()
-    valid = index >= 0
-    column, row = (_bins(origin[valid, axis], edges) for axis in (0, 1))
-    flat = (index[valid] * bins + row) * bins + column
-    return ShiftMap(edges, np.bincount(flat, minlength=run.n_classes * bins * bins).reshape(-1, bins, bins))
+    span = (-reach, reach)
+    found = {"shift": _hexagon_map(run, "Origin shift", origin, (span, span), (("x", "px"), ("y", "px")))}
+    view_deg = viewing_directions(run.particles)
+    if view_deg is not None:
+        names = (("Rot", "°"), ("Tilt", "°"))
+        found["view"] = _hexagon_map(run, "Viewing direction", view_deg, ((-180.0, 180.0), (0.0, 180.0)), names)
+    return found
+
+
+def _hexagon_map(
+    run: RunFiles,
+    title: str,
+    xy: np.ndarray,
+    spans: tuple[tuple[float, float], tuple[float, float]],
+    names: tuple[tuple[str, str], tuple[str, str]],
+) -> HexagonMap:
+    """Points (n, 2) counted in hexagons over `spans`; names are a label and a unit for x and y."""
+    sides = [_count(run, xy[:, axis], np.linspace(*spans[axis], HEXAGONS_ACROSS + 1), *names[axis]) for axis in (0, 1)]
+    valid = (run.poses.class_index.numpy() >= 0) & np.isfinite(xy).all(1)
+    low, high = np.array(spans).T
+    hexagon, centre, size = hexagons(np.clip(xy[valid], low, high), low, high)
+    width = len(centre)
+    flat = run.poses.class_index.numpy()[valid] * width + hexagon
+    counts = np.bincount(flat, minlength=run.n_classes * width).reshape(run.n_classes, width)
+    return HexagonMap(title, sides[0], sides[1], centre, size, counts)
+
+
+def hexagons(
+    xy: np.ndarray, low: np.ndarray, high: np.ndarray, across: int = HEXAGONS_ACROSS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Assign points to hexagonal bins, regular ones in a square that spans `low` to `high`.
+
+    Parameters
+    ----------
+    xy : ndarray of shape (n, 2)
+        Points.
+    low, high : ndarray of shape (2,)
+        Corners of the map.
+    across : int
+        Hexagons along x.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Bin of each point.
+    ndarray of shape (h, 2)
+        Centres of the bins that hold points.
+    ndarray of shape (2,)
+        Distance of neighbouring centres along x, and of rows two apart along y.
+    """
+    size = (high - low) / (across, max(1, round(across / np.sqrt(3))))
+    # The centres are two rectangular lattices, one shifted by half a cell; the nearer centre has the point.
+    cell = (xy - low) / size
+    lattices = np.round(cell), np.floor(cell) + 0.5
+    far = [((cell - nearest) ** 2 * (1, 3)).sum(1) for nearest in lattices]
+    nearest = np.where((far[0] <= far[1])[:, None], *lattices)
+    centre, hexagon = np.unique(nearest, axis=0, return_inverse=True)
+    return hexagon.reshape(-1), low + centre * size, size
