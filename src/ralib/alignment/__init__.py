@@ -1,1 +1,1 @@
-"""Alignment to references: multi-reference, reference-free, and incremental for particles that still arrive."""
+"""Alignment to references: multi-reference and reference-free."""

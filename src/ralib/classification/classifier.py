@@ -19,6 +19,7 @@ from torch import Tensor
 from ralib.classes import assignment as assign
 from ralib.classes.iteration_figures import class_figures
 from ralib.classification.diameter import Measured, measure_radius
+from ralib.classification.earlier_classes import EarlierClasses
 from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.prediction import FittedClasses
@@ -110,6 +111,8 @@ class Classifier(ClusterEstimator):
         What a user should know, with advice.
     result_ : RunResult
         All of these.
+    earlier_ : EarlierClasses
+        What `fit` of a larger set, of which these particles are the first, can begin with.
     """
 
     def __init__(
@@ -151,10 +154,15 @@ class Classifier(ClusterEstimator):
         self.ranks = ranks
         self.references, self.references_pixel_size_A = references, references_pixel_size_A
         self._budget = Budget()
+        self._earlier: EarlierClasses | None = None
 
     @property
     def _device(self) -> torch.device:
         return torch.device(self.device)
+
+    @property
+    def _plan(self) -> ScheduleSettings:
+        return self.plan or ScheduleSettings()
 
     @property
     def _ranks(self) -> Ranks:
@@ -167,6 +175,7 @@ class Classifier(ClusterEstimator):
         *,
         observer: Observer | None = None,
         resume: Checkpoint | None = None,
+        earlier: EarlierClasses | None = None,
     ) -> Classifier:
         """Classify particles.
 
@@ -180,6 +189,8 @@ class Classifier(ClusterEstimator):
             Is called after every iteration.
         resume : Checkpoint | None, optional
             Checkpoint of an iteration to continue from; the result has the same bits as without the interruption.
+        earlier : EarlierClasses | None, optional
+            Classes that the first of the particles have already (`earlier_` of the fit before), to begin with.
 
         Returns
         -------
@@ -196,6 +207,7 @@ class Classifier(ClusterEstimator):
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         self._budget = Budget.of(self._device)
+        self._earlier = earlier
         start = time.perf_counter()
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
@@ -339,9 +351,12 @@ class Classifier(ClusterEstimator):
     def _load(
         self, particles: ParticleSet, batches: ParticleBatches, shard: Shard, *, half: bool = False
     ) -> WhitenedParticles:
-        self._size, plan = self._measured(particles), self.plan or ScheduleSettings()
-        large = plan.joint > 0 and plan.takes_sample(len(particles), self.n_classes)
-        self._most_detail = plan.most_detail if large else None
+        if self._earlier is not None and self._plan.exchanges == 0:  # they join classes on the same grid
+            self._size, self._most_detail = self._earlier.size, self._earlier.most_detail
+        else:
+            self._size, plan = self._measured(particles), self._plan
+            large = plan.joint > 0 and plan.takes_sample(len(particles), self.n_classes)
+            self._most_detail = plan.most_detail if large else None
         return whiten_particles(
             particles,
             batches,
@@ -365,7 +380,7 @@ class Classifier(ClusterEstimator):
             return Measured.of_mask(mask_px)
         found = measure_radius(
             particles, device=self._device, search_px=self._search_px(particles), ctf=self._ctf_mode(particles),
-            mirror=self.mirror, budget=self._budget, at_most=(self.plan or ScheduleSettings()).measured,
+            mirror=self.mirror, budget=self._budget, at_most=self._plan.measured,
         )  # fmt: skip
         # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
         measured = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
@@ -380,8 +395,8 @@ class Classifier(ClusterEstimator):
         observer: Observer,
         resume: Checkpoint | None,
     ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
-        schedule, state = self._begin(particles, field, shard)
-        figures: list[dict[str, Any]] = []
+        schedule, state = self._begin(particles, field, shard, self._earlier)
+        figures = [] if self._earlier is None else list(self._earlier.figures)
         previous, saved = None, replace(schedule.position)
         if resume is not None:
             some, found, figures = resume_schedule(schedule, resume, self._device)
@@ -431,7 +446,7 @@ class Classifier(ClusterEstimator):
         return state, figures, schedule
 
     def _begin(
-        self, particles: ParticleSet, field: WhitenedParticles, shard: Shard
+        self, particles: ParticleSet, field: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
     ) -> tuple[ClassificationSchedule, State]:
         """A schedule at its beginning, and the particles as they come."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -442,10 +457,10 @@ class Classifier(ClusterEstimator):
         search_px = self._search_px(particles) * field.scale
         model = Model(field, shard, half, held, self.balance, self.mirror, search_px, not self.skip_align, self._budget)
         schedule = ClassificationSchedule(
-            model, self.plan or ScheduleSettings(), self.n_classes, generator, self._given(particles)
+            model, self._plan, self.n_classes, generator, earlier or self._given(particles)
         )
         schedule.log += self._findings(particles, field, shard)
-        state = model.blank()
+        state = model.blank() if earlier is None else earlier.known(model, model.blank())
         if self.skip_align and particles.poses is not None:
             given = particles.poses[shard.rows].to(self._device)
             origin = given.origin_xy_px.float() * field.scale
@@ -514,6 +529,8 @@ class Classifier(ClusterEstimator):
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
         verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image.values)
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
+        finest = schedule.references.shape[1] * field.grid.spacing * field.scale
+        self.earlier_ = EarlierClasses(poses, n_classes, self._size, float(finest), self._most_detail, figures)
         warnings = [*particles.warnings, *notices, *_unusable(particles, bad), *verdict.warnings]
         self.result_ = ClassificationResult(
             "classify",

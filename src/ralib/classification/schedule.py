@@ -15,12 +15,14 @@ all shifts from the box centre.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ralib.classification.earlier_classes import EarlierClasses
 from ralib.classification.em import BEYOND, Model
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
@@ -74,7 +76,7 @@ class ScheduleSettings:
         Times K: candidate classes formed by the worst explained particles among themselves; they compete too, so that a
         rare view or species can get a class that no initial particle gave it.
     wide : int, default 1
-        Rounds that begin with a search over all shifts.
+        Rounds of exchange that begin with a search over all shifts; with 0 sharpening does not either.
     agreement : float, default 0.2
         Rings are added while the mean FRC of the halves exceeds this.
     final : int, default 6
@@ -157,8 +159,27 @@ class ScheduleSettings:
         """Details across the particle, and rings beyond, that are the most the stages can come to compare."""
         return self.exchange_details, GROWTH * self.final + BEYOND
 
-    def planned_iterations(self, n_classes: int) -> int:
-        """Return the usual number of iterations: of the start, of each exchange, and of sharpening."""
+    def joining(self) -> ScheduleSettings:
+        """Return the numbers by which particles join classes that there are: no exchange, a few iterations."""
+        return replace(self, exchanges=0, wide=0, final=2, least_sample=sys.maxsize, joint=1)
+
+    def planned_iterations(self, n_classes: int, *, given: bool = False) -> int:
+        """Return the usual number of iterations: of the start, of each exchange, and of sharpening.
+
+        Parameters
+        ----------
+        n_classes : int
+            Number of classes.
+        given : bool, default False
+            Whether there are classes to begin with.
+
+        Returns
+        -------
+        int
+            Number of iterations.
+        """
+        if given:
+            return 1 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1 + (self.joint == 0)
         seeds, thinning = max(n_classes + 1, round(self.surplus * n_classes)), 0
         while seeds > n_classes:
             seeds, thinning = max(n_classes, int(self.thinning * seeds)), thinning + 1
@@ -210,8 +231,8 @@ class ClassificationSchedule:
         Number of classes wanted.
     generator : torch.Generator
         Random numbers.
-    given : StartReferences | None, optional
-        References to begin with; by default single particles.
+    given : StartReferences | EarlierClasses | None, optional
+        References to begin with, or classes that some of the particles have already; by default single particles.
 
     Attributes
     ----------
@@ -231,7 +252,7 @@ class ClassificationSchedule:
         plan: ScheduleSettings,
         n_classes: int,
         generator: torch.Generator,
-        given: StartReferences | None = None,
+        given: StartReferences | EarlierClasses | None = None,
     ) -> None:
         self.model, self.plan, self.k, self.generator, self.given = model, plan, n_classes, generator, given
         self.observe: Observe = _nobody
@@ -306,9 +327,7 @@ class ClassificationSchedule:
 
     def _begin(self, state: State) -> State:
         """The first stage, and the noise that its classes leave."""
-        state = self._with_noise_left(
-            self.initialize(state) if self.given is None else self._initialize_with_given(state)
-        )
+        state = self._with_noise_left(self._initialized(state))
         self.position.begun = True
         self._done("classes", state)
         return state
@@ -328,7 +347,7 @@ class ClassificationSchedule:
             own = found.own.among(self.model.shard.held(some.rows), len(self.model.shard))
         state = replace(state, mean_scale=found.mean_scale, spread_px=found.spread_px, own=own)
         if self.model.align:
-            state = self._placed(references, state)
+            state = self._placed(self.model, references, state)
         sharpening = 0 < at.sharpened < self.until
         state, _ = self._iterate(references, state, at.rings, 1.0, newton=2 if sharpening else 1, centre=False)
         at.sharpened += sharpening
@@ -336,11 +355,11 @@ class ClassificationSchedule:
         self._done("all", state)
         return state
 
-    def _placed(self, references: Tensor, state: State) -> State:
+    def _placed(self, model: Model, references: Tensor, state: State) -> State:
         """The state with the places that a search over all shifts finds, at little detail, which is enough for them."""
         rings = min(self.position.rings, self._rings(self.plan.start_details))
-        coarse = references[:, :rings, : self.model.field.orders(rings)].contiguous()
-        expected = self.model.e_step(coarse, state, IterationSettings(rings, 1.0, wide=True))
+        coarse = references[:, :rings, : model.field.orders(rings)].contiguous()
+        expected = model.e_step(coarse, state, IterationSettings(rings, 1.0, wide=True))
         return replace(state, origin_xy_px=expected.poses[0].origin_xy_px)
 
     def _with_noise_left(self, state: State) -> State:
@@ -356,15 +375,37 @@ class ClassificationSchedule:
         self.noise.append(ratio)
         self.model = replace(self.model, field=self.model.field.with_noise(ratio))
 
-    def _initialize_with_given(self, state: State) -> State:
+    def _initialized(self, state: State) -> State:
+        """The state after the first stage: from single particles, from references, or from earlier classes."""
+        if self.given is None:
+            return self.initialize(state)
+        if isinstance(self.given, StartReferences):
+            return self._initialize_with_given(self.given, state)
+        return self._initialize_with_earlier(self.given, state)
+
+    def _initialize_with_given(self, given: StartReferences, state: State) -> State:
         """The first stage from references that are given."""
-        assert self.given is not None
         rings = self.position.rings
-        references = self.given.matched(self.model, state, rings)
+        references = given.matched(self.model, state, rings)
         for wide in (True, False):
             state, references = self._iterate(references, state, rings, self.plan.temperatures[1], wide=wide, newton=1)
             if wide:
                 self._done("start", state)
+        return state
+
+    def _initialize_with_earlier(self, earlier: EarlierClasses, state: State) -> State:
+        """The first stage from classes that some of the particles have; the others are placed among them."""
+        model, at = self.model, self.position
+        if self.plan.exchanges == 0:
+            at.rings = max(at.rings, earlier.rings(model.field))
+        averages, own = earlier.averages(model, state, at.rings)
+        references, rows = model.masked(averages, at.rings), earlier.new_particles(model, state)
+        if model.align and len(rows):
+            new, origin = model.shard.held(rows), state.origin_xy_px.clone()
+            origin[new] = self._placed(model.of(rows), references, state.of(new)).origin_xy_px
+            state = replace(state, origin_xy_px=origin)
+        state = replace(state, own=own)
+        state, _ = self._iterate(references, state, at.rings, self.plan.temperatures[1], newton=1)
         return state
 
     def _chosen(self, able: Tensor, count: int) -> Tensor:
@@ -402,19 +443,19 @@ class ClassificationSchedule:
 
     def _exchange(self, state: State, references: Tensor) -> State:
         """One round: split and outlying classes compete with those there are, and as many as were asked for stay."""
-        at, plan, k = self.position, self.plan, self.k
-        extra = max(1, round(plan.split_share * k))
+        at, plan, k = self.position, self.plan, len(state.members)
+        extra = min(k, max(1, round(plan.split_share * self.k), self.k - k))
         largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
         candidates, own = self._split(state, [(old, k + i) for i, old in enumerate(largest.tolist())], k + extra)
         state = replace(state, own=own)
         if plan.outlying_share > 0:
-            count = max(1, round(plan.outlying_share * k))
+            count = max(1, round(plan.outlying_share * self.k))
             candidates = torch.cat([candidates, self._outlying_classes(state, references, count)])
         for i in range(2):
             wide = i == 0 and at.exchanged < plan.wide
             state, candidates = self._iterate(candidates, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
             self._done("exchange", state)
-        keep = self._most_useful(state, k)
+        keep = self._most_useful(state, min(self.k, len(candidates)))
         split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
         told = f"{_counted(extra)} split, {split} of the new ones stay for others"
         if len(candidates) > k + extra:
@@ -442,8 +483,8 @@ class ClassificationSchedule:
             references = self.model.references(state, at.rings)
         step, _ = self._iterate(
             references, step, at.rings, plan.temperatures[1],
-            wide=at.sharpened == 0, newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
-            centre=at.sharpened < 3,
+            wide=at.sharpened == 0 and plan.wide > 0, centre=at.sharpened < 3,
+            newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
         )  # fmt: skip
         # The first two iterations differ in how far they search: their fits are not to be compared.
         if few or before.sharpened < 2 or self._objective(step) >= (1 - TOLERANCE) * self._objective(state):

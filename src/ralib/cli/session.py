@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ralib.cli.common import describe_device, with_pixel_size
 from ralib.cli.flags import flagged, with_flags
 from ralib.cli.interrupts import SignalFlag, Stopped, stopped_message
 from ralib.cli.settings import Settings, write_config
-from ralib.cli.terminal import Terminal, class_table, header, iteration_line
+from ralib.cli.terminal import Terminal, class_table, classes_line, header, iteration_line
 from ralib.cli.timing import references_s, time_line
 from ralib.results.checkpoint import Checkpoint, newest
 from ralib.results.input_fingerprint import check_same_input, check_same_options
@@ -50,7 +50,8 @@ class RunSession:
         The processes of this run; all but the first only compute, and look out for signals.
     grows
         Particles arrive while it runs (watch): OUTDIR holds a finished run after each arrival, so no iteration is
-        written, and the input may be larger than that of the run to go on with.
+        written, and the input may be larger than that of the run to go on with. Of an arrival a line or two are
+        printed, on a terminal its iterations too.
     """
 
     def __init__(
@@ -112,8 +113,13 @@ class RunSession:
     def accept(self, particles: ParticleSet) -> None:
         """Print the warnings of the particles before work begins."""
         io.check_writable_name(self.outdir)
-        self._shown_warnings = tuple(map(flagged, particles.warnings))
-        self.terminal.warn(self._shown_warnings)
+        self._warn_once(map(flagged, particles.warnings))
+
+    def _warn_once(self, warnings: Iterable[Notice]) -> None:
+        """Print those warnings that were not printed before."""
+        new = [warning for warning in warnings if warning not in self._shown_warnings]
+        self._shown_warnings += tuple(new)
+        self.terminal.warn(new)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -143,6 +149,7 @@ class RunSession:
         ctf: str,
         search_range_px: float | None,
         iterations: int | None = None,
+        done: int = 0,
     ) -> Checkpoint | None:
         """Begin the record and the log, and return the checkpoint to continue from, None for a new run.
 
@@ -158,15 +165,17 @@ class RunSession:
             Range of the shifts searched, pixels; None where none are.
         iterations : int | None, optional
             Number of iterations expected, None where unknown.
+        done : int, default 0
+            Of them, how many were done before particles arrived that join their classes.
 
         Returns
         -------
         Checkpoint or None
             The checkpoint.
         """
-        self.particles = particles
+        first, self.particles = not self.record, particles
         if self.grows:
-            self.began, self._write_s = time.perf_counter(), 0.0
+            self.began, self._write_s, self._found = time.perf_counter(), 0.0, []
         correction = ctf_correction(ctf, particles)
         self.record = new_record(
             self.kind, self.options, particles, self.source,
@@ -175,10 +184,10 @@ class RunSession:
         )  # fmt: skip
         begun = None if self.grows else self._begun()
         self.terminal.total = iterations
-        for line in header(particles, correction, plan):
+        for line in header(particles, correction, plan) if first else ():
             self.say(line)
         self._earlier = len(self.record["iterations"])
-        self.terminal.show(self._earlier)
+        self.terminal.show(self._earlier + done)
         self.note()
         return begun
 
@@ -231,7 +240,11 @@ class RunSession:
     def found(self, line: str) -> None:
         """Print a finding; see `Observer.found`."""
         self._found.append(line)
-        self.say(line)
+        self._say_finding(line)
+
+    def _say_finding(self, line: str) -> None:
+        """Print a line of an iteration or on what was found: of particles that arrive, on a terminal only."""
+        self.terminal.detail(line) if self.grows else self.say(line)
 
     def other_run(self, name: str) -> OtherRun:
         """Return an observer of another run of the method within this one: the bar shows `name`, nothing is written."""
@@ -253,7 +266,8 @@ class RunSession:
 
     def _show(self, done: IterationDone) -> None:
         row = done.figures[-1]
-        self.say(iteration_line(row, self.particles.box, self.terminal.total if self.kind == "mref" else None))
+        line = iteration_line(row, self.particles.box, self.terminal.total if self.kind == "mref" else None)
+        self._say_finding(line)
         warnings = list(map(flagged, done.warnings))
         self.terminal.warn(warnings[len(self.record["warnings"]) :])
         self.record |= {"iterations": list(done.figures), "warnings": [w.record() for w in warnings]}
@@ -319,19 +333,28 @@ class RunSession:
         timings["report_s"] = time.perf_counter() - start
         timings["total_s"] = time.perf_counter() - self.began
         directory.write_record(record)
-        for line in class_table(record["classes"], self.particles.box):
+        self.record = record
+        if self.grows:
+            self.say(f"wrote {self.outdir}: {classes_line(record['classes'])}; {timings['total_s']:.1f} s")
+        else:
+            self.say_classes()
+            self.say(time_line(timings))
+            self.say(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
+        self.terminal.save(self.outdir)
+
+    def say_classes(self) -> None:
+        """Print the table of the classes that were written last."""
+        for line in class_table(self.record["classes"], self.particles.box):
             self.say(line)
-        self.say(time_line(timings))
-        self.say(f"wrote {self.outdir}: class_averages.mrcs, particles.star, classes.png, run.json ...")
         self.terminal.save(self.outdir)
 
     def _say_findings(self, result: RunResult) -> None:
         """The findings and the warnings that were not printed before."""
         for line in result.log:
             if line not in self._found:
-                self.say(line)
-        before = [*(Notice.of_record(item) for item in self.record["warnings"]), *self._shown_warnings]
-        self.terminal.warn(warning for warning in result.warnings if warning not in before)
+                self._say_finding(line)
+        self._shown_warnings += tuple(Notice.of_record(item) for item in self.record["warnings"])
+        self._warn_once(result.warnings)
 
     def _write_report(self, record: dict[str, Any], result: RunResult) -> str:
         """report.html from what is still in memory, or a line that says why there is none."""

@@ -62,6 +62,13 @@ class Terminal:
         else:
             typer.echo(folded)
 
+    def detail(self, line: str) -> None:
+        """Write a line to log.txt, and print it on a terminal only."""
+        if sys.stdout.isatty():
+            self.say(line)
+        elif not self.quiet:
+            self.lines.append(line)
+
     def warn(self, warnings: Iterable[Notice]) -> None:
         """Print warnings, each with advice; many reseeded classes in one line."""
         warnings = list(warnings)
@@ -84,6 +91,16 @@ class Terminal:
         )  # fmt: skip
         self._bar, self._done = Progress(*columns, console=Console(stderr=True), transient=True), done
         self._task = self._bar.add_task("reading", total=self.total, completed=done)
+        self._bar.start()
+
+    def wait(self, text: str) -> None:
+        """Show on a terminal what is waited for, and how long already."""
+        if self.quiet or not sys.stderr.isatty() or (self._bar is not None and self._task is None):
+            return
+        self.close()
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        self._bar, self._task = Progress(*columns, console=Console(stderr=True), transient=True), None
+        self._bar.add_task(text, total=None)
         self._bar.start()
 
     def part(self, share: float) -> None:
@@ -237,6 +254,27 @@ def class_table(rows: Sequence[dict[str, Any]], box: int) -> list[str]:
         lines.append(f"  ... {len(ranked) - 2 * SHOWN_CLASSES} classes between these ...")
         lines += [_class_line(row, box, judged) for row in ranked[-SHOWN_CLASSES:]]
     return lines
+
+
+def classes_line(rows: Sequence[dict[str, Any]]) -> str:
+    """Return how many classes there are, and which of them are selected, in words.
+
+    Parameters
+    ----------
+    rows : Sequence[dict[str, Any]]
+        Figures of the classes.
+
+    Returns
+    -------
+    str
+        The text.
+    """
+    members = sum(row["members"] for row in rows)
+    line = f"{len(rows)} classes of {members} particles" if len(rows) != 1 else f"1 class of {members} particles"
+    if not any("selected" in row for row in rows):
+        return line
+    chosen = [row for row in rows if row.get("selected")]
+    return f"{line}, {len(chosen)} selected with {sum(row['members'] for row in chosen)}"
 
 
 def _class_line(row: dict[str, Any], box: int, judged: bool) -> str:

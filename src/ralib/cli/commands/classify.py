@@ -9,82 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ralib.cli.alignment_options import (
-    BatchSize,
     Continue,
-    Datadir,
-    Device,
     Gpus,
-    NoMirror,
     Outdir,
-    PixelSize,
     Report,
-    Seed,
     Stack,
 )
-from ralib.cli.parsing import LENGTH_UNITS, length, length_px
-from ralib.cli.settings import CLASSES, FILES, RUNNING, SEARCH, Settings, command
+from ralib.cli.classification_options import ClassificationSettings, classifier_of, given_references
+from ralib.cli.parsing import length_px
+from ralib.cli.settings import CLASSES, FILES, RUNNING, SEARCH, command
 from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ralib.classification.classifier import Classifier
-    from ralib.classification.schedule import ScheduleSettings
     from ralib.cli.session import RunSession
 
 
 # fmt: off
 @dataclass(frozen=True)
-class ClassifySettings(Settings):
+class ClassifySettings(ClassificationSettings):
     """Options of `ralib classify`."""
 
     essential = frozenset({"classes", "diameter", "resolution", "search", "ctf", "seed", "device", "pixel_size"})
     free_to_change = frozenset({"device", "gpu_devices", "stability"})
-    classes: Annotated[
-        int | None, typer.Option("--classes", help="How many. [default: by the number of particles]",
-                                 rich_help_panel=CLASSES)
-    ] = None
-    references: Annotated[
-        Path | None, typer.Option("--references", help="Class averages to begin with, of any program, box and pixel "
-                                  "size; they say how many classes. [default: single particles]",
-                                  rich_help_panel=CLASSES)
-    ] = None
-    balance: Annotated[
-        float, typer.Option("--balance", help="Pressure towards equal sizes: 0 none, 1 equal. A little keeps a class "
-                            "from swallowing what others explain as well.", rich_help_panel=CLASSES)
-    ] = 0.3
-    equal: Annotated[
-        bool, typer.Option("--EQ", help="End with classes of equal size.", rich_help_panel=CLASSES)
-    ] = False
-    diameter: Annotated[
-        float | None, typer.Option("--diameter", help="Of the mask, A. [default: measured]",
-                                   rich_help_panel=SEARCH)
-    ] = None
-    resolution: Annotated[
-        float | None, typer.Option("--resolution", help="Finest detail compared, A. [default: what the "
-                                   "number of classes and the data support]", rich_help_panel=SEARCH)
-    ] = None
-    low_limit: Annotated[
-        float | None, typer.Option("--low-limit", help="Coarsest detail compared, A. [default: none]",
-                                   rich_help_panel=SEARCH)
-    ] = None
-    search: Annotated[
-        Any, typer.Option("--search", parser=length, help="How far from the centre a particle may lie, "
-                          f"{LENGTH_UNITS}. [default: a tenth of the box]", rich_help_panel=SEARCH)
-    ] = None
-    nomirror: NoMirror = False
-    ctf: Annotated[
-        str, typer.Option("--ctf", help="auto: wiener where the input has CTF parameters; wiener; off; flipped: wiener "
-                          "of images whose phases are right already.", rich_help_panel=SEARCH)
-    ] = "auto"
-    skip_align: Annotated[
-        bool, typer.Option("--skip-align", help="Keep the poses the particles come with.", rich_help_panel=SEARCH)
-    ] = False
     reference_poses: Annotated[
         Path | None, typer.Option("--reference-poses", help="Poses for --skip-align to keep: .star, .cs, or a "
                                   "params.txt.", rich_help_panel=SEARCH)
     ] = None
-    helical: Annotated[bool, typer.Option("--helical", hidden=True)] = False
     from_: Annotated[
         Path | None, typer.Option("--from", help="Only the particles of a selection (the report's selection.json) of "
                                   "the run STACK. Files by 'ralib select' are stacks by themselves.",
@@ -94,51 +46,18 @@ class ClassifySettings(Settings):
         str | None, typer.Option("--split", help="Only members of these classes of the run STACK, e.g. 3 or 1,4-6: "
                                  "sorted into --classes new ones.", rich_help_panel=CLASSES)
     ] = None
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in about a fifth of the time: classes of 25 particles each "
-                           "(400 in all at least) at less detail, one exchange; then all particles join them.",
-                           rich_help_panel=RUNNING)
-    ] = False
-    thorough: Annotated[
-        bool, typer.Option("--thorough", help="A longer search: 4 in place of 2.5 seeds a class, thinned more slowly, "
-                           "6 exchanges in place of 3.", rich_help_panel=RUNNING)
-    ] = False
     stability: Annotated[
         int, typer.Option("--stability", min=0, help="Runs from other starts to compare with.", rich_help_panel=RUNNING)
     ] = 0
-    seed: Seed = 1000
-    device: Device = "auto"
     gpu_devices: Gpus = None
-    batch: BatchSize = None
-    datadir: Datadir = None
-    pixel_size: PixelSize = None
-
-    def ctf_mode(self) -> str:
-        """--ctf as the `Classifier` calls it: auto, on, off or flipped."""
-        from ralib.cli.parsing import ctf_word
-
-        word = ctf_word(self.ctf, ("auto", "wiener", "off", "flipped"))
-        return "on" if word == "wiener" else word
 
     def check(self) -> None:
         """Raise RalibError for options that contradict each other, or that do nothing here."""
-        if self.helical:
-            raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
+        super().check()
         if self.reference_poses is not None and not self.skip_align:
             raise RalibError("--reference-poses is for --skip-align: otherwise every pose is searched")
         if self.split is not None and self.from_ is not None:
             raise RalibError("--split and --from both choose particles: give one of them")
-        if self.quick and self.thorough:
-            raise RalibError("--quick and --thorough contradict each other: give one of them")
-
-    @property
-    def plan(self) -> ScheduleSettings:
-        """The schedule's numbers."""
-        from ralib.classification.schedule import ScheduleSettings
-
-        if self.quick:
-            return ScheduleSettings.quick()
-        return ScheduleSettings.thorough() if self.thorough else ScheduleSettings()
 # fmt: on
 
 
@@ -189,7 +108,7 @@ def classify(
     search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
     with session.running():
         begun = session.begin(particles, plan, ctf=settings.ctf_mode(), search_range_px=search_px, iterations=expected)
-        classifier = _classifier(session, settings, n_classes, settings.seed, references)
+        classifier = classifier_of(session, settings, n_classes, settings.seed, references)
         result = classifier.fit(particles, observer=session, resume=begun).result_
         if settings.stability:
             result = _compared(session, settings, n_classes, references, result)
@@ -224,31 +143,12 @@ def chosen_particles(session: RunSession, stack: Path, o: ClassifySettings) -> P
     return particles
 
 
-def given_references(session: RunSession, particles: ParticleSet, o: ClassifySettings) -> dict[str, Any]:
-    """What the classifier takes of --references: the images and their pixel size; nothing without."""
-    from ralib import io
-
-    if o.references is None:
-        return {}
-    images = io.open_images(o.references)
-    size_A, own_A = io.open_particles(o.references, require_images=False).pixel_size_A, particles.pixel_size_A
-    if size_A == 1.0 and own_A is not None and own_A != 1.0:  # what programs write that do not know it
-        session.say(
-            f"warning: the header of {o.references} says 1 A/px, the particles have {own_A:g} A/px; they are compared "
-            "pixel by pixel: make sure that the references are of the particles' scale"
-        )
-        size_A = None
-    return {"references": images, "references_pixel_size_A": size_A}
-
-
 def _class_count(session: RunSession, o: ClassifySettings, n_particles: int, references: dict[str, Any]) -> int:
     """--classes, or as many as there are references or the particles are enough for, and the line that says so."""
     from ralib.cli.parsing import default_classes
 
     if references:
         n_classes = len(references["references"])
-        if o.classes not in (None, n_classes):
-            raise RalibError(f"--classes {o.classes}: {o.references} has {n_classes} references: leave --classes out")
         session.say(f"classes: {n_classes}, as many as references")
         return n_classes
     if o.classes is not None:
@@ -256,31 +156,6 @@ def _class_count(session: RunSession, o: ClassifySettings, n_particles: int, ref
     n_classes = default_classes(n_particles)
     session.say(f"classes: {n_classes} for {n_particles} particles (--classes)")
     return n_classes
-
-
-def _classifier(
-    session: RunSession, o: ClassifySettings, n_classes: int, seed: int, references: dict[str, Any]
-) -> Classifier:
-    from ralib.classification.classifier import Classifier
-
-    return Classifier(
-        n_classes=n_classes,
-        diameter_A=o.diameter,
-        resolution_A=o.resolution,
-        lowest_A=o.low_limit,
-        balance=o.balance,
-        equal_sizes=o.equal,
-        mirror=not o.nomirror,
-        ctf=o.ctf_mode(),
-        search_px=o.search,
-        skip_align=o.skip_align,
-        seed=seed,
-        batch_size=o.batch,
-        device=session.device,
-        ranks=session.ranks,
-        plan=o.plan,
-        **references,
-    )
 
 
 def _compared(
@@ -297,7 +172,7 @@ def _compared(
     others = []
     for i in range(1, o.stability + 1):
         session.say(f"stability: run {i} from another start")
-        other = _classifier(session, o, n_classes, o.seed + i, references)
+        other = classifier_of(session, o, n_classes, o.seed + i, references)
         observer = session.other_run(f"stability {i} of {o.stability}")
         others.append(other.fit(session.particles, observer=observer).result_.poses)
     result = with_stability(result, others)

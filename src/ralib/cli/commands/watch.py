@@ -3,66 +3,40 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ralib.cli.alignment_options import (
-    BatchSize,
-    Ctf,
-    CtfMode,
-    Datadir,
-    Device,
-    Inner,
-    NoMirror,
-    Outer,
-    PixelSize,
-    Report,
-    Seed,
-)
+from ralib.cli.alignment_options import Report
+from ralib.cli.classification_options import ClassificationSettings, classifier_of, given_references
 from ralib.cli.common import with_pixel_size
 from ralib.cli.flags import with_flags
-from ralib.cli.settings import CLASSES, RUNNING, SEARCH, Settings, command
-from ralib.types import RalibError
+from ralib.cli.parsing import length_px
+from ralib.cli.settings import CLASSES, RUNNING, command
+from ralib.types import ParticleSet, RalibError
 
 if TYPE_CHECKING:
-    import torch
-
-    from ralib.alignment.incremental import GrowingClassification
-    from ralib.alignment.state import LoopState
-    from ralib.cli.interrupts import SignalFlag
+    from ralib.classification.growing import GrowingClassification, Grown
     from ralib.cli.session import RunSession
     from ralib.io.arrivals import Arrivals
     from ralib.results.checkpoint import Checkpoint
 
+PLAN = "arriving particles join the classes; classes are searched anew when the set has grown by half"
+
 
 # fmt: off
 @dataclass(frozen=True)
-class WatchSettings(Settings):
+class WatchSettings(ClassificationSettings):
     """Options of `ralib watch`."""
 
-    essential = frozenset({"classes", "ou", "xr", "ctf_mode", "idle", "seed", "device"})
+    essential = frozenset({"classes", "per_class", "diameter", "ctf", "idle", "seed", "device", "pixel_size"})
     free_to_change = frozenset({"poll", "idle", "device", "batch", "datadir"})
-    classes: Annotated[
-        int, typer.Option("--classes", help="Most classes there will be.", rich_help_panel=CLASSES)
-    ] = 50
     per_class: Annotated[
-        int, typer.Option("--per-class", help="Particles there must be for each class.", rich_help_panel=CLASSES)
+        int, typer.Option("--per-class", help="Particles there must be for each class: before --classes are reached, "
+                          "there are fewer.", rich_help_panel=CLASSES)
     ] = 100
-    ir: Inner = 1
-    ou: Outer = None
-    xr: Annotated[
-        float, typer.Option("--xr", help="Shift range, px.", rich_help_panel=SEARCH)
-    ] = 3
-    nomirror: NoMirror = False
-    ctf: Ctf = False
-    ctf_mode: CtfMode = None
-    pixel_size: PixelSize = None
-    rounds: Annotated[
-        int, typer.Option("--rounds", help="Iterations after each arrival.", rich_help_panel=RUNNING)
-    ] = 3
     poll: Annotated[
         float, typer.Option("--poll-seconds", help="Time between two looks.", rich_help_panel=RUNNING)
     ] = 10
@@ -70,21 +44,22 @@ class WatchSettings(Settings):
         float, typer.Option("--idle-minutes", help="End when nothing has come for so long; 0: only by Ctrl-C.",
                             rich_help_panel=RUNNING)
     ] = 0
-    seed: Seed = 1000
-    device: Device = "auto"
-    batch: BatchSize = None
-    datadir: Datadir = None
+
+    def check(self) -> None:
+        """Raise RalibError for impossible options."""
+        super().check()
+        if self.poll <= 0 or self.idle < 0:
+            raise RalibError(f"--poll-seconds {self.poll:g} must be above 0, --idle-minutes {self.idle:g} not below")
+        if self.per_class < 2 or (self.classes is not None and self.classes < 1):
+            raise RalibError(f"--per-class {self.per_class} must be 2 at least, --classes {self.classes} 1 at least")
+
+    def classes_for(self, n_particles: int) -> int:
+        """Return the number of classes for so many particles: --classes, where they are enough for them."""
+        from ralib.cli.parsing import default_classes
+
+        most = default_classes(n_particles) if self.classes is None else self.classes
+        return max(1, min(most, n_particles // self.per_class))
 # fmt: on
-
-    def ctf_choice(self) -> str:
-        """Return --CTF and --ctf as one of off, wiener, flip."""
-        from ralib.cli.parsing import ctf_choice
-
-        return ctf_choice(self.ctf, self.ctf_mode)
-
-    def record(self) -> dict[str, Any]:
-        """Return the options as run.json holds them, with the CTF correction that --CTF and --ctf mean."""
-        return super().record() | {"ctf_mode": self.ctf_choice()}
 
 
 def register(app: typer.Typer) -> None:
@@ -105,89 +80,152 @@ def watch(
 ) -> None:  # fmt: skip
     """Classify particles as they arrive; OUTDIR always holds the classes of all that have come so far.
 
-    Classes grow in number with the particles and are never begun anew. Ctrl-C, or --idle-minutes without an arrival,
-    ends the watch.
+    New particles join the classes there are; when the set has grown by half, classes are searched anew. Ctrl-C, or
+    --idle-minutes without an arrival, ends the watch.
     """
-    from ralib.alignment.state import LoopState
+    from ralib.classification.growing import Grown
     from ralib.cli.common import resolve_device
     from ralib.cli.interrupts import Stopped
     from ralib.cli.session import RunSession
     from ralib.io.arrivals import Arrivals
 
-    if settings.poll <= 0 or settings.idle < 0:
-        raise RalibError(
-            f"--poll-seconds {settings.poll:g} must be above 0, --idle-minutes {settings.idle:g} not below"
-        )
+    settings.check()
     device = resolve_device(settings.device)
-    session = RunSession("mref", source, outdir, settings, device, resume=resume, report=report, grows=True)
+    session = RunSession("classify", source, outdir, settings, device, resume=resume, report=report, grows=True)
     begun = session.newest_checkpoint()
-    known = {} if begun is None else {**begun.arrays, **begun.meta.get("arrivals", begun.meta)}
+    grown = None if begun is None else Grown.from_checkpoint(begun)
+    known = {} if begun is None else {**begun.arrays, **begun.meta.get("arrivals", {})}
     arrivals = Arrivals(source, datadir=settings.datadir, state=known)
     with session.running():
-        state = None if begun is None else LoopState.from_checkpoint(begun, device)
-        growing = _classification(session, settings, device, state)
         session.say(f"watching {source}; Ctrl-C ends")
+        watched = _Watch(session, settings, arrivals, grown)
         try:
-            _take_arrivals(session, settings, arrivals, growing)
+            watched.until_idle()
+            watched.finish()
         except Stopped as stop:
             session.say(f"stopped by {stop}; --continue goes on watching")
-        if growing.state is None:
-            session.say("no particles arrived")
+        watched.tell_end()
 
 
-def _take_arrivals(
-    session: RunSession, o: WatchSettings, arrivals: Arrivals, growing: GrowingClassification
-) -> None:
-    """Look, take in what came, write; until nothing has come for long."""
-    last, told = time.monotonic(), set[str]()
-    while not o.idle or time.monotonic() - last < 60 * o.idle:
-        particles = arrivals.look()
-        for why in [*arrivals.left_out.values(), *arrivals.notices]:
-            if why not in told:
-                told.add(why)
+@dataclass
+class _Watch:
+    """One watch: looks for arrivals, and has them classified and written.
+
+    Attributes
+    ----------
+    session, settings, arrivals
+        Of this watch.
+    grown : Grown or None
+        What an earlier watch of the same folder found.
+    particles : ParticleSet or None
+        All that have come so far.
+    growing : GrowingClassification or None
+        Their classification; None before there are any particles.
+    """
+
+    session: RunSession
+    settings: WatchSettings
+    arrivals: Arrivals
+    grown: Grown | None
+    particles: ParticleSet | None = None
+    growing: GrowingClassification | None = None
+    _told: set[str] = field(default_factory=set)
+
+    def until_idle(self) -> None:
+        """Look, take in what has come, write; until nothing has come for long."""
+        last, idle_s = time.monotonic(), 60 * self.settings.idle
+        while not idle_s or time.monotonic() - last < idle_s:
+            particles = self.arrivals.look()
+            self._warn()
+            if particles is not None:
+                self._take(with_pixel_size(particles, self.settings.pixel_size, "--pixel-size"))
+                last = time.monotonic()
+            self._sleep()
+
+    def finish(self) -> None:
+        """Search for classes once more where the last search had clearly fewer particles than have come."""
+        growing, particles = self.growing, self.particles
+        if growing is None or particles is None or growing.grown is None:
+            return
+        if growing.searches(len(particles), last=True):
+            self._classify(growing, particles, search=True)
+
+    def tell_end(self) -> None:
+        """Print the classes, or why there are none."""
+        if self.growing is not None and self.growing.grown is not None:
+            self.session.say_classes()
+        elif self.particles is not None:
+            self.session.say(f"{len(self.particles)} particles have come: too few to classify")
+        else:
+            self.session.say("no particles arrived")
+
+    def _take(self, particles: ParticleSet) -> None:
+        self.particles = particles
+        self.session.accept(particles)
+        if self.growing is None:
+            self.growing = self._classification(particles)
+        n, growing = len(particles), self.growing
+        if growing.grown is None and n < (fewest := growing.fewest(n)):
+            self.session.say(f"{_now()}: {n} particles have come; {fewest} are enough to begin with")
+        else:
+            self._classify(growing, particles, search=growing.searches(n))
+
+    def _classification(self, particles: ParticleSet) -> GrowingClassification:
+        """The classification as the options have it, from what an earlier watch found."""
+        from ralib.classification.growing import GrowingClassification
+
+        if (reach := self.settings.search) is not None:
+            self.settings = replace(self.settings, search=length_px("--search", reach, particles.pixel_size_A))
+        o, references = self.settings, given_references(self.session, particles, self.settings)
+        count = len(references["references"]) if references else 1
+        return GrowingClassification(
+            classifier_of(self.session, o, count, o.seed, references),
+            (lambda _: count) if references else o.classes_for,
+            observer=self.session,
+            grown=self.grown,
+        )
+
+    def _classify(self, growing: GrowingClassification, particles: ParticleSet, *, search: bool) -> None:
+        """Classify all particles, and write checkpoint and result."""
+        o, session, n = self.settings, self.session, len(particles)
+        done, known = (0, 0) if growing.grown is None else growing.grown.begins(search=search)
+        search_px = None if o.skip_align else o.search or 0.1 * particles.box
+        expected = done + growing.planned_iterations(n, search=search)
+        session.begin(particles, PLAN, ctf=o.ctf_mode(), search_range_px=search_px, iterations=expected, done=done)
+        k = growing.classes_for(n, search=search)
+        classes = "1 class" if k == 1 else f"{k} classes"
+        what = f"search for {classes}" if search else f"they join {classes}"
+        came = f"{n - known} particles came, {n} in all" if n > known else f"{n} particles"
+        session.say(f"{_now()}: {came}: {what}")
+        result = growing.take(particles, search=search)
+        assert growing.grown is not None
+        session.save_checkpoint(_checkpoint_of(growing.grown, self.arrivals))
+        session.write(result)
+
+    def _warn(self) -> None:
+        """Say what cannot be used, once."""
+        for why in [*self.arrivals.left_out.values(), *self.arrivals.notices]:
+            if why not in self._told:
+                self._told.add(why)
                 typer.echo(f"warning: {with_flags(why)}", err=True)
-        if particles is not None:
-            particles = with_pixel_size(particles, o.pixel_size, "--pixel-size")
-            session.accept(particles)
-            session.begin(particles, f"{o.rounds} iterations", ctf=o.ctf_choice(), search_range_px=None)
-            growing.take(particles)
-            assert growing.state is not None
-            session.save_checkpoint(_checkpoint_of(growing.state, arrivals))
-            session.write(growing.result())
-            last = time.monotonic()
-        _sleep(o.poll, session.flag)
+
+    def _sleep(self) -> None:
+        """Wait for the next look, but not for long once a signal has come."""
+        n = 0 if self.particles is None else len(self.particles)
+        self.session.terminal.wait(f"{n} particles, waiting for more")
+        until = time.monotonic() + self.settings.poll
+        while time.monotonic() < until:
+            self.session.flag.raise_if_set()
+            time.sleep(min(0.1, self.settings.poll))
 
 
-def _classification(
-    session: RunSession, o: WatchSettings, device: torch.device, state: LoopState | None
-) -> GrowingClassification:
-    """The classification as the options have it, from `state` on."""
-    from ralib.alignment.incremental import GrowingClassification, WatchOptions
-    from ralib.alignment.options import AlignmentOptions
-
-    alignment = AlignmentOptions(
-        outer_radius=o.ou,
-        inner_radius=o.ir,
-        mirror=not o.nomirror,
-        ctf=o.ctf_choice(),
-        device=device,
-        batch_size=o.batch,
-    )
-    options = WatchOptions(o.classes, o.per_class, (o.xr, o.xr), o.rounds, o.seed)
-    return GrowingClassification(options, alignment, observer=session, state=state)
+def _now() -> str:
+    return time.strftime("%H:%M")
 
 
-def _checkpoint_of(state: LoopState, arrivals: Arrivals) -> Checkpoint:
+def _checkpoint_of(grown: Grown, arrivals: Arrivals) -> Checkpoint:
     """The classification, and which particles it has taken in."""
     from ralib.results.checkpoint import Checkpoint
 
-    found, (rows, taken) = state.checkpoint(), arrivals.state()
+    found, (rows, taken) = grown.checkpoint(), arrivals.state()
     return Checkpoint(found.number, found.arrays | rows, found.meta | {"arrivals": taken})
-
-
-def _sleep(seconds: float, flag: SignalFlag) -> None:
-    """Wait, but not for long once a signal has come."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        flag.raise_if_set()
-        time.sleep(min(0.1, seconds))
