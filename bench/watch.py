@@ -2,11 +2,11 @@
 
     PYTHONPATH=src python3 bench/watch.py [--device cpu] [--cases uniform ...] [--particles 2000] [--classes 20]
 
-Each set is simulated with known views (continuous views, CTF, particles off centre), shuffled by nature, and classified
-twice: at once, and as `ralib watch` does with parts that arrive one after the other (`--parts 4` of equal size, or more
-of them). Both end with all particles and the same number of classes; what the true views say of both is compared
-(classify.py of this folder explains the scores). `goal`: no worse than at once by more than a tenth. Losses are shown
-like wins: bench/results/watch-<device>.json.
+Each set is simulated with known views (continuous views, CTF, particles off centre) and classified twice: at once, and
+as `ralib watch` does with `--parts` of equal size that arrive one after the other. What the true views say is compared
+after the last part has joined the classes, as after Ctrl-C, and after the last search, as at the end by
+`--idle-minutes` (classify.py of this folder explains the scores). The goal: worse than at once by a tenth at most.
+Losses are shown like wins: bench/results/watch-<device>.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,19 @@ CASES: dict[str, dict[str, Any]] = {
     "two species": {"second": True},
     "junk": {"--junk": 0.15},
 }
-LOWER_IS_BETTER = ("view_deg", "view_p90_deg", "inplane_deg", "shift_px")
+ONCE, JOINED, SEARCHED = "at once", "the last of which joined", "a last search at the end"
+TOLERANCE = 0.1
+"""What the classes of parts may be worse by than those of all particles at once."""
+FIGURES: dict[str, tuple[str, str, int]] = {
+    "view_deg": ("view angle, median", "deg", 1),
+    "view_p90_deg": ("view angle, 90th percentile", "deg", 1),
+    "inplane_deg": ("in-plane rotation, median error", "deg", 1),
+    "shift_px": ("origin, median error", "px", 1),
+    "purity": ("purity of species", "", -1),
+    "effective": ("effective number of classes", "", -1),
+    "processor_s": ("processor time of all parts", "s", 0),
+}
+"""What each figure is, its unit, and whether more (1) or less (-1) of it is worse."""
 
 
 def main() -> int:
@@ -53,19 +66,19 @@ def main() -> int:
     parser.add_argument("--snr", type=float, default=0.05)
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--parts", type=int, nargs="+", default=[4])
+    parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    rows = []
+    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="ralib-watch-") as scratch:
         for case in options.cases:
             for seed in range(options.seeds):
                 folder = Path(scratch) / f"{case}-{seed}".replace(" ", "-")
                 simulate(folder, seed, CASES[case], options)
-                rows += compared(case, folder, seed, options)
-    rows += summary(rows)
-    print(f"written {write_record(options.out, record('watch', torch.device(options.device), rows))}")
+                runs += compared(case, folder, seed, options)
+    found = record("watch", torch.device(options.device), rows_of(runs, options.parts), runs=runs)
+    print(f"wrote {write_record(options.out, found)}")
     return 0
 
 
@@ -88,54 +101,59 @@ def simulate(folder: Path, seed: int, changes: dict[str, Any], options: argparse
 
 
 def compared(case: str, folder: Path, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for the classification of all particles at once, and one for each number of parts."""
+    """Runs of one set: all particles at once; in parts, the last of which joined; and searched once more in the end."""
     particles, truth = io.open_particles(folder / "particles.star"), dict(np.load(folder / "truth.npz"))
-    rows = []
-    for parts in [1, *options.parts]:
-        start = time.process_time()
-        result, taken = grown(particles, parts, seed, options)
-        rows.append(
-            {"case": case, "seed": seed, "particles": len(particles), "parts": parts,
-             "classes": len(result.averages.images), "ideal_deg": ideal_deg(options.classes),
-             "processor_s": time.process_time() - start, "taken": taken, **scores(result.poses, truth)}
+    runs = []
+    for way, result, taken in (*grown(particles, 1, seed, options), *grown(particles, options.parts, seed, options)):
+        runs.append(
+            {"kind": case, "seed": seed, "particles": len(particles), "way": way,
+             "classes": len(result.averages.images), "ideal_deg": ideal_deg(options.classes), "taken": taken,
+             "processor_s": sum(part["processor_s"] for part in taken), **scores(result.poses, truth)}
         )  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        print(json.dumps(runs[-1]), flush=True)
+    return runs
 
 
 def grown(
     particles: ParticleSet, parts: int, seed: int, options: argparse.Namespace
-) -> tuple[ClassificationResult, list[dict[str, Any]]]:
-    """The result after the last part, and what each part took."""
+) -> Iterator[tuple[str, ClassificationResult, list[dict[str, Any]]]]:
+    """The result after the last part, as `ralib watch` has it before and after its end, and what each part took."""
     growing = GrowingClassification(
         Classifier(n_classes=1, seed=seed, device=options.device),
         lambda n: max(1, min(options.classes, n // options.per_class)),
     )
-    taken = []
-    for i in range(1, parts + 1):
-        n = len(particles) * i // parts
-        start, search = time.process_time(), growing.searches(n, last=i == parts)
+    taken: list[dict[str, Any]] = []
+
+    def take(n: int, *, search: bool) -> ClassificationResult:
+        start = time.process_time()
         result = growing.take(io.take(particles, np.arange(n)), search=search)
         taken.append({"particles": n, "searched": search, "processor_s": round(time.process_time() - start, 1)})
-    return result, taken
+        return result
+
+    for i in range(1, parts + 1):
+        n = len(particles) * i // parts
+        result = take(n, search=growing.searches(n))
+    yield ONCE if parts == 1 else JOINED, result, list(taken)
+    if growing.searches(n, last=True):
+        yield SEARCHED, take(n, search=True), taken
 
 
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each case and number of parts the means over the seeds, over those of all at once: above 1 is worse."""
-    found = []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        mine = [row for row in rows if row["case"] == case]
-        once = [row for row in mine if row["parts"] == 1]
-        for parts in dict.fromkeys(row["parts"] for row in mine if row["parts"] > 1):
-            others = [row for row in mine if row["parts"] == parts]
-            told: dict[str, Any] = {"case": f"{case}: {parts} parts over all at once", "goal": 1.1}
-            for name in (*LOWER_IS_BETTER, "purity", "effective", "processor_s"):
-                ours, other = (statistics.mean(row[name] for row in group) for group in (others, once))
-                told[name] = ours / other if name in (*LOWER_IS_BETTER, "processor_s") else other / ours
-            told["ours"] = told["view_deg"]
-            found.append(told)
-            print(json.dumps(told), flush=True)
-    return found
+def rows_of(runs: list[dict[str, Any]], parts: int) -> list[dict[str, Any]]:
+    """The rows of the result file: means over the seeds, beside those of all particles at once."""
+    rows = []
+    for kind in dict.fromkeys(run["kind"] for run in runs):
+        for way in (SEARCHED, JOINED):
+            mine = [run for run in runs if run["kind"] == kind]
+            ours, once = ([run for run in mine if run["way"] == w] for w in (way, ONCE))
+            for name, (words, unit, sign) in FIGURES.items() if ours else ():
+                value, other = (statistics.mean(run[name] for run in group) for group in (ours, once))
+                goal = other * (1 + sign * TOLERANCE) if sign else None
+                rows.append(
+                    {"case": f"{kind}, {ours[0]['particles']:,} particles in {parts} parts, {way}: {words} "
+                     f"({len(ours)} seeds)", "ours": value, "unit": unit, "goal": goal, "other": other,
+                     "other_is": "all at once", "better": "higher" if sign < 0 else "lower"}
+                )  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from ralib import io
 from ralib.cli import main
+from ralib.cli.classification_options import reference_images
+from ralib.images.fourier import resample
 from ralib.results.run_directory import run_poses
 from ralib.results.run_record import read_record
 from ralib.results.selection import FORMAT, FORMAT_VERSION, fingerprint
@@ -124,6 +128,49 @@ def test_helices_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["classify", str(data / "particles.star"), str(tmp_path / "h"), "--helical"]) == 2
     assert "helical" in capsys.readouterr().err
     assert not (tmp_path / "h").exists()
+
+
+@pytest.mark.parametrize("kind", ["mrcs", "hdf", "model", "stack star", "folder"])
+def test_references_are_read_from_every_kind_of_file(run: Path, tmp_path: Path, kind: str) -> None:
+    averages, size_A = io.open_images(run / "class_averages.mrcs"), read_record(run)["input"]["pixel_size_A"]
+    path = {"mrcs": run / "class_averages.mrcs", "model": run / "relion_model.star", "folder": run}.get(kind)
+    if kind == "hdf":
+        path = tmp_path / "averages.hdf"
+        io.write_hdf(path, averages, [{}] * len(averages), pixel_size_A=size_A)
+    if kind == "stack star":
+        path = tmp_path / "averages.star"
+        io.write_particles_star(path, io.open_particles(run / "class_averages.mrcs"))
+    assert path is not None
+    images, found_A = reference_images(path)
+    np.testing.assert_allclose(images, averages, rtol=1e-6)
+    assert found_A == pytest.approx(size_A, rel=1e-4)
+
+
+def test_references_of_another_box_and_pixel_size_begin_a_classification(run: Path, data: Path, tmp_path: Path) -> None:
+    """Pixels of three halves the size; classes are found again in the references' order."""
+    averages, size_A = io.open_images(run / "class_averages.mrcs"), read_record(run)["input"]["pixel_size_A"]
+    coarse = resample(torch.from_numpy(averages), 26, 1.5)
+    io.write_hdf(tmp_path / "coarse.hdf", coarse, [{}] * len(averages), pixel_size_A=1.5 * size_A)
+    words = ["classify", str(data / "particles.star"), str(tmp_path / "again"), *COMMON, "--quick"]
+    assert main([*words, "--references", str(tmp_path / "coarse.hdf")]) == 0
+    before, after = (run_poses(folder, 3).class_index for folder in (run, tmp_path / "again"))
+    assert float((before == after).double().mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [("running", "has not finished"), (None, "is not the folder of a ralib run")]
+)
+def test_references_of_a_folder_without_a_finished_run_are_refused(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str | None, told: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if state is not None:
+        (folder / "run.json").write_text(json.dumps(read_record(run) | {"state": state}))
+    words = ["classify", str(data / "particles.star"), str(tmp_path / "again"), *COMMON]
+    assert main([*words, "--references", str(folder)]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_classify_quick_and_references_take_the_number_of_classes_from_the_file(

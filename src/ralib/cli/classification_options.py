@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from ralib.cli.alignment_options import BatchSize, Datadir, Device, NoMirror, PixelSize, Seed
@@ -30,7 +31,8 @@ class ClassificationSettings(Settings):
     ] = None
     references: Annotated[
         Path | None, typer.Option("--references", help="Class averages to begin with, of any program, box and pixel "
-                                  "size; they say how many classes. [default: single particles]",
+                                  "size, or the folder of a run; they say how many classes. [default: single "
+                                  "particles]",
                                   rich_help_panel=CLASSES)
     ] = None
     balance: Annotated[
@@ -107,14 +109,12 @@ class ClassificationSettings(Settings):
 
 def given_references(session: RunSession, particles: ParticleSet, o: ClassificationSettings) -> dict[str, Any]:
     """What the classifier takes of --references: the images and their pixel size; nothing without."""
-    from ralib import io
-
     if o.references is None:
         return {}
-    images = io.open_images(o.references)
+    images, size_A = reference_images(o.references)
     if o.classes not in (None, len(images)):
         raise RalibError(f"--classes {o.classes}: {o.references} has {len(images)} references: leave --classes out")
-    size_A, own_A = io.open_particles(o.references, require_images=False).pixel_size_A, particles.pixel_size_A
+    own_A = particles.pixel_size_A
     if size_A == 1.0 and own_A is not None and own_A != 1.0:  # what programs write that do not know it
         session.say(
             f"warning: the header of {o.references} says 1 A/px, the particles have {own_A:g} A/px; they are compared "
@@ -122,6 +122,36 @@ def given_references(session: RunSession, particles: ParticleSet, o: Classificat
         )
         size_A = None
     return {"references": images, "references_pixel_size_A": size_A}
+
+
+def reference_images(path: Path) -> tuple[np.ndarray, float | None]:
+    """Read class averages.
+
+    Parameters
+    ----------
+    path : Path
+        Image file, RELION's _model.star, or the folder of a finished run.
+
+    Returns
+    -------
+    images : ndarray of shape (k, n, n)
+        The averages.
+    pixel_size_A : float or None
+        Their pixel size, Angstrom.
+    """
+    from ralib import io
+    from ralib.results.run_record import check_finished, read_record
+
+    if path.is_dir():
+        check_finished(read_record(path), path)
+        path = path / "class_averages.mrcs"
+    images = io.open_images(path)
+    if path.suffix.lower() == ".star":
+        general = io.read_star(path).get("model_general")
+        if general is not None:
+            size_A = float(np.ravel(general.get("rlnPixelSize", np.nan))[0])
+            return images, size_A if np.isfinite(size_A) and size_A > 0 else None
+    return images, io.open_particles(path, require_images=False).pixel_size_A
 
 
 def classifier_of(
