@@ -83,13 +83,13 @@ class LatentMixture:
         k = data.projection.shape[1]
         device = data.projection.device
         prior = torch.eye(k, device=device)
-        one = cls(torch.ones(1, device=device), torch.zeros(1, k, device=device), prior)._climb(data)
+        one = cls(torch.ones(1, device=device), torch.zeros(1, k, device=device), prior)._maximised(data)
         if n_states == 1:
             return one
         scores = one.expected_scores(data)
         along = split_directions(scores, seed=seed)[: n_init - 1]
         views = [scores, *[scores @ direction[:, None] for direction in along]]
-        found = [one._start(scores, view, n_states, seed)._climb(data) for view in views]
+        found = [one._start(scores, view, n_states, seed)._maximised(data) for view in views]
         return max(found, key=lambda mixture: float(mixture.log_likelihood(data).sum()))
 
     def log_likelihood(self, data: ScoreLikelihood) -> Tensor:
@@ -123,7 +123,7 @@ class LatentMixture:
         within = rest.T @ rest / len(scores) + 0.1 * torch.eye(scores.shape[1], device=scores.device)
         return LatentMixture(share, centre, within)
 
-    def _climb(self, data: ScoreLikelihood) -> LatentMixture:
+    def _maximised(self, data: ScoreLikelihood) -> LatentMixture:
         mixture, k = self, data.projection.shape[1]
         floor = LEAST_VARIANCE * torch.eye(k, device=data.projection.device)
         for _ in range(ROUNDS):

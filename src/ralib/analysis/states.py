@@ -153,7 +153,7 @@ def split_states(
                 "separation": mixture.separation(),
                 "least_share": float(mixture.share.min()),
             }
-            figures["stands"] = _stands(figures, tried)
+            figures["stands"] = _is_supported(figures, tried)
             tried.append(figures)
             if figures["stands"]:
                 best = mixture
@@ -168,7 +168,7 @@ def _candidates(n_states: int | str) -> list[int]:
     return [n_states]
 
 
-def _stands(figures: dict[str, Any], before: list[dict[str, Any]]) -> bool:
+def _is_supported(figures: dict[str, Any], before: list[dict[str, Any]]) -> bool:
     """Whether a split is better than one state, and than the splits before it that stand."""
     rival = max((f["gain"] for f in before if f["stands"]), default=0.0)
     return bool(

@@ -64,9 +64,9 @@ def members_of(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
     Parameters
     ----------
     particles : ParticleSet
-        All particles.
+        All particles of the run.
     index : ndarray of shape (m,)
-        Numbers of those wanted.
+        Row numbers, in increasing order or any other.
 
     Returns
     -------

@@ -187,9 +187,9 @@ def adjusted_rand_index(labels: Tensor, truth: Tensor) -> float:
     Parameters
     ----------
     labels : Tensor of shape (n,)
-        Classes from 0.
+        Classes from 0, in any order; particles below 0 are left out.
     truth : Tensor of shape (n,)
-        True classes from 0.
+        True classes from 0, of any number.
 
     Returns
     -------

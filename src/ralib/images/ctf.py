@@ -128,9 +128,9 @@ def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]
     Parameters
     ----------
     images : Tensor of shape (b, n, n)
-        Images.
+        Images as taken, with contrast inverted where the CTF is negative.
     ctf : Tensor of shape (b, n, n//2+1)
-        CTF of each image, or one for all.
+        CTF of each image, or one for all; only its sign counts.
 
     Returns
     -------

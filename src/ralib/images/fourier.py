@@ -69,7 +69,7 @@ def ring_counts(box: int, device: torch.device | str = "cpu") -> Tensor:
     Parameters
     ----------
     box : int
-        Image size n, pixels.
+        Image size n, pixels, whose full transform has n * n samples.
     device : torch.device or str, default 'cpu'
         Where the result is.
 
@@ -175,7 +175,7 @@ def shift_images(images: Tensor, shift_xy_px: Tensor) -> Tensor:
     images : Tensor of shape (k, n, n)
         Images.
     shift_xy_px : Tensor of shape (k, 2)
-        Shift (x, y), pixels.
+        Shift (x, y), pixels; the image moves towards larger coordinates.
 
     Returns
     -------

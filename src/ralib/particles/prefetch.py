@@ -163,7 +163,7 @@ class Loader:
             images = torch.empty(len(index), box, box, dtype=self._kind, device=self.device)
         parts = [slice(i, i + self._at_once) for i in range(0, len(index), self._at_once)]
         self._make_buffers(min(len(parts), BUFFERS) if self._staged else 0)
-        # Only sources of raw files promise to serve several threads.
+        # Only sources of raw files can be read by several threads at once.
         with ThreadPoolExecutor(READERS if self._raw else 1) as pool:
             for _ in pool.map(lambda part: self._load(index[part], images[part]), parts):
                 pass

@@ -222,7 +222,7 @@ class RunDirectory:
 
 
 def particle_scores(result: RunResult, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return what a run knows of each particle beside its pose; empty for runs that judge no particles.
+    """Return the figures of each particle beside its pose; empty for runs that judge no particles.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ from ralib.types import RalibError
 
 BEAT_S = 1.0
 LOST_S = 20.0
-"""A rank is lost when its pulse stops for so long."""
+"""A rank is lost when its heartbeat stops for so long."""
 GRACE_S = 8.0
 """What a rank has to end by itself after another failed, or after a signal."""
 TIMEOUT = timedelta(hours=6)
@@ -229,15 +229,15 @@ def join() -> Ranks:
 
 
 @functools.cache
-def _joined() -> tuple[ProcessGroup, _Pulse]:
+def _joined() -> tuple[ProcessGroup, _Heartbeat]:
     """torch.distributed has one world in a process, so that it is joined once."""
     store, rank, size = next(iter(rendezvous("env://")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    pulse = _Pulse(store, rank, size)
+    heartbeat = _Heartbeat(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    pulse.start()
-    atexit.register(pulse.leave)
-    return ProcessGroup(), pulse
+    heartbeat.start()
+    atexit.register(heartbeat.leave)
+    return ProcessGroup(), heartbeat
 
 
 def first_to_fail() -> bool:
@@ -278,11 +278,11 @@ def launch(n: int, arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Pulse(threading.Thread):
+class _Heartbeat(threading.Thread):
     """A thread that sends this rank's heartbeat and watches those of the others, over their common store."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
-        super().__init__(name="ralib-pulse", daemon=True)
+        super().__init__(name="ralib-heartbeat", daemon=True)
         # A connection of its own: the main thread may be waiting in the other one.
         self._store, self._exit_store = store.clone(), store.clone()
         self.rank, self._others = rank, [r for r in range(size) if r != rank]

@@ -26,7 +26,9 @@ class Junk(IntEnum):
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What to simulate; fractions from 0 to 1.
+    """Options of a simulation.
+
+    Fractions are from 0 to 1, lengths in pixels unless their names say A.
 
     Attributes
     ----------

@@ -136,7 +136,7 @@ def _refine(
         if n == 0:
             continue
         for _ in range(most * row.shape[1]):
-            c = _hopeful(mine, stage, n, slack)
+            c = _may_become_best(mine, stage, n, slack)
             if stage[c] == arrived:
                 break
             rough = stage[c] < ROUGH_STEPS
@@ -147,7 +147,7 @@ def _refine(
             stage[c] = min(stage[c] + 1, arrived - 1)
             if not rough and mine[c, 4] < done * abs(mine[c, 3]):
                 stage[c] = arrived
-            n = _without_twins(whose, mine, stage, n, c, same, arrived)
+            n = _without_duplicates(whose, mine, stage, n, c, same, arrived)
         c = _furthest(mine, stage, n)
         out_row[b] = whose[c]
         out_pose[b] = mine[c]
@@ -155,7 +155,7 @@ def _refine(
 
 @numba.njit(fastmath=FAST)
 @no_type_check
-def _hopeful(pose: Any, stage: Any, n: Any, slack: Any) -> Any:
+def _may_become_best(pose: Any, stage: Any, n: Any, slack: Any) -> Any:
     """Which of n candidates may become the best: the highest by its score and the slack of its stage."""
     top = np.float32(NOTHING)
     for c in range(n):
@@ -181,7 +181,7 @@ def _furthest(pose: Any, stage: Any, n: Any) -> Any:
 
 @numba.njit(fastmath=FAST)
 @no_type_check
-def _without_twins(row: Any, pose: Any, stage: Any, n: Any, c: Any, same: Any, arrived: Any) -> Any:
+def _without_duplicates(row: Any, pose: Any, stage: Any, n: Any, c: Any, same: Any, arrived: Any) -> Any:
     """Of c and each candidate on its way to the same maximum, only the one further on; how many are left of n."""
     d = 0
     while d < n:
@@ -190,7 +190,7 @@ def _without_twins(row: Any, pose: Any, stage: Any, n: Any, c: Any, same: Any, a
         turn = abs(pose[c, 0] - pose[d, 0]) % np.float32(360.0)
         twin = twin and min(turn, np.float32(360.0) - turn) < same[0]
         out, stays = (d, c) if stage[d] <= stage[c] else (c, d)
-        # One that promises more than where another has arrived is on its way to somewhere else.
+        # A candidate whose expected score exceeds one already reached leads to another maximum.
         if not twin or (stage[stays] == arrived and pose[out, 3] > pose[stays, 3]):
             d += 1
             continue

@@ -416,7 +416,7 @@ def repeated_steps(one_step: Callable[[Tensor], NewtonStep], pose: Tensor, slack
         Poses after the steps.
     """
     if steps == 1:
-        return _only_hopeful(one_step(pose)[0], pose, slack)
+        return _only_within_reach(one_step(pose)[0], pose, slack)
     going, now = torch.ones_like(pose[..., 3], dtype=torch.bool), pose
     highest = torch.cat([pose[..., :3], torch.full_like(pose[..., 3:], -math.inf)], dim=-1)
     for _ in range(steps):
@@ -429,10 +429,10 @@ def repeated_steps(one_step: Callable[[Tensor], NewtonStep], pose: Tensor, slack
         going &= ~settled
         if not going.any():
             break
-    return _only_hopeful(highest, pose, slack)
+    return _only_within_reach(highest, pose, slack)
 
 
-def _only_hopeful(stepped: Tensor, pose: Tensor, slack: float) -> Tensor:
+def _only_within_reach(stepped: Tensor, pose: Tensor, slack: float) -> Tensor:
     """Stepped poses; where the score before lay too far behind the first one's, the pose before, without a score."""
     score = pose[..., 3]
     behind = (score < score[0] - slack * score[0].abs())[..., None]

@@ -74,7 +74,7 @@ def live_contents(path: Path, server: dict[str, Any] | None = None) -> ReportCon
 
 
 def _class(k: int, last: dict[str, Any]) -> dict[str, Any]:
-    """What the last iteration tells of class k."""
+    """Figures of class k in the last iteration."""
     row: dict[str, Any] = {"class": k + 1, "members": 0}
     for key, name in (("class_sizes", "members"), ("resolution_A", "resolution_A"), ("resolution_px", "resolution_px")):
         values = last.get(key)
