@@ -49,8 +49,7 @@ def imports(path: Path, known: set[str], *, at_load: bool = False) -> set[str]:
             assert node.level == 0, f"{path}: a relative import; write the whole name"
             base = node.module or ""
             if base.split(".")[0] == "ralib":
-                names = [a.name for a in node.names if (base, a.name) != ("ralib", "__version__")]
-                found |= {f"{base}.{name}" if f"{base}.{name}" in known else base for name in names}
+                found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names}
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"  # the one place: pyproject.toml, `ralib --version` and every record read it
+from ralib.versions import __version__ as __version__
 
 if TYPE_CHECKING:
     from ralib.alignment.multi_reference import MultiReferenceAligner

@@ -10,10 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ralib import __version__
+from ralib.versions import __version__, recorded_versions
 
 
 def device_name(device: torch.device) -> str:
@@ -56,8 +55,7 @@ def record(bench: str, device: torch.device, rows: list[dict[str, Any]], **more:
     dict
         The result.
     """
-    versions = {"ralib": __version__, "python": platform.python_version()}
-    versions |= {"torch": torch.__version__, "numpy": np.__version__}
+    versions = {"ralib": __version__} | recorded_versions()
     threads = torch.get_num_threads() if device.type == "cpu" else None
     head = {"bench": bench, "device": device_name(device), "threads": threads, "commit": commit(), "versions": versions}
     return head | more | {"rows": rows}

@@ -12,11 +12,11 @@ from importlib import import_module
 
 import typer
 
-from ralib import __version__
 from ralib.cli.common import run
 from ralib.cli.settings import with_short_help
 from ralib.runtime.distributed import launched
 from ralib.types import RalibError
+from ralib.versions import __version__
 
 COMMANDS = (
     *("mref", "reffree", "classify", "prepare", "transform", "average", "params", "simulate", "report", "view"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib import __version__
 from ralib.results.input_fingerprint import input_fingerprint
 from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
+from ralib.versions import __version__, recorded_versions
 
 _CTF_OF_OPTIONS = {
     "wiener": CtfCorrection.WIENER,
@@ -106,7 +105,7 @@ def new_record(
         "ctf_correction": ctf.value,
         "search_range_px": search_range_px,
         "seed": options.get("seed"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": recorded_versions(),
         "device": device,
         "input": {
             "path": str(source),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import psutil
 import torch
 import typer
 
-from ralib import __version__
 from ralib.cli.common import describe_device
+from ralib.versions import MISSING, __version__, library_versions
 
 _LIBRARIES = (
     "torch",
@@ -52,8 +51,8 @@ def gather() -> dict[str, Any]:
     n_gpus = torch.cuda.device_count()
     gpus = [describe_device(torch.device("cuda", k)) for k in range(n_gpus)]
     memory = psutil.virtual_memory()
-    versions = {name: _version(name) for name in _LIBRARIES}
-    triton_used = n_gpus > 0 and versions["triton"] != "missing"
+    versions = library_versions(_LIBRARIES)
+    triton_used = n_gpus > 0 and versions["triton"] != MISSING
     return {
         "ralib": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -66,10 +65,3 @@ def gather() -> dict[str, Any]:
         "kernels": "Triton on the GPU, Numba on the CPU" if triton_used else "Numba on the CPU",
         "several GPUs": "NCCL" if n_gpus > 1 else "not here",
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "missing"
