@@ -23,7 +23,7 @@ from ralib.classification.earlier_classes import EarlierClasses
 from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.prediction import FittedClasses
-from ralib.classification.quality import judge
+from ralib.classification.quality import judge, measure, surely_junk
 from ralib.classification.results import (
     coarse_averages,
     filtered,
@@ -37,11 +37,11 @@ from ralib.classification.schedule_checkpoint import HALF, checkpoint_of, resume
 from ralib.classification.sharding import Shard
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
-from ralib.classification.validation import quick_estimate
+from ralib.classification.validation import Stability, quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, WhitenedParticles, whiten_particles
 from ralib.images.frc import masked_frc
 from ralib.interop.estimator import ClusterEstimator
-from ralib.io import for_computing
+from ralib.io import for_computing, take
 from ralib.io.plausible import named
 from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches
 from ralib.results.checkpoint import Checkpoint
@@ -206,6 +206,7 @@ class Classifier(ClusterEstimator):
         self._check_enough(particles)
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
+        self._validated: tuple[State, Stability] | None = None
         self._budget = Budget.of(self._device)
         self._earlier = earlier
         start = time.perf_counter()
@@ -440,10 +441,32 @@ class Classifier(ClusterEstimator):
             )
 
         announce()
-        schedule.observe = observe
+        schedule.observe, schedule.recognise = observe, partial(self._recognised_junk, particles)
         state = schedule.run(state)
         announce()
         return state, figures, schedule
+
+    def _recognised_junk(self, particles: ParticleSet, at: ClassificationSchedule, state: State) -> Tensor:
+        """Which particles (n,) of a schedule in its final state are surely junk."""
+        model = at.model
+        if at.rows is not None:
+            particles = take(particles, at.rows.cpu().numpy())
+        batches = self._batches(particles, model.shard)
+        image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
+        for batch in batches:
+            image.add(batch)
+        stability = self._stability(at, state)
+        poses = state_poses(state, model.field, model.shard).to("cpu")
+        assert at.references is not None
+        evidence, _ = measure(model, state, at.references, poses, stability, image.values)
+        return torch.from_numpy(surely_junk(evidence, stability, self._device))
+
+    def _stability(self, schedule: ClassificationSchedule, state: State) -> Stability:
+        """The validation of a final state, which is made once where no junk was set aside after it."""
+        if self._validated is None or self._validated[0] is not state:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._validated = state, quick_estimate(schedule.model, schedule, state, generator)
+        return self._validated[1]
 
     def _begin(
         self, particles: ParticleSet, field: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
@@ -523,7 +546,7 @@ class Classifier(ClusterEstimator):
             averages, members=torch.bincount(poses.class_index[poses.class_index >= 0], minlength=n_classes)
         )
         averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
-        stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(self.seed))
+        stability = self._stability(schedule, state)
         classes = class_figures(averages, poses, None)
         assert schedule.references is not None
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()

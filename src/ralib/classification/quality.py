@@ -39,6 +39,9 @@ WORST = 10.0
 OFF_CENTRE = 0.2, 0.6
 """Particle radii by which the mass of an average may lie off the centre, and from which on the class shows nothing."""
 
+SURELY = 0.9
+"""Probability from which on a particle counts as junk without doubt: 98 in a hundred such are."""
+
 FAR_TOO_STRONG = 4.5
 """Standard deviations of the first of CAUSES from which on it counts without the learned model."""
 
@@ -113,6 +116,17 @@ def judge(
     Verdict
         The verdict.
     """
+    evidence, particles = measure(model, state, references, poses, stability, image)
+    odds = _odds(evidence, stability.believable, model.field.grid.device)
+    particles["quality"], particles["junk"] = -odds, 1 / (1 + np.exp(-odds))
+    rows = _rows(averages, model.field, particles, evidence.index, classes)
+    return _with_verdicts(evidence, particles, rows, stability)
+
+
+def measure(
+    model: Model, state: State, references: Tensor, poses: Poses, stability: Stability, image: Tensor
+) -> tuple[Evidence, dict[str, np.ndarray]]:
+    """Return what the junk model looks at, and the figures of the particles; see `judge` for the arguments."""
     field, index, everyone = model.field, poses.class_index.numpy(), model.shard.gather
     particles = {
         "posterior": _numbers(everyone(state.posterior)),
@@ -131,9 +145,30 @@ def judge(
         classes=_numbers(class_statistics(model, state)),
         index=index,
     )
-    odds = _odds(evidence, stability.believable, field.grid.device)
-    particles["quality"], particles["junk"] = -odds, 1 / (1 + np.exp(-odds))
-    return _with_verdicts(evidence, particles, _rows(averages, field, particles, index, classes), stability)
+    return evidence, particles
+
+
+def surely_junk(evidence: Evidence, stability: Stability, device: torch.device) -> np.ndarray:
+    """Return which particles (n,) are junk with a probability above SURELY; none where nothing is believed.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        The measurements.
+    stability : Stability
+        Result of the validation.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        True for junk.
+    """
+    if not stability.believable:
+        return np.zeros(len(evidence.index), dtype=bool)
+    least = np.log(SURELY / (1 - SURELY))
+    return (evidence.index >= 0) & (_odds(evidence, believable=True, device=device) > least)
 
 
 def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@
 - thin: the least useful classes are dropped, down to the number wanted
 - exchange: the largest classes are split in two, all compete, and the K most useful stay; several rounds
 - sharpen: more rings as long as the halves agree there, poses refined off the grid
+- clean: where much junk is recognised in these classes, it leaves the averages; exchange and sharpen again without it
 
 A single particle at low dose is a poor reference, but its signal already exceeds its noise where an exhaustive search
 chooses the pose. The start must not be at the lowest resolution, where all views look alike.
@@ -53,6 +54,11 @@ TOLERANCE = 0.005
 classification rises and falls by a little."""
 
 
+CLEANED_FROM, CLEANED_TO = 0.05, 0.3
+"""Share of recognised junk from which the classes are made again without it, and share of the particles that must be
+left. Less junk takes no class worth having; if nearly all were junk, it is rather the judgement that errs."""
+
+
 @dataclass(frozen=True)
 class ScheduleSettings:
     """Settings of a schedule; resolutions are numbers of details (full periods) across a particle.
@@ -81,6 +87,8 @@ class ScheduleSettings:
         Rings are added while the mean FRC of the halves exceeds this.
     final : int, default 6
         Iterations of the last stage, and one more.
+    cleaned_exchanges : int, default 2
+        Rounds of exchange without the junk, before the last stage is run again; with 0 junk stays.
     sample : int, default 300
         Particles a class of which the classes are made where there are many more; all others join them later. Noisy
         particles need more, see `ClassificationSchedule.enough`.
@@ -105,6 +113,7 @@ class ScheduleSettings:
     wide: int = 1
     agreement: float = 0.2
     final: int = 6
+    cleaned_exchanges: int = 2
     sample: int = 300
     least_sample: int = 10_000
     joint: int = 3
@@ -121,6 +130,7 @@ class ScheduleSettings:
             exchanges=1,
             outlying_share=0.0,
             final=1,
+            cleaned_exchanges=0,
             sample=20,
             least_sample=400,
             joint=0,
@@ -201,15 +211,19 @@ class ScheduleProgress:
         Iterations of the last stage done.
     rings : int, default 0
         Number of rings reached.
+    cleaned : bool, default False
+        Whether junk was looked for.
     """
 
     begun: bool = False
     exchanged: int = 0
     sharpened: int = 0
     rings: int = 0
+    cleaned: bool = False
 
 
 Observe = Callable[["ClassificationSchedule", str, State], None]
+Recognise = Callable[["ClassificationSchedule", State], Tensor]
 
 
 def _nobody(schedule: ClassificationSchedule, stage: str, state: State) -> None:
@@ -238,6 +252,8 @@ class ClassificationSchedule:
     ----------
     observe : Callable[[ClassificationSchedule, str, State], None]
         Called after every iteration with the schedule, the stage's name and the state; does nothing until it is set.
+    recognise : Callable[[ClassificationSchedule, State], Tensor], optional
+        Which of all particles (n,) are surely junk, called with the schedule and its state at the end of its stages.
     until : int
         Iterations of the last stage that it runs.
     rows : Tensor of shape (m,), optional
@@ -256,6 +272,7 @@ class ClassificationSchedule:
     ) -> None:
         self.model, self.plan, self.k, self.generator, self.given = model, plan, n_classes, generator, given
         self.observe: Observe = _nobody
+        self.recognise: Recognise | None = None
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
@@ -279,6 +296,11 @@ class ClassificationSchedule:
             state = self._after_sample(state)
         elif not self.position.begun:
             state = self._begin(state)
+        state = self._refined(state)
+        return self._refined(state) if self._cleaned(state) else state
+
+    def _refined(self, state: State) -> State:
+        """The state after the rounds of exchange and iterations of sharpening that are left."""
         at, plan = self.position, self.plan
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
             state = self._with_noise_left(self._exchange(state, self.model.references(state, at.rings)))
@@ -290,10 +312,32 @@ class ClassificationSchedule:
             self._done("sharpen", state)
         return state
 
+    def _cleaned(self, state: State) -> bool:
+        """Set recognised junk aside, and return whether there is so much that the last stages are run again."""
+        at, plan, model = self.position, self.plan, self.model
+        if at.cleaned or self.recognise is None or plan.cleaned_exchanges == 0 or self.k == 1:
+            return False
+        at.cleaned = True
+        junk = self.recognise(self, state)[model.shard.rows].to(model.field.grid.device) & model.field.typical
+        count, before = int(model.shard.count(junk)), int(model.shard.count(model.field.typical))
+        if not CLEANED_FROM * before <= count <= (1 - CLEANED_TO) * before:
+            return False
+        self.set_aside(junk)
+        at.exchanged, at.sharpened = max(0, plan.exchanges - plan.cleaned_exchanges), 0
+        share = 100 * count / model.shard.n
+        self.log.append(
+            f"{count} particles ({share:.1f}%) are junk: they leave the averages, exchange begins anew"
+        )
+        return True
+
+    def set_aside(self, junk: Tensor) -> None:
+        """Leave `junk` (n,) out of all averages from now on."""
+        self.model = replace(self.model, field=self.model.field.setting_aside(junk))
+
     def part(self, rows: Tensor) -> ClassificationSchedule:
         """Return the schedule of a sample, ascending numbers (m,) of particles, up to where all join it."""
         some = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator, self.given)
-        some.log, some.observe, some.rows = self.log, self.observe, rows
+        some.log, some.observe, some.recognise, some.rows = self.log, self.observe, self.recognise, rows
         some.until = max(0, self.until - self.plan.joint)
         return some
 
@@ -311,7 +355,7 @@ class ClassificationSchedule:
         """The state after all stages that are for a sample, and the iteration in which all particles join it."""
         assert self.sample is not None
         (some, part), self.sample = self.sample, None
-        some.observe = self.observe
+        some.observe, some.recognise = self.observe, self.recognise
         if not some.position.begun:
             part = some._begin(part)
         first = replace(some.position, begun=False) == ScheduleProgress(rings=some.position.rings)

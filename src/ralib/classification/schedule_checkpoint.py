@@ -50,6 +50,8 @@ def checkpoint_of(
     assert state.own is not None
     arrays["own_share"] = everyone(state.own.share).cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = everyone(state.fit.amax(1)).cpu().numpy()
+    if schedule.position.cleaned:
+        arrays["set_aside"] = everyone(schedule.model.field.outliers.found).cpu().numpy()
     if schedule.rows is not None:
         arrays["rows"] = schedule.rows.cpu().numpy()
     if schedule.noise:
@@ -115,7 +117,7 @@ def _layout(schedule: ClassificationSchedule) -> dict[str, str]:
     averages = {"averages.orders": "complex64 k r m", "averages.halves": "complex64 2 k r m"}
     averages |= {"averages.frc": "float32? k r", "averages.gain": "float32? k r"}
     rest = {"own_share": f"float32? {n} q", "best": f"float32? {n}", "noise?": "float32 s w", "generator": "uint8 g"}
-    return per_particle | per_class | averages | rest | {"rows?": f"int64 {n}"}
+    return per_particle | per_class | averages | rest | {"rows?": f"int64 {n}", "set_aside?": f"bool {n}"}
 
 
 def _unpacked(
@@ -125,8 +127,8 @@ def _unpacked(
     position = {name: int(value) for name, value in meta["position"].items()}
     if position["rings"] != arrays["averages.frc"].shape[1]:
         raise ValueError(f"{position['rings']} rings")
-    begun = bool(position.pop("begun"))
-    schedule.position = ScheduleProgress(begun, **position)
+    begun, cleaned = (bool(position.pop(name)) for name in ("begun", "cleaned"))
+    schedule.position = ScheduleProgress(begun, **position, cleaned=cleaned)
     schedule.log[:] = meta["log"]
     schedule.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
 
@@ -136,6 +138,8 @@ def _unpacked(
     def own_part(name: str) -> Tensor:
         return torch.from_numpy(arrays[name][schedule.model.shard.rows].copy()).to(device)
 
+    if "set_aside" in arrays:
+        schedule.set_aside(own_part("set_aside"))
     for ratio in part("noise") if "noise" in arrays else []:
         schedule.use_noise(ratio)  # one after the other, as the run did: the same bits
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))

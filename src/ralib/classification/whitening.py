@@ -67,7 +67,7 @@ class WhitenedParticles:
     usable : Tensor of shape (n,)
         False for images that are not finite or constant.
     outliers : Outliers
-        Outlier images, which join no average and initialise no class.
+        Images which join no average and initialise no class: outliers, and junk that was recognised later.
     observed : Tensor of shape (n, R)
         Power of each image on the rings over the noise assumed.
     plan : SpectraPlan
@@ -110,6 +110,10 @@ class WhitenedParticles:
             outliers=self.outliers[rows],
             observed=self.observed[rows],
         )
+
+    def setting_aside(self, junk: Tensor) -> WhitenedParticles:
+        """Return the particles where `junk` (n,) counts among the outliers."""
+        return replace(self, outliers=replace(self.outliers, found=self.outliers.found | junk))
 
     def part(self, rows: slice, spectra: Spectra) -> WhitenedParticles:
         """Return some of the particles, whose spectra are given.
