@@ -39,7 +39,7 @@ from ralib.kernels import rotate_shift_images
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ArraySource, ParticleSet, Poses, RalibError
+from ralib.types import ArraySource, ParticleSet, RalibError
 
 BOX = 48
 
@@ -326,16 +326,6 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
 def test_mistakes_are_told(options: dict[str, float], told: str, small_set: tuple[ParticleSet, Simulator]) -> None:
     with pytest.raises(RalibError, match=told):
         Classifier(**options).fit(small_set[0])  # type: ignore[arg-type]
-
-
-def test_state_and_model_are_what_the_course_needs(grid: RingGrid) -> None:
-    state = State.blank(5, torch.zeros(5, 2))
-    assert len(state.fit) == 5
-    assert not bool(state.mirror.any())
-    empty = ClassPoses(*(torch.zeros(5) for _ in range(5)))
-    assert len(empty.fields()) == 5
-    assert Model.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert Poses.identity(2).class_index.tolist() == [0, 0]
 
 
 def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet, Simulator]) -> None:

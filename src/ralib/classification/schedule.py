@@ -325,9 +325,7 @@ class ClassificationSchedule:
         self.set_aside(junk)
         at.exchanged, at.sharpened = max(0, plan.exchanges - plan.cleaned_exchanges), 0
         share = 100 * count / model.shard.n
-        self.log.append(
-            f"{count} particles ({share:.1f}%) are junk: they leave the averages, exchange begins anew"
-        )
+        self.log.append(f"{count} particles ({share:.1f}%) are junk: they leave the averages, exchange begins anew")
         return True
 
     def set_aside(self, junk: Tensor) -> None:
