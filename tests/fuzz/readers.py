@@ -7,6 +7,9 @@ themselves.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
 import json
 import tempfile
 import time
@@ -15,12 +18,23 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import scipy.spatial.transform  # noqa: F401 - or the first file that needs it would seem to be large
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blobs import make
+from make_run import make_run
+from ralib.alignment.multi_reference import MultiReferenceAligner
+from ralib.alignment.state import LoopState
+from ralib.classification import classifier
+from ralib.classification.classifier import Classifier
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.schedule_checkpoint import resume_schedule
+from ralib.cli.commands.analyze import read_truth
 from ralib.io import (
     open_particles,
     pose_headers,
@@ -31,8 +45,18 @@ from ralib.io import (
     write_particles_cs,
     write_particles_star,
 )
+from ralib.results.checkpoint import Checkpoint
+from ralib.results.checkpoint import load as load_checkpoint
+from ralib.results.checkpoint import save as save_checkpoint
+from ralib.results.observer import IterationDone, SilentObserver
+from ralib.results.run_directory import read_frc
+from ralib.results.run_record import read_record, run_record
 from ralib.results.selection import FORMAT, FORMAT_VERSION, fingerprint, read_selection, selected_rows
-from ralib.types import Poses, RalibError
+from ralib.results.summary.diagnose import diagnose
+from ralib.results.summary.figures import class_figures
+from ralib.results.summary.runs import open_run
+from ralib.types import ParticleSet, Poses, RalibError
+from ralib.types.particle_set import as_particles
 
 from . import structures
 
@@ -96,6 +120,8 @@ class Reader:
         self._read = read
         self.seed = self._path.read_bytes()
         self.opened = self.refused = 0
+        with contextlib.suppress(Exception):  # modules that are imported at the first use count for no file
+            self._read(self._path)
 
     def restructured(self, seed: int) -> bytes:
         """The sound file with its structures mutated; as it is where this format has no such mutation."""
@@ -257,6 +283,88 @@ def _read_selection(path: Path) -> None:
     selected_rows(_poses().replace(score=torch.arange(4.0)), chosen)
 
 
+def _record(folder: Path) -> Path:
+    return make_run(folder, n_classes=4, n_particles=40, box=16, n_iterations=2, judged=True) / "run.json"
+
+
+def _read_run(path: Path) -> None:
+    """What `report`, `select` and `compare` begin with."""
+    run = open_run(path.parent)
+    run_record(read_record(path.parent))
+    class_figures(run)
+    diagnose(run, np.zeros((run.n_classes, 16, 16), dtype=np.float32))
+
+
+def _frc(folder: Path) -> Path:
+    frequency = np.arange(9) / 16
+    np.savetxt(folder / "frc.txt", np.column_stack([frequency, 1 - frequency, 1 - 2 * frequency]), fmt="%.5f")
+    return folder / "frc.txt"
+
+
+def _truth(folder: Path) -> Path:
+    np.savetxt(folder / "truth.txt", [0, 1, 1, 0], fmt="%d")
+    return folder / "truth.txt"
+
+
+class _Keeper(SilentObserver):
+    """Keeps the last checkpoint."""
+
+    kept: Checkpoint
+
+    def iteration(self, done: IterationDone) -> None:
+        if done.checkpoint is not None:
+            self.kept = done.checkpoint()
+
+
+@functools.cache
+def _small_set() -> ParticleSet:
+    return as_particles(make(24, box=16, n_views=2).images)
+
+
+def _alignment_checkpoint(folder: Path) -> Path:
+    keeper = _Keeper()
+    MultiReferenceAligner(references=2, iterations=2, outer_radius=6).fit(_small_set(), observer=keeper)
+    return save_checkpoint(folder, keeper.kept)
+
+
+def _loaded(path: Path) -> Checkpoint:
+    found = load_checkpoint(path)
+    if found is None:
+        raise RalibError("incomplete")
+    return found
+
+
+def _read_alignment_checkpoint(path: Path) -> None:
+    LoopState.from_checkpoint(_loaded(path), torch.device("cpu"))
+
+
+@functools.cache
+def _schedule() -> ClassificationSchedule:
+    """The schedule into which the checkpoints of `_classification_checkpoint` are restored."""
+    kept: list[ClassificationSchedule] = []
+
+    def caught(schedule: ClassificationSchedule, *_: object) -> None:
+        kept.append(schedule)
+        raise InterruptedError
+
+    keeper = _Keeper()
+    Classifier(n_classes=2).fit(_small_set(), observer=keeper)
+    with mock.patch.object(classifier, "resume_schedule", caught), contextlib.suppress(InterruptedError):
+        Classifier(n_classes=2).fit(_small_set(), resume=keeper.kept)
+    return kept[0]
+
+
+def _classification_checkpoint(folder: Path) -> Path:
+    keeper = _Keeper()
+    Classifier(n_classes=2).fit(_small_set(), observer=keeper)
+    _schedule()
+    return save_checkpoint(folder, keeper.kept)
+
+
+def _read_classification_checkpoint(path: Path) -> None:
+    resume_schedule(copy.copy(_schedule()), _loaded(path), torch.device("cpu"))
+
+
 READERS: dict[str, tuple] = {
     "mrc": (_mrc, _read_particles, partial(structures.words, kind="<i4", first=0, last=55)),
     "star": (_star, _read_particles, structures.star),
@@ -267,6 +375,11 @@ READERS: dict[str, tuple] = {
     "imagic": (_imagic, _read_particles, partial(structures.words, kind="<i4", first=0, last=20)),
     "npy": (_npy, _read_particles),
     "params": (_params, read_params),
-    "selection": (_selection, _read_selection, structures.selection),
+    "selection": (_selection, _read_selection, structures.json_file),
+    "record": (_record, _read_run, structures.json_file),
+    "frc": (_frc, read_frc, structures.numbers_text),
+    "truth": (_truth, partial(read_truth, n=4), structures.numbers_text),
+    "checkpoint": (_alignment_checkpoint, _read_alignment_checkpoint, structures.checkpoint),
+    "classification": (_classification_checkpoint, _read_classification_checkpoint, structures.checkpoint),
 }
 """How a sound file of each format is made and read, and how its structures are mutated."""

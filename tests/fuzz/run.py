@@ -22,6 +22,7 @@ EXTRA_ADDRESS_SPACE = 4 << 30
 
 def one(name: str, n: int, seed: int) -> None:
     """Fuzz one reader in this process and print its figures as JSON."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from .readers import READERS, Reader, soak
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -63,6 +64,7 @@ def write_figures(path: Path, results: dict[str, dict], n: int, seed: int) -> No
 
 def main() -> int:
     """Run all, write the figures, return 1 if any reader failed."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from .readers import READERS
 
     parser = argparse.ArgumentParser(description=__doc__)

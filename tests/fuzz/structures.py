@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+
+from ralib.results.checkpoint import Checkpoint, load, save
 
 ODD_NUMBERS = ["0", "-1", "1e999", "nan", "-inf", "<NA>", "None", "1e-300", "99999999999999999999", "00713", "72E45901"]
 ODD_NUMBERS += [
@@ -206,37 +210,88 @@ def lst(path: Path, rng: Random) -> None:
     path.write_text("\n".join(lines))
 
 
-def selection(path: Path, rng: Random) -> None:
-    """Values of a selection file, one in another place or of another type."""
-    value = json.loads(path.read_text())
-    odd = [
-        None,
-        True,
-        [],
-        {},
-        "x",
-        -1,
-        0,
-        1.5,
-        10**400,
-        "nan",
-        [1, "2"],
-        [1.0],
-        [True],
-        {"a": 1},
-        [10**400],
-        [0],
-        [5],
-        "1",
-    ]
-    for _ in range(int(rng.integers(1, 3))):
-        where: Any = value if rng.random() < 0.8 or not isinstance(value.get("run"), dict) else value["run"]
-        key = pick(rng, list(where) or ["x"])
-        if rng.random() < 0.2:
-            where.pop(key, None)
-        else:
+ODD_VALUES: list[Any] = [
+    None, True, [], {}, "x", -1, 0, 1.5, 10**400, "nan", [1, "2"], [1.0], [True], {"a": 1}, [10**400], [0], [5], "1",
+]  # fmt: skip
+
+
+def _odd_place(value: Any, rng: Random) -> tuple[Any, Any]:
+    """A table or list somewhere in a JSON value, and one of its keys; deeper places are as likely as higher ones."""
+    places = []
+    stack = [value]
+    while stack:
+        part = stack.pop()
+        inside = list(part.items()) if isinstance(part, dict) else list(enumerate(part))
+        places += [(part, key) for key, _ in inside]
+        stack += [child for _, child in inside if isinstance(child, dict | list)]
+    return pick(rng, places) if places else (value, None)
+
+
+def in_json(value: Any, rng: Random, odd: list[Any] = ODD_VALUES) -> None:
+    """Replace or remove one to three values of a JSON table, anywhere in it."""
+    for _ in range(int(rng.integers(1, 4))):
+        where, key = _odd_place(value, rng)
+        if key is not None and rng.random() < 0.2:
+            del where[key]
+        elif key is not None:
             where[key] = copy.deepcopy(pick(rng, odd))  # or one edit would find itself in another
+
+
+def json_file(path: Path, rng: Random) -> None:
+    """Values of a JSON file, of another kind or gone; or its text in another form."""
+    value = json.loads(path.read_text())
+    in_json(value, rng)
     text = json.dumps(value)
     path.write_text(
-        pick(rng, [text, text, text.replace("1", "NaN"), "\ufeff" + text, text * 2, f"[{text}]", "[" * 3000])
+        pick(rng, [text, text, text, text.replace("1", "NaN"), "\ufeff" + text, text * 2, f"[{text}]", "[" * 3000])
     )
+
+
+def numbers_text(path: Path, rng: Random) -> None:
+    """Numbers and rows of a table in text."""
+    lines = path.read_text().split("\n")
+    for _ in range(int(rng.integers(1, 4))):
+        at = int(rng.integers(len(lines)))
+        values = lines[at].split()
+        kind = int(rng.integers(4))
+        if kind <= 1 and values:
+            values[int(rng.integers(len(values)))] = pick(rng, ODD_NUMBERS)
+            lines[at] = " ".join(values)
+        elif kind == 2:
+            del lines[at]
+        else:
+            lines.insert(at, pick(rng, ["", "# x", "1", lines[at] + " 7", "1e400"]))
+        lines = lines or [""]
+    path.write_text("\n".join(lines))
+
+
+def checkpoint(path: Path, rng: Random) -> None:
+    """Arrays and values of a checkpoint, whose digest is right again; or bytes of its archive."""
+    saved = load(path)
+    assert saved is not None
+    arrays, meta = dict(saved.arrays), copy.deepcopy(saved.meta)
+    for _ in range(int(rng.integers(1, 4))):
+        name, kind = pick(rng, sorted(arrays)), int(rng.integers(5))
+        array = np.atleast_1d(arrays[name])
+        if kind == 0:
+            del arrays[name]
+        elif kind == 1:
+            with warnings.catch_warnings(action="ignore"):
+                arrays[name] = array.astype(pick(rng, ["f4", "f8", "i8", "u1", "?", "S3"]), casting="unsafe")
+        elif kind == 2:
+            arrays[name] = pick(rng, [array[:-1], array[None], array.ravel(), array[:0], np.zeros(())])
+        elif kind == 3 and array.size and array.dtype.kind in "fiub":
+            with np.errstate(all="ignore"):
+                flat = array.copy().reshape(-1)
+                flat[int(rng.integers(len(flat)))] = np.asarray(pick(rng, ODD_FLOATS)).astype(array.dtype)
+                arrays[name] = flat.reshape(array.shape)
+        else:
+            in_json(meta, rng, [v for v in ODD_VALUES if v != 10**400])
+        if not arrays:
+            break
+    save(path.parent, Checkpoint(saved.number, arrays, meta))
+    if rng.random() < 0.3:
+        payload = bytearray(path.read_bytes().partition(b"\n")[2])
+        for _ in range(int(rng.integers(1, 4))):
+            payload[int(rng.integers(len(payload)))] = int(rng.integers(256))
+        path.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + bytes(payload))

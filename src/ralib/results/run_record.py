@@ -259,6 +259,8 @@ def _check(record: Any, file: Path) -> None:
     """RalibError where a part of the record is not of the kind that ralib writes."""
     if not isinstance(record, dict):
         raise RalibError(f"{file} does not describe a ralib run")
+    if too_large := _too_large(record):
+        raise _damaged(file, too_large, "is larger than any number of a run")
     for name in _DICTS:
         if not isinstance(record.get(name) or {}, dict):
             raise _damaged(file, name, "must be a table of names and values")
@@ -266,14 +268,24 @@ def _check(record: Any, file: Path) -> None:
         rows = record.get(name) or []
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise _damaged(file, name, "must be a list of tables")
-    for row in record.get("classes") or []:
-        whole = all(type(row.get(key, 0)) is int for key in ("class", "members"))
+    rows = record.get("classes") or []
+    for row in rows:
+        whole = type(row.get("class")) is int and 1 <= row["class"] <= len(rows) and type(row.get("members", 0)) is int
         numbers = all(isinstance(row.get(k), int | float | None) for k in ("resolution_A", "resolution_px", "score"))
         if not whole or not numbers:
             raise _damaged(file, "classes", "holds a class whose numbers are none")
     size = (record.get("input") or {}).get("pixel_size_A")
     if size is not None and not (isinstance(size, int | float) and 1e-3 < size < 1e4):
         raise _damaged(file, "input.pixel_size_A", f"is {size!r} A")
+
+
+def _too_large(value: Any, name: str = "") -> str:
+    """Name of a whole number in the record that no computer's word holds; '' where there is none."""
+    if isinstance(value, dict):
+        return next((found for key, part in value.items() if (found := _too_large(part, str(key)))), "")
+    if isinstance(value, list):
+        return next((found for part in value if (found := _too_large(part, name))), "")
+    return name or "a value" if isinstance(value, int) and abs(value) >= 1 << 63 else ""
 
 
 def _damaged(file: Path, name: str, why: str) -> RalibError:
