@@ -1,10 +1,12 @@
-"""Kill a run (SIGKILL) at random moments, checkpoint writing included, and continue it until it ends the same.
+"""Kill commands (SIGKILL) at random moments, and go on until they end the same.
 
-    PYTHONPATH=src python3 bench/kill_resume.py [--kills 50] [--device cpu] [--particles 400]
+    PYTHONPATH=src python3 bench/kill_resume.py [--kills 100] [--commands mref classify ...] [--device cpu]
 
-One uninterrupted run is the standard; then runs are killed after random times and continued until `--kills` kills are
-done. Each run that reaches its end is compared byte by byte, and begun anew. Goes to
-bench/results/kill-resume-<device>.json; the exit status is 1 where a file differs or something half-written is left.
+An uninterrupted run of each command is the standard. A run with checkpoints is killed after random times and continued
+until its share of the kills is done; one that reaches its end is compared byte by byte, and begun anew. A command
+without checkpoints is killed and given again: what stands under its final name must be whole, whenever it was killed.
+Goes to bench/results/kill-resume-<device>.json; the exit status is 1 where a file differs or something half-written is
+left.
 """
 
 from __future__ import annotations
@@ -16,87 +18,165 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ralib.benchmarks.record import record, write_record
 
-FILES = ("class_averages.mrcs", "class_averages_half1.mrcs", "class_averages_half2.mrcs", "params.txt", "frc.txt")
+DESCRIBING = {"run.json", "run.yaml", "log.txt", ".lock", "relion_optimiser.star"}
+"""Files with times, paths and the command line; pictures are left out, too."""
+SIMULATED, RUN = "sim/particles.star", "whole-mref"
 
 
-def command(folder: Path, out: Path, args: argparse.Namespace) -> list[str]:
-    stack, options = str(folder / "sim" / "particles.star"), ["--ou=20", "--xr=2", "--CTF", "--no-report"]
-    resume = ["--continue"] if out.exists() else []
-    here = [f"--maxit={args.iterations}", f"--device={args.device}"]
-    return [sys.executable, "-m", "ralib", "mref", stack, "6", str(out), *options, *here, *resume]
+@dataclass(frozen=True)
+class Command:
+    """A command line; OUT and its suffix stand for what it writes.
+
+    Attributes
+    ----------
+    words : tuple of str
+        The command line after `ralib`.
+    continues : bool, default False
+        Whether it keeps checkpoints, from which --continue goes on.
+    """
+
+    words: tuple[str, ...]
+    continues: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of what it writes; '' for a folder."""
+        return next(w for w in self.words if w.startswith("OUT"))[3:]
 
 
-def differences(a: Path, b: Path) -> list[str]:
-    """Files that are not the same in both, and temporary files left in b."""
-    wrong = [n for n in FILES if (a / n).read_bytes() != (b / n).read_bytes()]
-    return wrong + [str(p.relative_to(b)) for p in b.rglob(".tmp*")]
+COMMANDS = {
+    "mref": Command(("mref", SIMULATED, "6", "OUT", "--ou=20", "--xr=2", "--CTF", "--no-report", "--maxit=8"), True),
+    "reffree": Command(("reffree", SIMULATED, "OUT", "--ou=18", "--xr=4 2", "--CTF", "--no-report", "--maxit=4"), True),
+    "classify": Command(("classify", SIMULATED, "OUT", "--classes=6", "--no-report"), True),
+    "prepare": Command(("prepare", SIMULATED, "OUT.star", "--box=32", "--phase-flip")),
+    "transform": Command(("transform", f"{RUN}/particles.star", "OUT.star")),
+    "average": Command(("average", f"{RUN}/particles.star", "OUT.hdf", "--ctf=wiener")),
+    "select": Command(("select", RUN, "--min-members=2", "--out", "OUT.star")),
+    "analyze": Command(("analyze", SIMULATED, "--out", "OUT", "--components=8", "--embedding=none")),
+    "denoise": Command(("denoise", SIMULATED, "OUT.star")),
+    "neighbours": Command(("neighbours", SIMULATED, "OUT", "--count=10")),
+}
 
 
-def begun(folder: Path, out: Path, args: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """A run that has taken its folder: kills in the seconds of importing before would prove nothing."""
-    process = subprocess.Popen(command(folder, out, args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (out / ".lock").exists():
+def started(folder: Path, command: Command, name: str, device: str) -> subprocess.Popen[bytes]:
+    """The command, writing `name`; one with checkpoints goes on where it can, and is returned once it has its folder.
+
+    Kills in the seconds of importing before that would prove nothing.
+    """
+    words = [w.replace("OUT", name) for w in command.words]
+    if command.words[0] != "select":
+        words.append(f"--device={device}")
+    if command.continues and (folder / name).exists():
+        words.append("--continue")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ralib", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while command.continues and process.poll() is None and not (folder / name / ".lock").exists():
         time.sleep(0.01)
     return process
 
 
-def run_to_its_end(folder: Path, out: Path, args: argparse.Namespace) -> float:
-    """Seconds from taking the folder to the end."""
-    process = begun(folder, out, args)
+def run_to_its_end(folder: Path, command: Command, name: str, device: str) -> float:
+    """Seconds that it took."""
+    process = started(folder, command, name, device)
     start = time.perf_counter()
     if process.wait() != 0:
-        raise RuntimeError(f"a run ended with status {process.returncode}")
+        raise RuntimeError(f"{command.words[0]} ended with status {process.returncode}")
     return time.perf_counter() - start
+
+
+def contents(folder: Path, name: str) -> dict[str, bytes]:
+    """Every file that stands under a name, with its own name taken out of the text, by its place."""
+    files = [p for top in folder.glob(f"{name}*") for p in ([top] if top.is_file() else top.rglob("*"))]
+    kept = [p for p in files if p.is_file() and p.name not in DESCRIBING and p.suffix not in (".png", ".ralib")]
+    return {
+        str(p.relative_to(folder)).replace(name, "OUT", 1): p.read_bytes().replace(name.encode(), b"OUT") for p in kept
+    }
+
+
+def removed(folder: Path, name: str) -> None:
+    """Remove all that a command has written."""
+    for path in folder.glob(f"{name}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def differences(folder: Path, whole: dict[str, bytes], *, partly: bool = False) -> list[str]:
+    """Files under 'killed' that are not those of the whole run; `partly`: there may be none at all."""
+    found = contents(folder, "killed")
+    if partly and not found:
+        return []
+    return sorted(n for n in set(found) | set(whole) if found.get(n) != whole.get(n))
+
+
+def killed_and_repeated(
+    folder: Path, label: str, kills: int, device: str, rng: random.Random
+) -> tuple[int, int, list[str]]:
+    """Kills, ends, and files that differ, of one command."""
+    command, name = COMMANDS[label], f"whole-{label}"
+    run_to_its_end(folder, command, name, device)  # compiles the kernels, where there are any
+    whole = contents(folder, name)
+    seconds = run_to_its_end(folder, command, "killed", device)
+    wrong = differences(folder, whole)
+    removed(folder, "killed")
+    done, ends = 0, 1
+    earliest = 0.0 if command.continues else 0.4  # of the time: what is before that is importing
+    while done < kills:
+        (folder / "killed" / ".lock").unlink(missing_ok=True)  # of the killed process; the system let go of the lock
+        process = started(folder, command, "killed", device)
+        try:
+            process.wait(timeout=seconds * rng.uniform(earliest, 1.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            done += 1
+            if command.continues:
+                continue
+            wrong += differences(folder, whole, partly=True)
+        else:
+            ends += 1
+            wrong += differences(folder, whole)
+        removed(folder, "killed")
+    run_to_its_end(folder, command, "killed", device)
+    wrong += differences(folder, whole)
+    wrong += [str(p.relative_to(folder)) for p in (folder / "killed").rglob(".tmp*")]
+    removed(folder, "killed")
+    return done, ends + 1, wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=100, help="in all, shared by the commands")
+    parser.add_argument("--commands", nargs="*", default=list(COMMANDS), choices=list(COMMANDS))
     parser.add_argument("--particles", type=int, default=400)
-    parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     rng, device = random.Random(args.seed), torch.device(args.device)
     folder = Path(tempfile.mkdtemp(prefix="ralib-kill-"))
-    simulate = ["simulate", str(folder / "sim"), "--particles", str(args.particles), "--box", "48"]
-    subprocess.run([sys.executable, "-m", "ralib", *simulate], check=True, capture_output=True)
-    whole, out = folder / "whole", folder / "killed"
-    run_to_its_end(folder, whole, args)  # compiles the kernels, where there are any
-    seconds = run_to_its_end(folder, out, args)
-    kills, ends, wrong = 0, 1, differences(whole, out)
-    shutil.rmtree(out)
-    while kills < args.kills:
-        (out / ".lock").unlink(missing_ok=True)  # left by the killed process; the system has let go of the lock
-        process = begun(folder, out, args)
-        try:
-            process.wait(timeout=rng.uniform(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            continue
-        ends += 1
-        wrong += differences(whole, out)
-        shutil.rmtree(out)
-    if out.exists():
-        run_to_its_end(folder, out, args)
-        ends += 1
-        wrong += differences(whole, out)
+    simulate = ["simulate", "sim", "--particles", str(args.particles), "--box", "48"]
+    subprocess.run([sys.executable, "-m", "ralib", *simulate], check=True, capture_output=True, cwd=folder)
+    rows, failed = [], False
+    for i, label in enumerate(dict.fromkeys(["mref", *args.commands])):  # others need the run of mref
+        share = args.kills * (i + 1) // len(args.commands) - args.kills * i // len(args.commands)
+        kills, ends, wrong = killed_and_repeated(folder, label, share, args.device, rng)
+        failed |= bool(wrong)
+        what = "continued" if COMMANDS[label].continues else "given again"
+        case = f"{label}: files that differ after {kills} kills and {ends} runs {what} to their ends"
+        rows.append({"case": case, "ours": len(wrong), "goal": 0, "unit": "files", "kills": kills, "different": wrong,
+                     "parity": "compared with an uninterrupted run, byte by byte"})  # fmt: skip
+        print(f"{case}: {wrong or 'none'}", flush=True)
     shutil.rmtree(folder)
-    row = {"case": f"files that differ after {kills} kills and {ends} runs continued to their ends", "ours": len(wrong),
-           "goal": 0, "unit": "files", "parity": "compared with an uninterrupted run, byte by byte"}  # fmt: skip
-    about = {"title": "Killed and continued", "different": wrong, "uninterrupted_s": seconds}
-    path = write_record(args.out, record("kill-resume", device, [row], **about))
-    print(f"{kills} kills, {ends} runs ended, different: {wrong or 'nothing'}; wrote {path}")
-    return 1 if wrong else 0
+    path = write_record(args.out, record("kill-resume", device, rows, title="Killed and continued"))
+    print(f"wrote {path}")
+    return int(failed)
 
 
 if __name__ == "__main__":
