@@ -46,6 +46,7 @@ SLOW = (
     "classify_command",
     "distributed",
     "install",
+    "large_sets",
     "notebooks",
     "real_data",
     "ranks",
