@@ -22,6 +22,7 @@ from ralib.classification.diameter import Measured, measure_radius
 from ralib.classification.earlier_classes import EarlierClasses
 from ralib.classification.em import Budget, Model
 from ralib.classification.image_statistics import StatisticsTable
+from ralib.classification.junk_model import Evidence
 from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge, measure, surely_junk
 from ralib.classification.results import (
@@ -398,10 +399,10 @@ class Classifier(ClusterEstimator):
     ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
         schedule, state = self._begin(particles, field, shard, self._earlier)
         figures = [] if self._earlier is None else list(self._earlier.figures)
-        previous, saved = None, replace(schedule.position)
+        previous, saved = None, schedule.position.steps
         if resume is not None:
             some, found, figures = resume_schedule(schedule, resume, self._device)
-            previous, saved = state_poses(found, some.model.field, some.model.shard), replace(some.position)
+            previous, saved = state_poses(found, some.model.field, some.model.shard), some.position.steps
             state = found if some is schedule else state
         clock, pixel = time.perf_counter(), particles.pixel_size_A
         n_announced = 0 if resume is None else len(schedule.log)
@@ -424,8 +425,8 @@ class Classifier(ClusterEstimator):
             number = len(figures) + 1
             figures.append(schedule_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
-            ends_step = at.position != saved and not at.finished
-            saved = replace(at.position)
+            ends_step = at.position.steps != saved and not at.finished
+            saved = at.position.steps
             checkpoint = partial(checkpoint_of, at, state, figures, half=schedule.model.field.plan.half)
             saves = ends_step
             if saves and shard.ranks.size > 1:  # every rank gives its part, also where none is written
@@ -441,7 +442,9 @@ class Classifier(ClusterEstimator):
             )
 
         announce()
-        schedule.observe, schedule.recognise = observe, partial(self._recognised_junk, particles)
+        schedule.observe = observe
+        if not self.equal_sizes:
+            schedule.recognise = partial(self._recognised_junk, particles)
         state = schedule.run(state)
         announce()
         return state, figures, schedule
@@ -452,14 +455,26 @@ class Classifier(ClusterEstimator):
         if at.rows is not None:
             particles = take(particles, at.rows.cpu().numpy())
         batches = self._batches(particles, model.shard)
-        image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
-        for batch in batches:
-            image.add(batch)
-        stability = self._stability(at, state)
+        evidence, _ = self._evidence(batches, at, state)
+        return torch.from_numpy(surely_junk(evidence, self._stability(at, state), self._device))
+
+    def _evidence(
+        self,
+        batches: ParticleBatches,
+        schedule: ClassificationSchedule,
+        state: State,
+        image: StatisticsTable | None = None,
+    ) -> tuple[Evidence, dict[str, np.ndarray]]:
+        """What is known of the particles in a final state; without `image` their statistics are computed."""
+        model = schedule.model
+        if image is None:
+            image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
+            for batch in batches:
+                image.add(batch)
         poses = state_poses(state, model.field, model.shard).to("cpu")
-        assert at.references is not None
-        evidence, _ = measure(model, state, at.references, poses, stability, image.values)
-        return torch.from_numpy(surely_junk(evidence, stability, self._device))
+        assert schedule.references is not None
+        stability = self._stability(schedule, state)
+        return measure(model, state, schedule.references, poses, stability, image.values)
 
     def _stability(self, schedule: ClassificationSchedule, state: State) -> Stability:
         """The validation of a final state, which is made once where no junk was set aside after it."""
@@ -534,30 +549,36 @@ class Classifier(ClusterEstimator):
             notices.append(_fewer_classes(self.n_classes, empty))
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
-        outlying = shard.gather(field.outliers.found).cpu()
-        image = StatisticsTable(batches, field.particle_radius_px / field.scale)
+        stability, shown = self._stability(schedule, state), poses
+        image, known = StatisticsTable(batches, field.particle_radius_px / field.scale), None
+        if schedule.k < self.n_classes:  # one is left to junk
+            known = self._evidence(batches, schedule, state)
+            junk = torch.from_numpy(surely_junk(known[0], stability, self._device))
+            shown, n_classes = _with_class_of_junk(poses, junk, n_classes)
+        aside = shard.gather(field.aside).cpu() & (shown.class_index < len(state.members))
         averages = on_host(
             full_averages(
-                particles, batches, _shown(poses, outlying).to(self._device), _halves(particles, generator),
-                ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks, look=image.add,
+                particles, batches, _without(shown, shard.gather(field.outliers.found).cpu() | aside).to(self._device),
+                _halves(particles, generator), ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
+                look=image.add,
             )
         )  # fmt: skip
         averages = replace(
-            averages, members=torch.bincount(poses.class_index[poses.class_index >= 0], minlength=n_classes)
+            averages, members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes)
         )
         averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
-        stability = self._stability(schedule, state)
-        classes = class_figures(averages, poses, None)
+        classes = class_figures(averages, shown, None)
         assert schedule.references is not None
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
-        verdict = judge(model, state, schedule.references, averages, poses, classes, stability, image.values)
+        evidence, measured = known or self._evidence(batches, schedule, state, image)
+        verdict = judge(evidence, measured, field, averages, classes, shown.class_index.numpy(), stability)
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         finest = schedule.references.shape[1] * field.grid.spacing * field.scale
-        self.earlier_ = EarlierClasses(poses, n_classes, self._size, float(finest), self._most_detail, figures)
+        self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
         warnings = [*particles.warnings, *notices, *_unusable(particles, bad), *verdict.warnings]
         self.result_ = ClassificationResult(
             "classify",
-            poses,
+            shown,
             averages,
             figures,
             self._options(),
@@ -571,7 +592,7 @@ class Classifier(ClusterEstimator):
             stability=stability.summary,
             diameter_A=2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         )
-        self.poses_, self.class_averages_, self.classes_ = poses, averages, verdict.classes
+        self.poses_, self.class_averages_, self.classes_ = shown, averages, verdict.classes
         self.warnings_ = warnings
 
     def _options(self) -> dict[str, Any]:
@@ -617,9 +638,15 @@ def _equalised(model: Model, schedule: ClassificationSchedule, state: State) -> 
     )
 
 
-def _shown(poses: Poses, outlying: Tensor) -> Poses:
+def _without(poses: Poses, left_out: Tensor) -> Poses:
     """Poses of which class averages are made: outliers belong to a class, but one bead would outshine all of it."""
-    return poses.replace(class_index=torch.where(outlying, -1, poses.class_index))
+    return poses.replace(class_index=torch.where(left_out, -1, poses.class_index))
+
+
+def _with_class_of_junk(poses: Poses, junk: Tensor, n_classes: int) -> tuple[Poses, int]:
+    """Poses of which junk is in a class of its own, the last, and the number of classes with it."""
+    found = int(bool(junk.any()))
+    return poses.replace(class_index=torch.where(junk, n_classes, poses.class_index)), n_classes + found
 
 
 def _fewer_classes(asked: int, empty: int) -> Notice:

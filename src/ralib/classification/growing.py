@@ -139,7 +139,9 @@ class GrowingClassification:
         grown: Grown | None = None,
     ) -> None:
         self.classifier, self.observer, self.grown = classifier, observer, grown
-        self._wanted, self._plan, self._references = classes_for, classifier.plan, classifier.references
+        self._wanted, self._references = classes_for, classifier.references
+        # Junk is not set aside: classes would come and go as it is recognised in one arrival and not in the next.
+        self._plan = replace(classifier.plan or ScheduleSettings(), cleaned_exchanges=0)
 
     def fewest(self, n_particles: int) -> int:
         """Return how many particles the first search needs, where there are so many."""
@@ -194,7 +196,7 @@ class GrowingClassification:
         int
             Number of iterations.
         """
-        k, plan = self.classes_for(n_particles, search=search), self._plan or ScheduleSettings()
+        k, plan = self.classes_for(n_particles, search=search), self._plan
         earlier = self._begins_with(k, search=search)
         return (plan if search else plan.joining()).planned_iterations(k, given=earlier is not None)
 
@@ -224,7 +226,7 @@ class GrowingClassification:
                 f"{len(before.earlier.poses)} particles were there, {n} are left: what is watched may only grow"
             )
         search = before is None or (self.searches(n) if search is None else search)
-        k, plan = self.classes_for(n, search=search), self._plan or ScheduleSettings()
+        k, plan = self.classes_for(n, search=search), self._plan
         earlier = self._begins_with(k, search=search)
         self.classifier.set_params(
             n_classes=k,

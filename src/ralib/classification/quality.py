@@ -81,16 +81,47 @@ class Verdict:
 
 
 def judge(
-    model: Model,
-    state: State,
-    references: Tensor,
+    evidence: Evidence,
+    particles: dict[str, np.ndarray],
+    field: WhitenedParticles,
     averages: ClassAverages,
-    poses: Poses,
     classes: list[dict[str, Any]],
+    class_index: np.ndarray,
     stability: Stability,
-    image: Tensor,
 ) -> Verdict:
     """Compute everything that the output says about quality.
+
+    Parameters
+    ----------
+    evidence, particles
+        Result of `measure`.
+    field : WhitenedParticles
+        The particles.
+    averages : ClassAverages
+        Class averages at full size with their FRC.
+    classes : list of dict
+        Rows of run.json to add to, one for each class.
+    class_index : ndarray of shape (n,)
+        Classes as they are written: those of the evidence, or one for junk.
+    stability : Stability
+        Result of the validation.
+
+    Returns
+    -------
+    Verdict
+        The verdict.
+    """
+    odds = _odds(evidence, stability.believable, field.grid.device)
+    judged = particles | {"quality": -odds, "junk": 1 / (1 + np.exp(-odds))}
+    return _with_verdicts(
+        evidence, judged, _rows(averages, field, judged, class_index, classes), class_index, stability
+    )
+
+
+def measure(
+    model: Model, state: State, references: Tensor, poses: Poses, stability: Stability, image: Tensor
+) -> tuple[Evidence, dict[str, np.ndarray]]:
+    """Measure what the junk model looks at, and the figures of the particles.
 
     Parameters
     ----------
@@ -100,12 +131,8 @@ def judge(
         Final poses and classes.
     references : Tensor of shape (k, r, m)
         References of the last iteration, masked.
-    averages : ClassAverages
-        Class averages at full size with their FRC.
     poses : Poses
         Poses of all particles.
-    classes : list of dict
-        Rows of run.json to add to, one for each class.
     stability : Stability
         Result of the validation.
     image : Tensor of shape (n, f)
@@ -113,20 +140,11 @@ def judge(
 
     Returns
     -------
-    Verdict
-        The verdict.
+    Evidence
+        What the junk model looks at.
+    dict of ndarray of shape (n,)
+        Figures of the particles by name.
     """
-    evidence, particles = measure(model, state, references, poses, stability, image)
-    odds = _odds(evidence, stability.believable, model.field.grid.device)
-    particles["quality"], particles["junk"] = -odds, 1 / (1 + np.exp(-odds))
-    rows = _rows(averages, model.field, particles, evidence.index, classes)
-    return _with_verdicts(evidence, particles, rows, stability)
-
-
-def measure(
-    model: Model, state: State, references: Tensor, poses: Poses, stability: Stability, image: Tensor
-) -> tuple[Evidence, dict[str, np.ndarray]]:
-    """Return what the junk model looks at, and the figures of the particles; see `judge` for the arguments."""
     field, index, everyone = model.field, poses.class_index.numpy(), model.shard.gather
     particles = {
         "posterior": _numbers(everyone(state.posterior)),
@@ -184,11 +202,15 @@ def _odds(evidence: Evidence, believable: bool, device: torch.device) -> np.ndar
 
 
 def _with_verdicts(
-    evidence: Evidence, particles: dict[str, np.ndarray], rows: list[dict[str, Any]], stability: Stability
+    evidence: Evidence,
+    particles: dict[str, np.ndarray],
+    rows: list[dict[str, Any]],
+    index: np.ndarray,
+    stability: Stability,
 ) -> Verdict:
     """The verdict in words, and what the automatic selection makes of it."""
-    junk, index = particles["junk"], evidence.index
-    causes = _causes(evidence, junk)
+    junk = particles["junk"]
+    causes = _causes(evidence, junk, index, len(rows))
     for row, cause in zip(rows, causes, strict=True):
         row["score"], row["verdict"] = _verdict(row, rows, stability.believable, cause)
     automatic = automatic_selection(junk, index, rows, causes, believable=stability.believable)
@@ -311,12 +333,12 @@ def oddness(evidence: Evidence) -> np.ndarray:
     return worst
 
 
-def _causes(evidence: Evidence, junk: np.ndarray) -> list[str]:
+def _causes(evidence: Evidence, junk: np.ndarray, index: np.ndarray, n_classes: int) -> list[str]:
     """For each class what sets its junk apart, in words of CAUSES; '' where there is none."""
     main, words = _strengths(evidence, junk < 0.5).argmax(0), list(CAUSES)
     causes = []
-    for k in range(len(evidence.classes)):
-        bad = main[(evidence.index == k) & (junk > 0.5)]
+    for k in range(n_classes):
+        bad = main[(index == k) & (junk > 0.5)]
         causes.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
     return causes
 

@@ -4,7 +4,8 @@
 - thin: the least useful classes are dropped, down to the number wanted
 - exchange: the largest classes are split in two, all compete, and the K most useful stay; several rounds
 - sharpen: more rings as long as the halves agree there, poses refined off the grid
-- clean: where much junk is recognised in these classes, it leaves the averages; exchange and sharpen again without it
+- clean: where much junk is recognised in these classes, it leaves the averages and gets a class of its own in the end;
+  exchange and sharpen again with the other classes
 
 A single particle at low dose is a poor reference, but its signal already exceeds its noise where an exhaustive search
 chooses the pose. The start must not be at the lowest resolution, where all views look alike.
@@ -55,8 +56,9 @@ classification rises and falls by a little."""
 
 
 CLEANED_FROM, CLEANED_TO = 0.05, 0.3
-"""Share of recognised junk from which the classes are made again without it, and share of the particles that must be
-left. Less junk takes no class worth having; if nearly all were junk, it is rather the judgement that errs."""
+"""Share of recognised junk from which the classes are made again without it, half a class's share at least, and share
+of the particles that must be left. Less junk takes no class worth having; if nearly all were junk, it is rather the
+judgement that errs."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ class ScheduleProgress:
         Number of rings reached.
     cleaned : bool, default False
         Whether junk was looked for.
+    steps : int, default 0
+        Number of steps done, after each of which a run can be continued.
     """
 
     begun: bool = False
@@ -220,6 +224,7 @@ class ScheduleProgress:
     sharpened: int = 0
     rings: int = 0
     cleaned: bool = False
+    steps: int = 0
 
 
 Observe = Callable[["ClassificationSchedule", str, State], None]
@@ -305,22 +310,24 @@ class ClassificationSchedule:
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
             state = self._with_noise_left(self._exchange(state, self.model.references(state, at.rings)))
             at.exchanged += 1
+            at.steps += 1
             self._done("exchange", state)
         while not self.finished:
             state = self._sharpen(state)
             at.sharpened += 1
+            at.steps += 1
             self._done("sharpen", state)
         return state
 
     def _cleaned(self, state: State) -> bool:
         """Set recognised junk aside, and return whether there is so much that the last stages are run again."""
         at, plan, model = self.position, self.plan, self.model
-        if at.cleaned or self.recognise is None or plan.cleaned_exchanges == 0 or self.k == 1:
+        if at.cleaned or self.recognise is None or self.k == 1 or min(plan.exchanges, plan.cleaned_exchanges) == 0:
             return False
         at.cleaned = True
         junk = self.recognise(self, state)[model.shard.rows].to(model.field.grid.device) & model.field.typical
         count, before = int(model.shard.count(junk)), int(model.shard.count(model.field.typical))
-        if not CLEANED_FROM * before <= count <= (1 - CLEANED_TO) * before:
+        if not max(CLEANED_FROM, 0.5 / self.k) * before <= count <= (1 - CLEANED_TO) * before:
             return False
         self.set_aside(junk)
         at.exchanged, at.sharpened = max(0, plan.exchanges - plan.cleaned_exchanges), 0
@@ -329,8 +336,9 @@ class ClassificationSchedule:
         return True
 
     def set_aside(self, junk: Tensor) -> None:
-        """Leave `junk` (n,) out of all averages from now on."""
+        """Leave `junk` (n,) out of all averages from now on, and a class to it in the end."""
         self.model = replace(self.model, field=self.model.field.setting_aside(junk))
+        self.k -= 1
 
     def part(self, rows: Tensor) -> ClassificationSchedule:
         """Return the schedule of a sample, ascending numbers (m,) of particles, up to where all join it."""
@@ -356,7 +364,7 @@ class ClassificationSchedule:
         some.observe, some.recognise = self.observe, self.recognise
         if not some.position.begun:
             part = some._begin(part)
-        first = replace(some.position, begun=False) == ScheduleProgress(rings=some.position.rings)
+        first = replace(some.position, begun=False, steps=0) == ScheduleProgress(rings=some.position.rings)
         least = self.plan.least_of_sample(self.k)
         if first and some.model.shard.n == least:
             wanted, able = some.enough(part), self._able()
@@ -371,6 +379,7 @@ class ClassificationSchedule:
         """The first stage, and the noise that its classes leave."""
         state = self._with_noise_left(self._initialized(state))
         self.position.begun = True
+        self.position.steps += 1
         self._done("classes", state)
         return state
 
@@ -381,6 +390,7 @@ class ClassificationSchedule:
         """The state after all particles, of which nothing is known, have joined the classes of a sample."""
         for ratio in some.noise:
             self.use_noise(ratio)
+        self.k = some.k
         at = self.position = replace(some.position, sharpened=min(some.position.sharpened, some.until))
         references = some.model.references(found, at.rings)
         own = None
@@ -393,6 +403,7 @@ class ClassificationSchedule:
         sharpening = 0 < at.sharpened < self.until
         state, _ = self._iterate(references, state, at.rings, 1.0, newton=2 if sharpening else 1, centre=False)
         at.sharpened += sharpening
+        at.steps += 1
         self.log.append(f"{some.model.shard.n} particles made classes, and {self.model.shard.n} joined them")
         self._done("all", state)
         return state

@@ -50,14 +50,16 @@ def checkpoint_of(
     assert state.own is not None
     arrays["own_share"] = everyone(state.own.share).cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = everyone(state.fit.amax(1)).cpu().numpy()
-    if schedule.position.cleaned:
-        arrays["set_aside"] = everyone(schedule.model.field.outliers.found).cpu().numpy()
+    aside = everyone(schedule.model.field.aside)
+    if bool(aside.any()):
+        arrays["set_aside"] = aside.cpu().numpy()
     if schedule.rows is not None:
         arrays["rows"] = schedule.rows.cpu().numpy()
     if schedule.noise:
         arrays["noise"] = torch.stack(schedule.noise).cpu().numpy()
     arrays["generator"] = schedule.generator.get_state().numpy()
-    meta: dict[str, Any] = {"position": asdict(schedule.position), "log": list(schedule.log), "figures": list(figures)}
+    meta: dict[str, Any] = {"position": asdict(schedule.position), "n_classes": schedule.k}
+    meta |= {"log": list(schedule.log), "figures": list(figures)}
     if half:
         meta[HALF] = True
     return Checkpoint(len(figures), arrays, meta)
@@ -140,6 +142,7 @@ def _unpacked(
 
     if "set_aside" in arrays:
         schedule.set_aside(own_part("set_aside"))
+    schedule.k = int(meta["n_classes"])
     for ratio in part("noise") if "noise" in arrays else []:
         schedule.use_noise(ratio)  # one after the other, as the run did: the same bits
     averages = RingAverages(*(part(f"averages.{name}") for name in _AVERAGES))

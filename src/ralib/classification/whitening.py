@@ -67,7 +67,9 @@ class WhitenedParticles:
     usable : Tensor of shape (n,)
         False for images that are not finite or constant.
     outliers : Outliers
-        Images which join no average and initialise no class: outliers, and junk that was recognised later.
+        Outlier images, which join no average and initialise no class.
+    aside : Tensor of shape (n,)
+        Junk that was recognised in classes, and is treated likewise.
     observed : Tensor of shape (n, R)
         Power of each image on the rings over the noise assumed.
     plan : SpectraPlan
@@ -82,6 +84,7 @@ class WhitenedParticles:
     particle_radius_px: float
     usable: Tensor
     outliers: Outliers
+    aside: Tensor
     observed: Tensor
     plan: SpectraPlan
 
@@ -94,7 +97,7 @@ class WhitenedParticles:
     @property
     def typical(self) -> Tensor:
         """Images (n,) that are usable and no outliers."""
-        return self.usable & ~self.outliers.found
+        return self.usable & ~self.outliers.found & ~self.aside
 
     @property
     def support_px(self) -> float:
@@ -108,12 +111,13 @@ class WhitenedParticles:
             spectra=self.spectra[rows],
             usable=self.usable[rows],
             outliers=self.outliers[rows],
+            aside=self.aside[rows],
             observed=self.observed[rows],
         )
 
     def setting_aside(self, junk: Tensor) -> WhitenedParticles:
-        """Return the particles where `junk` (n,) counts among the outliers."""
-        return replace(self, outliers=replace(self.outliers, found=self.outliers.found | junk))
+        """Return the particles with `junk` (n,) set aside."""
+        return replace(self, aside=self.aside | junk)
 
     def part(self, rows: slice, spectra: Spectra) -> WhitenedParticles:
         """Return some of the particles, whose spectra are given.
@@ -131,7 +135,12 @@ class WhitenedParticles:
             The particles.
         """
         return replace(
-            self, spectra=spectra, usable=self.usable[rows], outliers=self.outliers[rows], observed=self.observed[rows]
+            self,
+            spectra=spectra,
+            usable=self.usable[rows],
+            outliers=self.outliers[rows],
+            aside=self.aside[rows],
+            observed=self.observed[rows],
         )
 
     def with_noise(self, ratio: Tensor) -> WhitenedParticles:
@@ -235,7 +244,8 @@ def whiten_particles(
         spectra = spectra.without(coarse)
     mask = soft_disc(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device=device)
     radii = mask_radius * scale, particle_radius * scale
-    return WhitenedParticles(grid, spectra, scale, mask, *radii, samples.usable, samples.outliers, observed, plan)
+    usable, nobody = samples.usable, torch.zeros_like(samples.usable)
+    return WhitenedParticles(grid, spectra, scale, mask, *radii, usable, samples.outliers, nobody, observed, plan)
 
 
 def _ring_grid(box: int, mask_radius: float, highest: float, device: torch.device) -> RingGrid:
