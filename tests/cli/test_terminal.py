@@ -177,6 +177,9 @@ def test_watch_on_a_terminal_is_like_every_run(stack: Path, tmp_path: Path) -> N
     options = ("--classes", 2, "--poll-seconds", "0.2", "--idle-minutes", "0.05")
     shown = on_terminal(100, "watch", arriving, tmp_path / "out", *options)
     check_screen(shown, 100, tmp_path / "out")
+    assert sum(line.startswith("particles: ") for line in shown.lines) == 1
+    assert any(line.startswith("iteration ") for line in shown.lines)
+    assert b"waiting for more" in shown.raw
     assert any(line.startswith("class  particles  resolution") for line in shown.lines)
 
 

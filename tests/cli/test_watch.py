@@ -168,7 +168,7 @@ def test_arrivals_growing_star_file_is_read_once_it_settles(truth: Truth, tmp_pa
 
 
 def test_watch_command_takes_arrivals_until_a_signal(
-    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -195,6 +195,11 @@ def test_watch_command_takes_arrivals_until_a_signal(
     assert len(saved.arrays["poses.psi_deg"]) == 120
     assert len(run.averages.images) == 2
     assert "<html" in (out / "report.html").read_text()
+    shown, log = capsys.readouterr().out.splitlines(), (out / "log.txt").read_text().splitlines()
+    assert sum(line.startswith("particles: ") for line in shown) == 1, "one header"
+    assert sum("particles came" in line for line in shown) == 2
+    assert not [line for line in shown if line.startswith("iteration ")], "nobody looks"
+    assert [line for line in log if line.startswith("iteration ")]
     before = run.poses
     stack(folder, "3.mrcs", truth.images[:4], 0)
     more = [*options, "--continue", "--idle-minutes=0.001", "--no-report"]
