@@ -22,7 +22,7 @@ from ralib.cli import main
 from ralib.conventions import pose_error
 from ralib.io import arrivals
 from ralib.io.arrivals import Arrivals
-from ralib.results.checkpoint import newest
+from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.run_directory import load_run
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
 
@@ -102,7 +102,6 @@ def test_growing_classification_goes_on_from_a_checkpoint(truth: Truth) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c: replace(c, arrays=c.arrays | {"references": c.arrays["poses.score"]}), "earlier versions"),
         (lambda c: replace(c, arrays=c.arrays | {"poses.mirror": c.arrays["poses.mirror"][1:]}), "not what the run"),
         (lambda c: replace(c, meta={**c.meta, "n_classes": 1}), "not what the run"),
     ],
@@ -209,6 +208,25 @@ def test_watch_command_takes_arrivals_until_a_signal(
     same = (run.poses.class_index[:120] == before.class_index).double().mean()
     assert same > 0.9, "the run was begun anew"
     assert torch.isfinite(run.averages.images).all()
+
+
+@pytest.mark.parametrize(
+    ("command", "arrays", "meta", "told"),
+    [
+        ("watch", {"references": np.zeros(1)}, {"arrivals": {}}, "earlier version of 'ralib watch'"),
+        ("watch", {}, {}, "another command"),
+        ("classify", {}, {"arrivals": {}}, "is one of 'ralib watch'"),
+    ],
+)
+def test_watch_and_classify_do_not_go_on_with_each_others_runs(
+    truth: Truth, tmp_path: Path, capsys, command: str, arrays: dict, meta: dict, told: str
+) -> None:
+    stack(tmp_path, "1.mrcs", truth.images[:50])
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    save(tmp_path / "out" / "checkpoints", Checkpoint(1, arrays, meta))
+    source = tmp_path if command == "watch" else tmp_path / "1.mrcs"
+    assert main([command, str(source), str(tmp_path / "out"), "--continue", "--classes=1", "--device=cpu"]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_watch_command_without_a_source_is_refused(tmp_path: Path, capsys) -> None:

@@ -90,11 +90,6 @@ class Grown:
             If the checkpoint holds something else.
         """
         arrays, meta = checkpoint.arrays, checkpoint.meta
-        if "references" in arrays:
-            raise RalibError(
-                "`resume`: this folder was watched by multi-reference alignment, as earlier versions did: begin a new "
-                "run in another folder"
-            )
         layout = {"psi_deg": "float32 n", "origin_xy_px": "float32 n 2", "mirror": "bool n"}
         layout |= {"class_index": "int64 n", "score": "float32? n"}
         check_arrays(arrays, {f"poses.{name}": kind for name, kind in layout.items()})

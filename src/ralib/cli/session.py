@@ -203,8 +203,18 @@ class RunSession:
         """
         found = newest(self.outdir / "checkpoints") if self.resume else None
         if found is not None:
+            self._check_kind(found)
             check_same_options(found.meta.get("options", {}), self.options, free=self.settings.free_to_change)
         return found
+
+    def _check_kind(self, begun: Checkpoint) -> None:
+        """RalibError where one of `watch` and another command would go on with a run of the other."""
+        watched = "arrivals" in begun.meta
+        if self.grows and (not watched or "references" in begun.arrays):
+            by = "an earlier version of 'ralib watch', by alignment to references" if watched else "another command"
+            raise RalibError(f"`resume`: the run in {self.outdir} was begun by {by}: watch into another folder")
+        if watched and not self.grows:
+            raise RalibError(f"`resume`: the run in {self.outdir} is one of 'ralib watch': go on with that")
 
     def _begun(self) -> Checkpoint | None:
         """The checkpoint to go on from, in the record and the log; every rank reads it for itself."""
