@@ -141,17 +141,19 @@ def grown(
 def rows_of(runs: list[dict[str, Any]], parts: int) -> list[dict[str, Any]]:
     """The rows of the result file: means over the seeds, beside those of all particles at once."""
     rows = []
-    for kind in dict.fromkeys(run["kind"] for run in runs):
+    for kind, n in dict.fromkeys((run["kind"], run["particles"]) for run in runs):
+        mine = [run for run in runs if (run["kind"], run["particles"]) == (kind, n)]
         for way in (SEARCHED, JOINED):
-            mine = [run for run in runs if run["kind"] == kind]
             ours, once = ([run for run in mine if run["way"] == w] for w in (way, ONCE))
             for name, (words, unit, sign) in FIGURES.items() if ours else ():
                 value, other = (statistics.mean(run[name] for run in group) for group in (ours, once))
                 goal = other * (1 + sign * TOLERANCE) if sign else None
+                seeds = "1 seed" if len(ours) == 1 else f"{len(ours)} seeds"
                 rows.append(
-                    {"case": f"{kind}, {ours[0]['particles']:,} particles in {parts} parts, {way}: {words} "
-                     f"({len(ours)} seeds)", "ours": value, "unit": unit, "goal": goal, "other": other,
-                     "other_is": "all at once", "better": "higher" if sign < 0 else "lower"}
+                    {"case": f"{kind}, {n:,} particles in {parts} parts, {way}: {words} ({seeds})",
+                     "ours": value, "unit": unit, "goal": goal, "other": other, "other_is": "all at once",
+                     "better": "higher" if sign < 0 else "lower",
+                     "readme": way == SEARCHED and name in ("view_deg", "purity")}
                 )  # fmt: skip
     return rows
 
