@@ -369,11 +369,13 @@ class ClassificationSchedule:
         if first and some.model.shard.n == least:
             wanted, able = some.enough(part), self._able()
             if WORTH * wanted > len(able):
-                return self._joined(some, part, state)
+                return self._joined(*self._taken_over(some, part, state))
             if wanted > WORTH * least:
                 larger, others = self._of_sample(self._chosen(able, wanted), state)
-                some, part = larger, larger._joined(some, part, others)
-        return self._joined(some, some.run(part), state)
+                some, part = larger, larger._joined(*larger._taken_over(some, part, others))
+        references, state = self._taken_over(some, some.run(part), state)
+        del some, part  # and with them the memory of the sample's spectra
+        return self._joined(references, state)
 
     def _begin(self, state: State) -> State:
         """The first stage, and the noise that its classes leave."""
@@ -386,25 +388,29 @@ class ClassificationSchedule:
     def _done(self, stage: str, state: State) -> None:
         self.observe(self, stage, state)
 
-    def _joined(self, some: ClassificationSchedule, found: State, state: State) -> State:
-        """The state after all particles, of which nothing is known, have joined the classes of a sample."""
+    def _taken_over(self, some: ClassificationSchedule, found: State, state: State) -> tuple[Tensor, State]:
+        """References of the classes of a sample, and the state of all particles with what the sample's says of them."""
         for ratio in some.noise:
             self.use_noise(ratio)
         self.k = some.k
-        at = self.position = replace(some.position, sharpened=min(some.position.sharpened, some.until))
-        references = some.model.references(found, at.rings)
+        self.position = replace(some.position, sharpened=min(some.position.sharpened, some.until))
         own = None
         if self.rows is None and some.rows is not None and found.own is not None:
             # The sample's members have their noise in the references that all are compared with.
             own = found.own.among(self.model.shard.held(some.rows), len(self.model.shard))
+        self.log.append(f"{some.model.shard.n} particles made classes, and {self.model.shard.n} joined them")
         state = replace(state, mean_scale=found.mean_scale, spread_px=found.spread_px, own=own)
+        return some.model.references(found, self.position.rings), state
+
+    def _joined(self, references: Tensor, state: State) -> State:
+        """The state after all particles, whose poses are not known, have joined the classes of a sample."""
+        at = self.position
         if self.model.align:
             state = self._placed(self.model, references, state)
         sharpening = 0 < at.sharpened < self.until
         state, _ = self._iterate(references, state, at.rings, 1.0, newton=2 if sharpening else 1, centre=False)
         at.sharpened += sharpening
         at.steps += 1
-        self.log.append(f"{some.model.shard.n} particles made classes, and {self.model.shard.n} joined them")
         self._done("all", state)
         return state
 

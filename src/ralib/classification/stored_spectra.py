@@ -26,8 +26,8 @@ from ralib.classification.memory_plan import BLOCK, SpectraPlan
 from ralib.images.fourier import squared
 from ralib.types import RalibError
 
-GROUP_BYTES = 1.2e9
-"""Of the particles that are in single precision at a time."""
+GROUP_BYTES = 1e9
+"""Of the particles that are in single precision at a time; two groups are where one follows the other."""
 
 LARGEST = 2.0**14
 """What the largest number of a particle's ring is scaled to: half precision ends at 65,504."""
