@@ -10,20 +10,19 @@ import torch
 
 from ralib.classes.evaluation import purity
 from ralib.classification import em, junk_model, memory_plan, priors, stored_spectra, whitening
-from ralib.classification import schedule as schedules
 from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import Spectra
 from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
-from ralib.classification.schedule import ScheduleSettings, sample_growth
+from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings, members_wanted
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet, RalibError
 
-SAMPLED = ScheduleSettings(exchanges=1, final=3, measured=300, sample=20, least_sample=100, joint=2, sample_frc=0.0)
+SAMPLED = ScheduleSettings(exchanges=1, final=3, measured=300, sample=20, least_sample=100, joint=2, sample_nats=0.0)
 Run = tuple[Classifier, list[Checkpoint]]
 
 
@@ -101,12 +100,12 @@ def test_classifier_damaged_sample_is_refused(sampled: Run, simulated: tuple[Par
             classified(simulated[0], SAMPLED, Checkpoint(0, at.arrays | {"rows": rows}, at.meta))
 
 
-@pytest.mark.parametrize(("growth", "size"), [(1.0, 100), (2.0, 200), (3.0, 400)])
+@pytest.mark.parametrize(("wanted", "size"), [(100, 100), (200, 200), (300, 400)])
 def test_classifier_noisy_particles_take_a_larger_sample_or_all(
-    growth: float, size: int, simulated: tuple[ParticleSet, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    wanted: int, size: int, simulated: tuple[ParticleSet, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the run is stopped between the first sample and the larger one."""
-    monkeypatch.setattr(schedules, "sample_growth", lambda *_: growth)
+    monkeypatch.setattr(ClassificationSchedule, "enough", lambda *_: wanted)
     plan = replace(SAMPLED, final=1, joint=1)
     run, kept = classified(simulated[0], plan)
     assert {n for stage, n in stages(run) if stage == "exchange"} == {size}
@@ -116,11 +115,24 @@ def test_classifier_noisy_particles_take_a_larger_sample_or_all(
     assert torch.equal(resumed.class_averages_.images, run.class_averages_.images)
 
 
-def test_sample_growth_follows_the_ssnr_of_the_averages() -> None:
-    frc, members = torch.tensor([[0.9, 0.5], [0.7, 0.3], [torch.nan, 0.0]]), torch.tensor([10.0, 10.0, 0.0])
-    assert sample_growth(frc, members, 0.5) == 1.0  # 0.6 on average
-    assert sample_growth(frc, members, 0.75) == pytest.approx(2.0, rel=1e-5)  # an SSNR of 3 in place of 1.5
-    assert sample_growth(0 * frc, members, 0.5) == pytest.approx(99.0, rel=1e-3)
+def test_members_wanted_more_of_noisy_particles() -> None:
+    poses = 4 * 9 * 2 * 80
+    assert members_wanted(60.0, poses, 3600.0) == 71
+    assert members_wanted(20.0, poses, 3600.0) == 318
+    assert members_wanted(10.0, poses, 3600.0) == 2684
+    assert members_wanted(2.0, poses, 3600.0) == 3600, "no better than noise"
+    assert members_wanted(2.0, poses, 0.0) == 0
+
+
+def test_classifier_noisy_particles_want_a_larger_sample(simulated: tuple[ParticleSet, torch.Tensor]) -> None:
+    """A hundred of these would be enough; of those with a tenth of the signal all are taken."""
+    plan = replace(SAMPLED, sample_nats=1500.0, exchanges=1, final=1, joint=1)
+    clear = classified(simulated[0], plan)[0]
+    assert {n for stage, n in stages(clear) if stage == "exchange"} == {100}
+    random = np.random.default_rng(0)
+    images = simulated[0].images.read(np.arange(400))
+    noisy = simulated[0].replace(images=ArraySource(images + random.normal(0, 3, images.shape).astype(np.float32)))
+    assert {n for stage, n in stages(classified(noisy, plan)[0]) if stage == "exchange"} == {400}
 
 
 def test_self_contribution_among_all_only_of_the_sample() -> None:

@@ -48,7 +48,7 @@ def work(out: Path) -> None:
             plan = ScheduleSettings(exchanges=1, final=2)
             given = {"n_classes": 4, "seed": 5, "ranks": ProcessGroup(group)}
             run = Classifier(plan=plan, **given).fit(particle_set())
-            part = replace(plan, least_sample=80, sample=20, joint=1, sample_frc=0.0)
+            part = replace(plan, least_sample=80, sample=20, joint=1, sample_nats=0.0)
             sampled = Classifier(plan=part, **given).fit(particle_set())
             assert sum(sampled.result_.iterations[0]["class_sizes"]) == 80
             found[size] = {

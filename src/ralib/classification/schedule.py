@@ -17,6 +17,7 @@ all shifts from the box centre.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -98,8 +99,8 @@ class ScheduleSettings:
         Particles of a sample, at least.
     joint : int, default 3
         Iterations of the last stage that are for all particles. With 0 they join in a single one after all stages.
-    sample_frc : float, default 0.5
-        Mean FRC of the halves of the first averages from which on a sample is large enough.
+    sample_nats : float, default 3600
+        Log-likelihood beyond what noise reaches, of all members of a class together: what a sample is to have.
     measured : int, default 1000
         Particles on which the diameter is measured before.
     """
@@ -119,7 +120,7 @@ class ScheduleSettings:
     sample: int = 300
     least_sample: int = 10_000
     joint: int = 3
-    sample_frc: float = 0.5
+    sample_nats: float = 3600.0
     measured: int = 1000
 
     @classmethod
@@ -136,7 +137,7 @@ class ScheduleSettings:
             sample=20,
             least_sample=400,
             joint=0,
-            sample_frc=0.0,
+            sample_nats=0.0,
             measured=500,
         )
 
@@ -349,9 +350,10 @@ class ClassificationSchedule:
 
     def enough(self, state: State) -> int:
         """Return how many particles the sample of this schedule, whose classes have begun, should have."""
-        assert state.averages is not None
-        frc = state.averages.frc[:, : self.position.rings]
-        return round(self.model.shard.n * sample_growth(frc, state.members, self.plan.sample_frc))
+        model, rings = self.model, self.position.rings
+        poses = len(model.shifts(rings, wide=False)) * 2 * model.field.orders(rings) * (2 if model.mirror else 1)
+        members = members_wanted(float(model.shard.median(state.fit.amax(1))), self.k * poses, self.plan.sample_nats)
+        return max(model.shard.n, members * self.k)
 
     def _of_sample(self, rows: Tensor, state: State) -> tuple[ClassificationSchedule, State]:
         """The schedule of a sample, and the sample's state among that of all."""
@@ -699,28 +701,27 @@ class ClassificationSchedule:
         return replace(state, fit=fit, class_index=index, members=members, own=own)
 
 
-def sample_growth(frc: Tensor, members: Tensor, wanted_frc: float) -> float:
-    """Return how many times more particles a sample should have, at least 1.
+def members_wanted(fit: float, n_poses: int, nats: float) -> int:
+    """Return how many members a class needs so that its average is much better than one of its particles.
 
-    The SSNR of a class average, of which the FRC of its halves is a measure, grows with the members.
+    The SSNR of an average is the sum of its members'. A particle's is measured by its log-likelihood, less what noise
+    reaches by chance: the best of N poses, the logarithm of N.
 
     Parameters
     ----------
-    frc : Tensor of shape (k, r)
-        FRC of the halves of the sample's averages, on the rings compared.
-    members : Tensor of shape (k,)
-        Members of the classes.
-    wanted_frc : float
-        Mean FRC of a sample that is large enough.
+    fit : float
+        Log-likelihood of the usual particle in its class.
+    n_poses : int
+        Number of poses compared, in all classes.
+    nats : float
+        What the members are to have together.
 
     Returns
     -------
-    float
-        Factor.
+    int
+        Number of members.
     """
-    share = members[:, None] / members.sum().clamp_min(1)
-    mean = float((frc.nan_to_num(0.0) * share).sum(0).mean().clamp(0.01, 0.99))
-    return max(1.0, wanted_frc / (1 - wanted_frc) * (1 - mean) / mean)
+    return math.ceil(nats / max(fit - math.log(n_poses), 1.0))
 
 
 def _counted(n: int) -> str:
