@@ -120,6 +120,17 @@ def test_e_step_rank_without_particles_finds_none(device: str) -> None:
     assert best.cross.shape == (0,)
 
 
+def test_score_classes_little_memory_takes_classes_in_groups(grid: RingGrid) -> None:
+    references = blobs(5, seed=1)
+    spectra, orders = as_spectra(grid, references), as_orders(grid, references)
+    given = (grid, spectra, torch.zeros(5, 2), orders, disc_of_shifts(3.0, 1.0, "cpu"))
+    favour = -torch.linspace(0, 1, len(given[-1]))
+    whole, groups = (score_classes(*given, favour=favour, memory_bytes=b) for b in (4e9, 2e6))
+    assert likelihood._classes_at_once(orders, given[-1], True, 2e6) == 2, "of five"
+    for a, b in zip(whole.fields(), groups.fields(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_ranks_as_single_precision(grid: RingGrid) -> None:
     """Whatever the units: also where terms lie far beyond the largest number of half precision."""
     references = 1e5 * blobs(3, seed=1)

@@ -38,6 +38,9 @@ from ralib.kernels.pose_search import (
 STEP_BYTES = 4e9
 """Device memory that a step may take beside the particles, where there is so much."""
 
+TEMPLATE_STEPS = 0.75
+"""Of that, the shifted templates of the classes that are scored at once; some copies are made of them on the way."""
+
 UNLIMITED_PX = 1e9
 """How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
 
@@ -317,8 +320,16 @@ def score_classes(
     if not len(spectra):  # as on a rank that holds none of the few particles of a step
         psi = torch.zeros(0, device=grid.device)
         return score_fixed(grid, spectra, psi, origin_xy_px, psi > 0, references)
-    dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
     k, rings, n_orders = references.shape
+    most = _classes_at_once(references, shifts_xy_px, mirror, memory_bytes)
+    if k > most:
+        given = {"favour": favour, "mirror": mirror, "memory_bytes": memory_bytes, "dtype": dtype}
+        groups = [
+            score_classes(grid, spectra, origin_xy_px, part, shifts_xy_px, **given)  # type: ignore[arg-type]
+            for part in references.split(most)
+        ]
+        return ClassPoses(*(torch.cat(f, dim=1) for f in zip(*(g.fields() for g in groups), strict=True)))
+    dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
     flips = 2 if mirror else 1
     rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
     n_half = 8 * math.ceil(1.5 * n_orders / 8)
@@ -355,6 +366,13 @@ def score_classes(
     moved_by = -mirror_x(shifts_xy_px[at // (2 * flips)], flipped)
     origin = origin_xy_px[:, None] + rotate_xy(-psi, moved_by)
     return ClassPoses(value, norm, psi, origin, flipped)
+
+
+def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, memory_bytes: float) -> int:
+    """Classes whose shifted templates, each in single precision, take at most TEMPLATE_STEPS times a step's memory."""
+    _, rings, n_orders = references.shape
+    each = 4.0 * n_orders * len(shifts_xy_px) * (4 if mirror else 2) * 2 * rings
+    return max(1, int(TEMPLATE_STEPS * memory_bytes / each))
 
 
 def _batch(rows: Tensor, memory_bytes: float) -> int:

@@ -21,8 +21,8 @@ PART = 0.3
 MAIN_PART = 0.4
 """The same of main memory, from which a GPU reads them."""
 
-MAIN_MOST_BYTES = 8 << 30
-"""Of main memory at most, however much is free: others use the machine too."""
+MAIN_MOST_BYTES = 5 << 30
+"""Of main memory at most, however much is free: a run of a million particles takes as much again for all else."""
 
 TOLD_BYTES = 1 << 30
 """From so many on the log says where they are."""
