@@ -40,6 +40,10 @@ MARGIN = 1.15
 """Times the particle's radius: where inside ends, and outside begins."""
 
 
+AT_ONCE = 1024
+"""Images of a batch whose transforms are made at once: a GPU's batches are larger, and it may be nearly full."""
+
+
 class StatisticsTable:
     """The `image_statistics` of all particles, batch after batch.
 
@@ -62,7 +66,8 @@ class StatisticsTable:
 
     def add(self, batch: Batch) -> None:
         """Compute the statistics of a batch."""
-        self.values[batch.rows_from(self._start)] = image_statistics(batch.images, self._radius_px)
+        parts = [image_statistics(images, self._radius_px) for images in batch.images.split(AT_ONCE)]
+        self.values[batch.rows_from(self._start)] = torch.cat(parts)
 
 
 def image_statistics(images: Tensor, radius_px: float) -> Tensor:
