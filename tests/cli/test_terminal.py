@@ -43,8 +43,8 @@ class Shown:
         return float(np.diff([0.0, *self.moments]).max())
 
 
-def on_terminal(columns: int, *arguments: object) -> Shown:
-    """`ralib` on a pseudo-terminal of that width."""
+def on_terminal(columns: int, folder: Path, *arguments: object) -> Shown:
+    """`ralib` in a folder, on a pseudo-terminal of that width."""
     control, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -52,7 +52,7 @@ def on_terminal(columns: int, *arguments: object) -> Shown:
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "ralib", *map(str, arguments)],
-        stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+        stdin=terminal, stdout=terminal, stderr=terminal, env=environment, cwd=folder,
     )  # fmt: skip
     os.close(terminal)
     screen = pyte.HistoryScreen(columns, ROWS, history=5000)
@@ -113,7 +113,7 @@ def check_screen(shown: Shown, columns: int, out: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [100, 80])
 def test_classify_on_a_terminal_wraps_nothing_and_leaves_nothing(stack: Path, tmp_path: Path, columns: int) -> None:
-    shown = on_terminal(columns, "classify", stack, tmp_path / "out", "--seed", "1")
+    shown = on_terminal(columns, tmp_path, "classify", stack, "out", "--seed", "1")
     check_screen(shown, columns, tmp_path / "out")
     text = "\n".join(shown.lines)
     assert "classes: 3 for 300 particles (--classes)" in text  # the default is told
@@ -135,7 +135,7 @@ def _before(lines: list[str], folded: list[str]) -> list[str]:
 def test_mref_on_a_terminal_wraps_nothing_and_tells_the_measured_radius(
     stack: Path, tmp_path: Path, columns: int
 ) -> None:
-    shown = on_terminal(columns, "mref", stack, 2, tmp_path / "out", "--maxit", 3)
+    shown = on_terminal(columns, tmp_path, "mref", stack, 2, "out", "--maxit", 3)
     check_screen(shown, columns, tmp_path / "out")
     assert any("outer radius: " in line and "--ou" in line for line in shown.lines)
 
@@ -151,7 +151,7 @@ def check_order(shown: Shown, *begins: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [100, 80])
 def test_reffree_on_a_terminal_wraps_nothing_and_is_never_silent(stack: Path, tmp_path: Path, columns: int) -> None:
-    shown = on_terminal(columns, "reffree", stack, tmp_path / "out")
+    shown = on_terminal(columns, tmp_path, "reffree", stack, "out")
     check_screen(shown, columns, tmp_path / "out")
     check_order(shown, "outer radius: ", "shift range: ", "iteration 1: ", "class  particles")
     assert (
@@ -162,7 +162,7 @@ def test_reffree_on_a_terminal_wraps_nothing_and_is_never_silent(stack: Path, tm
 @pytest.mark.slow
 def test_stability_runs_have_a_bar(stack: Path, tmp_path: Path) -> None:
     options = ("--classes", 2, "--quick", "--stability", 1)
-    shown = on_terminal(100, "classify", stack, tmp_path / "out", *options)
+    shown = on_terminal(100, tmp_path, "classify", stack, "out", *options)
     check_screen(shown, 100, tmp_path / "out")
     begun = shown.raw.rindex(b"run 1 from another start")
     assert b"stability 1 of 1" in shown.raw[begun:]
@@ -175,7 +175,7 @@ def test_watch_on_a_terminal_is_like_every_run(stack: Path, tmp_path: Path) -> N
     arriving.mkdir()
     (arriving / "p.mrcs").write_bytes(stack.read_bytes())
     options = ("--classes", 2, "--poll-seconds", "0.2", "--idle-minutes", "0.05")
-    shown = on_terminal(100, "watch", arriving, tmp_path / "out", *options)
+    shown = on_terminal(100, tmp_path, "watch", arriving, "out", *options)
     check_screen(shown, 100, tmp_path / "out")
     assert sum(line.startswith("particles: ") for line in shown.lines) == 1
     assert any(line.startswith("iteration ") for line in shown.lines)
@@ -194,7 +194,7 @@ def test_a_run_is_never_silent_for_long(stack: Path, tmp_path: Path, command: tu
         name, *arguments = command
         positional = [a for a in arguments if name == "mref"]
         options = [] if positional else arguments
-        shown = on_terminal(100, name, stack, *positional, tmp_path / f"out{i}", *options)
+        shown = on_terminal(100, tmp_path, name, stack, *positional, f"out{i}", *options)
         assert shown.status == 0, shown.lines
         silences.append(shown.silence_s)
         if silences[-1] <= SILENCE_S:
