@@ -14,6 +14,7 @@ from ralib.classification.schedule import ScheduleSettings
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
+from ralib.types import Poses
 
 BOX, N, VIEWS, CLASSES = 48, 480, 4, 5
 PLAN = ScheduleSettings(exchanges=1, final=2, outlying_share=0.0)
@@ -87,6 +88,19 @@ def test_classifier_little_junk_or_too_much_changes_nothing(
     assert not cleaned(run)
     Recogniser(torch.zeros(N, dtype=torch.bool), monkeypatch)
     assert torch.equal(run.class_averages_.images, classified(mixed[0]).class_averages_.images)
+
+
+def test_class_of_junk_leaves_no_class_empty() -> None:
+    """Three classes: of particles with some junk, of junk alone, and without any."""
+    index = torch.tensor([0, 0, 0, 1, 1, 2, 2, -1])
+    junk = np.array([True, False, False, True, True, False, False, False])
+    poses, of_junk = classifier._with_class_of_junk(Poses.identity(8).replace(class_index=index), junk, 3)
+    assert poses.class_index.tolist() == [3, 0, 0, 1, 1, 2, 2, -1]
+    assert of_junk.tolist() == [False, True, False, True]
+    junk[0] = False
+    poses, of_junk = classifier._with_class_of_junk(poses.replace(class_index=index), junk, 3)
+    assert poses.class_index.tolist() == index.tolist()
+    assert of_junk.tolist() == [False, True, False], "no class is added where none is needed"
 
 
 class Last(SilentObserver):

@@ -53,6 +53,9 @@ from ralib.types import ClassificationResult, CtfState, Notice, ParticleSet, Pos
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
+ONLY_JUNK = 0.9
+"""Share of junk from which on a class is left to it."""
+
 
 class Classifier(ClusterEstimator):
     """Classify particles from scratch, without references, and align them within their classes.
@@ -550,15 +553,19 @@ class Classifier(ClusterEstimator):
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
         stability, shown = self._stability(schedule, state), poses
-        image, known = StatisticsTable(batches, field.particle_radius_px / field.scale), None
+        image, known, of_junk = StatisticsTable(batches, field.particle_radius_px / field.scale), None, None
         if schedule.k < self.n_classes:  # one is left to junk
             known = self._evidence(batches, schedule, state)
-            junk = torch.from_numpy(surely_junk(known[0], stability, self._device))
-            shown, n_classes = _with_class_of_junk(poses, junk, n_classes)
-        aside = shard.gather(field.aside).cpu() & (shown.class_index < len(state.members))
+            shown, of_junk = _with_class_of_junk(poses, surely_junk(known[0], stability, self._device), n_classes)
+            if len(of_junk) == n_classes:
+                notices.append(_fewer_classes(self.n_classes, 1))
+            n_classes = len(of_junk)
+        left_out = shard.gather(field.outliers.found).cpu()
+        if of_junk is not None:
+            left_out |= shard.gather(field.aside).cpu() & ~of_junk[shown.class_index]
         averages = on_host(
             full_averages(
-                particles, batches, _without(shown, shard.gather(field.outliers.found).cpu() | aside).to(self._device),
+                particles, batches, _without(shown, left_out).to(self._device),
                 _halves(particles, generator), ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
                 look=image.add,
             )
@@ -643,10 +650,18 @@ def _without(poses: Poses, left_out: Tensor) -> Poses:
     return poses.replace(class_index=torch.where(left_out, -1, poses.class_index))
 
 
-def _with_class_of_junk(poses: Poses, junk: Tensor, n_classes: int) -> tuple[Poses, int]:
-    """Poses of which junk is in a class of its own, the last, and the number of classes with it."""
-    found = int(bool(junk.any()))
-    return poses.replace(class_index=torch.where(junk, n_classes, poses.class_index)), n_classes + found
+def _with_class_of_junk(poses: Poses, junk: np.ndarray, n_classes: int) -> tuple[Poses, Tensor]:
+    """Poses of which junk (n,) is in a class of its own, the last, and which classes are of junk.
+
+    Classes of hardly anything else keep theirs, so that none is left empty; if all junk is in such, no class is added.
+    """
+    index, moved = poses.class_index, torch.from_numpy(junk)
+    total, bad = (torch.bincount(index[chosen], minlength=n_classes) for chosen in (index >= 0, moved))
+    of_junk = bad > ONLY_JUNK * total
+    moved = moved & ~of_junk[index]
+    if not bool(moved.any()):
+        return poses, of_junk
+    return poses.replace(class_index=torch.where(moved, n_classes, index)), torch.cat([of_junk, torch.tensor([True])])
 
 
 def _fewer_classes(asked: int, empty: int) -> Notice:
