@@ -16,12 +16,14 @@ QUICK = ScheduleSettings(exchanges=0, final=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [200, 600])
+@pytest.mark.parametrize("n", [120, 200, 600])  # of 120 none are kept out of the averages
 def test_pure_noise_yields_no_convincing_classes(n: int) -> None:
     noise = np.random.default_rng(0).standard_normal((n, 32, 32)).astype(np.float32)
     result = Classifier(n_classes=4, seed=1, plan=QUICK).fit(noise).result_
     assert not result.stability["believable"]
-    assert any("pure noise" in warning.what for warning in result.warnings)
+    (warning,) = (w.what for w in result.warnings if "pure noise" in w.what)
+    assert "nan" not in warning
+    assert ("kept out of the averages" in warning) == (n > 120)
     assert all(row["score"] == 0.0 and "unstable" in row["verdict"] for row in result.classes)
 
 

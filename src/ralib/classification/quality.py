@@ -9,6 +9,7 @@ members, and above one half how well it shows them. A run whose particles fit no
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -380,13 +381,10 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
 def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[Notice]:
     warnings = []
     if not stability.believable:
-        summary = stability.summary
         warnings.append(
             Notice(
                 what="the data do not support these classes: their particles look like pure noise, or noise that a "
-                f"template picked (a particle kept out of the averages fits them better than an image of noise in "
-                f"{100 * summary['fit_better_than_noise']:.0f}% of cases, noise itself in 50%; the fits spread by "
-                f"{summary['fit_spread']:.2f} standard deviations, signal in noise by more than 1)",
+                f"template picked ({_why_noise(stability.summary)})",
                 where="classes",
                 remedy="do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
             )
@@ -411,3 +409,14 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
             )
         )
     return warnings
+
+
+def _why_noise(summary: dict[str, Any]) -> str:
+    """The figures for which particles count as noise; small sets have none to keep out of the averages."""
+    spread = f"the fits spread by {summary['fit_spread']:.2f} standard deviations, signal in noise by more than 1"
+    if not math.isfinite(better := summary["fit_better_than_noise"]):
+        return spread
+    return (
+        f"a particle kept out of the averages fits them better than an image of noise in {100 * better:.0f}% of cases, "
+        f"noise itself in 50%; {spread}"
+    )
