@@ -211,6 +211,7 @@ class Classifier(ClusterEstimator):
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         self._validated: tuple[State, Stability] | None = None
+        self._measured_in: tuple[State, tuple[Evidence, dict[str, np.ndarray]]] | None = None
         self._budget = Budget.of(self._device)
         self._earlier = earlier
         start = time.perf_counter()
@@ -225,6 +226,7 @@ class Classifier(ClusterEstimator):
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
+        self._validated = self._measured_in = None
         self._lap("average_s", start)
         return self
 
@@ -468,7 +470,12 @@ class Classifier(ClusterEstimator):
         state: State,
         image: StatisticsTable | None = None,
     ) -> tuple[Evidence, dict[str, np.ndarray]]:
-        """What is known of the particles in a final state; without `image` their statistics are computed."""
+        """What is known of the particles in a final state; without `image` their statistics are computed.
+
+        It is measured once where no junk was set aside after it.
+        """
+        if self._measured_in is not None and self._measured_in[0] is state:
+            return self._measured_in[1]
         model = schedule.model
         if image is None:
             image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
@@ -477,7 +484,9 @@ class Classifier(ClusterEstimator):
         poses = state_poses(state, model.field, model.shard).to("cpu")
         assert schedule.references is not None
         stability = self._stability(schedule, state)
-        return measure(model, state, schedule.references, poses, stability, image.values)
+        found = measure(model, state, schedule.references, poses, stability, image.values)
+        self._measured_in = state, found
+        return found
 
     def _stability(self, schedule: ClassificationSchedule, state: State) -> Stability:
         """The validation of a final state, which is made once where no junk was set aside after it."""
@@ -553,7 +562,8 @@ class Classifier(ClusterEstimator):
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
         stability, shown = self._stability(schedule, state), poses
-        image, known, of_junk = StatisticsTable(batches, field.particle_radius_px / field.scale), None, None
+        image, of_junk = StatisticsTable(batches, field.particle_radius_px / field.scale), None
+        known = self._measured_in[1] if self._measured_in is not None and self._measured_in[0] is state else None
         if schedule.k < self.n_classes:  # one is left to junk
             known = self._evidence(batches, schedule, state)
             shown, of_junk = _with_class_of_junk(poses, surely_junk(known[0], stability, self._device), n_classes)
@@ -567,7 +577,7 @@ class Classifier(ClusterEstimator):
             full_averages(
                 particles, batches, _without(shown, left_out).to(self._device),
                 _halves(particles, generator), ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
-                look=image.add,
+                look=image.add if known is None else lambda _: None,
             )
         )  # fmt: skip
         averages = replace(
