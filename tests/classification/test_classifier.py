@@ -408,6 +408,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert not torch.equal(other.class_averages_.images, classified.class_averages_.images)
 
 
+def test_classifier_stopped_before_all_detail_is_compared_goes_on(small_set: tuple[ParticleSet, Simulator]) -> None:
+    """As at most real sizes: averages reach beyond the rings compared, and the grid beyond both."""
+    plan, keeper = replace(QUICK, exchange_details=6.0, final=1), Keeper(99)
+    whole = Classifier(n_classes=4, seed=5, plan=plan).fit(small_set[0], observer=keeper)
+    assert len(keeper.kept) > 1
+    for checkpoint in keeper.kept:
+        rings = checkpoint.meta["position"]["rings"]
+        assert rings < checkpoint.arrays["averages.frc"].shape[1]
+        continued = Classifier(n_classes=4, seed=5, plan=plan).fit(small_set[0], resume=checkpoint)
+        assert torch.equal(continued.class_averages_.images, whole.class_averages_.images)
+    for wrong in (rings - 2, 10_000):
+        meta = {**checkpoint.meta, "position": {**checkpoint.meta["position"], "rings": wrong}}
+        with pytest.raises(RalibError, match="not what the run wrote"):
+            Classifier(n_classes=4, seed=5, plan=plan).fit(small_set[0], resume=replace(checkpoint, meta=meta))
+
+
 def test_class_fit_of_a_particle_does_not_depend_on_its_chunk(
     classified: Classifier, small_set: tuple[ParticleSet, Simulator], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ralib.classification.em import BEYOND
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 from ralib.classification.schedule import ClassificationSchedule, ScheduleProgress
@@ -127,8 +128,9 @@ def _unpacked(
 ) -> tuple[State, list[dict[str, Any]]]:
     arrays, meta = checkpoint.arrays, checkpoint.meta
     position = {name: int(value) for name, value in meta["position"].items()}
-    if position["rings"] != arrays["averages.frc"].shape[1]:
-        raise ValueError(f"{position['rings']} rings")
+    rings, most = position["rings"], schedule.model.field.grid.n_rings
+    if rings > most or min(rings + BEYOND, most) != arrays["averages.frc"].shape[1]:
+        raise ValueError(f"{rings} rings")
     begun, cleaned = (bool(position.pop(name)) for name in ("begun", "cleaned"))
     schedule.position = ScheduleProgress(begun, **position, cleaned=cleaned)
     schedule.log[:] = meta["log"]
