@@ -8,7 +8,7 @@ becomes a `RunResult`.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -210,8 +210,7 @@ class Classifier(ClusterEstimator):
         self._check_enough(particles)
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
-        self._validated: tuple[State, Stability] | None = None
-        self._measured_in: tuple[State, tuple[Evidence, dict[str, np.ndarray]]] | None = None
+        self._last: _Examined | None = None
         self._budget = Budget.of(self._device)
         self._earlier = earlier
         start = time.perf_counter()
@@ -226,7 +225,7 @@ class Classifier(ClusterEstimator):
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
-        self._validated = self._measured_in = None
+        self._last = None
         self._lap("average_s", start)
         return self
 
@@ -456,44 +455,35 @@ class Classifier(ClusterEstimator):
 
     def _recognised_junk(self, particles: ParticleSet, at: ClassificationSchedule, state: State) -> Tensor:
         """Which particles (n,) of a schedule in its final state are surely junk."""
-        model = at.model
         if at.rows is not None:
             particles = take(particles, at.rows.cpu().numpy())
-        batches = self._batches(particles, model.shard)
-        evidence, _ = self._evidence(batches, at, state)
-        return torch.from_numpy(surely_junk(evidence, self._stability(at, state), self._device))
+        return torch.from_numpy(self._examined(self._batches(particles, at.model.shard), at, state).junk)
 
-    def _evidence(
+    def _examined(
         self,
         batches: ParticleBatches,
         schedule: ClassificationSchedule,
         state: State,
         image: StatisticsTable | None = None,
-    ) -> tuple[Evidence, dict[str, np.ndarray]]:
-        """What is known of the particles in a final state; without `image` their statistics are computed.
+    ) -> _Examined:
+        """What the verdict needs of a final state; without `image` the images' statistics are computed.
 
         It is measured once where no junk was set aside after it.
         """
-        if self._measured_in is not None and self._measured_in[0] is state:
-            return self._measured_in[1]
+        if self._last is not None and self._last.state is state:
+            return self._last
         model = schedule.model
         if image is None:
             image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
             for batch in batches:
                 image.add(batch)
+        stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(self.seed))
         poses = state_poses(state, model.field, model.shard).to("cpu")
         assert schedule.references is not None
-        stability = self._stability(schedule, state)
-        found = measure(model, state, schedule.references, poses, stability, image.values)
-        self._measured_in = state, found
-        return found
-
-    def _stability(self, schedule: ClassificationSchedule, state: State) -> Stability:
-        """The validation of a final state, which is made once where no junk was set aside after it."""
-        if self._validated is None or self._validated[0] is not state:
-            generator = torch.Generator().manual_seed(self.seed)
-            self._validated = state, quick_estimate(schedule.model, schedule, state, generator)
-        return self._validated[1]
+        evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
+        junk = surely_junk(evidence, stability, self._device)
+        self._last = _Examined(state, stability, evidence, figures, junk)
+        return self._last
 
     def _begin(
         self, particles: ParticleSet, field: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
@@ -561,12 +551,12 @@ class Classifier(ClusterEstimator):
             notices.append(_fewer_classes(self.n_classes, empty))
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
-        stability, shown = self._stability(schedule, state), poses
-        image, of_junk = StatisticsTable(batches, field.particle_radius_px / field.scale), None
-        known = self._measured_in[1] if self._measured_in is not None and self._measured_in[0] is state else None
+        shown, of_junk = poses, None
+        image = StatisticsTable(batches, field.particle_radius_px / field.scale)
+        known = self._last is not None and self._last.state is state
         if schedule.k < self.n_classes:  # one is left to junk
-            known = self._evidence(batches, schedule, state)
-            shown, of_junk = _with_class_of_junk(poses, surely_junk(known[0], stability, self._device), n_classes)
+            known, junk = True, self._examined(batches, schedule, state).junk
+            shown, of_junk = _with_class_of_junk(poses, junk, n_classes)
             if len(of_junk) == n_classes:
                 notices.append(_fewer_classes(self.n_classes, 1))
             n_classes = len(of_junk)
@@ -577,7 +567,7 @@ class Classifier(ClusterEstimator):
             full_averages(
                 particles, batches, _without(shown, left_out).to(self._device),
                 _halves(particles, generator), ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
-                look=image.add if known is None else lambda _: None,
+                look=(lambda _: None) if known else image.add,
             )
         )  # fmt: skip
         averages = replace(
@@ -587,8 +577,9 @@ class Classifier(ClusterEstimator):
         classes = class_figures(averages, shown, None)
         assert schedule.references is not None
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
-        evidence, measured = known or self._evidence(batches, schedule, state, image)
-        verdict = judge(evidence, measured, field, averages, classes, shown.class_index.numpy(), stability)
+        found = self._examined(batches, schedule, state, image)
+        index = shown.class_index.numpy()
+        verdict = judge(found.evidence, found.figures, field, averages, classes, index, found.stability)
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         finest = schedule.references.shape[1] * field.grid.spacing * field.scale
         self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
@@ -606,7 +597,7 @@ class Classifier(ClusterEstimator):
             timings=self._timings,
             particle_scores=verdict.particles,
             log=schedule.log,
-            stability=stability.summary,
+            stability=found.stability.summary,
             diameter_A=2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
         )
         self.poses_, self.class_averages_, self.classes_ = shown, averages, verdict.classes
@@ -620,6 +611,31 @@ class Classifier(ClusterEstimator):
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._timings[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What the verdict needs of a final state.
+
+    Attributes
+    ----------
+    state : State
+        The state.
+    stability : Stability
+        Its validation.
+    evidence : Evidence
+        What the junk model looks at.
+    figures : dict of ndarray of shape (n,)
+        Figures of the particles.
+    junk : ndarray of shape (n,)
+        Which particles are surely junk.
+    """
+
+    state: State
+    stability: Stability
+    evidence: Evidence
+    figures: dict[str, np.ndarray]
+    junk: np.ndarray
 
 
 def _unusable(particles: ParticleSet, bad: list[int]) -> list[Notice]:
