@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from ralib.io import open_images, open_particles, read_star, take, write_mrcs, write_particles_cs, write_particles_star
+from ralib.io import (
+    open_images,
+    open_particles,
+    open_stack,
+    read_star,
+    take,
+    write_mrcs,
+    write_particles_cs,
+    write_particles_star,
+)
 from ralib.io.cryosparc import load_cs, open_cs
 from ralib.io.cryosparc_write import save_cs
 from ralib.types import Poses, RalibError
@@ -232,3 +241,45 @@ def test_text_that_holds_no_characters_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.cs").write_bytes(raw.replace("a.".encode("utf-32-le"), b"\xff\xff\xff\x7f.\0\0\0"))
     with pytest.raises(RalibError, match="holds no text"):
         open_particles(tmp_path / "p.cs")
+
+
+def split_job(folder: Path, uids: list[int], passed: list[int], defocus_A: list[float]) -> Path:
+    """A job's .cs without CTF, and the passthrough file that holds the CTF."""
+    write_mrcs(folder / "p.mrcs", np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32), 2.0)
+    rows = np.zeros(4, dtype=[("uid", "u8"), ("blob/path", "S40"), ("blob/idx", "u4"), ("blob/psize_A", "f4")])
+    rows["uid"], rows["blob/path"], rows["blob/idx"], rows["blob/psize_A"] = uids, b"p.mrcs", np.arange(4), 2.0
+    save_cs(folder / "J1_particles.cs", rows)
+    names = ["ctf/df1_A", "ctf/df2_A", "ctf/accel_kv", "ctf/cs_mm"]
+    extra = np.zeros(len(passed), dtype=[("uid", "u8"), *((n, "f4") for n in names)])
+    extra["uid"], extra["ctf/df1_A"], extra["ctf/df2_A"], extra["ctf/accel_kv"] = passed, defocus_A, defocus_A, 300
+    save_cs(folder / "J1_passthrough_particles.cs", extra)
+    return folder / "J1_particles.cs"
+
+
+def test_cryosparc_repeated_uids_are_not_joined_by_chance(tmp_path: Path) -> None:
+    again = [12000.0, 13000, 14000, 15000, 29000]  # the uid 5 has two rows of different values
+    for uids, passed, defocus in (([5, 6, 7, 8], [5, 6, 7, 8, 5], again), ([5, 5, 7, 8], [5, 6, 7, 8], again[:4])):
+        particles = open_particles(split_job(tmp_path, uids, passed, defocus))
+        assert particles.ctf is None
+        assert "the uid 5 stands for" in particles.warnings[0].what
+        with pytest.raises(RalibError, match="the uid 5 stands for"):
+            open_cs(tmp_path / "J1_particles.cs", open_stack, passthrough=[tmp_path / "J1_passthrough_particles.cs"])
+
+
+def test_cryosparc_rows_written_twice_alike_are_joined(tmp_path: Path) -> None:
+    particles = open_particles(split_job(tmp_path, [5, 6, 7, 8], [5, 8, 7, 6, 5], [1000, 4000, 3000, 2000, 1000]))
+    assert particles.ctf is not None
+    assert particles.ctf.defocus_u_A.tolist() == [1000, 2000, 3000, 4000]
+
+
+def test_cryosparc_new_uids_are_of_the_images(tmp_path: Path) -> None:
+    """Parts of one stack, of the same size, share none; an image that is listed twice is two particles."""
+    write_mrcs(tmp_path / "p.mrcs", np.zeros((8, 8, 8), dtype=np.float32), 2.0)
+    particles = open_particles(tmp_path / "p.mrcs")
+    found = []
+    for i, chosen in enumerate(([0, 1, 2, 3], [4, 5, 6, 7], [3, 3, 2, 1])):
+        write_particles_cs(tmp_path / f"{i}.cs", take(particles, np.array(chosen)))
+        found.append(np.load(tmp_path / f"{i}.cs")["uid"])
+    assert len(np.unique(np.concatenate(found[:2]))) == 8
+    assert found[2][[0, 2, 3]].tolist() == found[0][[3, 2, 1]].tolist()
+    assert found[2][1] not in np.concatenate(found[:2])

@@ -306,3 +306,19 @@ def _noisy_particles() -> tuple[np.ndarray, Poses, torch.Tensor]:
     images = (images - background.mean(1)[:, None, None]) / background.std(1)[:, None, None]
     sums = rotate_shift_sum(images, poses.psi_deg, poses.origin_xy_px, poses.mirror, poses.class_index, 3)
     return images.numpy(), poses, sums / torch.bincount(poses.class_index)[:, None, None]
+
+
+def test_star_mirrors_as_classes_leave_no_tilt_that_mirrors_again(tmp_path: Path) -> None:
+    """A file with rlnAngleTilt 180, written with classes K + k, then stripped of our columns as RELION 3 does."""
+    write_mrcs(tmp_path / "a.mrcs", np.zeros((4, 8, 8), dtype=np.float32), 2.0)
+    poses = Poses.identity(4).replace(mirror=torch.tensor([True, False, True, False]), class_index=torch.arange(4) % 2)
+    write_particles_star(tmp_path / "t.star", open_particles(tmp_path / "a.mrcs"), poses, mirror_as_class=False)
+    write_particles_star(tmp_path / "k.star", open_particles(tmp_path / "t.star"), n_classes=2)
+    tables = read_star(tmp_path / "k.star")
+    assert tables["particles"]["rlnClassNumber"].tolist() == [3, 2, 3, 2]
+    tables["particles"] = tables["particles"].drop(columns=["ralibClass", "ralibMirror"])
+    write_star(tmp_path / "k.star", tables)
+    read = open_particles(tmp_path / "k.star").poses
+    assert read is not None
+    assert not read.mirror.any()
+    assert read.class_index.tolist() == [2, 1, 2, 1]

@@ -187,3 +187,54 @@ def test_scales_cs_file_of_prepared_particles_names_the_prepared_images(tmp_path
     assert (again.box, again.pixel_size_A) == (16, 8.0)
     assert np.array_equal(again.images.read(np.arange(6)), half.images.read(np.arange(6)))
     assert again.metadata.tables["cs"]["uid"].tolist() == np.load(tmp_path / "p.cs")["uid"].tolist()
+
+
+def whats(path: Path) -> str:
+    return "; ".join(notice.what for notice in open_particles(path).warnings)
+
+
+def test_scales_headers_without_a_pixel_size_take_that_of_the_others_and_it_is_said(tmp_path: Path) -> None:
+    stack(tmp_path / "a.mrcs", 20, pixel_size_A=3.0)
+    stack(tmp_path / "b.mrcs", 10, pixel_size_A=None)
+    table = rows(20, "a.mrcs") + rows(10, "b.mrcs")
+    silent = {k: v for k, v in OPTICS.items() if k != "rlnImagePixelSize"}
+    write(tmp_path / "p.star", table, silent)
+    assert open_particles(tmp_path / "p.star").pixel_size_A == pytest.approx(3.0)
+    assert "10 of 30 particles (21, 22, 23, 24, 25, ...) are in files whose headers say no" in whats(
+        tmp_path / "p.star"
+    )
+    write(tmp_path / "p.star", table, OPTICS | {"rlnImagePixelSize": 3.0})
+    assert whats(tmp_path / "p.star") == ""
+
+
+@pytest.mark.parametrize(("header_A", "said"), [(2.0, True), (1.0, False), (4.02, False), (None, False)])
+def test_scales_headers_that_contradict_the_particle_file_are_named(
+    tmp_path: Path, header_A: float | None, said: bool
+) -> None:
+    """A header's 1 A/px is no statement: programs write it that know none."""
+    stack(tmp_path / "p.mrcs", 40, pixel_size_A=header_A)
+    write(tmp_path / "p.star", rows())
+    assert open_particles(tmp_path / "p.star").pixel_size_A == 4.0
+    assert ("headers say another pixel size (2 A/px)" in whats(tmp_path / "p.star")) == said
+    particles = open_particles(tmp_path / "p.star")
+    write_particles_cs(tmp_path / "p.cs", particles)
+    assert ("headers say another pixel size (2 A/px)" in whats(tmp_path / "p.cs")) == said
+
+
+@pytest.mark.parametrize("size_A", [1e-10, 5e5])
+def test_scales_a_header_in_metres_is_not_taken_for_angstrom(tmp_path: Path, size_A: float) -> None:
+    stack(tmp_path / "p.mrcs", 4, pixel_size_A=size_A)
+    silent = {k: v for k, v in OPTICS.items() if k != "rlnImagePixelSize"}
+    for path in (tmp_path / "p.mrcs", write(tmp_path / "p.star", rows(4), silent)):
+        assert open_particles(path).pixel_size_A is None
+        assert f"pixel size of {size_A:g} A/px cannot be meant" in whats(path)
+
+
+def test_scales_optics_groups_that_are_divided_have_names_of_their_own(tmp_path: Path) -> None:
+    """RELION takes groups of one name for one group when it joins files."""
+    stack(tmp_path / "p.mrcs", 40, pixel_size_A=None)
+    write(tmp_path / "p.star", rows(rlnImagePixelSize=[2.0, 4.0] * 20))
+    assert main(["prepare", str(tmp_path / "p.star"), str(tmp_path / "o.star"), "--box=16"]) == 0
+    optics = read_star(tmp_path / "o.star")["optics"]
+    assert dict(zip(optics["rlnOpticsGroupName"], optics["rlnImagePixelSize"], strict=True)) == {"one": 4, "one_2": 8}
+    assert whats(tmp_path / "o.star") == ""

@@ -151,3 +151,10 @@ def test_mistakes_write_nothing(run: Path, tmp_path: Path, capsys: pytest.Captur
         assert main(["compare", str(run), str(run), *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_in_a_folder_named_with_an_at_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "user@host"
+    folder.mkdir()
+    made = make_run(folder, n_classes=3, n_particles=30, box=16, n_iterations=1)
+    assert figures(capsys, made, made)["in_common"] == 30

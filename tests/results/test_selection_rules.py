@@ -7,13 +7,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.io import open_images, read_star
-from ralib.results.particle_rules import capped, meets
+from ralib.io import open_images, open_particles, read_star, write_mrcs, write_star
+from ralib.io.cryosparc_write import save_cs
+from ralib.results.particle_rules import capped, meets, recentred, without_duplicates
 from ralib.results.particle_scores import read_particle_scores
+from ralib.results.selected_files import split_rows
 from ralib.results.summary import open_run
 from ralib.types import RalibError
 
@@ -162,3 +165,113 @@ def test_a_mistake_writes_none_of_the_files(run: Path, tmp_path: Path, capsys: p
         assert capsys.readouterr().err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rest.star"]
     assert existing.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ("hash=72E45901", [0]), ("hash=00713", [1]), ("hash=713", [2]), ("hash!=713", [0, 1, 3]),
+        ("hash=250531_1", [3]), ("hash=250531*", [3]), ("uid=9223372036854775807", [1]), ("uid!=9223372036854775807",
+        [0, 2, 3]), ("x=1.50", [1]), ("x>1", [1, 3]), ("text=12.0", [2]),
+    ],
+)  # fmt: skip
+def test_text_stays_text_in_conditions(condition: str, wanted: list[int]) -> None:
+    columns = {
+        "hash": np.array(["72E45901", "00713", "713", "250531_1"], dtype=object),
+        "uid": np.array([2**63 - 2, 2**63 - 1, 2**63, 0], dtype=np.uint64),
+        "x": np.array([1.0, 1.5, np.nan, 9.0]),
+        "text": np.array(["1", "x", "12", "12_0"], dtype=object),
+    }
+    assert np.flatnonzero(meets(condition, columns)).tolist() == wanted
+
+
+@pytest.mark.parametrize("condition", ["name<5", "x>250531_1", "x<1e999", "x>nan"])
+def test_conditions_that_no_value_can_meet_are_refused(condition: str) -> None:
+    with pytest.raises(RalibError, match=r"holds no numbers|is no number"):
+        meets(condition, {"name": np.array(["a", "b"]), "x": np.array([1.0, 2.0])})
+
+
+def picked(folder: Path, *, size_A: tuple[float, float] = (2.0, 4.0), micrograph_A: float = 1.0) -> Path:
+    """Four particles, two of each pixel size; the origin of each is (3, -2) px of its own image."""
+    stack = folder / "p.mrcs"
+    write_mrcs(stack, np.random.default_rng(0).normal(size=(4, 16, 16)).astype(np.float32), None)
+    optics = {
+        "rlnOpticsGroup": [1, 2], "rlnImagePixelSize": list(size_A), "rlnImageSize": [16, 16],
+        "rlnImageDimensionality": [2, 2], "rlnMicrographPixelSize": [micrograph_A] * 2,
+        "rlnVoltage": [300.0] * 2, "rlnSphericalAberration": [2.7] * 2,
+    }  # fmt: skip
+    each = np.repeat(size_A, 2)
+    particles = {
+        "rlnImageName": [f"{i + 1:06d}@{stack}" for i in range(4)], "rlnMicrographName": ["m.mrc"] * 4,
+        "rlnOpticsGroup": [1, 1, 2, 2], "rlnClassNumber": [1] * 4, "rlnAnglePsi": [10.0, 20, 30, 40],
+        "rlnOriginXAngst": 3 * each, "rlnOriginYAngst": -2 * each,
+        "rlnCoordinateX": [100.0, 200, 300, 306], "rlnCoordinateY": [500.0] * 4,
+    }  # fmt: skip
+    write_star(folder / "p.star", {"optics": pd.DataFrame(optics), "particles": pd.DataFrame(particles)})
+    return folder / "p.star"
+
+
+def test_recentred_picks_move_by_the_pixels_of_each_particle(tmp_path: Path) -> None:
+    """The centre lies at -origin: (-6, +4) A for 2 A/px, (-12, +8) A for 4 A/px; a micrograph's pixel is 1 A."""
+    table = recentred(open_particles(picked(tmp_path))).metadata.tables["particles"]
+    assert table["rlnCoordinateX"].tolist() == [94, 194, 288, 294]
+    assert table["rlnCoordinateY"].tolist() == [504, 504, 508, 508]
+
+
+def test_picks_on_a_micrograph_of_no_pixel_size_are_refused(tmp_path: Path) -> None:
+    """All would lie in one place, and all but one be left out."""
+    particles = open_particles(picked(tmp_path, micrograph_A=0.0))
+    with pytest.raises(RalibError, match="pixel size of particle 1 is 0"):
+        without_duplicates(np.arange(4), particles, np.zeros(4), 5.0)
+    assert main(["prepare", str(tmp_path / "p.star"), str(tmp_path / "o.star"), "--remove-duplicates=5"]) == 2
+
+
+def cryosparc_picks(folder: Path, micrograph: str, shift_px: float = 0.0) -> Path:
+    """Three .cs particles of 2 A/px on a 1 A/px micrograph of 1000 x 500 px; the first two lie 4 A apart."""
+    write_mrcs(folder / "p.mrcs", np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32), 2.0)
+    which = ("location/micrograph_path", "S5") if micrograph == "path" else ("location/micrograph_uid", "u8")
+    rows = np.zeros(3, dtype=[
+        ("uid", "u8"), ("blob/path", "S40"), ("blob/idx", "u4"), ("blob/shape", "u4", (2,)), ("blob/psize_A", "f4"),
+        ("location/center_x_frac", "f8"), ("location/center_y_frac", "f8"), ("location/micrograph_shape", "u4", (2,)),
+        ("location/micrograph_psize_A", "f4"), which, ("alignments2D/pose", "f4"), ("alignments2D/shift", "f4", (2,)),
+        ("alignments2D/psize_A", "f4"), ("alignments2D/class", "u4"),
+    ])  # fmt: skip
+    rows["uid"], rows["blob/path"], rows["blob/idx"] = [5, 6, 7], b"p.mrcs", [0, 1, 2]
+    rows["blob/shape"], rows["blob/psize_A"], rows["alignments2D/psize_A"] = 16, 2.0, 2.0
+    rows["location/center_x_frac"], rows["location/center_y_frac"] = [0.1, 0.104, 0.5], 0.5
+    rows["location/micrograph_shape"], rows["location/micrograph_psize_A"] = (500, 1000), 1.0
+    rows[which[0]] = b"a.mrc" if micrograph == "path" else 9
+    rows["alignments2D/shift"][:, 0] = shift_px
+    save_cs(folder / "p.cs", rows)
+    return folder / "p.cs"
+
+
+@pytest.mark.parametrize("micrograph", ["path", "uid"])
+def test_cryosparc_picks_of_one_micrograph_are_compared(tmp_path: Path, micrograph: str) -> None:
+    particles = open_particles(cryosparc_picks(tmp_path, micrograph))
+    assert without_duplicates(np.arange(3), particles, np.array([0.0, 1, 0]), 5.0).tolist() == [1, 2]
+    assert without_duplicates(np.arange(3), particles, np.array([0.0, 1, 0]), 3.0).tolist() == [0, 1, 2]
+
+
+def test_cryosparc_picks_are_recentred_by_fractions(tmp_path: Path) -> None:
+    """A shift of 5 px of 2 A puts the centre 10 A = 0.01 of the micrograph's width to the left."""
+    moved = recentred(open_particles(cryosparc_picks(tmp_path, "path", 5.0)))
+    assert moved.metadata.tables["cs"]["location/center_x_frac"] == pytest.approx([0.09, 0.094, 0.49])
+    assert moved.poses is not None
+    assert not moved.poses.origin_xy_px.any()
+
+
+def test_parts_share_no_image() -> None:
+    same_as = np.array([0, 1, 2, 0, 1, 5, 6, 7, 2, 9])
+    parts = split_rows(np.arange(10), 3, same_as=same_as)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(10))
+    images = [set(same_as[part]) for part in parts]
+    assert not images[0] & images[1] | images[1] & images[2] | images[0] & images[2]
+    with pytest.raises(RalibError, match="different images"):
+        split_rows(np.arange(10), 8, same_as=same_as)
+
+
+def test_parts_written_as_cs_share_no_uid(run: Path, tmp_path: Path) -> None:
+    assert main(["select", str(run), str(tmp_path / "kept.cs"), "--classes=1-8", "--split=2"]) == 0
+    uids = [np.load(tmp_path / f"kept_split{i}.cs")["uid"] for i in (1, 2)]
+    assert len(np.unique(np.concatenate(uids))) == 300

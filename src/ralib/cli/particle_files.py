@@ -124,7 +124,7 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
     stack = out.with_suffix(".mrcs") if suffix == ".star" else out
     refuse_existing(out, stack)
     with atomic_paths(*dict.fromkeys((stack, out))) as (new_stack, *new_star):
-        with stack_writer(new_stack, pixel_size_A) as writer:
+        with stack_writer(new_stack, pixel_size_A if particles.pixel_sizes_A is None else None) as writer:
             for index in in_batches(n, box, label):
                 writer.append(particles.images.read(index))
         for star in new_star:

@@ -18,7 +18,13 @@ from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
 from ralib.io.npy import open_npy
 from ralib.io.paths import check_writable_name, found_twice
-from ralib.io.plausible import for_computing, usable_only, with_plausible_ctf, with_sound_poses
+from ralib.io.plausible import (
+    for_computing,
+    usable_only,
+    with_plausible_ctf,
+    with_plausible_scale,
+    with_sound_poses,
+)
 from ralib.io.relion import open_star
 from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampling_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
@@ -121,7 +127,8 @@ def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_i
         particles = ParticleSet(stack, pixel_size_A=stack.pixel_size_A, metadata=Metadata(suffix[1:], str(path)))
     for file in (file_references(particles.images) or ([path],))[0]:
         check_writable_name(file)
-    return with_repeats_noted(with_sound_poses(_with_doubtful_files_noted(particles, path)))
+    particles = with_plausible_scale(_with_doubtful_files_noted(particles, path))
+    return with_repeats_noted(with_sound_poses(particles))
 
 
 def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSet:

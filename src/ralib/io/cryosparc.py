@@ -24,7 +24,7 @@ from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.npy import read_header
 from ralib.io.paths import resolve_images
-from ralib.io.plausible import check_pixel_sizes, one_or_many, with_incomplete_ctf_noted
+from ralib.io.plausible import check_pixel_sizes, one_or_many, with_header_scales_noted, with_incomplete_ctf_noted
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.text import ERRORS
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
@@ -94,6 +94,7 @@ def open_cs(
         group=_groups(rows),
         metadata=Metadata("cryosparc", str(path), {"cs": rows}),
     )
+    particles = with_header_scales_noted(particles, stated)
     if require_images:
         _check_signs(rows, path)
     return _noted(with_incomplete_ctf_noted(particles, CTF_FIELDS, _names(rows)), rows, unused)
@@ -150,6 +151,7 @@ def _with_passthrough(rows: np.ndarray, extra: Path, unused: list[str], *, must_
         missing = _missing(rows, table)
         why = f"it lacks {int(missing.sum())} of the {len(rows)} particles (by uid): it belongs to another job"
         if not missing.any():
+            _check_uids(rows, table)
             return _joined(rows, table)
         if missing.all() and "ctf/df1_A" in _names(rows):
             why = ""
@@ -167,6 +169,21 @@ def _missing(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
     if "uid" not in _names(rows) or "uid" not in _names(extra):
         raise RalibError("the field uid is missing")
     return ~np.isin(rows["uid"], extra["uid"])
+
+
+def _check_uids(rows: np.ndarray, extra: np.ndarray) -> None:
+    """RalibError where a uid stands for several particles, so that nothing says which row of `extra` is whose."""
+    new = [n for n in _names(extra) if n not in _names(rows)]
+    image = [n for n in ("blob/path", "blob/idx") if n in _names(rows)]
+    for table, fields, what in ((extra, new, "rows of different values"), (rows, image, "different images")):
+        unique, first, inverse = np.unique(table["uid"], return_index=True, return_inverse=True)
+        if len(unique) == len(table):
+            continue
+        again = np.zeros(len(table), dtype=bool)
+        for name in fields:
+            again |= (table[name] != table[name][first[inverse.reshape(-1)]]).reshape(len(table), -1).any(1)
+        if again.any():
+            raise RalibError(f"the uid {table['uid'][again][0]} stands for {what}: which belong together is not known")
 
 
 def load_cs(path: Path) -> np.ndarray:

@@ -209,10 +209,7 @@ def _new_rows(particles: ParticleSet) -> np.ndarray:
         dtype=[("uid", "u8"), ("blob/path", f"S{max(map(len, raw))}"), ("blob/idx", "u4"),
                ("blob/shape", "u4", (2,)), ("blob/psize_A", "f4"), ("blob/sign", "f4"), ("blob/import_sig", "u8")],
     )  # fmt: skip
-    # uids must be unique across a project: random, yet the same for the same particles
-    rows["uid"] = np.random.default_rng([len(particles), *"".join(path[:1]).encode("utf-8", ERRORS)]).integers(
-        1, 2**63, size=len(particles), dtype=np.uint64
-    )
+    rows["uid"] = _uids_of_images(path, index)
     rows["blob/path"] = raw
     boxes = getattr(particles.images, "boxes", None)
     rows["blob/idx"], rows["blob/shape"] = index, particles.box if boxes is None else boxes[:, None]
@@ -221,6 +218,16 @@ def _new_rows(particles: ParticleSet) -> np.ndarray:
         (particles.pixel_size_A or 1.0) if particles.pixel_sizes_A is None else particles.pixel_sizes_A
     )
     return rows
+
+
+def _uids_of_images(paths: list[str], index: np.ndarray) -> np.ndarray:
+    """Numbers (n,) that are unique across a project: of the image itself, so that parts of one stack share none."""
+    names = pd.Series(
+        [f"{i}@{p}".encode("utf-8", ERRORS) for i, p in zip(index.tolist(), paths, strict=True)], dtype=object
+    )
+    again = names.groupby(names).cumcount().to_numpy(dtype=np.uint64)  # an image that is listed twice is two particles
+    hashed = pd.util.hash_array(names.to_numpy(), categorize=False).astype(np.uint64)
+    return (hashed + again * np.uint64(0x9E3779B97F4A7C15)) % np.uint64(2**63 - 1) + np.uint64(1)
 
 
 def _with_fields(rows: np.ndarray, wanted: list[tuple]) -> np.ndarray:

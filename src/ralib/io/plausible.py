@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ralib.io.stacks import mixed_boxes
+from ralib.io.stacks import FilesSource, mixed_boxes, plausible_pixel_size
 from ralib.types import CtfParameters, Notice, ParticleSet, Poses, RalibError
 
 LIMITS: dict[str, tuple[float, float, str]] = {
@@ -207,11 +207,74 @@ def check_pixel_sizes(size_A: np.ndarray, where: str) -> np.ndarray:
     RalibError
         With the first that is implausible.
     """
-    good = np.isfinite(size_A) & (size_A >= 0.01) & (size_A <= 1000)
+    good = np.array([plausible_pixel_size(size) for size in size_A.tolist()])
     if not good.all():
         row = int(np.argmin(good))
         raise RalibError(f"{where}: pixel size {size_A[row]:g} A/px of particle {row + 1} cannot be meant: correct it")
     return size_A
+
+
+def with_header_scales_noted(particles: ParticleSet, stated_A: np.ndarray | None) -> ParticleSet:
+    """Return the set with warnings where the headers of the image files tell of other pixel sizes than are used.
+
+    A header's 1 A/px is what programs write that know none, and counts as such where the particle file states one.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    stated_A : ndarray of shape (n,) or None
+        Pixel size that the particle file itself states, Angstrom; None where it states none.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+    """
+    images = particles.images
+    if not isinstance(images, FilesSource):
+        return particles
+    header_A = images.header_sizes_A
+    source = particles.metadata.path or "the particle file"
+    unknown = np.isnan(header_A)
+    if stated_A is None:
+        if unknown.any() and not unknown.all():
+            taken = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A[unknown][0]
+            return particles.warned(
+                f"{named(unknown)} in files whose headers say no pixel size: {taken:g} A/px is taken, as in the others",
+                "pixel size",
+                f"add the pixel size to {source}, if theirs is another",
+            )
+        return particles
+    with np.errstate(invalid="ignore"):
+        other = ~unknown & (np.abs(header_A - 1) > 1e-6) & (np.abs(header_A / stated_A - 1) > 0.01)
+    if not other.any():
+        return particles
+    row = int(np.argmax(other))
+    return particles.warned(
+        f"{named(other)} in files whose headers say another pixel size ({header_A[row]:g} A/px) than "
+        f"{source} ({stated_A[row]:g} A/px): the latter is taken",
+        "pixel size",
+        "correct the one that is wrong, or give the pixel size as an option",
+    )
+
+
+def with_plausible_scale(particles: ParticleSet) -> ParticleSet:
+    """Return the set without a pixel size that a header states and that cannot be meant, and a warning about it."""
+    odd = getattr(particles.images, "odd_sizes", None)
+    size_A = particles.pixel_size_A
+    if odd:
+        path, size_A = odd[0]
+        what = f"{path}" if len(odd) == 1 else f"{len(odd)} files ({path}, ...)"
+    elif size_A is not None and not plausible_pixel_size(size_A):
+        particles, what = particles.replace(pixel_size_A=None), particles.metadata.path
+    else:
+        return particles
+    return particles.warned(
+        f"{what}: the header's pixel size of {size_A:g} A/px cannot be meant, and is not used",
+        "pixel size",
+        "give the pixel size as an option",
+    )
 
 
 def one_or_many(size_A: np.ndarray | float | None) -> tuple[float | None, np.ndarray | None]:

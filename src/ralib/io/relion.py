@@ -17,7 +17,7 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
-from ralib.io.plausible import check_pixel_sizes, one_or_many, with_incomplete_ctf_noted
+from ralib.io.plausible import check_pixel_sizes, one_or_many, with_header_scales_noted, with_incomplete_ctf_noted
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.star import Table, one_row, read_star
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
@@ -79,6 +79,7 @@ def open_star(
         group=_groups(table),
         metadata=Metadata("relion", str(path), dict(tables)),
     )
+    opened = with_header_scales_noted(opened, pixel_size_A)
     return _helical_noted(with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns)), table)
 
 
@@ -277,7 +278,7 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
     mirror = _mirror(table, path)
     if "ralibClass" in table.columns:
         original = torch.tensor(_class_index(_numbers(table, "ralibClass", path), "ralibClass", path))
-        index, mirror = conventions.restore_mirror(index, original, mirror, _turned_over(table, path))
+        index, mirror = conventions.restore_mirror(index, original, mirror, turned_over(table, path))
     return Poses(
         psi_deg=torch.tensor(_optional(table, "rlnAnglePsi", 0.0, path), dtype=torch.float32),
         origin_xy_px=torch.tensor(origin, dtype=torch.float32),
@@ -291,11 +292,24 @@ def _mirror(table: pd.DataFrame, path: Path) -> torch.Tensor:
     """ralibMirror; without it (RELION 3 drops unknown columns) images mirrored by a tilt of 180 degrees."""
     if "ralibMirror" in table.columns:
         return torch.tensor(_numbers(table, "ralibMirror", path) != 0)
-    return _turned_over(table, path)
+    return turned_over(table, path)
 
 
-def _turned_over(table: pd.DataFrame, path: Path) -> torch.Tensor:
-    """Images (n,) that RELION's own angles show from behind: a tilt of 180 degrees, where all others have none."""
+def turned_over(table: pd.DataFrame, path: Path) -> torch.Tensor:
+    """Return the images that RELION's own angles show from behind: a tilt of 180 degrees, where all others have none.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Particle table.
+    path : Path
+        The file, for errors.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        True where mirrored.
+    """
     tilt = np.abs(_optional(table, "rlnAngleTilt", 0.0, path))
     flat = bool(np.isin(tilt, (0.0, 180.0)).all()) and not bool(_optional(table, "rlnAngleRot", 0.0, path).any())
     return torch.tensor(tilt == 180.0) if flat else torch.zeros(len(tilt), dtype=torch.bool)

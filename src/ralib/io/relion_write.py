@@ -22,7 +22,7 @@ from ralib.io.atomic import PathLike
 from ralib.io.cryosparc import image_paths
 from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, star_columns
 from ralib.io.paths import name_for_project
-from ralib.io.relion import STATE_COLUMNS, particle_block
+from ralib.io.relion import STATE_COLUMNS, particle_block, turned_over
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column, write_star
 from ralib.io.viewing import VIEW_COLUMNS, viewing_directions
@@ -138,6 +138,8 @@ def particle_tables(
     pixel_size_A = pixel_sizes_A(particles, optics, group)
     if poses is not None:
         columns |= pose_columns(poses, pixel_size_A, n_classes, mirror_as_class)
+        if mirror_as_class and turned_over(table, Path(particles.metadata.path)).any():
+            columns["rlnAngleTilt"] = 0.0  # or who reads the tilt would mirror the images of class K + k again
         if (view_deg := viewing_directions(particles)) is not None:  # which rot and tilt no longer tell
             columns |= dict(zip(VIEW_COLUMNS, view_deg.round(6).T, strict=True))
     moved = (*_REPLACED, *_SHARED, *STATE_COLUMNS, *_OF_IMAGES) if "optics" not in kept else (*_REPLACED, *_OF_IMAGES)
@@ -290,17 +292,23 @@ def _split_groups(
     values, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     which = which.reshape(-1)
     position = pd.Index(optics["rlnOpticsGroup"]).get_indexer(group[first])
-    used, taken, next_number = set(), [], int(pd.to_numeric(optics["rlnOpticsGroup"]).max()) + 1
+    used: set[int] = set()
+    taken: list[int] = []
+    next_number = int(pd.to_numeric(optics["rlnOpticsGroup"]).max()) + 1
     numbers: list[Any] = []
+    names: dict[int, str] = {}
     for row in position.tolist():
         number = optics["rlnOpticsGroup"].iloc[row]
         if row in used:
             number, next_number = next_number, next_number + 1
+            names[len(taken)] = f"_{number}"  # RELION takes groups of one name for one group
         used.add(row)
         numbers.append(number)
         taken.append(row)
     rest = [i for i in range(len(optics)) if i not in used]
     new = optics.iloc[taken + rest].reset_index(drop=True)
+    if "rlnOpticsGroupName" in new.columns:
+        new["rlnOpticsGroupName"] = [f"{n}{names.get(i, '')}" for i, n in enumerate(new["rlnOpticsGroupName"].tolist())]
     new["rlnOpticsGroup"] = [*numbers, *optics["rlnOpticsGroup"].iloc[rest].tolist()]
     for j, column in enumerate(now, 1):
         kept = list(optics[column].iloc[rest]) if column in optics.columns else [values[0, j]] * len(rest)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
+from ralib.io.picks import centres_A, picks_of
 from ralib.io.stacks import FilesSource
-from ralib.types import ParticleSet, RalibError
+from ralib.types import ParticleSet
 
 
 def with_repeats_noted(particles: ParticleSet) -> ParticleSet:
@@ -49,9 +48,9 @@ def without_repeats(particles: ParticleSet, distance_A: float) -> np.ndarray:
     first = np.arange(n) if particles.same_as is None else particles.same_as
     keep = first == np.arange(n)
     if distance_A > 0:
-        place_A, micrograph = _places(particles)
-        rows = np.flatnonzero(keep)
-        for members in pd.Series(rows).groupby(micrograph[rows]).indices.values():
+        picks = picks_of(particles)
+        place_A, rows = centres_A(particles, picks), np.flatnonzero(keep)
+        for members in pd.Series(rows).groupby(picks.micrograph[rows]).indices.values():
             keep[_too_close(place_A, rows[members], distance_A)] = False
     return np.flatnonzero(keep)
 
@@ -66,50 +65,6 @@ def _too_close(place_A: np.ndarray, rows: np.ndarray, distance_A: float) -> list
         if i not in gone:
             gone.update(j for j in others if j > i)
     return [int(rows[i]) for i in gone]
-
-
-def _places(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
-    """Where each particle's centre lies in its micrograph, Angstrom (n, 2), and which micrograph (n,)."""
-    found = _of_star(particles) if particles.metadata.source_format == "relion" else _of_cs(particles)
-    if found is None:
-        raise RalibError(
-            "`distance_A` above 0 needs coordinates: rlnCoordinateX/Y, rlnMicrographName and the "
-            "micrograph's pixel size, or cryoSPARC's location fields; give 0 to compare the images alone"
-        )
-    place_A, micrograph = found
-    if particles.poses is not None and particles.pixel_size_A is not None:
-        size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A[:, None]
-        place_A = place_A - particles.poses.origin_xy_px.double().numpy() * size_A
-    if not np.isfinite(place_A).all():
-        raise RalibError("`distance_A`: coordinates in the file are no numbers: correct them")
-    return place_A, micrograph
-
-
-def _of_star(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray] | None:
-    from ralib.io.relion import joined_table
-
-    table = joined_table(particles.metadata)
-    if not {"rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName"} <= set(table.columns):
-        return None
-    sizes = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
-    column = next((c for c in sizes if c in table.columns), None)
-    if column is None:
-        return None
-    numbers: Any = table[["rlnCoordinateX", "rlnCoordinateY", column]].apply(pd.to_numeric, errors="coerce")
-    values = numbers.to_numpy(dtype=np.float64)
-    return values[:, :2] * values[:, 2:], pd.factorize(table["rlnMicrographName"])[0]
-
-
-def _of_cs(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray] | None:
-    rows = particles.metadata.tables.get("cs")
-    names = () if rows is None else rows.dtype.names or ()
-    parts = ("center_x_frac", "center_y_frac", "micrograph_shape", "micrograph_psize_A", "micrograph_path")
-    if rows is None or not {f"location/{part}" for part in parts} <= set(names):
-        return None
-    fraction = np.stack([rows["location/center_x_frac"], rows["location/center_y_frac"]], axis=1).astype(np.float64)
-    shape_xy = rows["location/micrograph_shape"].astype(np.float64)[:, ::-1]  # rows, columns
-    place_A = fraction * shape_xy * rows["location/micrograph_psize_A"].astype(np.float64)[:, None]
-    return place_A, np.unique(rows["location/micrograph_path"], return_inverse=True)[1].reshape(-1)
 
 
 def take(particles: ParticleSet, index: np.ndarray) -> ParticleSet:

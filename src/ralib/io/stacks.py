@@ -186,6 +186,11 @@ def in_single_precision(pixels: np.ndarray) -> np.ndarray:
         return np.where(rounded & np.isfinite(mean), wide - mean, wide).astype(np.float32)
 
 
+def plausible_pixel_size(size_A: float) -> bool:
+    """Return whether a number can be a pixel size in Angstrom: neither metres (1e-10) nor what was never set."""
+    return 0.01 <= size_A <= 1000
+
+
 def check_square(path: Path, ny: int, nx: int) -> None:
     """Refuse images that are not square or of implausible size.
 
@@ -281,6 +286,7 @@ class FilesSource:
         self._lock = threading.Lock()
         self._box_of_file = np.zeros(len(self.paths), dtype=np.int64)
         self._size_of_file = np.full(len(self.paths), np.nan)
+        self.odd_sizes: list[tuple[Path, float]] = []
         self.volumes: list[Path] = []
         self.raw_dtype = self._check_all()
         self.slice_index[self.slice_index < 0] = 0
@@ -311,6 +317,11 @@ class FilesSource:
         if np.allclose(known, known[0], rtol=1e-5, atol=0):  # a header's single precision
             return float(known[0])
         return np.where(np.isfinite(sizes), sizes, np.median(known))
+
+    @property
+    def header_sizes_A(self) -> np.ndarray:
+        """Pixel size in the header of each particle's file (n,), NaN where it says none."""
+        return self._size_of_file[self.file_index]
 
     @property
     def pixel_size_A(self) -> float | None:
@@ -382,7 +393,11 @@ class FilesSource:
                 continue
             stack = self._stack(number)
             self._box_of_file[number] = stack.box
-            self._size_of_file[number] = np.nan if stack.pixel_size_A is None else stack.pixel_size_A
+            size_A = stack.pixel_size_A
+            if size_A is not None and not plausible_pixel_size(size_A):
+                self.odd_sizes.append((self.paths[number], size_A))
+                size_A = None
+            self._size_of_file[number] = np.nan if size_A is None else size_A
             kinds.add(getattr(stack, "raw_dtype", np.dtype(np.float32)))
             if isinstance(stack, RawStack) and stack.layout.volume:
                 self.volumes.append(self.paths[number])

@@ -41,8 +41,26 @@ def write_params(path: PathLike, poses: Poses, *, form: str = "class") -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def read_params(path: PathLike) -> Poses:
-    """Read either form, recognised by the number of columns; particles are in the order of idx."""
+def read_params(path: PathLike, *, class_index: torch.Tensor | None = None) -> Poses:
+    """Read either form, recognised by the number of columns; particles are in the order of idx.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+    class_index : Tensor | None of shape (n,), optional
+        Class of each particle where the text holds none; by default all are in one.
+
+    Returns
+    -------
+    Poses
+        The poses.
+
+    Raises
+    ------
+    RalibError
+        If it holds something else.
+    """
     path = Path(path)
     rows = _rows(path)
     if rows.shape[1] == 6:
@@ -51,7 +69,7 @@ def read_params(path: PathLike) -> Poses:
             raise RalibError(f"{path}: the first column must count the particles from 0, each once")
         rows, index = rows[order, 1:5], rows[order, 5]
     else:
-        index = np.zeros(len(rows))
+        index = np.zeros(len(rows)) if class_index is None or len(class_index) != len(rows) else class_index.numpy()
     if not np.isin(rows[:, 3], (0, 1)).all() or not (np.abs(index) < 2**31).all():
         raise RalibError(f"{path}: the mirror column must be 0 or 1, the class a whole number")
     psi, origin, mirror = conventions.eman2_to_pose(

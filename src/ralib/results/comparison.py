@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ralib.io.cryosparc import image_paths
+from ralib.io.relion import split_image_names
 from ralib.results.summary.figures import class_figures
 from ralib.results.summary.runs import RunFiles
 from ralib.types import ParticleSet, RalibError
@@ -214,10 +216,11 @@ def _images(particles: ParticleSet) -> list[tuple[int, str]] | None:
     """(number from 1, path) of each image."""
     for table in particles.metadata.tables.values():
         if isinstance(table, pd.DataFrame) and "rlnImageName" in table.columns:
-            parts = [str(name).rpartition("@") for name in table["rlnImageName"]]
-            return [(int(number or 1), str(PurePosixPath(path))) for number, _, path in parts]
+            file_index, files, numbers = split_image_names(table["rlnImageName"])
+            paths = [str(PurePosixPath(path)) for path in files]
+            return [(max(0, i) + 1, paths[f]) for i, f in zip(numbers.tolist(), file_index.tolist(), strict=True)]
         if isinstance(table, np.ndarray) and "blob/path" in (table.dtype.names or ()):
-            names = [name.decode() for name in table["blob/path"].tolist()]
+            names = image_paths(table)
             return [(int(i) + 1, str(PurePosixPath(name))) for i, name in zip(table["blob/idx"], names, strict=True)]
     return None
 

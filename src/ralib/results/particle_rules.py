@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ralib.io.picks import centres_A, image_pixel_sizes_A, picks_of
+from ralib.io.relion import joined_table
 from ralib.types import ParticleSet, RalibError
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -20,13 +22,10 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
-    "=": operator.eq,
-    "==": operator.eq,
-    "!=": operator.ne,
 }
+_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*|(?=\.\d))(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
+"""Text that is a number and nothing else: not a hash 72E45901, an id 00713 or a date 250531_1."""
 _CONDITION = re.compile(r"\s*([^\s<>=!]+)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
-_CS_LOCATION = [f"location/{name}" for name in ("center_x_frac", "center_y_frac", "micrograph_shape")]
-_MICROGRAPH_PIXEL = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
 
 
 def particle_columns(particles: ParticleSet, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -48,11 +47,8 @@ def particle_columns(particles: ParticleSet, scores: Mapping[str, np.ndarray]) -
     columns: dict[str, Any] = {}
     table = next((t for t in tables.values() if isinstance(t, pd.DataFrame) and "rlnImageName" in t.columns), None)
     if table is not None:
-        optics = tables.get("optics")
-        if isinstance(optics, pd.DataFrame) and {"rlnOpticsGroup"} <= set(optics.columns) & set(table.columns):
-            row = pd.Index(optics["rlnOpticsGroup"]).get_indexer(table["rlnOpticsGroup"])
-            columns |= {name: optics[name].to_numpy()[row] for name in optics.columns}
-        columns |= {str(name): table[name].to_numpy() for name in table.columns}
+        joined = joined_table(particles.metadata) if particles.metadata.source_format == "relion" else table
+        columns |= {str(name): joined[name].to_numpy() for name in joined.columns}
     rows = tables.get("cs")
     if isinstance(rows, np.ndarray):
         columns |= {name: rows[name] for name in rows.dtype.names or () if rows[name].ndim == 1}
@@ -65,7 +61,8 @@ def particle_columns(particles: ParticleSet, scores: Mapping[str, np.ndarray]) -
 def meets(condition: str, columns: Mapping[str, Any]) -> np.ndarray:
     """Return which particles meet a condition such as 'rlnDefocusU<20000' or 'rlnMicrographName=*grid2*'.
 
-    Numbers are compared as numbers; texts can be equal or not, with * and ? as wildcards.
+    Numbers are compared as numbers; texts can be equal or not, with * and ? as wildcards. Text stays text: 00713 is
+    not 713.
 
     Parameters
     ----------
@@ -93,21 +90,42 @@ def meets(condition: str, columns: Mapping[str, Any]) -> np.ndarray:
         hint = f"perhaps {', '.join(near[:4])}?" if near else f"there are {', '.join(list(columns)[:12])} ..."
         raise RalibError(f"`where` {condition!r}: the particles have no column {name}; {hint}")
     column = np.asarray(columns[name])
-    numbers = pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(dtype=np.float64)
-    try:
-        limit = float(value)
-    except ValueError:
-        return _text_meets(condition, column, comparison, value)
-    return np.asarray(_COMPARISONS[comparison](numbers, limit) & np.isfinite(numbers))
-
-
-def _text_meets(condition: str, column: np.ndarray, comparison: str, value: str) -> np.ndarray:
-    if comparison not in ("=", "==", "!="):
+    if comparison in ("=", "==", "!="):
+        equal = _equals(column, value)
+        return ~equal & _known(column) if comparison == "!=" else equal
+    if not _is_number(value):
         raise RalibError(f"`where` {condition!r}: {value!r} is no number, and texts compare only with = and !=")
+    numbers = pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(numbers).any():
+        raise RalibError(f"`where` {condition!r}: the column {name} holds no numbers; compare it with = or !=")
+    return np.asarray(_COMPARISONS[comparison](numbers, float(value)) & np.isfinite(numbers))
+
+
+def _is_number(text: str) -> bool:
+    return _NUMBER.fullmatch(text) is not None and bool(np.isfinite(float(text)))
+
+
+def _known(column: np.ndarray) -> np.ndarray:
+    """(n,) False where a column of numbers has none."""
+    return np.isfinite(column) if column.dtype.kind == "f" else np.ones(len(column), dtype=bool)
+
+
+def _equals(column: np.ndarray, value: str) -> np.ndarray:
+    """(n,) True where a column is a value: the same number, or a text that fits it with * and ? as wildcards."""
+    if column.dtype.kind in "iub" and re.fullmatch(r"[+-]?\d+", value):
+        return np.asarray(column == int(value))  # all 64 bits of a uid
+    if column.dtype.kind in "fiub" and _is_number(value):
+        return np.asarray(column == float(value))
     pattern = re.compile(fnmatch.translate(value.strip("\"'")))
     texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in column.tolist()]
-    equal = np.array([pattern.match(text) is not None for text in texts], dtype=bool)
-    return ~equal if comparison == "!=" else equal
+    number = float(value) if _is_number(value) else None
+    return np.array(
+        [
+            pattern.match(text) is not None or (number is not None and _is_number(text) and float(text) == number)
+            for text in texts
+        ],
+        dtype=bool,
+    )
 
 
 def preference(columns: Mapping[str, Any], n: int) -> np.ndarray:
@@ -164,7 +182,7 @@ def capped(rows: np.ndarray, class_index: np.ndarray, preferred: np.ndarray, mos
 
 
 def without_duplicates(
-    rows: np.ndarray, particles: ParticleSet, columns: Mapping[str, Any], preferred: np.ndarray, distance_A: float
+    rows: np.ndarray, particles: ParticleSet, preferred: np.ndarray, distance_A: float
 ) -> np.ndarray:
     """Return the rows without those whose centre lies close to a preferred one on their micrograph.
 
@@ -174,8 +192,6 @@ def without_duplicates(
         Rows.
     particles : ParticleSet
         The particles.
-    columns : Mapping[str, Any] of shape (n,)
-        Columns by name.
     preferred : ndarray of shape (n,)
         Figure of `preference`.
     distance_A : float
@@ -188,7 +204,8 @@ def without_duplicates(
     """
     from scipy.spatial import cKDTree
 
-    xy_A, micrograph = centres_A(particles, columns)
+    picks = picks_of(particles)
+    xy_A, micrograph = centres_A(particles, picks), picks.micrograph
     keep = np.zeros(len(particles), dtype=bool)
     rank = np.argsort(np.argsort(-preferred, kind="stable"))
     order = rows[np.argsort(micrograph[rows], kind="stable")]
@@ -199,62 +216,7 @@ def without_duplicates(
     return np.sort(rows[keep[rows]])
 
 
-def centres_A(particles: ParticleSet, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each particle's centre lies on its micrograph.
-
-    Parameters
-    ----------
-    particles : ParticleSet
-        The particles.
-    columns : Mapping[str, Any] of shape (n,)
-        Columns by name.
-
-    Returns
-    -------
-    ndarray of shape (n, 2)
-        Position, Angstrom.
-    ndarray of shape (n,)
-        Number of the micrograph.
-    """
-    origin_A = np.zeros((len(particles), 2))
-    if particles.poses is not None:
-        origin_A = particles.poses.origin_xy_px.double().numpy() * (particles.pixel_size_A or 1.0)
-    if {"rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName"} <= set(columns):
-        xy = np.stack([np.asarray(columns[f"rlnCoordinate{axis}"], dtype=np.float64) for axis in "XY"], axis=1)
-        micrograph = pd.factorize(pd.Series(columns["rlnMicrographName"]))[0]
-        return xy * micrograph_pixel_A(columns)[:, None] - origin_A, micrograph
-    rows = particles.metadata.tables.get("cs")
-    if isinstance(rows, np.ndarray) and set(_CS_LOCATION) <= set(rows.dtype.names or ()):
-        size_A = rows["location/micrograph_shape"][:, ::-1] * _cs_pixel_A(rows)[:, None]
-        fraction = np.stack([rows["location/center_x_frac"], rows["location/center_y_frac"]], axis=1)
-        names = rows["location/micrograph_uid" if "location/micrograph_uid" in rows.dtype.names else "uid"]
-        return fraction.astype(np.float64) * size_A - origin_A, pd.factorize(names)[0]
-    raise RalibError(
-        "the particles' places are unknown: rlnMicrographName and rlnCoordinateX/Y (or cryoSPARC's location fields) "
-        "are missing; leave `remove_duplicates_A` and `recenter` out"
-    )
-
-
-def micrograph_pixel_A(columns: Mapping[str, Any]) -> np.ndarray:
-    """Return the pixel size (n,) of the micrograph in which rlnCoordinateX/Y count."""
-    for name in _MICROGRAPH_PIXEL:
-        if name in columns:
-            size = np.asarray(columns[name], dtype=np.float64)
-            if (size > 0).all():
-                return size
-    raise RalibError(
-        "the micrographs' pixel size is unknown (rlnMicrographPixelSize, rlnMicrographOriginalPixelSize): add it to "
-        "data_optics, or leave `remove_duplicates_A` and `recenter` out"
-    )
-
-
-def _cs_pixel_A(rows: np.ndarray) -> np.ndarray:
-    if "location/micrograph_psize_A" not in (rows.dtype.names or ()):
-        raise RalibError("location/micrograph_psize_A is missing: leave `remove_duplicates_A` and `recenter` out")
-    return np.asarray(rows["location/micrograph_psize_A"], dtype=np.float64)
-
-
-def recentred(particles: ParticleSet, columns: Mapping[str, Any]) -> ParticleSet:
+def recentred(particles: ParticleSet) -> ParticleSet:
     """Return the particles with their picks moved onto their centres, for a new extraction.
 
     As RELION does: rlnCoordinateX/Y move by whole micrograph pixels, the rest stays in the origin. In a .cs table the
@@ -264,8 +226,6 @@ def recentred(particles: ParticleSet, columns: Mapping[str, Any]) -> ParticleSet
     ----------
     particles : ParticleSet
         The particles.
-    columns : Mapping[str, Any] of shape (n,)
-        Columns by name.
 
     Returns
     -------
@@ -274,22 +234,22 @@ def recentred(particles: ParticleSet, columns: Mapping[str, Any]) -> ParticleSet
     """
     if particles.poses is None:
         raise RalibError("`recenter`: the particles have no origin shifts")
-    xy_A, _ = centres_A(particles, columns)
+    picks = picks_of(particles)
+    centre_px = centres_A(particles, picks) / picks.pixel_size_A[:, None]
     tables: dict[str, Any] = dict(particles.metadata.tables)
-    poses, pixel_A = particles.poses, particles.pixel_size_A or 1.0
-    if "rlnCoordinateX" in columns:
-        size_A = micrograph_pixel_A(columns)[:, None]
-        before = np.stack([np.asarray(columns[f"rlnCoordinate{axis}"], dtype=np.float64) for axis in "XY"], axis=1)
-        after = before - np.round(before - xy_A / size_A)
-        rest_px = (after * size_A - xy_A) / pixel_A
+    if "cs" in tables:
+        rows = tables["cs"].copy()
+        shape_xy = rows["location/micrograph_shape"][:, ::-1]
+        rows["location/center_x_frac"], rows["location/center_y_frac"] = (centre_px / shape_xy).T
+        rest_px, tables["cs"] = np.zeros_like(centre_px), rows
+    else:
+        after = picks.xy_px - np.round(picks.xy_px - centre_px)
         block = next(b for b, t in tables.items() if isinstance(t, pd.DataFrame) and "rlnCoordinateX" in t.columns)
         tables[block] = tables[block].assign(rlnCoordinateX=after[:, 0], rlnCoordinateY=after[:, 1])
-    else:
-        rows = tables["cs"].copy()
-        size = rows["location/micrograph_shape"][:, ::-1] * _cs_pixel_A(rows)[:, None]
-        rows["location/center_x_frac"], rows["location/center_y_frac"] = (xy_A / size).T
-        rest_px, tables["cs"] = np.zeros_like(xy_A), rows
-    moved = poses.replace(origin_xy_px=torch.from_numpy(rest_px).to(poses.origin_xy_px.dtype))
+        rest_px = after - centre_px
+        if rest_px.any():
+            rest_px *= (picks.pixel_size_A / image_pixel_sizes_A(particles))[:, None]
+    moved = particles.poses.replace(origin_xy_px=torch.from_numpy(rest_px).to(particles.poses.origin_xy_px.dtype))
     return particles.replace(poses=moved, metadata=replace(particles.metadata, tables=tables))
 
 

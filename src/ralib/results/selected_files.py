@@ -55,6 +55,8 @@ def write_selected(
         io.write_particles_cs(out, chosen, n_classes=n_classes, scores=own)
     else:
         assert chosen.poses is not None
+        if chosen.pixel_sizes_A is not None:
+            raise RalibError(f"{out}: one stack holds one pixel size, and these particles have several: write a .star")
         new = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
         headers = [{**kept, **pose} for kept, pose in zip(io.kept_headers(chosen), new, strict=True)]
         for name, values in own.items():
@@ -86,8 +88,8 @@ def write_averages(averages: np.ndarray, classes: Sequence[int], out: Path, pixe
         io.write_mrcs(out, chosen, pixel_size_A)
 
 
-def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
-    """Divide rows into random subsets of equal size (to one), each in order.
+def split_rows(rows: np.ndarray, parts: int, seed: int = 0, *, same_as: np.ndarray | None = None) -> list[np.ndarray]:
+    """Divide rows into random subsets of equal size (to one, where no image is repeated), each in order.
 
     Parameters
     ----------
@@ -97,6 +99,8 @@ def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
         Number of subsets.
     seed : int, default 0
         Of the random division.
+    same_as : ndarray | None of shape (n,), optional
+        First row of all that shows the same image: such rows stay in one subset.
 
     Returns
     -------
@@ -105,8 +109,17 @@ def split_rows(rows: np.ndarray, parts: int, seed: int = 0) -> list[np.ndarray]:
     """
     if not 1 <= parts <= len(rows):
         raise RalibError(f"`parts` {parts}: {len(rows)} particles go into 1 to {len(rows)} parts")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return [np.sort(rows[order[part::parts]]) for part in range(parts)]
+    if same_as is None:
+        order = np.random.default_rng(seed).permutation(len(rows))
+        return [np.sort(rows[order[part::parts]]) for part in range(parts)]
+    image = np.unique(same_as[rows], return_inverse=True)[1].reshape(-1)
+    if parts > (n := int(image.max()) + 1):
+        raise RalibError(
+            f"`parts` {parts}: {len(rows)} particles show {n} different images, which go into 1 to {n} parts"
+        )
+    part_of = np.empty(n, dtype=np.int64)
+    part_of[np.random.default_rng(seed).permutation(n)] = np.arange(n) % parts
+    return [np.sort(rows[part_of[image] == part]) for part in range(parts)]
 
 
 def split_names(out: Path, parts: int) -> list[Path]:

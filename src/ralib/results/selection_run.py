@@ -97,7 +97,7 @@ def rows_kept(run: RunFiles, selection: Selection, rules: ParticleRules | None =
     if rules.remove_duplicates_A is not None:
         distance_A = rules.remove_duplicates_A
         rows = now(
-            without_duplicates(rows, run.particles, columns, preferred, distance_A),
+            without_duplicates(rows, run.particles, preferred, distance_A),
             f"within {distance_A:g} A of a better",
         )
     if rules.cap_per_class is not None:
@@ -170,8 +170,8 @@ def write_selection(
         raise RalibError("`excluded`: every particle is kept, none is left out; leave the option out")
     classes, particles = classes_to_average(run, selection), run.particles
     if recenter:
-        particles = recentred(particles, particle_columns(particles, run.scores))
-    parts = split_rows(rows, len(outputs)) if len(outputs) > 1 else [rows]
+        particles = recentred(particles)
+    parts = split_rows(rows, len(outputs), same_as=particles.same_as) if len(outputs) > 1 else [rows]
     files = [*zip(parts, outputs, strict=True), *([(left_out, excluded)] if excluded is not None else [])]
     with atomic_paths(*(path for _, path in files), *([averages] if averages is not None else [])) as new:
         for (part, _), made in zip(files, new, strict=False):

@@ -55,7 +55,7 @@ def params(
         typer.echo(f"wrote {export_to}: {len(particles)} poses")
         return
     assert import_from is not None
-    poses = read_params(import_from)
+    poses = read_params(import_from, class_index=None if particles.poses is None else particles.poses.class_index)
     if len(poses) != len(particles):
         raise RalibError(f"{import_from} holds {len(poses)} poses, {stack} {len(particles)} particles")
     _store_poses(stack, particles, poses, out, write_headers)
