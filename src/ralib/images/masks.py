@@ -128,7 +128,7 @@ def model_circle(radius: float, n: int, device: torch.device | str = "cpu") -> T
 
 def mean_under(images: Tensor, mask: Tensor, inside: bool = True) -> Tensor:
     """Return the mean (k,) of each image inside or outside a mask, float64; see `statistics_under`."""
-    return statistics_under(images, mask, inside)[0]
+    return _values_under(images, mask, inside).mean(dim=1)
 
 
 def statistics_under(images: Tensor, mask: Tensor, inside: bool = True) -> tuple[Tensor, Tensor]:
@@ -155,10 +155,15 @@ def statistics_under(images: Tensor, mask: Tensor, inside: bool = True) -> tuple
     RalibError
         If fewer than two pixels count.
     """
+    values = _values_under(images, mask, inside)
+    return values.mean(dim=1), values.std(dim=1)
+
+
+def _values_under(images: Tensor, mask: Tensor, inside: bool) -> Tensor:
+    """The pixels (k, m) that count, float64."""
     chosen = (mask > 0.5) == inside
     count = int(chosen.sum())
     if count < 2:
         where = "inside" if inside else "outside"
         raise RalibError(f"the mask has {count} pixels {where} it: give one with pixels on both sides of 0.5")
-    values = images[:, chosen.to(images.device)].double()
-    return values.mean(dim=1), values.std(dim=1)
+    return images[:, chosen.to(images.device)].double()

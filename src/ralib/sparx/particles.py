@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from ralib.images.masks import mean_under, model_circle, statistics_under
 from ralib.io import for_computing
+from ralib.runtime.memory import free_memory
 from ralib.sparx.ctf import ctf_2, filt_ctf
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 BATCH_PIXELS = 2**22
+KEPT_SHARE = 0.3
+"""Of the free memory: what prepared particles may take between iterations."""
 Input = ParticleSet | np.ndarray | Tensor
 
 
@@ -81,6 +84,8 @@ class ParityParticles:
     ctf: bool
     device: torch.device
     batch_size: int | None = None
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _keep: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if len(self.particles) == 0:
@@ -97,6 +102,8 @@ class ParityParticles:
             )
         if self.particles.usable is not None and not self.particles.usable.all():
             raise RalibError(f"{self.particles.warnings[-1].what}, and SPARX leaves out none: take them out")
+        needed_bytes = 4 * len(self.particles) * self.particles.box**2
+        object.__setattr__(self, "_keep", needed_bytes < KEPT_SHARE * free_memory(self.device))
 
     def __len__(self) -> int:
         return len(self.particles)
@@ -104,8 +111,11 @@ class ParityParticles:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Particle numbers (b,) on the device and their prepared images (b, n, n)."""
         size = self.batch_size or max(1, min(256, BATCH_PIXELS // self.particles.box**2))
-        for index in torch.arange(len(self)).split(size):
-            yield index.to(self.device), self.read(index)
+        for number, index in enumerate(torch.arange(len(self)).split(size)):
+            images = self._kept[number] if number in self._kept else self.read(index)
+            if self._keep:
+                self._kept[number] = images
+            yield index.to(self.device), images
 
     def read(self, index: Tensor) -> Tensor:
         """Return prepared images (b, n, n) of the particles `index` (b,)."""

@@ -13,11 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ralib.sparx.resample_numba import rotate_shift_quadratic
 from ralib.sparx.transforms import Params
 from ralib.types import RalibError
 
 METHODS = ("quadratic", "linear")
 MODES = ("background", "cyclic")
+COMPILED = ("quadratic", "background")
+"""What SPARX's alignments use, and what is compiled for a CPU."""
 
 
 def rot_shift2D(
@@ -48,8 +51,10 @@ def rot_shift2D(
         )
     if images.ndim != 3 or len(images) != len(params):
         raise RalibError(f"rot_shift2D got images {tuple(images.shape)} and {len(params)} rows: give one row an image")
+    if images.device.type == "cpu" and images.dtype == torch.float32 and (interpolation_method, mode) == COMPILED:
+        return rotate_shift_quadratic(images, *_turn_and_shift(params, images), params[:, 3].cpu() > 0.5)
     n = images.shape[-1]
-    x, y = _put_inside(*_source_coordinates(params, n, images.device), n, mode)
+    x, y = _put_inside(*_source_coordinates(params, images), n, mode)
     if interpolation_method == "linear":
         return mirror_images(_linear(images, x, y), params[:, 3] > 0.5)
     # EMAN2 counts the pixels of the quadratic kernel from 1, which costs it a bit of precision.
@@ -76,13 +81,21 @@ def mirror_images(images: Tensor, mirror: Tensor) -> Tensor:
     return torch.where(mirror[:, None, None].to(images.device), flipped, images)
 
 
-def _source_coordinates(params: Params, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each output pixel comes from, (b, n, n) float32 each, in EMAN2's order of operations."""
-    angle = (params[:, 0].to(device).float().double() * math.pi / 180.0).float()
-    shift = params[:, 1:3].to(device).float()
+def _turn_and_shift(params: Params, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (b, 2) of the angles, and shifts (b, 2) within the box, float32."""
+    n = images.shape[-1]
+    angle = (params[:, 0].to(images.device).float().double() * math.pi / 180.0).float()
+    shift = params[:, 1:3].to(images.device).float()
     shift = torch.where(shift.abs() >= n, torch.fmod(shift, n), shift)
+    return torch.stack([torch.cos(angle), torch.sin(angle)], dim=-1), shift
+
+
+def _source_coordinates(params: Params, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each output pixel comes from, (b, n, n) float32 each, in EMAN2's order of operations."""
+    n, device = images.shape[-1], images.device
+    turn, shift = _turn_and_shift(params, images)
     centre = n // 2
-    c, s = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
+    c, s = turn[:, 0, None, None], turn[:, 1, None, None]
     index = torch.arange(n, device=device, dtype=torch.float32)
     x = index[None, None, :] - (centre + shift[:, 0, None, None])
     y = index[None, :, None] - (centre + shift[:, 1, None, None])

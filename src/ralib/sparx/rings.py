@@ -154,13 +154,28 @@ def sample_rings(images: Tensor, centre_xy_px: Tensor, rings: Rings) -> list[Ten
     sampled = []
     for radius, length in zip(rings.radius_px, rings.length, strict=True):
         # Ring by ring stays in the cache; coordinates in float32, as EMAN2 has them.
-        xy = centre + _circle(radius, length, rings.period_deg).to(images.device, torch.float32)
+        xy = centre + circle_points(radius, length, rings.period_deg).to(images.device, torch.float32)
         sampled.append(_bilinear(flat, xy.clamp_(0, n - 1), n))
     return sampled
 
 
-def _circle(radius_px: int, length: int, period_deg: float) -> Tensor:
-    """Points (length, 2) of a ring about its centre."""
+def circle_points(radius_px: int, length: int, period_deg: float) -> Tensor:
+    """Return the points of a ring about its centre.
+
+    Parameters
+    ----------
+    radius_px : int
+        Radius, pixels.
+    length : int
+        Samples.
+    period_deg : float
+        Angle covered, degrees.
+
+    Returns
+    -------
+    Tensor of shape (length, 2)
+        Points, pixels, float64.
+    """
     angle = math.radians(period_deg) / length * torch.arange(length, dtype=torch.float64)
     return torch.stack([radius_px * torch.sin(angle), radius_px * torch.cos(angle)], dim=-1)
 

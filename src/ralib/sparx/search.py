@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ralib.sparx.rings import Rings, normalise_rings, ring_spectra, sample_rings
+from ralib.sparx.search_numba import CompiledSearch
 from ralib.sparx.transforms import Params, combine_params2, params_rows
 
 MEMORY_BYTES = 256 * 2**20
@@ -146,6 +147,8 @@ class ReferenceRings:
         centre = torch.full((len(references), 1, 2), references.shape[-1] // 2, device=references.device)
         self.rings, self.normalise, self.mirror, self.delta_deg = rings, normalise, mirror, delta_deg
         self.spectra = ring_spectra(sample_rings(references, centre, rings), rings, weighted=True)[:, 0]
+        on_cpu = references.device.type == "cpu" and self.spectra.dtype == torch.complex64
+        self.compiled = CompiledSearch(self.spectra, rings, normalise=normalise, mirror=mirror) if on_cpu else None
 
     def search(self, images: Tensor, centre_xy_px: Tensor, range_xy_px: tuple[float, float], step_px: float) -> Found:
         """Find the best shift, angle, mirror and reference.
@@ -169,7 +172,10 @@ class ReferenceRings:
         parts = []
         for at in torch.arange(len(images), device=images.device).split(self._particles_at_once()):
             grid = shift_grid(images.shape[-1], self.rings, centre_xy_px[at], range_xy_px, step_px)
-            parts.append(self._search_batch(images[at], centre_xy_px[at], grid))
+            search = (
+                self._search_batch if self.compiled is None or images.dtype != torch.float32 else self._search_on_cores
+            )
+            parts.append(search(images[at], centre_xy_px[at], grid))
         return Found.cat(parts)
 
     def correlations(self, images: Tensor, centre_xy_px: Tensor, offsets_xy_px: Tensor) -> Tensor:
@@ -189,8 +195,7 @@ class ReferenceRings:
         Tensor of shape (b, s, k, 1 or 2, longest)
             Unmirrored, and mirrored if searched.
         """
-        where = images.shape[-1] // 2 + (centre_xy_px.float()[:, None] + offsets_xy_px.float()[None])
-        sampled = sample_rings(images, where, self.rings)
+        sampled = sample_rings(images, _ring_centres(images, centre_xy_px, offsets_xy_px), self.rings)
         if self.normalise:
             sampled = normalise_rings(sampled, self.rings)
         conj = ring_spectra(sampled, self.rings).conj().flatten(0, 1)
@@ -218,6 +223,15 @@ class ReferenceRings:
         assert best is not None
         return self._as_found(best, centre_xy_px)
 
+    def _search_on_cores(self, images: Tensor, centre_xy_px: Tensor, grid: ShiftGrid) -> Found:
+        assert self.compiled is not None
+        where = _ring_centres(images, centre_xy_px, grid.offsets_xy_px)
+        peak, angle, shift, mirror, reference, around = self.compiled.search(
+            images, where, grid.allowed, self._angle_step() or 1
+        )
+        best = _Best(peak, angle, around, grid.offsets_xy_px[shift], mirror, reference)
+        return self._as_found(best, centre_xy_px)
+
     def _angle_step(self) -> int:
         return max(1, int(self.delta_deg / 360.0 * self.rings.longest)) if self.delta_deg else 0
 
@@ -226,6 +240,11 @@ class ReferenceRings:
         alpha = torch.remainder(refined / self.rings.longest + 1.0, 1.0) * self.rings.period_deg
         params = absolute_params(alpha, best.offset_xy_px, best.mirror, centre_xy_px)
         return Found(params, best.reference, best.peak)
+
+
+def _ring_centres(images: Tensor, centre_xy_px: Tensor, offsets_xy_px: Tensor) -> Tensor:
+    """Pixel coordinates (b, s, 2) of the centres of the rings, rounded as EMAN2 rounds them."""
+    return images.shape[-1] // 2 + (centre_xy_px.float()[:, None] + offsets_xy_px.float()[None])
 
 
 def absolute_params(alpha_deg: Tensor, offset_xy_px: Tensor, mirror: Tensor, centre_xy_px: Tensor) -> Params:
