@@ -21,7 +21,8 @@ import torch
 from ralib.benchmarks.engine import CASES, Case, make_particles
 from ralib.benchmarks.record import record, write_record
 from ralib.images.normalise import normalise_background
-from ralib.sparx import ali2d, mref_ali2d
+from ralib.sparx.ali2d import ali2d
+from ralib.sparx.mref import mref_ali2d
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("mref-10", "mref-50", "reffree-xr1", "reffree-xr3")
