@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from make_run import make_run
 from ralib.cli import common, main
 from ralib.io import (
     atomic_path,
@@ -371,3 +373,46 @@ def test_memory_that_is_refused_is_told_with_what_is_free(capsys) -> None:
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "out of memory" in line
         assert "MiB of main memory" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("transform STAR OUT.star --method=sinc", "--method 'sinc'|no interpolation"),
+        ("prepare STAR OUT.star --normalise=background --background-radius=nan", "--background-radius nan"),
+        ("prepare STAR OUT.star --background-radius=3", "--background-radius is of --normalise background"),
+        ("prepare STAR OUT.star --mask-radius=inf", "--mask-radius inf"),
+        ("classify STAR OUT --classes=1 --search=-1", "--search -1 px"),
+        ("classify STAR OUT --classes=1 --batch=-1", "--batch"),
+        ("classify STAR OUT --classes=1 --resolution=inf", "--resolution inf"),
+        ("classify STAR OUT --classes=1 --resolution=1e9", "leaves nothing to compare"),
+        ("classify STAR OUT --classes=1 --seed=99999999999999999999", "--seed"),
+        ("mref STAR 1 OUT --seed=-1", "--seed"), ("reffree STAR OUT --memory=nan", "--memory nan"),
+        ("mref STAR 1 OUT --snr=inf", "--snr inf"), ("mref STAR 1 OUT --min-members=-1", "--min-members -1"),
+        ("analyze STAR --out=OUT --rand_seed=-1", "--rand_seed|--seed"),
+        ("simulate OUT --voltage=0", "--voltage"), ("select RUN OUT.star --split=99999999999999", "--split"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_meant_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, words: str
+) -> None:
+    made = make_run(tmp_path, n_classes=3, n_particles=12, box=16, n_iterations=1)
+    put = {"STAR": str(made / "particles.star"), "RUN": str(made), "OUT": str(tmp_path / "out")}
+    words_given = [put.get(w, w.replace("OUT", put["OUT"])) for w in command.split()]
+    assert main(words_given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(words, error), error
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("command", ["classify FILE OUT --classes=1", "mref FILE 1 OUT", "reffree FILE OUT"])
+def test_images_too_small_to_be_aligned_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    write_mrcs(tmp_path / "p.mrcs", np.random.default_rng(0).normal(size=(40, 4, 4)).astype(np.float32), 3.0)
+    put = {"FILE": str(tmp_path / "p.mrcs"), "OUT": str(tmp_path / "out")}
+    assert main([put.get(w, w) for w in command.split()]) == 2
+    error = capsys.readouterr().err
+    assert "images of 4 px are too small to be aligned: 8 px are needed" in error
+    assert error.count("\n") == 1

@@ -2,15 +2,16 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ralib import io
-from ralib.io import open_particles, open_stack, write_mrcs
+from ralib.io import open_particles, open_stack, pose_headers, write_hdf, write_mrcs, write_particles_cs
 from ralib.io.arrivals import Arrivals
-from ralib.types import RalibError
+from ralib.types import CtfParameters, RalibError
 
 
 def _write(path: Path, n_images: int, seed: int = 1) -> None:
@@ -158,3 +159,51 @@ def test_arrivals_stack_of_another_pixel_size_is_left_out(tmp_path: Path) -> Non
     assert found is not None
     assert len(found) == 5
     assert "1.5 A/px" in arrivals.left_out["b.mrcs"]
+
+
+def test_arrivals_files_that_vanish_or_are_no_stacks_end_no_watch(tmp_path: Path) -> None:
+    """A link to nothing, a folder and a pipe with a stack's name; other particle files are named, not dropped."""
+    _write(tmp_path / "a.mrcs", 5)
+    (tmp_path / "dead.mrcs").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder.mrcs").mkdir()
+    os.mkfifo(tmp_path / "pipe.mrcs")
+    (tmp_path / "b.hdf").write_bytes(b"")
+    arrivals = Arrivals(tmp_path)
+    particles = arrivals.look()
+    assert particles is not None
+    assert len(particles) == 5
+    assert list(arrivals.left_out) == ["b.hdf"]
+
+
+def test_arrivals_stack_from_a_disk_whose_clock_is_ahead_is_taken(tmp_path: Path) -> None:
+    _write(tmp_path / "a.mrcs", 5)
+    later = time.time() + 3600
+    os.utime(tmp_path / "a.mrcs", (later, later))
+    assert Arrivals(tmp_path).look() is not None
+
+
+@pytest.mark.parametrize("suffix", [".cs", ".hdf"])
+def test_arrivals_other_ctf_in_any_format_is_said(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p{suffix}"
+    write_mrcs(tmp_path / "a.mrcs", np.random.default_rng(0).normal(size=(5, 16, 16)).astype(np.float32), 3.0)
+
+    def write(defocus_A: float) -> None:
+        path.unlink(missing_ok=True)
+        ctf = CtfParameters(*(np.full(5, v) for v in (defocus_A, defocus_A, 0.0, 300.0, 2.7, 0.1, 0.0, 0.0)))
+        particles = open_particles(tmp_path / "a.mrcs").replace(ctf=ctf)
+        if suffix == ".cs":
+            write_particles_cs(path, particles)
+        else:
+            write_hdf(path, particles.images.read(np.arange(5)), pose_headers(None, ctf, 3.0), pixel_size_A=3.0)
+        os.utime(path, (defocus_A, defocus_A))
+
+    write(15000)
+    arrivals = Arrivals(path)
+    assert arrivals.look() is not None
+    assert arrivals.notices == []
+    write(16000)
+    particles = arrivals.look()
+    assert particles is not None
+    assert particles.ctf is not None
+    assert particles.ctf.defocus_u_A == pytest.approx(16000)
+    assert any("5 rows of" in notice for notice in arrivals.notices)

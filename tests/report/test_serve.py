@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from browser import resize, wait_for
 from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_images, open_particles, read_star
+from ralib.results.report_server import ServedReport
+from ralib.results.selection import fingerprint
 from ralib.results.summary import open_run
+from ralib.types import RalibError
 
 pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'cryo-ralib[serve]'")
 K, N = 7, 200
@@ -185,11 +189,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, server: Server, capsys: p
 
 
 def test_two_clicks_at_once_get_folders_of_their_own(server: Server, run: Path) -> None:
-    members = open_run(run).members
-    from ralib.results.selection import fingerprint
-
-    about = {"title": "run", "fingerprint": fingerprint(members), "n_classes": K}
-    body = json.dumps({"format": "ralib-selection", "version": 1, "run": about, "classes": [1, 2]})
+    body = json.dumps(selection_for(run))
     answers: list[tuple[int, str]] = []
     post = lambda: answers.append(  # noqa: E731
         server.ask("POST", f"/{server.token}/write", body, Content_Type="application/json")
@@ -201,3 +201,35 @@ def test_two_clicks_at_once_get_folders_of_their_own(server: Server, run: Path) 
         thread.join()
     assert [status for status, _ in answers] == [200] * 3
     assert len({json.loads(told)["folder"] for _, told in answers}) == 3
+
+
+def selection_for(run: Path) -> dict[str, Any]:
+    about = {"title": "run", "fingerprint": fingerprint(open_run(run).members), "n_classes": K}
+    return {"format": "ralib-selection", "version": 1, "run": about, "classes": [1, 2]}
+
+
+def test_a_run_that_was_replaced_while_it_is_served_gets_no_selection_of_the_old_one(run: Path, tmp_path: Path) -> None:
+    served_run = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("selections")))
+    report, chosen = ServedReport(served_run), selection_for(run)
+    report.page()
+    assert report.write(chosen)["files"]
+    other = make_run(tmp_path / "other", n_classes=K, n_particles=N, box=24, n_iterations=1, judged=True, seed=9)
+    shutil.rmtree(served_run)
+    other.rename(served_run)
+    with pytest.raises(RalibError, match="has changed since this page was made"):
+        report.write(chosen)
+    assert not (served_run / "selections").exists()
+    report.page()
+    with pytest.raises(RalibError, match="made for another run"):
+        report.write(chosen)
+
+
+@pytest.mark.parametrize("damaged", ['{"iterations": 5}', '{"state": "running", "iterations": 5}', "[]", "{"])
+def test_a_record_that_is_damaged_while_it_is_served_is_one_line(run: Path, tmp_path: Path, damaged: str) -> None:
+    served_run = Path(shutil.copytree(run, tmp_path / "run"))
+    report = ServedReport(served_run)
+    report.page()
+    (served_run / "run.json").write_text(damaged)
+    with pytest.raises(RalibError) as caught:
+        report.page()
+    assert "\n" not in str(caught.value)

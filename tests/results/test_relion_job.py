@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -208,3 +209,25 @@ def test_the_front_end_leaves_what_a_class2d_job_leaves(
     assert main([*words.split(), "--dry-run", "--pipeline_control", "Class2D/job001/"]) == 0
     assert main(["relion", "--i", "p.star"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--iter -1", "--iter -1: give a whole number"), ("--iter 1e3", "--iter 1e3"), ("--iter 99999", "--iter 99999"),
+        ("--j 0", "--j 0: give a whole number"), ("stray", "'stray' belongs to no option"), ("--bogus 1", "--bogus"),
+        ("--i", "--i needs a value"),
+    ],
+)  # fmt: skip
+def test_relion_command_refuses_numbers_out_of_range(words: str, said: str) -> None:
+    with pytest.raises(RalibError, match=re.escape(said)):
+        parse(words.split())
+
+
+def test_relion_command_takes_minus_one_for_relions_default() -> None:
+    """RELION's own defaults: no limit of resolution, the box as diameter, a seed of its own."""
+    words = "--particle_diameter -1 --strict_highres_exp -1 --strict_lowres_exp -1 --random_seed -1 --angpix -1"
+    job = parse(words.split())
+    assert job.arguments == []
+    assert len(job.notes) == 5
+    assert parse(["--cpu"]).arguments == ["--device", "cpu"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,19 @@ def test_a_volume_must_be_a_cube_of_numbers() -> None:
         FourierProjector(np.zeros((4, 5, 4), np.float32))
     with pytest.raises(RalibError, match="NaN"):
         FourierProjector(np.full((16, 16, 16), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"voltage_kV": 0.0}, {"voltage_kV": float("nan")}, {"spherical_aberration_mm": float("nan")},
+        {"snr": float("inf")}, {"pixel_size_A": float("inf")}, {"pixel_size_A": 1e-10}, {"astigmatism_A": -1.0},
+        {"astigmatism_A": float("nan")}, {"shift_sd_px": float("inf")}, {"seed": -1}, {"n_views": 10**20},
+        {"particles_per_micrograph": 10**20}, {"n_particles": 10**20}, {"defocus_range_A": (float("nan"), 1e4)},
+        {"defocus_range_A": (2e4, 1e4)}, {"contrast_sd": float("inf")},
+    ],
+)  # fmt: skip
+def test_simulation_of_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+    """Each of these gave images of NaN with status 0, or an error of NumPy's."""
+    with pytest.raises(RalibError, match=next(iter(wrong))):
+        SimulationOptions(**{"n_particles": 4, "box": 16} | wrong)

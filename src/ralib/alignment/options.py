@@ -74,7 +74,9 @@ class AlignmentOptions:
                 f"radii {self.inner_radius:g} to {radius:g} px do not fit in a box of {box} px: "
                 f"use 1 <= `inner_radius` <= `outer_radius` <= {box // 2 - 1}"
             )
-        if self.snr is not None and not self.snr > 0:
+        if self.min_members is not None and self.min_members < 0:
+            raise RalibError(f"`min_members` {self.min_members} must not be below 0")
+        if self.snr is not None and not 0 < self.snr < float("inf"):
             raise RalibError(f"`snr` {self.snr:g} must be above 0")
         if self.center not in range(-1, 8):
             raise RalibError(f"`center` {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")

@@ -149,8 +149,10 @@ class Classifier(ClusterEstimator):
         if references is not None and len(references) != n_classes:
             raise RalibError(f"{len(references)} `references` make {len(references)} classes, not {n_classes}")
         for name, value in (("`diameter_A`", diameter_A), ("`resolution_A`", resolution_A), ("`lowest_A`", lowest_A)):
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < float("inf"):
                 raise RalibError(f"{name} {value:g} A must be above 0")
+        if search_px is not None and not search_px >= 0:
+            raise RalibError(f"`search_px` {search_px:g} px must not be below 0")
         self.n_classes, self.balance, self.equal_sizes = n_classes, balance, equal_sizes
         self.diameter_A, self.resolution_A, self.lowest_A = diameter_A, resolution_A, lowest_A
         self.mirror, self.ctf, self.search_px, self.skip_align = mirror, ctf, search_px, skip_align
@@ -320,6 +322,10 @@ class Classifier(ClusterEstimator):
                 f"nothing beyond {2 * pixel:g} A (Nyquist)",
                 "`resolution_A`",
                 "leave it out, or extract the particles with smaller pixels",
+            )
+        if pixel is not None and self.resolution_A is not None and self.resolution_A > box * pixel / 2:
+            raise RalibError(
+                f"`resolution_A` {self.resolution_A:g} A leaves nothing to compare: the box is {box * pixel:.0f} A wide"
             )
         if self.search_px is not None and self.search_px > box / 2:
             raise RalibError(

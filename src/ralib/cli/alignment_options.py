@@ -93,6 +93,14 @@ Report = Annotated[
 ]
 
 
+def check_seed_and_batch(seed: int, batch: int | None) -> None:
+    """Raise RalibError for numbers that no generator of random numbers, or no loop, can take."""
+    if not 0 <= seed < 2**32:
+        raise RalibError(f"--seed {seed}: give a whole number from 0 to {2**32 - 1}")
+    if batch is not None and batch < 1:
+        raise RalibError(f"--batch {batch}: give 1 or more")
+
+
 # fmt: off
 @dataclass(frozen=True)
 class AlignmentSettings(Settings):
@@ -132,10 +140,11 @@ class AlignmentSettings(Settings):
     def check(self) -> None:
         """Raise RalibError for impossible options, or those that the chosen method would have to ignore."""
         self.stages(box=64, pixel_size_A=1.0)
+        check_seed_and_batch(self.seed, self.batch)
         if self.diameter is not None and (self.ou is not None or not self.diameter > 0):
             raise RalibError(f"--diameter {self.diameter:g} A must be above 0, and not beside --ou: give one of them")
-        if self.memory is not None and self.memory < 0:
-            raise RalibError(f"--memory {self.memory:g} GiB must not be below 0")
+        if self.memory is not None and not 0 <= self.memory < 1e9:
+            raise RalibError(f"--memory {self.memory:g} GiB: give 0 or more")
         if not self.sparx and self.rs != 1:
             raise RalibError(
                 f"--rs {self.rs} thins out SPARX's polar rings; this search compares all frequencies: "

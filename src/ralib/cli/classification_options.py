@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from ralib.cli.alignment_options import BatchSize, Datadir, Device, NoMirror, PixelSize, Seed
+from ralib.cli.alignment_options import (
+    BatchSize,
+    Datadir,
+    Device,
+    NoMirror,
+    PixelSize,
+    Seed,
+    check_seed_and_batch,
+)
 from ralib.cli.parsing import LENGTH_UNITS, length
 from ralib.cli.settings import CLASSES, RUNNING, SEARCH, Settings
 from ralib.types import ParticleSet, RalibError
@@ -91,6 +99,7 @@ class ClassificationSettings(Settings):
 
     def check(self) -> None:
         """Raise RalibError for options that contradict each other, or that do nothing here."""
+        check_seed_and_batch(self.seed, self.batch)
         if self.helical:
             raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
         if self.quick and self.thorough:

@@ -18,6 +18,8 @@ from ralib.io.stacks import FilesSource, file_references
 from ralib.types import ParticleSet, RalibError
 
 STACKS = (".mrcs", ".mrc")
+OTHERS = (".hdf", ".h5", ".spi", ".stk", ".hed", ".cs", ".lst", ".gz", ".bz2")
+"""Particle files that a watched folder's stacks are not; the STAR files and micrographs beside them are no mistake."""
 SETTLED_S = 2.0
 """A file untouched for so long counts as written."""
 ENDS_BYTES = 1 << 18
@@ -101,7 +103,7 @@ class Arrivals:
     def _file(self) -> ParticleSet | None:
         if not self.path.exists():
             raise RalibError(f"{self.path} is gone: put it back, or begin a new run")
-        changed = self.path.stat().st_mtime
+        changed = _changed_s(self.path)
         if changed == self._seen or not _settled(self.path):
             return None
         try:
@@ -130,9 +132,12 @@ class Arrivals:
         return particles if (order == np.arange(len(order))).all() else take(particles, order)
 
     def _folder(self) -> ParticleSet | None:
-        there = [p for p in self.path.iterdir() if p.suffix.lower() in STACKS and p.name[0] != "."]
-        new = [p for p in there if p.name not in self.names and _settled(p)]
-        came = sorted(new, key=lambda p: (p.stat().st_mtime, p.name))
+        there = [p for p in self.path.iterdir() if p.name[0] != "."]
+        for path in there:
+            if path.suffix.lower() in OTHERS:
+                self.left_out[path.name] = f"{path} is not taken in: a watched folder is one of stacks ({STACKS[0]})"
+        new = [p for p in there if p.suffix.lower() in STACKS and p.name not in self.names and _settled(p)]
+        came = sorted(new, key=lambda p: (_changed_s(p), p.name))
         before = len(self.names)
         for path in came:
             if self._usable(path):
@@ -155,7 +160,7 @@ class Arrivals:
         """Refuse a stack that changed after it was taken in: its rows would have the poses of other images."""
         for name, before in self._taken.items():
             path = self.path / name
-            if not path.exists():
+            if not path.is_file():
                 raise RalibError(f"{path} was taken in and is gone: put it back, or begin a new run")
             if (path.stat().st_size, path.stat().st_mtime_ns) == (before.bytes, before.time_ns):
                 continue
@@ -205,7 +210,16 @@ def _alike(a_A: float | None, b_A: float | None) -> bool:
 
 
 def _settled(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > SETTLED_S
+    """Whether a file is there and untouched for a while; where its disk's clock is ahead of ours, it counts as old."""
+    return path.is_file() and abs(time.time() - _changed_s(path)) > SETTLED_S
+
+
+def _changed_s(path: Path) -> float:
+    """Time of a file's last change, s; 0 where it has just gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _measured(path: Path, images: tuple[int, ...] | None = None) -> TakenStack:
@@ -250,9 +264,20 @@ def _row_hashes(particles: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
         table = pd.DataFrame(
             {"rlnImageName": [f"{i}@{paths[f] if paths else ''}" for f, i in zip(file_index, slices, strict=True)]}
         )
+        table = table.assign(**_known_values(particles))
     names = table["rlnImageName"].astype(str)
     rows = pd.util.hash_pandas_object(names + "#" + names.groupby(names).cumcount().astype(str), index=False)
     return rows.to_numpy(), pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy()
+
+
+def _known_values(particles: ParticleSet) -> dict[str, np.ndarray]:
+    """What else than a STAR file tells of each particle: CTF and poses, by column."""
+    ctf, poses = particles.ctf, particles.poses
+    columns = {} if ctf is None else {name: np.asarray(value) for name, value in vars(ctf).items()}
+    if poses is not None:
+        columns |= {"psi": poses.psi_deg.numpy(), "mirror": poses.mirror.numpy(), "class": poses.class_index.numpy()}
+        columns |= dict(zip(("x", "y"), poses.origin_xy_px.numpy().T, strict=True))
+    return columns
 
 
 def _stack_of(values: Mapping[str, Any]) -> TakenStack:

@@ -18,6 +18,8 @@ from ralib.types import CtfParameters, ParticleSet, RalibError
 
 RESIDENT_SHARE = 0.45
 """Of the free memory: what particles may take; batches on their way, the search and its templates need the rest."""
+LEAST_BOX = 8
+"""Images smaller than this, pixels, hold neither a background nor rings to align."""
 CTF_MODES = ("off", "wiener", "flip")
 
 
@@ -121,6 +123,8 @@ class ParticleBatches:
         strict: bool = False,
         resident_bytes: int | None = None,
     ) -> None:
+        if particles.box < LEAST_BOX:
+            raise RalibError(f"images of {particles.box} px are too small to be aligned: {LEAST_BOX} px are needed")
         if ctf not in CTF_MODES:
             raise RalibError(f"ctf {ctf!r} is unknown: choose one of {', '.join(CTF_MODES)}")
         if ctf != "off" and particles.ctf is None:

@@ -19,6 +19,7 @@ from ralib.io.cryosparc import with_contrast_inverted
 from ralib.io.plausible import one_or_many
 from ralib.io.stacks import mixed_boxes
 from ralib.kernels import rotate_shift_images
+from ralib.kernels.interpolation.reference import METHODS
 from ralib.types import CtfParameters, CtfState, ImageSource, ParticleSet, Poses, RalibError
 
 NORMALISATIONS = ("none", "background", "variance")
@@ -69,9 +70,15 @@ class Preparation:
         for option, size in (("`box_px`", self.box_px), ("`clip_px`", self.clip_px)):
             if size is not None and not 8 <= size <= 16384:
                 raise RalibError(f"{option} {size}: give 8 to 16384 px")
-        for option, size_A in (("`pixel_size_A`", self.pixel_size_A), ("`mask_radius_px`", self.mask_radius_px)):
-            if size_A is not None and not size_A > 0:
+        for option, size_A in (
+            ("`pixel_size_A`", self.pixel_size_A),
+            ("`mask_radius_px`", self.mask_radius_px),
+            ("`background_radius_px`", self.background_radius_px),
+        ):
+            if size_A is not None and not 0 < size_A < float("inf"):
                 raise RalibError(f"{option} {size_A}: give a number above 0")
+        if self.background_radius_px is not None and self.normalise != "background":
+            raise RalibError("`background_radius_px` is of `normalise=background` alone: give both, or leave it out")
         if not 0 <= self.mask_edge_px < float("inf"):
             raise RalibError(f"`mask_edge_px` {self.mask_edge_px}: give a width of 0 or more")
 
@@ -393,6 +400,8 @@ def align_particles(
     RalibError
         If there are no poses.
     """
+    if method not in METHODS:
+        raise RalibError(f"`method` {method!r} is no interpolation: choose one of {', '.join(METHODS)}")
     poses = particles.poses
     if poses is None:
         raise RalibError("these particles have no poses to apply: give the particles.star of an alignment")

@@ -85,6 +85,8 @@ class ServedReport:
             raise RalibError("the page sent no selection: reload it")
         with self._lock:
             run = self._opened
+            if self._version != self.version():
+                raise RalibError("the run has changed since this page was made: reload it, and select again")
             if run is None:
                 raise RalibError("the run has not finished: its particles can be selected when it has")
             selection = selection_of(value, run.members, "the selection sent by the page")
@@ -156,7 +158,7 @@ def report_app(report: ServedReport, token: str) -> Starlette:
             return nothing()
         try:
             return HTMLResponse(await run_in_threadpool(report.page), headers=_HEADERS)
-        except RalibError as error:
+        except (RalibError, OSError) as error:
             return PlainTextResponse(f"{error}\n", status_code=500, headers=_HEADERS)
 
     async def state(request: Request) -> Response:

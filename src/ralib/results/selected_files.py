@@ -12,6 +12,7 @@ from ralib.results.particle_scores import relion_columns, star_columns
 from ralib.types import ParticleSet, RalibError
 
 PARTICLE_FILES = (".star", ".cs", ".hdf")
+MOST_PARTS = 10_000
 AVERAGE_FILES = (".mrcs", ".mrc", ".hdf")
 
 
@@ -137,6 +138,8 @@ def split_names(out: Path, parts: int) -> list[Path]:
     list[Path]
         Files.
     """
+    if not 1 <= parts <= MOST_PARTS:
+        raise RalibError(f"`parts` {parts}: give 1 to {MOST_PARTS}")
     return [out.with_name(f"{out.stem}_split{i + 1}{out.suffix}") for i in range(parts)]
 
 

@@ -24,6 +24,15 @@ class Junk(IntEnum):
     CONTAMINATION = 3
 
 
+_LIMITS: dict[str, tuple[float, float]] = {
+    "n_particles": (1, 10**9), "box": (16, 2048), "snr": (1e-9, 1e9), "seed": (0, 2**63 - 1), "n_views": (0, 10**6),
+    "n_references": (1, 10**6), "shift_sd_px": (0, 1e4), "contrast_sd": (0, 1e3), "astigmatism_A": (0, 1e5),
+    "voltage_kV": (20, 3000), "spherical_aberration_mm": (-20, 20), "amplitude_contrast": (0, 1),
+    "particles_per_micrograph": (1, 10**9),
+}  # fmt: skip
+"""Lowest and highest value of each number: NaN is in no range."""
+
+
 @dataclass(frozen=True)
 class SimulationOptions:
     """Options of a simulation.
@@ -100,10 +109,17 @@ class SimulationOptions:
     n_references: int = 20
 
     def __post_init__(self) -> None:
-        _check(self.n_particles > 0, f"`n_particles` {self.n_particles}: at least one is needed")
-        _check(16 <= self.box <= 2048, f"`box` {self.box}: give 16 to 2048 px")
-        _check(self.snr > 0, f"`snr` {self.snr}: give a number above 0")
-        _check(self.n_views >= 0, f"`n_views` {self.n_views}: give 0 (continuous) or the number of views")
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            _check(low <= value <= high, f"`{name}` {value}: give {low:g} to {high:g}")
+        defocus_A = self.defocus_range_A
+        _check(
+            -3e5 <= defocus_A[0] <= defocus_A[1] <= 3e5, f"`defocus_range_A` {defocus_A}: give two rising numbers, A"
+        )
+        _check(
+            self.pixel_size_A is None or 0.01 <= self.pixel_size_A <= 1000,
+            f"`pixel_size_A` {self.pixel_size_A}: give 0.01 to 1000 A",
+        )
         for name in ("preferred_fraction", "junk_fraction", "coloured_noise"):
             _check(0 <= getattr(self, name) <= 1, f"`{name}` {getattr(self, name)}: give a fraction, 0 to 1")
         frequencies = self.view_frequencies

@@ -63,7 +63,9 @@ def analyze(
         Path | None,
         typer.Option(help="Text file with the true class of each particle, one a line, or a .npz of simulate."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", "--rand_seed", help="Seed of everything random.")] = 1000,
+    seed: Annotated[
+        int, typer.Option("--seed", "--rand_seed", min=0, max=2**32 - 1, help="Seed of everything random.")
+    ] = 1000,
     datadir: Annotated[Path | None, typer.Option(help="Where the images named in the file lie.")] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:

@@ -41,6 +41,29 @@ def _set(name: str, kind: Callable[[str], Any] = str) -> Callable[[Job, str, str
     return take
 
 
+def _count(name: str, least: int, most: int) -> Callable[[Job, str, str], None]:
+    """A whole number between two."""
+
+    def take(job: Job, option: str, value: str) -> None:
+        if re.fullmatch(r"\+?[0-9]{1,9}", value) is None or not least <= int(value) <= most:
+            raise RalibError(f"{option} {value}: give a whole number from {least} to {most}")
+        setattr(job, name, int(value))
+
+    return take
+
+
+def _unless_default(ours: str) -> Callable[[Job, str, str], None]:
+    """An option for which RELION's own default -1 stands for none."""
+
+    def take(job: Job, option: str, value: str) -> None:
+        if value in ("-1", "-1.0"):
+            job.notes.append(f"{option} {value}: RELION's default, left to ralib")
+        else:
+            job.arguments += [ours, value]
+
+    return take
+
+
 def _as(ours: str) -> Callable[[Job, str, str], None]:
     def take(job: Job, option: str, value: str) -> None:
         job.arguments += [ours, value]
@@ -95,27 +118,36 @@ _ALWAYS = _unneeded("this is always done")
 OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
     "--i": (1, _set("stack")),
     "--o": (1, _set("root")),
-    "--iter": (1, _set("iteration", int)),
+    "--iter": (1, _count("iteration", 0, 999)),
     "--K": (1, _as("--classes")),
-    "--particle_diameter": (1, _as("--diameter")),
+    "--particle_diameter": (1, _unless_default("--diameter")),
     "--offset_range": (1, _as("--search")),
-    "--strict_highres_exp": (1, _as("--resolution")),
-    "--strict_lowres_exp": (1, _as("--low-limit")),
-    "--random_seed": (1, _as("--seed")),
-    "--angpix": (1, _as("--pixel-size")),
+    "--strict_highres_exp": (1, _unless_default("--resolution")),
+    "--strict_lowres_exp": (1, _unless_default("--low-limit")),
+    "--random_seed": (1, _unless_default("--seed")),
+    "--angpix": (1, _unless_default("--pixel-size")),
     "--skip_align": (0, _flag("--skip-align")),
     "--ctf": (0, _ctf),
     "--ctf_phase_flipped": (0, _phases),
     "--gpu": (None, _gpu),
-    "--j": (1, _set("threads", int)),
+    "--j": (1, _count("threads", 1, 100_000)),
+    "--cpu": (0, _flag("--device", "cpu")),
     "--pipeline_control": (1, _set("control", Path)),
     "--tau2_fudge": (1, _unneeded("the regularisation follows from the measured signal to noise of each class")),
+    "--tau2_fudge_scheme": (1, _unneeded("the regularisation follows from the measured signal to noise of each class")),
     "--norm": (0, _ALWAYS),
     "--scale": (0, _ALWAYS),
     "--flatten_solvent": (0, _ALWAYS),
     "--zero_mask": (0, _ALWAYS),
     "--center_classes": (0, _ALWAYS),
     "--grad": (0, _unneeded("the schedule begins with parts of the data by itself")),
+    "--grad_em_iters": (1, _OWN_STEPS),
+    "--grad_ini_frac": (1, _OWN_STEPS),
+    "--grad_fin_frac": (1, _OWN_STEPS),
+    "--grad_ini_resol": (1, _OWN_STEPS),
+    "--grad_fin_resol": (1, _OWN_STEPS),
+    "--grad_stepsize": (1, _OWN_STEPS),
+    "--grad_stepsize_scheme": (1, _OWN_STEPS),
     "--grad_write_iter": (1, _unneeded("the averages of every step are kept in iterations/")),
     "--write_every_grad_iter": (1, _unneeded("the averages of every step are kept in iterations/")),
     "--class_inactivity_threshold": (1, _unneeded("classes that run empty are split off others")),
@@ -126,6 +158,9 @@ OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
     "--perturb": (1, _OWN_STEPS),
     "--maxsig": (1, _OWN_STEPS),
     "--pad": (1, _unneeded("interpolation is as exact without")),
+    "--ctf_corrected_ref": (0, _unneeded("there are no references")),
+    "--dont_check_norm": (0, _unneeded("images are normalised as they are read")),
+    "--onthefly_shifts": (0, _DISC),
     "--firstiter_cc": (0, _unneeded("there are no references to compare grey values with")),
     "--pool": (1, _DISC),
     "--preread_images": (0, _DISC),
@@ -179,7 +214,7 @@ def relion(
     sampling}.star and _classes.mrcs open in RELION's Subset selection; the run itself is in the job's folder ralib/.
     """
     job = parse(ctx.args)
-    if job.stack is None or job.root is None:
+    if not job.stack or not job.root:
         raise RalibError("ralib relion needs --i PARTICLES.star and --o ROOT, such as Class2D/job007/run")
     for note in job.notes:
         typer.echo(f"relion: {note}")
@@ -198,7 +233,7 @@ def _classify(job: Job, root: Path, run: Path, command: list[str]) -> None:
     from ralib.cli import main
 
     if job.threads is not None:
-        torch.set_num_threads(max(1, job.threads))
+        torch.set_num_threads(job.threads)
     root.parent.mkdir(parents=True, exist_ok=True)
     nodes: dict[str, str] = {}
     with external_job(job.control, nodes), aborted_by(job.control or root.parent):
@@ -259,8 +294,11 @@ def parse(words: list[str]) -> Job:
     while i < len(words):
         option = words[i]
         if option not in OPTIONS:
-            what = "is no option" if option.startswith("-") else "stands alone"
-            raise RalibError(f"{option} {what} of relion_refine's 2D classification that ralib knows: leave it out")
+            if not option.startswith("-"):
+                raise RalibError(f"{option!r} belongs to no option: leave it out, or name its option before it")
+            raise RalibError(
+                f"{option} is no option of relion_refine's 2D classification that ralib knows: leave it out"
+            )
         n, take = OPTIONS[option]
         rest = words[i + 1 :]
         if n is None:

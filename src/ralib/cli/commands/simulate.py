@@ -26,7 +26,9 @@ def simulate(
     outdir: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must not exist.")],
     particles: Annotated[int, typer.Option(help="How many.", rich_help_panel=_VIEWS)] = 2000,
     box: Annotated[int, typer.Option(help="Box, px.", rich_help_panel=_VIEWS)] = 90,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bits.", rich_help_panel=_VIEWS)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same bits.", rich_help_panel=_VIEWS)
+    ] = 0,
     volume: Annotated[
         Path | None, typer.Option(help="Cubic MRC volume. [default: the built-in phantom]", rich_help_panel=_VIEWS)
     ] = None,

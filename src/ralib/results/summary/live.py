@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ralib.io import open_images
 from ralib.report import ReportContents
+from ralib.results.run_record import read_record
 from ralib.results.summary.pictures import average_pictures, history
 from ralib.results.summary.runs import RunFiles, frc_curves, iteration_averages
 from ralib.types import ArraySource, ParticleSet, Poses
@@ -84,11 +84,8 @@ def _class(k: int, last: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+    """The record of a run; None before it is written. RalibError where it is damaged."""
+    return read_record(path) if (path / "run.json").is_file() else None
 
 
 def _is_ours(path: Path) -> bool:
