@@ -291,3 +291,13 @@ def test_eman_pixel_size_of_the_ctf_is_compared_with_the_images(apix: float, tak
     assert particles.pixel_size_A == taken
     (warning,) = particles.warnings
     assert f"apix_x {apix:g} A/px, the CTF's 2.5 A/px; {taken:g} is taken" in warning.what
+
+
+@pytest.mark.parametrize(
+    ("percent", "known"), [(10, True), (0, True), (200, True), (-150, True), (201, False), (1000, False)]
+)
+def test_eman_amplitude_contrast_beyond_any_phase_is_no_ctf(percent: float, known: bool) -> None:
+    """EMAN2 writes a phase plate as a contrast of up to 200 %; 1000 % is ten, taken for a per cent."""
+    ctf = ctf_of_strings([f"E1.5 0 0 0 {percent} 300 2.7 3 0 0 0"])
+    assert ctf is not None
+    assert bool(np.isfinite(ctf.amplitude_contrast).all()) == known

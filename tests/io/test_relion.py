@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ralib.cli import main
 from ralib.conventions import invert
 from ralib.io import (
     open_images,
@@ -28,7 +30,8 @@ from ralib.io import (
 )
 from ralib.io.relion import split_image_names
 from ralib.kernels import rotate_shift_images, rotate_shift_sum
-from ralib.types import ClassAverages, Poses, RalibError
+from ralib.types import ClassAverages, CtfParameters, Poses, RalibError
+from star_files import OPTICS, rows, stack, write
 
 
 def test_relion_3_0_real_particles(shared_data: Path) -> None:
@@ -322,3 +325,46 @@ def test_star_mirrors_as_classes_leave_no_tilt_that_mirrors_again(tmp_path: Path
     assert read is not None
     assert not read.mirror.any()
     assert read.class_index.tolist() == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("own_column", [False, True])
+def test_star_a_ctf_that_was_changed_is_written(tmp_path: Path, own_column: bool) -> None:
+    """Voltage, Cs and amplitude contrast stand in data_optics, which is kept: the old values came back."""
+    stack(tmp_path / "p.mrcs", 4)
+    columns = {"rlnVoltage": 300} if own_column else {}
+    optics = {k: v for k, v in OPTICS.items() if k not in columns}
+    particles = open_particles(write(tmp_path / "p.star", rows(4, **columns), optics))
+    ctf = particles.ctf
+    assert ctf is not None
+    changed = dataclasses.replace(ctf, voltage_kV=np.array([200.0, 300, 200, 300]), amplitude_contrast=np.full(4, 0.07))
+    write_particles_star(tmp_path / "out.star", particles.replace(ctf=changed))
+    back = open_particles(tmp_path / "out.star").ctf
+    assert back is not None
+    assert back.voltage_kV.tolist() == [200, 300, 200, 300]
+    assert back.amplitude_contrast.tolist() == [0.07] * 4
+    assert len(read_star(tmp_path / "out.star")["optics"]) == (1 if own_column else 2)
+
+
+def test_star_particles_without_a_ctf_are_one_optics_group(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 40)
+    values = (12000.0, 12000.0, 0.0, 300.0, 2.7, 0.1, 0.0, 0.0)
+    columns = [np.where(np.arange(40) < 30, np.nan, v) for v in values]
+    write_particles_star(
+        tmp_path / "out.star", open_particles(tmp_path / "p.mrcs").replace(ctf=CtfParameters(*columns))
+    )
+    assert len(read_star(tmp_path / "out.star")["optics"]) == 2
+
+
+def test_star_micrograph_pixels_are_not_made_up(tmp_path: Path) -> None:
+    """RELION 3.0 does not say in which pixels its coordinates count; the image's, after cropping, they are not."""
+    stack(tmp_path / "p.mrcs", 4)
+    names = {"rlnMagnification": 10000, "rlnDetectorPixelSize": 4, "rlnCoordinateX": 10, "rlnCoordinateY": 20}
+    table = [{k: v for k, v in row.items() if k != "rlnOpticsGroup"} for row in rows(4, **names)]
+    columns = "".join(f"_{label} #{i}\n" for i, label in enumerate(table[0], 1))
+    lines = "".join(" ".join(map(str, row.values())) + "\n" for row in table)
+    (tmp_path / "old.star").write_text(f"data_\n\nloop_\n{columns}{lines}")
+    assert main(["prepare", str(tmp_path / "old.star"), str(tmp_path / "new.star"), "--box=16"]) == 0
+    optics = read_star(tmp_path / "new.star")["optics"]
+    assert optics["rlnImagePixelSize"].tolist() == [8.0]
+    assert "rlnMicrographOriginalPixelSize" not in optics.columns
+    assert main(["prepare", str(tmp_path / "new.star"), str(tmp_path / "x.star"), "--remove-duplicates=5"]) == 2

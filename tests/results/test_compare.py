@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,64 @@ def test_images_in_a_folder_named_with_an_at_are_recognised(tmp_path: Path, caps
     folder.mkdir()
     made = make_run(folder, n_classes=3, n_particles=30, box=16, n_iterations=1)
     assert figures(capsys, made, made)["in_common"] == 30
+
+
+def relion_job(run: Path, folder: Path, model: str, n_classes: int = 2) -> Path:
+    job = other_run(run, folder, open_run(run).poses.class_index.numpy() % n_classes)
+    (job / "run_it025_model.star").write_text("data_model_classes\n\n" + model)
+    return job
+
+
+HEAD = "loop_\n_rlnReferenceImage #1\n_rlnClassDistribution #2\n_rlnEstimatedResolution #3\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("1@x abc 10\n2@x 0.5 12\n", "rlnClassDistribution should hold numbers"),
+        ("1@x 0.5 10\n2@x 0.5 fine\n", "rlnEstimatedResolution should hold numbers"),
+        ("1@x 1 10\n", "1 classes, and there are 2 class averages"),
+    ],
+)
+def test_a_damaged_model_file_is_one_line(run: Path, tmp_path: Path, capsys, rows: str, told: str) -> None:
+    job = relion_job(run, tmp_path / "job", HEAD + rows)
+    for words in (["report", str(job)], ["select", str(job), "--classes=1"], ["compare", str(job), str(job)]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+
+
+def test_a_model_file_of_one_class_as_single_values_is_read(run: Path, tmp_path: Path) -> None:
+    values = "_rlnReferenceImage 1@x\n_rlnClassDistribution 1.0\n_rlnEstimatedResolution 10\n"
+    record = open_run(relion_job(run, tmp_path / "job", values, 1)).record
+    assert record["iterations"][0]["class_sizes"] == [N]
+    assert record["classes"][0]["resolution_A"] == 10
+
+
+def test_a_model_file_without_numbers_counts_as_unknown(run: Path, tmp_path: Path) -> None:
+    found = open_run(relion_job(run, tmp_path / "job", HEAD + "1@x nan inf\n2@x 0.5 nan\n")).record
+    assert found["iterations"][0]["class_sizes"] == [0, N // 2]
+    assert found["iterations"][0]["resolution_A"] == [None, None]
+    assert found["iterations"][0]["mean_resolution_A"] is None
+
+
+def test_particles_that_share_only_file_names_are_said_to(run: Path, tmp_path: Path, capsys) -> None:
+    """Two folders, two stacks of one name: it may be one stack that was moved, or two micrographs' particles."""
+    job = other_run(run, tmp_path / "job", open_run(run).poses.class_index.numpy())
+    assert figures(capsys, run, job)["matched_by"] == "path"
+    tables = read_star(job / "run_it025_data.star")
+    names = tables["particles"]["rlnImageName"]
+    tables["particles"]["rlnImageName"] = [f"{name.split('@')[0]}@Extract/other/particles.mrcs" for name in names]
+    write_star(job / "run_it025_data.star", tables)
+    assert figures(capsys, run, job)["matched_by"] == "name"
+    assert main(["compare", str(run), str(job)]) == 0
+    assert "by the names of their image files alone, whose folders differ" in capsys.readouterr().out
+
+
+def test_selection_of_a_job_says_which_iteration_it_read(run: Path, tmp_path: Path, capsys) -> None:
+    job = other_run(run, tmp_path / "job", open_run(run).poses.class_index.numpy())
+    for suffix in ("data.star", "classes.mrcs"):
+        shutil.copy(job / f"run_it025_{suffix}", job / f"run_ct25_it030_{suffix}")
+    assert main(["select", str(job), str(tmp_path / "kept.star"), "--classes=1"]) == 0
+    assert "run_ct25_it030_data.star" in capsys.readouterr().out

@@ -42,6 +42,7 @@ __all__ = [
     "for_computing",
     "kept_headers",
     "link_or_copy",
+    "one_row",
     "open_images",
     "open_particles",
     "open_stack",

@@ -117,9 +117,9 @@ def _contrast_and_phase(percent: float) -> tuple[float, float]:
         return percent / 100, 0.0
     if -100 <= percent < 0:  # a fraction is not negative: all of it is phase
         return 0.0, math.degrees(math.asin(percent / 100))
-    if math.isnan(percent):
+    if math.isnan(percent) or abs(percent) > 200:  # 2 - sin of a phase between 90 and 180 degrees is 2 at most
         return math.nan, 0.0
-    folded = min(1.0, abs(2 - abs(percent) / 100))
+    folded = 2 - abs(percent) / 100
     phase = math.copysign(math.pi - math.asin(folded), percent)
     return _PHASE_PLATE_CONTRAST, math.degrees(phase - math.asin(_PHASE_PLATE_CONTRAST))
 

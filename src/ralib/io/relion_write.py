@@ -10,7 +10,7 @@ uses those first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ def particle_tables(
     if particles.group is not None and "rlnMicrographName" not in table.columns:
         columns["rlnMicrographName"] = [f"group{g + 1:06d}.mrc" for g in particles.group.tolist()]
     if particles.ctf is not None:
-        columns |= {c: getattr(particles.ctf, name) for c, name in _OWN.items()}
+        own = {c: name for c, name in _SHARED.items() if c in table.columns and "optics" in kept}
+        columns |= {c: getattr(particles.ctf, name) for c, name in (_OWN | own).items()}
     optics, group = _optics(particles, kept.get("optics"), table)
     columns["rlnOpticsGroup"] = group
     pixel_size_A = pixel_sizes_A(particles, optics, group)
@@ -230,16 +231,25 @@ def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[pd.D
     shared = {c: getattr(particles.ctf, a) for c, a in _SHARED.items()} if particles.ctf is not None else _UNKNOWN
     shared = shared | _image_columns(particles)
     columns = [np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for v in shared.values()]
-    rows, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    first, group = _distinct(columns)
+    rows = np.stack(columns, axis=1)[first]
     optics = pd.DataFrame({"rlnOpticsGroupName": [f"opticsGroup{i + 1}" for i in range(len(rows))]})
     optics["rlnOpticsGroup"] = np.arange(1, len(rows) + 1)
     for j, column in enumerate(shared):
         optics[column] = rows[:, j].astype(np.int64) if column in _WHOLE else rows[:, j]
-    optics["rlnMicrographOriginalPixelSize"] = optics.get("rlnImagePixelSize", 1.0)
+    if "rlnCoordinateX" not in table.columns:  # else it would say in which pixels they count, which is not known
+        optics["rlnMicrographOriginalPixelSize"] = optics.get("rlnImagePixelSize", 1.0)
     if "rlnImagePixelSize" not in optics.columns:
         optics["rlnImagePixelSize"] = 1.0
     optics["rlnImageDimensionality"] = 2
-    return optics, group.reshape(-1) + 1
+    return optics, group + 1
+
+
+def _distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """First row of each kind (k,), and kind of each row (n,); rows without a number are of one kind."""
+    frame = pd.DataFrame(dict(enumerate(columns)))
+    which = frame.groupby(list(frame.columns), dropna=False, sort=True).ngroup().to_numpy()
+    return np.unique(which, return_index=True)[1], which
 
 
 def _image_columns(particles: ParticleSet) -> dict[str, Any]:
@@ -273,7 +283,8 @@ def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame)
         if column not in optics.columns:
             own: Any = table.groupby(group)[column].first() if column in table.columns else {}
             optics[column] = [own.get(g, value) for g in optics["rlnOpticsGroup"].tolist()]
-    now = {c: np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for c, v in _image_columns(particles).items()}
+    current = _image_columns(particles) | _changed_optics(particles, optics, group, table)
+    now = {c: np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for c, v in current.items()}
     optics, group = _split_groups(optics, np.asarray(group), now)
     for column in STATE_COLUMNS:  # a CTF state that was taken off again
         if column in optics.columns and column not in now and particles.ctf is not None:
@@ -284,13 +295,27 @@ def _kept_optics(particles: ParticleSet, old: pd.DataFrame, table: pd.DataFrame)
     return optics, group
 
 
+def _changed_optics(
+    particles: ParticleSet, optics: pd.DataFrame, group: np.ndarray, table: pd.DataFrame
+) -> dict[str, np.ndarray]:
+    """What the particles' CTF now says otherwise than their optics groups: voltage, Cs, amplitude contrast."""
+    changed = {}
+    row = pd.Index(optics["rlnOpticsGroup"]).get_indexer(group)
+    for column, name in _SHARED.items() if particles.ctf is not None else ():
+        own = np.asarray(getattr(particles.ctf, name), dtype=np.float64)
+        kept = pd.to_numeric(optics[column], errors="coerce").to_numpy(dtype=np.float64)[row]
+        if column not in table.columns and not np.allclose(own, kept, rtol=1e-6, atol=0, equal_nan=True):
+            changed[column] = own
+    return changed
+
+
 def _split_groups(
     optics: pd.DataFrame, group: np.ndarray, now: dict[str, np.ndarray]
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The table with the columns `now` (n,) of the particles in each group; one more group for each other value."""
-    keys = np.stack([pd.factorize(group)[0].astype(np.float64), *now.values()], axis=1)
-    values, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    which = which.reshape(-1)
+    keys = [pd.factorize(group)[0].astype(np.float64), *now.values()]
+    first, which = _distinct(keys)
+    values = np.stack(keys, axis=1)[first]
     position = pd.Index(optics["rlnOpticsGroup"]).get_indexer(group[first])
     used: set[int] = set()
     taken: list[int] = []

@@ -43,6 +43,8 @@ class Comparison:
         Fraction of the particles that are in matched classes.
     kept_a, kept_b : ndarray of shape (n,)
         True for common particles that the run keeps.
+    matched_by : str, default 'path'
+        By what particles are the same: uid, path (of the image file, and the number in it), or name (of that file).
     """
 
     rows_a: np.ndarray
@@ -56,6 +58,7 @@ class Comparison:
     shared: float
     kept_a: np.ndarray
     kept_b: np.ndarray
+    matched_by: str = "path"
 
     @property
     def kept(self) -> np.ndarray:
@@ -75,6 +78,7 @@ class Comparison:
             "particles_a": self.n_a,
             "particles_b": self.n_b,
             "in_common": len(self.rows_a),
+            "matched_by": self.matched_by,
             "adjusted_rand": self.adjusted_rand,
             "mutual_information": self.mutual_information,
             "shared": self.shared,
@@ -128,7 +132,7 @@ def compare(a: RunFiles, b: RunFiles) -> Comparison:
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    rows_a, rows_b = common_rows(a.particles, b.particles)
+    rows_a, rows_b, matched_by = common_rows(a.particles, b.particles)
     index_a, index_b = a.poses.class_index.numpy()[rows_a], b.poses.class_index.numpy()[rows_b]
     flow = np.zeros((a.n_classes + 1, b.n_classes + 1), dtype=np.int64)
     np.add.at(flow, (index_a, index_b), 1)  # class -1 is the last row or column
@@ -148,6 +152,7 @@ def compare(a: RunFiles, b: RunFiles) -> Comparison:
         shared=float(sum(inside[pair] for pair in matches) / max(1, both.sum())),
         kept_a=kept_particles(a)[rows_a],
         kept_b=kept_particles(b)[rows_b],
+        matched_by=matched_by,
     )
 
 
@@ -161,7 +166,7 @@ def kept_particles(run: RunFiles) -> np.ndarray:
     return np.isin(index, chosen)
 
 
-def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray]:
+def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray, str]:
     """Return the rows of the particles that both sets hold, by cryoSPARC's uid, or by image file and number in it.
 
     Full paths are compared first; where fewer than half agree (files were moved or linked), file names alone.
@@ -179,9 +184,11 @@ def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray]
         Rows in the first set.
     ndarray of shape (n,)
         Rows in the second set.
+    str
+        By what they are the same: uid, path or name.
     """
-    best: tuple[np.ndarray, np.ndarray] | None = None
-    for names in (_uids, _images, _image_files):
+    best: tuple[np.ndarray, np.ndarray, str] | None = None
+    for names, matched_by in ((_uids, "uid"), (_images, "path"), (_image_files, "name")):
         keys_a, keys_b = names(a), names(b)
         if keys_a is None or keys_b is None:
             continue
@@ -190,7 +197,7 @@ def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray]
             continue
         places = table_b.get_indexer(table_a)
         rows_a = np.flatnonzero(places >= 0)
-        found = rows_a, places[rows_a]
+        found = rows_a, places[rows_a], matched_by
         if best is None or len(rows_a) > len(best[0]):
             best = found
         if 2 * len(rows_a) >= min(len(a), len(b)):
@@ -251,9 +258,11 @@ def comparison_lines(c: Comparison, name_a: str, name_b: str, most: int = 12) ->
         Lines.
     """
     kept = c.kept
+    doubt = "; by the names of their image files alone, whose folders differ: make sure that they are the same"
     lines = [
         f"{name_a}: {c.n_a} particles in {np.count_nonzero(c.flow[:-1].sum(1))} classes; "
-        f"{name_b}: {c.n_b} in {np.count_nonzero(c.flow[:, :-1].sum(0))}; {len(c.rows_a)} in common",
+        f"{name_b}: {c.n_b} in {np.count_nonzero(c.flow[:, :-1].sum(0))}; {len(c.rows_a)} in common"
+        + (doubt if c.matched_by == "name" else ""),
         f"agreement: adjusted Rand {c.adjusted_rand:.3f}, mutual information {c.mutual_information:.3f}, "
         f"{100 * c.shared:.0f} % of the particles in matched classes",
         f"kept: by both {kept[1, 1]}, only by {name_a} {kept[1, 0]}, only by {name_b} {kept[0, 1]}, "

@@ -163,6 +163,8 @@ def write_selection(
         What was written.
     """
     rows, lines = rows_kept(run, selection, rules)
+    if run.path.is_file():  # which of a job's iterations
+        lines.insert(0, f"read {run.path}")
     if not len(rows):
         raise RalibError("no particle remains: keep more classes, or loosen the rules")
     left_out = np.setdiff1d(np.arange(len(run.poses)), rows)

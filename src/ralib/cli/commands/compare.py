@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ralib.cli.common import show_warnings
 from ralib.types import RalibError
 
 _PICTURES = (".png", ".pdf", ".svg")
@@ -48,7 +49,9 @@ def compare(
         if path is not None:
             check_output(path)
     a, b = open_run(run_a, datadir=datadir), open_run(run_b, datadir=datadir)
-    names = _name(run_a), _name(run_b)
+    names = _name(a.path), _name(b.path)  # of a RELION job the file of the iteration that is read
+    if not as_json:
+        show_warnings((*a.particles.warnings, *b.particles.warnings))
     found = compare_runs(a, b)
     alone = (found.kept_a & ~found.kept_b, found.kept_b & ~found.kept_a)
     wanted = [(only_a, a, found.rows_a, alone[0], names[0]), (only_b, b, found.rows_b, alone[1], names[1])]

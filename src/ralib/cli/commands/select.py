@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ralib.cli.common import show_warnings
 from ralib.cli.external_job import external_job
 from ralib.types import RalibError
 
@@ -126,6 +127,7 @@ def select(
     nodes: dict[str, str] = {}
     with external_job(pipeline_control, nodes):
         opened = open_run(run, datadir=datadir)
+        show_warnings(opened.particles.warnings)
         selection = combine(
             class_figures(opened),
             file=selection_file,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ralib.io import open_images, open_particles, read_star
+from ralib.io import one_row, open_images, open_particles, read_star
 from ralib.io.text import read_numbers
 from ralib.results.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
 from ralib.results.run_record import check_finished, read_record
@@ -234,10 +234,10 @@ def _open_relion(data_star: Path, datadir: Path | str | None) -> RunFiles:
     for model in sorted(data_star.parent.glob(f"{prefix}*_model.star")):
         number = re.search(r"_it(\d+)_model\.star$", model.name)
         if number:
-            iterations.append({"iteration": int(number[1]), **_relion_model(model, len(poses))})
+            iterations.append({"iteration": int(number[1]), **_relion_model(model, len(poses), len(averages))})
             history.append((int(number[1]), model.with_name(model.name.replace("_model.star", "_classes.mrcs"))))
     model = data_star.with_name(f"{stem}_model.star")
-    last = _relion_model(model, len(poses)) if model.is_file() else {}
+    last = _relion_model(model, len(poses), len(averages)) if model.is_file() else {}
     resolutions = last.get("resolution_A") or [None] * len(averages)
     record: dict[str, Any] = {
         "program": "RELION",
@@ -266,12 +266,13 @@ def _open_cryosparc(cs: Path, datadir: Path | str | None) -> RunFiles:
     return RunFiles(cs, record, averages, particles, poses)
 
 
-def _relion_model(path: Path, n_particles: int) -> dict[str, Any]:
-    """Class sizes and resolutions of one iteration's model file."""
-    table: Any = read_star(path).get("model_classes")
-    if table is None or "rlnClassDistribution" not in table:
+def _relion_model(path: Path, n_particles: int, n_classes: int) -> dict[str, Any]:
+    """Class sizes and resolutions of one iteration's model file; a share that is no number counts as none."""
+    table = read_star(path).get("model_classes")
+    table = one_row(table) if isinstance(table, dict) else table
+    if table is None or "rlnClassDistribution" not in table.columns:
         return {}
-    share = np.asarray(table["rlnClassDistribution"], dtype=float)
+    share = np.nan_to_num(_model_numbers(table, "rlnClassDistribution", path, n_classes), posinf=0.0).clip(0, 1)
     sizes = np.round(share * n_particles).astype(int)
     filled = share[share > 0]
     figures: dict[str, Any] = {
@@ -281,9 +282,22 @@ def _relion_model(path: Path, n_particles: int) -> dict[str, Any]:
         "empty": int((sizes == 0).sum()),
         "effective_classes": float(np.exp(-(filled * np.log(filled)).sum())),
     }
-    if "rlnEstimatedResolution" in table:
-        resolution = np.asarray(table["rlnEstimatedResolution"], dtype=float)
-        resolution = np.where(np.isfinite(resolution) & (resolution < 900), resolution, np.nan)
-        figures["resolution_A"] = [r if np.isfinite(r) else None for r in resolution.tolist()]
-        figures["mean_resolution_A"] = float(np.nanmean(resolution)) if np.isfinite(resolution).any() else None
+    if "rlnEstimatedResolution" in table.columns:
+        resolution = _model_numbers(table, "rlnEstimatedResolution", path, n_classes)
+        known = np.isfinite(resolution) & (resolution > 0) & (resolution < 900)
+        figures["resolution_A"] = [float(r) if good else None for r, good in zip(resolution, known, strict=True)]
+        figures["mean_resolution_A"] = float(resolution[known].mean()) if known.any() else None
     return figures
+
+
+def _model_numbers(table: pd.DataFrame, column: str, path: Path, n_classes: int) -> np.ndarray:
+    """A column (k,) of a model file's classes."""
+    try:
+        values = pd.to_numeric(table[column]).to_numpy(dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise RalibError(f"{path}: the column {column} should hold numbers; {error}") from error
+    if len(values) != n_classes:
+        raise RalibError(
+            f"{path} has {len(values)} classes, and there are {n_classes} class averages: files of two runs?"
+        )
+    return np.asarray(values)
