@@ -55,6 +55,9 @@ COMMANDS = {
     "mref": Command(("mref", SIMULATED, "6", "OUT", "--ou=20", "--xr=2", "--CTF", "--no-report", "--maxit=8"), True),
     "reffree": Command(("reffree", SIMULATED, "OUT", "--ou=18", "--xr=4 2", "--CTF", "--no-report", "--maxit=4"), True),
     "classify": Command(("classify", SIMULATED, "OUT", "--classes=6", "--no-report"), True),
+    "watch": Command(
+        ("watch", SIMULATED, "OUT", "--per-class=70", "--poll-seconds=0.2", "--idle-minutes=0.02", "--no-report"), True
+    ),
     "prepare": Command(("prepare", SIMULATED, "OUT.star", "--box=32", "--phase-flip")),
     "transform": Command(("transform", f"{RUN}/particles.star", "OUT.star")),
     "average": Command(("average", f"{RUN}/particles.star", "OUT.hdf", "--ctf=wiener")),

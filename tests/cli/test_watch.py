@@ -253,3 +253,25 @@ def test_watch_command_continued_notices_another_input_and_other_options(
     assert main([*command, "--continue"]) == 2
     assert "has changed" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_watch_command_continued_without_arrivals_changes_nothing(
+    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """It joined all particles to their own classes once more, and so gave other classes than an uninterrupted watch."""
+    monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    stack(folder, "1.mrcs", truth.images[:60])
+    options = ["--classes=2", "--per-class=30", "--poll-seconds=0.1", "--device=cpu", "--no-report"]
+    command = ["watch", str(folder), str(out), *options, "--idle-minutes=0.001"]
+    assert main(command) == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert main([*command, "--continue"]) == 0
+    assert "60 particles, as before" in capsys.readouterr().out
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for checkpoint in (out / "checkpoints").glob("*.ralib"):
+        checkpoint.unlink()  # killed after the result and before its checkpoint: taken in again, with the same result
+    assert main([*command, "--continue"]) == 0
+    for name in ("class_averages.mrcs", "params.txt", "particle_scores.txt"):
+        assert (out / name).read_bytes() == before[out / name], name

@@ -70,6 +70,8 @@ class Arrivals:
         Files that cannot be used, and why.
     notices
         Changes in rows taken in before.
+    changed
+        Whether rows taken in before have other values now.
     """
 
     def __init__(self, path: Path, *, datadir: Path | None = None, state: Mapping[str, Any] | None = None) -> None:
@@ -80,6 +82,7 @@ class Arrivals:
         self.names: list[str] = [str(name) for name in state.get("stacks", [])]
         self.left_out: dict[str, str] = {}
         self.notices: list[str] = []
+        self.changed = False
         self._seen = -1.0
         self._taken = {str(name): _stack_of(values) for name, values in state.get("taken", {}).items()}
         self._rows = np.asarray(state.get("arrivals.rows", ()), dtype=np.uint64)
@@ -124,7 +127,9 @@ class Arrivals:
                 f"{gone} of the {len(places)} rows taken in are no longer in {self.path}: what is watched may only "
                 "grow; put them back, or begin a new run"
             )
-        if changed := int((values[places] != self._values).sum()):
+        changed = int((values[places] != self._values).sum())
+        self.changed = changed > 0
+        if changed:
             self.notices.append(f"{changed} rows of {self.path} have other values than before: the new ones are used")
         order = np.concatenate([places, np.setdiff1d(np.arange(len(rows)), places)]).astype(np.int64)
         self._rows, self._values = rows[order], values[order]

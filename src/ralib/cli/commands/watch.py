@@ -153,7 +153,8 @@ class _Watch:
     def tell_end(self) -> None:
         """Print the classes, or why there are none."""
         if self.growing is not None and self.growing.grown is not None:
-            self.session.say_classes()
+            if self.session.record:
+                self.session.say_classes()
         elif self.particles is not None:
             self.session.say(f"{len(self.particles)} particles have come: too few to classify")
         else:
@@ -165,10 +166,19 @@ class _Watch:
         if self.growing is None:
             self.growing = self._classification(particles)
         n, growing = len(particles), self.growing
-        if growing.grown is None and n < (fewest := growing.fewest(n)):
+        if self._stands(growing, n):
+            self.session.say(f"{_now()}: {n} particles, as before: their classes stand")
+        elif growing.grown is None and n < (fewest := growing.fewest(n)):
             self.session.say(f"{_now()}: {n} particles have come; {fewest} are enough to begin with")
         else:
             self._classify(growing, particles, search=growing.searches(n))
+
+    def _stands(self, growing: GrowingClassification, n: int) -> bool:
+        """Whether the folder holds the classes of these very particles, so that going on changes nothing."""
+        from ralib.results.summary.live import has_finished
+
+        same = growing.grown is not None and n == len(growing.grown.earlier.poses) and not self.arrivals.changed
+        return same and has_finished(self.session.outdir)
 
     def _classification(self, particles: ParticleSet) -> GrowingClassification:
         """The classification as the options have it, from what an earlier watch found."""
@@ -199,8 +209,8 @@ class _Watch:
         session.say(f"{_now()}: {came}: {what}")
         result = growing.take(particles, search=search)
         assert growing.grown is not None
+        session.write(result)  # first: killed in between, the arrival is taken in again, with the same result
         session.save_checkpoint(_checkpoint_of(growing.grown, self.arrivals))
-        session.write(result)
 
     def _warn(self) -> None:
         """Say what cannot be used, once."""
