@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from ralib.cli import main
 from ralib.images.fourier import fourier_resize
 from ralib.images.masks import soft_disc
 from ralib.images.normalise import normalise_background
+from ralib.io import open_images, write_mrcs
 from ralib.particles.preparation import Preparation, clip, prepare_images, prepare_particles
+from ralib.results.run_record import read_record
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
 
@@ -147,3 +152,20 @@ def test_prepare_particles_impossible_requests_are_refused() -> None:
         prepare_particles(particles.replace(pixel_size_A=1.0), Preparation(pixel_size_A=400.0))
     with pytest.raises(RalibError, match="background"):
         prepare_particles(particles, Preparation(normalise="background", background_radius_px=40.0))
+
+
+@pytest.mark.parametrize("command", ["mref FILE 2 OUT --ou=10 --xr=1 --maxit=1", "classify FILE OUT --classes=2"])
+def test_images_too_large_for_single_precision_are_left_out(tmp_path: Path, capsys, command: str) -> None:
+    """Pixels of 1e30 are finite, their squares are not: averages were NaN, or the command failed."""
+    images = np.random.default_rng(0).normal(size=(40, 24, 24)).astype(np.float32)
+    images[[3, 7]] *= 1e37
+    images[9] *= 1e17
+    write_mrcs(tmp_path / "p.mrcs", images, 3.0)
+    put = {"FILE": str(tmp_path / "p.mrcs"), "OUT": str(tmp_path / "out")}
+    assert main([*(put.get(w, w) for w in command.split()), "--no-report", "--device=cpu"]) == 0
+    assert "4, 8, 10" in "".join(capsys.readouterr())
+    assert np.isfinite(open_images(tmp_path / "out/class_averages.mrcs")).all()
+    assert sum(c["members"] for c in read_record(tmp_path / "out")["classes"]) == 37
+    write_mrcs(tmp_path / "all.mrcs", np.clip(images, -1, 1) * np.float32(1e37), 3.0)
+    assert main(["classify", str(tmp_path / "all.mrcs"), str(tmp_path / "none"), "--classes=2", "--device=cpu"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,5 +1,9 @@
 """Checkpoints: back to the bit, newest whole one wins, damage is noticed, nothing is unpickled."""
 
+import hashlib
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +80,17 @@ def test_checkpoint_that_was_changed_is_refused_in_one_line(change: str) -> None
     with pytest.raises(RalibError, match="is not what the run wrote") as caught:
         LoopState.from_checkpoint(whole, torch.device("cpu"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("flag", "method"), [(0, 99), (1, 0)])
+def test_load_archive_packed_by_another_method_or_encrypted_is_none(tmp_path: Path, flag: int, method: int) -> None:
+    """Its digest is right, so that only the archive itself tells."""
+    path = checkpoint.save(tmp_path, Checkpoint(1, {"a": np.arange(3)}, {"figures": []}))
+    payload = bytearray(path.read_bytes().partition(b"\n")[2])
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = payload.find(mark)
+        while place >= 0:
+            payload[place + at : place + at + 4] = struct.pack("<HH", flag, method)
+            place = payload.find(mark, place + 4)
+    path.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + bytes(payload))
+    assert checkpoint.load(path) is None

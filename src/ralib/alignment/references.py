@@ -24,6 +24,7 @@ from ralib.images.fourier import (
     tanh_low_pass,
 )
 from ralib.images.masks import soft_disc
+from ralib.images.normalise import usable_images
 from ralib.types import ClassAverages, Poses, RalibError
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
@@ -342,7 +343,7 @@ def given_references(references: np.ndarray | Tensor, box: int, device: torch.de
         )
     if len(images) == 0:
         raise RalibError("the reference stack is empty: give at least one image")
-    bad = ~torch.isfinite(images).flatten(1).all(1) | (images.flatten(1).amax(1) == images.flatten(1).amin(1))
+    bad = ~usable_images(images)
     if bool(bad.any()):
         raise RalibError(f"reference {int(bad.int().argmax()) + 1} is constant or not finite: leave it out")
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import HDBSCAN, KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
@@ -42,7 +44,8 @@ def kmeans(features: np.ndarray, n_clusters: int, *, seed: int = 0, n_init: int 
     if not 1 <= n_clusters <= len(features):
         raise RalibError(f"{n_clusters} clusters of {len(features)} particles: ask for 1 to {len(features)}")
     maker = MiniBatchKMeans if len(features) > MANY_PARTICLES else KMeans
-    labels = maker(n_clusters=n_clusters, n_init=n_init, random_state=seed).fit_predict(features)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # fewer different rows than clusters
+        labels = maker(n_clusters=n_clusters, n_init=n_init, random_state=seed).fit_predict(features)
     by_size = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
     return np.argsort(by_size)[labels]
 

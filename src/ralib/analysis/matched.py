@@ -21,6 +21,7 @@ from ralib.analysis.base import wrong_shape
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
 from ralib.images.fourier import frequency_radius
 from ralib.images.masks import BACKGROUND_RADIUS, background_mask, centre_distance, soft_disc
+from ralib.images.normalise import finite_images
 from ralib.io.plausible import implausible_ctf
 from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
@@ -199,7 +200,7 @@ class MatchedParticles:
 
     def _raw(self, index: np.ndarray) -> Tensor:
         raw = torch.from_numpy(self.particles.images.read(index)).to(self.device, torch.float32)
-        finite = torch.isfinite(raw).flatten(1).all(1)
+        finite = finite_images(raw)
         if not bool(finite.all()):
             first = int(index[int(finite.int().argmin())]) + 1
             raise RalibError(

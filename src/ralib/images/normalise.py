@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ralib.types import RalibError
 
 LARGE_OFFSET_SD = 100.0
 """Mean over standard deviation of an image above which the mean is taken off before anything is computed."""
+
+
+LARGEST_PIXEL = 1e15
+"""Beyond this, squares summed over an image leave single precision; no camera counts so many electrons."""
+
+
+def finite_images(images: Float[Tensor, "b n n"]) -> Bool[Tensor, " b"]:
+    """Return which images have pixels that can be computed with: finite, and no larger than LARGEST_PIXEL.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        True for those.
+    """
+    return images.flatten(1).abs().amax(1) <= LARGEST_PIXEL  # NaN is no larger and no smaller
+
+
+def usable_images(images: Float[Tensor, "b n n"]) -> Bool[Tensor, " b"]:
+    """Return which images are finite (see `finite_images`) and not constant.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+
+    Returns
+    -------
+    Tensor of shape (b,)
+        True for those.
+    """
+    return finite_images(images) & (images.flatten(1).amax(1) > images.flatten(1).amin(1))
 
 
 def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None = None) -> Float[Tensor, "b n n"]:

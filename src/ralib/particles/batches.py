@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.images.ctf import correct_ctf
-from ralib.images.normalise import normalise_background
+from ralib.images.normalise import normalise_background, usable_images
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
 from ralib.runtime.memory import free_memory
@@ -231,10 +231,9 @@ class ParticleBatches:
 
     def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
         images = raw.to(self.device, torch.float32, non_blocking=True)
-        usable = torch.isfinite(images).flatten(1).all(1)
+        usable = usable_images(images)
         if self.particles.usable is not None:
             usable &= torch.from_numpy(self.particles.usable[block]).to(self.device)
-        usable &= images.flatten(1).amax(1) > images.flatten(1).amin(1)
         images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self.background_radius)
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])

@@ -13,7 +13,13 @@ from torch import Tensor
 from ralib.images.ctf import ctf_2d, phase_flip, remaining_flip
 from ralib.images.fourier import fourier_resize, resample
 from ralib.images.masks import soft_disc
-from ralib.images.normalise import divided_by_sd, normalise_background, without_offset
+from ralib.images.normalise import (
+    divided_by_sd,
+    finite_images,
+    normalise_background,
+    usable_images,
+    without_offset,
+)
 from ralib.io import with_plausible_ctf
 from ralib.io.cryosparc import with_contrast_inverted
 from ralib.io.plausible import one_or_many
@@ -232,7 +238,7 @@ class PreparedSource:
     def _prepared(self, index: np.ndarray) -> np.ndarray:
         """Finished images of particles of one box and pixel size."""
         images = torch.from_numpy(self.particles.images.read(index)).to(self.device)
-        usable = torch.isfinite(images).flatten(1).all(1) & (images.amax((1, 2)) > images.amin((1, 2)))
+        usable = usable_images(images)
         if self.particles.usable is not None and self.preparation.flip_phases:
             usable &= torch.from_numpy(self.particles.usable[index]).to(self.device)
         self.bad.update(index[~usable.cpu().numpy()].tolist())
@@ -452,7 +458,7 @@ class AlignedSource:
         """Return aligned images (b, n, n) in the order of `index` (b,)."""
         images = torch.from_numpy(self.source.read(index)).to(self.device)
         if self.bad is not None:
-            finite = torch.isfinite(images).flatten(1).all(1)
+            finite = finite_images(images)
             self.bad.update(index[~finite.cpu().numpy()].tolist())
             images = torch.where(finite[:, None, None], images, 0.0)
         images, offset = without_offset(images)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ralib.classes.iteration_figures import iteration_figures
 from ralib.images.fourier import fshift
 from ralib.images.masks import mean_under
+from ralib.images.normalise import finite_images
 from ralib.results.observer import Observer, SilentObserver
 from ralib.sparx.filters import filt_table, fsc
 from ralib.sparx.particles import Input, ParityParticles, as_particle_set, ring_mask
@@ -153,7 +154,7 @@ def _checked_references(references: np.ndarray | Tensor, box: int, device: torch
     images = torch.as_tensor(references, dtype=torch.float32, device=device)
     if images.ndim != 3 or len(images) == 0 or images.shape[-2:] != (box, box):
         raise RalibError(f"references are {tuple(images.shape)}, particles {box} px: give k images of that box")
-    if not bool(torch.isfinite(images).all()):
+    if not bool(finite_images(images).all()):
         raise RalibError("a reference has values that are not finite: leave it out")
     return images
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.images.masks import mean_under, model_circle, statistics_under
+from ralib.images.normalise import usable_images
 from ralib.io import for_computing
 from ralib.runtime.memory import free_memory
 from ralib.sparx.ctf import ctf_2, filt_ctf
@@ -121,7 +122,7 @@ class ParityParticles:
         """Return prepared images (b, n, n) of the particles `index` (b,)."""
         rows = index.cpu().numpy()
         images = torch.from_numpy(self.particles.images.read(rows)).to(self.device, torch.float32)
-        bad = ~torch.isfinite(images).flatten(1).all(1) | (images.flatten(1).amax(1) == images.flatten(1).amin(1))
+        bad = ~usable_images(images)
         if bool(bad.any()):
             first = int(rows[int(bad.int().argmax())]) + 1
             raise RalibError(f"particle {first} is constant or not finite, and SPARX has no use for it: take it out")

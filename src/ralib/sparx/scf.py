@@ -36,7 +36,9 @@ class SelfCorrelationSearch:
         """Find angle, mirror and shift of particles.
 
         SPARX adds the particle's previous shift to the one found, although it correlates the unshifted particle: its
-        average blurs from the second iteration on. Here the shift counts once.
+        average blurs from the second iteration on. Here the shift counts once. Where the correlation has no local
+        maximum within the range, SPARX's `peak_search` falls back on no shift, with a peak of 1 and a parabola at the
+        window's corner; here the highest value within the range is taken.
 
         Parameters
         ----------

@@ -80,7 +80,7 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
     """Class sums of all particles, even and odd ones apart; all rows that name one image are in one half."""
     from ralib.classes.averages import ClassSums, ctf_power_in_class_frame
     from ralib.images.ctf import correct_ctf
-    from ralib.images.normalise import without_offset
+    from ralib.images.normalise import finite_images, without_offset
 
     n_classes = max(1, int(poses.class_index.max()) + 1)
     sums = ClassSums.empty(n_classes, particles.box, device, ctf=ctf)
@@ -90,7 +90,7 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
     for index in in_batches(len(particles), particles.box, "averaging"):
         rows = torch.as_tensor(index)
         images, mine, power = torch.from_numpy(particles.images.read(index)).to(device), poses[rows].to(device), None
-        finite = torch.isfinite(images).flatten(1).all(1)
+        finite = finite_images(images)
         bad.update(index[~finite.cpu().numpy()].tolist())
         if particles.usable is not None:
             finite &= torch.from_numpy(particles.usable[index]).to(device)

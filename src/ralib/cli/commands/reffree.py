@@ -45,7 +45,8 @@ class ReffreeSettings(AlignmentSettings):
         bool, typer.Option("--randomize", help="Start from random rotations.", rich_help_panel=SEARCH)
     ] = False
     random_method: Annotated[
-        str, typer.Option("--random_method", help="SHC or SCF, with --sparx only.",
+        str, typer.Option("--random_method", help="SHC or SCF, with --sparx only. SCF counts a shift once, and "
+                          "where SPARX finds no peak in the range and shifts nothing, takes the highest value there.",
                           rich_help_panel=SEARCH)
     ] = ""
     center: Center = -1
