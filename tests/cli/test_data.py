@@ -284,3 +284,12 @@ def test_in_batches_covers_everything_once() -> None:
 def test_array_source_is_no_file() -> None:
     with pytest.raises(RalibError):
         write_particles_star("x.star", ParticleSet(ArraySource(np.zeros((2, 8, 8), np.float32))))
+
+
+def test_average_command_class_numbers_of_a_damaged_file_are_refused(tmp_path: Path, capsys) -> None:
+    """Sums for 90,000 classes of 40 particles took 7 GB."""
+    write_mrcs(tmp_path / "p.mrcs", np.random.default_rng(0).random((40, 32, 32), dtype=np.float32), 2.0)
+    poses = Poses.identity(40).replace(class_index=torch.tensor([0] * 39 + [89_999]))
+    write_particles_star(tmp_path / "p.star", open_particles(tmp_path / "p.mrcs"), poses)
+    fails(["average", str(tmp_path / "p.star"), str(tmp_path / "a.mrcs")], capsys, "90000 for 40 particles")
+    assert not (tmp_path / "a.mrcs").exists()

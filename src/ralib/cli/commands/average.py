@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ralib.types import ClassAverages
 
 MOST_CLASSES = 100_000
+BYTES_A_PIXEL = 64
+"""Of a class: two half sums in double precision, their spectra, and the average."""
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +67,9 @@ def average(
     highest = int(poses.class_index.max()) + 1
     if highest > MOST_CLASSES:
         raise RalibError(f"{stack} has class numbers up to {highest}: at most {MOST_CLASSES} classes can be averaged")
-    sums = _sum_classes(particles, poses, ctf, resolve_device(device))
+    on = resolve_device(device)
+    _check_room(stack, max(1, highest), len(particles), particles.box, on)
+    sums = _sum_classes(particles, poses, ctf, on)
     averages = class_averages(sums, snr=snr, pixel_size_A=particles.pixel_size_A)
     if out.suffix.lower() == ".hdf":
         headers = class_headers(poses.class_index, sums.n_classes)
@@ -74,6 +78,20 @@ def average(
         write_mrcs(out, averages.images, particles.pixel_size_A)
     _show_classes(averages)
     typer.echo(f"wrote {out}")
+
+
+def _check_room(stack: Path, n_classes: int, n: int, box: int, device: torch.device) -> None:
+    """RalibError where the class numbers are those of a damaged file, or their averages do not fit into memory."""
+    from ralib.runtime.memory import free_memory
+
+    if n_classes > 2 * n + 1000:  # mirrored members may be in classes K + k
+        raise RalibError(f"{stack} has class numbers up to {n_classes} for {n} particles: correct rlnClassNumber")
+    needed, free = BYTES_A_PIXEL * n_classes * box**2, free_memory(device)
+    if needed > free:
+        raise RalibError(
+            f"averages of {n_classes} classes of {box} px need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+            "are free: crop the particles with 'ralib prepare --to-pixel-size', or take fewer classes"
+        )
 
 
 def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.device) -> ClassSums:
