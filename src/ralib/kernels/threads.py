@@ -45,7 +45,8 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """
     threads = torch.get_num_threads()
     if min(threads, len(parts)) < 2:
-        return [work(part) for part in parts]
+        with one_thread():
+            return [work(part) for part in parts]
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, parts))

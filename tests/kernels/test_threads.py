@@ -1,0 +1,28 @@
+"""Work over the cores of a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ralib.kernels.threads import on_cores, shares
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2, 5])
+def test_on_cores_gives_every_part_one_thread_of_pytorch(parts: int, two_threads: None) -> None:
+    assert on_cores(lambda part: (part, torch.get_num_threads()), range(parts)) == [(i, 1) for i in range(parts)]
+    assert torch.get_num_threads() == 2
+
+
+def test_shares_cover_everything_in_two_parts_a_thread(two_threads: None) -> None:
+    assert [list(range(10))[cut] for cut in shares(10)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
