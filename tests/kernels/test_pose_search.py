@@ -247,6 +247,29 @@ def test_rotational_max_triton_agrees_with_reference(forbidden: bool) -> None:
     assert (index.cpu() == expected_index).float().mean() > 0.99, "only exact ties may differ"
 
 
+@in_interpreter
+@pytest.mark.parametrize(("most_rows", "n"), [(8192, 9), (16, 5), (8192, 40)])
+def test_grid_candidates_triton_agrees_with_reference(most_rows: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ralib.kernels.pose_search import gpu_triton
+
+    monkeypatch.setattr(gpu_triton, "MOST_ROWS", most_rows)
+    generator = torch.Generator().manual_seed(11)
+    value = torch.randn(3, 12, 8, generator=generator)[..., :7]  # rows of a longer whole
+    value[0, :3] = -torch.inf  # poses out of range
+    value[1, :, 2] = 0.5  # all alike
+    index = torch.randint(0, 40, (3, 12, 7), generator=generator, dtype=torch.int32)
+    pairings = torch.cat([torch.randn(12, 2, generator=generator), torch.randint(0, 2, (12, 2)).float()], dim=1)
+    options = {"n_half": 40, "first": 4, "n_references": 9}
+    found = gpu_triton.grid_candidates(*_there(value, index, pairings), n, **options)
+    expected = reference.grid_candidates(value, index, pairings, n, **options)
+    n = min(n, 36)
+    (row, pose), (expected_row, expected_pose) = (shortlist(r.cpu(), p.cpu(), n) for r, p in (found, expected))
+    _assert_close(pose[..., 3], expected_pose[..., 3])
+    alone = torch.isfinite(pose[..., 3]) & (torch.arange(7) != 2)
+    _assert_close(pose[alone], expected_pose[alone], atol=1e-4, rtol=1e-5)
+    assert torch.equal(row[alone], expected_row[alone])
+
+
 def _there(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors where the Triton forms run: on the GPU where there is one."""
     return [tensor.to(DEVICE) for tensor in tensors]

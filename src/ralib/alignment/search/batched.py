@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.templates import Extent, PoseGrid, TemplateBank, grid_step_px
-from ralib.conventions import rotate_xy, wrap_deg
+from ralib.conventions import wrap_deg
 from ralib.kernels.pose_search import (
     FINE_ROTATIONS,
     FineTemplates,
     NewtonRule,
-    angle_deg,
+    grid_candidates,
     newton,
     part_norm,
     rotational_max,
@@ -135,7 +135,8 @@ class BatchedSearch(PoseSearch):
         density = min(self.bank.extent.step_px / self.bank.poses.step_px, 2.0)
         # Among many references, more of them look alike.
         first, second = 16 + 2 * math.sqrt(k) + k / 20, min(7 + k // 20, 10 + k // 100)
-        return (round(density * first), round(density * second), 4 + k // 500, 2)
+        # Kernels take fours.
+        return (4 * round(density * first / 4), 4 * round(density * second / 4), 4 + k // 500, 2)
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
@@ -195,13 +196,8 @@ class BatchedSearch(PoseSearch):
             if class_index is not None:
                 reference = torch.arange(first, first + len(value), device=self.device)
                 value = value.masked_fill((reference[:, None] != class_index)[:, None], -math.inf)
-            flat = value.flatten(0, 1)
-            score, at = flat.topk(min(n, len(flat)), dim=0)
-            x, y, mirror, sign = poses.pairings[at % len(poses.pairings)].unbind(-1)
-            psi = angle_deg(index.flatten(0, 1).gather(0, at), sign, poses.n_half)
-            offset = rotate_xy(-psi, torch.stack([x, y], dim=-1))
-            row = first + at // len(poses.pairings) + self.bank.n_references * mirror.long()
-            found.append((row, torch.cat([psi[..., None], offset, score[..., None]], dim=-1)))
+            place = {"n_half": poses.n_half, "first": first, "n_references": self.bank.n_references}
+            found.append(grid_candidates(value, index, poses.pairings, n, **place))
         row, pose = (torch.cat(parts) for parts in zip(*found, strict=True))
         return shortlist(row, pose, n)
 

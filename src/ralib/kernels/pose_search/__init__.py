@@ -28,6 +28,7 @@ __all__ = [
     "angle_deg",
     "angular_tables",
     "gather_taps",
+    "grid_candidates",
     "half_pairs",
     "newton",
     "part_norm",
@@ -60,6 +61,16 @@ def rotational_max(
     form = implementation("pose_search", spectra)
     best: tuple[Tensor, Tensor] = form.rotational_max(spectra, cosine, sine, penalty, rough=rough)
     return best
+
+
+def grid_candidates(
+    value: Tensor, index: Tensor, pairings: Tensor, n: int, *, n_half: int, first: int, n_references: int
+) -> tuple[Tensor, Tensor]:
+    """Select the best grid poses of every particle; see `reference.grid_candidates`."""
+    found: tuple[Tensor, Tensor] = implementation("pose_search", value).grid_candidates(
+        value, index, pairings, n, n_half=n_half, first=first, n_references=n_references
+    )
+    return found
 
 
 def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ralib.kernels.pose_search.reference import SETTLED, FineTemplates, NewtonRule
 
-MANY, FEW = (4, 4), (1, 8)
-"""Candidates of a program, which share its samples, and radii that it takes at a time."""
+MANY, FEW = (4, 4, 8, 1), (1, 8, 8, 1)
+"""Candidates of a program, which share its samples; radii and angles that it takes at a time; its warps."""
 
 
 @triton.jit
@@ -39,6 +39,27 @@ def cos_sin(cycles):
     si = si * q - 41.341589
     si = si * q + 6.2831849
     return co, si * r
+
+
+if torch.version.cuda and not triton.knobs.runtime.interpret:
+
+    @triton.jit
+    def _phase(radians):
+        """Cosine and sine by the hardware's own instructions, to 4e-7 near 0 and 3e-6 at eight turns."""
+        co = tl.inline_asm_elementwise(
+            "cos.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
+        )
+        si = tl.inline_asm_elementwise(
+            "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
+        )
+        return co, si
+
+else:
+
+    @triton.jit
+    def _phase(radians):
+        """Cosine and sine, where there are no such instructions."""
+        return cos_sin(radians * 0.15915494309189535)
 
 
 @triton.jit
@@ -93,7 +114,7 @@ def _band(
             r, w = r[None, :, None], w[None, :, None] * STRIDE
             fr = word.to(tl.int32).to(tl.float32, bitcast=True) * w
             fi = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True) * w
-            co, si = cos_sin(r * along)
+            co, si = _phase(r * along)
             even_r = fr * co + fi * si
             even_i = fi * co - fr * si
             odd_r, odd_i = r * even_r, r * even_i
@@ -162,8 +183,8 @@ def _newton(
     top_psi, top_x, top_y = psi, offset_x, offset_y
     top = tl.full((CANDIDATES,), float("-inf"), tl.float32)
     while steps > 0:
-        x = ((centre_x + offset_x) * 0.15915494309189535)[:, None, None]
-        y = ((centre_y + offset_y) * 0.15915494309189535)[:, None, None]
+        x = (centre_x + offset_x)[:, None, None]
+        y = (centre_y + offset_y)[:, None, None]
         position = tl.floor(psi / step_deg + 0.5).to(tl.int32)
         fine = position % turn
         # The remainder keeps the sign of the dividend.
@@ -241,12 +262,9 @@ def newton(
     pose: Tensor,
     templates: FineTemplates,
     rule: NewtonRule,
-    *,
-    h_block: int = 8,
-    num_warps: int = 1,
 ) -> Tensor:
     """Refine candidate poses by Newton steps; see `reference.newton`. The templates' table is its `half_pairs`."""
-    candidates, k_block = MANY if len(row) > 2 else FEW
+    candidates, k_block, h_block, num_warps = MANY if len(row) > 2 else FEW
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]

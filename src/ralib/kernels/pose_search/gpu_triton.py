@@ -1,6 +1,6 @@
 """Triton forms of the functions of `reference`; that of `newton` is in `gpu_newton_triton`."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
 # Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
 
 from __future__ import annotations
@@ -12,7 +12,51 @@ from torch import Tensor
 
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton
 
-__all__ = ["gather_taps", "newton", "rotational_max", "shifted_parts", "shortlist"]
+__all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "shifted_parts", "shortlist"]
+
+
+MOST_HELD = 4
+"""Blocks of angles whose tables a program holds."""
+
+
+@triton.jit
+def _tables(cosine, sine, angle, order, n_half, n_orders):
+    """Cosines and sines of a block (angle, order)."""
+    inside = (angle[:, None] < n_half) & (order[None, :] < n_orders)
+    at = angle[:, None] * n_orders + order[None, :]
+    return tl.load(cosine + at, mask=inside, other=0.0), tl.load(sine + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def _spectra(column, order, order_stride, n_orders, n_particles, inside):
+    """X and Y of a block (order, particle)."""
+    here = (order[:, None] < n_orders) & inside[None, :]
+    at = column + order[:, None] * order_stride
+    return tl.load(at, mask=here, other=0.0), tl.load(at + n_particles, mask=here, other=0.0)
+
+
+@triton.jit
+def _raised(best, at, even, odd, angle, row, n_half, HAS_PENALTY: tl.constexpr):
+    """The maxima over blocks of angles so far, one for each place in a block, with a block more."""
+    best_plus, best_minus = best
+    at_plus, at_minus = at
+    penalty_plus = tl.where(angle < n_half, 0.0, float("-inf"))
+    penalty_minus = penalty_plus
+    if HAS_PENALTY:
+        penalty_plus = tl.load(row + angle, mask=angle < n_half, other=float("-inf"))
+        penalty_minus = tl.load(row + n_half + angle, mask=angle < n_half, other=float("-inf"))
+    plus = even + odd + penalty_plus[:, None]
+    minus = even - odd + penalty_minus[:, None]
+    at_plus = tl.where(plus > best_plus, angle[:, None], at_plus)
+    at_minus = tl.where(minus > best_minus, angle[:, None], at_minus)
+    return (tl.maximum(plus, best_plus), tl.maximum(minus, best_minus)), (at_plus, at_minus)
+
+
+@triton.jit
+def _highest(best, at):
+    """Maximum over a block's places, and its angle: the lowest among equals, so that it does not depend on blocks."""
+    top = tl.max(best, axis=0)
+    return top, tl.min(tl.where(best == top[None, :], at, 2147483647), axis=0)
 
 
 # Rows of orders and of particles are read in wide words where their lengths are round: compiled for either.
@@ -20,61 +64,50 @@ __all__ = ["gather_taps", "newton", "rotational_max", "shifted_parts", "shortlis
 def _rotational_max(
     spectra, cosine, sine, penalty, value, index,
     n_orders, n_pairs, n_particles, n_half, n_penalty, n_angle_blocks,
-    HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr,
+    HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr, HELD: tl.constexpr,
     ANGLES: tl.constexpr, ORDERS: tl.constexpr, PARTICLES: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One program: PAIRS pairings of a block of particles, all angles.
 
-    Products are (angles, orders) @ (orders, particles); the running maximum over angles stays in registers.
+    Products are (angles, orders) @ (orders, particles); the running maximum over angles stays in registers. Where all
+    orders are one block, the tables of HELD blocks of angles stay for all pairings, and spectra for all angles.
     """
     b = tl.program_id(1) * PARTICLES + tl.arange(0, PARTICLES)
     m = tl.arange(0, ORDERS)
     a = tl.arange(0, ANGLES)
     order_stride = tl.cast(n_pairs, tl.int64) * 2 * n_particles
+    tables = ()
+    for j in tl.static_range(HELD):
+        tables = tables + (_tables(cosine, sine, j * ANGLES + a, m, n_half, n_orders),)  # noqa: RUF005
     for i in range(PAIRS):
         g = tl.program_id(0) * PAIRS + i
-        particles_here = tl.where(g < n_pairs, n_particles, 0)
-        column = spectra + g.to(tl.int64) * 2 * n_particles + b[None, :]
-        best_plus = tl.full((PARTICLES,), float("-inf"), tl.float32)
-        best_minus = tl.full((PARTICLES,), float("-inf"), tl.float32)
-        at_plus = tl.zeros((PARTICLES,), tl.int32)
-        at_minus = tl.zeros((PARTICLES,), tl.int32)
-        for j in range(n_angle_blocks):
-            angle = j * ANGLES + a
-            even = tl.zeros((ANGLES, PARTICLES), tl.float32)
-            odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
-            for k in tl.static_range(N_ORDER_BLOCKS):
-                order = k * ORDERS + m
-                here = (order[:, None] < n_orders) & (b[None, :] < particles_here)
-                x = tl.load(column + order[:, None] * order_stride, mask=here, other=0.0)
-                y = tl.load(column + order[:, None] * order_stride + n_particles, mask=here, other=0.0)
-                table_ok = (angle[:, None] < n_half) & (order[None, :] < n_orders)
-                c = tl.load(cosine + angle[:, None] * n_orders + order[None, :], mask=table_ok, other=0.0)
-                s = tl.load(sine + angle[:, None] * n_orders + order[None, :], mask=table_ok, other=0.0)
-                even = tl.dot(c, x, even, input_precision=PRECISION)
-                odd = tl.dot(s, y, odd, input_precision=PRECISION)
-            penalty_plus = tl.where(angle < n_half, 0.0, float("-inf"))
-            penalty_minus = penalty_plus
-            if HAS_PENALTY:
-                row = penalty + (g % n_penalty) * 2 * n_half + angle
-                penalty_plus = tl.load(row, mask=angle < n_half, other=float("-inf"))
-                penalty_minus = tl.load(row + n_half, mask=angle < n_half, other=float("-inf"))
-            plus = even + odd + penalty_plus[:, None]
-            minus = even - odd + penalty_minus[:, None]
-            # The lowest index among equals, so that the answer does not depend on the blocks.
-            top = tl.max(plus, axis=0)
-            at = tl.min(tl.where(plus == top[None, :], angle[:, None], 2147483647), axis=0)
-            at_plus = tl.where(top > best_plus, at, at_plus)
-            best_plus = tl.maximum(top, best_plus)
-            top = tl.max(minus, axis=0)
-            at = tl.min(tl.where(minus == top[None, :], angle[:, None], 2147483647), axis=0)
-            at_minus = tl.where(top > best_minus, at, at_minus)
-            best_minus = tl.maximum(top, best_minus)
+        inside = b < tl.where(g < n_pairs, n_particles, 0)
         to = g.to(tl.int64) * 2 * n_particles + b
-        tl.store(value + to, best_plus, mask=b < particles_here)
-        tl.store(value + to + n_particles, best_minus, mask=b < particles_here)
-        tl.store(index + to, at_plus, mask=b < particles_here)
-        tl.store(index + to + n_particles, at_minus, mask=b < particles_here)
+        row = penalty + (g % n_penalty) * 2 * n_half
+        low = tl.full((ANGLES, PARTICLES), float("-inf"), tl.float32)
+        none = tl.zeros((ANGLES, PARTICLES), tl.int32)
+        best, at = (low, low), (none, none)
+        if HELD > 0:
+            x, y = _spectra(spectra + to[None, :], m, order_stride, n_orders, n_particles, inside)
+            for j in tl.static_range(HELD):
+                c, s = tables[j]
+                even, odd = tl.dot(c, x, input_precision=PRECISION), tl.dot(s, y, input_precision=PRECISION)
+                best, at = _raised(best, at, even, odd, j * ANGLES + a, row, n_half, HAS_PENALTY)
+        else:
+            for j in range(n_angle_blocks):
+                even = tl.zeros((ANGLES, PARTICLES), tl.float32)
+                odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
+                for k in tl.static_range(N_ORDER_BLOCKS):
+                    order = k * ORDERS + m
+                    x, y = _spectra(spectra + to[None, :], order, order_stride, n_orders, n_particles, inside)
+                    c, s = _tables(cosine, sine, j * ANGLES + a, order, n_half, n_orders)
+                    even = tl.dot(c, x, even, input_precision=PRECISION)
+                    odd = tl.dot(s, y, odd, input_precision=PRECISION)
+                best, at = _raised(best, at, even, odd, j * ANGLES + a, row, n_half, HAS_PENALTY)
+        for sign in tl.static_range(2):
+            top, place = _highest(best[sign], at[sign])
+            tl.store(value + to + sign * n_particles, top, mask=inside)
+            tl.store(index + to + sign * n_particles, place, mask=inside)
 
 
 def rotational_max(
@@ -83,10 +116,12 @@ def rotational_max(
     sine: Tensor,
     penalty: Tensor | None = None,
     *,
-    angles: int = 32,
+    angles: int = 16,
     particles: int = 64,
-    pairs: int = 8,
+    pairs: int | None = None,
     num_warps: int = 4,
+    num_stages: int = 3,
+    hold: bool = True,
     rough: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
@@ -95,14 +130,18 @@ def rotational_max(
     """
     n_orders, n_pairs, _, n_particles = spectra.shape
     n_half = len(cosine)
+    pairs = pairs or (32 if n_pairs >= 1024 else 8)
     value = torch.empty(n_pairs, 2, n_particles, dtype=torch.float32, device=spectra.device)
     index = torch.empty(n_pairs, 2, n_particles, dtype=torch.int32, device=spectra.device)
     orders = min(64 if spectra.dtype == torch.float16 else 32, max(16, triton.next_power_of_2(n_orders)))
+    n_angle_blocks = triton.cdiv(n_half, angles)
+    held = n_angle_blocks if hold and n_orders <= orders and n_angle_blocks <= MOST_HELD else 0
     grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
     _rotational_max[grid](
         spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, index,
-        n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty), triton.cdiv(n_half, angles),
+        n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty), n_angle_blocks,
         HAS_PENALTY=penalty is not None,
+        HELD=held,
         ORDERS=orders,
         ANGLES=angles,
         N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
@@ -110,8 +149,102 @@ def rotational_max(
         PAIRS=pairs,
         PRECISION="ieee" if spectra.dtype == torch.float32 and not rough else "tf32",
         num_warps=num_warps,
+        num_stages=num_stages,
     )  # fmt: skip
     return value, index
+
+
+MOST_ROWS = 8192
+"""Grid poses of a particle that one program chooses from: as many as registers hold."""
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_chunk", "n_particles", "stride", "n_kept"])
+def _top_rows(value, out, n_rows, n_chunk, n_particles, stride, n_kept, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: the rows of the n_kept highest values of one particle, in a chunk of n_chunk rows.
+
+    The lowest of these values is found by halving an interval: how many values lie above is counted in registers. It
+    begins with the lowest of the maxima of GROUPS parts, at least n_kept, if there are as many rows. Of values equal to
+    the lowest the first are taken.
+    """
+    particle = tl.program_id(0)
+    chunk = tl.program_id(1)
+    i = tl.arange(0, BLOCK)
+    row = chunk * n_chunk + i
+    here = (i < n_chunk) & (row < n_rows)
+    bits = tl.load(value + row.to(tl.int64) * stride + particle, mask=here, other=0.0).to(tl.int32, bitcast=True)
+    # Integers in the order of the numbers.
+    key = tl.where(here, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), -2147483648)
+    if GROUPS > 0:
+        low = tl.min(tl.max(tl.reshape(key, (BLOCK // GROUPS, GROUPS)), axis=0), axis=0).to(tl.int64)
+    else:
+        low = tl.min(tl.where(here, key, 2147483647), axis=0).to(tl.int64)
+    high = tl.max(key, axis=0).to(tl.int64)
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        above = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), axis=0)
+        enough = above >= n_kept
+        high = tl.where(above == n_kept, middle, tl.where(enough, high, middle - 1))
+        low = tl.where(enough, middle, low)
+    threshold = low.to(tl.int32)
+    over = key > threshold
+    level = here & (key == threshold)
+    left = n_kept - tl.sum(over.to(tl.int32), axis=0)
+    chosen = over | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= left))
+    place = chunk * n_kept + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+    tl.store(out + place.to(tl.int64) * n_particles + particle, row, mask=chosen)
+
+
+@triton.jit(do_not_specialize=["n", "n_particles", "stride", "index_stride", "n_pairings", "first", "n_references"])
+def _grid_poses(
+    at, value, index, pairings, row_out, pose_out,
+    n, n_particles, stride, index_stride, n_pairings, first, n_references, step_deg, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK of the (candidate, particle) poses chosen."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = i < n
+    particle = i % n_particles
+    row = tl.load(at + i, mask=here, other=0).to(tl.int64)
+    score = tl.load(value + row * stride + particle, mask=here)
+    angle = tl.load(index + row * index_stride + particle, mask=here, other=0)
+    pairing = pairings + 4 * (row % n_pairings)
+    x, y = tl.load(pairing, mask=here, other=0.0), tl.load(pairing + 1, mask=here, other=0.0)
+    mirror, sign = tl.load(pairing + 2, mask=here, other=0.0), tl.load(pairing + 3, mask=here, other=0.0)
+    psi = (angle.to(tl.float32) + 0.5) * step_deg
+    psi = tl.where(sign == 1.0, -psi, psi)
+    co, si = cos_sin(psi / 360.0)
+    tl.store(row_out + i, first + row // n_pairings + n_references * mirror.to(tl.int64), mask=here)
+    tl.store(pose_out + 4 * i, psi, mask=here)
+    tl.store(pose_out + 4 * i + 1, co * x + si * y, mask=here)
+    tl.store(pose_out + 4 * i + 2, co * y - si * x, mask=here)
+    tl.store(pose_out + 4 * i + 3, score, mask=here)
+
+
+def grid_candidates(
+    value: Tensor, index: Tensor, pairings: Tensor, n: int, *, n_half: int, first: int, n_references: int
+) -> tuple[Tensor, Tensor]:
+    """Select the best grid poses of every particle; see `reference.grid_candidates`."""
+    value, index = value.flatten(0, 1), index.flatten(0, 1)
+    n_rows, n_particles = value.shape
+    n = min(n, n_rows)
+    n_chunks = triton.cdiv(n_rows, MOST_ROWS)
+    n_chunk = triton.cdiv(n_rows, n_chunks)
+    block = triton.next_power_of_2(n_chunk)
+    groups = triton.next_power_of_2(n)
+    if groups > n_rows - (n_chunks - 1) * n_chunk:  # of the last chunk, which is the smallest
+        groups = 0
+    at = torch.empty(n_chunks * n, n_particles, dtype=torch.int32, device=value.device)
+    _top_rows[(n_particles, n_chunks)](
+        value, at, n_rows, n_chunk, n_particles, value.stride(0), n, GROUPS=groups, BLOCK=block,
+        num_warps=min(max(block // 1024, 1), 8),
+    )  # fmt: skip
+    row = torch.empty(at.shape, dtype=torch.int64, device=value.device)
+    pose = torch.empty(*at.shape, 4, dtype=torch.float32, device=value.device)
+    _grid_poses[(triton.cdiv(at.numel(), 256),)](
+        at, value, index, pairings.contiguous(), row, pose,
+        at.numel(), n_particles, value.stride(0), index.stride(0), len(pairings), first, n_references, 180.0 / n_half,
+        BLOCK=256,
+    )  # fmt: skip
+    return row, pose
 
 
 @triton.jit
@@ -216,32 +349,47 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 @triton.jit
-def _shifted_parts(samples, shift, basis, out, n_points, n_inner, HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: one particle, read twice as pairs (real, imaginary): for its norm, and to be written as planes."""
+def _shifted_parts(
+    samples, shift, basis, out, n_points, n_inner,
+    HAS_SHIFT: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: one particle, read as pairs (real, imaginary): for its norm, and to be written as planes.
+
+    ONCE says that a block holds all of it; else it is read twice.
+    """
     particle = tl.program_id(0).to(tl.int64)
     mine = samples + particle * n_points * 2
-    total = tl.zeros((2 * BLOCK,), tl.float32)
-    for i in range(0, 2 * n_inner, 2 * BLOCK):
-        p = i + tl.arange(0, 2 * BLOCK)
-        value = tl.load(mine + p, mask=p < 2 * n_inner, other=0.0)
-        total += value * value
-    scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(total, axis=0)), 1e-30)
-    for i in range(0, n_inner, BLOCK):
-        p = i + tl.arange(0, BLOCK)
-        inside = p < n_inner
-        both = tl.load(mine + 2 * p[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0) * scale
-        real, imag = tl.split(both)
+    p = tl.arange(0, BLOCK)
+    both = _both_parts(mine, p, n_inner)
+    total = both * both
+    if not ONCE:
+        for i in range(BLOCK, n_inner, BLOCK):
+            more = _both_parts(mine, i + p, n_inner)
+            total += more * more
+    scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(tl.sum(total, axis=1), axis=0)), 1e-30)
+    for i in range(0, BLOCK if ONCE else n_inner, BLOCK):
+        at = i + p
+        inside = at < n_inner
+        if not ONCE:
+            both = _both_parts(mine, at, n_inner)
+        real, imag = tl.split(both * scale)
         if HAS_SHIFT:
-            fx = tl.load(basis + p, mask=inside, other=0.0)
-            fy = tl.load(basis + n_points + p, mask=inside, other=0.0)
+            fx = tl.load(basis + at, mask=inside, other=0.0)
+            fy = tl.load(basis + n_points + at, mask=inside, other=0.0)
             turn = fx * tl.load(shift + 2 * particle) + fy * tl.load(shift + 2 * particle + 1)
             co, si = cos_sin(turn * 0.15915494309189535)
             moved = real * co + imag * si
             imag = imag * co - real * si
             real = moved
-        to = out + particle * n_inner + p
+        to = out + particle * n_inner + at
         tl.store(to, real.to(out.dtype.element_ty), mask=inside)
         tl.store(to + tl.num_programs(0).to(tl.int64) * n_inner, imag.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _both_parts(mine, p, n_inner):
+    """Real and imaginary parts (BLOCK, 2) of samples; zero beyond the inner ones."""
+    return tl.load(mine + 2 * p[:, None] + tl.arange(0, 2)[None, :], mask=(p < n_inner)[:, None], other=0.0)
 
 
 def shifted_parts(
@@ -250,6 +398,8 @@ def shifted_parts(
     """Compute real and imaginary parts of shifted samples, of unit norm; see `reference.shifted_parts`."""
     n_particles, n_all, n_half = samples.shape
     out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.device)
+    block = triton.next_power_of_2(n_radii * n_half)
+    once = block <= 8192
     _shifted_parts[(n_particles,)](
         torch.view_as_real(samples.contiguous()),
         basis if shift_xy_px is None else shift_xy_px.contiguous(),
@@ -258,6 +408,8 @@ def shifted_parts(
         n_all * n_half,
         n_radii * n_half,
         HAS_SHIFT=shift_xy_px is not None,
-        BLOCK=1024,
+        ONCE=once,
+        BLOCK=block if once else 1024,
+        num_warps=max(4, block // 512) if once else 4,
     )
     return out

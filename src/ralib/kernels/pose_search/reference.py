@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ralib.conventions import wrap_deg
+from ralib.conventions import rotate_xy, wrap_deg
 
 N_MOMENTS = 12
 FINE_ROTATIONS = 2
@@ -259,6 +259,42 @@ def angle_deg(index: Tensor, sign: Tensor, n_half: int) -> Tensor:
     """
     angle = (index + 0.5) * (180.0 / n_half)
     return torch.where(sign == 1, -angle, angle)
+
+
+def grid_candidates(
+    value: Tensor, index: Tensor, pairings: Tensor, n: int, *, n_half: int, first: int, n_references: int
+) -> tuple[Tensor, Tensor]:
+    """Select the best grid poses of every particle, in any order.
+
+    Parameters
+    ----------
+    value, index : Tensor of shape (r, p, b)
+        Results of `rotational_max` of r references in p pairings with b particles.
+    pairings : Tensor of shape (p, 4)
+        Shift x and y of the particle in pixels, mirror, and sign of psi: 1 for -psi.
+    n : int
+        Number of poses of a particle.
+    n_half : int
+        Rotations over half a turn.
+    first : int
+        Number of the first reference.
+    n_references : int
+        Number of all references, after which the templates of mirrored particles are counted.
+
+    Returns
+    -------
+    Tensor of shape (n, b)
+        Template of each pose; fewer than n where there are no more.
+    Tensor of shape (n, b, 4)
+        psi in degrees, offset x and y from the particle's centre in pixels, score.
+    """
+    flat = value.flatten(0, 1)
+    score, at = flat.topk(min(n, len(flat)), dim=0)
+    x, y, mirror, sign = pairings[at % len(pairings)].unbind(-1)
+    psi = angle_deg(index.flatten(0, 1).gather(0, at), sign, n_half)
+    offset = rotate_xy(-psi, torch.stack([x, y], dim=-1))
+    row = first + at // len(pairings) + n_references * mirror.long()
+    return row, torch.cat([psi[..., None], offset, score[..., None]], dim=-1)
 
 
 def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
