@@ -3,20 +3,29 @@
     export PYTHONPATH=src
     python3 bench/train_verdict.py measure ace2=SETS/ace2_30 t20s=SETS/t20s_10 ... --out TABLES [--device cuda]
     python3 bench/train_verdict.py fit TABLES/*.npz [--write] [--json bench/results/verdict-left-out.json]
+    python3 bench/train_verdict.py models TABLES/*.npz --out MODELS
+    python3 bench/train_verdict.py measure ace2=SETS/ace2_30 ... --models MODELS --out RUNS [--device cuda]
+    python3 bench/train_verdict.py judge RUNS/*.npz [--json bench/results/verdict-left-out-runs.json]
 
 `measure` classifies each set (particles.star, truth.npz with `junk`: 0 good, else its kind) and keeps what the model
 looks at; MOLECULE= says what the set shows ("none" for noise and ice): all its sets are left out together. `fit`
 leaves out one molecule after the other, fits trees, a logistic regression on the same features, and rules without any
 fit, and judges the molecule that was left out. --write then fits on all and replaces the model in the package.
+
+The model also decides what a classification sets aside. `models` fits one without each molecule, `measure --models`
+classifies every set with the one that does not know its molecule, and `judge` tells what those runs say.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,6 +36,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ralib import io
 from ralib.benchmarks.record import record
+from ralib.classification import junk_model
 from ralib.classification.classifier import Classifier
 from ralib.classification.junk_model import (
     MODEL_FILE,
@@ -72,6 +82,13 @@ FIGURES: dict[str | int, tuple[str, float | None, str]] = {
 }
 """Figures of `verdict.judged`, or kinds of junk by number: words, goal, and which way is better."""
 
+RUNS_TITLE = "The verdict of runs whose model does not know the molecule"
+
+RUNS_NOTE = (
+    "Each set is classified anew with trees fitted on the sets of all other molecules: they decide what is set aside "
+    "as junk and what the verdict says. Junk is in a class of its own where there is enough."
+)
+
 TITLE = "The verdict on molecules it was not fitted on"
 
 NOTE = (
@@ -101,13 +118,27 @@ def measure(options: argparse.Namespace) -> None:
         molecule, folder = given.split("=", 1)
         target = options.out / f"{Path(folder).name}.npz"
         particles, truth = io.open_particles(Path(folder) / "particles.star"), np.load(Path(folder) / "truth.npz")
-        found = Classifier(n_classes=options.classes, seed=options.seed, device=options.device).fit(particles).evidence_
+        run = Classifier(n_classes=options.classes, seed=options.seed, device=options.device)
+        with judged_by(options.models and options.models / f"{molecule}.npz"):
+            found = run.fit(particles).evidence_
         np.savez_compressed(
             target, molecule=molecule, junk=truth["junk"], image=found.image.astype(np.float32),
             fit=found.fit.astype(np.float32), scalars=found.scalars.astype(np.float32),
             classes=found.classes.astype(np.float32), index=found.index,
+            p=run.result_.particle_scores["junk"], shown=run.poses_.class_index.numpy(),
         )  # fmt: skip
         print(f"{target}: {len(particles)} particles", flush=True)
+
+
+@contextmanager
+def judged_by(model: Path | None) -> Iterator[None]:
+    """Classify with the model of a file in place of the package's."""
+    if model is None:
+        yield
+        return
+    trees = load_model(model)
+    with mock.patch.object(junk_model, "load_model", return_value=trees):
+        yield
 
 
 def read(path: Path) -> Table:
@@ -231,12 +262,40 @@ def fit(options: argparse.Namespace) -> None:
             result = record("verdict-left-out", torch.device("cpu"), table, title=TITLE, note=NOTE, sets=rows)
             io.write_json(options.json, result)
     if options.write:
-        trees = grown(*examples(tables, np.random.default_rng(0)))
-        names = ("feature", "threshold", "left", "right", "value")
-        saved = {name: getattr(trees, name) for name in (*names, "baseline", "prior")}
-        np.savez_compressed(MODEL_FILE, **saved, names=np.array(trees.names))
+        save(MODEL_FILE, tables)
         load_model.cache_clear()
-        print(f"wrote {MODEL_FILE}: {len(trees.feature)} trees, {MODEL_FILE.stat().st_size} bytes")
+
+
+def save(path: Path, tables: list[Table]) -> None:
+    """Fit the trees on all examples of some tables and write them to a file."""
+    trees = grown(*examples(tables, np.random.default_rng(0)))
+    names = ("feature", "threshold", "left", "right", "value")
+    saved = {name: getattr(trees, name) for name in (*names, "baseline", "prior")}
+    np.savez_compressed(path, **saved, names=np.array(trees.names))
+    print(f"wrote {path}: {len(trees.feature)} trees, {path.stat().st_size} bytes", flush=True)
+
+
+def models(options: argparse.Namespace) -> None:
+    """A model without each molecule."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    tables = [read(path) for path in options.tables]
+    for molecule in sorted({t.molecule for t in tables}):
+        save(options.out / f"{molecule}.npz", [t for t in tables if t.molecule != molecule])
+
+
+def judge(options: argparse.Namespace) -> None:
+    """What runs by `measure --models` say, against the truth."""
+    rows = []
+    for path in options.runs:
+        with np.load(path, allow_pickle=False) as run:
+            if (run["junk"] > 0).any() and str(run["molecule"]) != "none":
+                row = {"set": path.stem, "molecule": str(run["molecule"]), "way": "trees"}
+                rows.append(row | judged(run["p"], run["junk"], run["shown"]))
+    table = [row | {"case": row["case"].replace("sets, trees", "sets, own runs")} for row in table_rows(rows)]
+    print(*(f"{row['ours']:6.3f}  {row['case']}" for row in table), sep="\n")
+    if options.json:
+        result = record("verdict", torch.device(options.device), table, title=RUNS_TITLE, note=RUNS_NOTE, sets=rows)
+        io.write_json(options.json, result)
 
 
 def main() -> int:
@@ -249,7 +308,17 @@ def main() -> int:
     command.add_argument("--classes", type=int, default=15)
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--device", default="cpu")
+    command.add_argument("--models", type=Path, help="by `models`; otherwise the package's model judges")
     command.set_defaults(run=measure)
+    command = commands.add_parser("models")
+    command.add_argument("tables", nargs="+", type=Path)
+    command.add_argument("--out", type=Path, required=True)
+    command.set_defaults(run=models)
+    command = commands.add_parser("judge")
+    command.add_argument("runs", nargs="+", type=Path)
+    command.add_argument("--device", default="cpu", help="on which they were run")
+    command.add_argument("--json", type=Path)
+    command.set_defaults(run=judge)
     command = commands.add_parser("fit")
     command.add_argument("tables", nargs="+", type=Path)
     command.add_argument("--write", action="store_true")

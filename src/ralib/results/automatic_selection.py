@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-TRUE_LOST = 0.035
+TRUE_LOST = 0.03
 """Expected share of the true particles that may be given up with the junk."""
 
 SURELY_KEPT = 0.25
