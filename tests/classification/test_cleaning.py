@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 from ralib.classes.evaluation import purity
 from ralib.classification import classifier
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
+from ralib.classification.state import State
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
@@ -77,6 +80,34 @@ def test_classifier_recognised_junk_is_left_one_class(
     assert len(without.classes_) == len(without.class_averages_.images) == CLASSES
     assert without.class_averages_.members.tolist() == torch.bincount(index).tolist()
     assert len(without.result_.iterations) > len(with_it.result_.iterations)
+
+
+def test_classifier_junk_of_a_sample_and_of_those_who_join_is_in_one_class(
+    mixed: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the particles make the classes, without the junk among them; in the end all junk is found."""
+    images, junk, view = mixed
+    recogniser, sampled = Recogniser(junk, monkeypatch), []
+    look = Classifier._recognised_junk
+
+    def of_its_rows(self: Classifier, particles: object, at: ClassificationSchedule, state: State) -> Tensor:
+        assert at.rows is not None
+        sampled.append(len(at.rows))
+        recogniser.junk = junk[at.rows]
+        try:
+            return look(self, particles, at, state)  # type: ignore[arg-type]
+        finally:
+            recogniser.junk = junk
+
+    monkeypatch.setattr(Classifier, "_recognised_junk", of_its_rows)
+    plan = replace(PLAN, sample=20, least_sample=N // 2, joint=1, sample_nats=0.0)
+    run = Classifier(n_classes=CLASSES, seed=5, plan=plan).fit(images)
+    assert cleaned(run)
+    assert sampled == [N // 2]
+    index = run.poses_.class_index
+    assert purity(index[~junk], view[~junk]) > 0.97
+    assert torch.equal(index == CLASSES - 1, junk)
+    assert len(run.class_averages_.images) == CLASSES
 
 
 @pytest.mark.parametrize("share", [0.02, 0.9])
