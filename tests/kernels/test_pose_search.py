@@ -11,7 +11,7 @@ import torch
 from interpreter import in_interpreter
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import Extent, angle_stops, fine_table
-from ralib.kernels.pose_search import reference
+from ralib.kernels.pose_search import cpu_numba, reference
 from ralib.kernels.pose_search.reference import (
     FineTemplates,
     NewtonRule,
@@ -92,6 +92,24 @@ def test_rotational_max_penalty_is_respected() -> None:
     value, index = rotational_max(spectra, cosine, sine, penalty)
     assert not (index == at).any()
     assert (value < free).all()
+
+
+@pytest.mark.parametrize(("n_orders", "n_half", "particles"), [(24, 40, 70), (7, 9, 3), (32, 48, 64)])
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_rotational_max_numba_agrees_with_reference(
+    n_orders: int, n_half: int, particles: int, forbidden: bool
+) -> None:
+    cosine, sine = angular_tables(torch.arange(n_orders), n_half, dtype=torch.float32)
+    spectra = torch.randn(n_orders, 21, 2, particles, generator=torch.Generator().manual_seed(7))
+    allowed = torch.rand(7, 2, n_half, generator=torch.Generator().manual_seed(8)) < 0.5
+    penalty = torch.where(allowed, 0.0, -torch.inf) if forbidden else None
+    value, index = cpu_numba.rotational_max(spectra, cosine, sine, penalty)
+    expected, expected_index = reference.rotational_max(spectra, cosine, sine, penalty)
+    _assert_close(value, expected, atol=1e-4, rtol=1e-4)
+    assert index.dtype == torch.int32
+    assert (index == expected_index).float().mean() > 0.99, "only exact ties may differ"
+    alone, _ = cpu_numba.rotational_max(spectra[..., 1:2], cosine, sine, penalty)
+    assert torch.equal(alone[..., 0], value[..., 1]), "the particles beside make no difference"
 
 
 def test_newton_candidates_converge_to_the_maximum() -> None:

@@ -39,7 +39,7 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     Returns
     -------
     module
-        `gpu_triton` on a GPU, `cpu_numba` for single precision on a CPU where the folder has it, else `reference`;
+        `gpu_triton` on a GPU, `cpu_numba` for single precision on a CPU, else `reference`;
         `reference`, which autograd sees through, wherever a gradient is wanted.
     """
     form = "reference"
@@ -48,9 +48,16 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
         pass
     elif data.device.type == "cuda":
         form = "gpu_triton"
-    elif folder == "interpolation" and data.device.type == "cpu" and compute_dtype(data) == torch.float32:
+    elif data.device.type == "cpu" and _single(folder, data):
         form = "cpu_numba"
     return import_module(f"ralib.kernels.{folder}.{form}")
+
+
+def _single(folder: str, data: Tensor | Samples) -> bool:
+    """Whether single precision is what a kernel computes in; samples of the pose search are complex."""
+    if folder == "interpolation":
+        return compute_dtype(data) == torch.float32
+    return isinstance(data, Tensor) and data.dtype in (torch.float16, torch.float32, torch.complex64)
 
 
 def interpolation_samples(images: Tensor, *, method: str = "cubic", boundary: str = "zero") -> Samples:

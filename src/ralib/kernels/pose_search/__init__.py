@@ -1,7 +1,8 @@
 """Functions of the pose search, each dispatched to the form for the device of its arguments.
 
-`reference` describes them; the names below run the Triton form on a GPU and the plain one elsewhere. On a CPU the whole
-search is compiled (`cpu_samples`, `cpu_grid_numba`, `cpu_refine_numba`), with functions of its own.
+`reference` describes them; the names below run the Triton form on a GPU, and on a CPU what `cpu_numba` has compiled, or
+the plain form. The alignment's whole search on a CPU is compiled (`cpu_samples`, `cpu_grid_numba`, `cpu_refine_numba`),
+with functions of its own.
 """
 
 from __future__ import annotations
