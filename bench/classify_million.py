@@ -31,7 +31,7 @@ from classify_scores import ideal_deg, scores
 from ralib import io
 from ralib.benchmarks.record import record, write_record
 from ralib.classification import classifier
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.cli.common import resolve_device
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.runtime.memory import limit_device_memory

@@ -22,7 +22,7 @@ import torch
 from classify_scores import scores
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.images.fourier import fourier_resize
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet

@@ -22,7 +22,7 @@ from hard_scores import hard_scores
 from ralib import io
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.cli.common import resolve_device
 
 RESULTS = Path(__file__).parent / "results"

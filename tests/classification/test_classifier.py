@@ -29,7 +29,7 @@ from ralib.classification.leave_one_out import self_cross
 from ralib.classification.m_step import follow_centres, signal_share
 from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State

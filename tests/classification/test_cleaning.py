@@ -12,7 +12,9 @@ from torch import Tensor
 from ralib.classes.evaluation import purity
 from ralib.classification import classifier
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
+from ralib.classification.final_classes import with_class_of_junk
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.state import State
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
@@ -125,11 +127,11 @@ def test_class_of_junk_leaves_no_class_empty() -> None:
     """Three classes: of particles with some junk, of junk alone, and without any."""
     index = torch.tensor([0, 0, 0, 1, 1, 2, 2, -1])
     junk = np.array([True, False, False, True, True, False, False, False])
-    poses, of_junk = classifier._with_class_of_junk(Poses.identity(8).replace(class_index=index), junk, 3)
+    poses, of_junk = with_class_of_junk(Poses.identity(8).replace(class_index=index), junk, 3)
     assert poses.class_index.tolist() == [3, 0, 0, 1, 1, 2, 2, -1]
     assert of_junk.tolist() == [False, True, False, True]
     junk[0] = False
-    poses, of_junk = classifier._with_class_of_junk(poses.replace(class_index=index), junk, 3)
+    poses, of_junk = with_class_of_junk(poses.replace(class_index=index), junk, 3)
     assert poses.class_index.tolist() == index.tolist()
     assert of_junk.tolist() == [False, True, False], "no class is added where none is needed"
 

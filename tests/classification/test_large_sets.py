@@ -15,7 +15,8 @@ from ralib.classification.e_step import Spectra
 from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
-from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings, members_wanted
+from ralib.classification.schedule import ClassificationSchedule, members_wanted
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver

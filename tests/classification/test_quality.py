@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.validation import compare_runs
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import Poses

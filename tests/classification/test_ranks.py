@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ralib.classification.classifier import Classifier
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard, in_quanta
 from ralib.cli import main
 from ralib.simulation.simulator import SimulationOptions, Simulator

@@ -13,7 +13,7 @@ from ralib.classification.classifier import Classifier
 from ralib.classification.diameter import edge_px, measure_radius
 from ralib.classification.em import Budget
 from ralib.classification.outliers import find_outliers, image_features
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful, weighted_median
 from ralib.classification.sharding import Shard
 from ralib.kernels import rotate_shift_images

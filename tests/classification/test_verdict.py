@@ -12,7 +12,7 @@ from ralib import io
 from ralib.classification.classifier import Classifier
 from ralib.classification.image_statistics import IMAGE_NAMES, image_statistics
 from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, load_model, with_own_prior
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.seeding import weighted_median
 from ralib.cli import main
 from ralib.images.frc import resolution_frequency

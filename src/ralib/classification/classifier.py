@@ -16,11 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classes import assignment as assign
 from ralib.classes.iteration_figures import class_figures
 from ralib.classification.diameter import Measured, measure_radius
 from ralib.classification.earlier_classes import EarlierClasses
 from ralib.classification.em import Budget, Model
+from ralib.classification.final_classes import (
+    equalised,
+    fewer_classes,
+    unusable_images,
+    with_class_of_junk,
+    without_class,
+)
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.junk_model import Evidence
 from ralib.classification.prediction import FittedClasses
@@ -33,28 +39,25 @@ from ralib.classification.results import (
     schedule_figures,
     state_poses,
 )
-from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
+from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_checkpoint import HALF, checkpoint_of, resume_schedule
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard
 from ralib.classification.start_references import StartReferences
-from ralib.classification.state import IterationSettings, State
+from ralib.classification.state import State
 from ralib.classification.validation import Stability, quick_estimate
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS, WhitenedParticles, whiten_particles
 from ralib.images.frc import masked_frc
 from ralib.interop.estimator import ClusterEstimator
 from ralib.io import for_computing, take
-from ralib.io.plausible import named
 from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, Observer, SilentObserver
 from ralib.runtime.distributed import Ranks, SingleProcess
 from ralib.runtime.memory import free_memory
-from ralib.types import ClassificationResult, CtfState, Notice, ParticleSet, Poses, RalibError, as_particles
+from ralib.types import ClassificationResult, CtfState, ParticleSet, Poses, RalibError, as_particles
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
-
-ONLY_JUNK = 0.9
-"""Share of junk from which on a class is left to it."""
 
 
 class Classifier(ClusterEstimator):
@@ -551,10 +554,10 @@ class Classifier(ClusterEstimator):
     ) -> None:
         model, field, shard = schedule.model, schedule.model.field, schedule.model.shard
         notices, generator = [], torch.Generator().manual_seed(self.seed)
-        state = _equalised(model, schedule, state) if self.equal_sizes else schedule.filled(state)
+        state = equalised(model, schedule, state) if self.equal_sizes else schedule.filled(state)
         if (empty := int((state.members < 1).sum())) > 0:
             state = schedule.without_empty(state)
-            notices.append(_fewer_classes(self.n_classes, empty))
+            notices.append(fewer_classes(self.n_classes, empty))
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
         shown, of_junk = poses, None
@@ -562,16 +565,16 @@ class Classifier(ClusterEstimator):
         known = self._last is not None and self._last.state is state
         if schedule.k < self.n_classes:  # one is left to junk
             known, junk = True, self._examined(batches, schedule, state).junk
-            shown, of_junk = _with_class_of_junk(poses, junk, n_classes)
+            shown, of_junk = with_class_of_junk(poses, junk, n_classes)
             if len(of_junk) == n_classes:
-                notices.append(_fewer_classes(self.n_classes, 1))
+                notices.append(fewer_classes(self.n_classes, 1))
             n_classes = len(of_junk)
         left_out = shard.gather(field.outliers.found).cpu()
         if of_junk is not None:
             left_out |= shard.gather(field.aside).cpu() & ~of_junk[shown.class_index]
         averages = on_host(
             full_averages(
-                particles, batches, _without(shown, left_out).to(self._device),
+                particles, batches, without_class(shown, left_out).to(self._device),
                 _halves(particles, generator), ctf=self._ctf_mode(particles), n_classes=n_classes, ranks=self._ranks,
                 look=(lambda _: None) if known else image.add,
             )
@@ -589,7 +592,7 @@ class Classifier(ClusterEstimator):
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         finest = schedule.references.shape[1] * field.grid.spacing * field.scale
         self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
-        warnings = [*particles.warnings, *notices, *_unusable(particles, bad), *verdict.warnings]
+        warnings = [*particles.warnings, *notices, *unusable_images(particles, bad), *verdict.warnings]
         self.result_ = ClassificationResult(
             "classify",
             shown,
@@ -642,67 +645,6 @@ class _Examined:
     evidence: Evidence
     figures: dict[str, np.ndarray]
     junk: np.ndarray
-
-
-def _unusable(particles: ParticleSet, bad: list[int]) -> list[Notice]:
-    """The warning that names images which are not finite or constant, unless `ParticleSet.usable` says so already."""
-    rows = np.zeros(len(particles), dtype=bool)
-    rows[bad] = True
-    if particles.usable is not None:
-        rows &= particles.usable
-    if not rows.any():
-        return []
-    what = f"{named(rows)} left out: the images are not finite or constant"
-    return [Notice(what=what, where="input", remedy="repair or remove them")]
-
-
-def _equalised(model: Model, schedule: ClassificationSchedule, state: State) -> State:
-    """Classes of equal size: a balanced assignment over the final fits, each particle's pose refined in its class."""
-    assert schedule.references is not None
-    rings = schedule.references.shape[1]
-    found = model.search_all(schedule.references, state, IterationSettings(rings, 1.0))
-    fit = model.fit(found, state)
-    # A balanced assignment needs every fit of every particle: once, and with --EQ only.
-    index = assign.equal_sizes(model.shard.gather(fit).cpu())[model.shard.rows].to(fit.device)
-    pose = found.pick(index)
-    members = model.shard.counts(index, fit.shape[1]).float()
-    return replace(
-        state,
-        psi_deg=pose.psi_deg,
-        origin_xy_px=pose.origin_xy_px,
-        mirror=pose.mirror,
-        class_index=index,
-        fit=fit,
-        members=members,
-    )
-
-
-def _without(poses: Poses, left_out: Tensor) -> Poses:
-    """Poses of which class averages are made: outliers belong to a class, but one bead would outshine all of it."""
-    return poses.replace(class_index=torch.where(left_out, -1, poses.class_index))
-
-
-def _with_class_of_junk(poses: Poses, junk: np.ndarray, n_classes: int) -> tuple[Poses, Tensor]:
-    """Poses of which junk (n,) is in a class of its own, the last, and which classes are of junk.
-
-    Classes of hardly anything else keep theirs, so that none is left empty; if all junk is in such, no class is added.
-    """
-    index, moved = poses.class_index, torch.from_numpy(junk)
-    total, bad = (torch.bincount(index[chosen], minlength=n_classes) for chosen in (index >= 0, moved))
-    of_junk = bad > ONLY_JUNK * total
-    moved = moved & ~of_junk[index]
-    if not bool(moved.any()):
-        return poses, of_junk
-    return poses.replace(class_index=torch.where(moved, n_classes, index)), torch.cat([of_junk, torch.tensor([True])])
-
-
-def _fewer_classes(asked: int, empty: int) -> Notice:
-    return Notice(
-        what=f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others "
-        "explain them as well",
-        where="classes",
-        remedy="ask for fewer classes, or give more particles",
-    )
 
 
 def _halves(particles: ParticleSet, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from ralib import io
 from ralib.classification.em import Budget, Model
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.schedule import ClassificationSchedule, ScheduleSettings
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.seeding import weighted_median
 from ralib.classification.sharding import Shard
 from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles

@@ -18,7 +18,7 @@ import torch
 from ralib.classification.classifier import Classifier
 from ralib.classification.diameter import Measured
 from ralib.classification.earlier_classes import EarlierClasses
-from ralib.classification.schedule import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.results.checkpoint import Checkpoint, check_arrays, unpacking
 from ralib.results.observer import Observer
 from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError

@@ -11,7 +11,8 @@ from torch import Tensor
 from ralib.classification.em import BEYOND
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
-from ralib.classification.schedule import ClassificationSchedule, ScheduleProgress
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.schedule_settings import ScheduleProgress
 from ralib.classification.state import State
 from ralib.results.checkpoint import Checkpoint, check_arrays, unpacking
 

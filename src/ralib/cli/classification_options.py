@@ -24,7 +24,7 @@ from ralib.types import ParticleSet, RalibError
 
 if TYPE_CHECKING:
     from ralib.classification.classifier import Classifier
-    from ralib.classification.schedule import ScheduleSettings
+    from ralib.classification.schedule_settings import ScheduleSettings
     from ralib.cli.session import RunSession
 
 
@@ -108,7 +108,7 @@ class ClassificationSettings(Settings):
     @property
     def plan(self) -> ScheduleSettings:
         """The schedule's numbers."""
-        from ralib.classification.schedule import ScheduleSettings
+        from ralib.classification.schedule_settings import ScheduleSettings
 
         if self.quick:
             return ScheduleSettings.quick()

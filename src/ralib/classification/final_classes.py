@@ -1,0 +1,154 @@
+"""The final classes: of equal size if asked for, one of junk where there is much, and notices of what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classes import assignment as assign
+from ralib.classification.em import Model
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.state import IterationSettings, State
+from ralib.io.plausible import named
+from ralib.types import Notice, ParticleSet, Poses
+
+ONLY_JUNK = 0.9
+"""Share of junk from which on a class is left to it."""
+
+
+def equalised(model: Model, schedule: ClassificationSchedule, state: State) -> State:
+    """Return the state with classes of equal size: a balanced assignment over the final fits.
+
+    Parameters
+    ----------
+    model : Model
+        The particles.
+    schedule : ClassificationSchedule
+        The schedule at its end.
+    state : State
+        Its state.
+
+    Returns
+    -------
+    State
+        The state, with the pose of each particle in its new class.
+    """
+    assert schedule.references is not None
+    rings = schedule.references.shape[1]
+    found = model.search_all(schedule.references, state, IterationSettings(rings, 1.0))
+    fit = model.fit(found, state)
+    # A balanced assignment needs every fit of every particle: once, and with --EQ only.
+    index = assign.equal_sizes(model.shard.gather(fit).cpu())[model.shard.rows].to(fit.device)
+    pose = found.pick(index)
+    members = model.shard.counts(index, fit.shape[1]).float()
+    return replace(
+        state,
+        psi_deg=pose.psi_deg,
+        origin_xy_px=pose.origin_xy_px,
+        mirror=pose.mirror,
+        class_index=index,
+        fit=fit,
+        members=members,
+    )
+
+
+def without_class(poses: Poses, left_out: Tensor) -> Poses:
+    """Return the poses of which class averages are made.
+
+    Outliers belong to a class, but one bead would outshine all of it.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of n particles.
+    left_out : Tensor of shape (n,)
+        Particles to leave out.
+
+    Returns
+    -------
+    Poses
+        Poses, of class -1 for those.
+    """
+    return poses.replace(class_index=torch.where(left_out, -1, poses.class_index))
+
+
+def with_class_of_junk(poses: Poses, junk: np.ndarray, n_classes: int) -> tuple[Poses, Tensor]:
+    """Return poses of which junk is in a class of its own, the last.
+
+    Classes of hardly anything but junk keep theirs, so that none is left empty; if all junk is in such, no class is
+    added.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses of n particles.
+    junk : ndarray of shape (n,)
+        Which of them are junk.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    Poses
+        The poses.
+    Tensor of shape (k,)
+        Which of the classes, one more or as many as before, are of junk.
+    """
+    index, moved = poses.class_index, torch.from_numpy(junk)
+    total, bad = (torch.bincount(index[chosen], minlength=n_classes) for chosen in (index >= 0, moved))
+    of_junk = bad > ONLY_JUNK * total
+    moved = moved & ~of_junk[index]
+    if not bool(moved.any()):
+        return poses, of_junk
+    return poses.replace(class_index=torch.where(moved, n_classes, index)), torch.cat([of_junk, torch.tensor([True])])
+
+
+def fewer_classes(asked: int, empty: int) -> Notice:
+    """Return the notice that there are fewer classes than asked for.
+
+    Parameters
+    ----------
+    asked : int
+        Number of classes asked for.
+    empty : int
+        How many of them have no particle.
+
+    Returns
+    -------
+    Notice
+        The notice.
+    """
+    return Notice(
+        what=f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others "
+        "explain them as well",
+        where="classes",
+        remedy="ask for fewer classes, or give more particles",
+    )
+
+
+def unusable_images(particles: ParticleSet, bad: list[int]) -> list[Notice]:
+    """Return the warning that names images which are not finite or constant, unless it has been given.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles; `usable` tells what is known of them already.
+    bad : list[int]
+        Numbers of such images.
+
+    Returns
+    -------
+    list[Notice]
+        One notice, or none.
+    """
+    rows = np.zeros(len(particles), dtype=bool)
+    rows[bad] = True
+    if particles.usable is not None:
+        rows &= particles.usable
+    if not rows.any():
+        return []
+    what = f"{named(rows)} left out: the images are not finite or constant"
+    return [Notice(what=what, where="input", remedy="repair or remove them")]
