@@ -368,3 +368,12 @@ def test_star_micrograph_pixels_are_not_made_up(tmp_path: Path) -> None:
     assert optics["rlnImagePixelSize"].tolist() == [8.0]
     assert "rlnMicrographOriginalPixelSize" not in optics.columns
     assert main(["prepare", str(tmp_path / "new.star"), str(tmp_path / "x.star"), "--remove-duplicates=5"]) == 2
+
+
+def test_star_a_file_of_ours_without_a_ctf_raises_no_alarm(tmp_path: Path) -> None:
+    """RELION refuses optics groups without voltage and Cs, so that every file has them; a defocus alone does tell."""
+    stack(tmp_path / "p.mrcs", 4)
+    write_particles_star(tmp_path / "q.star", open_particles(tmp_path / "p.mrcs"))
+    assert open_particles(tmp_path / "q.star").warnings == ()
+    table = [{k: v for k, v in row.items() if k != "rlnDefocusU"} for row in rows(4)]
+    assert "but no rlnDefocusU" in open_particles(write(tmp_path / "v.star", table)).warnings[0].what

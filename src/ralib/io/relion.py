@@ -25,6 +25,8 @@ from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, Particle
 DEFAULT_AMPLITUDE_CONTRAST = 0.1
 CTF_COLUMNS = ("rlnDefocusU", "rlnVoltage", "rlnSphericalAberration")
 """Without any of these there is no CTF."""
+CTF_LABELS = ("rlnDefocus", "rlnCtf", "rlnPhaseShift")
+"""Columns of a CTF that was measured; the voltage and Cs that RELION's files must have tell of none."""
 STATE_COLUMNS = ("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied")
 
 
@@ -80,7 +82,9 @@ def open_star(
         metadata=Metadata("relion", str(path), dict(tables)),
     )
     opened = with_header_scales_noted(opened, pixel_size_A)
-    return _helical_noted(with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns)), table)
+    if any(column.startswith(CTF_LABELS) for column in table.columns):
+        opened = with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns))
+    return _helical_noted(opened, table)
 
 
 def _as_tables(tables: dict[str, Table]) -> dict[str, Table]:
