@@ -283,3 +283,16 @@ def test_cryosparc_new_uids_are_of_the_images(tmp_path: Path) -> None:
     assert len(np.unique(np.concatenate(found[:2]))) == 8
     assert found[2][[0, 2, 3]].tolist() == found[0][[3, 2, 1]].tolist()
     assert found[2][1] not in np.concatenate(found[:2])
+
+
+def test_cryosparc_an_unsigned_minus_one_is_no_class(tmp_path: Path) -> None:
+    """It was class 2,147,483,649."""
+    write_mrcs(tmp_path / "p.mrcs", np.zeros((3, 8, 8), dtype=np.float32), 2.0)
+    poses = Poses.identity(3).replace(class_index=torch.tensor([0, 1, 1]))
+    write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "p.mrcs"), poses)
+    table = np.load(tmp_path / "p.cs")
+    table["alignments2D/class"][1] = np.uint32(2**32 - 1)
+    save_cs(tmp_path / "p.cs", table)
+    read = open_particles(tmp_path / "p.cs").poses
+    assert read is not None
+    assert read.class_index.tolist() == [0, -1, 1]

@@ -20,6 +20,7 @@ from ralib.io import (
     write_particles_cs,
     write_particles_star,
 )
+from ralib.io.cryosparc_write import save_cs
 from ralib.types import RalibError
 from star_files import OPTICS, rows, stack, write
 
@@ -238,3 +239,17 @@ def test_scales_optics_groups_that_are_divided_have_names_of_their_own(tmp_path:
     optics = read_star(tmp_path / "o.star")["optics"]
     assert dict(zip(optics["rlnOpticsGroupName"], optics["rlnImagePixelSize"], strict=True)) == {"one": 4, "one_2": 8}
     assert whats(tmp_path / "o.star") == ""
+
+
+def test_scales_images_of_another_box_than_stated_are_named(tmp_path: Path) -> None:
+    """They were binned since, and the pixel size that the file states is that of the former images."""
+    stack(tmp_path / "p.mrcs", 40, box=16, pixel_size_A=None)
+    write(tmp_path / "p.star", rows())
+    assert "40 of 40 particles (1, 2, 3, 4, 5, ...) are of 16 px, where" in whats(tmp_path / "p.star")
+    particles = open_particles(tmp_path / "p.star")
+    write_particles_cs(tmp_path / "p.cs", particles)
+    assert whats(tmp_path / "p.cs") == ""
+    table = np.load(tmp_path / "p.cs")
+    table["blob/shape"][3] = 32
+    save_cs(tmp_path / "p.cs", table)
+    assert "1 of 40 particles (4) is of 16 px, where" in whats(tmp_path / "p.cs")

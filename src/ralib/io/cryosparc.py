@@ -24,7 +24,13 @@ from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.npy import read_header
 from ralib.io.paths import resolve_images
-from ralib.io.plausible import check_pixel_sizes, one_or_many, with_header_scales_noted, with_incomplete_ctf_noted
+from ralib.io.plausible import (
+    check_pixel_sizes,
+    one_or_many,
+    with_header_scales_noted,
+    with_incomplete_ctf_noted,
+    with_stated_boxes_noted,
+)
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.text import ERRORS
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
@@ -94,7 +100,7 @@ def open_cs(
         group=_groups(rows),
         metadata=Metadata("cryosparc", str(path), {"cs": rows}),
     )
-    particles = with_header_scales_noted(particles, stated)
+    particles = with_stated_boxes_noted(with_header_scales_noted(particles, stated), _stated_boxes(rows))
     if require_images:
         _check_signs(rows, path)
     return _noted(with_incomplete_ctf_noted(particles, CTF_FIELDS, _names(rows)), rows, unused)
@@ -285,6 +291,14 @@ def _floats(rows: np.ndarray, name: str, default: float = 0.0) -> np.ndarray:
     return values.astype(np.float64)
 
 
+def _stated_boxes(rows: np.ndarray) -> np.ndarray:
+    """Box of each image (n,) as blob/shape has it, pixels; 0 where it does not say."""
+    shape = rows["blob/shape"] if "blob/shape" in _names(rows) else None
+    if shape is None or shape.ndim != 2 or not shape.shape[1] or shape.dtype.kind not in "fiu":
+        return np.zeros(len(rows))
+    return shape[:, 0].astype(np.float64)
+
+
 def _pixel_size_A(rows: np.ndarray, path: Path) -> np.ndarray | None:
     """(n,) pixel size of each particle's image, or None where the file does not say."""
     if "blob/psize_A" not in _names(rows):
@@ -352,7 +366,7 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
 def _class_index(number: np.ndarray, name: str) -> np.ndarray:
     if not (np.isfinite(number) & (np.abs(number) < 2**32)).all():
         raise RalibError(f"the field {name} of the .cs file should hold class numbers from 0")
-    return number.astype(np.int64).clip(-1, 2**31)
+    return np.where(number < 2**31, number, -1).astype(np.int64).clip(min=-1)  # an unsigned -1 is no class
 
 
 def euler_zyz_rad(rotation_vector: np.ndarray) -> np.ndarray:

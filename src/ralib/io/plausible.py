@@ -259,6 +259,39 @@ def with_header_scales_noted(particles: ParticleSet, stated_A: np.ndarray | None
     )
 
 
+def with_stated_boxes_noted(particles: ParticleSet, stated_px: np.ndarray) -> ParticleSet:
+    """Return the set with a warning where images have another box than their file says.
+
+    Such images were cropped or binned since, and the pixel size that the file states may be that of the former ones.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    stated_px : ndarray of shape (n,)
+        Box of each image as the file states it, pixels; not above 0 where it does not.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+    """
+    images = particles.images
+    if not isinstance(images, FilesSource):
+        return particles
+    boxes = np.broadcast_to(images.box if images.boxes is None else images.boxes, len(particles))
+    other = (stated_px > 0) & (stated_px != boxes)
+    if not other.any():
+        return particles
+    row = int(np.argmax(other))
+    return particles.warned(
+        f"{named(other)} of {boxes[row]} px, where {particles.metadata.path or 'the file'} says {stated_px[row]:g} px: "
+        "if they were binned since, the pixel size and the origins there are not theirs",
+        "images",
+        "correct the file, or give the pixel size as an option",
+    )
+
+
 def with_plausible_scale(particles: ParticleSet) -> ParticleSet:
     """Return the set without a pixel size that a header states and that cannot be meant, and a warning about it."""
     odd = getattr(particles.images, "odd_sizes", None)

@@ -17,7 +17,13 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
-from ralib.io.plausible import check_pixel_sizes, one_or_many, with_header_scales_noted, with_incomplete_ctf_noted
+from ralib.io.plausible import (
+    check_pixel_sizes,
+    one_or_many,
+    with_header_scales_noted,
+    with_incomplete_ctf_noted,
+    with_stated_boxes_noted,
+)
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.star import Table, one_row, read_star
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
@@ -82,6 +88,7 @@ def open_star(
         metadata=Metadata("relion", str(path), dict(tables)),
     )
     opened = with_header_scales_noted(opened, pixel_size_A)
+    opened = with_stated_boxes_noted(opened, _optional(table, "rlnImageSize", 0.0, path))
     if any(column.startswith(CTF_LABELS) for column in table.columns):
         opened = with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns))
     return _helical_noted(opened, table)
