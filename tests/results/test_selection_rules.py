@@ -275,3 +275,26 @@ def test_parts_written_as_cs_share_no_uid(run: Path, tmp_path: Path) -> None:
     assert main(["select", str(run), str(tmp_path / "kept.cs"), "--classes=1-8", "--split=2"]) == 0
     uids = [np.load(tmp_path / f"kept_split{i}.cs")["uid"] for i in (1, 2)]
     assert len(np.unique(np.concatenate(uids))) == 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "select RUN OUT.star --classes=1 --excluded=OUT.star", "select RUN OUT.hdf --classes=1 --averages=OUT.hdf",
+        "select RUN OUT.star --classes=1 --split=2 --excluded=OUT_split2.star",
+        "compare RUN RUN --only-a=OUT.star --only-b=OUT.star",
+    ],
+)  # fmt: skip
+def test_two_outputs_of_one_name_are_refused(run: Path, tmp_path: Path, capsys, words: str) -> None:
+    """The particles left out replaced those kept, with status 0."""
+    command = [w.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for w in words.split()]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "is named twice" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_named_as_a_folder_is_refused(run: Path, tmp_path: Path, capsys) -> None:
+    assert main(["report", str(run), "--out", str(tmp_path)]) == 2
+    assert "is a folder: name the page to write" in capsys.readouterr().err

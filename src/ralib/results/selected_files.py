@@ -143,6 +143,16 @@ def split_names(out: Path, parts: int) -> list[Path]:
     return [out.with_name(f"{out.stem}_split{i + 1}{out.suffix}") for i in range(parts)]
 
 
+def check_distinct(*outputs: Path | None) -> None:
+    """Raise RalibError where two files of one command would be the same: the second would replace the first."""
+    seen: set[Path] = set()
+    for out in outputs:
+        if out is not None and (place := out.resolve()) in seen:
+            raise RalibError(f"{out} is named twice: give each output a file of its own")
+        if out is not None:
+            seen.add(place)
+
+
 def check_output(out: Path, kinds: Sequence[str] = PARTICLE_FILES, what: str = "selected particles") -> None:
     """Raise RalibError unless a path is a new file of a kind that can be written.
 

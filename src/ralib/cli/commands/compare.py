@@ -40,9 +40,10 @@ def compare(
     from ralib.results.comparison import compare as compare_runs
     from ralib.results.comparison import comparison_lines
     from ralib.results.comparison_picture import write_comparison_picture
-    from ralib.results.selected_files import check_output, write_selected
+    from ralib.results.selected_files import check_distinct, check_output, write_selected
     from ralib.results.summary.runs import open_run
 
+    check_distinct(out, only_a, only_b)
     if out is not None:
         check_output(out, _PICTURES, "pictures")
     for path in (only_a, only_b):

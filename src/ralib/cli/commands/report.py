@@ -12,6 +12,7 @@ import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device
 from ralib.cli.external_job import external_job
+from ralib.types import RalibError
 
 _RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
 _DATADIR = typer.Option(help="Where the particle images lie, if not where the files say.")
@@ -49,6 +50,8 @@ def report(
     if as_json:
         typer.echo(json.dumps(report_json(run, datadir=datadir, max_points=max_points), allow_nan=False))
         return
+    if out is not None and out.is_dir():
+        raise RalibError(f"--out {out} is a folder: name the page to write, such as {out / 'report.html'}")
     nodes: dict[str, str] = {}
     with external_job(pipeline_control, nodes):
         page = write_report(run, out, max_points=max_points, device=resolve_device(device), datadir=datadir)

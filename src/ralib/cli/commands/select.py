@@ -107,7 +107,7 @@ def select(
     Scores go along as columns (ralibJunk, ralibPosterior, ralibQuality, ralibClassScore ...).
     """
     from ralib.io.paths import name_for_project
-    from ralib.results.selected_files import AVERAGE_FILES, check_output, split_names
+    from ralib.results.selected_files import AVERAGE_FILES, check_distinct, check_output, split_names
     from ralib.results.selection import combine
     from ralib.results.selection_run import ParticleRules, write_selection
     from ralib.results.summary.figures import class_figures
@@ -120,6 +120,7 @@ def select(
     if selection_file is None and by_class == (None,) * len(by_class) and not asked:
         raise RalibError("nothing to select by: give the report's selection.json, or --auto, --classes, --max-junk ...")
     outputs = split_names(out, split) if split else [out]
+    check_distinct(*outputs, excluded, averages)
     for path in [*outputs, *([excluded] if excluded else [])]:
         check_output(path)
     if averages is not None:
