@@ -21,6 +21,7 @@ from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
+from ralib.runtime.chunks import gpu_chunks
 
 BANDS = 0.0, 1.5, 3.0, 6.0, 12.0
 """Details across the particle that bound the bands of the fit."""
@@ -125,9 +126,9 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     columns = []
     for part, some in model.parts(rings):
         own = state.part(part)
-        for first in range(0, max(1, len(some.half)), chunk):
-            rows = slice(first, first + chunk)
-            columns.append(_of_rows(some, own, rows, halves, powers, typical, round_mean, places))
+        cuts = gpu_chunks(len(some.half), chunk, model.field.grid.device)
+        parts = [_of_rows(some, own, rows, halves, powers, typical, round_mean, places) for rows in cuts]
+        columns.append(torch.cat(parts)[: len(some.half)])
     found = torch.cat(columns)
     # Extremes are measured in the deviation of the usual particle's residual, independent of the chunk.
     extremes = [FIT_NAMES.index("left_brightest"), FIT_NAMES.index("left_darkest")]
@@ -138,7 +139,7 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
 def _of_rows(
     model: Model,
     state: State,
-    rows: slice,
+    rows: slice | Tensor,
     halves: list[Tensor],
     powers: Tensor,
     typical: Tensor,

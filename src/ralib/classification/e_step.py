@@ -14,6 +14,7 @@ template, do not.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 from ralib.classification.ring_grid import RingGrid
 from ralib.conventions import mirror_x, rotate_xy, wrap_deg
 from ralib.images.fourier import squared
+from ralib.kernels.classes import PoseGrid, best_in_classes
 from ralib.kernels.pose_search import (
     FineTemplates,
     NewtonRule,
@@ -34,12 +36,19 @@ from ralib.kernels.pose_search import (
     rotated_table,
     rotational_max,
 )
+from ralib.runtime.chunks import gpu_chunks, row_chunks
 
 STEP_BYTES = 4e9
 """Device memory that a step may take beside the particles, where there is so much."""
 
 TEMPLATE_STEPS = 0.75
 """Of that, the shifted templates of the classes that are scored at once; some copies are made of them on the way."""
+
+CROSS_BYTES, ROWS_BYTES, COLUMNS_BYTES = 2**29, 2**27, 2**29
+"""In half precision: of the cross spectra and the shifted templates of the classes scored at once, and of particles."""
+
+AT_ONCE = 4096
+"""Particles that are computed at once on a GPU, at most; see `particles_at_once`."""
 
 UNLIMITED_PX = 1e9
 """How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
@@ -69,7 +78,8 @@ class Spectra:
     @cached_property
     def energy(self) -> Tensor:
         """Sum over the angles of |data|^2, (b, R)."""
-        return torch.cat([squared(part).sum(2) for part in self.data.split(1024)])
+        chunks = gpu_chunks(len(self), 1024, self.data.device)
+        return torch.cat([squared(self.data[cut]).sum(2) for cut in chunks])[: len(self)]
 
     def norm(self, rows: Tensor | slice, ring_power: Tensor) -> Tensor:
         """Return the norms p of particles and templates.
@@ -287,6 +297,7 @@ def score_classes(
     mirror: bool = True,
     memory_bytes: float = STEP_BYTES,
     dtype: torch.dtype | None = None,
+    at_once: int | None = None,
 ) -> ClassPoses:
     """Find the best pose of every particle in every class over all rotations, mirror, and shifts around its origin.
 
@@ -310,6 +321,8 @@ def score_classes(
         Memory of the cross spectra on a GPU.
     dtype : torch.dtype | None, optional
         Type of the products that rank poses; by default half precision on a GPU, single on a CPU.
+    at_once : int | None, optional
+        Particles of a chunk in half precision; by default `particles_at_once` of them.
 
     Returns
     -------
@@ -320,6 +333,12 @@ def score_classes(
     if not len(spectra):  # as on a rank that holds none of the few particles of a step
         psi = torch.zeros(0, device=grid.device)
         return score_fixed(grid, spectra, psi, origin_xy_px, psi > 0, references)
+    dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
+    if dtype == torch.float16:
+        most = at_once or particles_at_once(len(spectra))
+        return _scored_in_half(
+            grid, spectra, origin_xy_px, references, shifts_xy_px, favour, mirror, memory_bytes, most
+        )
     k, rings, n_orders = references.shape
     most = _classes_at_once(references, shifts_xy_px, mirror, memory_bytes)
     if k > most:
@@ -329,29 +348,19 @@ def score_classes(
             for part in references.split(most)
         ]
         return ClassPoses(*(torch.cat(f, dim=1) for f in zip(*(g.fields() for g in groups), strict=True)))
-    dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
     flips = 2 if mirror else 1
     rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
-    n_half = 8 * math.ceil(1.5 * n_orders / 8)
+    n_half = _rotations(n_orders)
     orders = torch.arange(n_orders, device=grid.device, dtype=torch.float64)
     cosine, sine = angular_tables(orders, n_half, dtype=dtype)
-    height = None
-    if dtype == torch.float16:  # which holds nothing above 65,504: factors of about 1, whatever the units
-        height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
-        rows = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).to(dtype)
     power = ring_power(references)
     parts = []
-    for cut in row_chunks(len(spectra), _batch(rows, memory_bytes), grid.device):
+    for cut in row_chunks(len(spectra), _batch(rows, len(spectra), memory_bytes), grid.device):
         moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
         x = grid.orders_of(moved, n_orders)
-        strength = torch.linalg.vector_norm(torch.view_as_real(x).flatten(1), dim=1).clamp_min(1e-30)
-        if height is not None:
-            x = x / strength[:, None, None]
         columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).to(dtype).contiguous()
         cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
         value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
-        if height is not None:
-            value = value.float().view(k, -1, value.shape[-1]).mul_(height[:, None, None]).mul_(strength)
         if favour is not None:
             value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
         value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
@@ -368,6 +377,176 @@ def score_classes(
     return ClassPoses(value, norm, psi, origin, flipped)
 
 
+def _rotations(n_orders: int) -> int:
+    """Rotations of the half circle among which the best is sought."""
+    return 8 * math.ceil(1.5 * n_orders / 8)
+
+
+def _scored_in_half(
+    grid: RingGrid,
+    spectra: Spectra,
+    origin_xy_px: Tensor,
+    references: Tensor,
+    shifts_xy_px: Tensor,
+    favour: Tensor | None,
+    mirror: bool,
+    memory_bytes: float,
+    at_once: int,
+) -> ClassPoses:
+    """`score_classes` in half precision: particles are transformed once, for all groups of classes."""
+    k, rings, n_orders = references.shape
+    poses = PoseGrid(*_half_tables(n_orders, grid.device), shifts_xy_px, mirror)
+    cuts, power = row_chunks(len(spectra), at_once, grid.device), ring_power(references)
+    total = len(cuts) * at_once
+    value, psi, norm = (torch.empty(total, k, device=grid.device) for _ in range(3))
+    found = value, psi, torch.empty(total, k, 2, device=grid.device), value.new_empty(total, k, dtype=torch.bool)
+    # How many there are at a time depends on what memory is free only where that is little.
+    each = 4.0 * n_orders * poses.n_pairs
+    classes = max(1, int(min(ROWS_BYTES, memory_bytes / 8) / (2 * each * rings)))
+    fewer = max(1, int(min(CROSS_BYTES, memory_bytes / 4) / (each * at_once)))
+    chunks = max(1, int(min(COLUMNS_BYTES, memory_bytes / 4) / (4.0 * rings * n_orders * at_once)))
+    for start in range(0, len(cuts), chunks):
+        given: list[tuple[Tensor, Tensor, Tensor, list[Tensor]]] = []
+        for cut in cuts[start : start + chunks]:
+            rows = slice(at_once * (start + len(given)), at_once * (start + len(given) + 1))
+            columns, strength = _half_columns(grid, spectra.data[cut], origin_xy_px[cut], references)
+            norm[rows] = spectra.norm(cut, power)
+            given.append((columns, strength, origin_xy_px[cut].contiguous(), [f[rows] for f in found]))
+        for first in range(0, k, classes):
+            templates, height = half_templates(grid, references[first : first + classes], shifts_xy_px, mirror=mirror)
+            for begin in range(0, len(height), fewer):
+                some = slice(begin, min(begin + fewer, len(height)))
+                part = templates[:, 2 * poses.n_pairs * some.start : 2 * poses.n_pairs * some.stop]
+                for columns, strength, origin, into in given:
+                    cross = torch.bmm(part, columns)
+                    out = tuple(f[:, first + some.start : first + some.stop] for f in into)
+                    best_in_classes(cross, height[some], strength, origin, poses, out, favour)
+    cross, psi, origin, flipped = (f[: len(spectra)] for f in found)
+    return ClassPoses(cross, norm[: len(spectra)], psi, origin, flipped)
+
+
+OWN_AT_ONCE, OWN_BYTES = 64, 2**28
+"""Particles of one class that `places_in_own_class` compares at once, and bytes of the cross spectra of such groups."""
+
+
+def places_in_own_class(
+    grid: RingGrid,
+    spectra: Spectra,
+    class_index: Tensor,
+    references: Tensor,
+    shifts_xy_px: Tensor,
+    *,
+    mirror: bool,
+    at_once: int,
+) -> Tensor:
+    """Find where particles fit their own class best, among all rotations, mirrors and shifts from the box centre.
+
+    Particles are taken in groups of OWN_AT_ONCE of one class, many groups in one product of half precision.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Spectra of b particles.
+    class_index : Tensor of shape (b,)
+        Their classes.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts searched.
+    mirror : bool
+        Whether mirrored poses are searched.
+    at_once : int
+        Particles that are transformed at once.
+
+    Returns
+    -------
+    Tensor of shape (b, 2)
+        Origin shifts, working pixels.
+    """
+    n, n_orders = len(spectra), references.shape[2]
+    poses = PoseGrid(*_half_tables(n_orders, grid.device), shifts_xy_px, mirror)
+    still, place = torch.zeros(at_once, 2, device=grid.device), torch.zeros(n, 2, device=grid.device)
+    if n == 0:
+        return place
+    parts = [_half_columns(grid, spectra.data[cut], still, references) for cut in row_chunks(n, at_once, grid.device)]
+    columns, strength = torch.cat([p[0] for p in parts], dim=2), torch.cat([p[1] for p in parts])
+    row, of = _groups_of_own(class_index, len(references))
+    many = max(1, int(OWN_BYTES / (4.0 * n_orders * poses.n_pairs * OWN_AT_ONCE)))
+    for first in range(0, len(of), many):
+        # The last product has the size of all others.
+        some = torch.arange(first, first + many, device=grid.device).clamp_max(len(of) - 1)
+        classes, back = of[some].unique(return_inverse=True)
+        templates, height = half_templates(grid, references[classes], shifts_xy_px, mirror=mirror)
+        rows = templates.unflatten(1, (len(classes), -1))[:, back].flatten(0, 1)
+        own = columns[:, :, row[some]].permute(0, 2, 1, 3).flatten(0, 1)
+        cross = torch.bmm(rows, own).view(n_orders, -1, OWN_AT_ONCE)
+        value = torch.empty(many * OWN_AT_ONCE, 1, device=grid.device)
+        origin = value.new_zeros(len(value), 1, 2)
+        out = value, torch.empty_like(value), origin, torch.empty_like(value, dtype=torch.bool)
+        best_in_classes(cross, height[back], strength[row[some]], origin[:, 0].clone(), poses, out)
+        place[row[some].flatten()] = origin[:, 0]
+    return place
+
+
+def _groups_of_own(class_index: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Groups (g, OWN_AT_ONCE) of particles of one class, the last of a class repeated, and the classes (g,)."""
+    order = torch.argsort(class_index, stable=True)
+    members = torch.bincount(class_index, minlength=n_classes)
+    groups = (members + OWN_AT_ONCE - 1) // OWN_AT_ONCE
+    of = torch.repeat_interleave(torch.arange(n_classes, device=order.device), groups)
+    number = torch.arange(len(of), device=order.device) - (groups.cumsum(0) - groups)[of]
+    within = number[:, None] * OWN_AT_ONCE + torch.arange(OWN_AT_ONCE, device=order.device)
+    at = (members.cumsum(0) - members)[of][:, None] + torch.minimum(within, members[of][:, None] - 1)
+    return order[at], of
+
+
+@functools.lru_cache(maxsize=64)
+def _half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    orders = torch.arange(n_orders, device=device, dtype=torch.float64)
+    return angular_tables(orders, _rotations(n_orders), dtype=torch.float16)
+
+
+def half_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> tuple[Tensor, Tensor]:
+    """Return `shifted_templates` in half precision, and their heights.
+
+    Half precision holds nothing above 65,504: each class is scaled to about 1, whatever the units.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts, pixels.
+    mirror : bool
+        Whether mirrored poses are searched.
+
+    Returns
+    -------
+    Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
+        Rows over the height of their class.
+    Tensor of shape (k,)
+        Heights.
+    """
+    k, _, n_orders = references.shape
+    rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
+    height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
+    return (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).half(), height
+
+
+def _half_columns(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (m, 2 r, b) of the scoring product in half precision, of unit norm, and what the norms were (b,)."""
+    _, rings, n_orders = references.shape
+    x = grid.orders_of(data[:, :rings] * grid.phase(origin_xy_px, rings), n_orders)
+    parts = torch.view_as_real(x)
+    strength = torch.linalg.vector_norm(parts.flatten(1), dim=1).clamp_min(1e-30)
+    scaled = parts.permute(2, 3, 1, 0) / strength
+    return scaled.half().flatten(1, 2).contiguous(), strength
+
+
 def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, memory_bytes: float) -> int:
     """Classes whose shifted templates, each in single precision, take at most TEMPLATE_STEPS times a step's memory."""
     _, rings, n_orders = references.shape
@@ -375,40 +554,31 @@ def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, mem
     return max(1, int(TEMPLATE_STEPS * memory_bytes / each))
 
 
-def _batch(rows: Tensor, memory_bytes: float) -> int:
+def _batch(rows: Tensor, n: int, memory_bytes: float) -> int:
     """Particles scored at once: few on a CPU, where the product should stay in the cache; many on a GPU."""
     if rows.device.type == "cpu":
         return 48
     per_particle = rows.shape[1] * (rows.element_size() * rows.shape[0] + 16.0)
-    return max(16, int(memory_bytes / per_particle))
+    return min(max(16, int(memory_bytes / per_particle)), n)
 
 
-def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
-    """Divide rows into chunks whose products have the same bits whatever chunk a row is in.
+def particles_at_once(n: int) -> int:
+    """Return of how many particles a GPU computes everything at once, as far as memory allows.
 
-    BLAS libraries of CPUs round the rows of a product differently where there are fewer of them. There the last row is
-    repeated until the last chunk has the size of all others; the caller takes the first n rows of the result.
+    Libraries round a product's rows otherwise where there are more or fewer of them. So chunks have one size, which
+    follows from the number of all particles: no rank's share of them, and no free memory changes a bit of a particle.
 
     Parameters
     ----------
     n : int
-        Number of rows.
-    most : int
-        Rows of a chunk at most.
-    device : torch.device
-        Where the product is computed.
+        Number of all particles.
 
     Returns
     -------
-    list[slice | Tensor]
-        Chunks.
+    int
+        Number of particles of a chunk, a multiple of 64.
     """
-    if device.type != "cpu" or n == 0:
-        parts = max(1, -(-n // most))
-        return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
-    whole, rest = n - n % most, n % most
-    chunks: list[slice | Tensor] = [slice(first, first + most) for first in range(0, whole, most)]
-    return [*chunks, torch.arange(whole, whole + most).clamp_max(n - 1)] if rest else chunks
+    return 64 * max(1, math.ceil(n / (64 * math.ceil(n / AT_ONCE)))) if n else 64
 
 
 def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:
@@ -434,7 +604,13 @@ def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) 
 
 
 def score_fixed(
-    grid: RingGrid, spectra: Spectra, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, references: Tensor
+    grid: RingGrid,
+    spectra: Spectra,
+    psi_deg: Tensor,
+    origin_xy_px: Tensor,
+    mirror: Tensor,
+    references: Tensor,
+    at_once: int | None = None,
 ) -> ClassPoses:
     """Score particles in every class at given poses.
 
@@ -452,6 +628,8 @@ def score_fixed(
         True where mirrored.
     references : Tensor of shape (k, r, m)
         Angular orders of the masked class averages.
+    at_once : int | None, optional
+        Particles of a chunk on a GPU; by default `particles_at_once` of them.
 
     Returns
     -------
@@ -459,11 +637,14 @@ def score_fixed(
         Poses, fields (b, k).
     """
     k, rings, n_orders = references.shape
+    most = 64
+    if grid.device.type != "cpu":
+        most = samples_at_once(grid, rings, at_once or particles_at_once(len(spectra)), STEP_BYTES)
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
     rows = torch.view_as_real(references * torch.where(m == 0, 1.0, 2.0) * grid.n_half).flatten(1)
     power = ring_power(references)
     parts = []
-    for cut in row_chunks(len(spectra), 64, grid.device):
+    for cut in row_chunks(len(spectra), most, grid.device):
         moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
         turn = -torch.deg2rad(psi_deg[cut])[:, None] * m
         posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
@@ -487,6 +668,7 @@ def refine_poses(
     limit_px: float,
     memory_bytes: float = STEP_BYTES,
     fused: bool | None = None,
+    at_once: int | None = None,
 ) -> ClassPoses:
     """Refine the grid's pose of each particle in its class by Newton steps in (psi, x, y).
 
@@ -514,6 +696,8 @@ def refine_poses(
         Whether all steps of a particle are one kernel (`ralib.kernels.pose_search.newton`), on templates tabulated in
         half precision; otherwise each step is a few dozen operations in single precision, and is kept only where the
         cross term increases. By default on a GPU.
+    at_once : int | None, optional
+        Particles of a chunk on a GPU, at most; by default `particles_at_once` of them.
 
     Returns
     -------
@@ -526,7 +710,8 @@ def refine_poses(
     on_cpu = grid.device.type == "cpu"
     fused = not on_cpu if fused is None else fused
     templates = tabulated(grid, references, packed=not on_cpu) if fused and steps else None
-    chunk = samples_at_once(grid, references.shape[1], 32 if on_cpu else 4096, memory_bytes)
+    most = 32 if on_cpu else at_once or particles_at_once(len(spectra))
+    chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
     for cut in row_chunks(len(spectra), chunk, grid.device):
         part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut]
         if templates:

@@ -28,6 +28,7 @@ from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.runtime.chunks import gpu_chunks
 from ralib.runtime.memory import total_memory, within_memory
 
 T = TypeVar("T")
@@ -170,6 +171,11 @@ class Model:
     align: bool = True
     budget: Budget = dataclasses.field(default_factory=Budget)
 
+    @property
+    def at_once(self) -> int:
+        """Particles of a chunk on a GPU, the same on every rank."""
+        return lk.particles_at_once(self.shard.n)
+
     def of(self, rows: Tensor) -> Model:
         """Return the model of some of all particles, ascending numbers (m,)."""
         own = self.shard.held(rows)
@@ -209,7 +215,14 @@ class Model:
         return lk.disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.field.grid.device)
 
     def search(
-        self, spectra: lk.Spectra, origin_xy_px: Tensor, references: Tensor, state: State | None, *, wide: bool
+        self,
+        spectra: lk.Spectra,
+        origin_xy_px: Tensor,
+        references: Tensor,
+        state: State | None,
+        *,
+        wide: bool,
+        at_once: int | None = None,
     ) -> lk.ClassPoses:
         """Find the best pose of particles in every class.
 
@@ -225,6 +238,8 @@ class Model:
             Gives the prior of the origins; without it all are equally probable.
         wide : bool
             Whether all shifts are searched, or only those next to the origins.
+        at_once : int, optional
+            Particles of a chunk on a GPU, where they are few of the model's.
 
         Returns
         -------
@@ -238,7 +253,7 @@ class Model:
         return self.within(
             lambda most: lk.score_classes(
                 self.field.grid, spectra, origin_xy_px, references, shifts,
-                favour=favour, mirror=self.mirror, memory_bytes=most,
+                favour=favour, mirror=self.mirror, memory_bytes=most, at_once=at_once or self.at_once,
             )
         )  # fmt: skip
 
@@ -312,7 +327,8 @@ class Model:
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
         else:
-            found = lk.score_fixed(grid, spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
+            pose = state.psi_deg, state.origin_xy_px, state.mirror
+            found = lk.score_fixed(grid, spectra, *pose, references, self.at_once)
         return found if state.own is None else without_self(self.field, state.own, found, references.shape[1])
 
     def found(self, references: Tensor, state: State, step: IterationSettings) -> Found:
@@ -323,7 +339,7 @@ class Model:
             own = state.part(rows)
             found = part._search_all(references, own, step)
             fit = part.fit(found, own)
-            if part is self:
+            if part is self and self.shard.n * k <= AT_ONCE:  # whatever this rank's share of them is
                 return Found(fit, found)
             index = fit.topk(min(SHORTLIST, k), dim=1).indices.sort(dim=1).values
             fits.append(fit)
@@ -477,6 +493,7 @@ class Model:
             lambda most: lk.refine_poses(
                 grid, spectra, references, found, index, steps=step.newton,
                 limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
+                at_once=self.at_once,
             )
         )  # fmt: skip
         if own is None:
@@ -668,11 +685,11 @@ class Model:
         found = []
         for rows, part in self.parts(references.shape[1]):
             own = state.part(rows)
-            for start in range(0, max(1, len(part.half)), chunk):
-                found.append(part._ring_cross(references, own, slice(start, start + chunk)))
+            n, cuts = len(part.half), gpu_chunks(len(part.half), chunk, self.field.grid.device)
+            found.append(torch.cat([part._ring_cross(references, own, cut) for cut in cuts])[:n])
         return torch.cat(found)
 
-    def _ring_cross(self, references: Tensor, state: State, cut: slice) -> Tensor:
+    def _ring_cross(self, references: Tensor, state: State, cut: slice | Tensor) -> Tensor:
         """Cross terms (b, r) of some particles."""
         grid, spectra = self.field.grid, self.field.single
         mirrored = lk.mirrored_references(references, state.class_index[cut], state.mirror[cut])

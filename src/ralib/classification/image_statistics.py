@@ -16,6 +16,7 @@ from torch import Tensor
 from ralib.images.fourier import frequency_radius, squared
 from ralib.images.masks import soft_disc
 from ralib.particles.batches import Batch, ParticleBatches
+from ralib.runtime.chunks import gpu_chunks
 
 DETAILS = 0.0, 1.0, 2.0, 4.0, 8.0
 """Details (full periods) across the particle that bound the bands of the power; the last ends at the next doubling."""
@@ -66,8 +67,9 @@ class StatisticsTable:
 
     def add(self, batch: Batch) -> None:
         """Compute the statistics of a batch."""
-        parts = [image_statistics(images, self._radius_px) for images in batch.images.split(AT_ONCE)]
-        self.values[batch.rows_from(self._start)] = torch.cat(parts)
+        n, images = len(batch.images), batch.images
+        parts = [image_statistics(images[cut], self._radius_px) for cut in gpu_chunks(n, AT_ONCE, images.device)]
+        self.values[batch.rows_from(self._start)] = torch.cat(parts)[:n]
 
 
 def image_statistics(images: Tensor, radius_px: float) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ralib.classification.sharding import Shard
+from ralib.kernels import classes as kernels
+from ralib.kernels.classes import PriceRule
 
 ANYWHERE = 0.01
 """Share of the particles that may lie anywhere in the searched disc: bad picks, and junk."""
@@ -114,6 +116,9 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
     # Each step leaves `factor` of the way: prices that matter little next to the temperature are found sooner.
     steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
     particles = shard.count(torch.ones(len(fit), dtype=torch.bool, device=fit.device))
+    if fit.device.type != "cpu":
+        rule = PriceRule(temperature, factor, min(steps, MOST_STEPS), balance < 1, particles)
+        return kernels.class_prices(fit, rule, shard.add_up)
     for _ in range(min(steps, MOST_STEPS)):
         members = torch.zeros(k, dtype=torch.float64, device=fit.device)
         for part in fit.split(max(1, AT_ONCE // k)):

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ralib.classification.e_step import Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.sharding import Shard
+from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.state import State
 from ralib.classification.stored_spectra import StoredSpectra
+from ralib.kernels import classes as kernels
+from ralib.kernels.classes import ThinningRule
 
 NEIGHBOURS = 3, 10
 """Best classes within which a particle's spread is measured, at least and at most: a quarter of all, so that few lie in
@@ -77,6 +79,12 @@ def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tens
     strength = (top[:, 0] / everyone.median(top[:, 0]).clamp_min(LEAST_SPREAD)).clamp_min(1)
     nats = spread[:, 0] / strength
     fit = fit / spread
+    if fit.device.type != "cpu":
+        lost = fit.amax(1) - fit.amin(1)
+        most = everyone.largest(torch.stack([lost, lost * nats], dim=1)) * everyone.n
+        rule = ThinningRule(quantum_anchor(most), DISTINCT[0], DISTINCT[1], float(everyone.n))
+        alive = kernels.thin(fit, nats, keep, rule, everyone.add_up)
+        return torch.argsort((~alive).int(), stable=True)[:keep]
     alive = torch.ones(k, dtype=torch.bool, device=fit.device)
     for left in range(k, keep, -1):
         two, owner = fit.topk(2, dim=1)

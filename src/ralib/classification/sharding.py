@@ -213,10 +213,24 @@ def in_quanta(values: Tensor, limit: float | Tensor) -> Tensor:
     Tensor of shape (..., f)
         Rounded values, float64.
     """
-    limit = torch.as_tensor(limit, dtype=torch.float64, device=values.device)
-    # Next to this number, three halves of a power of two above the limit, float64 has 2^-52 of that power left.
-    anchor = 1.5 * torch.exp2(torch.frexp(limit).exponent.double() + 1)
+    anchor = quantum_anchor(torch.as_tensor(limit, dtype=torch.float64, device=values.device))
     return (values.double() + anchor).sub_(anchor)
+
+
+def quantum_anchor(limit: Tensor) -> Tensor:
+    """Return what rounds a value to multiples of a quantum, when it is added in float64 and subtracted again.
+
+    Parameters
+    ----------
+    limit : Tensor of shape (...)
+        Upper bound of the sums that are to be exact.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Three halves of a power of two above the limit, next to which float64 has 2^-52 of that power left.
+    """
+    return 1.5 * torch.exp2(torch.frexp(limit.double()).exponent.double() + 1)
 
 
 def _summable(dtype: torch.dtype) -> torch.dtype:

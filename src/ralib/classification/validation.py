@@ -104,9 +104,10 @@ def quick_estimate(
         for h, half in enumerate(halves):
             rows = torch.nonzero(some.half != h)[:, 0]
             centre = (own.psi_deg[rows], own.origin_xy_px[rows], own.mirror[rows])
-            _, index = _best_fit(some, own, some.field.spectra[rows], half, centre, wide=False)
+            spectra = some.field.spectra[rows]
+            _, index = _best_fit(some, own, spectra, half, centre, some.at_once, wide=False)
             agreement[part][rows] = (index == own.class_index[rows]).float()
-            away[part][rows] = _away_px(some, own, rows, half)
+            away[part][rows] = _away_px(some, own, rows, spectra, half)
     tested = len(held) >= 20
     enough = above >= ABOVE_NOISE and above + SPREAD_WEIGHT * spread >= BELIEVED
     believable = enough if tested else spread >= 1.0
@@ -121,12 +122,20 @@ def quick_estimate(
     return Stability(agreement, away, believable, summary)
 
 
-def _away_px(model: Model, state: State, rows: Tensor, references: Tensor) -> Tensor:
+def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, references: Tensor) -> Tensor:
     """Return how far from their boxes' centres some particles (b,) fit their classes best without a prior.
 
-    Junk fits anywhere, and only the prior has kept it near the centre.
+    Junk fits anywhere, and only the prior has kept it near the centre. On a GPU all classes are searched together.
     """
     away = torch.linalg.vector_norm(state.origin_xy_px, dim=1)
+    if model.align and model.field.grid.device.type != "cpu":
+        index, known = state.class_index[rows], state.origin_xy_px[rows]
+        shifts = model.shifts(references.shape[1], wide=True)
+        place = e_step.places_in_own_class(
+            model.field.grid, spectra, index, references, shifts, mirror=model.mirror, at_once=model.at_once
+        )
+        elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
+        return torch.where(elsewhere, place.norm(dim=1), away[rows])
     for k in range(len(references) if model.align else 0):
         mine = rows[state.class_index[rows] == k]
         if len(mine):
@@ -161,7 +170,10 @@ def _separation(
     own, tested = model.shard.held(held), model.shard.of(held)
     spectra, noise = model.field.spectra[own], noise_like(model, held, generator)
     centre = (state.psi_deg[own], state.origin_xy_px[own], state.mirror[own])
-    fits = [tested.gather(_best_fit(model, state, s, references, centre, wide=True)[0]) for s in (spectra, noise)]
+    fits = [
+        tested.gather(_best_fit(model, state, s, references, centre, e_step.particles_at_once(len(held)), wide=True)[0])
+        for s in (spectra, noise)
+    ]
     limit = torch.quantile(fits[1], 0.9)
     return float((fits[0][:, None] > fits[1]).float().mean()), float((fits[0] > limit).float().mean())
 
@@ -188,10 +200,10 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator) -> Spectr
     """
     field, shard = model.field, model.shard
     grid, spectra = field.grid, field.spectra[shard.held(rows)]
-    white = torch.randn(len(rows), grid.box, grid.box, generator=generator)[shard.of(rows).rows].to(grid.device)
+    white = torch.randn(len(rows), grid.box, grid.box, generator=generator).to(grid.device)
     observed = shard.mean(field.observed, field.typical).float()
     amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
-    return Spectra(grid.transform(white) * amplitude[..., None], spectra.power)
+    return Spectra(grid.transform(white)[shard.of(rows).rows] * amplitude[..., None], spectra.power)
 
 
 def _best_fit(
@@ -200,14 +212,15 @@ def _best_fit(
     spectra: Spectra,
     references: Tensor,
     pose: tuple[Tensor, Tensor, Tensor],
+    at_once: int,
     *,
     wide: bool,
 ) -> tuple[Tensor, Tensor]:
     """Fit of the best class of some particles around (not aligned: at) their poses, and which it is."""
     if model.align:
-        found = model.search(spectra, pose[1], references, state, wide=wide)
+        found = model.search(spectra, pose[1], references, state, wide=wide, at_once=at_once)
     else:
-        found = e_step.score_fixed(model.field.grid, spectra, *pose, references)
+        found = e_step.score_fixed(model.field.grid, spectra, *pose, references, at_once)
     return model.fit(found, state).max(dim=1)
 
 

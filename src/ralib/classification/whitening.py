@@ -24,7 +24,8 @@ from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
-from ralib.particles.batches import ParticleBatches
+from ralib.particles.batches import AT_ONCE, ParticleBatches
+from ralib.runtime.chunks import in_gpu_chunks
 from ralib.types import CtfParameters, CtfState, ParticleSet
 
 MASK_MARGIN = 1.25
@@ -301,7 +302,7 @@ def _read(
         images = _with_noise(batch.images)
         if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
             images = images * _gain(particles, batch.index, batch.usable)
-        samples = grid.transform(fourier_resize(images, grid.box))
+        samples = in_gpu_chunks(grid.transform, fourier_resize(images, grid.box), AT_ONCE)
         rows = batch.rows_from(batches.rows.start)
         power[rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
         features[rows] = image_features(images)
@@ -357,8 +358,10 @@ def _whitened(
     if isinstance(data, SpectraWriter):
         spectra = data.done(weight, power * samples.passed)
     else:
-        for first in range(0, n, 1024):
-            cut = slice(first, first + 1024)
+        # Evenly: a sum of very few rows may be rounded otherwise.
+        size = AT_ONCE if grid.device.type == "cpu" else -(-n // -(-max(1, n) // AT_ONCE))
+        for first in range(0, n, size or 1):
+            cut = slice(first, first + size)
             data[cut] *= weight[cut, :, None]
             if transfers is not None:
                 transfer = transfers.of(cut)

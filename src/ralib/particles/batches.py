@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ralib.images.ctf import correct_ctf
 from ralib.images.normalise import normalise_background, usable_images
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
+from ralib.runtime.chunks import in_gpu_chunks
 from ralib.runtime.memory import free_memory
 from ralib.types import CtfParameters, ParticleSet, RalibError
 
@@ -20,6 +22,8 @@ RESIDENT_SHARE = 0.45
 """Of the free memory: what particles may take; batches on their way, the search and its templates need the rest."""
 LEAST_BOX = 8
 """Images smaller than this, pixels, hold neither a background nor rings to align."""
+AT_ONCE = 1024
+"""Images whose backgrounds are fitted at once on a GPU: in chunks of one size none depends on the images beside it."""
 CTF_MODES = ("off", "wiener", "flip")
 
 
@@ -234,7 +238,8 @@ class ParticleBatches:
         usable = usable_images(images)
         if self.particles.usable is not None:
             usable &= torch.from_numpy(self.particles.usable[block]).to(self.device)
-        images = normalise_background(images.masked_fill(~usable[:, None, None], 0.0), self.background_radius)
+        normalise = partial(normalise_background, radius_px=self.background_radius)
+        images = in_gpu_chunks(normalise, images.masked_fill(~usable[:, None, None], 0.0), AT_ONCE)
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:

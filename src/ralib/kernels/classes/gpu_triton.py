@@ -1,0 +1,268 @@
+"""Triton forms of the functions of `reference`."""
+
+# mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator"
+# Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule
+
+PROGRAMS = 1024
+"""Programs that share the particles: a few for each multiprocessor."""
+
+
+@triton.jit(
+    do_not_specialize=["n_orders", "n_pairs", "n_classes", "n_columns", "n_half", "n_angle_blocks"],
+    do_not_specialize_on_alignment=["height", "strength", "favour", "origin", "value", "psi", "place", "mirror"],
+)
+def _best_in_classes(
+    cross, cosine, sine, height, strength, favour, shift, origin, value, psi, place, mirror,
+    n_orders, n_pairs, n_particles, n_classes, n_columns, n_half, n_angle_blocks,
+    FLIPS: tl.constexpr, HAS_FAVOUR: tl.constexpr, WHOLE: tl.constexpr, OWN: tl.constexpr,
+    N_ORDER_BLOCKS: tl.constexpr, ORDERS: tl.constexpr, ANGLES: tl.constexpr, PARTICLES: tl.constexpr,
+):  # fmt: skip
+    """One program: all poses of a block of particles in one class.
+
+    Products are (angles, orders) @ (orders, particles). The best pair so far is kept for each angle and particle, and
+    angles are compared only in the end.
+    """
+    k = tl.program_id(1)
+    b = tl.program_id(0) * PARTICLES + tl.arange(0, PARTICLES)
+    here = b < n_particles
+    m = tl.arange(0, ORDERS)
+    a = tl.arange(0, ANGLES)
+    # Where classes have particles of their own these follow each other, class by class.
+    row = k * n_particles + b if OWN else b
+    scale = tl.maximum(tl.load(height + k) * tl.load(strength + row, mask=here, other=1.0), 1e-30)
+    column = cross + (k.to(tl.int64) * n_pairs * 2) * n_particles + b
+    order_stride = tl.cast(n_classes, tl.int64) * n_pairs * 2 * n_particles
+    best = tl.full((ANGLES, PARTICLES), float("-inf"), tl.float32)
+    mark = tl.zeros((ANGLES, PARTICLES), tl.int32)
+    for p in range(n_pairs):
+        xs, ys = (), ()
+        for i in tl.static_range(N_ORDER_BLOCKS):
+            order = i * ORDERS + m
+            inside = (order < n_orders)[:, None]
+            if not WHOLE:
+                inside = inside & here[None, :]
+            at = column[None, :] + order[:, None] * order_stride
+            xs = xs + (tl.load(at, mask=inside, other=0.0),)  # noqa: RUF005  Triton has no starred tuples
+            ys = ys + (tl.load(at + n_particles, mask=inside, other=0.0),)  # noqa: RUF005
+        for j in range(n_angle_blocks):
+            # Angles beyond the last repeat it.
+            angle = tl.minimum(j * ANGLES + a, n_half - 1)
+            even = tl.zeros((ANGLES, PARTICLES), tl.float32)
+            odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
+            for i in tl.static_range(N_ORDER_BLOCKS):
+                order = i * ORDERS + m
+                entry = angle[:, None] * n_orders + order[None, :]
+                co = tl.load(cosine + entry, mask=(order < n_orders)[None, :], other=0.0)
+                si = tl.load(sine + entry, mask=(order < n_orders)[None, :], other=0.0)
+                even = tl.dot(co, xs[i], even)
+                odd = tl.dot(si, ys[i], odd)
+            score = even + tl.abs(odd)
+            if HAS_FAVOUR:
+                score += (tl.load(favour + p // FLIPS) / scale)[None, :]
+            better = score > best
+            number = (p * n_angle_blocks + j) * 2
+            mark = tl.where(better, tl.where(odd < 0, number + 1, number), mark)
+            best = tl.where(better, score, best)
+        column += 2 * n_particles
+    top = tl.max(best, axis=0)
+    block = mark // 2
+    angle = tl.minimum(block % n_angle_blocks * ANGLES + a[:, None], n_half - 1)
+    # The lowest pose among equals, so that the answer does not depend on the blocks.
+    code = ((block // n_angle_blocks) * n_half + angle) * 2 + mark % 2
+    code = tl.min(tl.where(best == top[None, :], code, 2147483647), axis=0)
+    pair = code // 2 // n_half
+    flipped = pair % FLIPS
+    top *= scale
+    if HAS_FAVOUR:
+        top -= tl.load(favour + pair // FLIPS)
+    degrees = (code // 2 % n_half + 0.5) * (180.0 / n_half)
+    degrees = tl.where(code % 2 == 1, -degrees, degrees)
+    x = -tl.load(shift + pair // FLIPS * 2)
+    y = -tl.load(shift + pair // FLIPS * 2 + 1)
+    x = tl.where(flipped == 1, -x, x)
+    co, si = tl.cos(degrees * 0.017453292519943295), tl.sin(degrees * 0.017453292519943295)
+    to = row.to(tl.int64) * n_columns + (0 if OWN else k)
+    tl.store(value + to, top, mask=here)
+    tl.store(psi + to, degrees, mask=here)
+    tl.store(place + 2 * to, tl.load(origin + 2 * row, mask=here, other=0.0) + co * x + si * y, mask=here)
+    tl.store(place + 2 * to + 1, tl.load(origin + 2 * row + 1, mask=here, other=0.0) - si * x + co * y, mask=here)
+    tl.store(mirror + to, flipped.to(tl.int8), mask=here)
+
+
+def best_in_classes(
+    cross: Tensor,
+    height: Tensor,
+    strength: Tensor,
+    origin_xy_px: Tensor,
+    grid: PoseGrid,
+    out: tuple[Tensor, ...],
+    favour: Tensor | None = None,
+    *,
+    angles: int = 32,
+    orders: int = 16,
+    particles: int = 64,
+    num_warps: int = 4,
+) -> None:
+    """Find the best pose of particles in every class; see `reference.best_in_classes`."""
+    n_orders, _, b = cross.shape
+    n_half, k = len(grid.cosine), len(height)
+    value, psi, place, mirror = out
+    _best_in_classes[(triton.cdiv(b, particles), k)](
+        cross, grid.cosine, grid.sine, height, strength, strength if favour is None else favour, grid.shifts_xy_px,
+        origin_xy_px.contiguous(), value, psi, place, mirror.view(torch.int8),
+        n_orders, grid.n_pairs, b, k, value.stride(0), n_half, triton.cdiv(n_half, angles),
+        FLIPS=grid.flips, HAS_FAVOUR=favour is not None, WHOLE=b % particles == 0, OWN=strength.ndim == 2,
+        N_ORDER_BLOCKS=triton.cdiv(n_orders, orders), ORDERS=orders, ANGLES=angles, PARTICLES=particles,
+        num_warps=num_warps,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["n", "k", "rows_each", "factor", "temperature", "first"],
+    do_not_specialize_on_alignment=["last_members", "last_price", "price", "members"],
+)
+def _price_step(
+    fit, last_members, last_price, price, members, n, k, rows_each, scale, factor, temperature, first,
+    CAPPED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """The prices after a step, which every program computes, and the responsibilities of some particles with them."""
+    c = tl.arange(0, CLASSES)
+    known = c < k
+    paid = tl.zeros((CLASSES,), tl.float32)
+    if first == 0:
+        share = (tl.load(last_members + c, mask=known, other=0.0) * tl.load(scale)).to(tl.float32)
+        paid = tl.load(last_price + c, mask=known, other=0.0) - temperature * tl.log(tl.maximum(share, 1e-4))
+        paid *= factor
+        if CAPPED:
+            paid = tl.minimum(paid, 0.0)
+    if tl.program_id(0) == 0:
+        tl.store(price + c, paid, mask=known)
+    total = tl.zeros((CLASSES,), tl.float64)
+    start = tl.program_id(0) * rows_each
+    for i in range(start, tl.minimum(start + rows_each, n), ROWS):
+        row = i + tl.arange(0, ROWS)
+        here = (row < n)[:, None] & known[None, :]
+        x = tl.load(fit + row.to(tl.int64)[:, None] * k + c[None, :], mask=here, other=0.0)
+        x = tl.where(known[None, :], (x + paid[None, :]) / temperature, float("-inf"))
+        x = tl.exp(x - tl.max(x, axis=1)[:, None])
+        x = tl.where((row < n)[:, None], x / tl.sum(x, axis=1)[:, None], 0.0)
+        # Multiples of 2^-23: they add up exactly in any order.
+        total += tl.sum(((x + 1.0) - 1.0).to(tl.float64), axis=0)
+    tl.atomic_add(members + c, total, mask=known)
+
+
+def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
+    """Approach the prices at which class sizes are balanced; see `reference.class_prices`."""
+    n, k = fit.shape
+    classes = triton.next_power_of_2(k)
+    rows = max(1, 2048 // classes)
+    rows_each = rows * max(1, triton.cdiv(n, rows * PROGRAMS))
+    members = torch.zeros(rule.steps + 1, k, dtype=torch.float64, device=fit.device)
+    price = torch.empty(rule.steps + 1, k, device=fit.device)
+    scale, fit = (k / rule.particles.double()).reshape(1), fit.contiguous()
+    for step in range(rule.steps + 1):
+        here, last = n if step < rule.steps else 0, max(0, step - 1)
+        _price_step[(max(1, triton.cdiv(here, rows_each)),)](
+            fit, members[last], price[last], price[step], members[step], here, k, rows_each, scale, rule.factor,
+            rule.temperature, int(step == 0), CAPPED=rule.capped, ROWS=rows, CLASSES=classes,
+        )  # fmt: skip
+        if step < rule.steps:
+            add_up(members[step])
+    return price[-1]
+
+
+@triton.jit(do_not_specialize=["n", "k", "first"], do_not_specialize_on_alignment=["sums"])
+def _losses(fit, nats, alive, best, anchor, sums, n, k, first, ROWS: tl.constexpr, CLASSES: tl.constexpr):
+    """What some particles lose without their best class, to the sums of these classes.
+
+    `best` has the two best classes of each particle; they are sought anew where one of them was dropped.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = row < n
+    at = fit + row.to(tl.int64) * k
+    one = tl.load(best + 2 * row, mask=here, other=0)
+    two = tl.load(best + 2 * row + 1, mask=here, other=0)
+    gone = (tl.load(alive + one, mask=here, other=1) == 0) | (tl.load(alive + two, mask=here, other=1) == 0)
+    if tl.max((gone & here).to(tl.int32), axis=0) + first > 0:
+        c = tl.arange(0, CLASSES)
+        left = tl.load(alive + c, mask=c < k, other=0) != 0
+        x = tl.load(at[:, None] + c[None, :], mask=here[:, None] & left[None, :], other=float("-inf"))
+        top = tl.max(x, axis=1)
+        one = tl.min(tl.where((x == top[:, None]) & left[None, :], c[None, :], 2147483647), axis=1)
+        x = tl.where(c[None, :] == one[:, None], float("-inf"), x)
+        top = tl.max(x, axis=1)
+        other = left[None, :] & (c[None, :] != one[:, None])
+        two = tl.min(tl.where((x == top[:, None]) & other, c[None, :], 2147483647), axis=1)
+        tl.store(best + 2 * row, one, mask=here)
+        tl.store(best + 2 * row + 1, two, mask=here)
+    lost = tl.load(at + one, mask=here, other=0.0) - tl.load(at + two, mask=here, other=0.0)
+    a0, a1 = tl.load(anchor), tl.load(anchor + 1)
+    in_nats = lost * tl.load(nats + row, mask=here, other=0.0)
+    to = sums + 3 * one
+    tl.atomic_add(to, (lost.to(tl.float64) + a0) - a0, mask=here)
+    tl.atomic_add(to + 1, (in_nats.to(tl.float64) + a1) - a1, mask=here)
+    tl.atomic_add(to + 2, tl.full((ROWS,), 1.0, tl.float64), mask=here)
+
+
+@triton.jit
+def _each(sums, alive, c, k):
+    """Loss in nats a member of classes, minus infinity of those that were dropped."""
+    members = tl.load(sums + 3 * c + 2, mask=c < k, other=0.0).to(tl.float32)
+    lost = tl.load(sums + 3 * c + 1, mask=c < k, other=0.0).to(tl.float32)
+    left = tl.load(alive + c, mask=c < k, other=0) != 0
+    return tl.where(left, lost / tl.maximum(members, 1.0), float("-inf")), members, left
+
+
+@triton.jit(
+    do_not_specialize=["k", "middle", "third", "least", "times", "worth"], do_not_specialize_on_alignment=["sums"]
+)
+def _drop(sums, alive, k, middle, third, least, times, worth, CLASSES: tl.constexpr, AT_ONCE: tl.constexpr):
+    """One program: drops the class with the least loss; places in the order of losses are counted."""
+    c = tl.arange(0, CLASSES)
+    each, members, left = _each(sums, alive, c, k)
+    place = tl.zeros((CLASSES,), tl.int32)
+    for i in range(0, k, AT_ONCE):
+        d = i + tl.arange(0, AT_ONCE)
+        its, _, _ = _each(sums, alive, d, k)
+        before = (its[None, :] > each[:, None]) | ((its[None, :] == each[:, None]) & (d[None, :] < c[:, None]))
+        place += tl.sum((before & (d < k)[None, :]).to(tl.int32), axis=1)
+    lowest = float("-inf")
+    usual = tl.max(tl.where((place == middle) & (c < k), each, lowest), axis=0)
+    common = tl.max(tl.where((place == third) & (c < k), each, lowest), axis=0)
+    loss = tl.load(sums + 3 * c, mask=c < k, other=0.0).to(tl.float32)
+    loss += tl.where((members >= least) & (each > tl.maximum(times * usual, common)), worth, 0.0)
+    loss = tl.where(left, loss, float("inf"))
+    smallest = tl.min(loss, axis=0)
+    dropped = tl.min(tl.where((loss == smallest) & left, c, 2147483647), axis=0)
+    tl.store(alive + dropped, 0)
+
+
+def thin(fit: Tensor, nats: Tensor, keep: int, rule: ThinningRule, add_up: AddUp) -> Tensor:
+    """Drop classes one by one; see `reference.thin`."""
+    n, k = fit.shape
+    fit, nats = fit.contiguous(), nats.contiguous()
+    classes = triton.next_power_of_2(k)
+    rows = max(2, min(32, 2048 // classes))
+    alive = torch.ones(k, dtype=torch.int32, device=fit.device)
+    best = torch.zeros(n, 2, dtype=torch.int32, device=fit.device)
+    sums = torch.zeros(max(0, k - keep), k, 3, dtype=torch.float64, device=fit.device)
+    for step, left in enumerate(range(k, keep, -1)):
+        if n:
+            _losses[(triton.cdiv(n, rows),)](
+                fit, nats, alive, best, rule.anchor, sums[step], n, k, int(step == 0), ROWS=rows, CLASSES=classes
+            )
+        add_up(sums[step])
+        _drop[(1,)](
+            sums[step], alive, k, left // 2, keep // 3, rule.members, rule.times, rule.worth,
+            CLASSES=classes, AT_ONCE=16,
+        )  # fmt: skip
+    return alive.bool()

@@ -1,0 +1,226 @@
+"""The functions of the classification in plain PyTorch: their definition, and the oracle of the Triton forms.
+
+With S(psi) = sum_m X_m cos(m psi) + Y_m sin(m psi), E the cosine and O the sine sum at psi >= 0, the best of +psi and
+-psi is E + |O|: one sum serves both, and the sign of O tells which of them it is.
+
+Sums over particles are of multiples of one quantum, and so the same in any order (`ralib.classification.sharding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ralib.conventions import mirror_x, rotate_xy
+
+AddUp = Callable[[Tensor], Tensor]
+"""Adds up, in place, the sums of all ranks."""
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """Rotations, shifts and mirrors among which the best pose is sought.
+
+    Attributes
+    ----------
+    cosine, sine : Tensor of shape (n_half, m)
+        Of the angular orders at the positive rotations; see `ralib.kernels.pose_search.angular_tables`.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts of the class, pixels.
+    mirror : bool
+        Whether mirrored poses are among them.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+    shifts_xy_px: Tensor
+    mirror: bool
+
+    @property
+    def flips(self) -> int:
+        """Number of mirrors."""
+        return 2 if self.mirror else 1
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of shifts times mirrors: pairs of rows of a class in the cross spectra, shift by shift."""
+        return len(self.shifts_xy_px) * self.flips
+
+
+def best_in_classes(
+    cross: Tensor,
+    height: Tensor,
+    strength: Tensor,
+    origin_xy_px: Tensor,
+    grid: PoseGrid,
+    out: tuple[Tensor, ...],
+    favour: Tensor | None = None,
+) -> None:
+    """Find the best pose of particles in every class: the maximum over rotations, mirrors and shifts.
+
+    Parameters
+    ----------
+    cross : Tensor of shape (m, k * P * 2, b)
+        Cross spectra X and Y of each order, for the P pairs of each class, half precision.
+    height : Tensor of shape (k,)
+        What those of a class are to be multiplied by.
+    strength : Tensor of shape (b,) or (k, b)
+        What those of a particle are to be multiplied by; (k, b) where each class has b particles of its own.
+    origin_xy_px : Tensor of shape (b, 2) or (k * b, 2)
+        Origin of each particle so far, pixels.
+    grid : PoseGrid
+        The poses.
+    out : tuple of Tensor
+        Where the result is written: values (b, k) of the maxima, in-plane rotations (b, k) in degrees, origin shifts
+        (b, k, 2) in pixels, and mirrors (b, k); of equal poses the first. Rows may be parts of longer ones. With
+        particles of their own k * b in place of b, and 1 in place of k.
+    favour : Tensor, optional
+        Added to the value of each shift, (S,), while poses are compared, but not to what is written.
+    """
+    if strength.ndim == 2:
+        for number, (own, part) in enumerate(zip(strength, cross.split(2 * grid.n_pairs, dim=1), strict=True)):
+            rows = slice(number * len(own), (number + 1) * len(own))
+            given = part, height[number : number + 1], own, origin_xy_px[rows], grid, tuple(f[rows] for f in out)
+            best_in_classes(*given, favour)
+        return
+    n_half, k, pairs = len(grid.cosine), len(height), grid.n_pairs
+    spectra = cross.float().reshape((len(cross), k, pairs, 2, -1))
+    even = torch.einsum("am,mkpb->kpab", grid.cosine.float(), spectra[:, :, :, 0])
+    odd = torch.einsum("am,mkpb->kpab", grid.sine.float(), spectra[:, :, :, 1])
+    value, scale = even + odd.abs(), (height[:, None] * strength).clamp_min(1e-30)
+    if favour is not None:
+        added = favour.repeat_interleave(grid.flips)
+        value = value + added[:, None, None] / scale[:, None, None]
+    best, at = value.flatten(1, 2).max(dim=1)
+    minus = odd.flatten(1, 2).gather(1, at[:, None])[:, 0] < 0
+    best, pair, turn = best * scale, at // n_half, at % n_half
+    if favour is not None:
+        best = best - added[pair]
+    angle = (turn + 0.5) * (180.0 / n_half)
+    psi, flipped = torch.where(minus, -angle, angle).T, (pair % grid.flips == 1).T
+    moved_by = -mirror_x(grid.shifts_xy_px[(pair // grid.flips).T], flipped)
+    result = best.T, psi, origin_xy_px[:, None] + rotate_xy(-psi, moved_by), flipped
+    for into, values in zip(out, result, strict=True):
+        into.copy_(values)
+
+
+@dataclass(frozen=True)
+class PriceRule:
+    """How prices of classes are approached.
+
+    Attributes
+    ----------
+    temperature : float
+        Of the responsibilities.
+    factor : float
+        Share of the way that a step leaves.
+    steps : int
+        Number of steps.
+    capped : bool
+        Whether no price is above 0.
+    particles : Tensor of shape ()
+        Number of all particles.
+    """
+
+    temperature: float
+    factor: float
+    steps: int
+    capped: bool
+    particles: Tensor
+
+
+def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
+    """Approach the fixed point of price = factor * (price - temperature * log(share of the class / fair share)).
+
+    Parameters
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class.
+    rule : PriceRule
+        The rule.
+    add_up : callable
+        Adds up the members (k,) of all ranks.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Prices.
+    """
+    k = fit.shape[1]
+    price = torch.zeros(k, device=fit.device)
+    for _ in range(rule.steps):
+        posterior = torch.softmax((fit + price) / rule.temperature, dim=1)
+        # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
+        members = add_up(posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64))
+        share = (members * k / rule.particles).float()
+        price = rule.factor * (price - rule.temperature * torch.log(share.clamp_min(1e-4)))
+        if rule.capped:
+            price = price.clamp_max(0.0)
+    return price
+
+
+@dataclass(frozen=True)
+class ThinningRule:
+    """Which class is the least useful.
+
+    Attributes
+    ----------
+    anchor : Tensor of shape (2,)
+        What is added to losses, and to losses in nats, and subtracted again, so that they become multiples of a
+        quantum; float64.
+    members : int
+        Members of a class that may be an exception, at least.
+    times : float
+        Times the usual loss in nats a member from which on it is one.
+    worth : float
+        What is added to the loss of an exception.
+    """
+
+    anchor: Tensor
+    members: int
+    times: float
+    worth: float
+
+
+def thin(fit: Tensor, nats: Tensor, keep: int, rule: ThinningRule, add_up: AddUp) -> Tensor:
+    """Drop classes one by one, each time the one whose particles lose least by going to their second best.
+
+    Parameters
+    ----------
+    fit : Tensor of shape (n, k)
+        Fit of each class, in units of the particle's spread.
+    nats : Tensor of shape (n,)
+        The spread in nats, of a particle of typical strength.
+    keep : int
+        Number of classes to keep.
+    rule : ThinningRule
+        The rule.
+    add_up : callable
+        Adds up the losses (k, 3) of all ranks: of each class's members, in nats, and how many these are.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        True for classes to keep.
+    """
+    fit, k = fit.clone(), fit.shape[1]
+    alive = torch.ones(k, dtype=torch.bool, device=fit.device)
+    for left in range(k, keep, -1):
+        two, owner = fit.topk(2, dim=1)
+        lost = two[:, 0] - two[:, 1]
+        terms = torch.stack([lost, lost * nats], dim=1).double().add_(rule.anchor).sub_(rule.anchor)
+        sums = torch.zeros(k, 3, dtype=torch.float64, device=fit.device)
+        sums.index_add_(0, owner[:, 0], torch.cat([terms, torch.ones_like(terms[:, :1])], dim=1))
+        loss, lost_nats, members = add_up(sums).float().unbind(1)
+        each = lost_nats / members.clamp_min(1)
+        known = torch.where(alive, each, -torch.inf).sort(descending=True).values
+        # What more than a third of all classes have is no exception.
+        special = torch.maximum(rule.times * known[left // 2], known[keep // 3])
+        loss = loss + torch.where((members >= rule.members) & (each > special), rule.worth, 0.0)
+        drop = torch.where(alive, loss, torch.inf).argmin()
+        alive[drop] = False
+        fit[:, drop] = -torch.inf
+    return alive

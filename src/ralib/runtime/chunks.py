@@ -1,0 +1,71 @@
+"""Chunks of equal size: what is computed of a row then has the same bits whatever the rows beside it are.
+
+Libraries of matrix products and sums choose another algorithm, which rounds otherwise, where there are more or fewer
+rows. Where in a chunk a row lies changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
+    """Divide rows into chunks of one size.
+
+    The last row is repeated until the last chunk has the size of all others; the caller takes the first n rows of the
+    result.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    most : int
+        Rows of a chunk.
+    device : torch.device
+        Where is computed.
+
+    Returns
+    -------
+    list[slice | Tensor]
+        Chunks.
+    """
+    if n == 0:
+        return [slice(0, 0)]
+    whole, rest = n - n % most, n % most
+    chunks: list[slice | Tensor] = [slice(first, first + most) for first in range(0, whole, most)]
+    return [*chunks, torch.arange(whole, whole + most, device=device).clamp_max(n - 1)] if rest else chunks
+
+
+def gpu_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
+    """Divide rows into chunks of one size on a GPU, and on a CPU into chunks of which the last may be smaller.
+
+    For what a CPU computes row by row; see `row_chunks`.
+    """
+    if device.type != "cpu":
+        return row_chunks(n, most, device)
+    return [slice(first, min(first + most, n)) for first in range(0, max(1, n), most)]
+
+
+def in_gpu_chunks(work: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:
+    """Compute something of each row, on a GPU in chunks of one size.
+
+    Parameters
+    ----------
+    work : callable
+        Computes (b, ...) from rows (b, ...).
+    rows : Tensor of shape (n, ...)
+        The rows.
+    most : int
+        Rows of a chunk.
+
+    Returns
+    -------
+    Tensor of shape (n, ...)
+        The results.
+    """
+    if rows.device.type == "cpu":
+        return work(rows)
+    return torch.cat([work(rows[cut]) for cut in row_chunks(len(rows), most, rows.device)])[: len(rows)]

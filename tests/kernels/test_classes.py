@@ -1,0 +1,153 @@
+"""The Triton forms of the classification's E-step against their reference: on the GPU where there is one, else in
+Triton's interpreter, in a process of their own (see `interpreter`)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from interpreter import in_interpreter
+from ralib.kernels.classes import reference
+from ralib.kernels.classes.reference import PoseGrid
+from ralib.kernels.pose_search.reference import angular_tables
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pose_grid(n_orders: int, n_half: int, n_shifts: int, mirror: bool) -> PoseGrid:
+    orders = torch.arange(n_orders, dtype=torch.float64, device=DEVICE)
+    cosine, sine = angular_tables(orders, n_half, dtype=torch.float16)
+    generator = torch.Generator().manual_seed(n_half)
+    return PoseGrid(cosine, sine, torch.randn(n_shifts, 2, generator=generator).to(DEVICE), mirror)
+
+
+def found_by(form: ModuleType, *given: object, **options: int) -> tuple[torch.Tensor, ...]:
+    """What a form writes beside other classes' columns, which stay as they were."""
+    b, k = len(given[3]), len(given[1])
+    whole = [torch.full((b, k + 3, *more), 7.0, device=DEVICE) for more in ((), (), (2,), ())]
+    whole[3] = torch.ones(b, k + 3, dtype=torch.bool, device=DEVICE)
+    form.best_in_classes(*given[:5], tuple(f[:, 2 : 2 + k] for f in whole), *given[5:], **options)
+    assert all(bool((f[:, :2] == f[0, 0]).all() and (f[:, 2 + k :] == f[0, 0]).all()) for f in whole)
+    return tuple(f[:, 2 : 2 + k] for f in whole)
+
+
+@in_interpreter
+@pytest.mark.parametrize("liked", [False, True])
+@pytest.mark.parametrize(
+    ("b", "k", "n_orders", "n_half", "n_shifts", "mirror"),
+    [(16, 2, 16, 32, 1, False), (19, 3, 21, 40, 4, True), (40, 1, 7, 16, 2, True), (5, 2, 35, 56, 3, False)],
+)
+def test_best_in_classes_triton_agrees_with_reference(
+    b: int, k: int, n_orders: int, n_half: int, n_shifts: int, mirror: bool, liked: bool
+) -> None:
+    """Also where blocks of particles, orders and angles end early."""
+    from ralib.kernels.classes import gpu_triton
+
+    grid = pose_grid(n_orders, n_half, n_shifts, mirror)
+    random = torch.Generator().manual_seed(b)
+    cross = torch.randn(n_orders, k * grid.n_pairs * 2, b, generator=random).half().to(DEVICE)
+    height, strength = (torch.rand(n, generator=random).to(DEVICE) + 0.5 for n in (k, b))
+    origin = torch.randn(b, 2, generator=random).to(DEVICE)
+    favour = -3 * torch.arange(n_shifts, dtype=torch.float32, device=DEVICE) if liked else None
+    expected = found_by(reference, cross, height, strength, origin, grid, favour)
+    found = found_by(gpu_triton, cross, height, strength, origin, grid, favour, particles=16)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(found[1:3], expected[1:3], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[3], expected[3])
+    if liked and n_shifts > 1:
+        free = found_by(reference, cross, height, strength, origin, grid)
+        assert not torch.equal(free[2], expected[2]), "the favour changes the winner"
+
+
+@in_interpreter
+def test_best_in_classes_of_own_particles_is_that_of_each_class() -> None:
+    from ralib.kernels.classes import gpu_triton
+
+    grid, random = pose_grid(12, 24, 2, True), torch.Generator().manual_seed(2)
+    cross = torch.randn(12, 3 * grid.n_pairs * 2, 16, generator=random).half().to(DEVICE)
+    height, strength = torch.rand(3, generator=random).to(DEVICE), torch.rand(3, 16, generator=random).to(DEVICE)
+    origin = torch.randn(48, 2, generator=random).to(DEVICE)
+    found = [
+        [
+            torch.zeros(48, 1, *more, dtype=kind, device=DEVICE)
+            for more, kind in zip(((), (), (2,), ()), kinds, strict=True)
+        ]
+        for kinds in 2 * [(torch.float32, torch.float32, torch.float32, torch.bool)]
+    ]
+    for form, out in zip((reference, gpu_triton), found, strict=True):
+        form.best_in_classes(cross, height, strength, origin, grid, tuple(out))
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    alone = found_by(reference, cross[:, 16:24], height[2:], strength[2], origin[32:], grid)
+    torch.testing.assert_close(found[0][2][32:], alone[2], rtol=1e-4, atol=1e-4)
+
+
+@in_interpreter
+def test_best_in_classes_of_nothing_is_the_first_pose() -> None:
+    """All poses of an image of zeros are equal: the first one wins, however the kernel divides them."""
+    from ralib.kernels.classes import gpu_triton
+
+    grid = pose_grid(10, 40, 3, True)
+    nothing = torch.zeros(10, grid.n_pairs * 2, 16, dtype=torch.float16, device=DEVICE)
+    one, still = torch.ones(1, device=DEVICE), torch.zeros(16, 2, device=DEVICE)
+    for form in (reference, gpu_triton):
+        found = found_by(form, nothing, one, torch.full((16,), 1e-30, device=DEVICE), still, grid)
+        assert float(found[1].min()) == float(found[1].max()) == pytest.approx(2.25)
+        assert not found[3].any()
+
+
+def fits(n: int, k: int, seed: int) -> torch.Tensor:
+    """Fits of particles whose best classes stand out, some classes nearly alike."""
+    random = torch.Generator().manual_seed(seed)
+    table = torch.randn(n, k, generator=random)
+    table[torch.arange(n), torch.randint(0, k, (n,), generator=random)] += 6
+    table[:, k // 2] = table[:, 0] + 0.01 * torch.randn(n, generator=random)
+    return table.to(DEVICE)
+
+
+@in_interpreter
+@pytest.mark.parametrize(
+    ("n", "k", "temperature", "capped"), [(50, 7, 1.0, True), (333, 20, 4.0, True), (1, 3, 1.0, False)]
+)
+def test_class_prices_triton_agree_with_reference(n: int, k: int, temperature: float, capped: bool) -> None:
+    from ralib.kernels.classes import gpu_triton
+
+    fit, all_of_them = fits(n, k, seed=n), torch.tensor(n, device=DEVICE)
+    rule = reference.PriceRule(temperature, 0.6, 9, capped, all_of_them)
+    expected = reference.class_prices(fit, rule, lambda members: members)
+    found = gpu_triton.class_prices(fit, rule, lambda members: members)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # As by two ranks: the second's members are added.
+    parts, whole = (fit[: n // 2], fit[n // 2 :]), []
+    rest = [torch.zeros(k, dtype=torch.float64, device=DEVICE)]
+    gpu_triton.class_prices(fit, reference.PriceRule(temperature, 0.6, 1, capped, all_of_them), whole.append)
+    for part in parts:
+        if len(part):
+            gpu_triton.class_prices(part, reference.PriceRule(temperature, 0.6, 1, capped, all_of_them), rest.append)
+    assert torch.equal(torch.stack(rest).sum(0), whole[0]), "the members are the same in any order, to the bit"
+
+
+@in_interpreter
+@pytest.mark.parametrize(("n", "k", "keep"), [(60, 9, 4), (400, 33, 8), (5, 2, 1)])
+def test_thin_triton_keeps_the_classes_of_the_reference(n: int, k: int, keep: int) -> None:
+    from ralib.classification.sharding import quantum_anchor
+    from ralib.kernels.classes import gpu_triton
+
+    fit, nats = fits(n, k, seed=k), torch.rand(n, generator=torch.Generator().manual_seed(k)).to(DEVICE) + 2
+    rare = fit.argmax(1) == 1  # they lose little for their spread, but that is wide
+    fit[rare, 1] -= 4
+    nats[rare] *= 100
+    anchor = quantum_anchor(torch.tensor([100.0 * n, 100_000.0 * n], device=DEVICE))
+    expected, found, unlike = (
+        form.thin(fit, nats, keep, reference.ThinningRule(anchor, members, 1.4, float(n)), lambda sums: sums)
+        for form, members in ((reference, 5), (gpu_triton, 5), (gpu_triton, n))
+    )
+    assert found.tolist() == expected.tolist()
+    assert int(found.sum()) == keep
+    assert not (found[0] and found[k // 2]) or k == 2, "of two classes nearly alike one goes"
+    if k == 33:
+        assert found[1], "an exception stays"
+        assert not unlike[1]
