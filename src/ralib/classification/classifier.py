@@ -30,7 +30,7 @@ from ralib.classification.final_classes import (
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.junk_model import Evidence
 from ralib.classification.prediction import FittedClasses
-from ralib.classification.quality import judge, measure, surely_junk
+from ralib.classification.quality import judge, junk_odds, measure, surely_junk
 from ralib.classification.results import (
     coarse_averages,
     filtered,
@@ -490,8 +490,8 @@ class Classifier(ClusterEstimator):
         poses = state_poses(state, model.field, model.shard).to("cpu")
         assert schedule.references is not None
         evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
-        junk = surely_junk(evidence, stability, self._device)
-        self._last = _Examined(state, stability, evidence, figures, junk)
+        odds = junk_odds(evidence, stability, self._device)
+        self._last = _Examined(state, stability, evidence, figures, odds, surely_junk(evidence, stability, odds))
         return self._last
 
     def _begin(
@@ -588,7 +588,7 @@ class Classifier(ClusterEstimator):
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
         found = self._examined(batches, schedule, state, image)
         index = shown.class_index.numpy()
-        verdict = judge(found.evidence, found.figures, field, averages, classes, index, found.stability)
+        verdict = judge(found.evidence, found.figures, field, averages, classes, index, found.stability, found.odds)
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         finest = schedule.references.shape[1] * field.grid.spacing * field.scale
         self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
@@ -636,6 +636,8 @@ class _Examined:
         What the junk model looks at.
     figures : dict of ndarray of shape (n,)
         Figures of the particles.
+    odds : ndarray of shape (n,)
+        Log-odds of being junk.
     junk : ndarray of shape (n,)
         Which particles are surely junk.
     """
@@ -644,6 +646,7 @@ class _Examined:
     stability: Stability
     evidence: Evidence
     figures: dict[str, np.ndarray]
+    odds: np.ndarray
     junk: np.ndarray
 
 

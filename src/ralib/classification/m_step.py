@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import STEP_BYTES, ClassPoses, Spectra, samples_at_once
+from ralib.classification.e_step import STEP_BYTES, ClassPoses, Spectra, joined, samples_at_once
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.sharding import Shard, in_quanta
+from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
@@ -108,21 +108,29 @@ def sum_classes(
     """
     total = torch.zeros(2 * n_classes, rings * n_orders * 2, dtype=torch.float64, device=grid.device)
     power = torch.zeros(2 * n_classes, rings, dtype=torch.float64, device=grid.device)
-    limit = limits[0][:rings, None].expand(-1, 2 * n_orders).flatten()
-    chunk = samples_at_once(grid, rings, 256 if grid.device.type == "cpu" else 8192, memory_bytes)
+    anchor = quantum_anchor(limits[0][:rings, None].expand(-1, 2 * n_orders).flatten())
+    power_anchor = quantum_anchor(limits[1][:rings])
+    on_cpu = grid.device.type == "cpu"
+    # On a GPU all candidates together: fewer and larger operations.
+    groups = [[i] for i in range(len(poses))] if on_cpu else [list(range(len(poses)))]
+    chunk = samples_at_once(grid, rings, 256 if on_cpu else 8192, memory_bytes) // len(groups[0])
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
     for first in range(0, len(spectra), chunk):
         cut = slice(first, first + chunk)
-        for pose, index, w, a in zip(poses, class_index, weight, scale, strict=True):
-            moved = spectra.data[cut, :rings] * grid.phase(pose.origin_xy_px[cut], rings)
-            turn = -torch.deg2rad(pose.psi_deg[cut])[:, None] * m
-            posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
-            posed = torch.where(pose.mirror[cut][:, None, None], posed.conj(), posed)
-            row = half[cut] * n_classes + index[cut]
-            terms = torch.view_as_real(posed.resolve_conj()).flatten(1) * (w * a)[cut, None]
-            total.index_add_(0, row, in_quanta(terms, limit))
-            terms = spectra.power[cut, :rings] * (w * a * a)[cut, None]
-            power.index_add_(0, row, in_quanta(terms, limits[1][:rings]))
+        data, own_power = spectra.data[cut, :rings], spectra.power[cut, :rings]
+        for group in groups:
+            pose = joined([poses[i].rows(cut) for i in group])
+            psi, origin, mirror = pose.psi_deg, pose.origin_xy_px, pose.mirror
+            w, a = (torch.cat([table[i][cut] for i in group]) for table in (weight, scale))
+            moved = data * grid.phase(origin, rings).unflatten(0, (len(group), -1))
+            turn = -torch.deg2rad(psi)[:, None] * m
+            posed = grid.orders_of(moved.flatten(0, 1), n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
+            posed = torch.where(mirror[:, None, None], posed.conj(), posed)
+            row = torch.cat([half[cut] * n_classes + class_index[i][cut] for i in group])
+            terms = torch.view_as_real(posed.resolve_conj()).flatten(1) * (w * a)[:, None]
+            total.index_add_(0, row, terms.double().add_(anchor).sub_(anchor))
+            terms = own_power.repeat(len(group), 1) * (w * a * a)[:, None]
+            power.index_add_(0, row, terms.double().add_(power_anchor).sub_(power_anchor))
     return RingSums(total.view(2, n_classes, rings, n_orders, 2), power.view(2, n_classes, rings))
 
 

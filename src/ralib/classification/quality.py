@@ -89,6 +89,7 @@ def judge(
     classes: list[dict[str, Any]],
     class_index: np.ndarray,
     stability: Stability,
+    odds: np.ndarray,
 ) -> Verdict:
     """Compute everything that the output says about quality.
 
@@ -106,13 +107,14 @@ def judge(
         Classes as they are written: those of the evidence, or one for junk.
     stability : Stability
         Result of the validation.
+    odds : ndarray of shape (n,)
+        Result of `junk_odds`.
 
     Returns
     -------
     Verdict
         The verdict.
     """
-    odds = _odds(evidence, stability.believable, field.grid.device)
     judged = particles | {"quality": -odds, "junk": 1 / (1 + np.exp(-odds))}
     return _with_verdicts(
         evidence, judged, _rows(averages, field, judged, class_index, classes), class_index, stability
@@ -167,8 +169,8 @@ def measure(
     return evidence, particles
 
 
-def surely_junk(evidence: Evidence, stability: Stability, device: torch.device) -> np.ndarray:
-    """Return which particles (n,) are junk with a probability above SURELY; none where nothing is believed.
+def junk_odds(evidence: Evidence, stability: Stability, device: torch.device) -> np.ndarray:
+    """Compute the log-odds of being junk, WORST for what cannot be used and where nothing is believed.
 
     Parameters
     ----------
@@ -182,24 +184,38 @@ def surely_junk(evidence: Evidence, stability: Stability, device: torch.device) 
     Returns
     -------
     ndarray of shape (n,)
+        Log-odds.
+    """
+    odds = np.maximum(junk_log_odds(evidence, device=device), _far_too_strong(evidence)).clip(-WORST, WORST)
+    return np.where((evidence.index >= 0) & stability.believable, odds, WORST)
+
+
+def surely_junk(evidence: Evidence, stability: Stability, odds: np.ndarray) -> np.ndarray:
+    """Return which particles (n,) are junk with a probability above SURELY; none where nothing is believed.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        The measurements.
+    stability : Stability
+        Result of the validation.
+    odds : ndarray of shape (n,)
+        Result of `junk_odds`.
+
+    Returns
+    -------
+    ndarray of shape (n,)
         True for junk.
     """
-    if not stability.believable:
-        return np.zeros(len(evidence.index), dtype=bool)
     least = np.log(SURELY / (1 - SURELY))
-    return (evidence.index >= 0) & (_odds(evidence, believable=True, device=device) > least)
+    sure: np.ndarray = (evidence.index >= 0) & (odds > least) & stability.believable
+    return sure
 
 
 def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
     """Columns (n, 6) of `junk_model.SCALAR_NAMES`."""
     logs = np.log1p(np.maximum(particles["fit"], 0)), np.log(np.maximum(particles["explained"], 0.02))
     return np.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], axis=1)
-
-
-def _odds(evidence: Evidence, believable: bool, device: torch.device) -> np.ndarray:
-    """Log-odds (n,) of being junk, WORST for what cannot be used and where nothing is believed."""
-    odds = np.maximum(junk_log_odds(evidence, device=device), _far_too_strong(evidence)).clip(-WORST, WORST)
-    return np.where((evidence.index >= 0) & believable, odds, WORST)
 
 
 def _with_verdicts(

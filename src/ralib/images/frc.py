@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from ralib.images.fourier import ring_index, ring_sums, squared
 from ralib.images.masks import soft_disc
 from ralib.types import ClassAverages
+
+KEPT = 2**20
+"""Random phases that are kept for the next FRC of as many classes, as of every iteration of a run."""
 
 
 def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -129,15 +133,27 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     mask = soft_disc(box, radius_px, 4.0, device=device)
     plain, masked = frc(halves[0], halves[1]), frc(halves[0], halves[1], mask)
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
-    generator = torch.Generator().manual_seed(0)
     ring = ring_index(box, device)
     random = []
-    for half in halves:
+    shape = len(halves[0]), box, box // 2 + 1
+    turns = _kept_turns(shape, device) if math.prod(shape) <= KEPT else _turns(shape, device)
+    for half, turn in zip(halves, turns, strict=True):
         spectrum = torch.fft.rfft2(half)
-        turn = 2 * math.pi * torch.rand(spectrum.shape, generator=generator).to(device)
-        turn = torch.where(ring[None] >= start[:, None, None], turn, 0.0)
-        random.append(torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(turn), turn), s=(box, box)))
+        some = torch.where(ring[None] >= start[:, None, None], turn, 0.0)
+        random.append(torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(some), some), s=(box, box)))
     floor = frc(random[0], random[1], mask)
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
     beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
     return torch.where(beyond, corrected, masked).clamp(-1, 1)
+
+
+def _turns(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random phases of both halves' spectra, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (2 * math.pi * torch.rand(shape, generator=generator).to(device) for _ in range(2))
+    return first, second
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_turns(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    return _turns(shape, device)
