@@ -1,4 +1,7 @@
-"""A classification by several processes over gloo is that of one: the same classes, poses and verdicts to the bit."""
+"""A classification by several processes over gloo is that of one: the same classes, poses and verdicts to the bit.
+
+Also on a GPU, which the processes share.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import psutil
 import pytest
 import torch
 
+from devices import DEVICES
+from ralib.classification import e_step
 from ralib.classification.classifier import Classifier
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard, in_quanta
@@ -22,7 +27,8 @@ from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+PATHS = os.pathsep.join([str(SOURCE), str(Path(__file__).resolve().parents[1])])
+ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 SIZES = (1, 2, 3)
 
 
@@ -35,18 +41,19 @@ def particle_set() -> ParticleSet:
     return ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph)
 
 
-def work(out: Path) -> None:
+def work(out: Path, device: str) -> None:
     """What each of three processes does: classify among 1, 2 and all 3 of them; each keeps what came out."""
     from torch import distributed as dist
 
     from ralib.runtime.distributed import ProcessGroup, join
 
     everyone, found = join(), {}
+    e_step.AT_ONCE = 128  # on a GPU one process then has chunks that are full and one that is not
     for size in SIZES:
-        group = dist.new_group(list(range(size)))
+        group = dist.new_group(list(range(size)), backend="gloo")
         if everyone.rank < size:
             plan = ScheduleSettings(exchanges=1, final=2)
-            given = {"n_classes": 4, "seed": 5, "ranks": ProcessGroup(group)}
+            given = {"n_classes": 4, "seed": 5, "ranks": ProcessGroup(group), "device": device}
             run = Classifier(plan=plan, **given).fit(particle_set())
             part = replace(plan, least_sample=80, sample=20, joint=1, sample_nats=0.0)
             sampled = Classifier(plan=part, **given).fit(particle_set())
@@ -70,10 +77,13 @@ def torchrun(n: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, torch.Tensor]]]:
+@pytest.fixture(scope="module", params=DEVICES)
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[int, dict[str, torch.Tensor]]]:
     out = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run([*torchrun(SIZES[-1]), __file__, str(out)], env=ENVIRONMENT, capture_output=True, text=True)
+    words = [*torchrun(SIZES[-1]), __file__, str(out), request.param]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"found-{rank}.pt", weights_only=True) for rank in range(SIZES[-1])]
 
@@ -160,4 +170,4 @@ def test_in_quanta_sums_do_not_depend_on_the_order() -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    work(Path(sys.argv[1]), sys.argv[2])

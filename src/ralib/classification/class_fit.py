@@ -153,7 +153,7 @@ def _of_rows(
     reference = torch.where((other == 0)[:, None, None], first, second)
     posed = turned_samples(grid, reference, state.psi_deg[rows])
     data = spectra.data[rows, :rings] * grid.phase(state.origin_xy_px[rows], rings)
-    power = spectra.power[rows, :rings]
+    power = spectra.power[rows, :rings].contiguous()
     scale, band = state.mean_scale, places.band
     cross = (data * posed.conj()).real.sum(2) @ band.T
     norm = (scale * power * powers[other, index]) @ band.T

@@ -99,7 +99,7 @@ class Spectra:
         own = self.power[rows, : ring_power.shape[1]]
         if own.device.type == "cpu":  # BLAS rounds products of an odd length otherwise from row to row
             return (own[:, None] * ring_power).sum(2)
-        return own @ ring_power.T
+        return own.contiguous() @ ring_power.T  # the layout, too, decides how a product is rounded
 
     def __getitem__(self, index: Tensor | slice) -> Spectra:
         return Spectra(self.data[index], self.power[index])
@@ -154,7 +154,7 @@ class ClassPoses:
         """Return the poses in some of the classes."""
         return ClassPoses(*(f[:, keep] for f in self.fields()))
 
-    def rows(self, rows: slice) -> ClassPoses:
+    def rows(self, rows: slice | Tensor) -> ClassPoses:
         """Return the poses of some of the particles."""
         return ClassPoses(*(f[rows] for f in self.fields()))
 
@@ -576,9 +576,9 @@ def particles_at_once(n: int) -> int:
     Returns
     -------
     int
-        Number of particles of a chunk, a multiple of 64.
+        Number of particles of a chunk, a multiple of 128.
     """
-    return 64 * max(1, math.ceil(n / (64 * math.ceil(n / AT_ONCE)))) if n else 64
+    return 128 * max(1, math.ceil(n / (128 * math.ceil(n / AT_ONCE)))) if n else 128
 
 
 def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:

@@ -538,6 +538,7 @@ class Model:
             lambda most: sum_classes(
                 grid, spectra, poses, index, weight, scale, self.half,
                 n_classes=n_classes, rings=rings, n_orders=self.field.orders(rings), limits=limits, memory_bytes=most,
+                at_once=self.at_once,
             )
         )  # fmt: skip
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import STEP_BYTES, ClassPoses, Spectra, joined, samples_at_once
+from ralib.classification.e_step import AT_ONCE, STEP_BYTES, ClassPoses, Spectra, joined, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
+from ralib.runtime.chunks import gpu_chunks
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def sum_classes(
     n_orders: int,
     limits: tuple[Tensor, Tensor],
     memory_bytes: float = STEP_BYTES,
+    at_once: int = AT_ONCE,
 ) -> RingSums:
     """Add every particle of this rank to its candidate classes.
 
@@ -100,6 +103,8 @@ def sum_classes(
         From `sum_limits`.
     memory_bytes : float, default STEP_BYTES
         Memory of a step.
+    at_once : int, default AT_ONCE
+        Particles of a chunk on a GPU, at most.
 
     Returns
     -------
@@ -110,18 +115,20 @@ def sum_classes(
     power = torch.zeros(2 * n_classes, rings, dtype=torch.float64, device=grid.device)
     anchor = quantum_anchor(limits[0][:rings, None].expand(-1, 2 * n_orders).flatten())
     power_anchor = quantum_anchor(limits[1][:rings])
-    on_cpu = grid.device.type == "cpu"
+    n, on_cpu = len(spectra), grid.device.type == "cpu"
     # On a GPU all candidates together: fewer and larger operations.
     groups = [[i] for i in range(len(poses))] if on_cpu else [list(range(len(poses)))]
-    chunk = samples_at_once(grid, rings, 256 if on_cpu else 8192, memory_bytes) // len(groups[0])
+    most = 256 if on_cpu else min(at_once * len(poses), 8192)
+    chunk = max(16, samples_at_once(grid, rings, most, memory_bytes) // len(groups[0]))
     m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
-    for first in range(0, len(spectra), chunk):
-        cut = slice(first, first + chunk)
+    for first, cut in zip(range(0, n, chunk), gpu_chunks(n, chunk, grid.device) if n else [], strict=True):
         data, own_power = spectra.data[cut, :rings], spectra.power[cut, :rings]
+        # What is repeated to fill the last chunk counts nothing.
+        counts = torch.arange(first, first + len(data), device=grid.device) < n
         for group in groups:
             pose = joined([poses[i].rows(cut) for i in group])
             psi, origin, mirror = pose.psi_deg, pose.origin_xy_px, pose.mirror
-            w, a = (torch.cat([table[i][cut] for i in group]) for table in (weight, scale))
+            w, a = (torch.cat([table[i][cut] * counts for i in group]) for table in (weight, scale))
             moved = data * grid.phase(origin, rings).unflatten(0, (len(group), -1))
             turn = -torch.deg2rad(psi)[:, None] * m
             posed = grid.orders_of(moved.flatten(0, 1), n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
@@ -261,8 +268,13 @@ def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
 
 
 def _blurred(images: Tensor, sd_px: float) -> Tensor:
-    kx, ky = frequency_grid(images.shape[-1], device=images.device)
-    return filter_images(images, torch.exp(-2 * (math.pi * sd_px) ** 2 * (kx.square() + ky.square())))
+    return filter_images(images, _gaussian(images.shape[-1], sd_px, images.device))
+
+
+@functools.lru_cache(maxsize=4)
+def _gaussian(box: int, sd_px: float, device: torch.device) -> Tensor:
+    kx, ky = frequency_grid(box, device=device)
+    return torch.exp(-2 * (math.pi * sd_px) ** 2 * (kx.square() + ky.square()))
 
 
 def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, n_orders: int) -> Tensor:

@@ -12,6 +12,7 @@ from ralib.classification.state import State
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.kernels import classes as kernels
 from ralib.kernels.classes import ThinningRule
+from ralib.runtime.chunks import on_gpu
 
 NEIGHBOURS = 3, 10
 """Best classes within which a particle's spread is measured, at least and at most: a quarter of all, so that few lie in
@@ -79,7 +80,7 @@ def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tens
     strength = (top[:, 0] / everyone.median(top[:, 0]).clamp_min(LEAST_SPREAD)).clamp_min(1)
     nats = spread[:, 0] / strength
     fit = fit / spread
-    if fit.device.type != "cpu":
+    if on_gpu(fit):
         lost = fit.amax(1) - fit.amin(1)
         most = everyone.largest(torch.stack([lost, lost * nats], dim=1)) * everyone.n
         rule = ThinningRule(quantum_anchor(most), DISTINCT[0], DISTINCT[1], float(everyone.n))

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def on_gpu(values: Tensor) -> bool:
+    """Return whether values are on a GPU."""
+    return values.device.type != "cpu"
+
+
 def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
     """Divide rows into chunks of one size.
 
@@ -66,6 +71,6 @@ def in_gpu_chunks(work: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> 
     Tensor of shape (n, ...)
         The results.
     """
-    if rows.device.type == "cpu":
+    if not on_gpu(rows):
         return work(rows)
     return torch.cat([work(rows[cut]) for cut in row_chunks(len(rows), most, rows.device)])[: len(rows)]

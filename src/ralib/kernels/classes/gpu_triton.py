@@ -107,15 +107,16 @@ def best_in_classes(
     out: tuple[Tensor, ...],
     favour: Tensor | None = None,
     *,
-    angles: int = 32,
+    angles: int = 16,
     orders: int = 16,
-    particles: int = 64,
+    particles: int | None = None,
     num_warps: int = 4,
 ) -> None:
     """Find the best pose of particles in every class; see `reference.best_in_classes`."""
     n_orders, _, b = cross.shape
     n_half, k = len(grid.cosine), len(height)
     value, psi, place, mirror = out
+    particles = particles or (128 if b > 64 else 64)
     _best_in_classes[(triton.cdiv(b, particles), k)](
         cross, grid.cosine, grid.sine, height, strength, strength if favour is None else favour, grid.shifts_xy_px,
         origin_xy_px.contiguous(), value, psi, place, mirror.view(torch.int8),

@@ -1,0 +1,97 @@
+"""The search that a GPU makes, in half precision and in chunks of one size, on a CPU with the kernels' plain forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ralib.classification.e_step import (
+    OWN_AT_ONCE,
+    Spectra,
+    _groups_of_own,
+    disc_of_shifts,
+    particles_at_once,
+    places_in_own_class,
+    score_classes,
+)
+from ralib.classification.priors import class_prices
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.seeding import keep_most_useful
+from ralib.kernels.classes import reference
+from ralib.runtime.chunks import row_chunks
+
+N, K = 150, 4
+Given = tuple[RingGrid, Spectra, Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def given() -> Given:
+    """Particles of noise, their origins, references, and shifts."""
+    random = torch.Generator().manual_seed(0)
+    grid = RingGrid.create(24, radius_px=11, partner_radius_px=9, n_rings=6, device="cpu")
+    images, views = torch.randn(N, 24, 24, generator=random), torch.randn(K, 24, 24, generator=random)
+    power = (grid.weight * grid.n_half).expand(N, -1).contiguous()
+    spectra = Spectra(grid.transform(images) * grid.weight[:, None], power)
+    references = grid.orders_of(grid.transform(views), grid.orders(6, 9.0))
+    return grid, spectra, torch.randn(N, 2, generator=random), references, disc_of_shifts(3.0, 1.5, "cpu")
+
+
+@pytest.mark.parametrize("liked", [False, True])
+def test_score_classes_half_precision_finds_the_poses_of_single(given: Given, liked: bool) -> None:
+    shifts = given[-1]
+    favour = -torch.linspace(0, 20, len(shifts)) if liked else None
+    single = score_classes(*given, favour=favour, dtype=torch.float32)
+    half = score_classes(*given, favour=favour, dtype=torch.float16, at_once=64)
+    same = (single.psi_deg == half.psi_deg) & (single.mirror == half.mirror)
+    same &= (single.origin_xy_px - half.origin_xy_px).norm(dim=2) < 1e-3
+    assert same.float().mean() > 0.99
+    assert float((single.cross - half.cross).abs().max()) < 1e-3 * float(single.cross.max())
+
+
+def test_score_classes_half_precision_neither_chunk_nor_memory_changes_a_bit(given: Given) -> None:
+    grid, spectra, origin, *rest = given
+    whole = score_classes(*given, dtype=torch.float16, at_once=64)
+    little = score_classes(*given, dtype=torch.float16, at_once=64, memory_bytes=2e5)
+    rows = torch.arange(77, N)  # as another rank holds them: at other places of their chunks
+    part = score_classes(grid, spectra[rows], origin[rows], *rest, dtype=torch.float16, at_once=64)
+    for all_of_them, parted, own in zip(whole.fields(), little.fields(), part.fields(), strict=True):
+        assert torch.equal(all_of_them, parted)
+        assert torch.equal(all_of_them[rows], own)
+
+
+def test_places_in_own_class_are_those_of_the_search_in_all_classes(given: Given) -> None:
+    grid, spectra, _, references, shifts = given
+    index = torch.arange(N) % 3  # class 3 has no member
+    place = places_in_own_class(grid, spectra, index, references, shifts, mirror=True, at_once=64)
+    everywhere = score_classes(grid, spectra, torch.zeros(N, 2), references, shifts, dtype=torch.float16)
+    torch.testing.assert_close(place, everywhere.pick(index).origin_xy_px)
+    assert not torch.allclose(place, everywhere.pick(index.roll(1)).origin_xy_px)
+
+
+def test_groups_of_own_hold_every_particle_with_its_class() -> None:
+    index = torch.tensor([2] * (OWN_AT_ONCE + 1) + [0] * 5)
+    row, of = _groups_of_own(index, 4)
+    assert of.tolist() == [0, 2, 2]
+    assert torch.equal(index[row], of[:, None].expand_as(row))
+    assert row.unique().tolist() == list(range(len(index)))
+
+
+@pytest.mark.parametrize("n", [1, 128, 129, 4096, 4097, 20_000, 100_000, 1_000_000])
+def test_particles_at_once_are_few_more_than_needed(n: int) -> None:
+    size = particles_at_once(n)
+    assert size <= 4096
+    assert size % 128 == 0
+    assert len(row_chunks(n, size, torch.device("cpu"))) * size < n + 128 * -(-n // 4096) + 1
+
+
+def test_class_prices_and_thinning_of_a_gpu_are_those_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their loops are part of the kernels there; the plain forms of these repeat what a CPU does."""
+    random = torch.Generator().manual_seed(4)
+    fit = 20 * torch.rand(300, 12, generator=random)
+    rule = reference.PriceRule(1.0, (30 / 7) / (30 / 7 + 1), 28, True, torch.tensor(300))
+    torch.testing.assert_close(reference.class_prices(fit, rule, lambda s: s), class_prices(fit, 1.0, 0.3))
+    kept = keep_most_useful(fit, 5)
+    monkeypatch.setattr("ralib.classification.seeding.on_gpu", lambda _: True)
+    assert torch.equal(keep_most_useful(fit, 5), kept)
+    assert len(kept) == 5
