@@ -114,6 +114,27 @@ def test_prepare_command_writes_images_and_metadata(posed: Path, tmp_path: Path)
     assert correlation(images[:, 8:40, 8:40].mean(0), -after.images.read(np.arange(3)).mean(0)) > 0.1
 
 
+def test_prepare_command_radii_in_angstrom_are_those_of_the_result(posed: Path, tmp_path: Path) -> None:
+    """400 A on 32 px: 12.5 A/px, whatever the pixel size of the input."""
+    images = {}
+    for name, radius, edge in (("px", "10", "4px"), ("A", "125A", "50A"), ("other", "125", "4")):
+        out = tmp_path / f"{name}.star"
+        lengths = ["--mask-radius", radius, "--mask-edge", edge, "--normalise", "background"]
+        assert main(["prepare", str(posed), str(out), "--box", "32", *lengths, "--device", "cpu"]) == 0
+        images[name] = open_particles(out).images.read(np.arange(3))
+    np.testing.assert_allclose(images["A"], images["px"], atol=1e-5)
+    assert np.abs(images["other"] - images["px"]).max() > 0.1
+
+
+def test_prepare_command_angstrom_without_pixel_size_names_its_own_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mrcs(tmp_path / "s.mrcs", np.random.default_rng(0).normal(size=(4, 16, 16)).astype(np.float32), None)
+    assert main(["prepare", str(tmp_path / "s.mrcs"), str(tmp_path / "o.mrcs"), "--mask-radius", "30A"]) == 2
+    assert "--input-pixel-size" in capsys.readouterr().err
+    assert not (tmp_path / "o.mrcs").exists()
+
+
 def test_transform_command_puts_particles_onto_their_views(posed: Path, simulated: Path, tmp_path: Path) -> None:
     out = tmp_path / "aligned.star"
     assert main(["transform", str(posed), str(out), "--device", "cpu"]) == 0

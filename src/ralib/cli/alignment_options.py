@@ -19,8 +19,8 @@ Mask = Annotated[Path | None, typer.Argument(metavar="[MASK]", help="Image of th
 Inner = Annotated[int, typer.Option("--ir", help="Inner radius, px.", rich_help_panel=SEARCH)]
 Outer = Annotated[
     Any,
-    typer.Option("--ou", parser=length, help=f"Outer radius, {LENGTH_UNITS}. [default: the particle's, measured]",
-                 rich_help_panel=SEARCH),
+    typer.Option("--ou", parser=length, metavar="LENGTH", rich_help_panel=SEARCH,
+                 help=f"Outer radius, {LENGTH_UNITS}. [default: the particle's, measured]"),
 ]  # fmt: skip
 Diameter = Annotated[
     float | None,

@@ -63,8 +63,9 @@ class ClassificationSettings(Settings):
                                    rich_help_panel=SEARCH)
     ] = None
     search: Annotated[
-        Any, typer.Option("--search", parser=length, help="How far from the centre a particle may lie, "
-                          f"{LENGTH_UNITS}. [default: a tenth of the box]", rich_help_panel=SEARCH)
+        Any, typer.Option("--search", parser=length, metavar="LENGTH", rich_help_panel=SEARCH,
+                          help=f"How far from the centre a particle may lie, {LENGTH_UNITS}. "
+                          "[default: a tenth of the box]")
     ] = None
     nomirror: NoMirror = False
     ctf: Annotated[

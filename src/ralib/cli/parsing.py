@@ -72,7 +72,7 @@ def length(text: Any) -> float | str:
     return f"{number:g}A" if unit == "A" else int(number) if number.is_integer() else number
 
 
-def length_px(option: str, given: float | str, pixel_size_A: float | None) -> float:
+def length_px(option: str, given: float | str, pixel_size_A: float | None, *, source: str = "--pixel-size") -> float:
     """Return a length in pixels.
 
     Parameters
@@ -83,6 +83,8 @@ def length_px(option: str, given: float | str, pixel_size_A: float | None) -> fl
         Its value; a number is in pixels, text may have the unit px or A.
     pixel_size_A : float or None
         Pixel size, Angstrom.
+    source : str, default '--pixel-size'
+        Option that gives the pixel size where no file does, for messages.
 
     Returns
     -------
@@ -103,7 +105,7 @@ def length_px(option: str, given: float | str, pixel_size_A: float | None) -> fl
     if unit != "A":
         return number
     if pixel_size_A is None:
-        raise RalibError(f"{option} {given} is in A, and no file says the pixel size: give it with --pixel-size")
+        raise RalibError(f"{option} {given} is in A, and no file says the pixel size: give it with {source}")
     return number / pixel_size_A
 
 

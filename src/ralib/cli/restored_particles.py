@@ -17,7 +17,9 @@ StackWithCtf = Annotated[
 ]
 Radius = Annotated[
     Any,
-    typer.Option(parser=length, help=f"Of the disc that holds a particle, {LENGTH_UNITS}. [default: measured]"),
+    typer.Option(
+        parser=length, metavar="LENGTH", help=f"Of the disc that holds a particle, {LENGTH_UNITS}. [default: measured]"
+    ),
 ]
 
 

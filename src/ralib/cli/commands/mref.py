@@ -27,14 +27,17 @@ class MrefSettings(AlignmentSettings):
         {"mask", "ou", "diameter", "xr", "maxit", "ctf_mode", "equal", "seed", "device", "pixel_size"}
     )
     xr: Annotated[
-        Any, typer.Option("--xr", parser=length, help=f"Shift range along x, {LENGTH_UNITS}. [default: a twentieth of "
+        Any, typer.Option("--xr", parser=length, metavar="LENGTH",
+                          help=f"Shift range along x, {LENGTH_UNITS}. [default: a twentieth of "
                           "the box; 0 with --sparx]", rich_help_panel=SEARCH)
     ] = None
     yr: Annotated[
-        Any, typer.Option("--yr", parser=length, help="Along y, px or A. [default: as --xr]", rich_help_panel=SEARCH)
+        Any, typer.Option("--yr", parser=length, metavar="LENGTH",
+                          help="Along y, px or A. [default: as --xr]", rich_help_panel=SEARCH)
     ] = None
     ts: Annotated[
-        Any, typer.Option("--ts", parser=length, help="Grid step of the shifts, px or A; the best one is refined.",
+        Any, typer.Option("--ts", parser=length, metavar="LENGTH",
+                          help="Grid step of the shifts, px or A; the best one is refined.",
                           rich_help_panel=SEARCH)
     ] = 1
     center: Center = 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ralib.cli.common import resolve_device, show_warnings
+from ralib.cli.parsing import length, length_px
 from ralib.cli.particle_files import (
     Datadir,
     Device,
@@ -19,7 +21,11 @@ from ralib.cli.particle_files import (
 )
 from ralib.types import ParticleSet, RalibError
 
+if TYPE_CHECKING:
+    from ralib.particles.preparation import Preparation
+
 _IMAGE, _GREY = "Size and CTF", "Grey values"
+_UNITS = "px of the result, or with a unit: 12px, 30A"
 
 
 def register(app: typer.Typer) -> None:
@@ -56,13 +62,23 @@ def prepare(
         ),
     ] = "none",
     background_radius: Annotated[
-        float | None,
-        typer.Option(help="That circle, px of the result. [default: 3/4 of half the box]", rich_help_panel=_GREY),
+        Any,
+        typer.Option(
+            parser=length,
+            metavar="LENGTH",
+            help=f"That circle, {_UNITS}. [default: 3/4 of half the box]",
+            rich_help_panel=_GREY,
+        ),
     ] = None,
     mask_radius: Annotated[
-        float | None, typer.Option(help="Fade to 0 beyond this radius, px of the result.", rich_help_panel=_GREY)
+        Any,
+        typer.Option(
+            parser=length, metavar="LENGTH", help=f"Fade to 0 beyond this radius, {_UNITS}.", rich_help_panel=_GREY
+        ),
     ] = None,
-    mask_edge: Annotated[float, typer.Option(help="Width of that fade, px.", rich_help_panel=_GREY)] = 5.0,
+    mask_edge: Annotated[
+        Any, typer.Option(parser=length, metavar="LENGTH", help=f"Width of that fade, {_UNITS}.", rich_help_panel=_GREY)
+    ] = 5,
     remove_duplicates: Annotated[
         float | None,
         typer.Option(
@@ -85,20 +101,13 @@ def prepare(
     from ralib.particles.preparation import Preparation, PreparedSource, prepare_particles
 
     preparation = Preparation(
-        clip_px=clip,
-        flip_phases=phase_flip,
-        box_px=box,
-        pixel_size_A=to_pixel_size,
-        invert=invert,
-        normalise=normalise,
-        background_radius_px=background_radius,
-        mask_radius_px=mask_radius,
-        mask_edge_px=mask_edge,
+        clip_px=clip, flip_phases=phase_flip, box_px=box, pixel_size_A=to_pixel_size, invert=invert, normalise=normalise
     )
     check_output(out)
     given = opened(stack, datadir, input_pixel_size, "--input-pixel-size")
     if remove_duplicates is not None:
         given = _without_duplicates(given, remove_duplicates)
+    preparation = _with_lengths(preparation, given, background_radius, mask_radius, mask_edge)
     before = given.warnings
     particles = prepare_particles(given, preparation, device=resolve_device(device))
     show_warnings(particles.warnings[len(before) :])
@@ -110,6 +119,31 @@ def prepare(
         )
     save(out, particles, "preparing")
     show_bad_images(source.bad, "not finite or constant and became zero")
+
+
+def _with_lengths(
+    preparation: Preparation, given: ParticleSet, background_radius: Any, mask_radius: Any, mask_edge: Any
+) -> Preparation:
+    """The preparation with its radii, which may be in A, in pixels of the result."""
+    from ralib.particles.preparation import prepare_particles
+
+    named = {"--background-radius": background_radius, "--mask-radius": mask_radius, "--mask-edge": mask_edge}
+    finished_A = None
+    in_A = [option for option, value in named.items() if isinstance(value, str)]
+    if in_A:
+        finished = prepare_particles(given, replace(preparation, flip_phases=False, normalise="none"))
+        if finished.pixel_sizes_A is not None:
+            raise RalibError(
+                f"{in_A[0]} {named[in_A[0]]} is in A, and the result has several pixel sizes: give it in px, or "
+                "--to-pixel-size too"
+            )
+        finished_A = finished.pixel_size_A
+    lengths = [
+        None if value is None else length_px(option, value, finished_A, source="--input-pixel-size")
+        for option, value in named.items()
+    ]
+    assert lengths[2] is not None
+    return replace(preparation, background_radius_px=lengths[0], mask_radius_px=lengths[1], mask_edge_px=lengths[2])
 
 
 def _without_duplicates(particles: ParticleSet, distance_A: float) -> ParticleSet:
