@@ -18,12 +18,14 @@ from ralib.conventions import invert
 from ralib.io import (
     open_images,
     open_particles,
+    open_references,
     read_star,
     take,
     write_class_stack,
     write_job_exit,
     write_model_star,
     write_mrcs,
+    write_optimiser_star,
     write_output_nodes,
     write_particles_star,
     write_star,
@@ -377,3 +379,45 @@ def test_star_a_file_of_ours_without_a_ctf_raises_no_alarm(tmp_path: Path) -> No
     assert open_particles(tmp_path / "q.star").warnings == ()
     table = [{k: v for k, v in row.items() if k != "rlnDefocusU"} for row in rows(4)]
     assert "but no rlnDefocusU" in open_particles(write(tmp_path / "v.star", table)).warnings[0].what
+
+
+def _class2d_job(project: Path) -> Path:
+    """A Class2D job's model and optimiser, which name their files from the project's folder."""
+    job = project / "Class2D" / "job007"
+    job.mkdir(parents=True)
+    _, _, averages = _noisy_particles()
+    write_mrcs(job / "run_it025_classes.mrcs", averages, 3.0)
+    result = ClassAverages(averages, torch.tensor([2, 1, 1]), pixel_size_A=3.0)
+    named = {"averages_path": job / "run_it025_classes.mrcs", "project": project}
+    write_model_star(job / "run_it025_model.star", result, **named)
+    write_optimiser_star(
+        job / "run_it025_optimiser.star", root=job / "run", model=job / "run_it025_model.star",
+        data=job / "run_it025_data.star", sampling=job / "run_it025_sampling.star", iteration=25,
+        particle_diameter_A=100, ctf=False, project=project,
+    )  # fmt: skip
+    return job
+
+
+def test_references_of_an_optimiser_are_its_models_class_averages(tmp_path: Path) -> None:
+    job = _class2d_job(tmp_path)
+    averages = open_images(job / "run_it025_classes.mrcs")
+    for part in ("model", "optimiser"):
+        images, size_A = open_references(job / f"run_it025_{part}.star")
+        assert np.array_equal(images, averages)
+        assert size_A == 3.0
+
+
+def test_references_whose_stack_is_missing_say_who_names_it_and_what_to_do(tmp_path: Path) -> None:
+    job = _class2d_job(tmp_path)
+    (job / "run_it025_classes.mrcs").unlink()
+    told = r"run_it025_model\.star names its class averages 'Class2D/job007/run_it025_classes\.mrcs'.* copy the file"
+    with pytest.raises(RalibError, match=told):
+        open_references(job / "run_it025_optimiser.star")
+    (job / "run_it025_model.star").unlink()
+    with pytest.raises(RalibError, match=r"run_it025_optimiser\.star names rlnModelStarFile"):
+        open_references(job / "run_it025_optimiser.star")
+
+
+def test_particles_of_an_optimiser_file_name_the_file_that_lists_them(tmp_path: Path) -> None:
+    with pytest.raises(RalibError, match=r"is the optimiser file of a job and lists no particles: give .*_data\.star"):
+        open_particles(_class2d_job(tmp_path) / "run_it025_optimiser.star")

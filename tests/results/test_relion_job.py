@@ -18,6 +18,7 @@ from ralib.conventions import invert
 from ralib.io import open_images, open_particles, read_star, write_mrcs, write_particles_star
 from ralib.kernels import rotate_shift_images
 from ralib.results.relion_files import noise_power, write_relion_files
+from ralib.results.summary.runs import open_run
 from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
 
 BOX, N, K = 24, 60, 2
@@ -103,6 +104,18 @@ def test_a_job_names_its_files_and_numbers_its_classes_once(project: Path, monke
     assert set(table["rlnClassNumber"]) == {1, 2}
     assert set(table["rlnAngleTilt"].astype(float)) == {0.0, 180.0}
     assert (folder / "run_it005_data.star").is_symlink()  # no file twice
+
+
+def test_a_job_opens_by_any_of_its_files(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    folder = job_of(project)
+    shutil.copyfile(folder / "averages.mrcs", folder / "run_it005_classes.mrcs")
+    runs = [open_run(folder / f"run_it005_{part}.star") for part in ("data", "model", "optimiser")]
+    assert [run.members.tolist() for run in runs] == [runs[0].members.tolist()] * 3
+    (folder / "run_it005_optimiser.star").rename(folder / "chosen_optimiser.star")
+    assert open_run(folder / "chosen_optimiser.star").path.name == "run_it005_data.star"  # as the file itself says
+    with pytest.raises(RalibError, match="is no run"):
+        open_run(folder / "run_it005_sampling.star")
 
 
 def test_the_mirror_survives_a_program_that_drops_our_columns(project: Path, tmp_path: Path) -> None:

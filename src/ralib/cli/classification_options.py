@@ -140,7 +140,7 @@ def reference_images(path: Path) -> tuple[np.ndarray, float | None]:
     Parameters
     ----------
     path : Path
-        Image file, RELION's _model.star, or the folder of a finished run.
+        Image file, RELION's _model.star or _optimiser.star, or the folder of a finished run.
 
     Returns
     -------
@@ -155,13 +155,7 @@ def reference_images(path: Path) -> tuple[np.ndarray, float | None]:
     if path.is_dir():
         check_finished(read_record(path), path)
         path = path / "class_averages.mrcs"
-    images = io.open_images(path)
-    if path.suffix.lower() == ".star":
-        general = io.read_star(path).get("model_general")
-        if general is not None:
-            size_A = float(np.ravel(general.get("rlnPixelSize", np.nan))[0])
-            return images, size_A if np.isfinite(size_A) and size_A > 0 else None
-    return images, io.open_particles(path, require_images=False).pixel_size_A
+    return io.open_references(path)
 
 
 def classifier_of(

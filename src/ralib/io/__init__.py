@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ralib.io import mrc, spider_imagic
 from ralib.io.atomic import PathLike, atomic_path, write_json, write_text
+from ralib.io.class_averages import relion_class_averages
 from ralib.io.cryosparc import open_cs
 from ralib.io.cryosparc_write import write_particles_cs
 from ralib.io.eman_hdf import HdfStack, kept_headers, open_hdf
@@ -31,7 +31,7 @@ from ralib.io.relion_model import write_class_stack, write_job_exit, write_model
 from ralib.io.relion_write import write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
 from ralib.io.stacks import StackFile, file_references, volumes_among
-from ralib.io.star import one_row, read_star, write_star
+from ralib.io.star import read_star, write_star
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
 
@@ -45,6 +45,7 @@ __all__ = [
     "one_row",
     "open_images",
     "open_particles",
+    "open_references",
     "open_stack",
     "pose_headers",
     "read_params",
@@ -151,7 +152,7 @@ def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSe
 
 
 def open_images(path: PathLike) -> np.ndarray:
-    """Read all images of a file, such as references or masks; a RELION _model.star gives its class averages.
+    """Read all images of a file, such as references or masks; see `open_references`.
 
     Parameters
     ----------
@@ -168,25 +169,37 @@ def open_images(path: PathLike) -> np.ndarray:
     RalibError
         If it cannot be read.
     """
+    return open_references(path)[0]
+
+
+def open_references(path: PathLike) -> tuple[np.ndarray, float | None]:
+    """Read all images of a file and their pixel size; RELION's _model.star and _optimiser.star give class averages.
+
+    Parameters
+    ----------
+    path : PathLike
+        The file.
+
+    Returns
+    -------
+    ndarray of shape (k, n, n)
+        Images, float32.
+    float or None
+        Pixel size, Angstrom; None where no file says it.
+
+    Raises
+    ------
+    RalibError
+        If it cannot be read.
+    """
     path = Path(path)
     if path.suffix.lower() == ".star":
-        classes = read_star(path).get("model_classes")
-        classes = one_row(classes) if isinstance(classes, dict) else classes
-        if isinstance(classes, pd.DataFrame) and "rlnReferenceImage" in classes.columns:
-            return _reference_images(path, classes["rlnReferenceImage"])
-    source = open_particles(path).images
-    return source.read(np.arange(source.n_images))
-
-
-def _reference_images(path: Path, names: pd.Series) -> np.ndarray:
-    from ralib.io.paths import resolve_images
-    from ralib.io.relion import split_image_names
-    from ralib.io.stacks import FilesSource
-
-    file_index, files, slices = split_image_names(names)
-    if (slices < -1).any():
-        raise RalibError(f"{path}: rlnReferenceImage needs a number from 1 before @")
-    return FilesSource(resolve_images(files, path, None), file_index, slices, open_stack).read(np.arange(len(names)))
+        _check_there(path)
+        averages = relion_class_averages(path, open_stack)
+        if averages is not None:
+            return averages
+    particles = open_particles(path)
+    return particles.images.read(np.arange(particles.images.n_images)), particles.pixel_size_A
 
 
 def _check_there(path: Path) -> None:

@@ -173,6 +173,9 @@ def joined_table(metadata: Metadata) -> pd.DataFrame:
 def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
     block = particle_block(tables)
     if block is None:
+        part = next((p for p in ("optimiser", "model", "sampling") if f"{p}_general" in tables), None)
+        if part is not None:
+            raise RalibError(f"{path} is the {part} file of a job and lists no particles: give the job's _data.star")
         raise RalibError(f"{path} has no table with the column rlnImageName: it is no particle file")
     table = tables[block]
     assert isinstance(table, pd.DataFrame)

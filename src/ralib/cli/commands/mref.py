@@ -127,26 +127,25 @@ def opened_references(text: str, run: AlignmentRun) -> Any:
     RalibError
         If the file has another pixel size than the particles.
     """
-    from ralib.io import open_images, open_particles
+    from ralib.io import open_references
 
     if text.isdecimal() and not Path(text).exists():
         return int(text)
-    if Path(text).suffix.lower() == ".star":
-        return open_images(text)
     own_A, box = run.particles.pixel_size_A, run.particles.box
-    size_A = open_particles(text, require_images=False).pixel_size_A
+    images, size_A = open_references(text)
     if size_A is None or own_A is None or abs(size_A - own_A) * box <= own_A:
-        return open_images(text)
+        return images
     if size_A != 1.0:
+        stack = text if Path(text).suffix.lower() != ".star" else "STACK"
         raise RalibError(
             f"{text} has {size_A:g} A/px, the particles {own_A:g} A/px: bring the references to the particles' "
-            f"scale with 'ralib prepare {text} OUT.mrcs --to-pixel-size {own_A:g}' (and --clip {box})"
+            f"scale with 'ralib prepare {stack} OUT.mrcs --to-pixel-size {own_A:g}' (and --clip {box})"
         )
     run.session.say(  # 1 A/px is what programs write that do not know it
         f"warning: the header of {text} says 1 A/px, the particles have {own_A:g} A/px; they are "
         "compared pixel by pixel: make sure that the references are of the particles' scale"
     )
-    return open_images(text)
+    return images
 
 
 def _as_sparx(run: AlignmentRun, references: Any, o: MrefSettings) -> RunResult:

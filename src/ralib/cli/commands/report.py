@@ -14,7 +14,9 @@ from ralib.cli.common import DEVICE_HELP, resolve_device
 from ralib.cli.external_job import external_job
 from ralib.types import RalibError
 
-_RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
+_RUN = typer.Argument(
+    metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder, *_data.star or *_optimiser.star)."
+)
 _DATADIR = typer.Option(help="Where the particle images lie, if not where the files say.")
 _CONTROL = typer.Option("--pipeline_control", help="RELION External job: folder for its exit and node files.")
 

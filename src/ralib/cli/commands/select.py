@@ -11,7 +11,9 @@ from ralib.cli.common import show_warnings
 from ralib.cli.external_job import external_job
 from ralib.types import RalibError
 
-_RUN = typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
+_RUN = typer.Argument(
+    metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder, *_data.star or *_optimiser.star)."
+)
 _CLASSES, _PARTICLES, _FILES = "Classes", "Particles", "Files"
 
 

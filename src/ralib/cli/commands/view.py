@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 def view(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder or *_data.star).")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder, *_data.star or *_optimiser.star)."
+        ),
     ],
     datadir: Annotated[
         Path | None, typer.Option(help="Where the particle images lie, if not where the files say.")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.io import one_row, open_images, open_particles, read_star
+from ralib.io.class_averages import job_data_file
 from ralib.io.text import read_numbers
 from ralib.results.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
 from ralib.results.run_record import check_finished, read_record
@@ -71,7 +72,7 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
     Parameters
     ----------
     path : Path or str
-        Folder or file.
+        Folder or file; of a RELION job its _optimiser.star or _model.star too.
     datadir : Path or str, optional
         Folder of the image files, if they are not where the particle file says.
 
@@ -94,8 +95,8 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
         found = _relion_iterations(path) or sorted(path.glob("*_data.star"))
         if found:
             return _open_relion(found[-1], datadir)
-    elif path.is_file() and path.name.endswith("_data.star"):
-        return _open_relion(path, datadir)
+    elif (data := job_data_file(path)) is not None:
+        return _open_relion(data, datadir)
     if path.is_dir() or path.suffix.lower() == ".cs":
         found = sorted(path.glob("*_particles.cs")) if path.is_dir() else [path] * path.is_file()
         classified = [file for file in found if _class_stack(file).is_file()]
