@@ -15,13 +15,32 @@ import torch
 from ralib.cli import main
 from ralib.cli.commands.relion import OPTIONS, parse
 from ralib.conventions import invert
-from ralib.io import open_images, open_particles, read_star, write_mrcs, write_particles_star
+from ralib.io import count_optics_groups, open_images, open_particles, read_star, write_mrcs, write_particles_star
 from ralib.kernels import rotate_shift_images
 from ralib.results.relion_files import noise_power, write_relion_files
 from ralib.results.summary.runs import open_run
-from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
+from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses, RalibError
 
 BOX, N, K = 24, 60, 2
+
+ASKED_BY_RELION_5 = {
+    "optimiser_general": """OutputRootName ModelStarFile ExperimentalDataStarFile OrientSamplingStarFile
+        CurrentIteration NumberOfIterations DoSplitRandomHalves JoinHalvesUntilThisResolution AdaptiveOversampleOrder
+        AdaptiveOversampleFraction RandomSeed ParticleDiameter WidthMaskEdge DoZeroMask DoSolventFlattening
+        SolventMaskName SolventMask2Name TauSpectrumName MaximumCoarseImageSize HighresLimitExpectation
+        IncrementImageSize DoMapEstimation DoAutoRefine AutoLocalSearchesHealpixOrder
+        NumberOfIterWithoutResolutionGain BestResolutionThusFar NumberOfIterWithoutChangingAssignments DoSkipAlign
+        OverallAccuracyRotations OverallAccuracyTranslationsAngst ChangesOptimalOrientations ChangesOptimalOffsets
+        ChangesOptimalClasses SmallestChangesOrientations SmallestChangesOffsets SmallestChangesClasses HasConverged
+        HasHighFscAtResolLimit HasLargeSizeIncreaseIterationsAgo DoCorrectNorm DoCorrectScale DoCorrectCtf
+        DoIgnoreCtfUntilFirstPeak CtfDataArePhaseFlipped DoOnlyFlipCtfPhases RefsAreCtfCorrected
+        FixSigmaNoiseEstimates FixSigmaOffsetEstimates MaxNumberOfPooledParticles""",
+    "model_general": """ReferenceDimensionality OriginalImageSize CurrentResolution CurrentImageSize PaddingFactor
+        FourierSpaceInterpolator MinRadiusNnInterpolation PixelSize NrClasses NrGroups NrOpticsGroups Tau2FudgeFactor
+        NormCorrectionAverage OrientationalPriorMode SigmaPriorRotAngle SigmaPriorTiltAngle SigmaPriorPsiAngle
+        SigmaOffsetsAngst LogLikelihood AveragePmax""",
+}
+"""Fields without which RELION 5 refuses these tables (its MlOptimiser::read and MlModel::read)."""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +123,27 @@ def test_a_job_names_its_files_and_numbers_its_classes_once(project: Path, monke
     assert set(table["rlnClassNumber"]) == {1, 2}
     assert set(table["rlnAngleTilt"].astype(float)) == {0.0, 180.0}
     assert (folder / "run_it005_data.star").is_symlink()  # no file twice
+
+
+def test_a_job_has_every_field_that_relion_5_asks_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    folder = job_of(project)
+    for table, fields in ASKED_BY_RELION_5.items():
+        part = table.removesuffix("_general")
+        assert {f"rln{name}" for name in fields.split()} <= set(read_star(folder / f"run_it005_{part}.star")[table])
+
+
+def test_a_model_counts_the_optics_groups_that_the_data_list(tmp_path: Path) -> None:
+    """Phase-flipped particles of one group become a group of their own."""
+    write_mrcs(tmp_path / "p.mrcs", np.random.default_rng(0).normal(size=(6, 16, 16)).astype(np.float32), 2.0)
+    one = np.ones(6)
+    ctf = CtfParameters(9000 * one, 9000 * one, 0 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one, 0 * one)
+    particles = open_particles(tmp_path / "p.mrcs").replace(ctf=ctf.with_state(np.array([0, 0, 1, 1, 0, 0])))
+    for source in (particles, None):
+        particles = particles if source is not None else open_particles(tmp_path / "p.star")
+        expected = count_optics_groups(particles)
+        write_particles_star(tmp_path / "p.star", particles)
+        assert len(read_star(tmp_path / "p.star")["optics"]) == expected == 2
 
 
 def test_a_job_opens_by_any_of_its_files(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

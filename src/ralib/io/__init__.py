@@ -28,7 +28,7 @@ from ralib.io.plausible import (
 from ralib.io.relion import open_star
 from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampling_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
-from ralib.io.relion_write import write_particles_star
+from ralib.io.relion_write import count_optics_groups, write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
 from ralib.io.stacks import StackFile, file_references, volumes_among
 from ralib.io.star import read_star, write_star
@@ -39,6 +39,7 @@ __all__ = [
     "atomic_path",
     "check_writable_name",
     "class_headers",
+    "count_optics_groups",
     "for_computing",
     "kept_headers",
     "link_or_copy",

@@ -252,6 +252,26 @@ def _distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(which, return_index=True)[1], which
 
 
+def count_optics_groups(particles: ParticleSet) -> int:
+    """Return the number of optics groups that the particles are written with; RELION 4 and 5 compare it to the model's.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+
+    Returns
+    -------
+    int
+        Rows of data_optics.
+    """
+    kept = particles.metadata.tables if particles.metadata.source_format == "relion" else {}
+    block = particle_block(kept)
+    table = kept[block] if block is not None else pd.DataFrame(index=range(len(particles)))
+    assert isinstance(table, pd.DataFrame)
+    return len(_optics(particles, kept.get("optics"), table)[0])
+
+
 def _image_columns(particles: ParticleSet) -> dict[str, Any]:
     """What data_optics says of the images themselves, as they are now: one value, or one a particle (n,)."""
     size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A

@@ -83,7 +83,7 @@ def write_relion_files(
         shift_accuracy_A=None if spread[1] is None else [np.nan if v is None else v * pixel_A for v in spread[1]],
         noise_power=noise_power(particles, box),
         groups=group_sizes(particles),
-        n_optics=_optics_groups(particles),
+        n_optics=io.count_optics_groups(particles),
     )
     number = iteration if iteration is not None else int(last.get("iteration") or len(figures))
     ctf = options.get("ctf_mode", options.get("ctf"))
@@ -150,16 +150,6 @@ def group_sizes(particles: ParticleSet) -> dict[str, int] | None:
     if len(names) != len(sizes):
         names = [f"group{g + 1:06d}.mrc" for g in range(len(sizes))]
     return dict(zip(names, sizes, strict=True))
-
-
-def _optics_groups(particles: ParticleSet) -> int:
-    optics = particles.metadata.tables.get("optics")
-    if isinstance(optics, pd.DataFrame) and len(optics):
-        return len(optics)
-    if particles.ctf is None:
-        return 1
-    c = particles.ctf
-    return len(np.unique(np.stack([c.voltage_kV, c.spherical_aberration_mm, c.amplitude_contrast], axis=1), axis=0))
 
 
 def _values(classes: Sequence[Mapping[str, Any]], name: str) -> list[Any] | None:
