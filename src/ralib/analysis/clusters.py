@@ -20,6 +20,9 @@ from ralib.classes.evaluation import adjusted_rand_index, contingency
 from ralib.types import RalibError
 
 MANY_PARTICLES = 20_000
+SCALES_TRIED = 14
+SCALE_SAMPLE = 400
+SCALE_ITERATIONS = 50
 
 
 def kmeans(features: np.ndarray, n_clusters: int, *, seed: int = 0, n_init: int = 4) -> np.ndarray:
@@ -94,7 +97,7 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
     features : ndarray of shape (n, d)
         Rows.
     scale : float, optional
-        Distance tau over which rows attract each other; by default half the median distance.
+        Distance tau over which rows attract each other; by default that of `gamma_sup_scale`.
     s : float, default 0.025
         Parameter of the q-Gaussian; smaller is closer to a Gaussian.
     n_iter : int, default 100
@@ -114,9 +117,7 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
     if len(points) > MANY_PARTICLES:
         raise RalibError(f"gamma-SUP compares all pairs of {len(points):,} particles: give up to {MANY_PARTICLES:,}")
     if scale is None:
-        some = points[:: max(1, len(points) // 1000)]
-        distance = _squared_distances(some, some)
-        scale = 0.5 * float(np.sqrt(np.median(distance[distance > 0]))) if (distance > 0).any() else 1.0
+        scale = gamma_sup_scale(points, s=s)
     for _ in range(n_iter):
         weight = np.maximum(0.0, 1 - s * _squared_distances(points, points) / scale**2) ** (1 / s)
         moved = weight @ points / weight.sum(axis=1, keepdims=True)
@@ -128,6 +129,45 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
     labels = connected_components(near, directed=False)[1]
     by_size = np.argsort(-np.bincount(labels), kind="stable")
     return np.argsort(by_size)[labels]
+
+
+def gamma_sup_scale(features: np.ndarray, *, s: float = 0.025) -> float:
+    """Choose the scale of gamma-SUP from the number of clusters at many scales, the paper's phase transition plot.
+
+    Small scales leave fragments, large ones merge everything. Between them the number of clusters stays the same over
+    the widest range of scales where the data have clusters: its middle is returned. Where no number of two or more
+    stays, the rows are one cluster, and the scale is the second at which they are.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Rows, of which up to 800, spread evenly, are used.
+    s : float, default 0.025
+        Parameter of the q-Gaussian.
+
+    Returns
+    -------
+    float
+        The scale.
+    """
+    some = np.asarray(features, np.float64)[:: max(1, len(features) // SCALE_SAMPLE)]
+    distance = np.sqrt(_squared_distances(some, some))
+    if not (distance > 0).any():
+        return 1.0
+    nearest = np.where(distance > 0, distance, np.inf).min(axis=1)
+    scales = np.geomspace(np.median(nearest), np.median(distance[distance > 0]) * 1.0001, SCALES_TRIED)
+    smallest = max(5, len(some) // 50)
+    found = [gamma_sup(some, scale=scale, s=s, n_iter=SCALE_ITERATIONS) for scale in scales]
+    counts = np.array([(np.bincount(labels) >= smallest).sum() for labels in found])
+    begins = np.flatnonzero(np.diff(counts, prepend=-1))
+    lengths = np.diff(begins, append=len(counts))
+    several = np.where(counts[begins] >= 2, lengths, 0)
+    if several.max() >= 2:
+        longest = int(several.argmax())
+        first = begins[longest]
+        return float(np.sqrt(scales[first] * scales[first + lengths[longest] - 1]))
+    alone = np.flatnonzero(counts == 1)
+    return float(scales[min(alone[0] + 1, len(scales) - 1)] if len(alone) else scales[-1])
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

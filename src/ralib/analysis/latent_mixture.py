@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 ROUNDS = 60
+LINE_NODES = 7
 LEAST_VARIANCE = 1e-3
 LEAST_SHARE = 0.02
 
@@ -92,6 +93,45 @@ class LatentMixture:
         found = [one._start(scores, view, n_states, seed)._maximised(data) for view in views]
         return max(found, key=lambda mixture: float(mixture.log_likelihood(data).sum()))
 
+    @classmethod
+    def fit_line(cls, data: ScoreLikelihood, *, seed: int = 0, n_init: int = 4) -> LatentMixture:
+        """Fit one state that varies along a line: equal Gaussians on a segment (a one-dimensional generative map).
+
+        A spread of viewing directions, or a continuous movement, is wide and flat. Two Gaussians describe it better
+        than one does; a line describes it better than both.
+
+        Parameters
+        ----------
+        data : ScoreLikelihood
+            Likelihood of the images.
+        seed : int, default 0
+            Of the initialisations.
+        n_init : int, default 4
+            Number of directions tried: those in which the scores are the flattest, and that of two states.
+
+        Returns
+        -------
+        LatentMixture
+            The Gaussians along the line of maximum likelihood.
+
+        References
+        ----------
+        Bishop, Svensen and Williams 1998, "GTM: the generative topographic mapping", Neural Comput. 10, 215-234.
+        """
+        one, two = cls.fit(data, 1, seed=seed), cls.fit(data, 2, seed=seed)
+        scores = one.expected_scores(data)
+        covariance = torch.cov(scores.T).reshape(scores.shape[1], -1)
+        halves = [two.centre[1] - two.centre[0]]
+        for direction in split_directions(scores, seed=seed)[: n_init - 1]:
+            along = covariance @ direction
+            halves.append(3**0.5 * along / (direction @ along).clamp_min(1e-12).sqrt())
+        node = torch.linspace(-1, 1, LINE_NODES, device=scores.device)
+        share = torch.full_like(node, 1 / LINE_NODES)
+        starts = [cls(share, one.centre + node[:, None] * half, one.covariance) for half in halves]
+        basis = torch.stack([torch.ones_like(node), node], dim=1)
+        found = [start._maximised(data, basis) for start in starts]
+        return max(found, key=lambda mixture: float(mixture.log_likelihood(data).sum()))
+
     def log_likelihood(self, data: ScoreLikelihood) -> Tensor:
         """Return the log likelihood (n,) of each image, up to a constant common to all mixtures."""
         return torch.logsumexp(self._joint(data)[0], dim=1)
@@ -123,17 +163,23 @@ class LatentMixture:
         within = rest.T @ rest / len(scores) + 0.1 * torch.eye(scores.shape[1], device=scores.device)
         return LatentMixture(share, centre, within)
 
-    def _maximised(self, data: ScoreLikelihood) -> LatentMixture:
+    def _maximised(self, data: ScoreLikelihood, basis: Tensor | None = None) -> LatentMixture:
+        """The mixture after EM; with a basis (K, b) the centres are combinations of it, and the shares stay."""
         mixture, k = self, data.projection.shape[1]
         floor = LEAST_VARIANCE * torch.eye(k, device=data.projection.device)
         for _ in range(ROUNDS):
             joint, mean, covariance = mixture._joint(data)
             weight = torch.softmax(joint, dim=1)
-            total = weight.sum(0).clamp_min(1e-6)
-            centre = torch.einsum("nc,nck->ck", weight, mean) / total[:, None]
+            total = weight.sum(0)
+            moment = torch.einsum("nc,nck->ck", weight, mean)
+            if basis is None:
+                centre = moment / total.clamp_min(1e-6)[:, None]
+            else:
+                centre = basis @ torch.linalg.solve(basis.T @ (total[:, None] * basis), basis.T @ moment)
             rest = mean - centre
             within = covariance.mean(0) + torch.einsum("nc,nck,ncl->kl", weight, rest, rest) / len(data)
-            mixture = LatentMixture(total / len(data), centre, within + floor)
+            share = total / len(data) if basis is None else self.share
+            mixture = LatentMixture(share, centre, within + floor)
         return mixture
 
     def _joint(self, data: ScoreLikelihood) -> tuple[Tensor, Tensor, Tensor]:

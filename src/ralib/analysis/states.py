@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +30,11 @@ FOLDS = 5
 SIGNIFICANCE = 3.0
 """Held-out gain over one state, in its own standard errors, below which a class stays whole."""
 
-LEAST_SEPARATION = 6.0
-"""Distance of two states, in standard deviations within one, that a split must reach. A spread of viewing directions is
-wide and flat: several Gaussians describe it better than one, but overlap, 3 to 5 standard deviations apart."""
+LINE_SIGNIFICANCE = 3.0
+"""The same over one state that varies along a line."""
+
+LEAST_SEPARATION = 5.5
+"""Distance of two states, in standard deviations within one, that a split must reach."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class StateSplit:
         Held-out log likelihood of a particle over that of one state, of the states tested.
     gain_error : float
         Its standard error.
+    gain_over_line : float
+        The same gain over one state that varies along a line.
+    gain_over_line_error : float
+        Its standard error.
     separation : float
         Smallest distance of two states, in standard deviations within one.
     n_above_noise : int
@@ -70,6 +78,8 @@ class StateSplit:
     difference: np.ndarray
     gain: float
     gain_error: float
+    gain_over_line: float
+    gain_over_line_error: float
     separation: float
     n_above_noise: int
     contrast: np.ndarray
@@ -79,6 +89,10 @@ class StateSplit:
     def labels(self) -> np.ndarray:
         """The most probable state (n,) of each member, from 0."""
         return self.responsibilities.argmax(axis=1)
+
+
+SHOWN = ("gain", "gain_error", "gain_over_line", "gain_over_line_error", "separation")
+"""Figures of the states tested that a `StateSplit` has."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +118,10 @@ def split_states(
 
     The class's CTF-corrected mean and the components above the noise edge span a subspace, in which the members are a
     mixture of Gaussians with a common covariance, each member known with the precision that its CTF and noise allow. A
-    division is accepted under three conditions: some component rises above the noise edge; states fitted to four fifths
-    of the members give the last fifth a higher likelihood than one Gaussian does, by three standard errors; and the
-    states are `LEAST_SEPARATION` apart, which distinguishes states from continuous variation.
+    division is accepted under four conditions: some component rises above the noise edge; states fitted to four fifths
+    of the members give the last fifth a higher likelihood than one Gaussian does, and than one state that varies along
+    a line does, each by three standard errors, which distinguishes states from a spread of views and from a continuous
+    movement; and the states are `LEAST_SEPARATION` standard deviations apart.
 
     Parameters
     ----------
@@ -143,16 +158,11 @@ def split_states(
     best: LatentMixture | None = None
     likelihood = score_likelihood(data, whole.model, whole.contrast_sd)
     if whole.n_above:
+        one, line = _rivals(likelihood, seed)
         for k in candidates:
             mixture = LatentMixture.fit(likelihood, k, seed=seed)
-            gain = held_out_gain(likelihood, k, seed)
-            figures = {
-                "n_states": k,
-                "gain": float(gain.mean()),
-                "gain_error": float(gain.std() / len(gain) ** 0.5),
-                "separation": mixture.separation(),
-                "least_share": float(mixture.share.min()),
-            }
+            held_out = held_out_log_likelihood(likelihood, partial(LatentMixture.fit, n_states=k, seed=seed), seed)
+            figures = _figures(mixture, held_out - one, held_out - line)
             figures["stands"] = _is_supported(figures, tried)
             tried.append(figures)
             if figures["stands"]:
@@ -168,11 +178,31 @@ def _candidates(n_states: int | str) -> list[int]:
     return [n_states]
 
 
+def _rivals(likelihood: ScoreLikelihood, seed: int) -> tuple[Tensor, Tensor]:
+    """Held-out log likelihood of each particle under one Gaussian, and under one state that varies along a line."""
+    one = held_out_log_likelihood(likelihood, partial(LatentMixture.fit, n_states=1, seed=seed), seed)
+    return one, held_out_log_likelihood(likelihood, partial(LatentMixture.fit_line, seed=seed), seed)
+
+
+def _figures(mixture: LatentMixture, over_one: Tensor, over_line: Tensor) -> dict[str, Any]:
+    root = len(over_one) ** 0.5
+    return {
+        "n_states": len(mixture.share),
+        "gain": float(over_one.mean()),
+        "gain_error": float(over_one.std() / root),
+        "gain_over_line": float(over_line.mean()),
+        "gain_over_line_error": float(over_line.std() / root),
+        "separation": mixture.separation(),
+        "least_share": float(mixture.share.min()),
+    }
+
+
 def _is_supported(figures: dict[str, Any], before: list[dict[str, Any]]) -> bool:
     """Whether a split is better than one state, and than the splits before it that stand."""
     rival = max((f["gain"] for f in before if f["stands"]), default=0.0)
     return bool(
         figures["gain"] - rival > SIGNIFICANCE * figures["gain_error"]
+        and figures["gain_over_line"] > LINE_SIGNIFICANCE * figures["gain_over_line_error"]
         and figures["separation"] > LEAST_SEPARATION
         and figures["least_share"] > 0.05
     )
@@ -220,32 +250,31 @@ def score_likelihood(data: AlignedSpectra, model: Tensor, contrast_sd: float) ->
     return ScoreLikelihood(projection[:, 1:] - cross * ((projection[:, 0] + prior) / own)[:, None], rest)
 
 
-def held_out_gain(likelihood: ScoreLikelihood, n_states: int, seed: int) -> Tensor:
-    """Compute the held-out log likelihood of each particle over that of one state, by five-fold cross-validation.
+def held_out_log_likelihood(
+    likelihood: ScoreLikelihood, fit: Callable[[ScoreLikelihood], LatentMixture], seed: int
+) -> Tensor:
+    """Compute the log likelihood of each particle under a model fitted without it, by five-fold cross-validation.
 
     Parameters
     ----------
     likelihood : ScoreLikelihood
         Likelihood of the particles.
-    n_states : int
-        Number of states.
+    fit : callable
+        Fits a mixture to some of them.
     seed : int
-        Of folds and initialisations.
+        Of the folds.
 
     Returns
     -------
     Tensor of shape (n,)
-        Gain of each particle.
+        Log likelihood of each particle.
     """
     n, device = len(likelihood), likelihood.projection.device
     fold = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % FOLDS).to(device)
-    gain = torch.zeros(n, device=device)
+    found = torch.zeros(n, device=device)
     for k in range(FOLDS):
-        learnt, held_out = likelihood[fold != k], likelihood[fold == k]
-        one = LatentMixture.fit(learnt, 1, seed=seed)
-        several = LatentMixture.fit(learnt, n_states, seed=seed)
-        gain[fold == k] = several.log_likelihood(held_out) - one.log_likelihood(held_out)
-    return gain
+        found[fold == k] = fit(likelihood[fold != k]).log_likelihood(likelihood[fold == k])
+    return found
 
 
 def _result(
@@ -264,16 +293,15 @@ def _result(
         responsibilities, centre = responsibilities[:, order], centre[order]
     away = (centre @ whole.model[1:].flatten(1)).unflatten(1, whole.model.shape[1:])
     averages, halves = state_averages(matched, responsibilities)
-    figures = next((f for f in reversed(tried) if f["stands"]), tried[0] if tried else None)
+    shown = next((f for f in reversed(tried) if f["stands"]), tried[0] if tried else {})
+    figures = {name: shown.get(name, 0.0) for name in SHOWN}
     return StateSplit(
         n_states=responsibilities.shape[1],
         responsibilities=responsibilities.cpu().numpy(),
         averages=averages.cpu().numpy(),
         halves=halves.cpu().numpy(),
         difference=data.plane.images(away).cpu().numpy(),
-        gain=0.0 if figures is None else figures["gain"],
-        gain_error=0.0 if figures is None else figures["gain_error"],
-        separation=0.0 if figures is None else figures["separation"],
+        **figures,
         n_above_noise=whole.n_above,
         contrast=whole.contrast.cpu().numpy(),
         tried=tried,

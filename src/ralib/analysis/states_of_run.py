@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ralib.analysis.states import LEAST_MEMBERS, StateSplit, split_states
+from ralib.analysis.states import LEAST_MEMBERS, SHOWN, StateSplit, split_states
 from ralib.types import ArraySource, ParticleSet, RalibError
 
 
@@ -102,9 +102,7 @@ def _write_states(
             "members": len(members),
             "states": list(range(first + 1, first + split.n_states + 1)),
             "shares": split.responsibilities.mean(0).round(4).tolist(),
-            "gain": split.gain,
-            "gain_error": split.gain_error,
-            "separation": split.separation,
+            **{name: getattr(split, name) for name in SHOWN},
             "components_above_noise": split.n_above_noise,
             "tried": split.tried,
         }

@@ -253,7 +253,8 @@ def split_states_of(run: Path, out: Path, n_states: str, *, seed: int, device: s
         why = f"{figures['components_above_noise']} components above the noise"
         if figures["tried"]:
             why += (
-                f"; held-out gain {figures['gain']:.3f} +- {figures['gain_error']:.3f} a particle, "
+                f"; held-out gain {figures['gain']:.3f} +- {figures['gain_error']:.3f} a particle, over a line "
+                f"{figures['gain_over_line']:.3f} +- {figures['gain_over_line_error']:.3f}, "
                 f"{figures['separation']:.1f} sd apart"
             )
         shares = " and ".join(f"{share:.0%}" for share in figures["shares"])
