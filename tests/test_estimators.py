@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,64 @@ def test_classifier_refuses_another_pixel_size(fitted: dict[str, Any], images: n
     known.fit(ParticleSet(ArraySource(images[:60]), pixel_size_A=2.0))
     with pytest.raises(RalibError, match="3 A/px, the classes 2"):
         known.predict(ParticleSet(ArraySource(images[:60]), pixel_size_A=3.0))
+
+
+class _OfAnotherLibrary:
+    """An array of a library that is not NumPy or torch, which gives its memory by DLPack alone."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return torch.from_numpy(self._images).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+
+def _read_only(images: np.ndarray) -> np.ndarray:
+    images = images.copy()
+    images.flags.writeable = False
+    return images
+
+
+FORMS: dict[str, Any] = {
+    "float64": lambda images: images.astype(np.float64),
+    "read-only": _read_only,
+    "not contiguous": lambda images: np.ascontiguousarray(images.transpose(2, 1, 0)).transpose(2, 1, 0),
+    "torch": lambda images: torch.from_numpy(images).double().requires_grad_(),
+    "list": list,
+    "DLPack": _OfAnotherLibrary,
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("name", ["mref", "reffree", "classify"])
+def test_estimator_predicts_the_same_of_images_in_any_form(
+    name: str, form: str, fitted: dict[str, Any], images: np.ndarray
+) -> None:
+    few = images[KNOWN : KNOWN + 40]
+    assert np.array_equal(fitted[name].predict(FORMS[form](few)), fitted[name].predict(few))
+
+
+@pytest.mark.parametrize("name", ["mref", "reffree", "classify"])
+def test_fitted_estimator_survives_pickling(name: str, fitted: dict[str, Any], images: np.ndarray) -> None:
+    again = pickle.loads(pickle.dumps(fitted[name]))
+    assert np.array_equal(again.predict(images[KNOWN:]), fitted[name].predict(images[KNOWN:]))
+    assert np.array_equal(again.labels_, fitted[name].labels_)
+
+
+def test_classifier_takes_its_number_of_classes_from_the_particles_or_the_references(
+    images: np.ndarray, simulated: Simulator
+) -> None:
+    short = ScheduleSettings(exchanges=0, final=1)
+    assert repr(Classifier()) == "Classifier()"
+    assert Classifier(plan=short).fit(images[:200]).n_classes_ == 2
+    assert Classifier(plan=short, references=simulated.references().numpy()).fit(images[:60]).n_classes_ == 3
+    with pytest.raises(RalibError, match="not 2"):
+        Classifier(n_classes=2, references=simulated.references().numpy())
+
+
+def test_classifier_refuses_complex_images(images: np.ndarray) -> None:
+    with pytest.raises(RalibError, match="real numbers, not complex64"):
+        Classifier(n_classes=2).fit(images[:20] + np.complex64(0))

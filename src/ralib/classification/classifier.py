@@ -41,7 +41,7 @@ from ralib.classification.results import (
 )
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_checkpoint import HALF, checkpoint_of, resume_schedule
-from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.classification.schedule_settings import ScheduleSettings, default_classes
 from ralib.classification.sharding import Shard
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import State
@@ -67,8 +67,9 @@ class Classifier(ClusterEstimator):
 
     Parameters
     ----------
-    n_classes : int
-        Number of classes in the end.
+    n_classes : int | None, optional
+        Number of classes in the end; by default as many as references, or one for each hundred particles up to 50, then
+        for each four hundred up to 100.
     diameter_A : float | None, optional
         Diameter of the mask of class averages, Angstrom; by default measured.
     resolution_A : float | None, optional
@@ -98,7 +99,7 @@ class Classifier(ClusterEstimator):
         Where to compute.
     ranks : Ranks | None, optional
         The processes that share the particles; each has the same result after `fit`.
-    references : ndarray or Tensor of shape (n_classes, n, n), optional
+    references : ndarray or Tensor of shape (k, n, n), optional
         Class averages to begin with; by default single particles. They have the particles' box, or any where both pixel
         sizes are known.
     references_pixel_size_A : float | None, optional
@@ -110,6 +111,8 @@ class Classifier(ClusterEstimator):
         Pose and class of each particle.
     labels_ : ndarray of shape (n,)
         Class of each particle, -1 where it has none.
+    n_classes_ : int
+        Number of classes asked for, or taken by default.
     class_averages_ : ClassAverages
         The class averages.
     classes_ : list of dict
@@ -125,7 +128,7 @@ class Classifier(ClusterEstimator):
     def __init__(
         self,
         *,
-        n_classes: int,
+        n_classes: int | None = None,
         diameter_A: float | None = None,
         resolution_A: float | None = None,
         lowest_A: float | None = None,
@@ -143,13 +146,13 @@ class Classifier(ClusterEstimator):
         references: np.ndarray | Tensor | None = None,
         references_pixel_size_A: float | None = None,
     ) -> None:
-        if n_classes < 1:
+        if n_classes is not None and n_classes < 1:
             raise RalibError(f"`n_classes` {n_classes}: ask for at least 1")
         if not 0 <= balance <= 1:
             raise RalibError(f"`balance` {balance:g} must lie between 0 (free) and 1 (equal)")
         if ctf not in CTF_CHOICES:
             raise RalibError(f"`ctf` {ctf!r} is unknown: choose one of {', '.join(CTF_CHOICES)}")
-        if references is not None and len(references) != n_classes:
+        if references is not None and n_classes is not None and len(references) != n_classes:
             raise RalibError(f"{len(references)} `references` make {len(references)} classes, not {n_classes}")
         for name, value in (("`diameter_A`", diameter_A), ("`resolution_A`", resolution_A), ("`lowest_A`", lowest_A)):
             if value is not None and not 0 < value < float("inf"):
@@ -212,7 +215,7 @@ class Classifier(ClusterEstimator):
             If particles and options do not fit together.
         """
         particles = as_particles(particles)
-        self._check_enough(particles)
+        self.n_classes_ = self._class_count(len(particles))
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         self._last: _Examined | None = None
@@ -247,7 +250,7 @@ class Classifier(ClusterEstimator):
         -------
         Poses
             Pose and class of each; `score` is the log-likelihood ratio against pure noise, in nats; class -1 for an
-            unusable image.
+            unusable image. Junk is not recognised here: where `fit` left a class to it, no new particle joins that one.
         """
         if not hasattr(self, "fitted_"):
             raise RalibError("this Classifier is not fitted yet: call fit first")
@@ -260,7 +263,7 @@ class Classifier(ClusterEstimator):
                 particles,
                 self._batches(particles, shard),
                 shard,
-                n_classes=self.n_classes,
+                n_classes=self.n_classes_,
                 radius_px=self.fitted_.radius_px,
                 particle_radius_px=self.fitted_.particle_radius_px,
                 ctf=self._ctf_mode(particles),
@@ -272,12 +275,16 @@ class Classifier(ClusterEstimator):
         schedule, state = self._begin(particles, field, shard)
         return state_poses(self.fitted_.assign(schedule.model, state), field, shard).to("cpu")
 
-    def _check_enough(self, particles: ParticleSet) -> None:
-        n = len(particles)
+    def _class_count(self, n: int) -> int:
+        """The number of classes of n particles."""
         if n < 2:
-            raise RalibError(f"{n} particle cannot be classified: give at least 2")
-        if n < 2 * self.n_classes:
-            raise RalibError(f"{n} particles are too few for {self.n_classes} classes: ask for at most {n // 2}")
+            raise RalibError(f"{n} particle{'s' * (n != 1)} cannot be classified: give at least 2")
+        n_classes = self.n_classes
+        if n_classes is None:
+            n_classes = default_classes(n) if self.references is None else len(self.references)
+        if n < 2 * n_classes:
+            raise RalibError(f"{n} particles are too few for {n_classes} classes: ask for at most {n // 2}")
+        return n_classes
 
     def _check(self, particles: ParticleSet) -> None:
         if self.ctf in ("on", "flipped") and particles.ctf is None:
@@ -370,13 +377,13 @@ class Classifier(ClusterEstimator):
             self._size, self._most_detail = self._earlier.size, self._earlier.most_detail
         else:
             self._size, plan = self._measured(particles), self._plan
-            large = plan.joint > 0 and plan.takes_sample(len(particles), self.n_classes)
+            large = plan.joint > 0 and plan.takes_sample(len(particles), self.n_classes_)
             self._most_detail = plan.most_detail if large else None
         return whiten_particles(
             particles,
             batches,
             shard,
-            n_classes=self.n_classes,
+            n_classes=self.n_classes_,
             radius_px=self._size.mask_radius_px,
             particle_radius_px=self._size.radius_px,
             ctf=self._ctf_mode(particles),
@@ -506,7 +513,7 @@ class Classifier(ClusterEstimator):
         search_px = self._search_px(particles) * field.scale
         model = Model(field, shard, half, held, self.balance, self.mirror, search_px, not self.skip_align, self._budget)
         schedule = ClassificationSchedule(
-            model, self._plan, self.n_classes, generator, earlier or self._given(particles)
+            model, self._plan, self.n_classes_, generator, earlier or self._given(particles)
         )
         schedule.log += self._findings(particles, field, shard)
         state = model.blank() if earlier is None else earlier.known(model, model.blank())
@@ -557,17 +564,17 @@ class Classifier(ClusterEstimator):
         state = equalised(model, schedule, state) if self.equal_sizes else schedule.filled(state)
         if (empty := int((state.members < 1).sum())) > 0:
             state = schedule.without_empty(state)
-            notices.append(fewer_classes(self.n_classes, empty))
+            notices.append(fewer_classes(self.n_classes_, empty))
         n_classes = len(state.members)
         poses = state_poses(state, field, shard).to("cpu")
         shown, of_junk = poses, None
         image = StatisticsTable(batches, field.particle_radius_px / field.scale)
         known = self._last is not None and self._last.state is state
-        if schedule.k < self.n_classes:  # one is left to junk
+        if schedule.k < self.n_classes_:  # one is left to junk
             known, junk = True, self._examined(batches, schedule, state).junk
             shown, of_junk = with_class_of_junk(poses, junk, n_classes)
             if len(of_junk) == n_classes:
-                notices.append(fewer_classes(self.n_classes, 1))
+                notices.append(fewer_classes(self.n_classes_, 1))
             n_classes = len(of_junk)
         left_out = shard.gather(field.outliers.found).cpu()
         if of_junk is not None:

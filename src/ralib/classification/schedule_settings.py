@@ -14,6 +14,11 @@ GROWTH = 2
 """Rings by which the resolution grows in an iteration of sharpening, at most."""
 
 
+def default_classes(n_particles: int) -> int:
+    """Return the number of classes for so many particles: one for each 100 up to 50, then for each 400 up to 100."""
+    return max(1, min(n_particles // 100, 50), min(n_particles // 400, 100))
+
+
 @dataclass(frozen=True)
 class ScheduleSettings:
     """Settings of a schedule; resolutions are numbers of details (full periods) across a particle.

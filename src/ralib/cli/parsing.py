@@ -134,11 +134,6 @@ def falling_shift_ranges_px(box: int) -> tuple[str, str]:
     return " ".join(f"{x:g}" for x in ranges), " ".join(f"{min(2, x / 2):g}" for x in ranges[:3]) + " 0.25"
 
 
-def default_classes(n_particles: int) -> int:
-    """Return the number of classes for so many particles: one for each 100 up to 50, then for each 400 up to 100."""
-    return max(1, min(n_particles // 100, 50), min(n_particles // 400, 100))
-
-
 def shift_ranges(
     xr: str, yr: str | None, ts: str | None, pixel_size_A: float | None = None
 ) -> list[tuple[float, float, float]]:

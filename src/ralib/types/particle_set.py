@@ -314,7 +314,11 @@ def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
     """Return a particle set of a set, or of images (n, m, m)."""
     if isinstance(particles, ParticleSet):
         return particles
+    if not isinstance(particles, Tensor | np.ndarray) and hasattr(particles, "__dlpack__"):  # of CuPy, JAX, ...
+        particles = torch.from_dlpack(particles)
     images = particles.detach().cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
+    if images.dtype.kind not in "biuf":
+        raise RalibError(f"particles must be real numbers, not {images.dtype}")
     if images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise RalibError(f"particles must be square images (n, box, box), not an array of shape {images.shape}")
     return ParticleSet(ArraySource(images))

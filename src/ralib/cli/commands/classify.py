@@ -145,7 +145,7 @@ def chosen_particles(session: RunSession, stack: Path, o: ClassifySettings) -> P
 
 def _class_count(session: RunSession, o: ClassifySettings, n_particles: int, references: dict[str, Any]) -> int:
     """--classes, or as many as there are references or the particles are enough for, and the line that says so."""
-    from ralib.cli.parsing import default_classes
+    from ralib.classification.schedule_settings import default_classes
 
     if references:
         n_classes = len(references["references"])

@@ -55,7 +55,7 @@ class WatchSettings(ClassificationSettings):
 
     def classes_for(self, n_particles: int) -> int:
         """Return the number of classes for so many particles: --classes, where they are enough for them."""
-        from ralib.cli.parsing import default_classes
+        from ralib.classification.schedule_settings import default_classes
 
         most = default_classes(n_particles) if self.classes is None else self.classes
         return max(1, min(most, n_particles // self.per_class))
