@@ -31,7 +31,7 @@ from ralib.io.relion_model import write_class_stack, write_job_exit, write_model
 from ralib.io.relion_write import count_optics_groups, write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
 from ralib.io.stacks import StackFile, file_references, volumes_among
-from ralib.io.star import read_star, write_star
+from ralib.io.star import one_row, read_star, write_star
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
 
