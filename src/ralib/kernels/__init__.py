@@ -30,7 +30,7 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     Parameters
     ----------
     folder : str
-        'interpolation' or 'pose_search'.
+        'interpolation', 'pose_search' or 'classes'.
     data : Tensor or Samples
         What the kernel is given.
     *pose : Tensor
@@ -57,6 +57,8 @@ def _single(folder: str, data: Tensor | Samples) -> bool:
     """Whether single precision is what a kernel computes in; samples of the pose search are complex."""
     if folder == "interpolation":
         return compute_dtype(data) == torch.float32
+    if folder == "classes":  # which a CPU computes in other ways
+        return False
     return isinstance(data, Tensor) and data.dtype in (torch.float16, torch.float32, torch.complex64)
 
 
