@@ -53,7 +53,7 @@ def analyze(
     ] = True,
     clusters: Annotated[int, typer.Option("--clusters", "--K", min=1, help="k-means clusters.")] = 10,
     clustering: Annotated[
-        str, typer.Option(help="kmeans; hdbscan or gamma-sup find the number of clusters and leave outliers out.")
+        str, typer.Option(help="kmeans; gamma-sup or (many particles) hdbscan find the number and leave outliers out.")
     ] = "kmeans",
     embedding: Annotated[
         str, typer.Option(help="Drawn by: pca, tsne, umap or opentsne (where installed), or none.")
