@@ -379,9 +379,9 @@ def test_memory_that_is_refused_is_told_with_what_is_free(capsys) -> None:
     ("command", "words"),
     [
         ("transform STAR OUT.star --method=sinc", "--method 'sinc'|no interpolation"),
-        ("prepare STAR OUT.star --normalise=background --background-radius=nan", "--background-radius nan"),
+        ("prepare STAR OUT.star --normalise=background --background-radius=nan", "background-radius': 'nan' is no"),
         ("prepare STAR OUT.star --background-radius=3", "--background-radius is of --normalise background"),
-        ("prepare STAR OUT.star --mask-radius=inf", "--mask-radius inf"),
+        ("prepare STAR OUT.star --mask-radius=inf", "mask-radius': 'inf' is no"),
         ("classify STAR OUT --classes=1 --search=-1", "--search -1 px"),
         ("classify STAR OUT --classes=1 --batch=-1", "--batch"),
         ("classify STAR OUT --classes=1 --resolution=inf", "--resolution inf"),

@@ -215,7 +215,6 @@ class Classifier(ClusterEstimator):
             If particles and options do not fit together.
         """
         particles = as_particles(particles)
-        self.n_classes_ = self._class_count(len(particles))
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         self._last: _Examined | None = None
@@ -373,6 +372,7 @@ class Classifier(ClusterEstimator):
     def _load(
         self, particles: ParticleSet, batches: ParticleBatches, shard: Shard, *, half: bool = False
     ) -> WhitenedParticles:
+        self.n_classes_ = self._class_count(len(particles))
         if self._earlier is not None and self._plan.exchanges == 0:  # they join classes on the same grid
             self._size, self._most_detail = self._earlier.size, self._earlier.most_detail
         else:

@@ -115,7 +115,8 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
-    return f"{device} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' * (threads != 1)})"
 
 
 def progress(items: Sequence[T], label: str) -> Iterable[T]:
@@ -297,7 +298,8 @@ def _explain(error: Exception, command: str) -> int:
     if isinstance(error, RalibError | RankLost):
         return _fail(with_flags(str(error), command), EXIT_ERROR)
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
-        message = error.format_message()  # empty where it has just shown the help
+        # Empty where it has just shown the help; a parser's own words may have pydantic's before them.
+        message = error.format_message().replace(": Value error, ", ": ")
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "ralib"
         instead = REPLACED_OPTIONS.get(getattr(error, "option_name", ""))

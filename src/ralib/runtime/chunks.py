@@ -48,6 +48,20 @@ def gpu_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
     """Divide rows into chunks of one size on a GPU, and on a CPU into chunks of which the last may be smaller.
 
     For what a CPU computes row by row; see `row_chunks`.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    most : int
+        Rows of a chunk.
+    device : torch.device
+        Where is computed.
+
+    Returns
+    -------
+    list[slice | Tensor]
+        Chunks.
     """
     if device.type != "cpu":
         return row_chunks(n, most, device)

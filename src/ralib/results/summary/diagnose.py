@@ -146,9 +146,9 @@ def _uncentred(run: RunFiles, averages: np.ndarray) -> Finding:
         return None
     again = "Run again with another --center, or l" if run_record(run.record).kind in ("mref", "reffree") else "L"
     return ("not centred", "off centre"), Notice(
-        what=f"{len(low)} averages are not centred.",
+        what="1 average is not centred." if len(low) == 1 else f"{len(low)} averages are not centred.",
         where=f"In {classes_text(low)}.",
-        remedy=f"{again}eave these classes out: their rims may be cut.",
+        remedy=f"{again}eave {'this class' if len(low) == 1 else 'these classes'} out: the rims may be cut.",
     )
 
 
