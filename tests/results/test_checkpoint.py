@@ -1,7 +1,9 @@
 """Checkpoints: back to the bit, newest whole one wins, damage is noticed, nothing is unpickled."""
 
 import hashlib
+import io
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -93,4 +95,16 @@ def test_load_archive_packed_by_another_method_or_encrypted_is_none(tmp_path: Pa
             payload[place + at : place + at + 4] = struct.pack("<HH", flag, method)
             place = payload.find(mark, place + 4)
     path.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + bytes(payload))
+    assert checkpoint.load(path) is None
+
+
+def test_load_array_whose_header_ends_early_is_none(tmp_path: Path) -> None:
+    """NumPy parses headers of Python 2 again, with its own tokenizer, which raises an error of its own."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (3,"
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    payload = buffer.getvalue()
+    path = tmp_path / "checkpoint_0001.ralib"
+    path.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
     assert checkpoint.load(path) is None

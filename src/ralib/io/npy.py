@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import tokenize
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,19 @@ from ralib.io.stacks import RawLayout, RawStack
 from ralib.types import RalibError
 
 _LONGEST_HEADER = 1 << 20
-_HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
+
+DAMAGED_HEADER = (
+    *(ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError),
+    tokenize.TokenError,
+)
+"""Errors of NumPy on the header of an array that is no longer what was written."""
+
+DAMAGED_ARCHIVE = (
+    *DAMAGED_HEADER,
+    *(EOFError, OSError, zipfile.BadZipFile, zlib.error, struct.error),
+    RuntimeError,  # of zipfile: an archive that is encrypted or packed by another method
+)
+"""Errors of NumPy and zipfile on such an .npz archive."""
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -38,7 +53,7 @@ def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
             shape, fortran, dtype = read(header, max_header_size=_LONGEST_HEADER)
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
-    except (*_HEADER_ERRORS, tokenize.TokenError) as error:
+    except DAMAGED_HEADER as error:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise RalibError(f"{path} holds no NumPy array: {reason}") from error
     if dtype.hasobject or dtype.itemsize < 1 or any(size < 0 for size in shape):

@@ -10,9 +10,6 @@ import hashlib
 import io
 import json
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ralib.io.atomic import atomic_path
+from ralib.io.npy import DAMAGED_ARCHIVE
 from ralib.types import RalibError
 
 KEEP = 2
@@ -80,14 +78,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-_DAMAGED = (
-    *(ValueError, KeyError, TypeError, OverflowError, RecursionError, EOFError, OSError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-    RuntimeError,  # of zipfile: an archive that is encrypted or packed by another method
-)
-"""Errors of NumPy and zipfile on an archive that is no longer what was written."""
-
-
 def load(path: Path) -> Checkpoint | None:
     """Return the checkpoint in a file, or None where it is incomplete."""
     match = _NAME.fullmatch(path.name)
@@ -101,7 +91,7 @@ def load(path: Path) -> Checkpoint | None:
         with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(arrays.pop(_META).tobytes())
-    except _DAMAGED:
+    except DAMAGED_ARCHIVE:
         return None
     figures = meta.get("figures", []) if isinstance(meta, dict) else None
     if not isinstance(figures, list) or not all(isinstance(row, dict) for row in figures):

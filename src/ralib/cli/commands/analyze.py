@@ -152,15 +152,12 @@ def read_truth(path: Path, n: int) -> np.ndarray:
     ndarray of shape (n,)
         Classes; -1 is left out.
     """
-    import struct
     import zipfile
-    import zlib
 
     import numpy as np
 
+    from ralib.io.npy import DAMAGED_ARCHIVE
     from ralib.io.text import read_numbers
-
-    damaged = (zipfile.BadZipFile, zlib.error, struct.error)
 
     try:
         if path.suffix == ".npz":
@@ -175,7 +172,7 @@ def read_truth(path: Path, n: int) -> np.ndarray:
         if not (np.abs(values) < 2**31).all() or (values != np.floor(values)).any():
             raise ValueError("classes are whole numbers below 2^31")
         values = values.astype(np.int64)
-    except (OSError, LookupError, ValueError, EOFError, RuntimeError, MemoryError, *damaged) as error:
+    except (*DAMAGED_ARCHIVE, LookupError) as error:
         raise RalibError(f"{path} holds no true classes ({error}): give one number a line, or truth.npz") from error
     if values.shape != (n,):
         raise RalibError(f"{path} has {len(values)} true classes for {n} particles: they must be as many")
