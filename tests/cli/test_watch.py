@@ -234,15 +234,20 @@ def test_watch_command_without_a_source_is_refused(tmp_path: Path, capsys) -> No
     assert "there is no" in capsys.readouterr().err
 
 
+def watch_of_stack(folder: Path, out: Path, images: np.ndarray, *options: str) -> list[str]:
+    """A command that watches a new folder of one stack and ends where nothing more arrives."""
+    folder.mkdir()
+    stack(folder, "1.mrcs", images)
+    usual = ["--poll-seconds=0.1", "--idle-minutes=0.001", "--device=cpu", "--no-report"]
+    return ["watch", str(folder), str(out), *options, *usual]
+
+
 def test_watch_command_continued_notices_another_input_and_other_options(
     truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
     folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    stack(folder, "1.mrcs", truth.images[:50])
-    options = ["--classes=1", "--per-class=40", "--poll-seconds=0.1", "--device=cpu", "--no-report"]
-    command = ["watch", str(folder), str(out), *options, "--idle-minutes=0.001"]
+    command = watch_of_stack(folder, out, truth.images[:50], "--classes=1", "--per-class=40")
     assert main(command) == 0
     capsys.readouterr()
     assert main([*command, "--per-class=30", "--continue"]) == 2
@@ -261,10 +266,7 @@ def test_watch_command_continued_without_arrivals_changes_nothing(
     """It joined all particles to their own classes once more, and so gave other classes than an uninterrupted watch."""
     monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
     folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    stack(folder, "1.mrcs", truth.images[:60])
-    options = ["--classes=2", "--per-class=30", "--poll-seconds=0.1", "--device=cpu", "--no-report"]
-    command = ["watch", str(folder), str(out), *options, "--idle-minutes=0.001"]
+    command = watch_of_stack(folder, out, truth.images[:60], "--classes=2", "--per-class=30")
     assert main(command) == 0
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert main([*command, "--continue"]) == 0

@@ -631,22 +631,9 @@ class Classifier(ClusterEstimator):
 
 @dataclass(frozen=True)
 class _Examined:
-    """What the verdict needs of a final state.
+    """What the verdict needs of a final state: how stable it is, the junk model's evidence, and what follows from both.
 
-    Attributes
-    ----------
-    state : State
-        The state.
-    stability : Stability
-        Its validation.
-    evidence : Evidence
-        What the junk model looks at.
-    figures : dict of ndarray of shape (n,)
-        Figures of the particles.
-    odds : ndarray of shape (n,)
-        Log-odds of being junk.
-    junk : ndarray of shape (n,)
-        Which particles are surely junk.
+    Figures, log-odds of being junk, and which are surely junk have a row for each particle.
     """
 
     state: State

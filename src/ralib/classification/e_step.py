@@ -509,20 +509,9 @@ def _half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def half_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> tuple[Tensor, Tensor]:
-    """Return `shifted_templates` in half precision, and their heights.
+    """Return the rows of the scoring product in half precision, and their heights; see `shifted_templates`.
 
     Half precision holds nothing above 65,504: each class is scaled to about 1, whatever the units.
-
-    Parameters
-    ----------
-    grid : RingGrid
-        The ring grid.
-    references : Tensor of shape (k, r, m)
-        Angular orders of the references.
-    shifts_xy_px : Tensor of shape (S, 2)
-        Shifts, pixels.
-    mirror : bool
-        Whether mirrored poses are searched.
 
     Returns
     -------

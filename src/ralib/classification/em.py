@@ -606,20 +606,7 @@ class Model:
         return masked_references(grid, averages.orders, self.mask(averages), rings, self.field.orders(rings))
 
     def references(self, state: State, rings: int) -> Tensor:
-        """Return references from the state's averages.
-
-        Parameters
-        ----------
-        state : State
-            The state.
-        rings : int
-            Number of rings r.
-
-        Returns
-        -------
-        Tensor of shape (k, r, m)
-            Angular orders of the masked averages.
-        """
+        """Return references (k, r, m) of `rings` rings from the state's averages; see `masked`."""
         assert state.averages is not None
         return self.masked(state.averages, rings)
 

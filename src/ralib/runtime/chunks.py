@@ -45,23 +45,9 @@ def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
 
 
 def gpu_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
-    """Divide rows into chunks of one size on a GPU, and on a CPU into chunks of which the last may be smaller.
+    """Divide rows as `row_chunks` does, but let the last chunk be smaller on a CPU; see `row_chunks`.
 
-    For what a CPU computes row by row; see `row_chunks`.
-
-    Parameters
-    ----------
-    n : int
-        Number of rows.
-    most : int
-        Rows of a chunk.
-    device : torch.device
-        Where is computed.
-
-    Returns
-    -------
-    list[slice | Tensor]
-        Chunks.
+    For what a CPU computes row by row.
     """
     if device.type != "cpu":
         return row_chunks(n, most, device)
