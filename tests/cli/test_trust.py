@@ -61,7 +61,8 @@ def one_line(process: subprocess.Popen) -> str:
     """What it said on stderr, which must be one line; its exit status must not be 0."""
     _, told = process.communicate(timeout=120)
     assert process.returncode == 2
-    lines = told.strip().splitlines()
+    # A limit of file sizes meets what is compiled on a fresh machine, too, which is no error of the run.
+    lines = [line for line in told.strip().splitlines() if "compiled kernels are not kept" not in line]
     assert len(lines) == 1, told
     return lines[0]
 
