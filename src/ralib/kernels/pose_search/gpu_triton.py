@@ -121,7 +121,6 @@ def rotational_max(
     pairs: int | None = None,
     num_warps: int = 4,
     num_stages: int = 3,
-    hold: bool = True,
     rough: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
@@ -135,7 +134,7 @@ def rotational_max(
     index = torch.empty(n_pairs, 2, n_particles, dtype=torch.int32, device=spectra.device)
     orders = min(64 if spectra.dtype == torch.float16 else 32, max(16, triton.next_power_of_2(n_orders)))
     n_angle_blocks = triton.cdiv(n_half, angles)
-    held = n_angle_blocks if hold and n_orders <= orders and n_angle_blocks <= MOST_HELD else 0
+    held = n_angle_blocks if n_orders <= orders and n_angle_blocks <= MOST_HELD else 0
     grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
     _rotational_max[grid](
         spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, index,
