@@ -25,8 +25,11 @@ from torch import Tensor
 from ralib.benchmarks.engine import Case, make_particles
 from ralib.benchmarks.record import record, write_record
 from ralib.classification import e_step
-from ralib.classification.e_step import ClassPoses, Spectra, disc_of_shifts, log_likelihood, refine_poses, score_classes
+from ralib.classification.e_step import score_classes
+from ralib.classification.likelihood import ClassPoses, Spectra, log_likelihood
+from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.ring_grid import RingGrid
+from ralib.classification.templates import disc_of_shifts
 from ralib.cli.common import resolve_device
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,29 +10,23 @@ import torch
 
 from devices import DEVICES
 from ralib.classes.evaluation import purity
-from ralib.classification import class_fit
-from ralib.classification import e_step as likelihood
+from ralib.classification import class_fit, e_step, em
 from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.classifier import Classifier
-from ralib.classification.e_step import (
-    ClassPoses,
-    Spectra,
-    best_scale,
-    disc_of_shifts,
-    log_likelihood,
-    refine_poses,
-    score_classes,
-    score_fixed,
-)
+from ralib.classification.e_step import score_classes, score_fixed
 from ralib.classification.em import Model
 from ralib.classification.leave_one_out import self_cross
+from ralib.classification.likelihood import ClassPoses, Spectra, best_scale, log_likelihood
 from ralib.classification.m_step import follow_centres, signal_share
+from ralib.classification.memory_plan import STEP_BYTES
+from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
+from ralib.classification.templates import disc_of_shifts
 from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.images.fourier import resample
 from ralib.kernels import rotate_shift_images
@@ -126,7 +120,7 @@ def test_score_classes_little_memory_takes_classes_in_groups(grid: RingGrid) -> 
     given = (grid, spectra, torch.zeros(5, 2), orders, disc_of_shifts(3.0, 1.0, "cpu"))
     favour = -torch.linspace(0, 1, len(given[-1]))
     whole, groups = (score_classes(*given, favour=favour, memory_bytes=b) for b in (4e9, 2e6))
-    assert likelihood._classes_at_once(orders, given[-1], True, 2e6) == 2, "of five"
+    assert e_step._classes_at_once(orders, given[-1], True, 2e6) == 2, "of five"
     for a, b in zip(whole.fields(), groups.fields(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
@@ -439,7 +433,7 @@ def test_a_step_that_finds_no_memory_is_done_in_parts(
     classified: Classifier, small_set: tuple[ParticleSet, Simulator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until a tenth of the usual is asked for; then the run ends as always, or says why not."""
-    score, asked = likelihood.score_classes, []
+    score, asked = e_step.score_classes, []
 
     def refusing(*arguments: object, memory_bytes: float, **options: object) -> ClassPoses:
         asked.append(memory_bytes)
@@ -447,8 +441,8 @@ def test_a_step_that_finds_no_memory_is_done_in_parts(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return score(*arguments, memory_bytes=memory_bytes, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(likelihood, "score_classes", refusing)
-    limit = 0.1 * likelihood.STEP_BYTES
+    monkeypatch.setattr(em, "score_classes", refusing)
+    limit = 0.1 * STEP_BYTES
     again = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
     assert torch.equal(again.class_averages_.images, classified.class_averages_.images)
     assert sum(most > limit for most in asked) == 4  # 1, 1/2, 1/4, 1/8: what was found too much is not asked for again

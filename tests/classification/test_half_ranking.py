@@ -6,18 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import (
-    OWN_AT_ONCE,
-    Spectra,
-    _groups_of_own,
-    disc_of_shifts,
-    particles_at_once,
-    places_in_own_class,
-    score_classes,
-)
+from ralib.classification.e_step import score_classes
+from ralib.classification.half_precision_search import OWN_AT_ONCE, _groups_of_own, places_in_own_class
+from ralib.classification.likelihood import Spectra
+from ralib.classification.memory_plan import particles_at_once
 from ralib.classification.priors import class_prices
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import keep_most_useful
+from ralib.classification.templates import disc_of_shifts
 from ralib.kernels.classes import reference
 from ralib.runtime.chunks import row_chunks
 

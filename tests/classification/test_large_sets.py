@@ -11,9 +11,9 @@ import torch
 from ralib.classes.evaluation import purity
 from ralib.classification import em, junk_model, memory_plan, priors, stored_spectra, whitening
 from ralib.classification.classifier import Classifier
-from ralib.classification.e_step import Spectra
 from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
+from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.schedule import ClassificationSchedule, members_wanted
 from ralib.classification.schedule_settings import ScheduleSettings

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from devices import DEVICES
-from ralib.classification import e_step
+from ralib.classification import memory_plan
 from ralib.classification.classifier import Classifier
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard, in_quanta
@@ -48,7 +48,7 @@ def work(out: Path, device: str) -> None:
     from ralib.runtime.distributed import ProcessGroup, join
 
     everyone, found = join(), {}
-    e_step.AT_ONCE = 128  # on a GPU one process then has chunks that are full and one that is not
+    memory_plan.AT_ONCE = 128  # on a GPU one process then has chunks that are full and one that is not
     for size in SIZES:
         group = dist.new_group(list(range(size)), backend="gloo")
         if everyone.rank < size:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import mirrored_references, ring_power, samples_at_once, turned_samples
 from ralib.classification.em import Model
+from ralib.classification.likelihood import ring_power
+from ralib.classification.memory_plan import samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
+from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
 from ralib.runtime.chunks import gpu_chunks

@@ -1,8 +1,8 @@
 """Classification from scratch: options, measurement of the particle, the schedule, and the result.
 
-The E-step is in `e_step`, the M-step in `m_step`, priors and responsibilities in `priors`, one iteration in `em`, and
-the schedule from the initialisation to the final classes in `schedule`. Here the options are resolved, and the outcome
-becomes a `RunResult`.
+The E-step is in `e_step` (its model in `likelihood`), the M-step in `m_step`, priors and responsibilities in `priors`,
+one iteration in `em`, and the schedule from the initialisation to the final classes in `schedule`. Here the options are
+resolved, and the outcome becomes a `RunResult`.
 """
 
 from __future__ import annotations

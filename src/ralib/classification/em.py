@@ -10,8 +10,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ralib.classification import e_step as lk
+from ralib.classification.e_step import score_classes, score_fixed
 from ralib.classification.leave_one_out import SelfContribution, self_cross, self_share, without_self
+from ralib.classification.likelihood import (
+    ClassPoses,
+    Spectra,
+    best_scale,
+    in_order,
+    joined,
+    log_likelihood,
+    ring_power,
+)
 from ralib.classification.m_step import (
     RingAverages,
     RingSums,
@@ -23,9 +32,12 @@ from ralib.classification.m_step import (
     sum_classes,
     sum_limits,
 )
+from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
+from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.priors import best_classes, class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
+from ralib.classification.templates import disc_of_shifts, mirrored_references, turned_samples
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.runtime.chunks import gpu_chunks
@@ -73,16 +85,16 @@ class Budget:
 
     Attributes
     ----------
-    step_bytes : float, default lk.STEP_BYTES
+    step_bytes : float, default STEP_BYTES
         Bytes.
     """
 
-    step_bytes: float = lk.STEP_BYTES
+    step_bytes: float = STEP_BYTES
 
     @classmethod
     def of(cls, device: torch.device) -> Budget:
         """Return the usual memory, less on a small GPU."""
-        usual = lk.STEP_BYTES
+        usual = STEP_BYTES
         return cls(min(usual, STEP_SHARE * total_memory(device)) if device.type == "cuda" else usual)
 
     def shrink(self) -> bool:
@@ -101,7 +113,7 @@ class Expectation:
         Log-likelihood of each class at its best pose, with the prior of the origin.
     posterior : Tensor of shape (n,)
         Responsibility of the best class.
-    poses : list[lk.ClassPoses]
+    poses : list[ClassPoses]
         For each candidate class the poses (n,), the best candidate first.
     class_index : list[Tensor]
         For each candidate the class (n,).
@@ -111,7 +123,7 @@ class Expectation:
 
     fit: Tensor
     posterior: Tensor
-    poses: list[lk.ClassPoses]
+    poses: list[ClassPoses]
     class_index: list[Tensor]
     weight: list[Tensor]
 
@@ -131,7 +143,7 @@ class Found:
     """
 
     fit: Tensor
-    poses: lk.ClassPoses
+    poses: ClassPoses
     among: Tensor | None = None
 
 
@@ -174,7 +186,7 @@ class Model:
     @property
     def at_once(self) -> int:
         """Particles of a chunk on a GPU, the same on every rank."""
-        return lk.particles_at_once(self.shard.n)
+        return particles_at_once(self.shard.n)
 
     def of(self, rows: Tensor) -> Model:
         """Return the model of some of all particles, ascending numbers (m,)."""
@@ -212,18 +224,18 @@ class Model:
             Shifts, working pixels.
         """
         step = self.shift_step_px(rings) * (WIDE_STEP if wide else 1.0)
-        return lk.disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.field.grid.device)
+        return disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.field.grid.device)
 
     def search(
         self,
-        spectra: lk.Spectra,
+        spectra: Spectra,
         origin_xy_px: Tensor,
         references: Tensor,
         state: State | None,
         *,
         wide: bool,
         at_once: int | None = None,
-    ) -> lk.ClassPoses:
+    ) -> ClassPoses:
         """Find the best pose of particles in every class.
 
         Parameters
@@ -251,7 +263,7 @@ class Model:
             origin_xy_px = torch.zeros_like(origin_xy_px)
             favour = None if state is None else self.log_prior(shifts, state) / state.mean_scale
         return self.within(
-            lambda most: lk.score_classes(
+            lambda most: score_classes(
                 self.field.grid, spectra, origin_xy_px, references, shifts,
                 favour=favour, mirror=self.mirror, memory_bytes=most, at_once=at_once or self.at_once,
             )
@@ -274,7 +286,7 @@ class Model:
         """
         return log_prior(origin_xy_px, state.spread_px, self.search_px)
 
-    def fit(self, found: lk.ClassPoses, state: State) -> Tensor:
+    def fit(self, found: ClassPoses, state: State) -> Tensor:
         """Return the log-likelihood with the prior of the origin.
 
         Parameters
@@ -289,7 +301,7 @@ class Model:
         Tensor
             Fits, of the shape of the poses.
         """
-        fit = lk.log_likelihood(found.cross, found.norm, state.mean_scale)
+        fit = log_likelihood(found.cross, found.norm, state.mean_scale)
         return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
 
     def parts(self, rings: int, n_classes: int = 1) -> Iterator[tuple[slice, Model]]:
@@ -310,25 +322,25 @@ class Model:
             The model of them; sums over all particles, and so its shard, are none of its business.
         """
         for rows, spectra in self.field.spectra.blocks(rings, AT_ONCE // n_classes):
-            if len(spectra) == len(self.half) and isinstance(self.field.spectra, lk.Spectra):
+            if len(spectra) == len(self.half) and isinstance(self.field.spectra, Spectra):
                 yield rows, self
             else:
                 field = self.field.part(rows, spectra)
                 yield rows, replace(self, field=field, half=self.half[rows], held_out=self.held_out[rows])
 
-    def search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
+    def search_all(self, references: Tensor, state: State, step: IterationSettings) -> ClassPoses:
         """Find the best pose of every particle in every class, without its own contribution; see `iterate`."""
         k, rings = references.shape[:2]
         found = [part._search_all(references, state.part(rows), step) for rows, part in self.parts(rings, k)]
-        return lk.joined(found)
+        return joined(found)
 
-    def _search_all(self, references: Tensor, state: State, step: IterationSettings) -> lk.ClassPoses:
+    def _search_all(self, references: Tensor, state: State, step: IterationSettings) -> ClassPoses:
         grid, spectra = self.field.grid, self.field.single
         if self.align:
             found = self.search(spectra, state.origin_xy_px, references, state, wide=step.wide)
         else:
             pose = state.psi_deg, state.origin_xy_px, state.mirror
-            found = lk.score_fixed(grid, spectra, *pose, references, self.at_once)
+            found = score_fixed(grid, spectra, *pose, references, self.at_once)
         return found if state.own is None else without_self(self.field, state.own, found, references.shape[1])
 
     def found(self, references: Tensor, state: State, step: IterationSettings) -> Found:
@@ -345,7 +357,7 @@ class Model:
             fits.append(fit)
             poses.append(found.gathered(index))
             among.append(index)
-        return Found(torch.cat(fits), lk.joined(poses), torch.cat(among))
+        return Found(torch.cat(fits), joined(poses), torch.cat(among))
 
     def iterate(self, references: Tensor, state: State, step: IterationSettings) -> State:
         """Run one iteration: E-step and M-step. The new averages reach a few rings beyond those compared.
@@ -384,7 +396,7 @@ class Model:
                 dim=1, descending=True, stable=True
             )
             posterior, index = weight[:, 0], index.gather(1, order)
-            poses = lk.in_order(poses, order)
+            poses = in_order(poses, order)
         return Expectation(fit, posterior, poses, list(index.unbind(1)), list(weight.unbind(1)))
 
     def m_step(self, expected: Expectation, state: State, step: IterationSettings) -> State:
@@ -405,7 +417,7 @@ class Model:
             State after the iteration.
         """
         best, index = expected.poses[0], expected.class_index[0]
-        scale = [lk.best_scale(p.cross, p.norm, state.mean_scale) for p in expected.poses]
+        scale = [best_scale(p.cross, p.norm, state.mean_scale) for p in expected.poses]
         mean = self.shard.median(scale[0])
         state = replace(
             state,
@@ -448,11 +460,11 @@ class Model:
     def refined(
         self,
         references: Tensor,
-        poses: list[lk.ClassPoses],
+        poses: list[ClassPoses],
         index: list[Tensor],
         step: IterationSettings,
         own: SelfContribution | None,
-    ) -> list[lk.ClassPoses]:
+    ) -> list[ClassPoses]:
         """Refine poses off the grid by Newton steps, corrected for the particle's own contribution.
 
         Parameters
@@ -473,24 +485,24 @@ class Model:
         list of ClassPoses
             For each candidate the refined poses (n,).
         """
-        refined: list[list[lk.ClassPoses]] = []
+        refined: list[list[ClassPoses]] = []
         for rows, part in self.parts(self.field.grid.n_rings):
             share = None if own is None else own.part(rows)
             pairs = zip(poses, index, strict=True)
             refined.append([part._refined(references, p.rows(rows), i[rows], step, share) for p, i in pairs])
-        return [lk.joined(list(parts)) for parts in zip(*refined, strict=True)]
+        return [joined(list(parts)) for parts in zip(*refined, strict=True)]
 
     def _refined(
         self,
         references: Tensor,
-        found: lk.ClassPoses,
+        found: ClassPoses,
         index: Tensor,
         step: IterationSettings,
         own: SelfContribution | None,
-    ) -> lk.ClassPoses:
+    ) -> ClassPoses:
         grid, spectra, spacing = self.field.grid, self.field.single, self.shift_step_px(step.rings)
         poses = self.within(
-            lambda most: lk.refine_poses(
+            lambda most: refine_poses(
                 grid, spectra, references, found, index, steps=step.newton,
                 limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
                 at_once=self.at_once,
@@ -503,7 +515,7 @@ class Model:
 
     def _sums(
         self,
-        poses: list[lk.ClassPoses],
+        poses: list[ClassPoses],
         index: list[Tensor],
         weight: list[Tensor],
         scale: list[Tensor],
@@ -525,7 +537,7 @@ class Model:
 
     def _part_sums(
         self,
-        poses: list[lk.ClassPoses],
+        poses: list[ClassPoses],
         index: list[Tensor],
         weight: list[Tensor],
         scale: list[Tensor],
@@ -575,7 +587,7 @@ class Model:
             Contribution of each particle.
         """
         zero = torch.zeros_like(state.scale)
-        pose = lk.ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
+        pose = ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
         weight = self.joins.float()
         sums = self._sums([pose], [class_index], [weight], [state.scale], n_classes, rings)
         members = self.shard.counts(class_index[self.joins], n_classes).float()
@@ -641,10 +653,10 @@ class Model:
         references = self.references(state, rings)
         use = self.field.typical
         scale = torch.where(use, state.scale, 0.0)[:, None]
-        chunk = lk.samples_at_once(self.field.grid, rings, 1024, self.budget.step_bytes)
+        chunk = samples_at_once(self.field.grid, rings, 1024, self.budget.step_bytes)
         found = self.ring_crosses(references, state, chunk)
         cross = self.shard.sum(scale * (found - state.own.share[:, :rings]))
-        power = self.field.spectra.power[:, :rings] * lk.ring_power(references)[state.class_index]
+        power = self.field.spectra.power[:, :rings] * ring_power(references)[state.class_index]
         norm = self.shard.sum(scale.square() * power)
         explained = cross.clamp_min(0).square() / norm.clamp_min(1e-12)
         total = self.shard.sum(self.field.observed * use[:, None])
@@ -680,8 +692,8 @@ class Model:
     def _ring_cross(self, references: Tensor, state: State, cut: slice | Tensor) -> Tensor:
         """Cross terms (b, r) of some particles."""
         grid, spectra = self.field.grid, self.field.single
-        mirrored = lk.mirrored_references(references, state.class_index[cut], state.mirror[cut])
-        posed = lk.turned_samples(grid, mirrored, state.psi_deg[cut])
+        mirrored = mirrored_references(references, state.class_index[cut], state.mirror[cut])
+        posed = turned_samples(grid, mirrored, state.psi_deg[cut])
         rings = references.shape[1]
         moved = spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
         return (moved * posed.conj()).real.sum(2)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import ClassPoses, ring_power
+from ralib.classification.likelihood import ClassPoses, ring_power
 from ralib.classification.m_step import RingAverages
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg

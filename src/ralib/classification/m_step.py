@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import AT_ONCE, STEP_BYTES, ClassPoses, Spectra, joined, samples_at_once
+from ralib.classification.likelihood import ClassPoses, Spectra, joined
+from ralib.classification.memory_plan import AT_ONCE, STEP_BYTES, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra

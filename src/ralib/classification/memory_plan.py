@@ -1,11 +1,16 @@
-"""Where the spectra of a run are kept: in single precision on the device where they fit, else in half, or elsewhere."""
+"""Memory of a run: where spectra are kept, and of how many particles a step computes everything at once.
+
+Spectra are kept in single precision on the device where they fit, else in half precision, or elsewhere.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from ralib.classification.ring_grid import RingGrid
 from ralib.runtime.memory import free_memory
 
 BLOCK = 4096
@@ -26,6 +31,12 @@ MAIN_MOST_BYTES = 5 << 30
 
 TOLD_BYTES = 1 << 30
 """From so many on the log says where they are."""
+
+STEP_BYTES = 4e9
+"""Device memory that a step may take beside the particles, where there is so much."""
+
+AT_ONCE = 4096
+"""Particles that are computed at once on a GPU, at most; see `particles_at_once`."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +119,44 @@ def plan_spectra(
 def _blocks(room_bytes: float, bytes_each: int) -> int:
     """Particles of the whole blocks that fit."""
     return int(room_bytes / (bytes_each * BLOCK)) * BLOCK
+
+
+def particles_at_once(n: int) -> int:
+    """Return of how many particles a GPU computes everything at once, as far as memory allows.
+
+    Libraries round a product's rows otherwise where there are more or fewer of them. So chunks have one size, which
+    follows from the number of all particles: no rank's share of them, and no free memory changes a bit of a particle.
+
+    Parameters
+    ----------
+    n : int
+        Number of all particles.
+
+    Returns
+    -------
+    int
+        Number of particles of a chunk, a multiple of 128.
+    """
+    return 128 * max(1, math.ceil(n / (128 * math.ceil(n / AT_ONCE)))) if n else 128
+
+
+def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:
+    """Return the number of particles, at most `most`, of which a step may hold all samples a dozen times.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    rings : int
+        Number of rings.
+    most : int
+        Upper limit.
+    memory_bytes : float
+        Memory of a step.
+
+    Returns
+    -------
+    int
+        Number of particles.
+    """
+    return max(16, min(most, int(memory_bytes / (100.0 * rings * grid.n_half))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import Spectra, ring_power
+from ralib.classification.likelihood import Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.state import State

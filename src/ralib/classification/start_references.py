@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import ring_power
 from ralib.classification.em import Model
+from ralib.classification.likelihood import ring_power
 from ralib.classification.state import IterationSettings, State
 from ralib.images.fourier import resample
 from ralib.types import RalibError

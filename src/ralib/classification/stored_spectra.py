@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ralib.classification.e_step import Spectra
+from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import BLOCK, SpectraPlan
 from ralib.images.fourier import squared
 from ralib.types import RalibError

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.classification import e_step
-from ralib.classification.e_step import Spectra
+from ralib.classification.e_step import score_fixed
 from ralib.classification.em import Model
+from ralib.classification.half_precision_search import places_in_own_class
+from ralib.classification.likelihood import Spectra
+from ralib.classification.memory_plan import particles_at_once
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
 from ralib.conventions import compose, invert, wrap_deg
@@ -131,7 +133,7 @@ def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, referen
     if model.align and model.field.grid.device.type != "cpu":
         index, known = state.class_index[rows], state.origin_xy_px[rows]
         shifts = model.shifts(references.shape[1], wide=True)
-        place = e_step.places_in_own_class(
+        place = places_in_own_class(
             model.field.grid, spectra, index, references, shifts, mirror=model.mirror, at_once=model.at_once
         )
         elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
@@ -171,7 +173,7 @@ def _separation(
     spectra, noise = model.field.spectra[own], noise_like(model, held, generator)
     centre = (state.psi_deg[own], state.origin_xy_px[own], state.mirror[own])
     fits = [
-        tested.gather(_best_fit(model, state, s, references, centre, e_step.particles_at_once(len(held)), wide=True)[0])
+        tested.gather(_best_fit(model, state, s, references, centre, particles_at_once(len(held)), wide=True)[0])
         for s in (spectra, noise)
     ]
     limit = torch.quantile(fits[1], 0.9)
@@ -220,7 +222,7 @@ def _best_fit(
     if model.align:
         found = model.search(spectra, pose[1], references, state, wide=wide, at_once=at_once)
     else:
-        found = e_step.score_fixed(model.field.grid, spectra, *pose, references, at_once)
+        found = score_fixed(model.field.grid, spectra, *pose, references, at_once)
     return model.fit(found, state).max(dim=1)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification import noise
-from ralib.classification.e_step import Spectra
+from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.outliers import FEATURES, Outliers, find_outliers, image_features
 from ralib.classification.ring_grid import RingGrid, ring_spacing

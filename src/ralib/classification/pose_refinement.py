@@ -1,0 +1,201 @@
+"""Refinement of poses off the grid by Newton steps in (psi, x, y); cross terms in single precision from all samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
+from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.templates import mirrored_references
+from ralib.conventions import wrap_deg
+from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
+from ralib.runtime.chunks import row_chunks
+
+UNLIMITED_PX = 1e9
+"""How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
+
+
+def refine_poses(
+    grid: RingGrid,
+    spectra: Spectra,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    *,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+    memory_bytes: float = STEP_BYTES,
+    fused: bool | None = None,
+    at_once: int | None = None,
+) -> ClassPoses:
+    """Refine the grid's pose of each particle in its class by Newton steps in (psi, x, y).
+
+    The cross term of the result is computed in single precision from all samples, in either form of the steps.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    spectra : Spectra
+        Spectra of b particles.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages, complex64.
+    poses : ClassPoses
+        The grid's poses (b,).
+    class_index : Tensor of shape (b,)
+        Class of each pose.
+    steps : int
+        Newton steps; the fused kernel takes up to four times as many, as it ends when they converge.
+    limit_deg, limit_px : float
+        Largest change by one step, degrees and pixels.
+    memory_bytes : float, default STEP_BYTES
+        Memory of a chunk of particles.
+    fused : bool | None, optional
+        Whether all steps of a particle are one kernel (`ralib.kernels.pose_search.newton`), on templates tabulated in
+        half precision; otherwise each step is a few dozen operations in single precision, and is kept only where the
+        cross term increases. By default on a GPU.
+    at_once : int | None, optional
+        Particles of a chunk on a GPU, at most; by default `particles_at_once` of them.
+
+    Returns
+    -------
+    ClassPoses
+        Refined poses (b,).
+    """
+    if not len(spectra):
+        return poses
+    out = []
+    on_cpu = grid.device.type == "cpu"
+    fused = not on_cpu if fused is None else fused
+    templates = tabulated(grid, references, packed=not on_cpu) if fused and steps else None
+    most = 32 if on_cpu else at_once or particles_at_once(len(spectra))
+    chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
+    for cut in row_chunks(len(spectra), chunk, grid.device):
+        part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut]
+        if templates:
+            part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
+        else:
+            data = data[:, : references.shape[1]]
+            part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
+        out.append(part)
+    return ClassPoses(*(torch.cat(f)[: len(spectra)] for f in zip(*(o.fields() for o in out), strict=True)))
+
+
+def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTemplates:
+    """Tabulate references, then their mirror images, as the Newton kernel takes them; each is scaled to about 1.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    packed : bool
+        Whether to pack as `half_pairs`.
+
+    Returns
+    -------
+    FineTemplates
+        The table.
+    """
+    height = ring_power(references).amax(1).sqrt().clamp_min(1e-30)
+    # All rings of the grid, whatever the resolution: the kernel is compiled for their number.
+    orders = torch.nn.functional.pad(references / height[:, None, None], (0, 0, 0, grid.n_rings - references.shape[1]))
+    table = rotated_table(orders, grid.n_half, mirror=True, packed=packed)
+    # The weights of the sum over rings are in the particles' samples.
+    return FineTemplates(table, 2 * math.pi * grid.frequency, grid.angle_rad, torch.ones_like(grid.frequency))
+
+
+def _climbed(
+    grid: RingGrid,
+    data: Tensor,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    templates: FineTemplates,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+) -> ClassPoses:
+    """Poses (b,) after Newton steps in one kernel, their cross terms in single precision."""
+    row = class_index + len(references) * poses.mirror
+    zero = torch.zeros_like(poses.psi_deg)
+    start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
+    # It ends a pose's steps by itself where they change nothing: more of them lead the rest to their maxima.
+    most, everywhere = 4 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
+    rule = NewtonRule((0, 0, references.shape[1]), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
+    found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
+    psi, origin = wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
+    reference = mirrored_references(references, class_index, poses.mirror)
+    cross = _derivatives(grid, data[:, : references.shape[1]], reference, psi, origin, order=0)[0]
+    return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
+
+
+def _stepped(
+    grid: RingGrid,
+    data: Tensor,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+) -> ClassPoses:
+    """Poses (b,) after Newton steps in single precision, each kept only where the cross term grows."""
+    psi, origin = poses.psi_deg, poses.origin_xy_px
+    reference = mirrored_references(references, class_index, poses.mirror)
+    best, best_psi, best_origin = poses.cross, psi, origin
+    for step in range(steps + 1):
+        score, gradient, hessian = _derivatives(grid, data, reference, psi, origin, order=2 if step < steps else 0)
+        better = score > best if step else torch.ones_like(score, dtype=torch.bool)
+        best = torch.where(better, score, best)
+        best_psi = torch.where(better, psi, best_psi)
+        best_origin = torch.where(better[:, None], origin, best_origin)
+        if step < steps:
+            move = _newton(gradient, hessian)
+            turn = torch.rad2deg(move[:, 0]).clamp(-limit_deg, limit_deg)
+            psi, origin = psi + turn, origin + move[:, 1:].clamp(-limit_px, limit_px)
+    return ClassPoses(best, poses.norm, wrap_deg(best_psi), best_origin, poses.mirror)
+
+
+def _derivatives(
+    grid: RingGrid, data: Tensor, reference: Tensor, psi_deg: Tensor, origin_xy_px: Tensor, *, order: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross term (b,), its gradient (b, 3) and Hessian (b, 3, 3) in (psi in radians, x, y of the origin)."""
+    rings, n_orders = reference.shape[1:]
+    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
+    turn = torch.deg2rad(psi_deg)[:, None] * m
+    turned = reference * torch.polar(torch.ones_like(turn), turn)[:, None]
+    moved = data * grid.phase(origin_xy_px, rings)
+    product = moved * grid.samples_of(turned).conj()
+    score = product.real.sum((1, 2))
+    if order == 0:
+        return score, score, score
+    slope = moved * grid.samples_of(turned * (1j * m)).conj()
+    bend = -(moved * grid.samples_of(turned * (m * m)).conj()).real.sum((1, 2))
+    direction = torch.stack([torch.cos(grid.angle_rad), torch.sin(grid.angle_rad)])
+    f = (2 * math.pi * grid.frequency[:rings, None] * direction[:, None]).flatten(1)
+    once = torch.stack([f[0], f[1]], dim=1)
+    twice = torch.stack([f[0] * f[0], f[0] * f[1], f[1] * f[1]], dim=1)
+    sx, sy = (product.imag.flatten(1) @ once).unbind(1)
+    px, py = (slope.imag.flatten(1) @ once).unbind(1)
+    xx, xy, yy = (-product.real.flatten(1) @ twice).unbind(1)
+    gradient = torch.stack([slope.real.sum((1, 2)), sx, sy], dim=1)
+    hessian = torch.stack([bend, px, py, px, xx, xy, py, xy, yy], dim=1).unflatten(1, (3, 3))
+    return score, gradient, hessian
+
+
+def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """Step (b, 3) towards the maximum; a direction in which the score is no hill is climbed by its slope's sign."""
+    scale = torch.diagonal(hessian, dim1=1, dim2=2).abs().clamp_min(1e-12).rsqrt()
+    scaled = hessian * scale[:, :, None] * scale[:, None, :]
+    hill = -scaled + 0.05 * torch.eye(3, device=hessian.device)
+    determinant_safe = hill + (torch.linalg.det(hill).abs() < 1e-4)[:, None, None] * torch.eye(3, device=hill.device)
+    step = torch.linalg.solve_ex(determinant_safe, (gradient * scale)[..., None])[0][..., 0] * scale
+    uphill = (step * gradient).sum(1) > 0
+    return torch.where(uphill[:, None], step, torch.sign(gradient) * scale * 0.3)

@@ -1,0 +1,129 @@
+"""Templates of the pose search: references rotated, mirrored, and shifted over a grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ralib.classification.ring_grid import RingGrid
+
+
+def disc_of_shifts(radius_px: float, step_px: float, device: torch.device | str) -> Tensor:
+    """Return shifts on a square grid within a radius, the nearest first.
+
+    Parameters
+    ----------
+    radius_px : float
+        Radius, pixels.
+    step_px : float
+        Step of the grid, pixels.
+    device : torch.device or str
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (S, 2)
+        Shifts, pixels.
+    """
+    n = math.floor(radius_px / step_px + 1e-6)
+    line = torch.arange(-n, n + 1, dtype=torch.float32) * step_px
+    grid = torch.cartesian_prod(line, line)
+    length = grid.norm(dim=1)
+    inside = grid[length <= radius_px + 1e-4]
+    return inside[torch.argsort(inside.norm(dim=1), stable=True)].to(device)
+
+
+def n_rotations(n_orders: int) -> int:
+    """Return the number of rotations of the half circle among which the best is sought.
+
+    Parameters
+    ----------
+    n_orders : int
+        Number of angular orders.
+
+    Returns
+    -------
+    int
+        Number of rotations, a multiple of 8.
+    """
+    return 8 * math.ceil(1.5 * n_orders / 8)
+
+
+def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
+    """Return the rows of the scoring product, for all shifts of the templates.
+
+    Pairs of rows are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), with columns Re X and Im X.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts, pixels.
+    mirror : bool
+        Whether mirrored poses are searched.
+
+    Returns
+    -------
+    Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
+        Rows; the larger number with mirrored poses.
+    """
+    rings, n_orders = references.shape[1:]
+    samples = grid.samples_of(references)
+    moved = samples[:, None] * grid.phase(shifts_xy_px, rings)
+    t = grid.orders_of(moved, n_orders) * (2.0 * grid.n_half)
+    t[..., 0] *= 0.5
+    a, b = t.real, t.imag
+    plain = torch.stack([torch.cat([a, b], -2), torch.cat([-b, a], -2)], dim=2)
+    rows = plain[:, :, None]
+    if mirror:
+        mirrored = torch.stack([torch.cat([a, -b], -2), torch.cat([b, a], -2)], dim=2)
+        rows = torch.stack([plain, mirrored], dim=2)
+    return rows.flatten(0, 3).permute(2, 0, 1).contiguous()
+
+
+def mirrored_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
+    """Return the reference of each particle, mirrored where the particle is.
+
+    Parameters
+    ----------
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    class_index : Tensor of shape (b,)
+        Class of each particle.
+    mirror : Tensor of shape (b,)
+        True where mirrored.
+
+    Returns
+    -------
+    Tensor of shape (b, r, m)
+        Angular orders.
+    """
+    reference = references[class_index]
+    return torch.where(mirror[:, None, None], reference.conj(), reference)
+
+
+def turned_samples(grid: RingGrid, references: Tensor, psi_deg: Tensor) -> Tensor:
+    """Return the samples of references, each rotated by its particle's psi.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (b, r, m)
+        Angular orders of the references.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+
+    Returns
+    -------
+    Tensor of shape (b, r, H)
+        Samples.
+    """
+    m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
+    turn = torch.deg2rad(psi_deg)[:, None] * m
+    return grid.samples_of(references * torch.polar(torch.ones_like(turn), turn)[:, None])
