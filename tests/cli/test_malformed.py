@@ -390,6 +390,7 @@ def test_memory_that_is_refused_is_told_with_what_is_free(capsys) -> None:
         ("mref STAR 1 OUT --seed=-1", "--seed"), ("reffree STAR OUT --memory=nan", "--memory nan"),
         ("mref STAR 1 OUT --snr=inf", "--snr inf"), ("mref STAR 1 OUT --min-members=-1", "--min-members -1"),
         ("analyze STAR --out=OUT --rand_seed=-1", "--rand_seed|--seed"),
+        ("bench --repeats=-1", "--repeats"), ("bench --particles=-1", "--particles"), ("bench --ranks=-2", "--ranks"),
         ("simulate OUT --voltage=0", "--voltage"), ("select RUN OUT.star --split=99999999999999", "--split"),
     ],
 )  # fmt: skip

@@ -276,7 +276,7 @@ def checkpoint(path: Path, rng: Random) -> None:
         if kind == 0:
             del arrays[name]
         elif kind == 1:
-            with warnings.catch_warnings(action="ignore"), contextlib.suppress(ValueError):  # text that is no number
+            with warnings.catch_warnings(action="ignore"), contextlib.suppress(ValueError, OverflowError):  # no number
                 arrays[name] = array.astype(pick(rng, ["f4", "f8", "i8", "u1", "?", "S3"]), casting="unsafe")
         elif kind == 2:
             arrays[name] = pick(rng, [array[:-1], array[None], array.ravel(), array[:0], np.zeros(())])

@@ -101,7 +101,15 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
     label : str
         Label of the progress bar.
     """
-    from ralib.io import open_stack, pose_headers, stack_writer, write_hdf, write_particles_star
+    from ralib.io import (
+        left_behind,
+        open_stack,
+        pose_headers,
+        source_headers,
+        stack_writer,
+        write_hdf,
+        write_particles_star,
+    )
     from ralib.io.atomic import atomic_paths
     from ralib.io.paths import name_for_project
 
@@ -116,10 +124,12 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
     if suffix == ".hdf":
         refuse_existing(out)
         images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
-        nothing = particles.poses is None and particles.ctf is None
-        headers = None if nothing else pose_headers(particles.poses, particles.ctf, pixel_size_A)
+        headers = pose_headers(particles.poses, particles.ctf, pixel_size_A) or [{} for _ in range(n)]
+        headers = [{**source, **own} for source, own in zip(source_headers(particles), headers, strict=True)]
         write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
         typer.echo(f"wrote {out}: {n} images of {box} px")
+        if lost := left_behind(particles, out):
+            typer.echo(f"warning: {out} has no place for {', '.join(lost)}; name a .star to keep them", err=True)
         return
     stack = out.with_suffix(".mrcs") if suffix == ".star" else out
     refuse_existing(out, stack)

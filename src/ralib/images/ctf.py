@@ -20,24 +20,7 @@ from torch import Tensor
 
 from ralib.images.fourier import filter_images, frequency_grid
 from ralib.types import CtfParameters, CtfState, RalibError
-
-
-def electron_wavelength_A(voltage_kV: np.ndarray) -> np.ndarray:
-    """Compute the relativistic electron wavelength.
-
-    Parameters
-    ----------
-    voltage_kV : ndarray of shape (n,)
-        Acceleration voltage, kV.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        Wavelength, Angstrom (0.0197 at 300 kV).
-    """
-    voltage_V = np.asarray(voltage_kV, dtype=np.float64) * 1e3
-    with np.errstate(divide="ignore", invalid="ignore"):  # particles of implausible numbers are left out elsewhere
-        return 12.2643247 / np.sqrt(voltage_V * (1.0 + 0.978466e-6 * voltage_V))
+from ralib.types.ctf import electron_wavelength_A
 
 
 def ctf_2d(

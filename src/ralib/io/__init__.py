@@ -9,6 +9,7 @@ import numpy as np
 
 from ralib.io import mrc, spider_imagic
 from ralib.io.atomic import PathLike, atomic_path, write_json, write_text
+from ralib.io.carried import left_behind, source_headers
 from ralib.io.class_averages import relion_class_averages
 from ralib.io.cryosparc import open_cs
 from ralib.io.cryosparc_write import write_particles_cs
@@ -30,7 +31,7 @@ from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampli
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import count_optics_groups, write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
-from ralib.io.stacks import StackFile, file_references, volumes_among
+from ralib.io.stacks import StackFile, anisotropic_among, file_references, volumes_among
 from ralib.io.star import one_row, read_star, write_star
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
@@ -42,6 +43,7 @@ __all__ = [
     "count_optics_groups",
     "for_computing",
     "kept_headers",
+    "left_behind",
     "link_or_copy",
     "one_row",
     "open_images",
@@ -51,6 +53,7 @@ __all__ = [
     "pose_headers",
     "read_params",
     "read_star",
+    "source_headers",
     "stack_writer",
     "take",
     "usable_only",
@@ -148,6 +151,14 @@ def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSe
             f"{volumes[0]} is a volume by its header: its {particles.box} sections are taken as images",
             "images",
             "give a stack of particles; if it is one, set its header's space group to 0",
+        )
+    if stacks := anisotropic_among(particles.images):
+        layout = stacks[0].layout
+        particles = particles.warned(
+            f"{stacks[0].path}: its header says pixels of {layout.pixel_size_A:g} A along x and "
+            f"{layout.pixel_size_y_A:g} A along y: they are taken as square",
+            "pixel size",
+            "correct the header, or resample the images to square pixels",
         )
     return particles
 

@@ -33,6 +33,7 @@ from ralib.io.plausible import (
 )
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.text import ERRORS
+from ralib.io.uncorrected import cs_optics_noted
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
 CTF_FIELDS = ("ctf/df1_A", "ctf/df2_A", "ctf/accel_kv", "ctf/cs_mm")
@@ -103,6 +104,7 @@ def open_cs(
     particles = with_stated_boxes_noted(with_header_scales_noted(particles, stated), _stated_boxes(rows))
     if require_images:
         _check_signs(rows, path)
+    particles = cs_optics_noted(particles, rows)
     return _noted(with_incomplete_ctf_noted(particles, CTF_FIELDS, _names(rows)), rows, unused)
 
 
@@ -172,9 +174,16 @@ def _with_passthrough(rows: np.ndarray, extra: Path, unused: list[str], *, must_
 
 def _missing(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
     """(n,) True for particles that `extra` does not hold."""
-    if "uid" not in _names(rows) or "uid" not in _names(extra):
+    return ~np.isin(_uids(rows), _uids(extra))
+
+
+def _uids(rows: np.ndarray) -> np.ndarray:
+    """The uids (n,) as unsigned numbers: signed and unsigned ones would meet as float64, which holds 53 of 64 bits."""
+    if "uid" not in _names(rows):
         raise RalibError("the field uid is missing")
-    return ~np.isin(rows["uid"], extra["uid"])
+    if rows["uid"].dtype.kind not in "iu" or rows["uid"].ndim != 1:
+        raise RalibError("the field uid holds no whole numbers")
+    return np.asarray(rows["uid"]).astype(np.uint64)
 
 
 def _check_uids(rows: np.ndarray, extra: np.ndarray) -> None:
@@ -182,7 +191,7 @@ def _check_uids(rows: np.ndarray, extra: np.ndarray) -> None:
     new = [n for n in _names(extra) if n not in _names(rows)]
     image = [n for n in ("blob/path", "blob/idx") if n in _names(rows)]
     for table, fields, what in ((extra, new, "rows of different values"), (rows, image, "different images")):
-        unique, first, inverse = np.unique(table["uid"], return_index=True, return_inverse=True)
+        unique, first, inverse = np.unique(_uids(table), return_index=True, return_inverse=True)
         if len(unique) == len(table):
             continue
         again = np.zeros(len(table), dtype=bool)
@@ -239,8 +248,9 @@ def _passthrough_files(path: Path, given: Sequence[PathLike] | None) -> list[Pat
 def _joined(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
     """`rows` with the fields of `extra` it lacks, matched by uid; `extra` holds them all."""
     new = [n for n in _names(extra) if n not in _names(rows)]
-    order = np.argsort(extra["uid"], kind="stable")
-    position = np.searchsorted(extra["uid"][order], rows["uid"])
+    uids = _uids(extra)
+    order = np.argsort(uids, kind="stable")
+    position = np.searchsorted(uids[order], _uids(rows))
     joined = np.zeros(len(rows), dtype=rows.dtype.descr + [(n, *_field(extra.dtype[n])) for n in new])
     for name in _names(rows):
         joined[name] = rows[name]
@@ -267,8 +277,12 @@ def _images(
         file_index, names = pd.factorize(np.array(image_paths(rows), dtype=object))
         files = resolve_images(names.tolist(), path, datadir)
         number = _floats(rows, "blob/idx")
-        if not ((number >= 0) & (number < 2**31)).all():
-            raise RalibError(f"{path}: blob/idx {number.min():g} to {number.max():g}: image numbers from 0 are needed")
+        whole = (number >= 0) & (number < 2**31) & (number == np.floor(number))
+        if not whole.all():
+            wrong = number[~whole][0]
+            raise RalibError(
+                f"{path}: blob/idx {wrong:g} of particle {int(np.argmin(whole)) + 1}: image numbers from 0 are needed"
+            )
         slices = number.astype(np.int64)
         source = FilesSource(files, file_index, slices, open_stack)
     except RalibError as error:

@@ -18,6 +18,7 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
+from ralib.io.carried import column_numbers, star_table
 from ralib.io.cryosparc import STATE_FIELD, _ctf, image_paths, poses_of
 from ralib.io.paths import text_of
 from ralib.io.stacks import file_references
@@ -72,8 +73,11 @@ def write_particles_cs(
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
     rows = _base_rows(particles)
+    new = particles.metadata.source_format != "cryosparc" and "ctf/df1_A" not in (rows.dtype.names or ())
     if particles.ctf is not None:
         rows = _with_ctf(rows, particles.ctf)
+    if new:
+        rows = _with_star_columns(rows, particles)
     chosen = particles.poses if poses is None else poses
     if chosen is not None:
         size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
@@ -217,6 +221,27 @@ def _new_rows(particles: ParticleSet) -> np.ndarray:
     rows["blob/psize_A"] = (
         (particles.pixel_size_A or 1.0) if particles.pixel_sizes_A is None else particles.pixel_sizes_A
     )
+    return rows
+
+
+def _with_star_columns(rows: np.ndarray, particles: ParticleSet) -> np.ndarray:
+    """`rows` with what else cryoSPARC has fields for: micrograph, exposure group, scale of the CTF, half set."""
+    table = star_table(particles)
+    if table is None:
+        return rows
+    if "rlnMicrographName" in table.columns:
+        names = [str(name).encode("utf-8", ERRORS) for name in table["rlnMicrographName"].tolist()]
+        rows = _with_fields(rows, [(MICROGRAPH.removeprefix(PREFIX), f"S{max(1, *map(len, names))}")])
+        rows[MICROGRAPH.removeprefix(PREFIX)] = names
+    group, scale = column_numbers(table, "rlnOpticsGroup"), column_numbers(table, "rlnCtfScalefactor")
+    if particles.ctf is not None and group is not None and ((group >= 0) & (group < 2**32)).all():
+        rows["ctf/exp_group_id"] = group.astype(np.uint32)
+    if particles.ctf is not None and scale is not None:
+        rows["ctf/scale"] = scale
+    half = column_numbers(table, "rlnRandomSubset")
+    if particles.poses is not None and half is not None and np.isin(half, (1, 2)).all():
+        rows = _with_fields(rows, [("alignments2D/split", "u4")])
+        rows["alignments2D/split"] = half.astype(np.uint32) - 1
     return rows
 
 

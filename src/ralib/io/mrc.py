@@ -27,6 +27,7 @@ _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_OF = {np.dtype("f4"): 2, np.dtype("f2"): 12}
 _VOLUME_STACK = 401  # the first of MRC2014's space groups for stacks of volumes
 _IMOD_STAMP = 1146047817
+_SAME_SCALE = 1e-3  # relative difference of pixel sizes along x and y that rounding explains
 
 
 def open_stack(path: PathLike) -> RawStack:
@@ -51,7 +52,7 @@ def open_stack(path: PathLike) -> RawStack:
     header, order = _read_header(path)
     mode, nx, ny, nz = (int(header[k]) for k in ("mode", "nx", "ny", "nz"))
     dtype = np.dtype(order + _MODES[mode])
-    if mode == 0 and _imod_unsigned_bytes(header, order):
+    if mode == 0 and _unsigned_bytes(header, order):
         dtype = np.dtype("u1")
     offset = _HEADER_BYTES + int(header["nsymbt"])
     group, sections = int(header["ispg"]), int(header["mz"])
@@ -60,8 +61,24 @@ def open_stack(path: PathLike) -> RawStack:
             f"{path} is a stack of volumes by its header (space group {group}): two-dimensional images are needed"
         )
     volume = 0 < group < _VOLUME_STACK and nx == ny == nz == sections > 1
-    layout = RawLayout(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, _pixel_size_A(header), volume)
+    size_A, along_y_A = _pixel_size_A(header, "x"), _pixel_size_A(header, "y")
+    same = size_A is None or along_y_A is None or abs(along_y_A / size_A - 1) < _SAME_SCALE
+    layout = RawLayout(
+        *(nz, ny, nx, dtype, offset, ny * nx * dtype.itemsize, size_A, volume, _transposed(header, path)),
+        pixel_size_y_A=None if same else along_y_A,
+    )
     return RawStack(path, layout)
+
+
+def _transposed(header: np.void, path: Path) -> bool:
+    """Whether columns lie along y and rows along x (mapc 2, mapr 1), as EMAN2 and CCP4 take it; 0 stands for unset."""
+    axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
+    if sorted(axes) == [1, 2, 3] and axes[2] != 3:
+        raise RalibError(
+            f"{path}: its header says that sections are stacked along {'?xyz'[axes[2]]}, not z (mapc, mapr, maps are "
+            f"{axes[0]}, {axes[1]}, {axes[2]}): write it again with the axes in the order 1, 2, 3"
+        )
+    return axes == (2, 1, 3)
 
 
 def _read_header(path: Path) -> tuple[np.void, str]:
@@ -85,15 +102,20 @@ def _read_header(path: Path) -> tuple[np.void, str]:
     )
 
 
-def _imod_unsigned_bytes(header: np.void, order: str) -> bool:
-    """Whether IMOD wrote the file with unsigned bytes: bit 0 of the flags after its stamp at byte 152 means signed."""
+def _unsigned_bytes(header: np.void, order: str) -> bool:
+    """Whether bytes are unsigned: by IMOD's stamp at byte 152 (bit 0 of its flags means signed), else by the range.
+
+    MRC2014's bytes are signed; those of older programs are not, and their headers' maximum may say so.
+    """
     stamp, flags = np.frombuffer(bytes(header["extra2"])[40:48], dtype=order + "i4")
-    return bool(stamp == _IMOD_STAMP and not flags & 1)
+    if stamp == _IMOD_STAMP:
+        return not flags & 1
+    return bool(header["dmin"] >= 0 and 127 < header["dmax"] <= 255)
 
 
-def _pixel_size_A(header: np.void) -> float | None:
-    """cella.x / mx where both make sense, else None."""
-    cell, samples = float(header["cella"]["x"]), int(header["mx"])
+def _pixel_size_A(header: np.void, axis: str) -> float | None:
+    """Length of the cell over samples along an axis where both make sense, else None."""
+    cell, samples = float(header["cella"][axis]), int(header[f"m{axis}"])
     if samples <= 0 or not math.isfinite(cell) or cell <= 0:
         return None
     return float(np.float32(cell / samples))

@@ -26,6 +26,7 @@ from ralib.io.plausible import (
 )
 from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
 from ralib.io.star import Table, one_row, read_star
+from ralib.io.uncorrected import star_optics_noted
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
 DEFAULT_AMPLITUDE_CONTRAST = 0.1
@@ -91,7 +92,30 @@ def open_star(
     opened = with_stated_boxes_noted(opened, _optional(table, "rlnImageSize", 0.0, path))
     if any(column.startswith(CTF_LABELS) for column in table.columns):
         opened = with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns))
-    return _helical_noted(opened, table)
+    opened = star_optics_noted(
+        opened,
+        list(table.columns),
+        lambda label: _numbers(table, label, path),
+        lambda label: table[label].astype(str).tolist(),
+    )
+    return _helical_noted(_other_blocks_noted(opened, tables), table)
+
+
+def _other_blocks_noted(particles: ParticleSet, tables: dict[str, Table]) -> ParticleSet:
+    """The set with a warning about further blocks that list images."""
+    chosen = particle_block(tables)
+    others = [name for name, table in tables.items() if name != chosen and "rlnImageName" in _labels(table)]
+    if not others:
+        return particles
+    return particles.warned(
+        f"data_{', data_'.join(others)} lists images too, and is not read: the particles are those of data_{chosen}",
+        "particles",
+        "write each of the tables into a file of its own if its particles are needed",
+    )
+
+
+def _labels(table: Table) -> list[str]:
+    return list(table.columns) if isinstance(table, pd.DataFrame) else list(table)
 
 
 def _as_tables(tables: dict[str, Table]) -> dict[str, Table]:

@@ -85,6 +85,10 @@ class RawLayout:
         Pixel size, Angstrom.
     volume : bool, default False
         Whether the header says that the images are the sections of one volume.
+    transposed : bool, default False
+        Whether the pixels of a line run along y.
+    pixel_size_y_A : float | None, optional
+        Pixel size along y, Angstrom, where it is another than `pixel_size_A` along x.
     """
 
     n_images: int
@@ -95,6 +99,8 @@ class RawLayout:
     stride: int
     pixel_size_A: float | None = None
     volume: bool = False
+    transposed: bool = False
+    pixel_size_y_A: float | None = None
 
 
 class RawStack:
@@ -143,11 +149,13 @@ class RawStack:
     def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
         """Read images into an array; see `ralib.particles.prefetch.RawSource.read_raw`."""
         index = check_index(self.path, index, self.n_images)
-        raw = out if out.dtype == self.layout.dtype else np.empty(out.shape, dtype=self.layout.dtype)
+        direct = out.dtype == self.layout.dtype and not self.layout.transposed
+        raw = out if direct else np.empty(out.shape, dtype=self.layout.dtype)
         for first, last in _runs(index, contiguous=self.layout.stride == raw[:1].nbytes):
             self._fill(raw[first:last], self.layout.offset + int(index[first]) * self.layout.stride)
         if raw is not out:
-            out[...] = in_single_precision(raw)
+            turned = raw.swapaxes(-2, -1) if self.layout.transposed else raw
+            out[...] = turned if out.dtype == raw.dtype else in_single_precision(turned)
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
         view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
@@ -288,6 +296,7 @@ class FilesSource:
         self._size_of_file = np.full(len(self.paths), np.nan)
         self.odd_sizes: list[tuple[Path, float]] = []
         self.volumes: list[Path] = []
+        self.anisotropic: list[RawStack] = []
         self.raw_dtype = self._check_all()
         self.slice_index[self.slice_index < 0] = 0
 
@@ -401,6 +410,8 @@ class FilesSource:
             kinds.add(getattr(stack, "raw_dtype", np.dtype(np.float32)))
             if isinstance(stack, RawStack) and stack.layout.volume:
                 self.volumes.append(self.paths[number])
+            if isinstance(stack, RawStack) and stack.layout.pixel_size_y_A is not None:
+                self.anisotropic.append(stack)
             if top >= stack.n_images:
                 raise RalibError(
                     f"image {top + 1} of {self.paths[number]} is listed, but that stack holds {stack.n_images} images"
@@ -419,6 +430,13 @@ def volumes_among(source: ImageSource) -> list[Path]:
     if isinstance(source, FilesSource):
         return source.volumes
     return [source.path] if isinstance(source, RawStack) and source.layout.volume else []
+
+
+def anisotropic_among(source: ImageSource) -> list[RawStack]:
+    """Return the files of a source whose headers say other pixel sizes along y than along x."""
+    if isinstance(source, FilesSource):
+        return source.anisotropic
+    return [source] if isinstance(source, RawStack) and source.layout.pixel_size_y_A is not None else []
 
 
 def mixed_boxes(boxes: np.ndarray) -> str:

@@ -213,9 +213,9 @@ def common_rows(a: ParticleSet, b: ParticleSet) -> tuple[np.ndarray, np.ndarray,
 def _uids(particles: ParticleSet) -> Sequence[Any] | None:
     for table in particles.metadata.tables.values():
         if isinstance(table, np.ndarray) and "uid" in (table.dtype.names or ()):
-            return [int(uid) for uid in table["uid"]]
+            return [int(uid) % 2**64 for uid in table["uid"]]  # signed or not, it is the same number
         if isinstance(table, pd.DataFrame) and "cs/uid" in table.columns:
-            return [int(uid) for uid in table["cs/uid"]]
+            return [int(uid) % 2**64 for uid in table["cs/uid"]]
     return None
 
 

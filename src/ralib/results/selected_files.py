@@ -59,7 +59,8 @@ def write_selected(
         if chosen.pixel_sizes_A is not None:
             raise RalibError(f"{out}: one stack holds one pixel size, and these particles have several: write a .star")
         new = io.pose_headers(chosen.poses, chosen.ctf, chosen.pixel_size_A)
-        headers = [{**kept, **pose} for kept, pose in zip(io.kept_headers(chosen), new, strict=True)]
+        before = zip(io.source_headers(chosen), io.kept_headers(chosen), new, strict=True)
+        headers = [{**source, **kept, **pose} for source, kept, pose in before]
         for name, values in own.items():
             for header, value in zip(headers, values.tolist(), strict=True):
                 header[f"ralib_{name}"] = float(value)

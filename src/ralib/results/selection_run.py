@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ralib.io import left_behind
 from ralib.io.atomic import atomic_paths
 from ralib.results.particle_rules import (
     capped,
@@ -20,7 +21,7 @@ from ralib.results.particle_rules import (
 from ralib.results.selected_files import split_rows, write_averages, write_selected
 from ralib.results.selection import Selection, selected_rows
 from ralib.results.summary.runs import RunFiles
-from ralib.types import RalibError
+from ralib.types import ParticleSet, RalibError
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def write_selection(
         if averages is not None:
             pixel_size_A = (run.record.get("input") or {}).get("pixel_size_A") or run.particles.pixel_size_A
             write_averages(run.averages, classes, new[-1], pixel_size_A)
+    lines += _lines_of_what_is_lost(particles, [path for _, path in files])
     if excluded is not None:
         lines.append(f"wrote {excluded}: {len(left_out)} particles left out")
     if averages is not None:
@@ -189,3 +191,12 @@ def write_selection(
     total = f"{run.members.sum()} particles, in {some} of {run.n_classes} classes"
     lines.append(f"kept {len(rows)} of {total}: wrote {', '.join(str(path) for path in outputs)}")
     return Written(rows, lines)
+
+
+def _lines_of_what_is_lost(particles: ParticleSet, files: Sequence[Path]) -> list[str]:
+    """A warning for the first file of a kind that does not hold all columns of the particles' STAR file."""
+    for path in files:
+        if lost := left_behind(particles, path):
+            named = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+            return [f"warning: {path}: this format has no place for {named}; name a .star to keep them"]
+    return []

@@ -24,6 +24,24 @@ class CtfCorrection(StrEnum):
     WIENER = "wiener"
 
 
+def electron_wavelength_A(voltage_kV: np.ndarray) -> np.ndarray:
+    """Compute the relativistic electron wavelength.
+
+    Parameters
+    ----------
+    voltage_kV : ndarray of shape (n,)
+        Acceleration voltage, kV.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Wavelength, Angstrom (0.0197 at 300 kV).
+    """
+    voltage_V = np.asarray(voltage_kV, dtype=np.float64) * 1e3
+    with np.errstate(divide="ignore", invalid="ignore"):  # particles of implausible numbers are left out elsewhere
+        return 12.2643247 / np.sqrt(voltage_V * (1.0 + 0.978466e-6 * voltage_V))
+
+
 @dataclass(frozen=True)
 class CtfParameters:
     """Contrast transfer function of n particles.

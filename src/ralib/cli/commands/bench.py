@@ -17,6 +17,8 @@ import typer
 from ralib.cli.common import DEVICE_HELP, resolve_device
 
 PANEL_WHAT, PANEL_HOW, PANEL_RANKS = "What to measure", "How", "Several GPUs"
+MOST = 10**9
+"""Of anything that is counted: beyond it numbers are typing errors."""
 
 
 def register(app: typer.Typer) -> None:
@@ -31,15 +33,19 @@ def bench(
         rich_help_panel=PANEL_WHAT,
     ),
     particles: int = typer.Option(
-        0, help="Particles timed; 0: 20,000 on a GPU, 4,000 on a CPU.", rich_help_panel=PANEL_WHAT
+        0, min=0, max=MOST, help="Particles timed; 0: 20,000 on a GPU, 4,000 on a CPU.", rich_help_panel=PANEL_WHAT
     ),
     parity_particles: int = typer.Option(
         0,
+        min=0,
+        max=MOST,
         help="Particles held against the exhaustive search; 0: 2,000 on a GPU, 200 on a CPU.",
         rich_help_panel=PANEL_WHAT,
     ),
     repeats: int = typer.Option(
         0,
+        min=0,
+        max=MOST,
         help="Iterations timed, of which the median is shown; 0: 5, or 3 with --distributed.",
         rich_help_panel=PANEL_HOW,
     ),
@@ -66,10 +72,14 @@ def bench(
         "1,000,000, or 1,000 on a CPU.",
         rich_help_panel=PANEL_RANKS,
     ),
-    box: int = typer.Option(0, help="Box, px; 0: 128, or 32 on a CPU.", rich_help_panel=PANEL_RANKS),
-    references: int = typer.Option(0, help="References; 0: 200, or 8 on a CPU.", rich_help_panel=PANEL_RANKS),
+    box: int = typer.Option(0, min=0, max=MOST, help="Box, px; 0: 128, or 32 on a CPU.", rich_help_panel=PANEL_RANKS),
+    references: int = typer.Option(
+        0, min=0, max=MOST, help="References; 0: 200, or 8 on a CPU.", rich_help_panel=PANEL_RANKS
+    ),
     ranks: int = typer.Option(
         0,
+        min=0,
+        max=MOST,
         help="Most processes; 0: one a GPU, two on a CPU. torchrun decides where it started them.",
         rich_help_panel=PANEL_RANKS,
     ),

@@ -1,0 +1,102 @@
+"""What of a RELION particle table other formats can hold: cryoSPARC's fields, EMAN2's headers; the rest is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ralib.io.relion import joined_table
+from ralib.types import ParticleSet
+
+_ORIGINS = (
+    *("rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst"),
+    *("rlnAnglePsi", "rlnAngleRot", "rlnAngleTilt", "rlnClassNumber"),
+)
+_IMAGES = (
+    *("rlnImageName", "rlnMicrographName", "rlnOpticsGroup", "rlnOpticsGroupName"),
+    *("rlnImageSize", "rlnImageDimensionality", "rlnImagePixelSize", "rlnPixelSize"),
+    *("rlnDetectorPixelSize", "rlnMagnification", "rlnMicrographOriginalPixelSize", "rlnMicrographPixelSize"),
+)
+_CTF = (
+    *("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor"),
+    *("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"),
+    *("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"),
+)
+_OF_A_RUN = ("rlnLogLikeliContribution", "rlnMaxValueProbDistribution", "rlnNrOfSignificantSamples")
+_HELD = {
+    ".cs": {*_ORIGINS, *_IMAGES, *_CTF, *_OF_A_RUN, "rlnCtfScalefactor", "rlnRandomSubset"},
+    ".hdf": {*_ORIGINS, *_IMAGES, *_CTF, *_OF_A_RUN, "rlnCoordinateX", "rlnCoordinateY"},
+}
+
+
+def star_table(particles: ParticleSet) -> pd.DataFrame | None:
+    """Return the particle table of a STAR file with the columns of its optics groups; None for other sources."""
+    metadata = particles.metadata
+    return joined_table(metadata) if metadata.source_format == "relion" and metadata.tables else None
+
+
+def column_numbers(table: pd.DataFrame | None, label: str) -> np.ndarray | None:
+    """Return a column as numbers.
+
+    Parameters
+    ----------
+    table : pd.DataFrame or None
+        Particle table, or None.
+    label : str
+        Its column.
+
+    Returns
+    -------
+    ndarray of shape (n,) or None
+        Numbers, float64; None where the column is missing or holds something else than finite numbers.
+    """
+    if table is None or label not in table.columns:
+        return None
+    values = pd.to_numeric(table[label], errors="coerce").to_numpy(dtype=np.float64)
+    return values if np.isfinite(values).all() else None
+
+
+def source_headers(particles: ParticleSet) -> list[dict[str, Any]]:
+    """Return ptcl_source_image and ptcl_source_coord of each particle for EMAN2; {} where no STAR file tells of them.
+
+    EMAN2's coordinates are those of the box's centre in pixels of the micrograph, as RELION's are.
+    """
+    table = star_table(particles)
+    headers: list[dict[str, Any]] = [{} for _ in range(len(particles))]
+    if table is not None and "rlnMicrographName" in table.columns:
+        for header, name in zip(headers, table["rlnMicrographName"].tolist(), strict=True):
+            header["ptcl_source_image"] = str(name)
+    x, y = (column_numbers(table, f"rlnCoordinate{axis}") for axis in "XY")
+    if x is not None and y is not None:
+        for header, place in zip(headers, zip(x.tolist(), y.tolist(), strict=True), strict=True):
+            header["ptcl_source_coord"] = list(place)
+    return headers
+
+
+def left_behind(particles: ParticleSet, out: Path) -> list[str]:
+    """Return the columns of the particles' STAR file that a file of the kind of `out` does not hold.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    out : Path
+        The file to be written.
+
+    Returns
+    -------
+    list of str
+        Labels; none for a STAR file.
+    """
+    held, table = _HELD.get(out.suffix.lower()), star_table(particles)
+    if held is None or table is None:
+        return []
+    from_cs = out.suffix.lower() == ".cs" and "cs/uid" in table.columns  # every field is there as it came
+    return [
+        c
+        for c in map(str, table.columns)
+        if c not in held and not c.startswith("ralib") and not (from_cs and c.startswith("cs/"))
+    ]

@@ -1,0 +1,143 @@
+"""What particle files say of the optics beyond the CTF used here: it is kept in the files, not corrected, and said.
+
+RELION's symbols: anisotropic magnification (a matrix), beam tilt and higher aberrations (phases), and a factor on each
+particle's CTF. cryoSPARC's ctf/anisomag is the same matrix without the identity, its ctf/tilt_A beam tilt times Cs.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+import numpy as np
+
+from ralib.types import ParticleSet
+from ralib.types.ctf import electron_wavelength_A
+
+_LEAST_MAGNIFICATION = 1e-3
+_LEAST_PHASE_DEG = 45.0
+_LEAST_SCALE = 1e-3
+_MATRIX = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+_ZERNIKE = ("rlnEvenZernike", "rlnOddZernike")
+
+
+def star_optics_noted(
+    particles: ParticleSet, labels: list[str], numbers: Callable[[str], np.ndarray], text: Callable[[str], list[str]]
+) -> ParticleSet:
+    """Return the set with a warning for each of these that a STAR file states.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    labels : list of str
+        Columns of the file, those of the optics groups included.
+    numbers : callable
+        Returns a column (n,) as numbers.
+    text : callable
+        Returns a column as text.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+    """
+    if set(_MATRIX) <= set(labels):
+        matrix = np.stack([numbers(label) for label in _MATRIX], axis=1) - [1, 0, 0, 1]
+        particles = _magnification_noted(particles, matrix, "rlnMagMat")
+    if particles.ctf is None:
+        return particles
+    if {"rlnBeamTiltX", "rlnBeamTiltY"} <= set(labels):
+        tilt_rad = np.hypot(numbers("rlnBeamTiltX"), numbers("rlnBeamTiltY")) * 1e-3
+        tilt_A = tilt_rad * particles.ctf.spherical_aberration_mm * 1e7
+        particles = _beam_tilt_noted(particles, tilt_A, "rlnBeamTiltX/Y")
+    higher = [label for label in _ZERNIKE if label in labels and any(map(_any_number, set(text(label))))]
+    if higher:
+        particles = particles.warned(
+            f"higher-order aberrations ({', '.join(higher)}) are kept in the files, and not corrected",
+            "CTF",
+            "nothing, at the resolution of class averages",
+        )
+    return (
+        _scale_noted(particles, numbers("rlnCtfScalefactor"), "rlnCtfScalefactor")
+        if ("rlnCtfScalefactor" in labels)
+        else particles
+    )
+
+
+def cs_optics_noted(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:
+    """Return the set with a warning for each of these that a .cs table states.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    rows : ndarray of shape (n,)
+        The table.
+
+    Returns
+    -------
+    ParticleSet
+        The set.
+    """
+
+    def field(name: str, width: int) -> np.ndarray | None:
+        known = name in (rows.dtype.names or ()) and rows[name].dtype.kind == "f"
+        return rows[name].astype(np.float64) if known and rows[name].shape == (len(rows), width) else None
+
+    matrix, tilt_A = field("ctf/anisomag", 4), field("ctf/tilt_A", 2)
+    if matrix is not None:
+        identity = np.array([1.0, 0, 0, 1])
+        whole = np.abs(matrix - identity).max(axis=1) < np.abs(matrix).max(axis=1)  # the identity included
+        particles = _magnification_noted(particles, np.where(whole[:, None], matrix - identity, matrix), "ctf/anisomag")
+    if tilt_A is not None and particles.ctf is not None:
+        particles = _beam_tilt_noted(particles, np.hypot(*tilt_A.T), "ctf/tilt_A")
+    return particles
+
+
+def _any_number(text: str) -> bool:
+    """Whether a list written as text, such as [0,0.3,0], holds a number other than 0."""
+    try:
+        return bool(np.any(np.asarray(ast.literal_eval(text), dtype=np.float64)))
+    except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError):
+        return False
+
+
+def _magnification_noted(particles: ParticleSet, deviation: np.ndarray, label: str) -> ParticleSet:
+    largest = float(np.nan_to_num(np.abs(deviation), nan=np.inf).max())
+    if largest <= _LEAST_MAGNIFICATION:
+        return particles
+    return particles.warned(
+        f"anisotropic magnification ({label}, up to {100 * largest:.2g} %) is kept in the files, and not corrected",
+        "pixel size",
+        "nothing where that is less than the resolution wanted; else extract from corrected micrographs",
+    )
+
+
+def _beam_tilt_noted(particles: ParticleSet, tilt_A: np.ndarray, label: str) -> ParticleSet:
+    """Phase at frequency k: 2 pi Cs lambda^2 k^3 tilt."""
+    ctf, size_A = particles.ctf, particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
+    if ctf is None or size_A is None:
+        return particles
+    with np.errstate(all="ignore"):
+        turns = tilt_A * electron_wavelength_A(ctf.voltage_kV) ** 2 / (2 * np.asarray(size_A)) ** 3
+        worst_deg = float(np.nan_to_num(360 * turns).max())
+    if worst_deg < _LEAST_PHASE_DEG:
+        return particles
+    return particles.warned(
+        f"beam tilt ({label}) turns phases by up to {worst_deg:.0f} degrees at Nyquist: it is kept in the files, and "
+        "not corrected",
+        "CTF",
+        "nothing, at the resolution of class averages",
+    )
+
+
+def _scale_noted(particles: ParticleSet, scale: np.ndarray, label: str) -> ParticleSet:
+    other = ~(np.abs(scale - 1) <= _LEAST_SCALE)
+    if not other.any():
+        return particles
+    return particles.warned(
+        f"{label} is not 1 for {int(other.sum())} of {len(scale)} particles: it is kept in the files, and not used",
+        "CTF",
+        "nothing: 'ralib classify' estimates the scale of each particle itself",
+    )
