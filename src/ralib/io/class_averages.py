@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,59 @@ def job_data_file(path: Path) -> Path | None:
     if beside.is_file() or end != "_optimiser.star":
         return beside if beside.is_file() else None
     return named_by_optimiser(path, read_star(path), "rlnExperimentalDataStarFile")
+
+
+def relion_iterations(folder: Path) -> list[Path]:
+    """Return a Class2D job's `_data.star` files, that of the newest iteration last.
+
+    Of one number run_ct12_it025, which goes on from iteration 12, supersedes run_it025.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's folder.
+
+    Returns
+    -------
+    list of Path
+        Files.
+    """
+    found = [(*numbers, path.name, path) for path in folder.glob("*_data.star") if (numbers := _iteration(path))]
+    return [path for *_, path in sorted(found)]
+
+
+def iterations_not_read(found: list[Path], chosen: Path) -> list[Path]:
+    """Return files of a job that may be meant instead of the one chosen, to be named.
+
+    Those are an iteration that lacks its averages, as RELION was ended while writing, and the last one of a restart
+    that has not come as far as what it was restarted from.
+
+    Parameters
+    ----------
+    found : list of Path
+        The job's files by `relion_iterations`.
+    chosen : Path
+        The one that is read.
+
+    Returns
+    -------
+    list of Path
+        The others, one a restart.
+    """
+    numbers = _iteration(chosen)
+    if numbers is None:
+        return []
+    last = {pair[1]: path for path in found if (pair := _iteration(path))}
+    begun = numbers[1]
+    others = {start: path for start, path in last.items() if start not in (0, begun)}
+    restarts = [path for path in others.values() if (_iteration(path) or (0, 0))[0] > begun]
+    return sorted({*restarts, *found[found.index(chosen) + 1 :]} - {chosen})
+
+
+def _iteration(path: Path) -> tuple[int, int] | None:
+    """Iteration of a file, and that from which its run was continued: 25, 12 of run_ct12_it025_data.star."""
+    match = re.search(r"(?:_ct(\d+))?_it(\d+)_data\.star$", path.name)
+    return (int(match[2]), int(match[1] or 0)) if match else None
 
 
 def _found(name: str, path: Path, what: str) -> Path:

@@ -200,6 +200,10 @@ def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
         part = next((p for p in ("optimiser", "model", "sampling") if f"{p}_general" in tables), None)
         if part is not None:
             raise RalibError(f"{path} is the {part} file of a job and lists no particles: give the job's _data.star")
+        if any(name in tables for name in ("job", "pipeline_general")):
+            raise RalibError(
+                f"{path} describes jobs of RELION and lists no particles: give a job's particles.star or _data.star"
+            )
         raise RalibError(f"{path} has no table with the column rlnImageName: it is no particle file")
     table = tables[block]
     assert isinstance(table, pd.DataFrame)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ralib.io.class_averages import relion_iterations
 from ralib.results.input_fingerprint import input_fingerprint
 from ralib.types import CtfCorrection, ParticleSet, RalibError, RunResult
 from ralib.versions import __version__, recorded_versions
@@ -189,6 +190,12 @@ def particle_file(source: Path) -> Path:
     for name in PARTICLE_FILES:
         if (source / name).is_file():
             return source / name
+    others = relion_iterations(source)[-1:] or sorted(source.glob("*particles*.cs"))
+    if others:
+        raise RalibError(
+            f"{source} is a job's folder without particles.star: name the particle file that is meant, such as "
+            f"{others[-1]}"
+        )
     raise RalibError(
         f"{source} holds no particles.star: give the folder of a finished run, or a particle or image file"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.io import one_row, open_images, open_particles, read_star
-from ralib.io.class_averages import job_data_file
+from ralib.io.class_averages import iterations_not_read, job_data_file, relion_iterations
 from ralib.io.text import read_numbers
 from ralib.results.particle_scores import SCORES_FILE, class_scores, read_particle_scores, table_scores
 from ralib.results.run_record import check_finished, read_record
@@ -92,9 +93,10 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
     if path.is_file() and (path.parent / "run.json").is_file():  # one of the files for RELION of a run of ours
         check_finished(read_record(path.parent), path.parent)
     if path.is_dir():
-        found = _relion_iterations(path) or sorted(path.glob("*_data.star"))
+        found = relion_iterations(path) or sorted(path.glob("*_data.star"))
         if found:
-            return _open_relion(found[-1], datadir)
+            complete = [file for file in found if _classes_of(file).is_file()]
+            return _open_relion((complete or found)[-1], datadir, iterations_not_read(found, (complete or found)[-1]))
     elif (data := job_data_file(path)) is not None:
         return _open_relion(data, datadir)
     if path.is_dir() or path.suffix.lower() == ".cs":
@@ -106,16 +108,6 @@ def open_run(path: Path | str, *, datadir: Path | str | None = None) -> RunFiles
         f"{path} is no run: expected a folder with run.json (written by ralib), with RELION's *_itNNN_data.star, or "
         "with cryoSPARC's *_particles.cs and *_class_averages.mrc"
     )
-
-
-def _relion_iterations(folder: Path) -> list[Path]:
-    """A Class2D job's data files, the newest last: run_ct25_it030 goes on from run_it025, and supersedes run_it030."""
-    found = []
-    for path in folder.glob("*_data.star"):
-        match = re.search(r"(?:_ct(\d+))?_it(\d+)_data\.star$", path.name)
-        if match:
-            found.append((int(match[2]), int(match[1] or 0), path.name, path))
-    return [path for *_, path in sorted(found)]
 
 
 def finished_run(path: Path, record: dict[str, Any], result: RunResult, particles: ParticleSet) -> RunFiles:
@@ -221,14 +213,25 @@ def frc_curves(path: Path, n_classes: int) -> tuple[np.ndarray | None, np.ndarra
     return table[:, 0], table[:, 1 : n_classes + 1].T
 
 
-def _open_relion(data_star: Path, datadir: Path | str | None) -> RunFiles:
+def _classes_of(data_star: Path) -> Path:
+    """run_it025_data.star -> run_it025_classes.mrcs."""
+    return data_star.with_name(data_star.name.removesuffix("_data.star") + "_classes.mrcs")
+
+
+def _open_relion(data_star: Path, datadir: Path | str | None, not_read: Sequence[Path] = ()) -> RunFiles:
     """A RELION 2D classification: *_data.star, *_classes.mrcs and, where it is there, *_model.star."""
     stem = data_star.name.removesuffix("_data.star")
-    classes = data_star.with_name(f"{stem}_classes.mrcs")
+    classes = _classes_of(data_star)
     if not classes.is_file():
         raise RalibError(f"{classes} is missing beside {data_star.name}: copy it there")
     averages = open_images(classes)
     particles = open_particles(data_star, datadir=datadir, require_images=False)
+    if not_read:
+        particles = particles.warned(
+            f"{data_star} is read, not {', '.join(file.name for file in not_read)}",
+            "run",
+            "give that file itself if its classes are meant",
+        )
     poses = _poses_of(particles, len(averages), data_star)
     prefix = re.sub(r"_it\d+$", "", stem)
     history, iterations = [], []
