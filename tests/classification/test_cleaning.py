@@ -60,20 +60,45 @@ def classified(images: Tensor, **given: object) -> Classifier:
     return Classifier(n_classes=CLASSES, seed=5, plan=PLAN).fit(images, **given)  # type: ignore[arg-type]
 
 
+class Last(SilentObserver):
+    """Keeps the last checkpoint."""
+
+    checkpoint: Checkpoint
+
+    def iteration(self, done: IterationDone) -> None:
+        if done.checkpoint is not None:
+            self.checkpoint = done.checkpoint()
+
+
+@pytest.fixture(scope="module")
+def with_junk(mixed: tuple[Tensor, Tensor, Tensor]) -> Classifier:
+    """A run in which nothing is recognised as junk."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Recogniser(torch.zeros(N, dtype=torch.bool), monkeypatch)
+        return classified(mixed[0])
+
+
+@pytest.fixture(scope="module")
+def without_junk(mixed: tuple[Tensor, Tensor, Tensor]) -> tuple[Classifier, Checkpoint, int]:
+    """A run in which all junk is recognised, its last checkpoint, and how often junk was looked for."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        recogniser, last = Recogniser(mixed[1], monkeypatch), Last()
+        return classified(mixed[0], observer=last), last.checkpoint, recogniser.asked
+
+
 def cleaned(run: Classifier) -> bool:
     return any("are junk: they leave the averages" in line for line in run.result_.log)
 
 
 def test_classifier_recognised_junk_is_left_one_class(
-    mixed: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    mixed: tuple[Tensor, Tensor, Tensor],
+    with_junk: Classifier,
+    without_junk: tuple[Classifier, Checkpoint, int],
 ) -> None:
-    images, junk, view = mixed
-    recogniser = Recogniser(torch.zeros(N, dtype=torch.bool), monkeypatch)
-    with_it = classified(images)
-    assert not cleaned(with_it)
-    assert purity(with_it.poses_.class_index[~junk], view[~junk]) < 0.9, "junk has two of the five classes"
-    recogniser.junk = junk
-    without = classified(images)
+    _, junk, view = mixed
+    without = without_junk[0]
+    assert not cleaned(with_junk)
+    assert purity(with_junk.poses_.class_index[~junk], view[~junk]) < 0.9, "junk has two of the five classes"
     assert cleaned(without)
     index = without.poses_.class_index
     assert purity(index[~junk], view[~junk]) > 0.97
@@ -81,7 +106,7 @@ def test_classifier_recognised_junk_is_left_one_class(
     assert not bool((index[~junk] == CLASSES - 1).any())
     assert len(without.classes_) == len(without.class_averages_.images) == CLASSES
     assert without.class_averages_.members.tolist() == torch.bincount(index).tolist()
-    assert len(without.result_.iterations) > len(with_it.result_.iterations)
+    assert len(without.result_.iterations) > len(with_junk.result_.iterations)
 
 
 def test_classifier_junk_of_a_sample_and_of_those_who_join_is_in_one_class(
@@ -114,13 +139,12 @@ def test_classifier_junk_of_a_sample_and_of_those_who_join_is_in_one_class(
 
 @pytest.mark.parametrize("share", [0.02, 0.9])
 def test_classifier_little_junk_or_too_much_changes_nothing(
-    share: float, mixed: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    share: float, mixed: tuple[Tensor, Tensor, Tensor], with_junk: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Recogniser(torch.arange(N) < share * N, monkeypatch)
     run = classified(mixed[0])
     assert not cleaned(run)
-    Recogniser(torch.zeros(N, dtype=torch.bool), monkeypatch)
-    assert torch.equal(run.class_averages_.images, classified(mixed[0]).class_averages_.images)
+    assert torch.equal(run.class_averages_.images, with_junk.class_averages_.images)
 
 
 def test_class_of_junk_leaves_no_class_empty() -> None:
@@ -136,27 +160,18 @@ def test_class_of_junk_leaves_no_class_empty() -> None:
     assert of_junk.tolist() == [False, True, False], "no class is added where none is needed"
 
 
-class Last(SilentObserver):
-    """Keeps the last checkpoint."""
-
-    checkpoint: Checkpoint
-
-    def iteration(self, done: IterationDone) -> None:
-        if done.checkpoint is not None:
-            self.checkpoint = done.checkpoint()
-
-
 def test_classifier_continued_without_junk_gives_the_same_bits(
-    mixed: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    mixed: tuple[Tensor, Tensor, Tensor],
+    without_junk: tuple[Classifier, Checkpoint, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, junk, _ = mixed
-    recogniser, last = Recogniser(junk, monkeypatch), Last()
-    whole = classified(images, observer=last)
+    whole, checkpoint, asked = without_junk
     assert cleaned(whole)
-    assert "set_aside" in last.checkpoint.arrays
-    asked = recogniser.asked
-    continued = classified(images, resume=last.checkpoint)
+    assert "set_aside" in checkpoint.arrays
+    recogniser = Recogniser(junk, monkeypatch)
+    continued = classified(images, resume=checkpoint)
     assert torch.equal(continued.class_averages_.images, whole.class_averages_.images)
     assert torch.equal(continued.poses_.psi_deg, whole.poses_.psi_deg)
     assert torch.equal(continued.poses_.class_index, whole.poses_.class_index)
-    assert (asked, recogniser.asked) == (2, 3), "at the end alone: what was set aside before the stop was known"
+    assert (asked, recogniser.asked) == (2, 1), "at the end alone: what was set aside before the stop was known"
