@@ -2,10 +2,10 @@
 
     PYTHONPATH=src OMP_NUM_THREADS=1 python3 bench/classify_tries.py --shared ../shared [--tries hotter ...] [--seeds 2]
 
-ACE2 with 30 % junk and Pol II with 20 %, 1,200 particles of the simulator that stands with the shared data in 12 classes.
-Scores are those of hard_scores.py. `view_ratio` compares a run with that of the defaults on the same set and seed; a
-row's spread over so few runs is several per cent, so that small differences decide nothing. docs/notes/classification.md
-draws on bench/results/classify-tries-<device>.json, which is written anew after every run.
+ACE2 with 30 % junk and Pol II with 20 %, 1,200 particles of the simulator that stands with the shared data, in 12
+classes. Scores are those of hard_scores.py; a ratio compares a run with that of the defaults on the same set and seed.
+Over so few runs it spreads by several per cent: small differences decide nothing. docs/notes/classification.md draws on
+bench/results/classify-tries-<device>.json, which is written anew after every run.
 """
 
 from __future__ import annotations
