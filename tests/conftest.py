@@ -41,9 +41,11 @@ torch.Tensor.new_empty = _poisoned(torch.Tensor.new_empty)  # type: ignore[metho
 
 
 SLOW = (
+    "access",
     "browser",
     "classifier",
     "classify_command",
+    "decisions",
     "distributed",
     "install",
     "large_sets",
