@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ralib.classes.evaluation import purity
@@ -175,3 +177,21 @@ def test_classifier_continued_without_junk_gives_the_same_bits(
     assert torch.equal(continued.poses_.psi_deg, whole.poses_.psi_deg)
     assert torch.equal(continued.poses_.class_index, whole.poses_.class_index)
     assert (asked, recogniser.asked) == (2, 1), "at the end alone: what was set aside before the stop was known"
+
+
+def test_classifier_with_a_class_of_junk_predicts_the_classes_of_new_particles(
+    mixed: tuple[Tensor, Tensor, Tensor], without_junk: tuple[Classifier, Checkpoint, int]
+) -> None:
+    """Labels are those of `fit`; the class left to junk is no reference, and no new particle joins it."""
+    images, junk, _ = mixed
+    run = without_junk[0]
+    again = run.predict(images)
+    assert (again[~junk] == run.labels_[~junk]).mean() > 0.97
+    new = Simulator(SimulationOptions(n_particles=200, box=BOX, snr=0.2, seed=3, n_views=VIEWS, ctf=False))
+    fresh = torch.cat(list(new.blocks()))
+    found = run.predict_poses(fresh)
+    assert purity(found.class_index, new.truth.poses.class_index) > 0.97
+    assert int(found.class_index.max()) < CLASSES - 1
+    assert adjusted_rand_score(new.truth.poses.class_index, found.class_index) > 0.95
+    kept = pickle.loads(pickle.dumps(run))
+    assert np.array_equal(kept.predict(fresh), found.class_index.numpy())

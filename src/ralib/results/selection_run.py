@@ -85,7 +85,8 @@ def rows_kept(run: RunFiles, selection: Selection, rules: ParticleRules | None =
     columns = particle_columns(run.particles, run.scores)
     index, n = run.poses.class_index.numpy(), len(run.poses)
     in_classes = selected_rows(run.poses, Selection(selection.classes))
-    rows, lines = in_classes, [f"{n - len(in_classes)} particles are in no class kept"]
+    rows, outside = in_classes, n - len(in_classes)
+    lines = [f"{outside} particles are in none of the classes kept"] if outside else []
 
     def now(left: np.ndarray, why: str) -> np.ndarray:
         if len(left) < len(rows):
