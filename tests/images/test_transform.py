@@ -143,7 +143,7 @@ def pose_tensors(dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("method", ["cubic", "quadratic", "linear"])
 @pytest.mark.parametrize("boundary", ["background", "zero", "mean", "cyclic"])
 def test_rotate_shift_gradients_in_images_and_poses_are_right(method: str, boundary: str) -> None:
-    images = torch.randn(2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    images = torch.randn(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     mirror = torch.tensor([False, True])
 
     def turned(images: torch.Tensor, *pose: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ def test_rotate_shift_gradients_in_images_and_poses_are_right(method: str, bound
 
 
 def test_rotate_shift_average_gradients_are_right() -> None:
-    images = torch.randn(2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    images = torch.randn(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
 
     def averaged(images: torch.Tensor, *pose: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = rotate_shift_average(images, *pose, [0, 1], [0, 0])
