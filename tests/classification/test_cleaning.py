@@ -63,13 +63,18 @@ def classified(images: Tensor, **given: object) -> Classifier:
 
 
 class Last(SilentObserver):
-    """Keeps the last checkpoint."""
+    """Keeps the last checkpoint, and how many iterations were expected, whenever that was known."""
 
     checkpoint: Checkpoint
+
+    def __init__(self) -> None:
+        self.expected: list[int] = []
 
     def iteration(self, done: IterationDone) -> None:
         if done.checkpoint is not None:
             self.checkpoint = done.checkpoint()
+        if done.expected is not None:
+            self.expected.append(done.expected)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +86,11 @@ def with_junk(mixed: tuple[Tensor, Tensor, Tensor]) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def without_junk(mixed: tuple[Tensor, Tensor, Tensor]) -> tuple[Classifier, Checkpoint, int]:
-    """A run in which all junk is recognised, its last checkpoint, and how often junk was looked for."""
+def without_junk(mixed: tuple[Tensor, Tensor, Tensor]) -> tuple[Classifier, Last, int]:
+    """A run in which all junk is recognised, its observer, and how often junk was looked for."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         recogniser, last = Recogniser(mixed[1], monkeypatch), Last()
-        return classified(mixed[0], observer=last), last.checkpoint, recogniser.asked
+        return classified(mixed[0], observer=last), last, recogniser.asked
 
 
 def cleaned(run: Classifier) -> bool:
@@ -95,7 +100,7 @@ def cleaned(run: Classifier) -> bool:
 def test_classifier_recognised_junk_is_left_one_class(
     mixed: tuple[Tensor, Tensor, Tensor],
     with_junk: Classifier,
-    without_junk: tuple[Classifier, Checkpoint, int],
+    without_junk: tuple[Classifier, Last, int],
 ) -> None:
     _, junk, view = mixed
     without = without_junk[0]
@@ -109,6 +114,16 @@ def test_classifier_recognised_junk_is_left_one_class(
     assert len(without.classes_) == len(without.class_averages_.images) == CLASSES
     assert without.class_averages_.members.tolist() == torch.bincount(index).tolist()
     assert len(without.result_.iterations) > len(with_junk.result_.iterations)
+
+
+def test_classifier_made_again_without_junk_expects_more_iterations_at_once(
+    without_junk: tuple[Classifier, Last, int],
+) -> None:
+    run, last, _ = without_junk
+    planned, whole = PLAN.planned_iterations(CLASSES), len(run.result_.iterations)
+    assert planned < whole
+    assert set(last.expected) == {planned, whole}
+    assert last.expected == sorted(last.expected)
 
 
 def test_classifier_junk_of_a_sample_and_of_those_who_join_is_in_one_class(
@@ -164,15 +179,15 @@ def test_class_of_junk_leaves_no_class_empty() -> None:
 
 def test_classifier_continued_without_junk_gives_the_same_bits(
     mixed: tuple[Tensor, Tensor, Tensor],
-    without_junk: tuple[Classifier, Checkpoint, int],
+    without_junk: tuple[Classifier, Last, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, junk, _ = mixed
-    whole, checkpoint, asked = without_junk
+    whole, last, asked = without_junk
     assert cleaned(whole)
-    assert "set_aside" in checkpoint.arrays
+    assert "set_aside" in last.checkpoint.arrays
     recogniser = Recogniser(junk, monkeypatch)
-    continued = classified(images, resume=checkpoint)
+    continued = classified(images, resume=last.checkpoint)
     assert torch.equal(continued.class_averages_.images, whole.class_averages_.images)
     assert torch.equal(continued.poses_.psi_deg, whole.poses_.psi_deg)
     assert torch.equal(continued.poses_.class_index, whole.poses_.class_index)
@@ -180,7 +195,7 @@ def test_classifier_continued_without_junk_gives_the_same_bits(
 
 
 def test_classifier_with_a_class_of_junk_predicts_the_classes_of_new_particles(
-    mixed: tuple[Tensor, Tensor, Tensor], without_junk: tuple[Classifier, Checkpoint, int]
+    mixed: tuple[Tensor, Tensor, Tensor], without_junk: tuple[Classifier, Last, int]
 ) -> None:
     """Labels are those of `fit`; the class left to junk is no reference, and no new particle joins it."""
     images, junk, _ = mixed

@@ -419,7 +419,7 @@ class Classifier(ClusterEstimator):
     ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
         schedule, state = self._begin(particles, field, shard, self._earlier)
         figures = [] if self._earlier is None else list(self._earlier.figures)
-        previous, saved = None, schedule.position.steps
+        previous, saved, exchanged = None, schedule.position.steps, 0
         if resume is not None:
             some, found, figures = resume_schedule(schedule, resume, self._device)
             previous, saved = state_poses(found, some.model.field, some.model.shard), some.position.steps
@@ -435,7 +435,7 @@ class Classifier(ClusterEstimator):
             n_announced = len(schedule.log)
 
         def observe(at: ClassificationSchedule, stage: str, state: State) -> None:
-            nonlocal clock, previous, saved
+            nonlocal clock, previous, saved, exchanged
             announce()
             field, shard = at.model.field, at.model.shard  # perhaps of a sample
             poses = state_poses(state, field, shard)
@@ -446,7 +446,10 @@ class Classifier(ClusterEstimator):
             figures.append(schedule_figures(stage, number, state, poses, previous, field, pixel, now - clock))
             clock, previous = now, poses
             ends_step = at.position.steps != saved and not at.finished
-            saved = at.position.steps
+            expected = None
+            if at.position.begun and (ends_step or at.position.exchanged < exchanged):  # fewer: begun anew without junk
+                expected = number - (not ends_step) + self._plan.remaining_iterations(at.position, at.k)
+            saved, exchanged = at.position.steps, at.position.exchanged
             checkpoint = partial(checkpoint_of, at, state, figures, half=schedule.model.field.plan.half)
             saves = ends_step
             if saves and shard.ranks.size > 1:  # every rank gives its part, also where none is written
@@ -458,6 +461,7 @@ class Classifier(ClusterEstimator):
                     partial(coarse_averages, field, state, pixel),
                     checkpoint if saves else None,
                     ends_step=ends_step,
+                    expected=expected,
                 )
             )
 

@@ -13,6 +13,9 @@ WORTH = 1.5
 GROWTH = 2
 """Rings by which the resolution grows in an iteration of sharpening, at most."""
 
+EXCHANGE_ITERATIONS = 3
+"""Iterations of a round of exchange."""
+
 
 def default_classes(n_particles: int) -> int:
     """Return the number of classes for so many particles: one for each 100 up to 50, then for each 400 up to 100."""
@@ -148,13 +151,31 @@ class ScheduleSettings:
         int
             Number of iterations.
         """
+        rest = self.remaining_iterations(ScheduleProgress(), n_classes)
         if given:
-            return 1 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1 + (self.joint == 0)
+            return 1 + rest
         seeds, thinning = max(n_classes + 1, round(self.surplus * n_classes)), 0
         while seeds > n_classes:
             seeds, thinning = max(n_classes, int(self.thinning * seeds)), thinning + 1
-        whole = 3 + thinning + 2 + (3 * self.exchanges if n_classes > 1 else 0) + self.final + 1
-        return whole + (self.joint == 0)
+        return 3 + thinning + 2 + rest
+
+    def remaining_iterations(self, at: ScheduleProgress, n_classes: int) -> int:
+        """Return the usual number of iterations that follow the first stage.
+
+        Parameters
+        ----------
+        at : ScheduleProgress
+            Progress, at the end of a step.
+        n_classes : int
+            Number of classes.
+
+        Returns
+        -------
+        int
+            Number of iterations.
+        """
+        rounds = self.exchanges - at.exchanged if n_classes > 1 else 0
+        return EXCHANGE_ITERATIONS * rounds + self.final + 1 - at.sharpened + (self.joint == 0)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from ralib.cli.common import describe_device, with_pixel_size
 from ralib.cli.flags import flagged, with_flags
 from ralib.cli.interrupts import SignalFlag, Stopped, stopped_message
 from ralib.cli.settings import Settings, write_config
-from ralib.cli.terminal import Terminal, class_table, classes_line, header, iteration_line
+from ralib.cli.terminal import VERDICT_AT, Terminal, class_table, classes_line, header, iteration_line
 from ralib.cli.timing import references_s, time_line
 from ralib.results.checkpoint import Checkpoint, newest
 from ralib.results.input_fingerprint import check_same_input, check_same_options
@@ -281,6 +281,8 @@ class RunSession:
         warnings = list(map(flagged, done.warnings))
         self.terminal.warn(warnings[len(self.record["warnings"]) :])
         self.record |= {"iterations": list(done.figures), "warnings": [w.record() for w in warnings]}
+        if done.expected is not None and not self.grows:
+            self.terminal.total = done.expected
         stage = row.get("stage")
         self.terminal.step(done.number, stage if isinstance(stage, str) else f"iteration {done.number + 1}")
 
@@ -355,7 +357,7 @@ class RunSession:
     def say_classes(self) -> None:
         """Print the table of the classes that were written last."""
         for line in class_table(self.record["classes"], self.particles.box):
-            self.say(line)
+            self.terminal.say(line, indent=VERDICT_AT)
         self.terminal.save(self.outdir)
 
     def _say_findings(self, result: RunResult) -> None:

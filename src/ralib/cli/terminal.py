@@ -23,6 +23,9 @@ COLUMNS = 100
 SHOWN_CLASSES = 6
 """Of the best and of the worst; the classes between them are counted."""
 
+VERDICT_AT = 37
+"""Column of the verdict in the table of classes."""
+
 
 class Terminal:
     """Lines on the screen and in OUTDIR/log.txt, and a progress bar over the whole run on a terminal.
@@ -47,8 +50,16 @@ class Terminal:
         self._done = 0
         self._before: str | None = None
 
-    def say(self, line: str) -> None:
-        """Print a line: on the screen folded between words, in log.txt whole."""
+    def say(self, line: str, *, indent: int = 2) -> None:
+        """Print a line: on the screen folded between words, in log.txt whole.
+
+        Parameters
+        ----------
+        line : str
+            The line.
+        indent : int, default 2
+            Columns by which its continuation is indented.
+        """
         if self.quiet:
             return
         self.lines.append(line)
@@ -56,7 +67,7 @@ class Terminal:
             typer.echo(line)
             return
         width = min(COLUMNS, shutil.get_terminal_size().columns) - 1  # of a full line some terminals begin another
-        folded = textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False) if line else line
+        folded = textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False) if line else line
         if self._bar is not None:
             self._bar.console.print(folded, highlight=False, markup=False, soft_wrap=True)
         else:

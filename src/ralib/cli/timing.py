@@ -20,6 +20,9 @@ PARTS = {
 }
 """Timings of run.json that follow each other, and what they are called in the log."""
 
+LONG_S = 100.0
+"""From here on a time is printed in whole seconds."""
+
 
 def process_age_s() -> float:
     """Return the seconds since this process was started; 0 where the system does not give them."""
@@ -67,5 +70,8 @@ def parts(timings: dict[str, Any]) -> dict[str, float]:
 
 
 def time_line(timings: dict[str, Any]) -> str:
-    """Return `time: 9.4 s: start-up 2.1, reading 1.0, ...`."""
-    return f"time: {timings['total_s']:.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in parts(timings).items())
+    """Return `time: 9.4 s: start-up 2.1, reading 1.0, ...`, of a long run in whole seconds; parts of 0 are left out."""
+    total, known = timings["total_s"], parts(timings)
+    digits = 1 if total < LONG_S else 0
+    shown = [f"{name} {s:.{digits}f}" for name, s in known.items() if round(s, digits) > 0]
+    return f"time: {total:.{digits}f} s: {', '.join(shown)}"

@@ -32,6 +32,8 @@ class IterationDone:
     ends_step : bool, default True
         Whether a step of the method ends here, so that its averages are worth a file. Every iteration of alignment is a
         step; a step of classification's schedule takes several.
+    expected : int | None, optional
+        Number of iterations expected in all, where this is known better now than before the run.
     """
 
     figures: list[dict[str, Any]]
@@ -39,6 +41,7 @@ class IterationDone:
     checkpoint: Callable[[], Checkpoint] | None = None
     warnings: Sequence[Notice] = ()
     ends_step: bool = True
+    expected: int | None = None
 
     @property
     def number(self) -> int:
