@@ -134,6 +134,8 @@ def test_time_line_parts_add_up() -> None:
     timings = {"start_s": 2.0, "waited_for_reading_s": 1.0, "prepare_s": 1.5, "search_s": 3.0, "write_s": 0.5}
     line = time_line(timings | {"total_s": 10.0, "read_s": 9.0})
     assert line == "time: 10.0 s: start-up 2.0, reading 1.0, preparing 0.5, search 3.0, files 0.5, other 3.0"
+    line = time_line(timings | {"search_s": 300.2, "report_s": 0.04, "total_s": 310.4})
+    assert line == "time: 310 s: start-up 2, reading 1, search 300, other 6", "parts below half a second are left out"
     assert references_s(timings | {"average_s": 0.5}, [{"seconds": 4.0}, {"seconds": 2.0}]) == 1.0
     assert 0 < process_age_s() < 7 * 86400
     here = time.perf_counter()

@@ -70,8 +70,8 @@ def parts(timings: dict[str, Any]) -> dict[str, float]:
 
 
 def time_line(timings: dict[str, Any]) -> str:
-    """Return `time: 9.4 s: start-up 2.1, reading 1.0, ...`, of a long run in whole seconds; parts of 0 are left out."""
+    """Return `time: 9.4 s: start-up 2.1, reading 1.0, ...`; of a long run in whole seconds, without parts of none."""
     total, known = timings["total_s"], parts(timings)
-    digits = 1 if total < LONG_S else 0
-    shown = [f"{name} {s:.{digits}f}" for name, s in known.items() if round(s, digits) > 0]
-    return f"time: {total:.{digits}f} s: {', '.join(shown)}"
+    if total < LONG_S:
+        return f"time: {total:.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in known.items())
+    return f"time: {total:.0f} s: " + ", ".join(f"{name} {s:.0f}" for name, s in known.items() if round(s))
