@@ -10,9 +10,10 @@ import pytest
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.io import left_behind, open_particles, open_stack, write_particles_cs
+from ralib.io import left_behind, open_particles, open_stack, write_particles_cs, write_particles_star
 from ralib.io.cryosparc import open_cs
-from ralib.io.cryosparc_write import save_cs
+from ralib.io.cryosparc_write import _with_fields, save_cs
+from ralib.results.particle_rules import recentred
 from ralib.types import RalibError
 from star_files import OPTICS, rows, stack, write
 
@@ -99,3 +100,31 @@ def test_cryosparc_image_number_that_is_a_fraction_is_refused(tmp_path: Path) ->
     save_cs(tmp_path / "p.cs", changed)
     with pytest.raises(RalibError, match=r"blob/idx 3\.5 of particle 5"):
         open_particles(tmp_path / "p.cs")
+
+
+def test_star_writer_places_of_a_cs_file_go_along_and_move_together(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 12)
+    write_particles_cs(tmp_path / "p.cs", open_particles(write(tmp_path / "p.star", rows(12, rlnAnglePsi=0))))
+    table = np.load(tmp_path / "p.cs")
+    names = ("center_x_frac", "center_y_frac", "micrograph_psize_A")
+    added = [*((f"location/{n}", "f4") for n in names), ("location/micrograph_shape", "u4", (2,))]
+    table = _with_fields(table, added)
+    table["location/center_x_frac"], table["location/center_y_frac"] = 0.25, np.linspace(0.1, 0.9, 12)
+    table["location/micrograph_psize_A"], table["location/micrograph_shape"] = 2.0, (4000, 3000)  # rows, columns
+    table["alignments2D/shift"] = (3.0, -1.0)
+    save_cs(tmp_path / "p.cs", table)
+    write_particles_star(tmp_path / "o.star", open_particles(tmp_path / "p.cs"))
+    particles = open_particles(tmp_path / "o.star")
+    found = particles.metadata.tables["particles"]
+    assert np.allclose(found["rlnCoordinateX"], 750)
+    assert np.allclose(found["rlnCoordinateY"], np.linspace(400, 3600, 12), atol=1e-3)
+    assert set(found["rlnMicrographPixelSize"]) == {2.0}
+    moved = recentred(particles)
+    assert moved.poses is not None
+    assert not moved.poses.origin_xy_px.abs().max() > 0.5
+    write_particles_cs(tmp_path / "q.cs", moved)
+    again = np.load(tmp_path / "q.cs")
+    after = moved.metadata.tables["particles"]
+    assert np.abs(after["rlnCoordinateX"] - 750).min() > 1
+    assert np.allclose(again["location/center_x_frac"] * 3000, after["rlnCoordinateX"], atol=1e-2)
+    assert np.allclose(again["location/center_y_frac"] * 4000, after["rlnCoordinateY"], atol=1e-2)

@@ -23,6 +23,7 @@ from ralib.io import (
     write_headers,
     write_mrcs,
     write_params,
+    write_particles_star,
 )
 from ralib.io.eman_ctf import ctf_of_strings, ctf_to_strings
 from ralib.io.eman_headers import align2d_to_matrix, matrix_to_align2d
@@ -301,3 +302,32 @@ def test_eman_amplitude_contrast_beyond_any_phase_is_no_ctf(percent: float, know
     ctf = ctf_of_strings([f"E1.5 0 0 0 {percent} 300 2.7 3 0 0 0"])
     assert ctf is not None
     assert bool(np.isfinite(ctf.amplitude_contrast).all()) == known
+
+
+@pytest.mark.parametrize("suffix", [".hdf", ".lst"])
+def test_eman_phases_flipped_by_the_name_of_the_file_are_not_flipped_again(suffix: str, tmp_path: Path) -> None:
+    """E2ctf leaves no attribute: m__ctf_flip.hdf, m__ctf_flip_lp7.hdf, m__ctf_wiener.hdf."""
+    images = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
+    headers = [{"ctf": "E1.5 0 0 30 10 300 2.7 2 0 0 0"} for _ in images]
+    for name, state in (("m__ctf_flip", 1), ("m__ctf_flip_lp7", 1), ("m__ctf_wiener", None), ("m__ctf_flips", 0)):
+        write_hdf(tmp_path / f"{name}.hdf", images, headers, pixel_size_A=2.0)
+        listed = "#LST\n" + "".join(f"{i}\t{name}.hdf\n" for i in range(4))
+        (tmp_path / f"{name}.lst").write_text(listed)
+        particles = open_particles(tmp_path / (name + suffix))
+        assert (particles.ctf is None) == (state is None)
+        assert particles.ctf is None or particles.ctf.state.tolist() == [state] * 4
+        said = [w.what.split(" in files named ")[-1].split(":")[0] for w in particles.warnings]
+        assert said == ([] if state == 0 else ["__ctf_flip" if state else "__ctf_wiener"])
+    star = tmp_path / "p.star"
+    write_particles_star(star, open_particles(tmp_path / "m__ctf_flips.hdf"))
+    assert not open_particles(star).warnings
+    star.write_text(star.read_text().replace("__ctf_flips", "__ctf_flip"))
+    assert "files are named __ctf_flip" in open_particles(star).warnings[0].what
+
+
+def test_eman_ctf_that_no_header_holds_in_full_is_said(tmp_path: Path) -> None:
+    images = np.zeros((3, 8, 8), dtype=np.float32)
+    write_hdf(tmp_path / "p.hdf", images, [{"ctf": "E1.5 garbage"}, {"ctf": "?"}, {}], pixel_size_A=2.0)
+    particles = open_particles(tmp_path / "p.hdf")
+    assert particles.ctf is None
+    assert "2 of 3 particles (1, 2) are with a CTF in the header that is none" in particles.warnings[0].what

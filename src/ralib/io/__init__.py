@@ -15,6 +15,7 @@ from ralib.io.cryosparc import open_cs
 from ralib.io.cryosparc_write import write_particles_cs
 from ralib.io.eman_hdf import HdfStack, kept_headers, open_hdf
 from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, write_headers
+from ralib.io.eman_headers import FLIPPED_NAME, files_named
 from ralib.io.eman_lst import open_lst
 from ralib.io.mrc import stack_writer, write_mrcs
 from ralib.io.npy import open_npy
@@ -151,6 +152,12 @@ def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSe
             f"{volumes[0]} is a volume by its header: its {particles.box} sections are taken as images",
             "images",
             "give a stack of particles; if it is one, set its header's space group to 0",
+        )
+    if particles.ctf is not None and not particles.ctf.state.any() and files_named(particles, FLIPPED_NAME).any():
+        particles = particles.warned(
+            "files are named __ctf_flip, as EMAN2 names images of flipped phases, and nothing says that these are",
+            "CTF",
+            "give `ctf=flipped`, or rlnCtfDataArePhaseFlipped 1 in data_optics, if the phases are flipped",
         )
     if stacks := anisotropic_among(particles.images):
         layout = stacks[0].layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import torch
 
 from ralib import conventions
-from ralib.io.eman_ctf import ctf_of_headers, ctf_pixel_sizes_A
+from ralib.io.eman_ctf import STATE_ATTRIBUTE, ctf_of_headers, ctf_pixel_sizes_A
 from ralib.io.plausible import named, one_or_many
-from ralib.types import ParticleSet, Poses
+from ralib.io.stacks import file_references
+from ralib.types import CtfParameters, CtfState, ParticleSet, Poses
 
+FLIPPED_NAME, _WIENER_NAME = re.compile(r"__ctf_flip(_|$)"), re.compile(r"__ctf_wiener(_|$)")
 _IDENTITY = np.eye(3, 4).reshape(-1)
 
 
@@ -31,7 +34,8 @@ def with_headers(particles: ParticleSet, headers: list[dict[str, Any]]) -> Parti
     ParticleSet
         The set.
     """
-    ctf, matrices = ctf_of_headers(headers), [h.get("xform.align2d") for h in headers]
+    stated, matrices = ctf_of_headers(headers), [h.get("xform.align2d") for h in headers]
+    particles, ctf = _corrected_by_name(particles, stated, headers)
     poses = poses_of_matrices(matrices, [int(h.get("assign", 0)) for h in headers])
     found = particles.replace(ctf=ctf, poses=poses or particles.poses, **_pixel_sizes(particles, headers))
     without = np.array(["ctf" not in h for h in headers])
@@ -39,9 +43,43 @@ def with_headers(particles: ParticleSet, headers: list[dict[str, Any]]) -> Parti
         found = found.warned(
             f"{named(without)} without a CTF in the header", "CTF", "fit the CTF of all particles, or leave it out"
         )
+    unreadable = np.array(["ctf" in h for h in headers])
+    if stated is None and unreadable.any():
+        found = found.warned(
+            f"{named(unreadable)} with a CTF in the header that is none, and is not used",
+            "CTF",
+            "fit the CTF again if it is to be corrected",
+        )
     if poses is not None:
         found = with_missing_poses_noted(found, np.array([m is None for m in matrices]))
     return _other_ctf_scale_noted(found, headers)
+
+
+def _corrected_by_name(
+    particles: ParticleSet, ctf: CtfParameters | None, headers: list[dict[str, Any]]
+) -> tuple[ParticleSet, CtfParameters | None]:
+    """The CTF with what EMAN2's e2ctf did to the images, which it says in their files' names alone, and a warning.
+
+    Of m__ctf_flip.hdf, m__ctf_flip_lp7.hdf ... phases are flipped; m__ctf_wiener.hdf has no CTF left that is known.
+    """
+    flipped = files_named(particles, FLIPPED_NAME)
+    if ctf is None or not len(flipped):
+        return particles, ctf
+    if (wiener := files_named(particles, _WIENER_NAME)).any():
+        return particles.warned(
+            f"{named(wiener)} in files named __ctf_wiener: their CTF is corrected already, and is not used",
+            "CTF",
+            "give the particles named __ctf_flip, or those as they were taken",
+        ), None
+    open_ = np.array([STATE_ATTRIBUTE not in h and not h.get("ctf_applied") for h in headers]) & flipped
+    if not open_.any():
+        return particles, ctf
+    warned = particles.warned(
+        f"{named(open_)} in files named __ctf_flip: their phases are taken as flipped",
+        "CTF",
+        "rename the files if they are not",
+    )
+    return warned, ctf.with_state(np.where(open_, CtfState.PHASE_FLIPPED, ctf.state))
 
 
 def _pixel_sizes(particles: ParticleSet, headers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,6 +112,25 @@ def _other_ctf_scale_noted(particles: ParticleSet, headers: list[dict[str, Any]]
         "pixel size",
         "correct the header that is wrong, or give the pixel size as an option",
     )
+
+
+def files_named(particles: ParticleSet, pattern: re.Pattern[str]) -> np.ndarray:
+    """Return which particles are in files of such names.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        The particles.
+    pattern : re.Pattern
+        Searched in the name without its suffix.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        True where the name matches; (0,) for images in memory.
+    """
+    files, file_index, _ = file_references(particles.images) or ([], np.zeros(0, dtype=np.int64), np.zeros(0))
+    return np.array([pattern.search(path.stem) is not None for path in files], dtype=bool)[file_index]
 
 
 def with_missing_poses_noted(particles: ParticleSet, without: np.ndarray) -> ParticleSet:

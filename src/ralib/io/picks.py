@@ -93,6 +93,15 @@ def centres_A(particles: ParticleSet, picks: Picks) -> np.ndarray:
     return place_A - poses.origin_xy_px.double().numpy() * image_pixel_sizes_A(particles)[:, None]
 
 
+def star_places(particles: ParticleSet) -> dict[str, np.ndarray]:
+    """Return RELION's columns of the places that a .cs table tells of; {} where it tells of none."""
+    found = _of_cs(particles)
+    if found is None or not np.isfinite(found.xy_px).all() or not (found.pixel_size_A > 0).all():
+        return {}
+    x, y = found.xy_px.round(3).T
+    return {"rlnCoordinateX": x, "rlnCoordinateY": y, "rlnMicrographPixelSize": found.pixel_size_A.round(6)}
+
+
 def image_pixel_sizes_A(particles: ParticleSet) -> np.ndarray:
     """Return the pixel size of each particle's own image (n,), in which its origin counts, Angstrom."""
     size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A

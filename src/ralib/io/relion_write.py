@@ -22,6 +22,7 @@ from ralib.io.atomic import PathLike
 from ralib.io.cryosparc import image_paths
 from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, star_columns
 from ralib.io.paths import name_for_project
+from ralib.io.picks import star_places
 from ralib.io.relion import STATE_COLUMNS, particle_block, turned_over
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column, write_star
@@ -163,7 +164,7 @@ def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
     names = [f"{i:06d}@{p}" for i, p in zip(slices, image_paths(rows), strict=True)]
     known: dict[str, Any] = {"rlnImageName": text_column(names)}
     if MICROGRAPH in columns:
-        known["rlnMicrographName"] = columns[MICROGRAPH]
+        known |= {"rlnMicrographName": columns[MICROGRAPH], **star_places(particles)}
     return {"particles": pd.DataFrame({**known, **columns}), FIELDS_BLOCK: types}
 
 

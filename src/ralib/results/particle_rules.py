@@ -245,12 +245,22 @@ def recentred(particles: ParticleSet) -> ParticleSet:
     else:
         after = picks.xy_px - np.round(picks.xy_px - centre_px)
         block = next(b for b, t in tables.items() if isinstance(t, pd.DataFrame) and "rlnCoordinateX" in t.columns)
-        tables[block] = tables[block].assign(rlnCoordinateX=after[:, 0], rlnCoordinateY=after[:, 1])
+        tables[block] = tables[block].assign(**_places(tables[block], after))
         rest_px = after - centre_px
         if rest_px.any():
             rest_px *= (picks.pixel_size_A / image_pixel_sizes_A(particles))[:, None]
     moved = particles.poses.replace(origin_xy_px=torch.from_numpy(rest_px).to(particles.poses.origin_xy_px.dtype))
     return particles.replace(poses=moved, metadata=replace(particles.metadata, tables=tables))
+
+
+def _places(table: pd.DataFrame, xy_px: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of picks in a STAR file, those of the .cs table that it carries included."""
+    places = {"rlnCoordinateX": xy_px[:, 0], "rlnCoordinateY": xy_px[:, 1]}
+    for axis, size in ((0, 1), (1, 0)):  # the shape is that of an array: rows, columns
+        fraction, shape = f"cs/location/center_{'xy'[axis]}_frac", f"cs/location/micrograph_shape/{size}"
+        if {fraction, shape} <= set(table.columns):
+            places[fraction] = xy_px[:, axis] / pd.to_numeric(table[shape]).to_numpy(dtype=np.float64)
+    return places
 
 
 def conditions_met(conditions: Sequence[str], columns: Mapping[str, Any], n: int) -> np.ndarray:
