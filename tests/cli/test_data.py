@@ -117,7 +117,7 @@ def test_prepare_command_writes_images_and_metadata(posed: Path, tmp_path: Path)
 def test_prepare_command_radii_in_angstrom_are_those_of_the_result(posed: Path, tmp_path: Path) -> None:
     """400 A on 32 px: 12.5 A/px, whatever the pixel size of the input."""
     images = {}
-    for name, radius, edge in (("px", "10", "4px"), ("A", "125A", "50A"), ("other", "125", "4")):
+    for name, radius, edge in (("px", "10", "4px"), ("A", "125A", "50A"), ("other", "15", "4")):
         out = tmp_path / f"{name}.star"
         lengths = ["--mask-radius", radius, "--mask-edge", edge, "--normalise", "background"]
         assert main(["prepare", str(posed), str(out), "--box", "32", *lengths, "--device", "cpu"]) == 0

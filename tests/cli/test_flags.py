@@ -76,7 +76,7 @@ def test_library_messages_name_parameters_and_no_options() -> None:
         if name.startswith("cli/") or name in ALLOWED:
             continue
         for line, text in texts(path):
-            said = re.sub(r"'ralib [^']*'(?: \(or to one scale with --pixel-size\))?", "", text)  # a command to run
+            said = re.sub(r"'ralib [^']*'(?: \(or to one scale with --to-pixel-size\))?", "", text)  # a command to run
             if re.search(r"(?<![\w-])--[A-Za-z]", said) and "nproc" not in said and said != "--standalone":
                 wrong.append(f"{name}:{line}: {text}")
             unknown = {p for p in re.findall(r"`([A-Za-z_][\w.]*)(?:=[^`\s]+)?`", text) if p not in FLAGS}

@@ -296,3 +296,15 @@ def test_cryosparc_an_unsigned_minus_one_is_no_class(tmp_path: Path) -> None:
     read = open_particles(tmp_path / "p.cs").poses
     assert read is not None
     assert read.class_index.tolist() == [0, -1, 1]
+
+
+def test_cryosparc_poses_that_are_no_radians_are_said(tmp_path: Path) -> None:
+    write_mrcs(tmp_path / "p.mrcs", np.zeros((3, 8, 8), dtype=np.float32), 2.0)
+    write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "p.mrcs"), Poses.identity(3))
+    table = np.load(tmp_path / "p.cs")
+    table["alignments2D/pose"] = [-6.3, 90, 180]
+    save_cs(tmp_path / "p.cs", table)
+    particles = open_particles(tmp_path / "p.cs")
+    assert particles.usable is not None
+    assert particles.usable.tolist() == [True, False, False]
+    assert "2 of 3 particles (2, 3) are left out: angle" in particles.warnings[0].what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +254,31 @@ def test_scales_images_of_another_box_than_stated_are_named(tmp_path: Path) -> N
     table["blob/shape"][3] = 32
     save_cs(tmp_path / "p.cs", table)
     assert "1 of 40 particles (4) is of 16 px, where" in whats(tmp_path / "p.cs")
+
+
+def test_scales_two_boxes_of_two_pixel_sizes_are_brought_to_one_by_the_command_that_is_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The advice was --clip first, after which the pixel sizes were refused."""
+    stack(tmp_path / "a.mrcs", 20)
+    stack(tmp_path / "b.mrcs", 20, box=40, pixel_size_A=3.2)
+    two = OPTICS | {"rlnOpticsGroup": 2, "rlnOpticsGroupName": "two", "rlnImagePixelSize": 3.2, "rlnImageSize": 40}
+    table = rows(20, file="a.mrcs", rlnAnglePsi=1) + rows(20, file="b.mrcs", rlnOpticsGroup=2, rlnAnglePsi=1)
+    star, out = write(tmp_path / "p.star", table, OPTICS, two), tmp_path / "o.star"
+    assert main(["average", str(star), str(tmp_path / "a2.mrcs")]) == 2
+    advice = re.search(r"'ralib (prepare) STACK OUT.star (--\S+) (\S+)'", capsys.readouterr().err)
+    assert advice is not None
+    assert main([advice[1], str(star), str(out), advice[2], advice[3]]) == 0
+    assert main(["average", str(out), str(tmp_path / "a2.mrcs")]) == 0
+
+
+def test_scales_relion_3_0_priors_of_origins_become_angstrom_before_binning(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 4)
+    head = "data_\n\nloop_\n_rlnImageName\n_rlnMagnification\n_rlnDetectorPixelSize\n_rlnOriginX\n_rlnOriginXPrior\n"
+    lines = "".join(f"{i + 1}@p.mrcs 12500 5.0 2.0 1.5\n" for i in range(4))
+    (tmp_path / "p.star").write_text(head + lines)
+    assert main(["prepare", str(tmp_path / "p.star"), str(tmp_path / "o.star"), "--box", "16"]) == 0
+    found = read_star(tmp_path / "o.star")["particles"]
+    assert "rlnOriginXPrior" not in found
+    assert found["rlnOriginXPriorAngst"].tolist() == [6.0] * 4
+    assert found["rlnOriginXAngst"].tolist() == [8.0] * 4

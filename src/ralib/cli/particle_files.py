@@ -119,7 +119,7 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
     if suffix != ".star" and particles.pixel_sizes_A is not None:
         raise RalibError(
             f"{out}: one stack holds one pixel size, and these particles have several: write a .star, or bring them to "
-            "one with --pixel-size"
+            "one with --to-pixel-size"
         )
     if suffix == ".hdf":
         refuse_existing(out)

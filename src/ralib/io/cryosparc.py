@@ -38,6 +38,7 @@ from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, Particle
 
 CTF_FIELDS = ("ctf/df1_A", "ctf/df2_A", "ctf/accel_kv", "ctf/cs_mm")
 """Without any of these there is no CTF."""
+_LARGEST_ANGLE_RAD = 4 * np.pi
 STATE_FIELD = "ralib/ctf_state"
 """cryoSPARC's files have no field for images whose phases are flipped or that are multiplied by the CTF: ours."""
 
@@ -363,6 +364,7 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
         raise RalibError(f"{kind}/pose or shift of the .cs file have the shape {pose.shape}, {shift.shape}")
     if kind == "alignments3D":
         pose = _inplane_rad(pose)
+    pose = np.where(np.abs(pose) <= _LARGEST_ANGLE_RAD, pose, np.nan)  # degrees, perhaps: found by `plausible`
     size_A = np.broadcast_to(1.0 if pixel_size_A is None else np.asarray(pixel_size_A), len(rows))
     stated = _floats(rows, f"{kind}/psize_A") if f"{kind}/psize_A" in names else size_A
     scale = np.where(stated > 0, stated / size_A, np.nan)

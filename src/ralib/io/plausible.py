@@ -343,9 +343,10 @@ def for_computing(particles: ParticleSet, *, ctf: bool) -> ParticleSet:
         For several boxes or scales, with the command that brings them to one.
     """
     boxes = getattr(particles.images, "boxes", None)
-    if boxes is not None:
-        raise RalibError(mixed_boxes(boxes))
     sizes = particles.pixel_sizes_A
+    if boxes is not None:
+        several = sizes is not None and np.ptp(sizes) * particles.box > float(np.median(sizes))
+        raise RalibError(mixed_pixel_sizes(sizes) if sizes is not None and several else mixed_boxes(boxes))
     if sizes is not None:
         common = particles.pixel_size_A or float(np.median(sizes))
         if np.ptp(sizes) * particles.box > common:

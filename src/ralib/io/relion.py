@@ -194,6 +194,13 @@ def joined_table(metadata: Metadata) -> pd.DataFrame:
     return _with_optics(_particle_table(metadata.tables, path), metadata.tables, path)
 
 
+def stated_pixel_sizes_A(metadata: Metadata) -> np.ndarray | None:
+    """Return the pixel size (n,) that an opened STAR file states for each particle; None where it states none."""
+    if metadata.source_format != "relion" or particle_block(metadata.tables) is None:
+        return None
+    return _pixel_size_A(joined_table(metadata), Path(metadata.path))
+
+
 def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
     block = particle_block(tables)
     if block is None:

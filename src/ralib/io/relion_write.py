@@ -23,7 +23,7 @@ from ralib.io.cryosparc import image_paths
 from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, star_columns
 from ralib.io.paths import name_for_project
 from ralib.io.picks import star_places
-from ralib.io.relion import STATE_COLUMNS, particle_block, turned_over
+from ralib.io.relion import STATE_COLUMNS, particle_block, stated_pixel_sizes_A, turned_over
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column, write_star
 from ralib.io.viewing import VIEW_COLUMNS, viewing_directions
@@ -44,7 +44,15 @@ _OWN = {
 }
 _WHOLE = ("rlnImageSize", *STATE_COLUMNS)
 _OF_IMAGES = ("rlnImagePixelSize", "rlnImageSize", "rlnImageDimensionality")
-_REPLACED = ("rlnOriginX", "rlnOriginY", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize")
+_REPLACED = (
+    "rlnOriginX",
+    "rlnOriginY",
+    "rlnOriginXPrior",
+    "rlnOriginYPrior",
+    "rlnMagnification",
+    "rlnDetectorPixelSize",
+    "rlnPixelSize",
+)
 
 
 def write_particles_star(
@@ -144,11 +152,22 @@ def particle_tables(
             columns["rlnAngleTilt"] = 0.0  # or who reads the tilt would mirror the images of class K + k again
         if (view_deg := viewing_directions(particles)) is not None:  # which rot and tilt no longer tell
             columns |= dict(zip(VIEW_COLUMNS, view_deg.round(6).T, strict=True))
+    priors_A = _priors_A(table, particles)
+    table, columns = table.drop(columns=[c.removesuffix("Angst") for c in priors_A]), columns | priors_A
     moved = (*_REPLACED, *_SHARED, *STATE_COLUMNS, *_OF_IMAGES) if "optics" not in kept else (*_REPLACED, *_OF_IMAGES)
     table = table.drop(columns=[c for c in moved if c in table.columns])
     table = table.assign(**columns)
     rest = {n: t for n, t in kept.items() if n not in (block, "optics")}
     return {"optics": optics, "particles": table, **rest}
+
+
+def _priors_A(table: pd.DataFrame, particles: ParticleSet) -> dict[str, np.ndarray]:
+    """RELION 3.0's priors of the origins, which count in pixels of the images as they were, in Angstrom."""
+    old = [f"rlnOrigin{axis}Prior" for axis in "XY" if f"rlnOrigin{axis}Prior" in table.columns]
+    size_A = stated_pixel_sizes_A(particles.metadata) if old else None
+    if size_A is None:
+        return {}
+    return {f"{c}Angst": pd.to_numeric(table[c], errors="coerce").to_numpy(np.float64) * size_A for c in old}
 
 
 def _kept_tables(particles: ParticleSet) -> dict[str, Any]:

@@ -445,7 +445,7 @@ def mixed_boxes(boxes: np.ndarray) -> str:
     sizes_text = " and ".join(map(str, sizes[:4]))
     return (
         f"the particles have boxes of {sizes_text} px: bring them to one box with 'ralib prepare "
-        f"STACK OUT.star --clip {sizes[0]}' (or to one scale with --pixel-size), and use OUT.star"
+        f"STACK OUT.star --clip {sizes[0]}' (or to one scale with --to-pixel-size), and use OUT.star"
     )
 
 

@@ -187,6 +187,11 @@ class PreparedSource:
         radius = preparation.background_radius_px
         if preparation.normalise == "background" and radius is not None and radius > 0.65 * self.box:
             raise RalibError(f"`background_radius_px` {radius}: no background is left in a box of {self.box} px")
+        if preparation.mask_radius_px is not None and preparation.mask_radius_px > self.box / 2**0.5:
+            raise RalibError(
+                f"`mask_radius_px` {preparation.mask_radius_px:g}: nothing lies beyond it in a box of {self.box} px; "
+                "leave it out"
+            )
 
     @property
     def n_images(self) -> int:

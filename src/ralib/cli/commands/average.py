@@ -57,6 +57,8 @@ def average(
         raise RalibError(f"--snr {snr:g} must be above 0")
     refuse_existing(out)
     ctf = ctf_word(mode, ("off", "wiener")) == "wiener"
+    if snr is not None and not ctf:
+        raise RalibError(f"--snr {snr:g} is of --ctf wiener alone: give both, or leave it out")
     particles = opened(stack, datadir, pixel_size)
     poses = poses_of(particles, stack)
     if ctf and (particles.ctf is None or particles.pixel_size_A is None):

@@ -15,6 +15,7 @@ import torch
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device
+from ralib.types import RalibError
 
 PANEL_WHAT, PANEL_HOW, PANEL_RANKS = "What to measure", "How", "Several GPUs"
 MOST = 10**9
@@ -33,19 +34,15 @@ def bench(
         rich_help_panel=PANEL_WHAT,
     ),
     particles: int = typer.Option(
-        0, min=0, max=MOST, help="Particles timed; 0: 20,000 on a GPU, 4,000 on a CPU.", rich_help_panel=PANEL_WHAT
+        0, help="Particles timed; 0: 20,000 on a GPU, 4,000 on a CPU.", rich_help_panel=PANEL_WHAT
     ),
     parity_particles: int = typer.Option(
         0,
-        min=0,
-        max=MOST,
         help="Particles held against the exhaustive search; 0: 2,000 on a GPU, 200 on a CPU.",
         rich_help_panel=PANEL_WHAT,
     ),
     repeats: int = typer.Option(
         0,
-        min=0,
-        max=MOST,
         help="Iterations timed, of which the median is shown; 0: 5, or 3 with --distributed.",
         rich_help_panel=PANEL_HOW,
     ),
@@ -72,14 +69,10 @@ def bench(
         "1,000,000, or 1,000 on a CPU.",
         rich_help_panel=PANEL_RANKS,
     ),
-    box: int = typer.Option(0, min=0, max=MOST, help="Box, px; 0: 128, or 32 on a CPU.", rich_help_panel=PANEL_RANKS),
-    references: int = typer.Option(
-        0, min=0, max=MOST, help="References; 0: 200, or 8 on a CPU.", rich_help_panel=PANEL_RANKS
-    ),
+    box: int = typer.Option(0, help="Box, px; 0: 128, or 32 on a CPU.", rich_help_panel=PANEL_RANKS),
+    references: int = typer.Option(0, help="References; 0: 200, or 8 on a CPU.", rich_help_panel=PANEL_RANKS),
     ranks: int = typer.Option(
         0,
-        min=0,
-        max=MOST,
         help="Most processes; 0: one a GPU, two on a CPU. torchrun decides where it started them.",
         rich_help_panel=PANEL_RANKS,
     ),
@@ -89,6 +82,10 @@ def bench(
     Every case first proves its answer: the fast search must find, for 99.9 % of the particles, a score within 1e-4 of
     the best that an exhaustive float64 search finds. A case that fails gets no time, and the exit status is 1.
     """
+    counts = {"--particles": particles, "--parity-particles": parity_particles, "--repeats": repeats}
+    for option, count in (counts | {"--box": box, "--references": references, "--ranks": ranks}).items():
+        if not 0 <= count <= MOST:
+            raise RalibError(f"{option} {count}: give a number from 1, or 0 for the usual one")
     if distributed:
         _distributed(particles, box, references, repeats, ranks, device, out)
         return
@@ -97,7 +94,6 @@ def bench(
         return
     from ralib.benchmarks.engine import CASES, run_cases
     from ralib.benchmarks.record import record, write_record
-    from ralib.types import RalibError
 
     known = {case.name: case for case in CASES}
     if cases == "list":

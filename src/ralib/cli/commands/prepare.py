@@ -77,8 +77,11 @@ def prepare(
         ),
     ] = None,
     mask_edge: Annotated[
-        Any, typer.Option(parser=length, metavar="LENGTH", help=f"Width of that fade, {_UNITS}.", rich_help_panel=_GREY)
-    ] = 5,
+        Any,
+        typer.Option(
+            parser=length, metavar="LENGTH", help=f"Width of that fade, {_UNITS}. [default: 5]", rich_help_panel=_GREY
+        ),
+    ] = None,
     remove_duplicates: Annotated[
         float | None,
         typer.Option(
@@ -103,6 +106,8 @@ def prepare(
     preparation = Preparation(
         clip_px=clip, flip_phases=phase_flip, box_px=box, pixel_size_A=to_pixel_size, invert=invert, normalise=normalise
     )
+    if mask_edge is not None and mask_radius is None:
+        raise RalibError("--mask-edge is of --mask-radius alone: give both, or leave it out")
     check_output(out)
     given = opened(stack, datadir, input_pixel_size, "--input-pixel-size")
     if remove_duplicates is not None:
@@ -142,8 +147,8 @@ def _with_lengths(
         None if value is None else length_px(option, value, finished_A, source="--input-pixel-size")
         for option, value in named.items()
     ]
-    assert lengths[2] is not None
-    return replace(preparation, background_radius_px=lengths[0], mask_radius_px=lengths[1], mask_edge_px=lengths[2])
+    edge = preparation.mask_edge_px if lengths[2] is None else lengths[2]
+    return replace(preparation, background_radius_px=lengths[0], mask_radius_px=lengths[1], mask_edge_px=edge)
 
 
 def _without_duplicates(particles: ParticleSet, distance_A: float) -> ParticleSet:
