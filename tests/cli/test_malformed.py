@@ -420,3 +420,30 @@ def test_images_too_small_to_be_aligned_are_refused(
     error = capsys.readouterr().err
     assert "images of 4 px are too small to be aligned: 8 px are needed" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\x1f\x8b\x08\x00", "compressed by gzip: unpack it first"),
+        (b"BZh9", "compressed by bzip2"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n<html>", "a page of the web"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mrcs", ".star"])
+def test_readers_say_what_a_packed_file_is(start: bytes, words: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p{suffix}"
+    for content in (start, start + bytes(range(256)) * 8):
+        path.write_bytes(content)
+        with pytest.raises(RalibError, match=words):
+            open_particles(path)
+
+
+def test_star_reader_names_cistem_and_blanks_without_quotes(star: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.star").write_text("data_\n\nloop_\n_cisTEMPositionInStack #1\n_cisTEMAnglePsi #2\n 1 0.5\n")
+    with pytest.raises(RalibError, match="a file of cisTEM"):
+        open_particles(tmp_path / "c.star")
+    star.write_text(star.read_text().replace("@", "@my "))
+    with pytest.raises(RalibError, match="quote names that hold blanks"):
+        open_particles(star)

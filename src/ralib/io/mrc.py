@@ -20,6 +20,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from ralib.io.atomic import PathLike, atomic_path
 from ralib.io.stacks import MAX_BOX, RawLayout, RawStack
+from ralib.io.text import packed
 from ralib.types import RalibError
 
 _HEADER_BYTES = 1024
@@ -88,6 +89,8 @@ def _read_header(path: Path) -> tuple[np.void, str]:
             raw = file.read(_HEADER_BYTES)
     except OSError as error:
         raise RalibError(f"cannot read {path}: {error.strerror}") from error
+    if what := packed(raw):
+        raise RalibError(f"{path} is no MRC file: {what}")
     if len(raw) < _HEADER_BYTES:
         raise RalibError(f"{path} is no MRC file: {len(raw)} bytes, its header alone would be {_HEADER_BYTES}")
     for order in "<>":

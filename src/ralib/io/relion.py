@@ -211,6 +211,8 @@ def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
             raise RalibError(
                 f"{path} describes jobs of RELION and lists no particles: give a job's particles.star or _data.star"
             )
+        if any(label.startswith("cisTEM") for table in tables.values() for label in _labels(table)):
+            raise RalibError(f"{path} is a file of cisTEM: export the particles for RELION from there")
         raise RalibError(f"{path} has no table with the column rlnImageName: it is no particle file")
     table = tables[block]
     assert isinstance(table, pd.DataFrame)

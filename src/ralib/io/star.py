@@ -237,6 +237,7 @@ def _parse_rows_slowly(rows: str, names: list[str], where: str, line: int) -> pd
             raise RalibError(
                 f"{where} line {number}: {len(tokens)} values where the table has {len(names)} columns "
                 f"({shown(content)}); correct or remove that line"
+                + (", or quote names that hold blanks" if len(tokens) > len(names) else "")
             )
         values.append(tokens)
     columns = zip(*values, strict=True) if values else [()] * len(names)

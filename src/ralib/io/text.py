@@ -15,7 +15,34 @@ import numpy as np
 from ralib.types import RalibError
 
 ERRORS = "surrogateescape"
+_UNPACK = "unpack it first"
+_PACKED = {
+    b"\x1f\x8b": f"it is compressed by gzip: {_UNPACK}",
+    b"BZh": f"it is compressed by bzip2: {_UNPACK}",
+    b"\xfd7zXZ": f"it is compressed by xz: {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"it is compressed by zstd: {_UNPACK}",
+    b"PK\x03\x04": f"it is a zip archive: {_UNPACK}",
+    b"version https://git-lfs": "it is a pointer of Git LFS: fetch the file itself ('git lfs pull')",
+    b"<!DOCTYPE": "it is a page of the web: download the file itself",
+    b"<html": "it is a page of the web: download the file itself",
+}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def packed(raw: bytes) -> str:
+    """Return what a file is by its first bytes, where that is none of its own kind: compressed, or a mere pointer.
+
+    Parameters
+    ----------
+    raw : bytes
+        First bytes of the file.
+
+    Returns
+    -------
+    str
+        What it is and what to do; '' where nothing is known of it.
+    """
+    return next((what for start, what in _PACKED.items() if raw.startswith(start)), "")
 
 
 def read_text(path: Path, kind: str) -> str:
@@ -74,8 +101,8 @@ def decode(raw: bytes, refusal: str) -> str:
             raise RalibError(f"{refusal}: it begins like UTF-16 text, but is none") from error
     else:
         text = raw.decode("utf-8", errors=ERRORS)
-    if "\0" in text:
-        raise RalibError(f"{refusal}: it holds binary data")
+    if "\0" in text or packed(raw):
+        raise RalibError(f"{refusal}: {packed(raw) or 'it holds binary data'}")
     if "\ufeff" in text:
         text = text.replace("\ufeff", "")  # also within: files were joined
     if "\r" in text:
