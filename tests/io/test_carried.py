@@ -6,11 +6,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.io import left_behind, open_particles, open_stack, write_particles_cs, write_particles_star
+from ralib.io import left_behind, open_particles, open_stack, read_star, write_particles_cs, write_particles_star
 from ralib.io.cryosparc import open_cs
 from ralib.io.cryosparc_write import _with_fields, save_cs
 from ralib.results.particle_rules import recentred
@@ -128,3 +129,37 @@ def test_star_writer_places_of_a_cs_file_go_along_and_move_together(tmp_path: Pa
     assert np.abs(after["rlnCoordinateX"] - 750).min() > 1
     assert np.allclose(again["location/center_x_frac"] * 3000, after["rlnCoordinateX"], atol=1e-2)
     assert np.allclose(again["location/center_y_frac"] * 4000, after["rlnCoordinateY"], atol=1e-2)
+
+
+def test_star_writer_exposure_groups_and_half_sets_of_a_cs_file_go_along(tmp_path: Path) -> None:
+    write_particles_cs(tmp_path / "p.cs", open_particles(particle_file(tmp_path)))
+    table = np.load(tmp_path / "p.cs")
+    table["ctf/accel_kv"] = 300  # the groups differ in nothing but their numbers
+    save_cs(tmp_path / "p.cs", table)
+    write_particles_star(tmp_path / "o.star", open_particles(tmp_path / "p.cs"))
+    blocks = read_star(tmp_path / "o.star")
+    particles, optics = blocks["particles"], blocks["optics"]
+    assert isinstance(optics, pd.DataFrame)
+    assert optics["rlnOpticsGroup"].tolist() == [1, 2]
+    assert particles["rlnOpticsGroup"].tolist() == [1] * 6 + [2] * 6
+    assert particles["rlnRandomSubset"].tolist() == [1, 2] * 6
+    write_particles_cs(tmp_path / "q.cs", open_particles(tmp_path / "o.star"))
+    assert np.array_equal(np.load(tmp_path / "q.cs")["ctf/exp_group_id"], table["ctf/exp_group_id"])
+
+
+def test_cs_writer_names_images_so_that_they_are_found_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of images counted from the folder in which the command ran, wherever the file was written."""
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        stack(Path("p.mrcs"), 12, seed=len(folder))
+    monkeypatch.chdir(tmp_path / "here")
+    particles = open_particles(Path("p.mrcs"))
+    for out, name in (("q.cs", b"p.mrcs"), ("../there/q.cs", str(tmp_path / "here" / "p.mrcs").encode())):
+        write_particles_cs(out, particles)
+        assert set(np.load(out)["blob/path"].tolist()) == {name}
+    monkeypatch.chdir("/")
+    found = open_particles(tmp_path / "there" / "q.cs").images.read(np.arange(12))
+    assert np.array_equal(found, open_particles(tmp_path / "here" / "p.mrcs").images.read(np.arange(12)))

@@ -26,6 +26,7 @@ _CTF = (
     *("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"),
 )
 _OF_A_RUN = ("rlnLogLikeliContribution", "rlnMaxValueProbDistribution", "rlnNrOfSignificantSamples")
+_FROM_CS = ("rlnCoordinateX", "rlnCoordinateY")
 _HELD = {
     ".cs": {*_ORIGINS, *_IMAGES, *_CTF, *_OF_A_RUN, "rlnCtfScalefactor", "rlnRandomSubset"},
     ".hdf": {*_ORIGINS, *_IMAGES, *_CTF, *_OF_A_RUN, "rlnCoordinateX", "rlnCoordinateY"},
@@ -94,9 +95,7 @@ def left_behind(particles: ParticleSet, out: Path) -> list[str]:
     held, table = _HELD.get(out.suffix.lower()), star_table(particles)
     if held is None or table is None:
         return []
-    from_cs = out.suffix.lower() == ".cs" and "cs/uid" in table.columns  # every field is there as it came
-    return [
-        c
-        for c in map(str, table.columns)
-        if c not in held and not c.startswith("ralib") and not (from_cs and c.startswith("cs/"))
-    ]
+    carried = _FROM_CS if out.suffix.lower() == ".cs" and "cs/uid" in table.columns else ()  # every field as it came
+    fields = [c for c in table.columns if c.startswith("cs/")]
+    lost = [c for c in table.columns if c not in held and c not in carried and not c.startswith(("ralib", "cs/"))]
+    return lost + [f"{len(fields)} fields of cryoSPARC"] * (bool(fields) and not carried)

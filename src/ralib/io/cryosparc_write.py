@@ -7,6 +7,7 @@ comparing both copies, and the changed rows are used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
 from ralib.io.carried import column_numbers, star_table
 from ralib.io.cryosparc import STATE_FIELD, _ctf, image_paths, poses_of
-from ralib.io.paths import text_of
+from ralib.io.paths import leads_to, parents_of, text_of
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column
 from ralib.io.text import ERRORS
@@ -72,7 +73,7 @@ def write_particles_cs(
     """
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
-    rows = _base_rows(particles)
+    rows = _base_rows(particles, Path(path))
     new = particles.metadata.source_format != "cryosparc" and "ctf/df1_A" not in (rows.dtype.names or ())
     if particles.ctf is not None:
         rows = _with_ctf(rows, particles.ctf)
@@ -121,6 +122,14 @@ def star_columns(rows: np.ndarray) -> tuple[dict[str, Any], pd.DataFrame]:
     return columns, pd.DataFrame(types)
 
 
+def half_sets(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return RELION's column of the half sets of a refinement; {} where the table tells of none."""
+    for name in ("alignments3D/split", "alignments2D/split"):
+        if name in (rows.dtype.names or ()) and set(np.unique(rows[name]).tolist()) == {0, 1}:
+            return {"rlnRandomSubset": rows[name].astype(np.int64) + 1}
+    return {}
+
+
 def _plain(values: np.ndarray) -> Any:
     if values.dtype.kind == "S":
         return text_column(np.char.decode(values, "utf-8", ERRORS).tolist())
@@ -163,7 +172,7 @@ def _packed(column: pd.Series, kind: str) -> np.ndarray:
     return column.to_numpy()
 
 
-def _base_rows(particles: ParticleSet) -> np.ndarray:
+def _base_rows(particles: ParticleSet, out: Path) -> np.ndarray:
     """Return the .cs table the particles came from, directly or through a STAR file, or a new one."""
     tables = particles.metadata.tables
     if particles.metadata.source_format == "cryosparc":
@@ -172,11 +181,11 @@ def _base_rows(particles: ParticleSet) -> np.ndarray:
         if isinstance(table, pd.DataFrame) and PREFIX + "uid" in table.columns:
             rows = rows_from_star(table, tables.get(FIELDS_BLOCK))
             if rows is not None:
-                return _of_these_images(rows, particles)
-    return _new_rows(particles)
+                return _of_these_images(rows, particles, out)
+    return _new_rows(particles, out)
 
 
-def _of_these_images(rows: np.ndarray, particles: ParticleSet) -> np.ndarray:
+def _of_these_images(rows: np.ndarray, particles: ParticleSet, out: Path) -> np.ndarray:
     """Return the rows with the particles' present images where the rows name others.
 
     Those are new files of 'ralib prepare', whose box and pixel size may be new, too.
@@ -190,24 +199,27 @@ def _of_these_images(rows: np.ndarray, particles: ParticleSet) -> np.ndarray:
     )
     if same and np.array_equal(rows["blob/idx"], files[2]):
         return rows
-    new = _new_rows(particles)
+    new = _new_rows(particles, out)
     blob = [n for n in new.dtype.names or () if n.startswith("blob/")]
     kept = [(n, *d) for n, *d in rows.dtype.descr if n not in blob]
-    out = np.zeros(len(rows), dtype=[*kept, *((n, new.dtype[n]) for n in blob)])
-    for name in out.dtype.names or ():
-        out[name] = (new if name in blob else rows)[name]
+    joined = np.zeros(len(rows), dtype=[*kept, *((n, new.dtype[n]) for n in blob)])
+    for name in joined.dtype.names or ():
+        joined[name] = (new if name in blob else rows)[name]
     if "blob/sign" in (rows.dtype.names or ()):
-        out["blob/sign"] = rows["blob/sign"]
-    return out
+        joined["blob/sign"] = rows["blob/sign"]
+    return joined
 
 
-def _new_rows(particles: ParticleSet) -> np.ndarray:
+def _new_rows(particles: ParticleSet, out: Path) -> np.ndarray:
+    """Return rows of the images alone, whose files are named so that they are found from the folder of `out`."""
     files = file_references(particles.images)
     if files is None:
         raise RalibError("these particles are in memory only: write the images first (write_mrcs), then open that file")
-    names = [text_of(p) for p in files[0]]
+    names, homes = [text_of(p) for p in files[0]], parents_of(out)
+    named = zip(names, files[0], strict=True)
+    found = [name if leads_to(name, file, homes) else text_of(Path(os.path.abspath(file))) for name, file in named]
     path, index = [names[f] for f in files[1].tolist()], files[2]
-    raw = [p.encode("utf-8", ERRORS) for p in path]
+    raw = [found[f].encode("utf-8", ERRORS) for f in files[1].tolist()]
     rows = np.zeros(
         len(particles),
         dtype=[("uid", "u8"), ("blob/path", f"S{max(map(len, raw))}"), ("blob/idx", "u4"),

@@ -51,7 +51,7 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
             return flat
     else:
         within = [None] * len(names)
-    parents = _parents(beside)
+    parents = parents_of(beside)
     found = [path or _as_named(name, parents) for name, path in zip(names, within, strict=True)]
     if not any(found) and (flat := _by_base_name(names, beside.parent, beside)) is not None:
         return flat
@@ -82,13 +82,34 @@ def found_twice(paths: Sequence[Path], beside: Path) -> tuple[Path, Path] | None
     here = next((path for path in paths if not path.is_absolute()), None)
     if here is None:
         return None
-    others = (folder / here for folder in _parents(beside))
+    others = (folder / here for folder in parents_of(beside))
     other = next((path for path in others if _is_file(path) and not path.samefile(here)), None)
     return None if other is None else (here, other)
 
 
-def _parents(beside: Path) -> list[Path]:
-    """Folders that names may start from: those of the particle file, and of the file it links to."""
+def leads_to(name: str, file: Path, folders: Sequence[Path]) -> bool:
+    """Return whether a name leads to a file, from the first of some folders where it leads anywhere.
+
+    Parameters
+    ----------
+    name : str
+        Name in a particle file.
+    file : Path
+        The file that is meant.
+    folders : sequence of Path
+        Folders that the name may start from.
+
+    Returns
+    -------
+    bool
+        False where another file, or none, is found.
+    """
+    found = _first_file(folder / spelling for spelling in _spellings(name) for folder in folders)
+    return found is not None and _is_file(file) and found.samefile(file)
+
+
+def parents_of(beside: Path) -> list[Path]:
+    """Return the folders that names may start from: those of the particle file, and of the file it links to."""
     folders: dict[Path, None] = {}
     for path in (beside, Path(os.path.realpath(beside))):
         folders |= dict.fromkeys([path.parent, *list(path.absolute().parent.parents)[:_FOLDERS_ABOVE]])

@@ -20,7 +20,7 @@ import pandas as pd
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.cryosparc import image_paths
-from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, star_columns
+from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, half_sets, star_columns
 from ralib.io.paths import name_for_project
 from ralib.io.picks import star_places
 from ralib.io.relion import STATE_COLUMNS, particle_block, stated_pixel_sizes_A, turned_over
@@ -184,6 +184,7 @@ def _kept_tables(particles: ParticleSet) -> dict[str, Any]:
     known: dict[str, Any] = {"rlnImageName": text_column(names)}
     if MICROGRAPH in columns:
         known |= {"rlnMicrographName": columns[MICROGRAPH], **star_places(particles)}
+    known |= half_sets(rows)
     return {"particles": pd.DataFrame({**known, **columns}), FIELDS_BLOCK: types}
 
 
@@ -251,7 +252,7 @@ def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[pd.D
     shared = {c: getattr(particles.ctf, a) for c, a in _SHARED.items()} if particles.ctf is not None else _UNKNOWN
     shared = shared | _image_columns(particles)
     columns = [np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for v in shared.values()]
-    first, group = _distinct(columns)
+    first, group = _distinct([*columns, _exposure_groups(particles)])
     rows = np.stack(columns, axis=1)[first]
     optics = pd.DataFrame({"rlnOpticsGroupName": [f"opticsGroup{i + 1}" for i in range(len(rows))]})
     optics["rlnOpticsGroup"] = np.arange(1, len(rows) + 1)
@@ -263,6 +264,15 @@ def _optics(particles: ParticleSet, old: Any, table: pd.DataFrame) -> tuple[pd.D
         optics["rlnImagePixelSize"] = 1.0
     optics["rlnImageDimensionality"] = 2
     return optics, group + 1
+
+
+def _exposure_groups(particles: ParticleSet) -> np.ndarray:
+    """CryoSPARC's number (n,) for what RELION calls optics groups; zeros for other files."""
+    rows = particles.metadata.tables.get("cs") if particles.metadata.source_format == "cryosparc" else None
+    names = rows.dtype.names or () if isinstance(rows, np.ndarray) else ()
+    if rows is None or "ctf/exp_group_id" not in names or rows["ctf/exp_group_id"].dtype.kind not in "iu":
+        return np.zeros(len(particles))
+    return np.asarray(rows["ctf/exp_group_id"], dtype=np.float64)
 
 
 def _distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
