@@ -164,7 +164,10 @@ def defocus_figure(ctf: CtfParameters) -> Figure:
     left.set(xlabel="defocus (um)", ylabel="particles", title="mean defocus")
     difference = np.abs(u - v)
     right.scatter(difference * np.cos(2 * angle), difference * np.sin(2 * angle), s=3, alpha=0.5, rasterized=True)
+    reach = 1.1 * max(float(difference.max(initial=0.0)), 1e-3)
     right.set(xlabel="astigmatism x (um)", ylabel="astigmatism y (um)", aspect="equal", title="astigmatism")
+    right.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    right.locator_params(nbins=5)
     return figure
 
 
