@@ -245,7 +245,7 @@ class MatchedParticles:
         poses = self.particles.poses
         if poses is not None:
             pose = poses[torch.as_tensor(index)].to(self.device)
-            # What turns in from outside must be noise of the same power: the image repeated has it.
+            # Cyclic, so that what a rotation brings in from outside the box has the power of the noise.
             images = rotate_shift_images(
                 images, pose.psi_deg, pose.origin_xy_px, pose.mirror, method="cubic", boundary="cyclic"
             )

@@ -337,7 +337,7 @@ def state_averages(matched: MatchedParticles, responsibilities: Tensor) -> tuple
             weights[half] += torch.einsum("nk,nyx->kyx", share, precision[rows])
 
     def images(plane: Tensor, weight: Tensor) -> Tensor:
-        # One particle's worth of precision keeps the zeros of the CTF from blowing up.
+        # The precision of one particle is added, which bounds the quotient at zeros of the CTF.
         floor = weight.mean(dim=(-2, -1), keepdim=True) / responsibilities.sum(0)[:, None, None].clamp_min(1)
         restored = plane / (weight + floor)
         image = torch.fft.irfft2(restored, s=(box, box), norm="ortho")

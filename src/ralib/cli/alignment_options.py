@@ -24,7 +24,9 @@ Outer = Annotated[
 ]  # fmt: skip
 Diameter = Annotated[
     float | None,
-    typer.Option("--diameter", help="Of the mask, A, in place of --ou. [default: measured]", rich_help_panel=SEARCH),
+    typer.Option(
+        "--diameter", help="Diameter of the mask, A, in place of --ou. [default: measured]", rich_help_panel=SEARCH
+    ),
 ]
 RingStep = Annotated[
     int, typer.Option("--rs", help="Ring step, px; other than 1 with --sparx only.",
@@ -52,7 +54,7 @@ Center = Annotated[
     int, typer.Option("--center", help="-1 average shift, 0 none, 1 phase approximation, 2 Gaussian, "
                       "3 ring, 4 the mask, 5 own rotational average, 6 and 7 thresholded.", rich_help_panel=AVERAGES)
 ]  # fmt: skip
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=RUNNING)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all random numbers.", rich_help_panel=RUNNING)]
 Device = Annotated[str, typer.Option("--device", help=DEVICE_HELP, rich_help_panel=RUNNING)]
 Gpus = Annotated[
     str | None, typer.Option("--gpu_devices", help="GPU numbers, '0' or '0,1'.",
@@ -86,7 +88,7 @@ Datadir = Annotated[
                               rich_help_panel=FILES)
 ]  # fmt: skip
 PixelSize = Annotated[
-    float | None, typer.Option("--pixel-size", help="A/px. [default: the file's]", rich_help_panel=FILES)
+    float | None, typer.Option("--pixel-size", help="Pixel size, A/px. [default: the file's]", rich_help_panel=FILES)
 ]
 Report = Annotated[
     bool, typer.Option("--report/--no-report", help="Write report.html at the end.", rich_help_panel=FILES)

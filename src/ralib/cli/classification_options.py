@@ -34,7 +34,7 @@ class ClassificationSettings(Settings):
     """Options of every classification; their help describes them."""
 
     classes: Annotated[
-        int | None, typer.Option("--classes", help="How many. [default: by the number of particles]",
+        int | None, typer.Option("--classes", help="Number of classes. [default: by the number of particles]",
                                  rich_help_panel=CLASSES)
     ] = None
     references: Annotated[
@@ -51,7 +51,7 @@ class ClassificationSettings(Settings):
         bool, typer.Option("--EQ", help="End with classes of equal size.", rich_help_panel=CLASSES)
     ] = False
     diameter: Annotated[
-        float | None, typer.Option("--diameter", help="Of the mask, A. [default: measured]",
+        float | None, typer.Option("--diameter", help="Diameter of the mask, A. [default: measured]",
                                    rich_help_panel=SEARCH)
     ] = None
     resolution: Annotated[
@@ -93,10 +93,10 @@ class ClassificationSettings(Settings):
 
     def ctf_mode(self) -> str:
         """--ctf as the `Classifier` calls it: auto, on, off or flipped."""
-        from ralib.cli.parsing import ctf_word
+        from ralib.cli.parsing import known_ctf_mode
 
-        word = ctf_word(self.ctf, ("auto", "wiener", "off", "flipped"))
-        return "on" if word == "wiener" else word
+        chosen = known_ctf_mode(self.ctf, ("auto", "wiener", "off", "flipped"))
+        return "on" if chosen == "wiener" else chosen
 
     def check(self) -> None:
         """Raise RalibError for options that contradict each other, or that do nothing here."""

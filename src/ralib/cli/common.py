@@ -279,7 +279,7 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except BrokenPipeError:
-        # The reader went away (`ralib ... | head`): nothing to say, and nowhere to say it.
+        # The reader closed the pipe (`ralib ... | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except Exception as error:
@@ -298,7 +298,7 @@ def _explain(error: Exception, command: str) -> int:
     if isinstance(error, RalibError | RankLost):
         return _fail(with_flags(str(error), command), EXIT_ERROR)
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
-        # Empty where it has just shown the help; a parser's own words may have pydantic's before them.
+        # Empty after a help page; a parser's message may come behind a prefix of pydantic's.
         message = error.format_message().replace(": Value error, ", ": ")
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "ralib"

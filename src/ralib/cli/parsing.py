@@ -14,17 +14,17 @@ from ralib.types import RalibError
 LENGTH_UNITS = "px, or with a unit: 12px, 30A"
 """For the help of options that `length` parses."""
 
-CTF_WORDS = {"on": "wiener", "none": "off"}
-"""Older words for --ctf, whatever the command."""
+CTF_SYNONYMS = {"on": "wiener", "none": "off"}
+"""Older values of --ctf, of all commands."""
 CTF_HELP = "off; wiener: weigh by the CTF and divide by its power; flip: turn its phases only"
 
 
-def ctf_word(mode: str, known: tuple[str, ...]) -> str:
-    """A value of --ctf as one of the `known` words; the words that other commands or versions use are understood."""
-    word = CTF_WORDS.get(mode, mode)
-    if word not in known:
+def known_ctf_mode(mode: str, known: tuple[str, ...]) -> str:
+    """Return a value of --ctf as one of the `known` modes; values of other commands and versions are accepted."""
+    chosen = CTF_SYNONYMS.get(mode, mode)
+    if chosen not in known:
         raise RalibError(f"--ctf {mode!r} is unknown: choose {', '.join(known[:-1])} or {known[-1]}")
-    return word
+    return chosen
 
 
 def ctf_choice(ctf: bool, mode: str | None) -> str:
@@ -42,7 +42,7 @@ def ctf_choice(ctf: bool, mode: str | None) -> str:
     str
         The correction.
     """
-    mode = None if mode is None else ctf_word(mode, ("off", "wiener", "flip"))
+    mode = None if mode is None else known_ctf_mode(mode, ("off", "wiener", "flip"))
     if mode is None:
         return "wiener" if ctf else "off"
     if ctf and mode != "wiener":

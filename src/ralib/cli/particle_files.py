@@ -14,7 +14,9 @@ from ralib.types import ParticleSet, Poses, RalibError
 Stack = Annotated[Path, typer.Argument(metavar="STACK", help="Particles: .star .cs .mrcs .mrc .hdf .spi .hed ...")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="New file: .star (with its .mrcs beside it), .mrcs or .hdf.")]
 Datadir = Annotated[Path | None, typer.Option(help="Where the image files named in STACK lie.")]
-PixelSize = Annotated[float | None, typer.Option("--pixel-size", help="A/px, where STACK does not say it or is wrong.")]
+PixelSize = Annotated[
+    float | None, typer.Option("--pixel-size", help="Pixel size, A/px, where STACK lacks it or is wrong.")
+]
 Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 
 

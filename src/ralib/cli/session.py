@@ -338,10 +338,10 @@ class RunSession:
             timings["write_s"] += time.perf_counter() - start
             self._say_findings(result)
             start = time.perf_counter()
-            trouble = report.result() if report is not None else ""
+            warning = report.result() if report is not None else ""
         self.terminal.close()
-        if trouble:
-            typer.echo(trouble, err=True)
+        if warning:
+            typer.echo(warning, err=True)
         timings["report_s"] = time.perf_counter() - start
         timings["total_s"] = time.perf_counter() - self.began
         directory.write_record(record)
@@ -377,7 +377,7 @@ class RunSession:
             write_report(run, device=self.device)
 
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return report_trouble(self.outdir, write)
+            return report_warning(self.outdir, write)
 
 
 class OtherRun:
@@ -410,7 +410,7 @@ class OtherRun:
         """Ignore the line; see `Observer.found`."""
 
 
-def report_trouble(outdir: Path, write: Callable[[], object]) -> str:
+def report_warning(outdir: Path, write: Callable[[], object]) -> str:
     """Write a report, and return '' or a line that says why it failed: the run itself is safe on disk.
 
     Parameters

@@ -287,7 +287,7 @@ def _config_option(known: Iterable[Field[Any]]) -> Any:
 
     return typer.Option(
         "--config", metavar="FILE", callback=take, is_eager=True, rich_help_panel="More",
-        help="Take options from the run.yaml of an earlier run; those given here win.",
+        help="Take options from the run.yaml of an earlier run; options given here take precedence.",
     )  # fmt: skip
 
 

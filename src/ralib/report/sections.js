@@ -38,7 +38,7 @@ function buildHeader() {
   ].filter(Boolean));
   if (run.warnings.length) {
     byId("alerts").append(el("details", { class: "alerts", open: run.warnings.length <= 5 && innerWidth > 720 }, el("summary", {}, run.warnings.length === 1 ? "One thing to look at" : `${run.warnings.length} things to look at`),
-      el("ul", { tabindex: 0, "aria-label": "Warnings" }, run.warnings.map((item) => el("li", {}, el("div", {}, el("b", {}, sentence(item.what)), item.where && el("span", { class: "muted" }, ` ${sentence(item.where)}`)), el("div", { class: "do" }, sentence(item.do)))))));
+      el("ul", { tabindex: 0, "aria-label": "Warnings" }, run.warnings.map((item) => el("li", {}, el("div", {}, el("b", {}, sentence(item.what)), item.where?.includes(" ") && el("span", { class: "muted" }, ` ${sentence(item.where)}`)), el("div", { class: "do" }, sentence(item.do)))))));
   }
 }
 

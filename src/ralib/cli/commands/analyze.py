@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device, show_warnings
-from ralib.cli.parsing import ctf_word
+from ralib.cli.parsing import known_ctf_mode
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def analyze(
     ] = "auto",
     ctf: Annotated[
         str | None,
-        typer.Option("--ctf", help="wiener: components that know the CTF (--method ctf); off: that do not (2sdr)."),
+        typer.Option(
+            "--ctf", help="wiener: components with the CTF in their model (--method ctf); off: without it (2sdr)."
+        ),
     ] = None,
     components: Annotated[
         int, typer.Option(min=0, help="How many; 0: as many as the data supports (ctf, pca, 2sdr).")
@@ -51,7 +53,7 @@ def analyze(
         bool,
         typer.Option("--aligned/--raw", help="Bring particles onto their class averages first, where they have poses."),
     ] = True,
-    clusters: Annotated[int, typer.Option("--clusters", "--K", min=1, help="k-means clusters.")] = 10,
+    clusters: Annotated[int, typer.Option("--clusters", "--K", min=1, help="Number of k-means clusters.")] = 10,
     clustering: Annotated[
         str, typer.Option(help="kmeans; gamma-sup or (many particles) hdbscan find the number and leave outliers out.")
     ] = "kmeans",
@@ -81,7 +83,7 @@ def analyze(
     if target.exists():
         raise RalibError(f"{target} exists: remove it, or name another folder with --out")
     given = open_particles(particle_file(source), datadir=datadir)
-    chosen = chosen_method(method, None if ctf is None else ctf_word(ctf, ("off", "wiener")) == "wiener", given)
+    chosen = chosen_method(method, None if ctf is None else known_ctf_mode(ctf, ("off", "wiener")) == "wiener", given)
     given = for_computing(given, ctf=chosen == "ctf")
     show_warnings(given.warnings)
     particles, rows = usable_only(given)

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from ralib.cli.common import in_batches, resolve_device, show_warnings
-from ralib.cli.parsing import ctf_word
+from ralib.cli.parsing import known_ctf_mode
 from ralib.cli.particle_files import (
     Datadir,
     Device,
@@ -56,7 +56,7 @@ def average(
     if snr is not None and not 0 < snr < float("inf"):
         raise RalibError(f"--snr {snr:g} must be above 0")
     refuse_existing(out)
-    ctf = ctf_word(mode, ("off", "wiener")) == "wiener"
+    ctf = known_ctf_mode(mode, ("off", "wiener")) == "wiener"
     if snr is not None and not ctf:
         raise RalibError(f"--snr {snr:g} is of --ctf wiener alone: give both, or leave it out")
     particles = opened(stack, datadir, pixel_size)
@@ -70,7 +70,7 @@ def average(
     if highest > MOST_CLASSES:
         raise RalibError(f"{stack} has class numbers up to {highest}: at most {MOST_CLASSES} classes can be averaged")
     on = resolve_device(device)
-    _check_room(stack, max(1, highest), len(particles), particles.box, on)
+    _check_memory(stack, max(1, highest), len(particles), particles.box, on)
     sums = _sum_classes(particles, poses, ctf, on)
     averages = class_averages(sums, snr=snr, pixel_size_A=particles.pixel_size_A)
     if out.suffix.lower() == ".hdf":
@@ -82,7 +82,7 @@ def average(
     typer.echo(f"wrote {out}")
 
 
-def _check_room(stack: Path, n_classes: int, n: int, box: int, device: torch.device) -> None:
+def _check_memory(stack: Path, n_classes: int, n: int, box: int, device: torch.device) -> None:
     """RalibError where the class numbers are those of a damaged file, or their averages do not fit into memory."""
     from ralib.runtime.memory import free_memory
 

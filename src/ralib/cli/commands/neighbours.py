@@ -31,7 +31,7 @@ def neighbours(
     ] = 50,
     radius: Radius = None,
     datadir: Datadir = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random numbers.")] = 1000,
     device: Device = "auto",
 ) -> None:
     """For each particle those that show the same view, and how they lie: no references, no classes.

@@ -92,7 +92,7 @@ def prepare(
         ),
     ] = None,
     input_pixel_size: Annotated[
-        float | None, typer.Option("--input-pixel-size", help="A/px, where STACK does not say it or is wrong.")
+        float | None, typer.Option("--input-pixel-size", help="Pixel size, A/px, where STACK lacks it or is wrong.")
     ] = None,
     datadir: Datadir = None,
     device: Device = "auto",

@@ -36,7 +36,7 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page here, live, so that it can write what is selected in it.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0: any free one.")] = 0,
     pipeline_control: Annotated[Path | None, _CONTROL] = None,
 ) -> None:
     """Write one HTML file that shows everything about a run and needs nothing else: no network, no ralib.

@@ -30,7 +30,7 @@ def select(
     ] = None,
     auto: Annotated[
         bool,
-        typer.Option("--auto", help="What the run itself would keep, and why.", rich_help_panel=_CLASSES),
+        typer.Option("--auto", help="Particles that the run recommends, with reasons.", rich_help_panel=_CLASSES),
     ] = False,
     classes: Annotated[
         str | None, typer.Option(help="Classes to keep, from 1: 1,4-9.", rich_help_panel=_CLASSES)
@@ -76,7 +76,7 @@ def select(
     remove_duplicates: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="A", help="Of picks closer than this many A keep the best.", rich_help_panel=_PARTICLES
+            min=0, metavar="A", help="Keep the best of picks closer than this, A.", rich_help_panel=_PARTICLES
         ),
     ] = None,
     out_option: Annotated[

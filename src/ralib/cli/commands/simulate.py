@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     outdir: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to make; must not exist.")],
-    particles: Annotated[int, typer.Option(help="How many.", rich_help_panel=_VIEWS)] = 2000,
+    particles: Annotated[int, typer.Option(help="Number of particles.", rich_help_panel=_VIEWS)] = 2000,
     box: Annotated[int, typer.Option(help="Box, px.", rich_help_panel=_VIEWS)] = 90,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same bits.", rich_help_panel=_VIEWS)
@@ -57,7 +57,10 @@ def simulate(
     pixel_size: Annotated[
         float | None,
         typer.Option(
-            "--pixel-size", "--apix", help="A/px. [default: the volume's, or 400 A / box]", rich_help_panel=_IMAGING
+            "--pixel-size",
+            "--apix",
+            help="Pixel size, A/px. [default: the volume's, or 400 A / box]",
+            rich_help_panel=_IMAGING,
         ),
     ] = None,
     ctf: Annotated[bool, typer.Option(help="Apply a CTF, one a micrograph.", rich_help_panel=_IMAGING)] = True,
@@ -66,7 +69,7 @@ def simulate(
         28000.0,
     ),
     astigmatism: Annotated[float, typer.Option(help="Largest astigmatism, A.", rich_help_panel=_IMAGING)] = 800.0,
-    voltage: Annotated[float, typer.Option(help="kV.", rich_help_panel=_IMAGING)] = 300.0,
+    voltage: Annotated[float, typer.Option(help="Acceleration voltage, kV.", rich_help_panel=_IMAGING)] = 300.0,
     cs: Annotated[float, typer.Option(help="Spherical aberration, mm.", rich_help_panel=_IMAGING)] = 2.7,
     micrograph: Annotated[int, typer.Option(min=1, help="Particles a micrograph.", rich_help_panel=_IMAGING)] = 100,
     coloured_noise: Annotated[

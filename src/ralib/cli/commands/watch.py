@@ -129,7 +129,7 @@ class _Watch:
     grown: Grown | None
     particles: ParticleSet | None = None
     growing: GrowingClassification | None = None
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
     def until_idle(self) -> None:
         """Look, take in what has come, write; until nothing has come for long."""
@@ -215,8 +215,8 @@ class _Watch:
     def _warn(self) -> None:
         """Say what cannot be used, once."""
         for why in [*self.arrivals.left_out.values(), *self.arrivals.notices]:
-            if why not in self._told:
-                self._told.add(why)
+            if why not in self._reported:
+                self._reported.add(why)
                 typer.echo(f"warning: {with_flags(why)}", err=True)
 
     def _sleep(self) -> None:
