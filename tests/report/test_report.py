@@ -21,11 +21,12 @@ from make_run import make_run
 from ralib.cli import main
 from ralib.images.fourier import fourier_resize
 from ralib.io import open_particles, write_particles_star
+from ralib.io.class_averages import relion_iterations
 from ralib.io.viewing import viewing_directions
 from ralib.report.payload import plain, script_safe
 from ralib.report.sheets import encode, grey_levels, pack
 from ralib.results.run_record import read_record, run_record
-from ralib.results.summary import open_run, runs, summarise, write_report
+from ralib.results.summary import open_run, summarise, write_report
 from ralib.results.summary.diagnose import centre_of_mass_px, diagnose
 from ralib.results.summary.embedding import principal_plane, tsne
 from ralib.results.summary.figures import class_figures, hexagon_maps, hexagons, histograms, particle_figures
@@ -359,7 +360,7 @@ def test_histories_follow_classes_through_changes_of_number() -> None:
 def test_relion_job_continued_gives_its_newest_iteration(tmp_path: Path) -> None:
     for name in ("run_it010", "run_it025", "run_ct25_it026", "run_ct25_it030", "run_ct10_it025"):
         (tmp_path / f"{name}_data.star").touch()
-    names = [path.name.removesuffix("_data.star") for path in runs._relion_iterations(tmp_path)]
+    names = [path.name.removesuffix("_data.star") for path in relion_iterations(tmp_path)]
     assert names == ["run_it010", "run_it025", "run_ct10_it025", "run_ct25_it026", "run_ct25_it030"]
 
 
