@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from ralib.benchmarks.engine import Case, make_particles
 from ralib.benchmarks.record import record, write_record
-from ralib.classification import e_step
 from ralib.classification.e_step import score_classes
 from ralib.classification.likelihood import ClassPoses, Spectra, log_likelihood
 from ralib.classification.pose_refinement import refine_poses
@@ -103,13 +101,7 @@ def _wait(device: torch.device) -> None:
 
 def oracle(problem: Problem) -> tuple[Tensor, Tensor]:
     """The whole E-step in single precision, rotation maxima included."""
-    exact = e_step.rotational_max
-
-    def unrounded(*given: Tensor, rough: bool = False) -> tuple[Tensor, Tensor]:
-        return exact(*given)
-
-    with mock.patch.object(e_step, "rotational_max", unrounded):
-        return problem.whole(torch.float32, fused=False, steps=ORACLE_STEPS)
+    return problem.whole(torch.float32, fused=False, steps=ORACLE_STEPS)
 
 
 def compare(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> tuple[float, float]:

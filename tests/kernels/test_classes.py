@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from interpreter import in_interpreter
-from ralib.kernels.classes import reference
+from ralib.classification.templates import n_rotations
+from ralib.kernels.classes import cpu_numba, reference
 from ralib.kernels.classes.reference import PoseGrid
 from ralib.kernels.pose_search.reference import angular_tables
 
@@ -151,3 +152,29 @@ def test_thin_triton_keeps_the_classes_of_the_reference(n: int, k: int, keep: in
     if k == 33:
         assert found[1], "an exception stays"
         assert not unlike[1]
+
+
+@pytest.mark.parametrize("liked", [False, True])
+@pytest.mark.parametrize(
+    ("b", "k", "n_shifts", "rings", "n_orders", "mirror"),
+    [(16, 2, 1, 5, 12, False), (19, 3, 5, 7, 13, True), (3, 5, 9, 2, 8, True), (40, 1, 2, 4, 1, True)],
+)
+def test_best_poses_numba_agrees_with_reference(
+    b: int, k: int, n_shifts: int, rings: int, n_orders: int, mirror: bool, liked: bool
+) -> None:
+    """Also of an odd number of orders, of fewer particles than lanes, and of templates that fill no whole tile."""
+    random = torch.Generator().manual_seed(b)
+    particles = torch.randn(b, rings, n_orders, generator=random, dtype=torch.complex64)
+    templates = torch.randn(k, n_shifts, rings, n_orders, generator=random, dtype=torch.complex64)
+    favour = -3 * torch.arange(n_shifts, dtype=torch.float32) if liked else None
+    n_half = n_rotations(n_orders)
+    expected = reference.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
+    found = cpu_numba.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
+    torch.testing.assert_close(found.cross, expected.cross, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.psi_deg, expected.psi_deg)
+    assert torch.equal(found.shift, expected.shift)
+    assert torch.equal(found.mirror, expected.mirror)
+    if mirror and n_orders > 1:
+        assert 0 < found.mirror.float().mean() < 1
+    alone = cpu_numba.best_poses(particles[1:2], templates[-1:], n_half, mirror=mirror, favour=favour)
+    assert torch.equal(alone.cross[0, 0], found.cross[1, -1]), "neither particles nor classes beside make a difference"

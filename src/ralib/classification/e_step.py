@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from ralib.classification.half_precision_search import scored_in_half
-from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
+from ralib.classification.likelihood import ClassPoses, Spectra, joined, ring_power
 from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.templates import n_rotations, shifted_templates
+from ralib.classification.templates import n_rotations, shifted_orders
 from ralib.conventions import mirror_x, rotate_xy
-from ralib.kernels.pose_search import angle_deg, angular_tables, rotational_max
-from ralib.runtime.chunks import row_chunks
+from ralib.kernels.classes import best_poses
+from ralib.kernels.threads import on_cores
+from ralib.runtime.chunks import gpu_chunks, on_gpu, row_chunks
 
 TEMPLATE_STEPS = 0.75
 """Of that, the shifted templates of the classes that are scored at once; some copies are made of them on the way."""
+
+
+FEW, MANY = 48, 4096
+"""Particles that a CPU transforms at once, and whose angular orders it holds at once."""
 
 
 def score_classes(
@@ -83,33 +88,26 @@ def score_classes(
             for part in references.split(most)
         ]
         return ClassPoses(*(torch.cat(f, dim=1) for f in zip(*(g.fields() for g in groups), strict=True)))
-    flips = 2 if mirror else 1
-    rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
-    n_half = n_rotations(n_orders)
-    orders = torch.arange(n_orders, device=grid.device, dtype=torch.float64)
-    cosine, sine = angular_tables(orders, n_half, dtype=dtype)
-    power = ring_power(references)
+    templates, power = shifted_orders(grid, references, shifts_xy_px), ring_power(references)
     parts = []
-    for cut in row_chunks(len(spectra), _batch(rows, len(spectra), memory_bytes), grid.device):
-        moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
-        x = grid.orders_of(moved, n_orders)
-        columns = torch.cat([x.real, x.imag], dim=1).permute(2, 1, 0).to(dtype).contiguous()
-        cross = torch.bmm(rows, columns).unflatten(1, (-1, 2))
-        value, turn = rotational_max(cross, cosine, sine, rough=True)  # a grid's winner; refinement is exact
-        if favour is not None:
-            value = value.view(k, len(favour), -1, value.shape[-1]).add_(favour[:, None, None])
-        value, at = value.view(k, -1, value.shape[-1]).max(dim=1)
-        turn = turn.view(k, -1, turn.shape[-1]).gather(1, at[:, None])[:, 0]
-        if favour is not None:
-            value -= favour[at // (2 * flips)]
-        parts.append((value.T, at.T, turn.T, spectra.norm(cut, power)))
-    value, at, turn, norm = (torch.cat(p)[: len(spectra)] for p in zip(*parts, strict=True))
-    # Within a class the order is shift, mirror, sign of the rotation.
-    psi = angle_deg(turn, at % 2, n_half)
-    flipped = at // 2 % flips == 1
-    moved_by = -mirror_x(shifts_xy_px[at // (2 * flips)], flipped)
-    origin = origin_xy_px[:, None] + rotate_xy(-psi, moved_by)
-    return ClassPoses(value, norm, psi, origin, flipped)
+    for cut in gpu_chunks(len(spectra), _batch(templates, len(spectra), memory_bytes), grid.device):
+        orders = _orders(grid, spectra.data[cut], origin_xy_px[cut], rings, n_orders)
+        found = best_poses(orders, templates, n_rotations(n_orders), mirror=mirror, favour=favour)
+        moved_by = -mirror_x(shifts_xy_px[found.shift], found.mirror)
+        origin = origin_xy_px[cut][:, None] + rotate_xy(-found.psi_deg, moved_by)
+        parts.append(ClassPoses(found.cross, spectra.norm(cut, power), found.psi_deg, origin, found.mirror))
+    return joined(parts).rows(slice(len(spectra)))
+
+
+def _orders(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, rings: int, n_orders: int) -> Tensor:
+    """Angular orders (b, r, m) of particles moved to their origins; on a CPU of few at a time, in a core's cache."""
+
+    def moved(cut: slice | Tensor) -> Tensor:
+        return grid.orders_of(data[cut, :rings] * grid.phase(origin_xy_px[cut], rings), n_orders)
+
+    if on_gpu(data):
+        return moved(slice(None))
+    return torch.cat(on_cores(moved, row_chunks(len(data), FEW, grid.device)))[: len(data)]
 
 
 def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, memory_bytes: float) -> int:
@@ -119,12 +117,12 @@ def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, mem
     return max(1, int(TEMPLATE_STEPS * memory_bytes / each))
 
 
-def _batch(rows: Tensor, n: int, memory_bytes: float) -> int:
-    """Particles scored at once: few on a CPU, where the product should stay in the cache; many on a GPU."""
-    if rows.device.type == "cpu":
-        return 48
-    per_particle = rows.shape[1] * (rows.element_size() * rows.shape[0] + 16.0)
-    return min(max(16, int(memory_bytes / per_particle)), n)
+def _batch(templates: Tensor, n: int, memory_bytes: float) -> int:
+    """Particles scored at once: on a GPU those whose cross spectra take a step's memory."""
+    if not on_gpu(templates):
+        return MANY
+    k, n_shifts, _, n_orders = templates.shape
+    return min(max(16, int(memory_bytes / (4.0 * k * n_shifts * (4.0 * n_orders + 4.0)))), n)
 
 
 def score_fixed(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ralib.classification.ring_grid import RingGrid
+from ralib.kernels.threads import on_cores
+from ralib.runtime.chunks import on_gpu
 
 
 def disc_of_shifts(radius_px: float, step_px: float, device: torch.device | str) -> Tensor:
@@ -51,6 +53,34 @@ def n_rotations(n_orders: int) -> int:
     return 8 * math.ceil(1.5 * n_orders / 8)
 
 
+def shifted_orders(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor) -> Tensor:
+    """Return the angular orders of all shifts of references, with all weights of the sum over orders.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the references.
+    shifts_xy_px : Tensor of shape (S, 2)
+        Shifts, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, S, r, m)
+        Angular orders.
+    """
+    rings, n_orders = references.shape[1:]
+    phase = grid.phase(shifts_xy_px, rings)
+
+    def shifted(some: Tensor) -> Tensor:
+        orders = grid.orders_of(grid.samples_of(some)[:, None] * phase, n_orders) * (2.0 * grid.n_half)
+        orders[..., 0] *= 0.5
+        return orders
+
+    return shifted(references) if on_gpu(references) else torch.cat(on_cores(shifted, references.split(1)))
+
+
 def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
     """Return the rows of the scoring product, for all shifts of the templates.
 
@@ -72,11 +102,7 @@ def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, 
     Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
         Rows; the larger number with mirrored poses.
     """
-    rings, n_orders = references.shape[1:]
-    samples = grid.samples_of(references)
-    moved = samples[:, None] * grid.phase(shifts_xy_px, rings)
-    t = grid.orders_of(moved, n_orders) * (2.0 * grid.n_half)
-    t[..., 0] *= 0.5
+    t = shifted_orders(grid, references, shifts_xy_px)
     a, b = t.real, t.imag
     plain = torch.stack([torch.cat([a, b], -2), torch.cat([-b, a], -2)], dim=2)
     rows = plain[:, :, None]

@@ -57,8 +57,6 @@ def _single(folder: str, data: Tensor | Samples) -> bool:
     """Whether single precision is what a kernel computes in; samples of the pose search are complex."""
     if folder == "interpolation":
         return compute_dtype(data) == torch.float32
-    if folder == "classes":  # which a CPU computes in other ways
-        return False
     return isinstance(data, Tensor) and data.dtype in (torch.float16, torch.float32, torch.complex64)
 
 

@@ -1,6 +1,7 @@
 """Functions of the classification, each dispatched to the form for the device of its arguments.
 
-`reference` describes them; the names below run the Triton form on a GPU and the plain one elsewhere.
+`reference` describes them; the names below run the Triton form on a GPU, and on a CPU what `cpu_numba` has compiled, or
+the plain form.
 """
 
 from __future__ import annotations
@@ -8,9 +9,28 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule
+from ralib.kernels.classes.reference import AddUp, GridPoses, PoseGrid, PriceRule, ThinningRule
 
-__all__ = ["AddUp", "PoseGrid", "PriceRule", "ThinningRule", "best_in_classes", "class_prices", "thin"]
+__all__ = [
+    "AddUp",
+    "GridPoses",
+    "PoseGrid",
+    "PriceRule",
+    "ThinningRule",
+    "best_in_classes",
+    "best_poses",
+    "class_prices",
+    "thin",
+]
+
+
+def best_poses(
+    particles: Tensor, templates: Tensor, n_half: int, *, mirror: bool, favour: Tensor | None = None
+) -> GridPoses:
+    """Find the best pose on a grid of every particle in every class; see `reference.best_poses`."""
+    form = implementation("classes", particles)
+    found: GridPoses = form.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
+    return found
 
 
 def best_in_classes(

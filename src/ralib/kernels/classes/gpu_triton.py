@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule
+from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses
+
+__all__ = ["best_in_classes", "best_poses", "class_prices", "thin"]
 
 PROGRAMS = 1024
 """Programs that share the particles: a few for each multiprocessor."""

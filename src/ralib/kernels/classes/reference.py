@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max
 
 AddUp = Callable[[Tensor], Tensor]
 """Adds up, in place, the sums of all ranks."""
@@ -48,6 +49,67 @@ class PoseGrid:
     def n_pairs(self) -> int:
         """Number of shifts times mirrors: pairs of rows of a class in the cross spectra, shift by shift."""
         return len(self.shifts_xy_px) * self.flips
+
+
+@dataclass(frozen=True)
+class GridPoses:
+    """The best pose on a grid of each of b particles in each of k classes, every field (b, k).
+
+    Attributes
+    ----------
+    cross : Tensor of shape (b, k)
+        Cross term.
+    psi_deg : Tensor of shape (b, k)
+        In-plane rotation, degrees.
+    shift : Tensor of shape (b, k)
+        Which shift of the class.
+    mirror : Tensor of shape (b, k)
+        True where mirrored.
+    """
+
+    cross: Tensor
+    psi_deg: Tensor
+    shift: Tensor
+    mirror: Tensor
+
+
+def best_poses(
+    particles: Tensor, templates: Tensor, n_half: int, *, mirror: bool, favour: Tensor | None = None
+) -> GridPoses:
+    """Find the best rotation, mirror and shift of every particle in every class, in single precision.
+
+    Parameters
+    ----------
+    particles : Tensor of shape (b, r, m)
+        Angular orders of the particles, complex64.
+    templates : Tensor of shape (k, S, r, m)
+        Angular orders of the shifted classes, with all weights of the sum over orders, complex64.
+    n_half : int
+        Rotations of the half circle, a multiple of 8; see `ralib.kernels.pose_search.angular_tables`.
+    mirror : bool
+        Whether mirrored poses are among them.
+    favour : Tensor of shape (S,), optional
+        Added to the cross terms of each shift while poses are compared.
+
+    Returns
+    -------
+    GridPoses
+        Poses; of equal ones the first.
+    """
+    k, n_shifts, _, n_orders = templates.shape
+    orders = torch.arange(n_orders, device=templates.device, dtype=torch.float64)
+    tables = angular_tables(orders, n_half, dtype=torch.float32)
+    flips = (templates.conj(), templates) if mirror else (templates.conj(),)
+    pairs = [torch.einsum("ksrm,brm->mksb", t.resolve_conj(), particles) for t in flips]
+    # Within a class the order is shift, mirror, sign of the rotation.
+    spectra = torch.view_as_real(torch.stack(pairs, dim=3)).permute(0, 1, 2, 3, 5, 4).flatten(1, 3)
+    value, turn = rotational_max(spectra, *tables)
+    value, turn = (f.view(k, n_shifts, len(flips), 2, -1) for f in (value, turn))
+    compared = value if favour is None else value + favour[:, None, None, None]
+    at = compared.flatten(1, 3).argmax(dim=1)
+    cross, turn = (f.flatten(1, 3).gather(1, at[:, None])[:, 0].T for f in (value, turn))
+    at = at.T
+    return GridPoses(cross, angle_deg(turn, at % 2, n_half), at // (2 * len(flips)), at // 2 % len(flips) == 1)
 
 
 def best_in_classes(

@@ -268,7 +268,7 @@ def _search_block(parts: Any, tables: Any, behind: Any, wanted: Any, row: Any, p
                 )  # fmt: skip
         for i in range(first, last):
             reference, shift = i // n_shifts, i % n_shifts
-            _fill_sums(products, (i - first) * 4 * LANES, turns, n_orders // 2, n_half // 2, sums)
+            fill_sums(products, (i - first) * 4 * LANES, turns, n_orders // 2, n_half // 2, sums)
             for mirror in range(n_mirror):
                 penalties = penalty[shift * n_mirror + mirror]
                 fill_maxima(sums, penalties, mirror, value)
@@ -304,7 +304,7 @@ def _any_scored(wanted: Any, first: Any, last: Any) -> Any:
 
 @numba.njit
 @no_type_check
-def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quarter: Any, sums: Any) -> None:
+def fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quarter: Any, sums: Any) -> None:
     """Sums (4, J / 2, 2, LANES) over even and odd orders, by cosines, then by sines, of the products that need them."""
     for kind in range(4):
         # By cosines Re Re and Im Im, the first and the last of four; by sines Re Im and Im Re.
