@@ -11,7 +11,7 @@ import torch
 from interpreter import in_interpreter
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import Extent, angle_stops, fine_table
-from ralib.kernels.pose_search import cpu_numba, reference
+from ralib.kernels.pose_search import cpu_newton_numba, cpu_numba, reference
 from ralib.kernels.pose_search.reference import (
     FineTemplates,
     NewtonRule,
@@ -20,6 +20,7 @@ from ralib.kernels.pose_search.reference import (
     half_pairs,
     newton,
     pose_moments,
+    rotated_table,
     rotational_max,
     shortlist,
 )
@@ -183,6 +184,45 @@ def test_shortlist_near_candidates_count_once() -> None:
     assert shortlist(row, pose, 2)[1].shape == (2, 5, 4)
 
 
+RAGGED, RAGGED_STOPS, WHOLE_BLOCKS = (5, 6, 4, (0, 0, 4)), (5, 6, 4, (1, 3, 5)), (26, 48, 4, (8, 16, 24))
+
+
+@pytest.mark.parametrize(("slack", "steps"), [(math.inf, 1), (0.5, 1), (0.5, 2), (math.inf, 9)])
+@pytest.mark.parametrize("case", [RAGGED, RAGGED_STOPS, WHOLE_BLOCKS], ids=["ragged", "stops", "blocks"])
+def test_newton_numba_agrees_with_reference(case: tuple[int, int, int, Stops], slack: float, steps: int) -> None:
+    generator = torch.Generator().manual_seed(11)
+    row = torch.randint(0, 3, (5, 7), generator=generator)
+    centre = torch.randn(7, 2, generator=generator)
+    pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
+    samples, *_, templates, stops = _moments_case(*case)
+    given, rule = (samples, centre, row, pose), NewtonRule(stops, (1.5, 0.5), 8.0, 0.4, slack, steps)
+    expected, found = newton(*given, templates, rule), cpu_newton_numba.newton(*given, templates, rule)
+    _assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert (expected[..., 3] == -math.inf).any() == math.isfinite(slack)
+    alone = cpu_newton_numba.newton(samples[2:3], centre[2:3], row[:1, 2:3], pose[:1, 2:3], templates, rule)
+    assert torch.equal(alone[0, 0], found[0, 2]), "what is beside a pose makes no difference"
+
+
+def test_scores_at_any_rotation_are_those_of_the_turned_template() -> None:
+    """By the polynomial of either form, of a table of the template; and of a table of the template as it is turned."""
+    random = torch.Generator().manual_seed(3)
+    n_half, n_orders, stops = 40, 20, (0, 0, 5)
+    orders = torch.randn(9, 6, n_orders, dtype=torch.complex64, generator=random)
+    orders[..., 0] = orders[..., 0].real
+    angle, radius = torch.arange(n_half) * (math.pi / n_half), torch.linspace(0.1, 2.0, 6)
+    table = rotated_table(orders, n_half, mirror=False)
+    templates = FineTemplates(table, radius, angle, torch.linspace(0.5, 1.0, 6))
+    samples = torch.randn(9, 6, n_half, dtype=torch.complex64, generator=random)
+    shift, psi = torch.randn(9, 2, generator=random), 720 * torch.rand(9, generator=random) - 360
+    turned = orders * torch.exp(1j * torch.deg2rad(psi)[:, None] * torch.arange(n_orders))[:, None]
+    there = replace(templates, table=rotated_table(turned, n_half, mirror=False))
+    row = torch.arange(9)
+    expected = pose_moments(samples, row, shift, row, torch.zeros_like(row), there, stops)[:, 3]
+    for form in (reference, cpu_newton_numba):
+        found = form.scores_at(samples, shift, psi, row, templates, stops[-1])
+        _assert_close(found, expected, rtol=0.0, atol=5e-5 * float(expected.abs().max()))
+
+
 # The Triton forms against the reference.
 
 
@@ -195,9 +235,6 @@ def test_gather_taps_triton_agrees_with_reference() -> None:
     weight = torch.randn(300, 5, generator=torch.Generator().manual_seed(6))
     given = (values, index, weight)
     _assert_close(gpu_triton.gather_taps(*_there(*given)), reference.gather_taps(*given))
-
-
-RAGGED, RAGGED_STOPS, WHOLE_BLOCKS = (5, 6, 4, (0, 0, 4)), (5, 6, 4, (1, 3, 5)), (26, 48, 4, (8, 16, 24))
 
 
 @in_interpreter

@@ -7,13 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
+from ralib.classification.likelihood import ClassPoses, Spectra, joined, ring_power
 from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import mirrored_references
 from ralib.conventions import wrap_deg
-from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
+from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table, scores_at
+from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import row_chunks
+
+FEW = 64
+"""Particles of a class that a CPU copies at once."""
 
 UNLIMITED_PX = 1e9
 """How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
@@ -56,9 +60,9 @@ def refine_poses(
     memory_bytes : float, default STEP_BYTES
         Memory of a chunk of particles.
     fused : bool | None, optional
-        Whether all steps of a particle are one kernel (`ralib.kernels.pose_search.newton`), on templates tabulated in
-        half precision; otherwise each step is a few dozen operations in single precision, and is kept only where the
-        cross term increases. By default on a GPU.
+        Whether all steps of a particle are one kernel (`ralib.kernels.pose_search.newton`), on tabulated templates (on
+        a GPU in half precision); otherwise each step is a few dozen operations in single precision, and is kept only
+        where the cross term increases. By default it is one kernel.
     at_once : int | None, optional
         Particles of a chunk on a GPU, at most; by default `particles_at_once` of them.
 
@@ -69,25 +73,27 @@ def refine_poses(
     """
     if not len(spectra):
         return poses
-    out = []
     on_cpu = grid.device.type == "cpu"
-    fused = not on_cpu if fused is None else fused
-    templates = tabulated(grid, references, packed=not on_cpu) if fused and steps else None
+    fused = steps > 0 if fused is None else fused and steps > 0
+    if fused and on_cpu:
+        return _climbed_on_cores(grid, spectra, references, poses, class_index, steps, limit_deg, limit_px)
+    templates = tabulated(grid, references) if fused else None
     most = 32 if on_cpu else at_once or particles_at_once(len(spectra))
     chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
+    out = []
     for cut in row_chunks(len(spectra), chunk, grid.device):
-        part, data = ClassPoses(*(f[cut] for f in poses.fields())), spectra.data[cut]
+        part, data = poses.rows(cut), spectra.data[cut]
         if templates:
             part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
         else:
             data = data[:, : references.shape[1]]
             part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
         out.append(part)
-    return ClassPoses(*(torch.cat(f)[: len(spectra)] for f in zip(*(o.fields() for o in out), strict=True)))
+    return joined(out).rows(slice(len(spectra)))
 
 
-def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTemplates:
-    """Tabulate references, then their mirror images, as the Newton kernel takes them; each is scaled to about 1.
+def tabulated(grid: RingGrid, references: Tensor) -> FineTemplates:
+    """Tabulate references, then their mirror images, for the Newton kernel of a GPU; each is scaled to about 1.
 
     Parameters
     ----------
@@ -95,20 +101,65 @@ def tabulated(grid: RingGrid, references: Tensor, *, packed: bool) -> FineTempla
         The ring grid.
     references : Tensor of shape (k, r, m)
         Angular orders of the references.
-    packed : bool
-        Whether to pack as `half_pairs`.
 
     Returns
     -------
     FineTemplates
-        The table.
+        The table, in half precision.
     """
     height = ring_power(references).amax(1).sqrt().clamp_min(1e-30)
     # All rings of the grid, whatever the resolution: the kernel is compiled for their number.
     orders = torch.nn.functional.pad(references / height[:, None, None], (0, 0, 0, grid.n_rings - references.shape[1]))
-    table = rotated_table(orders, grid.n_half, mirror=True, packed=packed)
-    # The weights of the sum over rings are in the particles' samples.
+    return _fine_templates(grid, rotated_table(orders, grid.n_half, mirror=True, packed=True))
+
+
+def _fine_templates(grid: RingGrid, table: Tensor) -> FineTemplates:
+    """The table on the grid's rings; the weights of the sum over rings are in the particles' samples."""
     return FineTemplates(table, 2 * math.pi * grid.frequency, grid.angle_rad, torch.ones_like(grid.frequency))
+
+
+def _climbed_on_cores(
+    grid: RingGrid,
+    spectra: Spectra,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+) -> ClassPoses:
+    """Poses (b,) after Newton steps, one class after the other: the table of one fits a core's cache."""
+    rings = references.shape[1]
+    rule = _rule(rings, steps, limit_deg, limit_px)
+    cross, psi, origin = poses.cross.clone(), poses.psi_deg.clone(), poses.origin_xy_px.clone()
+
+    def climb(rows: Tensor) -> None:
+        one = class_index[rows[0]]
+        templates = _fine_templates(grid, rotated_table(references[one][None], grid.n_half, mirror=True))
+        for some in rows.split(FEW):
+            data, row = spectra.data[some], poses.mirror[some].long()
+            psi[some], origin[some] = _ends(data, poses.rows(some), row, templates, rule)
+            cross[some] = scores_at(data, origin[some], psi[some], row, templates, rings)
+
+    of_classes = torch.argsort(class_index, stable=True).split(torch.bincount(class_index).tolist())
+    on_cores(climb, [rows for rows in of_classes if len(rows)])
+    return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
+
+
+def _rule(rings: int, steps: int, limit_deg: float, limit_px: float) -> NewtonRule:
+    """It ends a pose's steps by itself where they change nothing: more of them lead the rest to their maxima."""
+    most, everywhere = 4 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
+    return NewtonRule((0, 0, rings), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
+
+
+def _ends(
+    data: Tensor, poses: ClassPoses, row: Tensor, templates: FineTemplates, rule: NewtonRule
+) -> tuple[Tensor, Tensor]:
+    """In-plane rotations (b,) and origins (b, 2) to which the steps of poses (b,) lead."""
+    zero = torch.zeros_like(poses.psi_deg)
+    start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
+    found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
+    return wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
 
 
 def _climbed(
@@ -124,13 +175,7 @@ def _climbed(
 ) -> ClassPoses:
     """Poses (b,) after Newton steps in one kernel, their cross terms in single precision."""
     row = class_index + len(references) * poses.mirror
-    zero = torch.zeros_like(poses.psi_deg)
-    start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
-    # It ends a pose's steps by itself where they change nothing: more of them lead the rest to their maxima.
-    most, everywhere = 4 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
-    rule = NewtonRule((0, 0, references.shape[1]), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
-    found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
-    psi, origin = wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
+    psi, origin = _ends(data, poses, row, templates, _rule(references.shape[1], steps, limit_deg, limit_px))
     reference = mirrored_references(references, class_index, poses.mirror)
     cross = _derivatives(grid, data[:, : references.shape[1]], reference, psi, origin, order=0)[0]
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)

@@ -305,7 +305,24 @@ def _any_scored(wanted: Any, first: Any, last: Any) -> Any:
 @numba.njit
 @no_type_check
 def fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quarter: Any, sums: Any) -> None:
-    """Sums (4, J / 2, 2, LANES) over even and odd orders, by cosines, then by sines, of the products that need them."""
+    """Compute sums over even and odd orders, by cosines, then by sines, of the products that need them.
+
+    Parameters
+    ----------
+    products : array_like
+        Products of one pairing, flat: of order m from first + m ORDER_STEP on, Re Re, Re Im, Im Re and Im Im of
+        template and particle.
+    first : Any
+        Where those of order 0 begin.
+    turns : array_like of shape (4, J / 2, m / 2)
+        Cosines and sines, flat; see `GridTables`.
+    n_half_orders : Any
+        Number of even orders.
+    n_quarter : Any
+        Rotations of a quarter of the circle, J / 2.
+    sums : array_like of shape (4, J / 2, 2, LANES)
+        The sums, flat; changed in place.
+    """
     for kind in range(4):
         # By cosines Re Re and Im Im, the first and the last of four; by sines Re Im and Im Re.
         second, apart = (first, 3 * LANES) if kind < 2 else (first + LANES, LANES)
