@@ -385,6 +385,9 @@ def test_memory_that_is_refused_is_told_with_what_is_free(capsys) -> None:
         ("prepare STAR OUT.star --mask-radius=12", "--mask-radius 12: nothing lies beyond"),
         ("average STAR OUT.mrcs --snr=3", "--snr 3 is of --ctf wiener"),
         ("prepare STAR OUT.star --mask-radius=inf", "mask-radius': 'inf' is no"),
+        ("classify STAR OUT --classes=-1", "--classes -1: ask for at least 1"),
+        ("watch STAR OUT --classes=-1", "--classes -1"),
+        ("relion --i STAR --o OUT --K -1", "classes -1"),
         ("classify STAR OUT --classes=1 --search=-1", "--search -1 px"),
         ("classify STAR OUT --classes=1 --batch=-1", "--batch"),
         ("classify STAR OUT --classes=1 --resolution=inf", "--resolution inf"),
@@ -447,3 +450,21 @@ def test_star_reader_names_cistem_and_blanks_without_quotes(star: Path, tmp_path
     star.write_text(star.read_text().replace("@", "@my "))
     with pytest.raises(RalibError, match="quote names that hold blanks"):
         open_particles(star)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{} 0 0 0 0 1.5", "whole number"), ("{} 0 0 0 0 -7", "whole number"), ("{} 0 1e30 0 0 0", "cannot be meant"),
+        ("{} 1e300 0 0 0 0", "cannot be meant"), ("{} 0 70 0 0 0", "cannot be meant"), ("{} 0 0 0 0 -1", ""),
+    ],
+)  # fmt: skip
+def test_params_import_of_poses_that_cannot_be_meant_is_refused(
+    row: str, words: str, star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n, box = len(open_particles(star)), open_particles(star).box
+    assert box < 35
+    (tmp_path / "x.txt").write_text("".join(row.format(i) + "\n" for i in range(n)))
+    done = main(["params", str(star), "--import", str(tmp_path / "x.txt"), "--out", str(tmp_path / "o.star")])
+    assert done == (2 if words else 0)
+    assert words in capsys.readouterr().err

@@ -87,6 +87,13 @@ def test_mrc_pixels_that_are_not_square_are_said(tmp_path: Path) -> None:
     assert not open_particles(tmp_path / "p.mrcs").warnings
 
 
+def test_mrc_cell_of_the_smallest_numbers_says_no_pixel_size(tmp_path: Path) -> None:
+    """Found by mutation: the pixel size along x became 0, and y was divided by it."""
+    stack(tmp_path / "p.mrcs", 12)
+    changed_header(tmp_path / "p.mrcs", cella=(1e-44, 160, 4))
+    assert open_particles(tmp_path / "p.mrcs").pixel_size_A is None
+
+
 def test_mrc_columns_along_y_are_turned_and_other_sections_refused(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs", 12)
     star = write(tmp_path / "p.star", rows(12))

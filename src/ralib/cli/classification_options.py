@@ -101,6 +101,8 @@ class ClassificationSettings(Settings):
     def check(self) -> None:
         """Raise RalibError for options that contradict each other, or that do nothing here."""
         check_seed_and_batch(self.seed, self.batch)
+        if self.classes is not None and self.classes < 1:
+            raise RalibError(f"--classes {self.classes}: ask for at least 1")
         if self.helical:
             raise RalibError("--helical: helical segments are not classified yet: extract them as single particles")
         if self.quick and self.thorough:

@@ -121,7 +121,7 @@ def _pixel_size_A(header: np.void, axis: str) -> float | None:
     cell, samples = float(header["cella"][axis]), int(header[f"m{axis}"])
     if samples <= 0 or not math.isfinite(cell) or cell <= 0:
         return None
-    return float(np.float32(cell / samples))
+    return float(np.float32(cell / samples)) or None  # the smallest numbers become 0
 
 
 class MrcsWriter:

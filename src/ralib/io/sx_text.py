@@ -16,6 +16,8 @@ from ralib.io.atomic import PathLike, write_text
 from ralib.io.text import read_text
 from ralib.types import Poses, RalibError
 
+_LARGEST_ANGLE_DEG = 1e6
+
 
 def write_params(path: PathLike, poses: Poses, *, form: str = "class") -> None:
     """Write poses as text.
@@ -70,8 +72,11 @@ def read_params(path: PathLike, *, class_index: torch.Tensor | None = None) -> P
         rows, index = rows[order, 1:5], rows[order, 5]
     else:
         index = np.zeros(len(rows)) if class_index is None or len(class_index) != len(rows) else class_index.numpy()
-    if not np.isin(rows[:, 3], (0, 1)).all() or not (np.abs(index) < 2**31).all():
-        raise RalibError(f"{path}: the mirror column must be 0 or 1, the class a whole number")
+    whole = (index >= -1) & (index < 2**31) & (index == np.floor(index))
+    if not np.isin(rows[:, 3], (0, 1)).all() or not whole.all():
+        raise RalibError(f"{path}: the mirror column must be 0 or 1, the class a whole number from 0 (-1: in none)")
+    if not (np.abs(rows[:, 0]) < _LARGEST_ANGLE_DEG).all():
+        raise RalibError(f"{path}: an angle of {rows[np.argmax(np.abs(rows[:, 0])), 0]:g} degrees cannot be meant")
     psi, origin, mirror = conventions.eman2_to_pose(
         torch.tensor(rows[:, 0]), torch.tensor(rows[:, 1:3]), torch.tensor(rows[:, 3] != 0)
     )

@@ -43,6 +43,7 @@ def params(
 ) -> None:
     """Poses out of and into particle files, as text in EMAN2's convention (sxheader)."""
     from ralib.io import open_particles, read_params, write_params
+    from ralib.io.plausible import named, sound_poses
     from ralib.results.run_record import particle_file
 
     if (export_to is None) == (import_from is None):
@@ -58,6 +59,9 @@ def params(
     poses = read_params(import_from, class_index=None if particles.poses is None else particles.poses.class_index)
     if len(poses) != len(particles):
         raise RalibError(f"{import_from} holds {len(poses)} poses, {stack} {len(particles)} particles")
+    bad = sound_poses(poses, particles.box)[1]
+    if bad.any():
+        raise RalibError(f"{import_from}: {named(bad)} of an angle or shift that cannot be meant: correct them")
     _store_poses(stack, particles, poses, out, write_headers)
 
 
