@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -308,3 +309,18 @@ def test_cryosparc_poses_that_are_no_radians_are_said(tmp_path: Path) -> None:
     assert particles.usable is not None
     assert particles.usable.tolist() == [True, False, False]
     assert "2 of 3 particles (2, 3) are left out: angle" in particles.warnings[0].what
+
+
+def test_cryosparc_signalling_nan_gives_no_warning_of_numpy(tmp_path: Path) -> None:
+    """Found by mutation: its conversion to double precision is an invalid operation."""
+    write_mrcs(tmp_path / "p.mrcs", np.zeros((3, 8, 8), dtype=np.float32), 2.0)
+    write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "p.mrcs"), Poses.identity(3))
+    table = np.load(tmp_path / "p.cs")
+    for name in ("blob/sign", "alignments2D/pose"):
+        table[name].view(np.uint32)[1] = 0x7FA00000
+    save_cs(tmp_path / "p.cs", table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        particles = open_particles(tmp_path / "p.cs")
+    assert particles.usable is not None
+    assert particles.usable.tolist() == [True, False, True]

@@ -22,7 +22,7 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
-from ralib.io.npy import read_header
+from ralib.io.npy import doubles, read_header
 from ralib.io.paths import resolve_images
 from ralib.io.plausible import (
     check_pixel_sizes,
@@ -303,7 +303,7 @@ def _floats(rows: np.ndarray, name: str, default: float = 0.0) -> np.ndarray:
     values = rows[name]
     if values.dtype.kind not in "fiu" or values.ndim != 1:
         raise RalibError(f"the field {name} of the .cs file should hold one number a particle")
-    return values.astype(np.float64)
+    return doubles(values)
 
 
 def _stated_boxes(rows: np.ndarray) -> np.ndarray:
@@ -311,7 +311,7 @@ def _stated_boxes(rows: np.ndarray) -> np.ndarray:
     shape = rows["blob/shape"] if "blob/shape" in _names(rows) else None
     if shape is None or shape.ndim != 2 or not shape.shape[1] or shape.dtype.kind not in "fiu":
         return np.zeros(len(rows))
-    return shape[:, 0].astype(np.float64)
+    return doubles(shape[:, 0])
 
 
 def _pixel_size_A(rows: np.ndarray, path: Path) -> np.ndarray | None:
@@ -359,7 +359,7 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
         return None
     if any(rows[f"{kind}/{part}"].dtype.kind not in "fiu" for part in ("pose", "shift")):
         raise RalibError(f"{kind}/pose or shift of the .cs file hold something else than numbers")
-    pose, shift = rows[f"{kind}/pose"].astype(np.float64), rows[f"{kind}/shift"].astype(np.float64)
+    pose, shift = doubles(rows[f"{kind}/pose"]), doubles(rows[f"{kind}/shift"])
     if shift.shape != (len(rows), 2) or pose.shape != ((len(rows),) if kind == "alignments2D" else (len(rows), 3)):
         raise RalibError(f"{kind}/pose or shift of the .cs file have the shape {pose.shape}, {shift.shape}")
     if kind == "alignments3D":

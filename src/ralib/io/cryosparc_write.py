@@ -21,6 +21,7 @@ from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
 from ralib.io.carried import column_numbers, star_table
 from ralib.io.cryosparc import STATE_FIELD, _ctf, image_paths, poses_of
+from ralib.io.npy import doubles
 from ralib.io.paths import leads_to, parents_of, text_of
 from ralib.io.stacks import file_references
 from ralib.io.star import Table, text_column
@@ -133,7 +134,7 @@ def half_sets(rows: np.ndarray) -> dict[str, np.ndarray]:
 def _plain(values: np.ndarray) -> Any:
     if values.dtype.kind == "S":
         return text_column(np.char.decode(values, "utf-8", ERRORS).tolist())
-    return values.astype(np.float64) if values.dtype.kind == "f" else values
+    return doubles(values) if values.dtype.kind == "f" else values
 
 
 def rows_from_star(table: pd.DataFrame, types: Table | None) -> np.ndarray | None:

@@ -61,6 +61,23 @@ def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     return shape, fortran, dtype, offset
 
 
+def doubles(values: np.ndarray) -> np.ndarray:
+    """Return numbers of a file as float64, without NumPy's warning about those that are none (a signalling NaN).
+
+    Parameters
+    ----------
+    values : ndarray
+        Numbers of any type.
+
+    Returns
+    -------
+    ndarray
+        The same, float64.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(values).astype(np.float64)
+
+
 def open_npy(path: PathLike) -> RawStack:
     """Open an array (k, n, n) of numbers in a .npy file as a stack."""
     path = Path(path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ralib.io.npy import doubles
 from ralib.io.relion import joined_table
 from ralib.types import ParticleSet, RalibError
 
@@ -130,7 +131,7 @@ def _of_cs(particles: ParticleSet) -> Picks | None:
     which = next((f"location/{n}" for n in ("micrograph_uid", "micrograph_path") if f"location/{n}" in names), None)
     if which is None or not {f"location/{part}" for part in parts} <= set(names):
         return None
-    fraction = np.stack([rows["location/center_x_frac"], rows["location/center_y_frac"]], axis=1).astype(np.float64)
-    shape_xy = rows["location/micrograph_shape"].astype(np.float64)[:, ::-1]  # rows, columns
+    fraction = doubles(np.stack([rows["location/center_x_frac"], rows["location/center_y_frac"]], axis=1))
+    shape_xy = doubles(rows["location/micrograph_shape"])[:, ::-1]  # rows, columns
     micrograph = np.unique(rows[which], return_inverse=True)[1].reshape(-1)
-    return Picks(fraction * shape_xy, rows["location/micrograph_psize_A"].astype(np.float64), micrograph)
+    return Picks(fraction * shape_xy, doubles(rows["location/micrograph_psize_A"]), micrograph)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ralib.io.npy import doubles
 from ralib.types import ParticleSet
 from ralib.types.ctf import electron_wavelength_A
 
@@ -83,7 +84,7 @@ def cs_optics_noted(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:
 
     def field(name: str, width: int) -> np.ndarray | None:
         known = name in (rows.dtype.names or ()) and rows[name].dtype.kind == "f"
-        return rows[name].astype(np.float64) if known and rows[name].shape == (len(rows), width) else None
+        return doubles(rows[name]) if known and rows[name].shape == (len(rows), width) else None
 
     matrix, tilt_A = field("ctf/anisomag", 4), field("ctf/tilt_A", 2)
     if matrix is not None:
