@@ -29,6 +29,7 @@ from ralib.classification.final_classes import (
 )
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.junk_model import Evidence
+from ralib.classification.noise_substitution import corrected_frc, substituted_ssnr
 from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge, junk_odds, measure, surely_junk
 from ralib.classification.results import (
@@ -590,12 +591,15 @@ class Classifier(ClusterEstimator):
                 look=(lambda _: None) if known else image.add,
             )
         )  # fmt: skip
-        averages = replace(
-            averages, members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes)
-        )
-        averages = replace(averages, frc=masked_frc(averages, field.radius_px / field.scale))
-        classes = class_figures(averages, shown, None)
         assert schedule.references is not None
+        curve, by_noise = masked_frc(averages, field.radius_px / field.scale), torch.Generator().manual_seed(self.seed)
+        of_noise = substituted_ssnr(model, state, schedule.references, by_noise).cpu()
+        averages = replace(
+            averages,
+            members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes),
+            frc=corrected_frc(curve, of_noise, averages.members),
+        )
+        classes = class_figures(averages, shown, None)
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
         found = self._examined(batches, schedule, state, image)
         index = shown.class_index.numpy()

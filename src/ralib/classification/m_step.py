@@ -201,7 +201,7 @@ def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAver
     power = sums.weight.float() / (ring_weight * grid.n_half)
     halves = numerator / power.clamp_min(1e-12)[..., None]
     frc = orders_frc(halves[0], halves[1])
-    smooth = _smooth(frc).clamp(0.0, 0.995)
+    smooth = smoothed(frc).clamp(0.0, 0.995)
     own = 2 * smooth / (1 - smooth)
     share = members.clamp_min(1e-3)[:, None]
     common = own.sum(0) / share.sum()
@@ -235,7 +235,8 @@ def orders_frc(first: Tensor, second: Tensor) -> Tensor:
     return dot(first, second) / torch.sqrt(dot(first, first) * dot(second, second)).clamp_min(1e-20)
 
 
-def _smooth(curve: Tensor) -> Tensor:
+def smoothed(curve: Tensor) -> Tensor:
+    """Return curves (k, r) smoothed over neighbouring rings."""
     padded = torch.nn.functional.pad(curve[:, None], (1, 1), mode="replicate")
     kernel = torch.tensor([[[0.25, 0.5, 0.25]]], device=curve.device)
     return torch.nn.functional.conv1d(padded, kernel)[:, 0]

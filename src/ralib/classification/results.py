@@ -192,7 +192,7 @@ def schedule_figures(
         images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=pixel_size_A
     )
     row = iteration_figures(number, poses, previous, sketch, field.particle_radius_px / field.scale, seconds)
-    resolution = torch.tensor(class_resolution_px(_with_frc(state, field, pixel_size_A)))
+    resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, field))))
     resolution = resolution.clamp_max(field.grid.box) / field.scale  # halves that agree on nothing, not even ring 1
     pixel = math.nan if pixel_size_A is None else pixel_size_A
     known = resolution[resolution.isfinite()]
@@ -206,11 +206,22 @@ def schedule_figures(
     }
 
 
-def _with_frc(state: State, field: WhitenedParticles, pixel_size_A: float | None) -> ClassAverages:
-    """The averages' halves on the working grid and their FRC, as `images.frc.masked_frc` has it for the final ones."""
+def coarse_frc(state: State, field: WhitenedParticles) -> Tensor:
+    """Return the FRC of the averages' halves on the working grid, as `images.frc.masked_frc` has it for the final ones.
+
+    Parameters
+    ----------
+    state : State
+        State of an iteration.
+    field : WhitenedParticles
+        The particles.
+
+    Returns
+    -------
+    Tensor of shape (k, n // 2 + 1)
+        FRC, of the working box n.
+    """
     assert state.averages is not None
     grid, halves = field.grid, state.averages.halves
     images = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
-    pixel = None if pixel_size_A is None else pixel_size_A / field.scale
-    averages = ClassAverages(images.mean(0), state.members, images, None, pixel)
-    return replace(averages, frc=masked_frc(averages, field.radius_px))
+    return masked_frc(ClassAverages(images.mean(0), state.members, images), field.radius_px)
