@@ -2,11 +2,11 @@
 
     PYTHONPATH=src python3 bench/frc_truth.py [--device cpu] [--snr 0.1 0.02] [--particles 1500] [--classes 15]
 
-The phantom is simulated twice with the same views, shifts and CTFs, with noise and nearly without. At the poses that were
-found in the noisy set, the averages of the clean one are the signal S of the half averages, and what is left is their
-noise N. The true FRC is <S1, S2> / sqrt((S1^2 + N1^2) (S2^2 + N2^2)): noise that alignment made alike in both halves does
-not count as agreement. Resolutions are those where the FRC falls below 0.143, mean over the classes. Of images of noise
-alone (SNR 0) nothing is true. One row each to bench/results/frc-truth-<device>.json.
+The phantom is simulated twice with the same views, shifts and CTFs, with noise and nearly without. At the poses that
+were found in the noisy set, the averages of the clean one are the signal S of the half averages, and what is left is
+their noise N. The true FRC is <S1, S2> / sqrt((S1^2 + N1^2) (S2^2 + N2^2)): noise that alignment made alike in both
+halves does not count as agreement. Resolutions are those where the FRC falls below 0.143, mean over the classes. Of
+images of noise alone (SNR 0) nothing is true. The rows go to bench/results/frc-truth-<device>.json.
 """
 
 from __future__ import annotations
