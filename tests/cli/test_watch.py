@@ -24,7 +24,7 @@ from ralib.io import arrivals
 from ralib.io.arrivals import Arrivals
 from ralib.results.checkpoint import Checkpoint, newest, save
 from ralib.results.run_directory import load_run
-from ralib.types import ArraySource, ParticleSet, Poses, RalibError
+from ralib.types import ArraySource, ParticleSet, Poses, RalibError, RunResult
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,16 @@ def growing(classes: int, per_class: int) -> GrowingClassification:
     return GrowingClassification(Classifier(n_classes=1), lambda n: max(1, min(classes, n // per_class)))
 
 
+@pytest.fixture(scope="module")
+def joined(truth: Truth) -> tuple[RunResult, Checkpoint, RunResult]:
+    """A hundred particles, the checkpoint after them, and all particles, of which the others joined."""
+    grown = growing(classes=2, per_class=40)
+    before = grown.take(ParticleSet(ArraySource(truth.images[:100])))
+    assert grown.grown is not None
+    saved = grown.grown.checkpoint()
+    return before, saved, grown.take(ParticleSet(ArraySource(truth.images)), search=False)
+
+
 def test_growing_classification_new_particles_join_and_classes_grow(truth: Truth) -> None:
     grown = growing(classes=2, per_class=40)
     sizes, searched = [], []
@@ -66,10 +76,10 @@ def test_growing_classification_new_particles_join_and_classes_grow(truth: Truth
         grown.take(ParticleSet(ArraySource(truth.images[:5])))
 
 
-def test_growing_classification_particles_that_join_keep_the_others_class_and_pose(truth: Truth) -> None:
-    grown = growing(classes=2, per_class=40)
-    before = grown.take(ParticleSet(ArraySource(truth.images[:100])))
-    after = grown.take(ParticleSet(ArraySource(truth.images)), search=False)
+def test_growing_classification_particles_that_join_keep_the_others_class_and_pose(
+    truth: Truth, joined: tuple[RunResult, Checkpoint, RunResult]
+) -> None:
+    before, _, after = joined
     kept = after.poses.class_index[:100] == before.poses.class_index
     assert float(kept.double().mean()) > 0.95
     angle, shift = pose_error(pose(after.poses[:100]), pose(before.poses))
@@ -85,12 +95,10 @@ def pose(poses: Poses) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return poses.psi_deg, poses.origin_xy_px, poses.mirror
 
 
-def test_growing_classification_goes_on_from_a_checkpoint(truth: Truth) -> None:
-    first = growing(classes=2, per_class=40)
-    first.take(ParticleSet(ArraySource(truth.images[:100])))
-    assert first.grown is not None
-    saved = first.grown.checkpoint()
-    whole = first.take(ParticleSet(ArraySource(truth.images)), search=False)
+def test_growing_classification_goes_on_from_a_checkpoint(
+    truth: Truth, joined: tuple[RunResult, Checkpoint, RunResult]
+) -> None:
+    _, saved, whole = joined
     again = growing(classes=2, per_class=40)
     again.grown = Grown.from_checkpoint(saved)
     resumed = again.take(ParticleSet(ArraySource(truth.images)), search=False)
