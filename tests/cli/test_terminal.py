@@ -43,8 +43,8 @@ class Shown:
         return float(np.diff([0.0, *self.moments]).max())
 
 
-def on_terminal(columns: int, folder: Path, *arguments: object) -> Shown:
-    """`ralib` in a folder, on a pseudo-terminal of that width."""
+def on_terminal(columns: int, folder: Path, *arguments: object, interrupted_at: str | None = None) -> Shown:
+    """`ralib` in a folder, on a pseudo-terminal of that width; Ctrl-C is typed once when a text has appeared."""
     control, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -52,7 +52,8 @@ def on_terminal(columns: int, folder: Path, *arguments: object) -> Shown:
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "ralib", *map(str, arguments)],
-        stdin=terminal, stdout=terminal, stderr=terminal, env=environment, cwd=folder,
+        stdin=terminal, stdout=terminal, stderr=terminal, env=environment, cwd=folder, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(terminal)
     screen = pyte.HistoryScreen(columns, ROWS, history=5000)
@@ -67,6 +68,9 @@ def on_terminal(columns: int, folder: Path, *arguments: object) -> Shown:
             moments.append(time.monotonic() - started)
             stream.feed(part)
             raw += part
+            if interrupted_at is not None and interrupted_at in "\n".join(screen.display):
+                interrupted_at = None
+                os.write(control, b"\x03")
         elif process.poll() is not None:
             break
     status = process.wait()
@@ -157,6 +161,19 @@ def test_reffree_on_a_terminal_wraps_nothing_and_is_never_silent(stack: Path, tm
     assert (
         shown.silence_s <= 2 * SILENCE_S
     )  # of one run: `test_a_run_is_never_silent_for_long` takes the least of three
+
+
+@pytest.mark.slow
+def test_interrupt_on_a_terminal_leaves_no_bar(stack: Path, tmp_path: Path) -> None:
+    options = ("--classes", 3, "--seed", 1)
+    shown = on_terminal(80, tmp_path, "classify", stack, "out", *options, interrupted_at="iteration 10 ")
+    text = "\n".join(shown.lines)
+    assert shown.status == 130, text
+    assert "iteration 24" not in text
+    for rubbish in ("━", "left", "^C", "\x1b"):
+        assert rubbish not in text, text
+    assert "\nralib: stopping when this step is done and saved; once more ends at once\n" in text
+    assert "\nralib: stopped by SIGINT; go on with: " in text
 
 
 @pytest.mark.slow

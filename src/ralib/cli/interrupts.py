@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ralib.results.observer import IterationDone
 
 NOTED = (signal.SIGINT, signal.SIGTERM)
+CLEARED_LINE = "\r\x1b[2K"
+"""What takes a progress bar and the terminal's ^C off the present line."""
 
 
 class Answer:
@@ -30,7 +32,7 @@ class Answer:
     """
 
     def __init__(self, line: str) -> None:
-        self._line = f"{line}\n".encode()
+        self._line = f"{CLEARED_LINE if os.isatty(2) else ''}{line}\n".encode()
         self._unsaid = threading.Lock()  # a handler may not wait, so that this is only ever tried
 
     def say(self) -> None:
@@ -125,7 +127,7 @@ class SignalFlag:
             self.number = number
             answer.say()
 
-        with answered("\nralib: stopping when this step is done and saved; once more ends at once") as answer:
+        with answered("ralib: stopping when this step is done and saved; once more ends at once") as answer:
             before = {s: signal.signal(s, note) for s in NOTED}
             try:
                 yield
@@ -152,7 +154,7 @@ def stopped_message(stop: Stopped, outdir: Path, state_saved: bool) -> str:
         The message.
     """
     if not state_saved:
-        return f"stopped by {stop} before the first iteration was done: start again"
+        return f"stopped by {stop} before anything was saved: start again"
     arguments = [a for a in sys.argv[1:] if a != "--continue"]
     program = "ralib"
     if launched() and not any(a.startswith(("--gpu_devices", "--gpu-devices")) for a in arguments):

@@ -136,6 +136,7 @@ class RunSession:
                 if self.flag.number is None:
                     raise
                 stop = Stopped(self.flag.number)  # a rank lost after a signal had the same signal
+                self.terminal.close()
                 if self.directory is not None:
                     saved = self.directory.newest_checkpoint() is not None
                     typer.echo(f"ralib: {stopped_message(stop, self.outdir, saved)}", err=True)
