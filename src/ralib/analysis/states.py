@@ -33,8 +33,11 @@ SIGNIFICANCE = 3.0
 LINE_SIGNIFICANCE = 3.0
 """The same over one state that varies along a line."""
 
-LEAST_SEPARATION = 5.5
-"""Distance of two states, in standard deviations within one, that a split must reach."""
+LEAST_SEPARATION = (5.5, 6.3)
+"""Distance of two states, in standard deviations within one, that a split must reach: in classes of fewer than
+`MANY_MEMBERS`, and of more. In homogeneous classes it grows with the members, and with the range of views."""
+
+MANY_MEMBERS = 300
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def split_states(
             mixture = LatentMixture.fit(likelihood, k, seed=seed)
             held_out = held_out_log_likelihood(likelihood, partial(LatentMixture.fit, n_states=k, seed=seed), seed)
             figures = _figures(mixture, held_out - one, held_out - line)
-            figures["stands"] = _is_supported(figures, tried)
+            figures["stands"] = _is_supported(figures, tried, len(data))
             tried.append(figures)
             if figures["stands"]:
                 best = mixture
@@ -197,13 +200,13 @@ def _figures(mixture: LatentMixture, over_one: Tensor, over_line: Tensor) -> dic
     }
 
 
-def _is_supported(figures: dict[str, Any], before: list[dict[str, Any]]) -> bool:
-    """Whether a split is better than one state, and than the splits before it that stand."""
+def _is_supported(figures: dict[str, Any], before: list[dict[str, Any]], n: int) -> bool:
+    """Whether a split of n members is better than one state, and than the splits before it that stand."""
     rival = max((f["gain"] for f in before if f["stands"]), default=0.0)
     return bool(
         figures["gain"] - rival > SIGNIFICANCE * figures["gain_error"]
         and figures["gain_over_line"] > LINE_SIGNIFICANCE * figures["gain_over_line_error"]
-        and figures["separation"] > LEAST_SEPARATION
+        and figures["separation"] > LEAST_SEPARATION[n >= MANY_MEMBERS]
         and figures["least_share"] > 0.05
     )
 
