@@ -25,7 +25,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 }
 """What can be meant: lowest and highest value, and how a value outside is named."""
 LEAST_DEFOCUS_A = 50.0
-"""Mean defocus below which no micrograph is taken: 1.2 is micrometres, 0 was never measured."""
+"""Defocus below which no micrograph is taken: 1.2 is micrometres, 0 was never measured."""
 
 
 def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:
@@ -39,12 +39,13 @@ def implausible_ctf(ctf: CtfParameters) -> tuple[np.ndarray, str]:
             row = int(np.argmax(wrong))
             reasons.append((row, reason.format(values[row])))
             bad |= wrong
-    mean = (np.asarray(ctf.defocus_u_A, dtype=np.float64) + ctf.defocus_v_A) / 2
-    wrong = ~bad & ~(np.abs(mean) >= LEAST_DEFOCUS_A)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        reasons.append((row, f"defocus {mean[row]:g} A (Angstrom, not micrometres)"))
-        bad |= wrong
+    u, v = (np.asarray(values, dtype=np.float64) for values in (ctf.defocus_u_A, ctf.defocus_v_A))
+    for name, values in (("", (u + v) / 2), (" U", u), (" V", v)):
+        wrong = ~bad & ~(np.abs(values) >= LEAST_DEFOCUS_A)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            reasons.append((row, f"defocus{name} {values[row]:g} A (Angstrom, not micrometres)"))
+            bad |= wrong
     return bad, min(reasons)[1] if reasons else ""
 
 
