@@ -21,7 +21,8 @@ from star_files import OPTICS, rows, stack, write
 ODD = [
     ("rlnDefocusU", "nan"), ("rlnDefocusV", "inf"), ("rlnDefocusU", 1.2), ("rlnDefocusU", "<NA>"), ("rlnVoltage", 0),
     ("rlnVoltage", 300000), ("rlnAmplitudeContrast", 10), ("rlnAmplitudeContrast", -0.1), ("rlnDefocusAngle", "nan"),
-    ("rlnDefocusV", 0), ("rlnSphericalAberration", 2.7e7), ("rlnPhaseShift", "nan"), ("rlnDefocusV", -1e9), ("rlnCtfBfactor", "-inf"),
+    ("rlnSphericalAberration", 2.7e7), ("rlnPhaseShift", "nan"), ("rlnDefocusV", -1e9), ("rlnCtfBfactor", "-inf"),
+    ("rlnDefocusV", 0), ("rlnDefocusU", 0),
 ]  # fmt: skip
 
 

@@ -60,6 +60,15 @@ def test_cs_reader_anisotropic_magnification_is_said(matrix: list[float], words:
     assert [f"ctf/anisomag, up to {words}" in w.what for w in warnings] == [True] * bool(words)
 
 
+def test_star_reader_particles_that_contradict_their_optics_group_are_said(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 12)
+    particles = open_particles(write(tmp_path / "p.star", rows(12, rlnVoltage=200, rlnAmplitudeContrast=0.1)))
+    assert particles.ctf is not None
+    assert set(particles.ctf.voltage_kV.tolist()) == {200}
+    (warning,) = particles.warnings
+    assert warning.what.startswith("rlnVoltage of the particles differ")
+
+
 def test_star_reader_second_table_of_images_is_said(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 12)
     text = write(tmp_path / "p.star", rows(12)).read_text()

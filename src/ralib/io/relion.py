@@ -34,6 +34,7 @@ CTF_COLUMNS = ("rlnDefocusU", "rlnVoltage", "rlnSphericalAberration")
 """Without any of these there is no CTF."""
 CTF_LABELS = ("rlnDefocus", "rlnCtf", "rlnPhaseShift")
 """Columns of a CTF that was measured; the voltage and Cs that RELION's files must have tell of none."""
+_OF_OPTICS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize")
 STATE_COLUMNS = ("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied")
 
 
@@ -98,7 +99,29 @@ def open_star(
         lambda label: _numbers(table, label, path),
         lambda label: table[label].astype(str).tolist(),
     )
+    opened = _contradictions_noted(opened, particles, tables, path)
     return _helical_noted(_other_blocks_noted(opened, tables), table)
+
+
+def _contradictions_noted(
+    opened: ParticleSet, particles: pd.DataFrame, tables: dict[str, Table], path: Path
+) -> ParticleSet:
+    """The set with a warning where most particles say otherwise than their optics group; RELION takes theirs, too."""
+    known = [label for label in _OF_OPTICS if label in particles.columns]
+    of_group = _with_optics(particles.drop(columns=known), tables, path)
+    other = [
+        label
+        for label in known
+        if label in of_group.columns
+        and np.isclose(_numbers(particles, label, path), _numbers(of_group, label, path), equal_nan=True).mean() < 0.5
+    ]
+    if not other:
+        return opened
+    return opened.warned(
+        f"{', '.join(other)} of the particles differ from those of their optics groups: the particles' own are taken",
+        "optics",
+        "correct the one that is wrong",
+    )
 
 
 def _other_blocks_noted(particles: ParticleSet, tables: dict[str, Table]) -> ParticleSet:
