@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
+from ralib.kernels.threads import on_cores, shares
 from ralib.runtime.chunks import gpu_chunks
 
 
@@ -112,34 +114,83 @@ def sum_classes(
     RingSums
         The sums.
     """
-    total = torch.zeros(2 * n_classes, rings * n_orders * 2, dtype=torch.float64, device=grid.device)
-    power = torch.zeros(2 * n_classes, rings, dtype=torch.float64, device=grid.device)
-    anchor = quantum_anchor(limits[0][:rings, None].expand(-1, 2 * n_orders).flatten())
-    power_anchor = quantum_anchor(limits[1][:rings])
-    n, on_cpu = len(spectra), grid.device.type == "cpu"
-    # On a GPU all candidates together: fewer and larger operations.
-    groups = [[i] for i in range(len(poses))] if on_cpu else [list(range(len(poses)))]
-    most = 256 if on_cpu else min(at_once * len(poses), 8192)
-    chunk = max(16, samples_at_once(grid, rings, most, memory_bytes) // len(groups[0]))
-    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
-    for first, cut in zip(range(0, n, chunk), gpu_chunks(n, chunk, grid.device) if n else [], strict=True):
-        data, own_power = spectra.data[cut, :rings], spectra.power[cut, :rings]
-        # What is repeated to fill the last chunk counts nothing.
-        counts = torch.arange(first, first + len(data), device=grid.device) < n
-        for group in groups:
-            pose = joined([poses[i].rows(cut) for i in group])
-            psi, origin, mirror = pose.psi_deg, pose.origin_xy_px, pose.mirror
-            w, a = (torch.cat([table[i][cut] * counts for i in group]) for table in (weight, scale))
-            moved = data * grid.phase(origin, rings).unflatten(0, (len(group), -1))
-            turn = -torch.deg2rad(psi)[:, None] * m
-            posed = grid.orders_of(moved.flatten(0, 1), n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
-            posed = torch.where(mirror[:, None, None], posed.conj(), posed)
-            row = torch.cat([half[cut] * n_classes + class_index[i][cut] for i in group])
-            terms = torch.view_as_real(posed.resolve_conj()).flatten(1) * (w * a)[:, None]
-            total.index_add_(0, row, terms.double().add_(anchor).sub_(anchor))
-            terms = own_power.repeat(len(group), 1) * (w * a * a)[:, None]
-            power.index_add_(0, row, terms.double().add_(power_anchor).sub_(power_anchor))
-    return RingSums(total.view(2, n_classes, rings, n_orders, 2), power.view(2, n_classes, rings))
+    own = _Terms(grid, spectra, poses, class_index, weight, scale, half, n_classes, rings, n_orders, limits)
+    on_cpu = grid.device.type == "cpu"
+    sums = own.of_cpu() if on_cpu else own.of_gpu(min(at_once * len(poses), 8192), memory_bytes)
+    return RingSums(sums[0].view(2, n_classes, rings, n_orders, 2), sums[1].view(2, n_classes, rings))
+
+
+FEW = 32
+"""Particles whose terms a core of a CPU computes at once, in its cache."""
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What `sum_classes` is given, and the sums (2 k, r * m * 2) and (2 k, r) of it, flat."""
+
+    grid: RingGrid
+    spectra: Spectra
+    poses: list[ClassPoses]
+    class_index: list[Tensor]
+    weight: list[Tensor]
+    scale: list[Tensor]
+    half: Tensor
+    n_classes: int
+    rings: int
+    n_orders: int
+    limits: tuple[Tensor, Tensor]
+
+    def of_cpu(self) -> tuple[Tensor, Tensor]:
+        """Sums on a CPU: a candidate of no weight is no work, and cores share the others."""
+        some = [(i, rows) for i, w in enumerate(self.weight) for rows in torch.nonzero(w)[:, 0].split(FEW)]
+
+        def part(cut: slice) -> tuple[Tensor, Tensor]:
+            sums = self._none()
+            for i, rows in some[cut]:
+                self._add(sums, [i], rows, torch.ones_like(rows))
+            return sums
+
+        total, power = self._none()
+        for numerator, weight in on_cores(part, shares(len(some))):
+            total, power = total + numerator, power + weight
+        return total, power
+
+    def of_gpu(self, most: int, memory_bytes: float) -> tuple[Tensor, Tensor]:
+        """Sums on a GPU: of all candidates together, in fewer and larger operations."""
+        sums, n, every = self._none(), len(self.spectra), list(range(len(self.poses)))
+        chunk = max(16, samples_at_once(self.grid, self.rings, most, memory_bytes) // len(every))
+        cuts = gpu_chunks(n, chunk, self.grid.device) if n else []
+        for first, cut in zip(range(0, n, chunk), cuts, strict=True):
+            # What is repeated to fill the last chunk counts nothing.
+            size = len(self.half[cut])
+            self._add(sums, every, cut, torch.arange(first, first + size, device=self.grid.device) < n)
+        return sums
+
+    def _none(self) -> tuple[Tensor, Tensor]:
+        k, rings, device = 2 * self.n_classes, self.rings, self.grid.device
+        numerator = torch.zeros(k, rings * self.n_orders * 2, dtype=torch.float64, device=device)
+        return numerator, torch.zeros(k, rings, dtype=torch.float64, device=device)
+
+    @cached_property
+    def _anchors(self) -> tuple[Tensor, Tensor]:
+        numerator, power = (limit[: self.rings] for limit in self.limits)
+        return quantum_anchor(numerator[:, None].expand(-1, 2 * self.n_orders).flatten()), quantum_anchor(power)
+
+    def _add(self, sums: tuple[Tensor, Tensor], group: list[int], cut: slice | Tensor, counts: Tensor) -> None:
+        """Add the terms of some particles in some of their candidate classes; `counts` (b,) is 0 for what is none."""
+        grid, rings, n_orders = self.grid, self.rings, self.n_orders
+        data, own_power = self.spectra.data[cut, :rings], self.spectra.power[cut, :rings]
+        pose = joined([self.poses[i].rows(cut) for i in group])
+        w, a = (torch.cat([table[i][cut] * counts for i in group]) for table in (self.weight, self.scale))
+        moved = data * grid.phase(pose.origin_xy_px, rings).unflatten(0, (len(group), -1))
+        turn = -torch.deg2rad(pose.psi_deg)[:, None] * torch.arange(n_orders, device=grid.device, dtype=torch.float32)
+        posed = grid.orders_of(moved.flatten(0, 1), n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
+        posed = torch.where(pose.mirror[:, None, None], posed.conj(), posed)
+        row = torch.cat([self.half[cut] * self.n_classes + self.class_index[i][cut] for i in group])
+        terms = torch.view_as_real(posed.resolve_conj()).flatten(1) * (w * a)[:, None]
+        terms_power = own_power.repeat(len(group), 1) * (w * a * a)[:, None]
+        for total, values, anchor in zip(sums, (terms, terms_power), self._anchors, strict=True):
+            total.index_add_(0, row, values.double().add_(anchor).sub_(anchor))
 
 
 def sum_limits(
