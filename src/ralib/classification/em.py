@@ -48,6 +48,9 @@ T = TypeVar("T")
 CANDIDATES = 3
 """Classes a particle is shared between; later ones have no weight that matters."""
 
+LEAST_WEIGHT = 1e-3
+"""Smaller responsibilities count as 0, as RELION leaves out what lies beyond 99.9 % of the probability."""
+
 BEYOND = 2
 """Rings of the averages beyond those compared: on these it is seen whether the halves agree."""
 
@@ -397,6 +400,8 @@ class Model:
             )
             posterior, index = weight[:, 0], index.gather(1, order)
             poses = in_order(poses, order)
+        weight = torch.where(weight < LEAST_WEIGHT, 0.0, weight)
+        weight = weight / weight.sum(1, keepdim=True)
         return Expectation(fit, posterior, poses, list(index.unbind(1)), list(weight.unbind(1)))
 
     def m_step(self, expected: Expectation, state: State, step: IterationSettings) -> State:
