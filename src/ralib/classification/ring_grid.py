@@ -5,6 +5,9 @@ on equally spaced radii and angles. Here a shift is a phase factor, a rotation a
 resolution fewer rings. Both directions are matrix products over the pixels of a disc, exact at every sample; sums over
 the plane use the midpoint rule, whose aliases lie `1 / spacing` pixels away and so outside the correlation of particle
 and template.
+
+The four pixels (+-x, +-y) and the angles phi and pi - phi share their waves, products of cos or sin of 2 pi k x cos phi
+and of 2 pi k y sin phi: a quarter of the disc and half of the angles make the matrices.
 """
 
 from __future__ import annotations
@@ -18,6 +21,48 @@ from torch import Tensor
 CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
 """Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
 midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature are extrapolated from those rings."""
+
+
+@dataclass(frozen=True)
+class _Quarter:
+    """Waves at the Q pixels of a disc where x and y are 0 or more, and at the angles up to pi / 2.
+
+    Attributes
+    ----------
+    pixel : Tensor of shape (4, Q)
+        Flat indices of (x, y), (-x, y), (x, -y) and (-x, -y).
+    share : Tensor of shape (Q,)
+        1, less where some of the four are the same pixel.
+    cos_cos, sin_sin, sin_cos, cos_sin : Tensor of shape (Q, R * (H / 2 + 1))
+        Products of cos or sin of 2 pi k x cos phi and of 2 pi k y sin phi.
+    """
+
+    pixel: Tensor
+    share: Tensor
+    cos_cos: Tensor
+    sin_sin: Tensor
+    sin_cos: Tensor
+    cos_sin: Tensor
+
+    @classmethod
+    def of(
+        cls, box: int, radius_px: float, frequency: Tensor, angle: Tensor, device: torch.device | str
+    ) -> tuple[_Quarter, int]:
+        """Return the waves of rings and angles, and the number of pixels of the disc."""
+        c = torch.arange(min(math.floor(radius_px), box // 2 - 1) + 1)
+        y, x = (grid.flatten() for grid in torch.meshgrid(c, c, indexing="ij"))
+        inside = x * x + y * y <= radius_px * radius_px
+        x, y = x[inside], y[inside]
+        pixel = torch.stack([(box // 2 + sy * y) * box + box // 2 + sx * x for sy in (1, -1) for sx in (1, -1)])
+        share = 1.0 / ((1 + (x == 0).int()) * (1 + (y == 0).int()))
+        quarter = angle[: len(angle) // 2 + 1]
+        turn_x, turn_y = (
+            (2 * math.pi * place.double()[:, None, None] * frequency[:, None] * along).flatten(1).to(device)
+            for place, along in ((x, torch.cos(quarter)), (y, torch.sin(quarter)))
+        )
+        cos_x, sin_x, cos_y, sin_y = (f(turn) for turn in (turn_x, turn_y) for f in (torch.cos, torch.sin))
+        waves = ((a * b).float() for a, b in ((cos_x, cos_y), (sin_x, sin_y), (sin_x, cos_y), (cos_x, sin_y)))
+        return cls(pixel.to(device), share.to(device), *waves), round(4 * float(share.sum()))
 
 
 @dataclass(frozen=True)
@@ -38,6 +83,8 @@ class RingGrid:
         Angles of the stored half circle, from 0 up to (not including) pi; the rest is the conjugate.
     weight : Tensor of shape (R,)
         Weights with which sum_k w_k sum_phi Re[F conj(G)] is the inner product of the two images.
+    n_pixels : int
+        Number of pixels of the disc.
     """
 
     box: int
@@ -46,9 +93,8 @@ class RingGrid:
     frequency: Tensor
     angle_rad: Tensor
     weight: Tensor
-    _pixel: Tensor  # (P,) the disc's pixels: the j-th last lies opposite the j-th
-    _cosine: Tensor  # (P // 2, R * H)
-    _sine: Tensor
+    n_pixels: int
+    _quarter: _Quarter
 
     @classmethod
     def create(
@@ -82,10 +128,7 @@ class RingGrid:
         angle = torch.arange(n_half, dtype=torch.float64) * (math.pi / n_half)
         weight = 2 * frequency * spacing * (math.pi / n_half)
         weight[:3] *= torch.tensor(CENTRE_CORRECTION, dtype=torch.float64)
-        pixel, xy = _disc_pixels(box, radius_px)
-        half = xy[: len(xy) // 2].double()
-        turn = 2 * math.pi * (half @ torch.stack([torch.cos(angle), torch.sin(angle)]))
-        turn = (turn[:, None, :].to(device) * frequency[:, None].to(device)).flatten(1)
+        quarter, n_pixels = _Quarter.of(box, radius_px, frequency, angle, device)
         return cls(
             box=box,
             radius_px=radius_px,
@@ -93,9 +136,8 @@ class RingGrid:
             frequency=frequency.float().to(device),
             angle_rad=angle.float().to(device),
             weight=weight.float().to(device),
-            _pixel=pixel.to(device),
-            _cosine=torch.cos(turn).float(),
-            _sine=-torch.sin(turn).float(),
+            n_pixels=n_pixels,
+            _quarter=quarter,
         )
 
     @property
@@ -107,11 +149,6 @@ class RingGrid:
     def n_half(self) -> int:
         """Number of angles H of the half circle."""
         return len(self.angle_rad)
-
-    @property
-    def n_pixels(self) -> int:
-        """Number of pixels of the disc."""
-        return len(self._pixel)
 
     @property
     def device(self) -> torch.device:
@@ -138,22 +175,30 @@ class RingGrid:
 
     def transform(self, images: Tensor) -> Tensor:
         """Return samples (b, R, H), complex64, of images (b, n, n); pixels outside the disc do not count."""
-        values = images.flatten(1)[:, self._pixel]
-        half = values.shape[1] // 2
-        first, last = values[:, :half], values[:, half + 1 :].flip(1)
-        real = (first + last) @ self._cosine + values[:, half : half + 1]
-        imag = (first - last) @ self._sine
-        return torch.complex(real, imag).unflatten(1, (self.n_rings, self.n_half))
+        q = self._quarter
+        # Columns: (x, y), (-x, y), (x, -y), (-x, -y).
+        a, b, c, d = (images.flatten(1)[:, at] * q.share for at in q.pixel)
+        even, odd = (a + b + c + d) @ q.cos_cos, (a - b - c + d) @ q.sin_sin
+        along_x, along_y = (a - b + c - d) @ q.sin_cos, (a + b - c - d) @ q.cos_sin
+        first, second = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
+        first, second = (s.unflatten(1, (self.n_rings, -1)) for s in (first, second))
+        return torch.cat([first, second[..., 1:-1].flip(-1)], dim=-1)
 
     def image(self, samples: Tensor) -> Tensor:
         """Return images (b, n, n) of samples (b, r, H) on the first r rings, zero outside the disc."""
         rings = samples.shape[1]
-        weighted = (samples * self.weight[:rings, None]).flatten(1)
-        cosine, sine = (m[:, : rings * self.n_half] for m in (self._cosine, self._sine))
-        even, odd = weighted.real @ cosine.T, weighted.imag @ sine.T
-        centre = weighted.real.sum(1, keepdim=True)
-        out = samples.real.new_zeros(len(samples), self.box * self.box)
-        out[:, self._pixel] = torch.cat([even + odd, centre, (even - odd).flip(1)], dim=1)
+        weighted, middle = samples * self.weight[:rings, None], self.n_half // 2
+        first = weighted[..., : middle + 1]
+        second = torch.nn.functional.pad(weighted[..., middle + 1 :].flip(-1), (1, 1))  # at pi - phi
+        both, apart, q = (first + second).flatten(1), (first - second).flatten(1), self._quarter
+        n = rings * (middle + 1)
+        even, odd = both.real @ q.cos_cos[:, :n].T, apart.real @ q.sin_sin[:, :n].T
+        along_x, along_y = apart.imag @ q.sin_cos[:, :n].T, both.imag @ q.cos_sin[:, :n].T
+        out = even.new_zeros(len(samples), self.box * self.box)
+        out[:, q.pixel[0]] = even - odd - along_x - along_y
+        out[:, q.pixel[1]] = even + odd + along_x - along_y
+        out[:, q.pixel[2]] = even + odd - along_x + along_y
+        out[:, q.pixel[3]] = even - odd + along_x + along_y
         return out.unflatten(1, (self.box, self.box))
 
     def phase(self, shift_xy_px: Tensor, rings: int) -> Tensor:
@@ -221,11 +266,3 @@ def ring_spacing(radius_px: float, partner_radius_px: float) -> float:
         Cycles per pixel.
     """
     return 1.0 / (radius_px + partner_radius_px + 4.0)
-
-
-def _disc_pixels(box: int, radius_px: float) -> tuple[Tensor, Tensor]:
-    """Flat index (P,) and (x, y) (P, 2) of the pixels within the radius; opposite pixels mirror the order."""
-    c = torch.arange(box) - box // 2
-    y, x = torch.meshgrid(c, c, indexing="ij")
-    inside = (x * x + y * y <= radius_px * radius_px).flatten().nonzero()[:, 0]
-    return inside, torch.stack([x.flatten()[inside], y.flatten()[inside]], dim=1)
