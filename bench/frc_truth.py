@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ def main() -> int:
             rows += told_and_true(Path(scratch), snr, options)
             print(rows[-1], flush=True)
     result = record("frc-truth", device, rows, particles=options.particles, classes=options.classes, seed=options.seed)
-    name = result["device"].lower().split("(")[0].strip().replace(" ", "-")
+    name = re.sub("[^a-z0-9]+", "-", result["device"].lower()) + (f"-{result['threads']}t" if result["threads"] else "")
     (RESULTS / f"frc-truth-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
