@@ -158,3 +158,20 @@ def test_image_names_that_two_projects_hold_are_said(tmp_path: Path, monkeypatch
     (warning,) = open_particles(star).warnings
     assert "is there twice: the one of the current folder is taken" in warning.what
     assert str(tmp_path / "b" / "Extract" / "p.mrcs") in warning.what
+
+
+def test_image_names_datadir_that_holds_none_of_them_is_refused(tmp_path: Path) -> None:
+    """It was left aside without a word where the names led to images elsewhere."""
+    stack(tmp_path / "p.mrcs", 4)
+    star = write(tmp_path / "p.star", rows(4))
+    (tmp_path / "other").mkdir()
+    for datadir, words in (
+        (tmp_path / "gone", "there is no such folder"),
+        (tmp_path / "p.mrcs", "it is no folder"),
+        (tmp_path / "other", "does not hold the image files"),
+    ):
+        with pytest.raises(RalibError, match=words):
+            open_particles(star, datadir=datadir)
+    stack(tmp_path / "other" / "p.mrcs", 4, seed=7)
+    found = open_particles(star, datadir=tmp_path / "other").images.read(np.arange(4))
+    assert np.array_equal(found, open_particles(tmp_path / "other" / "p.mrcs").images.read(np.arange(4)))

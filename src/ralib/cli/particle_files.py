@@ -80,6 +80,8 @@ def check_output(out: Path) -> None:
 
     if out.suffix.lower() not in (".star", ".mrcs", ".mrc", ".hdf"):
         raise RalibError(f"{out}: particles are written as .star, .mrcs or .hdf")
+    if not out.absolute().parent.is_dir():
+        raise RalibError(f"{out}: there is no folder {out.absolute().parent}: make it first")
     check_writable_name(out)
 
 

@@ -19,8 +19,9 @@ _FORMAT = re.compile(r"(.+\.[A-Za-z0-9]+):[A-Za-z]{2,5}")  # Xmipp's and Scipion
 def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None) -> list[Path]:
     """Find the file of each name.
 
-    A name is searched as it is: below `datadir` where that is given, from the current folder (where RELION runs), from
-    the folder of the particle file (also of the target of a symbolic link), and from those above it (a job folder lies
+    A name is searched as it is: below `datadir` where that is given (it must hold one at least), from the current
+    folder (where RELION runs), from the folder of the particle file (also of the target of a symbolic link), and from
+    those above it (a job folder lies
     inside its project). Where none of the names is found, all are searched by their base names, in `datadir` or beside
     the particle file, but only where no two names would become one file.
 
@@ -46,9 +47,18 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
     names = list(names)
     folder = Path(datadir) if datadir is not None else None
     if folder is not None:
+        if not folder.is_dir():
+            raise RalibError(
+                f"`datadir` {folder}: {'it is no folder' if folder.exists() else 'there is no such folder'}"
+            )
         within = [_first_file(folder / n for n in _spellings(name)) for name in names]
-        if not any(within) and (flat := _by_base_name(names, folder, beside)) is not None:
-            return flat
+        if not any(within):
+            if (flat := _by_base_name(names, folder, beside)) is not None:
+                return flat
+            raise RalibError(
+                f"`datadir` {folder} does not hold the image files that {beside} names, such as {names[0]!r}: give the "
+                "folder from which these names count, or leave it out"
+            )
     else:
         within = [None] * len(names)
     parents = parents_of(beside)

@@ -13,7 +13,7 @@ from ralib.io.relion import joined_table
 from ralib.types import ParticleSet, RalibError
 
 MICROGRAPH_PIXEL = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
-OPTIONS = "`distance_A`, `remove_duplicates_A` and `recenter`"
+OPTIONS = "`remove_duplicates_A` and `recenter`"
 
 
 @dataclass(frozen=True)
