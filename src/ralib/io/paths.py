@@ -21,9 +21,8 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
 
     A name is searched as it is: below `datadir` where that is given (it must hold one at least), from the current
     folder (where RELION runs), from the folder of the particle file (also of the target of a symbolic link), and from
-    those above it (a job folder lies
-    inside its project). Where none of the names is found, all are searched by their base names, in `datadir` or beside
-    the particle file, but only where no two names would become one file.
+    those above it (a job folder lies inside its project). Where none of the names is found, all are searched by their
+    base names, in `datadir` or beside the particle file, but only where no two names would become one file.
 
     Parameters
     ----------
