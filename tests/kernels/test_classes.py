@@ -38,7 +38,13 @@ def found_by(form: ModuleType, *given: object, **options: int) -> tuple[torch.Te
 @pytest.mark.parametrize("liked", [False, True])
 @pytest.mark.parametrize(
     ("b", "k", "n_orders", "n_half", "n_shifts", "mirror"),
-    [(16, 2, 16, 32, 1, False), (19, 3, 21, 40, 4, True), (40, 1, 7, 16, 2, True), (5, 2, 35, 56, 3, False)],
+    [
+        (16, 2, 16, 32, 1, False),
+        (19, 3, 21, 40, 4, True),
+        (40, 1, 7, 16, 2, True),
+        (5, 2, 35, 56, 3, False),
+        (20, 1, 70, 136, 2, True),
+    ],
 )
 def test_best_in_classes_triton_agrees_with_reference(
     b: int, k: int, n_orders: int, n_half: int, n_shifts: int, mirror: bool, liked: bool

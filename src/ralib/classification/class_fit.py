@@ -123,7 +123,7 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     powers = torch.stack([ring_power(h) for h in halves])  # (2, k, r)
     typical = weighted_median(powers.mean(0), state.members)
     round_mean = weighted_median((halves[0] + halves[1])[:, :, 0].real / 2, state.members)
-    places, most = _Places.of(model, rings), 256 if model.field.grid.device.type == "cpu" else 1024
+    places, most = _Places.of(model, rings), 256 if model.field.grid.device.type == "cpu" else model.at_once
     chunk = samples_at_once(model.field.grid, rings, most, model.budget.step_bytes)
     columns = []
     for part, some in model.parts(rings):

@@ -658,7 +658,8 @@ class Model:
         references = self.references(state, rings)
         use = self.field.typical
         scale = torch.where(use, state.scale, 0.0)[:, None]
-        chunk = samples_at_once(self.field.grid, rings, 1024, self.budget.step_bytes)
+        most = 1024 if self.field.grid.device.type == "cpu" else self.at_once
+        chunk = samples_at_once(self.field.grid, rings, most, self.budget.step_bytes)
         found = self.ring_crosses(references, state, chunk)
         cross = self.shard.sum(scale * (found - state.own.share[:, :rings]))
         power = self.field.spectra.power[:, :rings] * ring_power(references)[state.class_index]

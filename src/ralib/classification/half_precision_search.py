@@ -10,6 +10,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
@@ -20,6 +21,9 @@ from ralib.runtime.chunks import row_chunks
 
 CROSS_BYTES, ROWS_BYTES, COLUMNS_BYTES = 2**29, 2**27, 2**29
 """In half precision: of the cross spectra and the shifted templates of the classes scored at once, and of particles."""
+
+ALIGNED = 8
+"""The length of a product's sums is a multiple of this: others take the library's slow kernels (twice the time)."""
 
 OWN_AT_ONCE, OWN_BYTES = 64, 2**28
 """Particles of one class that `places_in_own_class` compares at once, and bytes of the cross spectra of such groups."""
@@ -169,22 +173,23 @@ def half_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, 
 
     Returns
     -------
-    Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
-        Rows over the height of their class.
+    Tensor of shape (m, k * S * 4 or k * S * 2, c)
+        Rows over the height of their class; c is 2 r, filled up with zeros to a multiple of ALIGNED.
     Tensor of shape (k,)
         Heights.
     """
     k, _, n_orders = references.shape
     rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
     height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
-    return (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).half(), height
+    scaled = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).half()
+    return pad(scaled, (0, -rows.shape[2] % ALIGNED)), height
 
 
 def _half_columns(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns (m, 2 r, b) of the scoring product in half precision, of unit norm, and what the norms were (b,)."""
+    """Columns (m, c, b) of the scoring product in half precision, of unit norm, and what the norms were (b,)."""
     _, rings, n_orders = references.shape
     x = grid.orders_of(data[:, :rings] * grid.phase(origin_xy_px, rings), n_orders)
     parts = torch.view_as_real(x)
     strength = torch.linalg.vector_norm(parts.flatten(1), dim=1).clamp_min(1e-30)
     scaled = parts.permute(2, 3, 1, 0) / strength
-    return scaled.half().flatten(1, 2).contiguous(), strength
+    return pad(scaled.half().flatten(1, 2), (0, 0, 0, -2 * rings % ALIGNED)).contiguous(), strength

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,11 @@ the statistics of the class average."""
 LEAST_SHARE = 0.02
 """Share of junk that every set is taken to have at least."""
 
-MEDIAN_OF = 100_000
+MEDIAN_OF = 20_000
 """Particles, at least, that medians are taken of where there are more: right to a hundredth of a deviation."""
+
+BISECTIONS = 20
+"""Halvings of the interval in which the share of junk lies: it is then known to a millionth."""
 
 FARTHEST, LEAST_SPREAD = 20.0, 0.02
 """Deviations are cut off at this many standard deviations, which are never taken to be smaller than this."""
@@ -239,11 +243,18 @@ def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
     index, own = evidence.index, evidence.own
     deviation = deviations(own, typical & (index >= 0))
     middle = np.zeros((max(len(evidence.classes), 1), own.shape[1]), np.float32)
-    for k in np.unique(index[index >= 0]):
-        middle[k] = np.median(deviation[index == k], axis=0)
+    for k, members in _by_class(index):
+        middle[k] = np.median(deviation[members], axis=0)
     at = np.maximum(index, 0)
     direct = own[:, len(IMAGE_NAMES) :]
     return np.concatenate([direct, deviation, middle[at], evidence.classes[at]], axis=1).astype(np.float32)
+
+
+def _by_class(index: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Iterate over the classes that have members, and the rows of these."""
+    order = np.argsort(index, kind="stable")
+    classes, first = np.unique(index[order], return_index=True)
+    yield from ((int(k), rows) for k, rows in zip(classes, np.split(order, first[1:]), strict=True) if k >= 0)
 
 
 def junk_log_odds(
@@ -285,7 +296,8 @@ def junk_log_odds(
 def with_own_prior(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.ndarray:
     """Correct log-odds for a set with less junk than the training data.
 
-    The share of junk that explains the odds of this set best is found by expectation maximisation. It is only lowered:
+    The share of junk that explains the odds of this set best, the fixed point of expectation maximisation, is found by
+    bisection. It is only lowered:
     where much is junk the odds show it by themselves, and a share that rises on weak ones diverges.
 
     Parameters
@@ -308,12 +320,17 @@ def with_own_prior(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.nda
     simple procedure", Neural Comput. 14, 21-41.
     """
     there = odds[usable] - _log_odds(prior)
-    share = prior
-    for _ in range(200):
-        found = float(np.clip((1 / (1 + np.exp(-(there + _log_odds(share))))).mean(), LEAST_SHARE, prior))
-        if abs(found - share) < 1e-5:
-            break
-        share = found
+
+    def rises(share: float) -> bool:
+        """Whether a step of expectation maximisation from this share leads to a higher one."""
+        return float((1 / (1 + np.exp(-(there + _log_odds(share))))).mean()) > share
+
+    least, share = LEAST_SHARE, prior
+    if len(there) and not rises(prior):
+        # The likelihood is concave in the share: the steps change their direction where it is largest, and only there.
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (least + share)
+            least, share = (middle, share) if rises(middle) else (least, middle)
     return odds + _log_odds(share) - _log_odds(prior)
 
 

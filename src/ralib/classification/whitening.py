@@ -24,8 +24,8 @@ from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
-from ralib.particles.batches import AT_ONCE, ParticleBatches
-from ralib.runtime.chunks import in_gpu_chunks
+from ralib.particles.batches import AT_ONCE, Batch, ParticleBatches
+from ralib.runtime.chunks import gpu_chunks, in_gpu_chunks
 from ralib.types import CtfParameters, CtfState, ParticleSet
 
 MASK_MARGIN = 1.25
@@ -299,13 +299,10 @@ def _read(
     features = torch.zeros(n, len(FEATURES), device=grid.device)
     usable = torch.ones(n, dtype=torch.bool, device=grid.device)
     for batch in batches:
-        images = _with_noise(batch.images)
-        if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
-            images = images * _gain(particles, batch.index, batch.usable)
-        samples = in_gpu_chunks(grid.transform, fourier_resize(images, grid.box), AT_ONCE)
-        rows = batch.rows_from(batches.rows.start)
-        power[rows] = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
-        features[rows] = image_features(images)
+        rows, b = batch.rows_from(batches.rows.start), len(batch.index)
+        cuts = gpu_chunks(b, AT_ONCE, grid.device)
+        found = zip(*(_sampled(particles, batch, cut, grid, scale, ctf) for cut in cuts), strict=True)
+        samples, power[rows], features[rows] = (torch.cat(parts)[:b] for parts in found)
         usable[rows] = batch.usable
         if isinstance(data, SpectraWriter):
             passed[rows] = _write(data, samples, _transfers(particles, batch.rows, grid, scale, batch.usable, ctf))
@@ -314,6 +311,24 @@ def _read(
     # What is usual follows from all images together.
     outliers = find_outliers(shard.gather(features), shard.gather(usable))
     return _Samples(data, power, passed, usable, outliers[shard.rows])
+
+
+def _sampled(
+    particles: ParticleSet, batch: Batch, cut: slice | Tensor, grid: RingGrid, scale: float, ctf: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples (b, R, H), their power (b, R) and the features (b, f) of some images of a batch."""
+    images = _with_noise(batch.images[cut])
+    if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
+        index = batch.index[cut if isinstance(cut, slice) else cut.cpu().numpy()]
+        images = images * _gain(particles, index, batch.usable[cut])
+    samples = grid.transform(fourier_resize(images, grid.box))
+    power = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
+    return samples, power, image_features(images)
+
+
+def _mean_square(transfer: Tensor) -> Tensor:
+    """Mean square (b, R) over the angles of a CTF (b, R, A)."""
+    return in_gpu_chunks(lambda part: part.square().mean(-1), transfer, AT_ONCE)
 
 
 def _write(writer: SpectraWriter, samples: Tensor, transfers: _Transfers | None) -> Tensor | float:
@@ -326,7 +341,7 @@ def _write(writer: SpectraWriter, samples: Tensor, transfers: _Transfers | None)
         cut = slice(first, first + 1024)
         transfer = transfers.of(cut)
         writer.add(samples[cut] * transfers.left(cut, transfer))
-        passed.append(transfer.square().mean(-1))
+        passed.append(_mean_square(transfer))
     return torch.cat(passed)
 
 
@@ -358,15 +373,13 @@ def _whitened(
     if isinstance(data, SpectraWriter):
         spectra = data.done(weight, power * samples.passed)
     else:
-        # Evenly: a sum of very few rows may be rounded otherwise.
-        size = AT_ONCE if grid.device.type == "cpu" else -(-n // -(-max(1, n) // AT_ONCE))
-        for first in range(0, n, size or 1):
-            cut = slice(first, first + size)
+        for first in range(0, n, AT_ONCE):
+            cut = slice(first, first + AT_ONCE)
             data[cut] *= weight[cut, :, None]
             if transfers is not None:
                 transfer = transfers.of(cut)
                 data[cut] *= transfers.left(cut, transfer)
-                power[cut] *= transfer.square().mean(-1)
+                power[cut] *= _mean_square(transfer)
         spectra = Spectra(data, power)
     if passed is not None:
         usual = shard.sum(torch.from_numpy(passed), most=1.0) / shard.n
@@ -426,7 +439,7 @@ class _Transfers:
         passed = np.ones((len(multiplied), self.grid.n_rings))
         for first in range(0, len(multiplied), 1024):
             cut = slice(first, first + 1024)
-            mean = self.of(cut).square().mean(-1).double().cpu().numpy()
+            mean = _mean_square(self.of(cut)).double().cpu().numpy()
             passed[cut] = np.where(multiplied[cut, None], mean, 1.0)
         return passed
 

@@ -19,68 +19,65 @@ PROGRAMS = 1024
 
 
 @triton.jit(
-    do_not_specialize=["n_orders", "n_pairs", "n_classes", "n_columns", "n_half", "n_angle_blocks"],
+    do_not_specialize=["n_orders", "n_pairs", "n_classes", "n_columns", "n_half"],
     do_not_specialize_on_alignment=["height", "strength", "favour", "origin", "value", "psi", "place", "mirror"],
 )
 def _best_in_classes(
     cross, cosine, sine, height, strength, favour, shift, origin, value, psi, place, mirror,
-    n_orders, n_pairs, n_particles, n_classes, n_columns, n_half, n_angle_blocks,
+    n_orders, n_pairs, n_particles, n_classes, n_columns, n_half,
     FLIPS: tl.constexpr, HAS_FAVOUR: tl.constexpr, WHOLE: tl.constexpr, OWN: tl.constexpr,
-    N_ORDER_BLOCKS: tl.constexpr, ORDERS: tl.constexpr, ANGLES: tl.constexpr, PARTICLES: tl.constexpr,
+    N_ANGLE_BLOCKS: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr,
+    ORDERS: tl.constexpr, ANGLES: tl.constexpr, PARTICLES: tl.constexpr,
 ):  # fmt: skip
     """One program: all poses of a block of particles in one class.
 
-    Products are (angles, orders) @ (orders, particles). The best pair so far is kept for each angle and particle, and
-    angles are compared only in the end.
+    Products are (angles, orders) @ (orders, particles). The tables of cosines and sines stay, and the spectra of pair
+    after pair pass by; the best pair so far is kept for each angle and particle, and angles are compared in the end.
     """
     k = tl.program_id(1)
     b = tl.program_id(0) * PARTICLES + tl.arange(0, PARTICLES)
     here = b < n_particles
     m = tl.arange(0, ORDERS)
-    a = tl.arange(0, ANGLES)
     # Where classes have particles of their own these follow each other, class by class.
     row = k * n_particles + b if OWN else b
     scale = tl.maximum(tl.load(height + k) * tl.load(strength + row, mask=here, other=1.0), 1e-30)
     column = cross + (k.to(tl.int64) * n_pairs * 2) * n_particles + b
     order_stride = tl.cast(n_classes, tl.int64) * n_pairs * 2 * n_particles
     best = tl.full((ANGLES, PARTICLES), float("-inf"), tl.float32)
-    mark = tl.zeros((ANGLES, PARTICLES), tl.int32)
-    for p in range(n_pairs):
-        xs, ys = (), ()
+    pose = tl.zeros((ANGLES, PARTICLES), tl.int32)  # 2 (pair n_half + angle), and 1 where the angle is negative
+    for j in tl.static_range(N_ANGLE_BLOCKS):
+        # Angles beyond the last repeat it.
+        angle = tl.minimum(j * ANGLES + tl.arange(0, ANGLES), n_half - 1)
+        cos, sin = (), ()
         for i in tl.static_range(N_ORDER_BLOCKS):
             order = i * ORDERS + m
-            inside = (order < n_orders)[:, None]
-            if not WHOLE:
-                inside = inside & here[None, :]
-            at = column[None, :] + order[:, None] * order_stride
-            xs = xs + (tl.load(at, mask=inside, other=0.0),)  # noqa: RUF005  Triton has no starred tuples
-            ys = ys + (tl.load(at + n_particles, mask=inside, other=0.0),)  # noqa: RUF005
-        for j in range(n_angle_blocks):
-            # Angles beyond the last repeat it.
-            angle = tl.minimum(j * ANGLES + a, n_half - 1)
+            entry = angle[:, None] * n_orders + order[None, :]
+            cos = cos + (tl.load(cosine + entry, mask=(order < n_orders)[None, :], other=0.0),)  # noqa: RUF005
+            sin = sin + (tl.load(sine + entry, mask=(order < n_orders)[None, :], other=0.0),)  # noqa: RUF005
+        for p in range(n_pairs):
             even = tl.zeros((ANGLES, PARTICLES), tl.float32)
             odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
             for i in tl.static_range(N_ORDER_BLOCKS):
                 order = i * ORDERS + m
-                entry = angle[:, None] * n_orders + order[None, :]
-                co = tl.load(cosine + entry, mask=(order < n_orders)[None, :], other=0.0)
-                si = tl.load(sine + entry, mask=(order < n_orders)[None, :], other=0.0)
-                even = tl.dot(co, xs[i], even)
-                odd = tl.dot(si, ys[i], odd)
+                inside = (order < n_orders)[:, None]
+                if not WHOLE:
+                    inside = inside & here[None, :]
+                at = column[None, :] + order[:, None] * order_stride + p * 2 * n_particles
+                even = tl.dot(cos[i], tl.load(at, mask=inside, other=0.0), even)
+                odd = tl.dot(sin[i], tl.load(at + n_particles, mask=inside, other=0.0), odd)
             score = even + tl.abs(odd)
             if HAS_FAVOUR:
                 score += (tl.load(favour + p // FLIPS) / scale)[None, :]
+            number = (2 * (p * n_half + angle))[:, None]
+            number = tl.where(odd < 0, number + 1, number)
             better = score > best
-            number = (p * n_angle_blocks + j) * 2
-            mark = tl.where(better, tl.where(odd < 0, number + 1, number), mark)
+            if N_ANGLE_BLOCKS > 1:
+                better = better | ((score == best) & (number < pose))
+            pose = tl.where(better, number, pose)
             best = tl.where(better, score, best)
-        column += 2 * n_particles
     top = tl.max(best, axis=0)
-    block = mark // 2
-    angle = tl.minimum(block % n_angle_blocks * ANGLES + a[:, None], n_half - 1)
-    # The lowest pose among equals, so that the answer does not depend on the blocks.
-    code = ((block // n_angle_blocks) * n_half + angle) * 2 + mark % 2
-    code = tl.min(tl.where(best == top[None, :], code, 2147483647), axis=0)
+    # The first pose among equals, so that the answer does not depend on the blocks.
+    code = tl.min(tl.where(best == top[None, :], pose, 2147483647), axis=0)
     pair = code // 2 // n_half
     flipped = pair % FLIPS
     top *= scale
@@ -109,23 +106,26 @@ def best_in_classes(
     out: tuple[Tensor, ...],
     favour: Tensor | None = None,
     *,
-    angles: int = 16,
-    orders: int = 16,
-    particles: int | None = None,
+    angles: int | None = None,
+    orders: int | None = None,
+    particles: int = 32,
     num_warps: int = 4,
+    num_stages: int = 3,
 ) -> None:
     """Find the best pose of particles in every class; see `reference.best_in_classes`."""
     n_orders, _, b = cross.shape
     n_half, k = len(grid.cosine), len(height)
     value, psi, place, mirror = out
-    particles = particles or (128 if b > 64 else 64)
+    angles = angles or (64 if n_half <= 64 else 128)
+    orders = orders or (32 if n_orders <= 32 else 64)
     _best_in_classes[(triton.cdiv(b, particles), k)](
         cross, grid.cosine, grid.sine, height, strength, strength if favour is None else favour, grid.shifts_xy_px,
         origin_xy_px.contiguous(), value, psi, place, mirror.view(torch.int8),
-        n_orders, grid.n_pairs, b, k, value.stride(0), n_half, triton.cdiv(n_half, angles),
+        n_orders, grid.n_pairs, b, k, value.stride(0), n_half,
         FLIPS=grid.flips, HAS_FAVOUR=favour is not None, WHOLE=b % particles == 0, OWN=strength.ndim == 2,
-        N_ORDER_BLOCKS=triton.cdiv(n_orders, orders), ORDERS=orders, ANGLES=angles, PARTICLES=particles,
-        num_warps=num_warps,
+        N_ANGLE_BLOCKS=triton.cdiv(n_half, angles), N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
+        ORDERS=orders, ANGLES=angles, PARTICLES=particles,
+        num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
 
 
