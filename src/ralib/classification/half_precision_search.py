@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import n_rotations, shifted_templates
+from ralib.images.row_sums import row_mean
 from ralib.kernels.classes import PoseGrid, best_in_classes
 from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.chunks import row_chunks
@@ -190,6 +191,6 @@ def _half_columns(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, references
     _, rings, n_orders = references.shape
     x = grid.orders_of(data[:, :rings] * grid.phase(origin_xy_px, rings), n_orders)
     parts = torch.view_as_real(x)
-    strength = torch.linalg.vector_norm(parts.flatten(1), dim=1).clamp_min(1e-30)
+    strength = torch.sqrt(row_mean(parts.flatten(1).square()) * (2 * rings * n_orders)).clamp_min(1e-30)
     scaled = parts.permute(2, 3, 1, 0) / strength
     return pad(scaled.half().flatten(1, 2), (0, 0, 0, -2 * rings % ALIGNED)).contiguous(), strength

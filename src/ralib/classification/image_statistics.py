@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ralib.images.fourier import frequency_radius, squared
 from ralib.images.masks import soft_disc
+from ralib.images.row_sums import row_mean, row_sd
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.chunks import gpu_chunks
 
@@ -99,8 +100,8 @@ def image_statistics(images: Tensor, radius_px: float) -> Tensor:
     extremes += [fine.flatten(1).amax(1), -fine.flatten(1).amin(1)]
     logs = torch.log(torch.cat([*powers, torch.stack(extremes, dim=1).clamp_min(1e-3)], dim=1))
     pixels = images.flatten(1)
-    spread = pixels.std(1).clamp_min(1e-6)
-    kurtosis = ((pixels - pixels.mean(1, keepdim=True)) / spread[:, None]).pow(4).mean(1)
+    spread = row_sd(pixels).clamp_min(1e-6)
+    kurtosis = row_mean(((pixels - row_mean(pixels)[:, None]) / spread[:, None]).pow(4))
     return torch.cat(
         [*_in_order(logs), _sides(coarse, far)[:, None], torch.log(kurtosis.clamp_min(1e-3))[:, None]], dim=1
     )
@@ -128,9 +129,9 @@ def _band_powers(images: Tensor, region: Tensor, frequency: Tensor) -> Tensor:
     columns = []
     for low, high in itertools.pairwise(edges):
         band = (frequency >= low) & (frequency < high)
-        columns.append(power[:, band].mean(1) if band.any() else power.mean((1, 2)))
+        columns.append(row_mean(power[:, band] if band.any() else power.flatten(1)))
     top = frequency >= 0.7 * frequency.max() / 2**0.5
-    return torch.stack([*columns, power[:, top].mean(1)], dim=1).clamp_min(1e-12)
+    return torch.stack([*columns, row_mean(power[:, top])], dim=1).clamp_min(1e-12)
 
 
 def _sides(coarse: Tensor, far: Tensor) -> Tensor:
@@ -138,5 +139,5 @@ def _sides(coarse: Tensor, far: Tensor) -> Tensor:
     n = coarse.shape[-1]
     c = torch.arange(n, device=coarse.device, dtype=torch.float32) - n // 2
     sector = ((torch.atan2(c[:, None], c[None, :]) + torch.pi) / (torch.pi / 4)).long() % 8
-    means = torch.stack([coarse[:, far & (sector == s)].mean(1) for s in range(8)], dim=1)
+    means = torch.stack([row_mean(coarse[:, far & (sector == s)]) for s in range(8)], dim=1)
     return means.amax(1) - means.amin(1)

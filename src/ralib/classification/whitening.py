@@ -24,6 +24,7 @@ from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
+from ralib.images.row_sums import row_sd
 from ralib.particles.batches import AT_ONCE, Batch, ParticleBatches
 from ralib.runtime.chunks import gpu_chunks, in_gpu_chunks
 from ralib.types import CtfParameters, CtfState, ParticleSet
@@ -458,10 +459,10 @@ def _no_cleaner(power: Tensor, images: Tensor) -> Tensor:
 
     White noise of that power is assumed where a mask has made the background exactly 0.
     """
-    least = (CLEANEST * images.flatten(1).std(1)).square()[:, None]
+    least = (CLEANEST * row_sd(images.flatten(1))).square()[:, None]
     return torch.where(power.mean(1, keepdim=True) < least, least, power)
 
 
 def _with_noise(images: Tensor) -> Tensor:
     """Images whose background is no cleaner than a thirtieth of the image: a likelihood weighs against noise."""
-    return images / (CLEANEST * images.flatten(1).std(dim=1)).clamp_min(1.0)[:, None, None]
+    return images / (CLEANEST * row_sd(images.flatten(1))).clamp_min(1.0)[:, None, None]

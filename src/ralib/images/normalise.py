@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ralib.images.row_sums import row_sd
 from ralib.types import RalibError
 
 LARGE_OFFSET_SD = 100.0
@@ -80,7 +81,7 @@ def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None
     # Least squares by the pseudo-inverse of the plane's three functions, one matrix product for all images.
     fit = images[:, outside] @ torch.linalg.pinv(plane[:, outside])
     flat = images - torch.einsum("bc,chw->bhw", fit, plane)
-    return divided_by_sd(flat, flat[:, outside].std(1), raw)
+    return divided_by_sd(flat, row_sd(flat[:, outside]), raw)
 
 
 def divided_by_sd(

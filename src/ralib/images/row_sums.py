@@ -1,0 +1,31 @@
+"""Means and deviations of rows that have the same bits wherever in memory a row begins.
+
+A GPU adds up a row four values at a time from the first multiple of 16 bytes: rows of an odd number of values, as the
+pixels of a region, would be rounded otherwise from one place in a batch to another.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+VALUES = 4
+"""Single-precision values in 16 bytes."""
+
+
+def row_mean(values: Tensor) -> Tensor:
+    """Return the mean (b,) of rows (b, n), n > 0."""
+    return values.mean(1) if values.device.type == "cpu" else _aligned(values).sum(1) / values.shape[1]
+
+
+def row_sd(values: Tensor) -> Tensor:
+    """Return the standard deviation (b,) of rows (b, n), n > 1, with n - 1 degrees of freedom."""
+    if values.device.type == "cpu":
+        return values.std(1)
+    apart = values - row_mean(values)[:, None]
+    return torch.sqrt(_aligned(apart.square()).sum(1) / (values.shape[1] - 1))
+
+
+def _aligned(values: Tensor) -> Tensor:
+    """Rows (b, n) with zeros at their ends, so that each begins at a multiple of 16 bytes."""
+    return torch.nn.functional.pad(values, (0, -values.shape[1] % VALUES))
