@@ -106,7 +106,7 @@ def oracle(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def compare(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> tuple[float, float, float]:
-    """Share of the same class, fraction by which log-likelihoods are lower, share of those of other classes not lower."""
+    """Share of the same class, fraction by which log-likelihoods are lower, share of the others that are higher."""
     other = expected[0] != found[0]
     total = expected[1].double().sum()
     off = (total - found[1].double().sum()) / total

