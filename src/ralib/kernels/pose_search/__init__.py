@@ -57,11 +57,11 @@ def shifted_parts(
 
 
 def rotational_max(
-    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None, *, rough: bool = False
+    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`."""
     form = implementation("pose_search", spectra)
-    best: tuple[Tensor, Tensor] = form.rotational_max(spectra, cosine, sine, penalty, rough=rough)
+    best: tuple[Tensor, Tensor] = form.rotational_max(spectra, cosine, sine, penalty)
     return best
 
 

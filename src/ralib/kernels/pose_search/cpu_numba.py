@@ -25,7 +25,7 @@ GROUP = 8
 
 
 def rotational_max(
-    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None, *, rough: bool = False
+    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
 

@@ -122,7 +122,6 @@ def rotational_max(
     pairs: int | None = None,
     num_warps: int = 4,
     num_stages: int = 3,
-    rough: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
 
@@ -147,7 +146,7 @@ def rotational_max(
         N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
         PARTICLES=particles,
         PAIRS=pairs,
-        PRECISION="ieee" if spectra.dtype == torch.float32 and not rough else "tf32",
+        PRECISION="ieee" if spectra.dtype == torch.float32 else "tf32",
         num_warps=num_warps,
         num_stages=num_stages,
     )  # fmt: skip

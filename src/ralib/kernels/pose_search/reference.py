@@ -197,7 +197,7 @@ def angular_tables(orders: Tensor, n_half: int, *, dtype: torch.dtype) -> tuple[
 
 
 def rotational_max(
-    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None, *, rough: bool = False
+    spectra: Tensor, cosine: Tensor, sine: Tensor, penalty: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over positive and over negative rotations of each cross spectrum.
 
@@ -212,8 +212,6 @@ def rotational_max(
         See `angular_tables`.
     penalty : Tensor of shape (p, 2, n_half), optional
         Added to S(+psi) and S(-psi) of pairing g from row g mod p; minus infinity excludes a rotation.
-    rough : bool, default False
-        Whether products may round their factors to 11 bits (TF32) where the device supports it.
 
     Returns
     -------
