@@ -69,6 +69,20 @@ def test_best_in_classes_triton_agrees_with_reference(
         assert not torch.equal(free[2], expected[2]), "the favour changes the winner"
 
 
+def test_best_in_classes_blocks_fit_every_card() -> None:
+    """An H100's shared memory, an A100's, that of a GeForce and of the oldest cards, with up to 1,000 orders."""
+    from ralib.kernels.classes.gpu_triton import RESERVED_BYTES, blocks
+
+    for shared in (227 * 1024, 163 * 1024, 99 * 1024, 64 * 1024):
+        for n_orders in range(1, 1001, 7):
+            angles, orders, stages = blocks(12 * n_orders // 8, n_orders, 32, shared)
+            whole = -(-n_orders // orders) * orders
+            taken = 2 * 2 * whole * angles + 2 * 2 * whole * 32 * stages
+            assert taken + RESERVED_BYTES <= shared or (angles, stages) == (16, 1)
+    assert blocks(88, 58, 32, 227 * 1024) == (128, 64, 3)
+    assert blocks(384, 256, 32, 227 * 1024) == (64, 64, 3)
+
+
 @in_interpreter
 def test_best_in_classes_of_own_particles_is_that_of_each_class() -> None:
     from ralib.kernels.classes import gpu_triton

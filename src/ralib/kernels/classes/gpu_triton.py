@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,12 @@ __all__ = ["best_in_classes", "best_poses", "class_prices", "thin"]
 
 PROGRAMS = 1024
 """Programs that share the particles: a few for each multiprocessor."""
+
+BLOCKS = (128, 3), (64, 3), (64, 2), (32, 2), (16, 2), (16, 1)
+"""Angles at once, and spectra on their way, of `best_in_classes`: the fastest first, and what needs less memory."""
+
+RESERVED_BYTES = 8192
+"""Of a multiprocessor's shared memory: what maxima and changes of layout take."""
 
 
 @triton.jit(
@@ -97,6 +105,44 @@ def _best_in_classes(
     tl.store(mirror + to, flipped.to(tl.int8), mask=here)
 
 
+def blocks(n_half: int, n_orders: int, particles: int, shared_bytes: int) -> tuple[int, int, int]:
+    """Return the angles and orders at once and the spectra on their way that a card's shared memory has room for.
+
+    It holds the tables of cosines and sines of a block of angles, and the spectra of some pairs.
+
+    Parameters
+    ----------
+    n_half : int
+        Number of rotations.
+    n_orders : int
+        Number of angular orders.
+    particles : int
+        Particles of a program.
+    shared_bytes : int
+        Shared memory that a program may have.
+
+    Returns
+    -------
+    tuple of int
+        Angles, orders and spectra.
+    """
+    orders = 32 if n_orders <= 32 else 64
+    for angles, stages in BLOCKS:
+        taken = 4 * orders * triton.cdiv(n_orders, orders) * (angles + stages * particles) + RESERVED_BYTES
+        if taken <= shared_bytes and (angles <= 64 or n_half > 64):
+            return angles, orders, stages
+    return 16, 16, 1
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have; the interpreter, without a card, has all it needs."""
+    if device.type == "cpu":
+        return 2**30
+    card = torch.cuda.get_device_properties(device)
+    return int(getattr(card, "shared_memory_per_block_optin", card.shared_memory_per_block))
+
+
 def best_in_classes(
     cross: Tensor,
     height: Tensor,
@@ -106,18 +152,14 @@ def best_in_classes(
     out: tuple[Tensor, ...],
     favour: Tensor | None = None,
     *,
-    angles: int | None = None,
-    orders: int | None = None,
     particles: int = 32,
     num_warps: int = 4,
-    num_stages: int = 3,
 ) -> None:
     """Find the best pose of particles in every class; see `reference.best_in_classes`."""
     n_orders, _, b = cross.shape
     n_half, k = len(grid.cosine), len(height)
     value, psi, place, mirror = out
-    angles = angles or (64 if n_half <= 64 else 128)
-    orders = orders or (32 if n_orders <= 32 else 64)
+    angles, orders, stages = blocks(n_half, n_orders, particles, _shared_bytes(cross.device))
     _best_in_classes[(triton.cdiv(b, particles), k)](
         cross, grid.cosine, grid.sine, height, strength, strength if favour is None else favour, grid.shifts_xy_px,
         origin_xy_px.contiguous(), value, psi, place, mirror.view(torch.int8),
@@ -125,7 +167,7 @@ def best_in_classes(
         FLIPS=grid.flips, HAS_FAVOUR=favour is not None, WHOLE=b % particles == 0, OWN=strength.ndim == 2,
         N_ANGLE_BLOCKS=triton.cdiv(n_half, angles), N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
         ORDERS=orders, ANGLES=angles, PARTICLES=particles,
-        num_warps=num_warps, num_stages=num_stages,
+        num_warps=num_warps, num_stages=stages,
     )  # fmt: skip
 
 
