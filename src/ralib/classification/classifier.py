@@ -551,7 +551,7 @@ class Classifier(ClusterEstimator):
         share = 100 * outliers / len(particles)
         return [
             f"{found}: {how}",
-            *([str(field.plan)] if field.plan.told else []),
+            *([str(field.plan)] if field.plan.reported else []),
             f"{outliers} images ({share:.1f}%) are outliers by their spectrum, brightest pixel or gradient: no class "
             "begins from them, and no average holds them",
         ]

@@ -146,8 +146,8 @@ def measure_radius(
 def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget) -> Measured:
     n, device = len(field.usable), field.grid.device
     half = (torch.arange(n) % 2).to(device)
-    nobody = torch.zeros(n, dtype=torch.bool, device=device)
-    model = Model(field, Shard.of_all(n), half, nobody, 0.3, mirror, search_px * field.scale, budget=budget)
+    none = torch.zeros(n, dtype=torch.bool, device=device)
+    model = Model(field, Shard.of_all(n), half, none, 0.3, mirror, search_px * field.scale, budget=budget)
     schedule = ClassificationSchedule(model, ScheduleSettings(), n_classes, torch.Generator().manual_seed(0))
     state = schedule.initialize(model.blank())
     assert state.averages is not None

@@ -322,7 +322,7 @@ class Model:
         slice
             Rows of the particles.
         Model
-            The model of them; sums over all particles, and so its shard, are none of its business.
+            The model of them. Its shard is that of all particles, and not for sums over the part.
         """
         for rows, spectra in self.field.spectra.blocks(rings, AT_ONCE // n_classes):
             if len(spectra) == len(self.half) and isinstance(self.field.spectra, Spectra):

@@ -29,7 +29,7 @@ MAIN_PART = 0.4
 MAIN_MOST_BYTES = 5 << 30
 """Of main memory at most, however much is free: a run of a million particles takes as much again for all else."""
 
-TOLD_BYTES = 1 << 30
+REPORTED_BYTES = 1 << 30
 """From so many on the log says where they are."""
 
 STEP_BYTES = 4e9
@@ -77,9 +77,9 @@ class SpectraPlan:
         return f"spectra in {self.precision} precision: {', '.join(parts)}"
 
     @property
-    def told(self) -> bool:
+    def reported(self) -> bool:
         """Whether the log should say so: there are many, or they are not kept as usual."""
-        return self.half or self.n * self.bytes_each >= TOLD_BYTES
+        return self.half or self.n * self.bytes_each >= REPORTED_BYTES
 
 
 def plan_spectra(

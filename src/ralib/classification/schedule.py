@@ -46,7 +46,7 @@ FEWEST, SMALL_SHARE = 8, 0.2
 that is kept for being rare has fewer."""
 
 TOLERANCE = 0.005
-"""Share of the mean log-likelihood that a step may lose: fits are told less a particle's own share, so that a converged
+"""Share of the mean log-likelihood that a step may lose: fits leave out a particle's own share, so that a converged
 classification rises and falls by a little."""
 
 
@@ -60,8 +60,8 @@ Observe = Callable[["ClassificationSchedule", str, State], None]
 Recognise = Callable[["ClassificationSchedule", State], Tensor]
 
 
-def _nobody(schedule: ClassificationSchedule, stage: str, state: State) -> None:
-    """Looks away."""
+def _no_observer(schedule: ClassificationSchedule, stage: str, state: State) -> None:
+    """Does nothing, until an observer is set."""
 
 
 class ClassificationSchedule:
@@ -105,7 +105,7 @@ class ClassificationSchedule:
         given: StartReferences | EarlierClasses | None = None,
     ) -> None:
         self.model, self.plan, self.k, self.generator, self.given = model, plan, n_classes, generator, given
-        self.observe: Observe = _nobody
+        self.observe: Observe = _no_observer
         self.recognise: Recognise | None = None
         self.log: list[str] = []
         self.references: Tensor | None = None
@@ -346,11 +346,11 @@ class ClassificationSchedule:
             self._done("exchange", state)
         keep = self._most_useful(state, min(self.k, len(candidates)))
         split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
-        told = f"{_counted(extra)} split, {split} of the new ones stay for others"
+        line = f"{_counted(extra)} split, {split} of the new ones stay for others"
         if len(candidates) > k + extra:
             came = len(candidates) - k - extra
-            told += f"; {_counted(came)} of poorly explained particles came, {outlying} of them stay"
-        self.log.append(f"exchange {at.exchanged + 1}: {told}")
+            line += f"; {_counted(came)} of poorly explained particles came, {outlying} of them stay"
+        self.log.append(f"exchange {at.exchanged + 1}: {line}")
         state, _ = self._iterate(
             candidates[keep], self._restricted(state, keep), at.rings, plan.temperatures[1], newton=1
         )
@@ -428,8 +428,8 @@ class ClassificationSchedule:
     def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
         """References of all classes where those of `few` members begin anew with halves of the largest."""
         pairs = self._shared(state, few)
-        told = f"{_counted(len(pairs))} ran empty, refilled from the largest"
-        self.log.append(f"sharpen {self.position.sharpened + 1}: {told}")
+        line = f"{_counted(len(pairs))} ran empty, refilled from the largest"
+        self.log.append(f"sharpen {self.position.sharpened + 1}: {line}")
         references, own = self._split(state, pairs, len(state.members))
         return replace(state, own=own), references
 

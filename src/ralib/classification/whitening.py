@@ -246,8 +246,8 @@ def whiten_particles(
         spectra = spectra.without(coarse)
     mask = soft_disc(work_box, mask_radius * scale, MASK_EDGE_PX * scale, device=device)
     radii = mask_radius * scale, particle_radius * scale
-    usable, nobody = samples.usable, torch.zeros_like(samples.usable)
-    return WhitenedParticles(grid, spectra, scale, mask, *radii, usable, samples.outliers, nobody, observed, plan)
+    usable, none = samples.usable, torch.zeros_like(samples.usable)
+    return WhitenedParticles(grid, spectra, scale, mask, *radii, usable, samples.outliers, none, observed, plan)
 
 
 def _ring_grid(box: int, mask_radius: float, highest: float, device: torch.device) -> RingGrid:
