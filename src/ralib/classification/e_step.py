@@ -21,8 +21,7 @@ from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks, on_gpu, row_chunks
 
 TEMPLATE_STEPS = 0.75
-"""Of that, the shifted templates of the classes that are scored at once; some copies are made of them on the way."""
-
+"""Of a step's memory, what the shifted templates of the classes scored at once take; they are copied on the way."""
 
 FEW, MANY = 48, 4096
 """Particles that a CPU transforms at once, and whose angular orders it holds at once."""

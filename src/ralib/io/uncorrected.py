@@ -59,11 +59,9 @@ def star_optics_noted(
             "CTF",
             "nothing, at the resolution of class averages",
         )
-    return (
-        _scale_noted(particles, numbers("rlnCtfScalefactor"), "rlnCtfScalefactor")
-        if ("rlnCtfScalefactor" in labels)
-        else particles
-    )
+    if "rlnCtfScalefactor" in labels:
+        particles = _scale_noted(particles, numbers("rlnCtfScalefactor"), "rlnCtfScalefactor")
+    return particles
 
 
 def cs_optics_noted(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ralib.kernels.numba_cache import kept
+from ralib.kernels.pose_search.cpu_grid_numba import FAST
+from ralib.kernels.pose_search.cpu_refine_numba import solved
 from ralib.kernels.pose_search.reference import N_MOMENTS, NODES, SETTLED, FineTemplates, NewtonRule
 from ralib.kernels.threads import on_cores, shares
 from ralib.kernels.trig_numba import cos_sin
 
-FAST = {"contract", "reassoc", "arcp", "nsz"}
-"""Fast arithmetic, in which minus infinity keeps its meaning."""
+_solved = numba.njit(solved)
 
 
 def newton(
@@ -213,24 +214,6 @@ def _step(m: Any, now: Any, psi: Any, h_deg: Any, bounds: Any, out: Any) -> None
     out[3] = m[3] + off * (slope + half * off * bend)
     out[4] = m[3] + gain
     out[5] = half * (abs(pp) * turned * turned + abs(xx) * sx * sx + abs(yy) * sy * sy)
-
-
-@numba.njit
-@no_type_check
-def _solved(gp: Any, gx: Any, gy: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    """H^-1 g for H = (a b c, b d e, c e f) by cofactors where it is positive definite; else by its diagonal alone."""
-    c00, c01, c02 = d * f - e * e, c * e - b * f, b * e - c * d
-    c11, c12, c22 = a * f - c * c, b * c - a * e, a * d - b * b
-    det = a * c00 + b * c01 + c * c02
-    small = np.float32(1e-12)
-    da, dd, df = max(abs(a), small), max(abs(d), small), max(abs(f), small)
-    if a > 0 and c22 > 0 and det > np.float32(1e-6) * da * dd * df:
-        return (
-            (c00 * gp + c01 * gx + c02 * gy) / det,
-            (c01 * gp + c11 * gx + c12 * gy) / det,
-            (c02 * gp + c12 * gx + c22 * gy) / det,
-        )
-    return gp / da, gx / dd, gy / df
 
 
 @kept

@@ -298,10 +298,22 @@ def _step(m: Any, pose: Any, psi: Any, h_deg: Any, limit: Any, bound: Any) -> No
     pose[4] = gain if whole else abs(pose[3])
 
 
-@numba.njit(fastmath=FAST)
 @no_type_check
-def _solved(gp: Any, gx: Any, gy: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    """H^-1 g for H = (a b c, b d e, c e f) by cofactors where it is positive definite; else by its diagonal alone."""
+def solved(gp: Any, gx: Any, gy: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
+    """Return H^-1 g for H = (a b c, b d e, c e f) by cofactors where it is positive definite; else by its diagonal.
+
+    Parameters
+    ----------
+    gp, gx, gy : float32
+        g.
+    a, b, c, d, e, f : float32
+        H.
+
+    Returns
+    -------
+    tuple of float32
+        The step.
+    """
     c00, c01, c02 = d * f - e * e, c * e - b * f, b * e - c * d
     c11, c12, c22 = a * f - c * c, b * c - a * e, a * d - b * b
     det = a * c00 + b * c01 + c * c02
@@ -314,3 +326,6 @@ def _solved(gp: Any, gx: Any, gy: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f
             (c02 * gp + c12 * gx + c22 * gy) / det,
         )
     return gp / da, gx / dd, gy / df
+
+
+_solved = numba.njit(fastmath=FAST)(solved)
