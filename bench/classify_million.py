@@ -1,20 +1,24 @@
-"""A million particles in 200 classes, on a card as it is and held to 16 GiB of its memory.
+"""A million particles in 200 classes: on a card as it is, held to 16 GiB of its memory, and on several cards.
 
     PYTHONPATH=src python3 bench/classify_million.py --work DIR [--particles 1000000 --box 128 --classes 200]
-        [--limits 0,16] [--seconds 560] [--device cuda]
+        [--limits 0,16] [--ranks 1,4] [--seconds 560] [--device cuda]
 
 Simulates the particles on the device (the phantom in continuous views, CTF, SNR 0.1) and writes them to DIR as an MRC
 stack of float16, unless they are there already; then a process of its own for each limit (GiB of GPU memory, 0 is none)
-runs `Classifier.fit` on them, from the file to the verdict. Told are the seconds of every stage and iteration, the most
-of either memory, and what the truth says. What does not end within --seconds, the making included, is stopped, and what
-is known of it until then is written. Goes to bench/results/classify-million-<device>.json.
+and each count of ranks (one a GPU, started by torchrun) runs `Classifier.fit` on them, from the file to the verdict.
+Told are the seconds of every stage and iteration, the most of either memory (of the first rank), and what the truth
+says. What does not end within --seconds, the making included, is stopped, and what is known of it until then is
+written. Goes to bench/results/classify-million-<device>.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +38,7 @@ from ralib.classification import classifier
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.cli.common import resolve_device
 from ralib.results.observer import IterationDone, SilentObserver
+from ralib.runtime.distributed import join
 from ralib.runtime.memory import limit_device_memory
 from ralib.simulation.simulator import BLOCK, SimulationOptions, Simulator
 from ralib.types import CtfParameters, ParticleSet
@@ -158,8 +163,8 @@ def timed(module: Any, name: str, told: dict[str, float], device: torch.device) 
 
 
 def child(options: argparse.Namespace) -> None:
-    """One classification in this process."""
-    device = resolve_device(options.device)
+    """One classification in this process, or the part of this rank; the first one writes what came out."""
+    ranks, device = join(), resolve_device(options.device)
     particles, truth = particle_set(options.work)
     if device.type == "cuda":
         torch.zeros(1, device=device)
@@ -167,46 +172,56 @@ def child(options: argparse.Namespace) -> None:
             limit_device_memory(device, int(options.child * GIB))
     memory = Memory()
     memory.start()
-    progress = Progress(options.work / f"told-{options.child:g}.json", memory, device)
+    name = f"{options.child:g}-{ranks.size}" if ranks.rank == 0 else f"rank-{ranks.rank}"
+    progress = Progress(options.work / f"told-{name}.json", memory, device)
     parts = progress.told["parts"] = {}
-    for name in ("measure_radius", "whiten_particles", "quick_estimate", "judge"):
-        timed(classifier, name, parts, device)
+    for step in ("measure_radius", "whiten_particles", "quick_estimate", "judge"):
+        timed(classifier, step, parts, device)
     timed(classifier, "full_averages", parts, device)
     progress.write()
     plan = ScheduleSettings(least_sample=options.least_sample)
-    run = classifier.Classifier(n_classes=options.classes, seed=1000, device=device, plan=plan)
+    run = classifier.Classifier(n_classes=options.classes, seed=1000, device=device, plan=plan, ranks=ranks)
+    ranks.barrier()
     run.fit(particles, observer=progress)
     progress.write(timings=run.result_.timings, log=run.result_.log, finished=True)
-    stability = {name: run.result_.stability[name] for name in ("believable", "same_class_from_other_half")}
+    if ranks.rank > 0:
+        return
+    stability = {key: run.result_.stability[key] for key in ("believable", "same_class_from_other_half")}
     found = scores(run.poses_, truth)
-    np.save(options.work / f"class-{options.child:g}.npy", run.poses_.class_index.numpy())
+    np.save(options.work / f"class-{name}.npy", run.poses_.class_index.numpy())
     progress.told |= {"ideal_deg": ideal_deg(options.classes)} | found | stability
     progress.path.write_text(json.dumps(progress.told))
 
 
-def classified(limit: float, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """The row of one limit; what is known of it where it fails or takes too long."""
-    path = options.work / f"told-{limit:g}.json"
+def classified(limit: float, n_ranks: int, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """The row of one limit and count of ranks; what is known of it where it fails or takes too long."""
+    path = options.work / f"told-{limit:g}-{n_ranks}.json"
     path.unlink(missing_ok=True)
-    command = [sys.executable, __file__, *sys.argv[1:], f"--child={limit:g}"]
-    run = subprocess.Popen(command)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"]
+    command = [sys.executable, *(torchrun if n_ranks > 1 else []), __file__, *sys.argv[1:], f"--child={limit:g}"]
+    run = subprocess.Popen(command, start_new_session=True)
     try:
         failed = f"exit status {run.returncode}" if run.wait(max(1.0, seconds)) else None
     except subprocess.TimeoutExpired:
-        run.kill()
+        os.killpg(run.pid, signal.SIGKILL)  # torchrun and its ranks
         run.wait()
         failed = f"stopped after {seconds:.0f} s"
     told = json.loads(path.read_text()) if path.exists() else {}
     case = f"{limit:g} GiB of GPU memory" if limit else "the whole card"
+    case += f", {n_ranks} ranks" if n_ranks > 1 else ""
     ours = told.get("seconds") if told.get("finished") and not failed else None
-    return {"case": case, "limit_gib": limit, "ours": ours, "unit": "s", "failed": failed} | told
+    return {"case": case, "limit_gib": limit, "ranks": n_ranks, "ours": ours, "unit": "s", "failed": failed} | told
 
 
 def compared(rows: list[dict[str, Any]], work: Path) -> None:
     """Adds to later rows how they compare with the first."""
-    first = work / f"class-{rows[0]['limit_gib']:g}.npy"
+
+    def classes(row: dict[str, Any]) -> Path:
+        return work / f"class-{row['limit_gib']:g}-{row['ranks']}.npy"
+
+    first = classes(rows[0])
     for row in rows[1:]:
-        own = work / f"class-{row['limit_gib']:g}.npy"
+        own = classes(row)
         if row["ours"] and rows[0]["ours"] and own.exists() and first.exists():
             row["times_the_first"] = row["ours"] / rows[0]["ours"]
             row["same_class"] = float((np.load(own) == np.load(first)).mean())
@@ -221,6 +236,7 @@ def main() -> int:
     parser.add_argument("--snr", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limits", default="0,16", help="GiB of GPU memory, 0 is none; '' makes the stack only")
+    parser.add_argument("--ranks", default="1", help="counts of processes, one a GPU")
     parser.add_argument("--least-sample", type=int, default=ScheduleSettings().least_sample, help="for a small try")
     parser.add_argument("--seconds", type=float, default=560.0, help="of all together")
     parser.add_argument("--device", default="auto")
@@ -243,8 +259,9 @@ def main() -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     rows: list[dict[str, Any]] = []
-    for limit in map(float, filter(None, options.limits.split(","))):
-        rows.append(classified(limit, options, end - time.monotonic() - 2))
+    limits, counts = map(float, filter(None, options.limits.split(","))), map(int, options.ranks.split(","))
+    for limit, n_ranks in itertools.product(limits, counts):
+        rows.append(classified(limit, n_ranks, options, end - time.monotonic() - 2))
         compared(rows, options.work)
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "iterations"}), flush=True)
         path = write_record(options.out, record("classify-million", device, rows, workload=workload))
