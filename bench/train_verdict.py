@@ -161,7 +161,7 @@ def examples(tables: list[Table], rng: np.random.Generator, most: int = 2000) ->
             views.append(good | (rng.random(len(good)) < WRONG))
         for usual in views:
             some = rng.permutation(len(good))[:most]
-            rows.append(features(table.evidence, usual)[some])
+            rows.append(features(table.evidence, usual).numpy()[some])
             labels.append(~good[some])
     return np.concatenate(rows), np.concatenate(labels)
 
@@ -196,9 +196,9 @@ class Logistic:
         self.prior = float(y.mean())
         self.fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=400)).fit(x, y)
 
-    def log_odds(self, x: np.ndarray, device: str = "cpu") -> np.ndarray:
-        """Logarithm of the odds (n,); the regression knows no device."""
-        odds: np.ndarray = self.fitted.decision_function(x)
+    def log_odds(self, x: torch.Tensor) -> np.ndarray:
+        """Logarithm of the odds (n,)."""
+        odds: np.ndarray = self.fitted.decision_function(x.numpy())
         return odds
 
 

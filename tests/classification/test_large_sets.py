@@ -156,12 +156,12 @@ def test_self_contribution_among_all_only_of_the_sample() -> None:
 
 
 def test_deviations_of_many_particles_medians_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = np.random.default_rng(0).normal(3.0, 2.0, (20_000, 4)).astype(np.float32)
-    whole = deviations(own, np.ones(len(own), bool))
+    own = torch.from_numpy(np.random.default_rng(0).normal(3.0, 2.0, (20_000, 4)).astype(np.float32))
+    whole = deviations(own, torch.ones(len(own), dtype=torch.bool))
     monkeypatch.setattr(junk_model, "MEDIAN_OF", 5000)
-    some = deviations(own, np.ones(len(own), bool))
-    assert 0 < np.abs(some - whole).max() < 0.3
-    assert np.median(np.abs(some - whole)) < 0.05
+    some = deviations(own, torch.ones(len(own), dtype=torch.bool))
+    assert 0 < (some - whole).abs().max() < 0.3
+    assert (some - whole).abs().median() < 0.05
 
 
 # -- spectra in half precision, and elsewhere -----------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_trees_follow_their_thresholds() -> None:
     feature, threshold = np.array([[0, -1, 1, -1, -1]]), np.array([[0.5, 0, -1.0, 0, 0]])
     left, right = np.array([[1, 0, 3, 0, 0]]), np.array([[2, 0, 4, 0, 0]])
     trees = BoostedTrees(feature, threshold, left, right, np.array([[0, 1.0, 0, 2.0, 4.0]]), 0.5, 0.2, ("a", "b"))
-    x = np.array([[0.5, 9.0], [0.6, -1.0], [0.6, -0.9]])
+    x = torch.tensor([[0.5, 9.0], [0.6, -1.0], [0.6, -0.9]], dtype=torch.float64)
     assert trees.log_odds(x).tolist() == [1.5, 2.5, 4.5]
 
 

@@ -83,24 +83,21 @@ class BoostedTrees:
     prior: float
     names: tuple[str, ...]
 
-    def log_odds(self, x: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+    def log_odds(self, x: Tensor) -> np.ndarray:
         """Return the log-odds of features: the baseline and one leaf of every tree.
 
         Parameters
         ----------
-        x : ndarray of shape (n, f)
-            Features in the order of `names`.
-        device : torch.device or str, default 'cpu'
-            Where to compute.
+        x : Tensor of shape (n, f)
+            Features in the order of `names`, on the device that computes.
 
         Returns
         -------
         ndarray of shape (n,)
             Log-odds.
         """
-        walk = _Walk.of(self, device)
-        rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-        parts = [walk.leaf_sums(part.to(device)).cpu() for part in rows.split(walk.at_once)]
+        walk = _Walk.of(self, x.device)
+        parts = [walk.leaf_sums(part).cpu() for part in x.float().split(walk.at_once)]
         return self.baseline + torch.cat(parts).numpy() if parts else np.zeros(0)
 
 
@@ -196,36 +193,35 @@ class Evidence:
     classes: np.ndarray
     index: np.ndarray
 
-    @property
+    @functools.cached_property
     def own(self) -> np.ndarray:
         """All measurements of a particle by itself, (n, len(OWN_NAMES))."""
         return np.concatenate([self.image, self.fit, self.scalars], axis=1).astype(np.float32)
 
 
-def deviations(own: np.ndarray, typical: np.ndarray) -> np.ndarray:
+def deviations(own: Tensor, typical: Tensor) -> Tensor:
     """Return deviations from the median in robust standard deviations, both of typical rows.
 
     Parameters
     ----------
-    own : ndarray of shape (n, f)
+    own : Tensor of shape (n, f)
         Measurements.
-    typical : ndarray of shape (n,)
+    typical : Tensor of shape (n,)
         True for typical rows.
 
     Returns
     -------
-    ndarray of shape (n, f)
+    Tensor of shape (n, f)
         Deviations.
     """
     known = own[typical] if typical.any() else own
     known = known[:: max(1, len(known) // MEDIAN_OF)]
-    middle = np.median(known, axis=0)
-    spread = 1.4826 * np.median(np.abs(known - middle), axis=0) + LEAST_SPREAD
-    limited: np.ndarray = np.clip((own - middle) / spread, -FARTHEST, FARTHEST)
-    return limited
+    middle = _median(known)
+    spread = 1.4826 * _median((known - middle).abs()) + LEAST_SPREAD
+    return ((own - middle) / spread).clamp(-FARTHEST, FARTHEST)
 
 
-def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
+def features(evidence: Evidence, typical: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Return the features of the junk model.
 
     Parameters
@@ -234,24 +230,45 @@ def features(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
         Measurements.
     typical : ndarray of shape (n,)
         True for the particles that define what is usual in this run.
+    device : torch.device or str, default 'cpu'
+        Where to compute.
 
     Returns
     -------
-    ndarray of shape (n, len(NAMES))
+    Tensor of shape (n, len(NAMES))
         Features.
     """
-    index, own = evidence.index, evidence.own
-    deviation = deviations(own, typical & (index >= 0))
-    middle = np.zeros((max(len(evidence.classes), 1), own.shape[1]), np.float32)
-    for k, members in _by_class(index):
-        middle[k] = np.median(deviation[members], axis=0)
-    at = np.maximum(index, 0)
-    direct = own[:, len(IMAGE_NAMES) :]
-    return np.concatenate([direct, deviation, middle[at], evidence.classes[at]], axis=1).astype(np.float32)
+    own, classes = (torch.from_numpy(table).to(device).float() for table in (evidence.own, evidence.classes))
+    index = torch.from_numpy(evidence.index).to(device)
+    deviation = deviations(own, torch.from_numpy(typical).to(device) & (index >= 0))
+    middle = own.new_zeros(max(len(classes), 1), own.shape[1])
+    for k, members in by_class(evidence.index):
+        middle[k] = _median(deviation[torch.from_numpy(members).to(device)])
+    at = index.clamp_min(0)
+    return torch.cat([own[:, len(IMAGE_NAMES) :], deviation, middle[at], classes[at]], dim=1)
 
 
-def _by_class(index: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Iterate over the classes that have members, and the rows of these."""
+def _median(values: Tensor) -> Tensor:
+    """Median (f,) of rows (m, f), the mean of the two in the middle where their number is even."""
+    ordered = values.sort(dim=0).values
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+
+
+def by_class(index: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Iterate over the classes that have members, and the rows of these.
+
+    Parameters
+    ----------
+    index : ndarray of shape (n,)
+        Class of each row, negative for rows without one.
+
+    Yields
+    ------
+    int
+        Class.
+    ndarray of shape (m,)
+        Its rows, ascending.
+    """
     order = np.argsort(index, kind="stable")
     classes, first = np.unique(index[order], return_index=True)
     yield from ((int(k), rows) for k, rows in zip(classes, np.split(order, first[1:]), strict=True) if k >= 0)
@@ -284,7 +301,7 @@ def junk_log_odds(
     usable = evidence.index >= 0
 
     def seen_from(typical: np.ndarray) -> np.ndarray:
-        return with_own_prior(model.log_odds(features(evidence, typical)[:, column], device), usable, model.prior)
+        return with_own_prior(model.log_odds(features(evidence, typical, device)[:, column]), usable, model.prior)
 
     odds = seen_from(usable)
     typical = usable & (odds < 0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ralib.classification.class_fit import class_fit
 from ralib.classification.class_statistics import class_statistics
 from ralib.classification.em import Model
-from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, deviations, junk_log_odds
+from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, by_class, deviations, junk_log_odds
 from ralib.classification.seeding import typical_power
 from ralib.classification.state import State
 from ralib.classification.validation import Stability
@@ -254,13 +254,12 @@ def _rows(
     mask = soft_disc(averages.images.shape[-1], radius, 4.0)
     off = torch.linalg.vector_norm(centre_of_mass(averages.images, mask), dim=1)
     fine = averages.frc[:, 1 : field.grid.n_rings]
-    added = []
+    added, members = [], dict(by_class(index))
     for k, row in enumerate(rows):
-        member = index == k
-        known = bool(member.any())
+        own = members.get(k)
 
-        def mean(name: str, member: np.ndarray = member, known: bool = known) -> float:
-            return float(particles[name][member].mean()) if known else 0.0
+        def mean(name: str, own: np.ndarray | None = own) -> float:
+            return 0.0 if own is None else float(particles[name][own].mean())
 
         added.append(
             row
@@ -271,7 +270,7 @@ def _rows(
                 "off_centre": float(off[k]) * field.scale / field.particle_radius_px,
                 "reproducibility": mean("agreement"),
                 "posterior_mean": mean("posterior"),
-                "junk": mean("junk") if known else 1.0,
+                "junk": 1.0 if own is None else mean("junk"),
             }
         )
     return added
@@ -326,12 +325,17 @@ def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
 
 def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
     """How far (causes, n) each of CAUSES sets a particle apart, in robust standard deviations of the typical ones."""
-    deviation = deviations(evidence.own, typical & (evidence.index >= 0))
-    column = {name: i for i, name in enumerate(OWN_NAMES)}
+    column = {name: i for i, name in enumerate(name for names in CAUSES.values() for name in names)}
+    own = evidence.own[:, [OWN_NAMES.index(name.lstrip("-")) for name in column]]
+    usual = torch.from_numpy(typical & (evidence.index >= 0))
+    deviation = deviations(torch.from_numpy(own), usual).T.contiguous().numpy()
     strengths = []
     for names in CAUSES.values():
-        signed = [(-1 if n.startswith("-") else 1) * deviation[:, column[n.lstrip("-")]] for n in names]
-        strengths.append(np.sort(signed, axis=0)[-2])  # the second largest: one feature alone may err
+        signed = [(-1 if name.startswith("-") else 1) * deviation[column[name]] for name in names]
+        largest, second = np.maximum(*signed[:2]), np.minimum(*signed[:2])
+        for more in signed[2:]:
+            largest, second = np.maximum(largest, more), np.maximum(second, np.minimum(largest, more))
+        strengths.append(second)  # one feature alone may err
     return np.stack(strengths)
 
 
