@@ -312,16 +312,33 @@ def _format_block(name: str, table: Table) -> str:
 
 
 def _format_column(column: pd.Series) -> list[str]:
+    """One text a row; what recurs, such as the defocus of a micrograph, is formatted once."""
+    if pd.api.types.infer_dtype(column, skipna=False) not in ("string", "integer", "floating"):
+        return _format_values(column)
+    code, distinct = pd.factorize(column, use_na_sentinel=False)
+    if 4 * len(distinct) > len(column) or _has_negative_zero(column):  # it would recur as 0.0
+        return _format_values(column)
+    texts: list[str] = np.array(_format_values(pd.Series(distinct)), dtype=object)[code].tolist()
+    return texts
+
+
+def _has_negative_zero(column: pd.Series) -> bool:
+    values = column.to_numpy()
+    return values.dtype.kind == "f" and bool(((values == 0) & np.signbit(values)).any())
+
+
+def _format_values(column: pd.Series) -> list[str]:
     """One text a row. Six decimals, as RELION writes, where they say it all, else as many as the number has."""
     values = column.to_numpy()
     if values.dtype == bool or values.dtype.kind in "iu":
-        return [f"{v:12d}" for v in values.astype(np.int64 if values.dtype == bool else values.dtype).tolist()]
+        integers = values.astype(np.int64 if values.dtype == bool else values.dtype)
+        return list(map("%12d".__mod__, integers.tolist()))
     if values.dtype.kind != "f":
         return [_quoted(v) if isinstance(v, str) else str(v) for v in column.tolist()]
     values = values.astype(np.float64)
     if (np.abs(values) < 1e9).all() and (np.round(values, 6) == values).all():
-        return [f"{v:12.6f}" for v in values.tolist()]
-    return [repr(v) for v in values.tolist()]
+        return list(map("%12.6f".__mod__, values.tolist()))
+    return list(map(repr, values.tolist()))
 
 
 def unwritable(value: str) -> bool:

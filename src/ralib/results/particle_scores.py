@@ -16,6 +16,7 @@ The names are the same in all files:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def write_particle_scores(path: Path, class_index: np.ndarray, scores: Mapping[s
     scores : Mapping[str, ndarray] of shape (n,)
         Scores by name.
     """
-    lines = ["# particle class " + " ".join(scores)]
-    values = np.column_stack(list(scores.values()))
-    lines += [f"{i + 1} {class_index[i] + 1} " + " ".join(f"{v:.6g}" for v in row) for i, row in enumerate(values)]
-    write_text(path, "\n".join(lines) + "\n")
+    columns = [class_index + 1, *(np.asarray(values, dtype=np.float64) for values in scores.values())]
+    row = " ".join(["%d %d", *["%.6g"] * len(scores)])
+    rows = map(row.__mod__, zip(itertools.count(1), *(column.tolist() for column in columns), strict=False))
+    write_text(path, "\n".join(["# particle class " + " ".join(scores), *rows]) + "\n")
 
 
 def read_particle_scores(path: Path, n_particles: int) -> dict[str, np.ndarray]:
