@@ -8,7 +8,9 @@ mean the same for another box, pixel size or dose.
 
 from __future__ import annotations
 
+import functools
 import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -73,6 +75,56 @@ class StatisticsTable:
         self.values[batch.rows_from(self._start)] = torch.cat(parts)[:n]
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Regions of an image and of its transform, as windows and as numbers of pixels, which need no search again.
+
+    Attributes
+    ----------
+    windows : tuple of Tensor of shape (n, n)
+        Soft windows of the particle and of what surrounds it, which is never less than the corners.
+    pixels : tuple of Tensor
+        Pixels inside and outside.
+    sectors : tuple of Tensor
+        Pixels outside in each eighth, seen from the centre.
+    bands : tuple of Tensor
+        Frequencies of each band, and last those of the noise beyond all bands.
+    low_passes : tuple of Tensor of shape (n, n // 2 + 1)
+        Gaussian filters that leave coarse and fine detail.
+    """
+
+    windows: tuple[Tensor, Tensor]
+    pixels: tuple[Tensor, Tensor]
+    sectors: tuple[Tensor, ...]
+    bands: tuple[Tensor, ...]
+    low_passes: tuple[Tensor, Tensor]
+
+
+@functools.lru_cache(maxsize=2)
+def _places(n: int, radius_px: float, device: torch.device) -> _Places:
+    """The regions of images of n pixels."""
+
+    def chosen(where: Tensor) -> Tensor:
+        return torch.nonzero(where.flatten())[:, 0]
+
+    inside, outside = _regions(n, radius_px, device)
+    frequency = frequency_radius(n, device) * (2 * radius_px)
+    edges = [*DETAILS, 2 * DETAILS[-1]]
+    bands = [(frequency >= low) & (frequency < high) for low, high in itertools.pairwise(edges)]
+    bands = [band if band.any() else torch.ones_like(band) for band in bands]
+    c = torch.arange(n, device=device, dtype=torch.float32) - n // 2
+    sector = ((torch.atan2(c[:, None], c[None, :]) + torch.pi) / (torch.pi / 4)).long() % 8
+    far = outside > 0.5
+    coarse, fine = (torch.exp(-((frequency / detail) ** 2)) for detail in (4.0, 16.0))
+    return _Places(
+        windows=(inside, outside),
+        pixels=(chosen(inside > 0.5), chosen(far)),
+        sectors=tuple(chosen(far & (sector == s)) for s in range(8)),
+        bands=(*map(chosen, bands), chosen(frequency >= 0.7 * frequency.max() / 2**0.5)),
+        low_passes=(coarse, fine),
+    )
+
+
 def image_statistics(images: Tensor, radius_px: float) -> Tensor:
     """Compute the statistics of images; see IMAGE_NAMES.
 
@@ -88,23 +140,19 @@ def image_statistics(images: Tensor, radius_px: float) -> Tensor:
     Tensor of shape (b, f)
         Statistics.
     """
-    n = images.shape[-1]
-    inside, outside = _regions(n, radius_px, images.device)
-    frequency = frequency_radius(n, images.device) * (2 * radius_px)
-    powers = [_band_powers(images, region, frequency) for region in (inside, outside)]
+    n, places = images.shape[-1], _places(images.shape[-1], radius_px, images.device)
+    powers = [_band_powers(images, window, places.bands) for window in places.windows]
     transform = torch.fft.rfft2(images)
-    coarse = torch.fft.irfft2(transform * torch.exp(-((frequency / 4.0) ** 2)), s=(n, n))
-    fine = torch.fft.irfft2(transform * torch.exp(-((frequency / 16.0) ** 2)), s=(n, n))
-    near, far = inside > 0.5, outside > 0.5
-    extremes = [f for region in (near, far) for f in (coarse[:, region].amax(1), -coarse[:, region].amin(1))]
-    extremes += [fine.flatten(1).amax(1), -fine.flatten(1).amin(1)]
+    coarse, fine = (torch.fft.irfft2(transform * keep, s=(n, n)).flatten(1) for keep in places.low_passes)
+    parts = (coarse[:, region] for region in places.pixels)
+    extremes = [f for part in parts for f in (part.amax(1), -part.amin(1))]
+    extremes += [fine.amax(1), -fine.amin(1)]
     logs = torch.log(torch.cat([*powers, torch.stack(extremes, dim=1).clamp_min(1e-3)], dim=1))
     pixels = images.flatten(1)
     spread = row_sd(pixels).clamp_min(1e-6)
     kurtosis = row_mean(((pixels - row_mean(pixels)[:, None]) / spread[:, None]).pow(4))
-    return torch.cat(
-        [*_in_order(logs), _sides(coarse, far)[:, None], torch.log(kurtosis.clamp_min(1e-3))[:, None]], dim=1
-    )
+    sides = _sides(coarse, places.sectors)
+    return torch.cat([*_in_order(logs), sides[:, None], torch.log(kurtosis.clamp_min(1e-3))[:, None]], dim=1)
 
 
 def _in_order(logs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,22 +170,13 @@ def _regions(n: int, radius_px: float, device: torch.device) -> tuple[Tensor, Te
     return inside, (1 - inside) * rim
 
 
-def _band_powers(images: Tensor, region: Tensor, frequency: Tensor) -> Tensor:
-    """Mean power per pixel (b, bands + 1) in a region; the last column is the noise beyond all bands."""
-    power = squared(torch.fft.rfft2(images * region)) / region.square().sum()
-    edges = [*DETAILS, 2 * DETAILS[-1]]
-    columns = []
-    for low, high in itertools.pairwise(edges):
-        band = (frequency >= low) & (frequency < high)
-        columns.append(row_mean(power[:, band] if band.any() else power.flatten(1)))
-    top = frequency >= 0.7 * frequency.max() / 2**0.5
-    return torch.stack([*columns, row_mean(power[:, top])], dim=1).clamp_min(1e-12)
+def _band_powers(images: Tensor, window: Tensor, bands: tuple[Tensor, ...]) -> Tensor:
+    """Mean power per pixel (b, bands + 1) in a window; the last column is the noise beyond all bands."""
+    power = (squared(torch.fft.rfft2(images * window)) / window.square().sum()).flatten(1)
+    return torch.stack([row_mean(power[:, band]) for band in bands], dim=1).clamp_min(1e-12)
 
 
-def _sides(coarse: Tensor, far: Tensor) -> Tensor:
+def _sides(coarse: Tensor, sectors: tuple[Tensor, ...]) -> Tensor:
     """Difference (b,) between the brightest and the darkest eighth of the surroundings, seen from the centre."""
-    n = coarse.shape[-1]
-    c = torch.arange(n, device=coarse.device, dtype=torch.float32) - n // 2
-    sector = ((torch.atan2(c[:, None], c[None, :]) + torch.pi) / (torch.pi / 4)).long() % 8
-    means = torch.stack([row_mean(coarse[:, far & (sector == s)]) for s in range(8)], dim=1)
+    means = torch.stack([row_mean(coarse[:, sector]) for sector in sectors], dim=1)
     return means.amax(1) - means.amin(1)

@@ -202,10 +202,17 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator) -> Spectr
     """
     field, shard = model.field, model.shard
     grid, spectra = field.grid, field.spectra[shard.held(rows)]
-    white = torch.randn(len(rows), grid.box, grid.box, generator=generator).to(grid.device)
+    white = torch.randn(len(rows), grid.box, grid.box, generator=_on_device(generator, grid.device), device=grid.device)
     observed = shard.mean(field.observed, field.typical).float()
     amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
     return Spectra(grid.transform(white)[shard.of(rows).rows] * amplitude[..., None], spectra.power)
+
+
+def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator of many numbers on a device, seeded by one from main memory."""
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def _best_fit(
