@@ -44,6 +44,7 @@ def found_by(form: ModuleType, *given: object, **options: int) -> tuple[torch.Te
         (40, 1, 7, 16, 2, True),
         (5, 2, 35, 56, 3, False),
         (20, 1, 70, 136, 2, True),
+        (16, 1, 200, 304, 1, False),
     ],
 )
 def test_best_in_classes_triton_agrees_with_reference(
