@@ -3,10 +3,12 @@ Triton's interpreter, in a process of their own (see `interpreter`)."""
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 from interpreter import in_interpreter
 from ralib.classification.templates import n_rotations
@@ -199,3 +201,47 @@ def test_best_poses_numba_agrees_with_reference(
         assert 0 < found.mirror.float().mean() < 1
     alone = cpu_numba.best_poses(particles[1:2], templates[-1:], n_half, mirror=mirror, favour=favour)
     assert torch.equal(alone.cross[0, 0], found.cross[1, -1]), "neither particles nor classes beside make a difference"
+
+
+@pytest.mark.parametrize(("b", "n_rings", "n_half", "n_orders"), [(3, 5, 16, 9), (7, 1, 8, 8), (40, 9, 80, 70)])
+def test_moved_orders_numba_agree_with_reference(b: int, n_rings: int, n_half: int, n_orders: int) -> None:
+    """Also of an odd number of orders, of more orders than a tile holds, and of rings that fill no whole tile."""
+    random = torch.Generator().manual_seed(b)
+    samples, shift = torch.randn(b, n_rings + 2, n_half, generator=random, dtype=torch.complex64), _shifts(b, random)
+    rings, row = _rings(n_rings, n_half), torch.randint(0, b, (b,), generator=random)
+    expected = reference.moved_orders(samples, shift, rings, n_orders, row)
+    found = cpu_numba.moved_orders(samples, shift, rings, n_orders, row)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
+    alone = cpu_numba.moved_orders(samples[row[1]][None], shift[1:2], rings, n_orders)
+    assert torch.equal(alone[0], found[1]), "no particle beside makes a difference"
+
+
+def test_add_posed_numba_agrees_with_reference_in_any_order() -> None:
+    random, n, n_rings, n_orders, b = torch.Generator().manual_seed(4), 6, 5, 11, 25
+    samples, power = torch.randn(n, 8, 16, generator=random, dtype=torch.complex64), torch.rand(n, 8, generator=random)
+    rings = _rings(n_rings, 16)
+    psi, mirror = 360 * torch.rand(b, generator=random) - 180, torch.rand(b, generator=random) < 0.5
+    row, to = torch.randint(0, n, (b,), generator=random), torch.randint(0, 3, (b,), generator=random)
+    weight, scale = torch.rand(2, b, generator=random)
+    anchors = torch.full((n_rings,), 1.5 * 2.0**10, dtype=torch.float64), torch.full((n_rings,), 96.0).double()
+    terms = reference.PosedTerms(row, _shifts(b, random), psi, mirror, weight, scale, to, anchors)
+    backwards = reference.PosedTerms(*(f.flip(0) for f in terms.fields()), anchors)
+
+    def sums(form: ModuleType, given: reference.PosedTerms) -> tuple[Tensor, Tensor]:
+        out = torch.zeros(3, n_rings, n_orders, 2, dtype=torch.float64), torch.zeros(3, n_rings, dtype=torch.float64)
+        form.add_posed(samples, power, given, rings, out)
+        return out
+
+    found, turned_round, expected = sums(cpu_numba, terms), sums(cpu_numba, backwards), sums(reference, terms)
+    for mine, other, theirs in zip(found, turned_round, expected, strict=True):
+        assert torch.equal(mine, other), "sums are exact"
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def _rings(n_rings: int, n_half: int) -> reference.Rings:
+    frequency = 0.04 * (torch.arange(n_rings) + 0.5)
+    return reference.Rings(frequency, torch.arange(n_half) * (math.pi / n_half))
+
+
+def _shifts(b: int, random: torch.Generator) -> Tensor:
+    return 4 * torch.randn(b, 2, generator=random)

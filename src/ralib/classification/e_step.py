@@ -17,14 +17,13 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import n_rotations, shifted_orders
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.kernels.classes import best_poses
-from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks, on_gpu, row_chunks
 
 TEMPLATE_STEPS = 0.75
 """Of a step's memory, what the shifted templates of the classes scored at once take; they are copied on the way."""
 
-FEW, MANY = 48, 4096
-"""Particles that a CPU transforms at once, and whose angular orders it holds at once."""
+MANY = 4096
+"""Particles whose angular orders a CPU holds at once."""
 
 
 def score_classes(
@@ -90,23 +89,12 @@ def score_classes(
     templates, power = shifted_orders(grid, references, shifts_xy_px), ring_power(references)
     parts = []
     for cut in gpu_chunks(len(spectra), _batch(templates, len(spectra), memory_bytes), grid.device):
-        orders = _orders(grid, spectra.data[cut], origin_xy_px[cut], rings, n_orders)
+        orders = grid.moved_orders(spectra.data[cut], origin_xy_px[cut], rings, n_orders)
         found = best_poses(orders, templates, n_rotations(n_orders), mirror=mirror, favour=favour)
         moved_by = -mirror_x(shifts_xy_px[found.shift], found.mirror)
         origin = origin_xy_px[cut][:, None] + rotate_xy(-found.psi_deg, moved_by)
         parts.append(ClassPoses(found.cross, spectra.norm(cut, power), found.psi_deg, origin, found.mirror))
     return joined(parts).rows(slice(len(spectra)))
-
-
-def _orders(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, rings: int, n_orders: int) -> Tensor:
-    """Angular orders (b, r, m) of particles moved to their origins; on a CPU of few at a time, in a core's cache."""
-
-    def moved(cut: slice | Tensor) -> Tensor:
-        return grid.orders_of(data[cut, :rings] * grid.phase(origin_xy_px[cut], rings), n_orders)
-
-    if on_gpu(data):
-        return moved(slice(None))
-    return torch.cat(on_cores(moved, row_chunks(len(data), FEW, grid.device)))[: len(data)]
 
 
 def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, memory_bytes: float) -> int:
@@ -166,9 +154,9 @@ def score_fixed(
     power = ring_power(references)
     parts = []
     for cut in row_chunks(len(spectra), most, grid.device):
-        moved = spectra.data[cut, :rings] * grid.phase(origin_xy_px[cut], rings)
+        orders = grid.moved_orders(spectra.data[cut], origin_xy_px[cut], rings, n_orders)
         turn = -torch.deg2rad(psi_deg[cut])[:, None] * m
-        posed = grid.orders_of(moved, n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
+        posed = orders * torch.polar(torch.ones_like(turn), turn)[:, None]
         posed = torch.where(mirror[cut][:, None, None], posed.conj(), posed)
         cross = torch.view_as_real(posed.resolve_conj()).flatten(1) @ rows.T
         parts.append((cross, spectra.norm(cut, power)))

@@ -17,6 +17,7 @@ from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
+from ralib.kernels.classes import PosedTerms, add_posed
 from ralib.kernels.threads import on_cores, shares
 from ralib.runtime.chunks import gpu_chunks
 
@@ -120,10 +121,6 @@ def sum_classes(
     return RingSums(sums[0].view(2, n_classes, rings, n_orders, 2), sums[1].view(2, n_classes, rings))
 
 
-FEW = 32
-"""Particles whose terms a core of a CPU computes at once, in its cache."""
-
-
 @dataclass(frozen=True)
 class _Terms:
     """What `sum_classes` is given, and the sums (2 k, r * m * 2) and (2 k, r) of it, flat."""
@@ -142,18 +139,30 @@ class _Terms:
 
     def of_cpu(self) -> tuple[Tensor, Tensor]:
         """Sums on a CPU: a candidate of no weight is no work, and cores share the others."""
-        some = [(i, rows) for i, w in enumerate(self.weight) for rows in torch.nonzero(w)[:, 0].split(FEW)]
+        terms, rings = self._terms(), self.grid.rings(self.rings)
 
-        def part(cut: slice) -> tuple[Tensor, Tensor]:
-            sums = self._none()
-            for i, rows in some[cut]:
-                self._add(sums, [i], rows, torch.ones_like(rows))
-            return sums
+        def part(some: slice) -> tuple[Tensor, Tensor]:
+            numerator, weight = self._none()
+            sums = numerator.view(-1, self.rings, self.n_orders, 2), weight
+            add_posed(self.spectra.data, self.spectra.power, terms.part(some), rings, sums)
+            return numerator, weight
 
         total, power = self._none()
-        for numerator, weight in on_cores(part, shares(len(some))):
+        for numerator, weight in on_cores(part, shares(len(terms.row))):
             total, power = total + numerator, power + weight
         return total, power
+
+    def _terms(self) -> PosedTerms:
+        """The particles of any weight, candidate after candidate."""
+        parts = []
+        for i, pose in enumerate(self.poses):
+            rows = torch.nonzero(self.weight[i])[:, 0]
+            some = pose.rows(rows)
+            to = self.half[rows] * self.n_classes + self.class_index[i][rows]
+            weight, scale = self.weight[i][rows], self.scale[i][rows]
+            parts.append((rows, some.origin_xy_px, some.psi_deg, some.mirror, weight, scale, to))
+        numerator, power = (quantum_anchor(limit[: self.rings]) for limit in self.limits)
+        return PosedTerms(*map(torch.cat, zip(*parts, strict=True)), (numerator, power))
 
     def of_gpu(self, most: int, memory_bytes: float) -> tuple[Tensor, Tensor]:
         """Sums on a GPU: of all candidates together, in fewer and larger operations."""
@@ -373,10 +382,12 @@ def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -
     RingAverages
         Shifted averages.
     """
-    phase = grid.phase(move_xy_px, averages.orders.shape[1])
 
     def moved(orders: Tensor) -> Tensor:
-        return grid.orders_of(grid.samples_of(orders) * phase, orders.shape[-1])
+        rings, n_orders = orders.shape[-2:]
+        samples, every = grid.samples_of(orders.flatten(0, -3)), orders.shape[:-3].numel()
+        shifted = grid.moved_orders(samples, move_xy_px.repeat(every, 1), rings, n_orders)
+        return shifted.view(orders.shape)
 
     return replace(averages, orders=moved(averages.orders), halves=moved(averages.halves))
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ralib.kernels.classes import Rings, angular_orders, moved_orders
+
 CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
 """Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
 midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature are extrapolated from those rings."""
@@ -155,6 +157,10 @@ class RingGrid:
         """Where the grid is."""
         return self.weight.device
 
+    def rings(self, rings: int) -> Rings:
+        """Return radii and angles of the first rings."""
+        return Rings(self.frequency[:rings], self.angle_rad)
+
     def orders(self, rings: int, radius_px: float) -> int:
         """Return the number of angular orders that an image has on the first rings.
 
@@ -216,9 +222,7 @@ class RingGrid:
         Tensor of shape (b, r, H)
             Phase factors.
         """
-        along = shift_xy_px[:, :1] * torch.cos(self.angle_rad) + shift_xy_px[:, 1:] * torch.sin(self.angle_rad)
-        turn = -2 * math.pi * along[:, None, :] * self.frequency[:rings, None]
-        return torch.polar(torch.ones_like(turn), turn)
+        return self.rings(rings).phase(shift_xy_px)
 
     def orders_of(self, samples: Tensor, n_orders: int) -> Tensor:
         """Return the coefficients F_m, m = 0..n_orders-1, of F(k, phi) = sum_m F_m exp(i m phi).
@@ -235,10 +239,32 @@ class RingGrid:
         Tensor of shape (..., r, n_orders)
             Angular orders.
         """
-        circle = torch.cat([samples, samples.conj()], dim=-1)
-        if not circle.numel():  # of the particles looked at, a rank may hold none, and cuFFT takes no empty batch
-            return circle[..., :n_orders]
-        return torch.fft.fft(circle, dim=-1, norm="forward")[..., :n_orders]
+        return angular_orders(samples, n_orders)
+
+    def moved_orders(
+        self, samples: Tensor, shift_xy_px: Tensor, rings: int, n_orders: int, row: Tensor | None = None
+    ) -> Tensor:
+        """Return the angular orders of shifted samples.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (n, R, H)
+            Samples.
+        shift_xy_px : Tensor of shape (b, 2)
+            Shifts, pixels.
+        rings : int
+            Number of rings r.
+        n_orders : int
+            Number of angular orders m.
+        row : Tensor of shape (b,), optional
+            Which of the samples are shifted; by default the first, the second and so on.
+
+        Returns
+        -------
+        Tensor of shape (b, r, m)
+            Angular orders.
+        """
+        return moved_orders(samples, shift_xy_px, self.rings(rings), n_orders, row)
 
     def samples_of(self, orders: Tensor) -> Tensor:
         """Return samples (..., r, H) of the angular orders (..., r, m) of a real image: F_-m = (-1)^m conj(F_m)."""

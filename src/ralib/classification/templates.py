@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ralib.classification.ring_grid import RingGrid
-from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import on_gpu
 
 
@@ -71,14 +70,16 @@ def shifted_orders(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor) -> 
         Angular orders.
     """
     rings, n_orders = references.shape[1:]
-    phase = grid.phase(shifts_xy_px, rings)
-
-    def shifted(some: Tensor) -> Tensor:
-        orders = grid.orders_of(grid.samples_of(some)[:, None] * phase, n_orders) * (2.0 * grid.n_half)
-        orders[..., 0] *= 0.5
-        return orders
-
-    return shifted(references) if on_gpu(references) else torch.cat(on_cores(shifted, references.split(1)))
+    k, n_shifts, samples = len(references), len(shifts_xy_px), grid.samples_of(references)
+    if on_gpu(references):
+        orders = grid.orders_of(samples[:, None] * grid.phase(shifts_xy_px, rings), n_orders)
+    else:
+        row = torch.arange(k).repeat_interleave(n_shifts)
+        orders = grid.moved_orders(samples, shifts_xy_px.repeat(k, 1), rings, n_orders, row)
+        orders = orders.unflatten(0, (k, n_shifts))
+    orders = orders * (2.0 * grid.n_half)
+    orders[..., 0] *= 0.5
+    return orders
 
 
 def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:

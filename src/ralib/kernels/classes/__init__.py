@@ -9,17 +9,31 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.classes.reference import AddUp, GridPoses, PoseGrid, PriceRule, ThinningRule
+from ralib.kernels.classes.reference import (
+    AddUp,
+    GridPoses,
+    PosedTerms,
+    PoseGrid,
+    PriceRule,
+    Rings,
+    ThinningRule,
+    angular_orders,
+)
 
 __all__ = [
     "AddUp",
     "GridPoses",
     "PoseGrid",
+    "PosedTerms",
     "PriceRule",
+    "Rings",
     "ThinningRule",
+    "add_posed",
+    "angular_orders",
     "best_in_classes",
     "best_poses",
     "class_prices",
+    "moved_orders",
     "thin",
 ]
 
@@ -31,6 +45,19 @@ def best_poses(
     form = implementation("classes", particles)
     found: GridPoses = form.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
     return found
+
+
+def moved_orders(
+    samples: Tensor, shift_xy_px: Tensor, rings: Rings, n_orders: int, row: Tensor | None = None
+) -> Tensor:
+    """Compute the angular orders of shifted samples; see `reference.moved_orders`."""
+    orders: Tensor = implementation("classes", samples).moved_orders(samples, shift_xy_px, rings, n_orders, row)
+    return orders
+
+
+def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
+    """Add posed particles to sums of their angular orders; see `reference.add_posed`."""
+    implementation("classes", samples).add_posed(samples, power, terms, rings, sums)
 
 
 def best_in_classes(

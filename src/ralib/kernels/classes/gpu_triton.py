@@ -12,9 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses
+from ralib.kernels.classes.reference import (
+    AddUp,
+    PoseGrid,
+    PriceRule,
+    ThinningRule,
+    add_posed,
+    best_poses,
+    moved_orders,
+)
 
-__all__ = ["best_in_classes", "best_poses", "class_prices", "thin"]
+__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "thin"]
 
 PROGRAMS = 1024
 """Programs that share the particles: a few for each multiprocessor."""

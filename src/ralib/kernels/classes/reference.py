@@ -8,6 +8,7 @@ Sums over particles are of multiples of one quantum, and so the same in any orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +72,163 @@ class GridPoses:
     psi_deg: Tensor
     shift: Tensor
     mirror: Tensor
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Rings of the Fourier plane, on which samples lie at H angles of a half circle.
+
+    Attributes
+    ----------
+    frequency : Tensor of shape (r,)
+        Radii, cycles per pixel.
+    angle_rad : Tensor of shape (H,)
+        Angles from 0 up to (not including) pi; the rest of the circle is the conjugate. H is even.
+    """
+
+    frequency: Tensor
+    angle_rad: Tensor
+
+    @property
+    def n_rings(self) -> int:
+        """Number of rings r."""
+        return len(self.frequency)
+
+    def phase(self, shift_xy_px: Tensor) -> Tensor:
+        """Return exp(-2 pi i k.s), (b, r, H): multiplied to samples it shifts the image by s.
+
+        Parameters
+        ----------
+        shift_xy_px : Tensor of shape (b, 2)
+            Shift s, pixels.
+
+        Returns
+        -------
+        Tensor of shape (b, r, H)
+            Phase factors.
+        """
+        along = shift_xy_px[:, :1] * torch.cos(self.angle_rad) + shift_xy_px[:, 1:] * torch.sin(self.angle_rad)
+        turn = -2 * math.pi * along[:, None, :] * self.frequency[:, None]
+        return torch.polar(torch.ones_like(turn), turn)
+
+
+def angular_orders(samples: Tensor, n_orders: int) -> Tensor:
+    """Return the coefficients F_m, m = 0..n_orders-1, of F(phi) = sum_m F_m exp(i m phi).
+
+    Parameters
+    ----------
+    samples : Tensor of shape (..., H)
+        Samples of a half circle.
+    n_orders : int
+        Number of angular orders.
+
+    Returns
+    -------
+    Tensor of shape (..., n_orders)
+        Angular orders.
+    """
+    circle = torch.cat([samples, samples.conj()], dim=-1)
+    if not circle.numel():  # of the particles looked at, a rank may hold none, and cuFFT takes no empty batch
+        return circle[..., :n_orders]
+    return torch.fft.fft(circle, dim=-1, norm="forward")[..., :n_orders]
+
+
+def moved_orders(
+    samples: Tensor, shift_xy_px: Tensor, rings: Rings, n_orders: int, row: Tensor | None = None
+) -> Tensor:
+    """Compute the angular orders of shifted samples.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (n, R, H)
+        Samples on at least these rings, complex64.
+    shift_xy_px : Tensor of shape (b, 2)
+        Shifts, pixels.
+    rings : Rings
+        Radii and angles.
+    n_orders : int
+        Number of angular orders m.
+    row : Tensor of shape (b,), optional
+        Which of the samples are shifted; by default the first, the second and so on.
+
+    Returns
+    -------
+    Tensor of shape (b, r, m)
+        Angular orders.
+    """
+    chosen = samples[:, : rings.n_rings] if row is None else samples[row, : rings.n_rings]
+    return angular_orders(chosen * rings.phase(shift_xy_px), n_orders)
+
+
+@dataclass(frozen=True)
+class PosedTerms:
+    """Particles to be added to averages, each at a pose, every field (b,).
+
+    Attributes
+    ----------
+    row : Tensor of shape (b,)
+        Which of the particles.
+    shift_xy_px : Tensor of shape (b, 2)
+        Origin shift, pixels.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    mirror : Tensor of shape (b,)
+        True where mirrored.
+    weight, scale : Tensor of shape (b,)
+        Responsibility and contrast.
+    to : Tensor of shape (b,)
+        Number of the average.
+    anchors : tuple of Tensor
+        Of the numerators' and of the weights' quanta on each ring, (r,), float64; see
+        `ralib.classification.sharding.quantum_anchor`.
+    """
+
+    row: Tensor
+    shift_xy_px: Tensor
+    psi_deg: Tensor
+    mirror: Tensor
+    weight: Tensor
+    scale: Tensor
+    to: Tensor
+    anchors: tuple[Tensor, Tensor]
+
+    def fields(self) -> tuple[Tensor, ...]:
+        """Return what there is of each particle."""
+        return self.row, self.shift_xy_px, self.psi_deg, self.mirror, self.weight, self.scale, self.to
+
+    def part(self, some: slice) -> PosedTerms:
+        """Return some of the terms."""
+        return PosedTerms(*(f[some] for f in self.fields()), self.anchors)
+
+
+def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
+    """Add posed particles to sums of their angular orders and of their power.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (n, R, H)
+        Samples on at least these rings, complex64.
+    power : Tensor of shape (n, R)
+        Factor of a template's ring power in the norm.
+    terms : PosedTerms
+        What is added.
+    rings : Rings
+        Radii and angles.
+    sums : tuple of Tensor
+        Numerators (c, r, m, 2) and weights (c, r), float64, changed in place; they are multiples of a quantum, and so
+        the same in any order.
+    """
+    numerator, total = sums
+    posed = moved_orders(samples, terms.shift_xy_px, rings, numerator.shape[2], terms.row)
+    m = torch.arange(numerator.shape[2], device=posed.device, dtype=torch.float32)
+    turn = -torch.deg2rad(terms.psi_deg)[:, None] * m
+    posed = posed * torch.polar(torch.ones_like(turn), turn)[:, None]
+    posed = torch.where(terms.mirror[:, None, None], posed.conj(), posed)
+    w, a, (own, of_power) = terms.weight, terms.scale, terms.anchors
+    values = (torch.view_as_real(posed.resolve_conj()) * (w * a)[:, None, None, None]).double()
+    numerator.index_add_(0, terms.to, values + own[:, None, None] - own[:, None, None])
+    values = (power[terms.row, : rings.n_rings] * (w * a * a)[:, None]).double()
+    total.index_add_(0, terms.to, values + of_power - of_power)
 
 
 def best_poses(

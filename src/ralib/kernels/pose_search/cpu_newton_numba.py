@@ -229,7 +229,7 @@ def _scores(samples: Any, shift: Any, psi_deg: Any, row: Any, layout: Any, n_rad
         base = np.int64(np.floor(place))
         scores = np.zeros(NODES, np.float32)
         for k in range(n_radii):
-            _move(samples[b, k], shift[b, 0] * frequency[k], shift[b, 1] * frequency[k], cosine, sine, moved)
+            move_ring(samples[b, k], shift[b, 0] * frequency[k], shift[b, 1] * frequency[k], cosine, sine, moved)
             for i in range(NODES):
                 fine = (base + i - (NODES // 2 - 1)) % turn
                 template, at = table[row[b], fine % n_fine], fine // n_fine + 1
@@ -240,8 +240,20 @@ def _scores(samples: Any, shift: Any, psi_deg: Any, row: Any, layout: Any, n_rad
 
 @numba.njit(fastmath=FAST)
 @no_type_check
-def _move(samples: Any, x: Any, y: Any, cosine: Any, sine: Any, out: Any) -> None:
-    """Samples (H, 2) of a ring times the phases of a shift: real and imaginary parts (2, H)."""
+def move_ring(samples: Any, x: Any, y: Any, cosine: Any, sine: Any, out: Any) -> None:
+    """Move the samples of a ring.
+
+    Parameters
+    ----------
+    samples : array_like of shape (H, 2)
+        Samples, real and imaginary parts.
+    x, y : Any
+        Shift times the ring's radius, cycles.
+    cosine, sine : array_like of shape (H,)
+        Of the angles.
+    out : array_like of shape (2, H)
+        Real and imaginary parts, changed in place.
+    """
     for h in range(len(samples)):
         co, si = cos_sin(x * cosine[h] + y * sine[h])
         out[0, h] = samples[h, 0] * co + samples[h, 1] * si
