@@ -224,8 +224,10 @@ def test_add_posed_numba_agrees_with_reference_in_any_order() -> None:
     row, to = torch.randint(0, n, (b,), generator=random), torch.randint(0, 3, (b,), generator=random)
     weight, scale = torch.rand(2, b, generator=random)
     anchors = torch.full((n_rings,), 1.5 * 2.0**10, dtype=torch.float64), torch.full((n_rings,), 96.0).double()
-    terms = reference.PosedTerms(row, _shifts(b, random), psi, mirror, weight, scale, to, anchors)
-    backwards = reference.PosedTerms(*(f.flip(0) for f in terms.fields()), anchors)
+    places = reference.PosedParticles(row, _shifts(b, random), psi, mirror, to)
+    terms = reference.PosedTerms(places, weight, scale, anchors)
+    turned = reference.PosedParticles(*(f.flip(0) for f in places.fields()))
+    backwards = reference.PosedTerms(turned, weight.flip(0), scale.flip(0), anchors)
 
     def sums(form: ModuleType, given: reference.PosedTerms) -> tuple[Tensor, Tensor]:
         out = torch.zeros(3, n_rings, n_orders, 2, dtype=torch.float64), torch.zeros(3, n_rings, dtype=torch.float64)
@@ -236,6 +238,29 @@ def test_add_posed_numba_agrees_with_reference_in_any_order() -> None:
     for mine, other, theirs in zip(found, turned_round, expected, strict=True):
         assert torch.equal(mine, other), "sums are exact"
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [reference, cpu_numba])
+def test_ring_crosses_are_those_of_the_turned_template(form: ModuleType) -> None:
+    """Of a template turned and mirrored before its samples are taken, at any rotation."""
+    random, b, k, n_half, n_orders = torch.Generator().manual_seed(3), 9, 4, 40, 20
+    rings, row = _rings(6, n_half), torch.randint(0, b, (b,), generator=random)
+    samples = torch.randn(b, 8, n_half, dtype=torch.complex64, generator=random)
+    references = torch.randn(k, 6, n_orders, dtype=torch.complex64, generator=random)
+    references[..., 0] = references[..., 0].real
+    psi, mirror = 720 * torch.rand(b, generator=random) - 360, torch.rand(b, generator=random) < 0.5
+    shift, to = _shifts(b, random), torch.randint(0, k, (b,), generator=random)
+    orders = torch.where(mirror[:, None, None], references[to].conj(), references[to]).to(torch.complex128)
+    m = torch.arange(n_orders)
+    turned = orders * torch.exp(1j * torch.deg2rad(psi.double())[:, None] * m)[:, None]
+    waves = torch.exp(1j * rings.angle_rad.double()[:, None] * m) * torch.where(m == 0, 1.0, 2.0)
+    even, odd = turned[..., ::2] @ waves.T[::2], turned[..., 1::2] @ waves.T[1::2]  # F_-m = (-1)^m conj(F_m)
+    template = even.real + 1j * odd.imag
+    moved = samples[row, :6].to(torch.complex128) * rings.phase(shift)
+    expected = (moved * template.conj()).real.sum(2)
+    places = reference.PosedParticles(row, shift, psi, mirror, to)
+    found = form.ring_crosses(samples, places, references, rings)
+    torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=2e-5 * float(expected.abs().max()))
 
 
 def _rings(n_rings: int, n_half: int) -> reference.Rings:

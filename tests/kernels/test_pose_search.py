@@ -20,7 +20,6 @@ from ralib.kernels.pose_search.reference import (
     half_pairs,
     newton,
     pose_moments,
-    rotated_table,
     rotational_max,
     shortlist,
 )
@@ -201,26 +200,6 @@ def test_newton_numba_agrees_with_reference(case: tuple[int, int, int, Stops], s
     assert (expected[..., 3] == -math.inf).any() == math.isfinite(slack)
     alone = cpu_newton_numba.newton(samples[2:3], centre[2:3], row[:1, 2:3], pose[:1, 2:3], templates, rule)
     assert torch.equal(alone[0, 0], found[0, 2]), "what is beside a pose makes no difference"
-
-
-def test_scores_at_any_rotation_are_those_of_the_turned_template() -> None:
-    """By the polynomial of either form, of a table of the template; and of a table of the template as it is turned."""
-    random = torch.Generator().manual_seed(3)
-    n_half, n_orders, stops = 40, 20, (0, 0, 5)
-    orders = torch.randn(9, 6, n_orders, dtype=torch.complex64, generator=random)
-    orders[..., 0] = orders[..., 0].real
-    angle, radius = torch.arange(n_half) * (math.pi / n_half), torch.linspace(0.1, 2.0, 6)
-    table = rotated_table(orders, n_half, mirror=False)
-    templates = FineTemplates(table, radius, angle, torch.linspace(0.5, 1.0, 6))
-    samples = torch.randn(9, 6, n_half, dtype=torch.complex64, generator=random)
-    shift, psi = torch.randn(9, 2, generator=random), 720 * torch.rand(9, generator=random) - 360
-    turned = orders * torch.exp(1j * torch.deg2rad(psi)[:, None] * torch.arange(n_orders))[:, None]
-    there = replace(templates, table=rotated_table(turned, n_half, mirror=False))
-    row = torch.arange(9)
-    expected = pose_moments(samples, row, shift, row, torch.zeros_like(row), there, stops)[:, 3]
-    for form in (reference, cpu_newton_numba):
-        found = form.scores_at(samples, shift, psi, row, templates, stops[-1])
-        _assert_close(found, expected, rtol=0.0, atol=5e-5 * float(expected.abs().max()))
 
 
 # The Triton forms against the reference.

@@ -33,13 +33,14 @@ from ralib.classification.m_step import (
     sum_limits,
 )
 from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
-from ralib.classification.pose_refinement import refine_poses
+from ralib.classification.pose_refinement import refine_candidates
 from ralib.classification.priors import best_classes, class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.sharding import Shard
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.templates import disc_of_shifts, mirrored_references, turned_samples
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.kernels.classes import PosedParticles, ring_crosses
 from ralib.runtime.chunks import gpu_chunks
 from ralib.runtime.memory import total_memory, within_memory
 
@@ -493,29 +494,35 @@ class Model:
         refined: list[list[ClassPoses]] = []
         for rows, part in self.parts(self.field.grid.n_rings):
             share = None if own is None else own.part(rows)
-            pairs = zip(poses, index, strict=True)
-            refined.append([part._refined(references, p.rows(rows), i[rows], step, share) for p, i in pairs])
+            some = [p.rows(rows) for p in poses]
+            refined.append(part._refined(references, some, [i[rows] for i in index], step, share))
         return [joined(list(parts)) for parts in zip(*refined, strict=True)]
 
     def _refined(
         self,
         references: Tensor,
-        found: ClassPoses,
-        index: Tensor,
+        found: list[ClassPoses],
+        index: list[Tensor],
         step: IterationSettings,
         own: SelfContribution | None,
-    ) -> ClassPoses:
+    ) -> list[ClassPoses]:
         grid, spectra, spacing = self.field.grid, self.field.single, self.shift_step_px(step.rings)
         poses = self.within(
-            lambda most: refine_poses(
+            lambda most: refine_candidates(
                 grid, spectra, references, found, index, steps=step.newton,
                 limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
                 at_once=self.at_once,
             )
         )  # fmt: skip
-        if own is None:
-            return poses
-        share = self_cross(self.field, own, poses, references.shape[1])
+        return (
+            poses
+            if own is None
+            else [self._without_own(p, i, own, references.shape[1]) for p, i in zip(poses, index, strict=True)]
+        )
+
+    def _without_own(self, poses: ClassPoses, index: Tensor, own: SelfContribution, rings: int) -> ClassPoses:
+        """Poses (n,) in classes (n,) without the particle's own contribution."""
+        share = self_cross(self.field, own, poses, rings)
         return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))
 
     def _sums(
@@ -697,9 +704,13 @@ class Model:
 
     def _ring_cross(self, references: Tensor, state: State, cut: slice | Tensor) -> Tensor:
         """Cross terms (b, r) of some particles."""
-        grid, spectra = self.field.grid, self.field.single
+        grid, spectra, rings = self.field.grid, self.field.single, references.shape[1]
+        if grid.device.type == "cpu":
+            every = torch.arange(len(spectra))
+            pose = state.origin_xy_px, state.psi_deg, state.mirror, state.class_index
+            places = PosedParticles(*(f[cut] for f in (every, *pose)))
+            return ring_crosses(spectra.data, places, references, grid.rings(rings))
         mirrored = mirrored_references(references, state.class_index[cut], state.mirror[cut])
         posed = turned_samples(grid, mirrored, state.psi_deg[cut])
-        rings = references.shape[1]
         moved = spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
         return (moved * posed.conj()).real.sum(2)

@@ -17,7 +17,7 @@ from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
-from ralib.kernels.classes import PosedTerms, add_posed
+from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed
 from ralib.kernels.threads import on_cores, shares
 from ralib.runtime.chunks import gpu_chunks
 
@@ -148,7 +148,7 @@ class _Terms:
             return numerator, weight
 
         total, power = self._none()
-        for numerator, weight in on_cores(part, shares(len(terms.row))):
+        for numerator, weight in on_cores(part, shares(len(terms.weight))):
             total, power = total + numerator, power + weight
         return total, power
 
@@ -160,9 +160,10 @@ class _Terms:
             some = pose.rows(rows)
             to = self.half[rows] * self.n_classes + self.class_index[i][rows]
             weight, scale = self.weight[i][rows], self.scale[i][rows]
-            parts.append((rows, some.origin_xy_px, some.psi_deg, some.mirror, weight, scale, to))
+            parts.append((rows, some.origin_xy_px, some.psi_deg, some.mirror, to, weight, scale))
         numerator, power = (quantum_anchor(limit[: self.rings]) for limit in self.limits)
-        return PosedTerms(*map(torch.cat, zip(*parts, strict=True)), (numerator, power))
+        *places, weight, scale = map(torch.cat, zip(*parts, strict=True))
+        return PosedTerms(PosedParticles(*places), weight, scale, (numerator, power))
 
     def of_gpu(self, most: int, memory_bytes: float) -> tuple[Tensor, Tensor]:
         """Sums on a GPU: of all candidates together, in fewer and larger operations."""
@@ -361,7 +362,7 @@ def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, 
         Angular orders.
     """
     images = grid.image(grid.samples_of(orders))
-    masked = grid.transform(images * mask)[:, :rings]
+    masked = grid.transform(images * mask, rings)
     return grid.orders_of(masked, n_orders)
 
 

@@ -12,12 +12,10 @@ from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samp
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import mirrored_references
 from ralib.conventions import wrap_deg
-from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table, scores_at
+from ralib.kernels.classes import PosedParticles, ring_crosses
+from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import row_chunks
-
-FEW = 64
-"""Particles of a class that a CPU copies at once."""
 
 UNLIMITED_PX = 1e9
 """How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
@@ -76,7 +74,8 @@ def refine_poses(
     on_cpu = grid.device.type == "cpu"
     fused = steps > 0 if fused is None else fused and steps > 0
     if fused and on_cpu:
-        return _climbed_on_cores(grid, spectra, references, poses, class_index, steps, limit_deg, limit_px)
+        every = torch.arange(len(spectra))
+        return _climbed_on_cores(grid, spectra, references, poses, class_index, every, steps, limit_deg, limit_px)
     templates = tabulated(grid, references) if fused else None
     most = 32 if on_cpu else at_once or particles_at_once(len(spectra))
     chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
@@ -118,31 +117,79 @@ def _fine_templates(grid: RingGrid, table: Tensor) -> FineTemplates:
     return FineTemplates(table, 2 * math.pi * grid.frequency, grid.angle_rad, torch.ones_like(grid.frequency))
 
 
+def refine_candidates(
+    grid: RingGrid,
+    spectra: Spectra,
+    references: Tensor,
+    poses: list[ClassPoses],
+    class_index: list[Tensor],
+    *,
+    steps: int,
+    limit_deg: float,
+    limit_px: float,
+    memory_bytes: float = STEP_BYTES,
+    at_once: int | None = None,
+) -> list[ClassPoses]:
+    """Refine the poses of particles in several classes each; on a CPU all that are in one class after each other.
+
+    Parameters
+    ----------
+    grid, spectra, references
+        See `refine_poses`.
+    poses : list of ClassPoses
+        For each candidate the grid's poses (b,).
+    class_index : list of Tensor
+        For each candidate the classes (b,).
+    steps, limit_deg, limit_px, memory_bytes, at_once
+        See `refine_poses`.
+
+    Returns
+    -------
+    list of ClassPoses
+        For each candidate the refined poses (b,).
+    """
+    n = len(spectra)
+    if grid.device.type == "cpu" and steps > 0 and n > 0:
+        together, index = joined(poses), torch.cat(class_index)
+        particle = torch.arange(n).repeat(len(poses))
+        found = _climbed_on_cores(grid, spectra, references, together, index, particle, steps, limit_deg, limit_px)
+        return [found.rows(slice(first, first + n)) for first in range(0, len(index), n)]
+    pairs = zip(poses, class_index, strict=True)
+    return [
+        refine_poses(
+            grid, spectra, references, candidate, index, steps=steps, limit_deg=limit_deg, limit_px=limit_px,
+            memory_bytes=memory_bytes, at_once=at_once,
+        )
+        for candidate, index in pairs
+    ]  # fmt: skip
+
+
 def _climbed_on_cores(
     grid: RingGrid,
     spectra: Spectra,
     references: Tensor,
     poses: ClassPoses,
     class_index: Tensor,
+    particle: Tensor,
     steps: int,
     limit_deg: float,
     limit_px: float,
 ) -> ClassPoses:
-    """Poses (b,) after Newton steps, one class after the other: the table of one fits a core's cache."""
+    """Poses (b,) of particles (b,) after Newton steps, class after class: the table of one fits a core's cache."""
     rings = references.shape[1]
     rule = _rule(rings, steps, limit_deg, limit_px)
-    cross, psi, origin = poses.cross.clone(), poses.psi_deg.clone(), poses.origin_xy_px.clone()
+    psi, origin = poses.psi_deg.clone(), poses.origin_xy_px.clone()
 
     def climb(rows: Tensor) -> None:
         one = class_index[rows[0]]
         templates = _fine_templates(grid, rotated_table(references[one][None], grid.n_half, mirror=True))
-        for some in rows.split(FEW):
-            data, row = spectra.data[some], poses.mirror[some].long()
-            psi[some], origin[some] = _ends(data, poses.rows(some), row, templates, rule)
-            cross[some] = scores_at(data, origin[some], psi[some], row, templates, rings)
+        row = poses.mirror[rows].long()
+        psi[rows], origin[rows] = _ends(spectra.data, poses.rows(rows), row, templates, rule, particle[rows])
 
     of_classes = torch.argsort(class_index, stable=True).split(torch.bincount(class_index).tolist())
     on_cores(climb, [rows for rows in of_classes if len(rows)])
+    places = PosedParticles(particle, origin, psi, poses.mirror, class_index)
+    cross = ring_crosses(spectra.data, places, references, grid.rings(rings)).sum(1)
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
 
 
@@ -153,12 +200,17 @@ def _rule(rings: int, steps: int, limit_deg: float, limit_px: float) -> NewtonRu
 
 
 def _ends(
-    data: Tensor, poses: ClassPoses, row: Tensor, templates: FineTemplates, rule: NewtonRule
+    data: Tensor,
+    poses: ClassPoses,
+    row: Tensor,
+    templates: FineTemplates,
+    rule: NewtonRule,
+    particle: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """In-plane rotations (b,) and origins (b, 2) to which the steps of poses (b,) lead."""
     zero = torch.zeros_like(poses.psi_deg)
     start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
-    found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule)[0]
+    found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule, particle)[0]
     return wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
 
 

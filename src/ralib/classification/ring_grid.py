@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
+from ralib.runtime.chunks import on_gpu
 
 CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
 """Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
@@ -179,15 +180,30 @@ class RingGrid:
         needed = math.ceil(2 * math.pi * (rings - 0.5) * self.spacing * radius_px) + 4
         return min(needed, self.n_half)
 
-    def transform(self, images: Tensor) -> Tensor:
-        """Return samples (b, R, H), complex64, of images (b, n, n); pixels outside the disc do not count."""
-        q = self._quarter
+    def transform(self, images: Tensor, rings: int | None = None) -> Tensor:
+        """Return samples of images on the first rings; pixels outside the disc do not count.
+
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+        rings : int, optional
+            Number of rings r, by default all.
+
+        Returns
+        -------
+        Tensor of shape (b, r, H)
+            Samples, complex64.
+        """
+        q, rings = self._quarter, self.n_rings if rings is None else rings
+        computed = self.n_rings if on_gpu(images) else rings  # a product of another size would round otherwise
+        n = computed * (self.n_half // 2 + 1)
         # Columns: (x, y), (-x, y), (x, -y), (-x, -y).
         a, b, c, d = (images.flatten(1)[:, at] * q.share for at in q.pixel)
-        even, odd = (a + b + c + d) @ q.cos_cos, (a - b - c + d) @ q.sin_sin
-        along_x, along_y = (a - b + c - d) @ q.sin_cos, (a + b - c - d) @ q.cos_sin
+        even, odd = (a + b + c + d) @ q.cos_cos[:, :n], (a - b - c + d) @ q.sin_sin[:, :n]
+        along_x, along_y = (a - b + c - d) @ q.sin_cos[:, :n], (a + b - c - d) @ q.cos_sin[:, :n]
         first, second = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
-        first, second = (s.unflatten(1, (self.n_rings, -1)) for s in (first, second))
+        first, second = (s.unflatten(1, (computed, -1))[:, :rings] for s in (first, second))
         return torch.cat([first, second[..., 1:-1].flip(-1)], dim=-1)
 
     def image(self, samples: Tensor) -> Tensor:

@@ -464,7 +464,7 @@ class ClassificationSchedule:
             return samples * grid.phase(state.origin_xy_px[own], rings)
 
         samples = self.model.shard.from_holders(index.to(grid.device), centred)
-        masked = grid.transform(grid.image(samples) * mask)[:, :rings]
+        masked = grid.transform(grid.image(samples) * mask, rings)
         return grid.orders_of(masked, self.model.field.orders(rings))
 
     def _most_useful(self, state: State, keep: int) -> Tensor:

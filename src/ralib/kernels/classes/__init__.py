@@ -12,6 +12,7 @@ from ralib.kernels import implementation
 from ralib.kernels.classes.reference import (
     AddUp,
     GridPoses,
+    PosedParticles,
     PosedTerms,
     PoseGrid,
     PriceRule,
@@ -24,6 +25,7 @@ __all__ = [
     "AddUp",
     "GridPoses",
     "PoseGrid",
+    "PosedParticles",
     "PosedTerms",
     "PriceRule",
     "Rings",
@@ -34,6 +36,7 @@ __all__ = [
     "best_poses",
     "class_prices",
     "moved_orders",
+    "ring_crosses",
     "thin",
 ]
 
@@ -53,6 +56,12 @@ def moved_orders(
     """Compute the angular orders of shifted samples; see `reference.moved_orders`."""
     orders: Tensor = implementation("classes", samples).moved_orders(samples, shift_xy_px, rings, n_orders, row)
     return orders
+
+
+def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, rings: Rings) -> Tensor:
+    """Compute the cross terms of particles with their classes on each ring; see `reference.ring_crosses`."""
+    found: Tensor = implementation("classes", samples).ring_crosses(samples, places, references, rings)
+    return found
 
 
 def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.kernels.classes.cpu_rings_numba import add_posed, moved_orders
+from ralib.kernels.classes.cpu_rings_numba import add_posed, moved_orders, ring_crosses
 from ralib.kernels.classes.reference import GridPoses, best_in_classes, class_prices, thin
 from ralib.kernels.lanes_numba import load, pick_greater_equal, spread, store
 from ralib.kernels.numba_cache import kept
@@ -24,7 +24,7 @@ from ralib.kernels.pose_search.cpu_grid_numba import GROUP, NOTHING, ORDER_STEP,
 from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 from ralib.kernels.threads import on_cores, shares
 
-__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "thin"]
+__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "ring_crosses", "thin"]
 
 
 def best_poses(

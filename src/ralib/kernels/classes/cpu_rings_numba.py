@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.kernels.classes.reference import PosedTerms, Rings
+from ralib.kernels.classes.reference import PosedParticles, PosedTerms, Rings
 from ralib.kernels.numba_cache import kept
+from ralib.kernels.pose_search.cpu_grid_numba import FAST
 from ralib.kernels.pose_search.cpu_newton_numba import move_ring
 from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 from ralib.kernels.threads import on_cores, shares
 from ralib.kernels.trig_numba import cos_sin
 
-__all__ = ["add_posed", "moved_orders"]
+__all__ = ["add_posed", "moved_orders", "ring_crosses"]
 
 
 def moved_orders(
@@ -49,9 +50,23 @@ def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, s
     numerator, weight = (t.numpy() for t in sums)
     n_orders = numerator.shape[2]
     given = torch.view_as_real(samples.contiguous()).numpy(), power.contiguous().numpy()
-    fields = tuple(t.contiguous().numpy() for t in terms.fields())
+    fields = tuple(t.contiguous().numpy() for t in (*terms.places.fields(), terms.weight, terms.scale))
     anchors = tuple(t.numpy() for t in terms.anchors)
     _add_posed(*given, fields, anchors, _tables(rings, n_orders), numerator, weight)
+
+
+def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, rings: Rings) -> Tensor:
+    """Compute cross terms of posed particles with classes on each ring; see `reference.ring_crosses`."""
+    out = torch.empty(len(places.row), rings.n_rings)
+    given, classes = (torch.view_as_real(t.contiguous()).numpy() for t in (samples, references))
+    fields, result = tuple(t.contiguous().numpy() for t in places.fields()), out.numpy()
+    tables = _tables(rings, references.shape[2])
+
+    def part(some: slice) -> None:
+        _ring_crosses(given, tuple(f[some] for f in fields), classes, tables, result[some])
+
+    on_cores(part, shares(len(out)))
+    return out
 
 
 def _tables(rings: Rings, n_orders: int) -> tuple[Any, ...]:
@@ -62,8 +77,7 @@ def _tables(rings: Rings, n_orders: int) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _waves(angle: tuple[float, ...], n_orders: int) -> tuple[Any, ...]:
-    """Cosines and sines of the angles (H,), and the waves (4, H / 2 + 1, width) over H: cos and sin of even and of odd
-    orders, padded to whole tiles; the last are of the same order as the products in `_fill_orders`."""
+    """Cosines and sines of the angles (H,); waves (4, H / 2 + 1, width) of even and of odd orders over H; the width."""
     n_half, count = len(angle), -(-n_orders // 2)
     width = 2 * LANES * -(-count // (2 * LANES))
     phi = torch.arange(n_half // 2 + 1, dtype=torch.float64)[:, None] * (math.pi / n_half)
@@ -89,20 +103,57 @@ def _moved_orders(samples: Any, row: Any, shift: Any, tables: Any, out: Any) -> 
 @no_type_check
 def _add_posed(samples: Any, power: Any, fields: Any, anchors: Any, tables: Any, numerator: Any, total: Any) -> None:
     """Add the terms of `fields` to numerator (c, r, m, 2) and total (c, r)."""
-    row, shift, psi_deg, mirror, weight, scale, to = fields
+    row, shift, psi_deg, mirror, to, weight, scale = fields
     rings, n_orders = numerator.shape[1], numerator.shape[2]
     work = _work(samples.shape[2], rings, tables[4])
     orders, turn = np.empty((rings, n_orders, 2), np.float32), np.empty((2, n_orders), np.float32)
     for b in range(len(row)):
         _fill_orders(samples[row[b]], shift[b, 0], shift[b, 1], tables, work, orders)
+        _fill_turn(psi_deg[b], turn)
         sign = np.float32(-1 if mirror[b] else 1)
-        for m in range(n_orders):
-            turn[0, m], turn[1, m] = cos_sin(np.float32(m) * psi_deg[b] / np.float32(360.0))
         factor = weight[b] * scale[b]
         for k in range(rings):
             _add_ring(orders[k], turn, factor, sign, anchors[0][k], numerator[to[b], k])
             term = np.float64(power[row[b], k] * (factor * scale[b]))
             total[to[b], k] += (term + anchors[1][k]) - anchors[1][k]
+
+
+@kept
+@numba.njit(nogil=True)
+@no_type_check
+def _ring_crosses(samples: Any, fields: Any, references: Any, tables: Any, out: Any) -> None:
+    """Fill out (b, r) for particles at their poses and references (k, r, m, 2)."""
+    row, shift, psi_deg, mirror, to = fields
+    rings, n_orders = references.shape[1], references.shape[2]
+    work = _work(samples.shape[2], rings, tables[4])
+    orders, turn = np.empty((rings, n_orders, 2), np.float32), np.empty((2, n_orders), np.float32)
+    for b in range(len(row)):
+        _fill_orders(samples[row[b]], shift[b, 0], shift[b, 1], tables, work, orders)
+        _fill_turn(psi_deg[b], turn)
+        sign = np.float32(-1 if mirror[b] else 1)
+        for k in range(rings):
+            out[b, k] = np.float32(samples.shape[2]) * _cross(orders[k], turn, sign, references[to[b], k])
+
+
+@numba.njit(fastmath=FAST)
+@no_type_check
+def _cross(orders: Any, turn: Any, sign: Any, reference: Any) -> Any:
+    """Sum over all orders, of which the first (m, 2) are given, of a turned and mirrored ring times the reference's."""
+    total = np.float32(0.0)
+    for m in range(len(orders)):
+        co, si, re, im = turn[0, m], turn[1, m], orders[m, 0], orders[m, 1]
+        real, imag = re * co + im * si, (im * co - re * si) * sign
+        total += real * reference[m, 0] + imag * reference[m, 1]
+    first = orders[0, 0] * reference[0, 0] + sign * orders[0, 1] * reference[0, 1]
+    return np.float32(2.0) * total - first
+
+
+@numba.njit
+@no_type_check
+def _fill_turn(psi_deg: Any, turn: Any) -> None:
+    """Cosines and sines (2, m) by which each order is turned."""
+    for m in range(turn.shape[1]):
+        turn[0, m], turn[1, m] = cos_sin(np.float32(m) * psi_deg / np.float32(360.0))
 
 
 @numba.njit

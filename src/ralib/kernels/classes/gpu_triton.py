@@ -20,9 +20,10 @@ from ralib.kernels.classes.reference import (
     add_posed,
     best_poses,
     moved_orders,
+    ring_crosses,
 )
 
-__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "thin"]
+__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "ring_crosses", "thin"]
 
 PROGRAMS = 1024
 """Programs that share the particles: a few for each multiprocessor."""

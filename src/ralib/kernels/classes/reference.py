@@ -161,8 +161,8 @@ def moved_orders(
 
 
 @dataclass(frozen=True)
-class PosedTerms:
-    """Particles to be added to averages, each at a pose, every field (b,).
+class PosedParticles:
+    """Particles, each at a pose in a class, every field (b,).
 
     Attributes
     ----------
@@ -174,31 +174,94 @@ class PosedTerms:
         In-plane rotation, degrees.
     mirror : Tensor of shape (b,)
         True where mirrored.
-    weight, scale : Tensor of shape (b,)
-        Responsibility and contrast.
     to : Tensor of shape (b,)
-        Number of the average.
-    anchors : tuple of Tensor
-        Of the numerators' and of the weights' quanta on each ring, (r,), float64; see
-        `ralib.classification.sharding.quantum_anchor`.
+        Number of the class.
     """
 
     row: Tensor
     shift_xy_px: Tensor
     psi_deg: Tensor
     mirror: Tensor
-    weight: Tensor
-    scale: Tensor
     to: Tensor
-    anchors: tuple[Tensor, Tensor]
 
     def fields(self) -> tuple[Tensor, ...]:
-        """Return what there is of each particle."""
-        return self.row, self.shift_xy_px, self.psi_deg, self.mirror, self.weight, self.scale, self.to
+        """Return all fields."""
+        return self.row, self.shift_xy_px, self.psi_deg, self.mirror, self.to
+
+    def part(self, some: slice) -> PosedParticles:
+        """Return some of them."""
+        return PosedParticles(*(f[some] for f in self.fields()))
+
+    def orders(self, samples: Tensor, rings: Rings, n_orders: int) -> Tensor:
+        """Return the angular orders in the frame of the class.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (n, R, H)
+            Samples of all particles on at least these rings.
+        rings : Rings
+            Radii and angles.
+        n_orders : int
+            Number of angular orders m.
+
+        Returns
+        -------
+        Tensor of shape (b, r, m)
+            Angular orders.
+        """
+        orders = moved_orders(samples, self.shift_xy_px, rings, n_orders, self.row)
+        m = torch.arange(n_orders, device=orders.device, dtype=torch.float32)
+        turn = -torch.deg2rad(self.psi_deg)[:, None] * m
+        posed = orders * torch.polar(torch.ones_like(turn), turn)[:, None]
+        return torch.where(self.mirror[:, None, None], posed.conj(), posed).resolve_conj()
+
+
+def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, rings: Rings) -> Tensor:
+    """Compute the cross terms of particles with their classes on each ring.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (n, R, H)
+        Samples on at least these rings, complex64.
+    places : PosedParticles
+        The particles b and their poses.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the class averages.
+    rings : Rings
+        Radii and angles.
+
+    Returns
+    -------
+    Tensor of shape (b, r)
+        Cross terms: sums over the angles of Re[F conj(A)].
+    """
+    product = (places.orders(samples, rings, references.shape[2]) * references[places.to].conj()).real
+    return len(rings.angle_rad) * (2 * product.sum(2) - product[..., 0])
+
+
+@dataclass(frozen=True)
+class PosedTerms:
+    """Particles to be added to averages.
+
+    Attributes
+    ----------
+    places : PosedParticles
+        The particles b and their poses; the class is the number of the average.
+    weight, scale : Tensor of shape (b,)
+        Responsibility and contrast.
+    anchors : tuple of Tensor
+        Of the numerators' and of the weights' quanta on each ring, (r,), float64; see
+        `ralib.classification.sharding.quantum_anchor`.
+    """
+
+    places: PosedParticles
+    weight: Tensor
+    scale: Tensor
+    anchors: tuple[Tensor, Tensor]
 
     def part(self, some: slice) -> PosedTerms:
         """Return some of the terms."""
-        return PosedTerms(*(f[some] for f in self.fields()), self.anchors)
+        return PosedTerms(self.places.part(some), self.weight[some], self.scale[some], self.anchors)
 
 
 def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
@@ -218,17 +281,13 @@ def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, s
         Numerators (c, r, m, 2) and weights (c, r), float64, changed in place; they are multiples of a quantum, and so
         the same in any order.
     """
-    numerator, total = sums
-    posed = moved_orders(samples, terms.shift_xy_px, rings, numerator.shape[2], terms.row)
-    m = torch.arange(numerator.shape[2], device=posed.device, dtype=torch.float32)
-    turn = -torch.deg2rad(terms.psi_deg)[:, None] * m
-    posed = posed * torch.polar(torch.ones_like(turn), turn)[:, None]
-    posed = torch.where(terms.mirror[:, None, None], posed.conj(), posed)
-    w, a, (own, of_power) = terms.weight, terms.scale, terms.anchors
-    values = (torch.view_as_real(posed.resolve_conj()) * (w * a)[:, None, None, None]).double()
-    numerator.index_add_(0, terms.to, values + own[:, None, None] - own[:, None, None])
-    values = (power[terms.row, : rings.n_rings] * (w * a * a)[:, None]).double()
-    total.index_add_(0, terms.to, values + of_power - of_power)
+    (numerator, total), places, w, a = sums, terms.places, terms.weight, terms.scale
+    own, of_power = terms.anchors
+    posed = torch.view_as_real(places.orders(samples, rings, numerator.shape[2]))
+    values = (posed * (w * a)[:, None, None, None]).double()
+    numerator.index_add_(0, places.to, values + own[:, None, None] - own[:, None, None])
+    values = (power[places.row, : rings.n_rings] * (w * a * a)[:, None]).double()
+    total.index_add_(0, places.to, values + of_power - of_power)
 
 
 def best_poses(

@@ -35,7 +35,6 @@ __all__ = [
     "part_norm",
     "rotated_table",
     "rotational_max",
-    "scores_at",
     "shifted_parts",
     "shortlist",
 ]
@@ -82,17 +81,14 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
 
 
 def newton(
-    samples: Tensor, centre: Tensor, row: Tensor, pose: Tensor, templates: FineTemplates, rule: NewtonRule
+    samples: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    pose: Tensor,
+    templates: FineTemplates,
+    rule: NewtonRule,
+    particle: Tensor | None = None,
 ) -> Tensor:
     """Refine candidate poses by Newton steps; see `reference.newton`."""
-    out: Tensor = implementation("pose_search", samples).newton(samples, centre, row, pose, templates, rule)
-    return out
-
-
-def scores_at(
-    samples: Tensor, shift_xy_px: Tensor, psi_deg: Tensor, row: Tensor, templates: FineTemplates, n_radii: int
-) -> Tensor:
-    """Compute the scores of poses at any rotation; see `reference.scores_at`."""
-    form = implementation("pose_search", samples)
-    out: Tensor = form.scores_at(samples, shift_xy_px, psi_deg, row, templates, n_radii)
+    out: Tensor = implementation("pose_search", samples).newton(samples, centre, row, pose, templates, rule, particle)
     return out

@@ -17,7 +17,7 @@ from torch import Tensor
 from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.cpu_grid_numba import FAST
 from ralib.kernels.pose_search.cpu_refine_numba import solved
-from ralib.kernels.pose_search.reference import N_MOMENTS, NODES, SETTLED, FineTemplates, NewtonRule
+from ralib.kernels.pose_search.reference import N_MOMENTS, SETTLED, FineTemplates, NewtonRule
 from ralib.kernels.threads import on_cores, shares
 from ralib.kernels.trig_numba import cos_sin
 
@@ -25,34 +25,26 @@ _solved = numba.njit(solved)
 
 
 def newton(
-    samples: Tensor, centre: Tensor, row: Tensor, pose: Tensor, templates: FineTemplates, rule: NewtonRule
+    samples: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    pose: Tensor,
+    templates: FineTemplates,
+    rule: NewtonRule,
+    particle: Tensor | None = None,
 ) -> Tensor:
     """Refine candidate poses by Newton steps; see `reference.newton`."""
     out = torch.empty_like(pose)
+    particle = torch.arange(len(samples)) if particle is None else particle
     bounds = np.array([*rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, SETTLED], np.float32)
     layout, result = _layout(templates), out.numpy()
-    given = torch.view_as_real(samples.contiguous()).numpy(), centre.contiguous().numpy()
+    given = torch.view_as_real(samples.contiguous()).numpy(), particle.numpy(), centre.contiguous().numpy()
     rows, poses = row.contiguous().numpy(), pose.contiguous().numpy()
 
     def part(some: slice) -> None:
         _newton(*given, rows, poses, some.start, some.stop, layout, rule.stops, bounds, rule.steps, result)
 
-    on_cores(part, shares(len(samples)))
-    return out
-
-
-def scores_at(
-    samples: Tensor, shift_xy_px: Tensor, psi_deg: Tensor, row: Tensor, templates: FineTemplates, n_radii: int
-) -> Tensor:
-    """Compute scores at any rotation; see `reference.scores_at`."""
-    out = torch.empty(len(samples))
-    given = torch.view_as_real(samples.contiguous()), shift_xy_px.contiguous(), psi_deg.contiguous(), row.contiguous()
-    arrays, layout, result = tuple(t.numpy() for t in given), _layout(templates), out.numpy()
-
-    def part(some: slice) -> None:
-        _scores(*(a[some] for a in arrays), layout, n_radii, result[some])
-
-    on_cores(part, shares(len(samples)))
+    on_cores(part, shares(len(particle)))
     return out
 
 
@@ -67,16 +59,16 @@ def _layout(templates: FineTemplates) -> tuple[np.ndarray, ...]:
 @numba.njit(nogil=True)
 @no_type_check
 def _newton(
-    samples: Any, centre: Any, row: Any, pose: Any, start: Any, stop: Any, layout: Any, stops: Any, bounds: Any,
-    steps: Any, out: Any,
+    samples: Any, particle: Any, centre: Any, row: Any, pose: Any, start: Any, stop: Any, layout: Any, stops: Any,
+    bounds: Any, steps: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Fill out (c, b, 4) for the particles from `start` to `stop` of samples (b, K, H, 2)."""
+    """Fill out (c, b, 4) from `start` to `stop` for some of the particles of samples (n, K, H, 2)."""
     moments, step = np.empty(N_MOMENTS, np.float32), np.empty(6, np.float32)
     mine, slack = np.empty((2, samples.shape[1], samples.shape[2]), np.float32), bounds[4]
     for b in range(start, stop):
         for k in range(stops[2]):
             for part in range(2):
-                mine[part, k] = samples[b, k, :, part]
+                mine[part, k] = samples[particle[b], k, :, part]
         for c in range(len(pose)):
             out[c, b] = pose[c, b]
             if pose[c, b, 3] < pose[0, b, 3] - slack * abs(pose[0, b, 3]):
@@ -216,28 +208,6 @@ def _step(m: Any, now: Any, psi: Any, h_deg: Any, bounds: Any, out: Any) -> None
     out[5] = half * (abs(pp) * turned * turned + abs(xx) * sx * sx + abs(yy) * sy * sy)
 
 
-@kept
-@numba.njit(nogil=True)
-@no_type_check
-def _scores(samples: Any, shift: Any, psi_deg: Any, row: Any, layout: Any, n_radii: Any, out: Any) -> None:
-    """Fill out (b,): scores at NODES fine rotations around psi, interpolated by Lagrange's polynomial."""
-    table, frequency, weight, cosine, sine = layout
-    n_half, n_fine = samples.shape[2], table.shape[1]
-    turn, moved = 2 * n_half * n_fine, np.empty((2, n_half), np.float32)
-    for b in range(len(samples)):
-        place = psi_deg[b] / np.float32(360.0 / turn)
-        base = np.int64(np.floor(place))
-        scores = np.zeros(NODES, np.float32)
-        for k in range(n_radii):
-            move_ring(samples[b, k], shift[b, 0] * frequency[k], shift[b, 1] * frequency[k], cosine, sine, moved)
-            for i in range(NODES):
-                fine = (base + i - (NODES // 2 - 1)) % turn
-                template, at = table[row[b], fine % n_fine], fine // n_fine + 1
-                real, imag = template[0, k, at : at + n_half], template[1, k, at : at + n_half]
-                scores[i] += weight[k] * _inner(moved[0], moved[1], real, imag)
-        out[b] = _between(scores, place - np.float32(base))
-
-
 @numba.njit(fastmath=FAST)
 @no_type_check
 def move_ring(samples: Any, x: Any, y: Any, cosine: Any, sine: Any, out: Any) -> None:
@@ -258,26 +228,3 @@ def move_ring(samples: Any, x: Any, y: Any, cosine: Any, sine: Any, out: Any) ->
         co, si = cos_sin(x * cosine[h] + y * sine[h])
         out[0, h] = samples[h, 0] * co + samples[h, 1] * si
         out[1, h] = samples[h, 1] * co - samples[h, 0] * si
-
-
-@numba.njit(fastmath=FAST)
-@no_type_check
-def _inner(re: Any, im: Any, real: Any, imag: Any) -> Any:
-    total = np.float32(0.0)
-    for h in range(len(re)):
-        total += re[h] * real[h] + im[h] * imag[h]
-    return total
-
-
-@numba.njit
-@no_type_check
-def _between(scores: Any, fraction: Any) -> Any:
-    """The polynomial through scores at -3, -2, ... 4 at a fraction of the way from 0 to 1."""
-    total = np.float64(0.0)
-    for i in range(NODES):
-        weight = np.float64(1.0)
-        for j in range(NODES):
-            if j != i:
-                weight *= (fraction - (j - (NODES // 2 - 1))) / (i - j)
-        total += weight * scores[i]
-    return np.float32(total)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ralib.kernels.lanes_numba import LANES, load, pick_greater_equal, spread, store
 from ralib.kernels.numba_cache import kept
-from ralib.kernels.pose_search.cpu_newton_numba import newton, scores_at
+from ralib.kernels.pose_search.cpu_newton_numba import newton
 from ralib.kernels.pose_search.reference import gather_taps, grid_candidates, shifted_parts, shortlist
 from ralib.kernels.pose_search.tile_llvm import ROWS, tile
 from ralib.kernels.threads import on_cores, shares
 
-__all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "scores_at", "shifted_parts", "shortlist"]
+__all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "shifted_parts", "shortlist"]
 
 BLOCK = 2 * LANES
 """Particles side by side."""

@@ -262,8 +262,10 @@ def newton(
     pose: Tensor,
     templates: FineTemplates,
     rule: NewtonRule,
+    particle: Tensor | None = None,
 ) -> Tensor:
     """Refine candidate poses by Newton steps; see `reference.newton`. The templates' table is its `half_pairs`."""
+    samples = samples if particle is None else samples[particle]
     candidates, k_block, h_block, num_warps = MANY if len(row) > 2 else FEW
     n_particles, n_all_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)

@@ -11,9 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton
-from ralib.kernels.pose_search.reference import scores_at
 
-__all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "scores_at", "shifted_parts", "shortlist"]
+__all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "shifted_parts", "shortlist"]
 
 
 MOST_HELD = 4

@@ -24,8 +24,6 @@ FINE_ROTATIONS = 2
 """Fine rotations per angular sample of the polar grid, at which templates are tabulated."""
 TABLE_BYTES = 2**25
 """Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
-NODES = 8
-"""Fine rotations through whose scores `scores_at` lays a polynomial."""
 SETTLED = 3e-5
 """A step that changes the score by less, by its quadratic form and as a fraction of the score, is a pose's last."""
 
@@ -394,7 +392,13 @@ def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool =
 
 
 def newton(
-    samples: Tensor, centre: Tensor, row: Tensor, pose: Tensor, templates: FineTemplates, rule: NewtonRule
+    samples: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    pose: Tensor,
+    templates: FineTemplates,
+    rule: NewtonRule,
+    particle: Tensor | None = None,
 ) -> Tensor:
     """Refine poses off the grid by one or several Newton steps in (psi, x, y).
 
@@ -403,7 +407,7 @@ def newton(
 
     Parameters
     ----------
-    samples : Tensor of shape (b, K, H)
+    samples : Tensor of shape (n, K, H)
         Polar Fourier samples of the particles, complex64.
     centre : Tensor of shape (b, 2)
         Origin from which the offsets x, y count, pixels.
@@ -415,12 +419,15 @@ def newton(
         Templates at fine rotations.
     rule : NewtonRule
         Samples used, bounds and number of steps.
+    particle : Tensor of shape (b,), optional
+        Whose samples the poses are for; by default those of the first, the second and so on.
 
     Returns
     -------
     Tensor of shape (c, b, 4)
         Refined poses.
     """
+    samples = samples if particle is None else samples[particle]
     particle = torch.arange(len(samples), device=samples.device).expand_as(row).flatten()
 
     def one_step(pose: Tensor) -> NewtonStep:
@@ -618,48 +625,6 @@ def expected_gain(gradient: Tensor, curvature: tuple[Tensor, ...], step: Tensor)
     p, x, y = step.unbind(-1)
     bent = 0.5 * (pp * p * p + xx * x * x + yy * y * y) + px * p * x + py * p * y + xy * x * y
     return (gradient * step).sum(-1) + bent
-
-
-def scores_at(
-    samples: Tensor, shift_xy_px: Tensor, psi_deg: Tensor, row: Tensor, templates: FineTemplates, n_radii: int
-) -> Tensor:
-    """Compute the scores of poses at any rotation, by Lagrange's polynomial through those at the next fine rotations.
-
-    Fine rotations lie closer together than the highest order needs: the polynomial is exact to some 1e-5 of a score.
-
-    Parameters
-    ----------
-    samples : Tensor of shape (b, K, H)
-        Polar Fourier samples of the particles, complex64.
-    shift_xy_px : Tensor of shape (b, 2)
-        Shift of each, pixels.
-    psi_deg : Tensor of shape (b,)
-        In-plane rotation of its template, degrees.
-    row : Tensor of shape (b,)
-        Its template.
-    templates : FineTemplates
-        Templates at fine rotations.
-    n_radii : int
-        Number of radii that count.
-
-    Returns
-    -------
-    Tensor of shape (b,)
-        Scores.
-    """
-    place = psi_deg / templates.step_deg
-    base = torch.floor(place)
-    node = torch.arange(NODES, dtype=torch.float64, device=place.device) - (NODES // 2 - 1)
-    apart = (node[:, None] - node).fill_diagonal_(1.0)
-    way = ((place - base)[:, None, None] - node).expand(-1, NODES, -1).clone()
-    way.diagonal(dim1=1, dim2=2).fill_(1.0)
-    weight, total = (way / apart).prod(2), torch.zeros_like(place, dtype=torch.float64)
-    particle, stops = torch.arange(len(samples), device=place.device), (0, 0, n_radii)
-    for i in range(NODES):
-        position = (base + node[i]).long()
-        moments = pose_moments(samples, particle, shift_xy_px, row, position, templates, stops)
-        total += weight[:, i] * moments[:, 3]
-    return total.float()
 
 
 def pose_moments(
