@@ -12,13 +12,28 @@ from collections.abc import Callable
 from typing import Any, no_type_check
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 from ralib.kernels.pose_search.tile_llvm import LANES
+from ralib.kernels.trig_numba import COSINE, SINE
 
-__all__ = ["LANES", "corners", "load", "multiply_add", "pick_greater_equal", "spread", "store", "truncate"]
+__all__ = [
+    "LANES",
+    "corners",
+    "cos_sin_lanes",
+    "load",
+    "load_pairs",
+    "multiply_add",
+    "pick_greater_equal",
+    "spread",
+    "store",
+    "sum_lanes",
+    "truncate",
+    "turn_round",
+]
 
 _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -238,6 +253,90 @@ def corners(context: Any, pixels: Any, base: Any, first: Any, column: Any, row: 
     return four(pixels, base, numba.int64, _lanes, _lanes, numba.int64), build
 
 
+@intrinsic
+@no_type_check
+def load_pairs(context: Any, data: Any, first: Any) -> Any:
+    """Return the even and the odd ones of data[first : first + 2 LANES] of a flat float32 array.
+
+    Parameters
+    ----------
+    context : Any
+        Numba's typing context.
+    data : Any
+        Flat float32 array.
+    first : Any
+        Lane 0 in it, int64.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        pointer = context.make_array(signature.args[0])(context, builder, given[0]).data
+        both = _loaded(builder, builder.gep(pointer, [given[1]]), ir.VectorType(_FLOAT, 2 * LANES))
+        return context.make_tuple(builder, signature.return_type, [_every_second(builder, both, odd) for odd in (0, 1)])
+
+    return types.UniTuple(_lanes, 2)(data, numba.int64), build
+
+
+@intrinsic
+@no_type_check
+def turn_round(context: Any, a: Any) -> Any:
+    """Return a with its last lane first.
+
+    Parameters
+    ----------
+    context : Any
+        Numba's typing context.
+    a : Any
+        Lanes.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        order = ir.Constant(ir.VectorType(_INT, LANES), list(range(LANES - 1, -1, -1)))
+        return builder.shuffle_vector(given[0], ir.Constant(_VECTOR, ir.Undefined), order)
+
+    return _lanes(_lanes), build
+
+
+@intrinsic
+@no_type_check
+def sum_lanes(context: Any, a: Any) -> Any:
+    """Return the sum of all lanes: of halves, of halves of them, and so on.
+
+    Parameters
+    ----------
+    context : Any
+        Numba's typing context.
+    a : Any
+        Lanes.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        total, n = given[0], LANES
+        while n > 1:
+            n //= 2
+            kind = ir.VectorType(_INT, n)
+            near, far = (ir.Constant(kind, list(range(first, first + n))) for first in (0, n))
+            nothing = ir.Constant(total.type, ir.Undefined)
+            total = builder.fadd(*(builder.shuffle_vector(total, nothing, half) for half in (near, far)))
+        return builder.extract_element(total, ir.Constant(_INT, 0))
+
+    return numba.float32(_lanes), build
+
+
 def _in_all_lanes(builder: Any, number: Any) -> Any:
     undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     one = builder.insert_element(undefined, number, ir.Constant(_INT, 0))
@@ -288,3 +387,29 @@ for _symbol, _operands, _instruction in (
     (operator.neg, 1, "fneg"),
 ):
     _let_operator(_symbol, _operands, _instruction)
+
+
+@numba.njit
+@no_type_check
+def cos_sin_lanes(cycles: Any) -> Any:
+    """Return cosine and sine of 2 pi times lanes, to 6e-7; see `trig_numba`.
+
+    Parameters
+    ----------
+    cycles : Any
+        Lanes, below 2^21.
+
+    Returns
+    -------
+    tuple
+        Cosine and sine, lanes.
+    """
+    whole = spread(np.float32(12582912.0))  # 1.5 * 2^23: next to it there are no bits for a fraction
+    r = cycles - ((cycles + whole) - whole)
+    q = r * r
+    co, si = spread(COSINE[0]), spread(SINE[0])
+    for i in range(1, len(COSINE)):
+        co = multiply_add(co, q, spread(COSINE[i]))
+    for i in range(1, len(SINE)):
+        si = multiply_add(si, q, spread(SINE[i]))
+    return co, si * r

@@ -3,7 +3,8 @@
 A particle's samples are moved, folded and transformed while they are in a core's cache. With F(phi + pi) = conj F(phi),
 an even order is the sum over the half circle of Re F exp(-i m phi), an odd one of i Im F exp(-i m phi); the angles phi
 and pi - phi share cosine and sine up to a sign. So a sum of the two and a difference, over a quarter of the circle, are
-multiplied by cosines and sines: four real products of small matrices.
+multiplied by cosines and sines: four real products of small matrices. These are the planes: real and imaginary parts of
+even orders, then of odd ones.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ import torch
 from torch import Tensor
 
 from ralib.kernels.classes.reference import PosedParticles, PosedTerms, Rings
+from ralib.kernels.lanes_numba import (
+    cos_sin_lanes,
+    load,
+    load_pairs,
+    multiply_add,
+    spread,
+    store,
+    sum_lanes,
+    turn_round,
+)
 from ralib.kernels.numba_cache import kept
-from ralib.kernels.pose_search.cpu_grid_numba import FAST
-from ralib.kernels.pose_search.cpu_newton_numba import move_ring
 from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 from ralib.kernels.threads import on_cores, shares
 from ralib.kernels.trig_numba import cos_sin
@@ -34,39 +43,58 @@ def moved_orders(
     """Compute the angular orders of shifted samples; see `reference.moved_orders`."""
     row = torch.arange(len(shift_xy_px)) if row is None else row
     out = torch.empty(len(row), rings.n_rings, n_orders, dtype=torch.complex64)
-    given = torch.view_as_real(samples.contiguous()).numpy()
     shifts, rows, result = shift_xy_px.contiguous().numpy(), row.numpy(), torch.view_as_real(out).numpy()
-    tables = _tables(rings, n_orders)
+    given, tables = _flat(samples), _tables(rings, n_orders)
 
     def part(some: slice) -> None:
-        _moved_orders(given, rows[some], shifts[some], tables, result[some])
+        _moved_orders(*given, rows[some], shifts[some], tables, result[some])
 
     on_cores(part, shares(len(row)))
     return out
 
 
-def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
-    """Add posed particles to sums; see `reference.add_posed`."""
-    numerator, weight = (t.numpy() for t in sums)
-    n_orders = numerator.shape[2]
-    given = torch.view_as_real(samples.contiguous()).numpy(), power.contiguous().numpy()
-    fields = tuple(t.contiguous().numpy() for t in (*terms.places.fields(), terms.weight, terms.scale))
-    anchors = tuple(t.numpy() for t in terms.anchors)
-    _add_posed(*given, fields, anchors, _tables(rings, n_orders), numerator, weight)
-
-
 def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, rings: Rings) -> Tensor:
     """Compute cross terms of posed particles with classes on each ring; see `reference.ring_crosses`."""
     out = torch.empty(len(places.row), rings.n_rings)
-    given, classes = (torch.view_as_real(t.contiguous()).numpy() for t in (samples, references))
-    fields, result = tuple(t.contiguous().numpy() for t in places.fields()), out.numpy()
     tables = _tables(rings, references.shape[2])
+    weighted = references * (2.0 * len(rings.angle_rad))
+    weighted[..., 0] *= 0.5
+    classes = _planes(weighted, tables[-1]).numpy()
+    given, fields, result = _flat(samples), tuple(t.contiguous().numpy() for t in places.fields()), out.numpy()
 
     def part(some: slice) -> None:
-        _ring_crosses(given, tuple(f[some] for f in fields), classes, tables, result[some])
+        _ring_crosses(*given, tuple(f[some] for f in fields), classes, tables, result[some])
 
     on_cores(part, shares(len(out)))
     return out
+
+
+def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
+    """Add posed particles to sums; see `reference.add_posed`."""
+    numerator, weight = sums
+    n_orders = numerator.shape[2]
+    tables = _tables(rings, n_orders)
+    fields = tuple(t.contiguous().numpy() for t in (*terms.places.fields(), terms.weight, terms.scale))
+    anchors = tuple(t.numpy() for t in terms.anchors)
+    own = torch.zeros(*numerator.shape[:2], 4, tables[-1], dtype=torch.float64)
+    _add_posed(*_flat(samples), power.contiguous().numpy(), fields, anchors, tables, own.numpy(), weight.numpy())
+    for parity in (0, 1):
+        some = numerator[:, :, parity::2]
+        some += own[:, :, 2 * parity : 2 * parity + 2, : some.shape[2]].transpose(2, 3)
+
+
+def _flat(samples: Tensor) -> tuple[np.ndarray, int, int]:
+    """Real and imaginary parts of samples (n, R, H), flat; R and H."""
+    return torch.view_as_real(samples.contiguous()).flatten().numpy(), samples.shape[1], samples.shape[2]
+
+
+def _planes(orders: Tensor, width: int) -> Tensor:
+    """Angular orders (k, r, m) as planes (k, r, 4, width): real and imaginary parts of even, then of odd orders."""
+    planes = orders.real.new_zeros(*orders.shape[:2], 4, width)
+    for parity in (0, 1):
+        some = torch.view_as_real(orders[..., parity::2])
+        planes[:, :, 2 * parity : 2 * parity + 2, : some.shape[2]] = some.transpose(2, 3)
+    return planes
 
 
 def _tables(rings: Rings, n_orders: int) -> tuple[Any, ...]:
@@ -77,13 +105,14 @@ def _tables(rings: Rings, n_orders: int) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _waves(angle: tuple[float, ...], n_orders: int) -> tuple[Any, ...]:
-    """Cosines and sines of the angles (H,); waves (4, H / 2 + 1, width) of even and of odd orders over H; the width."""
+    """Cosines and sines of the angles (H,); the waves (4, H / 2 + 1, width) over H that make the planes; the width."""
     n_half, count = len(angle), -(-n_orders // 2)
     width = 2 * LANES * -(-count // (2 * LANES))
     phi = torch.arange(n_half // 2 + 1, dtype=torch.float64)[:, None] * (math.pi / n_half)
-    even, odd = 2 * torch.arange(width), 2 * torch.arange(width) + 1
-    waves = torch.stack([f(phi * m) / n_half for m in (even, odd) for f in (torch.cos, torch.sin)])
-    waves[..., count:] = 0
+    even, odd = 2 * torch.arange(width) * phi, (2 * torch.arange(width) + 1) * phi
+    waves = torch.stack([torch.cos(even), -torch.sin(even), torch.sin(odd), torch.cos(odd)]) / n_half
+    waves[:2, :, count:] = 0
+    waves[2:, :, n_orders // 2 :] = 0
     given = torch.tensor(angle)
     return torch.cos(given).numpy(), torch.sin(given).numpy(), waves.float().numpy().ravel(), width
 
@@ -91,129 +120,163 @@ def _waves(angle: tuple[float, ...], n_orders: int) -> tuple[Any, ...]:
 @kept
 @numba.njit(nogil=True)
 @no_type_check
-def _moved_orders(samples: Any, row: Any, shift: Any, tables: Any, out: Any) -> None:
-    """Fill out (b, r, m, 2) from samples (n, R, H, 2) of rows (b,) and their shifts (b, 2)."""
-    work = _work(samples.shape[2], out.shape[1], tables[4])
+def _moved_orders(samples: Any, n_rings: Any, n_half: Any, row: Any, shift: Any, tables: Any, out: Any) -> None:
+    """Fill out (b, r, m, 2) from samples (n, R, H, 2), flat, of rows (b,) and their shifts (b, 2)."""
+    work, width = _work(n_half, out.shape[1], tables[4]), tables[4]
+    planes, rings = work[2], out.shape[1]
+    apart = len(planes) // 4
     for b in range(len(row)):
-        _fill_orders(samples[row[b]], shift[b, 0], shift[b, 1], tables, work, out[b])
+        _fill_planes(samples, row[b] * n_rings * n_half, n_half, rings, shift[b], tables, work)
+        for k in range(rings):
+            for m in range(out.shape[2]):
+                at = 2 * (m % 2) * apart + k * width + m // 2
+                out[b, k, m, 0], out[b, k, m, 1] = planes[at], planes[at + apart]
 
 
 @kept
 @numba.njit(nogil=True)
 @no_type_check
-def _add_posed(samples: Any, power: Any, fields: Any, anchors: Any, tables: Any, numerator: Any, total: Any) -> None:
-    """Add the terms of `fields` to numerator (c, r, m, 2) and total (c, r)."""
-    row, shift, psi_deg, mirror, to, weight, scale = fields
-    rings, n_orders = numerator.shape[1], numerator.shape[2]
-    work = _work(samples.shape[2], rings, tables[4])
-    orders, turn = np.empty((rings, n_orders, 2), np.float32), np.empty((2, n_orders), np.float32)
+def _ring_crosses(
+    samples: Any, n_rings: Any, n_half: Any, fields: Any, references: Any, tables: Any, out: Any
+) -> None:  # fmt: skip
+    """Fill out (b, r) for particles at their poses and planes of references (k, r, 4, width)."""
+    row, shift, psi_deg, mirror, to = fields
+    rings, width = references.shape[1], tables[4]
+    work, turn, posed = _work(n_half, rings, width), np.empty(4 * width, np.float32), np.empty(4 * width, np.float32)
+    flat = references.ravel()
     for b in range(len(row)):
-        _fill_orders(samples[row[b]], shift[b, 0], shift[b, 1], tables, work, orders)
-        _fill_turn(psi_deg[b], turn)
-        sign = np.float32(-1 if mirror[b] else 1)
+        _fill_planes(samples, row[b] * n_rings * n_half, n_half, rings, shift[b], tables, work)
+        _fill_turn(psi_deg[b], width, turn)
+        for k in range(rings):
+            _pose_ring(work[2], k * width, width, turn, np.float32(1.0), mirror[b], posed)
+            at, total = (to[b] * rings + k) * 4 * width, spread(np.float32(0.0))
+            for first in range(0, 4 * width, LANES):
+                total = multiply_add(load(posed, first), load(flat, at + first), total)
+            out[b, k] = sum_lanes(total)
+
+
+@kept
+@numba.njit(nogil=True)
+@no_type_check
+def _add_posed(
+    samples: Any, n_rings: Any, n_half: Any, power: Any, fields: Any, anchors: Any, tables: Any, numerator: Any,
+    total: Any,
+) -> None:  # fmt: skip
+    """Add the terms of `fields` to the planes of numerators (c, r, 4, width), and to the weights (c, r)."""
+    row, shift, psi_deg, mirror, to, weight, scale = fields
+    rings, width = numerator.shape[1], tables[4]
+    work, turn, posed = _work(n_half, rings, width), np.empty(4 * width, np.float32), np.empty(4 * width, np.float32)
+    for b in range(len(row)):
+        _fill_planes(samples, row[b] * n_rings * n_half, n_half, rings, shift[b], tables, work)
+        _fill_turn(psi_deg[b], width, turn)
         factor = weight[b] * scale[b]
         for k in range(rings):
-            _add_ring(orders[k], turn, factor, sign, anchors[0][k], numerator[to[b], k])
+            _pose_ring(work[2], k * width, width, turn, factor, mirror[b], posed)
+            _add_quanta(posed, anchors[0][k], numerator[to[b], k].ravel())
             term = np.float64(power[row[b], k] * (factor * scale[b]))
             total[to[b], k] += (term + anchors[1][k]) - anchors[1][k]
 
 
-@kept
-@numba.njit(nogil=True)
+@numba.njit
 @no_type_check
-def _ring_crosses(samples: Any, fields: Any, references: Any, tables: Any, out: Any) -> None:
-    """Fill out (b, r) for particles at their poses and references (k, r, m, 2)."""
-    row, shift, psi_deg, mirror, to = fields
-    rings, n_orders = references.shape[1], references.shape[2]
-    work = _work(samples.shape[2], rings, tables[4])
-    orders, turn = np.empty((rings, n_orders, 2), np.float32), np.empty((2, n_orders), np.float32)
-    for b in range(len(row)):
-        _fill_orders(samples[row[b]], shift[b, 0], shift[b, 1], tables, work, orders)
-        _fill_turn(psi_deg[b], turn)
-        sign = np.float32(-1 if mirror[b] else 1)
-        for k in range(rings):
-            out[b, k] = np.float32(samples.shape[2]) * _cross(orders[k], turn, sign, references[to[b], k])
-
-
-@numba.njit(fastmath=FAST)
-@no_type_check
-def _cross(orders: Any, turn: Any, sign: Any, reference: Any) -> Any:
-    """Sum over all orders, of which the first (m, 2) are given, of a turned and mirrored ring times the reference's."""
-    total = np.float32(0.0)
-    for m in range(len(orders)):
-        co, si, re, im = turn[0, m], turn[1, m], orders[m, 0], orders[m, 1]
-        real, imag = re * co + im * si, (im * co - re * si) * sign
-        total += real * reference[m, 0] + imag * reference[m, 1]
-    first = orders[0, 0] * reference[0, 0] + sign * orders[0, 1] * reference[0, 1]
-    return np.float32(2.0) * total - first
+def _add_quanta(values: Any, anchor: Any, out: Any) -> None:
+    """Add values as multiples of the anchor's quantum."""
+    for i in range(len(values)):
+        out[i] += (np.float64(values[i]) + anchor) - anchor
 
 
 @numba.njit
 @no_type_check
-def _fill_turn(psi_deg: Any, turn: Any) -> None:
-    """Cosines and sines (2, m) by which each order is turned."""
-    for m in range(turn.shape[1]):
-        turn[0, m], turn[1, m] = cos_sin(np.float32(m) * psi_deg / np.float32(360.0))
+def _fill_turn(psi_deg: Any, width: Any, turn: Any) -> None:
+    """Cosines and sines, flat (4, width), by which even, then odd orders are turned."""
+    cycles, lane = psi_deg / np.float32(360.0), np.arange(LANES).astype(np.float32)
+    for parity in range(2):
+        for first in range(0, width, LANES):
+            order = spread(np.float32(2.0)) * (load(lane, 0) + spread(np.float32(first))) + spread(np.float32(parity))
+            co, si = cos_sin_lanes(order * spread(cycles))
+            store(turn, 2 * parity * width + first, co)
+            store(turn, (2 * parity + 1) * width + first, si)
 
 
 @numba.njit
 @no_type_check
-def _add_ring(orders: Any, turn: Any, factor: Any, sign: Any, anchor: Any, out: Any) -> None:
-    """Add the orders (m, 2) of a ring, turned, mirrored and weighted, as multiples of the anchor's quantum."""
-    for m in range(len(orders)):
-        co, si, re, im = turn[0, m], turn[1, m], orders[m, 0], orders[m, 1]
-        real = np.float64((re * co + im * si) * factor)
-        imag = np.float64((im * co - re * si) * sign * factor)
-        out[m, 0] += (real + anchor) - anchor
-        out[m, 1] += (imag + anchor) - anchor
+def _pose_ring(planes: Any, at: Any, width: Any, turn: Any, factor: Any, mirror: Any, posed: Any) -> None:
+    """Planes of a ring, flat (4, width), turned, mirrored and times a factor."""
+    apart, real_factor = len(planes) // 4, spread(factor)
+    imag_factor = spread(-factor if mirror else factor)
+    for plane in range(0, 4, 2):
+        for first in range(0, width, LANES):
+            here = plane * apart + at + first
+            re, im = load(planes, here), load(planes, here + apart)
+            co, si = load(turn, plane * width + first), load(turn, (plane + 1) * width + first)
+            store(posed, plane * width + first, multiply_add(re, co, im * si) * real_factor)
+            store(posed, (plane + 1) * width + first, (im * co - re * si) * imag_factor)
 
 
 @numba.njit
 @no_type_check
 def _work(n_half: Any, rings: Any, width: Any) -> Any:
-    """A moved ring; sums and differences (4, r, H / 2 + 1) and products (4, r, width), flat, r of whole tiles."""
+    """A moved ring; sums and differences (4, r, H / 2 + 1) and planes (4, r, width); all flat, r of whole tiles."""
     padded = ROWS * ((rings + ROWS - 1) // ROWS)
-    folded, products = np.zeros(4 * padded * (n_half // 2 + 1), np.float32), np.empty(4 * padded * width, np.float32)
-    return np.empty((2, n_half), np.float32), folded, products
+    folded, planes = np.zeros(4 * padded * (n_half // 2 + 1), np.float32), np.empty(4 * padded * width, np.float32)
+    return np.empty(2 * n_half, np.float32), folded, planes
 
 
 @numba.njit
 @no_type_check
-def _fill_orders(samples: Any, x: Any, y: Any, tables: Any, work: Any, out: Any) -> None:
-    """Angular orders out (r, m, 2) of samples (R, H, 2) shifted by x, y."""
+def _fill_planes(samples: Any, at: Any, n_half: Any, rings: Any, shift: Any, tables: Any, work: Any) -> None:
+    """Planes of the angular orders of samples (R, H, 2) from `at` on, shifted."""
     frequency, cosine, sine, waves, width = tables
-    moved, folded, products = work
-    rings, depth = out.shape[0], samples.shape[1] // 2 + 1
+    moved, folded, planes = work
+    depth = n_half // 2 + 1
     padded = ROWS * ((rings + ROWS - 1) // ROWS)
     for k in range(rings):
-        move_ring(samples[k], x * frequency[k], y * frequency[k], cosine, sine, moved)
+        _move(samples, 2 * (at + k * n_half), shift[0] * frequency[k], shift[1] * frequency[k], cosine, sine, moved)
         for part in range(2):
-            _fold(moved[part], folded, ((2 * part) * padded + k) * depth, ((2 * part + 1) * padded + k) * depth, depth)
-    for t in range(4):
-        source = t if t < 2 else 5 - t  # of odd orders the cosines go with the difference, the sines with the sum
+            _fold(moved, part * n_half, n_half, folded, (2 * part * padded + k) * depth, padded * depth)
+    for plane in range(4):
         for k in range(0, rings, ROWS):
+            row = plane * padded + k
             for first in range(0, width, 2 * LANES):
                 tile(
-                    folded, (source * padded + k) * depth, waves, t * depth * width + first, width, LANES, depth,
-                    products, (t * padded + k) * width + first, width, LANES,
+                    folded, row * depth, waves, plane * depth * width + first, width, LANES, depth,
+                    planes, row * width + first, width, LANES,
                 )  # fmt: skip
-    for k in range(rings):
-        even_c, even_s = products[k * width :], products[(padded + k) * width :]
-        odd_c, odd_s = products[(2 * padded + k) * width :], products[(3 * padded + k) * width :]
-        for m in range(0, out.shape[1] - 1, 2):
-            p = m // 2
-            out[k, m, 0], out[k, m, 1], out[k, m + 1, 0], out[k, m + 1, 1] = even_c[p], -even_s[p], odd_s[p], odd_c[p]
-        if out.shape[1] % 2:
-            p = out.shape[1] // 2
-            out[k, 2 * p, 0], out[k, 2 * p, 1] = even_c[p], -even_s[p]
 
 
 @numba.njit
 @no_type_check
-def _fold(ring: Any, folded: Any, plus: Any, minus: Any, depth: Any) -> None:
-    """Sums and differences of a ring (H,) at phi and pi - phi, from `plus` and from `minus` on."""
-    n_half, middle = len(ring), depth - 1
-    folded[plus], folded[minus] = ring[0], ring[0]
-    folded[plus + middle], folded[minus + middle] = ring[middle], np.float32(0.0)
-    for h in range(1, middle):
-        folded[plus + h], folded[minus + h] = ring[h] + ring[n_half - h], ring[h] - ring[n_half - h]
+def _move(samples: Any, at: Any, x: Any, y: Any, cosine: Any, sine: Any, moved: Any) -> None:
+    """Samples (H, 2) of a ring times the phases of a shift in cycles: real parts, then imaginary ones."""
+    n_half = len(cosine)
+    if n_half < LANES:
+        for h in range(n_half):
+            co, si = cos_sin(x * cosine[h] + y * sine[h])
+            re, im = samples[at + 2 * h], samples[at + 2 * h + 1]
+            moved[h], moved[n_half + h] = re * co + im * si, im * co - re * si
+        return
+    for start in range(0, n_half, LANES):
+        h = min(start, n_half - LANES)
+        co, si = cos_sin_lanes(multiply_add(spread(x), load(cosine, h), spread(y) * load(sine, h)))
+        re, im = load_pairs(samples, at + 2 * h)
+        store(moved, h, multiply_add(re, co, im * si))
+        store(moved, n_half + h, im * co - re * si)
+
+
+@numba.njit
+@no_type_check
+def _fold(ring: Any, at: Any, n_half: Any, folded: Any, plus: Any, apart: Any) -> None:
+    """Sums, and `apart` from them differences, of a ring (H,) at phi and pi - phi."""
+    middle, minus = n_half // 2, plus + apart
+    folded[plus], folded[minus] = ring[at], ring[at]
+    folded[plus + middle], folded[minus + middle] = ring[at + middle], np.float32(0.0)
+    if middle - 1 < LANES:
+        for h in range(1, middle):
+            near, far = ring[at + h], ring[at + n_half - h]
+            folded[plus + h], folded[minus + h] = near + far, near - far
+        return
+    for start in range(1, middle, LANES):
+        h = min(start, middle - LANES)
+        near, far = load(ring, at + h), turn_round(load(ring, at + n_half - h - (LANES - 1)))
+        store(folded, plus + h, near + far)
+        store(folded, minus + h, near - far)

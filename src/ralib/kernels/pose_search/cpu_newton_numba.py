@@ -206,25 +206,3 @@ def _step(m: Any, now: Any, psi: Any, h_deg: Any, bounds: Any, out: Any) -> None
     out[3] = m[3] + off * (slope + half * off * bend)
     out[4] = m[3] + gain
     out[5] = half * (abs(pp) * turned * turned + abs(xx) * sx * sx + abs(yy) * sy * sy)
-
-
-@numba.njit(fastmath=FAST)
-@no_type_check
-def move_ring(samples: Any, x: Any, y: Any, cosine: Any, sine: Any, out: Any) -> None:
-    """Move the samples of a ring.
-
-    Parameters
-    ----------
-    samples : array_like of shape (H, 2)
-        Samples, real and imaginary parts.
-    x, y : Any
-        Shift times the ring's radius, cycles.
-    cosine, sine : array_like of shape (H,)
-        Of the angles.
-    out : array_like of shape (2, H)
-        Real and imaginary parts, changed in place.
-    """
-    for h in range(len(samples)):
-        co, si = cos_sin(x * cosine[h] + y * sine[h])
-        out[0, h] = samples[h, 0] * co + samples[h, 1] * si
-        out[1, h] = samples[h, 1] * co - samples[h, 0] * si
