@@ -13,6 +13,7 @@ from torch import Tensor
 from interpreter import in_interpreter
 from ralib.classification.templates import n_rotations
 from ralib.kernels.classes import cpu_numba, reference
+from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 from ralib.kernels.classes.reference import PoseGrid
 from ralib.kernels.pose_search.reference import angular_tables
 
@@ -270,3 +271,32 @@ def _rings(n_rings: int, n_half: int) -> reference.Rings:
 
 def _shifts(b: int, random: torch.Generator) -> Tensor:
     return 4 * torch.randn(b, 2, generator=random)
+
+
+@pytest.mark.parametrize(("box", "b"), [(20, 3), (33, 18)])
+def test_disc_waves_agree_with_sums_over_the_plane(box: int, b: int) -> None:
+    """Images of angular orders and orders of images, of even and odd boxes, and of more images than lanes."""
+    random, n_orders = torch.Generator().manual_seed(b), 7
+    rings, radius = _rings(3, 32), box / 2 - 1
+    waves = DiscWaves.of(box, radius, rings.frequency, 12).first_rings(3, n_orders)
+    orders = torch.randn(b, 3, n_orders, dtype=torch.complex64, generator=random)
+    orders[..., 0] = orders[..., 0].real
+    line = (torch.arange(box) - box // 2).double()
+    place = torch.stack(torch.meshgrid(line, line, indexing="xy")).flatten(1)  # x, y
+    # The disc has a pixel's mirror images too, also in a box whose first line has none.
+    inside = (place.square().sum(0) <= radius * radius) & (place.abs().amax(0) <= box // 2 - 1)
+    angle = torch.arange(64) * (math.pi / 32)
+    turn = 2 * math.pi * (torch.cos(angle)[:, None] * place[0] + torch.sin(angle)[:, None] * place[1])
+    wave = torch.exp(1j * rings.frequency[:, None, None] * turn) * inside  # (r, angles, pixels)
+    m = torch.arange(n_orders)
+    images = torch.randn(b, box, box, generator=random)
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    samples = images.flatten(1).to(torch.complex128) @ wave.conj().flatten(0, 1).T
+    expected = torch.fft.fft(samples.view(b, 3, 64), norm="forward")[..., :n_orders]
+    torch.testing.assert_close(waves.orders(images).to(torch.complex128), expected, rtol=1e-4, atol=1e-4)
+    negative = torch.where(m % 2 == 0, 1.0, -1.0) * orders.conj()
+    every = torch.exp(1j * m[:, None] * angle)
+    circle = orders.to(torch.complex128) @ every + negative[..., 1:].to(torch.complex128) @ every[1:].conj()
+    expected = torch.einsum("brh,rhp,r->bp", circle, wave, weight.to(torch.complex128)).real / 64
+    found = waves.images(orders, weight).flatten(1).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -62,7 +62,7 @@ def class_statistics(model: Model, state: State) -> Tensor:
     )
     share = state.members / state.members.sum().clamp_min(1)
     size = torch.log((share * len(share)).clamp_min(1e-2))
-    images = grid.image(grid.samples_of(averages.orders))
+    images = grid.image_of_orders(averages.orders)
     disc = soft_disc(grid.box, 1.15 * radius, 0.1 * radius, device=grid.device)
     inside = images * disc
     energy = images.square().sum((1, 2)).clamp_min(1e-12)

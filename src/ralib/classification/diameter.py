@@ -179,7 +179,7 @@ def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:
     Tensor of shape (n // 2,)
         Profile.
     """
-    first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
+    first, second = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
     n = grid.box
     distance = centre_distance(n, grid.device)
     ring = torch.arange(n // 2, device=grid.device)

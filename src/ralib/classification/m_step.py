@@ -323,7 +323,7 @@ def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
     Tensor of shape (k, n, n)
         Share, 0 to 1.
     """
-    first, second = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
+    first, second = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
     common = _blurred(first * second, blur_px)
     power = _blurred(0.5 * (first.square() + second.square()), blur_px)
     correlation = (common / power.clamp_min(1e-20)).clamp(0, 1)
@@ -361,9 +361,7 @@ def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, 
     Tensor of shape (k, rings, n_orders)
         Angular orders.
     """
-    images = grid.image(grid.samples_of(orders))
-    masked = grid.transform(images * mask, rings)
-    return grid.orders_of(masked, n_orders)
+    return grid.orders_of_image(grid.image_of_orders(orders) * mask, rings, n_orders)
 
 
 def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -> RingAverages:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
+from ralib.classification.em import BEYOND, Model
 from ralib.classification.likelihood import Spectra, ring_power
 from ralib.classification.m_step import smoothed
 from ralib.classification.results import coarse_frc
@@ -58,7 +58,8 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     count = min(SUBSTITUTED * len(references), AT_MOST)
     rows = able[torch.randperm(len(able), generator=generator)[:count].sort().values].to(model.field.grid.device)
     first = min(model.field.rings_for(COARSE), references.shape[1])
-    part, noise = model.of(rows), noise_like(model, rows, generator)
+    rings = min(references.shape[1] + BEYOND, model.field.grid.n_rings)
+    part, noise = model.of(rows), noise_like(model, rows, generator, rings)
     spectra = part.field.single
     data = torch.cat([spectra.data[:, :first], noise.data[:, first:]], dim=1)
     part = replace(part, field=replace(part.field, spectra=Spectra(data, spectra.power)))

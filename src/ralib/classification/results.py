@@ -99,7 +99,7 @@ def coarse_averages(field: WhitenedParticles, state: State, pixel_size_A: float 
     """
     assert state.averages is not None
     grid = field.grid
-    images = grid.image(grid.samples_of(state.averages.orders)).cpu()
+    images = grid.image_of_orders(state.averages.orders).cpu()
     pixel = None if pixel_size_A is None else pixel_size_A / field.scale
     return ClassAverages(images=images, members=state.members.cpu(), pixel_size_A=pixel)
 
@@ -223,5 +223,5 @@ def coarse_frc(state: State, field: WhitenedParticles) -> Tensor:
     """
     assert state.averages is not None
     grid, halves = field.grid, state.averages.halves
-    images = grid.image(grid.samples_of(halves.flatten(0, 1))).unflatten(0, halves.shape[:2])
+    images = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
     return masked_frc(ClassAverages(images.mean(0), state.members, images), field.radius_px)

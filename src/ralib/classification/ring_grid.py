@@ -14,16 +14,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
+from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 from ralib.runtime.chunks import on_gpu
 
 CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
 """Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
 midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature are extrapolated from those rings."""
+
+
+BEYOND = 8
+"""Orders of an image that are computed beyond those of `RingGrid.orders`, whose last are not quite nothing."""
+
+DISC_BYTES = 2**28
+"""Memory of Bessel functions, at most."""
 
 
 @dataclass(frozen=True)
@@ -195,20 +204,41 @@ class RingGrid:
         Tensor of shape (b, r, H)
             Samples, complex64.
         """
-        q, rings = self._quarter, self.n_rings if rings is None else rings
-        computed = self.n_rings if on_gpu(images) else rings  # a product of another size would round otherwise
-        n = computed * (self.n_half // 2 + 1)
+        rings = self.n_rings if rings is None else rings
+        if on_gpu(images):  # all rings, whatever is wanted: a product of another size would round otherwise
+            return self._multiplied(images, 0, self.n_rings)[:, :rings]
+        within = min(rings, self._whole_rings)
+        parts = [] if within == rings else [self._multiplied(images, within, rings)]
+        if within:
+            n_orders = self.orders(within, self.radius_px) + BEYOND
+            parts.insert(0, self.samples_of(self.orders_of_image(images, within, n_orders)))
+        return torch.cat(parts, dim=1)
+
+    @cached_property
+    def _whole_rings(self) -> int:
+        """First rings whose angles hold all orders of an image that fills the disc; 0 without Bessel functions."""
+        if self._disc is None:
+            return 0
+        return sum(self.orders(r, self.radius_px) + BEYOND <= self.n_half for r in range(1, self.n_rings + 1))
+
+    def _multiplied(self, images: Tensor, first: int, stop: int) -> Tensor:
+        """Samples (b, stop - first, H) of images (b, n, n) on some rings, as products of matrices."""
+        q, some = self._quarter, slice(first * (self.n_half // 2 + 1), stop * (self.n_half // 2 + 1))
         # Columns: (x, y), (-x, y), (x, -y), (-x, -y).
         a, b, c, d = (images.flatten(1)[:, at] * q.share for at in q.pixel)
-        even, odd = (a + b + c + d) @ q.cos_cos[:, :n], (a - b - c + d) @ q.sin_sin[:, :n]
-        along_x, along_y = (a - b + c - d) @ q.sin_cos[:, :n], (a + b - c - d) @ q.cos_sin[:, :n]
-        first, second = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
-        first, second = (s.unflatten(1, (computed, -1))[:, :rings] for s in (first, second))
-        return torch.cat([first, second[..., 1:-1].flip(-1)], dim=-1)
+        even, odd = (a + b + c + d) @ q.cos_cos[:, some], (a - b - c + d) @ q.sin_sin[:, some]
+        along_x, along_y = (a - b + c - d) @ q.sin_cos[:, some], (a + b - c - d) @ q.cos_sin[:, some]
+        near, far = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
+        near, far = (s.unflatten(1, (stop - first, -1)) for s in (near, far))
+        return torch.cat([near, far[..., 1:-1].flip(-1)], dim=-1)
 
     def image(self, samples: Tensor) -> Tensor:
         """Return images (b, n, n) of samples (b, r, H) on the first r rings, zero outside the disc."""
         rings = samples.shape[1]
+        if self._disc is not None:
+            n_orders = min(self.orders(rings, self.radius_px) + BEYOND, self.n_half)
+            nowhere = samples.real.new_zeros(len(samples), 2)
+            return self.image_of_orders(self.moved_orders(samples, nowhere, rings, n_orders))
         weighted, middle = samples * self.weight[:rings, None], self.n_half // 2
         first = weighted[..., : middle + 1]
         second = torch.nn.functional.pad(weighted[..., middle + 1 :].flip(-1), (1, 1))  # at pi - phi
@@ -222,6 +252,54 @@ class RingGrid:
         out[:, q.pixel[2]] = even + odd - along_x + along_y
         out[:, q.pixel[3]] = even - odd + along_x + along_y
         return out.unflatten(1, (self.box, self.box))
+
+    def image_of_orders(self, orders: Tensor) -> Tensor:
+        """Return images (b, n, n) of angular orders (b, r, m) of real images, zero outside the disc."""
+        if self._disc is None:
+            return self.image(self.samples_of(orders))
+        rings, n_orders = orders.shape[1:]
+        return self._disc_of(rings, n_orders).images(orders, self.weight[:rings] * self.n_half)
+
+    def orders_of_image(self, images: Tensor, rings: int, n_orders: int) -> Tensor:
+        """Return the angular orders of images; pixels outside the disc do not count.
+
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+        rings : int
+            Number of rings r.
+        n_orders : int
+            Number of angular orders m.
+
+        Returns
+        -------
+        Tensor of shape (b, r, m)
+            Angular orders.
+        """
+        if self._disc is None:
+            return self.orders_of(self.transform(images, rings), n_orders)
+        return self._disc_of(rings, n_orders).orders(images)
+
+    @cached_property
+    def _disc(self) -> DiscWaves | None:
+        """What a CPU computes images with in place of matrices; None on a GPU, and where it takes too much memory."""
+        n_orders = min(self.orders(self.n_rings, self.radius_px) + BEYOND, self.n_half)
+        n_bytes = 4 * n_orders * self.n_rings * self.radius_px * self.radius_px / 2  # half as many distances, at most
+        if self.device.type != "cpu" or n_bytes > DISC_BYTES:
+            return None
+        return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
+
+    @cached_property
+    def _discs(self) -> dict[tuple[int, int], DiscWaves]:
+        return {}
+
+    def _disc_of(self, rings: int, n_orders: int) -> DiscWaves:
+        """The same of the first rings and orders."""
+        assert self._disc is not None
+        if (rings, n_orders) not in self._discs:
+            self._discs[rings, n_orders] = self._disc.first_rings(rings, n_orders)
+        return self._discs[rings, n_orders]
 
     def phase(self, shift_xy_px: Tensor, rings: int) -> Tensor:
         """Return exp(-2 pi i k.s), (b, r, H): multiplied to samples it shifts the image by s.

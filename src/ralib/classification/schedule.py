@@ -464,8 +464,7 @@ class ClassificationSchedule:
             return samples * grid.phase(state.origin_xy_px[own], rings)
 
         samples = self.model.shard.from_holders(index.to(grid.device), centred)
-        masked = grid.transform(grid.image(samples) * mask, rings)
-        return grid.orders_of(masked, self.model.field.orders(rings))
+        return grid.orders_of_image(grid.image(samples) * mask, rings, self.model.field.orders(rings))
 
     def _most_useful(self, state: State, keep: int) -> Tensor:
         """Which classes to keep; fits count less what balance charges the members of large classes."""

@@ -98,8 +98,8 @@ class StartReferences:
         magnification = 1 / (self.pixel_ratio * field.scale)  # working pixels over those of the images
         # Beyond its box an image is nothing: the trigonometric polynomial through its pixels would begin again.
         images = _padded(images, math.ceil(field.grid.box * magnification) + 2)
-        masked = field.grid.transform(resample(images, field.grid.box, magnification) * field.mask, rings)
-        orders = field.grid.orders_of(masked, field.orders(rings))
+        masked = resample(images, field.grid.box, magnification) * field.mask
+        orders = field.grid.orders_of_image(masked, rings, field.orders(rings))
         power = ring_power(orders) @ (field.grid.weight[:rings] * field.grid.n_half)
         return orders / power.clamp_min(1e-30).sqrt()[:, None, None]
 

@@ -170,7 +170,7 @@ def _separation(
     references = schedule.references.clone()
     references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
     own, tested = model.shard.held(held), model.shard.of(held)
-    spectra, noise = model.field.spectra[own], noise_like(model, held, generator)
+    spectra, noise = model.field.spectra[own], noise_like(model, held, generator, rings)
     centre = (state.psi_deg[own], state.origin_xy_px[own], state.mirror[own])
     fits = [
         tested.gather(_best_fit(model, state, s, references, centre, particles_at_once(len(held)), wide=True)[0])
@@ -180,7 +180,7 @@ def _separation(
     return float((fits[0][:, None] > fits[1]).float().mean()), float((fits[0] > limit).float().mean())
 
 
-def noise_like(model: Model, rows: Tensor, generator: torch.Generator) -> Spectra:
+def noise_like(model: Model, rows: Tensor, generator: torch.Generator, rings: int) -> Spectra:
     """Make images of pure noise with the CTFs and all the power of some particles.
 
     Power is no evidence of signal: only what particles have in common is. So it does not matter how much of it was
@@ -194,6 +194,8 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator) -> Spectr
         Numbers of the particles imitated, of all.
     generator : torch.Generator
         Random numbers.
+    rings : int
+        Number of rings that are compared; there is nothing on others.
 
     Returns
     -------
@@ -205,7 +207,8 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator) -> Spectr
     white = torch.randn(len(rows), grid.box, grid.box, generator=_on_device(generator, grid.device), device=grid.device)
     observed = shard.mean(field.observed, field.typical).float()
     amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
-    return Spectra(grid.transform(white)[shard.of(rows).rows] * amplitude[..., None], spectra.power)
+    samples = torch.nn.functional.pad(grid.transform(white, rings), (0, 0, 0, grid.n_rings - rings))
+    return Spectra(samples[shard.of(rows).rows] * amplitude[..., None], spectra.power)
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:

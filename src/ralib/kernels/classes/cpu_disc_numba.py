@@ -1,0 +1,265 @@
+"""Numba form of the transform between angular orders on rings and the pixels of a disc, sixteen images side by side.
+
+With F(k, phi) = sum_m A_m(k) exp(i m phi), a wave exp(2 pi i k r cos(phi - theta)) = sum_m i^m J_m(2 pi k r) exp(i m
+(phi - theta)) makes one product over the rings for each order and each distance of a pixel from the centre, and a sum
+over the orders for each pixel (the Fourier-Bessel or Hankel transform). Pixels (+-x, +-y) share cosines and sines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.kernels.lanes_numba import load, multiply_add, spread, store
+from ralib.kernels.numba_cache import kept
+from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
+from ralib.kernels.threads import on_cores
+
+__all__ = ["DiscWaves"]
+
+AT_ONCE = 2**22
+"""Waves of which Bessel functions are computed at a time."""
+
+
+@dataclass(frozen=True)
+class DiscWaves:
+    """Bessel functions at the distances of a disc's pixels, and cosines and sines of their directions.
+
+    Attributes
+    ----------
+    box : int
+        Image size n, pixels.
+    pixel : ndarray of shape (Q, 4)
+        Flat indices of (x, y), (-x, y), (x, -y) and (-x, -y) for x and y of 0 or more, the nearest first.
+    share : ndarray of shape (Q,)
+        1, less where some of the four are the same pixel.
+    first : ndarray of shape (D + 1,)
+        First pixel of each distance, and the number of pixels for those that fill the last tile.
+    turns : ndarray of shape (Q, m, 2)
+        Cosine and sine of each order.
+    bessel : ndarray of shape (m, D, r)
+        J_m at every distance and ring; D is a multiple of a tile's rows.
+    """
+
+    box: int
+    pixel: np.ndarray
+    share: np.ndarray
+    first: np.ndarray
+    turns: np.ndarray
+    bessel: np.ndarray
+
+    @classmethod
+    def of(cls, box: int, radius_px: float, frequency: Tensor, n_orders: int) -> DiscWaves:
+        """Compute the functions of a disc.
+
+        Parameters
+        ----------
+        box : int
+            Image size n, pixels.
+        radius_px : float
+            Radius of the disc, pixels.
+        frequency : Tensor of shape (r,)
+            Radii of the rings, cycles per pixel.
+        n_orders : int
+            Number of angular orders m.
+
+        Returns
+        -------
+        DiscWaves
+            The functions.
+        """
+        line = np.arange(min(math.floor(radius_px), box // 2 - 1) + 1)
+        y, x = (grid.ravel() for grid in np.meshgrid(line, line, indexing="ij"))
+        square = x * x + y * y
+        order = np.argsort(square, kind="stable")
+        order = order[square[order] <= radius_px * radius_px]
+        x, y, square = x[order], y[order], square[order]
+        distances, first = np.unique(square, return_index=True)
+        whole = ROWS * -(-len(distances) // ROWS)
+        first = np.concatenate([first, np.full(whole + 1 - len(first), len(x))])
+        pixel = np.stack([(box // 2 + sy * y) * box + box // 2 + sx * x for sy in (1, -1) for sx in (1, -1)], axis=1)
+        share = (1.0 / ((1 + (x == 0)) * (1 + (y == 0)))).astype(np.float32)
+        theta = np.arctan2(y, x)[:, None] * np.arange(n_orders)
+        turns = np.stack([np.cos(theta), np.sin(theta)], axis=2).astype(np.float32)
+        bessel = np.zeros((n_orders, whole, len(frequency)), np.float32)
+        cycles = np.sqrt(distances)[:, None] * frequency.double().numpy()
+        bessel[:, : len(distances)] = _bessel(2 * math.pi * cycles, n_orders)
+        return cls(box, pixel, share, first, turns, bessel)
+
+    def first_rings(self, rings: int, n_orders: int) -> DiscWaves:
+        """Return the functions of the first rings and orders."""
+        some = np.ascontiguousarray(self.bessel[:n_orders, :, :rings])
+        return DiscWaves(self.box, self.pixel, self.share, self.first, self.turns[:, :n_orders], some)
+
+    def images(self, orders: Tensor, weight: Tensor) -> Tensor:
+        """Compute images from angular orders.
+
+        Parameters
+        ----------
+        orders : Tensor of shape (b, r, m)
+            Angular orders of real images, complex64.
+        weight : Tensor of shape (r,)
+            Weight of each ring in the sum over the plane, in which an order counts as its mean over the circle.
+
+        Returns
+        -------
+        Tensor of shape (b, n, n)
+            Images, zero outside the disc.
+        """
+        out = torch.zeros(len(orders), self.box * self.box)
+        given, result = torch.view_as_real((orders * weight[:, None]).contiguous()).numpy(), out.numpy()
+        tables = self.pixel, self.first, self._flat_turns, self.bessel.ravel(), self.bessel.shape
+
+        def block(first: int) -> None:
+            _fill_images(given[first : first + LANES], tables, result[first : first + LANES])
+
+        on_cores(block, range(0, len(orders), LANES))
+        return out.unflatten(1, (self.box, self.box))
+
+    def orders(self, images: Tensor) -> Tensor:
+        """Compute the angular orders (b, r, m) of images (b, n, n); pixels outside the disc do not count."""
+        out = torch.empty(len(images), self.bessel.shape[2], len(self.bessel), dtype=torch.complex64)
+        given, result = images.flatten(1).contiguous().numpy(), torch.view_as_real(out).numpy()
+        tables = self.pixel, self.share, self.first, self._flat_turns, self._by_ring.ravel(), self._by_ring.shape
+
+        def block(first: int) -> None:
+            _fill_orders(given[first : first + LANES], tables, result[first : first + LANES])
+
+        on_cores(block, range(0, len(images), LANES))
+        return out
+
+    @cached_property
+    def _flat_turns(self) -> np.ndarray:
+        return self.turns.ravel()
+
+    @cached_property
+    def _by_ring(self) -> np.ndarray:
+        """The Bessel functions (m, r, D), r a multiple of a tile's rows."""
+        n_orders, whole, rings = self.bessel.shape
+        rows = np.zeros((n_orders, ROWS * -(-rings // ROWS), whole), np.float32)
+        rows[:, :rings] = self.bessel.transpose(0, 2, 1)
+        return rows
+
+
+def _bessel(z: np.ndarray, n_orders: int) -> np.ndarray:
+    """Bessel functions J_m (m, d, r) at z (d, r).
+
+    Of exp(i z cos phi) = sum_m i^m J_m(z) exp(i m phi) the real part has the even orders, the imaginary part the odd
+    ones, so that the transform of the sum of both, an even function, gives them all.
+    """
+    half = math.ceil((float(z.max()) + n_orders) / 2) + 32
+    cosine, m = np.cos(np.arange(half + 1) * (math.pi / half)), np.arange(n_orders)
+    out = np.empty((n_orders, *z.shape), np.float32)
+    step = max(1, AT_ONCE // (z.shape[1] * half))
+    for first in range(0, len(z), step):
+        wave = math.sqrt(2) * np.sin(z[first : first + step, :, None] * cosine + math.pi / 4)
+        circle = np.concatenate([wave, wave[..., -2:0:-1]], axis=-1)
+        found = np.fft.rfft(circle, norm="forward").real[..., :n_orders]
+        out[:, first : first + step] = np.moveaxis(found * np.where(m % 4 < 2, 1.0, -1.0), -1, 0)
+    return out
+
+
+@kept
+@numba.njit(nogil=True)
+@no_type_check
+def _fill_images(orders: Any, tables: Any, out: Any) -> None:
+    """Images (b, n * n) of weighted orders (b, r, m, 2), at most LANES of them."""
+    pixel, first, turns, bessel, (n_orders, whole, rings) = tables
+    columns = np.zeros(n_orders * rings * 2 * LANES, np.float32)
+    apart = ROWS * 2 * LANES
+    products, image = np.empty(n_orders * apart, np.float32), np.empty(4 * LANES, np.float32)
+    for b in range(len(orders)):
+        for m in range(n_orders):
+            times = np.float32(1.0 if m == 0 else 2.0)
+            for k in range(rings):
+                re, im = _times_i(times * orders[b, k, m, 0], times * orders[b, k, m, 1], m)
+                at = (m * rings + k) * 2 * LANES + b
+                columns[at], columns[at + LANES] = re, im
+    for d in range(0, whole, ROWS):
+        for m in range(n_orders):
+            tile(
+                bessel, (m * whole + d) * rings, columns, m * rings * 2 * LANES, 2 * LANES, LANES, rings,
+                products, m * apart, 2 * LANES, LANES,
+            )  # fmt: skip
+        for row in range(ROWS):
+            for q in range(first[d + row], first[d + row + 1]):
+                _fill_pixels(products, row * 2 * LANES, apart, turns, q * n_orders * 2, n_orders, image)
+                for b in range(len(out)):
+                    for corner in range(4):
+                        out[b, pixel[q, corner]] = image[corner * LANES + b]
+
+
+@numba.njit
+@no_type_check
+def _fill_pixels(products: Any, at: Any, apart: Any, turns: Any, turn: Any, n_orders: Any, image: Any) -> None:
+    """Values, flat (4, LANES), at the four pixels of one direction."""
+    nothing = spread(np.float32(0.0))
+    even_c, even_s, odd_c, odd_s = nothing, nothing, nothing, nothing
+    for m in range(0, n_orders, 2):
+        here, there = at + m * apart, turn + 2 * m
+        even_c = multiply_add(load(products, here), spread(turns[there]), even_c)
+        even_s = multiply_add(load(products, here + LANES), spread(turns[there + 1]), even_s)
+        if m + 1 < n_orders:
+            here, there = here + apart, there + 2
+            odd_c = multiply_add(load(products, here), spread(turns[there]), odd_c)
+            odd_s = multiply_add(load(products, here + LANES), spread(turns[there + 1]), odd_s)
+    store(image, 0, (even_c - even_s) + (odd_c - odd_s))
+    store(image, LANES, (even_c + even_s) - (odd_c + odd_s))
+    store(image, 2 * LANES, (even_c + even_s) + (odd_c + odd_s))
+    store(image, 3 * LANES, (even_c - even_s) - (odd_c - odd_s))
+
+
+@kept
+@numba.njit(nogil=True)
+@no_type_check
+def _fill_orders(images: Any, tables: Any, out: Any) -> None:
+    """Orders (b, r, m, 2) of images (b, n * n), at most LANES of them."""
+    pixel, share, first, turns, bessel, (n_orders, padded, whole) = tables
+    sums = np.zeros(n_orders * whole * 2 * LANES, np.float32)
+    corners, products = np.zeros(4 * LANES, np.float32), np.empty(ROWS * 2 * LANES, np.float32)
+    for d in range(whole):
+        for q in range(first[d], first[d + 1]):
+            for b in range(len(images)):
+                for corner in range(4):
+                    corners[corner * LANES + b] = share[q] * images[b, pixel[q, corner]]
+            _add_pixels(corners, turns, q * n_orders * 2, n_orders, sums, d * 2 * LANES, whole * 2 * LANES)
+    for m in range(n_orders):
+        for k in range(0, padded, ROWS):
+            tile(
+                bessel, (m * padded + k) * whole, sums, m * whole * 2 * LANES, 2 * LANES, LANES, whole,
+                products, 0, 2 * LANES, LANES,
+            )  # fmt: skip
+            for row in range(min(ROWS, out.shape[1] - k)):
+                for b in range(len(out)):
+                    at = row * 2 * LANES + b
+                    re, im = _times_i(products[at], -products[at + LANES], m)
+                    out[b, k + row, m, 0], out[b, k + row, m, 1] = re, -im
+
+
+@numba.njit
+@no_type_check
+def _add_pixels(corners: Any, turns: Any, turn: Any, n_orders: Any, sums: Any, at: Any, apart: Any) -> None:
+    """Add the four pixels of one direction to the sums over their distance: real parts, then imaginary ones."""
+    a, b, c, d = load(corners, 0), load(corners, LANES), load(corners, 2 * LANES), load(corners, 3 * LANES)
+    even_c, even_s, odd_c, odd_s = (a + b) + (c + d), (b + c) - (a + d), (a + c) - (b + d), (c + d) - (a + b)
+    for m in range(n_orders):
+        here, there = at + m * apart, turn + 2 * m
+        by_cos, by_sin = (even_c, even_s) if m % 2 == 0 else (odd_c, odd_s)
+        store(sums, here, multiply_add(by_cos, spread(turns[there]), load(sums, here)))
+        store(sums, here + LANES, multiply_add(by_sin, spread(turns[there + 1]), load(sums, here + LANES)))
+
+
+@numba.njit
+@no_type_check
+def _times_i(re: Any, im: Any, m: Any) -> Any:
+    """A number times i^m."""
+    if m % 2 == 1:
+        re, im = -im, re
+    return (re, im) if m % 4 < 2 else (-re, -im)
