@@ -285,7 +285,7 @@ def test_disc_waves_agree_with_sums_over_the_plane(box: int, b: int) -> None:
     place = torch.stack(torch.meshgrid(line, line, indexing="xy")).flatten(1)  # x, y
     # The disc has a pixel's mirror images too, also in a box whose first line has none.
     inside = (place.square().sum(0) <= radius * radius) & (place.abs().amax(0) <= box // 2 - 1)
-    angle = torch.arange(64) * (math.pi / 32)
+    angle = torch.arange(64).double() * (math.pi / 32)
     turn = 2 * math.pi * (torch.cos(angle)[:, None] * place[0] + torch.sin(angle)[:, None] * place[1])
     wave = torch.exp(1j * rings.frequency[:, None, None] * turn) * inside  # (r, angles, pixels)
     m = torch.arange(n_orders)
