@@ -367,6 +367,8 @@ class RingGrid:
         spectrum = orders.new_zeros(*orders.shape[:-1], 2 * self.n_half)
         spectrum[..., : orders.shape[-1]] = orders
         spectrum[..., 2 * self.n_half - orders.shape[-1] + 1 :] = negative[..., 1:].flip(-1)
+        if not spectrum.numel():
+            return spectrum[..., : self.n_half]
         return torch.fft.ifft(spectrum, dim=-1, norm="forward")[..., : self.n_half]
 
 

@@ -94,7 +94,20 @@ class DiscWaves:
         return cls(box, pixel, share, first, turns, bessel)
 
     def first_rings(self, rings: int, n_orders: int) -> DiscWaves:
-        """Return the functions of the first rings and orders."""
+        """Return the functions of the first rings and orders.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings r.
+        n_orders : int
+            Number of angular orders m.
+
+        Returns
+        -------
+        DiscWaves
+            The functions.
+        """
         some = np.ascontiguousarray(self.bessel[:n_orders, :, :rings])
         return DiscWaves(self.box, self.pixel, self.share, self.first, self.turns[:, :n_orders], some)
 
@@ -124,7 +137,18 @@ class DiscWaves:
         return out.unflatten(1, (self.box, self.box))
 
     def orders(self, images: Tensor) -> Tensor:
-        """Compute the angular orders (b, r, m) of images (b, n, n); pixels outside the disc do not count."""
+        """Compute the angular orders of images; pixels outside the disc do not count.
+
+        Parameters
+        ----------
+        images : Tensor of shape (b, n, n)
+            Images.
+
+        Returns
+        -------
+        Tensor of shape (b, r, m)
+            Angular orders.
+        """
         out = torch.empty(len(images), self.bessel.shape[2], len(self.bessel), dtype=torch.complex64)
         given, result = images.flatten(1).contiguous().numpy(), torch.view_as_real(out).numpy()
         tables = self.pixel, self.share, self.first, self._flat_turns, self._by_ring.ravel(), self._by_ring.shape
