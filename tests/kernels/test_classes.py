@@ -192,15 +192,17 @@ def test_best_poses_numba_agrees_with_reference(
     templates = torch.randn(k, n_shifts, rings, n_orders, generator=random, dtype=torch.complex64)
     favour = -3 * torch.arange(n_shifts, dtype=torch.float32) if liked else None
     n_half = n_rotations(n_orders)
-    expected = reference.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
-    found = cpu_numba.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
+    from_ring = torch.arange(n_orders) * rings // (2 * n_orders) if liked else None
+    options = {"mirror": mirror, "favour": favour, "from_ring": from_ring}
+    expected = reference.best_poses(particles, templates, n_half, **options)
+    found = cpu_numba.best_poses(particles, templates, n_half, **options)
     torch.testing.assert_close(found.cross, expected.cross, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found.psi_deg, expected.psi_deg)
     assert torch.equal(found.shift, expected.shift)
     assert torch.equal(found.mirror, expected.mirror)
     if mirror and n_orders > 1:
         assert 0 < found.mirror.float().mean() < 1
-    alone = cpu_numba.best_poses(particles[1:2], templates[-1:], n_half, mirror=mirror, favour=favour)
+    alone = cpu_numba.best_poses(particles[1:2], templates[-1:], n_half, **options)
     assert torch.equal(alone.cross[0, 0], found.cross[1, -1]), "neither particles nor classes beside make a difference"
 
 

@@ -87,10 +87,11 @@ def score_classes(
         ]
         return ClassPoses(*(torch.cat(f, dim=1) for f in zip(*(g.fields() for g in groups), strict=True)))
     templates, power = shifted_orders(grid, references, shifts_xy_px), ring_power(references)
+    from_ring = grid.first_rings(rings, n_orders) if grid.device.type == "cpu" else None
     parts = []
     for cut in gpu_chunks(len(spectra), _batch(templates, len(spectra), memory_bytes), grid.device):
         orders = grid.moved_orders(spectra.data[cut], origin_xy_px[cut], rings, n_orders)
-        found = best_poses(orders, templates, n_rotations(n_orders), mirror=mirror, favour=favour)
+        found = best_poses(orders, templates, n_rotations(n_orders), mirror=mirror, favour=favour, from_ring=from_ring)
         moved_by = -mirror_x(shifts_xy_px[found.shift], found.mirror)
         origin = origin_xy_px[cut][:, None] + rotate_xy(-found.psi_deg, moved_by)
         parts.append(ClassPoses(found.cross, spectra.norm(cut, power), found.psi_deg, origin, found.mirror))

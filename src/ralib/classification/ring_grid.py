@@ -189,6 +189,24 @@ class RingGrid:
         needed = math.ceil(2 * math.pi * (rings - 0.5) * self.spacing * radius_px) + 4
         return min(needed, self.n_half)
 
+    def first_rings(self, rings: int, n_orders: int) -> Tensor:
+        """Return the first ring on which an image has each angular order.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings r.
+        n_orders : int
+            Number of angular orders m.
+
+        Returns
+        -------
+        Tensor of shape (m,)
+            Ring, at most the last.
+        """
+        known = torch.tensor([self.orders(r + 1, self.radius_px) for r in range(rings)])
+        return (known[:, None] <= torch.arange(n_orders)).sum(0).clamp_max(rings - 1)
+
     def transform(self, images: Tensor, rings: int | None = None) -> Tensor:
         """Return samples of images on the first rings; pixels outside the disc do not count.
 

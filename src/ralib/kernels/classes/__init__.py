@@ -42,11 +42,17 @@ __all__ = [
 
 
 def best_poses(
-    particles: Tensor, templates: Tensor, n_half: int, *, mirror: bool, favour: Tensor | None = None
+    particles: Tensor,
+    templates: Tensor,
+    n_half: int,
+    *,
+    mirror: bool,
+    favour: Tensor | None = None,
+    from_ring: Tensor | None = None,
 ) -> GridPoses:
     """Find the best pose on a grid of every particle in every class; see `reference.best_poses`."""
     form = implementation("classes", particles)
-    found: GridPoses = form.best_poses(particles, templates, n_half, mirror=mirror, favour=favour)
+    found: GridPoses = form.best_poses(particles, templates, n_half, mirror=mirror, favour=favour, from_ring=from_ring)
     return found
 
 

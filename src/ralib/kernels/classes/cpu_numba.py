@@ -28,7 +28,13 @@ __all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_
 
 
 def best_poses(
-    particles: Tensor, templates: Tensor, n_half: int, *, mirror: bool, favour: Tensor | None = None
+    particles: Tensor,
+    templates: Tensor,
+    n_half: int,
+    *,
+    mirror: bool,
+    favour: Tensor | None = None,
+    from_ring: Tensor | None = None,
 ) -> GridPoses:
     """Find the best rotation, mirror and shift of every particle in every class; see `reference.best_poses`.
 
@@ -36,14 +42,15 @@ def best_poses(
     """
     k, n_shifts = templates.shape[:2]
     n_orders = particles.shape[2] + particles.shape[2] % 2
-    rows = _template_rows(templates.flatten(0, 1), n_orders).numpy()
+    first = np.zeros(particles.shape[2], np.int64) if from_ring is None else from_ring.numpy()
+    rows, begins = _template_rows(templates.flatten(0, 1), n_orders, first)
     given = torch.view_as_real(particles.contiguous()).numpy()
     added = np.zeros(n_shifts, np.float32) if favour is None else favour.numpy()
     n = len(particles)
     value, turn = torch.empty(n, k), torch.empty(n, k)
     shift, mirrored = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k, dtype=torch.bool)
     out = tuple(t.numpy() for t in (value, turn, shift, mirrored))
-    tables = rows.ravel(), _turns(n_orders, n_half).ravel(), rows.shape, n_half, added, mirror
+    tables = rows, begins, _turns(n_orders, n_half).ravel(), particles.shape[1], n_half, added, mirror
 
     def part(blocks: slice) -> None:
         some = slice(blocks.start * LANES, blocks.stop * LANES)
@@ -53,14 +60,22 @@ def best_poses(
     return GridPoses(value, turn, shift, mirrored)
 
 
-def _template_rows(templates: Tensor, n_orders: int) -> Tensor:
-    """Rows (m, i, 2, r) of templates (i, r, m): even orders first, then as many odd ones; i padded to whole tiles."""
+def _template_rows(templates: Tensor, n_orders: int, from_ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of templates (i, r, m), flat, and for each row of orders its first ring, and where its templates begin.
+
+    Even orders come first, then as many odd ones; of each order (i, 2, r - first ring), i padded to whole tiles.
+    """
     n, rings, given = templates.shape
-    half, whole = n_orders // 2, ROWS // 2
-    rows = torch.zeros(n_orders, whole * -(-n // whole), 2, rings)
-    parts = torch.view_as_real(templates).permute(2, 0, 3, 1)
-    rows[: (given + 1) // 2, :n], rows[half : half + given // 2, :n] = parts[::2], parts[1::2]
-    return rows
+    whole, parts = ROWS // 2 * -(-n // (ROWS // 2)), torch.view_as_real(templates).permute(2, 0, 3, 1)
+    rows, begins, at = [], np.zeros((n_orders, 2), np.int64), 0
+    for row, m in enumerate([*range(0, n_orders, 2), *range(1, n_orders, 2)]):
+        some = torch.zeros(whole, 2, rings if m >= given else rings - int(from_ring[m]))
+        if m < given:
+            some[:n] = parts[m, :, :, int(from_ring[m]) :]
+        rows.append(some.flatten())
+        begins[row] = rings - some.shape[2], at
+        at += some.numel()
+    return torch.cat(rows).numpy(), begins
 
 
 def _turns(n_orders: int, n_half: int) -> np.ndarray:
@@ -90,8 +105,8 @@ def _search(particles: Any, tables: Any, out: Any) -> None:
 @no_type_check
 def _search_block(particles: Any, tables: Any, value: Any, turn: Any, shift: Any, mirrored: Any) -> None:
     """The same of at most LANES particles."""
-    rows, turns, (n_orders, padded, _, rings), n_half, favour, mirror = tables
-    n_shifts, n = len(favour), value.shape[1] * len(favour)
+    rows, begins, turns, rings, n_half, favour, mirror = tables
+    n_orders, n_shifts, n = len(begins), len(favour), value.shape[1] * len(favour)
     step = (rings + 1) * LANES
     columns = np.zeros(2 * n_orders * step, np.float32)
     products = np.empty(n_orders * ORDER_STEP, np.float32)
@@ -102,9 +117,11 @@ def _search_block(particles: Any, tables: Any, value: Any, turn: Any, shift: Any
     for first in range(0, n, GROUP):
         last = min(first + GROUP, n)
         for m in range(n_orders):
+            ring, begin = begins[m]
             for i in range(first, last, ROWS // 2):
                 tile(
-                    rows, (m * padded + i) * 2 * rings, columns, 2 * m * step, LANES, step, rings,
+                    rows, begin + i * 2 * (rings - ring), columns, 2 * m * step + ring * LANES, LANES, step,
+                    rings - ring,
                     products, m * ORDER_STEP + (i - first) * 4 * LANES, 2 * LANES, LANES,
                 )  # fmt: skip
         for i in range(first, last):

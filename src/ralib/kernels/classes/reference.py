@@ -291,7 +291,13 @@ def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, s
 
 
 def best_poses(
-    particles: Tensor, templates: Tensor, n_half: int, *, mirror: bool, favour: Tensor | None = None
+    particles: Tensor,
+    templates: Tensor,
+    n_half: int,
+    *,
+    mirror: bool,
+    favour: Tensor | None = None,
+    from_ring: Tensor | None = None,
 ) -> GridPoses:
     """Find the best rotation, mirror and shift of every particle in every class, in single precision.
 
@@ -307,13 +313,17 @@ def best_poses(
         Whether mirrored poses are among them.
     favour : Tensor of shape (S,), optional
         Added to the cross terms of each shift while poses are compared.
+    from_ring : Tensor of shape (m,), optional
+        First ring on which each order counts: on those before a class has nothing of it. By default all do.
 
     Returns
     -------
     GridPoses
         Poses; of equal ones the first.
     """
-    k, n_shifts, _, n_orders = templates.shape
+    k, n_shifts, rings, n_orders = templates.shape
+    if from_ring is not None:
+        templates = templates * (torch.arange(rings, device=templates.device)[:, None] >= from_ring)
     orders = torch.arange(n_orders, device=templates.device, dtype=torch.float64)
     tables = angular_tables(orders, n_half, dtype=torch.float32)
     flips = (templates.conj(), templates) if mirror else (templates.conj(),)
