@@ -28,6 +28,8 @@ from ralib.types import RalibError
 
 Table = pd.DataFrame | dict[str, str]
 MAX_COLUMNS = 10_000
+LONG = 1000
+"""Rows from which on it pays to look for what recurs in a column."""
 _BLOCK = re.compile(
     r"^[ \t]*data_([^\s/]*)[ \t]*(?:#[^\n]*)?(?:\n|\Z)", re.MULTILINE
 )  # a name with / is a path: a value
@@ -313,7 +315,7 @@ def _format_block(name: str, table: Table) -> str:
 
 def _format_column(column: pd.Series) -> list[str]:
     """One text a row; what recurs, such as the defocus of a micrograph, is formatted once."""
-    if pd.api.types.infer_dtype(column, skipna=False) not in ("string", "integer", "floating"):
+    if len(column) < LONG or pd.api.types.infer_dtype(column, skipna=False) not in ("string", "integer", "floating"):
         return _format_values(column)
     code, distinct = pd.factorize(column, use_na_sentinel=False)
     if 4 * len(distinct) > len(column) or _has_negative_zero(column):  # it would recur as 0.0

@@ -276,7 +276,7 @@ def write_class_picture(path: Path, averages: ClassAverages) -> None:
         Class averages.
     """
     with io.atomic_path(path) as temporary:
-        class_picture(averages).save(temporary, format="PNG")
+        class_picture(averages).save(temporary, format="PNG", compress_level=3)
 
 
 def load_run(path: Path | str, *, datadir: Path | str | None = None) -> RunResult:
