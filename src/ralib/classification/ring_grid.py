@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ralib.classification.disc_matrices import DiscMatrices
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
 from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 from ralib.runtime.chunks import on_gpu
@@ -31,8 +32,8 @@ midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature ar
 BEYOND = 8
 """Orders of an image that are computed beyond those of `RingGrid.orders`, whose last are not quite nothing."""
 
-DISC_BYTES = 2**28
-"""Memory of Bessel functions, at most."""
+DISC_BYTES, MATRIX_BYTES = 2**28, 2**27
+"""Memory of Bessel functions, and of a matrix that takes their place on a GPU, at most."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ class RingGrid:
     def image(self, samples: Tensor) -> Tensor:
         """Return images (b, n, n) of samples (b, r, H) on the first r rings, zero outside the disc."""
         rings = samples.shape[1]
-        if self._disc is not None:
+        if self._disc is not None and not on_gpu(samples):
             n_orders = min(self.orders(rings, self.radius_px) + BEYOND, self.n_half)
             nowhere = samples.real.new_zeros(len(samples), 2)
             return self.image_of_orders(self.moved_orders(samples, nowhere, rings, n_orders))
@@ -300,19 +301,34 @@ class RingGrid:
         return self._disc_of(rings, n_orders).orders(images)
 
     @cached_property
-    def _disc(self) -> DiscWaves | None:
-        """What a CPU computes images with in place of matrices; None on a GPU, and where it takes too much memory."""
+    def _disc(self) -> DiscWaves | DiscMatrices | None:
+        """What images of orders are computed with in place of samples; None where it takes too much memory."""
         n_orders = min(self.orders(self.n_rings, self.radius_px) + BEYOND, self.n_half)
         n_bytes = 4 * n_orders * self.n_rings * self.radius_px * self.radius_px / 2  # half as many distances, at most
-        if self.device.type != "cpu" or n_bytes > DISC_BYTES:
+        if self.device.type == "cpu":
+            if n_bytes > DISC_BYTES:
+                return None
+            return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
+        if 8 * self.n_half * self.n_rings * self.n_pixels > MATRIX_BYTES:
             return None
-        return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
+        return self.matrices()
+
+    def matrices(self) -> DiscMatrices:
+        """Return the transform between all angular orders and the disc's pixels as matrices."""
+        weight = (self.weight * self.n_half)[:, None]
+        return DiscMatrices.of(
+            self.box,
+            self._quarter.pixel.unique(),
+            (self.n_rings, self.n_half),
+            lambda orders: self.image(self.samples_of(orders / weight)),
+            lambda images: self.orders_of(self.transform(images), self.n_half),
+        )
 
     @cached_property
-    def _discs(self) -> dict[tuple[int, int], DiscWaves]:
+    def _discs(self) -> dict[tuple[int, int], DiscWaves | DiscMatrices]:
         return {}
 
-    def _disc_of(self, rings: int, n_orders: int) -> DiscWaves:
+    def _disc_of(self, rings: int, n_orders: int) -> DiscWaves | DiscMatrices:
         """The same of the first rings and orders."""
         assert self._disc is not None
         if (rings, n_orders) not in self._discs:

@@ -1,0 +1,99 @@
+"""The transform between angular orders on rings and the pixels of a disc as two matrices, for a GPU.
+
+A few class averages at a time leave a GPU waiting for its host: one product, though it computes more than it must,
+takes less time than the thirty operations of a transform with symmetries. A CPU has Bessel functions for this
+(`kernels.classes.cpu_disc_numba`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AT_ONCE = 2**25
+"""Numbers of the unit images transformed at once."""
+
+
+@dataclass(frozen=True)
+class DiscMatrices:
+    """Matrices of a disc, of the same interface as `DiscWaves`.
+
+    Attributes
+    ----------
+    box : int
+        Image size n, pixels.
+    pixel : Tensor of shape (P,)
+        Flat indices of the disc's pixels.
+    to_image : Tensor of shape (r, m, 2, P)
+        What the real and the imaginary part of each order are at the pixels.
+    to_orders : Tensor of shape (P, r, m, 2)
+        What each pixel is in the orders.
+    """
+
+    box: int
+    pixel: Tensor
+    to_image: Tensor
+    to_orders: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        box: int,
+        pixel: Tensor,
+        shape: tuple[int, int],
+        image: Callable[[Tensor], Tensor],
+        orders: Callable[[Tensor], Tensor],
+    ) -> DiscMatrices:
+        """Compute the matrices from unit images and unit orders.
+
+        Parameters
+        ----------
+        box : int
+            Image size n, pixels.
+        pixel : Tensor of shape (P,)
+            Flat indices of the disc's pixels.
+        shape : tuple of int
+            Numbers of rings r and angular orders m.
+        image : Callable[[Tensor], Tensor]
+            Returns images (b, n, n) of angular orders (b, r, m), which it does not weight.
+        orders : Callable[[Tensor], Tensor]
+            Returns angular orders (b, r, m) of images.
+
+        Returns
+        -------
+        DiscMatrices
+            The matrices.
+        """
+        n = shape[0] * shape[1] * 2
+        each = max(1, AT_ONCE // box**2)
+        rows = []
+        for first in range(0, n, each):
+            unit = torch.zeros(min(each, n - first), n, device=pixel.device)
+            unit[:, first : first + each].fill_diagonal_(1.0)
+            rows.append(image(torch.view_as_complex(unit.view(-1, *shape, 2))).flatten(1)[:, pixel])
+        columns = []
+        for some in pixel.split(each):
+            unit = torch.zeros(len(some), box * box, device=pixel.device)
+            unit[torch.arange(len(some), device=pixel.device), some] = 1.0
+            columns.append(torch.view_as_real(orders(unit.view(-1, box, box))))
+        return cls(box, pixel, torch.cat(rows).view(*shape, 2, -1), torch.cat(columns))
+
+    def first_rings(self, rings: int, n_orders: int) -> DiscMatrices:
+        """Return the matrices of the first rings and orders; see `DiscWaves.first_rings`."""
+        to_image = self.to_image[:rings, :n_orders].contiguous()
+        return DiscMatrices(self.box, self.pixel, to_image, self.to_orders[:, :rings, :n_orders].contiguous())
+
+    def images(self, orders: Tensor, weight: Tensor) -> Tensor:
+        """Compute images (b, n, n) from angular orders (b, r, m) and weights (r,) of the rings."""
+        weighted = torch.view_as_real(orders * weight[:, None]).flatten(1)
+        out = weighted.new_zeros(len(orders), self.box * self.box)
+        out[:, self.pixel] = weighted @ self.to_image.flatten(0, 2)
+        return out.unflatten(1, (self.box, self.box))
+
+    def orders(self, images: Tensor) -> Tensor:
+        """Compute the angular orders (b, r, m) of images (b, n, n); pixels outside the disc do not count."""
+        found = images.flatten(1)[:, self.pixel] @ self.to_orders.flatten(1)
+        return torch.view_as_complex(found.unflatten(1, self.to_orders.shape[1:]))
