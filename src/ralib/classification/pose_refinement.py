@@ -34,6 +34,7 @@ def refine_poses(
     memory_bytes: float = STEP_BYTES,
     fused: bool | None = None,
     at_once: int | None = None,
+    particle: Tensor | None = None,
 ) -> ClassPoses:
     """Refine the grid's pose of each particle in its class by Newton steps in (psi, x, y).
 
@@ -44,7 +45,7 @@ def refine_poses(
     grid : RingGrid
         The ring grid.
     spectra : Spectra
-        Spectra of b particles.
+        Spectra of n particles.
     references : Tensor of shape (k, r, m)
         Angular orders of the masked class averages, complex64.
     poses : ClassPoses
@@ -62,33 +63,36 @@ def refine_poses(
         a GPU in half precision); otherwise each step is a few dozen operations in single precision, and is kept only
         where the cross term increases. By default it is one kernel.
     at_once : int | None, optional
-        Particles of a chunk on a GPU, at most; by default `particles_at_once` of them.
+        Poses of a chunk on a GPU, at most; by default `particles_at_once` of them.
+    particle : Tensor | None of shape (b,), optional
+        Particle of each pose; by default each has one.
 
     Returns
     -------
     ClassPoses
         Refined poses (b,).
     """
-    if not len(spectra):
+    n = len(class_index)
+    if n == 0:
         return poses
     on_cpu = grid.device.type == "cpu"
     fused = steps > 0 if fused is None else fused and steps > 0
+    particle = torch.arange(n, device=grid.device) if particle is None else particle
     if fused and on_cpu:
-        every = torch.arange(len(spectra))
-        return _climbed_on_cores(grid, spectra, references, poses, class_index, every, steps, limit_deg, limit_px)
+        return _climbed_on_cores(grid, spectra, references, poses, class_index, particle, steps, limit_deg, limit_px)
     templates = tabulated(grid, references) if fused else None
-    most = 32 if on_cpu else at_once or particles_at_once(len(spectra))
+    most = 32 if on_cpu else at_once or particles_at_once(n)
     chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
     out = []
-    for cut in row_chunks(len(spectra), chunk, grid.device):
-        part, data = poses.rows(cut), spectra.data[cut]
+    for cut in row_chunks(n, chunk, grid.device):
+        part, data = poses.rows(cut), spectra.data[particle[cut]]
         if templates:
             part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
         else:
             data = data[:, : references.shape[1]]
             part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
         out.append(part)
-    return joined(out).rows(slice(len(spectra)))
+    return joined(out).rows(slice(n))
 
 
 def tabulated(grid: RingGrid, references: Tensor) -> FineTemplates:
@@ -130,7 +134,7 @@ def refine_candidates(
     memory_bytes: float = STEP_BYTES,
     at_once: int | None = None,
 ) -> list[ClassPoses]:
-    """Refine the poses of particles in several classes each; on a CPU all that are in one class after each other.
+    """Refine the poses of particles in several classes each, all together.
 
     Parameters
     ----------
@@ -148,20 +152,13 @@ def refine_candidates(
     list of ClassPoses
         For each candidate the refined poses (b,).
     """
-    n = len(spectra)
-    if grid.device.type == "cpu" and steps > 0 and n > 0:
-        together, index = joined(poses), torch.cat(class_index)
-        particle = torch.arange(n).repeat(len(poses))
-        found = _climbed_on_cores(grid, spectra, references, together, index, particle, steps, limit_deg, limit_px)
-        return [found.rows(slice(first, first + n)) for first in range(0, len(index), n)]
-    pairs = zip(poses, class_index, strict=True)
-    return [
-        refine_poses(
-            grid, spectra, references, candidate, index, steps=steps, limit_deg=limit_deg, limit_px=limit_px,
-            memory_bytes=memory_bytes, at_once=at_once,
-        )
-        for candidate, index in pairs
-    ]  # fmt: skip
+    n, count = len(spectra), len(poses)
+    found = refine_poses(
+        grid, spectra, references, joined(poses), torch.cat(class_index), steps=steps, limit_deg=limit_deg,
+        limit_px=limit_px, memory_bytes=memory_bytes, at_once=count * (at_once or particles_at_once(n)),
+        particle=torch.arange(n, device=grid.device).repeat(count),
+    )  # fmt: skip
+    return [found.rows(slice(first, first + n)) for first in range(0, count * n, n)] if n else poses
 
 
 def _climbed_on_cores(
