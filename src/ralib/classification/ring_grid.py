@@ -254,7 +254,7 @@ class RingGrid:
     def image(self, samples: Tensor) -> Tensor:
         """Return images (b, n, n) of samples (b, r, H) on the first r rings, zero outside the disc."""
         rings = samples.shape[1]
-        if self._disc is not None and not on_gpu(samples):
+        if not on_gpu(samples) and self._disc is not None:
             n_orders = min(self.orders(rings, self.radius_px) + BEYOND, self.n_half)
             nowhere = samples.real.new_zeros(len(samples), 2)
             return self.image_of_orders(self.moved_orders(samples, nowhere, rings, n_orders))
