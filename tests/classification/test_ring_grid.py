@@ -12,10 +12,10 @@ from ralib.classification.ring_grid import RingGrid
 def test_matrices_of_a_gpu_agree_with_the_transform_of_a_cpu(box: int) -> None:
     """Images of angular orders and orders of images, of all rings and of the first ones."""
     grid = RingGrid.create(box, radius_px=9.0, partner_radius_px=10.0, n_rings=8, device="cpu")
-    matrices, random = grid.matrices(), torch.Generator().manual_seed(box)
+    random = torch.Generator().manual_seed(box)
     for rings in (8, 5):
         n_orders = grid.orders(rings, 9.0)
-        some, weight = matrices.first_rings(rings, n_orders), grid.weight[:rings] * grid.n_half
+        some, weight = grid.matrices(rings, n_orders), grid.weight[:rings] * grid.n_half
         orders = torch.randn(3, rings, n_orders, dtype=torch.complex64, generator=random)
         orders[..., 0] = orders[..., 0].real
         torch.testing.assert_close(some.images(orders, weight), grid.image_of_orders(orders), rtol=0, atol=1e-4)

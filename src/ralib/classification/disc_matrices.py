@@ -81,11 +81,6 @@ class DiscMatrices:
             columns.append(torch.view_as_real(orders(unit.view(-1, box, box))))
         return cls(box, pixel, torch.cat(rows).view(*shape, 2, -1), torch.cat(columns))
 
-    def first_rings(self, rings: int, n_orders: int) -> DiscMatrices:
-        """Return the matrices of the first rings and orders; see `DiscWaves.first_rings`."""
-        to_image = self.to_image[:rings, :n_orders].contiguous()
-        return DiscMatrices(self.box, self.pixel, to_image, self.to_orders[:, :rings, :n_orders].contiguous())
-
     def images(self, orders: Tensor, weight: Tensor) -> Tensor:
         """Compute images (b, n, n) from angular orders (b, r, m) and weights (r,) of the rings."""
         weighted = torch.view_as_real(orders * weight[:, None]).flatten(1)

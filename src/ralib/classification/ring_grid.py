@@ -35,6 +35,9 @@ BEYOND = 8
 DISC_BYTES, MATRIX_BYTES = 2**28, 2**27
 """Memory of Bessel functions, and of a matrix that takes their place on a GPU, at most."""
 
+MOST_DISCS = 6
+"""Numbers of rings and orders for which they are kept."""
+
 
 @dataclass(frozen=True)
 class _Quarter:
@@ -274,10 +277,11 @@ class RingGrid:
 
     def image_of_orders(self, orders: Tensor) -> Tensor:
         """Return images (b, n, n) of angular orders (b, r, m) of real images, zero outside the disc."""
-        if self._disc is None:
-            return self.image(self.samples_of(orders))
         rings, n_orders = orders.shape[1:]
-        return self._disc_of(rings, n_orders).images(orders, self.weight[:rings] * self.n_half)
+        disc = self._disc_of(rings, n_orders)
+        if disc is None:
+            return self.image(self.samples_of(orders))
+        return disc.images(orders, self.weight[:rings] * self.n_half)
 
     def orders_of_image(self, images: Tensor, rings: int, n_orders: int) -> Tensor:
         """Return the angular orders of images; pixels outside the disc do not count.
@@ -296,44 +300,46 @@ class RingGrid:
         Tensor of shape (b, r, m)
             Angular orders.
         """
-        if self._disc is None:
-            return self.orders_of(self.transform(images, rings), n_orders)
-        return self._disc_of(rings, n_orders).orders(images)
+        disc = self._disc_of(rings, n_orders)
+        return self.orders_of(self.transform(images, rings), n_orders) if disc is None else disc.orders(images)
 
     @cached_property
-    def _disc(self) -> DiscWaves | DiscMatrices | None:
-        """What images of orders are computed with in place of samples; None where it takes too much memory."""
+    def _disc(self) -> DiscWaves | None:
+        """What a CPU computes images with in place of matrices; None on a GPU, and where it takes too much memory."""
         n_orders = min(self.orders(self.n_rings, self.radius_px) + BEYOND, self.n_half)
         n_bytes = 4 * n_orders * self.n_rings * self.radius_px * self.radius_px / 2  # half as many distances, at most
-        if self.device.type == "cpu":
-            if n_bytes > DISC_BYTES:
-                return None
-            return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
-        if 8 * self.n_half * self.n_rings * self.n_pixels > MATRIX_BYTES:
+        if self.device.type != "cpu" or n_bytes > DISC_BYTES:
             return None
-        return self.matrices()
+        return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
 
-    def matrices(self) -> DiscMatrices:
-        """Return the transform between all angular orders and the disc's pixels as matrices."""
-        weight = (self.weight * self.n_half)[:, None]
+    def matrices(self, rings: int, n_orders: int) -> DiscMatrices:
+        """Return the transform between the orders of the first rings and the disc's pixels as matrices, for a GPU."""
+        weight = (self.weight[:rings] * self.n_half)[:, None]
         return DiscMatrices.of(
             self.box,
             self._quarter.pixel.unique(),
-            (self.n_rings, self.n_half),
+            (rings, n_orders),
             lambda orders: self.image(self.samples_of(orders / weight)),
-            lambda images: self.orders_of(self.transform(images), self.n_half),
+            lambda images: self.orders_of(self.transform(images, rings), n_orders),
         )
 
     @cached_property
-    def _discs(self) -> dict[tuple[int, int], DiscWaves | DiscMatrices]:
+    def _discs(self) -> dict[tuple[int, int], DiscWaves | DiscMatrices | None]:
         return {}
 
-    def _disc_of(self, rings: int, n_orders: int) -> DiscWaves | DiscMatrices:
-        """The same of the first rings and orders."""
-        assert self._disc is not None
-        if (rings, n_orders) not in self._discs:
-            self._discs[rings, n_orders] = self._disc.first_rings(rings, n_orders)
-        return self._discs[rings, n_orders]
+    def _disc_of(self, rings: int, n_orders: int) -> DiscWaves | DiscMatrices | None:
+        """What images of the first rings and orders are computed with; None where samples take less memory."""
+        known = self._discs
+        if (rings, n_orders) not in known:
+            disc: DiscWaves | DiscMatrices | None = None
+            if self._disc is not None:
+                disc = self._disc.first_rings(rings, n_orders)
+            elif self.device.type != "cpu" and 8 * rings * n_orders * self.n_pixels <= MATRIX_BYTES:
+                disc = self.matrices(rings, n_orders)
+            if len(known) >= MOST_DISCS:
+                known.pop(next(iter(known)))
+            known[rings, n_orders] = disc
+        return known[rings, n_orders]
 
     def phase(self, shift_xy_px: Tensor, rings: int) -> Tensor:
         """Return exp(-2 pi i k.s), (b, r, H): multiplied to samples it shifts the image by s.
