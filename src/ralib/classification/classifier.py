@@ -51,6 +51,7 @@ from ralib.classification.whitening import FINEST, LARGEST_RADIUS, WhitenedParti
 from ralib.images.frc import masked_frc
 from ralib.interop.estimator import ClusterEstimator
 from ralib.io import for_computing, take
+from ralib.kernels.threads import all_on_cores
 from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, Observer, SilentObserver
@@ -215,7 +216,12 @@ class Classifier(ClusterEstimator):
         RalibError
             If particles and options do not fit together.
         """
-        particles = as_particles(particles)
+        with all_on_cores(self._device):
+            return self._fitted(as_particles(particles), observer or SilentObserver(), resume, earlier)
+
+    def _fitted(
+        self, particles: ParticleSet, observer: Observer, resume: Checkpoint | None, earlier: EarlierClasses | None
+    ) -> Classifier:
         particles = self._admitted(particles)
         self._timings: dict[str, float] = {}
         self._last: _Examined | None = None
@@ -229,7 +235,7 @@ class Classifier(ClusterEstimator):
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, schedule = self._search(particles, field, shard, observer or SilentObserver(), resume)
+        state, figures, schedule = self._search(particles, field, shard, observer, resume)
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
@@ -254,7 +260,10 @@ class Classifier(ClusterEstimator):
         """
         if not hasattr(self, "fitted_"):
             raise RalibError("this Classifier is not fitted yet: call fit first")
-        particles = as_particles(particles)
+        with all_on_cores(self._device):
+            return self._predicted(as_particles(particles))
+
+    def _predicted(self, particles: ParticleSet) -> Poses:
         self.fitted_.check(particles)
         particles = self._admitted(particles)
         shard = Shard.of_all(len(particles), self.ranks)

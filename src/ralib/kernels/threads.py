@@ -7,6 +7,7 @@ another process uses too, this takes many times as long as the work.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,6 +16,16 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_left = threading.local()
+"""`cores`: threads left to `on_cores` by `all_on_cores`."""
+
+
+def cores() -> int:
+    """Return the number of threads on which `on_cores` works: as many as PyTorch may use, or might before."""
+    left: int | None = getattr(_left, "cores", None)
+    return left or torch.get_num_threads()
 
 
 @contextlib.contextmanager
@@ -28,8 +39,29 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def all_on_cores(device: torch.device) -> Iterator[None]:
+    """Limit PyTorch to one thread in this context, and leave all others to `on_cores`; on a GPU do nothing.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where is computed.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = getattr(_left, "cores", None)
+    _left.cores = cores()
+    try:
+        with one_thread():
+            yield
+    finally:
+        _left.cores = before
+
+
 def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """Run a function on each part, on as many threads as PyTorch may use; within it PyTorch has one thread.
+    """Run a function on each part, on as many threads as `cores`; within it PyTorch has one thread.
 
     Parameters
     ----------
@@ -43,12 +75,13 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     list of R
         Results in the order of `parts`.
     """
-    threads = torch.get_num_threads()
-    if min(threads, len(parts)) < 2:
+    n = min(cores(), len(parts))
+    if n < 2:
         with one_thread():
             return [work(part) for part in parts]
+    threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, parts))
     finally:
         torch.set_num_threads(threads)
@@ -56,6 +89,6 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
 def shares(n: int) -> list[slice]:
     """Divide 0..n evenly into slices for the cores: two for each, to balance the load; one slice for a single core."""
-    threads = torch.get_num_threads()
+    threads = cores()
     step = max(1, -(-n // (2 * threads if threads > 1 else 1)))
     return [slice(first, min(first + step, n)) for first in range(0, n, step)]

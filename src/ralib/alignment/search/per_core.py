@@ -30,7 +30,7 @@ from ralib.kernels.pose_search.cpu_grid_numba import GridTables, angular_orders,
 from ralib.kernels.pose_search.cpu_refine_numba import CandidateRule, refine_candidates
 from ralib.kernels.pose_search.cpu_samples import ThinGrid
 from ralib.kernels.pose_search.tile_llvm import LANES
-from ralib.kernels.threads import on_cores, one_thread
+from ralib.kernels.threads import cores, on_cores, one_thread
 from ralib.types import Poses
 
 LEAST, MOST = 2 * LANES, 8 * LANES
@@ -153,7 +153,7 @@ class PerCoreSearch(PoseSearch):
 def shrinking(n: int) -> list[slice]:
     """Divide 0..n into ever smaller parts, at least one, so that the cores finish at about the same time."""
     cuts: list[slice] = []
-    first, share = 0, 2 * torch.get_num_threads() * LANES
+    first, share = 0, 2 * cores() * LANES
     while first < n or not cuts:
         size = min(max(LEAST, LANES * ((n - first) // share)), MOST)
         cuts.append(slice(first, min(first + size, n)))
