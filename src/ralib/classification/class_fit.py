@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from ralib.classification.state import State
 from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
+from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks
 
 BANDS = 0.0, 1.5, 3.0, 6.0, 12.0
@@ -123,13 +125,14 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     powers = torch.stack([ring_power(h) for h in halves])  # (2, k, r)
     typical = weighted_median(powers.mean(0), state.members)
     round_mean = weighted_median((halves[0] + halves[1])[:, :, 0].real / 2, state.members)
-    places, most = _Places.of(model, rings), 256 if model.field.grid.device.type == "cpu" else model.at_once
+    places, most = _Places.of(model, rings), 64 if model.field.grid.device.type == "cpu" else model.at_once
     chunk = samples_at_once(model.field.grid, rings, most, model.budget.step_bytes)
     columns = []
     for part, some in model.parts(rings):
         own = state.part(part)
         cuts = gpu_chunks(len(some.half), chunk, model.field.grid.device)
-        parts = [_of_rows(some, own, rows, halves, powers, typical, round_mean, places) for rows in cuts]
+        of_rows = partial(_of_rows, some, own, halves, powers, typical, round_mean, places)
+        parts = on_cores(of_rows, cuts) if model.field.grid.device.type == "cpu" else [of_rows(rows) for rows in cuts]
         columns.append(torch.cat(parts)[: len(some.half)])
     found = torch.cat(columns)
     # Extremes are measured in the deviation of the usual particle's residual, independent of the chunk.
@@ -141,12 +144,12 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
 def _of_rows(
     model: Model,
     state: State,
-    rows: slice | Tensor,
     halves: list[Tensor],
     powers: Tensor,
     typical: Tensor,
     round_mean: Tensor,
     places: _Places,
+    rows: slice | Tensor,
 ) -> Tensor:
     """`class_fit` of some particles, extremes in their own units; last comes the deviation (b,) of what is left."""
     grid, spectra, rings = model.field.grid, model.field.single, len(typical)

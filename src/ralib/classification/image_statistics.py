@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ralib.images.fourier import frequency_radius, squared
 from ralib.images.masks import soft_disc
 from ralib.images.row_sums import row_mean, row_sd
 from ralib.particles.batches import Batch, ParticleBatches
-from ralib.runtime.chunks import gpu_chunks
+from ralib.runtime.chunks import in_gpu_chunks
 
 DETAILS = 0.0, 1.0, 2.0, 4.0, 8.0
 """Details (full periods) across the particle that bound the bands of the power; the last ends at the next doubling."""
@@ -70,9 +71,8 @@ class StatisticsTable:
 
     def add(self, batch: Batch) -> None:
         """Compute the statistics of a batch."""
-        n, images = len(batch.images), batch.images
-        parts = [image_statistics(images[cut], self._radius_px) for cut in gpu_chunks(n, AT_ONCE, images.device)]
-        self.values[batch.rows_from(self._start)] = torch.cat(parts)[:n]
+        found = in_gpu_chunks(partial(image_statistics, radius_px=self._radius_px), batch.images, AT_ONCE)
+        self.values[batch.rows_from(self._start)] = found
 
 
 @dataclass(frozen=True)

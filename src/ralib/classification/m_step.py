@@ -19,7 +19,7 @@ from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
 from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed
 from ralib.kernels.threads import on_cores, shares
-from ralib.runtime.chunks import gpu_chunks
+from ralib.runtime.chunks import gpu_chunks, on_rows
 
 
 @dataclass(frozen=True)
@@ -323,11 +323,16 @@ def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
     Tensor of shape (k, n, n)
         Share, 0 to 1.
     """
-    first, second = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
-    common = _blurred(first * second, blur_px)
-    power = _blurred(0.5 * (first.square() + second.square()), blur_px)
-    correlation = (common / power.clamp_min(1e-20)).clamp(0, 1)
-    return 2 * correlation / (1 + correlation)
+    images = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
+
+    def share(of_classes: Tensor) -> Tensor:
+        first, second = of_classes.unbind(1)
+        common = _blurred(first * second, blur_px)
+        power = _blurred(0.5 * (first.square() + second.square()), blur_px)
+        correlation = (common / power.clamp_min(1e-20)).clamp(0, 1)
+        return 2 * correlation / (1 + correlation)
+
+    return on_rows(share, images.transpose(0, 1), most=4)
 
 
 def _blurred(images: Tensor, sd_px: float) -> Tensor:

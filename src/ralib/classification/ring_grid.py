@@ -22,7 +22,7 @@ from torch import Tensor
 from ralib.classification.disc_matrices import DiscMatrices
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
 from ralib.kernels.classes.cpu_disc_numba import DiscWaves
-from ralib.runtime.chunks import on_gpu
+from ralib.runtime.chunks import on_gpu, on_rows
 
 CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
 """Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
@@ -402,6 +402,11 @@ class RingGrid:
 
     def samples_of(self, orders: Tensor) -> Tensor:
         """Return samples (..., r, H) of the angular orders (..., r, m) of a real image: F_-m = (-1)^m conj(F_m)."""
+        flat = on_rows(self._circles, orders.flatten(0, -2), most=1024)
+        return flat.unflatten(0, orders.shape[:-1])
+
+    def _circles(self, orders: Tensor) -> Tensor:
+        """Samples (b, H) of the angular orders (b, m) of rings."""
         m = torch.arange(orders.shape[-1], device=orders.device)
         negative = torch.where(m % 2 == 0, 1.0, -1.0) * orders.conj()
         spectrum = orders.new_zeros(*orders.shape[:-1], 2 * self.n_half)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
 from ralib.images.row_sums import row_sd
+from ralib.kernels.threads import on_cores
 from ralib.particles.batches import AT_ONCE, Batch, ParticleBatches
-from ralib.runtime.chunks import gpu_chunks, in_gpu_chunks
+from ralib.runtime.chunks import CORE_ROWS, gpu_chunks, in_gpu_chunks, on_gpu
 from ralib.types import CtfParameters, CtfState, ParticleSet
 
 MASK_MARGIN = 1.25
@@ -301,8 +303,9 @@ def _read(
     usable = torch.ones(n, dtype=torch.bool, device=grid.device)
     for batch in batches:
         rows, b = batch.rows_from(batches.rows.start), len(batch.index)
-        cuts = gpu_chunks(b, AT_ONCE, grid.device)
-        found = zip(*(_sampled(particles, batch, cut, grid, scale, ctf) for cut in cuts), strict=True)
+        cuts = gpu_chunks(b, AT_ONCE if on_gpu(power) else CORE_ROWS, grid.device)
+        sampled = partial(_sampled, particles, batch, grid=grid, scale=scale, ctf=ctf)
+        found = zip(*(map(sampled, cuts) if on_gpu(power) else on_cores(sampled, cuts)), strict=True)
         samples, power[rows], features[rows] = (torch.cat(parts)[:b] for parts in found)
         usable[rows] = batch.usable
         if isinstance(data, SpectraWriter):

@@ -66,16 +66,29 @@ def _template_rows(templates: Tensor, n_orders: int, from_ring: np.ndarray) -> t
     Even orders come first, then as many odd ones; of each order (i, 2, r - first ring), i padded to whole tiles.
     """
     n, rings, given = templates.shape
-    whole, parts = ROWS // 2 * -(-n // (ROWS // 2)), torch.view_as_real(templates).permute(2, 0, 3, 1)
-    rows, begins, at = [], np.zeros((n_orders, 2), np.int64), 0
-    for row, m in enumerate([*range(0, n_orders, 2), *range(1, n_orders, 2)]):
-        some = torch.zeros(whole, 2, rings if m >= given else rings - int(from_ring[m]))
-        if m < given:
-            some[:n] = parts[m, :, :, int(from_ring[m]) :]
-        rows.append(some.flatten())
-        begins[row] = rings - some.shape[2], at
-        at += some.numel()
-    return torch.cat(rows).numpy(), begins
+    whole, orders = ROWS // 2 * -(-n // (ROWS // 2)), np.r_[0:n_orders:2, 1:n_orders:2]
+    first = np.where(orders < given, from_ring[np.minimum(orders, given - 1)], 0)
+    size = whole * 2 * (rings - first)
+    begins = np.stack([first, np.cumsum(size) - size], axis=1)
+    rows, parts = np.zeros(size.sum(), np.float32), torch.view_as_real(templates.contiguous()).numpy()
+    on_cores(lambda some: _fill_rows(parts[some], some.start, begins, rows), shares(n))
+    return rows, begins
+
+
+@kept
+@numba.njit(nogil=True)
+@no_type_check
+def _fill_rows(templates: Any, start: Any, begins: Any, rows: Any) -> None:
+    """Rows of templates (i, r, m, 2), the first of which has the number `start`."""
+    n, rings, given, _ = templates.shape
+    half = len(begins) // 2
+    for i in range(n):
+        for m in range(given):
+            first, at = begins[m // 2 + m % 2 * half]
+            for part in range(2):
+                place = at + (2 * (start + i) + part) * (rings - first) - first
+                for k in range(first, rings):
+                    rows[place + k] = templates[i, k, m, part]
 
 
 def _turns(n_orders: int, n_half: int) -> np.ndarray:
