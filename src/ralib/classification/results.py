@@ -19,7 +19,9 @@ from ralib.conventions import wrap_deg
 from ralib.images.ctf import correct_ctf
 from ralib.images.fourier import filter_images, spread_rings
 from ralib.images.frc import masked_frc
+from ralib.kernels.threads import on_cores
 from ralib.particles.batches import Batch, ParticleBatches
+from ralib.runtime.chunks import CORE_ROWS, on_gpu
 from ralib.runtime.distributed import Ranks
 from ralib.types import ClassAverages, ParticleSet, Poses
 
@@ -68,16 +70,30 @@ def full_averages(
     for batch in batches:
         member, power, images = poses[batch.rows], None, batch.images
         if corrected:
-            assert particles.ctf is not None
-            assert particles.pixel_size_A is not None
-            parameters = particles.ctf[batch.index]
-            images = correct_ctf(images, parameters, particles.pixel_size_A, noise_as_taken=True)
-            images = images.masked_fill(~batch.usable[:, None, None], 0.0)
-            power = ctf_power_in_class_frame(parameters, member, particles.box, particles.pixel_size_A)
+            images, power = _corrected(particles, batch, member)
         sums.add_(images, member, half[batch.rows].to(batches.device), power)
         look(batch)
     sums.all_reduce_(ranks)
     return class_averages(sums, pixel_size_A=particles.pixel_size_A)
+
+
+def _corrected(particles: ParticleSet, batch: Batch, poses: Poses) -> tuple[Tensor, Tensor]:
+    """Images (b, n, n) of a batch times their CTF, and CTF^2 in the frame of their class averages."""
+    assert particles.ctf is not None
+    assert particles.pixel_size_A is not None
+    own, pixel_A, box = particles.ctf[batch.index], particles.pixel_size_A, particles.box
+
+    def of(cut: slice) -> tuple[Tensor, Tensor]:
+        images = correct_ctf(batch.images[cut], own[cut], pixel_A, noise_as_taken=True)
+        images = images.masked_fill(~batch.usable[cut, None, None], 0.0)
+        return images, ctf_power_in_class_frame(own[cut], poses[cut], box, pixel_A)
+
+    n = len(batch.index)
+    if on_gpu(batch.images):
+        return of(slice(0, n))
+    parts = on_cores(of, [slice(first, first + CORE_ROWS) for first in range(0, n, CORE_ROWS)])
+    images, power = (torch.cat(some) for some in zip(*parts, strict=True))
+    return images, power
 
 
 def coarse_averages(field: WhitenedParticles, state: State, pixel_size_A: float | None) -> ClassAverages:

@@ -7,6 +7,8 @@ another process uses too, this takes many times as long as the work.
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,15 @@ def cores() -> int:
     """Return the number of threads on which `on_cores` works: as many as PyTorch may use, or might before."""
     left: int | None = getattr(_left, "cores", None)
     return left or torch.get_num_threads()
+
+
+@functools.lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: to start them takes as long as a small step."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a child
 
 
 @contextlib.contextmanager
@@ -75,14 +86,12 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     list of R
         Results in the order of `parts`.
     """
-    n = min(cores(), len(parts))
-    if n < 2:
+    if min(cores(), len(parts)) < 2:
         with one_thread():
             return [work(part) for part in parts]
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, parts))
+        return list(_pool(cores()).map(work, parts))
     finally:
         torch.set_num_threads(threads)
 
