@@ -2,8 +2,8 @@
 
 Products and rotations are of sixteen particles side by side. A template is a class average at one of its shifts. Its
 four products with a particle, Re Re, Re Im, Im Re and Im Im of each angular order summed over the rings, serve the
-template and its mirror image, and a quarter of the circle serves all of it; see
-`ralib.kernels.pose_search.cpu_grid_numba`, whose layout of sums this is.
+template and its mirror image; a quarter of the circle serves all of it, for even orders an eighth. Compare
+`ralib.kernels.pose_search.cpu_grid_numba`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ralib.kernels.classes.cpu_rings_numba import add_posed, moved_orders, ring_
 from ralib.kernels.classes.reference import GridPoses, best_in_classes, class_prices, thin
 from ralib.kernels.lanes_numba import load, pick_greater_equal, spread, store
 from ralib.kernels.numba_cache import kept
-from ralib.kernels.pose_search.cpu_grid_numba import GROUP, NOTHING, ORDER_STEP, fill_sums
+from ralib.kernels.pose_search.cpu_grid_numba import GROUP, NOTHING, ORDER_STEP
 from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 from ralib.kernels.threads import on_cores, shares
 
@@ -50,7 +50,7 @@ def best_poses(
     value, turn = torch.empty(n, k), torch.empty(n, k)
     shift, mirrored = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k, dtype=torch.bool)
     out = tuple(t.numpy() for t in (value, turn, shift, mirrored))
-    tables = rows, begins, _turns(n_orders, n_half).ravel(), particles.shape[1], n_half, added, mirror
+    tables = rows, begins, _turns(n_orders, n_half), particles.shape[1], n_half, added, mirror
 
     def part(blocks: slice) -> None:
         some = slice(blocks.start * LANES, blocks.stop * LANES)
@@ -91,14 +91,17 @@ def _fill_rows(templates: Any, start: Any, begins: Any, rows: Any) -> None:
                     rows[place + k] = templates[i, k, m, part]
 
 
-def _turns(n_orders: int, n_half: int) -> np.ndarray:
-    """Cosines of even and odd orders, then sines (4, J / 2, m / 2), at psi_j = pi (j + 1/2) / J."""
-    psi = (torch.arange(n_half // 2, dtype=torch.float64) + 0.5) * (math.pi / n_half)
-    orders = torch.arange(n_orders)
-    turns: np.ndarray = torch.stack(
-        [f(psi[:, None] * m) for f in (torch.cos, torch.sin) for m in (orders[::2], orders[1::2])]
-    ).float().numpy()  # fmt: skip
-    return turns
+def _turns(n_orders: int, n_half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, flat, at psi_j = pi (j + 1/2) / J: of even orders, and of odd ones.
+
+    Of orders 4 p, then of 4 p + 2, for an eighth of the circle, in whole tiles; of odd orders for a quarter.
+    """
+    psi = (torch.arange(n_half // 2, dtype=torch.float64)[:, None] + 0.5) * (math.pi / n_half)
+    eighth = psi[torch.arange(ROWS * -(-n_half // (4 * ROWS))).clamp_max(n_half // 2 - 1)]
+    even, odd = (torch.arange(first, n_orders, 2) for first in (0, 1))
+    groups = [(f, m, eighth) for f in (torch.cos, torch.sin) for m in (even[::2], even[1::2])]
+    tables = [f(at * m).flatten() for f, m, at in [*groups, (torch.cos, odd, psi), (torch.sin, odd, psi)]]
+    return torch.cat(tables[:4]).float().numpy(), torch.cat(tables[4:]).float().numpy()
 
 
 @kept
@@ -123,7 +126,9 @@ def _search_block(particles: Any, tables: Any, value: Any, turn: Any, shift: Any
     step = (rings + 1) * LANES
     columns = np.zeros(2 * n_orders * step, np.float32)
     products = np.empty(n_orders * ORDER_STEP, np.float32)
-    sums = np.empty(4 * n_half * LANES, np.float32)
+    even = np.zeros(4 * 2 * LANES * ROWS * ((n_half // 4 + ROWS - 1) // ROWS), np.float32)
+    odd = np.empty(2 * n_half * LANES, np.float32)
+    sums = even, odd
     best = np.empty(4 * LANES, np.float32)
     value[:] = np.float32(NOTHING)
     _fill_columns(particles, n_orders, columns)
@@ -139,7 +144,7 @@ def _search_block(particles: Any, tables: Any, value: Any, turn: Any, shift: Any
                 )  # fmt: skip
         for i in range(first, last):
             k, s = i // n_shifts, i % n_shifts
-            fill_sums(products, (i - first) * 4 * LANES, turns, n_orders // 2, n_half // 2, sums)
+            _fill_sums(products, (i - first) * 4 * LANES, turns, n_orders // 2, n_half // 2, sums)
             _fill_best(sums, n_half, mirror, best)
             for b in range(len(particles)):
                 for flipped in range(1 + mirror):
@@ -168,24 +173,77 @@ def _fill_columns(particles: Any, n_orders: Any, columns: Any) -> None:
 
 @numba.njit
 @no_type_check
+def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, n_quarter: Any, sums: Any) -> None:
+    """Sums, flat, of orders 4 p and 4 p + 2 by cosines, then by sines (4, eighth, 2, LANES); of odd ones (2, quarter).
+
+    At pi / 2 - psi the cosines of orders 4 p + 2 and the sines of orders 4 p change sign: of even orders an eighth of
+    the circle suffices. Products are laid out as for `ralib.kernels.pose_search.cpu_grid_numba.fill_sums`.
+    """
+    even, odd = sums
+    n_eighth = len(even) // (8 * LANES)
+    at = 0
+    for kind in range(4):
+        # By cosines Re Re and Im Im, the first and the last of four; by sines Re Im and Im Re.
+        second, apart = (first, 3 * LANES) if kind < 2 else (first + LANES, LANES)
+        depth = (n_half_orders + 1 - kind % 2) // 2
+        if depth == 0:
+            continue
+        for q in range(0, n_eighth, ROWS):
+            tile(
+                turns[0], at + q * depth, products, second + kind % 2 * ORDER_STEP, 2 * ORDER_STEP, apart, depth,
+                even, (kind * n_eighth + q) * 2 * LANES, 2 * LANES, LANES,
+            )  # fmt: skip
+        at += n_eighth * depth
+    for kind in range(2):
+        second, apart = (first, 3 * LANES) if kind == 0 else (first + LANES, LANES)
+        second += n_half_orders * ORDER_STEP
+        for q in range(0, n_quarter, ROWS):
+            row = kind * n_quarter + q
+            tile(
+                turns[1], row * n_half_orders, products, second, ORDER_STEP, apart, n_half_orders,
+                odd, row * 2 * LANES, 2 * LANES, LANES,
+            )  # fmt: skip
+
+
+@numba.njit
+@no_type_check
 def _fill_best(sums: Any, n_half: Any, mirror: Any, best: Any) -> None:
     """Maximum over all rotations, and the q at which it is, of the template and its mirror image: flat (4, LANES)."""
-    apart = n_half * LANES
+    even, odd = sums
+    apart, n_quarter = len(even) // 4, n_half // 2
     top, top_mirrored = spread(np.float32(NOTHING)), spread(np.float32(NOTHING))
     place, place_mirrored = spread(np.float32(0)), spread(np.float32(0))
-    for q in range(n_half // 2):
-        at, here = 2 * q * LANES, spread(np.float32(q))
-        ec, ec_im = load(sums, at), load(sums, at + LANES)
-        oc, oc_im = load(sums, apart + at), load(sums, apart + at + LANES)
-        es, es_im = load(sums, 2 * apart + at), load(sums, 2 * apart + at + LANES)
-        os, os_im = load(sums, 3 * apart + at), load(sums, 3 * apart + at + LANES)
-        score = _highest(ec + ec_im, oc + oc_im, es - es_im, os - os_im)
-        place = pick_greater_equal(top, score, place, here)
-        top = pick_greater_equal(top, score, top, score)
-        if mirror:
-            score = _highest(ec - ec_im, oc - oc_im, es + es_im, os + os_im)
-            place_mirrored = pick_greater_equal(top_mirrored, score, place_mirrored, here)
-            top_mirrored = pick_greater_equal(top_mirrored, score, top_mirrored, score)
+    for q in range(n_quarter // 2):
+        at = 2 * q * LANES
+        c0, c0_im, c2, c2_im = (
+            load(even, at),
+            load(even, at + LANES),
+            load(even, apart + at),
+            load(even, apart + at + LANES),
+        )
+        at += 2 * apart
+        s0, s0_im, s2, s2_im = (
+            load(even, at),
+            load(even, at + LANES),
+            load(even, apart + at),
+            load(even, apart + at + LANES),
+        )
+        for far in range(2):
+            here = n_quarter - 1 - q if far else q
+            ec, ec_im = (c0 - c2, c0_im - c2_im) if far else (c0 + c2, c0_im + c2_im)
+            es, es_im = (s2 - s0, s2_im - s0_im) if far else (s0 + s2, s0_im + s2_im)
+            at = 2 * here * LANES
+            oc, oc_im = load(odd, at), load(odd, at + LANES)
+            at += n_half * LANES
+            os, os_im = load(odd, at), load(odd, at + LANES)
+            there = spread(np.float32(here))
+            score = _highest(ec + ec_im, oc + oc_im, es - es_im, os - os_im)
+            place = pick_greater_equal(top, score, place, there)
+            top = pick_greater_equal(top, score, top, score)
+            if mirror:
+                score = _highest(ec - ec_im, oc - oc_im, es + es_im, os + os_im)
+                place_mirrored = pick_greater_equal(top_mirrored, score, place_mirrored, there)
+                top_mirrored = pick_greater_equal(top_mirrored, score, top_mirrored, score)
     store(best, 0, top)
     store(best, LANES, place)
     store(best, 2 * LANES, top_mirrored)
@@ -209,10 +267,17 @@ def _highest(even_c: Any, odd_c: Any, even_s: Any, odd_s: Any) -> Any:
 @no_type_check
 def _rotation(sums: Any, b: Any, mirror: Any, q: Any, n_half: Any) -> Any:
     """The rotation in degrees, of the four that q stands for, whose score is the highest."""
-    at, apart, sign = 2 * q * LANES + b, n_half * LANES, np.float32(1 - 2 * mirror)
-    even_c, odd_c = sums[at] + sign * sums[at + LANES], sums[apart + at] + sign * sums[apart + at + LANES]
+    even, odd = sums
+    apart, sign, far = len(even) // 4, np.float32(1 - 2 * mirror), q >= n_half // 4
+    at = 2 * (n_half // 2 - 1 - q if far else q) * LANES + b
+    c0, c2 = even[at] + sign * even[at + LANES], even[apart + at] + sign * even[apart + at + LANES]
     at += 2 * apart
-    even_s, odd_s = sums[at] - sign * sums[at + LANES], sums[apart + at] - sign * sums[apart + at + LANES]
+    s0, s2 = even[at] - sign * even[at + LANES], even[apart + at] - sign * even[apart + at + LANES]
+    even_c, even_s = (c0 - c2, s2 - s0) if far else (c0 + c2, s0 + s2)
+    at = 2 * q * LANES + b
+    odd_c = odd[at] + sign * odd[at + LANES]
+    at += n_half * LANES
+    odd_s = odd[at] - sign * odd[at + LANES]
     e, o, far_e, far_o = even_c + odd_c, even_s + odd_s, even_c - odd_c, odd_s - even_s
     near = e + abs(o) >= far_e + abs(far_o)
     j, odd = (q, o) if near else (n_half - 1 - q, far_o)
