@@ -33,7 +33,13 @@ def cores() -> int:
 @functools.lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that stay: to start them takes as long as a small step."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, initializer=_start)
+
+
+def _start() -> None:
+    """Give this thread one of PyTorch's; asked at once, it does not take the number another thread sets later."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a child
