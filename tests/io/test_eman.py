@@ -283,6 +283,17 @@ def test_eman_pixel_size_of_each_image_counts(tmp_path: Path) -> None:
         assert found.tolist() == sizes
 
 
+def test_eman_pixels_that_are_not_square_are_said(tmp_path: Path) -> None:
+    write_hdf(tmp_path / "a.hdf", np.zeros((2, 8, 8)), pixel_size_A=2.0)
+    assert not open_particles(tmp_path / "a.hdf").warnings
+    with h5py.File(tmp_path / "a.hdf", "r+") as file:
+        file["MDF/images/1"].attrs["EMAN.apix_y"] = 2.5
+    (tmp_path / "a.lst").write_text("#LSX\n# a list\n# 15\n" + "".join(f"{i} a.hdf   \n" for i in (0, 1)))
+    for name in ("a.hdf", "a.lst"):
+        (warning,) = open_particles(tmp_path / name).warnings
+        assert warning.what.startswith("1 of 2 particles (2) is of pixels of 2 A along x (apix_x) and 2.5 A along y")
+
+
 @pytest.mark.parametrize(("apix", "taken"), [(1.0, 2.5), (4.0, 4.0)])
 def test_eman_pixel_size_of_the_ctf_is_compared_with_the_images(apix: float, taken: float, tmp_path: Path) -> None:
     """1 A/px is what EMAN2 writes where it knows none."""

@@ -60,6 +60,33 @@ def test_cs_reader_anisotropic_magnification_is_said(matrix: list[float], words:
     assert [f"ctf/anisomag, up to {words}" in w.what for w in warnings] == [True] * bool(words)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("ctf/shift_A", [0, 1.2], "ctf/shift_A shifts images by up to 0.3 px"),
+        ("ctf/shift_A", [0.1, 0], ""),
+        ("ctf/trefoil_A", [0, 900], "higher-order aberrations (ctf/trefoil_A) are kept"),
+        ("ctf/tetra_A", [0, 0, 0, 3], "higher-order aberrations (ctf/tetra_A) are kept"),
+        ("ctf/tilt_A", [2e6, 0], "beam tilt (ctf/tilt_A) turns phases by up to 545 degrees"),
+        ("ctf/scale", 0.5, "ctf/scale is not 1 for 12 of 12 particles"),
+        ("ctf/scale", 0, ""),
+        ("ctf/scale_const", 0.25, "ctf/scale_const is not 0 for 12 of 12 particles"),
+    ],
+)
+def test_cs_reader_what_is_not_corrected_is_said_once_and_kept(
+    field: str, value: list[float] | float, words: str, tmp_path: Path
+) -> None:
+    stack(tmp_path / "p.mrcs", 12)
+    write_particles_cs(tmp_path / "p.cs", open_particles(write(tmp_path / "p.star", rows(12))))
+    table = _with_fields(np.load(tmp_path / "p.cs"), [(field, "f4", np.shape(value))])
+    table[field] = value
+    save_cs(tmp_path / "p.cs", table)
+    particles = open_particles(tmp_path / "p.cs")
+    assert [words in w.what for w in particles.warnings] == [True] * bool(words)
+    write_particles_cs(tmp_path / "o.cs", particles)
+    assert np.array_equal(np.load(tmp_path / "o.cs")[field], table[field])
+
+
 def test_star_reader_particles_that_contradict_their_optics_group_are_said(tmp_path: Path) -> None:
     stack(tmp_path / "p.mrcs", 12)
     particles = open_particles(write(tmp_path / "p.star", rows(12, rlnVoltage=200, rlnAmplitudeContrast=0.1)))

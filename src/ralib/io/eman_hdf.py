@@ -41,7 +41,8 @@ _STORED = ("renderbits", "rendermin", "rendermax", "truncated")
 _STORAGE = {"nx", "ny", "nz", "datatype", "render_compress_level", *_STATISTICS, *(f"stored_{n}" for n in _STORED)}
 _MAX_ATTRIBUTE = 1 << 16
 _MAX_INFLATED = 1 << 26  # bytes of one image that may come from however few
-_READ = ("xform.align2d", "assign", "ctf", "ctf_applied", STATE_ATTRIBUTE, "apix_x", "ptcl_source_image", "score_align")
+_OPTICS = ("ctf", "ctf_applied", STATE_ATTRIBUTE, "apix_x", "apix_y")
+_READ = ("xform.align2d", "assign", *_OPTICS, "ptcl_source_image", "score_align")
 
 
 class HdfStack:
@@ -229,8 +230,7 @@ def headers_of_files(source: FilesSource) -> list[dict[str, Any]]:
     for number, path in enumerate(source.paths):
         rows = np.flatnonzero(source.file_index == number)
         if len(rows) and path.suffix.lower() in SUFFIXES:
-            names = ("ctf", "ctf_applied", STATE_ATTRIBUTE, "apix_x")
-            found = HdfStack(path).attributes(names, source.slice_index[rows])
+            found = HdfStack(path).attributes(_OPTICS, source.slice_index[rows])
             for row, header in zip(rows.tolist(), found, strict=True):
                 headers[row] = header
     return headers

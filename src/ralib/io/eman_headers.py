@@ -16,6 +16,7 @@ from ralib.io.stacks import file_references
 from ralib.types import CtfParameters, CtfState, ParticleSet, Poses
 
 FLIPPED_NAME, _WIENER_NAME = re.compile(r"__ctf_flip(_|$)"), re.compile(r"__ctf_wiener(_|$)")
+_SAME_SCALE = 1e-3
 _IDENTITY = np.eye(3, 4).reshape(-1)
 
 
@@ -52,7 +53,7 @@ def with_headers(particles: ParticleSet, headers: list[dict[str, Any]]) -> Parti
         )
     if poses is not None:
         found = with_missing_poses_noted(found, np.array([m is None for m in matrices]))
-    return _other_ctf_scale_noted(found, headers)
+    return _oblong_pixels_noted(_other_ctf_scale_noted(found, headers), headers)
 
 
 def _corrected_by_name(
@@ -101,7 +102,7 @@ def _other_ctf_scale_noted(particles: ParticleSet, headers: list[dict[str, Any]]
     size = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
     fitted, stated = ctf_pixel_sizes_A(headers), np.array([positive(h.get("apix_x")) or np.nan for h in headers])
     with np.errstate(invalid="ignore"):
-        differs = np.abs(fitted / stated - 1) > 1e-3
+        differs = np.abs(fitted / stated - 1) > _SAME_SCALE
     if size is None or not differs.any():
         return particles
     row = int(np.argmax(differs))
@@ -111,6 +112,22 @@ def _other_ctf_scale_noted(particles: ParticleSet, headers: list[dict[str, Any]]
         f"{used:g} is taken",
         "pixel size",
         "correct the header that is wrong, or give the pixel size as an option",
+    )
+
+
+def _oblong_pixels_noted(particles: ParticleSet, headers: list[dict[str, Any]]) -> ParticleSet:
+    """The set with a warning where pixels are not square, as the MRC reader's."""
+    x_A, y_A = (np.array([positive(h.get(name)) or np.nan for h in headers]) for name in ("apix_x", "apix_y"))
+    with np.errstate(invalid="ignore"):
+        oblong = np.abs(y_A / x_A - 1) > _SAME_SCALE
+    if not oblong.any():
+        return particles
+    row = int(np.argmax(oblong))
+    return particles.warned(
+        f"{named(oblong)} of pixels of {x_A[row]:g} A along x (apix_x) and {y_A[row]:g} A along y (apix_y): they are "
+        "taken as square",
+        "pixel size",
+        "correct the header, or resample the images to square pixels",
     )
 
 

@@ -1,7 +1,8 @@
 """What particle files say of the optics beyond the CTF used here: it is kept in the files, not corrected, and said.
 
 RELION's symbols: anisotropic magnification (a matrix), beam tilt and higher aberrations (phases), and a factor on each
-particle's CTF. cryoSPARC's ctf/anisomag is the same matrix without the identity, its ctf/tilt_A beam tilt times Cs.
+particle's CTF. cryoSPARC's ctf/anisomag is the same matrix without the identity, its ctf/tilt_A beam tilt times Cs,
+ctf/shift_A a phase of 2 pi k times a shift, ctf/trefoil_A and ctf/tetra_A aberrations of three- and fourfold symmetry.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _LEAST_PHASE_DEG = 45.0
 _LEAST_SCALE = 1e-3
 _MATRIX = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 _ZERNIKE = ("rlnEvenZernike", "rlnOddZernike")
+_CS_HIGHER = {"ctf/trefoil_A": 2, "ctf/tetra_A": 4}
+"""cryoSPARC's aberrations beyond beam tilt, with the number of values of each."""
 
 
 def star_optics_noted(
@@ -53,12 +56,7 @@ def star_optics_noted(
         tilt_A = tilt_rad * particles.ctf.spherical_aberration_mm * 1e7
         particles = _beam_tilt_noted(particles, tilt_A, "rlnBeamTiltX/Y")
     higher = [label for label in _ZERNIKE if label in labels and any(map(_any_number, set(text(label))))]
-    if higher:
-        particles = particles.warned(
-            f"higher-order aberrations ({', '.join(higher)}) are kept in the files, and not corrected",
-            "CTF",
-            "nothing, at the resolution of class averages",
-        )
+    particles = _aberrations_noted(particles, higher)
     if "rlnCtfScalefactor" in labels:
         particles = _scale_noted(particles, numbers("rlnCtfScalefactor"), "rlnCtfScalefactor")
     return particles
@@ -80,17 +78,33 @@ def cs_optics_noted(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:
         The set.
     """
 
-    def field(name: str, width: int) -> np.ndarray | None:
+    def field(name: str, *width: int) -> np.ndarray | None:
         known = name in (rows.dtype.names or ()) and rows[name].dtype.kind == "f"
-        return doubles(rows[name]) if known and rows[name].shape == (len(rows), width) else None
+        return doubles(rows[name]) if known and rows[name].shape == (len(rows), *width) else None
 
     matrix, tilt_A = field("ctf/anisomag", 4), field("ctf/tilt_A", 2)
     if matrix is not None:
         identity = np.array([1.0, 0, 0, 1])
         whole = np.abs(matrix - identity).max(axis=1) < np.abs(matrix).max(axis=1)  # the identity included
         particles = _magnification_noted(particles, np.where(whole[:, None], matrix - identity, matrix), "ctf/anisomag")
-    if tilt_A is not None and particles.ctf is not None:
+    if particles.ctf is None:
+        return particles
+    if tilt_A is not None:
         particles = _beam_tilt_noted(particles, np.hypot(*tilt_A.T), "ctf/tilt_A")
+    shift_A, scale, constant = field("ctf/shift_A", 2), field("ctf/scale"), field("ctf/scale_const")
+    if shift_A is not None:
+        particles = _shift_noted(particles, np.hypot(*shift_A.T), "ctf/shift_A")
+    values = {name: field(name, width) for name, width in _CS_HIGHER.items()}
+    particles = _aberrations_noted(particles, [name for name, v in values.items() if v is not None and v.any()])
+    if scale is not None and scale.any():  # 0 throughout was never set
+        particles = _scale_noted(particles, scale, "ctf/scale")
+    if constant is not None and constant.any():
+        particles = particles.warned(
+            f"ctf/scale_const is not 0 for {int((constant != 0).sum())} of {len(constant)} particles: it is kept in "
+            "the files, and not used",
+            "CTF",
+            "nothing, if the defocus was fitted without it",
+        )
     return particles
 
 
@@ -128,6 +142,31 @@ def _beam_tilt_noted(particles: ParticleSet, tilt_A: np.ndarray, label: str) -> 
         "not corrected",
         "CTF",
         "nothing, at the resolution of class averages",
+    )
+
+
+def _aberrations_noted(particles: ParticleSet, labels: list[str]) -> ParticleSet:
+    if not labels:
+        return particles
+    return particles.warned(
+        f"higher-order aberrations ({', '.join(labels)}) are kept in the files, and not corrected",
+        "CTF",
+        "nothing, at the resolution of class averages",
+    )
+
+
+def _shift_noted(particles: ParticleSet, shift_A: np.ndarray, label: str) -> ParticleSet:
+    """Phase at frequency k: 2 pi k times the shift."""
+    size_A = particles.pixel_size_A if particles.pixel_sizes_A is None else particles.pixel_sizes_A
+    if size_A is None:
+        return particles
+    farthest_px = float(np.nan_to_num(shift_A / np.asarray(size_A)).max())
+    if 180 * farthest_px < _LEAST_PHASE_DEG:
+        return particles
+    return particles.warned(
+        f"{label} shifts images by up to {farthest_px:.2g} px: it is kept in the files, and not used",
+        "CTF",
+        "nothing where particles are aligned anew; averages under the file's own poses move by as much",
     )
 
 
