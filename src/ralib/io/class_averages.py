@@ -19,6 +19,8 @@ from ralib.types import RalibError
 
 OF_A_JOB = ("_data.star", "_model.star", "_optimiser.star")
 """Ends of the names of a Class2D job's files."""
+_COPIED_WITHIN_S = 1.0
+"""Times of files that differ by less say nothing: they may be those of copying."""
 
 
 def relion_class_averages(
@@ -109,7 +111,9 @@ def job_data_file(path: Path) -> Path | None:
 def relion_iterations(folder: Path) -> list[Path]:
     """Return a Class2D job's `_data.star` files, that of the newest iteration last.
 
-    Of one number run_ct12_it025, which goes on from iteration 12, supersedes run_it025.
+    Of one number run_ct12_it025, which goes on from iteration 12, supersedes run_it025. A restart that has come less
+    far than what it was restarted from (run_ct12_it018 beside run_it025) comes last where it is known to be later:
+    RELION's job_pipeline.star names it alone, or its files are the newer ones.
 
     Parameters
     ----------
@@ -122,14 +126,53 @@ def relion_iterations(folder: Path) -> list[Path]:
         Files.
     """
     found = [(*numbers, path.name, path) for path in folder.glob("*_data.star") if (numbers := _iteration(path))]
-    return [path for *_, path in sorted(found)]
+    ordered = [path for *_, path in sorted(found)]
+    restarts = _restarts(ordered)
+    later = _restart_of_pipeline(folder, restarts)
+    if later is None:
+        later = _restart_by_time(restarts)
+    if later is None:
+        return ordered
+    return [path for path in ordered if path not in restarts[later]] + restarts[later]
+
+
+def _restarts(ordered: list[Path]) -> dict[int, list[Path]]:
+    """Files by the iteration from which their run was continued, 0 for the first one; in order."""
+    found: dict[int, list[Path]] = {}
+    for path in ordered:
+        found.setdefault((_iteration(path) or (0, 0))[1], []).append(path)
+    return found
+
+
+def _restart_of_pipeline(folder: Path, restarts: dict[int, list[Path]]) -> int | None:
+    """The one restart whose last file RELION's job_pipeline.star has as output; None where it names none or several."""
+    try:
+        edges: Any = read_star(folder / "job_pipeline.star").get("pipeline_output_edges", {})
+    except RalibError:
+        return None
+    outputs = {Path(str(name)).name for name in np.ravel(edges.get("rlnPipeLineEdgeToNode", ()))}
+    named = [start for start, files in restarts.items() if files[-1].name in outputs]
+    return named[0] if len(named) == 1 else None
+
+
+def _restart_by_time(restarts: dict[int, list[Path]]) -> int | None:
+    """The restart that was written after all others; None where copying has mixed the files' times."""
+    try:
+        times = {start: [file.stat().st_mtime for file in files] for start, files in restarts.items()}
+    except OSError:
+        return None
+    if any(part != sorted(part) for part in times.values()):
+        return None
+    last = max(times, key=lambda start: times[start][-1], default=None)
+    others = [part[-1] for start, part in times.items() if start != last]
+    return last if last is not None and all(times[last][0] > end + _COPIED_WITHIN_S for end in others) else None
 
 
 def iterations_not_read(found: list[Path], chosen: Path) -> list[Path]:
     """Return files of a job that may be meant instead of the one chosen, to be named.
 
-    Those are an iteration that lacks its averages, as RELION was ended while writing, and the last one of a restart
-    that has not come as far as what it was restarted from.
+    Those are an iteration that lacks its averages, as RELION was ended while writing, and the last one of a restart, or
+    of what was restarted, where it is not superseded by what is read.
 
     Parameters
     ----------
@@ -146,11 +189,10 @@ def iterations_not_read(found: list[Path], chosen: Path) -> list[Path]:
     numbers = _iteration(chosen)
     if numbers is None:
         return []
-    last = {pair[1]: path for path in found if (pair := _iteration(path))}
-    begun = numbers[1]
-    others = {start: path for start, path in last.items() if start not in (0, begun)}
-    restarts = [path for path in others.values() if (_iteration(path) or (0, 0))[0] > begun]
-    return sorted({*restarts, *found[found.index(chosen) + 1 :]} - {chosen})
+    reached, begun = numbers
+    ends = {start: files[-1] for start, files in _restarts(found).items() if start != begun}
+    others = [path for start, path in ends.items() if (_iteration(path) or (0, 0))[0] > (begun if start else reached)]
+    return sorted({*others, *found[found.index(chosen) + 1 :]} - {chosen})
 
 
 def _iteration(path: Path) -> tuple[int, int] | None:
