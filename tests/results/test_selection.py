@@ -10,7 +10,15 @@ import pytest
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.io import open_particles, read_star
+from ralib.io import (
+    open_particles,
+    open_stack,
+    pose_headers,
+    read_star,
+    write_hdf,
+    write_mrcs,
+    write_particles_star,
+)
 from ralib.results.selection import Selection, choose_classes, fingerprint, parse_classes, read_selection, selected_rows
 from ralib.results.summary import open_run
 from ralib.types import RalibError
@@ -121,7 +129,7 @@ def test_mistakes_are_one_line_and_change_nothing(
         ([str(outside), out], "damaged"),
         ([str(tmp_path / "none.json"), out], "cannot read"),
         ([str(good), str(existing)], "exists"),
-        ([str(good), str(tmp_path / "out.txt")], ".star, .cs or .hdf"),
+        ([str(good), str(tmp_path / "out.txt")], ".star, .cs, .hdf or .lst"),
         ([out], "nothing to select by"),
         ([out, "--classes", "8"], "no particle remains"),
         ([out, "--min-score", "99"], "no particle remains"),
@@ -132,6 +140,40 @@ def test_mistakes_are_one_line_and_change_nothing(
         assert message.count("\n") == 1
     assert existing.read_text() == "precious"
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize("name", ["p.mrcs", "élan p.hdf"])
+def test_selection_as_eman2_list_names_the_same_images_with_poses(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line of an #LSX list is as many bytes long as its head says; the CTF is where the images' file has it."""
+    made = make_run(tmp_path / "run", n_classes=3, n_particles=60, box=24, n_iterations=1)
+    run = open_run(made)
+    pixels, ctf = run.particles.images.read(np.arange(60)), run.particles.ctf
+    assert ctf is not None
+    if name.endswith(".hdf"):
+        write_hdf(tmp_path / name, pixels, pose_headers(None, ctf, 2.5), pixel_size_A=2.5)
+    else:
+        write_mrcs(tmp_path / name, pixels, 9.9)
+    write_particles_star(made / "particles.star", run.particles.replace(images=open_stack(tmp_path / name)))
+    before = open_run(made).particles
+    assert main(["select", str(made), "--classes=1-2", "--out", str(tmp_path / "s.lst")]) == 0
+    assert ("rlnDefocusU" in capsys.readouterr().out) == name.endswith(".mrcs")
+    head, _, length, *lines = (tmp_path / "s.lst").read_bytes().split(b"\n")[:-1]
+    assert head == b"#LSX"
+    assert {len(line) + 1 for line in lines} == {int(length[1:])}
+    rows = np.flatnonzero(run.poses.class_index.numpy() < 2)
+    found, expected = open_particles(tmp_path / "s.lst"), before[rows]
+    assert np.array_equal(found.images.read(np.arange(len(rows))), pixels[rows])
+    assert found.pixel_size_A == expected.pixel_size_A
+    assert found.poses is not None
+    assert expected.poses is not None
+    assert np.array_equal(found.poses.class_index, expected.poses.class_index)
+    assert np.array_equal(found.poses.mirror, expected.poses.mirror)
+    np.testing.assert_allclose(found.poses.origin_xy_px, expected.poses.origin_xy_px, atol=1e-4)
+    turn = (found.poses.psi_deg - expected.poses.psi_deg + 180) % 360 - 180
+    assert float(turn.abs().max()) < 1e-3
+    assert (found.ctf is not None) == name.endswith(".hdf")
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, -1, 0, None])

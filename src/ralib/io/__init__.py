@@ -16,7 +16,7 @@ from ralib.io.cryosparc_write import write_particles_cs
 from ralib.io.eman_hdf import HdfStack, kept_headers, open_hdf
 from ralib.io.eman_hdf_write import class_headers, pose_headers, write_hdf, write_headers
 from ralib.io.eman_headers import FLIPPED_NAME, files_named
-from ralib.io.eman_lst import open_lst
+from ralib.io.eman_lst import open_lst, write_lst
 from ralib.io.mrc import stack_writer, write_mrcs
 from ralib.io.npy import open_npy
 from ralib.io.paths import check_writable_name, found_twice
@@ -65,6 +65,7 @@ __all__ = [
     "write_headers",
     "write_job_exit",
     "write_json",
+    "write_lst",
     "write_model_star",
     "write_mrcs",
     "write_optimiser_star",

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ralib.io.eman_hdf import SUFFIXES as EMAN_SUFFIXES
 from ralib.io.relion import joined_table
+from ralib.io.stacks import file_references
 from ralib.types import ParticleSet
 
 _ORIGINS = (
@@ -30,6 +32,7 @@ _FROM_CS = ("rlnCoordinateX", "rlnCoordinateY")
 _HELD = {
     ".cs": {*_ORIGINS, *_IMAGES, *_CTF, *_OF_A_RUN, "rlnCtfScalefactor", "rlnRandomSubset"},
     ".hdf": {*_ORIGINS, *_IMAGES, *_CTF, *_OF_A_RUN, "rlnCoordinateX", "rlnCoordinateY"},
+    ".lst": {*_ORIGINS, *_IMAGES, *_OF_A_RUN},
 }
 
 
@@ -94,8 +97,16 @@ def left_behind(particles: ParticleSet, out: Path) -> list[str]:
     """
     held, table = _HELD.get(out.suffix.lower()), star_table(particles)
     if held is None or table is None:
-        return []
+        return ["the CTF"] if out.suffix.lower() == ".lst" and _ctf_beside_images(particles) else []
+    if out.suffix.lower() == ".lst" and not _ctf_beside_images(particles):
+        held = {*held, *_CTF}
     carried = _FROM_CS if out.suffix.lower() == ".cs" and "cs/uid" in table.columns else ()  # every field as it came
     fields = [c for c in table.columns if c.startswith("cs/")]
     lost = [c for c in table.columns if c not in held and c not in carried and not c.startswith(("ralib", "cs/"))]
     return lost + [f"{len(fields)} fields of cryoSPARC"] * (bool(fields) and not carried)
+
+
+def _ctf_beside_images(particles: ParticleSet) -> bool:
+    """Whether the CTF is in the particle file alone, not in headers of the image files."""
+    files = (file_references(particles.images) or ([], None, None))[0]
+    return particles.ctf is not None and not all(file.suffix.lower() in EMAN_SUFFIXES for file in files)

@@ -11,7 +11,7 @@ from ralib import io
 from ralib.results.particle_scores import relion_columns, star_columns
 from ralib.types import ParticleSet, RalibError
 
-PARTICLE_FILES = (".star", ".cs", ".hdf")
+PARTICLE_FILES = (".star", ".cs", ".hdf", ".lst")
 MOST_PARTS = 10_000
 AVERAGE_FILES = (".mrcs", ".mrc", ".hdf")
 
@@ -24,10 +24,10 @@ def write_selected(
     n_classes: int,
     scores: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write selected particles with poses and everything else known of them as .star, .cs or .hdf.
+    """Write selected particles with poses and everything else known of them as .star, .cs, .hdf or .lst.
 
     Only the .hdf holds the images themselves; the others name the same image files as before. Scores are columns
-    ralibJunk ... of a STAR file, fields ralib/junk ... of a .cs file, attributes ralib_junk ... of HDF.
+    ralibJunk ... of a STAR file, fields ralib/junk ... of a .cs file, attributes ralib_junk ... of HDF and lists.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ def write_selected(
         io.write_particles_star(out, chosen, mirror_as_class=False, columns=columns)
     elif suffix == ".cs":
         io.write_particles_cs(out, chosen, n_classes=n_classes, scores=own)
+    elif suffix == ".lst":
+        io.write_lst(out, chosen, own)
     else:
         assert chosen.poses is not None
         if chosen.pixel_sizes_A is not None:

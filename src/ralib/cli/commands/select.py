@@ -26,7 +26,9 @@ def select(
     run: Annotated[Path, _RUN],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[SELECTION] [OUT]", help="selection.json from the report; new .star, .cs or .hdf."),
+        typer.Argument(
+            metavar="[SELECTION] [OUT]", help="selection.json from the report; new .star, .cs, .hdf or .lst."
+        ),
     ] = None,
     auto: Annotated[
         bool,
