@@ -16,6 +16,8 @@ from typing import NoReturn
 LEAST_MIB = {"ulimit -v": 1600, "ulimit -d": 512}
 """With less, PyTorch for CPUs does not load."""
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def program() -> NoReturn:
     """Run the command line and end the process with its status.
@@ -42,7 +44,7 @@ def program() -> NoReturn:
     gc.enable()
     status = main()
     gc.freeze()
-    for number in (signal.SIGINT, signal.SIGTERM):  # all is said and done
+    for number in _ENDING:  # all is said and done
         signal.signal(number, lambda *_: os._exit(status))
     sys.exit(status)
 
@@ -80,13 +82,15 @@ def _end_at_signals() -> None:
     """Until a command begins, a signal ends the program in one line: nothing has been begun."""
 
     def end(number: int, _: object) -> NoReturn:
-        said = "interrupted" if number == signal.SIGINT else "terminated (SIGTERM): nothing was begun"
+        name = signal.Signals(number).name
+        said = "interrupted" if number == signal.SIGINT else f"terminated ({name}): nothing was begun"
         with contextlib.suppress(OSError):
             os.write(2, f"ralib: {said}\n".encode())
         os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    for number in _ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # after nohup
+            signal.signal(number, end)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one clean line at every moment, soon, and nothing left behind."""
+"""Ctrl-C, SIGTERM and SIGHUP: one clean line at every moment, soon, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wait_for_handlers(run: subprocess.Popen[str]) -> None:
     raise AssertionError("SIGTERM was never handled")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("after_s", [0.0, 0.6])
 def test_signal_while_libraries_load_ends_in_one_line(tmp_path: Path, number: int, after_s: float) -> None:
     command = [sys.executable, "-m", "ralib", "prepare", "none.star", "out.star"]
@@ -72,12 +72,19 @@ def test_signal_in_a_library_call_is_answered_before_the_call_returns(number: si
     assert len(rest.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_in_python_is_one_line(number: signal.Signals) -> None:
     program = BUSY.format(name=number.name, rounds=1)
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.returncode == 128 + number
+
+
+def test_closed_terminal_after_nohup_ends_nothing() -> None:
+    ends = BUSY.format(name="SIGHUP", rounds=6_000_000).replace("while True:\n        pass", "print('done')")
+    program = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{ends}"
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 def test_answer_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:

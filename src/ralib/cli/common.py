@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ralib.cli.flags import with_flags
-from ralib.cli.interrupts import answered
+from ralib.cli.interrupts import answered, noted_signals
 from ralib.cli.timing import began
 from ralib.kernels.compile_cache import cache_trouble
 from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched, launcher_number, rank_to_show
@@ -232,12 +232,22 @@ def run(app: Callable[..., Any], argv: list[str] | None = None) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM as an exception, so that cleaning up after Ctrl-C happens here, too."""
+    """SIGTERM or SIGHUP as an exception, so that cleaning up after Ctrl-C happens here, too.
+
+    Parameters
+    ----------
+    number : int
+        Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
 
 
 @contextlib.contextmanager
 def _ending_cleanly() -> Iterator[set[int]]:
-    """Ctrl-C and SIGTERM end the command as exceptions, and are answered meanwhile; yields the signals that came.
+    """Ctrl-C, SIGTERM and SIGHUP end the command as exceptions, and are answered meanwhile; yields what has come.
 
     Only the main thread can be interrupted.
     """
@@ -245,12 +255,12 @@ def _ending_cleanly() -> Iterator[set[int]]:
 
     def end(number: int, frame: object) -> None:
         came.add(number)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in noted_signals()}
     try:
         with answered("ralib: ending when what is computed now is done", after_s=SOON_S):
             yield came
@@ -268,8 +278,8 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
             status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
         if status == EXIT_INTERRUPTED and signal.SIGINT in came:  # typer makes a mere status of the exception
             return _fail("interrupted", EXIT_INTERRUPTED)
-    except Terminated:
-        return _fail("terminated (SIGTERM): what was being written is removed", 128 + signal.SIGTERM)
+    except Terminated as stop:
+        return _fail(f"terminated ({stop}): what was being written is removed", stop.status)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except typer.Abort as stop:

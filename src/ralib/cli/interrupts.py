@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: acknowledged at once however busy the main thread is, and the end of a run where it is saved."""
+"""Ctrl-C, SIGTERM and SIGHUP: acknowledged at once however busy the main thread is; runs end where they are saved."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from ralib.runtime.distributed import launched
 if TYPE_CHECKING:
     from ralib.results.observer import IterationDone
 
-NOTED = (signal.SIGINT, signal.SIGTERM)
+NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command: Ctrl-C, a batch system's, and that of a closed terminal."""
 CLEARED_LINE = "\r\x1b[2K"
 """What takes a progress bar and the terminal's ^C off the present line."""
+
+
+def noted_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a command here: after `nohup`, a closed terminal does not."""
+    return tuple(s for s in NOTED if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
 
 
 class Answer:
@@ -44,7 +50,7 @@ class Answer:
 
 @contextlib.contextmanager
 def answered(line: str, *, after_s: float = 0.0) -> Iterator[Answer]:
-    """While inside, the first SIGINT or SIGTERM is answered by `line` on stderr, `after_s` seconds later.
+    """While inside, the first of such signals is answered by `line` on stderr, `after_s` seconds later.
 
     Python runs a handler only when the main thread comes back from a library's call, which can take long; a thread of
     its own answers meanwhile. Where the block ends within `after_s` nothing is said. Only the main thread can ask for
@@ -93,7 +99,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class SignalFlag:
-    """Records SIGINT and SIGTERM instead of ending the process; a second SIGINT interrupts at once.
+    """Records SIGINT, SIGTERM and SIGHUP instead of ending the process; a second one interrupts at once.
 
     As the observer of a run it only stops it once a signal has arrived.
     """
@@ -128,7 +134,7 @@ class SignalFlag:
             answer.say()
 
         with answered("ralib: stopping when this step is done and saved; once more ends at once") as answer:
-            before = {s: signal.signal(s, note) for s in NOTED}
+            before = {s: signal.signal(s, note) for s in noted_signals()}
             try:
                 yield
             finally:
