@@ -19,7 +19,7 @@ from ralib.io import count_optics_groups, open_images, open_particles, read_star
 from ralib.kernels import rotate_shift_images
 from ralib.results.relion_files import noise_power, write_relion_files
 from ralib.results.summary.runs import open_run
-from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses, RalibError
+from ralib.types import ClassAverages, CtfParameters, ParticleSet, Poses, RalibError, as_particles
 
 BOX, N, K = 24, 60, 2
 
@@ -284,3 +284,14 @@ def test_relion_command_takes_minus_one_for_relions_default() -> None:
     assert job.arguments == []
     assert len(job.notes) == 5
     assert parse(["--cpu"]).arguments == ["--device", "cpu"]
+
+
+def test_noise_power_ignores_images_that_are_not_finite_or_far_brighter() -> None:
+    images = np.random.default_rng(0).normal(size=(40, 32, 32)).astype(np.float32)
+    expected = noise_power(as_particles(images), 32)
+    images[3, 5, 5], images[7], images[9, 16, 16] = np.inf, np.nan, 1e38
+    found = noise_power(as_particles(images), 32)
+    assert expected is not None
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=0.3)
+    assert noise_power(as_particles(np.full((3, 32, 32), np.nan, dtype=np.float32)), 32) is None

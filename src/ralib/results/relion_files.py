@@ -20,6 +20,8 @@ from ralib.types import ClassAverages, ParticleSet, Poses, RalibError
 
 NOISE_SAMPLE = 200
 PSI_STEP_DEG = 6.0
+_BRIGHTER = 1e3
+"""Power of an image over the median's from which it is no particle's."""
 
 
 def write_relion_files(
@@ -113,7 +115,7 @@ def noise_power(particles: ParticleSet, box: int) -> np.ndarray | None:
     """Return the mean power of real and imaginary parts of some particles on each ring, in RELION's scale.
 
     That of rlnSigma2Noise, of transforms divided by the number of pixels. Single particles are nearly all noise, so
-    this is what RELION itself starts with.
+    this is what RELION itself starts with. Images that are not finite, or far brighter than the others, do not count.
 
     Parameters
     ----------
@@ -131,11 +133,16 @@ def noise_power(particles: ParticleSet, box: int) -> np.ndarray | None:
         return None
     rows = np.unique(np.linspace(0, len(particles) - 1, min(NOISE_SAMPLE, len(particles))).astype(np.int64))
     try:
-        images = torch.from_numpy(np.nan_to_num(particles.images.read(rows)))
+        images = torch.from_numpy(particles.images.read(rows)).double()
     except (RalibError, OSError):
         return None
-    power = (torch.fft.rfft2(images) / box**2).abs().square().mean(dim=0, keepdim=True)
-    return np.asarray((ring_sums(power) / ring_counts(box)).numpy()[0] / 2, dtype=np.float64)
+    power = ring_sums((torch.fft.rfft2(images) / box**2).abs().square()) / ring_counts(box)
+    power = power[power.isfinite().all(dim=1)]
+    if not len(power):
+        return None
+    total = power.sum(dim=1)
+    power = power[total <= _BRIGHTER * total.median()]
+    return np.asarray(power.mean(dim=0).numpy() / 2, dtype=np.float64)
 
 
 def group_sizes(particles: ParticleSet) -> dict[str, int] | None:
