@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_every_option_is_used_named_or_refused() -> None:
     assert parse(["--ctf", "--ctf_phase_flipped"]).ctf == parse(["--ctf_phase_flipped", "--ctf"]).ctf == "flipped"
     assert parse(["--gpu", "--j", "2"]).arguments == ["--device", "cuda"]
     for wrong in (
-        "--ref a.mrc",
+        "--continue run_it012_optimiser.star",
         "--auto_refine",
         "--skip_rotate",
         "--helix",
@@ -232,6 +233,39 @@ def test_every_option_is_used_named_or_refused() -> None:
         assert wrong.split()[0] in str(error.value)
         assert "\n" not in str(error.value)
     assert len(OPTIONS) > 60
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "relion_refine --o C/run --grad --class_inactivity_threshold 0.1 --grad_write_iter 10 --iter 200 --i p.star "
+        "--dont_combine_weights_via_disc --preread_images --pool 30 --pad 2 --ctf --tau2_fudge 2 "
+        "--particle_diameter 200 --K 40 --flatten_solvent --zero_mask --center_classes --oversampling 1 --psi_step 12 "
+        "--offset_range 5 --offset_step 2 --allow_coarser_sampling --norm --scale --j 10 --gpu '' "
+        "--pipeline_control C/",
+        "/opt/bin/relion_refine_mpi --o C/run --iter 25 --i p.star --scratch_dir /tmp --pool 3 --pad 1 --skip_gridding "
+        "--ctf --ctf_corrected_ref --tau2_fudge 2 --particle_diameter 200 --K 40 --flatten_solvent --zero_mask "
+        "--strict_highres_exp 12 --oversampling 1 --psi_step 12 --offset_range 5 --offset_step 2 --norm --scale --j 1 "
+        "--gpu ''",
+    ],
+    ids=["RELION 5, VDAM", "RELION 3.1, EM"],
+)
+def test_command_lines_of_relions_window_are_taken_whole(line: str) -> None:
+    job = parse(shlex.split(line))
+    given = [word for word in shlex.split(line) if word.startswith("--")]
+    used = ("--o", "--i", "--iter", "--j", "--pipeline_control", "--ctf")
+    ours = {"--particle_diameter", "--K", "--strict_highres_exp", "--offset_range", "--gpu"}
+    named = {note.split()[0].rstrip(":") for note in job.notes}
+    assert set(given) == named | ours.intersection(given) | set(used).intersection(given)
+    pairs = dict(zip(job.arguments[::2], job.arguments[1::2], strict=True))
+    assert (pairs["--classes"], pairs["--diameter"], pairs["--search"], pairs["--device"]) == ("40", "200", "5", "cuda")
+    assert (job.stack, job.root, job.ctf) == ("p.star", "C/run", "on")
+
+
+def test_references_and_continue_of_relions_command_line_become_those_of_classify() -> None:
+    assert parse(["--ref", "classes.mrcs"]).arguments == ["--references", "classes.mrcs"]
+    assert parse(["--ref", "None"]).arguments == []
+    assert parse(["--continue", "--K", "3"]).arguments == ["--continue", "--classes", "3"]
 
 
 def test_the_front_end_leaves_what_a_class2d_job_leaves(

@@ -100,6 +100,20 @@ def _gpu(job: Job, option: str, value: str) -> None:
         job.notes.append(f"{option} {value}: the run takes one GPU, cuda:{numbers[0]}")
 
 
+def _references(job: Job, option: str, value: str) -> None:
+    if value != "None":  # RELION's word for none
+        job.arguments += ["--references", value]
+
+
+def _continue(job: Job, option: str, value: str) -> None:
+    """Without RELION's file: the run in the job's folder is what goes on."""
+    if value:
+        raise RalibError(
+            f"{option} {value}: a run of ralib goes on from its own checkpoints: repeat its line with --continue alone"
+        )
+    job.arguments.append("--continue")
+
+
 def _phases(job: Job, option: str, value: str) -> None:
     job.ctf = "flipped"
 
@@ -113,6 +127,10 @@ _HELIX = _refused("helical segments are not classified here: extract them as sin
 _DISC = _unneeded("images are read ahead in the background and kept in memory where they fit")
 _OWN_STEPS = _unneeded("the schedule sets its own search steps")
 _ALWAYS = _unneeded("this is always done")
+_NEVER_OFF = _refused("this belongs to the model, which has no form without; leave it out")
+_WHOLE_CIRCLE = _refused("angles are searched over the whole circle; --skip_align keeps them")
+_ESTIMATED = _unneeded("it is estimated from the particles")
+_TOMOGRAPHY = _refused("subtomograms are three-dimensional; ralib classifies 2D particles")
 
 # Every option: how many values it takes (None: any that follow), and what becomes of it.
 OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
@@ -148,6 +166,15 @@ OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
     "--grad_fin_resol": (1, _OWN_STEPS),
     "--grad_stepsize": (1, _OWN_STEPS),
     "--grad_stepsize_scheme": (1, _OWN_STEPS),
+    "--grad_ini_subset": (1, _OWN_STEPS),
+    "--grad_fin_subset": (1, _OWN_STEPS),
+    "--mu": (1, _OWN_STEPS),
+    "--auto_sampling": (0, _OWN_STEPS),
+    "--adaptive_fraction": (1, _OWN_STEPS),
+    "--coarse_size": (1, _OWN_STEPS),
+    "--incr_size": (1, _OWN_STEPS),
+    "--fast_subsets": (0, _OWN_STEPS),
+    "--always_cc": (0, _refused("classes are compared by their likelihood alone; leave it out")),
     "--grad_write_iter": (1, _unneeded("the averages of every step are kept in iterations/")),
     "--write_every_grad_iter": (1, _unneeded("the averages of every step are kept in iterations/")),
     "--class_inactivity_threshold": (1, _unneeded("classes that run empty are split off others")),
@@ -171,13 +198,28 @@ OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
     "--dont_combine_weights_via_disc": (0, _DISC),
     "--verb": (1, _unneeded("the log has one line an iteration")),
     "--maximum_angular_sampling": (1, _OWN_STEPS),
+    "--minimum_angular_sampling": (1, _OWN_STEPS),
+    "--keep_free_scratch": (1, _DISC),
+    "--skip_gridding": (0, _unneeded("interpolation is as exact without")),
+    "--dont_skip_gridding": (0, _unneeded("interpolation is as exact without")),
+    "--failsafe_threshold": (1, _unneeded("particles that cannot be used are left out and named")),
+    "--sigma": (1, _ESTIMATED),
+    "--sigma_off": (1, _ESTIMATED),
+    "--min_sigma2_offset": (1, _ESTIMATED),
+    "--maskedge": (1, _unneeded("the mask's edge follows from the box")),
+    "--no_norm": (0, _NEVER_OFF),
+    "--no_scale": (0, _NEVER_OFF),
+    "--no_map": (0, _NEVER_OFF),
+    "--fix_sigma_noise": (0, _NEVER_OFF),
+    "--fix_sigma_offset": (0, _NEVER_OFF),
+    "--skip_maximize": (0, _refused("particles are assigned to classes of a run by Classifier.predict in Python")),
+    "--sigma_ang": (1, _WHOLE_CIRCLE),
+    "--tau": (1, _refused("the signal's spectrum is estimated for each class; leave it out")),
     "--free_gpu_memory": (1, _unneeded("only what is needed is taken")),
-    "--continue": (
-        1,
-        _refused("go on with the run itself: ralib classify STACK JOB/ralib ... --continue"),
-    ),
-    "--ref": (1, _refused("classes start from the particles; to align to references use ralib mref")),
-    "--ini_high": (1, _refused("classes start from the particles; it belongs to --ref")),
+    "--continue": (None, _continue),
+    "--ref": (1, _references),
+    "--ini_high": (1, _unneeded("the detail of references counts as far as it is measured")),
+    "--trust_ref_size": (0, _unneeded("references of another box or pixel size are resampled")),
     "--skip_rotate": (0, _refused("angles cannot be kept alone; --skip_align keeps angles and shifts")),
     "--ctf_intact_first_peak": (0, _refused("the CTF is corrected from zero frequency on; leave it out")),
     "--only_flip_phases": (0, _refused("amplitudes are corrected too; flip phases first: ralib prepare --phase-flip")),
@@ -193,6 +235,20 @@ OPTIONS: dict[str, tuple[int | None, Callable[[Job, str, str], None]]] = {
     "--auto_local_healpix_order": (1, _THREE_D),
     "--denovo_3dref": (0, _THREE_D),
     "--solvent_mask": (1, _THREE_D),
+    "--solvent_mask2": (1, _THREE_D),
+    "--solvent_correct_fsc": (0, _THREE_D),
+    "--low_resol_join_halves": (1, _THREE_D),
+    "--join_random_halves": (0, _THREE_D),
+    "--sigma_rot": (1, _THREE_D),
+    "--sigma_tilt": (1, _THREE_D),
+    "--limit_tilt": (1, _THREE_D),
+    "--som": (0, _THREE_D),
+    "--helical_inner_diameter": (1, _HELIX),
+    "--helical_nr_asu": (1, _HELIX),
+    "--helical_twist_initial": (1, _HELIX),
+    "--ios": (1, _TOMOGRAPHY),
+    "--tomograms": (1, _TOMOGRAPHY),
+    "--trajectories": (1, _TOMOGRAPHY),
     "--blush": (0, _THREE_D),
     "--multibody_masks": (1, _THREE_D),
 }
@@ -290,7 +346,7 @@ def write_job_files(run: Path, root: Path, iteration: int) -> dict[str, Path]:
 
 def parse(words: list[str]) -> Job:
     """Return the job that relion_refine's options describe; raises RalibError naming the first that cannot be met."""
-    job, i = Job(), 0
+    job, i = Job(), int(bool(words) and Path(words[0]).name.startswith("relion_refine"))
     while i < len(words):
         option = words[i]
         if option not in OPTIONS:
@@ -301,7 +357,7 @@ def parse(words: list[str]) -> Job:
             )
         n, take = OPTIONS[option]
         rest = words[i + 1 :]
-        if n is None:
+        if n is None:  # RELION's own --gpu "" too
             n = int(bool(rest) and not rest[0].startswith("--"))
         if len(rest) < n or (n and rest[0].startswith("--")):
             raise RalibError(f"{option} needs a value")
