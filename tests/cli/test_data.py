@@ -17,6 +17,8 @@ import typer
 from ralib.cli import common, main
 from ralib.io import open_images, open_particles, read_params, write_hdf, write_mrcs, write_particles_star
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
+from star_files import rows, write
+from star_files import stack as write_stack
 
 
 @pytest.fixture(scope="module")
@@ -314,3 +316,29 @@ def test_average_command_class_numbers_of_a_damaged_file_are_refused(tmp_path: P
     write_particles_star(tmp_path / "p.star", open_particles(tmp_path / "p.mrcs"), poses)
     fails(["average", str(tmp_path / "p.star"), str(tmp_path / "a.mrcs")], capsys, "90000 for 40 particles")
     assert not (tmp_path / "a.mrcs").exists()
+
+
+@pytest.mark.parametrize("pixels", [np.nan, 7.0])
+def test_sets_without_one_usable_image_are_refused_and_nothing_is_written(
+    pixels: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mrcs(tmp_path / "p.mrcs", np.full((5, 32, 32), pixels, dtype=np.float32), 4.0)
+    star = write(tmp_path / "p.star", rows(5, rlnAnglePsi=3.0, rlnClassNumber=1))
+    before = {path.name for path in tmp_path.iterdir()}
+    for command, out in (("prepare", "o.star"), ("prepare", "o.hdf"), ("transform", "o.star"), ("average", "o.mrcs")):
+        blank_is_an_image = command != "prepare" and np.isfinite(pixels)
+        assert main([command, str(star), str(tmp_path / out)]) == (0 if blank_is_an_image else 2), command
+        if blank_is_an_image:
+            for made in ("o.star", "o.mrcs"):
+                (tmp_path / made).unlink(missing_ok=True)
+        else:
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert "none of the 5 images can be used" in line
+        assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_average_of_particles_in_no_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_stack(tmp_path / "p.mrcs", 5)
+    star = write(tmp_path / "p.star", rows(5, rlnAnglePsi=3.0, rlnClassNumber=0))
+    assert main(["average", str(star), str(tmp_path / "o.mrcs")]) == 2
+    assert "no particle is in a class" in capsys.readouterr().err

@@ -161,7 +161,8 @@ def random_averages(run: Alignment, poses: Poses, n_classes: int, seed: int, shi
     """
     n = len(poses)
     if not 1 <= n_classes <= n:
-        raise RalibError(f"{n_classes} references cannot be made from {n} particles: ask for 1 to {n}")
+        few = "1 particle: ask for 1" if n == 1 else f"{n} particles: ask for 1 to {n}"
+        raise RalibError(f"{n_classes} references cannot be made from {few}")
     order = np.random.default_rng(seed).permutation(n)
     label = np.empty(n, dtype=np.int64)
     label[order] = np.arange(n) % n_classes

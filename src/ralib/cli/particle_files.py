@@ -93,8 +93,16 @@ def show_bad_images(bad: set[int], what: str) -> None:
         typer.echo(f"warning: {len(bad)} images are {what}: {first}{more}", err=True)
 
 
-def save(out: Path, particles: ParticleSet, label: str) -> None:
-    """Write images and metadata of a particle set into new files.
+def refuse_all_bad(bad: set[int], n: int, what: str) -> None:
+    """RalibError where every one of n images is unusable."""
+    if n and len(bad) == n:
+        raise RalibError(f"none of the {n} images can be used: {what}; give the images as they were extracted")
+
+
+def save(
+    out: Path, particles: ParticleSet, label: str, *, bad: set[int] | None = None, bad_are: str = "not finite"
+) -> None:
+    """Write images and metadata of a particle set into new files; nothing where no image can be used.
 
     Parameters
     ----------
@@ -104,6 +112,10 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
         The particles, whose images may be made when they are read.
     label : str
         Label of the progress bar.
+    bad : set of int | None, optional
+        Unusable images, known once all are made.
+    bad_are : str, default 'not finite'
+        What makes them so, for the error.
     """
     from ralib.io import (
         left_behind,
@@ -128,6 +140,7 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
     if suffix == ".hdf":
         refuse_existing(out)
         images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
+        refuse_all_bad(bad or set(), n, bad_are)
         headers = pose_headers(particles.poses, particles.ctf, pixel_size_A) or [{} for _ in range(n)]
         headers = [{**source, **own} for source, own in zip(source_headers(particles), headers, strict=True)]
         write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
@@ -141,6 +154,7 @@ def save(out: Path, particles: ParticleSet, label: str) -> None:
         with stack_writer(new_stack, pixel_size_A if particles.pixel_sizes_A is None else None) as writer:
             for index in in_batches(n, box, label):
                 writer.append(particles.images.read(index))
+        refuse_all_bad(bad or set(), n, bad_are)
         for star in new_star:
             name = name_for_project(stack, None, out)
             names = [f"{i + 1:06d}@{name}" for i in range(n)]

@@ -17,6 +17,7 @@ from ralib.cli.particle_files import (
     Stack,
     opened,
     poses_of,
+    refuse_all_bad,
     refuse_existing,
     show_bad_images,
 )
@@ -67,10 +68,12 @@ def average(
     particles = for_computing(particles, ctf=ctf)
     show_warnings(particles.warnings[n_shown:])
     highest = int(poses.class_index.max()) + 1
+    if highest < 1:
+        raise RalibError(f"{stack}: no particle is in a class: give the particles.star of a classification")
     if highest > MOST_CLASSES:
         raise RalibError(f"{stack} has class numbers up to {highest}: at most {MOST_CLASSES} classes can be averaged")
     on = resolve_device(device)
-    _check_memory(stack, max(1, highest), len(particles), particles.box, on)
+    _check_memory(stack, highest, len(particles), particles.box, on)
     sums = _sum_classes(particles, poses, ctf, on)
     averages = class_averages(sums, snr=snr, pixel_size_A=particles.pixel_size_A)
     if out.suffix.lower() == ".hdf":
@@ -125,6 +128,7 @@ def _sum_classes(particles: ParticleSet, poses: Poses, ctf: bool, device: torch.
         sums.add_(images, mine.replace(class_index=kept), half, power)
         member = kept >= 0
         offsets.index_put_((half[member], kept[member]), offset[member, 0, 0].double(), accumulate=True)
+    refuse_all_bad(bad, len(particles), "not finite")
     show_bad_images(bad, "not finite and were left out")
     if not ctf:  # a constant is the same under every pose; with a CTF, the mean of an image says nothing
         sums.images.add_(offsets[..., None, None])

@@ -122,7 +122,7 @@ def prepare(
         raise RalibError(
             f"{out}: EMAN2's CTF header holds the pixel size, and no file says it: give --input-pixel-size"
         )
-    save(out, particles, "preparing")
+    save(out, particles, "preparing", bad=source.bad, bad_are="constant or not finite")
     show_bad_images(source.bad, "not finite or constant and became zero")
 
 

@@ -42,5 +42,5 @@ def transform(
     source = aligned.images
     assert isinstance(source, AlignedSource)
     source.bad = bad
-    save(out, aligned, "transforming")
+    save(out, aligned, "transforming", bad=bad)
     show_bad_images(bad, "not finite and became zero")
