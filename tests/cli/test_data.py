@@ -17,7 +17,7 @@ import typer
 from ralib.cli import common, main
 from ralib.io import open_images, open_particles, read_params, write_hdf, write_mrcs, write_particles_star
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError
-from star_files import rows, write
+from star_files import OPTICS, rows, write
 from star_files import stack as write_stack
 
 
@@ -342,3 +342,26 @@ def test_average_of_particles_in_no_class_is_refused(tmp_path: Path, capsys: pyt
     star = write(tmp_path / "p.star", rows(5, rlnAnglePsi=3.0, rlnClassNumber=0))
     assert main(["average", str(star), str(tmp_path / "o.mrcs")]) == 2
     assert "no particle is in a class" in capsys.readouterr().err
+
+
+def test_classify_too_few_usable_images_for_the_classes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A CTF that can be meant for three of twelve particles: a division by zero once no class was left."""
+    write_stack(tmp_path / "p.mrcs", 12)
+    star = write(tmp_path / "p.star", rows(12, rlnDefocusU=[12000.0] * 3 + ["nan"] * 9))
+    run = ["classify", str(star), str(tmp_path / "run"), "--classes=2", "--quick", "--no-report", "--device=cpu"]
+    assert main(run) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error == ["ralib: 3 of 12 images can be used, too few for 2 classes: ask for at most 1"]
+
+
+@pytest.mark.parametrize("box", [1, 2, 3, 4])
+def test_denoise_refuses_boxes_that_are_too_small(box: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).normal(size=(12, box, box)).astype(np.float32)
+    write_mrcs(tmp_path / "p.mrcs", images, 4.0)
+    star = write(tmp_path / "p.star", rows(12), OPTICS | {"rlnImageSize": box})
+    for command, out in (("denoise", "o.star"), ("neighbours", "o")):
+        assert main([command, str(star), str(tmp_path / out), *["--count=3"] * (out == "o")]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"images of {box} px are too small" in line

@@ -24,6 +24,7 @@ from ralib.images.masks import BACKGROUND_RADIUS, background_mask, centre_distan
 from ralib.images.normalise import finite_images
 from ralib.io.plausible import implausible_ctf
 from ralib.kernels import rotate_shift_images
+from ralib.particles.batches import LEAST_BOX
 from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
 
 BATCH = 512
@@ -176,6 +177,8 @@ class MatchedParticles:
             raise RalibError(f"a CTF cannot be meant: {implausible[1]}: leave such particles out, or correct them")
         if self.n < 1:
             raise RalibError("there are no particles: give at least one")
+        if self.box < LEAST_BOX:
+            raise RalibError(f"images of {self.box} px are too small to be analysed: {LEAST_BOX} px are needed")
         self.frequency = frequency_radius(self.box, self.device)
         self.normalisation = normalisation or BackgroundNormalisation.measure(self._raw(self.some(2000)))
         self.noise = noise or background_spectrum(self)

@@ -233,6 +233,11 @@ class Classifier(ClusterEstimator):
         field = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
         if (usable := int(shard.count(field.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
+        if usable < 2 * (n_classes := self._class_count(len(particles))):
+            raise RalibError(
+                f"{usable} of {len(particles)} images can be used, too few for {n_classes} classes: ask for at most "
+                f"{usable // 2}"
+            )
         self._lap("prepare_s", start)
         start = time.perf_counter()
         state, figures, schedule = self._search(particles, field, shard, observer, resume)

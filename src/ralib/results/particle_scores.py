@@ -124,8 +124,14 @@ def class_scores(class_index: np.ndarray, classes: Sequence[Mapping[str, Any]]) 
 
 
 def star_columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the scores as columns of a STAR file; the fit is among the pose columns already."""
-    return {star_name(name): np.round(values, 6) for name, values in scores.items() if name != "fit"}
+    """Return the scores as columns of a STAR file; the fit is among the pose columns already.
+
+    A particle in no class has the class score 0: other programs read numbers.
+    """
+    columns = {star_name(name): np.round(values, 6) for name, values in scores.items() if name != "fit"}
+    if (score := star_name("class_score")) in columns:
+        columns[score] = np.nan_to_num(columns[score])
+    return columns
 
 
 def relion_columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
