@@ -82,7 +82,20 @@ class DiscMatrices:
         return cls(box, pixel, torch.cat(rows).view(*shape, 2, -1), torch.cat(columns))
 
     def images(self, orders: Tensor, weight: Tensor) -> Tensor:
-        """Compute images (b, n, n) from angular orders (b, r, m) and weights (r,) of the rings."""
+        """Compute images from angular orders.
+
+        Parameters
+        ----------
+        orders : Tensor of shape (b, r, m)
+            Angular orders of real images.
+        weight : Tensor of shape (r,)
+            Weight of each ring.
+
+        Returns
+        -------
+        Tensor of shape (b, n, n)
+            Images, zero outside the disc.
+        """
         weighted = torch.view_as_real(orders * weight[:, None]).flatten(1)
         out = weighted.new_zeros(len(orders), self.box * self.box)
         out[:, self.pixel] = weighted @ self.to_image.flatten(0, 2)

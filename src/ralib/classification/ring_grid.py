@@ -313,7 +313,20 @@ class RingGrid:
         return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
 
     def matrices(self, rings: int, n_orders: int) -> DiscMatrices:
-        """Return the transform between the orders of the first rings and the disc's pixels as matrices, for a GPU."""
+        """Return the transform between the orders of the first rings and the disc's pixels as matrices, for a GPU.
+
+        Parameters
+        ----------
+        rings : int
+            Number of rings.
+        n_orders : int
+            Number of angular orders.
+
+        Returns
+        -------
+        DiscMatrices
+            The matrices.
+        """
         weight = (self.weight[:rings] * self.n_half)[:, None]
         return DiscMatrices.of(
             self.box,
