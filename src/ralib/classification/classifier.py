@@ -30,6 +30,7 @@ from ralib.classification.final_classes import (
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.junk_model import Evidence
 from ralib.classification.noise_substitution import corrected_frc, substituted_ssnr
+from ralib.classification.pose_support import pose_support
 from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge, junk_odds, measure, surely_junk
 from ralib.classification.results import (
@@ -617,7 +618,11 @@ class Classifier(ClusterEstimator):
         bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
         found = self._examined(batches, schedule, state, image)
         index = shown.class_index.numpy()
-        verdict = judge(found.evidence, found.figures, field, averages, classes, index, found.stability, found.odds)
+        by_choice = torch.Generator().manual_seed(self.seed)
+        support = pose_support(model, state, schedule.references.shape[1], found.odds < 0, by_choice).numpy()
+        verdict = judge(
+            found.evidence, found.figures, field, averages, classes, index, found.stability, found.odds, support
+        )
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
         finest = schedule.references.shape[1] * field.grid.spacing * field.scale
         self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)

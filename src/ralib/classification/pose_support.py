@@ -1,0 +1,118 @@
+"""Pose support of a class: whether views were told apart, or particles only share a blob.
+
+Averages of blobs have halves that agree and members that return to them: coarse shape is reproducible, but tells
+neither which view a particle shows nor how it is turned. Detail tells views apart, so detail is asked. Every other ring
+of a particle finds its rotation and mirror in its class, made of the half of the data that it is not in; the rings
+between, which had no part in that, say how far they agree. A class may have any symmetry: it is not asked whether the
+rotation is the only one. Noise has some support as well, about 3 standard deviations, since class and place come from
+all rings.
+
+The principle is that of a cross-validated likelihood, as the free R value has it: what a pose was fitted to does not
+judge it (Brünger 1992, "Free R value: a novel statistical quantity for assessing the accuracy of crystal structures",
+Nature 355, 472-475).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classification.em import Model
+from ralib.classification.likelihood import ring_power
+from ralib.classification.state import State
+
+DETAIL = 2.0
+"""Details across the particle from which on rings are asked: size and elongation, which blobs have too, are coarser."""
+
+OF_A_CLASS, AT_MOST = 50, 5000
+"""Members of a class that are looked at, and particles of all classes, at most."""
+
+FEWEST = 5
+"""Members from which on their mean says something."""
+
+CHUNK = 512
+"""Particles whose samples are compared at a time."""
+
+
+def pose_support(model: Model, state: State, rings: int, candidates: np.ndarray, generator: torch.Generator) -> Tensor:
+    """Return by how many standard deviations of the noise in one image unused rings support a member's rotation.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        Final poses and classes.
+    rings : int
+        Number of rings compared.
+    candidates : ndarray of shape (n,)
+        Particles that may be looked at: those that are not junk.
+    generator : torch.Generator
+        Random numbers of the choice among them.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Mean over members of each class; NaN where there are fewer than FEWEST.
+    """
+    assert state.averages is not None
+    n_classes, everyone = len(state.members), model.shard.gather
+    index = everyone(state.class_index).cpu()
+    chosen = _some_of_each(index, torch.from_numpy(candidates), n_classes, generator)
+    half, device = everyone(model.half).cpu(), model.field.grid.device
+    total, count = torch.zeros(2, n_classes, dtype=torch.float64)
+    for h, orders in enumerate(state.averages.halves):
+        references = model.masked(replace(state.averages, orders=orders), rings)
+        rows = chosen[half[chosen] != h]
+        part, own = model.of(rows.to(device)), state.of(model.shard.held(rows.to(device)))
+        support = part.shard.gather(_support(part, own, references)).cpu().double()
+        total.index_add_(0, index[rows], support)
+        count.index_add_(0, index[rows], torch.ones_like(support))
+    return torch.where(count >= FEWEST, total / count, torch.nan)
+
+
+def _some_of_each(index: Tensor, candidates: Tensor, n_classes: int, generator: torch.Generator) -> Tensor:
+    """Ascending numbers (m,) of some candidates of each class, at random."""
+    able = torch.nonzero(candidates & (index >= 0))[:, 0]
+    able = able[torch.randperm(len(able), generator=generator)]
+    able = able[torch.argsort(index[able], stable=True)]
+    size = torch.bincount(index[able], minlength=n_classes)
+    place = torch.arange(len(able)) - (size.cumsum(0) - size)[index[able]]
+    return able[place < min(OF_A_CLASS, max(1, AT_MOST // n_classes))].sort().values
+
+
+def _support(model: Model, state: State, references: Tensor) -> Tensor:
+    """Support (b,) of each particle's rotation by the rings that did not find it, both ways together."""
+    rings = references.shape[1]
+    ring = torch.arange(rings, device=references.device)
+    fine = (ring >= min(model.field.rings_for(DETAIL), rings - 2))[:, None]
+    turns = torch.arange(references.shape[2], device=references.device) > 0  # the round part has no rotation
+    agreement, power = torch.zeros(2, len(state.psi_deg), device=references.device)
+    for first in (0, 1):
+        finds = (ring % 2 == first)[:, None]
+        posed = _posed(model, state, references * finds)
+        asked = references * (~finds & fine & turns)
+        if len(agreement):
+            agreement += model.ring_crosses(asked, posed, CHUNK).sum(1)
+            power += (model.field.single.power[:, :rings] * ring_power(asked)[state.class_index]).sum(1)
+    return agreement / power.sqrt().clamp_min(1e-9)
+
+
+def _posed(model: Model, state: State, references: Tensor) -> State:
+    """The state with the poses that particles have in their own classes by these references."""
+    if not model.align:
+        return state
+    spectra, index, psi = model.field.single, state.class_index, state.psi_deg.clone()
+    origin, mirror = state.origin_xy_px.clone(), state.mirror.clone()
+    together = references.device.type != "cpu"  # a GPU searches all classes in one operation
+    for k in range(1 if together else len(references)):
+        rows = torch.arange(len(index), device=index.device) if together else torch.nonzero(index == k)[:, 0]
+        classes, column = (references, index) if together else (references[k : k + 1], torch.zeros_like(index[rows]))
+        if len(rows):
+            known, at_once = state.origin_xy_px[rows], model.at_once
+            found = model.search(spectra[rows], known, classes, state, wide=False, at_once=at_once).pick(column)
+            psi[rows], origin[rows], mirror[rows] = found.psi_deg, found.origin_xy_px, found.mirror
+    return replace(state, psi_deg=psi, origin_xy_px=origin, mirror=mirror)
