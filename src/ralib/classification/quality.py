@@ -40,10 +40,10 @@ WORST = 10.0
 OFF_CENTRE = 0.2, 0.6
 """Particle radii by which the mass of an average may lie off the centre, and from which on the class shows nothing."""
 
-TOLD_APART = 4.0
-"""Standard deviations of `pose_support` from which on the views of a class count as told apart. In noise it is 3: poses
-were fitted to all rings. Of 139 classes whose members' views were as far apart as by chance, most lay below, of 453
-within 25 degrees, one in fifty (docs/howto/classify.md)."""
+TOLD_APART = 3.5
+"""Standard deviations of `pose_support` from which on the views of a class count as told apart. Noise has 3, because
+class and place come from all rings. Below lie 66% of the classes whose members' views are as far apart as by chance,
+90% where the molecule is compact, and 2% of those within 25 degrees: docs/howto/classify.md."""
 
 BLURRED = 0.3
 """Factor on what such a class seems to show of its particles."""

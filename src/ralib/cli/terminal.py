@@ -227,7 +227,8 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> s
         parts["classes"] = f"{row['largest']} particles"
     mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
     if (resolution := resolution_text(mean, box)) != "-":
-        parts["frc"] = f"FRC {resolution}"
+        # What alignment makes of noise is taken off the final FRC of classes only: each iteration would cost another.
+        parts["frc"] = f"{'uncorrected ' if stage else ''}FRC {resolution}"
     if math.isfinite(row["pixel_error_px"]):
         parts["moved"] = f"moved {row['pixel_error_px']:.2f} px"
     if math.isfinite(row["class_changes"]) and not single:
