@@ -34,7 +34,7 @@ import torch
 from classify_scores import ideal_deg, scores
 from ralib import io
 from ralib.benchmarks.record import record, write_record
-from ralib.classification import classifier
+from ralib.classification import classifier, examination, final_classes, loading
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.cli.common import resolve_device
 from ralib.results.observer import IterationDone, SilentObserver
@@ -175,9 +175,11 @@ def child(options: argparse.Namespace) -> None:
     name = f"{options.child:g}-{ranks.size}" if ranks.rank == 0 else f"rank-{ranks.rank}"
     progress = Progress(options.work / f"told-{name}.json", memory, device)
     parts = progress.told["parts"] = {}
-    for step in ("measure_radius", "whiten_particles", "quick_estimate", "judge"):
-        timed(classifier, step, parts, device)
-    timed(classifier, "full_averages", parts, device)
+    timed(loading, "measure_radius", parts, device)
+    timed(classifier, "whiten_particles", parts, device)
+    timed(examination, "quick_estimate", parts, device)
+    timed(classifier, "judge", parts, device)
+    timed(final_classes, "full_averages", parts, device)
     progress.write()
     plan = ScheduleSettings(least_sample=options.least_sample)
     run = classifier.Classifier(n_classes=options.classes, seed=1000, device=device, plan=plan, ranks=ranks)

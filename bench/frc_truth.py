@@ -25,8 +25,10 @@ from torch import Tensor
 
 from ralib import io
 from ralib.benchmarks.record import record
-from ralib.classification import classifier
 from ralib.classification.classifier import Classifier
+from ralib.classification.loading import random_halves
+from ralib.classification.results import full_averages
+from ralib.classification.sharding import Shard
 from ralib.cli import main as ralib
 from ralib.images.fourier import ring_sums, squared
 from ralib.images.frc import masked_frc, resolution_frequency
@@ -94,12 +96,12 @@ def resolution_A(frc: Tensor, pixel_size_A: float) -> float:
 
 def true_frc(found: Classifier, noisy: Any, clean: Any, radius_px: float) -> Tensor:
     """FRC (k, r) of signal and noise that are known, behind the run's mask."""
-    shard = classifier.Shard.of_all(len(noisy), found.ranks)
-    half = classifier._halves(noisy, torch.Generator().manual_seed(found.seed))
+    shard = Shard.of_all(len(noisy), found.ranks)
+    half = random_halves(noisy, torch.Generator().manual_seed(found.seed))
     sums = []
     for particles in (noisy, clean):
         sums.append(
-            classifier.full_averages(
+            full_averages(
                 particles, found._batches(particles, shard), found.poses_.to(found._device), half, ctf="on",
                 n_classes=len(found.class_averages_.members), ranks=found._ranks,
             ).half_images

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ralib.classes.evaluation import purity
-from ralib.classification import classifier
+from ralib.classification import examination
 from ralib.classification.classifier import Classifier
 from ralib.classification.final_classes import with_class_of_junk
 from ralib.classification.schedule import ClassificationSchedule
@@ -51,7 +51,7 @@ class Recogniser:
 
     def __init__(self, junk: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         self.junk, self.asked = junk, 0
-        monkeypatch.setattr(classifier, "surely_junk", self.recognise)
+        monkeypatch.setattr(examination, "surely_junk", self.recognise)
 
     def recognise(self, *_: object) -> np.ndarray:
         self.asked += 1

@@ -15,9 +15,9 @@ from blobs import Truth, make
 from ralib import io
 from ralib.classes.evaluation import purity
 from ralib.classification.classifier import Classifier
-from ralib.classification.diameter import Measured
 from ralib.classification.earlier_classes import EarlierClasses
 from ralib.classification.growing import GrowingClassification, Grown
+from ralib.classification.particle_extent import ParticleExtent
 from ralib.cli import main
 from ralib.conventions import pose_error
 from ralib.io import arrivals
@@ -119,7 +119,7 @@ def test_growing_classification_refuses_another_checkpoint(truth: Truth, change,
         psi_deg=truth.poses.psi_deg.float(), origin_xy_px=truth.poses.origin_xy_px.float(),
         score=truth.poses.score.float(),
     )  # fmt: skip
-    saved = Grown(EarlierClasses(poses, 2, Measured(9.0, 9.0, False), 0.1, (9.0, 4), []), 120, 1).checkpoint()
+    saved = Grown(EarlierClasses(poses, 2, ParticleExtent(9.0, 9.0, False), 0.1, (9.0, 4), []), 120, 1).checkpoint()
     Grown.from_checkpoint(saved)
     with pytest.raises(RalibError, match=told):
         Grown.from_checkpoint(change(saved))

@@ -9,14 +9,13 @@ minimum: the edge. Where that gives a clearly smaller mask, the measurement is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ralib import io
 from ralib.classification.em import Budget, Model
+from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings
@@ -50,41 +49,8 @@ real apoferritin it reached 0.101 on one machine and less than MINIMUM on anothe
 BEHIND = 0.15
 """Of the maximum: a profile that rises above this again, behind the edge, is that of neighbours."""
 
-CROWDED_MARGIN = 1.05
-"""In place of MASK_MARGIN where neighbours begin at the particle's edge: of real apoferritin, a fifth of the classes
-showed a neighbour each at 1.2, none at 1.05."""
-
 CHANGED = 0.75
 """A mask smaller than this share of the one before is measured again."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Measured extent of a particle.
-
-    Attributes
-    ----------
-    radius_px : float
-        Radius, pixels of the input.
-    rim_px : float
-        Radius that holds its faintest parts too.
-    crowded : bool
-        Whether neighbours begin directly beyond it.
-    """
-
-    radius_px: float
-    rim_px: float
-    crowded: bool
-
-    @property
-    def mask_radius_px(self) -> float:
-        """Radius of the mask: larger than the rim, unless it would hold neighbours."""
-        return (CROWDED_MARGIN if self.crowded else MASK_MARGIN) * self.rim_px
-
-    @classmethod
-    def of_mask(cls, mask_radius_px: float) -> Measured:
-        """Return the extent that a mask of a given radius is meant for."""
-        return cls(mask_radius_px / MASK_MARGIN, mask_radius_px / MASK_MARGIN, crowded=False)
 
 
 def measure_radius(
@@ -96,7 +62,7 @@ def measure_radius(
     mirror: bool,
     budget: Budget,
     at_most: int = PARTICLES,
-) -> Measured:
+) -> ParticleExtent:
     """Measure the radius of the particles on `CLASSES` class averages.
 
     Parameters
@@ -118,7 +84,7 @@ def measure_radius(
 
     Returns
     -------
-    Measured
+    ParticleExtent
         The radius.
     """
     rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), at_most)).round().astype(np.int64))
@@ -127,7 +93,7 @@ def measure_radius(
         few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box
     )  # fmt: skip
     n_classes = max(1, min(CLASSES, len(few) // 20))
-    measured = Measured.of_mask(USUAL_RADIUS * few.box)
+    measured = ParticleExtent.of_mask(USUAL_RADIUS * few.box)
     for _ in range(2):
         mask_px = measured.mask_radius_px
         field = whiten_particles(
@@ -143,7 +109,9 @@ def measure_radius(
     return measured
 
 
-def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget) -> Measured:
+def _measured(
+    field: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget
+) -> ParticleExtent:
     n, device = len(field.usable), field.grid.device
     half = (torch.arange(n) % 2).to(device)
     none = torch.zeros(n, dtype=torch.bool, device=device)
@@ -155,7 +123,7 @@ def _measured(field: WhitenedParticles, n_classes: int, search_px: float, mirror
     (radius, crowded), (rim, _) = edge_px(profile), edge_px(profile, RIM)
     box = field.grid.box
     radius, rim = (min(max(r, SMALLEST_RADIUS * box), LARGEST_RADIUS * box) / field.scale for r in (radius, rim))
-    return Measured(radius, rim, crowded)
+    return ParticleExtent(radius, rim, crowded)
 
 
 def radial_profile(grid: RingGrid, halves: Tensor, members: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ larger set, and each earlier particle's contribution to them is known as in ever
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from torch import Tensor
 from ralib.classification.em import Model
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
+from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
 from ralib.types import Poses, RalibError
-
-if TYPE_CHECKING:
-    from ralib.classification.diameter import Measured
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class EarlierClasses:
         Of the first particles, in the order of the set; class -1 where an image could not be used.
     n_classes : int
         Number of classes.
-    size : Measured
+    size : ParticleExtent
         Extent of the particle, as measured on them.
     finest_per_px : float
         Finest detail compared, cycles per pixel of the input.
@@ -46,7 +44,7 @@ class EarlierClasses:
 
     poses: Poses
     n_classes: int
-    size: Measured
+    size: ParticleExtent
     finest_per_px: float
     most_detail: tuple[float, int] | None
     figures: list[dict[str, Any]]

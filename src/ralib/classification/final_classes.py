@@ -1,7 +1,8 @@
-"""The final classes: of equal size if asked for, one of junk where there is much, and notices of what is missing."""
+"""The final classes: of equal size if asked for, one of junk where there is much; notices; averages and their FRC."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,15 @@ from torch import Tensor
 
 from ralib.classes import assignment as assign
 from ralib.classification.em import Model
+from ralib.classification.loading import random_halves
+from ralib.classification.noise_substitution import corrected_frc, substituted_ssnr
+from ralib.classification.results import full_averages, on_host
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import IterationSettings, State
+from ralib.images.frc import masked_frc
 from ralib.io.plausible import named
-from ralib.types import Notice, ParticleSet, Poses
+from ralib.particles.batches import Batch, ParticleBatches
+from ralib.types import ClassAverages, Notice, ParticleSet, Poses
 
 ONLY_JUNK = 0.9
 """Share of junk from which on a class is left to it."""
@@ -152,3 +158,63 @@ def unusable_images(particles: ParticleSet, bad: list[int]) -> list[Notice]:
         return []
     what = f"{named(rows)} left out: the images are not finite or constant"
     return [Notice(what=what, where="input", remedy="repair or remove them")]
+
+
+def final_averages(
+    particles: ParticleSet,
+    batches: ParticleBatches,
+    schedule: ClassificationSchedule,
+    state: State,
+    shown: Poses,
+    left_out: Tensor,
+    *,
+    ctf: str,
+    n_classes: int,
+    seed: int,
+    look: Callable[[Batch], None],
+) -> ClassAverages:
+    """Average the members of the final classes at full size; their FRC is without what alignment makes of noise.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All n particles.
+    batches : ParticleBatches
+        This rank's share of them.
+    schedule : ClassificationSchedule
+        The schedule at its end.
+    state : State
+        Its state.
+    shown : Poses
+        Final poses and classes of all particles.
+    left_out : Tensor of shape (n,)
+        True for particles that no average holds.
+    ctf : str
+        CTF correction, 'on' or 'off'.
+    n_classes : int
+        Number k of classes.
+    seed : int
+        Of the halves, and of the noise.
+    look : callable
+        Is given each batch.
+
+    Returns
+    -------
+    ClassAverages
+        The averages, on the host; `members` counts also those left out.
+    """
+    model, field = schedule.model, schedule.model.field
+    halves = random_halves(particles, torch.Generator().manual_seed(seed))
+    poses = without_class(shown, left_out).to(field.grid.device)
+    averages = on_host(
+        full_averages(
+            particles, batches, poses, halves, ctf=ctf, n_classes=n_classes, ranks=model.shard.ranks, look=look
+        )
+    )
+    assert schedule.references is not None
+    of_noise = substituted_ssnr(model, state, schedule.references, torch.Generator().manual_seed(seed)).cpu()
+    return replace(
+        averages,
+        members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes),
+        frc=corrected_frc(masked_frc(averages, field.radius_px / field.scale), of_noise, averages.members),
+    )

@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from ralib.classification.classifier import Classifier
-from ralib.classification.diameter import Measured
 from ralib.classification.earlier_classes import EarlierClasses
+from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.results.checkpoint import Checkpoint, check_arrays, unpacking
 from ralib.results.observer import Observer
@@ -96,7 +96,7 @@ class Grown:
         with unpacking():
             poses = Poses(**{name: torch.from_numpy(arrays[f"poses.{name}"].copy()) for name in layout})
             radius_px, rim_px, crowded = meta["size"]
-            size = Measured(float(radius_px), float(rim_px), bool(crowded))
+            size = ParticleExtent(float(radius_px), float(rim_px), bool(crowded))
             finest, figures = float(meta["finest_per_px"]), list(meta["figures"])
             detail = None if (most := meta["most_detail"]) is None else (float(most[0]), int(most[1]))
             earlier = EarlierClasses(poses, int(meta["n_classes"]), size, finest, detail, figures)

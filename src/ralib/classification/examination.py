@@ -1,0 +1,90 @@
+"""What the verdict needs of a final state: how stable it is, what speaks for junk, and which particles surely are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ralib.classification.image_statistics import StatisticsTable
+from ralib.classification.junk_model import Evidence
+from ralib.classification.quality import junk_odds, measure, surely_junk
+from ralib.classification.results import state_poses
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.state import State
+from ralib.classification.validation import Stability, quick_estimate
+from ralib.particles.batches import ParticleBatches
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found out about a final state.
+
+    Attributes
+    ----------
+    state : State
+        The state.
+    stability : Stability
+        How stable its classes are.
+    evidence : Evidence
+        What the junk model judges.
+    figures : dict of ndarray of shape (n,)
+        Figures of each particle, by name.
+    odds : ndarray of shape (n,)
+        Log-odds of each particle being junk.
+    junk : ndarray of shape (n,)
+        True where a particle is surely junk.
+    """
+
+    state: State
+    stability: Stability
+    evidence: Evidence
+    figures: dict[str, np.ndarray]
+    odds: np.ndarray
+    junk: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        batches: ParticleBatches,
+        schedule: ClassificationSchedule,
+        state: State,
+        *,
+        image: StatisticsTable | None,
+        seed: int,
+        device: torch.device,
+    ) -> Examination:
+        """Examine the final state of a schedule.
+
+        Parameters
+        ----------
+        batches : ParticleBatches
+            Its particles.
+        schedule : ClassificationSchedule
+            The schedule at its end.
+        state : State
+            Its state.
+        image : StatisticsTable or None
+            Statistics of the images; without them they are computed.
+        seed : int
+            Of the noise that stability is tried with.
+        device : torch.device
+            Where to compute.
+
+        Returns
+        -------
+        Examination
+            What was found.
+        """
+        model = schedule.model
+        if image is None:
+            image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
+            for batch in batches:
+                image.add(batch)
+        stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(seed))
+        poses = state_poses(state, model.field, model.shard).to("cpu")
+        assert schedule.references is not None
+        evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
+        odds = junk_odds(evidence, stability, device)
+        return cls(state, stability, evidence, figures, odds, surely_junk(evidence, stability, odds))

@@ -1,0 +1,177 @@
+"""Particles on their way into a classification: batches, the particle's extent, halves, and what was found out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ralib.classification.diameter import measure_radius
+from ralib.classification.em import Budget
+from ralib.classification.options import ClassificationOptions
+from ralib.classification.particle_extent import ParticleExtent
+from ralib.classification.sharding import Shard
+from ralib.classification.whitening import WhitenedParticles
+from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches
+from ralib.runtime.distributed import Ranks
+from ralib.runtime.memory import free_memory
+from ralib.types import ParticleSet
+
+
+def resident_batches(
+    particles: ParticleSet, shard: Shard, device: torch.device, batch_size: int | None
+) -> ParticleBatches:
+    """Return this rank's particles in batches, which stay on the device where all of them fit.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles.
+    shard : Shard
+        This rank's share of them.
+    device : torch.device
+        Where the batches are.
+    batch_size : int or None
+        Particles in a batch; by default chosen for the device.
+
+    Returns
+    -------
+    ParticleBatches
+        The batches.
+    """
+    default = 1024 if device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
+    # Spectra are read a dozen times, images twice: they stay only where all of them do.
+    all_bytes, room_bytes = 2 * len(shard) * particles.box**2, RESIDENT_SHARE * free_memory(device)
+    return ParticleBatches(
+        particles,
+        range(shard.rows.start, shard.rows.stop),
+        batch_size=batch_size or default,
+        device=device,
+        background_radius=0.45 * particles.box,
+        resident_bytes=int(room_bytes) if all_bytes <= room_bytes else 0,
+    )
+
+
+def particle_extent(
+    particles: ParticleSet,
+    options: ClassificationOptions,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    budget: Budget,
+    at_most: int,
+) -> ParticleExtent:
+    """Return the particle's extent: as asked for, or measured.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles.
+    options : ClassificationOptions
+        The options.
+    device : torch.device
+        Where to compute.
+    ranks : Ranks
+        The processes that share the particles; all have the same result.
+    budget : Budget
+        Memory of a step.
+    at_most : int
+        Particles that are looked at.
+
+    Returns
+    -------
+    ParticleExtent
+        The extent.
+    """
+    if options.diameter_A:
+        return ParticleExtent.of_mask(options.diameter_A / (particles.pixel_size_A or 1.0) / 2)
+    found = measure_radius(
+        particles,
+        device=device,
+        search_px=options.search_radius_px(particles),
+        ctf=options.ctf_mode(particles),
+        mirror=options.mirror,
+        budget=budget,
+        at_most=at_most,
+    )
+    # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
+    measured = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
+    radius, rim, crowded = ranks.broadcast_(measured).tolist()
+    return ParticleExtent(radius, rim, bool(crowded))
+
+
+def random_halves(particles: ParticleSet, generator: torch.Generator) -> Tensor:
+    """Return which half of the data each particle is in; an image that is there more than once is in one.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All n particles.
+    generator : torch.Generator
+        Random numbers.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        0 or 1.
+    """
+    half = torch.randperm(len(particles), generator=generator) % 2
+    return half if particles.same_as is None else half[torch.from_numpy(particles.same_as)]
+
+
+def held_out(n: int, generator: torch.Generator) -> Tensor:
+    """Return which particles no average holds: a twentieth, 20 to 500; none of fewer than 160, which cannot spare them.
+
+    Parameters
+    ----------
+    n : int
+        Number of particles.
+    generator : torch.Generator
+        Random numbers.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        True where held out.
+    """
+    held = torch.zeros(n, dtype=torch.bool)
+    if n >= 160:
+        held[torch.randperm(n, generator=generator)[: min(500, max(20, n // 20))]] = True
+    return held
+
+
+def findings(
+    particles: ParticleSet, field: WhitenedParticles, shard: Shard, extent: ParticleExtent, *, asked: bool
+) -> list[str]:
+    """Return what was found out about the images before they are classified, as lines of the log.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles.
+    field : WhitenedParticles
+        This rank's particles, whitened.
+    shard : Shard
+        Which these are.
+    extent : ParticleExtent
+        The particle's extent.
+    asked : bool
+        Whether it is that asked for.
+
+    Returns
+    -------
+    list of str
+        Lines of the log.
+    """
+    unit, per_px = ("A", particles.pixel_size_A) if particles.pixel_size_A else ("px", 1.0)
+    particle, mask = (2 * per_px * px / field.scale for px in (field.particle_radius_px, field.radius_px))
+    how = "as asked for" if asked else "from coarse class averages"
+    if extent.crowded:
+        how += ", neighbours begin right behind"
+    outliers = int(shard.count(field.outliers.found))
+    share = 100 * outliers / len(particles)
+    return [
+        f"particle diameter {particle:.0f} {unit}, mask {mask:.0f} {unit}: {how}",
+        *([str(field.plan)] if field.plan.reported else []),
+        f"{outliers} images ({share:.1f}%) are outliers by their spectrum, brightest pixel or gradient: no class "
+        "begins from them, and no average holds them",
+    ]
