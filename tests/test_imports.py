@@ -38,7 +38,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: set[str], *, at_load: bool = False) -> set[str]:
-    """Modules of ralib that a file imports; `at_load`: only those that run when it is loaded."""
+    """Modules of ralib that a file imports; `at_load`: only those outside functions, also those for types alone."""
     found = set()
     tree = ast.parse(path.read_text())
     nodes = _loaded(tree) if at_load else list(ast.walk(tree))
@@ -54,11 +54,10 @@ def imports(path: Path, known: set[str], *, at_load: bool = False) -> set[str]:
 
 
 def _loaded(tree: ast.AST) -> list[ast.AST]:
-    """Statements that run at import: not those inside functions, nor under `if TYPE_CHECKING`."""
+    """Statements outside functions."""
     found: list[ast.AST] = []
     for node in ast.iter_child_nodes(tree):
-        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found += [node, *_loaded(node)]
     return found
 
