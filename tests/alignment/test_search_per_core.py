@@ -21,7 +21,8 @@ from ralib.kernels.pose_search.cpu_refine_numba import (
     refine_candidates,
 )
 from ralib.kernels.pose_search.cpu_samples import ThinGrid
-from ralib.kernels.pose_search.reference import FINE_ROTATIONS, FineTemplates, pose_moments
+from ralib.kernels.pose_search.fine_templates import FINE_ROTATIONS, FineTemplates
+from ralib.kernels.pose_search.reference_newton import pose_moments
 from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
 
 BOX, RADIUS, N_ORDERS = 40, 14, 16

@@ -12,17 +12,9 @@ from interpreter import in_interpreter
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import Extent, angle_stops, fine_table
 from ralib.kernels.pose_search import cpu_newton_numba, cpu_numba, reference
-from ralib.kernels.pose_search.reference import (
-    FineTemplates,
-    NewtonRule,
-    angle_deg,
-    angular_tables,
-    half_pairs,
-    newton,
-    pose_moments,
-    rotational_max,
-    shortlist,
-)
+from ralib.kernels.pose_search.fine_templates import FineTemplates, half_pairs
+from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max, shortlist
+from ralib.kernels.pose_search.reference_newton import NewtonRule, newton, pose_moments
 
 
 def _random_complex(*shape: int, seed: int) -> torch.Tensor:

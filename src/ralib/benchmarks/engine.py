@@ -21,7 +21,7 @@ from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.batched import BatchedSearch
 from ralib.alignment.state import LoopState
 from ralib.benchmarks.oracle import Oracle, dense_search
-from ralib.kernels.pose_search.reference import used_samples
+from ralib.kernels.pose_search.reference_newton import used_samples
 from ralib.simulation.simulator import simulate_particles
 from ralib.types import Poses, as_particles
 

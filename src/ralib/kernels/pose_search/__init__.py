@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.pose_search.reference import (
-    FINE_ROTATIONS,
-    FineTemplates,
-    NewtonRule,
-    angle_deg,
-    angular_tables,
-    half_pairs,
-    part_norm,
-    rotated_table,
-)
+from ralib.kernels.pose_search.fine_templates import FINE_ROTATIONS, FineTemplates, half_pairs, rotated_table
+from ralib.kernels.pose_search.reference import angle_deg, angular_tables, part_norm
+from ralib.kernels.pose_search.reference_newton import NewtonRule
 
 __all__ = [
     "FINE_ROTATIONS",

@@ -17,7 +17,8 @@ from torch import Tensor
 from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.cpu_grid_numba import FAST
 from ralib.kernels.pose_search.cpu_refine_numba import solved
-from ralib.kernels.pose_search.reference import N_MOMENTS, SETTLED, FineTemplates, NewtonRule
+from ralib.kernels.pose_search.fine_templates import FineTemplates
+from ralib.kernels.pose_search.reference_newton import N_MOMENTS, SETTLED, NewtonRule
 from ralib.kernels.threads import on_cores, shares
 from ralib.kernels.trig_numba import cos_sin
 
@@ -83,7 +84,7 @@ def _climb(
     samples: Any, centre: Any, row: Any, layout: Any, stops: Any, bounds: Any, steps: Any, moments: Any, step: Any,
     pose: Any,
 ) -> None:  # fmt: skip
-    """All steps of a pose (4,), in place: see `reference.repeated_steps`."""
+    """All steps of a pose (4,), in place: see `reference_newton.repeated_steps`."""
     now, highest = pose[:3].copy(), pose[:3].copy()
     top, table = np.float32(-np.inf), layout[0][row]
     turn = 2 * samples.shape[2] * table.shape[0]
@@ -116,7 +117,7 @@ def _climb(
 def _add_moments(
     samples: Any, table: Any, layout: Any, fine: Any, x: Any, y: Any, first: Any, stop: Any, stride: Any, out: Any
 ) -> None:
-    """Add the moments, see `reference.pose_moments`, of radii from `first` to `stop` at every `stride`-th angle."""
+    """Add the moments (`reference_newton.pose_moments`) of radii from `first` to `stop` at every `stride`-th angle."""
     _, frequency, weight, cosine, sine = layout
     n_fine, n_half = table.shape[0], samples.shape[2]
     template, at = table[fine % n_fine], fine // n_fine
@@ -181,7 +182,7 @@ def _ring(
 def _step(m: Any, now: Any, psi: Any, h_deg: Any, bounds: Any, out: Any) -> None:
     """A Newton step: out (6,) is the pose after it, the score before, the one expected, and the change.
 
-    See `reference.stepped`. psi is the rotation of the moments, in whose neighbourhood the step begins.
+    See `reference_newton.stepped`. psi is the rotation of the moments, in whose neighbourhood the step begins.
     """
     half, limit_x, limit_y = np.float32(0.5), bounds[0], bounds[1]
     gp, gx, gy = half * (m[6] - m[0]) / h_deg, m[4], m[5]

@@ -20,7 +20,7 @@ from torch import Tensor
 from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.cpu_grid_numba import FAST, NOTHING
 from ralib.kernels.pose_search.cpu_samples import ThinGrid
-from ralib.kernels.pose_search.reference import FINE_ROTATIONS
+from ralib.kernels.pose_search.fine_templates import FINE_ROTATIONS
 from ralib.kernels.trig_numba import cos_sin
 
 N_THINNED_MOMENTS = 10
@@ -273,7 +273,7 @@ def _add_moments(
 @numba.njit(fastmath=FAST)
 @no_type_check
 def _step(m: Any, pose: Any, psi: Any, h_deg: Any, limit: Any, bound: Any) -> None:
-    """A Newton step of one pose (psi, x, y, score, gain) in place, from its moments at psi: `reference.stepped`.
+    """A Newton step of one pose (psi, x, y, score, gain) in place, from its moments at psi: `reference_newton.stepped`.
 
     A step that had to be cut short gains all of the score: it was not the last.
     """

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ralib.kernels.numba_cache import kept
-from ralib.kernels.pose_search.reference import FINE_ROTATIONS
+from ralib.kernels.pose_search.fine_templates import FINE_ROTATIONS
 from ralib.kernels.trig_numba import cos_sin
 
 POINTS_MULTIPLE = 64

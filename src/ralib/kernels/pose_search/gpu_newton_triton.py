@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.reference import SETTLED, FineTemplates, NewtonRule
+from ralib.kernels.pose_search.fine_templates import FineTemplates
+from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
 
 MANY, FEW = (4, 4, 8, 1), (1, 8, 8, 1)
 """Candidates of a program, which share its samples; radii and angles that it takes at a time; its warps."""
@@ -204,7 +205,7 @@ def _newton(
         x0, x1, x2 = _total(x0), _total(x1), _total(x2)
         y0, y1, y2 = _total(y0), _total(y1), _total(y2)
         xx, xy, yy = _total(xx), _total(xy), _total(yy)
-        # The negative Hessian in (psi, x, y), by central differences in psi; then `reference.newton_step`.
+        # The negative Hessian in (psi, x, y), by central differences in psi; then `reference_newton.newton_step`.
         h = n_fine * step_deg
         gp = (s2 - s0) / (2 * h)
         pp = (2 * s1 - s0 - s2) / (h * h)
