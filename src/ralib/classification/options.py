@@ -111,12 +111,34 @@ class ClassificationOptions:
         return self._within_limits(particles)
 
     def ctf_mode(self, particles: ParticleSet) -> str:
-        """Return 'on' where the CTF of these particles is corrected, else 'off'."""
+        """Return whether the CTF of these particles is corrected.
+
+        Parameters
+        ----------
+        particles : ParticleSet
+            The particles.
+
+        Returns
+        -------
+        str
+            'on' or 'off'.
+        """
         known = particles.ctf is not None and particles.pixel_size_A is not None
         return "off" if not known or self.ctf == "off" else "on"
 
     def detail_limits_px(self, particles: ParticleSet) -> dict[str, float | None]:
-        """Return finest and coarsest detail compared, pixels of the input, as `whiten_particles` names them."""
+        """Return the finest and the coarsest detail compared, by the names that `whiten_particles` has for them.
+
+        Parameters
+        ----------
+        particles : ParticleSet
+            The particles.
+
+        Returns
+        -------
+        dict
+            `resolution_px` and `lowest_px`, pixels of the input; None without a limit.
+        """
         pixel = particles.pixel_size_A or 1.0
         return {
             "resolution_px": self.resolution_A / pixel if self.resolution_A else None,
@@ -124,7 +146,18 @@ class ClassificationOptions:
         }
 
     def search_radius_px(self, particles: ParticleSet) -> float:
-        """Return the largest distance of a particle from the centre of its box, pixels of the input."""
+        """Return the largest distance of a particle from the centre of its box.
+
+        Parameters
+        ----------
+        particles : ParticleSet
+            The particles.
+
+        Returns
+        -------
+        float
+            Pixels of the input.
+        """
         return self.search_px or 0.1 * particles.box
 
     def _check(self, particles: ParticleSet) -> None:
