@@ -222,8 +222,8 @@ class Classifier(ClusterEstimator):
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         if usable < 2 * self.n_classes_:
             raise RalibError(
-                f"{usable} of {len(particles)} images can be used, too few for {self.n_classes_} classes: ask for at most "
-                f"{usable // 2}"
+                f"{usable} of {len(particles)} images can be used, too few for {self.n_classes_} classes: "
+                f"ask for at most {usable // 2}"
             )
         self._lap("prepare_s", start)
         start = time.perf_counter()
@@ -430,7 +430,6 @@ class Classifier(ClusterEstimator):
             found.evidence, found.figures, field, averages, classes, index, found.stability, found.odds, support
         )
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
-        assert schedule.references is not None
         finest = schedule.references.shape[1] * field.grid.spacing * field.scale
         self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
         warnings = [*particles.warnings, *notices, *unusable_images(particles, bad), *verdict.warnings]
