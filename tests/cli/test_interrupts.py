@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def busy():
         pass
 sys.exit(common.run(app, []))
 """
+
+
+@pytest.fixture(autouse=True)
+def _answered_sighup() -> Iterator[None]:
+    """Programs started here answer SIGHUP, also where the tests themselves run after nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def wait_for_handlers(run: subprocess.Popen[str]) -> None:
