@@ -73,6 +73,8 @@ def test_runs_take_the_diameter_in_angstrom(command: str) -> None:
         ("analyze", ["--ctf"], {"ctf": "wiener"}),
         ("analyze", ["--no-ctf"], {"ctf": "off"}),
         ("analyze", ["--ctf", "off"], {"ctf": "off"}),
+        ("simulate", ["--no-ctf"], {"ctf": False}),
+        ("simulate", ["--ctf"], {"ctf": True}),
         ("denoise", ["--ctf", "corrected"], {"ctf": "corrected"}),
         ("mref", ["--CTF"], {"ctf": True}),
         ("mref", ["--apix", "2"], {"pixel_size": 2.0}),

@@ -89,7 +89,7 @@ class RunCommand(TyperCommand):
         list[str]
             Remaining arguments.
         """
-        known = {name for parameter in self.params for name in parameter.opts}
+        known = {name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)}
         end = args.index("--") if "--" in args else len(args)
         if self.name == "analyze":  # where --ctf was a switch
             following = [*args[1:end], ""]
