@@ -10,15 +10,17 @@ import torch
 
 from devices import DEVICES
 from ralib.classes.evaluation import purity
-from ralib.classification import class_fit, e_step, em
+from ralib.classification import class_fit, e_step, pose_search
+from ralib.classification.centering import centre_classes, follow_centres
 from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import score_classes, score_fixed
-from ralib.classification.em import Model
+from ralib.classification.em import average_groups
 from ralib.classification.leave_one_out import self_cross
 from ralib.classification.likelihood import ClassPoses, Spectra, best_scale, log_likelihood
-from ralib.classification.m_step import follow_centres, signal_share
+from ralib.classification.m_step import signal_share
 from ralib.classification.memory_plan import STEP_BYTES
+from ralib.classification.model import Model
 from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.ring_grid import RingGrid
@@ -344,7 +346,7 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
     others = torch.nonzero(model.joins)[:30, 0]
 
     def cross(model: Model, some: torch.Tensor) -> torch.Tensor:
-        references = model.masked(model.averages(state, state.class_index, 4, rings)[0], rings)
+        references = model.masked(average_groups(model, state, state.class_index, 4, rings)[0], rings)
         found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
         return found.cross.gather(1, state.class_index[:, None])[some, 0]
 
@@ -355,7 +357,7 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
         lost.append(cross(model, some) - cross(replace(model, held_out=out), some))
     zero = torch.zeros(len(state.psi_deg))
     poses = ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
-    own = model.averages(state, state.class_index, 4, rings)[1]
+    own = average_groups(model, state, state.class_index, 4, rings)[1]
     told = self_cross(field, own, poses, rings)[others]
     assert float(torch.cat(lost).sum() / told.sum()) == pytest.approx(1, abs=0.2)
     turned = self_cross(field, own, replace(poses, psi_deg=state.psi_deg + 90), rings)[others]
@@ -441,7 +443,7 @@ def test_a_step_that_finds_no_memory_is_done_in_parts(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return score(*arguments, memory_bytes=memory_bytes, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(em, "score_classes", refusing)
+    monkeypatch.setattr(pose_search, "score_classes", refusing)
     limit = 0.1 * STEP_BYTES
     again = Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
     assert torch.equal(again.class_averages_.images, classified.class_averages_.images)
@@ -468,13 +470,13 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
     move = torch.full((len(state.psi_deg), 2), 1.5)
     away = replace(state, origin_xy_px=follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move))
     rings = schedule.position.rings
-    away = replace(away, averages=model.averages(away, away.class_index, 4, rings)[0])
+    away = replace(away, averages=average_groups(model, away, away.class_index, 4, rings)[0])
 
     def shared(state: State, references: torch.Tensor) -> float:
         found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
         return float(found.cross.gather(1, state.class_index[:, None]).mean())
 
-    before, centred = shared(away, model.references(away, rings)), model.centred(away)
+    before, centred = shared(away, model.references(away, rings)), centre_classes(model, away)
     there = mirror_x(rotate_xy(centred.psi_deg, centred.origin_xy_px), centred.mirror)
     for k in range(4):  # the boxes of a class have their centres where its average has its own
         assert float(there[centred.class_index == k].mean(0).abs().max()) < 0.01

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ralib.classes.evaluation import purity
-from ralib.classification import em, junk_model, memory_plan, priors, stored_spectra, whitening
+from ralib.classification import junk_model, memory_plan, model, pose_search, priors, stored_spectra, whitening
 from ralib.classification.classifier import Classifier
 from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
@@ -239,7 +239,7 @@ def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = 
     """Take particles in groups of some 64, and keep all 400 in half precision: some on the device, some in memory."""
     for module in (memory_plan, stored_spectra):
         monkeypatch.setattr(module, "BLOCK", 64)
-    for module in (em, priors):
+    for module in (model, pose_search, priors):
         monkeypatch.setattr(module, "AT_ONCE", 300)
 
     def plan(n: int, n_samples: int, device: torch.device, *, half: bool, taken_bytes: int) -> SpectraPlan:
@@ -255,7 +255,7 @@ def test_classifier_in_groups_and_in_half_precision_same_classes(
 ) -> None:
     single = sampled[0]
     in_groups(monkeypatch)
-    monkeypatch.setattr(em, "SHORTLIST", 1000)
+    monkeypatch.setattr(pose_search, "SHORTLIST", 1000)
     parts = classified(simulated[0], SAMPLED)[0]
     assert torch.equal(parts.poses_.score, single.poses_.score), "particles in groups: the same bits"
     assert torch.equal(parts.class_averages_.images, single.class_averages_.images)
@@ -281,6 +281,6 @@ def test_classifier_in_groups_and_in_half_precision_same_classes(
     in_groups(monkeypatch)
     resumed = classified(simulated[0], SAMPLED, kept[0])[0]
     assert torch.equal(resumed.poses_.score, half.poses_.score), "goes on as it began, whatever is free by then"
-    monkeypatch.setattr(em, "SHORTLIST", 3)
+    monkeypatch.setattr(pose_search, "SHORTLIST", 3)
     fewer = classified(simulated[0], SAMPLED, kept[-1])[0]
     assert float((fewer.poses_.class_index == half.poses_.class_index).float().mean()) >= 0.995

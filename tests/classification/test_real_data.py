@@ -11,7 +11,7 @@ import torch
 from ralib.classes.evaluation import purity
 from ralib.classification.classifier import Classifier
 from ralib.classification.diameter import edge_px, measure_radius
-from ralib.classification.em import Budget
+from ralib.classification.memory_plan import Budget
 from ralib.classification.outliers import find_outliers, image_features
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.seeding import keep_most_useful, weighted_median

@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
 from ralib.classification.likelihood import ring_power
 from ralib.classification.memory_plan import samples_at_once
+from ralib.classification.model import Model
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State

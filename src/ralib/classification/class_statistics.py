@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ralib.classification.class_fit import BANDS, ring_bands
-from ralib.classification.em import Model
 from ralib.classification.likelihood import ring_power
+from ralib.classification.model import Model
 from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.images.centering import centre_of_mass

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ralib.classes.iteration_figures import class_figures
 from ralib.classification.earlier_classes import EarlierClasses
-from ralib.classification.em import Budget, Model
 from ralib.classification.examination import Examination
 from ralib.classification.final_classes import (
     equalised,
@@ -29,6 +28,8 @@ from ralib.classification.final_classes import (
 )
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.loading import findings, held_out, particle_extent, random_halves, resident_batches
+from ralib.classification.memory_plan import Budget
+from ralib.classification.model import Model
 from ralib.classification.options import ClassificationOptions
 from ralib.classification.pose_support import pose_support
 from ralib.classification.prediction import FittedClasses

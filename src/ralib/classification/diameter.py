@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ralib import io
-from ralib.classification.em import Budget, Model
+from ralib.classification.memory_plan import Budget
+from ralib.classification.model import Model
 from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule import ClassificationSchedule

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
+from ralib.classification.em import average_groups
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
+from ralib.classification.model import Model
 from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
@@ -104,7 +105,7 @@ class EarlierClasses:
         k = self.n_classes
         # Those without a class form one more, which is left out again.
         index = torch.where(state.class_index < 0, k, state.class_index)
-        found, own = model.averages(state, index, k + 1, rings)
+        found, own = average_groups(model, state, index, k + 1, rings)
         kept = RingAverages(found.orders[:k], found.halves[:, :k], found.frc[:k], found.gain[:k])
         return kept, own.restricted(torch.arange(k, device=index.device), k + 1)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ralib.classes import assignment as assign
-from ralib.classification.em import Model
 from ralib.classification.loading import random_halves
+from ralib.classification.model import Model
 from ralib.classification.noise_substitution import corrected_frc, substituted_ssnr
+from ralib.classification.pose_search import search_all
 from ralib.classification.results import full_averages, on_host
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import IterationSettings, State
@@ -44,7 +45,7 @@ def equalised(model: Model, schedule: ClassificationSchedule, state: State) -> S
     """
     assert schedule.references is not None
     rings = schedule.references.shape[1]
-    found = model.search_all(schedule.references, state, IterationSettings(rings, 1.0))
+    found = search_all(model, schedule.references, state, IterationSettings(rings, 1.0))
     fit = model.fit(found, state)
     # A balanced assignment needs every fit of every particle: once, and with --EQ only.
     index = assign.equal_sizes(model.shard.gather(fit).cpu())[model.shard.rows].to(fit.device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.diameter import measure_radius
-from ralib.classification.em import Budget
+from ralib.classification.memory_plan import Budget
 from ralib.classification.options import ClassificationOptions
 from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.sharding import Shard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -15,7 +15,6 @@ from ralib.classification.memory_plan import AT_ONCE, STEP_BYTES, samples_at_onc
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
-from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import filter_images, frequency_grid
 from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed
 from ralib.kernels.threads import on_cores, shares
@@ -367,52 +366,3 @@ def masked_references(grid: RingGrid, orders: Tensor, mask: Tensor, rings: int, 
         Angular orders.
     """
     return grid.orders_of_image(grid.image_of_orders(orders) * mask, rings, n_orders)
-
-
-def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -> RingAverages:
-    """Shift class averages and their halves.
-
-    Parameters
-    ----------
-    grid : RingGrid
-        The ring grid.
-    averages : RingAverages
-        Class averages.
-    move_xy_px : Tensor of shape (k, 2)
-        Shift of each, pixels.
-
-    Returns
-    -------
-    RingAverages
-        Shifted averages.
-    """
-
-    def moved(orders: Tensor) -> Tensor:
-        rings, n_orders = orders.shape[-2:]
-        samples, every = grid.samples_of(orders.flatten(0, -3)), orders.shape[:-3].numel()
-        shifted = grid.moved_orders(samples, move_xy_px.repeat(every, 1), rings, n_orders)
-        return shifted.view(orders.shape)
-
-    return replace(averages, orders=moved(averages.orders), halves=moved(averages.halves))
-
-
-def follow_centres(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, move_xy_px: Tensor) -> Tensor:
-    """Return the origins of particles whose class averages were shifted.
-
-    Parameters
-    ----------
-    psi_deg : Tensor of shape (b,)
-        In-plane rotation, degrees.
-    origin_xy_px : Tensor of shape (b, 2)
-        Origins, pixels.
-    mirror : Tensor of shape (b,)
-        True where mirrored.
-    move_xy_px : Tensor of shape (b, 2)
-        Shift of each particle's class average, pixels.
-
-    Returns
-    -------
-    Tensor of shape (b, 2)
-        Origins, pixels.
-    """
-    return origin_xy_px + rotate_xy(-psi_deg, mirror_x(move_xy_px, mirror))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ralib.classification.ring_grid import RingGrid
-from ralib.runtime.memory import free_memory
+from ralib.runtime.memory import free_memory, total_memory
 
 BLOCK = 4096
 """Particles that are kept in one place."""
@@ -35,8 +35,38 @@ REPORTED_BYTES = 1 << 30
 STEP_BYTES = 4e9
 """Device memory that a step may take beside the particles, where there is so much."""
 
+STEP_SHARE = 0.15
+"""Of a GPU's memory: what a step takes at most."""
+
+LEAST_BYTES = 3e7
+"""A step that cannot allocate this much has nothing left to shrink."""
+
 AT_ONCE = 4096
 """Particles that are computed at once on a GPU, at most; see `particles_at_once`."""
+
+
+@dataclass
+class Budget:
+    """Memory that a step of an iteration may take; halved for the rest of the run where it is not available.
+
+    Attributes
+    ----------
+    step_bytes : float, default STEP_BYTES
+        Bytes.
+    """
+
+    step_bytes: float = STEP_BYTES
+
+    @classmethod
+    def of(cls, device: torch.device) -> Budget:
+        """Return the usual memory, less on a small GPU."""
+        usual = STEP_BYTES
+        return cls(min(usual, STEP_SHARE * total_memory(device)) if device.type == "cuda" else usual)
+
+    def shrink(self) -> bool:
+        """Halve the memory, and return whether that was possible."""
+        self.step_bytes /= 2
+        return self.step_bytes >= LEAST_BYTES
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The corners of a box do not show the noise under the particle on its coarsest ri
 subtracted there, while the level, the gradient and slow variations of the ice remain inside, and would count as signal
 if they were not known as noise. So the spectrum is that of the disc itself, which holds the particle. At first all of
 it counts as noise, as in RELION's first iteration; once there are classes, the signal they explain is subtracted
-(`Model.noise_ratio`).
+(`residuals.noise_ratio`).
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ralib.classification.em import BEYOND, Model
+from ralib.classification.em import BEYOND, iterate
 from ralib.classification.likelihood import Spectra, ring_power
 from ralib.classification.m_step import smoothed
+from ralib.classification.model import Model
 from ralib.classification.results import coarse_frc
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import noise_like
@@ -64,7 +65,7 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     data = torch.cat([spectra.data[:, :first], noise.data[:, first:]], dim=1)
     part = replace(part, field=replace(part.field, spectra=Spectra(data, spectra.power)))
     step = IterationSettings(references.shape[1], 1.0, newton=2)
-    found = part.iterate(references, state.of(model.shard.held(rows)), step)
+    found = iterate(part, references, state.of(model.shard.held(rows)), step)
     curve, members = smoothed(coarse_frc(_whitened(found), part.field)), found.members.clamp_min(1)[:, None]
     common = (curve * members).sum(0, keepdim=True) / members.sum()
     ring, ring_of = torch.arange(curve.shape[1], device=curve.device), model.field.grid.frequency * model.field.grid.box

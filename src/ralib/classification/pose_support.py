@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
 from ralib.classification.likelihood import ring_power
+from ralib.classification.model import Model
+from ralib.classification.pose_search import search_poses
+from ralib.classification.residuals import ring_crosses
 from ralib.classification.state import State
 
 DETAIL = 2.0
@@ -96,7 +98,7 @@ def _support(model: Model, state: State, references: Tensor) -> Tensor:
         posed = _posed(model, state, references * finds)
         asked = references * (~finds & fine & turns)
         if len(agreement):
-            agreement += model.ring_crosses(asked, posed, CHUNK).sum(1)
+            agreement += ring_crosses(model, asked, posed, CHUNK).sum(1)
             power += (model.field.single.power[:, :rings] * ring_power(asked)[state.class_index]).sum(1)
     return agreement / power.sqrt().clamp_min(1e-9)
 
@@ -113,6 +115,6 @@ def _posed(model: Model, state: State, references: Tensor) -> State:
         classes, column = (references, index) if together else (references[k : k + 1], torch.zeros_like(index[rows]))
         if len(rows):
             known, at_once = state.origin_xy_px[rows], model.at_once
-            found = model.search(spectra[rows], known, classes, state, wide=False, at_once=at_once).pick(column)
+            found = search_poses(model, spectra[rows], known, classes, state, wide=False, at_once=at_once).pick(column)
             psi[rows], origin[rows], mirror[rows] = found.psi_deg, found.origin_xy_px, found.mirror
     return replace(state, psi_deg=psi, origin_xy_px=origin, mirror=mirror)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
+from ralib.classification.model import Model
+from ralib.classification.pose_search import refine_all, search_all
 from ralib.classification.priors import class_prices
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import IterationSettings, State
@@ -122,13 +123,13 @@ class FittedClasses:
         rings = self.references.shape[1]
         state = replace(state, mean_scale=self.mean_scale, spread_px=self.spread_px)
         for wide in (True, False):
-            found = model.search_all(self.references, state, IterationSettings(rings, 1.0, wide=wide))
+            found = search_all(model, self.references, state, IterationSettings(rings, 1.0, wide=wide))
             fit = model.fit(found, state)
             index = torch.argmax(fit + self.price, dim=1)
             pose = found.pick(index)
             if model.align and not wide:
                 step = IterationSettings(rings, 1.0, newton=NEWTON_STEPS)
-                pose = model.refined(self.references, [pose], [index], step, None)[0]
+                pose = refine_all(model, self.references, [pose], [index], step, None)[0]
                 fit = fit.scatter(1, index[:, None], model.fit(pose, state)[:, None])
             state = replace(
                 state,

@@ -3,8 +3,8 @@
 Most particles lie within a few pixels of the centre, where they were picked, a few anywhere: a prior on a particle's
 origin. A wrong class or rotation fits best where the noise happens to, which is rarely near the centre; so the prior,
 broad as it is, distinguishes them from the right ones. It holds for one frame only: classes must be centred where their
-members' boxes have their centres (`Model.centred`), not each at its own centre of mass. The normal part follows Scheres
-et al. 2005 (ML2D); the heavy tail is for badly picked particles.
+members' boxes have their centres (`centering.centre_classes`), not each at its own centre of mass. The normal part
+follows Scheres et al. 2005 (ML2D); the heavy tail is for badly picked particles.
 """
 
 from __future__ import annotations

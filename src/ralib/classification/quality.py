@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ralib.classification.class_fit import class_fit
 from ralib.classification.class_statistics import class_statistics
-from ralib.classification.em import Model
 from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, by_class, deviations, junk_log_odds
+from ralib.classification.model import Model
+from ralib.classification.residuals import ring_crosses
 from ralib.classification.seeding import typical_power
 from ralib.classification.state import State
 from ralib.classification.validation import Stability
@@ -335,7 +336,7 @@ def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
     field, rings = model.field, references.shape[1]
     first = min(field.rings_for(FINE_DETAIL), rings - 1)
     expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
-    shared = model.ring_crosses(references, state, 512)[:, first:].sum(1)
+    shared = ring_crosses(model, references, state, 512)[:, first:].sum(1)
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 

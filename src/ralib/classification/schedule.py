@@ -24,11 +24,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ralib.classification.centering import centre_classes
 from ralib.classification.earlier_classes import EarlierClasses
-from ralib.classification.em import Model
+from ralib.classification.em import average_groups, e_step, iterate
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
+from ralib.classification.model import Model
 from ralib.classification.priors import class_prices
+from ralib.classification.residuals import noise_ratio
 from ralib.classification.schedule_settings import GROWTH, WORTH, ScheduleProgress, ScheduleSettings
 from ralib.classification.seeding import keep_most_useful, particles_as_references, poorly_explained
 from ralib.classification.start_references import StartReferences
@@ -248,12 +251,12 @@ class ClassificationSchedule:
         """The state with the places that a search over all shifts finds, at little detail, which is enough for them."""
         rings = min(self.position.rings, self._rings(self.plan.start_details))
         coarse = references[:, :rings, : model.field.orders(rings)].contiguous()
-        expected = model.e_step(coarse, state, IterationSettings(rings, 1.0, wide=True))
+        expected = e_step(model, coarse, state, IterationSettings(rings, 1.0, wide=True))
         return replace(state, origin_xy_px=expected.poses[0].origin_xy_px)
 
     def _with_noise_left(self, state: State) -> State:
         """The state after the noise is what the classes leave of the particles."""
-        ratio = self.model.noise_ratio(state)
+        ratio = noise_ratio(self.model, state)
         self.use_noise(ratio)
         assert state.own is not None
         share = state.own.share / ratio[: state.own.share.shape[1]]
@@ -399,7 +402,7 @@ class ClassificationSchedule:
         for old, new in pairs:
             moved = (index == new) & (state.class_index == old)
             fit[moved, new] = state.fit[moved, old]
-        averages, own = self.model.averages(state, index, len(state.members), self.position.rings)
+        averages, own = average_groups(self.model, state, index, len(state.members), self.position.rings)
         self.references = self.model.masked(averages, self.position.rings)
         members = self.model.members(index, len(state.members))
         return replace(state, class_index=index, fit=fit, members=members, averages=averages, own=own)
@@ -446,9 +449,9 @@ class ClassificationSchedule:
     ) -> tuple[State, Tensor]:
         """One iteration; `wide` searches all shifts, from the box centre."""
         model = self.model
-        state = model.iterate(references, state, IterationSettings(rings, temperature, wide=wide, newton=newton))
+        state = iterate(model, references, state, IterationSettings(rings, temperature, wide=wide, newton=newton))
         if centre:
-            state = model.centred(state)
+            state = centre_classes(model, state)
         self.references = model.references(state, rings)
         return state, self.references
 
@@ -480,7 +483,7 @@ class ClassificationSchedule:
     def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, SelfContribution]:
         """References of `n_classes` where the worse fitting half of some classes makes others; who is in them."""
         index = self._halved(state, pairs)
-        averages, own = self.model.averages(state, index, n_classes, self.position.rings)
+        averages, own = average_groups(self.model, state, index, n_classes, self.position.rings)
         return self.model.masked(averages, self.position.rings), own
 
     def _halved(self, state: State, pairs: list[tuple[int, int]]) -> Tensor:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.em import Model
 from ralib.classification.likelihood import ring_power
+from ralib.classification.model import Model
+from ralib.classification.pose_search import search_all, search_poses
 from ralib.classification.state import IterationSettings, State
 from ralib.images.fourier import resample
 from ralib.types import RalibError
@@ -125,9 +126,9 @@ class StartReferences:
         rows = able[torch.linspace(0, len(able) - 1, min(COMPARED, len(able))).long().to(able.device)]
         some, part = model.of(rows), state.of(model.shard.held(rows))
         if model.align:
-            found = some.search(some.field.spectra[:], part.origin_xy_px, orders, None, wide=True)
+            found = search_poses(some, some.field.spectra[:], part.origin_xy_px, orders, None, wide=True)
         else:
-            found = some.search_all(orders, part, IterationSettings(rings, 1.0))
+            found = search_all(some, orders, part, IterationSettings(rings, 1.0))
         norm = found.norm.clamp_min(1e-30)
         best = (found.cross / norm.sqrt()).argmax(1, keepdim=True)
         contrast = some.shard.median((found.cross / norm).gather(1, best)[:, 0])

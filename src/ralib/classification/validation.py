@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from ralib.classification.e_step import score_fixed
-from ralib.classification.em import Model
 from ralib.classification.half_precision_search import places_in_own_class
 from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import particles_at_once
+from ralib.classification.model import Model
+from ralib.classification.pose_search import search_poses
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
 from ralib.conventions import compose, invert, wrap_deg
@@ -142,7 +143,7 @@ def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, referen
         mine = rows[state.class_index[rows] == k]
         if len(mine):
             known = state.origin_xy_px[mine]
-            found = model.search(model.field.spectra[mine], known, references[k : k + 1], None, wide=True)
+            found = search_poses(model, model.field.spectra[mine], known, references[k : k + 1], None, wide=True)
             place = found.origin_xy_px[:, 0]
             elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
             away[mine] = torch.where(elsewhere, place.norm(dim=1), away[mine])
@@ -230,7 +231,7 @@ def _best_fit(
 ) -> tuple[Tensor, Tensor]:
     """Fit of the best class of some particles around (not aligned: at) their poses, and which it is."""
     if model.align:
-        found = model.search(spectra, pose[1], references, state, wide=wide, at_once=at_once)
+        found = search_poses(model, spectra, pose[1], references, state, wide=wide, at_once=at_once)
     else:
         found = score_fixed(model.field.grid, spectra, *pose, references, at_once)
     return model.fit(found, state).max(dim=1)

@@ -206,7 +206,7 @@ def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:
         Pixels.
     """
     from ralib.classification.diameter import measure_radius
-    from ralib.classification.em import Budget
+    from ralib.classification.memory_plan import Budget
 
     known = particles.ctf is not None and particles.pixel_size_A is not None
     few = io.for_computing(particles, ctf=known)

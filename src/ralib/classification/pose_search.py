@@ -1,0 +1,221 @@
+"""Poses of the particles in the classes: the search of the E-step over all of them, and its refinement off the grid.
+
+Both without each particle's own contribution to the averages, see `leave_one_out`. The search itself is that of
+`e_step`, the refinement that of `pose_refinement`; particles whose spectra are kept elsewhere are taken in parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ralib.classification.e_step import score_classes, score_fixed
+from ralib.classification.leave_one_out import SelfContribution, self_cross, without_self
+from ralib.classification.likelihood import ClassPoses, Spectra, joined
+from ralib.classification.model import AT_ONCE, WIDE_STEP, Model
+from ralib.classification.pose_refinement import refine_candidates
+from ralib.classification.state import IterationSettings, State
+
+SHORTLIST = 16
+"""Classes a particle of which the poses are kept where particles are taken in parts; the fits of all are."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Fits of n particles in all classes, and their poses in those that may become theirs.
+
+    Attributes
+    ----------
+    fit : Tensor of shape (n, k)
+        Log-likelihood of each class at its best pose, with the prior of the origin.
+    poses : ClassPoses
+        Poses, fields (n, c).
+    among : Tensor of shape (n, c), optional
+        Classes of these poses; by default all.
+    """
+
+    fit: Tensor
+    poses: ClassPoses
+    among: Tensor | None = None
+
+
+def search_poses(
+    model: Model,
+    spectra: Spectra,
+    origin_xy_px: Tensor,
+    references: Tensor,
+    state: State | None,
+    *,
+    wide: bool,
+    at_once: int | None = None,
+) -> ClassPoses:
+    """Find the best pose of particles in every class.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    spectra : Spectra
+        Spectra of b particles.
+    origin_xy_px : Tensor of shape (b, 2)
+        Their origins, working pixels.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages.
+    state : State or None
+        Gives the prior of the origins; without it all are equally probable.
+    wide : bool
+        Whether all shifts are searched, or only those next to the origins.
+    at_once : int, optional
+        Particles of a chunk on a GPU, where they are few of the model's.
+
+    Returns
+    -------
+    ClassPoses
+        Poses, fields (b, k).
+    """
+    shifts, favour = model.shifts(references.shape[1], wide=wide), None
+    if wide:
+        origin_xy_px = torch.zeros_like(origin_xy_px)
+        favour = None if state is None else model.log_prior(shifts, state) / state.mean_scale
+    return model.within(
+        lambda most: score_classes(
+            model.field.grid, spectra, origin_xy_px, references, shifts,
+            favour=favour, mirror=model.mirror, memory_bytes=most, at_once=at_once or model.at_once,
+        )
+    )  # fmt: skip
+
+
+def search_all(model: Model, references: Tensor, state: State, step: IterationSettings) -> ClassPoses:
+    """Find the best pose of every particle in every class, without its own contribution.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages.
+    state : State
+        State before the iteration.
+    step : IterationSettings
+        Settings of the iteration.
+
+    Returns
+    -------
+    ClassPoses
+        Poses, fields (n, k).
+    """
+    k, rings = references.shape[:2]
+    return joined([_searched(part, references, state.part(rows), step) for rows, part in model.parts(rings, k)])
+
+
+def fit_classes(model: Model, references: Tensor, state: State, step: IterationSettings) -> SearchResult:
+    """Find the fits of all classes, and the poses in those that matter.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages.
+    state : State
+        State before the iteration.
+    step : IterationSettings
+        Settings of the iteration.
+
+    Returns
+    -------
+    SearchResult
+        Fits and poses.
+    """
+    k, rings = references.shape[:2]
+    fits, poses, among = [], [], []
+    for rows, part in model.parts(rings, k):
+        own = state.part(rows)
+        found = _searched(part, references, own, step)
+        fit = part.fit(found, own)
+        if part is model and model.shard.n * k <= AT_ONCE:  # whatever this rank's share of them is
+            return SearchResult(fit, found)
+        index = fit.topk(min(SHORTLIST, k), dim=1).indices.sort(dim=1).values
+        fits.append(fit)
+        poses.append(found.gathered(index))
+        among.append(index)
+    return SearchResult(torch.cat(fits), joined(poses), torch.cat(among))
+
+
+def _searched(model: Model, references: Tensor, state: State, step: IterationSettings) -> ClassPoses:
+    """Poses of a part of the particles in every class."""
+    grid, spectra = model.field.grid, model.field.single
+    if model.align:
+        found = search_poses(model, spectra, state.origin_xy_px, references, state, wide=step.wide)
+    else:
+        pose = state.psi_deg, state.origin_xy_px, state.mirror
+        found = score_fixed(grid, spectra, *pose, references, model.at_once)
+    return found if state.own is None else without_self(model.field, state.own, found, references.shape[1])
+
+
+def refine_all(
+    model: Model,
+    references: Tensor,
+    poses: list[ClassPoses],
+    index: list[Tensor],
+    step: IterationSettings,
+    own: SelfContribution | None,
+) -> list[ClassPoses]:
+    """Refine poses off the grid by Newton steps, corrected for the particle's own contribution.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    references : Tensor of shape (k, r, m)
+        Angular orders of the masked class averages.
+    poses : list of ClassPoses
+        For each candidate the poses (n,).
+    index : list of Tensor
+        For each candidate the classes (n,).
+    step : IterationSettings
+        Settings of the iteration.
+    own : SelfContribution or None
+        Contributions of the particles to the references, or None.
+
+    Returns
+    -------
+    list of ClassPoses
+        For each candidate the refined poses (n,).
+    """
+    refined: list[list[ClassPoses]] = []
+    for rows, part in model.parts(model.field.grid.n_rings):
+        share = None if own is None else own.part(rows)
+        some = [p.rows(rows) for p in poses]
+        refined.append(_refined(part, references, some, [i[rows] for i in index], step, share))
+    return [joined(list(parts)) for parts in zip(*refined, strict=True)]
+
+
+def _refined(
+    model: Model,
+    references: Tensor,
+    found: list[ClassPoses],
+    index: list[Tensor],
+    step: IterationSettings,
+    own: SelfContribution | None,
+) -> list[ClassPoses]:
+    """Refined poses of a part of the particles."""
+    grid, spectra, spacing = model.field.grid, model.field.single, model.shift_step_px(step.rings)
+    poses = model.within(
+        lambda most: refine_candidates(
+            grid, spectra, references, found, index, steps=step.newton,
+            limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
+            at_once=model.at_once,
+        )
+    )  # fmt: skip
+    if own is None:
+        return poses
+    return [_without_own(model, p, i, own, references.shape[1]) for p, i in zip(poses, index, strict=True)]
+
+
+def _without_own(model: Model, poses: ClassPoses, index: Tensor, own: SelfContribution, rings: int) -> ClassPoses:
+    """Poses (n,) in classes (n,) without the particle's own contribution."""
+    share = self_cross(model.field, own, poses, rings)
+    return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))
