@@ -16,6 +16,7 @@ from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import score_classes, score_fixed
 from ralib.classification.em import average_groups
+from ralib.classification.initialisation import initialize_from_particles
 from ralib.classification.leave_one_out import self_cross
 from ralib.classification.likelihood import ClassPoses, Spectra, best_scale, log_likelihood
 from ralib.classification.m_step import signal_share
@@ -25,10 +26,10 @@ from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.priors import class_posterior, class_prices, log_prior, origin_spread
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
-from ralib.classification.seeding import keep_most_useful
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.templates import disc_of_shifts
+from ralib.classification.thinning import keep_most_useful
 from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.images.fourier import resample
 from ralib.kernels import rotate_shift_images
@@ -341,7 +342,7 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
     field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
     schedule, state = classifier._begin(small_set[0], field, shard)
     model = schedule.model
-    state = schedule.initialize(state)
+    state = initialize_from_particles(model, schedule.plan, schedule.k, schedule.generator, state)
     rings = schedule.position.rings
     others = torch.nonzero(model.joins)[:30, 0]
 
@@ -466,7 +467,7 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
     field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
     schedule, state = classifier._begin(small_set[0], field, shard)
     model = schedule.model
-    state = schedule.initialize(state)
+    state = initialize_from_particles(model, schedule.plan, schedule.k, schedule.generator, state)
     move = torch.full((len(state.psi_deg), 2), 1.5)
     away = replace(state, origin_xy_px=follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move))
     rings = schedule.position.rings

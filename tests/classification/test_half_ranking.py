@@ -12,8 +12,8 @@ from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import particles_at_once
 from ralib.classification.priors import class_prices
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.seeding import keep_most_useful
 from ralib.classification.templates import disc_of_shifts
+from ralib.classification.thinning import keep_most_useful
 from ralib.kernels.classes import reference
 from ralib.runtime.chunks import row_chunks
 
@@ -88,6 +88,6 @@ def test_class_prices_and_thinning_of_a_gpu_are_those_of_a_cpu(monkeypatch: pyte
     rule = reference.PriceRule(1.0, (30 / 7) / (30 / 7 + 1), 28, True, torch.tensor(300))
     torch.testing.assert_close(reference.class_prices(fit, rule, lambda s: s), class_prices(fit, 1.0, 0.3))
     kept = keep_most_useful(fit, 5)
-    monkeypatch.setattr("ralib.classification.seeding.on_gpu", lambda _: True)
+    monkeypatch.setattr("ralib.classification.thinning.on_gpu", lambda _: True)
     assert torch.equal(keep_most_useful(fit, 5), kept)
     assert len(kept) == 5

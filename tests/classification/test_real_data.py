@@ -14,8 +14,9 @@ from ralib.classification.diameter import edge_px, measure_radius
 from ralib.classification.memory_plan import Budget
 from ralib.classification.outliers import find_outliers, image_features
 from ralib.classification.schedule_settings import ScheduleSettings
-from ralib.classification.seeding import keep_most_useful, weighted_median
 from ralib.classification.sharding import Shard
+from ralib.classification.thinning import keep_most_useful
+from ralib.classification.typical_class import weighted_median
 from ralib.kernels import rotate_shift_images
 from ralib.simulation.simulator import SimulationOptions, Simulator
 from ralib.types import ArraySource, ParticleSet

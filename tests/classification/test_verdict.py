@@ -13,7 +13,7 @@ from ralib.classification.classifier import Classifier
 from ralib.classification.image_statistics import IMAGE_NAMES, image_statistics
 from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, load_model, with_own_prior
 from ralib.classification.schedule_settings import ScheduleSettings
-from ralib.classification.seeding import weighted_median
+from ralib.classification.typical_class import weighted_median
 from ralib.cli import main
 from ralib.images.frc import resolution_frequency
 from ralib.results.automatic_selection import automatic_selection, junk_limit

@@ -19,9 +19,9 @@ from ralib.classification.likelihood import ring_power
 from ralib.classification.memory_plan import samples_at_once
 from ralib.classification.model import Model
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.seeding import weighted_median
 from ralib.classification.state import State
 from ralib.classification.templates import mirrored_references, turned_samples
+from ralib.classification.typical_class import weighted_median
 from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
 from ralib.kernels.threads import on_cores

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ralib import io
+from ralib.classification.initialisation import initialize_from_particles
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
 from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings
-from ralib.classification.seeding import weighted_median
 from ralib.classification.sharding import Shard
+from ralib.classification.typical_class import weighted_median
 from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
 from ralib.images.masks import centre_distance
 from ralib.particles.batches import ParticleBatches
@@ -117,8 +117,8 @@ def _measured(
     half = (torch.arange(n) % 2).to(device)
     none = torch.zeros(n, dtype=torch.bool, device=device)
     model = Model(field, Shard.of_all(n), half, none, 0.3, mirror, search_px * field.scale, budget=budget)
-    schedule = ClassificationSchedule(model, ScheduleSettings(), n_classes, torch.Generator().manual_seed(0))
-    state = schedule.initialize(model.blank())
+    generator = torch.Generator().manual_seed(0)
+    state = initialize_from_particles(model, ScheduleSettings(), n_classes, generator, model.blank())
     assert state.averages is not None
     profile = radial_profile(field.grid, state.averages.halves, state.members)
     (radius, crowded), (rim, _) = edge_px(profile), edge_px(profile, RIM)

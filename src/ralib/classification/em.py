@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ralib.classification.centering import centre_classes
 from ralib.classification.leave_one_out import SelfContribution, self_share
 from ralib.classification.likelihood import ClassPoses, best_scale, in_order
 from ralib.classification.m_step import RingAverages, RingSums, average_classes, sum_classes, sum_limits
@@ -75,6 +76,11 @@ def iterate(model: Model, references: Tensor, state: State, step: IterationSetti
         State after the iteration.
     """
     return m_step(model, e_step(model, references, state, step), state, step)
+
+
+def iterate_centred(model: Model, references: Tensor, state: State, step: IterationSettings) -> State:
+    """Run one iteration, and centre the classes; see `iterate`."""
+    return centre_classes(model, iterate(model, references, state, step))
 
 
 def e_step(model: Model, references: Tensor, state: State, step: IterationSettings) -> Expectation:

@@ -91,6 +91,10 @@ class Model:
         """Particles (n,) that averages are made of."""
         return self.field.typical & ~self.held_out
 
+    def eligible(self) -> Tensor:
+        """Return the numbers (m,) of all particles that averages are made of, ascending, in main memory."""
+        return torch.nonzero(self.shard.gather(self.joins).cpu())[:, 0]
+
     def shift_step_px(self, rings: int) -> float:
         """Return the step of the shift grid at a resolution, at most a working pixel, as the best poses are refined."""
         return max(1.0, STEP_DETAIL / (rings * self.field.grid.spacing))

@@ -55,9 +55,10 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     Tensor of shape (k, f)
         SSNR for each particle, ring by ring of the working box (`images.frc.frc`); 0 on the coarse rings.
     """
-    able = torch.nonzero(model.shard.gather(model.joins).cpu())[:, 0]
+    eligible = model.eligible()
     count = min(SUBSTITUTED * len(references), AT_MOST)
-    rows = able[torch.randperm(len(able), generator=generator)[:count].sort().values].to(model.field.grid.device)
+    chosen = eligible[torch.randperm(len(eligible), generator=generator)[:count].sort().values]
+    rows = chosen.to(model.field.grid.device)
     first = min(model.field.rings_for(COARSE), references.shape[1])
     rings = min(references.shape[1] + BEYOND, model.field.grid.n_rings)
     part, noise = model.of(rows), noise_like(model, rows, generator, rings)

@@ -22,8 +22,8 @@ from ralib.classification.class_statistics import class_statistics
 from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, by_class, deviations, junk_log_odds
 from ralib.classification.model import Model
 from ralib.classification.residuals import ring_crosses
-from ralib.classification.seeding import typical_power
 from ralib.classification.state import State
+from ralib.classification.typical_class import typical_power
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
 from ralib.images.centering import centre_of_mass

@@ -7,8 +7,7 @@
 - clean: where much junk is recognised in these classes, it leaves the averages and gets a class of its own in the end;
   exchange and sharpen again with the other classes
 
-A single particle at low dose is a poor reference, but its signal already exceeds its noise where an exhaustive search
-chooses the pose. The start must not be at the lowest resolution, where all views look alike.
+The first two are in `initialisation` with `thinning`, the third in `exchange`.
 
 Most iterations search only the shifts next to each particle's last origin. A particle that early, poor references moved
 off centre would stay there and end in a class of another view, so that exchange and sharpening begin with a search over
@@ -24,29 +23,29 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ralib.classification.centering import centre_classes
 from ralib.classification.earlier_classes import EarlierClasses
-from ralib.classification.em import average_groups, e_step, iterate
-from ralib.classification.leave_one_out import SelfContribution
+from ralib.classification.em import average_groups, iterate, iterate_centred
+from ralib.classification.exchange import (
+    counted,
+    exchange_classes,
+    pairs_with_largest,
+    split_classes,
+    split_references,
+    too_small,
+)
+from ralib.classification.initialisation import (
+    initialize_from_earlier,
+    initialize_from_particles,
+    initialize_from_references,
+    place_particles,
+)
 from ralib.classification.m_step import RingAverages
 from ralib.classification.model import Model
-from ralib.classification.priors import class_prices
 from ralib.classification.residuals import noise_ratio
 from ralib.classification.schedule_settings import GROWTH, WORTH, ScheduleProgress, ScheduleSettings
-from ralib.classification.seeding import keep_most_useful, particles_as_references, poorly_explained
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
-
-STRANGE_SEEDS = 20
-"""Seeds among poorly explained particles, at least: a tenth of them is then found nine times in ten."""
-
-OUTLYING_SHARE = 5
-"""One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
-view that shares a class with others is found, then one so rare that few of the many seeds would fall on it."""
-
-FEWEST, SMALL_SHARE = 8, 0.2
-"""A class of fewer members than either, the second times the mean, is refilled while classes are sharpened: no view
-that is kept for being rare has fewer."""
+from ralib.classification.thinning import restrict_classes
 
 TOLERANCE = 0.005
 """Share of the mean log-likelihood that a step may lose: fits leave out a particle's own share, so that a converged
@@ -113,7 +112,7 @@ class ClassificationSchedule:
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
-        self.position = ScheduleProgress(rings=self._rings(plan.exchange_details))
+        self.position = ScheduleProgress(rings=model.field.rings_for(plan.exchange_details))
         self.until = plan.final + 1
         self.rows: Tensor | None = None
         self.sample: tuple[ClassificationSchedule, State] | None = None
@@ -140,7 +139,7 @@ class ClassificationSchedule:
         """The state after the rounds of exchange and iterations of sharpening that are left."""
         at, plan = self.position, self.plan
         for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
-            state = self._with_noise_left(self._exchange(state, self.model.references(state, at.rings)))
+            state = self._with_noise_left(self._exchange(state))
             at.exchanged += 1
             at.steps += 1
             self._done("exchange", state)
@@ -149,6 +148,7 @@ class ClassificationSchedule:
             at.sharpened += 1
             at.steps += 1
             self._done("sharpen", state)
+        self.references = self.model.references(state, at.rings)
         return state
 
     def _cleaned(self, state: State) -> bool:
@@ -239,20 +239,14 @@ class ClassificationSchedule:
         """The state after all particles, whose poses are not known, have joined the classes of a sample."""
         at = self.position
         if self.model.align:
-            state = self._placed(self.model, references, state)
+            state = place_particles(self.model, self.plan, references, state, at.rings)
         sharpening = 0 < at.sharpened < self.until
-        state, _ = self._iterate(references, state, at.rings, 1.0, newton=2 if sharpening else 1, centre=False)
+        settings = IterationSettings(at.rings, 1.0, newton=2 if sharpening else 1)
+        state = iterate(self.model, references, state, settings)
         at.sharpened += sharpening
         at.steps += 1
         self._done("all", state)
         return state
-
-    def _placed(self, model: Model, references: Tensor, state: State) -> State:
-        """The state with the places that a search over all shifts finds, at little detail, which is enough for them."""
-        rings = min(self.position.rings, self._rings(self.plan.start_details))
-        coarse = references[:, :rings, : model.field.orders(rings)].contiguous()
-        expected = e_step(model, coarse, state, IterationSettings(rings, 1.0, wide=True))
-        return replace(state, origin_xy_px=expected.poses[0].origin_xy_px)
 
     def _with_noise_left(self, state: State) -> State:
         """The state after the noise is what the classes leave of the particles."""
@@ -269,36 +263,14 @@ class ClassificationSchedule:
 
     def _initialized(self, state: State) -> State:
         """The state after the first stage: from single particles, from references, or from earlier classes."""
-        if self.given is None:
-            return self.initialize(state)
-        if isinstance(self.given, StartReferences):
-            return self._initialize_with_given(self.given, state)
-        return self._initialize_with_earlier(self.given, state)
-
-    def _initialize_with_given(self, given: StartReferences, state: State) -> State:
-        """The first stage from references that are given."""
-        rings = self.position.rings
-        references = given.matched(self.model, state, rings)
-        for wide in (True, False):
-            state, references = self._iterate(references, state, rings, self.plan.temperatures[1], wide=wide, newton=1)
-            if wide:
-                self._done("start", state)
-        return state
-
-    def _initialize_with_earlier(self, earlier: EarlierClasses, state: State) -> State:
-        """The first stage from classes that some of the particles have; the others are placed among them."""
-        model, at = self.model, self.position
-        if self.plan.exchanges == 0:
-            at.rings = max(at.rings, earlier.rings(model.field))
-        averages, own = earlier.averages(model, state, at.rings)
-        references, rows = model.masked(averages, at.rings), earlier.new_particles(model, state)
-        if model.align and len(rows):
-            new, origin = model.shard.held(rows), state.origin_xy_px.clone()
-            origin[new] = self._placed(model.of(rows), references, state.of(new)).origin_xy_px
-            state = replace(state, origin_xy_px=origin)
-        state = replace(state, own=own)
-        state, _ = self._iterate(references, state, at.rings, self.plan.temperatures[1], newton=1)
-        return state
+        model, plan, at, given = self.model, self.plan, self.position, self.given
+        if given is None:
+            return initialize_from_particles(model, plan, self.k, self.generator, state, self._done)
+        if isinstance(given, StartReferences):
+            return initialize_from_references(model, plan, given, state, self._done)
+        if plan.exchanges == 0:
+            at.rings = max(at.rings, given.rings(model.field))
+        return initialize_from_earlier(model, plan, given, state, at.rings)
 
     def _chosen(self, able: Tensor, count: int) -> Tensor:
         """Numbers of `count` random ones of some particles (m,), ascending, on the device."""
@@ -307,56 +279,13 @@ class ClassificationSchedule:
 
     def _able(self) -> Tensor:
         """Numbers (m,) of all particles from which classes may begin."""
-        return torch.nonzero(self.model.shard.gather(self.model.joins).cpu())[:, 0]
+        return self.model.eligible()
 
-    def initialize(self, state: State) -> State:
-        """Initialise the classes: from single particles as references to the number of classes wanted."""
-        plan, rings, middle = self.plan, self.position.rings, self._rings(self.plan.start_details)
-        usable = self._able()
-        seeds = min(len(usable), max(self.k + 1, round(plan.surplus * self.k)))
-        chosen = usable[torch.randperm(len(usable), generator=self.generator)[:seeds]]
-        references = self._seeds(state, chosen, middle)
-        for i in range(3):
-            state, references = self._iterate(references, state, middle, plan.temperatures[0], wide=i < 2)
-            self._done("start", state)
-        # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
-        while len(references) > self.k:
-            keep = self._most_useful(state, max(self.k, int(plan.thinning * len(references))))
-            state, references = self._restricted(state, keep), references[keep]
-            state, _ = self._iterate(references, state, middle, plan.temperatures[0])
-            self._done("thin", state)
-            middle = min(middle + 1, rings)
-            references = self.model.references(state, middle)
-        for i in range(2):
-            if i:
-                self._done("classes", state)
-            state, references = self._iterate(references, state, rings, plan.temperatures[1], newton=1)
-        return state
-
-    def _exchange(self, state: State, references: Tensor) -> State:
-        """One round: split and outlying classes compete with those there are, and as many as were asked for stay."""
-        at, plan, k = self.position, self.plan, len(state.members)
-        extra = min(k, max(1, round(plan.split_share * self.k), self.k - k))
-        largest = torch.argsort(state.members, descending=True, stable=True)[:extra]
-        candidates, own = self._split(state, [(old, k + i) for i, old in enumerate(largest.tolist())], k + extra)
-        state = replace(state, own=own)
-        if plan.outlying_share > 0:
-            count = max(1, round(plan.outlying_share * self.k))
-            candidates = torch.cat([candidates, self._outlying_classes(state, references, count)])
-        for i in range(2):
-            wide = i == 0 and at.exchanged < plan.wide
-            state, candidates = self._iterate(candidates, state, at.rings, plan.temperatures[1], newton=1, wide=wide)
-            self._done("exchange", state)
-        keep = self._most_useful(state, min(self.k, len(candidates)))
-        split, outlying = int(((keep >= k) & (keep < k + extra)).sum()), int((keep >= k + extra).sum())
-        line = f"{_counted(extra)} split, {split} of the new ones stay for others"
-        if len(candidates) > k + extra:
-            came = len(candidates) - k - extra
-            line += f"; {_counted(came)} of poorly explained particles came, {outlying} of them stay"
+    def _exchange(self, state: State) -> State:
+        """The state after one round of exchange."""
+        at = self.position
+        state, line = exchange_classes(self.model, self.plan, self.k, self.generator, at, state, self._done)
         self.log.append(f"exchange {at.exchanged + 1}: {line}")
-        state, _ = self._iterate(
-            candidates[keep], self._restricted(state, keep), at.rings, plan.temperatures[1], newton=1
-        )
         return state
 
     def _sharpen(self, state: State) -> State:
@@ -368,23 +297,29 @@ class ClassificationSchedule:
         at, plan, before = self.position, self.plan, replace(self.position)
         if at.sharpened > 0:
             at.rings = self._grown(state, at.rings)
-        step, few = state, self._too_small(state) if at.sharpened < plan.final - 1 else []
-        if few:
-            step, references = self._refilled(state, few)
-        else:
-            references = self.model.references(state, at.rings)
-        step, _ = self._iterate(
-            references, step, at.rings, plan.temperatures[1],
-            wide=at.sharpened == 0 and plan.wide > 0, centre=at.sharpened < 3,
+        few = too_small(self.model, state) if at.sharpened < plan.final - 1 else []
+        step, references = self._refilled(state, few) if few else (state, self.model.references(state, at.rings))
+        settings = IterationSettings(
+            at.rings,
+            plan.temperatures[1],
+            wide=at.sharpened == 0 and plan.wide > 0,
             newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
-        )  # fmt: skip
+        )
+        step = (iterate_centred if at.sharpened < 3 else iterate)(self.model, references, step, settings)
         # The first two iterations differ in how far they search: their fits are not to be compared.
         if few or before.sharpened < 2 or self._objective(step) >= (1 - TOLERANCE) * self._objective(state):
             return step
         self.log.append(f"sharpening ended after {before.sharpened} iterations: particles fitted worse in the next")
-        self.references = self.model.references(state, before.rings)
         at.rings, at.sharpened = before.rings, plan.final
         return state
+
+    def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
+        """References of all classes where those of `few` members begin anew with halves of the largest."""
+        pairs = pairs_with_largest(state, few)
+        line = f"{counted(len(pairs))} ran empty, refilled from the largest"
+        self.log.append(f"sharpen {self.position.sharpened + 1}: {line}")
+        references, own = split_references(self.model, state, pairs, len(state.members), self.position.rings)
+        return replace(state, own=own), references
 
     def filled(self, state: State) -> State:
         """Return the final state with all classes in use: empty ones take the worse fitting halves of the largest.
@@ -392,12 +327,11 @@ class ClassificationSchedule:
         Where views differ by less than the noise, as those of a nearly round particle do, one class explains as much as
         two, and the smaller loses its members to the larger, however often both are initialised.
         """
-        few = self._too_small(state)
-        pairs = self._shared(state, few)
+        pairs = pairs_with_largest(state, too_small(self.model, state))
         if not pairs:
             return state
-        self.log.append(f"{_counted(len(pairs))} ran empty in the end and took halves of the largest")
-        index = self._halved(state, pairs)
+        self.log.append(f"{counted(len(pairs))} ran empty in the end and took halves of the largest")
+        index = split_classes(self.model, state, pairs)
         fit = state.fit.clone()
         for old, new in pairs:
             moved = (index == new) & (state.class_index == old)
@@ -413,106 +347,14 @@ class ClassificationSchedule:
         assert state.averages is not None
         keep = torch.nonzero(state.members >= 1)[:, 0]
         self.references = self.references[keep]
-        self.log.append(f"{_counted(len(state.members) - len(keep))} without particles left out")
+        self.log.append(f"{counted(len(state.members) - len(keep))} without particles left out")
         averages = state.averages
         kept = RingAverages(averages.orders[keep], averages.halves[:, keep], averages.frc[keep], averages.gain[keep])
-        return replace(self._restricted(state, keep), averages=kept)
+        return replace(restrict_classes(self.model, state, keep), averages=kept)
 
     def _objective(self, state: State) -> float:
         """Mean log-likelihood of the particles in their classes."""
         return float(self.model.shard.mean(state.fit.amax(1), self.model.field.typical))
-
-    def _too_small(self, state: State) -> list[int]:
-        """Classes that too few particles are left in to be of use."""
-        counted = self.model.shard.counts(state.class_index[self.model.joins], len(state.members))
-        least = min(FEWEST, SMALL_SHARE * float(counted.sum()) / len(counted))
-        return torch.nonzero(counted < least)[:, 0].tolist()
-
-    def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
-        """References of all classes where those of `few` members begin anew with halves of the largest."""
-        pairs = self._shared(state, few)
-        line = f"{_counted(len(pairs))} ran empty, refilled from the largest"
-        self.log.append(f"sharpen {self.position.sharpened + 1}: {line}")
-        references, own = self._split(state, pairs, len(state.members))
-        return replace(state, own=own), references
-
-    def _iterate(
-        self,
-        references: Tensor,
-        state: State,
-        rings: int,
-        temperature: float,
-        *,
-        wide: bool = False,
-        newton: int = 0,
-        centre: bool = True,
-    ) -> tuple[State, Tensor]:
-        """One iteration; `wide` searches all shifts, from the box centre."""
-        model = self.model
-        state = iterate(model, references, state, IterationSettings(rings, temperature, wide=wide, newton=newton))
-        if centre:
-            state = centre_classes(model, state)
-        self.references = model.references(state, rings)
-        return state, self.references
-
-    def _rings(self, details: float) -> int:
-        return self.model.field.rings_for(details)
-
-    def _seeds(self, state: State, index: Tensor, rings: int) -> Tensor:
-        """References (b, r, m) from single particles of all, behind the mask."""
-        grid, mask = self.model.field.grid, self.model.field.mask
-
-        def centred(own: Tensor) -> Tensor:
-            samples = particles_as_references(grid, self.model.field.spectra[own], rings)
-            return samples * grid.phase(state.origin_xy_px[own], rings)
-
-        samples = self.model.shard.from_holders(index.to(grid.device), centred)
-        return grid.orders_of_image(grid.image(samples) * mask, rings, self.model.field.orders(rings))
-
-    def _most_useful(self, state: State, keep: int) -> Tensor:
-        """Which classes to keep; fits count less what balance charges the members of large classes."""
-        fit, shard = state.fit[self.model.field.typical], self.model.shard
-        return keep_most_useful(fit + class_prices(fit, 1.0, self.model.balance, shard), keep, shard)
-
-    def _shared(self, state: State, few: list[int]) -> list[tuple[int, int]]:
-        """(largest class, class of few members) for all of the latter for which there is a class large enough."""
-        largest = torch.argsort(state.members, descending=True, stable=True)[: len(few)].tolist()
-        enough = [int(state.members[old]) >= 4 and old not in few for old in largest]
-        return [(old, new) for old, new, large in zip(largest, few, enough, strict=True) if large]
-
-    def _split(self, state: State, pairs: list[tuple[int, int]], n_classes: int) -> tuple[Tensor, SelfContribution]:
-        """References of `n_classes` where the worse fitting half of some classes makes others; who is in them."""
-        index = self._halved(state, pairs)
-        averages, own = average_groups(self.model, state, index, n_classes, self.position.rings)
-        return self.model.masked(averages, self.position.rings), own
-
-    def _halved(self, state: State, pairs: list[tuple[int, int]]) -> Tensor:
-        """Return classes (n,) after the worse fitting half of some went to others; pairs are (class to split, other).
-
-        Where a class mixes two views, those of the rarer one fit its average worse.
-        """
-        index, shard = state.class_index.clone(), self.model.shard
-        scale, where = shard.gather(state.scale), shard.gather(torch.where(self.model.joins, state.class_index, -1))
-        for old, new in pairs:
-            middle = torch.where(where == old, scale, torch.nan).nanmedian()
-            index = torch.where((state.class_index == old) & (state.scale < middle), new, index)
-        return index
-
-    def _outlying_classes(self, state: State, references: Tensor, count: int) -> Tensor:
-        """Return references of `count` candidate classes that the worst explained particles form among themselves.
-
-        From more initial particles than usual, thinned faster, so that a rare view gets a class; few particles take
-        little time.
-        """
-        model, rings = self.model, self.position.rings
-        outlying = max(4 * count, model.shard.n // (OUTLYING_SHARE * 2**self.position.exchanged))
-        rows = poorly_explained(model.field.spectra, state, references, model.joins, outlying, model.shard)
-        sub = model.of(rows)
-        plan = replace(self.plan, surplus=max(2 * self.plan.surplus, STRANGE_SEEDS / count), thinning=0.6)
-        schedule = ClassificationSchedule(sub, plan, count, self.generator)
-        own = model.shard.held(rows)
-        part = State.blank(len(own), state.spread_px) if model.align else state.of(own)
-        return sub.references(schedule.initialize(part), rings)
 
     def _grown(self, state: State, rings: int) -> int:
         """As many rings as the halves agree on, at most GROWTH more than now."""
@@ -521,14 +363,6 @@ class ClassificationSchedule:
         mean = (frc * members[:, None]).sum(0) / members.sum().clamp_min(1)
         agree = torch.cumprod((mean > self.plan.agreement).int(), 0)
         return max(rings, min(int(agree.sum()), rings + GROWTH, self.model.field.grid.n_rings))
-
-    def _restricted(self, state: State, keep: Tensor) -> State:
-        """A state of which only some classes remain; particles move to the best of them."""
-        fit = state.fit[:, keep]
-        index = fit.argmax(1)
-        members = self.model.shard.counts(index, len(keep)).float()
-        own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
-        return replace(state, fit=fit, class_index=index, members=members, own=own)
 
 
 def members_wanted(fit: float, n_poses: int, nats: float) -> int:
@@ -552,7 +386,3 @@ def members_wanted(fit: float, n_poses: int, nats: float) -> int:
         Number of members.
     """
     return math.ceil(nats / max(fit - math.log(n_poses), 1.0))
-
-
-def _counted(n: int) -> str:
-    return "1 class" if n == 1 else f"{n} classes"

@@ -1,15 +1,16 @@
-"""Initialisation: single particles as first references, and which of too many classes are kept."""
+"""Thinning: which of too many classes are kept, and the state of the particles in those."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import Spectra, ring_power
-from ralib.classification.ring_grid import RingGrid
+from ralib.classification.model import Model
+from ralib.classification.priors import class_prices
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.state import State
-from ralib.classification.stored_spectra import StoredSpectra
 from ralib.kernels import classes as kernels
 from ralib.kernels.classes import ThinningRule
 from ralib.runtime.chunks import on_gpu
@@ -23,28 +24,6 @@ LEAST_SPREAD = 2.0
 
 DISTINCT = 8, 1.4
 """Members that a rare view must have at least, and times the typical loss a member, in nats, that makes it one."""
-
-
-def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:
-    """Deconvolve single particles by their CTF as far as their noise allows.
-
-    Parameters
-    ----------
-    grid : RingGrid
-        The ring grid.
-    spectra : Spectra
-        Spectra of b particles.
-    rings : int
-        Number of rings r.
-
-    Returns
-    -------
-    Tensor of shape (b, r, H)
-        Samples.
-    """
-    data = spectra.data[:, :rings] / grid.weight[:rings, None]
-    power = spectra.power[:, :rings] / (grid.weight[:rings] * grid.n_half)
-    return data / (power + 0.5)[..., None]
 
 
 def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tensor:
@@ -103,73 +82,46 @@ def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tens
     return torch.argsort((~alive).int(), stable=True)[:keep]
 
 
-def weighted_median(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the median over classes weighted by their members; a few strong classes do not shift it.
+def most_useful(model: Model, state: State, keep: int) -> Tensor:
+    """Select the classes to keep; fits count less what balance charges the members of large classes.
 
     Parameters
     ----------
-    values : Tensor of shape (k, r)
-        A row for each class.
-    weight : Tensor of shape (k,)
-        Weight of each class.
-
-    Returns
-    -------
-    Tensor of shape (r,)
-        Median.
-    """
-    ordered, order = values.sort(dim=0)
-    share = weight[order].cumsum(0) / weight.sum().clamp_min(1e-12)
-    return ordered.gather(0, (share < 0.5).sum(0, keepdim=True).clamp_max(len(values) - 1))[0]
-
-
-def typical_power(references: Tensor, members: Tensor) -> Tensor:
-    """Return the ring power of the typical class, weighted by members.
-
-    A mean would be dominated by strong junk: a bead has some hundred times the power of a molecule.
-
-    Parameters
-    ----------
-    references : Tensor of shape (k, r, m)
-        Angular orders of the references.
-    members : Tensor of shape (k,)
-        Number of members.
-
-    Returns
-    -------
-    Tensor of shape (r,)
-        Power.
-    """
-    return weighted_median(ring_power(references), members)
-
-
-def poorly_explained(
-    spectra: Spectra | StoredSpectra, state: State, references: Tensor, eligible: Tensor, count: int, shard: Shard
-) -> Tensor:
-    """Return the numbers of the particles that their classes explain worst, given their CTF and noise.
-
-    Parameters
-    ----------
-    spectra : Spectra or StoredSpectra
-        Spectra of n particles.
+    model : Model
+        The particles and the model.
     state : State
-        Poses, classes and fits.
-    references : Tensor of shape (k, r, m)
-        Angular orders of the references.
-    eligible : Tensor of shape (n,)
-        Particles to choose from.
-    count : int
-        How many are returned.
-    shard : Shard
-        Which of all particles the tables are of.
+        Gives the fits.
+    keep : int
+        Number of classes to keep.
 
     Returns
     -------
-    Tensor of shape (count,)
-        Numbers of particles among all.
+    Tensor of shape (keep,)
+        Their numbers.
     """
-    typical = typical_power(references, state.members)
-    expected = (spectra.power[:, : len(typical)] * typical).sum(1)
-    share = torch.where(eligible, state.fit.amax(1) / expected.clamp_min(1e-12), torch.inf)
-    worst = torch.argsort(shard.gather(share), stable=True)
-    return worst[: min(count, int(shard.count(eligible)))].sort().values
+    fit = state.fit[model.field.typical]
+    return keep_most_useful(fit + class_prices(fit, 1.0, model.balance, model.shard), keep, model.shard)
+
+
+def restrict_classes(model: Model, state: State, keep: Tensor) -> State:
+    """Return the state of which only some classes remain; particles move to the best of them.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        State of the particles.
+    keep : Tensor of shape (k,)
+        Numbers of the classes that remain.
+
+    Returns
+    -------
+    State
+        State with k classes.
+    """
+    fit = state.fit[:, keep]
+    index = fit.argmax(1)
+    members = model.shard.counts(index, len(keep)).float()
+    own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
+    return replace(state, fit=fit, class_index=index, members=members, own=own)
