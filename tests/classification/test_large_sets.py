@@ -120,6 +120,36 @@ def test_classifier_noisy_particles_take_a_larger_sample_or_all(
     assert torch.equal(resumed.class_averages_.images, run.class_averages_.images)
 
 
+GROWING = replace(SAMPLED, start_sample=20, sample=50, final=4, joint=1)
+"""A hundred particles are initialised and exchanged, two hundred sharpened, and all four hundred join them."""
+
+
+@pytest.fixture(scope="module")
+def growing(simulated: tuple[ParticleSet, torch.Tensor]) -> Run:
+    return classified(simulated[0], GROWING)
+
+
+def test_classifier_sample_grows_after_the_exchange(growing: Run, simulated: tuple[ParticleSet, torch.Tensor]) -> None:
+    run = growing[0]
+    sizes = {stage: {n for name, n in stages(run) if name == stage} for stage, _ in stages(run)}
+    assert sizes["start"] == sizes["exchange"] == {100}
+    assert sizes["sharpen"] == {200}
+    assert [n for name, n in stages(run) if name == "all"] == [200, 400]
+    assert sum(stage == "sharpen" for stage, _ in stages(run)) == GROWING.final
+    assert purity(run.poses_.class_index, simulated[1]) > 0.9
+
+
+@pytest.mark.parametrize("size", [100, 200])
+def test_classifier_stopped_on_a_growing_sample_same_bits(
+    size: int, growing: Run, simulated: tuple[ParticleSet, torch.Tensor]
+) -> None:
+    run, kept = growing
+    at = [c for c in kept if len(c.arrays["psi_deg"]) == size][-1]
+    resumed = classified(simulated[0], GROWING, at)[0]
+    assert torch.equal(resumed.class_averages_.images, run.class_averages_.images)
+    assert stages(resumed) == stages(run)
+
+
 def test_members_wanted_more_of_noisy_particles() -> None:
     poses = 4 * 9 * 2 * 80
     assert members_wanted(60.0, poses, 3600.0) == 71

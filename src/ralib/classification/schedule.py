@@ -127,7 +127,7 @@ class ClassificationSchedule:
         if self.sample is None and not self.position.begun:
             able = self._able()
             if self.plan.takes_sample(len(able), self.k):
-                self.sample = self._of_sample(self._chosen(able, self.plan.least_of_sample(self.k)), state)
+                self.sample = self._of_sample(self._chosen(able, self.plan.first_sample(self.k)), state)
         if self.sample is not None:
             state = self._after_sample(state)
         elif not self.position.begun:
@@ -137,18 +137,23 @@ class ClassificationSchedule:
 
     def _refined(self, state: State) -> State:
         """The state after the rounds of exchange and iterations of sharpening that are left."""
-        at, plan = self.position, self.plan
-        for _ in range(at.exchanged, plan.exchanges if self.k > 1 else 0):
-            state = self._with_noise_left(self._exchange(state))
-            at.exchanged += 1
-            at.steps += 1
-            self._done("exchange", state)
+        state, at = self._exchanged(state), self.position
         while not self.finished:
             state = self._sharpen(state)
             at.sharpened += 1
             at.steps += 1
             self._done("sharpen", state)
         self.references = self.model.references(state, at.rings)
+        return state
+
+    def _exchanged(self, state: State) -> State:
+        """The state after the rounds of exchange that are left."""
+        at = self.position
+        for _ in range(at.exchanged, self.plan.exchanges if self.k > 1 else 0):
+            state = self._with_noise_left(self._exchange(state))
+            at.exchanged += 1
+            at.steps += 1
+            self._done("exchange", state)
         return state
 
     def _cleaned(self, state: State) -> bool:
@@ -191,24 +196,34 @@ class ClassificationSchedule:
         return self.part(rows), state.of(self.model.shard.held(rows))
 
     def _after_sample(self, state: State) -> State:
-        """The state after all stages that are for a sample, and the iteration in which all particles join it."""
+        """The state after all stages that are for samples, and the iteration in which all particles join them."""
         assert self.sample is not None
         (some, part), self.sample = self.sample, None
         some.observe, some.recognise = self.observe, self.recognise
         if not some.position.begun:
             part = some._begin(part)
         first = replace(some.position, begun=False, steps=0) == ScheduleProgress(rings=some.position.rings)
-        least = self.plan.least_of_sample(self.k)
-        if first and some.model.shard.n == least:
-            wanted, able = some.enough(part), self._able()
-            if WORTH * wanted > len(able):
-                return self._joined(*self._taken_over(some, part, state))
-            if wanted > WORTH * least:
-                larger, others = self._of_sample(self._chosen(able, wanted), state)
-                some, part = larger, larger._joined(*larger._taken_over(some, part, others))
+        if first and some.model.shard.n == self.plan.first_sample(self.k):
+            some, part = self._enlarged(some, part, some.enough(part), state)
+        if some is not self and some.model.shard.n < self.plan.least_of_sample(self.k) and not some.position.cleaned:
+            some, part = self._enlarged(some, some._exchanged(part), self.plan.least_of_sample(self.k), state)
+        if some is self:
+            return part
         references, state = self._taken_over(some, some.run(part), state)
         del some, part  # and with them the memory of the sample's spectra
         return self._joined(references, state)
+
+    def _enlarged(
+        self, some: ClassificationSchedule, part: State, wanted: int, state: State
+    ) -> tuple[ClassificationSchedule, State]:
+        """The sample and its state, enlarged to the particles wanted; this schedule itself where it has few more."""
+        able = self._able()
+        if WORTH * wanted > len(able):
+            return self, self._joined(*self._taken_over(some, part, state))
+        if wanted <= WORTH * some.model.shard.n:
+            return some, part
+        larger, others = self._of_sample(self._chosen(able, wanted), state)
+        return larger, larger._joined(*larger._taken_over(some, part, others))
 
     def _begin(self, state: State) -> State:
         """The first stage, and the noise that its classes leave."""

@@ -52,9 +52,11 @@ class ScheduleSettings:
         Iterations of the last stage, and one more.
     cleaned_exchanges : int, default 2
         Rounds of exchange without the junk, before the last stage is run again; with 0 junk stays.
+    start_sample : int, default 150
+        Particles a class of which classes are initialised and exchanged where there are many more. Noisy particles need
+        more, see `ClassificationSchedule.enough`.
     sample : int, default 300
-        Particles a class of which the classes are made where there are many more; all others join them later. Noisy
-        particles need more, see `ClassificationSchedule.enough`.
+        Particles a class of which classes are sharpened, and cleaned of junk, before all others join them.
     least_sample : int, default 10000
         Particles of a sample, at least.
     joint : int, default 3
@@ -77,6 +79,7 @@ class ScheduleSettings:
     agreement: float = 0.2
     final: int = 6
     cleaned_exchanges: int = 2
+    start_sample: int = 150
     sample: int = 300
     least_sample: int = 10_000
     joint: int = 3
@@ -103,8 +106,8 @@ class ScheduleSettings:
 
     @classmethod
     def thorough(cls) -> ScheduleSettings:
-        """Return the numbers of a longer search: more seeds, thinned more slowly, and more exchanges."""
-        return cls(surplus=4.0, thinning=0.85, exchanges=6, wide=2, final=8)
+        """Return the numbers of a longer search: more seeds, thinned more slowly, more exchanges, a larger sample."""
+        return cls(surplus=4.0, thinning=0.85, exchanges=6, wide=2, final=8, start_sample=300)
 
     def takes_sample(self, n: int, n_classes: int) -> bool:
         """Return whether classes are made of a sample.
@@ -121,10 +124,14 @@ class ScheduleSettings:
         bool
             Whether there are so many more particles than a sample needs.
         """
-        return n > WORTH * self.least_of_sample(n_classes)
+        return n > WORTH * self.first_sample(n_classes)
+
+    def first_sample(self, n_classes: int) -> int:
+        """Return the number of particles of the first sample, of which classes are initialised and exchanged."""
+        return max(self.least_sample, min(self.start_sample, self.sample) * n_classes)
 
     def least_of_sample(self, n_classes: int) -> int:
-        """Return the number of particles of a sample, at least."""
+        """Return the number of particles of which classes are sharpened, at least."""
         return max(self.least_sample, self.sample * n_classes)
 
     @property
