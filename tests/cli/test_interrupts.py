@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ralib.cli.interrupts import answered
+from ralib.cli.interrupts import SignalFlag, Stopped, answered
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
@@ -94,6 +95,32 @@ def test_closed_terminal_after_nohup_ends_nothing() -> None:
     program = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{ends}"
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_signal_flag_stops_a_step_that_does_not_end_soon(capfd: pytest.CaptureFixture[str]) -> None:
+    """An iteration of many particles, or the first one, which compiles the kernels, takes minutes of a busy machine."""
+    begun = time.monotonic()
+
+    def compiles() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while time.monotonic() < begun + 20:
+            with contextlib.suppress(Exception):  # as compilers do
+                time.sleep(0.01)
+
+    with SignalFlag(grace_s=0.2).watching(), pytest.raises(Stopped, match="SIGTERM"):
+        compiles()
+    assert time.monotonic() - begun >= 0.2, "the step had its time"
+    assert capfd.readouterr().err.startswith("ralib: stopping when this step is done and saved, in 0.2 s at most")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_signal_flag_asked_in_time_is_not_interrupted_later() -> None:
+    flag = SignalFlag(grace_s=0.1)
+    with flag.watching():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            flag.raise_if_set()
+        time.sleep(0.3)
 
 
 def test_answer_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:

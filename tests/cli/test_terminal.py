@@ -172,7 +172,7 @@ def test_interrupt_on_a_terminal_leaves_no_bar(stack: Path, tmp_path: Path) -> N
     assert "iteration 24" not in text
     for rubbish in ("━", "left", "^C", "\x1b"):
         assert rubbish not in text, text
-    assert "\nralib: stopping when this step is done and saved; once more ends at once\n" in text
+    assert "\nralib: stopping when this step is done and saved, in 20 s at most; once more ends at once\n" in text
     assert "\nralib: stopped by SIGINT; go on with: " in text
 
 

@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from ralib.conventions import pose_error
 from ralib.io import arrivals
 from ralib.io.arrivals import Arrivals
 from ralib.results.checkpoint import Checkpoint, newest, save
-from ralib.results.run_directory import load_run
+from ralib.results.run_directory import RunDirectory, load_run
+from ralib.results.run_record import read_record
 from ralib.types import ArraySource, ParticleSet, Poses, RalibError, RunResult
 
 
@@ -285,3 +288,41 @@ def test_watch_command_continued_without_arrivals_changes_nothing(
     assert main([*command, "--continue"]) == 0
     for name in ("class_averages.mrcs", "params.txt", "particle_scores.txt"):
         assert (out / name).read_bytes() == before[out / name], name
+
+
+def test_watch_command_killed_while_the_last_search_is_written_ends_the_same(
+    truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on, it joined all particles to their own classes before it searched: other averages than uninterrupted."""
+    monkeypatch.setattr(arrivals, "SETTLED_S", -1.0)
+    ends = {}
+    for name in ("whole", "killed"):
+        folder, out = tmp_path / f"in-{name}", tmp_path / name
+        command = watch_of_stack(folder, out, truth.images[:60], "--classes=2", "--per-class=30")
+        assert main(command) == 0
+        stack(folder, "2.mrcs", truth.images[60:75])  # fewer than begin a search, more than the last can be without
+        with monkeypatch.context() as patch:
+            if name == "killed":
+                patch.setattr(RunDirectory, "write_result", _killed_at_the_second(RunDirectory.write_result))
+                assert main([*command, "--continue"]) == 130
+                assert read_record(out)["state"] == "running"
+        assert main([*command, "--continue"]) == 0
+        ends[name] = {n: (out / n).read_bytes() for n in ("class_averages.mrcs", "params.txt", "particle_scores.txt")}
+        saved = newest(out / "checkpoints")
+        assert saved is not None
+        assert saved.meta["searched"] == 75
+    assert ends["whole"] == ends["killed"]
+
+
+def _killed_at_the_second(write: Callable[..., None]) -> Callable[..., None]:
+    """`write`, but the second call only begins."""
+    calls: list[int] = []
+
+    def begun(directory: RunDirectory, result: RunResult, particles: ParticleSet, record: dict, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) < 2:
+            return write(directory, result, particles, record, **kwargs)
+        directory.write_record({**record, "state": "running"})
+        raise KeyboardInterrupt
+
+    return begun

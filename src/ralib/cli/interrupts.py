@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end a command: Ctrl-C, a batch system's, and that of a closed terminal."""
+GRACE_S = 20.0
+"""Time that a step has to end and be saved after a signal; batch systems kill a job some 30 s after theirs."""
 CLEARED_LINE = "\r\x1b[2K"
 """What takes a progress bar and the terminal's ^C off the present line."""
 
@@ -84,8 +86,8 @@ def answered(line: str, *, after_s: float = 0.0) -> Iterator[Answer]:
         os.close(reader)
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal requested the run to stop.
+class Stopped(BaseException):
+    """A signal requested the run to stop; no Exception, which libraries catch while they compile.
 
     Parameters
     ----------
@@ -101,15 +103,25 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 class SignalFlag:
     """Records SIGINT, SIGTERM and SIGHUP instead of ending the process; a second one interrupts at once.
 
+    A step that has not ended `grace_s` later is not waited for: on a processor an iteration of many particles takes
+    minutes, and the first of all compiles the kernels. The run then ends where it was saved last.
+
     As the observer of a run it only stops it once a signal has arrived.
+
+    Parameters
+    ----------
+    grace_s : float, default GRACE_S
+        Time that a step has to end, s.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float = GRACE_S) -> None:
         self.number: int | None = None
+        self.grace_s = grace_s
 
     def raise_if_set(self) -> None:
         """Raise Stopped if a signal has arrived."""
         if self.number is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)  # nothing interrupts the end that begins here
             raise Stopped(self.number)
 
     def batch(self, done: int, total: int) -> None:
@@ -131,13 +143,20 @@ class SignalFlag:
             if self.number is not None:
                 raise KeyboardInterrupt
             self.number = number
+            signal.setitimer(signal.ITIMER_REAL, self.grace_s)
             answer.say()
 
-        with answered("ralib: stopping when this step is done and saved; once more ends at once") as answer:
+        def end(_: int, __: object) -> None:
+            self.raise_if_set()
+
+        within = f"in {self.grace_s:g} s at most"
+        with answered(f"ralib: stopping when this step is done and saved, {within}; once more ends at once") as answer:
             before = {s: signal.signal(s, note) for s in noted_signals()}
+            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end)
             try:
                 yield
             finally:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
                 for number, handler in before.items():
                     signal.signal(number, handler)
 

@@ -19,6 +19,7 @@ from ralib.types import ParticleSet, RalibError
 
 if TYPE_CHECKING:
     from ralib.classification.growing import GrowingClassification, Grown
+    from ralib.cli.interrupts import Stopped
     from ralib.cli.session import RunSession
     from ralib.io.arrivals import Arrivals
     from ralib.results.checkpoint import Checkpoint
@@ -103,8 +104,9 @@ def watch(
             watched.until_idle()
             watched.finish()
         except Stopped as stop:
-            session.say(f"stopped by {stop}; --continue goes on watching")
-        watched.tell_end()
+            watched.tell_stop(stop)
+        else:
+            watched.tell_end()
 
 
 @dataclass
@@ -150,6 +152,14 @@ class _Watch:
         if growing.searches(len(particles), last=True):
             self._classify(growing, particles, search=True)
 
+    def tell_stop(self, stop: Stopped) -> None:
+        """Print that a signal ended the watch, and the classes that OUTDIR has, if those are of all particles."""
+        saved = self.grown is not None or (self.growing is not None and self.growing.grown is not None)
+        what = "; --continue goes on watching" if saved else " before there were classes: start again"
+        self.session.say(f"stopped by {stop}{what}")
+        if self.session.record.get("classes"):
+            self.session.say_classes()
+
     def tell_end(self) -> None:
         """Print the classes, or why there are none."""
         if self.growing is not None and self.growing.grown is not None:
@@ -171,14 +181,18 @@ class _Watch:
         elif growing.grown is None and n < (fewest := growing.fewest(n)):
             self.session.say(f"{_now()}: {n} particles have come; {fewest} are enough to begin with")
         else:
-            self._classify(growing, particles, search=growing.searches(n))
+            # The same particles without a whole result: the last search was killed while that was written.
+            self._classify(growing, particles, search=growing.searches(n, last=self._same(growing, n)))
+
+    def _same(self, growing: GrowingClassification, n: int) -> bool:
+        """Whether the particles are those that the checkpoint has taken in."""
+        return growing.grown is not None and n == len(growing.grown.earlier.poses) and not self.arrivals.changed
 
     def _stands(self, growing: GrowingClassification, n: int) -> bool:
         """Whether the folder holds the classes of these very particles, so that going on changes nothing."""
         from ralib.results.summary.live import has_finished
 
-        same = growing.grown is not None and n == len(growing.grown.earlier.poses) and not self.arrivals.changed
-        return same and has_finished(self.session.outdir)
+        return self._same(growing, n) and has_finished(self.session.outdir)
 
     def _classification(self, particles: ParticleSet) -> GrowingClassification:
         """The classification as the options have it, from what an earlier watch found."""
