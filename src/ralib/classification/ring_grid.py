@@ -5,9 +5,6 @@ on equally spaced radii and angles. Here a shift is a phase factor, a rotation a
 resolution fewer rings. Both directions are matrix products over the pixels of a disc, exact at every sample; sums over
 the plane use the midpoint rule, whose aliases lie `1 / spacing` pixels away and so outside the correlation of particle
 and template.
-
-The four pixels (+-x, +-y) and the angles phi and pi - phi share their waves, products of cos or sin of 2 pi k x cos phi
-and of 2 pi k y sin phi: a quarter of the disc and half of the angles make the matrices.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.disc_matrices import DiscMatrices
+from ralib.classification.quarter_waves import QuarterWaves
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
 from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 from ralib.runtime.chunks import on_gpu, on_rows
@@ -30,55 +28,13 @@ midpoint rule must be corrected (Euler and Maclaurin); F(0) and its curvature ar
 
 
 BEYOND = 8
-"""Orders of an image that are computed beyond those of `RingGrid.orders`, whose last are not quite nothing."""
+"""Orders of an image that are computed beyond those of `RingGrid.orders`, the last of which are not quite zero."""
 
 DISC_BYTES, MATRIX_BYTES = 2**28, 2**27
 """Memory of Bessel functions, and of a matrix that takes their place on a GPU, at most."""
 
 MOST_DISCS = 6
 """Numbers of rings and orders for which they are kept."""
-
-
-@dataclass(frozen=True)
-class _Quarter:
-    """Waves at the Q pixels of a disc where x and y are 0 or more, and at the angles up to pi / 2.
-
-    Attributes
-    ----------
-    pixel : Tensor of shape (4, Q)
-        Flat indices of (x, y), (-x, y), (x, -y) and (-x, -y).
-    share : Tensor of shape (Q,)
-        1, less where some of the four are the same pixel.
-    cos_cos, sin_sin, sin_cos, cos_sin : Tensor of shape (Q, R * (H / 2 + 1))
-        Products of cos or sin of 2 pi k x cos phi and of 2 pi k y sin phi.
-    """
-
-    pixel: Tensor
-    share: Tensor
-    cos_cos: Tensor
-    sin_sin: Tensor
-    sin_cos: Tensor
-    cos_sin: Tensor
-
-    @classmethod
-    def of(
-        cls, box: int, radius_px: float, frequency: Tensor, angle: Tensor, device: torch.device | str
-    ) -> tuple[_Quarter, int]:
-        """Return the waves of rings and angles, and the number of pixels of the disc."""
-        c = torch.arange(min(math.floor(radius_px), box // 2 - 1) + 1)
-        y, x = (grid.flatten() for grid in torch.meshgrid(c, c, indexing="ij"))
-        inside = x * x + y * y <= radius_px * radius_px
-        x, y = x[inside], y[inside]
-        pixel = torch.stack([(box // 2 + sy * y) * box + box // 2 + sx * x for sy in (1, -1) for sx in (1, -1)])
-        share = 1.0 / ((1 + (x == 0).int()) * (1 + (y == 0).int()))
-        quarter = angle[: len(angle) // 2 + 1]
-        turn_x, turn_y = (
-            (2 * math.pi * place.double()[:, None, None] * frequency[:, None] * along).flatten(1).to(device)
-            for place, along in ((x, torch.cos(quarter)), (y, torch.sin(quarter)))
-        )
-        cos_x, sin_x, cos_y, sin_y = (f(turn) for turn in (turn_x, turn_y) for f in (torch.cos, torch.sin))
-        waves = ((a * b).float() for a, b in ((cos_x, cos_y), (sin_x, sin_y), (sin_x, cos_y), (cos_x, sin_y)))
-        return cls(pixel.to(device), share.to(device), *waves), round(4 * float(share.sum()))
 
 
 @dataclass(frozen=True)
@@ -110,7 +66,7 @@ class RingGrid:
     angle_rad: Tensor
     weight: Tensor
     n_pixels: int
-    _quarter: _Quarter
+    _waves: QuarterWaves
 
     @classmethod
     def create(
@@ -144,7 +100,7 @@ class RingGrid:
         angle = torch.arange(n_half, dtype=torch.float64) * (math.pi / n_half)
         weight = 2 * frequency * spacing * (math.pi / n_half)
         weight[:3] *= torch.tensor(CENTRE_CORRECTION, dtype=torch.float64)
-        quarter, n_pixels = _Quarter.of(box, radius_px, frequency, angle, device)
+        waves = QuarterWaves.of(box, radius_px, frequency, angle, device)
         return cls(
             box=box,
             radius_px=radius_px,
@@ -152,8 +108,8 @@ class RingGrid:
             frequency=frequency.float().to(device),
             angle_rad=angle.float().to(device),
             weight=weight.float().to(device),
-            n_pixels=n_pixels,
-            _quarter=quarter,
+            n_pixels=waves.n_pixels,
+            _waves=waves,
         )
 
     @property
@@ -228,9 +184,9 @@ class RingGrid:
         """
         rings = self.n_rings if rings is None else rings
         if on_gpu(images):  # all rings, whatever is wanted: a product of another size would round otherwise
-            return self._multiplied(images, 0, self.n_rings)[:, :rings]
+            return self._waves.samples(images, 0, self.n_rings)[:, :rings]
         within = min(rings, self._whole_rings)
-        parts = [] if within == rings else [self._multiplied(images, within, rings)]
+        parts = [] if within == rings else [self._waves.samples(images, within, rings)]
         if within:
             n_orders = self.orders(within, self.radius_px) + BEYOND
             parts.insert(0, self.samples_of(self.orders_of_image(images, within, n_orders)))
@@ -243,17 +199,6 @@ class RingGrid:
             return 0
         return sum(self.orders(r, self.radius_px) + BEYOND <= self.n_half for r in range(1, self.n_rings + 1))
 
-    def _multiplied(self, images: Tensor, first: int, stop: int) -> Tensor:
-        """Samples (b, stop - first, H) of images (b, n, n) on some rings, as products of matrices."""
-        q, some = self._quarter, slice(first * (self.n_half // 2 + 1), stop * (self.n_half // 2 + 1))
-        # Columns: (x, y), (-x, y), (x, -y), (-x, -y).
-        a, b, c, d = (images.flatten(1)[:, at] * q.share for at in q.pixel)
-        even, odd = (a + b + c + d) @ q.cos_cos[:, some], (a - b - c + d) @ q.sin_sin[:, some]
-        along_x, along_y = (a - b + c - d) @ q.sin_cos[:, some], (a + b - c - d) @ q.cos_sin[:, some]
-        near, far = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
-        near, far = (s.unflatten(1, (stop - first, -1)) for s in (near, far))
-        return torch.cat([near, far[..., 1:-1].flip(-1)], dim=-1)
-
     def image(self, samples: Tensor) -> Tensor:
         """Return images (b, n, n) of samples (b, r, H) on the first r rings, zero outside the disc."""
         rings = samples.shape[1]
@@ -261,19 +206,7 @@ class RingGrid:
             n_orders = min(self.orders(rings, self.radius_px) + BEYOND, self.n_half)
             nowhere = samples.real.new_zeros(len(samples), 2)
             return self.image_of_orders(self.moved_orders(samples, nowhere, rings, n_orders))
-        weighted, middle = samples * self.weight[:rings, None], self.n_half // 2
-        first = weighted[..., : middle + 1]
-        second = torch.nn.functional.pad(weighted[..., middle + 1 :].flip(-1), (1, 1))  # at pi - phi
-        both, apart, q = (first + second).flatten(1), (first - second).flatten(1), self._quarter
-        n = rings * (middle + 1)
-        even, odd = both.real @ q.cos_cos[:, :n].T, apart.real @ q.sin_sin[:, :n].T
-        along_x, along_y = apart.imag @ q.sin_cos[:, :n].T, both.imag @ q.cos_sin[:, :n].T
-        out = even.new_zeros(len(samples), self.box * self.box)
-        out[:, q.pixel[0]] = even - odd - along_x - along_y
-        out[:, q.pixel[1]] = even + odd + along_x - along_y
-        out[:, q.pixel[2]] = even + odd - along_x + along_y
-        out[:, q.pixel[3]] = even - odd + along_x + along_y
-        return out.unflatten(1, (self.box, self.box))
+        return self._waves.images(samples * self.weight[:rings, None])
 
     def image_of_orders(self, orders: Tensor) -> Tensor:
         """Return images (b, n, n) of angular orders (b, r, m) of real images, zero outside the disc."""
@@ -330,7 +263,7 @@ class RingGrid:
         weight = (self.weight[:rings] * self.n_half)[:, None]
         return DiscMatrices.of(
             self.box,
-            self._quarter.pixel.unique(),
+            self._waves.pixel.unique(),
             (rings, n_orders),
             lambda orders: self.image(self.samples_of(orders / weight)),
             lambda images: self.orders_of(self.transform(images, rings), n_orders),

@@ -19,17 +19,17 @@ from ralib.classification import noise
 from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.outliers import FEATURES, Outliers, find_outliers, image_features
+from ralib.classification.ring_ctf import RingCtf, mean_square, noise_sd, ring_ctf
 from ralib.classification.ring_grid import RingGrid, ring_spacing
 from ralib.classification.sharding import Shard
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
-from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter, noise_gain
 from ralib.images.fourier import fourier_resize, squared
 from ralib.images.masks import soft_disc
 from ralib.images.row_sums import row_sd
 from ralib.kernels.threads import on_cores
 from ralib.particles.batches import AT_ONCE, Batch, ParticleBatches
-from ralib.runtime.chunks import CORE_ROWS, gpu_chunks, in_gpu_chunks, on_gpu
-from ralib.types import CtfParameters, CtfState, ParticleSet
+from ralib.runtime.chunks import CORE_ROWS, gpu_chunks, on_gpu
+from ralib.types import CtfState, ParticleSet
 
 MASK_MARGIN = 1.25
 """The mask's radius over the particle's: a margin for long views, and for classes that are not quite centred. A wider
@@ -301,15 +301,16 @@ def _read(
     passed = torch.ones(n if plan.half else 0, grid.n_rings, device=grid.device)
     features = torch.zeros(n, len(FEATURES), device=grid.device)
     usable = torch.ones(n, dtype=torch.bool, device=grid.device)
+    treated = ctf != "off" and particles.ctf is not None and bool(particles.pixel_size_A and particles.ctf.state.any())
     for batch in batches:
         rows, b = batch.rows_from(batches.rows.start), len(batch.index)
         cuts = gpu_chunks(b, AT_ONCE if on_gpu(power) else CORE_ROWS, grid.device)
-        sampled = partial(_sampled, particles, batch, grid=grid, scale=scale, ctf=ctf)
+        sampled = partial(_sampled, particles, batch, grid=grid, scale=scale, treated=treated)
         found = zip(*(map(sampled, cuts) if on_gpu(power) else on_cores(sampled, cuts)), strict=True)
         samples, power[rows], features[rows] = (torch.cat(parts)[:b] for parts in found)
         usable[rows] = batch.usable
         if isinstance(data, SpectraWriter):
-            passed[rows] = _write(data, samples, _transfers(particles, batch.rows, grid, scale, batch.usable, ctf))
+            passed[rows] = _write(data, samples, ring_ctf(particles, batch.rows, grid, scale, batch.usable, ctf))
         else:
             data[rows] = samples
     # What is usual follows from all images together.
@@ -318,24 +319,22 @@ def _read(
 
 
 def _sampled(
-    particles: ParticleSet, batch: Batch, cut: slice | Tensor, grid: RingGrid, scale: float, ctf: str
+    particles: ParticleSet, batch: Batch, cut: slice | Tensor, grid: RingGrid, scale: float, treated: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples (b, R, H), their power (b, R) and the features (b, f) of some images of a batch."""
-    images = _with_noise(batch.images[cut])
-    if particles.ctf is not None and ctf != "off" and particles.pixel_size_A and particles.ctf.state.any():
+    """Samples (b, R, H), their power (b, R) and the features (b, f) of some images of a batch.
+
+    Where images were treated for the CTF before (`treated`), their background is not as strong as the micrograph's.
+    """
+    images = _limited_brightness(batch.images[cut])
+    if treated:
         index = batch.index[cut if isinstance(cut, slice) else cut.cpu().numpy()]
-        images = images * _gain(particles, index, batch.usable[cut])
+        images = images * noise_sd(particles, index, batch.usable[cut])
     samples = grid.transform(fourier_resize(images, grid.box))
-    power = _no_cleaner(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
+    power = _least_background(squared(samples).mean(2) / (grid.n_pixels * scale**2), images)
     return samples, power, image_features(images)
 
 
-def _mean_square(transfer: Tensor) -> Tensor:
-    """Mean square (b, R) over the angles of a CTF (b, R, A)."""
-    return in_gpu_chunks(lambda part: part.square().mean(-1), transfer, AT_ONCE)
-
-
-def _write(writer: SpectraWriter, samples: Tensor, transfers: _Transfers | None) -> Tensor | float:
+def _write(writer: SpectraWriter, samples: Tensor, transfers: RingCtf | None) -> Tensor | float:
     """Write samples (b, R, H) times what is left to do of the CTF, and return the mean square (b, R) of the CTF."""
     if transfers is None:
         writer.add(samples)
@@ -345,17 +344,8 @@ def _write(writer: SpectraWriter, samples: Tensor, transfers: _Transfers | None)
         cut = slice(first, first + 1024)
         transfer = transfers.of(cut)
         writer.add(samples[cut] * transfers.left(cut, transfer))
-        passed.append(_mean_square(transfer))
+        passed.append(mean_square(transfer))
     return torch.cat(passed)
-
-
-def _transfers(
-    particles: ParticleSet, rows: slice, grid: RingGrid, scale: float, usable: Tensor, ctf: str
-) -> _Transfers | None:
-    """The CTF of some particles; None where there is none to correct for."""
-    if ctf == "off" or particles.ctf is None or particles.pixel_size_A is None:
-        return None
-    return _Transfers(particles.ctf[rows], grid, scale / particles.pixel_size_A, usable)
 
 
 def _whitened(
@@ -364,7 +354,7 @@ def _whitened(
     """The samples over their noise, times their CTF, in place; and `WhitenedParticles.observed`."""
     n, data = len(shard), samples.data
     group = np.zeros(len(particles), np.int64) if particles.group is None else np.asarray(particles.group)
-    transfers = _transfers(particles, shard.rows, grid, scale, samples.usable, ctf)
+    transfers = ring_ctf(particles, shard.rows, grid, scale, samples.usable, ctf)
     passed = None
     if transfers is not None and particles.ctf is not None and (particles.ctf.state == CtfState.PREMULTIPLIED).any():
         passed = transfers.noise_power()
@@ -383,7 +373,7 @@ def _whitened(
             if transfers is not None:
                 transfer = transfers.of(cut)
                 data[cut] *= transfers.left(cut, transfer)
-                power[cut] *= _mean_square(transfer)
+                power[cut] *= mean_square(transfer)
         spectra = Spectra(data, power)
     if passed is not None:
         usual = shard.sum(torch.from_numpy(passed), most=1.0) / shard.n
@@ -391,73 +381,7 @@ def _whitened(
     return spectra, samples.power / sigma2
 
 
-@dataclass(frozen=True)
-class _Transfers:
-    """The CTF of every particle on the rings, 0 for those that are not usable.
-
-    Attributes
-    ----------
-    ctf : CtfParameters
-        CTF parameters.
-    grid : RingGrid
-        The ring grid.
-    per_A : float
-        Cycles per Angstrom for a ring's cycles per pixel.
-    usable : Tensor of shape (n,)
-        True for usable images.
-    """
-
-    ctf: CtfParameters
-    grid: RingGrid
-    per_A: float
-    usable: Tensor
-
-    def of(self, cut: slice) -> Tensor:
-        """Return the CTF (b, R, A) of the particles `cut`."""
-        transfer = ctf_polar(self.ctf[cut], self.grid.frequency * self.per_A, self.grid.angle_rad)
-        return torch.where(self.usable[cut, None, None], transfer, 0.0)
-
-    def left(self, cut: slice, transfer: Tensor) -> Tensor:
-        """Return the factor (b, R, A) by which the particles `cut` are still to be multiplied.
-
-        Parameters
-        ----------
-        cut : slice
-            Some of the particles.
-        transfer : Tensor of shape (b, R, A)
-            Their CTF.
-
-        Returns
-        -------
-        Tensor of shape (b, R, A)
-            The factor.
-        """
-        return torch.where(self.usable[cut, None, None], matched_filter(self.ctf[cut], transfer), 0.0)
-
-    def noise_power(self) -> np.ndarray:
-        """Return the share of the noise's power (n, R) left in images multiplied by their CTF, 1 in others.
-
-        None stands for all of it in every image.
-        """
-        multiplied = self.ctf.state == CtfState.PREMULTIPLIED
-        passed = np.ones((len(multiplied), self.grid.n_rings))
-        for first in range(0, len(multiplied), 1024):
-            cut = slice(first, first + 1024)
-            mean = _mean_square(self.of(cut)).double().cpu().numpy()
-            passed[cut] = np.where(multiplied[cut, None], mean, 1.0)
-        return passed
-
-
-def _gain(particles: ParticleSet, index: np.ndarray, usable: Tensor) -> Tensor:
-    """Standard deviation (b, 1, 1) that the background of these images has, where that of the micrograph is 1."""
-    assert particles.ctf is not None
-    assert particles.pixel_size_A is not None
-    own = particles.ctf[index]
-    gain = noise_gain(own, ctf_2d(own, particles.box, particles.pixel_size_A, device=usable.device))
-    return torch.where(usable, gain, 1.0)[:, None, None]
-
-
-def _no_cleaner(power: Tensor, images: Tensor) -> Tensor:
+def _least_background(power: Tensor, images: Tensor) -> Tensor:
     """Return the background power (b, R) of images, raised to a thirtieth of the image's deviation where there is less.
 
     White noise of that power is assumed where a mask has made the background exactly 0.
@@ -466,6 +390,6 @@ def _no_cleaner(power: Tensor, images: Tensor) -> Tensor:
     return torch.where(power.mean(1, keepdim=True) < least, least, power)
 
 
-def _with_noise(images: Tensor) -> Tensor:
+def _limited_brightness(images: Tensor) -> Tensor:
     """Images whose background is no cleaner than a thirtieth of the image: a likelihood weighs against noise."""
     return images / (CLEANEST * row_sd(images.flatten(1))).clamp_min(1.0)[:, None, None]
