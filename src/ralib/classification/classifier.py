@@ -1,8 +1,8 @@
 """Classification from scratch: options, measurement of the particle, the schedule, and the result.
 
-The E-step is in `e_step` (its model in `likelihood`), the M-step in `m_step`, priors and responsibilities in `priors`,
-one iteration in `em`, and the schedule from the initialisation to the final classes in `schedule`. Here the particles
-are prepared, the schedule runs, and its outcome becomes a `ClassificationResult`.
+One iteration of E-step and M-step is in `em` (its likelihood in `likelihood`), and the schedule of iterations, from the
+initialisation to the final classes, in `schedule`. Here the particles are prepared, the schedule runs, and its outcome
+becomes a `ClassificationResult`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ from ralib.classification.options import ClassificationOptions
 from ralib.classification.pose_support import pose_support
 from ralib.classification.prediction import FittedClasses
 from ralib.classification.quality import judge
-from ralib.classification.results import (
-    filtered,
-    state_poses,
-)
+from ralib.classification.results import filtered, state_poses
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_checkpoint import HALF, resume_schedule
 from ralib.classification.schedule_reports import ScheduleReports
@@ -53,7 +50,7 @@ from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer, SilentObserver
 from ralib.runtime.distributed import Ranks, SingleProcess
-from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError, as_particles
+from ralib.types import ClassificationResult, Notice, ParticleSet, Poses, RalibError, as_particles
 
 
 class Classifier(ClusterEstimator):
@@ -260,20 +257,8 @@ class Classifier(ClusterEstimator):
         self.fitted_.check(particles)
         particles = self._options.admitted(particles)
         shard = Shard.of_all(len(particles), self.ranks)
-        field = self.fitted_.whitened(
-            whiten_particles(
-                particles,
-                self._batches(particles, shard),
-                shard,
-                n_classes=self.n_classes_,
-                radius_px=self.fitted_.radius_px,
-                particle_radius_px=self.fitted_.particle_radius_px,
-                ctf=self._options.ctf_mode(particles),
-                most_detail=self._most_detail,
-                half=False,
-                **self._options.detail_limits_px(particles),
-            )
-        )
+        radii_px = self.fitted_.radius_px, self.fitted_.particle_radius_px
+        field = self.fitted_.whitened(self._whiten(particles, self._batches(particles, shard), shard, *radii_px))
         schedule, state = self._begin(particles, field, shard)
         return state_poses(self.fitted_.assign(schedule.model, state), field, shard).to("cpu")
 
@@ -295,13 +280,26 @@ class Classifier(ClusterEstimator):
             )  # fmt: skip
             large = plan.joint > 0 and plan.takes_sample(len(particles), self.n_classes_)
             self._most_detail = plan.most_detail if large else None
+        radii_px = self._size.mask_radius_px, self._size.radius_px
+        return self._whiten(particles, batches, shard, *radii_px, half=half)
+
+    def _whiten(
+        self,
+        particles: ParticleSet,
+        batches: ParticleBatches,
+        shard: Shard,
+        mask_radius_px: float,
+        radius_px: float,
+        *,
+        half: bool = False,
+    ) -> WhitenedParticles:
         return whiten_particles(
             particles,
             batches,
             shard,
             n_classes=self.n_classes_,
-            radius_px=self._size.mask_radius_px,
-            particle_radius_px=self._size.radius_px,
+            radius_px=mask_radius_px,
+            particle_radius_px=radius_px,
             ctf=self._options.ctf_mode(particles),
             most_detail=self._most_detail,
             half=half,
@@ -396,25 +394,17 @@ class Classifier(ClusterEstimator):
         schedule: ClassificationSchedule,
     ) -> None:
         model, field, shard = schedule.model, schedule.model.field, schedule.model.shard
-        notices = []
-        state = equalised(model, schedule, state) if self.equal_sizes else schedule.filled(state)
-        if (empty := int((state.members < 1).sum())) > 0:
-            state = schedule.without_empty(state)
-            notices.append(fewer_classes(self.n_classes_, empty))
-        n_classes = len(state.members)
+        state, notices = self._final_state(schedule, state)
         poses = state_poses(state, field, shard).to("cpu")
-        shown, of_junk = poses, None
+        shown, n_classes, left_out = poses, len(state.members), shard.gather(field.outliers.found).cpu()
         image = StatisticsTable(batches, field.particle_radius_px / field.scale)
-        known = self._last is not None and self._last.state is state
         if schedule.k < self.n_classes_:  # one is left to junk
-            known, junk = True, self._examined(batches, schedule, state).junk
-            shown, of_junk = with_class_of_junk(poses, junk, n_classes)
+            shown, of_junk = with_class_of_junk(poses, self._examined(batches, schedule, state).junk, n_classes)
             if len(of_junk) == n_classes:
                 notices.append(fewer_classes(self.n_classes_, 1))
             n_classes = len(of_junk)
-        left_out = shard.gather(field.outliers.found).cpu()
-        if of_junk is not None:
             left_out |= shard.gather(field.aside).cpu() & ~of_junk[shown.class_index]
+        known = self._last is not None and self._last.state is state
         averages = final_averages(
             particles, batches, schedule, state, shown, left_out,
             ctf=self._options.ctf_mode(particles), n_classes=n_classes, seed=self.seed,
@@ -452,6 +442,13 @@ class Classifier(ClusterEstimator):
         )
         self.poses_, self.class_averages_, self.classes_ = shown, averages, verdict.classes
         self.warnings_ = warnings
+
+    def _final_state(self, schedule: ClassificationSchedule, state: State) -> tuple[State, list[Notice]]:
+        """The state with classes of equal size if asked for, else without empty ones, and the notice of those."""
+        state = equalised(schedule.model, schedule, state) if self.equal_sizes else schedule.filled(state)
+        if (empty := int((state.members < 1).sum())) == 0:
+            return state, []
+        return schedule.without_empty(state), [fewer_classes(self.n_classes_, empty)]
 
     def _lap(self, name: str, start: float) -> None:
         if self._device.type == "cuda":
