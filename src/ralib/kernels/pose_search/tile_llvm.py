@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.extending import intrinsic
 
 ROWS, LANES = 4, 16
 """Rows of the left factor, and numbers side by side on the right, of which there are two lots."""
+TALL = 2 * ROWS if binding.get_host_cpu_features().get("avx512f") else ROWS
+"""Rows of the left factor of `tall_tile`: what the processor's registers hold. Each sum is the same to the bit."""
 
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -62,38 +64,70 @@ def tile(
     """
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = [context.make_array(signature.args[i])(context, builder, given[i]).data for i in (0, 2, 7)]
-        left, first, right, second, step, apart, depth, _, third, out_step, out_apart = given
-        left = [builder.gep(data[0], [_at(builder, first, r, depth)]) for r in range(ROWS)]
-        right = [builder.gep(data[1], [_at(builder, second, h, apart)]) for h in range(2)]
-        before, loop, after = builder.block, builder.append_basic_block("depth"), None
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        k = builder.phi(depth.type)
-        k.add_incoming(ir.Constant(k.type, 0), before)
-        sums = [builder.phi(_VECTOR) for _ in range(2 * ROWS)]
-        lots = [_load(builder, builder.gep(p, [builder.mul(k, step)])) for p in right]
-        more = []
-        for r in range(ROWS):
-            factor = _spread(builder, builder.load(builder.gep(left[r], [k])))
-            more += [_fma(builder, factor, lots[h], sums[2 * r + h]) for h in range(2)]
-        for total, next_total in zip(sums, more, strict=True):
-            total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
-            total.add_incoming(next_total, loop)
-        next_k = builder.add(k, ir.Constant(k.type, 1))
-        k.add_incoming(next_k, loop)
-        after = builder.append_basic_block("stored")
-        builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, after)
-        builder.position_at_end(after)
-        for i, total in enumerate(more):
-            row = builder.gep(data[2], [_at(builder, third, i // 2, out_step)])
-            place = builder.gep(row, [builder.mul(out_apart, ir.Constant(out_apart.type, i % 2))])
-            builder.store(total, builder.bitcast(place, _VECTOR.as_pointer())).align = 4
-        return context.get_dummy_value()
+        return _built(context, builder, signature, given, ROWS)
 
     whole = numba.int64
     types = (left, whole, right, whole, whole, whole, whole, out, whole, whole, whole)
     return numba.void(*types), build
+
+
+@intrinsic
+@no_type_check
+def tall_tile(
+    context: Any, left: Any, first: Any, right: Any, second: Any, step: Any, apart: Any, depth: Any, out: Any,
+    third: Any, out_step: Any, out_apart: Any,
+) -> Any:  # fmt: skip
+    """Multiply a tile of TALL in place of ROWS rows; see `tile`.
+
+    Parameters
+    ----------
+    context, left, first, right, second, step, apart, depth, out, third, out_step, out_apart : Any
+        See `tile`.
+
+    Returns
+    -------
+    tuple
+        Signature and code generator for `numba.extending.intrinsic`.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return _built(context, builder, signature, given, TALL)
+
+    whole = numba.int64
+    types = (left, whole, right, whole, whole, whole, whole, out, whole, whole, whole)
+    return numba.void(*types), build
+
+
+def _built(context: Any, builder: Any, signature: Any, given: Any, rows: int) -> Any:
+    """The loop over the terms of a tile's sums."""
+    data = [context.make_array(signature.args[i])(context, builder, given[i]).data for i in (0, 2, 7)]
+    left, first, right, second, step, apart, depth, _, third, out_step, out_apart = given
+    left = [builder.gep(data[0], [_at(builder, first, r, depth)]) for r in range(rows)]
+    right = [builder.gep(data[1], [_at(builder, second, h, apart)]) for h in range(2)]
+    before, loop, after = builder.block, builder.append_basic_block("depth"), None
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k = builder.phi(depth.type)
+    k.add_incoming(ir.Constant(k.type, 0), before)
+    sums = [builder.phi(_VECTOR) for _ in range(2 * rows)]
+    lots = [_load(builder, builder.gep(p, [builder.mul(k, step)])) for p in right]
+    more = []
+    for r in range(rows):
+        factor = _spread(builder, builder.load(builder.gep(left[r], [k])))
+        more += [_fma(builder, factor, lots[h], sums[2 * r + h]) for h in range(2)]
+    for total, next_total in zip(sums, more, strict=True):
+        total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
+        total.add_incoming(next_total, loop)
+    next_k = builder.add(k, ir.Constant(k.type, 1))
+    k.add_incoming(next_k, loop)
+    after = builder.append_basic_block("stored")
+    builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, after)
+    builder.position_at_end(after)
+    for i, total in enumerate(more):
+        row = builder.gep(data[2], [_at(builder, third, i // 2, out_step)])
+        place = builder.gep(row, [builder.mul(out_apart, ir.Constant(out_apart.type, i % 2))])
+        builder.store(total, builder.bitcast(place, _VECTOR.as_pointer())).align = 4
+    return context.get_dummy_value()
 
 
 def _at(builder: Any, first: Any, times: int, step: Any) -> Any:
