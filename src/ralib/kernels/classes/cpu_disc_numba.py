@@ -19,13 +19,15 @@ from torch import Tensor
 
 from ralib.kernels.lanes_numba import load, multiply_add, spread, store
 from ralib.kernels.numba_cache import kept
-from ralib.kernels.pose_search.tile_llvm import LANES, ROWS, tile
+from ralib.kernels.pose_search.tile_llvm import LANES, TALL, tall_tile
 from ralib.kernels.threads import on_cores
 
 __all__ = ["DiscWaves"]
 
 AT_ONCE = 2**22
 """Waves of which Bessel functions are computed at a time."""
+NEGLIGIBLE = 1e-8
+"""A Bessel function below it is left out of sums in single precision: J_m(z) is, where z is well below m."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class DiscWaves:
         order = order[square[order] <= radius_px * radius_px]
         x, y, square = x[order], y[order], square[order]
         distances, first = np.unique(square, return_index=True)
-        whole = ROWS * -(-len(distances) // ROWS)
+        whole = TALL * -(-len(distances) // TALL)
         first = np.concatenate([first, np.full(whole + 1 - len(first), len(x))])
         pixel = np.stack([(box // 2 + sy * y) * box + box // 2 + sx * x for sy in (1, -1) for sx in (1, -1)], axis=1)
         share = (1.0 / ((1 + (x == 0)) * (1 + (y == 0)))).astype(np.float32)
@@ -128,7 +130,7 @@ class DiscWaves:
         """
         out = torch.zeros(len(orders), self.box * self.box)
         given, result = torch.view_as_real((orders * weight[:, None]).contiguous()).numpy(), out.numpy()
-        tables = self.pixel, self.first, self._flat_turns, self.bessel.ravel(), self.bessel.shape
+        tables = self.pixel, self.first, self._flat_turns, *self._by_distance, self.bessel.shape
 
         def block(first: int) -> None:
             _fill_images(given[first : first + LANES], tables, result[first : first + LANES])
@@ -151,7 +153,7 @@ class DiscWaves:
         """
         out = torch.empty(len(images), self.bessel.shape[2], len(self.bessel), dtype=torch.complex64)
         given, result = images.flatten(1).contiguous().numpy(), torch.view_as_real(out).numpy()
-        tables = self.pixel, self.share, self.first, self._flat_turns, self._by_ring.ravel(), self._by_ring.shape
+        tables = self.pixel, self.share, self.first, self._flat_turns, *self._by_ring, self.bessel.shape
 
         def block(first: int) -> None:
             _fill_orders(given[first : first + LANES], tables, result[first : first + LANES])
@@ -164,12 +166,28 @@ class DiscWaves:
         return self.turns.ravel()
 
     @cached_property
-    def _by_ring(self) -> np.ndarray:
-        """The Bessel functions (m, r, D), r a multiple of a tile's rows."""
+    def _by_distance(self) -> tuple[np.ndarray, np.ndarray]:
+        return _tiles(self.bessel)
+
+    @cached_property
+    def _by_ring(self) -> tuple[np.ndarray, np.ndarray]:
         n_orders, whole, rings = self.bessel.shape
-        rows = np.zeros((n_orders, ROWS * -(-rings // ROWS), whole), np.float32)
+        rows = np.zeros((n_orders, TALL * -(-rings // TALL), whole), np.float32)
         rows[:, :rings] = self.bessel.transpose(0, 2, 1)
-        return rows
+        return _tiles(rows)
+
+
+def _tiles(functions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bessel functions (m, rows, terms) as tiles of rows, flat, without the first terms where they are negligible.
+
+    And of each tile (m, tiles, 2) its first term, and where it begins.
+    """
+    n_orders, rows, n_terms = functions.shape
+    tiles = functions.reshape(n_orders, rows // TALL, TALL, n_terms)
+    needed = np.logical_or.accumulate(np.abs(tiles).max(2) > NEGLIGIBLE, axis=2)
+    size = TALL * needed.sum(2)
+    begins = np.stack([n_terms - needed.sum(2), size.cumsum().reshape(size.shape) - size], axis=2)
+    return tiles[np.broadcast_to(needed[:, :, None], tiles.shape)], begins
 
 
 def _bessel(z: np.ndarray, n_orders: int) -> np.ndarray:
@@ -195,9 +213,9 @@ def _bessel(z: np.ndarray, n_orders: int) -> np.ndarray:
 @no_type_check
 def _fill_images(orders: Any, tables: Any, out: Any) -> None:
     """Images (b, n * n) of weighted orders (b, r, m, 2), at most LANES of them."""
-    pixel, first, turns, bessel, (n_orders, whole, rings) = tables
+    pixel, first, turns, bessel, begins, (n_orders, whole, rings) = tables
     columns = np.zeros(n_orders * rings * 2 * LANES, np.float32)
-    apart = ROWS * 2 * LANES
+    apart = TALL * 2 * LANES
     products, image = np.empty(n_orders * apart, np.float32), np.empty(4 * LANES, np.float32)
     for b in range(len(orders)):
         for m in range(n_orders):
@@ -206,15 +224,18 @@ def _fill_images(orders: Any, tables: Any, out: Any) -> None:
                 re, im = _times_i(times * orders[b, k, m, 0], times * orders[b, k, m, 1], m)
                 at = (m * rings + k) * 2 * LANES + b
                 columns[at], columns[at + LANES] = re, im
-    for d in range(0, whole, ROWS):
-        for m in range(n_orders):
-            tile(
-                bessel, (m * whole + d) * rings, columns, m * rings * 2 * LANES, 2 * LANES, LANES, rings,
-                products, m * apart, 2 * LANES, LANES,
+    for d in range(0, whole, TALL):
+        stop = 0
+        while stop < n_orders and begins[stop, d // TALL, 0] < rings:
+            ring, begin = begins[stop, d // TALL]
+            tall_tile(
+                bessel, begin, columns, (stop * rings + ring) * 2 * LANES, 2 * LANES, LANES, rings - ring,
+                products, stop * apart, 2 * LANES, LANES,
             )  # fmt: skip
-        for row in range(ROWS):
+            stop += 1
+        for row in range(TALL):
             for q in range(first[d + row], first[d + row + 1]):
-                _fill_pixels(products, row * 2 * LANES, apart, turns, q * n_orders * 2, n_orders, image)
+                _fill_pixels(products, row * 2 * LANES, apart, turns, q * n_orders * 2, stop, image)
                 for b in range(len(out)):
                     for corner in range(4):
                         out[b, pixel[q, corner]] = image[corner * LANES + b]
@@ -245,22 +266,29 @@ def _fill_pixels(products: Any, at: Any, apart: Any, turns: Any, turn: Any, n_or
 @no_type_check
 def _fill_orders(images: Any, tables: Any, out: Any) -> None:
     """Orders (b, r, m, 2) of images (b, n * n), at most LANES of them."""
-    pixel, share, first, turns, bessel, (n_orders, padded, whole) = tables
+    pixel, share, first, turns, bessel, begins, (n_orders, whole, rings) = tables
     sums = np.zeros(n_orders * whole * 2 * LANES, np.float32)
-    corners, products = np.zeros(4 * LANES, np.float32), np.empty(ROWS * 2 * LANES, np.float32)
+    corners, products = np.zeros(4 * LANES, np.float32), np.empty(TALL * 2 * LANES, np.float32)
+    stop = 0
     for d in range(whole):
+        while stop < n_orders and begins[stop, -1, 0] <= d:  # the last rings have each order at the least distance
+            stop += 1
         for q in range(first[d], first[d + 1]):
             for b in range(len(images)):
                 for corner in range(4):
                     corners[corner * LANES + b] = share[q] * images[b, pixel[q, corner]]
-            _add_pixels(corners, turns, q * n_orders * 2, n_orders, sums, d * 2 * LANES, whole * 2 * LANES)
+            _add_pixels(corners, turns, q * n_orders * 2, stop, sums, d * 2 * LANES, whole * 2 * LANES)
     for m in range(n_orders):
-        for k in range(0, padded, ROWS):
-            tile(
-                bessel, (m * padded + k) * whole, sums, m * whole * 2 * LANES, 2 * LANES, LANES, whole,
-                products, 0, 2 * LANES, LANES,
-            )  # fmt: skip
-            for row in range(min(ROWS, out.shape[1] - k)):
+        for k in range(0, rings, TALL):
+            d, begin = begins[m, k // TALL]
+            if d < whole:
+                tall_tile(
+                    bessel, begin, sums, (m * whole + d) * 2 * LANES, 2 * LANES, LANES, whole - d,
+                    products, 0, 2 * LANES, LANES,
+                )  # fmt: skip
+            else:
+                products[:] = np.float32(0.0)
+            for row in range(min(TALL, rings - k)):
                 for b in range(len(out)):
                     at = row * 2 * LANES + b
                     re, im = _times_i(products[at], -products[at + LANES], m)
