@@ -24,6 +24,7 @@ from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.classification.typical_class import weighted_median
 from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
+from ralib.images.row_sums import row_sd
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks
 
@@ -74,8 +75,8 @@ class _Places:
         Number of rings up to the end of each band.
     inside, around : Tensor of shape (n, n)
         Windows of the particle and of its surroundings.
-    centre, near, far, within : Tensor of shape (n, n)
-        Where the particle, a neighbour, or a blob may be.
+    centre, near, far, within : Tensor
+        Pixels where the particle, a neighbour, or a blob may be.
     """
 
     band: Tensor
@@ -99,7 +100,9 @@ class _Places:
         distance = centre_distance(grid.box, grid.device) / radius
         limit = distance * radius < grid.box / 2 - 2
         centre, near, far = distance < 0.3, (distance > NEAR) & (distance < FAR) & limit, (distance >= FAR) & limit
-        return cls(band, tops, inside, around, centre, near if near.any() else centre, far, distance < 1.0)
+        near = near if near.any() else centre
+        pixels = (torch.nonzero(where.flatten())[:, 0] for where in (centre, near, far, distance < 1.0))
+        return cls(band, tops, inside, around, *pixels)
 
 
 def class_fit(model: Model, state: State, rings: int) -> Tensor:
@@ -182,21 +185,21 @@ def _blobs(model: Model, data: Tensor, left: Tensor, power: Tensor, round_mean: 
     rest = _matched(grid, left, power, round_mean)
     detail = grid.frequency[: len(round_mean)] * 2 * radius
     blob = torch.exp(-0.5 * (detail / 3.0) ** 2) * (1 - torch.exp(-(detail**2)))
-    small = _matched(grid, left, power, blob)[:, places.within]
-    columns = [whole[:, places.centre].amax(1), whole[:, near].amax(1), _largest(whole, far), rest[:, near].amax(1)]
+    small = _matched(grid, left, power, blob).index_select(1, places.within)
+    columns = [_largest(whole, places.centre), _largest(whole, near), _largest(whole, far), _largest(rest, near)]
     columns += [_largest(rest, far), small.amax(1), -small.amin(1)]
     return torch.stack(columns, dim=1)
 
 
 def _largest(images: Tensor, where: Tensor) -> Tensor:
-    """Maximum (b,) of images (b, n, n) in a region (n, n); 0 where there is none."""
-    return images[:, where].amax(1) if where.any() else images.new_zeros(len(images))
+    """Maximum (b,) of images (b, p) at some of their pixels; 0 where there is none."""
+    return images.index_select(1, where).amax(1) if len(where) else images.new_zeros(len(images))
 
 
 def _matched(grid: RingGrid, data: Tensor, power: Tensor, template: Tensor) -> Tensor:
-    """Matched filter (b, n, n) of a round template (r,), in standard deviations of noise."""
+    """Matched filter (b, n * n) of a round template (r,), in standard deviations of noise."""
     sd = torch.sqrt((power @ template.square()).clamp_min(1e-12))
-    return grid.image(data / grid.weight[: len(template), None] * template[:, None]) / sd[:, None, None]
+    return grid.image(data / grid.weight[: len(template), None] * template[:, None]).flatten(1) / sd[:, None]
 
 
 def _left(model: Model, white: Tensor, places: _Places) -> tuple[Tensor, Tensor]:
@@ -213,8 +216,8 @@ def _left(model: Model, white: Tensor, places: _Places) -> tuple[Tensor, Tensor]
             mean = (image.square() * region).sum((1, 2)) / region.sum().clamp_min(1)
             powers.append(torch.log((mean / area).clamp_min(1e-4)))
     coarse = images[0] + images[1] + images[2]
-    within = coarse[:, inside > 0.5]
-    return torch.stack([*near, *far, within.amax(1), -within.amin(1)], dim=1), coarse.flatten(1).std(1)
+    within = coarse.flatten(1).index_select(1, torch.nonzero((inside > 0.5).flatten())[:, 0])
+    return torch.stack([*near, *far, within.amax(1), -within.amin(1)], dim=1), row_sd(coarse.flatten(1))
 
 
 def ring_bands(model: Model, rings: int) -> Tensor:

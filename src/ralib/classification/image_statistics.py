@@ -144,7 +144,7 @@ def image_statistics(images: Tensor, radius_px: float) -> Tensor:
     powers = [_band_powers(images, window, places.bands) for window in places.windows]
     transform = torch.fft.rfft2(images)
     coarse, fine = (torch.fft.irfft2(transform * keep, s=(n, n)).flatten(1) for keep in places.low_passes)
-    parts = (coarse[:, region] for region in places.pixels)
+    parts = (coarse.index_select(1, region) for region in places.pixels)
     extremes = [f for part in parts for f in (part.amax(1), -part.amin(1))]
     extremes += [fine.amax(1), -fine.amin(1)]
     logs = torch.log(torch.cat([*powers, torch.stack(extremes, dim=1).clamp_min(1e-3)], dim=1))
@@ -173,10 +173,10 @@ def _regions(n: int, radius_px: float, device: torch.device) -> tuple[Tensor, Te
 def _band_powers(images: Tensor, window: Tensor, bands: tuple[Tensor, ...]) -> Tensor:
     """Mean power per pixel (b, bands + 1) in a window; the last column is the noise beyond all bands."""
     power = (squared(torch.fft.rfft2(images * window)) / window.square().sum()).flatten(1)
-    return torch.stack([row_mean(power[:, band]) for band in bands], dim=1).clamp_min(1e-12)
+    return torch.stack([row_mean(power.index_select(1, band)) for band in bands], dim=1).clamp_min(1e-12)
 
 
 def _sides(coarse: Tensor, sectors: tuple[Tensor, ...]) -> Tensor:
     """Difference (b,) between the brightest and the darkest eighth of the surroundings, seen from the centre."""
-    means = torch.stack([row_mean(coarse[:, sector]) for sector in sectors], dim=1)
+    means = torch.stack([row_mean(coarse.index_select(1, sector)) for sector in sectors], dim=1)
     return means.amax(1) - means.amin(1)

@@ -101,7 +101,7 @@ class QuarterWaves:
         """
         some = slice(first * (self.n_half // 2 + 1), stop * (self.n_half // 2 + 1))
         # Columns: (x, y), (-x, y), (x, -y), (-x, -y).
-        a, b, c, d = (images.flatten(1)[:, at] * self.share for at in self.pixel)
+        a, b, c, d = (images.flatten(1).index_select(1, at) * self.share for at in self.pixel)
         even, odd = (a + b + c + d) @ self.cos_cos[:, some], (a - b - c + d) @ self.sin_sin[:, some]
         along_x, along_y = (a - b + c - d) @ self.sin_cos[:, some], (a + b - c - d) @ self.cos_sin[:, some]
         near, far = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)

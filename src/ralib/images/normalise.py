@@ -79,9 +79,10 @@ def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None
         raise RalibError(f"`background_radius_px` {radius_px}: no background is left in a box of {box} px")
     plane = torch.stack([torch.ones_like(outside, dtype=images.dtype), *torch.meshgrid(grid, grid, indexing="ij")])
     # Least squares by the pseudo-inverse of the plane's three functions, one matrix product for all images.
-    fit = images[:, outside] @ torch.linalg.pinv(plane[:, outside])
+    pixels = torch.nonzero(outside.flatten())[:, 0]
+    fit = images.flatten(1).index_select(1, pixels) @ torch.linalg.pinv(plane[:, outside])
     flat = images - torch.einsum("bc,chw->bhw", fit, plane)
-    return divided_by_sd(flat, row_sd(flat[:, outside]), raw)
+    return divided_by_sd(flat, row_sd(flat.flatten(1).index_select(1, pixels)), raw)
 
 
 def divided_by_sd(
@@ -126,6 +127,6 @@ def without_offset(images: Float[Tensor, "b n n"]) -> tuple[Float[Tensor, "b n n
         What was subtracted, 0 for unchanged images.
     """
     mean = images.mean((1, 2), keepdim=True, dtype=torch.float64)
-    sd = images.flatten(1).std(1)[:, None, None]
+    sd = row_sd(images.flatten(1))[:, None, None]
     offset = torch.where(mean.abs() > LARGE_OFFSET_SD * sd, mean, 0.0).to(images.dtype)
     return images - offset, offset
