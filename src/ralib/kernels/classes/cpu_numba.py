@@ -101,10 +101,10 @@ def _group_size(begins: Any, rings: Any) -> Any:
 
 
 def _turns(n_orders: int, n_half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines, flat, at psi_j = pi (j + 1/2) / J of an eighth of the circle, and cosines of a quarter of it.
+    """Tables of an eighth of the circle, flat, and cosines of a quarter of it, at psi_j = pi (j + 1/2) / J.
 
-    Of even orders 4 p, then of 4 p + 2, cosines, then sines, in whole tiles; then what replaces odd orders, which
-    are sums of twice the cosines of even ones, but once the order 0: cos psi and sin psi times them, see `_fold`.
+    Of orders 4 p and 4 p + 2 cosines, then sines, in whole tiles; at last cosines of both times 2, of order 0 times 1,
+    for what `_fold` makes of odd orders.
     """
     psi = (torch.arange(n_half // 2, dtype=torch.float64)[:, None] + 0.5) * (math.pi / n_half)
     eighth = psi[torch.arange(TALL * -(-n_half // (4 * TALL))).clamp_max(n_half // 2 - 1)]
@@ -185,12 +185,13 @@ def _fill_columns(particles: Any, n_orders: Any, columns: Any) -> None:
 @numba.njit
 @no_type_check
 def _fold(products: Any, first: Any, n_half_orders: Any) -> None:
-    """Let odd orders of a template be sums over even ones, in place, by
+    """Write a template's sums over odd orders as sums over even ones, in place.
 
         cos (2 p + 1) psi = 2 cos psi cos 2 p psi - cos (2 p - 1) psi
         sin (2 p + 1) psi = 2 sin psi cos 2 p psi + sin (2 p - 1) psi
 
-    from the highest p down: then an eighth of the circle suffices for them, too.
+    from the highest p down leave cos psi, or sin psi, times a sum of cosines of 2 p psi, for which an eighth of the
+    circle suffices.
     """
     for m in range(2 * n_half_orders - 2, n_half_orders - 1, -1):
         at, above = first + m * ORDER_STEP, first + (m + 1) * ORDER_STEP
@@ -227,7 +228,7 @@ def _fill_sums(products: Any, first: Any, turns: Any, n_half_orders: Any, sums: 
 @no_type_check
 def _fill_best(sums: Any, cosines: Any, mirror: Any, best: Any) -> None:
     """Maximum over all rotations, and the q at which it is, of the template and its mirror image: flat (4, LANES)."""
-    n_quarter, apart = len(cosines), len(sums) // 8
+    n_quarter = len(cosines)
     top, top_mirrored = spread(np.float32(NOTHING)), spread(np.float32(NOTHING))
     place, place_mirrored = spread(np.float32(0)), spread(np.float32(0))
     for q in range(n_quarter // 2):
