@@ -2,7 +2,7 @@
 
 Products and rotations are of sixteen particles side by side. A template is a class average at one of its shifts. Its
 four products with a particle, Re Re, Re Im, Im Re and Im Im of each angular order summed over the rings, serve the
-template and its mirror image; a quarter of the circle serves all of it, for even orders an eighth. Compare
+template and its mirror image; an eighth of the circle serves all of it. Compare
 `ralib.kernels.pose_search.cpu_grid_numba`.
 """
 
