@@ -29,6 +29,7 @@ def program() -> NoReturn:
     for. The waiting policy has to be set before PyTorch loads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_closed_streams()
     _end_at_signals()
     _refuse_small_limits()
     if not os.environ.get("RALIB_DEBUG"):
@@ -47,6 +48,17 @@ def program() -> NoReturn:
     for number in _ENDING:  # all is said and done
         signal.signal(number, lambda *_: os._exit(status))
     sys.exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Give a program that was started with closed streams (`>&- 2>&-`) empty ones.
+
+    A file of data that took the number of one of them would get the lines meant for it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _limits() -> dict[str, int]:

@@ -334,10 +334,18 @@ def _describe_os_error(error: OSError) -> str:
         errno.EROFS: "choose an output folder that can be written",
         errno.ENOENT: "check the path",
     }
+    if error.filename is None and _of_printing(error):
+        return f"cannot write to standard output: {error.strerror}: send it elsewhere, or free some space there"
     where = f"{error.filename}: " if error.filename else ""
     what = error.strerror or str(error)
     hint = hints.get(error.errno or 0)
     return f"{where}{what}" + (f": {hint}" if hint else "")
+
+
+def _of_printing(error: OSError) -> bool:
+    """Whether an error came of printing a line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(not {"click", "_click", "rich"}.isdisjoint(Path(frame.filename).parts) for frame in frames[-3:])
 
 
 def _fail(message: str, status: int) -> int:
@@ -347,5 +355,6 @@ def _fail(message: str, status: int) -> int:
     """
     rank = rank_to_show()
     if first_to_fail():
-        typer.echo(f"ralib: {f'rank {rank}: ' if rank else ''}{' '.join(message.split())}", err=True)
+        with contextlib.suppress(OSError):  # where nobody can be told, the status does
+            typer.echo(f"ralib: {f'rank {rank}: ' if rank else ''}{' '.join(message.split())}", err=True)
     return status

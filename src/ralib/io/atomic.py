@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 from ralib.types import RalibError
 
 PathLike = str | os.PathLike[str]
+_TEMPORARY = re.compile(r"^(\.tmp-[0-9a-f]{12}-)+")
 
 
 @contextlib.contextmanager
@@ -104,7 +106,8 @@ def _removed_at_end(target: Path) -> Iterator[Path]:
 
 def _cannot_write(target: Path, error: OSError) -> RalibError:
     reason = error.strerror or str(error)
-    return RalibError(f"cannot write {target}: {reason}; nothing was changed, free some space or choose another folder")
+    wanted = Path(*(_TEMPORARY.sub("", part) for part in target.parts))  # of files that would have appeared together
+    return RalibError(f"cannot write {wanted}: {reason}; nothing was changed, free some space or choose another folder")
 
 
 def write_text(path: PathLike, text: str) -> None:

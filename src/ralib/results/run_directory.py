@@ -94,10 +94,13 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
         if not self._begun:
-            for folder in (self.path / "iterations", self.path / "checkpoints"):
+            iterations = self.path / "iterations"
+            for folder in (*iterations.glob("*"), iterations, self.path / "checkpoints"):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             if self._made:
+                for name in ("run.yaml", "log.txt"):
+                    (self.path / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
 
