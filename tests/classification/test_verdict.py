@@ -11,7 +11,7 @@ import torch
 from ralib import io
 from ralib.classification.classifier import Classifier
 from ralib.classification.image_statistics import IMAGE_NAMES, image_statistics
-from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, load_model, with_own_prior
+from ralib.classification.junk_model import MODEL_FILE, NAMES, BoostedTrees, load_model, with_prior_of_set
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.typical_class import weighted_median
 from ralib.cli import main
@@ -199,9 +199,9 @@ def test_the_packaged_model_asks_for_known_features_and_is_small() -> None:
 def test_the_share_of_junk_falls_where_odds_are_low_and_never_rises() -> None:
     usable = np.ones(1000, bool)
     few = np.r_[np.full(990, -3.0), np.full(10, 5.0)]
-    assert (with_own_prior(few, usable, 0.25) < few).all()
+    assert (with_prior_of_set(few, usable, 0.25) < few).all()
     many = np.full(1000, 3.0)
-    assert np.allclose(with_own_prior(many, usable, 0.25), many)
+    assert np.allclose(with_prior_of_set(many, usable, 0.25), many)
 
 
 def test_typical_power_does_not_follow_strong_junk() -> None:

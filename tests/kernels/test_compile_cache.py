@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ralib.kernels.compile_cache import cache_trouble, choose_places
+from ralib.kernels.compile_cache import cache_error_message, choose_cache_folders
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 NOWHERE = Path(__file__) / "in" / "no" / "folder"
@@ -21,22 +21,22 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_choose_places_unwritable_default_gives_a_folder_of_the_user(temporary: Path) -> None:
+def test_choose_cache_folders_unwritable_default_gives_a_folder_of_the_user(temporary: Path) -> None:
     environment = {"HOME": str(NOWHERE)}
-    choose_places(environment, NOWHERE)
+    choose_cache_folders(environment, NOWHERE)
     place = Path(environment["NUMBA_CACHE_DIR"])
     assert environment["TRITON_CACHE_DIR"] == str(place)
     assert place.parent == temporary
     assert place.stat().st_mode & 0o077 == 0
     again = {"XDG_CACHE_HOME": str(NOWHERE)}
-    choose_places(again, NOWHERE)
+    choose_cache_folders(again, NOWHERE)
     assert again["NUMBA_CACHE_DIR"] == str(place), "compiled once, found by the next run"
     place.chmod(0o777)
-    choose_places(others := {"HOME": str(NOWHERE)}, NOWHERE)
+    choose_cache_folders(others := {"HOME": str(NOWHERE)}, NOWHERE)
     assert others["NUMBA_CACHE_DIR"] != str(place), "what others can write is not run"
 
 
-def test_choose_places_writable_default_is_left_alone(temporary: Path) -> None:
+def test_choose_cache_folders_writable_default_is_left_alone(temporary: Path) -> None:
     home, nowhere = {"HOME": str(temporary)}, {"HOME": str(NOWHERE)}
     for environment, package, chosen in (
         (home, NOWHERE, set()),
@@ -46,7 +46,7 @@ def test_choose_places_writable_default_is_left_alone(temporary: Path) -> None:
         (nowhere | {"TRITON_HOME": "mine"}, NOWHERE, {"NUMBA_CACHE_DIR"}),
     ):
         after = dict(environment)
-        choose_places(after, package)
+        choose_cache_folders(after, package)
         assert set(after) - set(environment) == chosen
         assert environment.items() <= after.items()
 
@@ -59,8 +59,8 @@ def test_triton_cache_that_cannot_be_used_is_told_with_its_place(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(OSError, match="Not a directory") as caught:
         triton_cache.FileCacheManager("key").put(b"", "kernel.cubin")
-    assert str(tmp_path / "file") in str(cache_trouble(caught.value))
-    assert cache_trouble(OSError("ours")) is None
+    assert str(tmp_path / "file") in str(cache_error_message(caught.value))
+    assert cache_error_message(OSError("ours")) is None
 
 
 KERNEL = """

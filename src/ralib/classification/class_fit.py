@@ -154,7 +154,7 @@ def _of_rows(
     places: _Places,
     rows: slice | Tensor,
 ) -> Tensor:
-    """`class_fit` of some particles, extremes in their own units; last comes the deviation (b,) of what is left."""
+    """`class_fit` of some particles, extremes in their own units; last comes the residual's standard deviation."""
     grid, spectra, rings = model.field.grid, model.field.single, len(typical)
     index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
     first, second = (mirrored_references(half, index, mirror) for half in halves)
@@ -179,7 +179,7 @@ def _of_rows(
 
 
 def _blobs(model: Model, data: Tensor, left: Tensor, power: Tensor, round_mean: Tensor, places: _Places) -> Tensor:
-    """Where else a particle could be (b, f): round templates matched everywhere, with the class and without it."""
+    """Signs of further particles (b, f): round templates matched everywhere, in the image and in its residual."""
     grid, radius, near, far = model.field.grid, model.field.particle_radius_px, places.near, places.far
     whole = _matched(grid, data, power, round_mean)
     rest = _matched(grid, left, power, round_mean)

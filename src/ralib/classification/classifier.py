@@ -207,7 +207,7 @@ class Classifier(ClusterEstimator):
     def _fitted(
         self, particles: ParticleSet, observer: Observer, resume: Checkpoint | None, earlier: EarlierClasses | None
     ) -> Classifier:
-        particles = self._options.admitted(particles)
+        particles = self._options.checked(particles)
         self._timings: dict[str, float] = {}
         self._last: Examination | None = None
         self._budget = Budget.of(self._device)
@@ -255,7 +255,7 @@ class Classifier(ClusterEstimator):
 
     def _predicted(self, particles: ParticleSet) -> Poses:
         self.fitted_.check(particles)
-        particles = self._options.admitted(particles)
+        particles = self._options.checked(particles)
         shard = Shard.of_all(len(particles), self.ranks)
         radii_px = self.fitted_.radius_px, self.fitted_.particle_radius_px
         field = self.fitted_.whitened(self._whiten(particles, self._batches(particles, shard), shard, *radii_px))
@@ -355,7 +355,7 @@ class Classifier(ClusterEstimator):
     def _begin(
         self, particles: ParticleSet, field: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
     ) -> tuple[ClassificationSchedule, State]:
-        """A schedule at its beginning, and the particles as they come."""
+        """A schedule at its beginning, and the state of the particles before it."""
         generator = torch.Generator().manual_seed(self.seed)
         n = len(particles)
         half = random_halves(particles, generator)

@@ -1,7 +1,7 @@
 """The transform between angular orders on rings and the pixels of a disc as two matrices, for a GPU.
 
-A few class averages at a time leave a GPU waiting for its host: one product, though it computes more than it must,
-takes less time than the thirty operations of a transform with symmetries. A CPU has Bessel functions for this
+On a GPU, a few class averages at a time are limited by the launches of kernels: one product, though it computes more
+than it must, takes less time than the thirty operations of a transform with symmetries. A CPU uses Bessel functions
 (`kernels.classes.cpu_disc_numba`).
 """
 
@@ -28,9 +28,9 @@ class DiscMatrices:
     pixel : Tensor of shape (P,)
         Flat indices of the disc's pixels.
     to_image : Tensor of shape (r, m, 2, P)
-        What the real and the imaginary part of each order are at the pixels.
+        Value at each pixel of a unit real or imaginary part of each order.
     to_orders : Tensor of shape (P, r, m, 2)
-        What each pixel is in the orders.
+        Orders of an image of one pixel.
     """
 
     box: int

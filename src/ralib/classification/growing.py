@@ -24,18 +24,18 @@ from ralib.results.observer import Observer
 from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError
 
 GROWTH = 1.5
-"""Times the particles of the last search that the next one needs."""
+"""Particles of the next search over those of the last."""
 
 LAST_GROWTH = 1.1
-"""The same where no more particles are expected."""
+"""The same for the final search, when no more particles are expected."""
 
 FEWEST = 50
-"""Particles of the first search, at least: fewer show neither their diameter nor their noise."""
+"""Particles of the first search, at least: diameter and noise cannot be measured on fewer."""
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What a classification of arriving particles goes on from.
+    """Result of a classification of arriving particles so far, from which it is continued.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class GrowingClassification:
     ) -> None:
         self.classifier, self.observer, self.grown = classifier, observer, grown
         self._wanted, self._references = classes_for, classifier.references
-        # Junk is not set aside: classes would come and go as it is recognised in one arrival and not in the next.
+        # Junk is not set aside: it would be recognised at one arrival and not at the next, and classes change with it.
         self._plan = replace(classifier.plan or ScheduleSettings(), cleaned_exchanges=0)
 
     def fewest(self, n_particles: int) -> int:
@@ -143,7 +143,7 @@ class GrowingClassification:
         return max(FEWEST, 2 * self._wanted(n_particles))
 
     def searches(self, n_particles: int, *, last: bool = False) -> bool:
-        """Tell whether classes are searched anew, rather than joined.
+        """Return whether classes are searched anew, rather than joined.
 
         Parameters
         ----------

@@ -77,7 +77,7 @@ class StatisticsTable:
 
 @dataclass(frozen=True)
 class _Places:
-    """Regions of an image and of its transform, as windows and as numbers of pixels, which need no search again.
+    """Regions of an image and of its transform, as windows and as pixel numbers.
 
     Attributes
     ----------

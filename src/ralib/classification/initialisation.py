@@ -70,7 +70,7 @@ def initialize_from_particles(
         state = iterate_centred(model, references, state, IterationSettings(coarse, hot, wide=i < 2))
         references = model.references(state, coarse)
         report("start", state)
-    # Many narrow classes are pure; few at a time go, so that those that stay can take over their neighbours.
+    # Many narrow classes are pure. Few at a time are dropped, so that the others can absorb their members.
     while len(references) > n_classes:
         keep = most_useful(model, state, max(n_classes, int(plan.thinning * len(references))))
         state, references = restrict_classes(model, state, keep), references[keep]

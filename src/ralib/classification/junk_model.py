@@ -25,7 +25,7 @@ from ralib.classification.image_statistics import IMAGE_NAMES
 MODEL_FILE = Path(__file__).with_name("junk_model.npz")
 
 SCALAR_NAMES = ("log_fit", "log_explained", "off_centre", "agreement", "posterior", "scale")
-"""What the classification itself says of a particle; the first two as logarithms."""
+"""Figures of a particle from the classification itself; the first two as logarithms."""
 
 OWN_NAMES = (*IMAGE_NAMES, *FIT_NAMES, *SCALAR_NAMES)
 
@@ -96,13 +96,13 @@ class BoostedTrees:
         ndarray of shape (n,)
             Log-odds.
         """
-        walk = _Walk.of(self, x.device)
-        parts = [walk.leaf_sums(part).cpu() for part in x.float().split(walk.at_once)]
+        trees = _FlatTrees.of(self, x.device)
+        parts = [trees.leaf_sums(part).cpu() for part in x.float().split(trees.at_once)]
         return self.baseline + torch.cat(parts).numpy() if parts else np.zeros(0)
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _FlatTrees:
     """Trees on a device, flat, in which a leaf is its own child: after `depth` steps every row has reached its leaf."""
 
     feature: Tensor
@@ -114,7 +114,7 @@ class _Walk:
     depth: int
 
     @classmethod
-    def of(cls, trees: BoostedTrees, device: torch.device | str) -> _Walk:
+    def of(cls, trees: BoostedTrees, device: torch.device | str) -> _FlatTrees:
         """Put trees on a device."""
         count, size = trees.feature.shape
         node, first = np.arange(size), np.arange(count)[:, None] * size
@@ -300,17 +300,17 @@ def junk_log_odds(
     column = [NAMES.index(name) for name in model.names]
     usable = evidence.index >= 0
 
-    def seen_from(typical: np.ndarray) -> np.ndarray:
-        return with_own_prior(model.log_odds(features(evidence, typical, device)[:, column]), usable, model.prior)
+    def odds_by(typical: np.ndarray) -> np.ndarray:
+        return with_prior_of_set(model.log_odds(features(evidence, typical, device)[:, column]), usable, model.prior)
 
-    odds = seen_from(usable)
+    odds = odds_by(usable)
     typical = usable & (odds < 0)
     if typical.sum() >= max(20, 0.1 * usable.sum()):
-        odds = seen_from(typical)
+        odds = odds_by(typical)
     return odds
 
 
-def with_own_prior(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.ndarray:
+def with_prior_of_set(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.ndarray:
     """Correct log-odds for a set with less junk than the training data.
 
     The share of junk that explains the odds of this set best, the fixed point of expectation maximisation, is found by

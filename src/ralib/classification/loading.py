@@ -1,4 +1,4 @@
-"""Particles on their way into a classification: batches, the particle's extent, halves, and what was found out."""
+"""Loading for a classification: batches, the particle's extent, halves, held-out particles, and notes for the log."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def particle_extent(
         budget=budget,
         at_most=at_most,
     )
-    # All ranks measured the same few particles; were their devices unlike, rank 0's word counts.
+    # All ranks measured the same few particles; where their devices differ, the result of rank 0 is used.
     measured = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
     radius, rim, crowded = ranks.broadcast_(measured).tolist()
     return ParticleExtent(radius, rim, bool(crowded))
@@ -142,7 +142,7 @@ def held_out(n: int, generator: torch.Generator) -> Tensor:
 def findings(
     particles: ParticleSet, field: WhitenedParticles, shard: Shard, extent: ParticleExtent, *, asked: bool
 ) -> list[str]:
-    """Return what was found out about the images before they are classified, as lines of the log.
+    """Return the lines of the log on the images before they are classified.
 
     Parameters
     ----------

@@ -14,29 +14,29 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.runtime.memory import free_memory, total_memory
 
 BLOCK = 4096
-"""Particles that are kept in one place."""
+"""Particles whose samples are stored together."""
 
 COMFORTABLE = 0.45
-"""Of the device's free memory: what spectra may take where they all fit. A step of the search, the fits of all classes
-and what else is known of each particle need the rest."""
+"""Share of the device's free memory that spectra may take where they all fit. A step of the search, the fits of all
+classes and the other tables of the particles need the rest."""
 
 PART = 0.3
-"""Of the device's free memory: what spectra take of it where they do not fit; groups of them are then read to it."""
+"""Share of the device's free memory that spectra take where they do not fit; the others are read in groups."""
 
 MAIN_PART = 0.4
-"""The same of main memory, from which a GPU reads them."""
+"""Share of the free main memory that they take then."""
 
 MAIN_MOST_BYTES = 5 << 30
-"""Of main memory at most, however much is free: a run of a million particles takes as much again for all else."""
+"""Limit of that, however much is free: a run of a million particles takes as much again for everything else."""
 
 REPORTED_BYTES = 1 << 30
-"""From so many on the log says where they are."""
+"""Spectra of so many bytes, or more, have a line in the log."""
 
 STEP_BYTES = 4e9
 """Device memory that a step may take beside the particles, where there is so much."""
 
 STEP_SHARE = 0.15
-"""Of a GPU's memory: what a step takes at most."""
+"""Share of a GPU's memory that a step takes at most."""
 
 LEAST_BYTES = 3e7
 """A step that cannot allocate this much has nothing left to shrink."""
@@ -108,7 +108,7 @@ class SpectraPlan:
 
     @property
     def reported(self) -> bool:
-        """Whether the log should say so: there are many, or they are not kept as usual."""
+        """Whether there is a line in the log: they are large, or not in single precision on the device."""
         return self.half or self.n * self.bytes_each >= REPORTED_BYTES
 
 
@@ -142,13 +142,13 @@ def plan_spectra(
     if n * each <= COMFORTABLE * free:
         return SpectraPlan(n, each, half=True, on_device=n)
     on_device = min(n, _blocks(PART * free, each))
-    room = min(MAIN_MOST_BYTES, MAIN_PART * free_memory(torch.device("cpu"))) if device.type == "cuda" else 0.0
-    return SpectraPlan(n, each, half=True, on_device=on_device, in_main=min(n - on_device, _blocks(room, each)))
+    main_bytes = min(MAIN_MOST_BYTES, MAIN_PART * free_memory(torch.device("cpu"))) if device.type == "cuda" else 0.0
+    return SpectraPlan(n, each, half=True, on_device=on_device, in_main=min(n - on_device, _blocks(main_bytes, each)))
 
 
-def _blocks(room_bytes: float, bytes_each: int) -> int:
+def _blocks(free_bytes: float, bytes_each: int) -> int:
     """Particles of the whole blocks that fit."""
-    return int(room_bytes / (bytes_each * BLOCK)) * BLOCK
+    return int(free_bytes / (bytes_each * BLOCK)) * BLOCK
 
 
 def particles_at_once(n: int) -> int:

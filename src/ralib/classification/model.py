@@ -29,13 +29,13 @@ WIDE_STEP = 1.5
 """Times coarser where all shifts are searched; the shifts next to the winner follow in the next iteration."""
 
 WINDOW = 0.1
-"""Of the particle's radius: the Gaussian window in which the halves of an average are compared place by place."""
+"""Standard deviation, in particle radii, of the Gaussian window in which an average's halves are compared locally."""
 
 PICKED_WITHIN = 3.0
 """Standard deviations within which the search radius lies, before any origin is known."""
 
 AT_ONCE = 2**25
-"""Particles times classes of which everything is computed at once: more are taken in parts."""
+"""Particles times classes that are computed at once: more are taken in parts."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ COARSE = 2.5
 """Details across the particle that keep the images' own signal: size and shape, by which noise cannot be placed."""
 
 SUBSTITUTED, AT_MOST = 100, 5000
-"""Particles a class that are substituted, on average, and of all classes at most; their FRC tells that of more."""
+"""Particles a class that are substituted, on average, and of all classes at most; that of more follows from these."""
 
 
 def substituted_ssnr(model: Model, state: State, references: Tensor, generator: torch.Generator) -> Tensor:

@@ -79,7 +79,7 @@ class ClassificationOptions:
             raise RalibError(f"{n} particles are too few for {n_classes} classes: ask for at most {n // 2}")
         return n_classes
 
-    def admitted(self, particles: ParticleSet) -> ParticleSet:
+    def checked(self, particles: ParticleSet) -> ParticleSet:
         """Return the particles as they can be classified, with what a user should know of them in `warnings`.
 
         Parameters

@@ -29,7 +29,7 @@ OUTLYING = 4.0
 one in a hundred lies there, of gold beads and crystalline ice nearly all, of carbon edges most."""
 
 LEAST_SPREAD = 0.02
-"""Features are not known to spread by less: images of one phantom without noise are no outliers of each other."""
+"""Lower limit of a feature's standard deviation: images of one phantom without noise are no outliers of each other."""
 
 
 @dataclass(frozen=True)

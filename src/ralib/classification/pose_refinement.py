@@ -18,7 +18,7 @@ from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import row_chunks
 
 UNLIMITED_PX = 1e9
-"""How far refinement may go from the grid's pose in all: each of its steps is limited, not their sum."""
+"""Limit of the whole shift from the grid's pose: only single steps are limited."""
 
 
 def refine_poses(
@@ -79,7 +79,7 @@ def refine_poses(
     fused = steps > 0 if fused is None else fused and steps > 0
     particle = torch.arange(n, device=grid.device) if particle is None else particle
     if fused and on_cpu:
-        return _climbed_on_cores(grid, spectra, references, poses, class_index, particle, steps, limit_deg, limit_px)
+        return _refined_on_cores(grid, spectra, references, poses, class_index, particle, steps, limit_deg, limit_px)
     templates = tabulated(grid, references) if fused else None
     most = 32 if on_cpu else at_once or particles_at_once(n)
     chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
@@ -87,7 +87,9 @@ def refine_poses(
     for cut in row_chunks(n, chunk, grid.device):
         part, data = poses.rows(cut), spectra.data[particle[cut]]
         if templates:
-            part = _climbed(grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px)
+            part = _refined_in_kernel(
+                grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px
+            )
         else:
             data = data[:, : references.shape[1]]
             part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
@@ -161,7 +163,7 @@ def refine_candidates(
     return [found.rows(slice(first, first + n)) for first in range(0, count * n, n)] if n else poses
 
 
-def _climbed_on_cores(
+def _refined_on_cores(
     grid: RingGrid,
     spectra: Spectra,
     references: Tensor,
@@ -177,26 +179,26 @@ def _climbed_on_cores(
     rule = _rule(rings, steps, limit_deg, limit_px)
     psi, origin = poses.psi_deg.clone(), poses.origin_xy_px.clone()
 
-    def climb(rows: Tensor) -> None:
+    def refine(rows: Tensor) -> None:
         one = class_index[rows[0]]
         templates = _fine_templates(grid, rotated_table(references[one][None], grid.n_half, mirror=True))
         row = poses.mirror[rows].long()
-        psi[rows], origin[rows] = _ends(spectra.data, poses.rows(rows), row, templates, rule, particle[rows])
+        psi[rows], origin[rows] = _newton_poses(spectra.data, poses.rows(rows), row, templates, rule, particle[rows])
 
     of_classes = torch.argsort(class_index, stable=True).split(torch.bincount(class_index).tolist())
-    on_cores(climb, [rows for rows in of_classes if len(rows)])
+    on_cores(refine, [rows for rows in of_classes if len(rows)])
     places = PosedParticles(particle, origin, psi, poses.mirror, class_index)
     cross = ring_crosses(spectra.data, places, references, grid.rings(rings)).sum(1)
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
 
 
 def _rule(rings: int, steps: int, limit_deg: float, limit_px: float) -> NewtonRule:
-    """It ends a pose's steps by itself where they change nothing: more of them lead the rest to their maxima."""
+    """Rule of the steps. A pose whose steps change nothing is left out of the next, so that many are cheap."""
     most, everywhere = 4 * steps + 1, (UNLIMITED_PX, UNLIMITED_PX)
     return NewtonRule((0, 0, rings), everywhere, limit_deg, limit_px, slack=1.0, steps=most)
 
 
-def _ends(
+def _newton_poses(
     data: Tensor,
     poses: ClassPoses,
     row: Tensor,
@@ -204,14 +206,14 @@ def _ends(
     rule: NewtonRule,
     particle: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """In-plane rotations (b,) and origins (b, 2) to which the steps of poses (b,) lead."""
+    """In-plane rotations (b,) and origins (b, 2) of poses (b,) after their Newton steps."""
     zero = torch.zeros_like(poses.psi_deg)
     start = torch.stack([poses.psi_deg, zero, zero, zero], dim=-1)
     found = newton(data, poses.origin_xy_px, row[None], start[None], templates, rule, particle)[0]
     return wrap_deg(found[:, 0]), poses.origin_xy_px + found[:, 1:3]
 
 
-def _climbed(
+def _refined_in_kernel(
     grid: RingGrid,
     data: Tensor,
     references: Tensor,
@@ -224,7 +226,7 @@ def _climbed(
 ) -> ClassPoses:
     """Poses (b,) after Newton steps in one kernel, their cross terms in single precision."""
     row = class_index + len(references) * poses.mirror
-    psi, origin = _ends(data, poses, row, templates, _rule(references.shape[1], steps, limit_deg, limit_px))
+    psi, origin = _newton_poses(data, poses, row, templates, _rule(references.shape[1], steps, limit_deg, limit_px))
     reference = mirrored_references(references, class_index, poses.mirror)
     cross = _derivatives(grid, data[:, : references.shape[1]], reference, psi, origin, order=0)[0]
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
@@ -271,7 +273,7 @@ def _derivatives(
     if order == 0:
         return score, score, score
     slope = moved * grid.samples_of(turned * (1j * m)).conj()
-    bend = -(moved * grid.samples_of(turned * (m * m)).conj()).real.sum((1, 2))
+    curvature = -(moved * grid.samples_of(turned * (m * m)).conj()).real.sum((1, 2))
     direction = torch.stack([torch.cos(grid.angle_rad), torch.sin(grid.angle_rad)])
     f = (2 * math.pi * grid.frequency[:rings, None] * direction[:, None]).flatten(1)
     once = torch.stack([f[0], f[1]], dim=1)
@@ -280,16 +282,18 @@ def _derivatives(
     px, py = (slope.imag.flatten(1) @ once).unbind(1)
     xx, xy, yy = (-product.real.flatten(1) @ twice).unbind(1)
     gradient = torch.stack([slope.real.sum((1, 2)), sx, sy], dim=1)
-    hessian = torch.stack([bend, px, py, px, xx, xy, py, xy, yy], dim=1).unflatten(1, (3, 3))
+    hessian = torch.stack([curvature, px, py, px, xx, xy, py, xy, yy], dim=1).unflatten(1, (3, 3))
     return score, gradient, hessian
 
 
 def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:
-    """Step (b, 3) towards the maximum; a direction in which the score is no hill is climbed by its slope's sign."""
+    """Newton step (b, 3) towards the maximum; where that leads down, a short step by the signs of the gradient."""
     scale = torch.diagonal(hessian, dim1=1, dim2=2).abs().clamp_min(1e-12).rsqrt()
     scaled = hessian * scale[:, :, None] * scale[:, None, :]
-    hill = -scaled + 0.05 * torch.eye(3, device=hessian.device)
-    determinant_safe = hill + (torch.linalg.det(hill).abs() < 1e-4)[:, None, None] * torch.eye(3, device=hill.device)
+    negative = -scaled + 0.05 * torch.eye(3, device=hessian.device)
+    determinant_safe = negative + (torch.linalg.det(negative).abs() < 1e-4)[:, None, None] * torch.eye(
+        3, device=negative.device
+    )
     step = torch.linalg.solve_ex(determinant_safe, (gradient * scale)[..., None])[0][..., 0] * scale
     uphill = (step * gradient).sum(1) > 0
     return torch.where(uphill[:, None], step, torch.sign(gradient) * scale * 0.3)

@@ -22,7 +22,7 @@ ANYWHERE = 0.01
 """Share of the particles that may lie anywhere in the searched disc: bad picks, and junk."""
 
 LEAST_SPREAD_PX = 0.5
-"""Places are not known better than this."""
+"""Lower limit of the standard deviation of origins."""
 
 
 def origin_spread(origin_xy_px: Tensor, shard: Shard | None = None) -> Tensor:
@@ -68,14 +68,14 @@ def log_prior(origin_xy_px: Tensor, spread_px: Tensor, radius_px: float) -> Tens
 
 
 PRESSURE_NATS = 10.0
-"""At balance 0.5, a class e times its fair share pays this much log-likelihood for every further member."""
+"""At balance 0.5, a class e times its fair share loses this much log-likelihood for every further member."""
 
 
 AT_ONCE = 2**25
 """Fits of which responsibilities are computed at once."""
 
 MOST_STEPS, LEFT_OVER = 30, 0.003
-"""The fixed point of prices is approached until this share of the way is left, in so many steps at most."""
+"""Steps of the fixed-point iteration of the prices, at most, and the share of the first error at which it ends."""
 
 
 def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard | None = None) -> Tensor:
@@ -113,7 +113,7 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
         return price
     pressure = math.inf if balance >= 1 else PRESSURE_NATS * balance / (1 - balance)
     factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
-    # Each step leaves `factor` of the way: prices that matter little next to the temperature are found sooner.
+    # Each step reduces the error by `factor`: prices small next to the temperature converge sooner.
     steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
     particles = shard.count(torch.ones(len(fit), dtype=torch.bool, device=fit.device))
     if fit.device.type != "cpu":
@@ -129,7 +129,7 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
         share = (members * k / particles).float()
         price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
         if balance < 1:
-            price = price.clamp_max(0.0)  # the popular pay; a rare view is not filled up with others
+            price = price.clamp_max(0.0)  # large classes lose fit; a rare view gains none
     return price
 
 

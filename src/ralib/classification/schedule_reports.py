@@ -1,4 +1,4 @@
-"""A schedule's iterations and the lines of its log, handed to the observer of the run."""
+"""A schedule's iterations and the lines of its log, passed to the observer of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ralib.types import Poses
 
 
 class ScheduleReports:
-    """Hands an observer what a schedule does; `iteration` is the schedule's `observe`.
+    """Reports a schedule to an observer; `iteration` is the schedule's `observe`.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class ScheduleReports:
         self._clock = time.perf_counter()
 
     def announce(self) -> None:
-        """Hand the observer the lines of the log that are new."""
+        """Report the lines of the log that are new."""
         for line in self.schedule.log[self._n_announced :]:
             self.observer.found(line)
         self._n_announced = len(self.schedule.log)
 
     def iteration(self, at: ClassificationSchedule, stage: str, state: State) -> None:
-        """Hand the observer an iteration.
+        """Report an iteration.
 
         Parameters
         ----------

@@ -97,7 +97,7 @@ class StartReferences:
         images = self.images.to(field.grid.device)
         images = images - images.median(-1).values.median(-1).values[:, None, None]
         magnification = 1 / (self.pixel_ratio * field.scale)  # working pixels over those of the images
-        # Beyond its box an image is nothing: the trigonometric polynomial through its pixels would begin again.
+        # Outside its box an image is zero; the trigonometric polynomial through its pixels would be periodic.
         images = _padded(images, math.ceil(field.grid.box * magnification) + 2)
         masked = resample(images, field.grid.box, magnification) * field.mask
         orders = field.grid.orders_of_image(masked, rings, field.orders(rings))

@@ -27,33 +27,33 @@ from ralib.images.fourier import squared
 from ralib.types import RalibError
 
 GROUP_BYTES = 1e9
-"""Of the particles that are in single precision at a time; two groups are where one follows the other."""
+"""Bytes of a group of particles in single precision; there are two groups at a time, one being read ahead."""
 
 LARGEST = 2.0**14
-"""What the largest number of a particle's ring is scaled to: half precision ends at 65,504."""
+"""Largest number of a particle's ring after scaling: half precision ends at 65,504."""
 
 
 class Block(Protocol):
     """Samples (rings, b, angles, 2) of up to BLOCK particles, half precision."""
 
     def write(self, samples: Tensor) -> None:
-        """Keep all rings of the samples, which are on the device."""
+        """Store all rings of the samples, which are on the device."""
         ...
 
     def fetch(self, rings: int) -> Tensor:
-        """Return the first rings from where they are; may run beside the computation."""
+        """Return the first rings; may run in another thread than the computation."""
         ...
 
 
-class HeldBlock:
-    """In the device's memory, or in main memory from which the device reads by itself.
+class MemoryBlock:
+    """Samples in the device's memory, or in pinned main memory, from which a GPU reads directly.
 
     Parameters
     ----------
     device : torch.device
         Where the samples are held.
     pinned : bool, default False
-        Whether the device can read them there.
+        Whether main memory is pinned.
     """
 
     def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
@@ -70,19 +70,19 @@ class HeldBlock:
 
 
 class ScratchFile:
-    """A file without a name: it is gone with the process.
+    """A temporary file without a name, which the system removes when the process ends.
 
     Parameters
     ----------
     pinned : bool
-        Whether what is read goes to memory that a GPU reads from by itself.
+        Whether samples are read into pinned memory.
     """
 
     def __init__(self, *, pinned: bool) -> None:
         try:
             self._file, path = tempfile.mkstemp(prefix="ralib-")
         except OSError as error:
-            raise _no_room(error) from error
+            raise _disk_full(error) from error
         Path(path).unlink()
         weakref.finalize(self, os.close, self._file)
         self._pinned = pinned
@@ -97,7 +97,7 @@ class ScratchFile:
                 done = os.pwrite(self._file, raw, self._end)
                 self._end, raw = self._end + done, raw[done:]
         except OSError as error:
-            raise _no_room(error) from error
+            raise _disk_full(error) from error
         return start
 
     def read(self, start: int, shape: tuple[int, ...]) -> Tensor:
@@ -129,14 +129,14 @@ class ScratchFile:
         return buffer[:count].view(shape)
 
 
-def _no_room(error: OSError) -> RalibError:
+def _disk_full(error: OSError) -> RalibError:
     return RalibError(
-        f"scratch file of the spectra in {tempfile.gettempdir()}: {error.strerror}: set TMPDIR to a folder with room"
+        f"scratch file of the spectra in {tempfile.gettempdir()}: {error.strerror}: set TMPDIR to a larger disk"
     )
 
 
 class FileBlock:
-    """In a scratch file.
+    """Samples in a scratch file.
 
     Parameters
     ----------
@@ -254,8 +254,8 @@ def _ahead(blocks: list[Block], rings: int) -> Iterator[Tensor]:
             yield here
 
 
-def places(plan: SpectraPlan, device: torch.device) -> Iterator[Block]:
-    """Return where blocks are kept, one after the other: on the device, in main memory, in one file.
+def empty_blocks(plan: SpectraPlan, device: torch.device) -> Iterator[Block]:
+    """Make the blocks of samples one after the other: on the device, then in main memory, then in one file.
 
     Parameters
     ----------
@@ -267,21 +267,21 @@ def places(plan: SpectraPlan, device: torch.device) -> Iterator[Block]:
     Returns
     -------
     Iterator of Block
-        Empty places.
+        Empty blocks.
     """
     gpu, file = device.type == "cuda", None
     for first in itertools.count(0, BLOCK):
         if first < plan.on_device:
-            yield HeldBlock(device)
+            yield MemoryBlock(device)
         elif first < plan.on_device + plan.in_main:
-            yield HeldBlock(torch.device("cpu"), pinned=gpu)
+            yield MemoryBlock(torch.device("cpu"), pinned=gpu)
         else:
             file = file or ScratchFile(pinned=gpu)
             yield FileBlock(file)
 
 
 class SpectraWriter:
-    """Takes samples batch after batch, and keeps them as a plan says.
+    """Stores samples, batch after batch, by a plan.
 
     Parameters
     ----------
@@ -292,9 +292,9 @@ class SpectraWriter:
     """
 
     def __init__(self, plan: SpectraPlan, device: torch.device) -> None:
-        self._places = places(plan, device)
+        self._empty_blocks = empty_blocks(plan, device)
         self._blocks: list[Block] = []
-        self._waiting: list[Tensor] = []
+        self._pending: list[Tensor] = []
         self._scales: list[Tensor] = []
         self._energies: list[Tensor] = []
 
@@ -305,12 +305,12 @@ class SpectraWriter:
         scaled = (samples / scale[..., None, None]).half()
         self._scales.append(scale)
         self._energies.append(squared(torch.view_as_complex(scaled.float())).sum(2))
-        self._waiting.append(scaled)
-        if sum(map(len, self._waiting)) >= BLOCK:
-            whole = torch.cat(self._waiting)
+        self._pending.append(scaled)
+        if sum(map(len, self._pending)) >= BLOCK:
+            whole = torch.cat(self._pending)
             for part in whole[: len(whole) // BLOCK * BLOCK].split(BLOCK):
                 self._keep(part)
-            self._waiting = [whole[len(whole) // BLOCK * BLOCK :].clone()]
+            self._pending = [whole[len(whole) // BLOCK * BLOCK :].clone()]
 
     def done(self, weight: Tensor, power: Tensor) -> StoredSpectra:
         """Return the spectra of all particles.
@@ -327,12 +327,12 @@ class SpectraWriter:
         StoredSpectra
             The spectra.
         """
-        if rest := [part for part in self._waiting if len(part)]:
+        if rest := [part for part in self._pending if len(part)]:
             self._keep(torch.cat(rest))
         scale = torch.cat(self._scales) * weight
         return StoredSpectra(self._blocks, scale, power, torch.cat(self._energies) * scale.square())
 
     def _keep(self, samples: Tensor) -> None:
-        block = next(self._places)
+        block = next(self._empty_blocks)
         block.write(samples.permute(1, 0, 2, 3).contiguous())
         self._blocks.append(block)

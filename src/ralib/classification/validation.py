@@ -42,11 +42,11 @@ it lies just above what the picking asked for. On simulated sets the sum was 0.4
 empty ice and noise picked by templates, and 1.06 or more for particles."""
 
 TESTED = 200
-"""Held-out particles, and as many images of noise, that the test looks at."""
+"""Number of held-out particles in the test, and of images of noise."""
 
 COARSE_DETAIL = 1.5
-"""Details across the particle up to which the test looks away: the background level of an image, wrong by the noise it
-was measured in, is coarse structure that even empty images share."""
+"""Details across the particle up to which rings are left out of the test: the error of an image's background level is
+coarse structure that even empty images share."""
 
 
 @dataclass(frozen=True)

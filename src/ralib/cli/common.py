@@ -23,7 +23,7 @@ from rich.progress import track
 from ralib.cli.flags import with_flags
 from ralib.cli.interrupts import answered, noted_signals
 from ralib.cli.timing import began
-from ralib.kernels.compile_cache import cache_trouble
+from ralib.kernels.compile_cache import cache_error_message
 from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched, launcher_number, rank_to_show
 from ralib.runtime.memory import memory_left, out_of_memory
 from ralib.runtime.memory_guard import MemoryGuard
@@ -315,7 +315,7 @@ def _explain(error: Exception, command: str) -> int:
         instead = REPLACED_OPTIONS.get(getattr(error, "option_name", ""))
         message = f"{message} {instead}" if instead else message
         return _fail(f"{message} (see '{command} --help')", EXIT_ERROR) if message else EXIT_ERROR
-    if trouble := cache_trouble(error):
+    if trouble := cache_error_message(error):
         return _fail(trouble, EXIT_ERROR)
     if out_of_memory(error):
         what = str(error).strip().split("\n")[0] or "an allocation was refused"

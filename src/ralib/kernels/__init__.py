@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.kernels.compile_cache import choose_places
+from ralib.kernels.compile_cache import choose_cache_folders
 from ralib.kernels.interpolation.reference import Samples, compute_dtype
 
 __all__ = ["Samples", "implementation", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum"]
 
 
-choose_places(os.environ, Path(__file__).parent)
+choose_cache_folders(os.environ, Path(__file__).parent)
 
 
 def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 
-def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
+def choose_cache_folders(environment: MutableMapping[str, str], package: Path) -> None:
     """Set NUMBA_CACHE_DIR and TRITON_CACHE_DIR to a folder of this user where the default folder is not writable.
 
     Parameters
@@ -40,10 +40,10 @@ def choose_places(environment: MutableMapping[str, str], package: Path) -> None:
     environment.update(dict.fromkeys(missing, str(place)))
 
 
-def cache_trouble(error: BaseException) -> str | None:
-    """What to say of an error that Triton's cache raised (damaged, full, not readable); None for any other error.
+def cache_error_message(error: BaseException) -> str | None:
+    """Return the message for an error of Triton's cache (damaged, full, not readable); None for any other error.
 
-    Numba's cache needs no such words: see `numba_cache`.
+    Numba's cache needs none: see `numba_cache`.
     """
     if isinstance(error, RuntimeError) and "kernel image is invalid" not in str(error):
         return None

@@ -1,4 +1,4 @@
-"""Sixteen numbers side by side as one value of compiled loops on a CPU: what a loop over lanes cannot be trusted to be.
+"""Vectors of sixteen numbers as one value of compiled loops on a CPU, where automatic vectorisation is not certain.
 
 The compiler turns a loop over an array's sixteen columns into vector instructions only where it can prove that no two
 arrays overlap; a value of this type is one register (or two, or four) by construction. Sums and products are rounded

@@ -1,4 +1,4 @@
-"""Numba's cache of compiled functions, with a digest: what is damaged is compiled anew, what cannot be kept is not.
+"""Numba's cache of compiled functions, with a digest: damaged files are compiled anew, and a full disk is no error.
 
 Numba itself trusts its files: a truncated one ends the program, a changed one can crash it.
 """
@@ -22,7 +22,7 @@ def kept(function: F) -> F:
     dispatcher: Any = function
     try:
         dispatcher._cache = _CheckedCache(dispatcher.py_func)
-    except RuntimeError as error:  # no folder for it anywhere
+    except RuntimeError as error:  # there is no writable folder
         _log.warning("ralib: compiled kernels are not kept: %s", " ".join(str(error).split()))
     return function
 
@@ -41,7 +41,7 @@ class _CheckedFile(IndexDataCacheFile):
         with open(self._data_path(name), "rb") as file:
             digest, data = file.read(_DIGEST_BYTES), file.read()
         if hashlib.sha256(data).digest() != digest:
-            raise FileNotFoundError(name)  # as good as not there
+            raise FileNotFoundError(name)  # Numba compiles it anew
         return pickle.loads(data)
 
     def _save_data(self, name: str, data: Any) -> None:
@@ -51,7 +51,7 @@ class _CheckedFile(IndexDataCacheFile):
 
 
 class _CheckedCache(FunctionCache):
-    """The cache of one function; whatever goes wrong with its files, the function is compiled and runs."""
+    """The cache of one function; if its files cannot be read or written, the function is compiled."""
 
     warned = False
 
