@@ -50,19 +50,16 @@ def hard_scores(poses: Poses, truth: dict[str, np.ndarray], symmetry: str = "C1"
     """
     rotations = symmetry_rotations(symmetry)
     index, good = poses.class_index.numpy(), truth["junk"] == 0
-    x, view, left = _in_class_frame(poses, truth)
+    x, view, left = in_class_frame(poses, truth)
     spread, turn, shift, sizes = [], [], [], []
     for k in range(int(index.max()) + 1):
         sizes.append(int((index == k).sum()))
         member = (index == k) & good
         if member.sum() < 2:
             continue
-        axes, directions = _nearest_mates(rotations, view[member], x[member])
-        axis = _unit(axes.mean(0))
-        spread += list(np.degrees(np.arccos(np.clip(axes @ axis, -1, 1))))
-        mean_x = directions.mean(0)
-        mean_x = _unit(mean_x - axis * (mean_x @ axis))
-        turn += list(np.degrees(np.abs(np.arctan2(directions @ np.cross(axis, mean_x), directions @ mean_x))))
+        angles, turns = class_spread(rotations, view[member], x[member])
+        spread += list(angles)
+        turn += list(turns)
         shift += list(np.linalg.norm(left[member] - np.median(left[member], 0), axis=1))
     share = np.array(sizes)[np.array(sizes) > 0] / sum(sizes)
     return {
@@ -75,7 +72,17 @@ def hard_scores(poses: Poses, truth: dict[str, np.ndarray], symmetry: str = "C1"
     }
 
 
-def _in_class_frame(poses: Poses, truth: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def class_spread(rotations: np.ndarray, view: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Angles (n,) to the mean view of a class, and about it, degrees, of views and directions of x (n, 3)."""
+    axes, directions = _nearest_mates(rotations, view, x)
+    axis = _unit(axes.mean(0))
+    mean_x = directions.mean(0)
+    mean_x = _unit(mean_x - axis * (mean_x @ axis))
+    angle = np.degrees(np.arccos(np.clip(axes @ axis, -1, 1)))
+    return angle, np.degrees(np.abs(np.arctan2(directions @ np.cross(axis, mean_x), directions @ mean_x)))
+
+
+def in_class_frame(poses: Poses, truth: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Direction of x (n, 3), view (n, 3) and what is left of the shift (n, 2) after the poses, mirrors undone."""
     psi, mirror = np.deg2rad(poses.psi_deg.numpy()), poses.mirror.numpy()
     c, s = np.cos(psi)[:, None], np.sin(psi)[:, None]

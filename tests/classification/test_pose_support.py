@@ -10,7 +10,7 @@ import torch
 
 from ralib.classification.classifier import Classifier
 from ralib.classification.pose_support import _some_of_each
-from ralib.classification.quality import BLURRED, TOLD_APART, _verdict
+from ralib.classification.quality import BLURRED, GOOD_BUT_ROUND, ROUND, TOLD_APART, _verdict
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.simulation.simulator import SimulationOptions, Simulator
 
@@ -21,7 +21,7 @@ def row(support: float) -> dict[str, Any]:
     """Figures of a class that nothing else is wrong with."""
     return {
         "members": 100, "junk": 0.0, "sharpness": 1.0, "reproducibility": 0.9, "off_centre": 0.0, "off_centre_px": 0.0,
-        "pose_support": support,
+        "pose_support": support, "round_support": 0.0,
     }  # fmt: skip
 
 
@@ -41,6 +41,18 @@ def test_verdict_support_unknown_says_nothing_of_views() -> None:
     )
 
 
+def test_verdict_round_class_is_good_but_its_rotation_is_said_to_be_unknown() -> None:
+    shell = row(TOLD_APART - 0.1) | {"round_support": ROUND}
+    assert _verdict(shell, [shell], believable=True, cause="") == (1.0, GOOD_BUT_ROUND)
+
+
+def shells(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
+    """Images (n, box, box) of a thin round shell in noise: fine detail, and nothing that turns."""
+    y, x = torch.meshgrid(*[torch.arange(box) - box // 2] * 2, indexing="ij")
+    shell = torch.exp(-0.5 * ((torch.hypot(x.float(), y.float()) - 12) / 2) ** 2)
+    return shell + torch.randn(n, box, box, generator=generator)
+
+
 def blobs(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     """Images (n, box, box) of oval blobs in noise, of any direction and of unlike contrast and size: no detail."""
     y, x = torch.meshgrid(*[torch.arange(box) - box // 2] * 2, indexing="ij")
@@ -51,21 +63,29 @@ def blobs(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     return (0.3 + 1.2 * contrast) * blob + torch.randn(n, box, box, generator=generator)
 
 
-def classified(images: torch.Tensor) -> tuple[list[float], list[str]]:
-    """Pose support and warnings of a run."""
+def classified(images: torch.Tensor) -> tuple[list[dict[str, Any]], list[str]]:
+    """Classes of more than 20 members, and warnings of a run."""
     result = Classifier(n_classes=4, seed=1, plan=QUICK).fit(images).result_
     assert result.stability["believable"]
-    return [r["pose_support"] for r in result.classes if r["members"] > 20], [w.what for w in result.warnings]
+    return [r for r in result.classes if r["members"] > 20], [w.what for w in result.warnings]
 
 
 def test_classifier_views_of_a_molecule_are_told_apart_blobs_are_not() -> None:
     options = SimulationOptions(n_particles=300, box=48, snr=0.2, seed=3, n_views=4, ctf=False)
-    support, warnings = classified(torch.cat(list(Simulator(options).blocks())))
-    assert min(support) > TOLD_APART
+    classes, warnings = classified(torch.cat(list(Simulator(options).blocks())))
+    assert min(r["pose_support"] for r in classes) > TOLD_APART
     assert not any("told apart" in w for w in warnings)
-    support, warnings = classified(blobs(300, 48, torch.Generator().manual_seed(0)))
-    assert max(support) < TOLD_APART
+    classes, warnings = classified(blobs(300, 48, torch.Generator().manual_seed(0)))
+    assert max(r["pose_support"] for r in classes) < TOLD_APART
+    assert max(r["round_support"] for r in classes) < ROUND
     assert any("not told apart" in w for w in warnings)
+
+
+def test_classifier_shells_are_round_and_no_blobs() -> None:
+    classes, warnings = classified(shells(300, 48, torch.Generator().manual_seed(0)))
+    assert max(r["pose_support"] for r in classes) < TOLD_APART
+    assert min(r["round_support"] for r in classes) > ROUND
+    assert not any("told apart" in w for w in warnings)
 
 
 def test_some_of_each_takes_candidates_of_every_class_in_order() -> None:

@@ -416,7 +416,7 @@ class Classifier(ClusterEstimator):
         index = shown.class_index.numpy()
         assert schedule.references is not None
         by_choice = torch.Generator().manual_seed(self.seed)
-        support = pose_support(model, state, schedule.references.shape[1], found.odds < 0, by_choice).numpy()
+        support = pose_support(model, state, schedule.references.shape[1], found.odds < 0, by_choice)
         verdict = judge(
             found.evidence, found.figures, field, averages, classes, index, found.stability, found.odds, support
         )

@@ -7,6 +7,9 @@ between, which had no part in that, say how far they agree. A class may have any
 rotation is the only one. Noise has some support as well, about 3 standard deviations, since class and place come from
 all rings.
 
+A particle that looks round, a shell or a ball, has detail that no rotation changes: its rotation is not known, and yet
+the average is no blob. So the round part of the same rings is asked as well, where it is finer than a blob's.
+
 The principle is that of a cross-validated likelihood, as the free R value has it: what a pose was fitted to does not
 judge it (Brünger 1992, "Free R value: a novel statistical quantity for assessing the accuracy of crystal structures",
 Nature 355, 472-475).
@@ -14,7 +17,7 @@ Nature 355, 472-475).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +32,9 @@ from ralib.classification.state import State
 DETAIL = 2.0
 """Details across the particle from which on rings are asked: size and elongation, which blobs have too, are coarser."""
 
+ROUND_DETAIL = 3.0
+"""Details across the particle from which on the round part is asked: a blob's profile is coarser."""
+
 OF_A_CLASS, AT_MOST = 50, 5000
 """Members of a class that are looked at, and particles of all classes, at most."""
 
@@ -39,8 +45,27 @@ CHUNK = 512
 """Particles whose samples are compared at a time."""
 
 
-def pose_support(model: Model, state: State, rings: int, candidates: np.ndarray, generator: torch.Generator) -> Tensor:
-    """Return by how many standard deviations of the noise in one image unused rings support a member's rotation.
+@dataclass(frozen=True)
+class PoseSupport:
+    """By how many standard deviations of the noise in one image unused rings agree with a member's class.
+
+    Attributes
+    ----------
+    turned : ndarray of shape (k,)
+        What changes as the average turns, from DETAIL on: support of the rotation that the other rings found. Mean over
+        members of each class; NaN where there are fewer than FEWEST.
+    round : ndarray of shape (k,)
+        What does not, from ROUND_DETAIL on: 0 on average where an average shows no such detail.
+    """
+
+    turned: np.ndarray
+    round: np.ndarray
+
+
+def pose_support(
+    model: Model, state: State, rings: int, candidates: np.ndarray, generator: torch.Generator
+) -> PoseSupport:
+    """Return how far rings that had no part in it support the rotations of each class's members.
 
     Parameters
     ----------
@@ -57,23 +82,24 @@ def pose_support(model: Model, state: State, rings: int, candidates: np.ndarray,
 
     Returns
     -------
-    Tensor of shape (k,)
-        Mean over members of each class; NaN where there are fewer than FEWEST.
+    PoseSupport
+        For each class.
     """
     assert state.averages is not None
     n_classes, everyone = len(state.members), model.shard.gather
     index = everyone(state.class_index).cpu()
     chosen = _some_of_each(index, torch.from_numpy(candidates), n_classes, generator)
     half, device = everyone(model.half).cpu(), model.field.grid.device
-    total, count = torch.zeros(2, n_classes, dtype=torch.float64)
+    total, count = torch.zeros(n_classes, 2, dtype=torch.float64), torch.zeros(n_classes, 1, dtype=torch.float64)
     for h, orders in enumerate(state.averages.halves):
         references = model.masked(replace(state.averages, orders=orders), rings)
         rows = chosen[half[chosen] != h]
         part, own = model.of(rows.to(device)), state.of(model.shard.held(rows.to(device)))
         support = part.shard.gather(_support(part, own, references)).cpu().double()
         total.index_add_(0, index[rows], support)
-        count.index_add_(0, index[rows], torch.ones_like(support))
-    return torch.where(count >= FEWEST, total / count, torch.nan)
+        count.index_add_(0, index[rows], torch.ones_like(support[:, :1]))
+    mean = torch.where(count >= FEWEST, total / count, torch.nan).numpy()
+    return PoseSupport(mean[:, 0], mean[:, 1])
 
 
 def _some_of_each(index: Tensor, candidates: Tensor, n_classes: int, generator: torch.Generator) -> Tensor:
@@ -87,19 +113,21 @@ def _some_of_each(index: Tensor, candidates: Tensor, n_classes: int, generator: 
 
 
 def _support(model: Model, state: State, references: Tensor) -> Tensor:
-    """Support (b,) of each particle's rotation by the rings that did not find it, both ways together."""
+    """Support (b, 2) of each particle's rotation, and of its round part, by the rings that did not find it."""
     rings = references.shape[1]
     ring = torch.arange(rings, device=references.device)
-    fine = (ring >= min(model.field.rings_for(DETAIL), rings - 2))[:, None]
-    turns = torch.arange(references.shape[2], device=references.device) > 0  # the round part has no rotation
-    agreement, power = torch.zeros(2, len(state.psi_deg), device=references.device)
+    turns = torch.arange(references.shape[2], device=references.device) > 0
+    first_rings = (min(model.field.rings_for(detail), rings - 2) for detail in (DETAIL, ROUND_DETAIL))
+    asked = [(ring >= first)[:, None] & part for first, part in zip(first_rings, (turns, ~turns), strict=True)]
+    agreement, power = torch.zeros(2, len(state.psi_deg), len(asked), device=references.device)
     for first in (0, 1):
         finds = (ring % 2 == first)[:, None]
         posed = _posed(model, state, references * finds)
-        asked = references * (~finds & fine & turns)
-        if len(agreement):
-            agreement += ring_crosses(model, asked, posed, CHUNK).sum(1)
-            power += (model.field.single.power[:, :rings] * ring_power(asked)[state.class_index]).sum(1)
+        for column, part in enumerate(asked if len(agreement) else ()):
+            judges = references * (~finds & part)
+            agreement[:, column] += ring_crosses(model, judges, posed, CHUNK).sum(1)
+            expected = model.field.single.power[:, :rings] * ring_power(judges)[state.class_index]
+            power[:, column] += expected.sum(1)
     return agreement / power.sqrt().clamp_min(1e-9)
 
 

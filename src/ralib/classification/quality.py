@@ -21,12 +21,13 @@ from ralib.classification.class_fit import class_fit
 from ralib.classification.class_statistics import class_statistics
 from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, by_class, deviations, junk_log_odds
 from ralib.classification.model import Model
+from ralib.classification.pose_support import PoseSupport
 from ralib.classification.residuals import ring_crosses
 from ralib.classification.state import State
 from ralib.classification.typical_class import typical_power
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
-from ralib.images.centering import centre_of_mass
+from ralib.images.centering import centre_of_outline
 from ralib.images.frc import ssnr
 from ralib.images.masks import soft_disc
 from ralib.results.automatic_selection import automatic_selection
@@ -38,16 +39,27 @@ FINE_DETAIL = 3.5
 WORST = 10.0
 """No particle's quality, a logarithm of odds, lies beyond."""
 
-OFF_CENTRE = 0.2, 0.6
-"""Particle radii by which the mass of an average may lie off the centre, and from which on the class shows nothing."""
+OFF_CENTRE = 0.25, 0.6
+"""Particle radii by which an average may lie off the centre, and from which on the class shows nothing."""
+
+OUTLINE = 1 / 9
+"""Smoothing of the outline that is centred, particle radii."""
 
 TOLD_APART = 3.5
 """Standard deviations of `pose_support` from which on the views of a class count as told apart. Noise has 3, because
 class and place come from all rings. Below lie 66% of the classes whose members' views are as far apart as by chance,
 90% where the molecule is compact, and 2% of those within 25 degrees: docs/howto/classify.md."""
 
+ROUND = 2.5
+"""Standard deviations of `round_support` from which on such a class shows a round particle, and no blob. None of 143
+classes of blobs and other particles below TOLD_APART has more than 2.4."""
+
+NOT_TOLD_APART = "its views were probably not told apart: it shows shape, no detail"
+GOOD = "good: detailed, reproducible, well centred"
+GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; how its particles are turned is not known"
+
 BLURRED = 0.3
-"""Factor on what such a class seems to show of its particles."""
+"""Factor on what a class of blurred views seems to show of its particles."""
 
 MANY_BLURRED = 1 / 3
 """Share of such classes from which on the run says so."""
@@ -102,7 +114,7 @@ def judge(
     class_index: np.ndarray,
     stability: Stability,
     odds: np.ndarray,
-    support: np.ndarray,
+    support: PoseSupport,
 ) -> Verdict:
     """Compute everything that the output says about quality.
 
@@ -122,7 +134,7 @@ def judge(
         Result of the validation.
     odds : ndarray of shape (n,)
         Result of `junk_odds`.
-    support : ndarray of shape (k,)
+    support : PoseSupport
         Result of `pose_support`; nothing is known of a class of junk beyond.
 
     Returns
@@ -262,13 +274,14 @@ def _rows(
     particles: dict[str, np.ndarray],
     index: np.ndarray,
     rows: list[dict[str, Any]],
-    support: np.ndarray,
+    support: PoseSupport,
 ) -> list[dict[str, Any]]:
     """The classes' rows with what their averages and members add to them."""
     assert averages.frc is not None
     radius = field.radius_px / field.scale
     mask = soft_disc(averages.images.shape[-1], radius, 4.0)
-    off = torch.linalg.vector_norm(centre_of_mass(averages.images, mask), dim=1)
+    outline = centre_of_outline(averages.images, mask, field.particle_radius_px / field.scale * OUTLINE)
+    off = torch.linalg.vector_norm(outline, dim=1)
     fine = averages.frc[:, 1 : field.grid.n_rings]
     added, members = [], dict(by_class(index))
     for k, row in enumerate(rows):
@@ -285,7 +298,8 @@ def _rows(
                 "off_centre_px": float(off[k]),
                 "off_centre": float(off[k]) * field.scale / field.particle_radius_px,
                 "reproducibility": mean("agreement"),
-                "pose_support": float(support[k]) if k < len(support) else math.nan,
+                "pose_support": float(support.turned[k]) if k < len(support.turned) else math.nan,
+                "round_support": float(support.round[k]) if k < len(support.round) else math.nan,
                 "posterior_mean": mean("posterior"),
                 "junk": 1.0 if own is None else mean("junk"),
             }
@@ -411,17 +425,22 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     if row["reproducibility"] < 0.3:
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
     if blurs_views(row) and true > 0.5:
-        words.append("its views were not told apart: it shows shape, no detail")
+        words.append(NOT_TOLD_APART)
     if row["sharpness"] < 0.5 * sharpest:
         words.append("blurred next to the best class")
     if row["off_centre"] > OFF_CENTRE[0]:
-        words.append(f"its mass lies {row['off_centre_px']:.0f} px off the centre")
-    return score, "; ".join(words) or "good: detailed, reproducible, well centred"
+        words.append(f"it lies {row['off_centre_px']:.0f} px off the centre")
+    return score, "; ".join(words) or (GOOD_BUT_ROUND if is_round(row) else GOOD)
 
 
 def blurs_views(row: dict[str, Any]) -> bool:
-    """Whether the views of a class, by its row, were not told apart as far as is known."""
-    return bool(row["pose_support"] < TOLD_APART)
+    """Whether the views of a class, by its row, were probably not told apart: neither what turns nor a round part."""
+    return bool(row["pose_support"] < TOLD_APART and not row["round_support"] >= ROUND)
+
+
+def is_round(row: dict[str, Any]) -> bool:
+    """Whether a class, by its row, shows a particle so round that nothing tells how it is turned."""
+    return bool(row["pose_support"] < TOLD_APART and row["round_support"] >= ROUND)
 
 
 def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability) -> list[Notice]:

