@@ -77,8 +77,12 @@ def test_a_selection_and_a_split_take_their_members(
     }  # fmt: skip
     selection.write_text(json.dumps(value))
     words = ["classify", str(run)]
-    assert main([*words, str(tmp_path / "from"), "--from", str(selection), "--classes", "2", *COMMON]) == 0
+    chosen = ["--from", str(selection), "--classes", "2", "--search", "12A", *COMMON]
+    assert main([*words, str(tmp_path / "from"), *chosen]) == 0
     assert sum(members(tmp_path / "from")) == sizes[0] + sizes[2]
+    assert read_record(tmp_path / "from")["search_range_px"] == pytest.approx(1.2)  # of 10 A/px
+    sampling = io.read_star(tmp_path / "from" / "relion_sampling.star")["sampling_general"]
+    assert float(sampling["rlnOffsetRange"]) == pytest.approx(12)
     assert main([*words, str(tmp_path / "split"), "--split", "2", "--classes", "2", *COMMON]) == 0
     assert sum(members(tmp_path / "split")) == sizes[1]
     selection.write_text(json.dumps(value | {"run": {"title": "t", "fingerprint": "of another run"}}))

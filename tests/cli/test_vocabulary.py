@@ -204,6 +204,20 @@ def test_run_yaml_of_a_run_makes_the_same_run(stack: Path, tmp_path: Path) -> No
     assert yaml.safe_load((third / "run.yaml").read_text())["seed"] == 8
 
 
+def test_a_written_config_may_spell_options_as_the_help_does(
+    stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("ou: 11\nEQ: yes\npixel-size: 2.5\nmaxit: 1\nxr: 2A\n")
+    words = ["mref", str(stack), "2", str(tmp_path / "run"), "--config", str(config), "--no-report"]
+    assert main(words) == 0
+    taken = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert (taken["equal"], taken["pixel_size"], taken["xr"]) == (True, 2.5, "2A")
+    config.write_text("EQ: yes\nequal: no\n")
+    assert main(words) == 2
+    assert "EQ, equal are one option" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_commands_and_options(shell: str) -> None:
     """What the shell's completion script asks of the program, and what it gets."""

@@ -88,7 +88,7 @@ def job_of(project: Path) -> Path:
     write_mrcs(folder / "averages.mrcs", averages.numpy(), 4.0)
     write_particles_star(folder / "particles.star", particles, poses, mirror_as_class=False, project=project)
     classes = [{"class": k + 1, "resolution_A": [12.0, None][k], "shift_spread_px": 0.5} for k in range(K)]
-    record = {"options": {"ctf": "off", "search": 1.0, "seed": 7}, "classes": classes, "diameter_A": 70.0}
+    record = {"options": {"ctf": "off", "seed": 7}, "search_range_px": 1.0, "classes": classes, "diameter_A": 70.0}
     write_relion_files(
         folder / "run_it005",
         ClassAverages(averages, torch.bincount(poses.class_index), pixel_size_A=4.0),

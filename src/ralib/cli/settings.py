@@ -187,7 +187,7 @@ def expanded(function: Callable[..., Any]) -> Callable[..., None]:
     parameters += [_parameter(f, types[f.name], shown=f.name in kind.essential) for f in fields(kind)]
     further = frozenset(f.name for f in fields(kind) if f.name not in kind.essential)
     parameters += [
-        _keyword("config", Annotated[Path | None, _config_option(fields(kind))]),
+        _keyword("config", Annotated[Path | None, _config_option(_spellings(types, fields(kind)))]),
         _keyword("help_all", Annotated[bool, _help_all_option(further)], default=False),
     ]
 
@@ -223,25 +223,25 @@ def write_config(folder: Path, settings: Settings) -> None:
     )
 
 
-def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
+def read_config(path: Path, known: Mapping[str, str]) -> dict[str, Any]:
     """Read the options of a run.yaml.
 
     Parameters
     ----------
     path : Path
         The file.
-    known : Iterable[str]
-        Names of the command's options.
+    known : Mapping[str, str]
+        Field of each name that an option may have in the file.
 
     Returns
     -------
     dict[str, Any]
-        Values by name.
+        Values by field.
 
     Raises
     ------
     RalibError
-        In one line for unknown names or malformed text.
+        In one line for unknown names, options given twice, or malformed text.
     """
     import yaml
 
@@ -251,12 +251,15 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
         raise RalibError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise RalibError(f"--config {path} must hold lines such as 'maxit: 10'")
-    names = sorted(known)
-    if unknown := sorted(str(name) for name in found if name not in names):
+    if unknown := sorted(str(name) for name in found if name not in known):
+        names = sorted(set(known.values()))
         raise RalibError(f"--config {path}: {', '.join(unknown)} unknown: this command has {', '.join(names)}")
+    named = [known[name] for name in found]
+    if twice := sorted(name for name in found if named.count(known[name]) > 1):
+        raise RalibError(f"--config {path}: {', '.join(twice)} are one option: leave one of them")
     if bad := [str(name) for name, value in found.items() if isinstance(value, dict | list)]:
         raise RalibError(f"--config {path}: {', '.join(bad)} must be one number, word or yes/no each")
-    return {name: value for name, value in found.items() if value is not None}
+    return {known[name]: value for name, value in found.items() if value is not None}
 
 
 def _is_settings(hint: Any) -> bool:
@@ -277,12 +280,22 @@ def _parameter(field: Field[Any], hint: Any, *, shown: bool) -> inspect.Paramete
     return _keyword(field.name, Annotated[base, option], default)
 
 
-def _config_option(known: Iterable[Field[Any]]) -> Any:
-    names = [f.name for f in known]
+def _spellings(hints: Mapping[str, Any], known: Iterable[Field[Any]]) -> dict[str, str]:
+    """The field of each name in run.yaml: its own, and its option's as --help spells it, without the dashes."""
+    own = {f.name: f.name for f in known}
+    names = {}
+    for name in own:
+        _, option = get_args(hints[name])
+        decls = (option.default, *(option.param_decls or ()))  # in Annotated the first name stands for a default
+        words = (word for decl in decls if isinstance(decl, str) for word in decl.split("/"))
+        names |= {word.lstrip("-"): name for word in words if word.startswith("--") and not word.startswith("--no-")}
+    return names | own  # --ctf of mref is the field ctf_mode; its field ctf is --CTF
 
+
+def _config_option(known: Mapping[str, str]) -> Any:
     def take(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
-            context.default_map = {**(context.default_map or {}), **read_config(path, names)}
+            context.default_map = {**(context.default_map or {}), **read_config(path, known)}
         return path
 
     return typer.Option(

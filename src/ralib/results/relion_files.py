@@ -89,7 +89,7 @@ def write_relion_files(
     )
     number = iteration if iteration is not None else int(last.get("iteration") or len(figures))
     ctf = options.get("ctf_mode", options.get("ctf"))
-    reach_px = options.get("search") or 0.1 * box
+    reach_px = record.get("search_range_px") or 0.1 * box
     io.write_sampling_star(
         sampling, psi_step_deg=PSI_STEP_DEG, offset_range_A=float(reach_px) * pixel_A, offset_step_A=2 * pixel_A
     )
