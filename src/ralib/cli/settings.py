@@ -283,7 +283,7 @@ def _parameter(field: Field[Any], hint: Any, *, shown: bool) -> inspect.Paramete
 def _spellings(hints: Mapping[str, Any], known: Iterable[Field[Any]]) -> dict[str, str]:
     """The field of each name in run.yaml: its own, and its option's as --help spells it, without the dashes."""
     own = {f.name: f.name for f in known}
-    names = {}
+    names: dict[str, str] = {}
     for name in own:
         _, option = get_args(hints[name])
         decls = (option.default, *(option.param_decls or ()))  # in Annotated the first name stands for a default
