@@ -14,7 +14,7 @@ EXPECTED = {
     "1_multireference_alignment.ipynb": ["adjusted_rand_index", "400 particles read back"],
     "2_image_operations.ipynb": ["device:", "microseconds a particle", "phase-flipped"],
     "3_eman2_comparison.ipynb": ["quadratic background", "wrong sign on purpose", "one call"],
-    "4_analysis.ipynb": ["2SDR and k-means", "steerable"],
+    "4_analysis.ipynb": ["2SDR and k-means", "1 component above the noise", "steerable"],
 }
 
 
