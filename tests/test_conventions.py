@@ -135,7 +135,7 @@ def test_ours_to_eman2_and_back() -> None:
         assert torch.allclose(a.double(), b.double(), atol=1e-9)
 
 
-def test_eman2_itself_agrees(golden: Path) -> None:
+def test_eman2_to_pose_agrees_with_rot_shift2d(golden: Path) -> None:
     """EMAN2's own rot_shift2D, from the golden data: its images are ours to resampling accuracy."""
     operations = np.load(golden / "operations.npz")
     images = torch.tensor(operations["images"])
@@ -170,7 +170,7 @@ def test_ours_to_relion_mirrored_members_get_their_own_class(tmp_path: Path) -> 
     assert set(table.ralibMirror) == {0, 1}
 
 
-def test_relion_to_ours(tmp_path: Path) -> None:
+def test_relion_poses_written_are_read_back(tmp_path: Path) -> None:
     poses = random_poses(48)
     images = np.zeros((48, BOX, BOX), dtype=np.float32)
     _written(tmp_path, images, poses)
@@ -194,7 +194,7 @@ def _written(folder: Path, images: np.ndarray, poses: Poses) -> dict:
     return read_star(folder / "particles.star")
 
 
-def test_cryosparc_to_ours() -> None:
+def test_cryosparc_to_pose_drawn_particles_average_to_class() -> None:
     """Particles drawn by cryoSPARC's formula average to the class with converted poses."""
     average = reference()
     rng = np.random.default_rng(3)
@@ -208,7 +208,7 @@ def test_cryosparc_to_ours() -> None:
     assert correlation(our_average(images, wrong), average) < 0.9
 
 
-def test_ours_to_cryosparc() -> None:
+def test_pose_to_cryosparc_draws_the_same_particles() -> None:
     """Converted poses, in cryoSPARC's formula, draw the particles our formula belongs to; mirrors are class K + k."""
     average, poses = reference(), random_poses()
     images = particles_of(average, poses)

@@ -92,7 +92,7 @@ def test_drawings_follow_the_conventions() -> None:
 
 
 @pytest.mark.slow
-def test_site_builds(tmp_path: Path) -> None:
+def test_docs_built_strictly_have_no_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'cryo-ralib[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)

@@ -99,7 +99,7 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_circles() -> None:
+def test_imports_at_load_form_no_circle() -> None:
     known = modules()
     graph = {name: imports(path, set(known), at_load=True) & set(known) for name, path in known.items()}
     done: set[str] = set()
@@ -136,5 +136,5 @@ def test_triton_stays_in_kernels() -> None:
         ("ralib.images.fourier", "ralib", False),
     ],
 )
-def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:
+def test_forbidden_import_by_floor_is_found(importer: str, imported: str, allowed: bool) -> None:
     assert (forbidden(importer, imported) is None) == allowed

@@ -25,7 +25,7 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_notebook_runs(name: str) -> None:
+def test_notebook_executed_anew_prints_what_it_should(name: str) -> None:
     notebook = nbformat.read(EXAMPLES / name, as_version=4)
     for cell in notebook.cells:
         cell.pop("outputs", None)

@@ -15,7 +15,7 @@ def test_public_name_is_there_and_documented(name: str) -> None:
     assert getattr(ralib, name).__doc__
 
 
-def test_lists_agree() -> None:
+def test_public_names_agree_in_all_lists() -> None:
     assert set(ralib.__all__) == set(ralib._MODULE_OF)
     assert set(dir(ralib)) == set(ralib.__all__)
 
@@ -25,6 +25,7 @@ def test_unknown_name_is_refused() -> None:
         _ = ralib.nothing
 
 
-def test_import_is_light() -> None:
+def test_import_ralib_does_not_load_torch() -> None:
     code = "import sys, ralib; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

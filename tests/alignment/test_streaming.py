@@ -52,7 +52,7 @@ def test_mref_streamed_and_in_memory_give_the_same_bits(truth: Truth) -> None:
     assert memory.timings["read_bytes"] == STACK_BYTES
 
 
-def test_mref_command_streams(truth: Truth, tmp_path: Path) -> None:
+def test_mref_command_streamed_images_give_the_same_averages(truth: Truth, tmp_path: Path) -> None:
     io.write_mrcs(tmp_path / "p.mrcs", truth.images, 3.0)
     for name, budget in (("kept", "1"), ("read", "0")):
         options = ["--ou=12", "--xr=1", "--maxit=1", f"--memory={budget}", "--device=cpu", "--no-report"]

@@ -122,7 +122,7 @@ def test_twosdr_finds_rank_and_denoises() -> None:
     assert np.square(denoised - clean).mean() < 0.1 * np.square(images - clean).mean()
 
 
-def test_pca_finds_rank() -> None:
+def test_pca_without_count_finds_the_rank() -> None:
     assert PCA(solver="exact").fit(low_rank_images(2000, noise=1.0)).n_components_ == 5
     assert PCA(solver="exact").fit(low_rank_images(2000, noise=1.0, rank=3)).n_components_ == 3
 

@@ -194,7 +194,7 @@ def test_poses_follow_their_average() -> None:
     torch.testing.assert_close(land(after) - land(poses), expected[:, None].expand(-1, 7, -1), rtol=0, atol=1e-4)
 
 
-def test_shifted_averages() -> None:
+def test_shift_averages_moves_images_and_halves() -> None:
     view = centred_view()[None]
     moved = average.shift_averages(averages_of(view), torch.tensor([[2.0, -1.0]]))
     torch.testing.assert_close(moved.images, view.roll((-1, 2), (-2, -1)), rtol=0, atol=1e-4)

@@ -42,7 +42,7 @@ def test_frc_of_signal_with_noise_gives_its_snr() -> None:
     assert frc(signal, signal)[:, 1:].min() > 0.999
 
 
-def test_frc_against_eman2(golden: Path) -> None:
+def test_frc_of_stored_images_equals_eman2(golden: Path) -> None:
     with np.load(golden / "operations.npz") as data:
         a, b, (frequency, expected, count) = data["frc_a"], data["frc_b"], data["frc"]
     curve = frc(torch.from_numpy(a)[None], torch.from_numpy(b)[None])[0]
@@ -60,7 +60,7 @@ def test_resolution_is_interpolated_between_rings() -> None:
     assert resolution_frequency(torch.ones(2, 17)).tolist() == [0.5, 0.5]
 
 
-def test_effective_classes() -> None:
+def test_effective_classes_of_known_sizes_is_exact() -> None:
     assert evaluation.effective_classes(torch.tensor([5, 5, 5, 5])) == pytest.approx(4)
     assert evaluation.effective_classes(torch.tensor([9, 0, 0])) == pytest.approx(1)
     assert evaluation.effective_classes(torch.zeros(3)) == 0.0
@@ -110,7 +110,7 @@ def test_spread_within_classes_ignores_the_class_offset() -> None:
     assert shift.max() == 0
 
 
-def test_partition_measures() -> None:
+def test_partition_measures_equal_scikit_learn() -> None:
     g = torch.Generator().manual_seed(0)
     a, b = torch.randint(0, 4, (300,), generator=g), torch.randint(0, 5, (300,), generator=g)
     assert evaluation.adjusted_rand_index(a, b) == pytest.approx(adjusted_rand_score(b, a), abs=1e-12)

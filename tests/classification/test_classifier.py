@@ -331,7 +331,9 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
         ({"n_classes": 300}, "too few"),
     ],
 )
-def test_mistakes_are_told(options: dict[str, float], told: str, small_set: tuple[ParticleSet, Simulator]) -> None:
+def test_classifier_bad_options_are_refused(
+    options: dict[str, float], told: str, small_set: tuple[ParticleSet, Simulator]
+) -> None:
     with pytest.raises(RalibError, match=told):
         Classifier(**options).fit(small_set[0])  # type: ignore[arg-type]
 
@@ -454,7 +456,7 @@ def test_a_step_that_finds_no_memory_is_done_in_parts(
         Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0])
 
 
-def test_one_class_ends(small_set: tuple[ParticleSet, Simulator]) -> None:
+def test_classifier_of_one_class_ends(small_set: tuple[ParticleSet, Simulator]) -> None:
     images = small_set[0].images.read(np.arange(60))
     result = Classifier(n_classes=1, seed=5, plan=QUICK, ctf="off").fit(images).result_
     assert result.averages.members.tolist() == [60]

@@ -128,7 +128,7 @@ def test_junk_is_told_from_particles(tmp_path: Path) -> None:
     assert called[~junk].mean() < 0.05
 
 
-def test_helices_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_command_helical_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["classify", str(data / "particles.star"), str(tmp_path / "h"), "--helical"]) == 2
     assert "helical" in capsys.readouterr().err
     assert not (tmp_path / "h").exists()

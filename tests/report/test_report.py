@@ -177,7 +177,7 @@ def test_search_range_is_read_from_every_way_to_write_it() -> None:
     assert run_record({"options": {}}).search_range_px is None
 
 
-def test_centre_of_mass() -> None:
+def test_centre_of_mass_px_of_a_blob_is_its_place() -> None:
     y, x = np.mgrid[:48, :48] - 24
     blob = np.exp(-((x - 6) ** 2 + (y + 4) ** 2) / 18)[None]
     np.testing.assert_allclose(centre_of_mass_px(blob), [[6, -4]], atol=0.5)
@@ -254,7 +254,7 @@ def test_no_markup_is_made_from_text() -> None:
         )
 
 
-def test_json_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command_json_holds_all_figures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["format"] == "ralib-report"
@@ -331,7 +331,7 @@ def averages() -> ClassAverages:
     return ClassAverages(images, torch.tensor([5, 9, 0]), frc=frc, pixel_size_A=2.0)
 
 
-def test_notebook_galleries() -> None:
+def test_repr_html_shows_galleries_and_escapes_text() -> None:
     html = averages()._repr_html_()
     assert html.count("<img") == 3
     assert html.index("#2") < html.index("#1") < html.index("#3")  # the largest class first

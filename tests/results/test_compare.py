@@ -147,7 +147,7 @@ def test_many_classes_become_a_heat_map(tmp_path: Path) -> None:
         assert (tmp_path / f"flow.{suffix}").stat().st_size > 5000
 
 
-def test_mistakes_write_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_command_mistakes_write_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["-o", "flow.txt"], ["--only-a", str(tmp_path / "a.star")]):
         assert main(["compare", str(run), str(run), *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -41,7 +41,7 @@ def write_selection(path: Path, members: np.ndarray, classes: list[int], **chang
     return path
 
 
-def test_class_lists() -> None:
+def test_parse_classes_lists_and_ranges_are_read() -> None:
     assert parse_classes("1,4-9", 10) == (1, 4, 5, 6, 7, 8, 9)
     assert parse_classes(" 3, 3,2-3", 10) == (2, 3)
     for wrong in ("", "0", "11", "4-2", "1;2", "-3", "1,", "1-2-3", "one", "９"):
@@ -201,7 +201,7 @@ def test_any_mutated_selection_file_is_read_or_refused(tmp_path: Path) -> None:
     assert 100 < refused <= 500
 
 
-def test_external_job_files(run: Path, tmp_path: Path) -> None:
+def test_select_command_in_relion_writes_job_files(run: Path, tmp_path: Path) -> None:
     job = tmp_path / "job001"
     job.mkdir()
     out = job / "particles.star"

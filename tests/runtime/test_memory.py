@@ -38,7 +38,7 @@ def test_version_2_the_tightest_limit_counts(groups: Path) -> None:
     assert memory.free_memory(CPU) == 5 * MIB
 
 
-def test_version_1(groups: Path) -> None:
+def test_free_memory_cgroup_version_1_is_read(groups: Path) -> None:
     (groups / "own").write_text("4:memory,x:/job\n")
     files = {"memory.limit_in_bytes": str(8 * MIB), "memory.usage_in_bytes": str(6 * MIB)}
     group(groups / "fs" / "memory" / "job", files | {"memory.stat": f"total_inactive_file {MIB}"})

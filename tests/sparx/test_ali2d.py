@@ -54,7 +54,9 @@ def angle_spread_deg(result: Any, given: dict[str, np.ndarray]) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES)
-def test_golden(given: dict[str, np.ndarray], golden: Path, case: str, device: str) -> None:
+def test_ali2d_golden_parameters_are_reproduced(
+    given: dict[str, np.ndarray], golden: Path, case: str, device: str
+) -> None:
     expected = np.load(golden / f"{case}.npz")
     result = ali2d(given["images"], ou=26, **CASES[case], device=device)
     got, want = result.sparx.params.numpy(), expected["params"]
@@ -93,7 +95,7 @@ def test_every_option_finds_the_angles(given: dict[str, np.ndarray], options: di
     assert angle_spread_deg(result, given) < 6
 
 
-def test_hill_climbing_climbs(given: dict[str, np.ndarray]) -> None:
+def test_ali2d_hill_climbing_raises_the_criterion(given: dict[str, np.ndarray]) -> None:
     options: dict[str, Any] = {"ou": 26, "rs": 3, "xr": 1, "ts": 1, "maxit": 6, "center": 0, "random_method": "SHC"}
     first, again = (ali2d(given["images"], rand_seed=3, **options) for _ in range(2))
     other = ali2d(given["images"], rand_seed=4, batch_size=9, **options)
@@ -102,13 +104,13 @@ def test_hill_climbing_climbs(given: dict[str, np.ndarray]) -> None:
     assert first.iterations[-1]["criterion"] > 1.1 * first.iterations[1]["criterion"]
 
 
-def test_batches_change_nothing(given: dict[str, np.ndarray]) -> None:
+def test_ali2d_batch_size_changes_nothing(given: dict[str, np.ndarray]) -> None:
     for options in ({"maxit": 3}, {"maxit": 3, "random_method": "SHC"}, {"maxit": 3, "random_method": "SCF"}):
         runs = [ali2d(given["images"][:16], ou=20, rs=2, xr=1, ts=1, batch_size=size, **options) for size in (64, 7)]
         torch.testing.assert_close(runs[0].sparx.params, runs[1].sparx.params, atol=1e-3, rtol=1e-5)
 
 
-def test_every_stage_runs(given: dict[str, np.ndarray]) -> None:
+def test_ali2d_every_stage_of_lists_runs(given: dict[str, np.ndarray]) -> None:
     result = ali2d(given["images"][:16], ou=24, rs=2, xr="3 1", yr="1 1", ts="1 0.5", maxit=2, center=0)
     assert [f["iteration"] for f in result.iterations] == [1, 2, 3, 4]
     half_steps = result.sparx.params[:, 1:3]
@@ -119,7 +121,7 @@ def test_every_stage_runs(given: dict[str, np.ndarray]) -> None:
     assert len(auto.iterations) > 3
 
 
-def test_phases_are_flipped(given: dict[str, np.ndarray]) -> None:
+def test_ali2d_with_ctf_flips_phases(given: dict[str, np.ndarray]) -> None:
     n = len(given["images"])
     ctf = ctf_from_eman2(
         defocus_um=np.linspace(1.5, 3.0, n),
@@ -136,7 +138,7 @@ def test_phases_are_flipped(given: dict[str, np.ndarray]) -> None:
     assert correlation(flipped.sparx.raw_averages, clean) > correlation(plain, clean) + 0.05
 
 
-def test_stage_texts() -> None:
+def test_stages_of_texts_and_numbers_are_read() -> None:
     stages = stages_of("4 2 1 1", "-1", "2 1 0.5 0.25")
     assert [s.range_xy_px for s in stages] == [(4, 4), (2, 2), (1, 1), (1, 1)]
     assert [s.step_px for s in stages] == [2, 1, 0.5, 0.25]
@@ -160,7 +162,7 @@ def test_stage_texts() -> None:
         ({"CTF": True, "xr": 1, "ts": 1}, "`CTF`"),
     ],
 )
-def test_refusals(given: dict[str, np.ndarray], options: dict[str, Any], why: str) -> None:
+def test_ali2d_bad_options_are_refused(given: dict[str, np.ndarray], options: dict[str, Any], why: str) -> None:
     with pytest.raises(RalibError, match=why):
         ali2d(given["images"][:4], **options)
 
@@ -170,7 +172,7 @@ def test_coarse_angles_that_never_hold_are_said(given: dict[str, np.ndarray]) ->
     assert "`dst`" in result.warnings[0].what
 
 
-def test_paraboloid() -> None:
+def test_parabola_peak_2d_of_a_paraboloid_is_exact() -> None:
     y, x = torch.meshgrid(torch.arange(-1.0, 2), torch.arange(-1.0, 2), indexing="ij")
     values = 5 - 2 * (x - 0.3) ** 2 - (y + 0.2) ** 2 + 0.5 * (x - 0.3) * (y + 0.2)
     place, height = parabola_peak_2d(values[None])

@@ -52,7 +52,9 @@ def agreement(got: np.ndarray, expected: np.ndarray) -> tuple[float, float, np.n
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES)
-def test_golden(given: dict[str, np.ndarray], golden: Path, case: str, device: str) -> None:
+def test_mref_golden_parameters_are_reproduced(
+    given: dict[str, np.ndarray], golden: Path, case: str, device: str
+) -> None:
     expected = np.load(golden / f"{case}.npz")
     result = mref_ali2d(given["images"], given["references"], ou=26, **CASES[case], device=device)
     params = result.sparx.params.numpy()
@@ -84,7 +86,7 @@ def test_poses_bring_particles_onto_the_averages(given: dict[str, np.ndarray]) -
     assert result.averages.members.tolist() == torch.bincount(result.poses.class_index, minlength=8).tolist()
 
 
-def test_batches_change_nothing(given: dict[str, np.ndarray]) -> None:
+def test_mref_batch_size_changes_nothing(given: dict[str, np.ndarray]) -> None:
     runs = [
         mref_ali2d(given["images"][:24], given["references"], ou=20, xr=1, maxit=2, batch_size=size)
         for size in (1024, 7)
@@ -140,7 +142,7 @@ def test_a_small_class_becomes_a_random_particle(given: dict[str, np.ndarray]) -
     assert seen == pytest.approx(1.0, abs=1e-5)
 
 
-def test_user_function(given: dict[str, np.ndarray]) -> None:
+def test_mref_user_function_is_applied_to_averages(given: dict[str, np.ndarray]) -> None:
     def one_to_the_right(average: np.ndarray, mask: np.ndarray, frc: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         assert mask.shape == average.shape
         assert frc.shape == (33,)
@@ -157,7 +159,7 @@ def test_user_function(given: dict[str, np.ndarray]) -> None:
         mref_ali2d(given["images"], given["references"], ou=26, maxit=1, user_function=lambda a, m, f: a[:3])
 
 
-def test_ctf_weighted_averages(given: dict[str, np.ndarray]) -> None:
+def test_mref_with_ctf_restores_clean_averages(given: dict[str, np.ndarray]) -> None:
     """Particles spoilt by their CTF give the averages of the clean ones back."""
     n = len(given["images"])
     defocus = np.linspace(0.8, 2.4, n)
@@ -204,12 +206,12 @@ def test_stops_when_the_criterion_falls(given: dict[str, np.ndarray]) -> None:
         ({"batch_size": 0}, "batch"),
     ],
 )
-def test_refusals(given: dict[str, np.ndarray], options: dict[str, Any], why: str) -> None:
+def test_mref_bad_options_are_refused(given: dict[str, np.ndarray], options: dict[str, Any], why: str) -> None:
     with pytest.raises(RalibError, match=why):
         mref_ali2d(given["images"][:4], given["references"], **options)
 
 
-def test_bad_input(given: dict[str, np.ndarray]) -> None:
+def test_mref_bad_images_are_refused(given: dict[str, np.ndarray]) -> None:
     with pytest.raises(RalibError, match="references"):
         mref_ali2d(given["images"], given["references"][:, :32, :32])
     spoilt = given["images"].copy()

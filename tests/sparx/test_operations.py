@@ -33,7 +33,7 @@ def angle_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("method", ["quadratic", "linear"])
 @pytest.mark.parametrize("mode", ["background", "cyclic"])
-def test_rot_shift2d(stored: dict[str, torch.Tensor], method: str, mode: str) -> None:
+def test_rot_shift2d_equals_eman2(stored: dict[str, torch.Tensor], method: str, mode: str) -> None:
     rows, expected = stored["alpha_sx_sy_mirror"], stored[f"rot_shift2D_{method}_{mode}"]
     got = sparx.rot_shift2D(stored["images"], rows, interpolation_method=method, mode=mode)
     assert relative(got, expected) < 1e-4
@@ -41,13 +41,13 @@ def test_rot_shift2d(stored: dict[str, torch.Tensor], method: str, mode: str) ->
     assert relative(turned, expected) > 0.5
 
 
-def test_fshift(stored: dict[str, torch.Tensor]) -> None:
+def test_fshift_equals_eman2_and_its_sign(stored: dict[str, torch.Tensor]) -> None:
     shift = stored["alpha_sx_sy_mirror"][:, 1:3]
     assert relative(sparx.fshift(stored["images"], shift), stored["fshift"]) < 1e-5
     assert relative(sparx.fshift(stored["images"], -shift), stored["fshift"]) > 0.5
 
 
-def test_parameters(stored: dict[str, torch.Tensor]) -> None:
+def test_combined_and_inverse_parameters_equal_eman2(stored: dict[str, torch.Tensor]) -> None:
     given = stored["combine_params2_in"]
     for got, name in (
         (sparx.combine_params2(given[:, :4], given[:, 4:]), "combine_params2_out"),
@@ -59,14 +59,14 @@ def test_parameters(stored: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(back, torch.zeros_like(back), atol=1e-9, rtol=0)
 
 
-def test_poses_and_back(stored: dict[str, torch.Tensor]) -> None:
+def test_params_to_poses_and_back_is_identity(stored: dict[str, torch.Tensor]) -> None:
     rows = stored["alpha_sx_sy_mirror"]
     back = sparx.poses_to_params(sparx.params_to_poses(rows))
     assert angle_error(back[:, 0], rows[:, 0]) < 1e-4
     torch.testing.assert_close(back[:, 1:], rows[:, 1:], atol=1e-5, rtol=0)
 
 
-def test_fsc(stored: dict[str, torch.Tensor]) -> None:
+def test_fsc_equals_eman2_with_ring_counts(stored: dict[str, torch.Tensor]) -> None:
     expected = stored["frc"]
     frequency, correlation, count = sparx.fsc(stored["frc_a"][None], stored["frc_b"][None])
     torch.testing.assert_close(frequency, expected[0])
@@ -87,7 +87,7 @@ def test_fsc_mask_and_fit_tanh(stored: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(fitted, stored["fit_tanh_of_frc_masked"], atol=1e-5, rtol=0)
 
 
-def test_fit_tanh_edges() -> None:
+def test_fit_tanh_perfect_and_zero_curves_are_clamped() -> None:
     frequency = torch.linspace(0, 0.5, 33, dtype=torch.float64)
     perfect, nothing = torch.ones(33), torch.zeros(33)
     cutoff, width = sparx.fit_tanh(frequency, torch.stack([perfect, nothing]))
@@ -96,7 +96,7 @@ def test_fit_tanh_edges() -> None:
     assert torch.isfinite(width).all()
 
 
-def test_filt_tanl(stored: dict[str, torch.Tensor]) -> None:
+def test_filt_tanl_equals_eman2_for_each_image(stored: dict[str, torch.Tensor]) -> None:
     expected = stored["filt_tanl_0.2_0.1"]
     images = stored["images"][: len(expected)]
     assert relative(sparx.filt_tanl(images, 0.2, 0.1), expected) < 1e-5
@@ -116,7 +116,7 @@ def test_filt_table_is_a_radial_filter(stored: dict[str, torch.Tensor]) -> None:
     assert spectrum[:, radius >= 11].max() < 1e-3
 
 
-def test_center_phase(stored: dict[str, torch.Tensor]) -> None:
+def test_center_2d_by_phase_equals_eman2(stored: dict[str, torch.Tensor]) -> None:
     image, shift = sparx.center_2D(stored["center_phase_input"], 1)
     torch.testing.assert_close(shift, stored["center_phase_shift"], atol=1e-4, rtol=0)
     assert relative(image, stored["center_phase_image"]) < 1e-4
@@ -173,7 +173,7 @@ def test_rotational_average_keeps_a_round_image() -> None:
     assert (got - round_image).abs().max() < 0.01
 
 
-def test_rings(stored: dict[str, torch.Tensor]) -> None:
+def test_numrinit_and_ringwe_equal_eman2(stored: dict[str, torch.Tensor]) -> None:
     table = numrinit(1, 26)
     assert table == [tuple(row) for row in stored["numrinit"].tolist()]
     torch.testing.assert_close(torch.tensor(ringwe(table), dtype=torch.float64), stored["ringwe"])
@@ -196,7 +196,7 @@ def _ctf(stored: dict[str, torch.Tensor], copies: int) -> tuple[CtfParameters, f
     return params, pixel_A
 
 
-def test_ctf(stored: dict[str, torch.Tensor]) -> None:
+def test_ctf_images_and_filters_equal_eman2(stored: dict[str, torch.Tensor]) -> None:
     params, pixel_A = _ctf(stored, 2)
     assert relative(ctf_img(params, 64, pixel_A)[0], stored["ctf_img_re"]) < 1e-4
     images = stored["images"][:2]
