@@ -38,6 +38,7 @@ from ralib import io
 from ralib.benchmarks.record import record
 from ralib.classification import junk_model
 from ralib.classification.classifier import Classifier
+from ralib.classification.junk_evidence import oddness
 from ralib.classification.junk_model import (
     MODEL_FILE,
     NAMES,
@@ -47,7 +48,6 @@ from ralib.classification.junk_model import (
     junk_log_odds,
     load_model,
 )
-from ralib.classification.quality import oddness
 from verdict import judged
 
 TREES: dict[str, Any] = {

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ralib.classification.image_statistics import StatisticsTable
+from ralib.classification.junk_evidence import junk_odds, measure, surely_junk
 from ralib.classification.junk_model import Evidence
-from ralib.classification.quality import junk_odds, measure, surely_junk
 from ralib.classification.results import state_poses
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State

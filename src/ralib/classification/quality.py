@@ -1,10 +1,8 @@
 """The verdict: quality of classes and particles, in numbers and in words.
 
-Three things are measured: an image by itself (`image_statistics`), the fit of a particle to its class (`class_fit`),
-and the class averages (`class_statistics`). A small model that was fitted to simulated sets turns them into the
-probability that a particle is junk (`junk_model`). The score of a class is the share of true particles among its
-members, and above one half how well it shows them. A run whose particles fit no better than noise is not believed
-(`validation`).
+The probability that a particle is junk comes from `junk_evidence`. The score of a class is the share of true particles
+among its members, and above one half how well it shows them. A run whose particles fit no better than noise is not
+believed (`validation`).
 """
 
 from __future__ import annotations
@@ -15,29 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ralib.classification.class_fit import class_fit
-from ralib.classification.class_statistics import class_statistics
-from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, by_class, deviations, junk_log_odds
-from ralib.classification.model import Model
+from ralib.classification.junk_evidence import class_causes
+from ralib.classification.junk_model import Evidence, by_class
 from ralib.classification.pose_support import PoseSupport
-from ralib.classification.residuals import ring_crosses
-from ralib.classification.state import State
-from ralib.classification.typical_class import typical_power
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
 from ralib.images.centering import centre_of_outline
 from ralib.images.frc import ssnr
 from ralib.images.masks import soft_disc
 from ralib.results.automatic_selection import automatic_selection
-from ralib.types import ClassAverages, Notice, Poses
-
-FINE_DETAIL = 3.5
-"""Details across the particle from which on they count as fine: coarser ones a blob has too."""
-
-WORST = 10.0
-"""No particle's quality, a logarithm of odds, lies beyond."""
+from ralib.types import ClassAverages, Notice
 
 OFF_CENTRE = 0.25, 0.6
 """Particle radii by which an average may lie off the centre, and from which on the class shows nothing."""
@@ -63,24 +49,6 @@ BLURRED = 0.3
 
 MANY_BLURRED = 1 / 3
 """Share of such classes from which on the run says so."""
-
-SURELY = 0.9
-"""Probability from which on a particle counts as junk without doubt: 98 in a hundred such are."""
-
-FAR_TOO_STRONG = 4.5
-"""Standard deviations of the first of CAUSES from which on it counts without the learned model."""
-
-CAUSES = {
-    "far stronger than the others where detail is coarse: bead, ice, carbon": (
-        "power_inside_1", "power_inside_2", "power_outside_1", "darkest_inside", "darkest_outside",
-    ),
-    "more than one particle, or an edge, within the mask": (
-        "near_centre", "second_near", "left_inside_1", "left_outside_1", "left_outside_2",
-    ),
-    "little or nothing at the centre of the box: empty, or off centre": ("-at_centre", "-log_fit", "-log_explained"),
-    "fits its class badly": ("-missing_1", "-missing_2", "-share_1", "-share_2", "-posterior", "-agreement"),
-}  # fmt: skip
-"""What is wrong with junk, in words, and the features whose deviation (negative: in the other direction) says so."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +89,7 @@ def judge(
     Parameters
     ----------
     evidence, particles
-        Result of `measure`.
+        Result of `junk_evidence.measure`.
     field : WhitenedParticles
         The particles.
     averages : ClassAverages
@@ -133,7 +101,7 @@ def judge(
     stability : Stability
         Result of the validation.
     odds : ndarray of shape (n,)
-        Result of `junk_odds`.
+        Result of `junk_evidence.junk_odds`.
     support : PoseSupport
         Result of `pose_support`; nothing is known of a class of junk beyond.
 
@@ -148,103 +116,6 @@ def judge(
     )
 
 
-def measure(
-    model: Model, state: State, references: Tensor, poses: Poses, stability: Stability, image: Tensor
-) -> tuple[Evidence, dict[str, np.ndarray]]:
-    """Measure what the junk model looks at, and the figures of the particles.
-
-    Parameters
-    ----------
-    model : Model
-        The particles and the model.
-    state : State
-        Final poses and classes.
-    references : Tensor of shape (k, r, m)
-        References of the last iteration, masked.
-    poses : Poses
-        Poses of all particles.
-    stability : Stability
-        Result of the validation.
-    image : Tensor of shape (n, f)
-        `image_statistics` of the particles.
-
-    Returns
-    -------
-    Evidence
-        What the junk model looks at.
-    dict of ndarray of shape (n,)
-        Figures of the particles by name.
-    """
-    field, index, everyone = model.field, poses.class_index.numpy(), model.shard.gather
-    particles = {
-        "posterior": _numbers(everyone(state.posterior)),
-        "fit": _numbers(poses.score),
-        "scale": _numbers(everyone(state.scale)),
-        "explained": _numbers(everyone(explained_ratio(field, state, references))),
-        "quality": np.zeros(len(index)),  # keeps its column; filled below
-        "detail": _numbers(everyone(detail_ratio(model, state, references))),
-        "off_centre": _numbers(everyone(stability.away_px / field.particle_radius_px)),
-        "agreement": _numbers(everyone(stability.agreement)),
-    }
-    evidence = Evidence(
-        image=_numbers(everyone(image)),
-        fit=_numbers(everyone(class_fit(model, state, references.shape[1]))),
-        scalars=_scalars(particles),
-        classes=_numbers(class_statistics(model, state)),
-        index=index,
-    )
-    return evidence, particles
-
-
-def junk_odds(evidence: Evidence, stability: Stability, device: torch.device) -> np.ndarray:
-    """Compute the log-odds of being junk, WORST for what cannot be used and where nothing is believed.
-
-    Parameters
-    ----------
-    evidence : Evidence
-        The measurements.
-    stability : Stability
-        Result of the validation.
-    device : torch.device
-        Where to compute.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        Log-odds.
-    """
-    odds = np.maximum(junk_log_odds(evidence, device=device), _far_too_strong(evidence)).clip(-WORST, WORST)
-    return np.where((evidence.index >= 0) & stability.believable, odds, WORST)
-
-
-def surely_junk(evidence: Evidence, stability: Stability, odds: np.ndarray) -> np.ndarray:
-    """Return which particles (n,) are junk with a probability above SURELY; none where nothing is believed.
-
-    Parameters
-    ----------
-    evidence : Evidence
-        The measurements.
-    stability : Stability
-        Result of the validation.
-    odds : ndarray of shape (n,)
-        Result of `junk_odds`.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        True for junk.
-    """
-    least = np.log(SURELY / (1 - SURELY))
-    sure: np.ndarray = (evidence.index >= 0) & (odds > least) & stability.believable
-    return sure
-
-
-def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
-    """Columns (n, 6) of `junk_model.SCALAR_NAMES`."""
-    logs = np.log1p(np.maximum(particles["fit"], 0)), np.log(np.maximum(particles["explained"], 0.02))
-    return np.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], axis=1)
-
-
 def _with_verdicts(
     evidence: Evidence,
     particles: dict[str, np.ndarray],
@@ -254,7 +125,7 @@ def _with_verdicts(
 ) -> Verdict:
     """The verdict in words, and what the automatic selection makes of it."""
     junk = particles["junk"]
-    causes = _causes(evidence, junk, index, len(rows))
+    causes = class_causes(evidence, junk, index, len(rows))
     for row, cause in zip(rows, causes, strict=True):
         row["score"], row["verdict"] = _verdict(row, rows, stability.believable, cause)
     automatic = automatic_selection(junk, index, rows, causes, believable=stability.believable)
@@ -262,10 +133,6 @@ def _with_verdicts(
     for row, choice in zip(rows, automatic.classes, strict=True):
         row |= {"selected": choice.selected, "kept": choice.kept, "reason": choice.reason}
     return Verdict(rows, particles, _warnings(rows, junk, stability), evidence)
-
-
-def _numbers(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy().astype(np.float64)
 
 
 def _rows(
@@ -305,94 +172,6 @@ def _rows(
             }
         )
     return added
-
-
-def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
-    """Return the square root of a particle's log-likelihood over that of a typical particle with its CTF; 1 is typical.
-
-    Parameters
-    ----------
-    field : WhitenedParticles
-        The particles.
-    state : State
-        Poses, classes and fits.
-    references : Tensor of shape (k, r, m)
-        References of the last iteration, masked.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        Ratios.
-    """
-    typical = typical_power(references, state.members)
-    expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
-    best = state.fit.gather(1, state.class_index[:, None])[:, 0]
-    return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
-
-
-def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
-    """Return the fine detail a particle shares with its class over that expected of a typical class; 1 is typical.
-
-    Parameters
-    ----------
-    model : Model
-        The particles and the model.
-    state : State
-        Poses, classes and fits.
-    references : Tensor of shape (k, r, m)
-        References of the last iteration, masked.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        Ratios.
-    """
-    field, rings = model.field, references.shape[1]
-    first = min(field.rings_for(FINE_DETAIL), rings - 1)
-    expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
-    shared = ring_crosses(model, references, state, 512)[:, first:].sum(1)
-    return shared / (expected * state.mean_scale).clamp_min(1e-12)
-
-
-def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
-    """How far (causes, n) each of CAUSES sets a particle apart, in robust standard deviations of the typical ones."""
-    column = {name: i for i, name in enumerate(name for names in CAUSES.values() for name in names)}
-    own = evidence.own[:, [OWN_NAMES.index(name.lstrip("-")) for name in column]]
-    usual = torch.from_numpy(typical & (evidence.index >= 0))
-    deviation = deviations(torch.from_numpy(own), usual).T.contiguous().numpy()
-    strengths = []
-    for names in CAUSES.values():
-        signed = [(-1 if name.startswith("-") else 1) * deviation[column[name]] for name in names]
-        largest, second = np.maximum(*signed[:2]), np.minimum(*signed[:2])
-        for more in signed[2:]:
-            largest, second = np.maximum(largest, more), np.maximum(second, np.minimum(largest, more))
-        strengths.append(second)  # one feature alone may err
-    return np.stack(strengths)
-
-
-def _far_too_strong(evidence: Evidence) -> np.ndarray:
-    """Return the least log-odds (n,) of being junk for images far stronger than the others, however well they fit.
-
-    No true particle of the sets that the model was fitted on lies 4.5 standard deviations out.
-    """
-    strength: np.ndarray = _strengths(evidence, evidence.index >= 0)[0] - FAR_TOO_STRONG
-    return np.where(strength > 0, strength, -np.inf)
-
-
-def oddness(evidence: Evidence) -> np.ndarray:
-    """Return by how many standard deviations (n,) the worst of CAUSES applies: rules without a fit, for comparison."""
-    worst: np.ndarray = _strengths(evidence, evidence.index >= 0).max(0)
-    return worst
-
-
-def _causes(evidence: Evidence, junk: np.ndarray, index: np.ndarray, n_classes: int) -> list[str]:
-    """For each class what sets its junk apart, in words of CAUSES; '' where there is none."""
-    main, words = _strengths(evidence, junk < 0.5).argmax(0), list(CAUSES)
-    causes = []
-    for k in range(n_classes):
-        bad = main[(index == k) & (junk > 0.5)]
-        causes.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
-    return causes
 
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, cause: str) -> tuple[float, str]:

@@ -1,0 +1,253 @@
+"""Measurements that tell particles from junk, and the odds that follow from them.
+
+An image by itself (`image_statistics`), the fit of a particle to its class (`class_fit`), and the class averages
+(`class_statistics`) are measured; a small model that was fitted to simulated sets turns them into the probability that
+a particle is junk (`junk_model`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classification.class_fit import class_fit
+from ralib.classification.class_statistics import class_statistics
+from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, deviations, junk_log_odds
+from ralib.classification.model import Model
+from ralib.classification.residuals import ring_crosses
+from ralib.classification.state import State
+from ralib.classification.typical_class import typical_power
+from ralib.classification.validation import Stability
+from ralib.classification.whitening import WhitenedParticles
+from ralib.types import Poses
+
+FINE_DETAIL = 3.5
+"""Details across the particle from which on they count as fine: coarser ones a blob has too."""
+
+WORST = 10.0
+"""No particle's quality, a logarithm of odds, lies beyond."""
+
+SURELY = 0.9
+"""Probability from which on a particle counts as junk without doubt: 98 in a hundred such are."""
+
+FAR_TOO_STRONG = 4.5
+"""Standard deviations of the first of CAUSES from which on it counts without the learned model."""
+
+CAUSES = {
+    "far stronger than the others where detail is coarse: bead, ice, carbon": (
+        "power_inside_1", "power_inside_2", "power_outside_1", "darkest_inside", "darkest_outside",
+    ),
+    "more than one particle, or an edge, within the mask": (
+        "near_centre", "second_near", "left_inside_1", "left_outside_1", "left_outside_2",
+    ),
+    "little or nothing at the centre of the box: empty, or off centre": ("-at_centre", "-log_fit", "-log_explained"),
+    "fits its class badly": ("-missing_1", "-missing_2", "-share_1", "-share_2", "-posterior", "-agreement"),
+}  # fmt: skip
+"""What is wrong with junk, in words, and the features whose deviation (negative: in the other direction) says so."""
+
+
+def measure(
+    model: Model, state: State, references: Tensor, poses: Poses, stability: Stability, image: Tensor
+) -> tuple[Evidence, dict[str, np.ndarray]]:
+    """Measure what the junk model looks at, and the figures of the particles.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        Final poses and classes.
+    references : Tensor of shape (k, r, m)
+        References of the last iteration, masked.
+    poses : Poses
+        Poses of all particles.
+    stability : Stability
+        Result of the validation.
+    image : Tensor of shape (n, f)
+        `image_statistics` of the particles.
+
+    Returns
+    -------
+    Evidence
+        What the junk model looks at.
+    dict of ndarray of shape (n,)
+        Figures of the particles by name.
+    """
+    field, index, everyone = model.field, poses.class_index.numpy(), model.shard.gather
+    particles = {
+        "posterior": _numbers(everyone(state.posterior)),
+        "fit": _numbers(poses.score),
+        "scale": _numbers(everyone(state.scale)),
+        "explained": _numbers(everyone(explained_ratio(field, state, references))),
+        "quality": np.zeros(len(index)),  # keeps its column; filled below
+        "detail": _numbers(everyone(detail_ratio(model, state, references))),
+        "off_centre": _numbers(everyone(stability.away_px / field.particle_radius_px)),
+        "agreement": _numbers(everyone(stability.agreement)),
+    }
+    evidence = Evidence(
+        image=_numbers(everyone(image)),
+        fit=_numbers(everyone(class_fit(model, state, references.shape[1]))),
+        scalars=_scalars(particles),
+        classes=_numbers(class_statistics(model, state)),
+        index=index,
+    )
+    return evidence, particles
+
+
+def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
+    """Columns (n, 6) of `junk_model.SCALAR_NAMES`."""
+    logs = np.log1p(np.maximum(particles["fit"], 0)), np.log(np.maximum(particles["explained"], 0.02))
+    return np.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], axis=1)
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy().astype(np.float64)
+
+
+def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
+    """Return the square root of a particle's log-likelihood over that of a typical particle with its CTF; 1 is typical.
+
+    Parameters
+    ----------
+    field : WhitenedParticles
+        The particles.
+    state : State
+        Poses, classes and fits.
+    references : Tensor of shape (k, r, m)
+        References of the last iteration, masked.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Ratios.
+    """
+    typical = typical_power(references, state.members)
+    expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
+    best = state.fit.gather(1, state.class_index[:, None])[:, 0]
+    return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
+
+
+def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
+    """Return the fine detail a particle shares with its class over that expected of a typical class; 1 is typical.
+
+    Parameters
+    ----------
+    model : Model
+        The particles and the model.
+    state : State
+        Poses, classes and fits.
+    references : Tensor of shape (k, r, m)
+        References of the last iteration, masked.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Ratios.
+    """
+    field, rings = model.field, references.shape[1]
+    first = min(field.rings_for(FINE_DETAIL), rings - 1)
+    expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
+    shared = ring_crosses(model, references, state, 512)[:, first:].sum(1)
+    return shared / (expected * state.mean_scale).clamp_min(1e-12)
+
+
+def junk_odds(evidence: Evidence, stability: Stability, device: torch.device) -> np.ndarray:
+    """Compute the log-odds of being junk, WORST for what cannot be used and where nothing is believed.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        The measurements.
+    stability : Stability
+        Result of the validation.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Log-odds.
+    """
+    odds = np.maximum(junk_log_odds(evidence, device=device), _far_too_strong(evidence)).clip(-WORST, WORST)
+    return np.where((evidence.index >= 0) & stability.believable, odds, WORST)
+
+
+def surely_junk(evidence: Evidence, stability: Stability, odds: np.ndarray) -> np.ndarray:
+    """Return which particles (n,) are junk with a probability above SURELY; none where nothing is believed.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        The measurements.
+    stability : Stability
+        Result of the validation.
+    odds : ndarray of shape (n,)
+        Result of `junk_odds`.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        True for junk.
+    """
+    least = np.log(SURELY / (1 - SURELY))
+    sure: np.ndarray = (evidence.index >= 0) & (odds > least) & stability.believable
+    return sure
+
+
+def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
+    """How far (causes, n) each of CAUSES sets a particle apart, in robust standard deviations of the typical ones."""
+    column = {name: i for i, name in enumerate(name for names in CAUSES.values() for name in names)}
+    own = evidence.own[:, [OWN_NAMES.index(name.lstrip("-")) for name in column]]
+    usual = torch.from_numpy(typical & (evidence.index >= 0))
+    deviation = deviations(torch.from_numpy(own), usual).T.contiguous().numpy()
+    strengths = []
+    for names in CAUSES.values():
+        signed = [(-1 if name.startswith("-") else 1) * deviation[column[name]] for name in names]
+        largest, second = np.maximum(*signed[:2]), np.minimum(*signed[:2])
+        for more in signed[2:]:
+            largest, second = np.maximum(largest, more), np.maximum(second, np.minimum(largest, more))
+        strengths.append(second)  # one feature alone may err
+    return np.stack(strengths)
+
+
+def _far_too_strong(evidence: Evidence) -> np.ndarray:
+    """Return the least log-odds (n,) of being junk for images far stronger than the others, however well they fit.
+
+    No true particle of the sets that the model was fitted on lies 4.5 standard deviations out.
+    """
+    strength: np.ndarray = _strengths(evidence, evidence.index >= 0)[0] - FAR_TOO_STRONG
+    return np.where(strength > 0, strength, -np.inf)
+
+
+def oddness(evidence: Evidence) -> np.ndarray:
+    """Return by how many standard deviations (n,) the worst of CAUSES applies: rules without a fit, for comparison."""
+    worst: np.ndarray = _strengths(evidence, evidence.index >= 0).max(0)
+    return worst
+
+
+def class_causes(evidence: Evidence, junk: np.ndarray, index: np.ndarray, n_classes: int) -> list[str]:
+    """Return for each class what sets its junk apart, in words of CAUSES; '' where there is none.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        The measurements.
+    junk : ndarray of shape (n,)
+        Probability of being junk.
+    index : ndarray of shape (n,)
+        Classes as they are written.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    list of str
+        Words.
+    """
+    main, words = _strengths(evidence, junk < 0.5).argmax(0), list(CAUSES)
+    causes = []
+    for k in range(n_classes):
+        bad = main[(index == k) & (junk > 0.5)]
+        causes.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
+    return causes
