@@ -27,6 +27,7 @@ from ralib.classification.final_classes import (
     with_class_of_junk,
 )
 from ralib.classification.image_statistics import StatisticsTable
+from ralib.classification.kernels_ahead import calls_before_measuring, calls_on_grid
 from ralib.classification.loading import findings, held_out, particle_extent, random_halves, resident_batches
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
@@ -49,6 +50,7 @@ from ralib.kernels.threads import all_on_cores
 from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer, SilentObserver
+from ralib.runtime.ahead import CallAhead, called_ahead
 from ralib.runtime.distributed import Ranks, SingleProcess
 from ralib.types import ClassificationResult, Notice, ParticleSet, Poses, RalibError, as_particles
 
@@ -201,13 +203,21 @@ class Classifier(ClusterEstimator):
         RalibError
             If particles and options do not fit together.
         """
-        with all_on_cores(self._device):
-            return self._fitted(as_particles(particles), observer or SilentObserver(), resume, earlier)
+        with all_on_cores(self._device), called_ahead(self._device) as ahead:
+            return self._fitted(as_particles(particles), observer or SilentObserver(), resume, earlier, ahead)
 
     def _fitted(
-        self, particles: ParticleSet, observer: Observer, resume: Checkpoint | None, earlier: EarlierClasses | None
+        self,
+        particles: ParticleSet,
+        observer: Observer,
+        resume: Checkpoint | None,
+        earlier: EarlierClasses | None,
+        ahead: CallAhead,
     ) -> Classifier:
         particles = self._options.checked(particles)
+        n_references = None if self.references is None else len(self.references)
+        self.n_classes_ = self._options.class_count(len(particles), n_references)
+        ahead(calls_before_measuring(particles.box, self.n_classes_, self._plan, self.mirror, self._device))
         self._timings: dict[str, float] = {}
         self._last: Examination | None = None
         self._budget = Budget.of(self._device)
@@ -216,6 +226,7 @@ class Classifier(ClusterEstimator):
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
         field = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
+        ahead(calls_on_grid(field.grid, self._plan, field.particle_radius_px))
         if (usable := int(shard.count(field.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         if usable < 2 * self.n_classes_:
@@ -268,8 +279,6 @@ class Classifier(ClusterEstimator):
     def _load(
         self, particles: ParticleSet, batches: ParticleBatches, shard: Shard, *, half: bool = False
     ) -> WhitenedParticles:
-        n_references = None if self.references is None else len(self.references)
-        self.n_classes_ = self._options.class_count(len(particles), n_references)
         if self._earlier is not None and self._plan.exchanges == 0:  # they join classes on the same grid
             self._size, self._most_detail = self._earlier.size, self._earlier.most_detail
         else:

@@ -1,0 +1,127 @@
+"""Calls by which the kernels of a classification are compiled before it needs them.
+
+Where Triton has not compiled them before, that takes as long as a small classification. The calls are of a few zeros,
+with all that a kernel is compiled for: numbers of angular orders, of classes, of pixels and of rings.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+
+from ralib.classes.averages import ClassSums
+from ralib.classification.diameter import CLASSES
+from ralib.classification.likelihood import ClassPoses, Spectra
+from ralib.classification.pose_refinement import refine_poses
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.classification.templates import disc_of_shifts, n_rotations
+from ralib.classification.whitening import MASK_MARGIN
+from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, thin
+from ralib.kernels.pose_search import angular_tables
+from ralib.runtime.ahead import Call
+from ralib.types import Poses
+
+SHARPENED = 1.6
+"""Times the details of the exchange: what sharpening comes to compare."""
+
+AT_ONCE = 32
+"""Particles of a call: as in a search, a multiple of those of a program."""
+
+
+def calls_before_measuring(
+    box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, device: torch.device
+) -> list[Call]:
+    """Return the calls for which neither particles nor their diameter need be known, the first needed first.
+
+    Parameters
+    ----------
+    box : int
+        Size of the particles, pixels.
+    n_classes : int
+        Number of classes K.
+    plan : ScheduleSettings
+        Settings of the schedule.
+    mirror : bool
+        Whether mirrored poses are searched.
+    device : torch.device
+        The GPU.
+
+    Returns
+    -------
+    list of callable
+        The calls.
+    """
+    start, exchange = (_orders(details) for details in (plan.start_details, plan.exchange_details))
+    searches = [(start, True), (start, False), (exchange, False), (exchange, True)]
+    searches += [(_orders(SHARPENED * plan.exchange_details), False)]
+    counts = dict.fromkeys((CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)))
+    calls: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
+    calls += [partial(of_classes, max(2, k), device) for k in counts for of_classes in (_prices, _thinning)]
+    return [*calls, partial(_average, box, device)]
+
+
+def calls_on_grid(grid: RingGrid, plan: ScheduleSettings, particle_radius_px: float) -> list[Call]:
+    """Return the call that compiles the refinement of poses on a grid of rings.
+
+    Parameters
+    ----------
+    grid : RingGrid
+        The ring grid.
+    plan : ScheduleSettings
+        Settings of the schedule.
+    particle_radius_px : float
+        Radius of the particles, pixels of the grid.
+
+    Returns
+    -------
+    list of callable
+        The call.
+    """
+    rings = min(grid.n_rings, round(plan.exchange_details / (2 * particle_radius_px * grid.spacing) + 0.5))
+    return [partial(_refinement, grid, max(1, rings))]
+
+
+def _orders(details: float) -> int:
+    """Angular orders of a particle, with its mask, at a resolution of so many details across it."""
+    return math.ceil(math.pi * details * MASK_MARGIN) + 4
+
+
+def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device) -> None:
+    orders = torch.arange(n_orders, device=device, dtype=torch.float64)
+    tables = angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
+    grid = PoseGrid(*tables, disc_of_shifts(1.0, 1.0, device), mirror)
+    cross = torch.zeros(n_orders, 2 * grid.n_pairs, AT_ONCE, device=device, dtype=torch.float16)
+    value, psi, origin = (torch.zeros(AT_ONCE, 1, *more, device=device) for more in ((), (), (2,)))
+    out = value, psi, origin, torch.zeros(AT_ONCE, 1, dtype=torch.bool, device=device)
+    prior = torch.zeros(len(grid.shifts_xy_px), device=device) if favour else None
+    best_in_classes(cross, value[:1, 0] + 1, psi[:, 0] + 1, origin[:, 0].clone(), grid, out, prior)
+
+
+def _prices(n_classes: int, device: torch.device) -> None:
+    rule = PriceRule(1.0, 0.5, 1, True, torch.tensor(AT_ONCE, device=device))
+    class_prices(torch.zeros(AT_ONCE, n_classes, device=device), rule, lambda members: members)
+
+
+def _thinning(n_classes: int, device: torch.device) -> None:
+    rule = ThinningRule(torch.zeros(2, dtype=torch.float64, device=device), 1, 1.0, 1.0)
+    fit = torch.zeros(AT_ONCE, n_classes, device=device)
+    thin(fit, fit[:, 0].clone(), n_classes - 1, rule, lambda sums: sums)
+
+
+def _average(box: int, device: torch.device) -> None:
+    zero = torch.zeros(AT_ONCE, device=device)
+    poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
+    images = torch.zeros(AT_ONCE, box, box, device=device)
+    ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None)
+
+
+def _refinement(grid: RingGrid, rings: int) -> None:
+    zero = torch.zeros(AT_ONCE, device=grid.device)
+    samples = torch.zeros(AT_ONCE, grid.n_rings, grid.n_half, dtype=torch.complex64, device=grid.device)
+    spectra = Spectra(samples, torch.zeros(AT_ONCE, grid.n_rings, device=grid.device))
+    references = torch.zeros(1, rings, min(grid.n_half, 8), dtype=torch.complex64, device=grid.device)
+    poses = ClassPoses(zero, zero, zero, torch.zeros(AT_ONCE, 2, device=grid.device), zero > 0)
+    refine_poses(grid, spectra, references, poses, zero.long(), steps=1, limit_deg=1.0, limit_px=1.0)

@@ -1,0 +1,51 @@
+"""Calls that compile a classification's kernels: all run, in the Triton form too, and take what a search takes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from interpreter import in_interpreter
+from ralib.classification import kernels_ahead
+from ralib.classification.kernels_ahead import calls_before_measuring, calls_on_grid
+from ralib.classification.ring_grid import RingGrid
+from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.runtime.ahead import called_ahead
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PLANS = [ScheduleSettings(), ScheduleSettings.quick(), ScheduleSettings.thorough()]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["default", "quick", "thorough"])
+@pytest.mark.parametrize("n_classes", [1, 50])
+def test_calls_ahead_any_plan_run(n_classes: int, plan: ScheduleSettings) -> None:
+    calls = calls_before_measuring(33, n_classes, plan, True, DEVICE)
+    grid = RingGrid.create(32, radius_px=14, partner_radius_px=12, n_rings=9, device=DEVICE)
+    for call in [*calls, *calls_on_grid(grid, plan, 10.0)]:
+        call()
+
+
+@in_interpreter
+def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ralib.kernels.classes import gpu_triton
+
+    for name in ("best_in_classes", "class_prices", "thin"):
+        monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
+    for call in calls_before_measuring(16, 3, ScheduleSettings(), False, DEVICE)[:-1]:
+        call()
+
+
+def test_called_ahead_cpu_calls_nothing() -> None:
+    with called_ahead(torch.device("cpu")) as ahead:
+        ahead([lambda: os.abort()])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: on a CPU nothing is called ahead")
+def test_called_ahead_gpu_errors_are_not_raised() -> None:
+    done = []
+    with called_ahead(DEVICE) as ahead:
+        ahead([lambda: 1 / 0, lambda: done.append(torch.cuda.current_device())])
+        while not done:
+            pass
