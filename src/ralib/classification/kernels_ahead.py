@@ -24,6 +24,9 @@ from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.ahead import Call
 from ralib.types import Poses
 
+WIDE_MARGIN = 1.4
+"""Times the particle: a mask that reaches over the rim of its faintest parts."""
+
 SHARPENED = 1.6
 """Times the details of the exchange: what sharpening comes to compare."""
 
@@ -54,13 +57,15 @@ def calls_before_measuring(
     list of callable
         The calls.
     """
-    start, exchange = (_orders(details) for details in (plan.start_details, plan.exchange_details))
-    searches = [(start, True), (start, False), (exchange, False), (exchange, True)]
-    searches += [(_orders(SHARPENED * plan.exchange_details), False)]
+    details = plan.start_details, plan.exchange_details, SHARPENED * plan.exchange_details
+    measured = _orders(plan.start_details, MASK_MARGIN)
+    start, exchange, sharpened = (_orders(d, WIDE_MARGIN) for d in details)
+    searches = [(measured, True), (measured, False), (exchange, False), (start, True), (start, False)]
+    searches += [(exchange, True), (sharpened, False)]
     counts = dict.fromkeys((CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)))
     calls: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
     calls += [partial(of_classes, max(2, k), device) for k in counts for of_classes in (_prices, _thinning)]
-    return [*calls, partial(_average, box, device)]
+    return [*calls, partial(_average, box, device), partial(_search, exchange, False, mirror, device, own=True)]
 
 
 def calls_on_grid(grid: RingGrid, plan: ScheduleSettings, particle_radius_px: float) -> list[Call]:
@@ -84,12 +89,12 @@ def calls_on_grid(grid: RingGrid, plan: ScheduleSettings, particle_radius_px: fl
     return [partial(_refinement, grid, max(1, rings))]
 
 
-def _orders(details: float) -> int:
-    """Angular orders of a particle, with its mask, at a resolution of so many details across it."""
-    return math.ceil(math.pi * details * MASK_MARGIN) + 4
+def _orders(details: float, margin: float) -> int:
+    """Angular orders at so many details across a particle, of a mask that is `margin` times as wide."""
+    return math.ceil(math.pi * details * margin) + 4
 
 
-def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device) -> None:
+def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own: bool = False) -> None:
     orders = torch.arange(n_orders, device=device, dtype=torch.float64)
     tables = angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
     grid = PoseGrid(*tables, disc_of_shifts(1.0, 1.0, device), mirror)
@@ -97,7 +102,8 @@ def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device) -> 
     value, psi, origin = (torch.zeros(AT_ONCE, 1, *more, device=device) for more in ((), (), (2,)))
     out = value, psi, origin, torch.zeros(AT_ONCE, 1, dtype=torch.bool, device=device)
     prior = torch.zeros(len(grid.shifts_xy_px), device=device) if favour else None
-    best_in_classes(cross, value[:1, 0] + 1, psi[:, 0] + 1, origin[:, 0].clone(), grid, out, prior)
+    strength = torch.ones(1, AT_ONCE, device=device) if own else psi[:, 0] + 1
+    best_in_classes(cross, value[:1, 0] + 1, strength, origin[:, 0].clone(), grid, out, prior)
 
 
 def _prices(n_classes: int, device: torch.device) -> None:

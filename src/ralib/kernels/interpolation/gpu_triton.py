@@ -13,6 +13,7 @@ bits. Particles are read once and only sums are written. No step synchronises wi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,8 @@ from ralib.kernels.interpolation.reference import (
     sum_row,
 )
 
-# Rows that a thread solves at a time, and rows solved on either side of them and thrown away: what lies further off
-# has 3e-7 of its influence left. They hold the kernel's length, and the time to compile it, whatever the box.
-_BLOCK_ROWS, _HALO_ROWS = 26, 14
+# Rows that a thread solves in a step, and rows ahead of them: what lies further off has 3e-7 of its influence left.
+_STEP_ROWS, _AHEAD_ROWS = 12, 14
 # From here on the elimination's factors are those of an endless line, to 1e-15.
 _SETTLED = 16
 
@@ -127,66 +127,60 @@ def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor
     if matrix is None or boundary != "zero":
         return reference.padded(images, matrix, boundary)
     b, n = images.shape[:2]
-    scale = [1 / OMOMS_CENTRE]
-    while len(scale) <= _SETTLED:
-        scale.append(1 / (OMOMS_CENTRE - OMOMS_SIDE**2 * scale[-1]))
     along_x = images.to(matrix.dtype) @ matrix.T
     width = n + 2 * PAD
     out = torch.empty(b, width, width, dtype=matrix.dtype, device=images.device)
     lanes = triton.next_power_of_2(width)
-    n_blocks = triton.cdiv(width, _BLOCK_ROWS)
-    _solve_kernel[(b * n_blocks,)](
-        along_x, out, n_blocks, n, PAD, _BLOCK_ROWS, _HALO_ROWS, tuple(scale), OMOMS_SIDE, lanes,
-        num_warps=max(1, min(lanes // 32, 16)),
+    _solve_kernel[(b,)](
+        along_x, out, _factors(matrix.dtype, images.device), n, PAD, _STEP_ROWS, _AHEAD_ROWS, _SETTLED, OMOMS_SIDE,
+        lanes, num_warps=max(1, min(lanes // 32, 16)),
     )  # fmt: skip
     return out, None
 
 
-@triton.jit
+@functools.lru_cache(maxsize=8)
+def _factors(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Factors of the elimination in the first rows of the box, up to the last, which is that of all others."""
+    factors = [1 / OMOMS_CENTRE]
+    while len(factors) <= _SETTLED:
+        factors.append(1 / (OMOMS_CENTRE - OMOMS_SIDE**2 * factors[-1]))
+    return torch.tensor(factors, dtype=dtype, device=device)
+
+
+@triton.jit(do_not_specialize=["n"])
 def _solve_kernel(
-    in_ptr, out_ptr, n_blocks, N: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, HALO: tl.constexpr,
-    SCALE: tl.constexpr, SIDE: tl.constexpr, LANES: tl.constexpr,
+    in_ptr, out_ptr, factor_ptr, n, PAD: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr,
+    SETTLED: tl.constexpr, SIDE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Solve the tridiagonal systems of a block of rows of an image (N, W), one thread a column, by elimination.
+    """Solve the tridiagonal systems of an image (n, w), one thread a column, by elimination; outside the box is zero.
 
-    Elimination runs down and substitution up, starting a halo away, where the rest no longer matters; rows outside the
-    box are zero.
+    Elimination runs down, some rows at a time and those ahead of them; substitution runs up from the last of these,
+    where the rest no longer matters, and leaves the rows of the step.
     """
-    W: tl.constexpr = N + 2 * PAD
-    pid = tl.program_id(0)
-    image = (pid // n_blocks).to(tl.int64)
-    at_top = pid % n_blocks == 0
+    width = n + 2 * PAD
+    image = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, LANES)
-    first = (pid % n_blocks) * ROWS - PAD - HALO + column * 0
-    inside = column < W
-    source, out = in_ptr + image * (N * W) + column, out_ptr + image * (W * W) + column
-    zero = tl.zeros([LANES], dtype=out_ptr.dtype.element_ty)
-    value = zero
-    forward = ()
-    for i in tl.static_range(ROWS + 2 * HALO):
-        row = first + i
-        in_box = (row >= 0) & (row < N)
-        sample = tl.load(source + row * W, mask=inside & in_box, other=0.0)
-        value = (sample - SIDE * value) * _factor(zero, at_top, i - HALO - PAD, SCALE)
-        value = tl.where(in_box, value, zero)
-        forward = forward + (value,)  # noqa: RUF005  Triton has no starred tuples
-    value = zero
-    for i in tl.static_range(ROWS + 2 * HALO - 1, HALO - 1, -1):
-        row = first + i
-        value = forward[i] - SIDE * _factor(zero, at_top, i - HALO - PAD, SCALE) * value
-        value = tl.where((row >= 0) & (row < N), value, zero)
-        if i < HALO + ROWS:
-            tl.store(out + (row + PAD) * W, value, mask=inside & (row < N + PAD))
-
-
-@triton.jit
-def _factor(zero, at_top, row: tl.constexpr, SCALE: tl.constexpr):
-    """Factor of the elimination in a row, if this is the block at the top of the box; further down all are settled."""
-    LAST: tl.constexpr = len(SCALE) - 1
-    if row < LAST:
-        return tl.where(at_top, zero + SCALE[max(row, 0)], zero + SCALE[LAST])
-    else:  # noqa: RET505  Triton needs both
-        return zero + SCALE[LAST]
+    inside = column < width
+    source, out = in_ptr + image * n * width + column, out_ptr + image * width * width + column
+    above = tl.zeros([LANES], dtype=out_ptr.dtype.element_ty)
+    for first in range(-PAD, n + PAD, STEP):
+        value = above
+        eliminated, scales = (), ()
+        for i in tl.static_range(STEP + AHEAD):
+            row = first + i + column * 0
+            in_box = (row >= 0) & (row < n)
+            sample = tl.load(source + row * width, mask=inside & in_box, other=0.0)
+            scale = tl.load(factor_ptr + tl.minimum(tl.maximum(first + i, 0), SETTLED))
+            value = tl.where(in_box, (sample - SIDE * value) * scale, 0.0)
+            eliminated, scales = eliminated + (value,), scales + (tl.where(in_box, SIDE * scale, 0.0),)  # noqa: RUF005
+            if i == STEP - 1:
+                above = value
+        value = tl.zeros([LANES], dtype=out_ptr.dtype.element_ty)
+        for i in tl.static_range(STEP + AHEAD - 1, -1, -1):
+            value = eliminated[i] - scales[i] * value
+            if i < STEP:
+                row = first + i + column * 0
+                tl.store(out + (row + PAD) * width, value, mask=inside & (row < n + PAD))
 
 
 @triton.jit(do_not_specialize=["n_particles"])
