@@ -188,3 +188,26 @@ def test_stacks_of_more_than_single_precision_keep_their_signal(kind: str, tmp_p
     read = open_particles(path).images.read(np.arange(5))
     centred = IMAGES - IMAGES.mean((1, 2), keepdims=True)
     assert np.corrcoef((read - read.mean((1, 2), keepdims=True)).ravel(), centred.ravel())[0, 1] > 0.9999
+
+
+def test_stack_longer_than_its_header_counts_is_said(tmp_path: Path) -> None:
+    """A stack that is still being appended, or whose header was not written again: its last images went unread."""
+    images = np.random.default_rng(0).normal(size=(6, 16, 16)).astype(np.float32)
+    path = tmp_path / "p.mrcs"
+    write_mrcs(path, images, 2.0)
+    assert not open_particles(path).warnings
+    content = bytearray(path.read_bytes())
+    content[8:12] = (4).to_bytes(4, "little")
+    path.write_bytes(content)
+    found = open_particles(path)
+    assert len(found) == 4
+    (warning,) = found.warnings
+    assert "could hold 6 images, its header counts 4: only those are read" in warning.what
+    path.write_bytes(content[: 1024 + 4 * 1024 + 1000])
+    assert not open_particles(path).warnings, "a rest that is no image"
+
+
+def test_array_in_fortran_order_is_refused_with_advice(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.asfortranarray(np.zeros((3, 8, 8), np.float32)))
+    with pytest.raises(RalibError, match=r"Fortran order: save numpy\.ascontiguousarray"):
+        open_particles(tmp_path / "p.npy")

@@ -160,6 +160,19 @@ def test_image_names_that_two_projects_hold_are_said(tmp_path: Path, monkeypatch
     assert str(tmp_path / "b" / "Extract" / "p.mrcs") in warning.what
 
 
+def test_image_names_that_a_job_and_its_project_hold_are_said(tmp_path: Path) -> None:
+    """From elsewhere, the images beside the particle file were taken without a word, RELION's are the project's."""
+    for folder in ("Extract", "job/Extract"):
+        (tmp_path / folder).mkdir(parents=True)
+        stack(tmp_path / folder / "p.mrcs", 4, seed=len(folder))
+    star = write(tmp_path / "job" / "p.star", rows(4, file="Extract/p.mrcs"))
+    (warning,) = open_particles(star).warnings
+    assert f"{tmp_path}/job/Extract/p.mrcs is there twice: the one nearest to the particle file" in warning.what
+    assert str(tmp_path / "Extract" / "p.mrcs") in warning.what
+    write(star, rows(4, file=f"{tmp_path}/job/Extract/p.mrcs"))
+    assert not open_particles(star).warnings, "a full path leaves no doubt"
+
+
 def test_image_names_datadir_that_holds_none_of_them_is_refused(tmp_path: Path) -> None:
     """It was left aside without a word where the names led to images elsewhere."""
     stack(tmp_path / "p.mrcs", 4)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ralib.io import mrc, spider_imagic
 from ralib.io.atomic import PathLike, atomic_path, write_json, write_text
@@ -32,7 +33,7 @@ from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampli
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import count_optics_groups, write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
-from ralib.io.stacks import StackFile, anisotropic_among, file_references, volumes_among
+from ralib.io.stacks import RawStack, StackFile, anisotropic_among, file_references, volumes_among
 from ralib.io.star import one_row, read_star, write_star
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError
@@ -141,10 +142,12 @@ def open_particles(path: PathLike, *, datadir: PathLike | None = None, require_i
 
 def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSet:
     """The set with warnings about files that may not be those that are meant."""
-    twice = found_twice((file_references(particles.images) or ([],))[0], path)
+    paths = (file_references(particles.images) or ([],))[0]
+    twice = None if _by_absolute_names(particles) else found_twice(paths, path)
     if twice is not None:
+        place = "nearest to the particle file" if twice[0].is_absolute() else "of the current folder"
         particles = particles.warned(
-            f"{twice[0]} is there twice: the one of the current folder is taken, not {twice[1]}",
+            f"{twice[0]} is there twice: the one {place} is taken, not {twice[1]}",
             "images",
             "run in the project's folder, or give the folder of the images with `datadir`",
         )
@@ -160,6 +163,13 @@ def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSe
             "CTF",
             "give `ctf=flipped`, or rlnCtfDataArePhaseFlipped 1 in data_optics, if the phases are flipped",
         )
+    if isinstance(source := particles.images, RawStack) and source.n_beyond > 0:
+        n_all = source.n_images + source.n_beyond
+        particles = particles.warned(
+            f"{source.path} could hold {n_all} images, its header counts {source.n_images}: only those are read",
+            "images",
+            "where it holds more, have the program that made it write its header, or extract it again",
+        )
     if stacks := anisotropic_among(particles.images):
         layout = stacks[0].layout
         particles = particles.warned(
@@ -169,6 +179,14 @@ def _with_doubtful_files_noted(particles: ParticleSet, path: Path) -> ParticleSe
             "correct the header, or resample the images to square pixels",
         )
     return particles
+
+
+def _by_absolute_names(particles: ParticleSet) -> bool:
+    """Whether the first image is named by its full path, which leaves no doubt."""
+    for table in particles.metadata.tables.values():
+        if isinstance(table, pd.DataFrame) and "rlnImageName" in table and len(table):
+            return str(table["rlnImageName"].iloc[0]).partition("@")[2].startswith("/")
+    return False
 
 
 def open_images(path: PathLike) -> np.ndarray:

@@ -82,6 +82,8 @@ def open_npy(path: PathLike) -> RawStack:
     """Open an array (k, n, n) of numbers in a .npy file as a stack."""
     path = Path(path)
     shape, fortran, dtype, offset = read_header(path)
-    if len(shape) != 3 or dtype.kind not in "fiu" or fortran:
+    if fortran and len(shape) > 1:
+        raise RalibError(f"{path} holds an array in Fortran order: save numpy.ascontiguousarray of it")
+    if len(shape) != 3 or dtype.kind not in "fiu":
         raise RalibError(f"{path} holds an array {shape} of {dtype.str}: images (k, n, n) of numbers are needed")
     return RawStack(path, RawLayout(*shape, dtype, offset, shape[1] * shape[2] * dtype.itemsize))

@@ -74,12 +74,12 @@ def resolve_images(names: Iterable[str], beside: Path, datadir: PathLike | None)
 
 
 def found_twice(paths: Sequence[Path], beside: Path) -> tuple[Path, Path] | None:
-    """Return a file that was found from the current folder, and another that the particle file's own folders hold.
+    """Return a file that was found by a relative name, and another that a later one of the folders searched holds.
 
     Parameters
     ----------
     paths : sequence of Path
-        Files as `resolve_images` found them.
+        Files as `resolve_images` found them, by relative names.
     beside : Path
         The particle file.
 
@@ -88,12 +88,18 @@ def found_twice(paths: Sequence[Path], beside: Path) -> tuple[Path, Path] | None
     tuple of Path, or None
         The file taken and the other one; None where there is no doubt.
     """
-    here = next((path for path in paths if not path.is_absolute()), None)
-    if here is None:
+    folders = [folder.absolute() for folder in parents_of(beside)]
+    taken = next((path for path in paths if not path.is_absolute() and not path.is_relative_to(beside.parent)), None)
+    if taken is not None:  # from the current folder
+        relative = taken
+    elif paths and (holds := next((f for f in folders if paths[0].absolute().is_relative_to(f)), None)) is not None:
+        taken, relative = paths[0], paths[0].absolute().relative_to(holds)
+        folders = folders[folders.index(holds) + 1 :]
+    else:
         return None
-    others = (folder / here for folder in parents_of(beside))
-    other = next((path for path in others if _is_file(path) and not path.samefile(here)), None)
-    return None if other is None else (here, other)
+    others = (folder / relative for folder in folders)
+    other = next((path for path in others if _is_file(path) and not path.samefile(taken)), None)
+    return None if other is None else (taken, other)
 
 
 def leads_to(name: str, file: Path, folders: Sequence[Path]) -> bool:

@@ -112,6 +112,11 @@ class RawStack:
         The file.
     layout : RawLayout
         Where its pixels are.
+
+    Attributes
+    ----------
+    n_beyond : int
+        Images for which the file has room beyond those that its header counts.
     """
 
     def __init__(self, path: Path, layout: RawLayout) -> None:
@@ -133,6 +138,7 @@ class RawStack:
         self.n_images = layout.n_images
         self.box = layout.nx
         self.pixel_size_A = layout.pixel_size_A
+        self.n_beyond = (present - layout.offset) // layout.stride - layout.n_images
         self._file = _Descriptor(path)
         self.raw_dtype = layout.dtype if layout.dtype in RAW_DTYPES else np.dtype(np.float32)
 
