@@ -14,11 +14,13 @@ from make_run import make_run
 from ralib.cli import main
 from ralib.io import open_images, open_particles, read_star, write_mrcs, write_star
 from ralib.io.cryosparc_write import save_cs
+from ralib.io.picks import picks_of
 from ralib.results.particle_rules import capped, meets, recentred, without_duplicates
 from ralib.results.particle_scores import read_particle_scores
 from ralib.results.selected_files import split_rows
 from ralib.results.summary import open_run
 from ralib.types import RalibError
+from star_files import rows, stack, write
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,15 @@ def test_duplicates_leave_the_better_of_two_picks(run: Path, tmp_path: Path) -> 
     assert len(lost) > 15
     assert all(max(pair, key=lambda i: quality[i]) in kept for pair in lost)
     assert 300 - len(kept) <= len(pairs) + 3
+
+
+def test_picks_of_a_micrograph_of_two_spellings_are_of_one(tmp_path: Path) -> None:
+    """Sets joined from two programs name it m.mrc and ./m.mrc, and every particle stayed in twice."""
+    stack(tmp_path / "p.mrcs", 6)
+    names = ["Mics/m.mrc", "./Mics/m.mrc", "Mics//m.mrc", "Mics/a/../m.mrc", "Mics/b/m.mrc", "Other/m.mrc"]
+    place = {"rlnCoordinateX": 10, "rlnCoordinateY": 20, "rlnMicrographPixelSize": 2}
+    star = write(tmp_path / "p.star", rows(6, **place, rlnMicrographName=names))
+    assert picks_of(open_particles(star)).micrograph.tolist() == [0, 0, 0, 0, 1, 2]
 
 
 def test_recentred_picks_move_by_whole_pixels_and_leave_the_rest_in_the_origin(run: Path, tmp_path: Path) -> None:

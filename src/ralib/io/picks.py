@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,9 @@ def _of_star(particles: ParticleSet) -> Picks | None:
         return None
     numbers: Any = table[["rlnCoordinateX", "rlnCoordinateY", column]].apply(pd.to_numeric, errors="coerce")
     values = numbers.to_numpy(dtype=np.float64)
-    return Picks(values[:, :2], values[:, 2], pd.factorize(table["rlnMicrographName"])[0])
+    number, names = pd.factorize(table["rlnMicrographName"])
+    same = pd.factorize(np.array([os.path.normpath(str(name)) for name in names], dtype=object))[0]  # ./m.mrc is m.mrc
+    return Picks(values[:, :2], values[:, 2], np.where(number < 0, -1, same[number]))
 
 
 def _of_cs(particles: ParticleSet) -> Picks | None:
