@@ -1,4 +1,4 @@
-"""Kill commands (SIGKILL) at random moments, and go on until they end the same.
+"""Kill commands (SIGKILL, SIGTERM) at random moments, and go on until they end the same.
 
     PYTHONPATH=src python3 bench/kill_resume.py [--kills 100] [--commands mref classify ...] [--device cpu]
 
@@ -6,28 +6,41 @@ An uninterrupted run of each command is the standard. A run with checkpoints is 
 until its share of the kills is done; one that reaches its end is compared byte by byte, and begun anew. A command
 without checkpoints is killed and given again: what stands under its final name must be whole, whenever it was killed.
 Goes to bench/results/kill-resume-<device>.json; the exit status is 1 where a file differs or something half-written is
-left.
+left. Of a watch whose particles come in parts, each part comes when the one before it has been saved, as often as it is
+killed; after a SIGTERM there is nothing temporary left, and the status is that of a signal, or 0 of a watch.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ralib import io
 from ralib.benchmarks.record import record, write_record
 
 DESCRIBING = {"run.json", "run.yaml", "log.txt", ".lock", "relion_optimiser.star"}
 """Files with times, paths and the command line; pictures are left out, too."""
 SIMULATED, RUN = "sim/particles.star", "whole-mref"
+PARTS = (100, 150, 160)
+"""Particles of a growing set after each arrival: more classes are searched, others join, a last search follows."""
+KILLS = (signal.SIGKILL, signal.SIGTERM)
+END_S = 120
+"""Time that a command has to end after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +53,16 @@ class Command:
         The command line after `ralib`.
     continues : bool, default False
         Whether it keeps checkpoints, from which --continue goes on.
+    run : str, default '.'
+        Where in its folder the run is.
+    grows : bool, default False
+        Whether it watches the folder in-OUT, into which particles come in parts.
     """
 
     words: tuple[str, ...]
     continues: bool = False
+    run: str = "."
+    grows: bool = False
 
     @property
     def suffix(self) -> str:
@@ -58,6 +77,27 @@ COMMANDS = {
     "watch": Command(
         ("watch", SIMULATED, "OUT", "--per-class=70", "--poll-seconds=0.2", "--idle-minutes=0.02", "--no-report"), True
     ),
+    "watch-parts": Command(
+        (
+            "watch",
+            "in-OUT",
+            "OUT",
+            "--classes=3",
+            "--per-class=40",
+            "--poll-seconds=0.2",
+            "--idle-minutes=0.06",
+            "--no-report",
+        ),
+        True,
+        grows=True,
+    ),
+    "relion": Command(
+        ("relion", "--i", SIMULATED, "--o", "OUT/run", "--K", "3", "--iter", "3", "--particle_diameter", "200"),
+        True,
+        "ralib",
+    ),
+    "simulate": Command(("simulate", "OUT", "--particles=300", "--box=48")),
+    "params": Command(("params", f"{RUN}/particles.star", "--export", "OUT.txt")),
     "prepare": Command(("prepare", SIMULATED, "OUT.star", "--box=32", "--phase-flip")),
     "transform": Command(("transform", f"{RUN}/particles.star", "OUT.star")),
     "average": Command(("average", f"{RUN}/particles.star", "OUT.hdf", "--ctf=wiener")),
@@ -74,25 +114,66 @@ def started(folder: Path, command: Command, name: str, device: str) -> subproces
     Kills in the seconds of importing before that would prove nothing.
     """
     words = [w.replace("OUT", name) for w in command.words]
-    if command.words[0] != "select":
+    if command.words[0] not in ("select", "params", "relion"):
         words.append(f"--device={device}")
     if command.continues and (folder / name).exists():
         words.append("--continue")
     process = subprocess.Popen(
         [sys.executable, "-m", "ralib", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while command.continues and process.poll() is None and not (folder / name / ".lock").exists():
+    if command.grows and not (folder / name).exists():
+        shutil.rmtree(folder / f"in-{name}", ignore_errors=True)
+        given(folder, name, 1)
+    lock = folder / name / command.run / ".lock"
+    while command.continues and process.poll() is None and not lock.exists():
         time.sleep(0.01)
     return process
 
 
+def given(folder: Path, name: str, parts: int) -> None:
+    """Put the first parts of the simulated particles into the folder that is watched; settled, and whole at once."""
+    into, simulated = folder / f"in-{name}", io.open_particles(folder / SIMULATED)
+    into.mkdir(exist_ok=True)
+    for number in range(parts):
+        path = into / f"{number + 1}.mrcs"
+        if not path.exists():
+            rows = np.arange(PARTS[number - 1] if number else 0, PARTS[number])
+            io.write_mrcs(path.with_suffix(".new"), simulated.images.read(rows), simulated.pixel_size_A)
+            then = time.time() - 100 + number
+            os.utime(path.with_suffix(".new"), (then, then))
+            path.with_suffix(".new").rename(path)
+
+
+@contextmanager
+def arriving(folder: Path, command: Command, name: str) -> Iterator[None]:
+    """While inside, each part of the particles comes when the one before it is in a checkpoint."""
+    over = threading.Event()
+
+    def feed() -> None:
+        while not over.wait(0.05):
+            saved = [int(p.stem[-4:]) for p in (folder / name / "checkpoints").glob("checkpoint_*.ralib")]
+            if saved:
+                given(folder, name, min(len(PARTS), max(saved) + 1))
+
+    thread = threading.Thread(target=feed, daemon=True)
+    if command.grows:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if command.grows:
+            thread.join()
+
+
 def run_to_its_end(folder: Path, command: Command, name: str, device: str) -> float:
     """Seconds that it took."""
-    process = started(folder, command, name, device)
-    start = time.perf_counter()
-    if process.wait() != 0:
-        raise RuntimeError(f"{command.words[0]} ended with status {process.returncode}")
-    return time.perf_counter() - start
+    with arriving(folder, command, name):
+        process = started(folder, command, name, device)
+        start = time.perf_counter()
+        if process.wait() != 0:
+            raise RuntimeError(f"{command.words[0]} ended with status {process.returncode}")
+        return time.perf_counter() - start
 
 
 def contents(folder: Path, name: str) -> dict[str, bytes]:
@@ -131,14 +212,20 @@ def killed_and_repeated(
     done, ends = 0, 1
     earliest = 0.0 if command.continues else 0.4  # of the time: what is before that is importing
     while done < kills:
-        (folder / "killed" / ".lock").unlink(missing_ok=True)  # of the killed process; the system let go of the lock
-        process = started(folder, command, "killed", device)
+        # Of a killed process; the system let go of the lock.
+        (folder / "killed" / command.run / ".lock").unlink(missing_ok=True)
         try:
-            process.wait(timeout=seconds * rng.uniform(earliest, 1.0))
+            with arriving(folder, command, "killed"):
+                process = started(folder, command, "killed", device)
+                process.wait(timeout=seconds * rng.uniform(earliest, 1.0))
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            number = rng.choice(KILLS)
+            process.send_signal(number)
+            status = process.wait(END_S)
             done += 1
+            if number == signal.SIGTERM:
+                wrong += [f"status {status}"] if status not in (0, 128 + number) else []
+                wrong += [str(p.relative_to(folder)) for p in folder.rglob(".tmp*")]
             if command.continues:
                 continue
             wrong += differences(folder, whole, partly=True)

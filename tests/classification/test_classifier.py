@@ -407,6 +407,26 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert not torch.equal(other.class_averages_.images, classified.class_averages_.images)
 
 
+def test_classifier_iteration_keeps_its_number_while_the_next_ones_come(
+    small_set: tuple[ParticleSet, Simulator],
+) -> None:
+    """Files are written by a thread: on a busy machine the averages of one iteration got the number of the next."""
+
+    seen: list[tuple[int, IterationDone]] = []
+
+    class Collector(Keeper):
+        def iteration(self, done: IterationDone) -> None:
+            seen.append((done.number, done))
+            super().iteration(done)
+
+    with pytest.raises(Interrupted):
+        Classifier(n_classes=4, seed=5, plan=QUICK).fit(small_set[0], observer=Collector(1))
+    numbers = [number for number, _ in seen]
+    assert len(numbers) > 2
+    assert numbers == sorted(set(numbers))
+    assert [done.number for _, done in seen] == numbers
+
+
 def test_classifier_stopped_before_all_detail_is_compared_goes_on(small_set: tuple[ParticleSet, Simulator]) -> None:
     """As at most real sizes: averages reach beyond the rings compared, and the grid beyond both."""
     plan, keeper = replace(QUICK, exchange_details=6.0, final=1), Keeper(99)

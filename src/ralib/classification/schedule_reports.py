@@ -91,7 +91,7 @@ class ScheduleReports:
             checkpoint = partial(lambda known: known, made)
         self.observer.iteration(
             IterationDone(
-                self.figures,
+                list(self.figures),  # a thread may still be writing this iteration when the next one is added
                 partial(coarse_averages, field, state, self.pixel_size_A),
                 checkpoint if ends_step else None,
                 ends_step=ends_step,
