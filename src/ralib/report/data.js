@@ -84,7 +84,8 @@ const members = run.classes.map((item) => item.members);
 // Resolution in Å, or in pixels where the run knows no pixel size.
 const resolutionUnit = run.classes.some((item) => known(item.resolution_A)) || run.pixel_size_A ? "Å" : "px";
 for (const item of run.classes) {
-  item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
+  // Half averages that part before two pixels of the transform have no resolution: the terminal shows none either.
+  item.resolution = item.resolution_px > run.box_px / 2 ? null : resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
   item.agreement = item.reproducibility;
   item.stable = item.stable_members ?? item.stability;
 }
@@ -92,6 +93,9 @@ for (const item of run.iterations) {
   item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
   item.mean_resolution = resolutionUnit === "Å" ? item.mean_resolution_A : item.mean_resolution_px;
 }
+// The run's folder as its own command names it, for commands to copy.
+const runFolder = [].concat(run.facts.command ?? []).find((word) => word.replace(/\/+$/, "").split("/").pop() === run.title) ?? "RUN";
+const runWord = /^[\w./+-]+$/.test(runFolder) ? runFolder : `'${runFolder.replaceAll("'", "'\\''")}'`;
 const total = members.reduce((sum, value) => sum + value, 0);
 // Figures of each particle (fit, posterior, junk ...), one array a class: the run's own order within a class.
 const particleFigures = Object.fromEntries(Object.entries(run.particle_figures || {}).map(([name, packed]) => {

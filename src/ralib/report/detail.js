@@ -25,7 +25,7 @@ function fillDetail() {
       button("×", "Close (Escape)", () => detail.close(), { class: "icon", id: "detail-close" })),
     el("div", { class: "body" },
       el("div", {}, bigPicture(k), el("dl", { class: "figures" }, facts(item).map(([name, value, about]) => el("div", { title: about }, el("dt", {}, name), el("dd", {}, value)))),
-        item.verdict && el("p", { class: "says" }, sentence(item.verdict)), automaticText(item) && el("p", { class: "says muted" }, sentence(automaticText(item))),
+        item.verdict && el("p", { class: "says" }, sentence(item.verdict)), automaticText(item) && el("p", { class: "says muted" }, `Automatic selection: ${automaticText(item)}.`),
         el("p", { class: "says", id: "detail-partly" }),
         el("div", { class: "actions" }, el("button", { type: "button", id: "keep-above", onclick: () => keepAlso(upTo(k)) }, "Keep this and all above"), el("button", { type: "button", id: "keep-below", onclick: () => keepAlso(fromHere(k)) }, "Keep this and all below"))),
       el("div", { class: "plots" }, detailPlots(k)),
@@ -49,7 +49,7 @@ function detailPlots(k) {
   for (const map of hexagonMaps) plots.push(hexagonChart(map, { id: `class-${map.name}`, most: 230, scope: () => only }));
   for (const name of ["fit", "posterior", "junk"]) if (histograms[name]) plots.push(distribution(name, { id: `class-${name}`, title: histograms[name].label, height: 150, color: "var(--c4)", counts: () => summed(histograms[name].counts, only) }));
   const x = run.iterations.map((item) => item.iteration), dots = x.length < 30;
-  for (const [key, title, color] of [["class_sizes", "Members", "var(--c3)"], ["resolution", `Resolution (${resolutionUnit})`, "var(--c2)"]]) {
+  for (const [key, title, color] of [["class_sizes", "Members", "var(--c3)"], ["resolution", `${run.iterations[0]?.stage ? "Uncorrected FRC" : "Resolution"} (${resolutionUnit})`, "var(--c2)"]]) {
     const y = run.iterations.map((item) => item[key]?.[ancestor(k, item.iteration)]);
     if (x.length > 1 && y.some(known)) plots.push(lineChart({ id: `class-${key}`, title: `${title} by iteration`, height: 150, whole: key === "class_sizes", xName: "Iteration", xTicks: ticks(x[0], x[x.length - 1], 4).filter(Number.isInteger), series: [{ name: title, x, y, color, dots }] }));
   }

@@ -48,6 +48,6 @@ function buildPrintSummary() {
     const rules = [...figures.filter(({ key }) => limits.classes[key] !== undefined).map(({ key, name, better }) => `${name} ${better > 0 ? "≥" : "≤"} ${limits.classes[key]}`),
       ...particleLimits.filter(({ key }) => limits.particles[key] !== undefined).map(({ key, name, sense }) => `${name} of a particle ${sense} ${limits.particles[key]}`)];
     host.replaceChildren(el("h2", {}, "Selection"), el("p", {}, kept.size ? `Keeping ${selectionSummary()}.` : "No class is selected."),
-      ...(kept.size ? [el("p", {}, `Classes ${asRanges(kept).replaceAll(",", ", ")}.`), rules.length > 0 && el("p", {}, `Thresholds: ${rules.join("; ")}.`), el("pre", {}, `ralib select RUN ${selectOptions()} --out selected.star`)].filter(Boolean) : []));
+      ...(kept.size ? [el("p", {}, `Classes ${asRanges(kept).replaceAll(",", ", ")}.`), rules.length > 0 && el("p", {}, `Thresholds: ${rules.join("; ")}.`), el("pre", {}, `ralib select ${runWord} ${selectOptions()} --out selected.star`)].filter(Boolean) : []));
   });
 }

@@ -49,5 +49,5 @@ function keepAutomatic() {
 function automaticText(item) {
   if (typeof item.selected !== "boolean") return "";
   const verb = item.selected ? "kept" : "left out", reason = item.reason || "";
-  return `Automatic selection: ${reason.startsWith(verb) ? reason : [verb, reason].filter(Boolean).join(": ")}`;
+  return reason.startsWith(verb) ? reason : [verb, reason].filter(Boolean).join(": ");
 }

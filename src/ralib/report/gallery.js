@@ -26,7 +26,7 @@ function makeCard(k) {
   const shares = onCard.map(figureOf).filter((figure) => figure && known(item[figure.key]))
     .map(({ key, name, brief, about }) => el("span", { title: `${name}. ${about}` }, el("small", {}, brief), `${Math.round(100 * item[key])} %`));
   const card = el("article", { class: "card", "data-class": item.class, oncontextmenu: (event) => { event.preventDefault(); openMenu(k, event.clientX, event.clientY); } }, open,
-    el("label", { class: "tick", title: automaticText(item) || null }, box, el("i")),
+    el("label", { class: "tick", title: (automaticText(item) && `Automatic selection: ${automaticText(item)}`) || null }, box, el("i")),
     el("span", { class: "badges" }, score, item.flag && el("span", { class: "flag" }, item.flag)),
     el("footer", {}, el("b", { title: "Members" }, count(item.members)), el("b", { title: "FRC resolution" }, known(item.resolution) ? `${short(item.resolution)} ${resolutionUnit}` : ""),
       el("span", {}, `#${item.class}`), extra,

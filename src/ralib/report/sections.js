@@ -43,7 +43,7 @@ function buildHeader() {
 }
 
 const curves = [
-  ["criterion", "Criterion", [["criterion", "Criterion", "--c1"]]], ["pixel_error", "Pixel error (px)", [["pixel_error_px", "Pixel error", "--c2"]]],
+  ["criterion", "Mean fit", [["criterion", "Mean fit", "--c1"]]], ["pixel_error", "Pixel error (px)", [["pixel_error_px", "Pixel error", "--c2"]]],
   ["changes", "Particles that changed (%)", [["class_changes", "Class", "--c4", 100], ["mirror_changes", "Mirror", "--c5", 100]]],
   ["effective", "Classes in use", [["effective_classes", "Effective", "--c3"], ["empty", "Empty", "--c2"]]], ["mean_resolution", `Mean resolution, uncorrected FRC (${resolutionUnit})`, [["mean_resolution", "Resolution", "--c1"]]],
   ["sizes", "Class size", [["largest", "Largest", "--c1"], ["smallest", "Smallest", "--c2"]]], ["seconds", "Seconds an iteration", [["seconds", "Seconds", "--c5"]]],

@@ -127,7 +127,7 @@ function buildSelectionBar() {
   how.append(button("Copy", (event) => copy(byId("select-command").textContent, event.currentTarget)));
   bar.append(...[message, el("div", { class: "actions" }, button("Undo", undo, { id: "bar-undo", "aria-keyshortcuts": "Control+Z" }), button("Clear", () => setKept([])), download, write),
     how, run.server && el("div", { class: "how", id: "written", role: "status" }),
-    !run.server && el("p", { class: "how caption" }, "To write files from this page, open it with ", el("code", {}, `ralib report ${run.title} --serve`), ".")].filter(Boolean));
+    !run.server && el("p", { class: "how caption" }, "To write files from this page, open it with ", el("code", {}, `ralib report ${runWord} --serve`), ".")].filter(Boolean));
   onSelection(() => {
     const left = particlesKept();
     message.replaceChildren(
@@ -136,7 +136,7 @@ function buildSelectionBar() {
     meter.style.width = `${total ? 100 * left / total : 0}%`;
     bar.hidden = !kept.size;
     byId("bar-undo").disabled = !past.length;
-    byId("select-command").textContent = `ralib select RUN ${selectOptions()} --out selected.star`;
+    byId("select-command").textContent = `ralib select ${runWord} ${selectOptions()} --out selected.star`;
   });
 }
 

@@ -115,13 +115,14 @@ def _duplicates(run: RunFiles) -> Finding:
     if not same + close:
         return None
     parts = [
-        f"{same} images appear more than once" if same else "",
-        f"{close} picks lie on top of another" if close else "",
+        f"{same} image{'s appear' if same > 1 else ' appears'} more than once" if same else "",
+        f"{close} pick{'s lie' if close > 1 else ' lies'} on top of another" if close else "",
     ]
     return ("duplicate",), Notice(
         what=f"Suspicious duplicates: {' and '.join(p for p in parts if p)}.",
         where="",
-        remedy="Remove them before half-set figures are trusted (RELION: Subset selection, remove duplicates).",
+        remedy="Remove them before half-set figures are trusted: 'ralib select --remove-duplicates A', or RELION's Subset "
+        "selection.",
     )
 
 
