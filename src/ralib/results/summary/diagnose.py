@@ -121,8 +121,8 @@ def _duplicates(run: RunFiles) -> Finding:
     return ("duplicate",), Notice(
         what=f"Suspicious duplicates: {' and '.join(p for p in parts if p)}.",
         where="",
-        remedy="Remove them before half-set figures are trusted: 'ralib select --remove-duplicates A', or RELION's Subset "
-        "selection.",
+        remedy="Remove them before half-set figures are trusted: 'ralib select --remove-duplicates A', or RELION's "
+        "Subset selection.",
     )
 
 
