@@ -150,7 +150,7 @@ class SignalFlag:
             self.raise_if_set()
 
         within = f"in {self.grace_s:g} s at most"
-        with answered(f"ralib: stopping when this step is done and saved, {within}; once more ends at once") as answer:
+        with answered(f"ralib: stopping when this step is saved, {within}; again: at once") as answer:
             before = {s: signal.signal(s, note) for s in noted_signals()}
             before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end)
             try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ class RunSession:
         self._say_finding(line)
 
     def _say_finding(self, line: str) -> None:
-        """Print a line of an iteration or on what was found: of particles that arrive, on a terminal only."""
+        """Print what was found: of particles that arrive, on a terminal only."""
         self.terminal.detail(line) if self.grows else self.say(line)
 
     def other_run(self, name: str) -> OtherRun:
@@ -277,8 +278,9 @@ class RunSession:
 
     def _show(self, done: IterationDone) -> None:
         row = done.figures[-1]
-        line = iteration_line(row, self.particles.box, self.terminal.total if self.kind == "mref" else None)
-        self._say_finding(line)
+        total = self.terminal.total if self.kind == "mref" else None
+        brief = partial(iteration_line, row, self.particles.box, total)
+        (self.terminal.detail if self.grows else self.terminal.say)(brief(), brief=brief)
         warnings = list(map(flagged, done.warnings))
         self.terminal.warn(warnings[len(self.record["warnings"]) :])
         self.record |= {"iterations": list(done.figures), "warnings": [w.record() for w in warnings]}

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class Terminal:
         self._done = 0
         self._before: str | None = None
 
-    def say(self, line: str, *, indent: int = 2) -> None:
-        """Print a line: on the screen folded between words, in log.txt whole.
+    def say(self, line: str, *, indent: int = 2, brief: Callable[[int], str] | None = None) -> None:
+        """Print a line: on the screen folded between words, or brief, in log.txt whole.
 
         Parameters
         ----------
@@ -59,24 +59,22 @@ class Terminal:
             The line.
         indent : int, default 2
             Columns by which its continuation is indented.
+        brief : Callable[[int], str] | None, optional
+            Returns the line in at most so many columns, where the screen is narrow.
         """
         if self.quiet:
             return
         self.lines.append(line)
-        if not sys.stdout.isatty():
-            typer.echo(line)
-            return
-        width = min(COLUMNS, shutil.get_terminal_size().columns) - 1  # of a full line some terminals begin another
-        folded = textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False) if line else line
-        if self._bar is not None:
-            self._bar.console.print(folded, highlight=False, markup=False, soft_wrap=True)
+        shown = on_screen(line if brief is None or not sys.stdout.isatty() else brief(_columns()), indent)
+        if self._bar is not None and sys.stdout.isatty():
+            self._bar.console.print(shown, highlight=False, markup=False, soft_wrap=True)
         else:
-            typer.echo(folded)
+            typer.echo(shown)
 
-    def detail(self, line: str) -> None:
-        """Write a line to log.txt, and print it on a terminal only."""
+    def detail(self, line: str, *, brief: Callable[[int], str] | None = None) -> None:
+        """Write a line to log.txt, and print it, or its brief form, on a terminal only."""
         if sys.stdout.isatty():
-            self.say(line)
+            self.say(line, brief=brief)
         elif not self.quiet:
             self.lines.append(line)
 
@@ -154,6 +152,31 @@ class Terminal:
         io.write_text(path, self._before + "\n".join(self.lines) + "\n")
 
 
+def on_screen(line: str, indent: int = 2) -> str:
+    """Return a line as it is printed: on a terminal folded between words, elsewhere whole.
+
+    Parameters
+    ----------
+    line : str
+        The line.
+    indent : int, default 2
+        Columns by which its continuation is indented.
+
+    Returns
+    -------
+    str
+        The text.
+    """
+    if not line or not sys.stdout.isatty():
+        return line
+    return textwrap.fill(line, _columns(), subsequent_indent=" " * indent, break_long_words=False)
+
+
+def _columns() -> int:
+    """Columns of a line on the screen; after a full line some terminals begin another."""
+    return min(COLUMNS, shutil.get_terminal_size().columns) - 1
+
+
 def header(particles: ParticleSet, ctf: CtfCorrection, plan: str) -> list[str]:
     """Return the header of a run: particles, box, pixel size, groups, CTF correction, and the plan.
 
@@ -201,8 +224,10 @@ def resolution_text(row: dict[str, Any], box: int) -> str:
     return f"{in_A:.1f} A" if math.isfinite(in_A) else f"{in_px:.1f} px"
 
 
-def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> str:
+def iteration_line(row: dict[str, Any], box: int, total: int | None = None, columns: int = COLUMNS - 1) -> str:
     """Return an iteration of alignment or classification as one line; unknown figures are left out.
+
+    Figures are left out, too, where the line would be longer than the columns there are.
 
     Parameters
     ----------
@@ -212,6 +237,8 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> s
         Image size, pixels.
     total : int | None, optional
         Number of iterations expected.
+    columns : int, default 99
+        Most columns of the line.
 
     Returns
     -------
@@ -234,8 +261,8 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None) -> s
     if math.isfinite(row["class_changes"]) and not single:
         parts["changed"] = f"changed {100 * row['class_changes']:.0f}%"
     parts["seconds"] = f"{row['seconds']:.1f} s"
-    for least in ("moved", "frc", "changed"):
-        if len(", ".join([begins, *parts.values()])) < COLUMNS:
+    for least in ("moved", "seconds", "frc", "changed"):
+        if len(", ".join([begins, *parts.values()])) <= columns:
             break
         parts.pop(least, None)
     return ", ".join([begins, *parts.values()])

@@ -15,6 +15,8 @@ _RUN = typer.Argument(
     metavar="RUN", help="A run's OUTDIR, or a RELION Class2D job (folder, *_data.star or *_optimiser.star)."
 )
 _CLASSES, _PARTICLES, _FILES = "Classes", "Particles", "Files"
+MOST_LINES, LITTLE = 24, 0.1
+"""Of more classes than these, only those are listed that lose more than this share of their members."""
 
 
 def register(app: typer.Typer) -> None:
@@ -158,10 +160,21 @@ def select(
 
 def _check_automatic(record: dict[str, Any]) -> None:
     """What the automatic selection does with each class, and warnings about the run as a whole."""
-    for row in record.get("classes") or []:
-        typer.echo(f"class {row['class']:3d}: {row.get('reason', '')}")
+    from ralib.cli.terminal import on_screen
+
+    rows = record.get("classes") or []
+    losing = [row for row in rows if _kept(row) < (1 - LITTLE) * row.get("members", 0)]
+    for row in rows if len(rows) <= MOST_LINES else losing:
+        typer.echo(on_screen(f"class {row['class']:3d}: {row.get('reason', '')}", len("class   1: ")))
+    if len(rows) > MOST_LINES:
+        typer.echo(f"{len(rows) - len(losing)} of {len(rows)} classes lose less than {LITTLE:.0%} of their members")
     if not (record.get("stability") or {}).get("believable", True):
         raise RalibError("--auto: the classes of this run are not believed, so nothing is kept: see the run's warnings")
+
+
+def _kept(row: dict[str, Any]) -> int:
+    """Members of a class that the automatic selection keeps."""
+    return int(row.get("kept", row.get("members", 0) if row.get("selected") else 0))
 
 
 def _print(lines: list[str]) -> None:
