@@ -110,7 +110,7 @@ def test_signal_flag_stops_a_step_that_does_not_end_soon(capfd: pytest.CaptureFi
     with SignalFlag(grace_s=0.2).watching(), pytest.raises(Stopped, match="SIGTERM"):
         compiles()
     assert time.monotonic() - begun >= 0.2, "the step had its time"
-    assert capfd.readouterr().err.startswith("ralib: stopping when this step is done and saved, in 0.2 s at most")
+    assert capfd.readouterr().err.startswith("ralib: stopping when this step is saved, in 0.2 s at most")
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
