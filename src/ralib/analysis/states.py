@@ -11,15 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.analysis.aligned_spectra import AlignedSpectra
+from ralib.analysis.component_em import expectation_maximisation, initial_components, ordered_and_shrunk
 from ralib.analysis.latent_mixture import LatentMixture, ScoreLikelihood
 from ralib.analysis.matched import MatchedParticles
-from ralib.analysis.probabilistic_pca import (
-    AlignedSpectra,
-    expectation_maximisation,
-    initial_components,
-    masked_spectra,
-    ordered_and_shrunk,
-)
+from ralib.analysis.probabilistic_pca import masked_spectra
 from ralib.types import ParticleSet, RalibError
 
 MOST_STATES = 4
