@@ -18,9 +18,10 @@ from ralib.analysis import (
     split_states,
     standardised_scores,
 )
+from ralib.analysis.background import BackgroundNormalisation
 from ralib.analysis.fourier_bessel import FourierBesselBasis
 from ralib.analysis.half_plane import HalfPlane
-from ralib.analysis.matched import BackgroundNormalisation, MatchedParticles
+from ralib.analysis.matched import MatchedParticles
 from ralib.analysis.shrinkage import noise_edge, shrink_eigenvalues
 from ralib.cli import main
 from ralib.images.ctf import apply_ctf, ctf_2d

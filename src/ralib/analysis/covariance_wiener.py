@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from ralib.analysis.fourier_bessel import FourierBesselBasis
-from ralib.analysis.matched import (
-    MatchedEstimator,
-    MatchedParticles,
-    matched_as_learnt,
-    measured_radius_px,
-)
+from ralib.analysis.matched import MatchedEstimator, MatchedParticles, matched_as_learnt
+from ralib.analysis.particle_radius import measured_radius_px
 from ralib.analysis.shrinkage import noise_edge, shrink_eigenvalues
 from ralib.analysis.steerable import SteerablePCA
 from ralib.types import RalibError

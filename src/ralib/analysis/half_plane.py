@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.analysis.matched import disc_mask
+from ralib.analysis.particle_radius import disc_mask
 from ralib.images.fourier import frequency_radius
 
 

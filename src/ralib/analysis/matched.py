@@ -8,7 +8,7 @@ filter, the probabilistic PCA and the states of a class start from them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,10 +17,11 @@ from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ralib.analysis.background import BackgroundNormalisation, NoiseSpectrum
 from ralib.analysis.base import wrong_shape
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
 from ralib.images.fourier import frequency_radius
-from ralib.images.masks import BACKGROUND_RADIUS, background_mask, centre_distance, soft_disc
+from ralib.images.masks import background_mask
 from ralib.images.normalise import finite_images
 from ralib.io.plausible import implausible_ctf
 from ralib.kernels import rotate_shift_images
@@ -29,114 +30,6 @@ from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, Parti
 
 BATCH = 512
 RING_ANGLES = 8
-MASK_EDGE_PX = 4.0
-LARGEST_RADIUS = 0.47
-RADIUS_MARGIN = 1.1
-
-
-@dataclass(frozen=True)
-class NoiseSpectrum:
-    """Power of the noise on the rings of the Fourier plane.
-
-    Attributes
-    ----------
-    power : Tensor of shape (R,)
-        Power at the frequencies 0, 1 / box, 2 / box, ...
-    box : int
-        Image size, pixels.
-    """
-
-    power: Tensor
-    box: int
-
-    def at(self, frequency_per_px: Tensor) -> Tensor:
-        """Return the power at any frequencies (cycles per pixel), linear between rings."""
-        ring = (frequency_per_px * self.box).clamp(0, len(self.power) - 1)
-        low = ring.floor().long().clamp_max(len(self.power) - 2)
-        part = ring - low
-        return self.power[low] * (1 - part) + self.power[low + 1] * part
-
-
-@dataclass(frozen=True)
-class BackgroundNormalisation:
-    """Subtraction and scaling after which the background of images has mean 0 and variance 1.
-
-    A plane fitted to the corners of one image has an error that extends into the particle, and so has a standard
-    deviation: each is measured on every image only where images differ by more than noise explains, and on all of them
-    together where a stack was normalised before.
-
-    Attributes
-    ----------
-    each_plane : bool
-        Whether every image has its own plane.
-    each_scale : bool
-        Whether every image has its own standard deviation.
-    offset : float
-        Mean of the whole stack's background.
-    scale : float
-        Standard deviation of the whole stack's background.
-    """
-
-    each_plane: bool
-    each_scale: bool
-    offset: float
-    scale: float
-
-    @classmethod
-    def measure(cls, images: Tensor) -> BackgroundNormalisation:
-        """Measure the normalisation on some images (b, h, h) of a stack."""
-        inside, plane = _background_plane(images.shape[-1], images.device)
-        values = images.flatten(1)[:, inside]
-        fitted = values @ plane
-        residual = values - fitted @ plane.T
-        variance = residual.square().mean(1)
-        mean_variance = float(variance.median())
-        spread = (fitted - fitted.median(0).values).square().median(0).values / 0.455 / max(mean_variance, 1e-30)
-        expected = 2.0 / residual.shape[1]
-        scale_spread = float((variance / max(mean_variance, 1e-30) - 1).abs().median()) ** 2 / 0.455
-        return cls(
-            each_plane=bool((spread > PLANE_EXCESS).any()),
-            each_scale=scale_spread > SCALE_EXCESS * expected,
-            offset=float(values.mean(1).median()),
-            scale=max(mean_variance, 1e-30) ** 0.5,
-        )
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Return normalised images (b, h, h)."""
-        images = images - self.offset
-        if not (self.each_plane or self.each_scale):
-            return images / self.scale
-        inside, plane = _background_plane(images.shape[-1], images.device)
-        flat = images.flatten(1)
-        fitted = flat[:, inside] @ plane
-        scale = torch.full((len(images), 1), self.scale, device=images.device)
-        if self.each_scale:
-            scale = (flat[:, inside] - fitted @ plane.T).std(dim=1, keepdim=True).clamp_min(1e-30)
-        if self.each_plane:
-            whole = _plane_everywhere(images.shape[-1], images.device)
-            flat = flat - fitted @ (torch.linalg.pinv(whole[inside]) @ plane).T @ whole.T
-        return (flat / scale).unflatten(1, images.shape[1:])
-
-
-PLANE_EXCESS = 10.0
-"""A background's offset and slopes vary this many times more than white noise before each image has its own."""
-
-SCALE_EXCESS = 4.0
-"""The same for its standard deviation."""
-
-
-def _plane_everywhere(box: int, device: torch.device) -> Tensor:
-    """Columns 1, x, y (h * h, 3), about the centre."""
-    centred = torch.arange(box, device=device).float() - box // 2
-    y, x = torch.meshgrid(centred, centred, indexing="ij")
-    return torch.stack([torch.ones_like(x), x, y], dim=-1).flatten(0, 1)
-
-
-def _background_plane(box: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels outside the inscribed circle, and an orthonormal basis (p, 3) of the planes on them."""
-    whole = _plane_everywhere(box, device)
-    inside = (whole[:, 1:].norm(dim=1) > box / 2).nonzero()[:, 0]
-    return inside, torch.linalg.qr(whole[inside])[0]
 
 
 class MatchedParticles:
@@ -379,86 +272,6 @@ def background_spectrum(data: MatchedParticles, *, at_most: int = 5000) -> Noise
     rings[:2] = torch.maximum(rings[:2], rings[2])
     smooth = (rings + torch.cat([rings[:1], rings[:-1]]) + torch.cat([rings[1:], rings[-1:]])) / 3
     return NoiseSpectrum(smooth.clamp_min(1e-3 * float(smooth.max())), box)
-
-
-def measured_radius_px(data: MatchedParticles, *, at_most: int = 2000, fraction: float = 0.98) -> float:
-    """Measure the radius that holds a fraction of the particles' contribution to the images' variance, plus a tenth.
-
-    It follows from the variance of the matched filter at each radius over that of the background; where the difference
-    is lost in noise, it is the largest radius that leaves a background.
-
-    Parameters
-    ----------
-    data : MatchedParticles
-        Particles.
-    at_most : int, default 2000
-        Number of particles used, spread evenly over the stack.
-    fraction : float, default 0.98
-        Fraction of the contribution.
-
-    Returns
-    -------
-    float
-        Radius, pixels.
-    """
-    box = data.box
-    chosen = data.some(at_most)
-    square = torch.zeros(box, box, dtype=torch.float64, device=data.device)
-    for start in range(0, len(chosen), BATCH):
-        square += data.filtered(chosen[start : start + BATCH]).double().square().sum(0)
-    ring = centre_distance(box, data.device).round().long().flatten()
-    count = torch.bincount(ring).double()
-    profile = torch.zeros_like(count).index_add_(0, ring, square.flatten()) / count / len(chosen)
-    outside = profile[int(BACKGROUND_RADIUS * box) : box // 2].mean()
-    excess = ((profile - outside) * count)[: int(BACKGROUND_RADIUS * box)].cumsum(0).cpu().numpy()
-    largest = LARGEST_RADIUS * box
-    if excess.max() <= 5 * float(outside) * np.sqrt(2.0 / len(chosen) * box**2 / 2):
-        return largest
-    return float(min(largest, RADIUS_MARGIN * (np.argmax(excess > fraction * excess.max()) + 1)))
-
-
-def radius_of_image(image: Tensor, *, fraction: float = 0.97) -> float:
-    """Return the radius that holds a fraction of an image's power above that of its rim.
-
-    Parameters
-    ----------
-    image : Tensor of shape (h, h)
-        Image.
-    fraction : float, default 0.97
-        Fraction of the power.
-
-    Returns
-    -------
-    float
-        Radius, pixels.
-    """
-    box = image.shape[-1]
-    ring = centre_distance(box, image.device).round().long().flatten()
-    count = torch.bincount(ring).to(image.dtype)
-    total = torch.zeros_like(count).index_add_(0, ring, image.square().flatten())
-    rim = slice(int(0.42 * box), max(int(0.42 * box) + 1, int(BACKGROUND_RADIUS * box)))
-    excess = (total - total[rim].sum() / count[rim].sum() * count)[: rim.stop].cumsum(0)
-    return float((excess < fraction * excess.max()).sum()) + 1.0
-
-
-def disc_mask(box: int, radius_px: float, device: torch.device | str) -> Tensor:
-    """Return a soft disc that falls from 1 to 0 within four pixels beyond the radius.
-
-    Parameters
-    ----------
-    box : int
-        Image size h, pixels.
-    radius_px : float
-        Radius, pixels.
-    device : torch.device or str
-        Where the result is.
-
-    Returns
-    -------
-    Tensor of shape (h, h)
-        The mask.
-    """
-    return soft_disc(box, min(radius_px, box / 2 - MASK_EDGE_PX), MASK_EDGE_PX, device=device)
 
 
 def matched_as_learnt(estimator: Any, X: Any) -> MatchedParticles:

@@ -14,13 +14,8 @@ from ralib.analysis.aligned_spectra import AlignedSpectra, aligned_spectra
 from ralib.analysis.base import PixelComponents
 from ralib.analysis.component_em import e_step, expectation_maximisation, initial_components, m_step, ordered_and_shrunk
 from ralib.analysis.half_plane import HalfPlane
-from ralib.analysis.matched import (
-    MASK_EDGE_PX,
-    MatchedEstimator,
-    MatchedParticles,
-    matched_as_learnt,
-    radius_of_image,
-)
+from ralib.analysis.matched import MatchedEstimator, MatchedParticles, matched_as_learnt
+from ralib.analysis.particle_radius import MASK_EDGE_PX, radius_of_image
 from ralib.types import RalibError
 
 MOST_COMPONENTS = 20
