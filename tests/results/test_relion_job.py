@@ -219,7 +219,6 @@ def test_every_option_is_used_named_or_refused() -> None:
     assert parse(["--ctf", "--ctf_phase_flipped"]).ctf == parse(["--ctf_phase_flipped", "--ctf"]).ctf == "flipped"
     assert parse(["--gpu", "--j", "2"]).arguments == ["--device", "cuda"]
     for wrong in (
-        "--continue run_it012_optimiser.star",
         "--auto_refine",
         "--skip_rotate",
         "--helix",
@@ -296,6 +295,16 @@ def test_the_front_end_leaves_what_a_class2d_job_leaves(
     assert main([*words.split(), "--dry-run", "--pipeline_control", "Class2D/job001/"]) == 0
     assert main(["relion", "--i", "p.star"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    # RELION's window continues a job by its optimiser file alone, under another root.
+    words = (
+        "relion --continue Class2D/job001/run_it025_optimiser.star --o Class2D/job001/run_ct25 --iter 30 --K 7 --j 1"
+    )
+    assert main(words.split()) == 0
+    assert "goes on with its own options" in capsys.readouterr().out
+    assert (folder / "run_ct25_it030_data.star").read_bytes() == (folder / "run_it025_data.star").read_bytes()
+    (folder / "ralib" / "run.yaml").unlink()
+    assert main(words.split()) == 2
+    assert "--i Class2D/job001/run_it025_data.star --ref Class2D" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class Job:
     ctf: str = "off"
     threads: int | None = None
     control: Path | None = None
+    optimiser: Path | None = None
     arguments: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -106,11 +107,8 @@ def _references(job: Job, option: str, value: str) -> None:
 
 
 def _continue(job: Job, option: str, value: str) -> None:
-    """Without RELION's file: the run in the job's folder is what goes on."""
-    if value:
-        raise RalibError(
-            f"{option} {value}: a run of ralib goes on from its own checkpoints: repeat its line with --continue alone"
-        )
+    """The run in the job's folder is what goes on; RELION's window names it by the job's optimiser file."""
+    job.optimiser = Path(value) if value else None
     job.arguments.append("--continue")
 
 
@@ -270,17 +268,41 @@ def relion(
     sampling}.star and _classes.mrcs open in RELION's Subset selection; the run itself is in the job's folder ralib/.
     """
     job = parse(ctx.args)
+    if job.optimiser is not None:
+        _go_on(job, job.optimiser)
     if not job.stack or not job.root:
         raise RalibError("ralib relion needs --i PARTICLES.star and --o ROOT, such as Class2D/job007/run")
     for note in job.notes:
         typer.echo(f"relion: {note}")
     root = Path(job.root + "run" if job.root.endswith("/") else job.root)
-    run = root.parent / RUN_FOLDER
-    command = ["classify", job.stack, str(run), *job.arguments, "--ctf", job.ctf]
+    run = (job.optimiser or root).parent / RUN_FOLDER
+    command = ["classify", job.stack, str(run), *job.arguments]
+    if job.optimiser is None:
+        command += ["--ctf", job.ctf]
     typer.echo(f"relion: ralib {' '.join(command)}")
     if not run_now:
         return
     _classify(job, root, run, command)
+
+
+def _go_on(job: Job, optimiser: Path) -> None:
+    """Let the job go on with the run that wrote an optimiser file, by the options and the particles of that run."""
+    from ralib.cli.settings import CONFIG_FILE
+    from ralib.results.run_record import read_record
+
+    run = optimiser.parent / RUN_FOLDER
+    data = str(optimiser).replace("_optimiser.star", "_data.star")
+    if not (run / CONFIG_FILE).is_file():
+        raise RalibError(
+            f"--continue {optimiser} is a run of RELION, inside whose iterations ralib cannot go on: begin a run with "
+            f"its classes, by --i {data} --ref {optimiser} in place of it"
+        )
+    words = job.arguments
+    device = words[words.index("--device") :][:2] if "--device" in words else []
+    job.stack = str((read_record(run).get("input") or {}).get("path"))
+    job.root = job.root or re.sub(r"_it\d+_optimiser\.star$", "", str(optimiser))
+    job.arguments = ["--continue", "--config", str(run / CONFIG_FILE), *device]
+    job.notes.append(f"--continue {optimiser}: the run {run} goes on with its own options, whatever else is given here")
 
 
 def _classify(job: Job, root: Path, run: Path, command: list[str]) -> None:
