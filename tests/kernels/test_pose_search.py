@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from interpreter import in_interpreter
+from ralib.alignment.search.extent import Extent, angle_stops
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import Extent, angle_stops, fine_table
+from ralib.alignment.search.templates import fine_table
 from ralib.kernels.pose_search import cpu_newton_numba, cpu_numba, reference
 from ralib.kernels.pose_search.fine_templates import FineTemplates, half_pairs
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max, shortlist

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ralib.alignment.search import PoseSearch
-from ralib.alignment.search.templates import Extent, PoseGrid, TemplateBank, grid_step_px
+from ralib.alignment.search.extent import Extent, grid_step_px
+from ralib.alignment.search.templates import PoseGrid, TemplateBank
 from ralib.conventions import wrap_deg
 from ralib.kernels.pose_search import (
     FINE_ROTATIONS,

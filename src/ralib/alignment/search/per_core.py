@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from ralib.alignment.search import PoseSearch
+from ralib.alignment.search.extent import GRID_SCORE_LOSS, grid_step_px, mean_square_frequency, natural_step_px
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import (
-    GRID_SCORE_LOSS,
-    grid_shifts,
-    grid_step_px,
-    mean_square_frequency,
-    natural_step_px,
-    out_of_range_penalty,
-    parity_orders,
-)
+from ralib.alignment.search.templates import grid_shifts, out_of_range_penalty, parity_orders
 from ralib.conventions import wrap_deg
 from ralib.kernels.pose_search.cpu_grid_numba import GridTables, angular_orders, best_poses, best_scores
 from ralib.kernels.pose_search.cpu_refine_numba import CandidateRule, refine_candidates

@@ -29,7 +29,7 @@ class NewtonRule:
     ----------
     stops : tuple of int
         Below the first of these radii every third angle is used, from there to the second every second one, from there
-        to the last all of them; none beyond. See `ralib.alignment.search.templates.angle_stops`.
+        to the last all of them; none beyond. See `ralib.alignment.search.extent.angle_stops`.
     limit_xy_px : tuple of float
         Largest offset along x and y, pixels.
     most_deg, most_px : float
