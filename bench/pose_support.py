@@ -69,7 +69,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.cases:
             for seed in range(options.seeds):
-                folder = _made(name, seed, Path(scratch), options.shared / "hard")
+                folder = _made(name, seed, Path(scratch), options.shared / "hard", options.device)
                 runs.append({"case": name, "seed": seed} | _run(name, folder, seed, options.device))
                 print(json.dumps({key: value for key, value in runs[-1].items() if key != "classes"}), flush=True)
     result = record("pose-support", torch.device(options.device), table_rows(runs), runs=runs)
@@ -77,7 +77,7 @@ def main() -> int:
     return 0
 
 
-def _made(name: str, seed: int, scratch: Path, hard: Path) -> Path:
+def _made(name: str, seed: int, scratch: Path, hard: Path, device: str) -> Path:
     """The folder of a set; each seed has particles of its own."""
     folder, volumes = scratch / f"{name.replace(' ', '-')}-{seed}", []
     for volume in SETS[name]["volumes"].split(","):
@@ -87,7 +87,7 @@ def _made(name: str, seed: int, scratch: Path, hard: Path) -> Path:
             np.savez(path, **_phantom(volume))
         volumes.append(str(path))
     words = [sys.executable, str(hard / "make_hard.py"), str(folder), "--vols", ",".join(volumes)]
-    words += [*_COMMON.split(), *SETS[name]["options"].split(), "--seed", str(1400 + seed)]
+    words += [*_COMMON.split(), *SETS[name]["options"].split(), "--seed", str(1400 + seed), "--device", device]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return folder
 

@@ -27,6 +27,12 @@ def test_pure_noise_yields_no_convincing_classes(n: int) -> None:
     assert all(row["score"] == 0.0 and "unstable" in row["verdict"] for row in result.classes)
 
 
+def test_weak_particles_are_not_taken_for_noise() -> None:
+    weak = Simulator(SimulationOptions(n_particles=500, box=40, snr=0.02, seed=2, n_views=4, ctf=False))
+    result = Classifier(n_classes=4, seed=1, plan=QUICK).fit(torch.cat(list(weak.blocks()))).result_
+    assert result.stability["believable"]
+
+
 def random_poses(n: int, seed: int, classes: int = 5) -> Poses:
     g = torch.Generator().manual_seed(seed)
     return Poses(
