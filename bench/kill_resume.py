@@ -33,7 +33,15 @@ import torch
 from ralib import io
 from ralib.benchmarks.record import record, write_record
 
-DESCRIBING = {"run.json", "run.yaml", "log.txt", ".lock", "relion_optimiser.star"}
+DESCRIBING = {
+    "run.json",
+    "run.yaml",
+    "log.txt",
+    ".lock",
+    "relion_optimiser.star",
+    "run_it003_optimiser.star",
+    "report.html",
+}
 """Files with times, paths and the command line; pictures are left out, too."""
 SIMULATED, RUN = "sim/particles.star", "whole-mref"
 PARTS = (100, 150, 160)

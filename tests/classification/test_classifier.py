@@ -550,3 +550,16 @@ def test_classifier_unusable_references_are_refused(
 ) -> None:
     with pytest.raises(RalibError, match=told):
         Classifier(n_classes=4, references=references, diameter_A=200.0).fit(small_set[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_classifier_two_unlike_particles_are_no_outliers_of_each_other(seed: int) -> None:
+    """Of two images the median is one, and both counted as outliers, from which no class begins: an internal error."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32] - 16
+    shapes = np.stack([2 * np.exp(-(x**2 + y**2) / 20.0), 5 * np.exp(-(x**2) / 40.0 - y**2 / 10.0)])
+    images = (shapes + rng.normal(size=shapes.shape)).astype(np.float32)
+    found = Classifier(n_classes=1, seed=1, plan=QUICK).fit(images)
+    assert len(found.class_averages_.images) == 1
+    assert torch.isfinite(found.class_averages_.images).all()
+    assert found.poses_.class_index.tolist() == [0, 0]

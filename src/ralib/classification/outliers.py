@@ -32,6 +32,10 @@ LEAST_SPREAD = 0.02
 """Lower limit of a feature's standard deviation: images of one phantom without noise are no outliers of each other."""
 
 
+FEWEST = 8
+"""Images that show what is usual, at least: of two the median is one, and the other would lie infinitely far off."""
+
+
 @dataclass(frozen=True)
 class Outliers:
     """Outlier features of n images.
@@ -75,7 +79,7 @@ def image_features(images: Tensor) -> Tensor:
 
 
 def find_outliers(features: Tensor, usable: Tensor) -> Outliers:
-    """Detect the outliers among images, relative to the usable ones.
+    """Detect the outliers among images, relative to the usable ones; among fewer than FEWEST there are none.
 
     Parameters
     ----------
@@ -97,4 +101,4 @@ def find_outliers(features: Tensor, usable: Tensor) -> Outliers:
     spread = 1.4826 * (known - middle).abs().median(dim=0).values
     deviation = (features - middle) / spread.clamp_min(LEAST_SPREAD)
     score = torch.where(usable, deviation.abs().amax(1), 0.0)
-    return Outliers(features, deviation, score, score > OUTLYING)
+    return Outliers(features, deviation, score, (score > OUTLYING) & (len(known) >= FEWEST))

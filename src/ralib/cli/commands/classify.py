@@ -47,7 +47,8 @@ class ClassifySettings(ClassificationSettings):
                                  "sorted into --classes new ones.", rich_help_panel=CLASSES)
     ] = None
     stability: Annotated[
-        int, typer.Option("--stability", min=0, help="Runs from other starts to compare with.", rich_help_panel=RUNNING)
+        int, typer.Option("--stability", min=0, max=1000, help="Runs from other starts to compare with.",
+                          rich_help_panel=RUNNING)
     ] = 0
     gpu_devices: Gpus = None
 

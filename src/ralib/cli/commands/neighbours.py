@@ -44,6 +44,8 @@ def neighbours(
 
     refuse_existing(out)
     particles, rows, n = opened_with_ctf(stack, datadir)
+    if len(particles) < 2:
+        raise RalibError("1 particle has no neighbours: give at least 2")
     if count >= len(particles):
         raise RalibError(f"{count} neighbours among {len(particles)} particles: give 1 to {len(particles) - 1}")
     model, scores = filtered(particles, radius, device)
