@@ -340,6 +340,7 @@ def test_classifier_bad_options_are_refused(
 
 def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet, Simulator]) -> None:
     classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
+    classifier.n_classes_ = 4  # `fit` counts them before it loads
     shard = Shard.of_all(len(small_set[0]))
     field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
     schedule, state = classifier._begin(small_set[0], field, shard)
@@ -485,6 +486,7 @@ def test_classifier_of_one_class_ends(small_set: tuple[ParticleSet, Simulator]) 
 def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simulator]) -> None:
     """What a particle shares with its class must not change when both are moved."""
     classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
+    classifier.n_classes_ = 4  # `fit` counts them before it loads
     shard = Shard.of_all(len(small_set[0]))
     field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
     schedule, state = classifier._begin(small_set[0], field, shard)

@@ -52,6 +52,7 @@ def test_noise_is_what_classes_leave() -> None:
     images, _ = simulated(400, views=2, snr=0.5)
     particles = ParticleSet(ArraySource(images.numpy()))
     classifier = Classifier(n_classes=2, seed=1, plan=QUICK)
+    classifier.n_classes_ = 2  # `fit` counts them before it loads
     shard = Shard.of_all(len(particles))
     field = classifier._load(particles, classifier._batches(particles, shard), shard)
     schedule, state = classifier._begin(particles, field, shard)
