@@ -243,6 +243,10 @@ def test_watch_and_classify_do_not_go_on_with_each_others_runs(
 def test_watch_command_without_a_source_is_refused(tmp_path: Path, capsys) -> None:
     assert main(["watch", str(tmp_path / "none"), str(tmp_path / "out"), "--device=cpu"]) == 2
     assert "there is no" in capsys.readouterr().err
+    stack(tmp_path, "1.mrcs", np.zeros((2, 8, 8), np.float32))
+    elsewhere = ["--datadir", str(tmp_path / "nowhere"), "--device=cpu"]
+    assert main(["watch", str(tmp_path), str(tmp_path / "out"), *elsewhere]) == 2, "it waited for ever, with a warning"
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
 
 
 def watch_of_stack(folder: Path, out: Path, images: np.ndarray, *options: str) -> list[str]:

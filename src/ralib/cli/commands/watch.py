@@ -51,6 +51,8 @@ class WatchSettings(ClassificationSettings):
         super().check()
         if self.poll <= 0 or self.idle < 0:
             raise RalibError(f"--poll-seconds {self.poll:g} must be above 0, --idle-minutes {self.idle:g} not below")
+        if self.datadir is not None and not self.datadir.is_dir():  # later it would pass for a file being written
+            raise RalibError(f"--datadir {self.datadir}: there is no such folder")
         if self.per_class < 2 or (self.classes is not None and self.classes < 1):
             raise RalibError(f"--per-class {self.per_class} must be 2 at least, --classes {self.classes} 1 at least")
 
