@@ -15,8 +15,8 @@ from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import SpectraPlan, plan_spectra
-from ralib.classification.schedule import ClassificationSchedule, members_wanted
-from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.schedule_settings import ScheduleSettings, members_wanted
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
@@ -110,7 +110,7 @@ def test_classifier_noisy_particles_take_a_larger_sample_or_all(
     wanted: int, size: int, simulated: tuple[ParticleSet, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the run is stopped between the first sample and the larger one."""
-    monkeypatch.setattr(ClassificationSchedule, "enough", lambda *_: wanted)
+    monkeypatch.setattr(ClassificationSchedule, "sample_size", lambda *_: wanted)
     plan = replace(SAMPLED, final=1, joint=1)
     run, kept = classified(simulated[0], plan)
     assert {n for stage, n in stages(run) if stage == "exchange"} == {size}

@@ -16,7 +16,6 @@ all shifts from the box centre.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -42,7 +41,7 @@ from ralib.classification.initialisation import (
 from ralib.classification.m_step import RingAverages
 from ralib.classification.model import Model
 from ralib.classification.residuals import noise_ratio
-from ralib.classification.schedule_settings import GROWTH, WORTH, ScheduleProgress, ScheduleSettings
+from ralib.classification.schedule_settings import GROWTH, WORTH, ScheduleProgress, ScheduleSettings, members_wanted
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.thinning import restrict_classes
@@ -125,9 +124,9 @@ class ClassificationSchedule:
     def run(self, state: State) -> State:
         """Run all stages from the present position; the first starts from single particles. Returns the final state."""
         if self.sample is None and not self.position.begun:
-            able = self._able()
-            if self.plan.takes_sample(len(able), self.k):
-                self.sample = self._of_sample(self._chosen(able, self.plan.first_sample(self.k)), state)
+            eligible = self.model.eligible()
+            if self.plan.takes_sample(len(eligible), self.k):
+                self.sample = self._of_sample(self._chosen(eligible, self.plan.first_sample(self.k)), state)
         if self.sample is not None:
             state = self._after_sample(state)
         elif not self.position.begun:
@@ -184,7 +183,7 @@ class ClassificationSchedule:
         some.until = max(0, self.until - self.plan.joint)
         return some
 
-    def enough(self, state: State) -> int:
+    def sample_size(self, state: State) -> int:
         """Return how many particles the sample of this schedule, whose classes have begun, should have."""
         model, rings = self.model, self.position.rings
         poses = len(model.shifts(rings, wide=False)) * 2 * model.field.orders(rings) * (2 if model.mirror else 1)
@@ -204,7 +203,7 @@ class ClassificationSchedule:
             part = some._begin(part)
         first = replace(some.position, begun=False, steps=0) == ScheduleProgress(rings=some.position.rings)
         if first and some.model.shard.n == self.plan.first_sample(self.k):
-            some, part = self._enlarged(some, part, some.enough(part), state)
+            some, part = self._enlarged(some, part, some.sample_size(part), state)
         if some is not self and some.model.shard.n < self.plan.least_of_sample(self.k) and not some.position.cleaned:
             some, part = self._enlarged(some, some._exchanged(part), self.plan.least_of_sample(self.k), state)
         if some is self:
@@ -217,12 +216,12 @@ class ClassificationSchedule:
         self, some: ClassificationSchedule, part: State, wanted: int, state: State
     ) -> tuple[ClassificationSchedule, State]:
         """The sample and its state, enlarged to the particles wanted; this schedule itself where it has few more."""
-        able = self._able()
-        if WORTH * wanted > len(able):
+        eligible = self.model.eligible()
+        if WORTH * wanted > len(eligible):
             return self, self._joined(*self._taken_over(some, part, state))
         if wanted <= WORTH * some.model.shard.n:
             return some, part
-        larger, others = self._of_sample(self._chosen(able, wanted), state)
+        larger, others = self._of_sample(self._chosen(eligible, wanted), state)
         return larger, larger._joined(*larger._taken_over(some, part, others))
 
     def _begin(self, state: State) -> State:
@@ -287,14 +286,10 @@ class ClassificationSchedule:
             at.rings = max(at.rings, given.rings(model.field))
         return initialize_from_earlier(model, plan, given, state, at.rings)
 
-    def _chosen(self, able: Tensor, count: int) -> Tensor:
+    def _chosen(self, eligible: Tensor, count: int) -> Tensor:
         """Numbers of `count` random ones of some particles (m,), ascending, on the device."""
-        chosen = torch.randperm(len(able), generator=self.generator)[:count].sort().values
-        return able[chosen].to(self.model.field.grid.device)
-
-    def _able(self) -> Tensor:
-        """Numbers (m,) of all particles from which classes may begin."""
-        return self.model.eligible()
+        chosen = torch.randperm(len(eligible), generator=self.generator)[:count].sort().values
+        return eligible[chosen].to(self.model.field.grid.device)
 
     def _exchange(self, state: State) -> State:
         """The state after one round of exchange."""
@@ -378,26 +373,3 @@ class ClassificationSchedule:
         mean = (frc * members[:, None]).sum(0) / members.sum().clamp_min(1)
         agree = torch.cumprod((mean > self.plan.agreement).int(), 0)
         return max(rings, min(int(agree.sum()), rings + GROWTH, self.model.field.grid.n_rings))
-
-
-def members_wanted(fit: float, n_poses: int, nats: float) -> int:
-    """Return how many members a class needs so that its average is much better than one of its particles.
-
-    The SSNR of an average is the sum of its members'. A particle's is measured by its log-likelihood, less what noise
-    reaches by chance: the best of N poses, the logarithm of N.
-
-    Parameters
-    ----------
-    fit : float
-        Log-likelihood of the usual particle in its class.
-    n_poses : int
-        Number of poses compared, in all classes.
-    nats : float
-        What the members are to have together.
-
-    Returns
-    -------
-    int
-        Number of members.
-    """
-    return math.ceil(nats / max(fit - math.log(n_poses), 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,7 @@ class ScheduleSettings:
         Rounds of exchange without the junk, before the last stage is run again; with 0 junk stays.
     start_sample : int, default 150
         Particles a class of which classes are initialised and exchanged where there are many more. Noisy particles need
-        more, see `ClassificationSchedule.enough`.
+        more, see `ClassificationSchedule.sample_size`.
     sample : int, default 300
         Particles a class of which classes are sharpened, and cleaned of junk, before all others join them.
     least_sample : int, default 10000
@@ -211,3 +212,26 @@ class ScheduleProgress:
     rings: int = 0
     cleaned: bool = False
     steps: int = 0
+
+
+def members_wanted(fit: float, n_poses: int, nats: float) -> int:
+    """Return how many members a class needs so that its average is much better than one of its particles.
+
+    The SSNR of an average is the sum of its members'. A particle's is measured by its log-likelihood, less what noise
+    reaches by chance: the best of N poses, the logarithm of N.
+
+    Parameters
+    ----------
+    fit : float
+        Log-likelihood of the usual particle in its class.
+    n_poses : int
+        Number of poses compared, in all classes.
+    nats : float
+        What the members are to have together.
+
+    Returns
+    -------
+    int
+        Number of members.
+    """
+    return math.ceil(nats / max(fit - math.log(n_poses), 1.0))

@@ -122,8 +122,9 @@ class StartReferences:
             Angular orders of the references.
         """
         orders = self.orders(model, rings)
-        able = torch.nonzero(model.shard.gather(model.joins))[:, 0]
-        rows = able[torch.linspace(0, len(able) - 1, min(COMPARED, len(able))).long().to(able.device)]
+        eligible = torch.nonzero(model.shard.gather(model.joins))[:, 0]
+        chosen = torch.linspace(0, len(eligible) - 1, min(COMPARED, len(eligible))).long()
+        rows = eligible[chosen.to(eligible.device)]
         some, part = model.of(rows), state.of(model.shard.held(rows))
         if model.align:
             found = search_poses(some, some.field.spectra[:], part.origin_xy_px, orders, None, wide=True)
