@@ -231,3 +231,10 @@ def test_completion_knows_commands_and_options(shell: str) -> None:
     )
     assert "classify" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_completion_knows_options_that_the_short_help_leaves_out() -> None:
+    command = GROUP.commands["select"]
+    context = command.make_context("select", ["RUN"], resilient_parsing=True)
+    found = {item.value for item in command.shell_complete(context, "--min-")}
+    assert {"--min-class-score", "--min-resolution", "--min-posterior"} <= found

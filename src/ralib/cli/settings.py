@@ -103,6 +103,26 @@ class RunCommand(TyperCommand):
             )
         return super().parse_args(ctx, [self._spelling(a, known) for a in args[:end]] + args[end:])
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete options that only --help-all shows, too.
+
+        Parameters
+        ----------
+        ctx : Any
+            Context of the command.
+        incomplete : str
+            The word to complete.
+
+        Returns
+        -------
+        list[Any]
+            Completions.
+        """
+        for parameter in self.params:
+            if parameter.name != "helical" and getattr(parameter, "hidden", False):
+                parameter.hidden = False  # type: ignore[attr-defined]
+        return super().shell_complete(ctx, incomplete)
+
     def _spelling(self, argument: str, known: set[str]) -> str:
         name, equals, value = argument.partition("=")
         if name == "--shift-range":
