@@ -170,6 +170,21 @@ def test_classifier_large_offsets_are_taken_off_before_anything_is_computed(offs
     assert max((labels == np.arange(40) % 2).mean(), (labels != np.arange(40) % 2).mean()) > 0.9
 
 
+@pytest.mark.parametrize("offset", [5.0, 100.0])
+def test_average_of_images_with_a_background_has_no_frame_of_zeros(offset: float, tmp_path: Path) -> None:
+    """What turned and moved images do not cover counted as 0: at a mean of 100 the frame was all that halves shared."""
+    images = stack(tmp_path / "p.mrcs")
+    write_mrcs(tmp_path / "o.mrcs", images + offset, 4.0)
+    pose = {"rlnAnglePsi": [9.0 * i for i in range(40)], "rlnOriginXAngst": 12.0, "rlnOriginYAngst": -8.0}
+    averages = []
+    for name in ("p", "o"):
+        write(tmp_path / f"{name}.star", rows(40, f"{name}.mrcs", rlnClassNumber=1, **pose))
+        assert main(["average", str(tmp_path / f"{name}.star"), str(tmp_path / f"{name}a.mrcs")]) == 0
+        averages.append(open_images(tmp_path / f"{name}a.mrcs")[0])
+    assert np.corrcoef(averages[0].ravel(), averages[1].ravel())[0, 1] > 0.98
+    assert averages[1].min() > offset - 2
+
+
 def test_hdf_reads_nothing_but_its_own_bytes(tmp_path: Path) -> None:
     images = stack(tmp_path / "p.mrcs", 3)
     os.mkfifo(tmp_path / "fifo")

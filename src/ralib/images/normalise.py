@@ -9,8 +9,9 @@ from torch import Tensor
 from ralib.images.row_sums import row_sd
 from ralib.types import RalibError
 
-LARGE_OFFSET_SD = 100.0
-"""Mean over standard deviation of an image above which the mean is taken off before anything is computed."""
+LARGE_OFFSET_SD = 3.0
+"""Mean over standard deviation of an image above which the mean is taken off before anything is computed: no image with
+a normalised background has so much."""
 
 
 LARGEST_PIXEL = 1e15
@@ -109,10 +110,10 @@ def divided_by_sd(
 
 
 def without_offset(images: Float[Tensor, "b n n"]) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b 1 1"]]:
-    """Subtract the mean of images where it is so large that single precision would lose the signal.
+    """Subtract the mean of images where zeros beyond their edges would stand out against it.
 
-    That is the case for raw counts of 1e7 with a signal of 1. The mean is summed in double precision; the difference of
-    two near numbers is exact in single precision.
+    With raw counts of 1e7 and a signal of 1, single precision would lose the signal, too. The mean is summed in double
+    precision; the difference of two near numbers is exact in single precision.
 
     Parameters
     ----------
