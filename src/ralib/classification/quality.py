@@ -42,7 +42,7 @@ classes of blobs and other particles below TOLD_APART has more than 2.4."""
 
 NOT_TOLD_APART = "its views were probably not told apart: it shows shape, no detail"
 GOOD = "good: detailed, reproducible, well centred"
-GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; how its particles are turned is not known"
+GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; its views and rotations are uncertain"
 
 BLURRED = 0.3
 """Factor on what a class of blurred views seems to show of its particles."""
