@@ -9,7 +9,7 @@ import torch
 
 from interpreter import in_interpreter
 from ralib.classification import kernels_ahead
-from ralib.classification.kernels_ahead import calls_before_measuring, calls_on_grid
+from ralib.classification.kernels_ahead import calls_before_measuring, calls_of_refinement
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.runtime.ahead import called_ahead
@@ -23,7 +23,7 @@ PLANS = [ScheduleSettings(), ScheduleSettings.quick(), ScheduleSettings.thorough
 def test_calls_ahead_any_plan_run(n_classes: int, plan: ScheduleSettings) -> None:
     calls = calls_before_measuring(33, n_classes, plan, True, DEVICE)
     grid = RingGrid.create(32, radius_px=14, partner_radius_px=12, n_rings=9, device=DEVICE)
-    for call in [*calls, *calls_on_grid(grid, plan, 10.0)]:
+    for call in [*calls, *calls_of_refinement(grid, 6)]:
         call()
 
 

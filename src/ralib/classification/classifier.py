@@ -27,7 +27,7 @@ from ralib.classification.final_classes import (
     with_class_of_junk,
 )
 from ralib.classification.image_statistics import StatisticsTable
-from ralib.classification.kernels_ahead import calls_before_measuring, calls_on_grid
+from ralib.classification.kernels_ahead import calls_before_measuring, calls_of_refinement
 from ralib.classification.loading import findings, held_out, particle_extent, random_halves, resident_batches
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
@@ -226,7 +226,7 @@ class Classifier(ClusterEstimator):
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
         field = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
-        ahead(calls_on_grid(field.grid, self._plan, field.particle_radius_px))
+        ahead(calls_of_refinement(field.grid, field.rings_for(self._plan.exchange_details)))
         if (usable := int(shard.count(field.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         if usable < 2 * self.n_classes_:

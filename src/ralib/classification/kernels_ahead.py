@@ -68,25 +68,22 @@ def calls_before_measuring(
     return [*calls, partial(_average, box, device), partial(_search, exchange, False, mirror, device, own=True)]
 
 
-def calls_on_grid(grid: RingGrid, plan: ScheduleSettings, particle_radius_px: float) -> list[Call]:
+def calls_of_refinement(grid: RingGrid, rings: int) -> list[Call]:
     """Return the call that compiles the refinement of poses on a grid of rings.
 
     Parameters
     ----------
     grid : RingGrid
         The ring grid.
-    plan : ScheduleSettings
-        Settings of the schedule.
-    particle_radius_px : float
-        Radius of the particles, pixels of the grid.
+    rings : int
+        Number of rings compared.
 
     Returns
     -------
     list of callable
         The call.
     """
-    rings = min(grid.n_rings, round(plan.exchange_details / (2 * particle_radius_px * grid.spacing) + 0.5))
-    return [partial(_refinement, grid, max(1, rings))]
+    return [partial(_refinement, grid, rings)]
 
 
 def _orders(details: float, margin: float) -> int:
