@@ -106,8 +106,8 @@ class EarlierClasses:
         # Those without a class form one more, which is left out again.
         index = torch.where(state.class_index < 0, k, state.class_index)
         found, own = average_groups(model, state, index, k + 1, rings)
-        kept = RingAverages(found.orders[:k], found.halves[:, :k], found.frc[:k], found.gain[:k])
-        return kept, own.restricted(torch.arange(k, device=index.device), k + 1)
+        keep = torch.arange(k, device=index.device)
+        return found.restricted(keep), own.restricted(keep, k + 1)
 
     def new_particles(self, model: Model, state: State) -> Tensor:
         """Find the particles that have no class yet.

@@ -59,6 +59,10 @@ class RingAverages:
     frc: Tensor
     gain: Tensor
 
+    def restricted(self, keep: Tensor) -> RingAverages:
+        """Return the averages of some classes, by their numbers (m,)."""
+        return RingAverages(self.orders[keep], self.halves[:, keep], self.frc[keep], self.gain[keep])
+
 
 def sum_classes(
     grid: RingGrid,

@@ -38,7 +38,6 @@ from ralib.classification.initialisation import (
     initialize_from_references,
     place_particles,
 )
-from ralib.classification.m_step import RingAverages
 from ralib.classification.model import Model
 from ralib.classification.residuals import noise_ratio
 from ralib.classification.schedule_settings import GROWTH, WORTH, ScheduleProgress, ScheduleSettings, members_wanted
@@ -358,9 +357,7 @@ class ClassificationSchedule:
         keep = torch.nonzero(state.members >= 1)[:, 0]
         self.references = self.references[keep]
         self.log.append(f"{counted(len(state.members) - len(keep))} without particles left out")
-        averages = state.averages
-        kept = RingAverages(averages.orders[keep], averages.halves[:, keep], averages.frc[keep], averages.gain[keep])
-        return replace(restrict_classes(self.model, state, keep), averages=kept)
+        return replace(restrict_classes(self.model, state, keep), averages=state.averages.restricted(keep))
 
     def _objective(self, state: State) -> float:
         """Mean log-likelihood of the particles in their classes."""

@@ -17,6 +17,8 @@ from typer.models import OptionInfo
 from ralib.types import RalibError
 
 CONFIG_FILE = "run.yaml"
+ALWAYS_HIDDEN = frozenset({"helical"})
+"""Options that are there to be refused in words: neither help nor completion shows them."""
 SEARCH, AVERAGES, CLASSES, RUNNING, FILES = "Search", "Averages and CTF", "Classes", "Running", "Files"
 """Panels of --help."""
 T = TypeVar("T")
@@ -119,7 +121,7 @@ class RunCommand(TyperCommand):
             Completions.
         """
         for parameter in self.params:
-            if parameter.name != "helical" and getattr(parameter, "hidden", False):
+            if parameter.name not in ALWAYS_HIDDEN and getattr(parameter, "hidden", False):
                 parameter.hidden = False  # type: ignore[attr-defined]
         return super().shell_complete(ctx, incomplete)
 
@@ -328,7 +330,7 @@ def _help_all_option(further: frozenset[str]) -> Any:
     def show(context: typer.Context, wanted: bool) -> None:
         if wanted:
             for parameter in context.command.params:
-                if parameter.name in further and parameter.name != "helical":
+                if parameter.name in further - ALWAYS_HIDDEN:
                     parameter.hidden = False  # type: ignore[attr-defined]
             typer.echo(context.get_help())
             raise typer.Exit

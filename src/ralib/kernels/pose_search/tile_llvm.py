@@ -62,13 +62,7 @@ def tile(
     tuple
         Signature and code generator for `numba.extending.intrinsic`.
     """
-
-    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return _built(context, builder, signature, given, ROWS)
-
-    whole = numba.int64
-    types = (left, whole, right, whole, whole, whole, whole, out, whole, whole, whole)
-    return numba.void(*types), build
+    return _product(left, right, out, ROWS)
 
 
 @intrinsic
@@ -89,9 +83,14 @@ def tall_tile(
     tuple
         Signature and code generator for `numba.extending.intrinsic`.
     """
+    return _product(left, right, out, TALL)
+
+
+def _product(left: Any, right: Any, out: Any, rows: int) -> Any:
+    """Signature and code generator of a tile with so many rows."""
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return _built(context, builder, signature, given, TALL)
+        return _built(context, builder, signature, given, rows)
 
     whole = numba.int64
     types = (left, whole, right, whole, whole, whole, whole, out, whole, whole, whole)
