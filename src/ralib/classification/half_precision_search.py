@@ -58,7 +58,7 @@ def scored_in_half(
         Poses, fields (b, k).
     """
     k, rings, n_orders = references.shape
-    poses = PoseGrid(*_half_tables(n_orders, grid.device), shifts_xy_px, mirror)
+    poses = PoseGrid(*half_tables(n_orders, grid.device), shifts_xy_px, mirror)
     cuts, power = row_chunks(len(spectra), at_once, grid.device), ring_power(references)
     total = len(cuts) * at_once
     value, psi, norm = (torch.empty(total, k, device=grid.device) for _ in range(3))
@@ -125,7 +125,7 @@ def places_in_own_class(
         Origin shifts, working pixels.
     """
     n, n_orders = len(spectra), references.shape[2]
-    poses = PoseGrid(*_half_tables(n_orders, grid.device), shifts_xy_px, mirror)
+    poses = PoseGrid(*half_tables(n_orders, grid.device), shifts_xy_px, mirror)
     still, place = torch.zeros(at_once, 2, device=grid.device), torch.zeros(n, 2, device=grid.device)
     if n == 0:
         return place
@@ -162,7 +162,8 @@ def _groups_of_own(class_index: Tensor, n_classes: int) -> tuple[Tensor, Tensor]
 
 
 @functools.lru_cache(maxsize=64)
-def _half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines (n_half, m) of the rotations searched, in half precision."""
     orders = torch.arange(n_orders, device=device, dtype=torch.float64)
     return angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
 

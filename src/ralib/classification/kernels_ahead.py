@@ -13,14 +13,14 @@ import torch
 
 from ralib.classes.averages import ClassSums
 from ralib.classification.diameter import CLASSES
+from ralib.classification.half_precision_search import half_tables
 from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
-from ralib.classification.templates import disc_of_shifts, n_rotations
+from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, thin
-from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.ahead import Call
 from ralib.types import Poses
 
@@ -92,9 +92,7 @@ def _orders(details: float, margin: float) -> int:
 
 
 def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own: bool = False) -> None:
-    orders = torch.arange(n_orders, device=device, dtype=torch.float64)
-    tables = angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
-    grid = PoseGrid(*tables, disc_of_shifts(1.0, 1.0, device), mirror)
+    grid = PoseGrid(*half_tables(n_orders, device), disc_of_shifts(1.0, 1.0, device), mirror)
     cross = torch.zeros(n_orders, 2 * grid.n_pairs, AT_ONCE, device=device, dtype=torch.float16)
     value, psi, origin = (torch.zeros(AT_ONCE, 1, *more, device=device) for more in ((), (), (2,)))
     out = value, psi, origin, torch.zeros(AT_ONCE, 1, dtype=torch.bool, device=device)
