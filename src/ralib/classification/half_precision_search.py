@@ -163,7 +163,22 @@ def _groups_of_own(class_index: Tensor, n_classes: int) -> tuple[Tensor, Tensor]
 
 @functools.lru_cache(maxsize=64)
 def half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (n_half, m) of the rotations searched, in half precision."""
+    """Return the tables of the rotations searched, in half precision; see `PoseGrid`.
+
+    Parameters
+    ----------
+    n_orders : int
+        Number of angular orders m.
+    device : torch.device
+        Where they are.
+
+    Returns
+    -------
+    Tensor of shape (n_half, m)
+        Cosines.
+    Tensor of shape (n_half, m)
+        Sines.
+    """
     orders = torch.arange(n_orders, device=device, dtype=torch.float64)
     return angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
 
