@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PLANE_EXCESS = 10.0
+"""A background's offset and slopes vary this many times more than white noise before each image has its own."""
+
+SCALE_EXCESS = 4.0
+"""The same for its standard deviation."""
+
 
 @dataclass(frozen=True)
 class NoiseSpectrum:
@@ -90,13 +96,6 @@ class BackgroundNormalisation:
             whole = _plane_everywhere(images.shape[-1], images.device)
             flat = flat - fitted @ (torch.linalg.pinv(whole[inside]) @ plane).T @ whole.T
         return (flat / scale).unflatten(1, images.shape[1:])
-
-
-PLANE_EXCESS = 10.0
-"""A background's offset and slopes vary this many times more than white noise before each image has its own."""
-
-SCALE_EXCESS = 4.0
-"""The same for its standard deviation."""
 
 
 def _plane_everywhere(box: int, device: torch.device) -> Tensor:

@@ -13,11 +13,22 @@ from ralib.analysis.pca import krylov_spectrum
 from ralib.analysis.shrinkage import shrink_eigenvalues
 
 SPECTRUM_SHOWN = 20
+"""Leading eigenvalues of the whitened covariance that are computed."""
+
 CONTRAST_SD = 0.2
+"""Standard deviation of the contrast, before it is estimated."""
+
 CG_STEPS = 25
+"""Conjugate gradient steps of an M-step."""
+
 LEAST_SIGNAL = 0.02
+"""Signal over noise of a component, at least: one below the noise edge keeps it, and hardly any weight."""
+
 NOISE_ROUNDS = 2
+"""Estimates of the noise from what the mean leaves, before there are components."""
+
 EDGE_MARGIN = 1.02
+"""Times the largest eigenvalue of noise alone: from there on a component counts."""
 
 
 @dataclass(frozen=True)
