@@ -342,8 +342,8 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
     classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
     classifier.n_classes_ = 4  # `fit` counts them before it loads
     shard = Shard.of_all(len(small_set[0]))
-    field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
-    schedule, state = classifier._begin(small_set[0], field, shard)
+    whitened = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
+    schedule, state = classifier._begin(small_set[0], whitened, shard)
     model = schedule.model
     state = initialize_from_particles(model, schedule.plan, schedule.k, schedule.generator, state)
     rings = schedule.position.rings
@@ -351,7 +351,9 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
 
     def cross(model: Model, some: torch.Tensor) -> torch.Tensor:
         references = model.masked(average_groups(model, state, state.class_index, 4, rings)[0], rings)
-        found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
+        found = score_fixed(
+            whitened.grid, whitened.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references
+        )
         return found.cross.gather(1, state.class_index[:, None])[some, 0]
 
     lost = []
@@ -362,11 +364,11 @@ def test_what_a_particle_gave_to_its_class_is_known(small_set: tuple[ParticleSet
     zero = torch.zeros(len(state.psi_deg))
     poses = ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
     own = average_groups(model, state, state.class_index, 4, rings)[1]
-    told = self_cross(field, own, poses, rings)[others]
+    told = self_cross(whitened, own, poses, rings)[others]
     assert float(torch.cat(lost).sum() / told.sum()) == pytest.approx(1, abs=0.2)
-    turned = self_cross(field, own, replace(poses, psi_deg=state.psi_deg + 90), rings)[others]
+    turned = self_cross(whitened, own, replace(poses, psi_deg=state.psi_deg + 90), rings)[others]
     assert float(turned.sum()) < 1e-3 * float(told.sum())
-    assert float(self_cross(field, own, poses, rings)[~model.joins].abs().max()) == 0.0
+    assert float(self_cross(whitened, own, poses, rings)[~model.joins].abs().max()) == 0.0
 
 
 class Interrupted(Exception):  # noqa: N818 - what the test raises to stop a run
@@ -488,8 +490,8 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
     classifier = Classifier(n_classes=4, seed=5, plan=QUICK)
     classifier.n_classes_ = 4  # `fit` counts them before it loads
     shard = Shard.of_all(len(small_set[0]))
-    field = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
-    schedule, state = classifier._begin(small_set[0], field, shard)
+    whitened = classifier._load(small_set[0], classifier._batches(small_set[0], shard), shard)
+    schedule, state = classifier._begin(small_set[0], whitened, shard)
     model = schedule.model
     state = initialize_from_particles(model, schedule.plan, schedule.k, schedule.generator, state)
     move = torch.full((len(state.psi_deg), 2), 1.5)
@@ -498,7 +500,9 @@ def test_centring_takes_the_particles_along(small_set: tuple[ParticleSet, Simula
     away = replace(away, averages=average_groups(model, away, away.class_index, 4, rings)[0])
 
     def shared(state: State, references: torch.Tensor) -> float:
-        found = score_fixed(field.grid, field.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references)
+        found = score_fixed(
+            whitened.grid, whitened.spectra, state.psi_deg, state.origin_xy_px, state.mirror, references
+        )
         return float(found.cross.gather(1, state.class_index[:, None]).mean())
 
     before, centred = shared(away, model.references(away, rings)), centre_classes(model, away)

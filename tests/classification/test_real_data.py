@@ -54,13 +54,13 @@ def test_noise_is_what_classes_leave() -> None:
     classifier = Classifier(n_classes=2, seed=1, plan=QUICK)
     classifier.n_classes_ = 2  # `fit` counts them before it loads
     shard = Shard.of_all(len(particles))
-    field = classifier._load(particles, classifier._batches(particles, shard), shard)
-    schedule, state = classifier._begin(particles, field, shard)
-    at_first = field.grid.weight * field.grid.n_half / field.spectra.power[0] / field.scale**2
+    whitened = classifier._load(particles, classifier._batches(particles, shard), shard)
+    schedule, state = classifier._begin(particles, whitened, shard)
+    at_first = whitened.grid.weight * whitened.grid.n_half / whitened.spectra.power[0] / whitened.scale**2
     schedule.run(state)
-    field = schedule.model.field
-    left = field.grid.weight * field.grid.n_half / field.spectra.power[0] / field.scale**2
-    inner = slice(2, field.grid.n_rings - 2)
+    whitened = schedule.model.particles
+    left = whitened.grid.weight * whitened.grid.n_half / whitened.spectra.power[0] / whitened.scale**2
+    inner = slice(2, whitened.grid.n_rings - 2)
     assert float(at_first[inner].max()) > 2
     assert float((left[inner] - 1).abs().mean()) < 0.15
 

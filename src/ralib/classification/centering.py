@@ -35,12 +35,12 @@ def centre_classes(model: Model, state: State) -> State:
     if not model.align:
         return state
     there = mirror_x(rotate_xy(state.psi_deg, state.origin_xy_px), state.mirror)
-    there = there * model.field.usable[:, None]
+    there = there * model.particles.usable[:, None]
     total = model.shard.sum_by(state.class_index, there, len(state.members)).float()
     move = -total / state.members.clamp_min(1)[:, None]
     origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
     own = None if state.own is None else replace(state.own, origin_xy_px=origin)
-    averages = moved_averages(model.field.grid, state.averages, move)
+    averages = moved_averages(model.particles.grid, state.averages, move)
     return replace(state, origin_xy_px=origin, averages=averages, own=own)
 
 

@@ -91,7 +91,7 @@ class _Places:
     @classmethod
     def of(cls, model: Model, rings: int) -> _Places:
         """Return the bands and regions of a run."""
-        grid, radius = model.field.grid, model.field.particle_radius_px
+        grid, radius = model.particles.grid, model.particles.particle_radius_px
         band = ring_bands(model, rings)
         ring = torch.arange(rings, device=grid.device)
         tops = tuple(int((row * ring).amax()) + 1 for row in band)
@@ -128,14 +128,16 @@ def class_fit(model: Model, state: State, rings: int) -> Tensor:
     powers = torch.stack([ring_power(h) for h in halves])  # (2, k, r)
     typical = weighted_median(powers.mean(0), state.members)
     round_mean = weighted_median((halves[0] + halves[1])[:, :, 0].real / 2, state.members)
-    places, most = _Places.of(model, rings), 64 if model.field.grid.device.type == "cpu" else model.at_once
-    chunk = samples_at_once(model.field.grid, rings, most, model.budget.step_bytes)
+    places, most = _Places.of(model, rings), 64 if model.particles.grid.device.type == "cpu" else model.at_once
+    chunk = samples_at_once(model.particles.grid, rings, most, model.budget.step_bytes)
     columns = []
     for part, some in model.parts(rings):
         own = state.part(part)
-        cuts = gpu_chunks(len(some.half), chunk, model.field.grid.device)
+        cuts = gpu_chunks(len(some.half), chunk, model.particles.grid.device)
         of_rows = partial(_of_rows, some, own, halves, powers, typical, round_mean, places)
-        parts = on_cores(of_rows, cuts) if model.field.grid.device.type == "cpu" else [of_rows(rows) for rows in cuts]
+        parts = (
+            on_cores(of_rows, cuts) if model.particles.grid.device.type == "cpu" else [of_rows(rows) for rows in cuts]
+        )
         columns.append(torch.cat(parts)[: len(some.half)])
     found = torch.cat(columns)
     # Extremes are measured in the deviation of the usual particle's residual, independent of the chunk.
@@ -155,7 +157,7 @@ def _of_rows(
     rows: slice | Tensor,
 ) -> Tensor:
     """`class_fit` of some particles, extremes in their own units; last comes the residual's standard deviation."""
-    grid, spectra, rings = model.field.grid, model.field.single, len(typical)
+    grid, spectra, rings = model.particles.grid, model.particles.single, len(typical)
     index, mirror, other = state.class_index[rows], state.mirror[rows], 1 - model.half[rows]
     first, second = (mirrored_references(half, index, mirror) for half in halves)
     reference = torch.where((other == 0)[:, None, None], first, second)
@@ -180,7 +182,7 @@ def _of_rows(
 
 def _blobs(model: Model, data: Tensor, left: Tensor, power: Tensor, round_mean: Tensor, places: _Places) -> Tensor:
     """Signs of further particles (b, f): round templates matched everywhere, in the image and in its residual."""
-    grid, radius, near, far = model.field.grid, model.field.particle_radius_px, places.near, places.far
+    grid, radius, near, far = model.particles.grid, model.particles.particle_radius_px, places.near, places.far
     whole = _matched(grid, data, power, round_mean)
     rest = _matched(grid, left, power, round_mean)
     detail = grid.frequency[: len(round_mean)] * 2 * radius
@@ -204,7 +206,7 @@ def _matched(grid: RingGrid, data: Tensor, power: Tensor, template: Tensor) -> T
 
 def _left(model: Model, white: Tensor, places: _Places) -> tuple[Tensor, Tensor]:
     """Powers and extremes (b, f) of what is left (b, r, H), whitened, inside and around; and its deviation (b,)."""
-    grid, inside = model.field.grid, places.inside
+    grid, inside = model.particles.grid, places.inside
     near: list[Tensor] = []
     far: list[Tensor] = []
     images: list[Tensor] = []
@@ -235,7 +237,7 @@ def ring_bands(model: Model, rings: int) -> Tensor:
     Tensor of shape (bands, rings)
         1 for the rings of each band, else 0.
     """
-    detail = model.field.grid.frequency[:rings] * 2 * model.field.particle_radius_px
+    detail = model.particles.grid.frequency[:rings] * 2 * model.particles.particle_radius_px
     rows: list[Tensor] = []
     for low, high in itertools.pairwise(BANDS):
         inside = ((detail >= low) & (detail < high)).float()

@@ -52,7 +52,7 @@ def class_statistics(model: Model, state: State) -> Tensor:
     """
     averages = state.averages
     assert averages is not None
-    grid, radius = model.field.grid, model.field.particle_radius_px
+    grid, radius = model.particles.grid, model.particles.particle_radius_px
     rings = averages.frc.shape[1]
     band = ring_bands(model, rings)
     frc = (averages.frc.nan_to_num(0.0) @ band.T) / band.sum(1)

@@ -225,9 +225,9 @@ class Classifier(ClusterEstimator):
         start = time.perf_counter()
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
-        field = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
-        ahead(calls_of_refinement(field.grid, field.rings_for(self._plan.exchange_details)))
-        if (usable := int(shard.count(field.usable))) < 2:
+        whitened = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
+        ahead(calls_of_refinement(whitened.grid, whitened.rings_for(self._plan.exchange_details)))
+        if (usable := int(shard.count(whitened.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         if usable < 2 * self.n_classes_:
             raise RalibError(
@@ -236,7 +236,7 @@ class Classifier(ClusterEstimator):
             )
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, schedule = self._search(particles, field, shard, observer, resume)
+        state, figures, schedule = self._search(particles, whitened, shard, observer, resume)
         self._lap("search_s", start)
         start = time.perf_counter()
         self._finish(particles, batches, state, figures, schedule)
@@ -269,9 +269,9 @@ class Classifier(ClusterEstimator):
         particles = self._options.checked(particles)
         shard = Shard.of_all(len(particles), self.ranks)
         radii_px = self.fitted_.radius_px, self.fitted_.particle_radius_px
-        field = self.fitted_.whitened(self._whiten(particles, self._batches(particles, shard), shard, *radii_px))
-        schedule, state = self._begin(particles, field, shard)
-        return state_poses(self.fitted_.assign(schedule.model, state), field, shard).to("cpu")
+        whitened = self.fitted_.whitened(self._whiten(particles, self._batches(particles, shard), shard, *radii_px))
+        schedule, state = self._begin(particles, whitened, shard)
+        return state_poses(self.fitted_.assign(schedule.model, state), whitened, shard).to("cpu")
 
     def _batches(self, particles: ParticleSet, shard: Shard) -> ParticleBatches:
         return resident_batches(particles, shard, self._device, self.batch_size)
@@ -318,17 +318,17 @@ class Classifier(ClusterEstimator):
     def _search(
         self,
         particles: ParticleSet,
-        field: WhitenedParticles,
+        whitened: WhitenedParticles,
         shard: Shard,
         observer: Observer,
         resume: Checkpoint | None,
     ) -> tuple[State, list[dict[str, Any]], ClassificationSchedule]:
-        schedule, state = self._begin(particles, field, shard, self._earlier)
+        schedule, state = self._begin(particles, whitened, shard, self._earlier)
         figures = [] if self._earlier is None else list(self._earlier.figures)
         previous, saved, n_announced = None, schedule.position.steps, 0
         if resume is not None:
             some, found, figures = resume_schedule(schedule, resume, self._device)
-            previous, saved = state_poses(found, some.model.field, some.model.shard), some.position.steps
+            previous, saved = state_poses(found, some.model.particles, some.model.shard), some.position.steps
             state = found if some is schedule else state
             n_announced = len(schedule.log)
         reports = ScheduleReports(
@@ -362,7 +362,7 @@ class Classifier(ClusterEstimator):
         return self._last
 
     def _begin(
-        self, particles: ParticleSet, field: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
+        self, particles: ParticleSet, whitened: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
     ) -> tuple[ClassificationSchedule, State]:
         """A schedule at its beginning, and the state of the particles before it."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -370,16 +370,18 @@ class Classifier(ClusterEstimator):
         half = random_halves(particles, generator)
         held = held_out(n, generator)
         half, held = (table[shard.rows].to(self._device) for table in (half, held))
-        search_px = self._options.search_radius_px(particles) * field.scale
-        model = Model(field, shard, half, held, self.balance, self.mirror, search_px, not self.skip_align, self._budget)
+        search_px = self._options.search_radius_px(particles) * whitened.scale
+        model = Model(
+            whitened, shard, half, held, self.balance, self.mirror, search_px, not self.skip_align, self._budget
+        )
         schedule = ClassificationSchedule(
             model, self._plan, self.n_classes_, generator, earlier or self._given(particles)
         )
-        schedule.log += findings(particles, field, shard, self._size, asked=bool(self.diameter_A))
+        schedule.log += findings(particles, whitened, shard, self._size, asked=bool(self.diameter_A))
         state = model.blank() if earlier is None else earlier.known(model, model.blank())
         if self.skip_align and particles.poses is not None:
             given = particles.poses[shard.rows].to(self._device)
-            origin = given.origin_xy_px.float() * field.scale
+            origin = given.origin_xy_px.float() * whitened.scale
             state = replace(state, psi_deg=given.psi_deg.float(), origin_xy_px=origin, mirror=given.mirror)
         return schedule, state
 
@@ -402,17 +404,17 @@ class Classifier(ClusterEstimator):
         figures: list[dict[str, Any]],
         schedule: ClassificationSchedule,
     ) -> None:
-        model, field, shard = schedule.model, schedule.model.field, schedule.model.shard
+        model, whitened, shard = schedule.model, schedule.model.particles, schedule.model.shard
         state, notices = self._final_state(schedule, state)
-        poses = state_poses(state, field, shard).to("cpu")
-        shown, n_classes, left_out = poses, len(state.members), shard.gather(field.outliers.found).cpu()
-        image = StatisticsTable(batches, field.particle_radius_px / field.scale)
+        poses = state_poses(state, whitened, shard).to("cpu")
+        shown, n_classes, left_out = poses, len(state.members), shard.gather(whitened.outliers.found).cpu()
+        image = StatisticsTable(batches, whitened.particle_radius_px / whitened.scale)
         if schedule.k < self.n_classes_:  # one is left to junk
             shown, of_junk = with_class_of_junk(poses, self._examined(batches, schedule, state).junk, n_classes)
             if len(of_junk) == n_classes:
                 notices.append(fewer_classes(self.n_classes_, 1))
             n_classes = len(of_junk)
-            left_out |= shard.gather(field.aside).cpu() & ~of_junk[shown.class_index]
+            left_out |= shard.gather(whitened.aside).cpu() & ~of_junk[shown.class_index]
         known = self._last is not None and self._last.state is state
         averages = final_averages(
             particles, batches, schedule, state, shown, left_out,
@@ -420,17 +422,17 @@ class Classifier(ClusterEstimator):
             look=(lambda _: None) if known else image.add,
         )  # fmt: skip
         classes = class_figures(averages, shown, None)
-        bad = torch.nonzero(~shard.gather(field.usable))[:, 0].tolist()
+        bad = torch.nonzero(~shard.gather(whitened.usable))[:, 0].tolist()
         found = self._examined(batches, schedule, state, image)
         index = shown.class_index.numpy()
         assert schedule.references is not None
         by_choice = torch.Generator().manual_seed(self.seed)
         support = pose_support(model, state, schedule.references.shape[1], found.odds < 0, by_choice)
         verdict = judge(
-            found.evidence, found.figures, field, averages, classes, index, found.stability, found.odds, support
+            found.evidence, found.figures, whitened, averages, classes, index, found.stability, found.odds, support
         )
         self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
-        finest = schedule.references.shape[1] * field.grid.spacing * field.scale
+        finest = schedule.references.shape[1] * whitened.grid.spacing * whitened.scale
         self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
         warnings = [*particles.warnings, *notices, *unusable_images(particles, bad), *verdict.warnings]
         self.result_ = ClassificationResult(
@@ -447,7 +449,7 @@ class Classifier(ClusterEstimator):
             particle_scores=verdict.particles,
             log=schedule.log,
             stability=found.stability.summary,
-            diameter_A=2 * field.radius_px / field.scale * (particles.pixel_size_A or 1.0),
+            diameter_A=2 * whitened.radius_px / whitened.scale * (particles.pixel_size_A or 1.0),
         )
         self.poses_, self.class_averages_, self.classes_ = shown, averages, verdict.classes
         self.warnings_ = warnings

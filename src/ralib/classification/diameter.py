@@ -97,33 +97,33 @@ def measure_radius(
     measured = ParticleExtent.of_mask(USUAL_RADIUS * few.box)
     for _ in range(2):
         mask_px = measured.mask_radius_px
-        field = whiten_particles(
+        whitened = whiten_particles(
             few, batches, Shard.of_all(len(few)),
             n_classes=n_classes, radius_px=mask_px, particle_radius_px=mask_px / MASK_MARGIN,
             resolution_px=2 * mask_px / DETAILS, lowest_px=None, ctf=ctf,
         )  # fmt: skip
-        if int(field.typical.sum()) < 2 * n_classes:
+        if int(whitened.typical.sum()) < 2 * n_classes:
             break
-        measured = _measured(field, n_classes, search_px, mirror, budget)
+        measured = _measured(whitened, n_classes, search_px, mirror, budget)
         if measured.mask_radius_px > CHANGED * mask_px:
             break
     return measured
 
 
 def _measured(
-    field: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget
+    whitened: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget
 ) -> ParticleExtent:
-    n, device = len(field.usable), field.grid.device
+    n, device = len(whitened.usable), whitened.grid.device
     half = (torch.arange(n) % 2).to(device)
     none = torch.zeros(n, dtype=torch.bool, device=device)
-    model = Model(field, Shard.of_all(n), half, none, 0.3, mirror, search_px * field.scale, budget=budget)
+    model = Model(whitened, Shard.of_all(n), half, none, 0.3, mirror, search_px * whitened.scale, budget=budget)
     generator = torch.Generator().manual_seed(0)
     state = initialize_from_particles(model, ScheduleSettings(), n_classes, generator, model.blank())
     assert state.averages is not None
-    profile = radial_profile(field.grid, state.averages.halves, state.members)
+    profile = radial_profile(whitened.grid, state.averages.halves, state.members)
     (radius, crowded), (rim, _) = edge_px(profile), edge_px(profile, RIM)
-    box = field.grid.box
-    radius, rim = (min(max(r, SMALLEST_RADIUS * box), LARGEST_RADIUS * box) / field.scale for r in (radius, rim))
+    box = whitened.grid.box
+    radius, rim = (min(max(r, SMALLEST_RADIUS * box), LARGEST_RADIUS * box) / whitened.scale for r in (radius, rim))
     return ParticleExtent(radius, rim, crowded)
 
 

@@ -50,9 +50,11 @@ class EarlierClasses:
     most_detail: tuple[float, int] | None
     figures: list[dict[str, Any]]
 
-    def rings(self, field: WhitenedParticles) -> int:
-        """Return the number of rings that hold the detail compared, on the grid of `field`."""
-        return max(3, min(field.grid.n_rings, round(self.finest_per_px / (field.grid.spacing * field.scale))))
+    def rings(self, particles: WhitenedParticles) -> int:
+        """Return the number of rings that hold the detail compared, on the grid of `particles`."""
+        return max(
+            3, min(particles.grid.n_rings, round(self.finest_per_px / (particles.grid.spacing * particles.scale)))
+        )
 
     def known(self, model: Model, state: State) -> State:
         """Return the state with the earlier particles' poses and classes; the others have class -1.
@@ -78,7 +80,7 @@ class EarlierClasses:
         return replace(
             state,
             psi_deg=own.psi_deg.float(),
-            origin_xy_px=own.origin_xy_px.float() * model.field.scale,
+            origin_xy_px=own.origin_xy_px.float() * model.particles.scale,
             mirror=own.mirror,
             class_index=own.class_index,
         )

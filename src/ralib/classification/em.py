@@ -143,10 +143,10 @@ def m_step(model: Model, expected: Expectation, state: State, step: IterationSet
         members=model.members(index, expected.fit.shape[1]),
     )
     weight = [w * model.joins for w in expected.weight]
-    rings = min(step.rings + BEYOND, model.field.grid.n_rings)
+    rings = min(step.rings + BEYOND, model.particles.grid.n_rings)
     scales = [s / mean for s in scale]
     sums = _sums(model, expected.poses, expected.class_index, weight, scales, len(state.members), rings)
-    averages = average_classes(model.field.grid, sums, state.members)
+    averages = average_classes(model.particles.grid, sums, state.members)
     return replace(state, averages=averages, own=_own(model, state, index, weight[0], averages))
 
 
@@ -180,14 +180,14 @@ def average_groups(
     weight = model.joins.float()
     sums = _sums(model, [pose], [class_index], [weight], [state.scale], n_classes, rings)
     members = model.shard.counts(class_index[model.joins], n_classes).float()
-    averages = average_classes(model.field.grid, sums, members)
+    averages = average_classes(model.particles.grid, sums, members)
     return averages, _own(model, state, class_index, weight, averages)
 
 
 def _own(model: Model, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> SelfContribution:
     """What each particle contributes to the averages of its class."""
     scale = state.scale * state.mean_scale
-    share = self_share(model.field, averages, model.mask(averages), class_index, weight * state.scale, scale)
+    share = self_share(model.particles, averages, model.mask(averages), class_index, weight * state.scale, scale)
     return SelfContribution(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
 
 
@@ -201,7 +201,7 @@ def _sums(
     rings: int,
 ) -> RingSums:
     """Sums over all particles of the classes they are shared between."""
-    limits = sum_limits(model.field.grid, model.field.spectra, weight, scale, model.shard)
+    limits = sum_limits(model.particles.grid, model.particles.spectra, weight, scale, model.shard)
     numerator: Tensor | float = 0.0
     total: Tensor | float = 0.0
     for rows, part in model.parts(rings):
@@ -225,11 +225,11 @@ def _part_sums(
     limits: tuple[Tensor, Tensor],
 ) -> RingSums:
     """Sums over a part of the particles."""
-    grid, spectra = model.field.grid, model.field.single
+    grid, spectra = model.particles.grid, model.particles.single
     return model.within(
         lambda most: sum_classes(
             grid, spectra, poses, index, weight, scale, model.half,
-            n_classes=n_classes, rings=rings, n_orders=model.field.orders(rings), limits=limits, memory_bytes=most,
+            n_classes=n_classes, rings=rings, n_orders=model.particles.orders(rings), limits=limits, memory_bytes=most,
             at_once=model.at_once,
         )
     )  # fmt: skip

@@ -79,11 +79,11 @@ class Examination:
         """
         model = schedule.model
         if image is None:
-            image = StatisticsTable(batches, model.field.particle_radius_px / model.field.scale)
+            image = StatisticsTable(batches, model.particles.particle_radius_px / model.particles.scale)
             for batch in batches:
                 image.add(batch)
         stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(seed))
-        poses = state_poses(state, model.field, model.shard).to("cpu")
+        poses = state_poses(state, model.particles, model.shard).to("cpu")
         assert schedule.references is not None
         evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
         odds = junk_odds(evidence, stability, device)

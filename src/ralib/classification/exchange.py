@@ -198,7 +198,7 @@ def outlying_classes(
         Angular orders of the masked averages.
     """
     outlying = max(4 * count, model.shard.n // (OUTLYING_SHARE * 2**at.exchanged))
-    rows = poorly_explained(model.field.spectra, state, references, model.joins, outlying, model.shard)
+    rows = poorly_explained(model.particles.spectra, state, references, model.joins, outlying, model.shard)
     some, own = model.of(rows), model.shard.held(rows)
     plan = replace(plan, surplus=max(2 * plan.surplus, OUTLYING_SEEDS / count), thinning=0.6)
     part = State.blank(len(own), state.spread_px) if model.align else state.of(own)

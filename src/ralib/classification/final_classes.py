@@ -204,9 +204,9 @@ def final_averages(
     ClassAverages
         The averages, on the host; `members` counts also those left out.
     """
-    model, field = schedule.model, schedule.model.field
+    model, whitened = schedule.model, schedule.model.particles
     halves = random_halves(particles, torch.Generator().manual_seed(seed))
-    poses = without_class(shown, left_out).to(field.grid.device)
+    poses = without_class(shown, left_out).to(whitened.grid.device)
     averages = on_host(
         full_averages(
             particles, batches, poses, halves, ctf=ctf, n_classes=n_classes, ranks=model.shard.ranks, look=look
@@ -217,5 +217,5 @@ def final_averages(
     return replace(
         averages,
         members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes),
-        frc=corrected_frc(masked_frc(averages, field.radius_px / field.scale), of_noise, averages.members),
+        frc=corrected_frc(masked_frc(averages, whitened.radius_px / whitened.scale), of_noise, averages.members),
     )

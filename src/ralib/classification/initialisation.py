@@ -60,7 +60,7 @@ def initialize_from_particles(
     State
         State with the classes.
     """
-    rings, coarse = model.field.rings_for(plan.exchange_details), model.field.rings_for(plan.start_details)
+    rings, coarse = model.particles.rings_for(plan.exchange_details), model.particles.rings_for(plan.start_details)
     eligible = model.eligible()
     seeds = min(len(eligible), max(n_classes + 1, round(plan.surplus * n_classes)))
     chosen = eligible[torch.randperm(len(eligible), generator=generator)[:seeds]]
@@ -107,7 +107,7 @@ def initialize_from_references(
     State
         State with the classes.
     """
-    rings, temperature = model.field.rings_for(plan.exchange_details), plan.temperatures[1]
+    rings, temperature = model.particles.rings_for(plan.exchange_details), plan.temperatures[1]
     references = given.matched(model, state, rings)
     state = iterate_centred(model, references, state, IterationSettings(rings, temperature, wide=True, newton=1))
     report("start", state)
@@ -170,8 +170,8 @@ def place_particles(model: Model, plan: ScheduleSettings, references: Tensor, st
     State
         The state with these origins.
     """
-    rings = min(rings, model.field.rings_for(plan.start_details))
-    coarse = references[:, :rings, : model.field.orders(rings)].contiguous()
+    rings = min(rings, model.particles.rings_for(plan.start_details))
+    coarse = references[:, :rings, : model.particles.orders(rings)].contiguous()
     expected = e_step(model, coarse, state, IterationSettings(rings, 1.0, wide=True))
     return replace(state, origin_xy_px=expected.poses[0].origin_xy_px)
 
@@ -195,14 +195,14 @@ def seed_references(model: Model, state: State, index: Tensor, rings: int) -> Te
     Tensor of shape (b, r, m)
         Angular orders.
     """
-    grid, mask = model.field.grid, model.field.mask
+    grid, mask = model.particles.grid, model.particles.mask
 
     def centred(own: Tensor) -> Tensor:
-        samples = particles_as_references(grid, model.field.spectra[own], rings)
+        samples = particles_as_references(grid, model.particles.spectra[own], rings)
         return samples * grid.phase(state.origin_xy_px[own], rings)
 
     samples = model.shard.from_holders(index.to(grid.device), centred)
-    return grid.orders_of_image(grid.image(samples) * mask, rings, model.field.orders(rings))
+    return grid.orders_of_image(grid.image(samples) * mask, rings, model.particles.orders(rings))
 
 
 def particles_as_references(grid: RingGrid, spectra: Spectra, rings: int) -> Tensor:

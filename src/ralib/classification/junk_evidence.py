@@ -74,15 +74,15 @@ def measure(
     dict of ndarray of shape (n,)
         Figures of the particles by name.
     """
-    field, index, everyone = model.field, poses.class_index.numpy(), model.shard.gather
+    whitened, index, everyone = model.particles, poses.class_index.numpy(), model.shard.gather
     particles = {
         "posterior": _numbers(everyone(state.posterior)),
         "fit": _numbers(poses.score),
         "scale": _numbers(everyone(state.scale)),
-        "explained": _numbers(everyone(explained_ratio(field, state, references))),
+        "explained": _numbers(everyone(explained_ratio(whitened, state, references))),
         "quality": np.zeros(len(index)),  # keeps its column; filled below
         "detail": _numbers(everyone(detail_ratio(model, state, references))),
-        "off_centre": _numbers(everyone(stability.away_px / field.particle_radius_px)),
+        "off_centre": _numbers(everyone(stability.away_px / whitened.particle_radius_px)),
         "agreement": _numbers(everyone(stability.agreement)),
     }
     evidence = Evidence(
@@ -105,12 +105,12 @@ def _numbers(values: Tensor) -> np.ndarray:
     return values.cpu().numpy().astype(np.float64)
 
 
-def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) -> Tensor:
+def explained_ratio(whitened: WhitenedParticles, state: State, references: Tensor) -> Tensor:
     """Return the square root of a particle's log-likelihood over that of a typical particle with its CTF; 1 is typical.
 
     Parameters
     ----------
-    field : WhitenedParticles
+    whitened : WhitenedParticles
         The particles.
     state : State
         Poses, classes and fits.
@@ -123,7 +123,7 @@ def explained_ratio(field: WhitenedParticles, state: State, references: Tensor) 
         Ratios.
     """
     typical = typical_power(references, state.members)
-    expected = 0.5 * state.mean_scale**2 * (field.spectra.power[:, : len(typical)] @ typical)
+    expected = 0.5 * state.mean_scale**2 * (whitened.spectra.power[:, : len(typical)] @ typical)
     best = state.fit.gather(1, state.class_index[:, None])[:, 0]
     return torch.sqrt(best.clamp_min(0) / expected.clamp_min(1e-12))
 
@@ -145,9 +145,9 @@ def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
     Tensor of shape (n,)
         Ratios.
     """
-    field, rings = model.field, references.shape[1]
-    first = min(field.rings_for(FINE_DETAIL), rings - 1)
-    expected = field.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
+    whitened, rings = model.particles, references.shape[1]
+    first = min(whitened.rings_for(FINE_DETAIL), rings - 1)
+    expected = whitened.spectra.power[:, first:rings] @ typical_power(references, state.members)[first:]
     shared = ring_crosses(model, references, state, 512)[:, first:].sum(1)
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 

@@ -99,13 +99,18 @@ class SelfContribution:
 
 
 def self_share(
-    field: WhitenedParticles, averages: RingAverages, mask: Tensor, class_index: Tensor, weight: Tensor, scale: Tensor
+    particles: WhitenedParticles,
+    averages: RingAverages,
+    mask: Tensor,
+    class_index: Tensor,
+    weight: Tensor,
+    scale: Tensor,
 ) -> Tensor:
     """Compute the `SelfContribution.share` of particles in averages.
 
     Parameters
     ----------
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
     averages : RingAverages
         Class averages.
@@ -123,7 +128,7 @@ def self_share(
     Tensor of shape (n, r)
         Shares.
     """
-    grid, spectra, rings = field.grid, field.spectra, averages.gain.shape[1]
+    grid, spectra, rings = particles.grid, particles.spectra, averages.gain.shape[1]
     # References are behind their masks (k, n, n), and so is the noise in them.
     inside = (mask.sum((1, 2)) / grid.n_pixels)[class_index][:, None]
     power = spectra.power[:, :rings]
@@ -132,12 +137,12 @@ def self_share(
     return inside * weight[:, None] * noise * averages.gain[class_index] / grid.weight[:rings]
 
 
-def self_cross(field: WhitenedParticles, own: SelfContribution, poses: ClassPoses, rings: int) -> Tensor:
+def self_cross(particles: WhitenedParticles, own: SelfContribution, poses: ClassPoses, rings: int) -> Tensor:
     """Compute what each particle's own contribution adds to its cross term in its old class.
 
     Parameters
     ----------
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
     own : SelfContribution
         Their contributions.
@@ -153,18 +158,18 @@ def self_cross(field: WhitenedParticles, own: SelfContribution, poses: ClassPose
     """
     turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
     # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
-    apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(1) + 0.5 * (field.radius_px * turn).square()
-    alike = torch.exp(-0.5 * apart * (field.grid.frequency[rings - 1] / CORRELATED).square())
+    apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(1) + 0.5 * (particles.radius_px * turn).square()
+    alike = torch.exp(-0.5 * apart * (particles.grid.frequency[rings - 1] / CORRELATED).square())
     there = (poses.mirror == own.mirror) & (own.class_index >= 0)
     return torch.where(there, own.share[:, :rings].sum(1) * alike, 0.0)
 
 
-def without_self(field: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:
+def without_self(particles: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:
     """Subtract each particle's own contribution from the cross term of its old class.
 
     Parameters
     ----------
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
     own : SelfContribution
         Their contributions.
@@ -179,5 +184,5 @@ def without_self(field: WhitenedParticles, own: SelfContribution, found: ClassPo
         Corrected poses.
     """
     column = own.class_index.clamp_min(0)
-    share = self_cross(field, own, found.pick(column), rings)
+    share = self_cross(particles, own, found.pick(column), rings)
     return replace(found, cross=found.cross.scatter_add(1, column[:, None], -share[:, None]))

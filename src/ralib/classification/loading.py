@@ -140,7 +140,7 @@ def held_out(n: int, generator: torch.Generator) -> Tensor:
 
 
 def findings(
-    particles: ParticleSet, field: WhitenedParticles, shard: Shard, extent: ParticleExtent, *, asked: bool
+    particles: ParticleSet, whitened: WhitenedParticles, shard: Shard, extent: ParticleExtent, *, asked: bool
 ) -> list[str]:
     """Return the lines of the log on the images before they are classified.
 
@@ -148,7 +148,7 @@ def findings(
     ----------
     particles : ParticleSet
         All particles.
-    field : WhitenedParticles
+    whitened : WhitenedParticles
         This rank's particles, whitened.
     shard : Shard
         Which these are.
@@ -163,15 +163,15 @@ def findings(
         Lines of the log.
     """
     unit, per_px = ("A", particles.pixel_size_A) if particles.pixel_size_A else ("px", 1.0)
-    particle, mask = (2 * per_px * px / field.scale for px in (field.particle_radius_px, field.radius_px))
+    particle, mask = (2 * per_px * px / whitened.scale for px in (whitened.particle_radius_px, whitened.radius_px))
     how = "as asked for" if asked else "from coarse class averages"
     if extent.crowded:
         how += ", neighbours begin right behind"
-    outliers = int(shard.count(field.outliers.found))
+    outliers = int(shard.count(whitened.outliers.found))
     share = 100 * outliers / len(particles)
     return [
         f"particle diameter {particle:.0f} {unit}, mask {mask:.0f} {unit}: {how}",
-        *([str(field.plan)] if field.plan.reported else []),
+        *([str(whitened.plan)] if whitened.plan.reported else []),
         f"{outliers} images ({share:.1f}%) are outliers by their spectrum, brightest pixel or gradient: no class "
         "begins from them, and no average holds them",
     ]

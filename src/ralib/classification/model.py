@@ -44,7 +44,7 @@ class Model:
 
     Attributes
     ----------
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
     shard : Shard
         Which of all particles these are.
@@ -64,7 +64,7 @@ class Model:
         Memory of a step, shared with models of some of the particles.
     """
 
-    field: WhitenedParticles
+    particles: WhitenedParticles
     shard: Shard
     half: Tensor
     held_out: Tensor
@@ -83,13 +83,17 @@ class Model:
         """Return the model of some of all particles, ascending numbers (m,)."""
         own = self.shard.held(rows)
         return replace(
-            self, field=self.field.of(own), shard=self.shard.of(rows), half=self.half[own], held_out=self.held_out[own]
+            self,
+            particles=self.particles.of(own),
+            shard=self.shard.of(rows),
+            half=self.half[own],
+            held_out=self.held_out[own],
         )
 
     @property
     def joins(self) -> Tensor:
         """Particles (n,) that averages are made of."""
-        return self.field.typical & ~self.held_out
+        return self.particles.typical & ~self.held_out
 
     def eligible(self) -> Tensor:
         """Return the numbers (m,) of all particles that averages are made of, ascending, in main memory."""
@@ -97,11 +101,13 @@ class Model:
 
     def shift_step_px(self, rings: int) -> float:
         """Return the step of the shift grid at a resolution, at most a working pixel, as the best poses are refined."""
-        return max(1.0, STEP_DETAIL / (rings * self.field.grid.spacing))
+        return max(1.0, STEP_DETAIL / (rings * self.particles.grid.spacing))
 
     def blank(self) -> State:
         """Return the state of particles of which nothing is known."""
-        return State.blank(len(self.shard), torch.tensor(self.search_px / PICKED_WITHIN, device=self.field.grid.device))
+        return State.blank(
+            len(self.shard), torch.tensor(self.search_px / PICKED_WITHIN, device=self.particles.grid.device)
+        )
 
     def shifts(self, rings: int, *, wide: bool) -> Tensor:
         """Return the shifts to search.
@@ -119,7 +125,7 @@ class Model:
             Shifts, working pixels.
         """
         step = self.shift_step_px(rings) * (WIDE_STEP if wide else 1.0)
-        return disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.field.grid.device)
+        return disc_of_shifts(self.search_px if wide else 1.5 * step, step, self.particles.grid.device)
 
     def log_prior(self, origin_xy_px: Tensor, state: State) -> Tensor:
         """Return the log prior of origins.
@@ -173,12 +179,12 @@ class Model:
         Model
             The model of them. Its shard is that of all particles, and not for sums over the part.
         """
-        for rows, spectra in self.field.spectra.blocks(rings, AT_ONCE // n_classes):
-            if len(spectra) == len(self.half) and isinstance(self.field.spectra, Spectra):
+        for rows, spectra in self.particles.spectra.blocks(rings, AT_ONCE // n_classes):
+            if len(spectra) == len(self.half) and isinstance(self.particles.spectra, Spectra):
                 yield rows, self
             else:
-                field = self.field.part(rows, spectra)
-                yield rows, replace(self, field=field, half=self.half[rows], held_out=self.held_out[rows])
+                particles = self.particles.part(rows, spectra)
+                yield rows, replace(self, particles=particles, half=self.half[rows], held_out=self.held_out[rows])
 
     def within(self, work: Callable[[float], T]) -> T:
         """Run a function of the bytes it may take, and repeat it with less where memory runs out."""
@@ -199,12 +205,12 @@ class Model:
         Tensor of shape (k,)
             Numbers, as floating point.
         """
-        return self.shard.counts(class_index[self.field.usable], n_classes).float()
+        return self.shard.counts(class_index[self.particles.usable], n_classes).float()
 
     def mask(self, averages: RingAverages) -> Tensor:
         """Return what of each average counts as signal, (k, n, n): inside the mask, where its halves agree."""
-        window = WINDOW * self.field.particle_radius_px
-        return self.field.mask * signal_share(self.field.grid, averages.halves, window)
+        window = WINDOW * self.particles.particle_radius_px
+        return self.particles.mask * signal_share(self.particles.grid, averages.halves, window)
 
     def masked(self, averages: RingAverages, rings: int) -> Tensor:
         """Return references from class averages.
@@ -221,8 +227,8 @@ class Model:
         Tensor of shape (k, r, m)
             Angular orders of the masked averages.
         """
-        grid, rings = self.field.grid, min(rings, self.field.grid.n_rings)
-        return masked_references(grid, averages.orders, self.mask(averages), rings, self.field.orders(rings))
+        grid, rings = self.particles.grid, min(rings, self.particles.grid.n_rings)
+        return masked_references(grid, averages.orders, self.mask(averages), rings, self.particles.orders(rings))
 
     def references(self, state: State, rings: int) -> Tensor:
         """Return references (k, r, m) of `rings` rings from the state's averages; see `masked`."""

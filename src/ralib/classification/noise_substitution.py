@@ -58,18 +58,21 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     eligible = model.eligible()
     count = min(SUBSTITUTED * len(references), AT_MOST)
     chosen = eligible[torch.randperm(len(eligible), generator=generator)[:count].sort().values]
-    rows = chosen.to(model.field.grid.device)
-    first = min(model.field.rings_for(COARSE), references.shape[1])
-    rings = min(references.shape[1] + BEYOND, model.field.grid.n_rings)
+    rows = chosen.to(model.particles.grid.device)
+    first = min(model.particles.rings_for(COARSE), references.shape[1])
+    rings = min(references.shape[1] + BEYOND, model.particles.grid.n_rings)
     part, noise = model.of(rows), noise_like(model, rows, generator, rings)
-    spectra = part.field.single
+    spectra = part.particles.single
     data = torch.cat([spectra.data[:, :first], noise.data[:, first:]], dim=1)
-    part = replace(part, field=replace(part.field, spectra=Spectra(data, spectra.power)))
+    part = replace(part, particles=replace(part.particles, spectra=Spectra(data, spectra.power)))
     step = IterationSettings(references.shape[1], 1.0, newton=2)
     found = iterate(part, references, state.of(model.shard.held(rows)), step)
-    curve, members = smoothed(coarse_frc(_whitened(found), part.field)), found.members.clamp_min(1)[:, None]
+    curve, members = smoothed(coarse_frc(_whitened(found), part.particles)), found.members.clamp_min(1)[:, None]
     common = (curve * members).sum(0, keepdim=True) / members.sum()
-    ring, ring_of = torch.arange(curve.shape[1], device=curve.device), model.field.grid.frequency * model.field.grid.box
+    ring, ring_of = (
+        torch.arange(curve.shape[1], device=curve.device),
+        model.particles.grid.frequency * model.particles.grid.box,
+    )
     compared = (ring > ring_of[first - 1]) & (ring < ring_of[references.shape[1] - 1] + 1)
     return 0.5 * compared * (ssnr(curve) / members + ssnr(common) / members.mean())
 

@@ -81,7 +81,7 @@ def search_poses(
         favour = None if state is None else model.log_prior(shifts, state) / state.mean_scale
     return model.within(
         lambda most: score_classes(
-            model.field.grid, spectra, origin_xy_px, references, shifts,
+            model.particles.grid, spectra, origin_xy_px, references, shifts,
             favour=favour, mirror=model.mirror, memory_bytes=most, at_once=at_once or model.at_once,
         )
     )  # fmt: skip
@@ -146,13 +146,13 @@ def fit_classes(model: Model, references: Tensor, state: State, step: IterationS
 
 def _searched(model: Model, references: Tensor, state: State, step: IterationSettings) -> ClassPoses:
     """Poses of a part of the particles in every class."""
-    grid, spectra = model.field.grid, model.field.single
+    grid, spectra = model.particles.grid, model.particles.single
     if model.align:
         found = search_poses(model, spectra, state.origin_xy_px, references, state, wide=step.wide)
     else:
         pose = state.psi_deg, state.origin_xy_px, state.mirror
         found = score_fixed(grid, spectra, *pose, references, model.at_once)
-    return found if state.own is None else without_self(model.field, state.own, found, references.shape[1])
+    return found if state.own is None else without_self(model.particles, state.own, found, references.shape[1])
 
 
 def refine_all(
@@ -186,7 +186,7 @@ def refine_all(
         For each candidate the refined poses (n,).
     """
     refined: list[list[ClassPoses]] = []
-    for rows, part in model.parts(model.field.grid.n_rings):
+    for rows, part in model.parts(model.particles.grid.n_rings):
         share = None if own is None else own.part(rows)
         some = [p.rows(rows) for p in poses]
         refined.append(_refined(part, references, some, [i[rows] for i in index], step, share))
@@ -202,7 +202,7 @@ def _refined(
     own: SelfContribution | None,
 ) -> list[ClassPoses]:
     """Refined poses of a part of the particles."""
-    grid, spectra, spacing = model.field.grid, model.field.single, model.shift_step_px(step.rings)
+    grid, spectra, spacing = model.particles.grid, model.particles.single, model.shift_step_px(step.rings)
     poses = model.within(
         lambda most: refine_candidates(
             grid, spectra, references, found, index, steps=step.newton,
@@ -217,5 +217,5 @@ def _refined(
 
 def _without_own(model: Model, poses: ClassPoses, index: Tensor, own: SelfContribution, rings: int) -> ClassPoses:
     """Poses (n,) in classes (n,) without the particle's own contribution."""
-    share = self_cross(model.field, own, poses, rings)
+    share = self_cross(model.particles, own, poses, rings)
     return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))

@@ -89,7 +89,7 @@ def pose_support(
     n_classes, everyone = len(state.members), model.shard.gather
     index = everyone(state.class_index).cpu()
     chosen = _some_of_each(index, torch.from_numpy(candidates), n_classes, generator)
-    half, device = everyone(model.half).cpu(), model.field.grid.device
+    half, device = everyone(model.half).cpu(), model.particles.grid.device
     total, count = torch.zeros(n_classes, 2, dtype=torch.float64), torch.zeros(n_classes, 1, dtype=torch.float64)
     for h, orders in enumerate(state.averages.halves):
         references = model.masked(replace(state.averages, orders=orders), rings)
@@ -117,7 +117,7 @@ def _support(model: Model, state: State, references: Tensor) -> Tensor:
     rings = references.shape[1]
     ring = torch.arange(rings, device=references.device)
     turns = torch.arange(references.shape[2], device=references.device) > 0
-    first_rings = (min(model.field.rings_for(detail), rings - 2) for detail in (DETAIL, ROUND_DETAIL))
+    first_rings = (min(model.particles.rings_for(detail), rings - 2) for detail in (DETAIL, ROUND_DETAIL))
     asked = [(ring >= first)[:, None] & part for first, part in zip(first_rings, (turns, ~turns), strict=True)]
     agreement, power = torch.zeros(2, len(state.psi_deg), len(asked), device=references.device)
     for first in (0, 1):
@@ -126,7 +126,7 @@ def _support(model: Model, state: State, references: Tensor) -> Tensor:
         for column, part in enumerate(asked if len(agreement) else ()):
             judges = references * (~finds & part)
             agreement[:, column] += ring_crosses(model, judges, posed, CHUNK).sum(1)
-            expected = model.field.single.power[:, :rings] * ring_power(judges)[state.class_index]
+            expected = model.particles.single.power[:, :rings] * ring_power(judges)[state.class_index]
             power[:, column] += expected.sum(1)
     return agreement / power.sqrt().clamp_min(1e-9)
 
@@ -135,7 +135,7 @@ def _posed(model: Model, state: State, references: Tensor) -> State:
     """The state with the poses that particles have in their own classes by these references."""
     if not model.align:
         return state
-    spectra, index, psi = model.field.single, state.class_index, state.psi_deg.clone()
+    spectra, index, psi = model.particles.single, state.class_index, state.psi_deg.clone()
     origin, mirror = state.origin_xy_px.clone(), state.mirror.clone()
     together = references.device.type != "cpu"  # a GPU searches all classes in one operation
     for k in range(1 if together else len(references)):

@@ -76,15 +76,15 @@ class FittedClasses:
             The classes.
         """
         assert schedule.references is not None
-        field = schedule.model.field
+        whitened = schedule.model.particles
         return cls(
             references=schedule.references,
             price=class_prices(state.fit, 1.0, schedule.model.balance, schedule.model.shard),
             noise=tuple(schedule.noise),
             mean_scale=state.mean_scale,
             spread_px=state.spread_px,
-            radius_px=field.radius_px / field.scale,
-            particle_radius_px=field.particle_radius_px / field.scale,
+            radius_px=whitened.radius_px / whitened.scale,
+            particle_radius_px=whitened.particle_radius_px / whitened.scale,
             box=particles.box,
             pixel_size_A=particles.pixel_size_A,
         )
@@ -99,11 +99,11 @@ class FittedClasses:
         if mine and theirs and abs(theirs / mine - 1) > 0.01:
             raise RalibError(f"the particles have {theirs:.4g} A/px, the classes {mine:.4g}: rescale the particles")
 
-    def whitened(self, field: WhitenedParticles) -> WhitenedParticles:
+    def whitened(self, particles: WhitenedParticles) -> WhitenedParticles:
         """Return new particles weighted by the noise as estimated by the run."""
         for ratio in self.noise:
-            field = field.with_noise(ratio)
-        return field
+            particles = particles.with_noise(ratio)
+        return particles
 
     def assign(self, model: Model, state: State) -> State:
         """Assign new particles to their best class at their best pose; the averages are unchanged.

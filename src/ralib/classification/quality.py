@@ -76,7 +76,7 @@ class Verdict:
 def judge(
     evidence: Evidence,
     particles: dict[str, np.ndarray],
-    field: WhitenedParticles,
+    whitened: WhitenedParticles,
     averages: ClassAverages,
     classes: list[dict[str, Any]],
     class_index: np.ndarray,
@@ -90,7 +90,7 @@ def judge(
     ----------
     evidence, particles
         Result of `junk_evidence.measure`.
-    field : WhitenedParticles
+    whitened : WhitenedParticles
         The particles.
     averages : ClassAverages
         Class averages at full size with their FRC.
@@ -112,7 +112,7 @@ def judge(
     """
     judged = particles | {"quality": -odds, "junk": 1 / (1 + np.exp(-odds))}
     return _with_verdicts(
-        evidence, judged, _rows(averages, field, judged, class_index, classes, support), class_index, stability
+        evidence, judged, _rows(averages, whitened, judged, class_index, classes, support), class_index, stability
     )
 
 
@@ -137,7 +137,7 @@ def _with_verdicts(
 
 def _rows(
     averages: ClassAverages,
-    field: WhitenedParticles,
+    whitened: WhitenedParticles,
     particles: dict[str, np.ndarray],
     index: np.ndarray,
     rows: list[dict[str, Any]],
@@ -145,11 +145,11 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The classes' rows with what their averages and members add to them."""
     assert averages.frc is not None
-    radius = field.radius_px / field.scale
+    radius = whitened.radius_px / whitened.scale
     mask = soft_disc(averages.images.shape[-1], radius, 4.0)
-    outline = centre_of_outline(averages.images, mask, field.particle_radius_px / field.scale * OUTLINE)
+    outline = centre_of_outline(averages.images, mask, whitened.particle_radius_px / whitened.scale * OUTLINE)
     off = torch.linalg.vector_norm(outline, dim=1)
-    fine = averages.frc[:, 1 : field.grid.n_rings]
+    fine = averages.frc[:, 1 : whitened.grid.n_rings]
     added, members = [], dict(by_class(index))
     for k, row in enumerate(rows):
         own = members.get(k)
@@ -163,7 +163,7 @@ def _rows(
                 "ssnr_mean": float(ssnr(fine[k]).mean()),
                 "sharpness": mean("detail"),
                 "off_centre_px": float(off[k]),
-                "off_centre": float(off[k]) * field.scale / field.particle_radius_px,
+                "off_centre": float(off[k]) * whitened.scale / whitened.particle_radius_px,
                 "reproducibility": mean("agreement"),
                 "pose_support": float(support.turned[k]) if k < len(support.turned) else math.nan,
                 "round_support": float(support.round[k]) if k < len(support.round) else math.nan,

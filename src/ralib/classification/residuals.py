@@ -39,18 +39,18 @@ def noise_ratio(model: Model, state: State) -> Tensor:
     """
     assert state.averages is not None
     assert state.own is not None
-    grid, rings = model.field.grid, state.averages.gain.shape[1]
+    grid, rings = model.particles.grid, state.averages.gain.shape[1]
     references = model.references(state, rings)
-    use = model.field.typical
+    use = model.particles.typical
     scale = torch.where(use, state.scale, 0.0)[:, None]
     most = 1024 if grid.device.type == "cpu" else model.at_once
     chunk = samples_at_once(grid, rings, most, model.budget.step_bytes)
     found = ring_crosses(model, references, state, chunk)
     cross = model.shard.sum(scale * (found - state.own.share[:, :rings]))
-    power = model.field.spectra.power[:, :rings] * ring_power(references)[state.class_index]
+    power = model.particles.spectra.power[:, :rings] * ring_power(references)[state.class_index]
     norm = model.shard.sum(scale.square() * power)
     explained = cross.clamp_min(0).square() / norm.clamp_min(1e-12)
-    total = model.shard.sum(model.field.observed * use[:, None])
+    total = model.shard.sum(model.particles.observed * use[:, None])
     left = total.clone()
     left[:rings] -= explained / (grid.weight[:rings] * grid.n_half * grid.n_pixels)
     return (torch.maximum(left, LEAST_NOISE * total) / model.shard.count(use).clamp_min(1)).float()
@@ -78,14 +78,14 @@ def ring_crosses(model: Model, references: Tensor, state: State, chunk: int) -> 
     found = []
     for rows, part in model.parts(references.shape[1]):
         own = state.part(rows)
-        n, cuts = len(part.half), gpu_chunks(len(part.half), chunk, model.field.grid.device)
+        n, cuts = len(part.half), gpu_chunks(len(part.half), chunk, model.particles.grid.device)
         found.append(torch.cat([_ring_cross(part, references, own, cut) for cut in cuts])[:n])
     return torch.cat(found)
 
 
 def _ring_cross(model: Model, references: Tensor, state: State, cut: slice | Tensor) -> Tensor:
     """Cross terms (b, r) of some particles."""
-    grid, spectra, rings = model.field.grid, model.field.single, references.shape[1]
+    grid, spectra, rings = model.particles.grid, model.particles.single, references.shape[1]
     if grid.device.type == "cpu":
         every = torch.arange(len(spectra))
         pose = state.origin_xy_px, state.psi_deg, state.mirror, state.class_index

@@ -96,12 +96,12 @@ def _corrected(particles: ParticleSet, batch: Batch, poses: Poses) -> tuple[Tens
     return images, power
 
 
-def coarse_averages(field: WhitenedParticles, state: State, pixel_size_A: float | None) -> ClassAverages:
+def coarse_averages(particles: WhitenedParticles, state: State, pixel_size_A: float | None) -> ClassAverages:
     """Return the averages of an iteration, at the working box and pixel size.
 
     Parameters
     ----------
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
     state : State
         State of the iteration.
@@ -114,9 +114,9 @@ def coarse_averages(field: WhitenedParticles, state: State, pixel_size_A: float 
         The averages.
     """
     assert state.averages is not None
-    grid = field.grid
+    grid = particles.grid
     images = grid.image_of_orders(state.averages.orders).cpu()
-    pixel = None if pixel_size_A is None else pixel_size_A / field.scale
+    pixel = None if pixel_size_A is None else pixel_size_A / particles.scale
     return ClassAverages(images=images, members=state.members.cpu(), pixel_size_A=pixel)
 
 
@@ -145,14 +145,14 @@ def on_host(averages: ClassAverages) -> ClassAverages:
     )
 
 
-def state_poses(state: State, field: WhitenedParticles, shard: Shard) -> Poses:
+def state_poses(state: State, particles: WhitenedParticles, shard: Shard) -> Poses:
     """Return the poses in pixels of the input; the score is the log-likelihood ratio.
 
     Parameters
     ----------
     state : State
         The state of a rank's particles.
-    field : WhitenedParticles
+    particles : WhitenedParticles
         Those particles.
     shard : Shard
         Which of all particles they are.
@@ -162,9 +162,9 @@ def state_poses(state: State, field: WhitenedParticles, shard: Shard) -> Poses:
     Poses
         Poses of all particles.
     """
-    index = torch.where(field.usable, state.class_index, -1)
+    index = torch.where(particles.usable, state.class_index, -1)
     score = state.fit.gather(1, state.class_index[:, None])[:, 0]
-    own = Poses(wrap_deg(state.psi_deg), state.origin_xy_px / field.scale, state.mirror, index, score)
+    own = Poses(wrap_deg(state.psi_deg), state.origin_xy_px / particles.scale, state.mirror, index, score)
     return Poses(**{name: shard.gather(part) for name, part in vars(own).items()})
 
 
@@ -174,7 +174,7 @@ def schedule_figures(
     state: State,
     poses: Poses,
     previous: Poses | None,
-    field: WhitenedParticles,
+    particles: WhitenedParticles,
     pixel_size_A: float | None,
     seconds: float,
 ) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def schedule_figures(
         Its poses.
     previous : Poses or None
         Poses of the iteration before, or None.
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
     pixel_size_A : float or None
         Pixel size of the input, Angstrom.
@@ -207,9 +207,11 @@ def schedule_figures(
     sketch = ClassAverages(
         images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=pixel_size_A
     )
-    row = iteration_figures(number, poses, previous, sketch, field.particle_radius_px / field.scale, seconds)
-    resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, field))))
-    resolution = resolution.clamp_max(field.grid.box) / field.scale  # halves that agree on nothing, not even ring 1
+    row = iteration_figures(number, poses, previous, sketch, particles.particle_radius_px / particles.scale, seconds)
+    resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, particles))))
+    resolution = (
+        resolution.clamp_max(particles.grid.box) / particles.scale
+    )  # halves that agree on nothing, not even ring 1
     pixel = math.nan if pixel_size_A is None else pixel_size_A
     known = resolution[resolution.isfinite()]
     mean = float(known.mean()) if len(known) else math.nan
@@ -222,14 +224,14 @@ def schedule_figures(
     }
 
 
-def coarse_frc(state: State, field: WhitenedParticles) -> Tensor:
+def coarse_frc(state: State, particles: WhitenedParticles) -> Tensor:
     """Return the FRC of the averages' halves on the working grid, as `images.frc.masked_frc` has it for the final ones.
 
     Parameters
     ----------
     state : State
         State of an iteration.
-    field : WhitenedParticles
+    particles : WhitenedParticles
         The particles.
 
     Returns
@@ -238,6 +240,6 @@ def coarse_frc(state: State, field: WhitenedParticles) -> Tensor:
         FRC, of the working box n.
     """
     assert state.averages is not None
-    grid, halves = field.grid, state.averages.halves
+    grid, halves = particles.grid, state.averages.halves
     images = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
-    return masked_frc(ClassAverages(images.mean(0), state.members, images), field.radius_px)
+    return masked_frc(ClassAverages(images.mean(0), state.members, images), particles.radius_px)

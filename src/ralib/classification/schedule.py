@@ -110,7 +110,7 @@ class ClassificationSchedule:
         self.log: list[str] = []
         self.references: Tensor | None = None
         self.noise: list[Tensor] = []
-        self.position = ScheduleProgress(rings=model.field.rings_for(plan.exchange_details))
+        self.position = ScheduleProgress(rings=model.particles.rings_for(plan.exchange_details))
         self.until = plan.final + 1
         self.rows: Tensor | None = None
         self.sample: tuple[ClassificationSchedule, State] | None = None
@@ -160,8 +160,8 @@ class ClassificationSchedule:
         if at.cleaned or self.recognise is None or self.k == 1 or min(plan.exchanges, plan.cleaned_exchanges) == 0:
             return False
         at.cleaned = True
-        junk = self.recognise(self, state)[model.shard.rows].to(model.field.grid.device) & model.field.typical
-        count, before = int(model.shard.count(junk)), int(model.shard.count(model.field.typical))
+        junk = self.recognise(self, state)[model.shard.rows].to(model.particles.grid.device) & model.particles.typical
+        count, before = int(model.shard.count(junk)), int(model.shard.count(model.particles.typical))
         if not max(CLEANED_FROM, 0.5 / self.k) * before <= count <= (1 - CLEANED_TO) * before:
             return False
         self.set_aside(junk)
@@ -172,7 +172,7 @@ class ClassificationSchedule:
 
     def set_aside(self, junk: Tensor) -> None:
         """Leave `junk` (n,) out of all averages from now on, and a class to it in the end."""
-        self.model = replace(self.model, field=self.model.field.setting_aside(junk))
+        self.model = replace(self.model, particles=self.model.particles.setting_aside(junk))
         self.k -= 1
 
     def part(self, rows: Tensor) -> ClassificationSchedule:
@@ -185,7 +185,7 @@ class ClassificationSchedule:
     def sample_size(self, state: State) -> int:
         """Return how many particles the sample of this schedule, whose classes have begun, should have."""
         model, rings = self.model, self.position.rings
-        poses = len(model.shifts(rings, wide=False)) * 2 * model.field.orders(rings) * (2 if model.mirror else 1)
+        poses = len(model.shifts(rings, wide=False)) * 2 * model.particles.orders(rings) * (2 if model.mirror else 1)
         members = members_wanted(float(model.shard.median(state.fit.amax(1))), self.k * poses, self.plan.sample_nats)
         return max(model.shard.n, members * self.k)
 
@@ -272,7 +272,7 @@ class ClassificationSchedule:
     def use_noise(self, ratio: Tensor) -> None:
         """Assume `ratio` (R,) times the noise power from now on."""
         self.noise.append(ratio)
-        self.model = replace(self.model, field=self.model.field.with_noise(ratio))
+        self.model = replace(self.model, particles=self.model.particles.with_noise(ratio))
 
     def _initialized(self, state: State) -> State:
         """The state after the first stage: from single particles, from references, or from earlier classes."""
@@ -282,13 +282,13 @@ class ClassificationSchedule:
         if isinstance(given, StartReferences):
             return initialize_from_references(model, plan, given, state, self._done)
         if plan.exchanges == 0:
-            at.rings = max(at.rings, given.rings(model.field))
+            at.rings = max(at.rings, given.rings(model.particles))
         return initialize_from_earlier(model, plan, given, state, at.rings)
 
     def _chosen(self, eligible: Tensor, count: int) -> Tensor:
         """Numbers of `count` random ones of some particles (m,), ascending, on the device."""
         chosen = torch.randperm(len(eligible), generator=self.generator)[:count].sort().values
-        return eligible[chosen].to(self.model.field.grid.device)
+        return eligible[chosen].to(self.model.particles.grid.device)
 
     def _exchange(self, state: State) -> State:
         """The state after one round of exchange."""
@@ -361,7 +361,7 @@ class ClassificationSchedule:
 
     def _objective(self, state: State) -> float:
         """Mean log-likelihood of the particles in their classes."""
-        return float(self.model.shard.mean(state.fit.amax(1), self.model.field.typical))
+        return float(self.model.shard.mean(state.fit.amax(1), self.model.particles.typical))
 
     def _grown(self, state: State, rings: int) -> int:
         """As many rings as the halves agree on, at most GROWTH more than now."""
@@ -369,4 +369,4 @@ class ClassificationSchedule:
         frc, members = state.averages.frc, state.members
         mean = (frc * members[:, None]).sum(0) / members.sum().clamp_min(1)
         agree = torch.cumprod((mean > self.plan.agreement).int(), 0)
-        return max(rings, min(int(agree.sum()), rings + GROWTH, self.model.field.grid.n_rings))
+        return max(rings, min(int(agree.sum()), rings + GROWTH, self.model.particles.grid.n_rings))

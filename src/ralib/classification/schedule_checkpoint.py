@@ -52,7 +52,7 @@ def checkpoint_of(
     assert state.own is not None
     arrays["own_share"] = everyone(state.own.share).cpu().numpy()  # class and pose of the last M-step are the state's
     arrays["best"] = everyone(state.fit.amax(1)).cpu().numpy()
-    aside = everyone(schedule.model.field.aside)
+    aside = everyone(schedule.model.particles.aside)
     if bool(aside.any()):
         arrays["set_aside"] = aside.cpu().numpy()
     if schedule.rows is not None:
@@ -129,7 +129,7 @@ def _unpacked(
 ) -> tuple[State, list[dict[str, Any]]]:
     arrays, meta = checkpoint.arrays, checkpoint.meta
     position = {name: int(value) for name, value in meta["position"].items()}
-    rings, most = position["rings"], schedule.model.field.grid.n_rings
+    rings, most = position["rings"], schedule.model.particles.grid.n_rings
     if rings > most or min(rings + BEYOND, most) != arrays["averages.frc"].shape[1]:
         raise ValueError(f"{rings} rings")
     begun, cleaned = (bool(position.pop(name)) for name in ("begun", "cleaned"))

@@ -69,14 +69,14 @@ class ScheduleReports:
             State after the iteration.
         """
         self.announce()
-        field, shard = at.model.field, at.model.shard
-        poses = state_poses(state, field, shard)
+        particles, shard = at.model.particles, at.model.shard
+        poses = state_poses(state, particles, shard)
         previous = self._previous if self._previous is not None and len(self._previous) == len(poses) else None
         now = time.perf_counter()
         number = len(self.figures) + 1
         duration_s = now - self._clock
         self.figures.append(
-            schedule_figures(stage, number, state, poses, previous, field, self.pixel_size_A, duration_s)
+            schedule_figures(stage, number, state, poses, previous, particles, self.pixel_size_A, duration_s)
         )
         self._clock, self._previous = now, poses
         ends_step = at.position.steps != self._saved and not at.finished
@@ -85,14 +85,14 @@ class ScheduleReports:
         if at.position.begun and (ends_step or begun_anew):
             expected = number - (not ends_step) + at.plan.remaining_iterations(at.position, at.k)
         self._saved, self._exchanged = at.position.steps, at.position.exchanged
-        checkpoint = partial(checkpoint_of, at, state, self.figures, half=self.schedule.model.field.plan.half)
+        checkpoint = partial(checkpoint_of, at, state, self.figures, half=self.schedule.model.particles.plan.half)
         if ends_step and shard.ranks.size > 1:  # every rank gives its part, also where none is written
             made = checkpoint()
             checkpoint = partial(lambda known: known, made)
         self.observer.iteration(
             IterationDone(
                 list(self.figures),  # a thread may still be writing this iteration when the next one is added
-                partial(coarse_averages, field, state, self.pixel_size_A),
+                partial(coarse_averages, particles, state, self.pixel_size_A),
                 checkpoint if ends_step else None,
                 ends_step=ends_step,
                 expected=expected,

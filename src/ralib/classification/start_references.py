@@ -93,15 +93,15 @@ class StartReferences:
         Tensor of shape (k, r, m)
             Angular orders, of unit power behind the mask.
         """
-        field = model.field
-        images = self.images.to(field.grid.device)
+        particles = model.particles
+        images = self.images.to(particles.grid.device)
         images = images - images.median(-1).values.median(-1).values[:, None, None]
-        magnification = 1 / (self.pixel_ratio * field.scale)  # working pixels over those of the images
+        magnification = 1 / (self.pixel_ratio * particles.scale)  # working pixels over those of the images
         # Outside its box an image is zero; the trigonometric polynomial through its pixels would be periodic.
-        images = _padded(images, math.ceil(field.grid.box * magnification) + 2)
-        masked = resample(images, field.grid.box, magnification) * field.mask
-        orders = field.grid.orders_of_image(masked, rings, field.orders(rings))
-        power = ring_power(orders) @ (field.grid.weight[:rings] * field.grid.n_half)
+        images = _padded(images, math.ceil(particles.grid.box * magnification) + 2)
+        masked = resample(images, particles.grid.box, magnification) * particles.mask
+        orders = particles.grid.orders_of_image(masked, rings, particles.orders(rings))
+        power = ring_power(orders) @ (particles.grid.weight[:rings] * particles.grid.n_half)
         return orders / power.clamp_min(1e-30).sqrt()[:, None, None]
 
     def matched(self, model: Model, state: State, rings: int) -> Tensor:
@@ -127,7 +127,7 @@ class StartReferences:
         rows = eligible[chosen.to(eligible.device)]
         some, part = model.of(rows), state.of(model.shard.held(rows))
         if model.align:
-            found = search_poses(some, some.field.spectra[:], part.origin_xy_px, orders, None, wide=True)
+            found = search_poses(some, some.particles.spectra[:], part.origin_xy_px, orders, None, wide=True)
         else:
             found = search_all(some, orders, part, IterationSettings(rings, 1.0))
         norm = found.norm.clamp_min(1e-30)

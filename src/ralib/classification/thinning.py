@@ -99,7 +99,7 @@ def most_useful(model: Model, state: State, keep: int) -> Tensor:
     Tensor of shape (keep,)
         Their numbers.
     """
-    fit = state.fit[model.field.typical]
+    fit = state.fit[model.particles.typical]
     return keep_most_useful(fit + class_prices(fit, 1.0, model.balance, model.shard), keep, model.shard)
 
 

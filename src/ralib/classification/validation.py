@@ -93,13 +93,13 @@ def quick_estimate(
     Stability
         The result.
     """
-    grid, references = model.field.grid, schedule.references
+    grid, references = model.particles.grid, schedule.references
     assert references is not None
     assert state.averages is not None
     rings = references.shape[1]
-    held = torch.nonzero(model.shard.gather(model.held_out & model.field.typical))[:TESTED, 0]
+    held = torch.nonzero(model.shard.gather(model.held_out & model.particles.typical))[:TESTED, 0]
     separation, above = _separation(model, schedule, state, held, generator) if len(held) else (math.nan, math.nan)
-    typical = model.shard.gather(model.field.typical)
+    typical = model.shard.gather(model.particles.typical)
     spread = fit_spread(model.shard.gather(state.fit.amax(1))[typical])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
     halves = [model.masked(replace(state.averages, orders=orders), rings) for orders in state.averages.halves]
@@ -108,7 +108,7 @@ def quick_estimate(
         for h, half in enumerate(halves):
             rows = torch.nonzero(some.half != h)[:, 0]
             centre = (own.psi_deg[rows], own.origin_xy_px[rows], own.mirror[rows])
-            spectra = some.field.spectra[rows]
+            spectra = some.particles.spectra[rows]
             _, index = _best_fit(some, own, spectra, half, centre, some.at_once, wide=False)
             agreement[part][rows] = (index == own.class_index[rows]).float()
             away[part][rows] = _away_px(some, own, rows, spectra, half)
@@ -132,11 +132,11 @@ def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, referen
     Junk fits anywhere, and only the prior has kept it near the centre. On a GPU all classes are searched together.
     """
     away = torch.linalg.vector_norm(state.origin_xy_px, dim=1)
-    if model.align and model.field.grid.device.type != "cpu":
+    if model.align and model.particles.grid.device.type != "cpu":
         index, known = state.class_index[rows], state.origin_xy_px[rows]
         shifts = model.shifts(references.shape[1], wide=True)
         place = places_in_own_class(
-            model.field.grid, spectra, index, references, shifts, mirror=model.mirror, at_once=model.at_once
+            model.particles.grid, spectra, index, references, shifts, mirror=model.mirror, at_once=model.at_once
         )
         elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
         return torch.where(elsewhere, place.norm(dim=1), away[rows])
@@ -144,7 +144,7 @@ def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, referen
         mine = rows[state.class_index[rows] == k]
         if len(mine):
             known = state.origin_xy_px[mine]
-            found = search_poses(model, model.field.spectra[mine], known, references[k : k + 1], None, wide=True)
+            found = search_poses(model, model.particles.spectra[mine], known, references[k : k + 1], None, wide=True)
             place = found.origin_xy_px[:, 0]
             elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
             away[mine] = torch.where(elsewhere, place.norm(dim=1), away[mine])
@@ -170,7 +170,7 @@ def _separation(
     assert schedule.references is not None
     rings = schedule.references.shape[1]
     references = schedule.references.clone()
-    references[:, : min(model.field.rings_for(COARSE_DETAIL), rings - 1)] = 0
+    references[:, : min(model.particles.rings_for(COARSE_DETAIL), rings - 1)] = 0
     own, tested = model.shard.held(held), model.shard.of(held)
     centre = (state.psi_deg[own], state.origin_xy_px[own], state.mirror[own])
 
@@ -180,7 +180,7 @@ def _separation(
 
     times = math.ceil(NOISE_IMAGES / len(held))
     noise = torch.cat([fits(noise_like(model, held, generator, rings)) for _ in range(times)])
-    particles = fits(model.field.spectra[own])
+    particles = fits(model.particles.spectra[own])
     limit = torch.quantile(noise, 0.9)
     return float((particles[:, None] > noise).float().mean()), float((particles > limit).float().mean())
 
@@ -207,10 +207,10 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator, rings: in
     Spectra
         Spectra of the images that imitate particles of this rank.
     """
-    field, shard = model.field, model.shard
-    grid, spectra = field.grid, field.spectra[shard.held(rows)]
+    particles, shard = model.particles, model.shard
+    grid, spectra = particles.grid, particles.spectra[shard.held(rows)]
     white = torch.randn(len(rows), grid.box, grid.box, generator=_on_device(generator, grid.device), device=grid.device)
-    observed = shard.mean(field.observed, field.typical).float()
+    observed = shard.mean(particles.observed, particles.typical).float()
     amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
     samples = torch.nn.functional.pad(grid.transform(white, rings), (0, 0, 0, grid.n_rings - rings))
     return Spectra(samples[shard.of(rows).rows] * amplitude[..., None], spectra.power)
@@ -237,7 +237,7 @@ def _best_fit(
     if model.align:
         found = search_poses(model, spectra, pose[1], references, state, wide=wide, at_once=at_once)
     else:
-        found = score_fixed(model.field.grid, spectra, *pose, references, at_once)
+        found = score_fixed(model.particles.grid, spectra, *pose, references, at_once)
     return model.fit(found, state).max(dim=1)
 
 
