@@ -28,12 +28,14 @@ from ralib.io.plausible import (
     with_plausible_scale,
     with_sound_poses,
 )
+from ralib.io.raw_stack import RawStack, anisotropic_among, volumes_among
 from ralib.io.relion import open_star
 from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampling_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
 from ralib.io.relion_write import count_optics_groups, write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
-from ralib.io.stacks import RawStack, StackFile, anisotropic_among, file_references, volumes_among
+from ralib.io.stack_file import StackFile
+from ralib.io.stacks import file_references
 from ralib.io.star import one_row, read_star, write_star
 from ralib.io.sx_text import read_params, write_params
 from ralib.types import Metadata, ParticleSet, RalibError

@@ -13,7 +13,8 @@ import pandas as pd
 from ralib.io.atomic import PathLike
 from ralib.io.paths import resolve_images
 from ralib.io.relion import split_image_names
-from ralib.io.stacks import FilesSource, StackFile
+from ralib.io.stack_file import StackFile
+from ralib.io.stacks import FilesSource
 from ralib.io.star import Table, one_row, read_star
 from ralib.types import RalibError
 

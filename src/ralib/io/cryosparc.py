@@ -31,7 +31,8 @@ from ralib.io.plausible import (
     with_incomplete_ctf_noted,
     with_stated_boxes_noted,
 )
-from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
+from ralib.io.stack_file import MAX_BOX, StackFile
+from ralib.io.stacks import FilesSource, MissingImages
 from ralib.io.text import ERRORS
 from ralib.io.uncorrected import cs_optics_noted
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError

@@ -21,14 +21,8 @@ import numpy as np
 from ralib.io.atomic import PathLike
 from ralib.io.eman_ctf import STATE_ATTRIBUTE
 from ralib.io.eman_headers import positive, with_headers
-from ralib.io.stacks import (
-    FilesSource,
-    check_index,
-    check_square,
-    file_references,
-    images_of_file,
-    in_single_precision,
-)
+from ralib.io.stack_file import check_index, check_square, in_single_precision
+from ralib.io.stacks import FilesSource, file_references, images_of_file
 from ralib.types import Metadata, ParticleSet, RalibError
 
 IMAGES = "/MDF/images"

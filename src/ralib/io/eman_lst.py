@@ -21,7 +21,8 @@ from ralib.io.eman_hdf_write import pose_headers
 from ralib.io.eman_headers import poses_of_matrices, with_headers, with_missing_poses_noted
 from ralib.io.paths import name_for_project, resolve_images
 from ralib.io.plausible import one_or_many
-from ralib.io.stacks import FilesSource, MissingImages, StackFile, file_references
+from ralib.io.stack_file import StackFile
+from ralib.io.stacks import FilesSource, MissingImages, file_references
 from ralib.io.text import ERRORS, read_text, shown
 from ralib.types import ImageSource, Metadata, ParticleSet, RalibError
 

@@ -19,7 +19,8 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
 from ralib.io.atomic import PathLike, atomic_path
-from ralib.io.stacks import MAX_BOX, RawLayout, RawStack
+from ralib.io.raw_stack import RawStack
+from ralib.io.stack_file import MAX_BOX, RawLayout
 from ralib.io.text import packed
 from ralib.types import RalibError
 

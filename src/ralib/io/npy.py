@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ralib.io.atomic import PathLike
-from ralib.io.stacks import RawLayout, RawStack
+from ralib.io.raw_stack import RawStack
+from ralib.io.stack_file import RawLayout
 from ralib.types import RalibError
 
 _LONGEST_HEADER = 1 << 20

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ralib.io.stacks import FilesSource, mixed_boxes, plausible_pixel_size
+from ralib.io.stack_file import plausible_pixel_size
+from ralib.io.stacks import FilesSource, mixed_boxes
 from ralib.types import CtfParameters, Notice, ParticleSet, Poses, RalibError
 
 LIMITS: dict[str, tuple[float, float, str]] = {

@@ -24,7 +24,8 @@ from ralib.io.plausible import (
     with_incomplete_ctf_noted,
     with_stated_boxes_noted,
 )
-from ralib.io.stacks import MAX_BOX, FilesSource, MissingImages, StackFile
+from ralib.io.stack_file import MAX_BOX, StackFile
+from ralib.io.stacks import FilesSource, MissingImages
 from ralib.io.star import Table, one_row, read_star
 from ralib.io.uncorrected import star_optics_noted
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ralib.io.atomic import PathLike
-from ralib.io.stacks import MAX_BOX, RawLayout, RawStack
+from ralib.io.raw_stack import RawStack
+from ralib.io.stack_file import MAX_BOX, RawLayout
 from ralib.types import RalibError
 
 _IMAGIC_TYPES = {b"REAL": "f4", b"INTG": "i2", b"PACK": "u1", b"LONG": "i4"}
