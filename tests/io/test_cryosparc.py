@@ -20,7 +20,8 @@ from ralib.io import (
     write_particles_cs,
     write_particles_star,
 )
-from ralib.io.cryosparc import load_cs, open_cs
+from ralib.io.cryosparc import open_cs
+from ralib.io.cryosparc_table import load_cs
 from ralib.io.cryosparc_write import save_cs
 from ralib.types import Poses, RalibError
 

@@ -32,7 +32,8 @@ from ralib.io.raw_stack import RawStack, anisotropic_among, volumes_among
 from ralib.io.relion import open_star
 from ralib.io.relion_job import link_or_copy, write_optimiser_star, write_sampling_star
 from ralib.io.relion_model import write_class_stack, write_job_exit, write_model_star, write_output_nodes
-from ralib.io.relion_write import count_optics_groups, write_particles_star
+from ralib.io.relion_optics import count_optics_groups
+from ralib.io.relion_write import write_particles_star
 from ralib.io.selections import take, with_repeats_noted, without_repeats
 from ralib.io.stack_file import StackFile
 from ralib.io.stacks import file_references

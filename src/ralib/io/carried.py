@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.io.eman_hdf import SUFFIXES as EMAN_SUFFIXES
-from ralib.io.relion import joined_table
+from ralib.io.relion_table import joined_table
 from ralib.io.stacks import file_references
 from ralib.types import ParticleSet
 

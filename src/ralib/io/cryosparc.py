@@ -10,7 +10,6 @@ and adds fields that a round trip would have to take out again. It is the oracle
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,8 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
-from ralib.io.npy import doubles, read_header
+from ralib.io.cryosparc_table import field_names, floats, image_paths, load_cs, passthrough_files, with_passthrough
+from ralib.io.npy import doubles
 from ralib.io.paths import resolve_images
 from ralib.io.plausible import (
     check_pixel_sizes,
@@ -33,7 +33,6 @@ from ralib.io.plausible import (
 )
 from ralib.io.stack_file import MAX_BOX, StackFile
 from ralib.io.stacks import FilesSource, MissingImages
-from ralib.io.text import ERRORS
 from ralib.io.uncorrected import cs_optics_noted
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
@@ -83,10 +82,10 @@ def open_cs(
     if not len(rows):
         raise RalibError(f"{path} holds no particles")
     unused: list[str] = []
-    for extra in _passthrough_files(path, passthrough):
-        rows = _with_passthrough(rows, extra, unused, must_match=passthrough is not None)
+    for extra in passthrough_files(path, passthrough):
+        rows = with_passthrough(rows, extra, unused, must_match=passthrough is not None)
     for name in ("blob/path", "blob/idx"):
-        if name not in _names(rows):
+        if name not in field_names(rows):
             raise RalibError(
                 f"{path} has no field {name}: give its passthrough file too, or export the particles again"
                 + "".join(f"; {why}" for why in unused)
@@ -107,12 +106,12 @@ def open_cs(
     if require_images:
         _check_signs(rows, path)
     particles = cs_optics_noted(particles, rows)
-    return _noted(with_incomplete_ctf_noted(particles, CTF_FIELDS, _names(rows)), rows, unused)
+    return _noted(with_incomplete_ctf_noted(particles, CTF_FIELDS, field_names(rows)), rows, unused)
 
 
 def _check_signs(rows: np.ndarray, path: Path) -> None:
     """RalibError where images are dark on light and light on dark: averages of both would cancel."""
-    sign = _floats(rows, "blob/sign", 1.0)
+    sign = floats(rows, "blob/sign", 1.0)
     dark = int((sign < 0).sum())
     if 0 < dark < len(rows):
         raise RalibError(
@@ -125,7 +124,7 @@ def with_contrast_inverted(particles: ParticleSet) -> ParticleSet:
     """Return the set for images of the other sign: cryoSPARC's blob/sign, in a .cs table or a STAR file, follows."""
     tables = dict(particles.metadata.tables)
     for name, table in tables.items():
-        if isinstance(table, np.ndarray) and "blob/sign" in _names(table):
+        if isinstance(table, np.ndarray) and "blob/sign" in field_names(table):
             tables[name] = table.copy()
             tables[name]["blob/sign"] *= -1
         elif isinstance(table, pd.DataFrame) and "cs/blob/sign" in table.columns:
@@ -140,7 +139,7 @@ def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> Parti
         particles = particles.warned(
             "; ".join(unused) + lost, "passthrough", "export the particles again, with all their fields in one job"
         )
-    if any(name.startswith("filament/") for name in _names(rows)):
+    if any(name.startswith("filament/") for name in field_names(rows)):
         particles = particles.warned(
             "these are segments of helical filaments (filament/...): they are treated as single particles, without "
             "helical priors",
@@ -150,135 +149,13 @@ def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> Parti
     return particles
 
 
-def _with_passthrough(rows: np.ndarray, extra: Path, unused: list[str], *, must_match: bool) -> np.ndarray:
-    """Return `rows` joined with the fields of the file `extra`.
-
-    A file that was found beside the .cs and does not fit adds a line to `unused`, unless it belongs to another job and
-    nothing is lost; one that the user gave is an error.
-    """
-    try:
-        table = load_cs(extra)
-        missing = _missing(rows, table)
-        why = f"it lacks {int(missing.sum())} of the {len(rows)} particles (by uid): it belongs to another job"
-        if not missing.any():
-            _check_uids(rows, table)
-            return _joined(rows, table)
-        if missing.all() and "ctf/df1_A" in _names(rows):
-            why = ""
-    except RalibError as error:
-        why = str(error)
-    if must_match:
-        raise RalibError(f"{extra} cannot be joined: {why}")
-    if why:
-        unused.append(f"{extra.name} was not used: {why}")
-    return rows
-
-
-def _missing(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
-    """(n,) True for particles that `extra` does not hold."""
-    return ~np.isin(_uids(rows), _uids(extra))
-
-
-def _uids(rows: np.ndarray) -> np.ndarray:
-    """The uids (n,) as unsigned numbers: signed and unsigned ones would meet as float64, which holds 53 of 64 bits."""
-    if "uid" not in _names(rows):
-        raise RalibError("the field uid is missing")
-    if rows["uid"].dtype.kind not in "iu" or rows["uid"].ndim != 1:
-        raise RalibError("the field uid holds no whole numbers")
-    return np.asarray(rows["uid"]).astype(np.uint64)
-
-
-def _check_uids(rows: np.ndarray, extra: np.ndarray) -> None:
-    """RalibError where a uid stands for several particles, so that nothing says which row of `extra` is whose."""
-    new = [n for n in _names(extra) if n not in _names(rows)]
-    image = [n for n in ("blob/path", "blob/idx") if n in _names(rows)]
-    for table, fields, what in ((extra, new, "rows of different values"), (rows, image, "different images")):
-        unique, first, inverse = np.unique(_uids(table), return_index=True, return_inverse=True)
-        if len(unique) == len(table):
-            continue
-        again = np.zeros(len(table), dtype=bool)
-        for name in fields:
-            again |= (table[name] != table[name][first[inverse.reshape(-1)]]).reshape(len(table), -1).any(1)
-        if again.any():
-            raise RalibError(f"the uid {table['uid'][again][0]} stands for {what}: which belong together is not known")
-
-
-def load_cs(path: Path) -> np.ndarray:
-    """Return the structured array of a .cs file, without ever running a pickle."""
-    if not path.is_file():  # a named pipe would wait for ever
-        raise RalibError(f"cannot read {path}: {'it is no ordinary file' if path.exists() else 'no such file'}")
-    try:
-        with path.open("rb") as file:
-            if file.read(6) == b"\x94CSDAT":
-                raise RalibError(f"{path} is a compressed cryoSPARC stream: save it in cryosparc-tools' numpy format")
-        shape, _, dtype, offset = read_header(path)
-        if dtype.names is None or len(shape) != 1:
-            raise RalibError(f"{path} is no cryoSPARC .cs file: it must be a table of fields, one row a particle")
-        needed, present = shape[0] * dtype.itemsize, path.stat().st_size - offset
-        if needed > present:
-            raise RalibError(
-                f"{path} is truncated: its header says {shape[0]} particles ({needed} bytes), {present} bytes are "
-                "there; copy or export it again"
-            )
-        rows = np.fromfile(path, dtype=dtype, count=shape[0], offset=offset)
-    except OSError as error:
-        raise RalibError(f"cannot read {path}: {error.strerror}") from error
-    _check_text(rows, path)
-    return rows
-
-
-def _check_text(rows: np.ndarray, path: Path) -> None:
-    """RalibError where a field of text holds numbers that are no characters: Python would make broken strings of it."""
-    for name in _names(rows):
-        base = rows.dtype[name].base
-        if base.kind == "U" and base.itemsize and len(rows):
-            characters = np.ascontiguousarray(rows[name]).view(base.byteorder + "u4")
-            if characters.size and int(characters.max()) > sys.maxunicode:
-                raise RalibError(f"{path} is damaged: its field {name} holds no text; copy or export it again")
-
-
-def _names(rows: np.ndarray) -> tuple[str, ...]:
-    return rows.dtype.names or ()
-
-
-def _passthrough_files(path: Path, given: Sequence[PathLike] | None) -> list[Path]:
-    if given is not None:
-        return [Path(p) for p in given]
-    return sorted(p for p in path.parent.glob("*passthrough*.cs") if not (p.is_file() and p.samefile(path)))
-
-
-def _joined(rows: np.ndarray, extra: np.ndarray) -> np.ndarray:
-    """`rows` with the fields of `extra` it lacks, matched by uid; `extra` holds them all."""
-    new = [n for n in _names(extra) if n not in _names(rows)]
-    uids = _uids(extra)
-    order = np.argsort(uids, kind="stable")
-    position = np.searchsorted(uids[order], _uids(rows))
-    joined = np.zeros(len(rows), dtype=rows.dtype.descr + [(n, *_field(extra.dtype[n])) for n in new])
-    for name in _names(rows):
-        joined[name] = rows[name]
-    for name in new:
-        joined[name] = extra[name][order][position]
-    return joined
-
-
-def _field(dtype: np.dtype) -> tuple:
-    return (dtype.base.str, dtype.shape) if dtype.shape else (dtype.str,)
-
-
-def image_paths(rows: np.ndarray) -> list[str]:
-    """Return blob/path as text; cryoSPARC marks paths inside its project by a leading '>'."""
-    paths = rows["blob/path"]
-    decoded = np.char.decode(paths, "utf-8", ERRORS) if paths.dtype.kind == "S" else paths
-    return [str(p).removeprefix(">") for p in decoded.tolist()]
-
-
 def _images(
     path: Path, rows: np.ndarray, open_stack: Callable, datadir: PathLike | None, required: bool
 ) -> tuple[ImageSource, np.ndarray | float | None]:
     try:
         file_index, names = pd.factorize(np.array(image_paths(rows), dtype=object))
         files = resolve_images(names.tolist(), path, datadir)
-        number = _floats(rows, "blob/idx")
+        number = floats(rows, "blob/idx")
         whole = (number >= 0) & (number < 2**31) & (number == np.floor(number))
         if not whole.all():
             wrong = number[~whole][0]
@@ -290,7 +167,7 @@ def _images(
     except RalibError as error:
         if required:
             raise
-        shape = rows["blob/shape"][0] if "blob/shape" in _names(rows) else np.zeros(1)
+        shape = rows["blob/shape"][0] if "blob/shape" in field_names(rows) else np.zeros(1)
         side = float(np.ravel(shape)[0])
         return MissingImages(len(rows), int(side) if 0 < side <= MAX_BOX else 0, str(error)), None
     except (TypeError, ValueError) as error:
@@ -298,18 +175,9 @@ def _images(
     return source, source.pixel_sizes_A
 
 
-def _floats(rows: np.ndarray, name: str, default: float = 0.0) -> np.ndarray:
-    if name not in _names(rows):
-        return np.full(len(rows), default)
-    values = rows[name]
-    if values.dtype.kind not in "fiu" or values.ndim != 1:
-        raise RalibError(f"the field {name} of the .cs file should hold one number a particle")
-    return doubles(values)
-
-
 def _stated_boxes(rows: np.ndarray) -> np.ndarray:
     """Box of each image (n,) as blob/shape has it, pixels; 0 where it does not say."""
-    shape = rows["blob/shape"] if "blob/shape" in _names(rows) else None
+    shape = rows["blob/shape"] if "blob/shape" in field_names(rows) else None
     if shape is None or shape.ndim != 2 or not shape.shape[1] or shape.dtype.kind not in "fiu":
         return np.zeros(len(rows))
     return doubles(shape[:, 0])
@@ -317,25 +185,25 @@ def _stated_boxes(rows: np.ndarray) -> np.ndarray:
 
 def _pixel_size_A(rows: np.ndarray, path: Path) -> np.ndarray | None:
     """(n,) pixel size of each particle's image, or None where the file does not say."""
-    if "blob/psize_A" not in _names(rows):
+    if "blob/psize_A" not in field_names(rows):
         return None
-    return check_pixel_sizes(_floats(rows, "blob/psize_A"), f"{path} (blob/psize_A)")
+    return check_pixel_sizes(floats(rows, "blob/psize_A"), f"{path} (blob/psize_A)")
 
 
 def _ctf(rows: np.ndarray) -> CtfParameters | None:
     """CTF of each particle, or None where its fields are missing. Radians become degrees."""
-    if any(name not in _names(rows) for name in CTF_FIELDS):
+    if any(name not in field_names(rows) for name in CTF_FIELDS):
         return None
     return CtfParameters(
-        defocus_u_A=_floats(rows, "ctf/df1_A"),
-        defocus_v_A=_floats(rows, "ctf/df2_A"),
-        astigmatism_angle_deg=np.rad2deg(_floats(rows, "ctf/df_angle_rad")),
-        voltage_kV=_floats(rows, "ctf/accel_kv"),
-        spherical_aberration_mm=_floats(rows, "ctf/cs_mm"),
-        amplitude_contrast=_floats(rows, "ctf/amp_contrast", 0.1),
-        phase_shift_deg=np.rad2deg(_floats(rows, "ctf/phase_shift_rad")),
-        bfactor_A2=_floats(rows, "ctf/bfactor"),
-        state=_floats(rows, STATE_FIELD).astype(np.int8).clip(0, max(CtfState)),
+        defocus_u_A=floats(rows, "ctf/df1_A"),
+        defocus_v_A=floats(rows, "ctf/df2_A"),
+        astigmatism_angle_deg=np.rad2deg(floats(rows, "ctf/df_angle_rad")),
+        voltage_kV=floats(rows, "ctf/accel_kv"),
+        spherical_aberration_mm=floats(rows, "ctf/cs_mm"),
+        amplitude_contrast=floats(rows, "ctf/amp_contrast", 0.1),
+        phase_shift_deg=np.rad2deg(floats(rows, "ctf/phase_shift_rad")),
+        bfactor_A2=floats(rows, "ctf/bfactor"),
+        state=floats(rows, STATE_FIELD).astype(np.int8).clip(0, max(CtfState)),
     )
 
 
@@ -354,7 +222,7 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
     Poses or None
         Poses.
     """
-    names = _names(rows)
+    names = field_names(rows)
     kind = next((k for k in ("alignments2D", "alignments3D") if f"{k}/pose" in names and f"{k}/shift" in names), None)
     if kind is None:
         return None
@@ -367,15 +235,15 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
         pose = _inplane_rad(pose)
     pose = np.where(np.abs(pose) <= _LARGEST_ANGLE_RAD, pose, np.nan)  # degrees, perhaps: found by `plausible`
     size_A = np.broadcast_to(1.0 if pixel_size_A is None else np.asarray(pixel_size_A), len(rows))
-    stated = _floats(rows, f"{kind}/psize_A") if f"{kind}/psize_A" in names else size_A
+    stated = floats(rows, f"{kind}/psize_A") if f"{kind}/psize_A" in names else size_A
     scale = np.where(stated > 0, stated / size_A, np.nan)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found by `plausible`
         shift_px = shift * scale[:, None]
     psi_deg, origin, mirror = conventions.cryosparc_to_pose(torch.tensor(pose), torch.tensor(shift_px))
-    index = torch.tensor(_class_index(_floats(rows, f"{kind}/class"), f"{kind}/class"))
+    index = torch.tensor(_class_index(floats(rows, f"{kind}/class"), f"{kind}/class"))
     if "ralib/mirror" in names and "ralib/class" in names:
-        original = torch.tensor(_class_index(_floats(rows, "ralib/class"), "ralib/class"))
-        index, mirror = conventions.restore_mirror(index, original, torch.tensor(_floats(rows, "ralib/mirror") != 0))
+        original = torch.tensor(_class_index(floats(rows, "ralib/class"), "ralib/class"))
+        index, mirror = conventions.restore_mirror(index, original, torch.tensor(floats(rows, "ralib/mirror") != 0))
     score = torch.full((len(rows),), float("nan"))
     return Poses(psi_deg.float(), origin.float(), mirror, index, score)
 
@@ -406,7 +274,7 @@ def _inplane_rad(rotation_vector: np.ndarray) -> np.ndarray:
 def _groups(rows: np.ndarray) -> np.ndarray:
     """Micrograph of each particle, else its stack, else its exposure group."""
     for name in ("location/micrograph_path", "location/micrograph_uid", "blob/path", "ctf/exp_group_id"):
-        if name in _names(rows):
+        if name in field_names(rows):
             group = np.unique(rows[name], return_inverse=True)[1].reshape(-1)
             if group.max() > 0 or name == "ctf/exp_group_id":
                 return group.astype(np.int64)

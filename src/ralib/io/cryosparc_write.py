@@ -20,7 +20,8 @@ import torch
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
 from ralib.io.carried import column_numbers, star_table
-from ralib.io.cryosparc import STATE_FIELD, _ctf, image_paths, poses_of
+from ralib.io.cryosparc import STATE_FIELD, _ctf, poses_of
+from ralib.io.cryosparc_table import image_paths
 from ralib.io.npy import doubles
 from ralib.io.paths import leads_to, parents_of, text_of
 from ralib.io.stacks import file_references

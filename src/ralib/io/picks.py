@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.io.npy import doubles
-from ralib.io.relion import joined_table
+from ralib.io.relion_table import joined_table
 from ralib.types import ParticleSet, RalibError
 
 MICROGRAPH_PIXEL = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")

@@ -24,9 +24,19 @@ from ralib.io.plausible import (
     with_incomplete_ctf_noted,
     with_stated_boxes_noted,
 )
+from ralib.io.relion_table import (
+    as_tables,
+    joined_table,
+    labels_of,
+    number_column,
+    optional_column,
+    particle_block,
+    particle_table,
+    with_optics,
+)
 from ralib.io.stack_file import MAX_BOX, StackFile
 from ralib.io.stacks import FilesSource, MissingImages
-from ralib.io.star import Table, one_row, read_star
+from ralib.io.star import Table, read_star
 from ralib.io.uncorrected import star_optics_noted
 from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, ParticleSet, Poses, RalibError
 
@@ -72,9 +82,9 @@ def open_star(
         In one line for everything that is wrong with the file.
     """
     path = Path(path)
-    tables = _as_tables(read_star(path))
-    particles = _particle_table(tables, path)
-    table = _with_optics(particles, tables, path)
+    tables = as_tables(read_star(path))
+    particles = particle_table(tables, path)
+    table = with_optics(particles, tables, path)
     _refuse_three_dimensions(table, path)
     pixel_size_A = _pixel_size_A(table, path)
     images, header_pixel_A = _images(path, table, open_stack, datadir, require_images)
@@ -91,13 +101,13 @@ def open_star(
         metadata=Metadata("relion", str(path), dict(tables)),
     )
     opened = with_header_scales_noted(opened, pixel_size_A)
-    opened = with_stated_boxes_noted(opened, _optional(table, "rlnImageSize", 0.0, path))
+    opened = with_stated_boxes_noted(opened, optional_column(table, "rlnImageSize", 0.0, path))
     if any(column.startswith(CTF_LABELS) for column in table.columns):
         opened = with_incomplete_ctf_noted(opened, CTF_COLUMNS, list(table.columns))
     opened = star_optics_noted(
         opened,
         list(table.columns),
-        lambda label: _numbers(table, label, path),
+        lambda label: number_column(table, label, path),
         lambda label: table[label].astype(str).tolist(),
     )
     opened = _contradictions_noted(opened, particles, tables, path)
@@ -109,13 +119,13 @@ def _contradictions_noted(
 ) -> ParticleSet:
     """The set with a warning where most particles say otherwise than their optics group; RELION takes theirs, too."""
     known = [label for label in _OF_OPTICS if label in particles.columns]
-    of_group = _with_optics(particles.drop(columns=known), tables, path)
-    other = [
-        label
-        for label in known
-        if label in of_group.columns
-        and np.isclose(_numbers(particles, label, path), _numbers(of_group, label, path), equal_nan=True).mean() < 0.5
-    ]
+    of_group = with_optics(particles.drop(columns=known), tables, path)
+
+    def differs(label: str) -> bool:
+        own, shared = (number_column(table, label, path) for table in (particles, of_group))
+        return bool(np.isclose(own, shared, equal_nan=True).mean() < 0.5)
+
+    other = [label for label in known if label in of_group.columns and differs(label)]
     if not other:
         return opened
     return opened.warned(
@@ -128,7 +138,7 @@ def _contradictions_noted(
 def _other_blocks_noted(particles: ParticleSet, tables: dict[str, Table]) -> ParticleSet:
     """The set with a warning about further blocks that list images."""
     chosen = particle_block(tables)
-    others = [name for name, table in tables.items() if name != chosen and "rlnImageName" in _labels(table)]
+    others = [name for name, table in tables.items() if name != chosen and "rlnImageName" in labels_of(table)]
     if not others:
         return particles
     return particles.warned(
@@ -138,23 +148,9 @@ def _other_blocks_noted(particles: ParticleSet, tables: dict[str, Table]) -> Par
     )
 
 
-def _labels(table: Table) -> list[str]:
-    return list(table.columns) if isinstance(table, pd.DataFrame) else list(table)
-
-
-def _as_tables(tables: dict[str, Table]) -> dict[str, Table]:
-    """The blocks, with particles and optics that were written as single values as tables of one row."""
-    single = {
-        name: one_row(block)
-        for name, block in tables.items()
-        if isinstance(block, dict) and (name == "optics" or "rlnImageName" in block)
-    }
-    return {**tables, **single}
-
-
 def _refuse_three_dimensions(table: pd.DataFrame, path: Path) -> None:
     if "rlnImageDimensionality" in table.columns:
-        flat = _numbers(table, "rlnImageDimensionality", path) != 3
+        flat = number_column(table, "rlnImageDimensionality", path) != 3
         if not flat.all():
             raise RalibError(
                 f"{path}: rlnImageDimensionality is 3 for {int((~flat).sum())} of {len(table)} particles: these are "
@@ -163,7 +159,7 @@ def _refuse_three_dimensions(table: pd.DataFrame, path: Path) -> None:
 
 
 def _helical_noted(particles: ParticleSet, table: pd.DataFrame) -> ParticleSet:
-    if "rlnHelicalTubeID" not in table.columns or not (_numbers(table, "rlnHelicalTubeID", "helix") > 0).any():
+    if "rlnHelicalTubeID" not in table.columns or not (number_column(table, "rlnHelicalTubeID", "helix") > 0).any():
         return particles
     return particles.warned(
         "these are segments of helices (rlnHelicalTubeID): they are treated as single particles, without helical "
@@ -171,13 +167,6 @@ def _helical_noted(particles: ParticleSet, table: pd.DataFrame) -> ParticleSet:
         "particles",
         "nothing, if that is what you want; angles along the tube are searched like all others",
     )
-
-
-def particle_block(tables: dict[str, Table]) -> str | None:
-    """Return the name of the block with a row for each particle, or None."""
-    loops = {n: t for n, t in tables.items() if isinstance(t, pd.DataFrame)}
-    named = [n for n, t in loops.items() if "rlnImageName" in t.columns]
-    return "particles" if "particles" in named else (named[0] if named else None)
 
 
 def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -212,12 +201,6 @@ def split_image_names(names: pd.Series) -> tuple[np.ndarray, list[str], np.ndarr
     return file_index, list(files), numbers
 
 
-def joined_table(metadata: Metadata) -> pd.DataFrame:
-    """Return the particle table of an opened STAR file with the columns of its optics groups."""
-    path = Path(metadata.path)
-    return _with_optics(_particle_table(metadata.tables, path), metadata.tables, path)
-
-
 def stated_pixel_sizes_A(metadata: Metadata) -> np.ndarray | None:
     """Return the pixel size (n,) that an opened STAR file states for each particle; None where it states none."""
     if metadata.source_format != "relion" or particle_block(metadata.tables) is None:
@@ -225,72 +208,16 @@ def stated_pixel_sizes_A(metadata: Metadata) -> np.ndarray | None:
     return _pixel_size_A(joined_table(metadata), Path(metadata.path))
 
 
-def _particle_table(tables: dict[str, Table], path: Path) -> pd.DataFrame:
-    block = particle_block(tables)
-    if block is None:
-        part = next((p for p in ("optimiser", "model", "sampling") if f"{p}_general" in tables), None)
-        if part is not None:
-            raise RalibError(f"{path} is the {part} file of a job and lists no particles: give the job's _data.star")
-        if any(name in tables for name in ("job", "pipeline_general")):
-            raise RalibError(
-                f"{path} describes jobs of RELION and lists no particles: give a job's particles.star or _data.star"
-            )
-        if any(label.startswith("cisTEM") for table in tables.values() for label in _labels(table)):
-            raise RalibError(f"{path} is a file of cisTEM: export the particles for RELION from there")
-        raise RalibError(f"{path} has no table with the column rlnImageName: it is no particle file")
-    table = tables[block]
-    assert isinstance(table, pd.DataFrame)
-    if not len(table):
-        raise RalibError(f"{path}: the table data_{block} is empty, there are no particles")
-    return table
-
-
-def _with_optics(particles: pd.DataFrame, tables: dict[str, Table], path: Path) -> pd.DataFrame:
-    """Return the particle table joined with the columns of its optics group; a particle's own value has precedence."""
-    optics = tables.get("optics")
-    if not isinstance(optics, pd.DataFrame) or not len(optics):
-        return particles
-    if "rlnOpticsGroup" in particles.columns and "rlnOpticsGroup" in optics.columns:
-        group = _numbers(particles, "rlnOpticsGroup", path)
-        known = pd.Index(_numbers(optics, "rlnOpticsGroup", path))
-        if not known.is_unique:
-            raise RalibError(f"{path}: data_optics lists one rlnOpticsGroup twice; give each group its own number")
-        row = known.get_indexer(group)
-        if (row < 0).any():
-            raise RalibError(
-                f"{path}: particles of optics group {group[row < 0][0]:g}, which data_optics does not list"
-            )
-    elif len(optics) == 1:
-        row = np.zeros(len(particles), dtype=np.int64)
-    else:
-        raise RalibError(f"{path}: {len(optics)} optics groups, but the column rlnOpticsGroup is missing")
-    # Series keep their type: an array of text would become pandas' own, which holds no names that are not UTF-8.
-    shared = {c: optics[c].iloc[row].set_axis(particles.index) for c in optics.columns if c not in particles.columns}
-    return pd.concat([particles, pd.DataFrame(shared, index=particles.index)], axis=1)
-
-
-def _numbers(table: pd.DataFrame, name: str, path: Path | str) -> np.ndarray:
-    """A column as float64, or an error naming it."""
-    try:
-        return pd.to_numeric(table[name]).to_numpy(dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise RalibError(f"{path}: the column {name} should hold numbers; {error}") from error
-
-
-def _optional(table: pd.DataFrame, name: str, default: float, path: Path) -> np.ndarray:
-    return _numbers(table, name, path) if name in table.columns else np.full(len(table), default)
-
-
 def _pixel_size_A(table: pd.DataFrame, path: Path) -> np.ndarray | None:
     """(n,) pixel size of each particle's image, or None where the file does not say."""
     if "rlnImagePixelSize" in table.columns:
-        size = _numbers(table, "rlnImagePixelSize", path)
+        size = number_column(table, "rlnImagePixelSize", path)
     elif "rlnDetectorPixelSize" in table.columns and "rlnMagnification" in table.columns:
-        magnification = _numbers(table, "rlnMagnification", path)
-        detector_um = _numbers(table, "rlnDetectorPixelSize", path)
+        magnification = number_column(table, "rlnMagnification", path)
+        detector_um = number_column(table, "rlnDetectorPixelSize", path)
         size = detector_um * 1e4 / np.where(magnification > 0, magnification, np.nan)
     elif "rlnPixelSize" in table.columns:
-        size = _numbers(table, "rlnPixelSize", path)
+        size = number_column(table, "rlnPixelSize", path)
     else:
         return None
     return check_pixel_sizes(size, str(path))
@@ -309,7 +236,7 @@ def _images(
     except RalibError as error:
         if required:
             raise
-        size = _optional(table, "rlnImageSize", 0.0, path)[0]
+        size = optional_column(table, "rlnImageSize", 0.0, path)[0]
         return MissingImages(len(table), int(size) if 0 < size <= MAX_BOX else 0, str(error)), None
     return source, source.pixel_sizes_A
 
@@ -321,23 +248,23 @@ def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
     """
     if any(c not in table.columns for c in CTF_COLUMNS):
         return None
-    u = _numbers(table, "rlnDefocusU", path)
+    u = number_column(table, "rlnDefocusU", path)
     return CtfParameters(
         defocus_u_A=u,
-        defocus_v_A=_numbers(table, "rlnDefocusV", path) if "rlnDefocusV" in table.columns else u.copy(),
-        astigmatism_angle_deg=_optional(table, "rlnDefocusAngle", 0.0, path),
-        voltage_kV=_numbers(table, "rlnVoltage", path),
-        spherical_aberration_mm=_numbers(table, "rlnSphericalAberration", path),
-        amplitude_contrast=_optional(table, "rlnAmplitudeContrast", DEFAULT_AMPLITUDE_CONTRAST, path),
-        phase_shift_deg=_optional(table, "rlnPhaseShift", 0.0, path),
-        bfactor_A2=_optional(table, "rlnCtfBfactor", 0.0, path),
+        defocus_v_A=number_column(table, "rlnDefocusV", path) if "rlnDefocusV" in table.columns else u.copy(),
+        astigmatism_angle_deg=optional_column(table, "rlnDefocusAngle", 0.0, path),
+        voltage_kV=number_column(table, "rlnVoltage", path),
+        spherical_aberration_mm=number_column(table, "rlnSphericalAberration", path),
+        amplitude_contrast=optional_column(table, "rlnAmplitudeContrast", DEFAULT_AMPLITUDE_CONTRAST, path),
+        phase_shift_deg=optional_column(table, "rlnPhaseShift", 0.0, path),
+        bfactor_A2=optional_column(table, "rlnCtfBfactor", 0.0, path),
         state=_ctf_state(table, path),
     )
 
 
 def _ctf_state(table: pd.DataFrame, path: Path) -> np.ndarray:
     """`CtfState` (n,) by RELION's two flags, which data_optics holds."""
-    flipped, multiplied = (_optional(table, column, 0.0, path) > 0 for column in STATE_COLUMNS)
+    flipped, multiplied = (optional_column(table, column, 0.0, path) > 0 for column in STATE_COLUMNS)
     return np.where(multiplied, CtfState.PREMULTIPLIED, np.where(flipped, CtfState.PHASE_FLIPPED, CtfState.NONE))
 
 
@@ -349,24 +276,24 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
     if not {"rlnAnglePsi", "rlnClassNumber", "rlnOriginX", "rlnOriginXAngst"} & set(table.columns):
         return None
     origin = np.stack([_origin_px(table, axis, pixel_size_A, path) for axis in "XY"], axis=1)
-    index = torch.tensor(_class_index(_optional(table, "rlnClassNumber", 1.0, path), "rlnClassNumber", path))
+    index = torch.tensor(_class_index(optional_column(table, "rlnClassNumber", 1.0, path), "rlnClassNumber", path))
     mirror = _mirror(table, path)
     if "ralibClass" in table.columns:
-        original = torch.tensor(_class_index(_numbers(table, "ralibClass", path), "ralibClass", path))
+        original = torch.tensor(_class_index(number_column(table, "ralibClass", path), "ralibClass", path))
         index, mirror = conventions.restore_mirror(index, original, mirror, turned_over(table, path))
     return Poses(
-        psi_deg=torch.tensor(_optional(table, "rlnAnglePsi", 0.0, path), dtype=torch.float32),
+        psi_deg=torch.tensor(optional_column(table, "rlnAnglePsi", 0.0, path), dtype=torch.float32),
         origin_xy_px=torch.tensor(origin, dtype=torch.float32),
         mirror=mirror,
         class_index=index,
-        score=torch.tensor(_optional(table, "ralibScore", np.nan, path), dtype=torch.float32),
+        score=torch.tensor(optional_column(table, "ralibScore", np.nan, path), dtype=torch.float32),
     )
 
 
 def _mirror(table: pd.DataFrame, path: Path) -> torch.Tensor:
     """ralibMirror; without it (RELION 3 drops unknown columns) images mirrored by a tilt of 180 degrees."""
     if "ralibMirror" in table.columns:
-        return torch.tensor(_numbers(table, "ralibMirror", path) != 0)
+        return torch.tensor(number_column(table, "ralibMirror", path) != 0)
     return turned_over(table, path)
 
 
@@ -385,8 +312,8 @@ def turned_over(table: pd.DataFrame, path: Path) -> torch.Tensor:
     Tensor of shape (n,)
         True where mirrored.
     """
-    tilt = np.abs(_optional(table, "rlnAngleTilt", 0.0, path))
-    flat = bool(np.isin(tilt, (0.0, 180.0)).all()) and not bool(_optional(table, "rlnAngleRot", 0.0, path).any())
+    tilt = np.abs(optional_column(table, "rlnAngleTilt", 0.0, path))
+    flat = bool(np.isin(tilt, (0.0, 180.0)).all()) and not bool(optional_column(table, "rlnAngleRot", 0.0, path).any())
     return torch.tensor(tilt == 180.0) if flat else torch.zeros(len(tilt), dtype=torch.bool)
 
 
@@ -399,11 +326,11 @@ def _class_index(number: np.ndarray, label: str, path: Path) -> np.ndarray:
 
 def _origin_px(table: pd.DataFrame, axis: str, pixel_size_A: np.ndarray, path: Path) -> np.ndarray:
     if f"rlnOrigin{axis}Angst" in table.columns:
-        origin_A = _numbers(table, f"rlnOrigin{axis}Angst", path)
+        origin_A = number_column(table, f"rlnOrigin{axis}Angst", path)
         if np.isnan(pixel_size_A).any() and (origin_A != 0).any():
             raise RalibError(f"{path}: origins are in Angstrom, but no pixel size is given; add rlnImagePixelSize")
         return np.where(origin_A == 0, 0.0, origin_A / pixel_size_A)
-    return _optional(table, f"rlnOrigin{axis}", 0.0, path)
+    return optional_column(table, f"rlnOrigin{axis}", 0.0, path)
 
 
 def _groups(table: pd.DataFrame) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ralib.io.cryosparc import euler_zyz_rad
-from ralib.io.relion import particle_block
+from ralib.io.relion_table import particle_block
 from ralib.types import ParticleSet
 
 VIEW_COLUMNS = ("ralibViewRot", "ralibViewTilt")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ralib.io.cryosparc import image_paths
+from ralib.io.cryosparc_table import image_paths
 from ralib.io.relion import split_image_names
 from ralib.results.summary.figures import class_figures
 from ralib.results.summary.runs import RunFiles

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from ralib.io.picks import centres_A, image_pixel_sizes_A, picks_of
-from ralib.io.relion import joined_table
+from ralib.io.relion_table import joined_table
 from ralib.types import ParticleSet, RalibError
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
