@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -117,53 +118,20 @@ def save(
     bad_are : str, default 'not finite'
         What makes them so, for the error.
     """
-    from ralib.io import (
-        left_behind,
-        open_stack,
-        pose_headers,
-        source_headers,
-        stack_writer,
-        write_hdf,
-        write_particles_star,
-    )
-    from ralib.io.atomic import atomic_paths
-    from ralib.io.paths import name_for_project
-
     check_output(out)
     suffix = out.suffix.lower()
-    n, box, pixel_size_A = len(particles), particles.box, particles.pixel_size_A
     if suffix != ".star" and particles.pixel_sizes_A is not None:
         raise RalibError(
             f"{out}: one stack holds one pixel size, and these particles have several: write a .star, or bring them to "
             "one with --to-pixel-size"
         )
-    if suffix == ".hdf":
-        refuse_existing(out)
-        images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
-        refuse_all_bad(bad or set(), n, bad_are)
-        headers = pose_headers(particles.poses, particles.ctf, pixel_size_A) or [{} for _ in range(n)]
-        headers = [{**source, **own} for source, own in zip(source_headers(particles), headers, strict=True)]
-        write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
-        typer.echo(f"wrote {out}: {n} images of {box} px")
-        if lost := left_behind(particles, out):
-            typer.echo(f"warning: {out} has no place for {', '.join(lost)}; name a .star to keep them", err=True)
-        return
     stack = out.with_suffix(".mrcs") if suffix == ".star" else out
     refuse_existing(out, stack)
-    with atomic_paths(*dict.fromkeys((stack, out))) as (new_stack, *new_star):
-        with stack_writer(new_stack, pixel_size_A if particles.pixel_sizes_A is None else None) as writer:
-            for index in in_batches(n, box, label):
-                writer.append(particles.images.read(index))
-        refuse_all_bad(bad or set(), n, bad_are)
-        for star in new_star:
-            name = name_for_project(stack, None, out)
-            names = [f"{i + 1:06d}@{name}" for i in range(n)]
-            write_particles_star(star, particles.replace(images=open_stack(new_stack)), image_names=names)
-    known = f"{pixel_size_A:.4g} A/px" if pixel_size_A else "pixel size not known"
-    if particles.pixel_sizes_A is not None:
-        sizes = sorted(set(particles.pixel_sizes_A.round(4).tolist()))
-        known = "several pixel sizes: " + ", ".join(f"{size:.4g}" for size in sizes[:5]) + " A/px"
-    typer.echo(f"wrote {stack}: {n} images of {box} px, {known}")
+    if suffix == ".hdf":
+        _save_hdf(out, particles, label, lambda: refuse_all_bad(bad or set(), len(particles), bad_are))
+        return
+    _save_mrcs(out, stack, particles, label, lambda: refuse_all_bad(bad or set(), len(particles), bad_are))
+    typer.echo(f"wrote {stack}: {len(particles)} images of {particles.box} px, {_pixel_sizes(particles)}")
     if suffix == ".star":
         typer.echo(f"wrote {out}")
         return
@@ -172,3 +140,43 @@ def save(
         typer.echo(
             f"warning: {out} holds images alone, without {' and '.join(lost)}; name a .star to keep them", err=True
         )
+
+
+def _save_hdf(out: Path, particles: ParticleSet, label: str, check: Callable[[], None]) -> None:
+    """Images and headers in one file of EMAN2; `check` is called once all images are made."""
+    from ralib.io import left_behind, pose_headers, source_headers, write_hdf
+
+    n, box, pixel_size_A = len(particles), particles.box, particles.pixel_size_A
+    images = torch.cat([torch.from_numpy(particles.images.read(i)) for i in in_batches(n, box, label)])
+    check()
+    headers = pose_headers(particles.poses, particles.ctf, pixel_size_A) or [{} for _ in range(n)]
+    headers = [{**source, **own} for source, own in zip(source_headers(particles), headers, strict=True)]
+    write_hdf(out, images, headers, pixel_size_A=pixel_size_A)
+    typer.echo(f"wrote {out}: {n} images of {box} px")
+    if lost := left_behind(particles, out):
+        typer.echo(f"warning: {out} has no place for {', '.join(lost)}; name a .star to keep them", err=True)
+
+
+def _save_mrcs(out: Path, stack: Path, particles: ParticleSet, label: str, check: Callable[[], None]) -> None:
+    """A stack of the images, and the STAR file `out` unless that is the stack; `check` as in `_save_hdf`."""
+    from ralib.io import open_stack, stack_writer, write_particles_star
+    from ralib.io.atomic import atomic_paths
+    from ralib.io.paths import name_for_project
+
+    n, pixel_size_A = len(particles), None if particles.pixel_sizes_A is not None else particles.pixel_size_A
+    with atomic_paths(*dict.fromkeys((stack, out))) as (new_stack, *new_star):
+        with stack_writer(new_stack, pixel_size_A) as writer:
+            for index in in_batches(n, particles.box, label):
+                writer.append(particles.images.read(index))
+        check()
+        for star in new_star:
+            name = name_for_project(stack, None, out)
+            names = [f"{i + 1:06d}@{name}" for i in range(n)]
+            write_particles_star(star, particles.replace(images=open_stack(new_stack)), image_names=names)
+
+
+def _pixel_sizes(particles: ParticleSet) -> str:
+    if particles.pixel_sizes_A is not None:
+        sizes = sorted(set(particles.pixel_sizes_A.round(4).tolist()))
+        return "several pixel sizes: " + ", ".join(f"{size:.4g}" for size in sizes[:5]) + " A/px"
+    return f"{particles.pixel_size_A:.4g} A/px" if particles.pixel_size_A else "pixel size not known"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,11 @@ import torch
 import typer
 
 from ralib import io
+from ralib.cli.background_writer import BackgroundWriter
 from ralib.cli.common import describe_device, with_pixel_size
 from ralib.cli.flags import flagged, with_flags
 from ralib.cli.interrupts import SignalFlag, Stopped, stopped_message
+from ralib.cli.other_run import OtherRun
 from ralib.cli.settings import Settings, write_config
 from ralib.cli.terminal import VERDICT_AT, Terminal, class_table, classes_line, header, iteration_line
 from ralib.cli.timing import references_s, time_line
@@ -26,9 +28,9 @@ from ralib.results.checkpoint import Checkpoint, newest
 from ralib.results.input_fingerprint import check_same_input, check_same_options
 from ralib.results.observer import IterationDone
 from ralib.results.run_directory import RunDirectory
-from ralib.results.run_record import finished_record, new_record, particle_file, read_record
+from ralib.results.run_record import ctf_correction, finished_record, new_record, particle_file, read_record
 from ralib.runtime.distributed import RankLost, Ranks, SingleProcess
-from ralib.types import CtfCorrection, Notice, ParticleSet, RalibError, RunResult
+from ralib.types import Notice, ParticleSet, RalibError, RunResult
 
 
 class RunSession:
@@ -82,9 +84,7 @@ class RunSession:
         self._shown_warnings: tuple[Notice, ...] = ()
         self._found: list[str] = []
         self._earlier = 0
-        self._write_s = 0.0
-        self._writer = ThreadPoolExecutor(1, "ralib-write")
-        self._pending: Future[None] | None = None
+        self._writer = BackgroundWriter()
 
     # -- before it runs ---------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class RunSession:
         """
         first, self.particles = not self.record, particles
         if self.grows:
-            self.began, self._write_s, self._found = time.perf_counter(), 0.0, []
+            self.began, self._writer.waited_s, self._found = time.perf_counter(), 0.0, []
         correction = ctf_correction(ctf, particles)
         self.record = new_record(
             self.kind, self.options, particles, self.source,
@@ -260,7 +260,7 @@ class RunSession:
 
     def other_run(self, name: str) -> OtherRun:
         """Return an observer of another run of the method within this one: the bar shows `name`, nothing is written."""
-        return OtherRun(self, name)
+        return OtherRun(self.terminal, self.flag, name)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint with the options of this run."""
@@ -270,11 +270,7 @@ class RunSession:
 
     def settle(self) -> None:
         """Wait until the files of the last iteration are written; raises the errors of their writing."""
-        start, pending = time.perf_counter(), self._pending
-        self._pending = None
-        if pending is not None:
-            pending.result()
-        self._write_s += time.perf_counter() - start
+        self._writer.settle()
 
     def _show(self, done: IterationDone) -> None:
         row = done.figures[-1]
@@ -303,7 +299,7 @@ class RunSession:
             if checkpoint is not None:
                 self.save_checkpoint(checkpoint)
 
-        self._pending = self._writer.submit(write)
+        self._writer.begin(write)
 
     def _stop_if_asked(self) -> None:
         if self.flag.number is not None:
@@ -329,7 +325,9 @@ class RunSession:
         self.terminal.busy("writing files")
         start = time.perf_counter()
         result = replace(result, warnings=list(map(flagged, result.warnings)))
-        record = finished_record(self.record, result, device=self.device, began=self.began, write_s=self._write_s)
+        record = finished_record(
+            self.record, result, device=self.device, began=self.began, write_s=self._writer.waited_s
+        )
         timings = record["timings"]
         if "search_s" in timings and self.kind != "classify":  # there the search makes the averages, too
             timings["references_s"] = references_s(timings, result.iterations[self._earlier :])
@@ -383,36 +381,6 @@ class RunSession:
             return report_warning(self.outdir, write)
 
 
-class OtherRun:
-    """Observer of another run of the method within a session, such as one from another start.
-
-    Parameters
-    ----------
-    session : RunSession
-        The session; a signal to it stops the other run.
-    name : str
-        What the bar shows.
-    """
-
-    def __init__(self, session: RunSession, name: str) -> None:
-        self.session, self.name = session, name
-        session.terminal.show()
-        session.terminal.step(0, name)
-
-    def batch(self, done: int, total: int) -> None:
-        """Show the progress; see `Observer.batch`."""
-        self.session.flag.raise_if_set()
-        self.session.terminal.part(done / max(1, total))
-
-    def iteration(self, done: IterationDone) -> None:
-        """Show the progress; see `Observer.iteration`."""
-        self.session.flag.raise_if_set()
-        self.session.terminal.step(done.number, self.name)
-
-    def found(self, line: str) -> None:
-        """Ignore the line; see `Observer.found`."""
-
-
 def report_warning(outdir: Path, write: Callable[[], object]) -> str:
     """Write a report, and return '' or a line that says why it failed: the run itself is safe on disk.
 
@@ -433,23 +401,3 @@ def report_warning(outdir: Path, write: Callable[[], object]) -> str:
     except (RalibError, OSError) as error:
         return f"warning: no report.html: {with_flags(str(error))}; try 'ralib report {outdir}'"
     return ""
-
-
-def ctf_correction(mode: str, particles: ParticleSet) -> CtfCorrection:
-    """Return the CTF correction that an option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off') means.
-
-    Parameters
-    ----------
-    mode : str
-        Value of the option.
-    particles : ParticleSet
-        The particles.
-
-    Returns
-    -------
-    CtfCorrection
-        The correction.
-    """
-    if mode == "off" or particles.ctf is None or particles.pixel_size_A is None:
-        return CtfCorrection.NONE
-    return CtfCorrection.FLIP if mode == "flip" else CtfCorrection.WIENER

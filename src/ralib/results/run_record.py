@@ -297,3 +297,23 @@ def _too_large(value: Any, name: str = "") -> str:
 
 def _damaged(file: Path, name: str, why: str) -> RalibError:
     return RalibError(f"{file} is damaged: {name!r} {why}; restore the file from a copy, or run again")
+
+
+def ctf_correction(mode: str, particles: ParticleSet) -> CtfCorrection:
+    """Return the CTF correction that an option's value ('auto', 'on', 'wiener', 'flip', 'flipped', 'off') means.
+
+    Parameters
+    ----------
+    mode : str
+        Value of the option.
+    particles : ParticleSet
+        The particles.
+
+    Returns
+    -------
+    CtfCorrection
+        The correction.
+    """
+    if mode == "off" or particles.ctf is None or particles.pixel_size_A is None:
+        return CtfCorrection.NONE
+    return CtfCorrection.FLIP if mode == "flip" else CtfCorrection.WIENER

@@ -92,6 +92,13 @@ def bench(
     if curves:
         _curves(parity_particles, repeats, device, out)
         return
+    _cases(cases, particles, parity_particles, repeats, device, out, peers=peers)
+
+
+def _cases(
+    cases: str, particles: int, parity_particles: int, repeats: int, device: str, out: Path | None, *, peers: bool
+) -> None:
+    """The cases one by one, then what other programs need for the same."""
     from ralib.benchmarks.engine import CASES, run_cases
     from ralib.benchmarks.record import record, write_record
 

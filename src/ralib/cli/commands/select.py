@@ -113,7 +113,6 @@ def select(
     Scores go along as columns (ralibJunk, ralibPosterior, ralibQuality, ralibClassScore ...).
     """
     from ralib.io.paths import name_for_project
-    from ralib.results.selected_files import AVERAGE_FILES, check_distinct, check_output, split_names
     from ralib.results.selection import combine
     from ralib.results.selection_run import ParticleRules, write_selection
     from ralib.results.summary.figures import class_figures
@@ -125,12 +124,7 @@ def select(
     asked = auto or recenter or split is not None or rules != ParticleRules()
     if selection_file is None and by_class == (None,) * len(by_class) and not asked:
         raise RalibError("nothing to select by: give the report's selection.json, or --auto, --classes, --max-junk ...")
-    outputs = split_names(out, split) if split else [out]
-    check_distinct(*outputs, excluded, averages)
-    for path in [*outputs, *([excluded] if excluded else [])]:
-        check_output(path)
-    if averages is not None:
-        check_output(averages, AVERAGE_FILES, "class averages")
+    outputs = _outputs(out, split, excluded, averages)
     nodes: dict[str, str] = {}
     with external_job(pipeline_control, nodes):
         opened = open_run(run, datadir=datadir)
@@ -156,6 +150,19 @@ def select(
         if averages is not None:
             nodes[name_for_project(averages)] = "Image2DStack.mrc.relion"
         _print(done.lines)
+
+
+def _outputs(out: Path, split: int | None, excluded: Path | None, averages: Path | None) -> list[Path]:
+    """The files of the particles kept, after a check of all files that will be written."""
+    from ralib.results.selected_files import AVERAGE_FILES, check_distinct, check_output, split_names
+
+    outputs = split_names(out, split) if split else [out]
+    check_distinct(*outputs, excluded, averages)
+    for path in [*outputs, *([excluded] if excluded else [])]:
+        check_output(path)
+    if averages is not None:
+        check_output(averages, AVERAGE_FILES, "class averages")
+    return outputs
 
 
 def _check_automatic(record: dict[str, Any]) -> None:
