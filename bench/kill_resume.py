@@ -42,7 +42,7 @@ DESCRIBING = {
     "run_it003_optimiser.star",
     "report.html",
 }
-"""Files with times, paths and the command line; pictures are left out, too."""
+"""Files with times, paths and the command line."""
 SIMULATED, RUN = "sim/particles.star", "whole-mref"
 PARTS = (100, 150, 160)
 """Particles of a growing set after each arrival: more classes are searched, others join, a last search follows."""
@@ -65,12 +65,15 @@ class Command:
         Where in its folder the run is.
     grows : bool, default False
         Whether it watches the folder in-OUT, into which particles come in parts.
+    before : tuple of str, default ()
+        The command line that makes what this one changes in place, also named by OUT.
     """
 
     words: tuple[str, ...]
     continues: bool = False
     run: str = "."
     grows: bool = False
+    before: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -113,7 +116,20 @@ COMMANDS = {
     "analyze": Command(("analyze", SIMULATED, "--out", "OUT", "--components=8", "--embedding=none")),
     "denoise": Command(("denoise", SIMULATED, "OUT.star")),
     "neighbours": Command(("neighbours", SIMULATED, "OUT", "--count=10")),
+    "states": Command(("classify", RUN, "OUT", "--split-states=2")),
+    "report": Command(("report", RUN, "--out", "OUT.html")),
+    "select-more": Command(
+        ("select", RUN, "--classes=1-3", "--out=OUT.cs", "--excluded=OUT-rest.hdf", "--averages=OUT.mrcs")
+    ),
+    "compare": Command(("compare", RUN, RUN, "--out", "OUT.png")),
+    "params-import": Command(("params", SIMULATED, "--import", f"{RUN}/params.txt", "--out", "OUT.star")),
+    "params-headers": Command(
+        ("params", "OUT.hdf", "--import", f"{RUN}/params.txt", "--write-headers"),
+        before=("prepare", SIMULATED, "OUT.hdf"),
+    ),
 }
+NO_DEVICE = ("select", "params", "relion", "compare")
+"""Commands without an option --device."""
 
 
 def started(folder: Path, command: Command, name: str, device: str) -> subprocess.Popen[bytes]:
@@ -122,7 +138,7 @@ def started(folder: Path, command: Command, name: str, device: str) -> subproces
     Kills in the seconds of importing before that would prove nothing.
     """
     words = [w.replace("OUT", name) for w in command.words]
-    if command.words[0] not in ("select", "params", "relion"):
+    if command.words[0] not in NO_DEVICE:
         words.append(f"--device={device}")
     if command.continues and (folder / name).exists():
         words.append("--continue")
@@ -136,6 +152,14 @@ def started(folder: Path, command: Command, name: str, device: str) -> subproces
     while command.continues and process.poll() is None and not lock.exists():
         time.sleep(0.01)
     return process
+
+
+def prepared(folder: Path, command: Command, name: str) -> dict[str, bytes]:
+    """Give what a command needs under its name, and return these files as `contents` does."""
+    if command.before:
+        words = [w.replace("OUT", name) for w in command.before]
+        subprocess.run([sys.executable, "-m", "ralib", *words], check=True, capture_output=True, cwd=folder)
+    return contents(folder, name) if command.before else {}
 
 
 def given(folder: Path, name: str, parts: int) -> None:
@@ -176,6 +200,7 @@ def arriving(folder: Path, command: Command, name: str) -> Iterator[None]:
 
 def run_to_its_end(folder: Path, command: Command, name: str, device: str) -> float:
     """Seconds that it took."""
+    prepared(folder, command, name)
     with arriving(folder, command, name):
         process = started(folder, command, name, device)
         start = time.perf_counter()
@@ -187,7 +212,7 @@ def run_to_its_end(folder: Path, command: Command, name: str, device: str) -> fl
 def contents(folder: Path, name: str) -> dict[str, bytes]:
     """Every file that stands under a name, with its own name taken out of the text, by its place."""
     files = [p for top in folder.glob(f"{name}*") for p in ([top] if top.is_file() else top.rglob("*"))]
-    kept = [p for p in files if p.is_file() and p.name not in DESCRIBING and p.suffix not in (".png", ".ralib")]
+    kept = [p for p in files if p.is_file() and p.name not in DESCRIBING and p.suffix != ".ralib"]
     return {
         str(p.relative_to(folder)).replace(name, "OUT", 1): p.read_bytes().replace(name.encode(), b"OUT") for p in kept
     }
@@ -199,10 +224,10 @@ def removed(folder: Path, name: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def differences(folder: Path, whole: dict[str, bytes], *, partly: bool = False) -> list[str]:
-    """Files under 'killed' that are not those of the whole run; `partly`: there may be none at all."""
+def differences(folder: Path, whole: dict[str, bytes], untouched: dict[str, bytes] | None = None) -> list[str]:
+    """Files under 'killed' that are not those of the whole run; they may also all be as they were `untouched`."""
     found = contents(folder, "killed")
-    if partly and not found:
+    if untouched is not None and found == untouched:
         return []
     return sorted(n for n in set(found) | set(whole) if found.get(n) != whole.get(n))
 
@@ -222,6 +247,7 @@ def killed_and_repeated(
     while done < kills:
         # Of a killed process; the system let go of the lock.
         (folder / "killed" / command.run / ".lock").unlink(missing_ok=True)
+        untouched = prepared(folder, command, "killed")
         try:
             with arriving(folder, command, "killed"):
                 process = started(folder, command, "killed", device)
@@ -236,7 +262,7 @@ def killed_and_repeated(
                 wrong += [str(p.relative_to(folder)) for p in folder.rglob(".tmp*")]
             if command.continues:
                 continue
-            wrong += differences(folder, whole, partly=True)
+            wrong += differences(folder, whole, untouched)
         else:
             ends += 1
             wrong += differences(folder, whole)
