@@ -219,8 +219,8 @@ def contents(folder: Path, name: str) -> dict[str, bytes]:
 
 
 def removed(folder: Path, name: str) -> None:
-    """Remove all that a command has written."""
-    for path in folder.glob(f"{name}*"):
+    """Remove all that a command has written, and what it was writing when SIGKILL ended it."""
+    for path in [*folder.glob(f"{name}*"), *folder.glob(f".tmp*{name}*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -47,7 +48,14 @@ def program() -> NoReturn:
     gc.freeze()
     for number in _ENDING:  # all is said and done
         signal.signal(number, lambda *_: os._exit(status))
+    atexit.register(_ignore_signals)
     sys.exit(status)
+
+
+def _ignore_signals() -> None:
+    """Let the process end with its status: Python takes its handlers away before it unloads PyTorch, for .2 s."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _open_closed_streams() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ralib.cli.interrupts import SignalFlag, Stopped, answered
@@ -45,8 +46,7 @@ def wait_for_handlers(run: subprocess.Popen[str]) -> None:
     """Wait until the program handles SIGTERM: before, Python itself is still starting, however busy the machine is."""
     end = time.monotonic() + 60
     while time.monotonic() < end and run.poll() is None:
-        status = Path(f"/proc/{run.pid}/status").read_text()
-        if int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1:
+        if handles(run.pid, signal.SIGTERM):
             return
         time.sleep(0.005)
     raise AssertionError("SIGTERM was never handled")
@@ -64,6 +64,28 @@ def test_signal_while_libraries_load_ends_in_one_line(tmp_path: Path, number: in
     assert len(said.strip().splitlines()) == 1
     assert said.startswith("ralib: ")
     assert run.returncode == 128 + number
+
+
+def handles(process: int, number: int) -> bool:
+    """Whether a process catches a signal; False once it has ended."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = re.search(r"SigCgt:\s*(\w+)", status)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_while_python_ends_leaves_the_status_of_what_was_done(tmp_path: Path, number: int) -> None:
+    """Python takes its handlers away before it unloads the libraries, which takes .2 s."""
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32))
+    command = [sys.executable, "-m", "ralib", "prepare", "images.npy", "out.mrcs", "--device=cpu"]
+    run = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_handlers(run)
+    while handles(run.pid, number):
+        time.sleep(0.002)
+    run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    assert (tmp_path / "out.mrcs").is_file()
 
 
 @pytest.mark.slow
