@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import typer.main
 import yaml
+from packaging.version import Version
 from typer.testing import CliRunner
 
 from ralib.cli import app, main
@@ -20,7 +21,9 @@ from ralib.types import RalibError
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
-SCREEN_LINES = 50
+OLDER_TYPER = Version(typer.__version__) < Version("0.29")
+SCREEN_LINES = 45 if OLDER_TYPER else 40
+"""Older versions write INTEGER RANGE [x>=0] where newer ones write <int>, and sentences wrap."""
 
 
 def help_page(command: str, option: str = "--help") -> str:
@@ -43,6 +46,16 @@ def test_help_all_shows_every_option(command: str) -> None:
     for parameter in shown:
         if parameter.opts[0].startswith("--"):
             assert parameter.opts[0] in page, parameter.name
+
+
+def test_usage_names_arguments_as_the_page_below_it_does() -> None:
+    assert "Usage: ralib select [OPTIONS] RUN [SELECTION] [OUT] " in help_page("select")
+    assert "Usage: ralib mref [OPTIONS] STACK REFERENCES OUTDIR [MASK] " in help_page("mref")
+
+
+def test_help_says_a_default_once_behind_its_sentence() -> None:
+    for page in (help_page("mref"), help_page("mref", "--help-all")):
+        assert page.count("Seed of all random numbers. [default: 1000]") == 1
 
 
 def test_help_all_shows_more_where_help_is_short() -> None:

@@ -34,6 +34,10 @@ ESSENTIAL = {
         {"auto", "classes", "min_class_score", "max_junk", "where", "remove_duplicates", "out", "excluded", "averages"}
         | {"recenter", "split"}
     ),
+    "prepare": frozenset(
+        {"box", "to_pixel_size", "clip", "phase_flip", "invert", "normalise", "background_radius", "mask_radius"}
+        | {"remove_duplicates", "input_pixel_size", "datadir"}
+    ),
     "bench": frozenset({"cases", "repeats", "device", "out", "suite"}),
 }
 """What --help shows of commands with many options; --help-all shows every one."""

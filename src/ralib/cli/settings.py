@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
@@ -125,6 +126,43 @@ class RunCommand(TyperCommand):
                 parameter.hidden = False  # type: ignore[attr-defined]
         return super().shell_complete(ctx, incomplete)
 
+    def get_usage(self, ctx: Any) -> str:
+        """Return the usage line, with single brackets around what may be left out and none around the rest.
+
+        Parameters
+        ----------
+        ctx : Any
+            Context of the command.
+
+        Returns
+        -------
+        str
+            The line.
+        """
+        usage = re.sub(r"\{([\w|]+)\}", r"\1", super().get_usage(ctx))
+        return usage.replace("[[", "[").replace("]]...", "]").replace("]]", "]")
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the page of help: what typer writes, on fewer lines.
+
+        A default stands behind its sentence, not on a line of its own. A page that leaves options to --help-all has
+        one panel of them, without their ranges.
+
+        Parameters
+        ----------
+        ctx : Any
+            Context of the command.
+        formatter : Any
+            Where typer writes plain text.
+        """
+        usage = self.get_usage(ctx)
+        short = any(getattr(p, "hidden", False) and p.name not in ALWAYS_HIDDEN for p in self.params)
+        page = copy.copy(self)
+        page.params = [_on_one_line(parameter, ctx, short=short) for parameter in self.get_params(ctx)]
+        page.get_params = lambda ctx: page.params  # type: ignore[method-assign]
+        page.get_usage = lambda ctx: usage  # type: ignore[method-assign]
+        super(RunCommand, page).format_help(ctx, formatter)
+
     def _spelling(self, argument: str, known: set[str]) -> str:
         name, equals, value = argument.partition("=")
         if name == "--shift-range":
@@ -137,6 +175,23 @@ class RunCommand(TyperCommand):
         if newer == "--pixel-size" and "--to-pixel-size" in known:  # what prepare once called so
             newer = "--to-pixel-size"
         return newer + equals + value if newer.partition("=")[0] in known else argument
+
+
+def _on_one_line(parameter: Any, ctx: Any, *, short: bool) -> Any:
+    """A copy of a parameter for a page of help, whose sentence ends with its default."""
+    shown = copy.copy(parameter)
+    shown.required = False
+    default = shown._extract_default_help_str(ctx=ctx)
+    if default is not None and shown.show_default:
+        text = shown._get_default_string(ctx=ctx, show_default_is_str=False, default_value=default)
+        shown.help = f"{shown.help} [default: {text}]" if text else shown.help
+    shown.show_default = False
+    if short:
+        shown.rich_help_panel = None
+        shown._get_number_range_help_str = lambda: None
+    elif parameter.name in ("help", "help_all", "config"):
+        shown.rich_help_panel = "More"
+    return shown
 
 
 def command(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
@@ -178,14 +233,14 @@ def _with_help_all(function: Callable[..., Any], essential: frozenset[str] | Non
     parameters, further = [], set()
     for p in inspect.signature(function).parameters.values():
         base, *marks = get_args(hints[p.name]) if hasattr(hints[p.name], "__metadata__") else (hints[p.name],)
-        if essential is not None and p.name not in essential and marks and isinstance(marks[0], OptionInfo):
-            option = copy.copy(marks[0])
-            if not option.hidden:
-                option.hidden = True
-                further.add(p.name)
-            parameters.append(p.replace(annotation=Annotated[base, option]))
-        else:
-            parameters.append(p.replace(annotation=hints[p.name]))
+        as_default = isinstance(p.default, OptionInfo)  # the option stands where its default would
+        option = copy.copy(p.default if as_default else next(iter(marks), None))
+        if essential is not None and p.name not in essential and isinstance(option, OptionInfo) and not option.hidden:
+            option.hidden = True
+            further.add(p.name)
+        if as_default:
+            p = p.replace(default=option)
+        parameters.append(p.replace(annotation=Annotated[base, option] if marks else base))
     parameters.append(_keyword("help_all", Annotated[bool, _help_all_option(frozenset(further))], default=False))
 
     @functools.wraps(function)
@@ -205,8 +260,8 @@ def expanded(function: Callable[..., Any]) -> Callable[..., None]:
     (whole,) = (n for n, hint in hints.items() if _is_settings(hint))
     kind: type[Settings] = hints[whole]
     types = get_type_hints(kind, include_extras=True)
-    parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in before]
-    parameters += [_parameter(f, types[f.name], shown=f.name in kind.essential) for f in fields(kind)]
+    parameters = [_parameter(f, types[f.name], shown=f.name in kind.essential) for f in fields(kind)]
+    parameters += [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in before]
     further = frozenset(f.name for f in fields(kind) if f.name not in kind.essential)
     parameters += [
         _keyword("config", Annotated[Path | None, _config_option(_spellings(types, fields(kind)))]),

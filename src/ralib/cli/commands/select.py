@@ -40,7 +40,8 @@ def select(
         str | None, typer.Option(help="Classes to keep, from 1: 1,4-9.", rich_help_panel=_CLASSES)
     ] = None,
     min_class_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Classes of this score or better.", rich_help_panel=_CLASSES)
+        float | None,
+        typer.Option(min=0, max=1, metavar="0..1", help="Classes of this score or better.", rich_help_panel=_CLASSES),
     ] = None,
     min_resolution: Annotated[
         float | None, typer.Option(min=0, help="Classes at this or better, A.", rich_help_panel=_CLASSES)
@@ -50,11 +51,15 @@ def select(
     ] = None,
     max_junk: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="At most this probability to be junk.", rich_help_panel=_PARTICLES),
+        typer.Option(
+            min=0, max=1, metavar="0..1", help="At most this probability to be junk.", rich_help_panel=_PARTICLES
+        ),
     ] = None,
     min_posterior: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="At least this probability of their class.", rich_help_panel=_PARTICLES),
+        typer.Option(
+            min=0, max=1, metavar="0..1", help="At least this probability of their class.", rich_help_panel=_PARTICLES
+        ),
     ] = None,
     min_fit: Annotated[
         float | None,
@@ -98,7 +103,8 @@ def select(
         typer.Option("--recenter", help="Move picks onto their centres, to extract again.", rich_help_panel=_FILES),
     ] = False,
     split: Annotated[
-        int | None, typer.Option(min=2, help="Write so many random parts instead of one.", rich_help_panel=_FILES)
+        int | None,
+        typer.Option(min=2, metavar="N", help="Write so many random parts instead of one.", rich_help_panel=_FILES),
     ] = None,
     datadir: Annotated[
         Path | None,
