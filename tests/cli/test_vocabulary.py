@@ -251,3 +251,21 @@ def test_completion_knows_options_that_the_short_help_leaves_out() -> None:
     context = command.make_context("select", ["RUN"], resilient_parsing=True)
     found = {item.value for item in command.shell_complete(context, "--min-")}
     assert {"--min-class-score", "--min-resolution", "--min-posterior"} <= found
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "typed", "expected"),
+    [
+        ("classify", "ctf", "", {"auto", "wiener", "off", "flipped"}),
+        ("watch", "ctf", "f", {"flipped"}),
+        ("mref", "ctf_mode", "", {"off", "wiener", "flip"}),
+        ("average", "mode", "w", {"wiener"}),
+        ("denoise", "ctf", "c", {"corrected"}),
+        ("analyze", "clustering", "g", {"gamma-sup"}),
+        ("prepare", "normalise", "", {"background", "variance", "none"}),
+    ],
+)
+def test_completion_knows_the_words_an_option_takes(command: str, option: str, typed: str, expected: set[str]) -> None:
+    context = GROUP.commands[command].make_context(command, ["x", "y", "z"], resilient_parsing=True)
+    (parameter,) = (p for p in GROUP.commands[command].params if p.name == option)
+    assert {item.value for item in parameter.shell_complete(context, typed)} == expected

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ralib.cli.common import DEVICE_HELP
-from ralib.cli.parsing import LENGTH_UNITS, length
+from ralib.cli.parsing import LENGTH_UNITS, completed, length
 from ralib.cli.settings import AVERAGES, FILES, RUNNING, SEARCH, Settings
 from ralib.types import RalibError
 
@@ -39,6 +39,7 @@ NoMirror = Annotated[
 Ctf = Annotated[bool, typer.Option("--CTF", help="As --ctf wiener (SPARX's name).", rich_help_panel=AVERAGES)]
 CtfMode = Annotated[
     str | None, typer.Option("--ctf", help="off; wiener, the same as --CTF; or flip: phases only. [default: off]",
+                             autocompletion=completed("off", "wiener", "flip"),
                              rich_help_panel=AVERAGES)
 ]  # fmt: skip
 Snr = Annotated[

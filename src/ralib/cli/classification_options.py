@@ -18,7 +18,7 @@ from ralib.cli.alignment_options import (
     Seed,
     check_seed_and_batch,
 )
-from ralib.cli.parsing import LENGTH_UNITS, length
+from ralib.cli.parsing import LENGTH_UNITS, completed, length
 from ralib.cli.settings import CLASSES, RUNNING, SEARCH, Settings
 from ralib.types import ParticleSet, RalibError
 
@@ -70,7 +70,8 @@ class ClassificationSettings(Settings):
     nomirror: NoMirror = False
     ctf: Annotated[
         str, typer.Option("--ctf", help="auto: wiener where the input has CTF parameters; wiener; off; flipped: wiener "
-                          "of images whose phases are right already.", rich_help_panel=SEARCH)
+                          "of images whose phases are right already.", rich_help_panel=SEARCH,
+                          autocompletion=completed("auto", "wiener", "off", "flipped"))
     ] = "auto"
     skip_align: Annotated[
         bool, typer.Option("--skip-align", help="Keep the poses the particles come with.", rich_help_panel=SEARCH)

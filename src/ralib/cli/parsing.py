@@ -6,6 +6,7 @@ import importlib
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ LENGTH_UNITS = "px, or with a unit: 12px, 30A"
 CTF_SYNONYMS = {"on": "wiener", "none": "off"}
 """Older values of --ctf, of all commands."""
 CTF_HELP = "off; wiener: weigh by the CTF and divide by its power; flip: turn its phases only"
+
+
+def completed(*words: str) -> Callable[[str], list[str]]:
+    """Return what the shell's completion asks for the values of an option: those of `words` that begin as typed."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 def known_ctf_mode(mode: str, known: tuple[str, ...]) -> str:

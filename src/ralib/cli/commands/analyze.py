@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ralib.cli.common import DEVICE_HELP, resolve_device, show_warnings
-from ralib.cli.parsing import known_ctf_mode
+from ralib.cli.parsing import completed, known_ctf_mode
 from ralib.types import RalibError
 
 if TYPE_CHECKING:
@@ -33,13 +33,16 @@ def analyze(
     method: Annotated[
         str,
         typer.Option(
-            help="Components: ctf, pca, mpca, 2sdr, steerable, or auto: ctf where the CTF is known, else 2sdr."
+            help="Components: ctf, pca, mpca, 2sdr, steerable, or auto: ctf where the CTF is known, else 2sdr.",
+            autocompletion=completed("auto", "ctf", "pca", "mpca", "2sdr", "steerable"),
         ),
     ] = "auto",
     ctf: Annotated[
         str | None,
         typer.Option(
-            "--ctf", help="wiener: components with the CTF in their model (--method ctf); off: without it (2sdr)."
+            "--ctf",
+            help="wiener: components with the CTF in their model (--method ctf); off: without it (2sdr).",
+            autocompletion=completed("wiener", "off"),
         ),
     ] = None,
     components: Annotated[
@@ -55,10 +58,18 @@ def analyze(
     ] = True,
     clusters: Annotated[int, typer.Option("--clusters", "--K", min=1, help="Number of k-means clusters.")] = 10,
     clustering: Annotated[
-        str, typer.Option(help="kmeans; gamma-sup or (many particles) hdbscan find the number and leave outliers out.")
+        str,
+        typer.Option(
+            help="kmeans; gamma-sup or (many particles) hdbscan find the number and leave outliers out.",
+            autocompletion=completed("kmeans", "gamma-sup", "hdbscan"),
+        ),
     ] = "kmeans",
     embedding: Annotated[
-        str, typer.Option(help="Drawn by: pca, tsne, umap or opentsne (where installed), or none.")
+        str,
+        typer.Option(
+            help="Drawn by: pca, tsne, umap or opentsne (where installed), or none.",
+            autocompletion=completed("pca", "tsne", "umap", "opentsne", "none"),
+        ),
     ] = "tsne",
     embed_at_most: Annotated[int, typer.Option(min=10, help="Particles drawn in the embedding.")] = 5000,
     truth: Annotated[

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from ralib.cli.common import in_batches, resolve_device, show_warnings
-from ralib.cli.parsing import known_ctf_mode
+from ralib.cli.parsing import completed, known_ctf_mode
 from ralib.cli.particle_files import (
     Datadir,
     Device,
@@ -40,7 +40,14 @@ def register(app: typer.Typer) -> None:
 def average(
     stack: Stack,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New stack of averages: .mrcs or .hdf.")],
-    mode: Annotated[str, typer.Option("--ctf", help="off, or wiener: weigh by the CTF, divide by its power.")] = "off",
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--ctf",
+            help="off, or wiener: weigh by the CTF, divide by its power.",
+            autocompletion=completed("off", "wiener"),
+        ),
+    ] = "off",
     snr: Annotated[
         float | None, typer.Option(help="SNR of one particle, for --ctf wiener. [default: measured from the halves]")
     ] = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ralib.cli.parsing import completed
 from ralib.cli.particle_files import Datadir, Device, check_output, refuse_existing, save
 from ralib.cli.restored_particles import Radius, StackWithCtf, filtered, opened_with_ctf
 from ralib.types import ParticleSet, RalibError
@@ -23,7 +24,9 @@ def denoise(
     ctf: Annotated[
         str,
         typer.Option(
-            "--output-ctf", help="kept: as taken, and the metadata stays true; corrected: undistorted, without CTF."
+            "--output-ctf",
+            help="kept: as taken, and the metadata stays true; corrected: undistorted, without CTF.",
+            autocompletion=completed("kept", "corrected"),
         ),
     ] = "kept",
     radius: Radius = None,

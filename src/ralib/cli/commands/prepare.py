@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ralib.cli.common import resolve_device, show_warnings
-from ralib.cli.parsing import length, length_px
+from ralib.cli.parsing import completed, length, length_px
 from ralib.cli.particle_files import (
     Datadir,
     Device,
@@ -58,6 +58,7 @@ def prepare(
             "--normalise",
             "--normalize",
             help="background (mean 0, sd 1 outside a circle, no ramp), variance (of the whole image) or none.",
+            autocompletion=completed("background", "variance", "none"),
             rich_help_panel=_GREY,
         ),
     ] = "none",
