@@ -9,8 +9,7 @@ import torch
 
 from interpreter import in_interpreter
 from ralib.classification import kernels_ahead
-from ralib.classification.kernels_ahead import calls_before_measuring, calls_of_refinement
-from ralib.classification.ring_grid import RingGrid
+from ralib.classification.kernels_ahead import calls_ahead
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.runtime.ahead import called_ahead
 
@@ -21,9 +20,8 @@ PLANS = [ScheduleSettings(), ScheduleSettings.quick(), ScheduleSettings.thorough
 @pytest.mark.parametrize("plan", PLANS, ids=["default", "quick", "thorough"])
 @pytest.mark.parametrize("n_classes", [1, 50])
 def test_calls_ahead_any_plan_run(n_classes: int, plan: ScheduleSettings) -> None:
-    calls = calls_before_measuring(33, n_classes, plan, True, DEVICE)
-    grid = RingGrid.create(32, radius_px=14, partner_radius_px=12, n_rings=9, device=DEVICE)
-    for call in [*calls, *calls_of_refinement(grid, 6)]:
+    calls = calls_ahead(33, n_classes, plan, True, DEVICE)
+    for call in calls:
         call()
 
 
@@ -33,7 +31,7 @@ def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("best_in_classes", "class_prices", "thin"):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
-    for call in calls_before_measuring(16, 3, ScheduleSettings(), False, DEVICE)[:-1]:
+    for call in calls_ahead(16, 3, ScheduleSettings(), False, DEVICE)[:-1]:
         call()
 
 

@@ -27,7 +27,7 @@ from ralib.classification.final_classes import (
     with_class_of_junk,
 )
 from ralib.classification.image_statistics import StatisticsTable
-from ralib.classification.kernels_ahead import calls_before_measuring, calls_of_refinement
+from ralib.classification.kernels_ahead import calls_ahead
 from ralib.classification.loading import findings, held_out, particle_extent, random_halves, resident_batches
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
@@ -217,7 +217,7 @@ class Classifier(ClusterEstimator):
         particles = self._options.checked(particles)
         n_references = None if self.references is None else len(self.references)
         self.n_classes_ = self._options.class_count(len(particles), n_references)
-        ahead(calls_before_measuring(particles.box, self.n_classes_, self._plan, self.mirror, self._device))
+        ahead(calls_ahead(particles.box, self.n_classes_, self._plan, self.mirror, self._device))
         self._timings: dict[str, float] = {}
         self._last: Examination | None = None
         self._budget = Budget.of(self._device)
@@ -226,7 +226,6 @@ class Classifier(ClusterEstimator):
         shard = Shard.of_all(len(particles), self.ranks)
         batches = self._batches(particles, shard)
         whitened = self._load(particles, batches, shard, half=resume is not None and bool(resume.meta.get(HALF)))
-        ahead(calls_of_refinement(whitened.grid, whitened.rings_for(self._plan.exchange_details)))
         if (usable := int(shard.count(whitened.usable))) < 2:
             raise RalibError(f"{usable} of {len(particles)} images can be used: the others are constant or not finite")
         if usable < 2 * self.n_classes_:

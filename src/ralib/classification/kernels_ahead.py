@@ -1,7 +1,7 @@
 """Calls by which the kernels of a classification are compiled before it needs them.
 
 Where Triton has not compiled them before, that takes as long as a small classification. The calls are of a few zeros,
-with all that a kernel is compiled for: numbers of angular orders, of classes, of pixels and of rings.
+with all that a kernel is compiled for: numbers of angular orders, of classes and of pixels, and forms of the rings.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import torch
 from ralib.classes.averages import ClassSums
 from ralib.classification.diameter import CLASSES
 from ralib.classification.half_precision_search import half_tables
-from ralib.classification.likelihood import ClassPoses, Spectra
-from ralib.classification.pose_refinement import refine_poses
-from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
-from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, thin
+from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
+from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
 from ralib.runtime.ahead import Call
 from ralib.types import Poses
 
@@ -34,9 +32,7 @@ AT_ONCE = 32
 """Particles of a call: as in a search, a multiple of those of a program."""
 
 
-def calls_before_measuring(
-    box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, device: torch.device
-) -> list[Call]:
+def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, device: torch.device) -> list[Call]:
     """Return the calls for which neither particles nor their diameter need be known, the first needed first.
 
     Parameters
@@ -62,28 +58,12 @@ def calls_before_measuring(
     start, exchange, sharpened = (_orders(d, WIDE_MARGIN) for d in details)
     searches = [(measured, True), (measured, False), (exchange, False), (start, True), (start, False)]
     searches += [(exchange, True), (sharpened, False)]
-    counts = dict.fromkeys((CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)))
-    calls: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
-    calls += [partial(of_classes, max(2, k), device) for k in counts for of_classes in (_prices, _thinning)]
+    counts = CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)
+    padded = {padded_classes(k): max(2, k) for k in counts}
+    calls: list[Call] = [partial(_refinement, rings, device) for rings in (9, 8)]
+    calls += [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
+    calls += [partial(of_classes, k, device) for k in padded.values() for of_classes in (_prices, _thinning)]
     return [*calls, partial(_average, box, device), partial(_search, exchange, False, mirror, device, own=True)]
-
-
-def calls_of_refinement(grid: RingGrid, rings: int) -> list[Call]:
-    """Return the call that compiles the refinement of poses on a grid of rings.
-
-    Parameters
-    ----------
-    grid : RingGrid
-        The ring grid.
-    rings : int
-        Number of rings compared.
-
-    Returns
-    -------
-    list of callable
-        The call.
-    """
-    return [partial(_refinement, grid, rings)]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -119,10 +99,12 @@ def _average(box: int, device: torch.device) -> None:
     ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None)
 
 
-def _refinement(grid: RingGrid, rings: int) -> None:
-    zero = torch.zeros(AT_ONCE, device=grid.device)
-    samples = torch.zeros(AT_ONCE, grid.n_rings, grid.n_half, dtype=torch.complex64, device=grid.device)
-    spectra = Spectra(samples, torch.zeros(AT_ONCE, grid.n_rings, device=grid.device))
-    references = torch.zeros(1, rings, min(grid.n_half, 8), dtype=torch.complex64, device=grid.device)
-    poses = ClassPoses(zero, zero, zero, torch.zeros(AT_ONCE, 2, device=grid.device), zero > 0)
-    refine_poses(grid, spectra, references, poses, zero.long(), steps=1, limit_deg=1.0, limit_px=1.0)
+def _refinement(rings: int, device: torch.device) -> None:
+    """One form holds for numbers of rings that are multiples of 8, one for others."""
+    n_half, one = 24, torch.ones(AT_ONCE, device=device)
+    orders = torch.zeros(1, rings, 8, dtype=torch.complex64, device=device)
+    table = rotated_table(orders, n_half, mirror=True, packed=device.type == "cuda")
+    templates = FineTemplates(table, one[:rings], one[:n_half], one[:rings])
+    samples = torch.zeros(AT_ONCE, rings, n_half, dtype=torch.complex64, device=device)
+    pose, row = torch.zeros(1, AT_ONCE, 4, device=device), torch.zeros(1, AT_ONCE, dtype=torch.long, device=device)
+    newton(samples, pose[0, :, 1:3], row, pose, templates, NewtonRule((0, 0, rings), (1.0, 1.0), 1.0, 1.0))

@@ -11,8 +11,8 @@ import torch
 Call = Callable[[], object]
 CallAhead = Callable[[Iterable[Call]], None]
 
-THREADS = 8
-"""Compilers of kernels run outside Python for most of their time."""
+THREADS = 4
+"""Compilers of kernels run outside Python for most of their time; more threads would keep the caller from it."""
 
 
 @contextmanager

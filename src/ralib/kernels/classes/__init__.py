@@ -19,6 +19,7 @@ from ralib.kernels.classes.reference import (
     Rings,
     ThinningRule,
     angular_orders,
+    padded_classes,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "best_poses",
     "class_prices",
     "moved_orders",
+    "padded_classes",
     "ring_crosses",
     "thin",
 ]

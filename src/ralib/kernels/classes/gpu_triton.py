@@ -20,6 +20,7 @@ from ralib.kernels.classes.reference import (
     add_posed,
     best_poses,
     moved_orders,
+    padded_classes,
     ring_crosses,
 )
 
@@ -214,15 +215,10 @@ def _price_step(
     tl.atomic_add(members + c, total, mask=known)
 
 
-def _columns(k: int) -> int:
-    """16, 64, 256 ...: as few numbers of classes as possible, for each of which a kernel is compiled."""
-    return max(16, 4 ** (((k - 1).bit_length() + 1) // 2))
-
-
 def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
     """Approach the prices at which class sizes are balanced; see `reference.class_prices`."""
     n, k = fit.shape
-    classes = _columns(k)
+    classes = padded_classes(k)
     rows = max(1, 2048 // classes)
     rows_each = rows * max(1, triton.cdiv(n, rows * PROGRAMS))
     members = torch.zeros(rule.steps + 1, k, dtype=torch.float64, device=fit.device)
@@ -309,7 +305,7 @@ def thin(fit: Tensor, nats: Tensor, keep: int, rule: ThinningRule, add_up: AddUp
     """Drop classes one by one; see `reference.thin`."""
     n, k = fit.shape
     fit, nats = fit.contiguous(), nats.contiguous()
-    classes = _columns(k)
+    classes = padded_classes(k)
     rows = max(2, min(32, 2048 // classes))
     alive = torch.ones(k, dtype=torch.int32, device=fit.device)
     best = torch.zeros(n, 2, dtype=torch.int32, device=fit.device)

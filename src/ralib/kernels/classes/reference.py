@@ -421,6 +421,22 @@ class PriceRule:
     particles: Tensor
 
 
+def padded_classes(k: int) -> int:
+    """Return 16, 64, 256 ...: as few numbers of classes as possible, for each of which a GPU's kernel is compiled.
+
+    Parameters
+    ----------
+    k : int
+        Number of classes.
+
+    Returns
+    -------
+    int
+        The next of these numbers.
+    """
+    return max(16, 4 ** (((k - 1).bit_length() + 1) // 2))
+
+
 def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
     """Approach the fixed point of price = factor * (price - temperature * log(share of the class / fair share)).
 

@@ -79,27 +79,27 @@ def _total(values):
 
 @triton.jit
 def _band(
-    sums, mine, template, radius, angle, weight, x, y, first, stop,
-    STRIDE: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr,
+    sums, mine, template, radius, angle, weight, x, y, first, stop, n_half,
+    STRIDE: tl.constexpr, EVEN: tl.constexpr,
     CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the radii from `first` to `stop`, at every STRIDE-th angle, to the sums.
 
     Sums over radii stay per angle until the angle's cos and sin join.
     """
-    N_COLUMNS: tl.constexpr = 3 * N_HALF + 2
+    n_columns = 3 * n_half + 2
     s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
-    for j in range(0, N_HALF, H_BLOCK * STRIDE):
+    for j in range(0, n_half, H_BLOCK * STRIDE):
         h = j + tl.arange(0, H_BLOCK) * STRIDE
-        ca, sa = cos_sin(tl.load(angle + h, mask=h < N_HALF, other=0.0) * 0.15915494309189535)
+        ca, sa = cos_sin(tl.load(angle + h, mask=h < n_half, other=0.0) * 0.15915494309189535)
         ca, sa = ca[None, None, :], sa[None, None, :]
         along = x * ca + y * sa
         o0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
         o1, o2, d1 = o0, o0, o0
         for i in range(first, stop, K_BLOCK):
             k = i + tl.arange(0, K_BLOCK)
-            at = k[None, :, None] * N_HALF + h[None, None, :]
-            of = k[None, :, None] * N_COLUMNS + h[None, None, :]
+            at = k[None, :, None] * n_half + h[None, None, :]
+            of = k[None, :, None] * n_columns + h[None, None, :]
             # One sample, real and imaginary part, is one 64-bit word; one of a template, in half precision, 32 bits.
             if EVEN:
                 r, w = tl.load(radius + k), tl.load(weight + k)
@@ -107,7 +107,7 @@ def _band(
                 below, here, above = tl.load(template + of), tl.load(template + of + 1), tl.load(template + of + 2)
             else:
                 r, w = tl.load(radius + k, mask=k < stop, other=0.0), tl.load(weight + k, mask=k < stop, other=0.0)
-                inside = (k[None, :, None] < stop) & (h[None, None, :] < N_HALF)
+                inside = (k[None, :, None] < stop) & (h[None, None, :] < n_half)
                 word = tl.load(mine + at, mask=inside, other=0)
                 below = tl.load(template + of, mask=inside, other=0)
                 here = tl.load(template + of + 1, mask=inside, other=0)
@@ -142,20 +142,25 @@ def _band(
     return s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy
 
 
-# Counts that differ from step to step, or from batch to batch, are compiled for once.
-@triton.jit(do_not_specialize=["n_candidates", "n_particles", "stop_third", "stop_second", "stop", "steps"])
+# Counts that differ from step to step, from batch to batch, or from grid to grid, are compiled for once.
+@triton.jit(
+    do_not_specialize=[
+        "n_candidates", "n_particles", "n_fine", "n_radii", "n_units", "stop_third", "stop_second", "stop", "steps"
+    ]
+)  # fmt: skip
 def _newton(
     samples, centre, row, pose, table, radius, angle, weight, out,
-    n_candidates, n_particles, n_fine, stop_third, stop_second, stop, limit_x, limit_y, bound_deg, bound_px, slack,
-    steps, settled,
-    ALL_RADII: tl.constexpr, N_HALF: tl.constexpr, EVEN: tl.constexpr,
-    CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
+    n_candidates, n_particles, n_fine, n_radii, n_units, stop_third, stop_second, stop,
+    limit_x, limit_y, bound_deg, bound_px, slack, steps, settled,
+    EVEN: tl.constexpr, CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, radius, angle).
 
     Programs of one particle follow each other, so that its samples come from the cache after the first. EVEN says
-    that blocks leave no rest, so that no load needs a mask.
+    that blocks leave no rest, so that no load needs a mask, and counts angles by the block, so that words of a row are
+    aligned; otherwise `n_units` is the number of angles.
     """
+    n_half = n_units * H_BLOCK if EVEN else n_units
     n_groups = (n_candidates + CANDIDATES - 1) // CANDIDATES
     particle = (tl.program_id(0) // n_groups).to(tl.int64)
     number = tl.program_id(0) % n_groups * CANDIDATES + tl.arange(0, CANDIDATES)
@@ -174,10 +179,10 @@ def _newton(
         tl.store(out + 4 * c + 3, tl.full((CANDIDATES,), float("-inf"), tl.float32))
         return
     centre_x, centre_y = tl.load(centre + 2 * particle), tl.load(centre + 2 * particle + 1)
-    turn = 2 * N_HALF * n_fine
+    turn = 2 * n_half * n_fine
     step_deg = 360.0 / turn
-    mine = samples + particle * (ALL_RADII * N_HALF)
-    templates = table + tl.load(row + c).to(tl.int64) * n_fine * (ALL_RADII * (3 * N_HALF + 2))
+    mine = samples + particle * (n_radii * n_half)
+    templates = table + tl.load(row + c).to(tl.int64) * n_fine * (n_radii * (3 * n_half + 2))
     zero = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
     going, climbs = ~behind, steps > 1
     # Where the score was highest so far, and that score.
@@ -190,15 +195,15 @@ def _newton(
         fine = position % turn
         # The remainder keeps the sign of the dividend.
         fine = tl.where(fine < 0, fine + turn, fine)
-        template = templates + fine % n_fine * (ALL_RADII * (3 * N_HALF + 2)) + fine // n_fine
+        template = templates + fine % n_fine * (n_radii * (3 * n_half + 2)) + fine // n_fine
         template = template[:, None, None]
         sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
         sums = _band(sums, mine, template, radius, angle, weight, x, y, 0, stop_third,
-                     3, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+                     n_half, 3, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
         sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_third, stop_second,
-                     2, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+                     n_half, 2, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
         sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_second, stop,
-                     1, N_HALF, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
+                     n_half, 1, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
         # Lanes are added up only here.
         s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
         s0, s1, s2 = _total(s0), _total(s1), _total(s2)
@@ -268,17 +273,16 @@ def newton(
     """Refine candidate poses by Newton steps; see `reference.newton`. The templates' table is its `half_pairs`."""
     samples = samples if particle is None else samples[particle]
     candidates, k_block, h_block, num_warps = MANY if len(row) > 2 else FEW
-    n_particles, n_all_radii, n_half = samples.shape
+    n_particles, n_radii, n_half = samples.shape
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]
     even = all(stop % k_block == 0 for stop in rule.stops) and all(n_half % (h_block * s) == 0 for s in strides)
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
         samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(),
         templates.table, templates.radius, templates.angle, templates.weight, out,
-        len(row), n_particles, templates.table.shape[1], *rule.stops, *rule.limit_xy_px, rule.most_deg, rule.most_px,
-        rule.slack, rule.steps, SETTLED,
-        ALL_RADII=n_all_radii, N_HALF=n_half, EVEN=even,
-        CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
+        len(row), n_particles, templates.table.shape[1], n_radii, n_half // h_block if even else n_half, *rule.stops,
+        *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED,
+        EVEN=even, CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
     return out
 
