@@ -40,7 +40,7 @@ from ralib.analysis import (
 )
 from ralib.analysis.states import LINE_SIGNIFICANCE, SIGNIFICANCE
 from ralib.benchmarks.record import record, write_record
-from ralib.particles.preparation import align_particles
+from ralib.particles.aligned_images import align_particles
 from ralib.types import ParticleSet
 
 SIDE_VIEWS = {"a": "-0.438,-0.867,0.237", "b": "1,0,0", "c": "0,1,0"}

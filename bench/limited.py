@@ -21,7 +21,8 @@ import torch
 from ralib.alignment.iteration import Alignment
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.state import LoopState
-from ralib.benchmarks.distributed import BLOCK, MadeImages, Workload, synchronize
+from ralib.benchmarks.distributed import synchronize
+from ralib.benchmarks.made_images import BLOCK, MadeImages, Workload
 from ralib.benchmarks.record import record, write_record
 from ralib.runtime.memory import limit_device_memory
 from ralib.simulation.simulator import simulate_particles

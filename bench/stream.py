@@ -36,7 +36,8 @@ from ralib import io
 from ralib.alignment.iteration import Alignment
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.state import LoopState
-from ralib.benchmarks.distributed import BLOCK, MadeImages, Workload, synchronize
+from ralib.benchmarks.distributed import synchronize
+from ralib.benchmarks.made_images import BLOCK, MadeImages, Workload
 from ralib.benchmarks.record import record, write_record
 from ralib.io.mrc import open_stack
 from ralib.particles import prefetch as loading

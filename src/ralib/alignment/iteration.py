@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ralib.alignment.references import (
     user_references,
 )
 from ralib.alignment.sample_cache import SampleCache
-from ralib.alignment.search import PoseSearch
+from ralib.alignment.stage import Stage, make_stage
 from ralib.alignment.state import LoopState
 from ralib.classes import assignment as assign
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses
@@ -42,22 +42,6 @@ BATCH_SHARE = 64
 
 STILL_PX = 0.5
 """A particle whose origin moves by less keeps its place on the grid that is searched."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A pose search, and the shift range it was made for.
-
-    Attributes
-    ----------
-    search : PoseSearch
-        The search.
-    shift_range_xy_px : tuple of float
-        Shift range along x and y, pixels.
-    """
-
-    search: PoseSearch
-    shift_range_xy_px: tuple[float, float]
 
 
 class Alignment:
@@ -130,28 +114,9 @@ class Alignment:
         Stage
             The search and its shift range.
         """
-        limit = shift_limit_px(self.box, self.outer_radius)
-        span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
-        if max(shift_range_xy_px) > limit:
-            self.warnings.append(
-                Notice(
-                    what=f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
-                    f"{self.outer_radius:g} px can move no further in a box of {self.box} px",
-                    where="`shift_range_xy_px`",
-                    remedy=f"give `outer_radius` {self.box // 2 - 1 - max(shift_range_xy_px):g} or less "
-                    "to search all of it",
-                )
-            )
-        search = PoseSearch(
-            box=self.box,
-            outer_radius=self.outer_radius,
-            inner_radius=self.options.inner_radius,
-            shift_range_xy_px=span,
-            shift_step_px=step_px,
-            mirror=self.options.mirror,
-            device=self.device,
-        )
-        return Stage(search, span)
+        made, notices = make_stage(self.options, self.box, shift_range_xy_px, step_px)
+        self.warnings += notices
+        return made
 
     def iterate(
         self,
@@ -197,14 +162,8 @@ class Alignment:
         poses = shift_poses(poses, move) if centred else poses
         warnings, self.sample_cache.notices = [*self.sample_cache.notices, *warnings], []
         previous = state.poses if state.averages is not None else None
-        figures = iteration_figures(
-            state.iteration + 1,
-            poses,
-            previous,
-            averages,
-            self.outer_radius,
-            time.perf_counter() - start,
-        )
+        seconds = time.perf_counter() - start
+        figures = iteration_figures(state.iteration + 1, poses, previous, averages, self.outer_radius, seconds)
         if figures["largest"] == 0:
             raise RalibError(f"none of the {len(poses)} images can be used: constant, not finite, or left out")
         figures["half_precision"] = self.batches.rounded

@@ -88,9 +88,7 @@ class FourierBesselBasis:
             norm = radius_px * np.sqrt(np.pi) * np.abs(jv(m + 1, roots))
             radial = jv(m, np.outer(radius / radius_px, roots)) / norm
             spectrum = _radial_spectrum(m, roots, radius_px, ring) / norm * weight[:, None]
-            # Orthonormal on the pixels; the change is small, and the spectra follow it.
-            lower = np.linalg.cholesky((radial * count[:, None]).T @ radial)
-            radial, spectrum = (np.linalg.solve(lower, part.T).T for part in (radial, spectrum))
+            radial, spectrum = _orthonormal(radial, spectrum, count)
             values = radial[inverse[:half]]
             cosines.append(values * np.cos(m * angle[:half])[:, None])
             sines.append(values * np.sin(m * angle[:half])[:, None])
@@ -100,13 +98,10 @@ class FourierBesselBasis:
         order = np.concatenate(orders)
         columns = [torch.from_numpy(np.flatnonzero(order % 2 == parity)).to(device) for parity in (0, 1)]
         cosine, sine = (np.concatenate(parts, axis=1).astype(np.float32) for parts in (cosines, sines))
-        parts = [
-            tuple(
-                torch.from_numpy(np.ascontiguousarray(part[:, order % 2 == parity])).to(device)
-                for part in (cosine, sine)
-            )
+        even, odd = (
+            [torch.from_numpy(np.ascontiguousarray(p[:, order % 2 == parity])).to(device) for p in (cosine, sine)]
             for parity in (0, 1)
-        ]
+        )
         return cls(
             box=box,
             radius_px=radius_px,
@@ -115,8 +110,8 @@ class FourierBesselBasis:
             ring_frequency_per_px=torch.from_numpy(ring).float().to(device),
             hankel=tuple(hankel),
             _pixel=torch.from_numpy(pixel).to(device),
-            _even=(parts[0][0], parts[0][1]),
-            _odd=(parts[1][0][:-1], parts[1][1][:-1]),
+            _even=(even[0], even[1]),
+            _odd=(odd[0][:-1], odd[1][:-1]),
             _even_columns=columns[0],
             _odd_columns=columns[1],
         )
@@ -170,6 +165,12 @@ def _rings(radius_px: float, max_frequency_per_px: float) -> tuple[np.ndarray, n
     step = 1.0 / (4 * radius_px + 8)
     ring = (np.arange(int((max_frequency_per_px + 1.0 / radius_px) / step)) + 0.5) * step
     return ring, 2 * np.pi * np.sqrt(ring * step)
+
+
+def _orthonormal(radial: np.ndarray, spectrum: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Radial functions orthonormal on the pixels, of which `count` have each radius; the spectra follow the change."""
+    lower = np.linalg.cholesky((radial * count[:, None]).T @ radial)
+    return np.linalg.solve(lower, radial.T).T, np.linalg.solve(lower, spectrum.T).T
 
 
 def _radial_spectrum(m: int, roots: np.ndarray, radius_px: float, ring: np.ndarray) -> np.ndarray:

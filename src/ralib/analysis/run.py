@@ -22,7 +22,7 @@ from ralib.analysis.twosdr import TwoSDR
 from ralib.io import write_mrcs
 from ralib.io.atomic import atomic_folder
 from ralib.io.viewing import viewing_directions
-from ralib.particles.preparation import align_particles
+from ralib.particles.aligned_images import align_particles
 from ralib.types import ImageSource, ParticleSet, RalibError
 
 METHODS = ("auto", "ctf", "pca", "mpca", "2sdr", "steerable")

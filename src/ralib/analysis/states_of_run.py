@@ -90,24 +90,8 @@ def _write_states(
     from ralib.io.atomic import atomic_folder
 
     assert particles.poses is not None
-    state_index = torch.full((len(particles),), -1, dtype=torch.int64)
-    weight = np.zeros(len(particles))
-    record: dict[str, Any] = {"asked_for": n_states, "classes": []}
-    first = 0
-    for k, (members, split) in splits.items():
-        state_index[torch.from_numpy(members)] = torch.from_numpy(split.labels + first)
-        weight[members] = split.responsibilities.max(1)
-        figures = {
-            "class": k + 1,
-            "members": len(members),
-            "states": list(range(first + 1, first + split.n_states + 1)),
-            "shares": split.responsibilities.mean(0).round(4).tolist(),
-            **{name: getattr(split, name) for name in SHOWN},
-            "components_above_noise": split.n_above_noise,
-            "tried": split.tried,
-        }
-        record["classes"].append(figures)
-        first += split.n_states
+    state_index, weight, classes = _numbered(splits, len(particles))
+    record: dict[str, Any] = {"asked_for": n_states, "classes": classes}
     found = [split for _, split in splits.values()]
     averages = np.concatenate([split.averages for split in found])
     differences = np.concatenate([split.difference for split in found])
@@ -129,5 +113,30 @@ def _write_states(
         plots.gallery(np.concatenate([averages, differences]), titles=[*titles, *titles], columns=len(titles)).savefig(
             made / "states.png", dpi=120
         )
-        write_particles_star(made / "states.star", particles, poses, n_classes=first)
+        write_particles_star(made / "states.star", particles, poses, n_classes=sum(split.n_states for split in found))
     return record
+
+
+def _numbered(
+    splits: dict[int, tuple[np.ndarray, StateSplit]], n: int
+) -> tuple[torch.Tensor, np.ndarray, list[dict[str, Any]]]:
+    """State of each particle (n,) counted through all classes, -1 for none; its probability (n,); figures by class."""
+    state_index, weight = torch.full((n,), -1, dtype=torch.int64), np.zeros(n)
+    classes: list[dict[str, Any]] = []
+    first = 0
+    for k, (members, split) in splits.items():
+        state_index[torch.from_numpy(members)] = torch.from_numpy(split.labels + first)
+        weight[members] = split.responsibilities.max(1)
+        classes.append(
+            {
+                "class": k + 1,
+                "members": len(members),
+                "states": list(range(first + 1, first + split.n_states + 1)),
+                "shares": split.responsibilities.mean(0).round(4).tolist(),
+                **{name: getattr(split, name) for name in SHOWN},
+                "components_above_noise": split.n_above_noise,
+                "tried": split.tried,
+            }
+        )
+        first += split.n_states
+    return state_index, weight, classes

@@ -10,89 +10,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from ralib.alignment.iteration import BATCH_BYTES, Alignment
 from ralib.alignment.options import AlignmentOptions
+from ralib.alignment.stage import Stage
 from ralib.alignment.state import LoopState
-from ralib.kernels import rotate_shift_images
+from ralib.benchmarks.made_images import BLOCK, MadeImages, Workload
 from ralib.runtime.distributed import ProcessGroup, Ranks, SingleProcess, shard
 from ralib.runtime.memory import free_memory
 from ralib.simulation.simulator import simulate_particles
 from ralib.types import ParticleSet, Poses, RalibError
 
-BLOCK = 512
 WORKING_BYTES = {"cuda": 28 * 2**30, "cpu": 2**29}
 """What a rank needs beside its particles: cross spectra, batches, candidates."""
 SAME = 1e-5
 SAME_CLASSES = 1e-3
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The workload of every number of ranks; lengths in pixels."""
-
-    particles: int = 1_000_000
-    box: int = 128
-    references: int = 200
-    shift_range_px: float = 3.0
-    snr: float = 0.1
-    repeats: int = 3
-    seed: int = 1
-
-    @property
-    def outer_radius(self) -> int:
-        """Radius of the disc compared, pixels."""
-        return self.box // 2 - 12 if self.box >= 64 else self.box // 2 - 6
-
-
-class MadeImages:
-    """References in random poses plus noise, made in blocks when they are read.
-
-    Each block has its own random stream, and so is the same for any number of ranks. Particle i shows reference i
-    modulo k.
-
-    Parameters
-    ----------
-    references : Tensor of shape (k, n, n)
-        References.
-    workload : Workload
-        The workload.
-    """
-
-    def __init__(self, references: Tensor, workload: Workload) -> None:
-        self.references, self.workload = references, workload
-        self.n_images, self.box = workload.particles, workload.box
-
-    def read(self, index: np.ndarray) -> np.ndarray:
-        """Return particles (b, n, n) in the order of `index` (b,), in main memory."""
-        return self.read_tensor(index).cpu().numpy()
-
-    def read_tensor(self, index: np.ndarray) -> Tensor:
-        """Return consecutive particles (b, n, n), on the references' device."""
-        first, last = int(index[0]), int(index[-1])
-        blocks = [self._block(number) for number in range(first // BLOCK, last // BLOCK + 1)]
-        start = first // BLOCK * BLOCK
-        return torch.cat(blocks)[first - start : last + 1 - start]
-
-    def _block(self, number: int) -> Tensor:
-        device = self.references.device
-        generator = torch.Generator(device).manual_seed(self.workload.seed * 1_000_003 + number)
-
-        def uniform(span: float, *shape: int) -> Tensor:
-            return span * (2 * torch.rand(BLOCK, *shape, generator=generator, device=device) - 1)
-
-        view = (number * BLOCK + torch.arange(BLOCK, device=device)) % len(self.references)
-        # Turned, a shift must stay within the range along both axes.
-        origin = uniform(self.workload.shift_range_px / 2**0.5, 2)
-        turned = rotate_shift_images(self.references[view], uniform(180.0), origin, uniform(1.0) > 0)
-        return turned + torch.randn(turned.shape, generator=generator, device=device)
 
 
 class MeasuredRanks:
@@ -285,17 +223,9 @@ def run_count(
     start = time.perf_counter()
     state = run.iterate(stage, LoopState(0, references, Poses.identity(n, device)), last=True)
     synchronize(device)
-    first_s, seconds, worked = time.perf_counter() - start, [], []
-    ranks.reset()
-    for _ in range(workload.repeats):
-        synchronize(device)
-        ranks.barrier()
-        start, work = time.perf_counter(), time.process_time()
-        # The same references each time, so that every repeat does the same work.
-        done = run.iterate(stage, replace(state, references=references), last=True)
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-        worked.append(time.process_time() - work)
+    first_s = time.perf_counter() - start
+    # The same references each time, so that every repeat does the same work.
+    done, seconds, worked = _timed(run, stage, replace(state, references=references), ranks, workload.repeats)
     processor = torch.zeros(ranks.size, dtype=torch.float64)
     processor[ranks.rank] = statistics.median(worked)
     ranks.all_reduce_(processor)
@@ -319,6 +249,23 @@ def run_count(
         "planned_device_bytes": planned_bytes(workload, ranks.size, device),
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
     }, done
+
+
+def _timed(
+    run: Alignment, stage: Stage, state: LoopState, ranks: MeasuredRanks, repeats: int
+) -> tuple[LoopState, list[float], list[float]]:
+    """State after an iteration, and seconds and processor seconds of this process in each repeat of it."""
+    seconds, worked = [], []
+    ranks.reset()
+    for _ in range(repeats):
+        synchronize(run.device)
+        ranks.barrier()
+        start, work = time.perf_counter(), time.process_time()
+        done = run.iterate(stage, state, last=True)
+        synchronize(run.device)
+        seconds.append(time.perf_counter() - start)
+        worked.append(time.process_time() - work)
+    return done, seconds, worked
 
 
 def compared(first: LoopState, state: LoopState) -> dict[str, Any]:
@@ -402,11 +349,6 @@ def row_text(row: dict[str, Any]) -> str:
         f"{row['waited_for_the_slowest_s']:.3f} s waited; averages differ by {row['averages_differ']:.1e}, "
         f"classes by {100 * row['classes_differ']:.3f} %; {100 * row['right_class']:.1f} % in the right class"
     )
-
-
-def described(workload: Workload) -> dict[str, Any]:
-    """Return the workload as a result file holds it."""
-    return asdict(workload) | {"outer_radius": workload.outer_radius}
 
 
 def synchronize(device: torch.device) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.alignment.iteration import Alignment, Stage
+from ralib.alignment.iteration import Alignment
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.batched import BatchedSearch
+from ralib.alignment.stage import Stage
 from ralib.alignment.state import LoopState
 from ralib.benchmarks.oracle import Oracle, dense_search
 from ralib.kernels.pose_search.reference_newton import used_samples

@@ -99,23 +99,14 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
     dict
         The image sheets as text, by the element names that the JSON refers to.
     """
-    drawn: dict[str, tuple[np.ndarray, int]] = {}
-
-    def pictures(name: str, images: np.ndarray, quality: int, *, together: bool = False) -> list[dict[str, Any]]:
-        listing = []
-        flat = images.reshape(-1, *images.shape[-2:])
-        for number, sheet in enumerate(pack(flat, together=together)):
-            drawn[f"sheet-{name}-{number}"] = (sheet.pop("levels"), quality)
-            listing.append({"id": f"sheet-{name}-{number}", **sheet})
-        return listing
-
+    sheets = _Sheets()
     c = contents
     data: dict[str, Any] = {
         key: getattr(c, key)
         for key in ("title", "fingerprint", "facts", "classes", "iterations", "warnings", "box_px", "pixel_size_A")
     }
     data["server"], data["automatic_junk_limit"] = c.server, c.automatic_junk_limit
-    data["averages"] = pictures("averages", c.averages, 90)
+    data["averages"] = sheets.add("averages", c.averages, 90)
     data["frc"] = data["particle_figures"] = data["members"] = data["history"] = data["ctf"] = None
     if c.frc is not None and c.frc_frequency_per_px is not None:
         data["frc"] = {"frequency_per_px": c.frc_frequency_per_px, "values": packed(c.frc, "f4")}
@@ -131,20 +122,40 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
     if c.members is not None:
         m = c.members
         data["members"] = {"kind": m.kind, "row": m.row, "score": m.score, "figures": m.figures}
-        data["members"]["sheets"] = pictures("members", m.images, 55)
+        data["members"]["sheets"] = sheets.add("members", m.images, 55)
     if c.history is not None:
         h = c.history
         data["history"] = {
             "iterations": h.iterations,
             "ancestors": h.ancestors,
-            "sheets": pictures("history", h.images, 60),
+            "sheets": sheets.add("history", h.images, 60),
         }
     if c.ctf is not None:
         data["ctf"] = vars(c.ctf)
-    data["embedding"] = None if c.embedding is None else _embedding(c.embedding, pictures)
-    with ThreadPoolExecutor() as pool:
-        texts = pool.map(lambda item: encode(item[0], quality=item[1]), drawn.values())
-        return dict(plain(data)), dict(zip(drawn, texts, strict=True))
+    data["embedding"] = None if c.embedding is None else _embedding(c.embedding, sheets)
+    return dict(plain(data)), sheets.encoded()
+
+
+class _Sheets:
+    """The image sheets of a page, by the element names that its JSON refers to."""
+
+    def __init__(self) -> None:
+        self._levels: dict[str, tuple[np.ndarray, int]] = {}
+
+    def add(self, name: str, images: np.ndarray, quality: int, *, together: bool = False) -> list[dict[str, Any]]:
+        """Put images (..., n, n) on sheets; what the JSON says of each sheet."""
+        listing = []
+        flat = images.reshape(-1, *images.shape[-2:])
+        for number, sheet in enumerate(pack(flat, together=together)):
+            self._levels[f"sheet-{name}-{number}"] = (sheet.pop("levels"), quality)
+            listing.append({"id": f"sheet-{name}-{number}", **sheet})
+        return listing
+
+    def encoded(self) -> dict[str, str]:
+        """The sheets as text."""
+        with ThreadPoolExecutor() as pool:
+            texts = pool.map(lambda item: encode(item[0], quality=item[1]), self._levels.values())
+            return dict(zip(self._levels, texts, strict=True))
 
 
 def _hexagon_map(m: HexagonMap, shown: Callable[[np.ndarray], Any]) -> dict[str, Any]:
@@ -152,14 +163,14 @@ def _hexagon_map(m: HexagonMap, shown: Callable[[np.ndarray], Any]) -> dict[str,
     return {"title": m.title, "centre": m.centre, "size": m.size, "counts": shown(m.counts), **sides}
 
 
-def _embedding(e: Embedding, pictures: Any) -> dict[str, Any]:
+def _embedding(e: Embedding, sheets: _Sheets) -> dict[str, Any]:
     return {
         "xy": packed(e.xy, "f4"),
         "row": packed(e.row, "u4"),
         "class_index": packed(e.class_index, "u2"),
         "score": packed(e.score, "f4"),
         "defocus_A": packed(e.defocus_A, "f4"),
-        "sheets": pictures("points", e.images, 35),
+        "sheets": sheets.add("points", e.images, 35),
         "class_xy": packed(e.class_xy, "f4"),
         "class_tsne_xy": None if e.class_tsne_xy is None else packed(e.class_tsne_xy, "f4"),
         "explained": e.explained,

@@ -71,22 +71,10 @@ def write_relion_files(
     last = figures[-1] if figures else {}
     pixel_A = averages.pixel_size_A or 1.0
     box = averages.images.shape[-1]
-    classes = list(record.get("classes") or [])
-    spread = [_values(classes, "inplane_spread_deg"), _values(classes, "shift_spread_px")]
     io.link_or_copy(particle_file, data)
-    io.write_model_star(
-        model,
-        averages,
-        averages_path=average_file,
-        resolution_A=_values(classes, "resolution_A"),
-        log_likelihood=float(np.nansum(poses.score.double().numpy())),
-        mean_posterior=1.0 if posterior is None else float(np.mean(posterior)),
-        rotation_accuracy_deg=spread[0],
-        shift_accuracy_A=None if spread[1] is None else [np.nan if v is None else v * pixel_A for v in spread[1]],
-        noise_power=noise_power(particles, box),
-        groups=group_sizes(particles),
-        n_optics=io.count_optics_groups(particles),
-    )
+    log_likelihood = float(np.nansum(poses.score.double().numpy()))
+    mean_posterior = 1.0 if posterior is None else float(np.mean(posterior))
+    _write_model(model, averages, particles, record, average_file, (log_likelihood, mean_posterior))
     number = iteration if iteration is not None else int(last.get("iteration") or len(figures))
     ctf = options.get("ctf_mode", options.get("ctf"))
     reach_px = record.get("search_range_px") or 0.1 * box
@@ -109,6 +97,32 @@ def write_relion_files(
         shift_changes_A=_number(last.get("pixel_error_px")) * pixel_A,
     )
     return [data, model, optimiser, sampling]
+
+
+def _write_model(
+    path: Path,
+    averages: ClassAverages,
+    particles: ParticleSet,
+    record: Mapping[str, Any],
+    average_file: Path,
+    fit: tuple[float, float],
+) -> None:
+    """_model.star; `fit` is the log-likelihood of all particles, and the mean responsibility of their classes."""
+    classes, pixel_A = list(record.get("classes") or []), averages.pixel_size_A or 1.0
+    shift_px = _values(classes, "shift_spread_px")
+    io.write_model_star(
+        path,
+        averages,
+        averages_path=average_file,
+        resolution_A=_values(classes, "resolution_A"),
+        log_likelihood=fit[0],
+        mean_posterior=fit[1],
+        rotation_accuracy_deg=_values(classes, "inplane_spread_deg"),
+        shift_accuracy_A=None if shift_px is None else [np.nan if v is None else v * pixel_A for v in shift_px],
+        noise_power=noise_power(particles, averages.images.shape[-1]),
+        groups=group_sizes(particles),
+        n_optics=io.count_optics_groups(particles),
+    )
 
 
 def noise_power(particles: ParticleSet, box: int) -> np.ndarray | None:

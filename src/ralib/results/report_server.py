@@ -169,19 +169,8 @@ def report_app(report: ServedReport, token: str) -> Starlette:
     async def write(request: Request) -> Response:
         if not known(request):
             return nothing()
-        answer: tuple[dict[str, Any], int]
-        if request.headers.get("content-type", "").split(";")[0] != "application/json" or not _same_origin(request):
-            answer = {"error": "only the page itself may write"}, 403
-        elif int(request.headers.get("content-length", MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
-            answer = {"error": "the selection is too large"}, 413
-        else:
-            try:
-                answer = await run_in_threadpool(report.write, json.loads(await request.body())), 200
-            except (RalibError, ValueError, RecursionError) as error:
-                answer = {"error": str(error)}, 400
-            except OSError as error:
-                answer = {"error": f"cannot write: {error.strerror}: {error.filename}"}, 500
-        return JSONResponse(answer[0], status_code=answer[1], headers=_HEADERS)
+        answer, status = await _written(report, request)
+        return JSONResponse(answer, status_code=status, headers=_HEADERS)
 
     routes = [
         Route("/{token}/", page),
@@ -190,6 +179,22 @@ def report_app(report: ServedReport, token: str) -> Starlette:
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     return Starlette(routes=routes, middleware=[hosts])
+
+
+async def _written(report: ServedReport, request: Request) -> tuple[dict[str, Any], int]:
+    """The answer to a request to write a selection, and its HTTP status."""
+    from starlette.concurrency import run_in_threadpool
+
+    if request.headers.get("content-type", "").split(";")[0] != "application/json" or not _same_origin(request):
+        return {"error": "only the page itself may write"}, 403
+    if int(request.headers.get("content-length", MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
+        return {"error": "the selection is too large"}, 413
+    try:
+        return await run_in_threadpool(report.write, json.loads(await request.body())), 200
+    except (RalibError, ValueError, RecursionError) as error:
+        return {"error": str(error)}, 400
+    except OSError as error:
+        return {"error": f"cannot write: {error.strerror}: {error.filename}"}, 500
 
 
 def _same_origin(request: Request) -> bool:

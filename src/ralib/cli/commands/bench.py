@@ -194,7 +194,8 @@ def _distributed(
     n_ranks = n_ranks or (2 if on_cpu else torch.cuda.device_count())
     if n_ranks > 1 and not launched():
         raise typer.Exit(launch(n_ranks, sys.argv[1:]))
-    from ralib.benchmarks.distributed import Workload, described, efficiency_rows, run_counts
+    from ralib.benchmarks.distributed import efficiency_rows, run_counts
+    from ralib.benchmarks.made_images import Workload, described
     from ralib.benchmarks.record import record, write_record
 
     everyone, where = join(), resolve_device(device)

@@ -34,7 +34,7 @@ def transform(
 ) -> None:
     """Apply the stored poses to the images (sxtransform2d): each comes out as its class average sees it."""
     from ralib.io import for_computing
-    from ralib.particles.preparation import AlignedSource, align_particles
+    from ralib.particles.aligned_images import AlignedSource, align_particles
 
     particles = for_computing(opened(stack, datadir, pixel_size), ctf=False)
     aligned = align_particles(particles, method=method, device=resolve_device(device))

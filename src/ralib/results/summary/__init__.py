@@ -136,9 +136,6 @@ def summarise(
             )
         )
     record, pixel_size_A = run.record, _pixel_size_A(run)
-    per_particle = particle_figures(run)
-    if len(run.poses) * len(per_particle) > MAX_SCORES:  # by junk alone the page selects what `select --auto` does
-        per_particle = {"junk": per_particle["junk"]} if "junk" in per_particle else {}
     ctf = run.particles.ctf
     return ReportContents(
         title=_title(run),
@@ -152,7 +149,7 @@ def summarise(
         pixel_size_A=pixel_size_A,
         frc_frequency_per_px=run.frc_frequency_per_px,
         frc=run.frc,
-        particle_figures=per_particle,
+        particle_figures=_particle_figures(run),
         histograms=histograms(run),
         hexagon_maps=hexagon_maps(run),
         members=shown_members,
@@ -162,6 +159,14 @@ def summarise(
         automatic_junk_limit=automatic_junk_limit(run),
         server=server,
     )
+
+
+def _particle_figures(run: RunFiles) -> dict[str, np.ndarray]:
+    """The figures (n,) of particles by name; of very many particles only their junk, by which `select --auto` goes."""
+    found = particle_figures(run)
+    if len(run.poses) * len(found) <= MAX_SCORES:
+        return found
+    return {"junk": found["junk"]} if "junk" in found else {}
 
 
 def _sample(run: RunFiles, most: int, rng: np.random.Generator) -> np.ndarray:
