@@ -167,6 +167,16 @@ def test_all_files_of_a_selection(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert not out.exists()
 
 
+def test_a_selection_of_all_particles_says_that_none_is_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, excluded = tmp_path / "kept.star", tmp_path / "rest.star"
+    assert main(["select", str(run), str(out), "--min-members", "0", "--excluded", str(excluded)]) == 0
+    assert f"no particle is left out: {excluded} is not written" in capsys.readouterr().out
+    assert len(rows_of(out)) == 300
+    assert not excluded.exists()
+
+
 def test_a_mistake_writes_none_of_the_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     existing = tmp_path / "rest.star"
     existing.write_text("precious")

@@ -98,10 +98,10 @@ def exchange_classes(
 def _exchange_line(keep: Tensor, k: int, split: int, n_candidates: int) -> str:
     """What became of k classes, of those split from them, and of outlying ones."""
     kept_split = int(((keep >= k) & (keep < k + split)).sum())
-    line = f"{counted(split)} split, {kept_split} of the new ones stay for others"
+    line = f"{counted(split)} split, {kept_split} of the halves kept in place of others"
     if (outlying := n_candidates - k - split) > 0:
         kept = int((keep >= k + split).sum())
-        line += f"; {counted(outlying)} of poorly explained particles came, {kept} of them stay"
+        line += f"; {counted(outlying)} made of poorly explained particles, {kept} kept"
     return line
 
 

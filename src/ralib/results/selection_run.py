@@ -170,8 +170,9 @@ def write_selection(
     if not len(rows):
         raise RalibError("no particle remains: keep more classes, or loosen the rules")
     left_out = np.setdiff1d(np.arange(len(run.poses)), rows)
-    if excluded is not None and not len(left_out):
-        raise RalibError("`excluded`: every particle is kept, none is left out; leave the option out")
+    if excluded is not None and not len(left_out):  # no particle file is empty
+        lines.append(f"no particle is left out: {excluded} is not written")
+        excluded = None
     classes, particles = classes_to_average(run, selection), run.particles
     if recenter:
         particles = recentred(particles)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from ralib.cli.common import show_warnings
-from ralib.types import RalibError
 
 _PICTURES = (".png", ".pdf", ".svg")
 _RUN_HELP = "A run's OUTDIR, or a 2D classification of RELION or cryoSPARC (folder or particle file)."
@@ -56,12 +55,11 @@ def compare(
     found = compare_runs(a, b)
     alone = (found.kept_a & ~found.kept_b, found.kept_b & ~found.kept_a)
     wanted = [(only_a, a, found.rows_a, alone[0], names[0]), (only_b, b, found.rows_b, alone[1], names[1])]
-    for path, _, _, mine, name in wanted:
-        if path is not None and not mine.any():
-            raise RalibError(f"{path}: there are no particles that only {name} keeps; leave the option out")
     lines = comparison_lines(found, *names)
-    for path, run, rows, mine, _ in wanted:
-        if path is not None:
+    for path, run, rows, mine, name in wanted:
+        if path is not None and not mine.any():
+            lines.append(f"no particle is kept only by {name}: {path} is not written")
+        elif path is not None:
             write_selected(run.particles, rows[mine], path, n_classes=run.n_classes, scores=run.scores)
             lines.append(f"wrote {path}: {int(mine.sum())} particles")
     if out is not None:
