@@ -33,7 +33,7 @@ BEYOND = 8
 DISC_BYTES, MATRIX_BYTES = 2**28, 2**27
 """Memory of Bessel functions, and of a matrix that takes their place on a GPU, at most."""
 
-MOST_DISCS = 6
+MOST_DISCS = 10
 """Numbers of rings and orders for which they are kept."""
 
 
@@ -276,7 +276,9 @@ class RingGrid:
     def _disc_of(self, rings: int, n_orders: int) -> DiscWaves | DiscMatrices | None:
         """What images of the first rings and orders are computed with; None where samples take less memory."""
         known = self._discs
-        if (rings, n_orders) not in known:
+        if (rings, n_orders) in known:
+            known[rings, n_orders] = known.pop((rings, n_orders))  # the latest used is the last
+        else:
             disc: DiscWaves | DiscMatrices | None = None
             if self._disc is not None:
                 disc = self._disc.first_rings(rings, n_orders)
