@@ -8,7 +8,7 @@ becomes a `ClassificationResult`.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,26 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classes.iteration_figures import class_figures
 from ralib.classification.earlier_classes import EarlierClasses
-from ralib.classification.examination import Examination
-from ralib.classification.final_classes import (
-    equalised,
-    fewer_classes,
-    final_averages,
-    unusable_images,
-    with_class_of_junk,
-)
-from ralib.classification.image_statistics import StatisticsTable
+from ralib.classification.examination import Examiner
+from ralib.classification.final_result import final_result
 from ralib.classification.kernels_ahead import calls_ahead
 from ralib.classification.loading import findings, held_out, particle_extent, random_halves, resident_batches
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
 from ralib.classification.options import ClassificationOptions
-from ralib.classification.pose_support import pose_support
-from ralib.classification.prediction import FittedClasses
-from ralib.classification.quality import judge
-from ralib.classification.results import filtered, state_poses
+from ralib.classification.results import state_poses
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_checkpoint import HALF, resume_schedule
 from ralib.classification.schedule_reports import ScheduleReports
@@ -52,7 +41,7 @@ from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer, SilentObserver
 from ralib.runtime.ahead import CallAhead, called_ahead
 from ralib.runtime.distributed import Ranks, SingleProcess
-from ralib.types import ClassificationResult, Notice, ParticleSet, Poses, RalibError, as_particles
+from ralib.types import ParticleSet, Poses, RalibError, as_particles
 
 
 class Classifier(ClusterEstimator):
@@ -219,7 +208,7 @@ class Classifier(ClusterEstimator):
         self.n_classes_ = self._options.class_count(len(particles), n_references)
         ahead(calls_ahead(particles.box, self.n_classes_, self._plan, self.mirror, self._device))
         self._timings: dict[str, float] = {}
-        self._last: Examination | None = None
+        self._examiner = Examiner(self.seed, self._device)
         self._budget = Budget.of(self._device)
         self._earlier = earlier
         start = time.perf_counter()
@@ -238,8 +227,16 @@ class Classifier(ClusterEstimator):
         state, figures, schedule = self._search(particles, whitened, shard, observer, resume)
         self._lap("search_s", start)
         start = time.perf_counter()
-        self._finish(particles, batches, state, figures, schedule)
-        self._last = None
+        final = final_result(
+            particles, batches, schedule, state, figures,
+            options=self._options, n_classes=self.n_classes_, extent=self._size, most_detail=self._most_detail,
+            examiner=self._examiner, timings=self._timings,
+        )  # fmt: skip
+        self.result_, self.evidence_ = final.result, final.evidence
+        self.fitted_, self.earlier_ = final.fitted, final.earlier
+        self.poses_, self.class_averages_ = final.result.poses, final.result.averages
+        self.classes_, self.warnings_ = final.result.classes, final.result.warnings
+        del self._examiner
         self._lap("average_s", start)
         return self
 
@@ -346,19 +343,7 @@ class Classifier(ClusterEstimator):
         """Which particles (n,) of a schedule in its final state are surely junk."""
         if at.rows is not None:
             particles = take(particles, at.rows.cpu().numpy())
-        return torch.from_numpy(self._examined(self._batches(particles, at.model.shard), at, state).junk)
-
-    def _examined(
-        self,
-        batches: ParticleBatches,
-        schedule: ClassificationSchedule,
-        state: State,
-        image: StatisticsTable | None = None,
-    ) -> Examination:
-        """The examination of a final state; it is made once where no junk was set aside after it."""
-        if self._last is None or self._last.state is not state:
-            self._last = Examination.of(batches, schedule, state, image=image, seed=self.seed, device=self._device)
-        return self._last
+        return torch.from_numpy(self._examiner.examined(self._batches(particles, at.model.shard), at, state).junk)
 
     def _begin(
         self, particles: ParticleSet, whitened: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None
@@ -394,71 +379,6 @@ class Classifier(ClusterEstimator):
             pixel_size_A=self.references_pixel_size_A,
             particle_pixel_size_A=particles.pixel_size_A,
         )
-
-    def _finish(
-        self,
-        particles: ParticleSet,
-        batches: ParticleBatches,
-        state: State,
-        figures: list[dict[str, Any]],
-        schedule: ClassificationSchedule,
-    ) -> None:
-        model, whitened, shard = schedule.model, schedule.model.particles, schedule.model.shard
-        state, notices = self._final_state(schedule, state)
-        poses = state_poses(state, whitened, shard).to("cpu")
-        shown, n_classes, left_out = poses, len(state.members), shard.gather(whitened.outliers.found).cpu()
-        image = StatisticsTable(batches, whitened.particle_radius_px / whitened.scale)
-        if schedule.k < self.n_classes_:  # one is left to junk
-            shown, of_junk = with_class_of_junk(poses, self._examined(batches, schedule, state).junk, n_classes)
-            if len(of_junk) == n_classes:
-                notices.append(fewer_classes(self.n_classes_, 1))
-            n_classes = len(of_junk)
-            left_out |= shard.gather(whitened.aside).cpu() & ~of_junk[shown.class_index]
-        known = self._last is not None and self._last.state is state
-        averages = final_averages(
-            particles, batches, schedule, state, shown, left_out,
-            ctf=self._options.ctf_mode(particles), n_classes=n_classes, seed=self.seed,
-            look=(lambda _: None) if known else image.add,
-        )  # fmt: skip
-        classes = class_figures(averages, shown, None)
-        bad = torch.nonzero(~shard.gather(whitened.usable))[:, 0].tolist()
-        found = self._examined(batches, schedule, state, image)
-        index = shown.class_index.numpy()
-        assert schedule.references is not None
-        by_choice = torch.Generator().manual_seed(self.seed)
-        support = pose_support(model, state, schedule.references.shape[1], found.odds < 0, by_choice)
-        verdict = judge(
-            found.evidence, found.figures, whitened, averages, classes, index, found.stability, found.odds, support
-        )
-        self.evidence_, self.fitted_ = verdict.evidence, FittedClasses.of(schedule, state, particles)
-        finest = schedule.references.shape[1] * whitened.grid.spacing * whitened.scale
-        self.earlier_ = EarlierClasses(poses, len(state.members), self._size, float(finest), self._most_detail, figures)
-        warnings = [*particles.warnings, *notices, *unusable_images(particles, bad), *verdict.warnings]
-        self.result_ = ClassificationResult(
-            "classify",
-            shown,
-            averages,
-            figures,
-            asdict(self._options),
-            warnings,
-            classes=verdict.classes,
-            references=filtered(averages),
-            bad_particles=bad,
-            timings=self._timings,
-            particle_scores=verdict.particles,
-            log=schedule.log,
-            stability=found.stability.summary,
-            diameter_A=2 * whitened.radius_px / whitened.scale * (particles.pixel_size_A or 1.0),
-        )
-        self.poses_, self.class_averages_, self.classes_ = shown, averages, verdict.classes
-        self.warnings_ = warnings
-
-    def _final_state(self, schedule: ClassificationSchedule, state: State) -> tuple[State, list[Notice]]:
-        """The state with classes of equal size if asked for, else without empty ones, and the notice of those."""
-        state = equalised(schedule.model, schedule, state) if self.equal_sizes else schedule.filled(state)
-        if (empty := int((state.members < 1).sum())) == 0:
-            return state, []
-        return schedule.without_empty(state), [fewer_classes(self.n_classes_, empty)]
 
     def _lap(self, name: str, start: float) -> None:
         if self._device.type == "cuda":

@@ -88,3 +88,35 @@ class Examination:
         evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
         odds = junk_odds(evidence, stability, device)
         return cls(state, stability, evidence, figures, odds, surely_junk(evidence, stability, odds))
+
+
+class Examiner:
+    """Examines final states, the same one only once.
+
+    Parameters
+    ----------
+    seed : int
+        Of the noise that stability is tried with.
+    device : torch.device
+        Where to compute.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.device = seed, device
+        self._last: Examination | None = None
+
+    def knows(self, state: State) -> bool:
+        """Return whether `examined` was called with this state last."""
+        return self._last is not None and self._last.state is state
+
+    def examined(
+        self,
+        batches: ParticleBatches,
+        schedule: ClassificationSchedule,
+        state: State,
+        image: StatisticsTable | None = None,
+    ) -> Examination:
+        """Return the examination of a final state; see `Examination.of`."""
+        if self._last is None or self._last.state is not state:
+            self._last = Examination.of(batches, schedule, state, image=image, seed=self.seed, device=self.device)
+        return self._last

@@ -1,0 +1,166 @@
+"""The outcome of a classification: the final classes are averaged, examined and judged, and become a result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ralib.classes.iteration_figures import class_figures
+from ralib.classification.earlier_classes import EarlierClasses
+from ralib.classification.examination import Examiner
+from ralib.classification.final_classes import (
+    equalised,
+    fewer_classes,
+    final_averages,
+    unusable_images,
+    with_class_of_junk,
+)
+from ralib.classification.image_statistics import StatisticsTable
+from ralib.classification.junk_model import Evidence
+from ralib.classification.options import ClassificationOptions
+from ralib.classification.particle_extent import ParticleExtent
+from ralib.classification.pose_support import pose_support
+from ralib.classification.prediction import FittedClasses
+from ralib.classification.quality import judge
+from ralib.classification.results import filtered, state_poses
+from ralib.classification.schedule import ClassificationSchedule
+from ralib.classification.state import State
+from ralib.particles.batches import ParticleBatches
+from ralib.types import ClassificationResult, Notice, ParticleSet, Poses
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """A classification's result, and what later fits and predictions begin with.
+
+    Attributes
+    ----------
+    result : ClassificationResult
+        The result.
+    evidence : Evidence
+        What the junk model judged.
+    fitted : FittedClasses
+        The classes, for particles that are assigned to them later.
+    earlier : EarlierClasses
+        The classes, for a fit of a larger set.
+    """
+
+    result: ClassificationResult
+    evidence: Evidence
+    fitted: FittedClasses
+    earlier: EarlierClasses
+
+
+def final_result(
+    particles: ParticleSet,
+    batches: ParticleBatches,
+    schedule: ClassificationSchedule,
+    state: State,
+    figures: list[dict[str, Any]],
+    *,
+    options: ClassificationOptions,
+    n_classes: int,
+    extent: ParticleExtent,
+    most_detail: tuple[float, int] | None,
+    examiner: Examiner,
+    timings: dict[str, float],
+) -> FinalResult:
+    """Make the result of a schedule that has run.
+
+    Parameters
+    ----------
+    particles : ParticleSet
+        All particles.
+    batches : ParticleBatches
+        This rank's particles.
+    schedule : ClassificationSchedule
+        The schedule at its end.
+    state : State
+        Its last state.
+    figures : list of dict
+        Figures of its iterations.
+    options : ClassificationOptions
+        Options of the classification.
+    n_classes : int
+        Number of classes asked for.
+    extent : ParticleExtent
+        Extent of the particle, pixels.
+    most_detail : tuple or None
+        As `whiten_particles` takes it.
+    examiner : Examiner
+        Examines final states.
+    timings : dict
+        Seconds by step; the result refers to it.
+
+    Returns
+    -------
+    FinalResult
+        The result.
+    """
+    model, whitened, shard = schedule.model, schedule.model.particles, schedule.model.shard
+    state, notices = _final_state(schedule, state, n_classes, equal_sizes=options.equal_sizes)
+    poses = state_poses(state, whitened, shard).to("cpu")
+    image = StatisticsTable(batches, whitened.particle_radius_px / whitened.scale)
+    shown, left_out = poses, shard.gather(whitened.outliers.found).cpu()
+    n_shown = len(state.members)
+    if schedule.k < n_classes:  # one is left to junk
+        junk = examiner.examined(batches, schedule, state).junk
+        shown, n_shown, more, unneeded = _junk_in_its_class(poses, junk, schedule, n_shown, n_classes)
+        left_out, notices = left_out | more, notices + unneeded
+    averages = final_averages(
+        particles, batches, schedule, state, shown, left_out,
+        ctf=options.ctf_mode(particles), n_classes=n_shown, seed=options.seed,
+        look=(lambda _: None) if examiner.knows(state) else image.add,
+    )  # fmt: skip
+    classes = class_figures(averages, shown, None)
+    found = examiner.examined(batches, schedule, state, image)
+    assert schedule.references is not None
+    rings = schedule.references.shape[1]
+    support = pose_support(model, state, rings, found.odds < 0, torch.Generator().manual_seed(options.seed))
+    index = shown.class_index.numpy()
+    verdict = judge(
+        found.evidence, found.figures, whitened, averages, classes, index, found.stability, found.odds, support
+    )
+    bad = torch.nonzero(~shard.gather(whitened.usable))[:, 0].tolist()
+    result = ClassificationResult(
+        "classify",
+        shown,
+        averages,
+        figures,
+        asdict(options),
+        [*particles.warnings, *notices, *unusable_images(particles, bad), *verdict.warnings],
+        classes=verdict.classes,
+        references=filtered(averages),
+        bad_particles=bad,
+        timings=timings,
+        particle_scores=verdict.particles,
+        log=schedule.log,
+        stability=found.stability.summary,
+        diameter_A=2 * whitened.radius_px / whitened.scale * (particles.pixel_size_A or 1.0),
+    )
+    finest = float(rings * whitened.grid.spacing * whitened.scale)
+    earlier = EarlierClasses(poses, len(state.members), extent, finest, most_detail, figures)
+    return FinalResult(result, verdict.evidence, FittedClasses.of(schedule, state, particles), earlier)
+
+
+def _final_state(
+    schedule: ClassificationSchedule, state: State, asked: int, *, equal_sizes: bool
+) -> tuple[State, list[Notice]]:
+    """The state with classes of equal size if asked for, else without empty ones, and the notice of those."""
+    state = equalised(schedule.model, schedule, state) if equal_sizes else schedule.filled(state)
+    if (empty := int((state.members < 1).sum())) == 0:
+        return state, []
+    return schedule.without_empty(state), [fewer_classes(asked, empty)]
+
+
+def _junk_in_its_class(
+    poses: Poses, junk: np.ndarray, schedule: ClassificationSchedule, n_classes: int, asked: int
+) -> tuple[Poses, int, Tensor, list[Notice]]:
+    """Poses with junk (n,) in a class of its own; the number of classes; who is in no average (n,); notices."""
+    shown, of_junk = with_class_of_junk(poses, junk, n_classes)
+    aside = schedule.model.shard.gather(schedule.model.particles.aside).cpu() & ~of_junk[shown.class_index]
+    return shown, len(of_junk), aside, [fewer_classes(asked, 1)] if len(of_junk) == n_classes else []
