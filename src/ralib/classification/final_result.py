@@ -89,8 +89,8 @@ def final_result(
         Number of classes asked for.
     extent : ParticleExtent
         Extent of the particle, pixels.
-    most_detail : tuple or None
-        As `whiten_particles` takes it.
+    most_detail : tuple of float and int, or None
+        Details across the particle, and rings beyond, to which the grid was limited.
     examiner : Examiner
         Examines final states.
     timings : dict
