@@ -1,4 +1,4 @@
-"""Balanced assignment against an exact solver, and reseeding of starved classes."""
+"""Balanced assignment against an exact solver, and reseeding of small classes."""
 
 import numpy as np
 import pytest
@@ -110,7 +110,7 @@ def test_best_takes_the_lowest_class_of_a_tie() -> None:
     assert assign.best(torch.tensor([[1.0, 2.0, 2.0], [3.0, 1.0, 0.0]])).tolist() == [1, 0]
 
 
-def test_a_starved_class_gets_the_worst_of_the_largest() -> None:
+def test_reseed_small_class_gets_the_worst_members_of_the_largest() -> None:
     labels = torch.tensor([0] * 20 + [1] * 9 + [2])
     score = torch.arange(30.0)
     result = assign.reseed_small_classes(labels, score, n_classes=3, min_members=4)

@@ -334,12 +334,12 @@ class Alignment:
             self._add(sums, batch, after[at].to(self.device))
         return after.to(self.device), [
             Notice(
-                what=f"class {starved + 1} had {had} members and was reseeded with the {given} "
+                what=f"class {small + 1} had {had} members and was reseeded with the {given} "
                 f"worst-fitting members of class {donor + 1}",
-                where=f"class {starved + 1}",
+                where=f"class {small + 1}",
                 remedy="ask for fewer classes, or for equal ones (`equal_sizes`), if this goes on to the end",
             )
-            for starved, had, donor, given in result.events
+            for small, had, donor, given in result.events
         ]
 
     def _add(self, sums: ClassSums, batch: Batch, poses: Poses, sign: int = 1) -> None:

@@ -279,16 +279,16 @@ def reseed_small_classes(class_index: Tensor, score: Tensor, n_classes: int, min
     sizes = torch.bincount(labels[labels >= 0], minlength=n_classes)
     share = max(min_members, int(sizes.sum()) // n_classes)
     events = []
-    for starved in torch.nonzero(sizes < min_members)[:, 0].tolist():
+    for small in torch.nonzero(sizes < min_members)[:, 0].tolist():
         donor = int(sizes.argmax())
         give = min(int(sizes[donor]) // 2, share)
         if give < min_members:
             break
         members = torch.nonzero(labels == donor)[:, 0]
         worst = members[torch.argsort(score[members], stable=True)[:give]]
-        labels[labels == starved] = -1
-        labels[worst] = starved
-        events.append((starved, int(sizes[starved]), donor, give))
+        labels[labels == small] = -1
+        labels[worst] = small
+        events.append((small, int(sizes[small]), donor, give))
         sizes[donor] -= give
-        sizes[starved] = give
+        sizes[small] = give
     return Reseeding(labels, events)

@@ -198,17 +198,17 @@ def outlying_classes(
         Angular orders of the masked averages.
     """
     outlying = max(4 * count, model.shard.n // (OUTLYING_SHARE * 2**at.exchanged))
-    rows = poorly_explained(model.particles.spectra, state, references, model.joins, outlying, model.shard)
+    rows = worst_fitting(model.particles.spectra, state, references, model.joins, outlying, model.shard)
     some, own = model.of(rows), model.shard.held(rows)
     plan = replace(plan, surplus=max(2 * plan.surplus, OUTLYING_SEEDS / count), thinning=0.6)
     part = State.blank(len(own), state.spread_px) if model.align else state.of(own)
     return some.references(initialize_from_particles(some, plan, count, generator, part), at.rings)
 
 
-def poorly_explained(
+def worst_fitting(
     spectra: Spectra | StoredSpectra, state: State, references: Tensor, eligible: Tensor, count: int, shard: Shard
 ) -> Tensor:
-    """Return the numbers of the particles that their classes explain worst, given their CTF and noise.
+    """Return the numbers of the particles of smallest log-likelihood over that expected for their CTF and noise.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Classification of particles that are still arriving: always the classes of all that have come.
+"""Classification of particles that are still arriving; after each arrival there are classes of all particles so far.
 
 The first particles are searched for classes as by `Classifier.fit`. Those that arrive later join: each is placed by a
 search over all shifts, and a few iterations of all particles follow, so that classes, posteriors and verdicts are those
 of the whole set. When the set has grown by half since the last search, it is searched anew: with as many classes as it
-is enough for by then, from the present classes, whose exchange with split and outlying ones lets it leave a poorer
+is enough for by then, from the present classes, whose exchange with split and outlying ones can leave a poorer local
 optimum; or from single particles, where the present classes are fewer than half of those wanted. As the searches'
 sizes form a geometric series, all together take three times as long as the last.
 """

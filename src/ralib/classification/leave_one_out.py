@@ -159,9 +159,9 @@ def self_cross(particles: WhitenedParticles, own: SelfContribution, poses: Class
     turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
     # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
     apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(1) + 0.5 * (particles.radius_px * turn).square()
-    alike = torch.exp(-0.5 * apart * (particles.grid.frequency[rings - 1] / CORRELATED).square())
+    correlation = torch.exp(-0.5 * apart * (particles.grid.frequency[rings - 1] / CORRELATED).square())
     there = (poses.mirror == own.mirror) & (own.class_index >= 0)
-    return torch.where(there, own.share[:, :rings].sum(1) * alike, 0.0)
+    return torch.where(there, own.share[:, :rings].sum(1) * correlation, 0.0)
 
 
 def without_self(particles: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:

@@ -1,18 +1,17 @@
-"""Pose support of a class: whether views were told apart, or particles only share a blob.
+"""Pose support of a class: whether its members were aligned by their detail, or only share the shape of a blob.
 
-Averages of blobs have halves that agree and members that return to them: coarse shape is reproducible, but tells
-neither which view a particle shows nor how it is turned. Detail tells views apart, so detail is asked. Every other ring
-of a particle finds its rotation and mirror in its class, made of the half of the data that it is not in; the rings
-between, which had no part in that, say how far they agree. A class may have any symmetry: it is not asked whether the
-rotation is the only one. Noise has some support as well, about 3 standard deviations, since class and place come from
-all rings.
+Averages of blobs have halves that agree, and members that are assigned to them again: coarse shape is reproducible, but
+determines neither view nor rotation. Detail does, so only rings of detail are used. A particle's rotation and mirror
+are searched with every other ring, in the average of its class from the other half of the data; the agreement is then
+computed on the rings between, which took no part in the search. A class may have any symmetry: the rotation need not be
+the only one. Noise reaches about 3 standard deviations, since class and origin were found with all rings.
 
-A particle that looks round, a shell or a ball, has detail that no rotation changes: its rotation is not known, and yet
-the average is no blob. So the round part of the same rings is asked as well, where it is finer than a blob's.
+A particle that looks round, a shell or a ball, has detail that no rotation changes: its rotation is unknown, although
+the average is no blob. So the round part of the same rings is used as well, where it is finer than a blob's.
 
-The principle is that of a cross-validated likelihood, as the free R value has it: what a pose was fitted to does not
-judge it (Brünger 1992, "Free R value: a novel statistical quantity for assessing the accuracy of crystal structures",
-Nature 355, 472-475).
+The principle is cross-validation, as in the free R value: data that a pose was fitted to do not validate it (Brünger
+1992, "Free R value: a novel statistical quantity for assessing the accuracy of crystal structures", Nature 355,
+472-475).
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from ralib.classification.residuals import ring_crosses
 from ralib.classification.state import State
 
 DETAIL = 2.0
-"""Details across the particle from which on rings are asked: size and elongation, which blobs have too, are coarser."""
+"""Details across the particle from which on rings are used: size and elongation, which blobs have too, are coarser."""
 
 ROUND_DETAIL = 3.0
-"""Details across the particle from which on the round part is asked: a blob's profile is coarser."""
+"""Details across the particle from which on the round part is used: a blob's profile is coarser."""
 
 OF_A_CLASS, AT_MOST = 50, 5000
 """Members of a class that are looked at, and particles of all classes, at most."""
@@ -118,15 +117,15 @@ def _support(model: Model, state: State, references: Tensor) -> Tensor:
     ring = torch.arange(rings, device=references.device)
     turns = torch.arange(references.shape[2], device=references.device) > 0
     first_rings = (min(model.particles.rings_for(detail), rings - 2) for detail in (DETAIL, ROUND_DETAIL))
-    asked = [(ring >= first)[:, None] & part for first, part in zip(first_rings, (turns, ~turns), strict=True)]
-    agreement, power = torch.zeros(2, len(state.psi_deg), len(asked), device=references.device)
+    parts = [(ring >= first)[:, None] & part for first, part in zip(first_rings, (turns, ~turns), strict=True)]
+    agreement, power = torch.zeros(2, len(state.psi_deg), len(parts), device=references.device)
     for first in (0, 1):
-        finds = (ring % 2 == first)[:, None]
-        posed = _posed(model, state, references * finds)
-        for column, part in enumerate(asked if len(agreement) else ()):
-            judges = references * (~finds & part)
-            agreement[:, column] += ring_crosses(model, judges, posed, CHUNK).sum(1)
-            expected = model.particles.single.power[:, :rings] * ring_power(judges)[state.class_index]
+        searched = (ring % 2 == first)[:, None]
+        posed = _posed(model, state, references * searched)
+        for column, part in enumerate(parts if len(agreement) else ()):
+            compared = references * (~searched & part)
+            agreement[:, column] += ring_crosses(model, compared, posed, CHUNK).sum(1)
+            expected = model.particles.single.power[:, :rings] * ring_power(compared)[state.class_index]
             power[:, column] += expected.sum(1)
     return agreement / power.sqrt().clamp_min(1e-9)
 

@@ -1,4 +1,4 @@
-"""How long the stages of a classification are, and how far a schedule of them has come."""
+"""Lengths of the stages of a classification, and the progress of a schedule through them."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ScheduleSettings:
 
     @property
     def most_detail(self) -> tuple[float, int]:
-        """Details across the particle, and rings beyond, that are the most the stages can come to compare."""
+        """Details across the particle, and rings beyond, that the stages compare at most."""
         return self.exchange_details, GROWTH * self.final + BEYOND
 
     def joining(self) -> ScheduleSettings:

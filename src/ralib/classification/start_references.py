@@ -1,8 +1,7 @@
 """A classification that begins with class averages given by the user instead of single particles.
 
-They may come from any program: of any box and pixel size, and in any units of grey. What is known of them is what they
-look like, so each is given unit power behind the mask, and one factor for all of them, from a comparison with some of
-the particles, makes their contrast the particles' own.
+They may be from any program, of any box and pixel size and in any grey scale. Each is normalised to unit power within
+the mask; one factor for all of them, from a comparison with some of the particles, gives them the particles' contrast.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class StartReferences:
         Returns
         -------
         Tensor of shape (k, r, m)
-            Angular orders, of unit power behind the mask.
+            Angular orders, of unit power within the mask.
         """
         particles = model.particles
         images = self.images.to(particles.grid.device)

@@ -1,9 +1,9 @@
 """Validation of classes: a fast test against noise in every run, and a comparison of independent runs.
 
-The fast test keeps some particles out of all averages. Averages of pure noise look like whatever they were aligned to,
-and the particles in them agree with them because they are in them. Held-out particles are scored against the classes
-from scratch, and so are synthetic images of pure noise of the same spectra: where particles fit no better than those,
-the classes are noise, or the particles are.
+The fast test keeps some particles out of all averages. Averages of pure noise show the reference they were aligned to,
+and correlate with their members only through the members' own noise. Held-out particles are scored against the classes
+without earlier poses, and so are synthetic images of pure noise of the same spectra: where particles fit no better than
+those, either the classes or the particles are noise.
 
 The comparison of runs follows ISAC (Yang, Fang, Chittuluru, Asturias and Penczek 2012, "Iterative stable alignment and
 clustering of 2D transmission electron microscope images", Structure 20, 237-247): members of a class are stable where
