@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from ralib import Classifier, MultiReferenceAligner, ReferenceFreeAligner
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ArraySource, ParticleSet, RalibError
+from ralib.types import ArraySource, CtfParameters, ParticleSet, RalibError
 
 BOX, N, KNOWN = 32, 500, 300
 
@@ -117,6 +117,32 @@ def test_reference_free_predicts_one_class_and_poses(fitted: dict[str, Any], ima
     broken[0] = np.nan
     assert fitted["reffree"].predict(broken).tolist() == [-1] + [0] * (N - KNOWN - 1)
     assert fitted["reffree"].predict_poses(broken).psi_deg.shape == (N - KNOWN,)
+
+
+@pytest.mark.parametrize("name", ["mref", "reffree", "classify"])
+def test_no_usable_image_is_predicted_to_be_in_no_class(name: str, fitted: dict[str, Any]) -> None:
+    assert fitted[name].predict(np.zeros((5, BOX, BOX), np.float32)).tolist() == [-1] * 5
+
+
+def test_aligner_refuses_new_particles_of_another_pixel_size(images: np.ndarray) -> None:
+    known = estimators()["mref"].fit(ParticleSet(ArraySource(images[:60]), pixel_size_A=2.0))
+    assert len(known.predict(ParticleSet(ArraySource(images[:60]), pixel_size_A=2.01))) == 60
+    with pytest.raises(RalibError, match="the particles have 3 A/px, the references 2"):
+        known.predict(ParticleSet(ArraySource(images[:60]), pixel_size_A=3.0))
+
+
+def test_classifier_refuses_new_particles_whose_ctf_is_treated_otherwise(images: np.ndarray) -> None:
+    plan = ScheduleSettings(exchanges=1, final=2)
+    one = np.ones(60)
+    ctf = CtfParameters(1e4 * one, 1.1e4 * one, 0 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one, 0 * one)
+    whole = ParticleSet(ArraySource(images[:60]), pixel_size_A=4.0, ctf=ctf)
+    known = Classifier(n_classes=3, seed=5, plan=plan).fit(whole)
+    assert (known.predict(whole) >= 0).all()
+    with pytest.raises(RalibError, match="these particles have none"):
+        known.predict(whole.replace(ctf=None))
+    known = Classifier(n_classes=3, seed=5, plan=plan).fit(whole.replace(ctf=None))
+    with pytest.raises(RalibError, match="these particles have one"):
+        known.predict(whole)
 
 
 def test_fit_predict_in_a_pipeline_gives_labels(images: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,50 @@ def test_ctf_state_every_format_round_trips(raw: Path, name: str, tmp_path: Path
     again = open_particles(tmp_path / "b.star").ctf
     assert again is not None
     assert again.state.tolist() == state
+
+
+@pytest.mark.parametrize("label", [*FLIPPED, *MULTIPLIED])
+@pytest.mark.parametrize("value", ["nan", "2", "-1", "0.5", "yes"])
+def test_ctf_state_flag_that_is_neither_yes_nor_no_is_refused(raw: Path, label: str, value: str) -> None:
+    star = write(raw.with_name("odd.star"), rows(), OPTICS | {label: value})
+    with pytest.raises(RalibError, match=label):
+        open_particles(star)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("ctf_applied", "yes", "1 for yes"), ("ctf_applied", np.nan, "1 for yes"), ("assign", 2.5, "number of a class")],
+)
+def test_headers_of_values_that_cannot_be_meant_are_refused(
+    raw: Path, tmp_path: Path, name: str, value: object, said: str
+) -> None:
+    with pytest.raises(RalibError, match=f"{name} is .* in image 3.*{said}"):
+        open_particles(with_attribute(raw, tmp_path, name, value))
+
+
+def test_numbers_written_as_text_in_headers_are_read(raw: Path, tmp_path: Path) -> None:
+    found = open_particles(with_attribute(raw, tmp_path, "ctf_applied", "1"))
+    assert found.ctf is not None
+    assert np.flatnonzero(found.ctf.state).tolist() == [2]
+    sizes = open_particles(with_attribute(raw, tmp_path, "apix_x", "5.0")).pixel_sizes_A
+    assert sizes is not None
+    assert sizes[:4].tolist() == [4, 4, 5, 4]
+    odd = open_particles(with_attribute(raw, tmp_path, "apix_x", -4.0))
+    assert odd.pixel_size_A == 4
+    assert any("1 of 40 particles (3) is of a pixel size" in w.what for w in odd.warnings)
+
+
+def with_attribute(raw: Path, folder: Path, name: str, value: object) -> Path:
+    """A stack whose third image has another attribute."""
+    particles, path = of(raw, "raw.star"), folder / f"{name}.hdf"
+    path.unlink(missing_ok=True)
+    headers = pose_headers(None, particles.ctf, 4.0)
+    write_hdf(path, particles.images.read(np.arange(40)), headers, pixel_size_A=4.0)
+    with h5py.File(path, "r+") as file:
+        attributes = file["MDF/images/2"].attrs
+        attributes.pop(f"EMAN.{name}", None)
+        attributes[f"EMAN.{name}"] = value
+    return path
 
 
 def test_ctf_state_sparx_ctf_applied_round_trips(raw: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Aligner(ClusterEstimator):
     warnings_: list[Notice]
     bad_particles_: list[int]
     result_: RunResult
+    _pixel_size_A: float | None
 
     @property
     def options(self) -> AlignmentOptions:
@@ -109,6 +110,7 @@ class Aligner(ClusterEstimator):
         self.poses_, self.class_averages_ = self.result_.poses, self.result_.averages
         self.references_, self.iterations_ = state.references, state.figures
         self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.bad_particles
+        self._pixel_size_A = run.particles.pixel_size_A
 
     def _posed(
         self,
@@ -120,6 +122,9 @@ class Aligner(ClusterEstimator):
         if not hasattr(self, "references_"):
             raise RalibError(f"this {type(self).__name__} is not fitted yet: call fit first")
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks)
+        mine, theirs = self._pixel_size_A, run.particles.pixel_size_A
+        if mine and theirs and abs(theirs / mine - 1) > 0.01:
+            raise RalibError(f"the particles have {theirs:.4g} A/px, the references {mine:.4g}: rescale the particles")
         references = given_references(self.references_, run.box, run.device)
         poses = starting_poses(run.particles).to(run.device)
         for span, step in stages:

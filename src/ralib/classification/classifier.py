@@ -261,11 +261,14 @@ class Classifier(ClusterEstimator):
             return self._predicted(as_particles(particles))
 
     def _predicted(self, particles: ParticleSet) -> Poses:
-        self.fitted_.check(particles)
+        self.fitted_.check(particles, self._options.ctf_mode(particles))
         particles = self._options.checked(particles)
         shard = Shard.of_all(len(particles), self.ranks)
         radii_px = self.fitted_.radius_px, self.fitted_.particle_radius_px
         whitened = self.fitted_.whitened(self._whiten(particles, self._batches(particles, shard), shard, *radii_px))
+        if not int(shard.count(whitened.usable)):  # no noise to compare with
+            poses = Poses.identity(len(particles))
+            return poses.replace(class_index=torch.full_like(poses.class_index, -1))
         schedule, state = self._begin(particles, whitened, shard)
         return state_poses(self.fitted_.assign(schedule.model, state), whitened, shard).to("cpu")
 

@@ -144,7 +144,8 @@ def final_result(
     )
     finest = float(rings * whitened.grid.spacing * whitened.scale)
     earlier = EarlierClasses(poses, len(state.members), extent, finest, most_detail, figures)
-    return FinalResult(result, verdict.evidence, FittedClasses.of(schedule, state, particles), earlier)
+    fitted = FittedClasses.of(schedule, state, particles, options.ctf_mode(particles))
+    return FinalResult(result, verdict.evidence, fitted, earlier)
 
 
 def _final_state(

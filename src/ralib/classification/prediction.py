@@ -45,6 +45,8 @@ class FittedClasses:
         Size of the images, pixels.
     pixel_size_A : float or None
         Their pixel size, Angstrom.
+    ctf : str, default 'off'
+        Whether their CTF was corrected: 'on' or 'off'.
     """
 
     references: Tensor
@@ -56,9 +58,10 @@ class FittedClasses:
     particle_radius_px: float
     box: int
     pixel_size_A: float | None
+    ctf: str = "off"
 
     @classmethod
-    def of(cls, schedule: ClassificationSchedule, state: State, particles: ParticleSet) -> FittedClasses:
+    def of(cls, schedule: ClassificationSchedule, state: State, particles: ParticleSet, ctf: str) -> FittedClasses:
         """Return the classes of a finished schedule.
 
         Parameters
@@ -69,6 +72,8 @@ class FittedClasses:
             Its final state.
         particles : ParticleSet
             The particles classified.
+        ctf : str
+            Whether their CTF was corrected: 'on' or 'off'.
 
         Returns
         -------
@@ -87,10 +92,11 @@ class FittedClasses:
             particle_radius_px=whitened.particle_radius_px / whitened.scale,
             box=particles.box,
             pixel_size_A=particles.pixel_size_A,
+            ctf=ctf,
         )
 
-    def check(self, particles: ParticleSet) -> None:
-        """Raise RalibError unless particles have the box and pixel size of the classes."""
+    def check(self, particles: ParticleSet, ctf: str) -> None:
+        """Raise RalibError unless particles have the box, pixel size and CTF correction of the classes."""
         if particles.box != self.box:
             raise RalibError(
                 f"the particles are {particles.box} px, the classes {self.box} px: 'ralib prepare --box {self.box}'"
@@ -98,6 +104,14 @@ class FittedClasses:
         mine, theirs = self.pixel_size_A, particles.pixel_size_A
         if mine and theirs and abs(theirs / mine - 1) > 0.01:
             raise RalibError(f"the particles have {theirs:.4g} A/px, the classes {mine:.4g}: rescale the particles")
+        if ctf != self.ctf:
+            raise RalibError(
+                "the classes were made with the CTF corrected, and these particles have none: open them from a file "
+                "that has their CTF and pixel size"
+                if self.ctf == "on"
+                else "the classes were made without a CTF, and these particles have one: leave it out "
+                "(`particles.replace(ctf=None)`), or fit with it"
+            )
 
     def whitened(self, particles: WhitenedParticles) -> WhitenedParticles:
         """Return new particles weighted by the noise as estimated by the run."""

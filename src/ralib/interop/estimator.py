@@ -129,7 +129,7 @@ class ClusterEstimator:
         -------
         float
             Mean over the usable particles of the poses' score: log-likelihood ratio in nats for a `Classifier`,
-            correlation criterion for the aligners.
+            correlation criterion for the aligners; NaN where no particle is usable.
         """
         poses = self.predict_poses(particles)  # type: ignore[attr-defined]
         return float(poses.score[poses.class_index >= 0].double().mean())

@@ -13,10 +13,11 @@ from ralib import conventions
 from ralib.io.eman_ctf import STATE_ATTRIBUTE, ctf_of_headers, ctf_pixel_sizes_A
 from ralib.io.plausible import named, one_or_many
 from ralib.io.stacks import file_references
-from ralib.types import CtfParameters, CtfState, ParticleSet, Poses
+from ralib.types import CtfParameters, CtfState, ParticleSet, Poses, RalibError
 
 FLIPPED_NAME, _WIENER_NAME = re.compile(r"__ctf_flip(_|$)"), re.compile(r"__ctf_wiener(_|$)")
 _SAME_SCALE = 1e-3
+_NUMBERS = ("apix_x", "apix_y", "ctf_applied", "assign", STATE_ATTRIBUTE)
 _IDENTITY = np.eye(3, 4).reshape(-1)
 
 
@@ -35,8 +36,9 @@ def with_headers(particles: ParticleSet, headers: list[dict[str, Any]]) -> Parti
     ParticleSet
         The set.
     """
+    headers = _checked(headers, particles.metadata.path or "the particles")
     stated, matrices = ctf_of_headers(headers), [h.get("xform.align2d") for h in headers]
-    particles, ctf = _corrected_by_name(particles, stated, headers)
+    particles, ctf = _corrected_by_name(_odd_pixel_sizes_noted(particles, headers), stated, headers)
     poses = poses_of_matrices(matrices, [int(h.get("assign", 0)) for h in headers])
     found = particles.replace(ctf=ctf, poses=poses or particles.poses, **_pixel_sizes(particles, headers))
     without = np.array(["ctf" not in h for h in headers])
@@ -54,6 +56,42 @@ def with_headers(particles: ParticleSet, headers: list[dict[str, Any]]) -> Parti
     if poses is not None:
         found = with_missing_poses_noted(found, np.array([m is None for m in matrices]))
     return _oblong_pixels_noted(_other_ctf_scale_noted(found, headers), headers)
+
+
+def _checked(headers: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The headers with numbers that were written as text as numbers; flags and classes that are none are refused."""
+    checked = []
+    for number, header in enumerate(headers, start=1):
+        header = {**header, **{name: as_number(header[name]) for name in _NUMBERS if isinstance(header.get(name), str)}}
+        applied, index = header.get("ctf_applied", 0), header.get("assign", 0)
+        if not (isinstance(applied, int | float) and applied in (0, 1)):
+            raise RalibError(f"{where}: ctf_applied is {applied!r} in image {number}: write 1 for yes, 0 for no")
+        if not (isinstance(index, int | float) and abs(index) < 2**31 and index == int(index)):
+            raise RalibError(f"{where}: assign is {index!r} in image {number}: it should be the number of a class")
+        checked.append(header)
+    return checked
+
+
+def as_number(text: str) -> float | str:
+    """Return the number that a text is, or the text where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _odd_pixel_sizes_noted(particles: ParticleSet, headers: list[dict[str, Any]]) -> ParticleSet:
+    odd = np.array([h.get("apix_x", 1.0) is not None and positive(h.get("apix_x", 1.0)) is None for h in headers])
+    unset = np.array([isinstance(h.get("apix_x"), int | float) and h["apix_x"] == 0 for h in headers])
+    odd &= ~unset
+    if not odd.any():
+        return particles
+    return particles.warned(
+        f"{named(odd)} of a pixel size (apix_x) that cannot be meant: {headers[int(np.argmax(odd))]['apix_x']!r}; it "
+        "is not used",
+        "pixel size",
+        "correct the headers, or give the pixel size as an option",
+    )
 
 
 def _corrected_by_name(

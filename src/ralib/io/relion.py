@@ -264,8 +264,18 @@ def _ctf(table: pd.DataFrame, path: Path) -> CtfParameters | None:
 
 def _ctf_state(table: pd.DataFrame, path: Path) -> np.ndarray:
     """`CtfState` (n,) by RELION's two flags, which data_optics holds."""
-    flipped, multiplied = (optional_column(table, column, 0.0, path) > 0 for column in STATE_COLUMNS)
+    flipped, multiplied = (_flag(table, column, path) for column in STATE_COLUMNS)
     return np.where(multiplied, CtfState.PREMULTIPLIED, np.where(flipped, CtfState.PHASE_FLIPPED, CtfState.NONE))
+
+
+def _flag(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
+    """A column of 0 and 1 as bool, False where there is none; what is neither could mean either, and is refused."""
+    value = optional_column(table, name, 0.0, path)
+    known = (value == 0) | (value == 1)
+    if not known.all():
+        row = int(np.argmin(known))
+        raise RalibError(f"{path}: {name} is {value[row]:g} for particle {row + 1}: write 1 for yes, 0 for no")
+    return value == 1
 
 
 def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses | None:
@@ -293,7 +303,7 @@ def _poses(table: pd.DataFrame, pixel_size_A: np.ndarray, path: Path) -> Poses |
 def _mirror(table: pd.DataFrame, path: Path) -> torch.Tensor:
     """ralibMirror; without it (RELION 3 drops unknown columns) images mirrored by a tilt of 180 degrees."""
     if "ralibMirror" in table.columns:
-        return torch.tensor(number_column(table, "ralibMirror", path) != 0)
+        return torch.tensor(_flag(table, "ralibMirror", path))
     return turned_over(table, path)
 
 
