@@ -2,8 +2,9 @@
 
     python bench/report.py                # writes bench/results/report-<processor>.json
 
-Opened from disk in headless Chromium with an empty profile each time. Ready: every section is built and the first
-cards are drawn, counted from the start of the navigation. Limits: 15 MB, 2 s.
+Opened from disk in headless Chromium with an empty profile each time. Ready: every section is built, the page was laid
+out and drawn once, and the first cards have their pictures, counted from the start of the navigation. Limits: 15 MB and
+2 s.
 """
 
 from __future__ import annotations

@@ -24,13 +24,18 @@ function figure({ id, title, summary, legend = [], caption }, paint) {
       legend.length > 1 && el("span", { class: "legend" }, legend.map((item) => el("span", {}, el("i", { style: { background: item.color } }), item.name)))),
     svg, caption && el("p", { class: "caption" }, caption));
   let drawnAt = 0;
+  // Before its place on the page is known nothing is drawn: asking for each width would lay out the page once a figure.
   node.repaint = () => {
-    const width = Math.round(svg.clientWidth) || 360;
-    drawnAt = width;
+    if (!drawnAt) return;
     svg.replaceChildren();
-    paint(svg, width);
+    paint(svg, drawnAt);
   };
-  new ResizeObserver(() => { if (svg.clientWidth && Math.abs(svg.clientWidth - drawnAt) > 2) node.repaint(); }).observe(node);
+  new ResizeObserver(([entry]) => {
+    const width = Math.round(entry.contentRect.width);
+    if (!width || Math.abs(width - drawnAt) <= 2) return;
+    drawnAt = width;
+    node.repaint();
+  }).observe(svg);
   return node;
 }
 

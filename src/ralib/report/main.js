@@ -11,7 +11,7 @@ function buildNavigation() {
     for (const [section, link] of links) if (section === current[0]) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
   };
   addEventListener("scroll", mark, { passive: true });
-  mark();
+  links[0][1].setAttribute("aria-current", "true"); // no layout is asked for while the page is being built
 }
 
 buildHeader();
@@ -29,5 +29,7 @@ restoreSelection();
 followRun();
 const asked = location.hash.match(/^#class-(\d+)$/);
 if (asked && run.classes[asked[1] - 1]) openDetail(asked[1] - 1);
-document.documentElement.dataset.ready = Math.round(performance.now());
 document.documentElement.dataset.built = Math.round(performance.now() - started);
+// Ready: laid out and drawn once; figures are drawn when their width is known.
+const tellReady = () => { document.documentElement.dataset.ready = Math.round(performance.now()); };
+if (document.hidden) tellReady(); else requestAnimationFrame(() => setTimeout(tellReady));
