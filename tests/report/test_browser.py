@@ -65,6 +65,21 @@ def test_every_plot_is_there_and_drawn(opened: Any) -> None:
     assert [entry for entry in opened.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_components_of_an_analysed_run_are_shown(page: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, n_classes=3, n_particles=120, box=24, n_iterations=1)
+    assert main(["analyze", str(folder), "--embedding", "pca", "--components", "6", "--clusters", "3"]) == 0
+    write_report(folder, max_points=50)
+    page.get(f"file://{folder}/report.html")
+    wait_for(lambda: page.execute_script("return document.documentElement.dataset.ready"))
+    shown = (
+        "return [...document.querySelectorAll('#components img')].map(p => [p.alt, p.complete && p.naturalWidth > 99])"
+    )
+    pictures = dict(page.execute_script(shown))
+    assert {"Eigenimages", "Particles by their components"} <= set(pictures)
+    assert all(pictures.values())
+    assert "Components" in page.find_element("id", "nav").text
+
+
 def test_the_averages_are_drawn_in_every_order(opened: Any, run: Path) -> None:
     drawn = "return document.querySelectorAll('#gallery canvas[data-drawn]').length"
     wait_for(lambda: opened.execute_script(drawn) == 9)

@@ -166,6 +166,28 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure that is shown as it was drawn.
+
+    Attributes
+    ----------
+    name : str
+        Short name, as that of its file.
+    title : str
+        What it shows.
+    caption : str
+        How it is read.
+    png : bytes
+        The picture.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
 class ReportContents:
     """All contents of one report.
 
@@ -207,6 +229,8 @@ class ReportContents:
         CTF curves.
     embedding : Embedding, optional
         Particles and class averages in a plane.
+    components : list of Figure
+        Figures of the run's analysis, where it was analysed.
     automatic_junk_limit : float, optional
         Highest junk probability of a particle that the run itself would keep.
     server : dict, optional
@@ -231,5 +255,6 @@ class ReportContents:
     history: History | None = None
     ctf: CtfCurves | None = None
     embedding: Embedding | None = None
+    components: list[Figure] = field(default_factory=list)
     automatic_junk_limit: float | None = None
     server: dict[str, Any] | None = None

@@ -2,7 +2,7 @@
 
 function buildNavigation() {
   const links = [...document.querySelectorAll("main > section")].map((section) => {
-    const link = el("a", { href: `#${section.id}` }, section.querySelector("h2").textContent.replace(" of particles and classes", "").replace("Contrast transfer", "CTF").replace("How it was made", "Run"));
+    const link = el("a", { href: `#${section.id}` }, section.querySelector("h2").textContent.replace(" of particles and classes", "").replace("Contrast transfer", "CTF").replace("How it was made", "Run").replace(" within the particles", ""));
     return [section, link];
   });
   byId("nav").append(...links.map(([, link]) => link));
@@ -23,6 +23,7 @@ buildResolution();
 buildDistributions();
 buildCtf();
 buildMap();
+buildComponents();
 buildProvenance();
 buildNavigation();
 restoreSelection();

@@ -132,6 +132,10 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
         }
     if c.ctf is not None:
         data["ctf"] = vars(c.ctf)
+    data["components"] = [
+        {"name": f.name, "title": f.title, "caption": f.caption, "png": base64.b64encode(f.png).decode("ascii")}
+        for f in c.components
+    ]
     data["embedding"] = None if c.embedding is None else _embedding(c.embedding, sheets)
     return dict(plain(data)), sheets.encoded()
 

@@ -102,6 +102,11 @@ function buildCtf() {
   if (c.defocus_uv_A.length) host.append(scatter({ id: "ctf-defocus", title: "Defocus U and V (µm)", height: 220, xLabel: "U", yLabel: "V", summary: `${c.defocus_uv_A.length} particles`, points: c.defocus_uv_A.map(([u, v]) => ({ x: u / 1e4, y: v / 1e4, color: () => "var(--c3)", tip: () => [`${short(u / 1e4)} and ${short(v / 1e4)} µm`] })) }));
 }
 
+function buildComponents() {
+  if (!run.components.length) { byId("components").remove(); return; }
+  byId("components").querySelector(".plots").append(...run.components.map(({ name, title, caption, png }) => el("figure", { class: "plot drawn", "data-plot": `components-${name}` }, el("figcaption", {}, title), el("img", { src: `data:image/png;base64,${png}`, alt: title }), el("p", { class: "muted" }, caption))));
+}
+
 // Seconds by part, one after the other; what the reader did in the background is not among them.
 const PART_NAMES = { start_s: "start-up", waited_for_reading_s: "reading", prepare_s: "preparing", search_s: "search", average_s: "sums", references_s: "averages", write_s: "files", report_s: "report" };
 function spent(timings) {

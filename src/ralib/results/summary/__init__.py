@@ -12,6 +12,7 @@ from ralib.io import write_text
 from ralib.report import ReportContents, render_report
 from ralib.report.payload import figures as numbers_only
 from ralib.results.selection import fingerprint
+from ralib.results.summary.components import component_figures
 from ralib.results.summary.contrast import ctf_curves
 from ralib.results.summary.diagnose import diagnose
 from ralib.results.summary.embedding import embed
@@ -156,6 +157,7 @@ def summarise(
         history=history(run),
         ctf=ctf_curves(ctf, pixel_size_A, rng) if ctf is not None and pixel_size_A else None,
         embedding=plane,
+        components=component_figures(run),
         automatic_junk_limit=automatic_junk_limit(run),
         server=server,
     )
