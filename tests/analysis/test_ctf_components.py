@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from ralib.analysis.fourier_bessel import FourierBesselBasis
 from ralib.analysis.half_plane import HalfPlane
 from ralib.analysis.matched import MatchedParticles
 from ralib.analysis.shrinkage import noise_edge, shrink_eigenvalues
+from ralib.analysis.states_of_run import split_run
 from ralib.cli import main
 from ralib.images.ctf import apply_ctf, ctf_2d
-from ralib.io import open_particles, read_star, write_mrcs, write_particles_star, write_star
+from ralib.io import open_images, open_particles, read_star, write_mrcs, write_particles_star, write_star
 from ralib.types import ArraySource, CtfParameters, ParticleSet, Poses, RalibError
 
 BOX, PIXEL_A = 40, 4.0
@@ -271,6 +273,31 @@ def test_classify_split_states_writes_states(on_disc: Path, capsys: pytest.Captu
     assert "2 states" in capsys.readouterr().out
     assert main(["classify", str(on_disc), str(out), "--split-states", "auto"]) == 2, "nothing is overwritten"
     assert main(["classify", str(on_disc), str(on_disc / "no"), "--split-states", "many"]) == 2
+
+
+def test_split_states_leaves_out_and_names_particles_that_cannot_be_used(
+    on_disc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Constant images made averages of NaN; a CTF that cannot be meant was refused without a number."""
+    given = open_particles(on_disc / "particles.star")
+    images = given.images.read(np.arange(200))
+    images[3], images[6] = 0.0, np.nan
+    write_mrcs(tmp_path / "stack.mrcs", images, PIXEL_A)
+    stack = open_particles(tmp_path / "stack.mrcs")
+    assert given.ctf is not None
+    defocus_A = given.ctf.defocus_u_A.copy()
+    defocus_A[8] = np.nan
+    ctf = dataclasses.replace(given.ctf, defocus_u_A=defocus_A)
+    odd = given.replace(images=stack.images, metadata=stack.metadata, ctf=ctf)
+    write_particles_star(tmp_path / "particles.star", odd)
+    assert main(["classify", str(tmp_path), str(tmp_path / "out"), "--split-states=2", "--device=cpu"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 200 particles (9) is left out: the CTF" in said
+    assert "2 of 200 particles (4, 7) are left out: the image" in said
+    assert np.isfinite(open_images(tmp_path / "out" / "state_averages.mrcs")).all()
+    write_mrcs(tmp_path / "stack.mrcs", 0 * images, PIXEL_A)
+    with pytest.raises(RalibError, match="60 members"):
+        split_run(tmp_path, tmp_path / "none", 2)
 
 
 def test_denoise_and_neighbours_write_files(on_disc: Path) -> None:

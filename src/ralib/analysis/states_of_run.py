@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,19 @@ import numpy as np
 import torch
 
 from ralib.analysis.states import LEAST_MEMBERS, SHOWN, StateSplit, split_states
-from ralib.types import ArraySource, ParticleSet, RalibError
+from ralib.images.normalise import usable_images
+from ralib.io.plausible import named
+from ralib.types import ArraySource, Notice, ParticleSet, RalibError
 
 
 def split_run(
-    source: Path, out: Path, n_states: int | str, *, seed: int = 0, device: torch.device | str = "cpu"
+    source: Path,
+    out: Path,
+    n_states: int | str,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    show: Callable[[Sequence[Notice]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Divide every sufficiently large class of a finished run, and write the states into a new folder.
 
@@ -32,21 +41,28 @@ def split_run(
         Of initialisations and folds.
     device : torch.device or str, default 'cpu'
         Where to compute.
+    show : callable, optional
+        Is given the warnings about the particles, such as those left out.
 
     Returns
     -------
     dict
         Contents of states.json.
     """
-    from ralib.io import open_particles
+    from ralib.io import for_computing, open_particles
     from ralib.results.run_record import particle_file
 
     if out.exists():
         raise RalibError(f"{out} exists: remove it, or name another folder")
-    particles = open_particles(particle_file(source))
-    if particles.poses is None:
+    given = open_particles(particle_file(source))
+    if given.poses is None:
         raise RalibError(f"{source} holds no poses: give the folder or the particles.star of a finished run")
+    particles = with_usable_images(for_computing(given, ctf=given.ctf is not None))
+    show(particles.warnings)
+    assert particles.poses is not None
     classes = particles.poses.class_index.cpu().numpy()
+    if particles.usable is not None:
+        classes = np.where(particles.usable, classes, -1)
     splits: dict[int, tuple[np.ndarray, StateSplit]] = {}
     for k in np.unique(classes[classes >= 0]).tolist():
         members = np.flatnonzero(classes == k)
@@ -55,7 +71,19 @@ def split_run(
             splits[k] = members, split_states(chosen, n_states, seed=seed, device=device)
     if not splits:
         raise RalibError(f"no class of {source} has {LEAST_MEMBERS} members: states cannot be distinguished")
-    return _write_states(out, particles, splits, n_states)
+    return _write_states(out, given, splits, n_states)
+
+
+def with_usable_images(particles: ParticleSet) -> ParticleSet:
+    """Return the set with images in a class that are constant or not finite left out, and a warning about them."""
+    assert particles.poses is not None
+    bad = np.zeros(len(particles), dtype=bool)
+    for rows in np.array_split(np.flatnonzero((particles.poses.class_index >= 0).numpy()), len(particles) // 1000 + 1):
+        bad[rows] = ~usable_images(torch.from_numpy(particles.images.read(rows)).float()).numpy()
+    if not bad.any():
+        return particles
+    what = f"{named(bad)} left out: the image is constant, or holds NaN or infinite pixels"
+    return particles.leave_out(bad, Notice(what=what, where="images", remedy="repair or remove these images"))
 
 
 def members_of(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
