@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,20 @@ def test_the_automatic_selection_is_ticked_beforehand_with_its_reasons(opened: A
     assert kept(opened) == []
     click(opened, "keep-automatic")
     assert kept(opened) == automatic
+
+
+def test_the_words_of_a_card_are_as_short_as_a_card_is_narrow(opened: Any) -> None:
+    words = {
+        "25% of its members are probably junk: fits its class badly; blurred": "partly junk",
+        "its views were probably not told apart: it shows shape, no detail": "views unsure",
+        "blurred next to the best class; it lies 6 px off the centre": "blurred",
+        "good: detailed, reproducible": "good",
+    }
+    (source,) = re.findall(
+        r"const briefVerdict = .*?;\n", (resources.files("ralib.report") / "figures.js").read_text(), re.S
+    )
+    for verdict, brief in words.items():
+        assert opened.execute_script(f"{source}return briefVerdict(arguments[0])", verdict) == brief
 
 
 def test_every_card_shows_score_verdict_junk_agreement_and_stability(opened: Any, run: Path) -> None:

@@ -73,6 +73,15 @@ def test_figures_agree_with_the_poses(run: Path) -> None:
     np.testing.assert_array_equal(fit, opened.poses.score.numpy()[np.argsort(index, kind="stable")])
 
 
+def test_a_few_enormous_fits_do_not_leave_the_others_one_bar(run: Path) -> None:
+    opened = open_run(run)
+    score = opened.poses.score
+    score[: len(score) // 50] = 1000 * score.abs().max()
+    fit = histograms(opened)["fit"]
+    assert fit.counts.sum() == len(score)
+    assert (fit.counts.sum(0) > 0).sum() > len(fit.edges) // 3
+
+
 def test_hexagons_every_point_lies_in_the_one_with_the_nearest_centre() -> None:
     rng = np.random.default_rng(0)
     low, high = np.array([-3.0, 0.0]), np.array([3.0, 12.0])

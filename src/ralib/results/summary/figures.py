@@ -91,10 +91,18 @@ def histograms(run: RunFiles) -> dict[str, Histogram]:
 
 
 def _edges(values: np.ndarray, bins: int, beyond_percent: float = 0.0) -> np.ndarray:
-    """Edges of equal bins over all values but `beyond_percent` at either end, which go into the first and last bin."""
+    """Edges of equal bins over all values but `beyond_percent` at either end, which go into the first and last bin.
+
+    So do, where any are left out, values beyond three interquartile ranges from the quartiles: some beads and ice
+    crystals fit a hundred times better than particles do, and would leave those one bar.
+    """
     finite = values[np.isfinite(values)]
-    ends = [beyond_percent, 100 - beyond_percent]
-    low, high = np.percentile(finite, ends) if len(finite) else (0.0, 1.0)
+    if not len(finite):
+        return np.linspace(0.0, 1.0, bins + 1)
+    low, lower, upper, high = np.percentile(finite, [beyond_percent, 25, 75, 100 - beyond_percent])
+    if beyond_percent and upper > lower:
+        fence = 3 * (upper - lower)
+        low, high = max(low, lower - fence), min(high, upper + fence)
     return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 
