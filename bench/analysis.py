@@ -3,6 +3,7 @@ covariance Wiener filter and the probabilistic PCA with 1,000 CTFs in the model 
 
     python bench/analysis.py --device cuda              # the whole set; writes bench/results/analysis-<device>.json
     python bench/analysis.py --device cpu --particles 10000
+    python bench/analysis.py --ctfs --particles 3000    # CWF with one CTF to 1,000: analysis-ctfs-<device>.json
 
 The images (low-rank views in noise, float32, 3.4 GB) are made once into a memory-mapped file under --work, so that
 reading them counts as it does for a real stack.
@@ -14,7 +15,7 @@ import argparse
 import json
 import platform
 import resource
-import subprocess
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,11 +28,13 @@ import sklearn.decomposition
 import torch
 
 from ralib.analysis import PCA, CovarianceWienerFilter, ProbabilisticPCA, TwoSDR
+from ralib.benchmarks.record import commit, record, write_record
 from ralib.types import ArraySource, CtfParameters, ParticleSet, Poses
 
 BOX = 90
 GOALS = {"PCA": 10.0, "2SDR": 30.0, "CWF": 60.0, "PPCA": 60.0}
 MEMORY_GOAL_GIB = 16.0
+CTF_GROWTH_GOAL = 1.2
 
 
 def make_images(path: Path, n: int, seed: int = 0) -> np.ndarray:
@@ -82,10 +85,10 @@ def plain_twosdr_variances(images: np.ndarray, core: int, k: int) -> np.ndarray:
     return sklearn.decomposition.PCA(k, svd_solver="full").fit(cores).explained_variance_
 
 
-def with_ctf(source: ArraySource) -> ParticleSet:
-    """The particles in 1,000 micrographs of different defocus, as they lie."""
+def with_ctf(source: ArraySource, n_ctfs: int = 1000) -> ParticleSet:
+    """The particles in micrographs of different defocus, as they lie."""
     n = source.n_images
-    defocus = np.random.default_rng(0).uniform(8000, 26_000, 1000)[np.arange(n) * 1000 // n]
+    defocus = np.random.default_rng(0).uniform(8000, 26_000, n_ctfs)[np.arange(n) * n_ctfs // n]
     one = np.ones(n)
     ctf = CtfParameters(defocus, defocus - 200, 40 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one, 0 * one)
     return ParticleSet(source, pixel_size_A=3.0, ctf=ctf, poses=Poses.identity(n))
@@ -107,11 +110,6 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"
 
 
 def rows_of(
@@ -148,19 +146,49 @@ def rows_of(
     return [timing] if on_gpu else [timing, memory]
 
 
+def ctf_counts(source: ArraySource, options: argparse.Namespace) -> None:
+    """Time CWF with one CTF to as many as there are particles: its cost is not to grow with their number."""
+    counts = [count for count in (1, 10, 100, 1000, 10_000, 100_000) if count <= source.n_images]
+    sets = [with_ctf(source, count) for count in counts]
+    seconds: list[list[float]] = [[] for _ in counts]
+    for _ in range(options.repeats + 1):  # in turn, so that a busy minute is shared; the first call is not counted
+        for spent, particles in zip(seconds, sets, strict=True):
+            model = CovarianceWienerFilter(device=options.device)
+            spent.append(timed(lambda m=model, p=particles: m.fit_transform(p), 1, options.device)["median_s"])
+    case = f"CWF, {source.n_images:,} x {BOX} px"
+    rows = [
+        {
+            "case": f"{case}, {count:,} CTF{'s' * (count > 1)}",
+            "ours": statistics.median(spent[1:]),
+            "unit": "s",
+            "all_s": spent[1:],
+        }
+        for count, spent in zip(counts, seconds, strict=True)
+    ]
+    growth = rows[-1]["ours"] / rows[0]["ours"]
+    goal = {"ours": growth, "unit": "times", "goal": CTF_GROWTH_GOAL, "better": "lower"}
+    rows.append({"case": f"{case}: time with {counts[-1]:,} CTFs over that with one", **goal})
+    print(*(f"{row['case']}: {row['ours']:.3g} {row['unit']}" for row in rows), sep="\n")
+    write_record(options.out, record("analysis-ctfs", torch.device(options.device), rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--particles", type=int, default=105_247)
     parser.add_argument("--models", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ctfs", action="store_true", help="CWF with one CTF to many, instead of the models")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     path = options.work / f"ralib_bench_analysis_{options.particles}.npy"
     images = np.load(path, mmap_mode="r") if path.exists() else make_images(path, options.particles)
-    differs = parity(images, options.device)
     source = ArraySource(images)
+    if options.ctfs:
+        ctf_counts(source, options)
+        return
+    differs = parity(images, options.device)
     models = {
         "PCA": lambda: PCA(50, random_state=0, device=options.device).fit_transform(source),
         "2SDR": lambda: TwoSDR(50, core_shape=(20, 20), random_state=0, device=options.device).fit_transform(source),
