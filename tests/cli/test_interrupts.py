@@ -112,6 +112,19 @@ def test_signal_in_python_is_one_line(number: signal.Signals) -> None:
     assert done.returncode == 128 + number
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_a_library_makes_an_error_of_is_no_internal_error(number: signal.Signals) -> None:
+    """As libraries do while they load or compile."""
+    waits = """try:
+        import time; time.sleep(30)
+    except BaseException: raise SystemError("initialization failed") from None"""
+    program = BUSY.format(name=number.name, rounds=1).replace("while True:\n        pass", waits)
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number
+    assert "internal error" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_closed_terminal_after_nohup_ends_nothing() -> None:
     ends = BUSY.format(name="SIGHUP", rounds=6_000_000).replace("while True:\n        pass", "print('done')")
     program = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{ends}"

@@ -273,15 +273,14 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that this terminal cannot show stop no run
             stream.reconfigure(errors="backslashreplace")
+    came: set[int] = set()
     try:
         with MemoryGuard(), _ending_cleanly() as came:
             status = app(args=argv, prog_name="ralib", standalone_mode=False, obj=began(argv))
         if status == EXIT_INTERRUPTED and signal.SIGINT in came:  # typer makes a mere status of the exception
             return _fail("interrupted", EXIT_INTERRUPTED)
-    except Terminated as stop:
-        return _fail(f"terminated ({stop}): what was being written is removed", stop.status)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    except (Terminated, KeyboardInterrupt) as stop:
+        return _stopped(stop.status - 128 if isinstance(stop, Terminated) else signal.SIGINT)
     except typer.Abort as stop:
         if isinstance(stop.__cause__, EOFError):  # which typer takes for the end of what a person types
             return _explain(stop.__cause__, _command(argv))
@@ -293,8 +292,16 @@ def _run(app: Callable[..., Any], argv: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except Exception as error:
+        if came:  # libraries make errors of their own of the signal's exception
+            return _stopped(min(came))
         return _explain(error, _command(argv))
     return status if isinstance(status, int) else 0
+
+
+def _stopped(number: int) -> int:
+    if number == signal.SIGINT:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    return _fail(f"terminated ({signal.Signals(number).name}): what was being written is removed", 128 + number)
 
 
 def _command(argv: list[str] | None) -> str:
