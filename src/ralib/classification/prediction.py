@@ -96,7 +96,15 @@ class FittedClasses:
         )
 
     def check(self, particles: ParticleSet, ctf: str) -> None:
-        """Raise RalibError unless particles have the box, pixel size and CTF correction of the classes."""
+        """Raise RalibError unless particles have the box, pixel size and CTF correction of the classes.
+
+        Parameters
+        ----------
+        particles : ParticleSet
+            New particles.
+        ctf : str
+            Whether their CTF is corrected: 'on' or 'off'.
+        """
         if particles.box != self.box:
             raise RalibError(
                 f"the particles are {particles.box} px, the classes {self.box} px: 'ralib prepare --box {self.box}'"
