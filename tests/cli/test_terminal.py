@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import select
@@ -20,6 +21,7 @@ import torch
 
 from ralib.cli import main
 from ralib.cli.commands.select import _check_automatic
+from ralib.cli.common import at_work
 from ralib.cli.terminal import class_table, iteration_line
 from ralib.io import write_mrcs
 from ralib.kernels import rotate_shift_images
@@ -277,3 +279,15 @@ def test_class_table_of_many_classes_counts_those_between() -> None:
     assert len(lines) == 14
     assert "108 classes between these" in lines[7]
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_work_says_on_a_terminal_what_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with at_work("comparing"):
+        pass
+    assert ("comparing ..." in screen.getvalue()) == terminal
+    assert bool(screen.getvalue()) == terminal

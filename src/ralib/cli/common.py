@@ -137,11 +137,23 @@ def progress(items: Sequence[T], label: str) -> Iterable[T]:
     return track(items, description=label, console=Console(stderr=True)) if sys.stderr.isatty() else items
 
 
+@contextlib.contextmanager
+def at_work(what: str) -> Iterator[None]:
+    """Say on a terminal what is being done, with a sign of life, until it is done; the line is removed then."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
 def show_warnings(warnings: Iterable[Notice]) -> None:
     """Print warnings about the input before work begins."""
+    from ralib.cli.terminal import on_screen
+
     if rank_to_show() == 0:
         for warning in warnings:
-            typer.echo(f"warning: {with_flags(str(warning))}")
+            typer.echo(on_screen(f"warning: {with_flags(str(warning))}"))
 
 
 def with_pixel_size(particles: ParticleSet, pixel_size_A: float | None, option: str) -> ParticleSet:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ralib.cli.common import resolve_device, show_warnings
+from ralib.cli.common import at_work, resolve_device, show_warnings
 from ralib.cli.parsing import LENGTH_UNITS, length, length_px
 from ralib.types import ParticleSet, RalibError
 
@@ -80,4 +80,5 @@ def filtered(particles: ParticleSet, radius: float | str | None, device: str) ->
     if radius_px is not None and radius_px < 2:
         raise RalibError(f"--radius {radius} is {radius_px:g} px: give 2 px or more")
     model = CovarianceWienerFilter(radius_px=radius_px, device=resolve_device(device))
-    return model, model.fit_transform(particles)
+    with at_work("measuring what the particles have in common"):
+        return model, model.fit_transform(particles)

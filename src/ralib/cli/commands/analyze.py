@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ralib.cli.common import DEVICE_HELP, resolve_device, show_warnings
+from ralib.cli.common import DEVICE_HELP, at_work, resolve_device, show_warnings
 from ralib.cli.parsing import completed, known_ctf_mode
 from ralib.types import RalibError
 
@@ -87,6 +87,7 @@ def analyze(
     Writes eigenimages.mrcs, cluster_averages.mrcs, features.npz, clusters.txt, analysis.json and figures.
     """
     from ralib.analysis.run import Analysis, write_analysis
+    from ralib.cli.terminal import on_screen
     from ralib.io import for_computing, open_particles, usable_only
     from ralib.results.run_record import particle_file
 
@@ -110,9 +111,11 @@ def analyze(
         seed=seed,
         device=resolve_device(device),
     )
-    result = analysis.run(particles, truth=None if truth is None else read_truth(truth, len(given))[rows])
-    write_analysis(target, particles, result, rows)
-    typer.echo(result.in_one_line())
+    true_classes = None if truth is None else read_truth(truth, len(given))[rows]
+    with at_work("analysing"):
+        result = analysis.run(particles, truth=true_classes)
+        write_analysis(target, particles, result, rows)
+    typer.echo(on_screen(result.in_one_line()))
     typer.echo(f"wrote {target}")
 
 

@@ -243,12 +243,14 @@ def split_states_of(run: Path, out: Path, n_states: str, *, seed: int, device: s
     """
     from ralib.analysis.states import MOST_STATES
     from ralib.analysis.states_of_run import split_run
-    from ralib.cli.common import resolve_device, show_warnings
+    from ralib.cli.common import at_work, resolve_device, show_warnings
 
     if n_states != "auto" and not (n_states.isdecimal() and 2 <= int(n_states) <= MOST_STATES):
         raise RalibError(f"--split-states {n_states}: give 2 to {MOST_STATES}, or auto")
     asked = "auto" if n_states == "auto" else int(n_states)
-    record = split_run(run, out, asked, seed=seed, device=resolve_device(device), show=show_warnings)
+    where = resolve_device(device)
+    with at_work("looking for states"):
+        record = split_run(run, out, asked, seed=seed, device=where, show=show_warnings)
     for figures in record["classes"]:
         count = len(figures["states"])
         why = f"{figures['components_above_noise']} components above the noise"

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ralib.cli.common import show_warnings
+from ralib.cli.common import at_work, show_warnings
+from ralib.cli.terminal import on_screen
 
 _PICTURES = (".png", ".pdf", ".svg")
 _RUN_HELP = "A run's OUTDIR, or a 2D classification of RELION or cryoSPARC (folder or particle file)."
@@ -52,7 +53,8 @@ def compare(
     names = _name(a.path), _name(b.path)  # of a RELION job the file of the iteration that is read
     if not as_json:
         show_warnings((*a.particles.warnings, *b.particles.warnings))
-    found = compare_runs(a, b)
+    with at_work("comparing"):
+        found = compare_runs(a, b)
     alone = (found.kept_a & ~found.kept_b, found.kept_b & ~found.kept_a)
     wanted = [(only_a, a, found.rows_a, alone[0], names[0]), (only_b, b, found.rows_b, alone[1], names[1])]
     lines = comparison_lines(found, *names)
@@ -63,9 +65,10 @@ def compare(
             write_selected(run.particles, rows[mine], path, n_classes=run.n_classes, scores=run.scores)
             lines.append(f"wrote {path}: {int(mine.sum())} particles")
     if out is not None:
-        write_comparison_picture(found, a, b, names, out)
+        with at_work("drawing"):
+            write_comparison_picture(found, a, b, names, out)
         lines.append(f"wrote {out}")
-    typer.echo(json.dumps(found.figures(), allow_nan=False) if as_json else "\n".join(lines))
+    typer.echo(json.dumps(found.figures(), allow_nan=False) if as_json else "\n".join(map(on_screen, lines)))
 
 
 def _name(path: Path) -> str:

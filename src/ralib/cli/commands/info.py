@@ -12,6 +12,7 @@ import torch
 import typer
 
 from ralib.cli.common import describe_device
+from ralib.cli.terminal import on_screen
 from ralib.versions import MISSING, __version__, library_versions
 
 _LIBRARIES = (
@@ -43,7 +44,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     for name, value in facts.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         shown = "; ".join(value) or "none" if isinstance(value, list) else shown
-        typer.echo(f"{name + ':':18}{shown}")
+        typer.echo(on_screen(f"{name + ':':18}{shown}", 18))
 
 
 def gather() -> dict[str, Any]:

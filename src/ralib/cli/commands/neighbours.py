@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from ralib.cli.common import resolve_device
+from ralib.cli.common import at_work
 from ralib.cli.particle_files import Datadir, Device, refuse_existing
 from ralib.cli.restored_particles import Radius, StackWithCtf, filtered, opened_with_ctf
 from ralib.types import RalibError
@@ -50,9 +50,10 @@ def neighbours(
         raise RalibError(f"{count} neighbours among {len(particles)} particles: give 1 to {len(particles) - 1}")
     model, scores = filtered(particles, radius, device)
     standard = standardised_scores(model, scores)
-    found = find_neighbours(standard, model.order_, count, seed=seed, device=resolve_device(device))
-    chosen = np.unique(np.linspace(0, len(particles) - 1, min(averages, len(particles))).astype(int))
-    images = neighbour_averages(model, scores, found, chosen) if len(chosen) else None
+    with at_work("comparing particles"):
+        found = find_neighbours(standard, model.order_, count, seed=seed, device=model.device)
+        chosen = np.unique(np.linspace(0, len(particles) - 1, min(averages, len(particles))).astype(int))
+        images = neighbour_averages(model, scores, found, chosen) if len(chosen) else None
     _write_neighbours(out, _by_number(found, rows, n), rows[chosen], images, particles.pixel_size_A)
     typer.echo(f"wrote {out}: {count} neighbours of {len(particles):,} particles")
 
