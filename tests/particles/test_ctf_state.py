@@ -151,6 +151,15 @@ def test_ctf_state_flag_that_is_neither_yes_nor_no_is_refused(raw: Path, label: 
         open_particles(star)
 
 
+@pytest.mark.parametrize("astigmatism_A", [0.0, 500.0])
+def test_missing_direction_of_astigmatism_is_told(raw: Path, astigmatism_A: float) -> None:
+    table = rows(rlnDefocusU=12000, rlnDefocusV=12000 + astigmatism_A)
+    for row in table:
+        row.pop("rlnDefocusAngle")
+    said = [w.what for w in open_particles(write(raw.with_name("angle.star"), table)).warnings]
+    assert any("rlnDefocusAngle" in what for what in said) == bool(astigmatism_A)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [("ctf_applied", "yes", "1 for yes"), ("ctf_applied", np.nan, "1 for yes"), ("assign", 2.5, "number of a class")],

@@ -19,6 +19,7 @@ from ralib.types.ctf import electron_wavelength_A
 _LEAST_MAGNIFICATION = 1e-3
 _LEAST_PHASE_DEG = 45.0
 _LEAST_SCALE = 1e-3
+_LEAST_ASTIGMATISM_A = 10.0
 _MATRIX = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 _ZERNIKE = ("rlnEvenZernike", "rlnOddZernike")
 _CS_HIGHER = {"ctf/trefoil_A": 2, "ctf/tetra_A": 4}
@@ -59,6 +60,8 @@ def star_optics_noted(
     particles = _aberrations_noted(particles, higher)
     if "rlnCtfScalefactor" in labels:
         particles = _scale_noted(particles, numbers("rlnCtfScalefactor"), "rlnCtfScalefactor")
+    if "rlnDefocusAngle" not in labels:
+        particles = _missing_angle_noted(particles, "rlnDefocusAngle")
     return particles
 
 
@@ -89,6 +92,8 @@ def cs_optics_noted(particles: ParticleSet, rows: np.ndarray) -> ParticleSet:
         particles = _magnification_noted(particles, np.where(whole[:, None], matrix - identity, matrix), "ctf/anisomag")
     if particles.ctf is None:
         return particles
+    if "ctf/df_angle_rad" not in (rows.dtype.names or ()):
+        particles = _missing_angle_noted(particles, "ctf/df_angle_rad")
     if tilt_A is not None:
         particles = _beam_tilt_noted(particles, np.hypot(*tilt_A.T), "ctf/tilt_A")
     shift_A, scale, constant = field("ctf/shift_A", 2), field("ctf/scale"), field("ctf/scale_const")
@@ -114,6 +119,20 @@ def _any_number(text: str) -> bool:
         return bool(np.any(np.asarray(ast.literal_eval(text), dtype=np.float64)))
     except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError):
         return False
+
+
+def _missing_angle_noted(particles: ParticleSet, label: str) -> ParticleSet:
+    if particles.ctf is None:
+        return particles
+    differs = np.abs(particles.ctf.defocus_u_A - particles.ctf.defocus_v_A) > _LEAST_ASTIGMATISM_A
+    if not differs.any():
+        return particles
+    return particles.warned(
+        f"{int(differs.sum())} of {len(particles)} particles have two defoci, and {label}, the direction of the first, "
+        "is missing: 0 is taken",
+        "CTF",
+        f"add {label} to {particles.metadata.path or 'the file'}",
+    )
 
 
 def _magnification_noted(particles: ParticleSet, deviation: np.ndarray, label: str) -> ParticleSet:
