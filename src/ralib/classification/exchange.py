@@ -49,14 +49,8 @@ def exchange_classes(
 
     Parameters
     ----------
-    model : Model
-        The particles and the model.
-    plan : ScheduleSettings
-        Settings of the schedule.
-    n_classes : int
-        Number of classes wanted.
-    generator : torch.Generator
-        Random numbers.
+    model, plan, n_classes, generator
+        See `ralib.classification.initialisation.initialize_from_particles`.
     at : ScheduleProgress
         Rings compared, and rounds of exchange before this one.
     state : State

@@ -92,14 +92,8 @@ def search_all(model: Model, references: Tensor, state: State, step: IterationSe
 
     Parameters
     ----------
-    model : Model
-        The particles and the model.
-    references : Tensor of shape (k, r, m)
-        Angular orders of the masked class averages.
-    state : State
-        State before the iteration.
-    step : IterationSettings
-        Settings of the iteration.
+    model, references, state, step
+        See `ralib.classification.em.iterate`.
 
     Returns
     -------
@@ -115,14 +109,8 @@ def fit_classes(model: Model, references: Tensor, state: State, step: IterationS
 
     Parameters
     ----------
-    model : Model
-        The particles and the model.
-    references : Tensor of shape (k, r, m)
-        Angular orders of the masked class averages.
-    state : State
-        State before the iteration.
-    step : IterationSettings
-        Settings of the iteration.
+    model, references, state, step
+        See `ralib.classification.em.iterate`.
 
     Returns
     -------
