@@ -34,7 +34,7 @@ import torch
 from classify_scores import ideal_deg, scores
 from ralib import io
 from ralib.benchmarks.record import record, write_record
-from ralib.classification import classifier, examination, final_classes, loading
+from ralib.classification import classifier, examination, final_classes, final_result, loading
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.cli.common import resolve_device
 from ralib.results.observer import IterationDone, SilentObserver
@@ -182,7 +182,7 @@ def child(options: argparse.Namespace) -> None:
     timed(loading, "measure_radius", parts, device)
     timed(classifier, "whiten_particles", parts, device)
     timed(examination, "quick_estimate", parts, device)
-    timed(classifier, "judge", parts, device)
+    timed(final_result, "judge", parts, device)
     timed(final_classes, "full_averages", parts, device)
     progress.write()
     plan = ScheduleSettings(least_sample=options.least_sample)
