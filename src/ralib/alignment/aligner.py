@@ -122,9 +122,7 @@ class Aligner(ClusterEstimator):
         if not hasattr(self, "references_"):
             raise RalibError(f"this {type(self).__name__} is not fitted yet: call fit first")
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks)
-        mine, theirs = self._pixel_size_A, run.particles.pixel_size_A
-        if mine and theirs and abs(theirs / mine - 1) > 0.01:
-            raise RalibError(f"the particles have {theirs:.4g} A/px, the references {mine:.4g}: rescale the particles")
+        run.particles.check_pixel_size(self._pixel_size_A, "references")
         references = given_references(self.references_, run.box, run.device)
         poses = starting_poses(run.particles).to(run.device)
         for span, step in stages:

@@ -69,10 +69,8 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     found = iterate(part, references, state.of(model.shard.held(rows)), step)
     curve, members = smoothed(coarse_frc(_whitened(found), part.particles)), found.members.clamp_min(1)[:, None]
     common = (curve * members).sum(0, keepdim=True) / members.sum()
-    ring, ring_of = (
-        torch.arange(curve.shape[1], device=curve.device),
-        model.particles.grid.frequency * model.particles.grid.box,
-    )
+    ring = torch.arange(curve.shape[1], device=curve.device)
+    ring_of = model.particles.grid.frequency * model.particles.grid.box
     compared = (ring > ring_of[first - 1]) & (ring < ring_of[references.shape[1] - 1] + 1)
     return 0.5 * compared * (ssnr(curve) / members + ssnr(common) / members.mean())
 

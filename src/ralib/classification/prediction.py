@@ -109,9 +109,7 @@ class FittedClasses:
             raise RalibError(
                 f"the particles are {particles.box} px, the classes {self.box} px: 'ralib prepare --box {self.box}'"
             )
-        mine, theirs = self.pixel_size_A, particles.pixel_size_A
-        if mine and theirs and abs(theirs / mine - 1) > 0.01:
-            raise RalibError(f"the particles have {theirs:.4g} A/px, the classes {mine:.4g}: rescale the particles")
+        particles.check_pixel_size(self.pixel_size_A, "classes")
         if ctf != self.ctf:
             raise RalibError(
                 "the classes were made with the CTF corrected, and these particles have none: open them from a file "

@@ -209,9 +209,8 @@ def schedule_figures(
     )
     row = iteration_figures(number, poses, previous, sketch, particles.particle_radius_px / particles.scale, seconds)
     resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, particles))))
-    resolution = (
-        resolution.clamp_max(particles.grid.box) / particles.scale
-    )  # halves that agree on nothing, not even ring 1
+    # Halves may agree on nothing, not even ring 1.
+    resolution = resolution.clamp_max(particles.grid.box) / particles.scale
     pixel = math.nan if pixel_size_A is None else pixel_size_A
     known = resolution[resolution.isfinite()]
     mean = float(known.mean()) if len(known) else math.nan

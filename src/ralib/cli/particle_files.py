@@ -127,10 +127,14 @@ def save(
         )
     stack = out.with_suffix(".mrcs") if suffix == ".star" else out
     refuse_existing(out, stack)
+
+    def check() -> None:  # `bad` is filled as images are made
+        refuse_all_bad(bad or set(), len(particles), bad_are)
+
     if suffix == ".hdf":
-        _save_hdf(out, particles, label, lambda: refuse_all_bad(bad or set(), len(particles), bad_are))
+        _save_hdf(out, particles, label, check)
         return
-    _save_mrcs(out, stack, particles, label, lambda: refuse_all_bad(bad or set(), len(particles), bad_are))
+    _save_mrcs(out, stack, particles, label, check)
     typer.echo(f"wrote {stack}: {len(particles)} images of {particles.box} px, {_pixel_sizes(particles)}")
     if suffix == ".star":
         typer.echo(f"wrote {out}")

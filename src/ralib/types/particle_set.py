@@ -18,6 +18,9 @@ from ralib.types.poses import Poses
 if TYPE_CHECKING:
     import pandas as pd
 
+SAME_PIXEL_SIZE = 0.01
+"""Relative difference of two pixel sizes up to which images are compared pixel by pixel."""
+
 
 @runtime_checkable
 class ImageSource(Protocol):
@@ -289,6 +292,20 @@ class ParticleSet:
         """
         usable = ~rows if self.usable is None else self.usable & ~rows
         return replace(self, usable=usable, warnings=(*self.warnings, warning))
+
+    def check_pixel_size(self, pixel_size_A: float | None, of: str) -> None:
+        """Raise RalibError if particles and what they are compared with have pixel sizes that differ by over 1 %.
+
+        Parameters
+        ----------
+        pixel_size_A : float or None
+            The other pixel size, Angstrom; None, as that of the particles may be, if it is not known.
+        of : str
+            What has it, such as 'references'.
+        """
+        own_A = self.pixel_size_A
+        if pixel_size_A and own_A and abs(own_A / pixel_size_A - 1) > SAME_PIXEL_SIZE:
+            raise RalibError(f"the particles have {own_A:.4g} A/px, the {of} {pixel_size_A:.4g}: rescale the particles")
 
     def warned(self, what: str, where: str, remedy: str) -> ParticleSet:
         """Return the set with one more warning.
