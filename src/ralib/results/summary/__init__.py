@@ -133,7 +133,7 @@ def summarise(
             Notice(
                 what="The particle images could not be read.",
                 where=str(error),
-                remedy="Give their folder (--datadir of ralib report, `datadir` in Python) for members and map.",
+                remedy="For members and map, name their folder: 'ralib report --datadir FOLDER' (`datadir` in Python).",
             )
         )
     record, pixel_size_A = run.record, _pixel_size_A(run)
