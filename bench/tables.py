@@ -26,7 +26,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOTHING_YET = "*No measurement has been committed to bench/results yet.*"
 SECTIONS = {
     "Speed, the answer proven first": ("engine", "whole", "first-run", "rotate"),
-    "Right, held against known truth": ("classification", "watch", "hard", "verdict", "truth"),
+    "Right, held against known truth": ("classification", "watch", "hard", "verdict", "noise", "truth"),
     "Large sets, several GPUs, nothing lost": (
         "classify-million",
         "classify-ranks",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +14,17 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ralib.classes.evaluation import purity
-from ralib.classification import examination
+from ralib.classification import examination, final_result
 from ralib.classification.classifier import Classifier
-from ralib.classification.final_classes import with_class_of_junk
+from ralib.classification.final_classes import final_averages, with_class_of_junk
+from ralib.classification.junk_evidence import SURELY, taken_for_junk
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.state import State
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import Poses
+from ralib.types import ClassAverages, Poses
 
 BOX, N, VIEWS, CLASSES = 48, 480, 4, 5
 PLAN = ScheduleSettings(exchanges=1, final=2, outlying_share=0.0)
@@ -51,10 +54,10 @@ class Recogniser:
 
     def __init__(self, junk: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         self.junk, self.asked = junk, 0
-        monkeypatch.setattr(examination, "surely_junk", self.recognise)
+        monkeypatch.setattr(examination, "taken_for_junk", self.recognise)
 
-    def recognise(self, *_: object) -> np.ndarray:
-        self.asked += 1
+    def recognise(self, evidence: object, stability: object, odds: object, least: float) -> np.ndarray:
+        self.asked += least == SURELY
         return self.junk.numpy()
 
 
@@ -152,6 +155,45 @@ def test_classifier_junk_of_a_sample_and_of_those_who_join_is_in_one_class(
     assert purity(index[~junk], view[~junk]) > 0.97
     assert torch.equal(index == CLASSES - 1, junk)
     assert len(run.class_averages_.images) == CLASSES
+
+
+def test_classifier_particle_no_longer_taken_for_junk_counts_in_its_average(
+    mixed: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten particles are set aside with the junk; in the end five of them are still taken for it, though not surely."""
+    images, junk, _ = mixed
+    mistaken = torch.nonzero(~junk)[:10, 0]
+    aside, doubtful = junk.clone(), junk.clone()
+    aside[mistaken] = doubtful[mistaken[:5]] = True
+    left_out: list[Tensor] = []
+    Recogniser(aside, monkeypatch)
+    filled_before = ClassificationSchedule.filled
+
+    def in_the_end(evidence: object, stability: object, odds: object, least: float) -> np.ndarray:
+        return (junk if least == SURELY else doubtful).numpy()
+
+    def filled(schedule: ClassificationSchedule, state: State) -> State:
+        monkeypatch.setattr(examination, "taken_for_junk", in_the_end)
+        return filled_before(schedule, state)
+
+    def averages(*given: Any, **named: Any) -> ClassAverages:
+        left_out.append(given[5])
+        return final_averages(*given, **named)
+
+    monkeypatch.setattr(final_result, "final_averages", averages)
+    monkeypatch.setattr(ClassificationSchedule, "filled", filled)
+    run = classified(images)
+    assert cleaned(run)
+    assert left_out[0][mistaken].tolist() == [True] * 5 + [False] * 5
+
+
+def test_taken_for_junk_above_the_probability_in_a_class_and_believed() -> None:
+    odds = np.array([3.0, 3.0, 1.0, -1.0])
+    evidence, stability = SimpleNamespace(index=np.array([0, -1, 0, 0])), SimpleNamespace(believable=True)
+    assert taken_for_junk(evidence, stability, odds, 0.9).tolist() == [True, False, False, False]  # type: ignore[arg-type]
+    assert taken_for_junk(evidence, stability, odds, 0.5).tolist() == [True, False, True, False]  # type: ignore[arg-type]
+    stability.believable = False
+    assert not taken_for_junk(evidence, stability, odds, 0.5).any()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.9])

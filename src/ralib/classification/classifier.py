@@ -343,10 +343,11 @@ class Classifier(ClusterEstimator):
         return state, figures, schedule
 
     def _recognised_junk(self, particles: ParticleSet, at: ClassificationSchedule, state: State) -> Tensor:
-        """Which particles (n,) of a schedule in its final state are surely junk."""
+        """Which particles (n,) of a schedule in its final state are probably junk."""
         if at.rows is not None:
             particles = take(particles, at.rows.cpu().numpy())
-        return torch.from_numpy(self._examiner.examined(self._batches(particles, at.model.shard), at, state).junk)
+        found = self._examiner.examined(self._batches(particles, at.model.shard), at, state)
+        return torch.from_numpy(found.probably_junk)
 
     def _begin(
         self, particles: ParticleSet, whitened: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None

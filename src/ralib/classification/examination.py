@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ralib.classification.image_statistics import StatisticsTable
-from ralib.classification.junk_evidence import junk_odds, measure, surely_junk
+from ralib.classification.junk_evidence import PROBABLY, SURELY, junk_odds, measure, taken_for_junk
 from ralib.classification.junk_model import Evidence
 from ralib.classification.results import state_poses
 from ralib.classification.schedule import ClassificationSchedule
@@ -33,8 +33,10 @@ class Examination:
         Figures of each particle, by name.
     odds : ndarray of shape (n,)
         Log-odds of each particle being junk.
-    junk : ndarray of shape (n,)
-        True where a particle is surely junk.
+    probably_junk : ndarray of shape (n,)
+        True where a particle is junk rather than not.
+    surely_junk : ndarray of shape (n,)
+        True where a particle is junk without doubt.
     """
 
     state: State
@@ -42,7 +44,8 @@ class Examination:
     evidence: Evidence
     figures: dict[str, np.ndarray]
     odds: np.ndarray
-    junk: np.ndarray
+    probably_junk: np.ndarray
+    surely_junk: np.ndarray
 
     @classmethod
     def of(
@@ -87,7 +90,8 @@ class Examination:
         assert schedule.references is not None
         evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
         odds = junk_odds(evidence, stability, device)
-        return cls(state, stability, evidence, figures, odds, surely_junk(evidence, stability, odds))
+        probably, surely = (taken_for_junk(evidence, stability, odds, least) for least in (PROBABLY, SURELY))
+        return cls(state, stability, evidence, figures, odds, probably, surely)
 
 
 class Examiner:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ralib.classes.iteration_figures import class_figures
 from ralib.classification.earlier_classes import EarlierClasses
-from ralib.classification.examination import Examiner
+from ralib.classification.examination import Examination, Examiner
 from ralib.classification.final_classes import (
     equalised,
     fewer_classes,
@@ -108,8 +107,8 @@ def final_result(
     shown, left_out = poses, shard.gather(whitened.outliers.found).cpu()
     n_shown = len(state.members)
     if schedule.k < n_classes:  # one is left to junk
-        junk = examiner.examined(batches, schedule, state).junk
-        shown, n_shown, more, unneeded = _junk_in_its_class(poses, junk, schedule, n_shown, n_classes)
+        found = examiner.examined(batches, schedule, state)
+        shown, n_shown, more, unneeded = _junk_in_its_class(poses, found, schedule, n_shown, n_classes)
         left_out, notices = left_out | more, notices + unneeded
     averages = final_averages(
         particles, batches, schedule, state, shown, left_out,
@@ -159,9 +158,13 @@ def _final_state(
 
 
 def _junk_in_its_class(
-    poses: Poses, junk: np.ndarray, schedule: ClassificationSchedule, n_classes: int, asked: int
+    poses: Poses, found: Examination, schedule: ClassificationSchedule, n_classes: int, asked: int
 ) -> tuple[Poses, int, Tensor, list[Notice]]:
-    """Poses with junk (n,) in a class of its own; the number of classes; who is in no average (n,); notices."""
-    shown, of_junk = with_class_of_junk(poses, junk, n_classes)
-    aside = schedule.model.shard.gather(schedule.model.particles.aside).cpu() & ~of_junk[shown.class_index]
+    """Poses with junk in a class of its own; the number of classes; who is in no average (n,); notices.
+
+    What was set aside and is no longer taken for junk counts in the average of its class again.
+    """
+    shown, of_junk = with_class_of_junk(poses, found.surely_junk, n_classes)
+    aside = schedule.model.shard.gather(schedule.model.particles.aside).cpu() & torch.from_numpy(found.probably_junk)
+    aside &= ~of_junk[shown.class_index]
     return shown, len(of_junk), aside, [fewer_classes(asked, 1)] if len(of_junk) == n_classes else []

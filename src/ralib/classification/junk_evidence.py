@@ -29,7 +29,11 @@ WORST = 10.0
 """No particle's quality, a logarithm of odds, lies beyond."""
 
 SURELY = 0.9
-"""Probability from which on a particle counts as junk without doubt: 98 in a hundred such are."""
+"""Probability from which on a particle counts as junk without doubt, and is shown in a class of junk."""
+
+PROBABLY = 0.5
+"""Probability from which on a particle leaves the averages that are made: one that was true costs them little, one that
+was junk makes classes of its own. `bench/junk_aside.py` compares both."""
 
 FAR_TOO_STRONG = 4.5
 """Standard deviations of the first of CAUSES from which on it counts without the learned model."""
@@ -173,8 +177,8 @@ def junk_odds(evidence: Evidence, stability: Stability, device: torch.device) ->
     return np.where((evidence.index >= 0) & stability.believable, odds, WORST)
 
 
-def surely_junk(evidence: Evidence, stability: Stability, odds: np.ndarray) -> np.ndarray:
-    """Return which particles (n,) are junk with a probability above SURELY; none where nothing is believed.
+def taken_for_junk(evidence: Evidence, stability: Stability, odds: np.ndarray, least: float) -> np.ndarray:
+    """Return which particles (n,) are junk with more than a probability; none where nothing is believed.
 
     Parameters
     ----------
@@ -184,15 +188,16 @@ def surely_junk(evidence: Evidence, stability: Stability, odds: np.ndarray) -> n
         Result of the validation.
     odds : ndarray of shape (n,)
         Result of `junk_odds`.
+    least : float
+        The probability, such as SURELY.
 
     Returns
     -------
     ndarray of shape (n,)
         True for junk.
     """
-    least = np.log(SURELY / (1 - SURELY))
-    sure: np.ndarray = (evidence.index >= 0) & (odds > least) & stability.believable
-    return sure
+    taken: np.ndarray = (evidence.index >= 0) & (odds > np.log(least / (1 - least))) & stability.believable
+    return taken
 
 
 def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
