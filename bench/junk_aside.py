@@ -2,7 +2,7 @@
 
     export PYTHONPATH=src
     python3 bench/junk_aside.py measure RECIPES --models MODELS --out RUNS [--shared ../shared] [--jobs 2]
-    python3 bench/junk_aside.py judge RUNS/*.npz [--json bench/results/junk-aside-cpu.json]
+    python3 bench/junk_aside.py judge RUNS/*.npz [--json bench/results/junk-aside-amd-epyc-1t.json]
 
 RECIPES are lines of `verdict_sets.py list`, MODELS the trees by `train_verdict.py fit --models`: each set is judged by
 those fitted without its molecule. A run is forked where it looks for junk, so that all thresholds have the same classes

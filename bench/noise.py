@@ -7,7 +7,8 @@ Each set is classified by `ralib classify` without options but the number of cla
     white, coloured   Gaussian noise; the power of coloured noise rises towards coarse detail, as that of ice does
     picked            windows of white noise, and of coloured, around the best matches of a molecule's projections, of
                       three views in 24 rotations: averages of such windows show the molecule ("Einstein from noise")
-    ice               empty ice of the simulator that stands with the shared data, with its gradients and CTF
+    ice               empty ice of the simulator that stands with the shared data, with its gradients and CTF; one image
+                      in a thousand is a particle, which that simulator cannot do without
     particles         as many images of the molecule itself by that simulator, for comparison: they are to be believed
 
 `believed` is what run.json says, `kept` the share of images that `ralib select --auto` keeps.
@@ -86,7 +87,7 @@ def write_set(name: str, seed: int, folder: Path, options: argparse.Namespace) -
     if name in ("ice", "particles"):
         words = ["--vols", str(options.shared / "hard" / "volumes" / TEMPLATE), "--box", BOX, "--apix", PIXEL_SIZE_A]
         words += ["--n", options.n, "--bin", 2, "--gradient", 0.03, "--crowd", 0, "--seed", 500 + seed, "--dose", 50]
-        words += ["--junk", 1, "--junk-weights", "1,0,0,0,0,0,0,0"] if name == "ice" else ["--junk", 0]
+        words += ["--junk", 0.999, "--junk-weights", "1,0,0,0,0,0,0,0"] if name == "ice" else ["--junk", 0]
         script = str(options.shared / "hard" / "make_hard.py")
         subprocess.run([sys.executable, script, str(folder), *map(str, words)], check=True, stdout=subprocess.DEVNULL)
         return folder / "particles.star"
