@@ -21,12 +21,13 @@ def iteration_figures(
     averages: ClassAverages,
     outer_radius: float,
     seconds: float,
+    counted: Tensor | None = None,
 ) -> dict[str, Any]:
     """Compute the figures of one iteration; NaN stands for unknown.
 
-    Among them: `criterion`, the mean score of particles in classes; `mean_resolution_A` over the classes that have one,
-    and `resolution_px` of each class; `pixel_error_px`, the mean rms displacement of a particle's disc among those that
-    kept class and mirror.
+    Among them: `criterion`, the mean score of particles in classes, or of those counted; `mean_resolution_A` over the
+    classes that have one, and `resolution_px` of each class; `pixel_error_px`, the mean rms displacement of a
+    particle's disc among those that kept class and mirror.
 
     Parameters
     ----------
@@ -42,13 +43,15 @@ def iteration_figures(
         Radius of the particle's disc, pixels.
     seconds : float
         Duration of the iteration, s.
+    counted : Tensor of shape (n,), optional
+        Particles whose scores count; by default all.
 
     Returns
     -------
     dict
         The figures by name.
     """
-    assigned = poses.class_index >= 0
+    assigned = poses.class_index >= 0 if counted is None else (poses.class_index >= 0) & counted
     counts = torch.zeros(len(averages.images) + 1, dtype=torch.float64, device=poses.score.device)
     counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
     means = _means([(poses.score, assigned), *_changes(poses, previous, outer_radius)])

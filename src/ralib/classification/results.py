@@ -177,6 +177,7 @@ def schedule_figures(
     particles: WhitenedParticles,
     pixel_size_A: float | None,
     seconds: float,
+    counted: Tensor,
 ) -> dict[str, Any]:
     """Compute the figures of one iteration.
 
@@ -198,6 +199,8 @@ def schedule_figures(
         Pixel size of the input, Angstrom.
     seconds : float
         Duration, s.
+    counted : Tensor of shape (n,)
+        Particles that averages are made of, whose fits count: those of beads and carbon are as large as random.
 
     Returns
     -------
@@ -207,7 +210,8 @@ def schedule_figures(
     sketch = ClassAverages(
         images=torch.zeros(len(state.members), 1, 1), members=state.members, pixel_size_A=pixel_size_A
     )
-    row = iteration_figures(number, poses, previous, sketch, particles.particle_radius_px / particles.scale, seconds)
+    radius_px = particles.particle_radius_px / particles.scale
+    row = iteration_figures(number, poses, previous, sketch, radius_px, seconds, counted)
     resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, particles))))
     # Halves may agree on nothing, not even ring 1.
     resolution = resolution.clamp_max(particles.grid.box) / particles.scale

@@ -74,9 +74,9 @@ class ScheduleReports:
         previous = self._previous if self._previous is not None and len(self._previous) == len(poses) else None
         now = time.perf_counter()
         number = len(self.figures) + 1
-        duration_s = now - self._clock
+        duration_s, counted = now - self._clock, shard.gather(particles.typical)
         self.figures.append(
-            schedule_figures(stage, number, state, poses, previous, particles, self.pixel_size_A, duration_s)
+            schedule_figures(stage, number, state, poses, previous, particles, self.pixel_size_A, duration_s, counted)
         )
         self._clock, self._previous = now, poses
         ends_step = at.position.steps != self._saved and not at.finished
