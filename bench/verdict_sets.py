@@ -8,9 +8,9 @@ lobes and copied by a point group. Each recipe draws particles, junk, dose, dama
 and views at random, so that the model that is fitted to the sets (train_verdict.py) holds for conditions between them.
 A set of two proteins is called by both names, with `+`.
 
-The model is fitted on sets of `ralib simulate` too, whose junk differs: its phantom, and classify_scores.second_molecule
-(as --volume), at --snr .03 .05 .1 and --junk .08 .15 .3 each, of 1,000 or 1,500 particles in 14 classes, with
-`--box 90 --views 0 --shift-sd 2 --contrast-sd .15 --coloured-noise .15`.
+The model is fitted on sets of `ralib simulate` too, whose junk differs: of its phantom, and of second_molecule of
+classify_scores.py (as --volume), at --snr .03 .05 .1 and --junk .08 .15 .3 each, of 1,000 or 1,500 particles in 14
+classes, with `--box 90 --views 0 --shift-sd 2 --contrast-sd .15 --coloured-noise .15`.
 """
 
 from __future__ import annotations
