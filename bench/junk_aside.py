@@ -118,9 +118,6 @@ def judge(options: argparse.Namespace) -> None:
     for path in options.runs:
         with np.load(path, allow_pickle=False) as run:
             row = judged(run["p"], run["junk"], run["index"], run["score"])
-            good = run["junk"] == 0
-            names = np.unique(run["index"][run["index"] >= 0])
-            row["junk_classes"] = float(sum(good[run["index"] == k].mean() <= 0.5 for k in names))
             if row["junk_before"]:
                 row["both"] = float(row["kept_true"] >= 0.95 and 3 * row["junk_ratio"] <= 1)
             if np.isfinite(run["view_deg"]):

@@ -7,7 +7,7 @@ Each folder holds particles.star and truth.npz (`junk`: 0 good, else its kind). 
 bench/results/verdict-<device>.json:
 
     auc, auc_kinds    of the column `junk`: all junk against good particles, and each kind alone
-    class_auc         of the class score, for "mostly true particles"
+    class_auc         of the class score, for "mostly true particles"; junk_classes: those that are not
     surely, right     particles given junk > 0.9, and the share of them that are junk
     called_good       share of the good particles given junk > 0.5
     kept_true, junk_before, junk_after, junk_ratio     what `ralib select --auto` keeps
@@ -65,6 +65,7 @@ def judged(
     names = np.unique(index[index >= 0])
     true = np.array([good[index == k].mean() > 0.5 for k in names])
     worth = np.array([(1 - junk[index == k]).mean() if score is None else score[k] for k in names])
+    row["junk_classes"] = int((~true).sum())
     if true.any() and not true.all():
         row["class_auc"] = float(roc_auc_score(true, worth))
     return row
