@@ -58,10 +58,8 @@ def templates(shared: Path) -> list[np.ndarray]:
     found = []
     for axis in range(3):
         view = zoom(volume.sum(axis), voxel_A / PIXEL_SIZE_A, order=1)
-        before = [max(0, (BOX - size) // 2) for size in view.shape]
-        view = np.pad(view, [(b, max(0, BOX - s - b)) for b, s in zip(before, view.shape, strict=True)])
-        cut = [(size - BOX) // 2 for size in view.shape]
-        view = view[cut[0] : cut[0] + BOX, cut[1] : cut[1] + BOX]
+        margin = BOX - len(view)
+        view = np.pad(view, (margin // 2, margin - margin // 2))
         found += [rotate(view, angle, reshape=False, order=1) for angle in range(0, 360, 15)]
     centred = [view - view.mean() for view in found]
     return [view / np.linalg.norm(view) for view in centred]
