@@ -21,10 +21,11 @@ from ralib.classification.junk_evidence import SURELY, taken_for_junk
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.state import State
+from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ClassAverages, Poses
+from ralib.types import ClassAverages, ParticleSet, Poses
 
 BOX, N, VIEWS, CLASSES = 48, 480, 4, 5
 PLAN = ScheduleSettings(exchanges=1, final=2, outlying_share=0.0)
@@ -137,12 +138,14 @@ def test_classifier_junk_of_a_sample_and_of_those_who_join_is_in_one_class(
     recogniser, sampled = Recogniser(junk, monkeypatch), []
     look = Classifier._recognised_junk
 
-    def of_its_rows(self: Classifier, particles: object, at: ClassificationSchedule, state: State) -> Tensor:
+    def of_its_rows(
+        self: Classifier, particles: ParticleSet, batches: ParticleBatches, at: ClassificationSchedule, state: State
+    ) -> Tensor:
         assert at.rows is not None
         sampled.append(len(at.rows))
         recogniser.junk = junk[at.rows]
         try:
-            return look(self, particles, at, state)  # type: ignore[arg-type]
+            return look(self, particles, batches, at, state)
         finally:
             recogniser.junk = junk
 

@@ -79,7 +79,7 @@ def test_ctf_state_wiener_average_does_not_depend_on_it(raw: Path, name: str, tm
 @pytest.mark.parametrize("name", ["flipped", "mixed"])
 def test_ctf_state_alignment_result_does_not_depend_on_it(raw: Path, name: str) -> None:
     def aligned(particles: ParticleSet, ctf: str) -> np.ndarray:
-        aligner = MultiReferenceAligner(references=2, iterations=2, outer_radius=12, ctf=ctf)
+        aligner = MultiReferenceAligner(references=1, iterations=2, outer_radius=12, ctf=ctf)  # two could swap
         return aligner.fit(particles).class_averages_.images.numpy()
 
     for ctf in ("wiener", "flip"):
@@ -88,7 +88,7 @@ def test_ctf_state_alignment_result_does_not_depend_on_it(raw: Path, name: str) 
         unmarked = told.replace(ctf=told.ctf.with_state(CtfState.NONE))
         alike, twice = (np.corrcoef(expected.ravel(), aligned(given, ctf).ravel())[0, 1] for given in (told, unmarked))
         assert alike > 0.97  # the planes fitted to the backgrounds differ a little
-        assert twice < alike - 0.02, (twice, alike)
+        assert 1 - twice > 2 * (1 - alike), (twice, alike)
 
 
 @pytest.mark.slow

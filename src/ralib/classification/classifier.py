@@ -224,7 +224,7 @@ class Classifier(ClusterEstimator):
             )
         self._lap("prepare_s", start)
         start = time.perf_counter()
-        state, figures, schedule = self._search(particles, whitened, shard, observer, resume)
+        state, figures, schedule = self._search(particles, batches, whitened, shard, observer, resume)
         self._lap("search_s", start)
         start = time.perf_counter()
         final = final_result(
@@ -317,6 +317,7 @@ class Classifier(ClusterEstimator):
     def _search(
         self,
         particles: ParticleSet,
+        batches: ParticleBatches,
         whitened: WhitenedParticles,
         shard: Shard,
         observer: Observer,
@@ -337,16 +338,18 @@ class Classifier(ClusterEstimator):
         reports.announce()
         schedule.observe = reports.iteration
         if not self.equal_sizes:
-            schedule.recognise = partial(self._recognised_junk, particles)
+            schedule.recognise = partial(self._recognised_junk, particles, batches)
         state = schedule.run(state)
         reports.announce()
         return state, figures, schedule
 
-    def _recognised_junk(self, particles: ParticleSet, at: ClassificationSchedule, state: State) -> Tensor:
+    def _recognised_junk(
+        self, particles: ParticleSet, batches: ParticleBatches, at: ClassificationSchedule, state: State
+    ) -> Tensor:
         """Which particles (n,) of a schedule in its final state are probably junk."""
         if at.rows is not None:
-            particles = take(particles, at.rows.cpu().numpy())
-        found = self._examiner.examined(self._batches(particles, at.model.shard), at, state)
+            batches = self._batches(take(particles, at.rows.cpu().numpy()), at.model.shard)
+        found = self._examiner.examined(batches, at, state)
         return torch.from_numpy(found.probably_junk)
 
     def _begin(

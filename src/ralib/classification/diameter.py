@@ -91,8 +91,8 @@ def measure_radius(
     rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), at_most)).round().astype(np.int64))
     few = io.take(particles, rows)
     batches = ParticleBatches(
-        few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box
-    )  # fmt: skip
+        few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box, turned_often=False
+    )
     n_classes = max(1, min(CLASSES, len(few) // 20))
     measured = ParticleExtent.of_mask(USUAL_RADIUS * few.box)
     for _ in range(2):

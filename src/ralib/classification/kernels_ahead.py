@@ -60,10 +60,13 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     searches += [(exchange, True), (sharpened, False)]
     counts = CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)
     padded = {padded_classes(k): max(2, k) for k in counts}
-    calls: list[Call] = [partial(_refinement, rings, device) for rings in (9, 8)]
-    calls += [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
-    calls += [partial(of_classes, k, device) for k in padded.values() for of_classes in (_prices, _thinning)]
-    return [*calls, partial(_average, box, device), partial(_search, exchange, False, mirror, device, own=True)]
+    search: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
+    of_classes = _prices, _thinning
+    balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
+    refinement: list[Call] = [partial(_refinement, rings, device) for rings in (9, 8)]
+    # The first two and few classes measure the diameter; the refinement takes longest to compile.
+    last: list[Call] = [partial(_average, box, device), partial(_search, exchange, False, mirror, device, own=True)]
+    return [*search[:2], *balance[:4], *refinement, *search[2:], *balance[4:], *last]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -73,7 +76,8 @@ def _orders(details: float, margin: float) -> int:
 
 def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own: bool = False) -> None:
     grid = PoseGrid(*half_tables(n_orders, device), disc_of_shifts(1.0, 1.0, device), mirror)
-    cross = torch.zeros(n_orders, 2 * grid.n_pairs, AT_ONCE, device=device, dtype=torch.float16)
+    rows, columns = ((n_orders, 2 * grid.n_pairs, AT_ONCE), (n_orders, AT_ONCE, AT_ONCE))
+    cross = torch.bmm(*(torch.zeros(shape, device=device, dtype=torch.float16) for shape in (rows, columns)))
     value, psi, origin = (torch.zeros(AT_ONCE, 1, *more, device=device) for more in ((), (), (2,)))
     out = value, psi, origin, torch.zeros(AT_ONCE, 1, dtype=torch.bool, device=device)
     prior = torch.zeros(len(grid.shifts_xy_px), device=device) if favour else None

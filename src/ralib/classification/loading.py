@@ -48,6 +48,7 @@ def resident_batches(
         device=device,
         background_radius=0.45 * particles.box,
         resident_bytes=int(room_bytes) if all_bytes <= room_bytes else 0,
+        turned_often=False,
     )
 
 

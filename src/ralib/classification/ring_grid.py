@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from torch import Tensor
 from ralib.classification.disc_matrices import DiscMatrices
 from ralib.classification.quarter_waves import QuarterWaves
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
-from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 from ralib.runtime.chunks import on_gpu, on_rows
+
+if TYPE_CHECKING:  # with it comes Numba, for which a run on a GPU need not wait
+    from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 
 CENTRE_CORRECTION = (0.8920, 1.0094, 0.9993)
 """Factors on the weights of the first three rings. The integrand k F(k) starts at k = 0 with a slope, for which the
@@ -243,6 +246,8 @@ class RingGrid:
         n_bytes = 4 * n_orders * self.n_rings * self.radius_px * self.radius_px / 2  # half as many distances, at most
         if self.device.type != "cpu" or n_bytes > DISC_BYTES:
             return None
+        from ralib.kernels.classes.cpu_disc_numba import DiscWaves
+
         return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
 
     def matrices(self, rings: int, n_orders: int) -> DiscMatrices:

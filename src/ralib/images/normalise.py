@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ralib.images.row_sums import row_sd
@@ -74,16 +76,25 @@ def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None
     radius_px = 0.75 * box / 2 if radius_px is None else radius_px
     raw = images
     images, _ = without_offset(images)
-    grid = torch.arange(box, dtype=images.dtype, device=images.device) - box // 2
+    pixels, plane, inverse = _background(box, radius_px, images.dtype, images.device)
+    fit = images.flatten(1).index_select(1, pixels) @ inverse
+    flat = images - torch.einsum("bc,chw->bhw", fit, plane)
+    return divided_by_sd(flat, row_sd(flat.flatten(1).index_select(1, pixels)), raw)
+
+
+@functools.lru_cache(maxsize=4)
+def _background(
+    box: int, radius_px: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Int[Tensor, " p"], Float[Tensor, "3 n n"], Float[Tensor, "p 3"]]:
+    """Pixels of the background, the three functions of a plane, and their pseudo-inverse there for least squares."""
+    grid = torch.arange(box, dtype=torch.float64) - box // 2
     outside = grid[:, None] ** 2 + grid[None, :] ** 2 > radius_px**2
     if int(outside.sum()) < 4:
         raise RalibError(f"`background_radius_px` {radius_px}: no background is left in a box of {box} px")
-    plane = torch.stack([torch.ones_like(outside, dtype=images.dtype), *torch.meshgrid(grid, grid, indexing="ij")])
-    # Least squares by the pseudo-inverse of the plane's three functions, one matrix product for all images.
+    plane = torch.stack([torch.ones_like(outside, dtype=torch.float64), *torch.meshgrid(grid, grid, indexing="ij")])
     pixels = torch.nonzero(outside.flatten())[:, 0]
-    fit = images.flatten(1).index_select(1, pixels) @ torch.linalg.pinv(plane[:, outside])
-    flat = images - torch.einsum("bc,chw->bhw", fit, plane)
-    return divided_by_sd(flat, row_sd(flat.flatten(1).index_select(1, pixels)), raw)
+    inverse = torch.linalg.pinv(plane[:, outside])
+    return pixels.to(device), plane.to(device, dtype), inverse.to(device, dtype)
 
 
 def divided_by_sd(

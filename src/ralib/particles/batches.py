@@ -80,9 +80,9 @@ class ParticleBatches:
     From each image the plane fitted to its background is subtracted, and the background's standard deviation becomes 1.
     Images that are not finite or constant become zeros and are marked as not usable.
 
-    Where `resident_bytes` hold all images they stay on the device: with their interpolation samples, alone, or in half
-    precision, whichever is the first to fit. Where they hold at least a quarter of the images in half precision, as
-    many batches as fit stay. All others are read again in every pass, a few batches ahead.
+    Where `resident_bytes` hold all images they stay on the device: with their interpolation samples where these are of
+    use, alone, or in half precision, whichever is the first to fit. Where they hold at least a quarter of the images in
+    half precision, as many batches as fit stay. All others are read again in every pass, a few batches ahead.
 
     Parameters
     ----------
@@ -103,6 +103,8 @@ class ParticleBatches:
         Whether an unusable image raises an error.
     resident_bytes : int, optional
         Bytes of particles kept on the device; by default RESIDENT_SHARE of its free memory.
+    turned_often : bool, default True
+        Whether images are turned in every pass, so that their interpolation samples are worth keeping.
 
     Attributes
     ----------
@@ -126,6 +128,7 @@ class ParticleBatches:
         ctf: str = "off",
         strict: bool = False,
         resident_bytes: int | None = None,
+        turned_often: bool = True,
     ) -> None:
         if particles.box < LEAST_BOX:
             raise RalibError(f"images of {particles.box} px are too small to be aligned: {LEAST_BOX} px are needed")
@@ -143,7 +146,8 @@ class ParticleBatches:
         ways = _ways(len(rows), particles.box)
         # In half precision also some of them may stay.
         enough = ways | {"half": ways["half"] // 4}
-        self.resident = next((way for way, size in enough.items() if size <= self._budget), "none")
+        fitting = [way for way, size in enough.items() if size <= self._budget and (turned_often or way != "samples")]
+        self.resident = fitting[0] if fitting else "none"
         self.rounded = self.resident == "half"
         self._kept: dict[int, Batch] = {}
         self._loader = Loader(particles.images, device)

@@ -11,8 +11,8 @@ from PIL import Image
 
 BLOCK_PX = 16
 """WebP codes 16 px blocks; tiles on that grid do not bleed into their neighbours."""
-MAX_SHEET_PX = 4096
-"""Side of the largest sheet: what every phone decodes."""
+MAX_SHEET_PX = 1024
+"""Side of the largest sheet: several are written and decoded at once, and every phone can."""
 
 
 def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool = False) -> np.ndarray:
@@ -34,8 +34,9 @@ def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool
     """
     finite = np.nan_to_num(np.asarray(images, dtype=np.float32), posinf=0.0, neginf=0.0)
     axes = None if together else (-2, -1)
-    low, high = np.percentile(finite, [clip_percent, 100 - clip_percent], axis=axes, keepdims=True)
-    span = np.where(high > low, high - low, 1.0)
+    ends = np.percentile(finite, [clip_percent, 100 - clip_percent], axis=axes, keepdims=True)
+    low, high = ends.astype(np.float32)
+    span = np.where(high > low, high - low, np.float32(1))
     return np.asarray(np.clip((finite - low) / span, 0, 1) * 255).round().astype(np.uint8)
 
 

@@ -74,7 +74,7 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
     turn = rotate_shift_images if torch.device(device).type == "cpu" else reference.rotate_shift_images
     for start in range(0, len(rows), BATCH):
         index = rows[start : start + BATCH]
-        images = torch.from_numpy(np.nan_to_num(run.particles.images.read(index))).to(device)
+        images = torch.from_numpy(run.particles.images.read(index)).to(device).nan_to_num()
         work = fourier_resize(images, min(images.shape[-1], 2 * size))
         scale = work.shape[-1] / images.shape[-1]
         if flipped:
