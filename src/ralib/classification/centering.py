@@ -39,9 +39,7 @@ def centre_classes(model: Model, state: State) -> State:
     total = model.shard.sum_by(state.class_index, there, len(state.members)).float()
     move = -total / state.members.clamp_min(1)[:, None]
     origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
-    own = None if state.own is None else replace(state.own, origin_xy_px=origin)
-    averages = moved_averages(model.particles.grid, state.averages, move)
-    return replace(state, origin_xy_px=origin, averages=averages, own=own)
+    return replace(state, origin_xy_px=origin, averages=moved_averages(model.particles.grid, state.averages, move))
 
 
 def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -> RingAverages:
@@ -68,7 +66,7 @@ def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -
         shifted = grid.moved_orders(samples, move_xy_px.repeat(every, 1), rings, n_orders)
         return shifted.view(orders.shape)
 
-    return replace(averages, orders=moved(averages.orders), halves=moved(averages.halves))
+    return replace(averages, orders=moved(averages.orders), halves=moved(averages.halves), signal=None)
 
 
 def follow_centres(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, move_xy_px: Tensor) -> Tensor:

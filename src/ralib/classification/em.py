@@ -80,7 +80,7 @@ def iterate(model: Model, references: Tensor, state: State, step: IterationSetti
 
 def iterate_centred(model: Model, references: Tensor, state: State, step: IterationSettings) -> State:
     """Run one iteration, and centre the classes; see `iterate`."""
-    return centre_classes(model, iterate(model, references, state, step))
+    return m_step(model, e_step(model, references, state, step), state, step, centred=True)
 
 
 def e_step(model: Model, references: Tensor, state: State, step: IterationSettings) -> Expectation:
@@ -107,7 +107,9 @@ def e_step(model: Model, references: Tensor, state: State, step: IterationSettin
     return Expectation(fit, posterior, poses, list(index.unbind(1)), list(weight.unbind(1)))
 
 
-def m_step(model: Model, expected: Expectation, state: State, step: IterationSettings) -> State:
+def m_step(
+    model: Model, expected: Expectation, state: State, step: IterationSettings, *, centred: bool = False
+) -> State:
     """M-step: maximise the likelihood given the responsibilities, over averages, contrasts and spread of origins.
 
     Parameters
@@ -120,6 +122,8 @@ def m_step(model: Model, expected: Expectation, state: State, step: IterationSet
         State before the iteration.
     step : IterationSettings
         Settings of the iteration.
+    centred : bool, default False
+        Whether the classes are centred.
 
     Returns
     -------
@@ -146,8 +150,11 @@ def m_step(model: Model, expected: Expectation, state: State, step: IterationSet
     rings = min(step.rings + BEYOND, model.particles.grid.n_rings)
     scales = [s / mean for s in scale]
     sums = _sums(model, expected.poses, expected.class_index, weight, scales, len(state.members), rings)
-    averages = average_classes(model.particles.grid, sums, state.members)
-    return replace(state, averages=averages, own=_own(model, state, index, weight[0], averages))
+    state = replace(state, averages=average_classes(model.particles.grid, sums, state.members))
+    state = centre_classes(model, state) if centred else state
+    assert state.averages is not None
+    averages, own = _with_own(model, state, index, weight[0], state.averages)
+    return replace(state, averages=averages, own=own)
 
 
 def average_groups(
@@ -180,15 +187,17 @@ def average_groups(
     weight = model.joins.float()
     sums = _sums(model, [pose], [class_index], [weight], [state.scale], n_classes, rings)
     members = model.shard.counts(class_index[model.joins], n_classes).float()
-    averages = average_classes(model.particles.grid, sums, members)
-    return averages, _own(model, state, class_index, weight, averages)
+    return _with_own(model, state, class_index, weight, average_classes(model.particles.grid, sums, members))
 
 
-def _own(model: Model, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages) -> SelfContribution:
-    """What each particle contributes to the averages of its class."""
-    scale = state.scale * state.mean_scale
-    share = self_share(model.particles, averages, model.mask(averages), class_index, weight * state.scale, scale)
-    return SelfContribution(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
+def _with_own(
+    model: Model, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages
+) -> tuple[RingAverages, SelfContribution]:
+    """The averages with what of them counts as signal, and what each particle contributes to that of its class."""
+    signal, scale = model.mask(averages), state.scale * state.mean_scale
+    share = self_share(model.particles, averages, signal, class_index, weight * state.scale, scale)
+    own = SelfContribution(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
+    return replace(averages, signal=signal), own
 
 
 def _sums(

@@ -52,16 +52,20 @@ class RingAverages:
         FRC of the halves.
     gain : Tensor of shape (k, r)
         Factor of the sums, and so the share of each particle.
+    signal : Tensor of shape (k, n, n), optional
+        What of each counts as signal, where that is known already; see `Model.mask`.
     """
 
     orders: Tensor
     halves: Tensor
     frc: Tensor
     gain: Tensor
+    signal: Tensor | None = None
 
     def restricted(self, keep: Tensor) -> RingAverages:
         """Return the averages of some classes, by their numbers (m,)."""
-        return RingAverages(self.orders[keep], self.halves[:, keep], self.frc[keep], self.gain[keep])
+        signal = None if self.signal is None else self.signal[keep]
+        return RingAverages(self.orders[keep], self.halves[:, keep], self.frc[keep], self.gain[keep], signal)
 
 
 def sum_classes(

@@ -228,7 +228,8 @@ class Model:
             Angular orders of the masked averages.
         """
         grid, rings = self.particles.grid, min(rings, self.particles.grid.n_rings)
-        return masked_references(grid, averages.orders, self.mask(averages), rings, self.particles.orders(rings))
+        mask = self.mask(averages) if averages.signal is None else averages.signal
+        return masked_references(grid, averages.orders, mask, rings, self.particles.orders(rings))
 
     def references(self, state: State, rings: int) -> Tensor:
         """Return references (k, r, m) of `rings` rings from the state's averages; see `masked`."""

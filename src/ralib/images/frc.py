@@ -45,11 +45,10 @@ def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     if first.shape != second.shape:
         raise ValueError(f"the two sets have shapes {tuple(first.shape)} and {tuple(second.shape)}")
-    if mask is not None:
-        first, second = first * mask, second * mask
-    a, b = torch.fft.rfft2(first), torch.fft.rfft2(second)
-    cross = ring_sums((a * b.conj()).real)
-    power = ring_sums(squared(a)) * ring_sums(squared(b))
+    halves = torch.stack([first, second])
+    spectra = torch.fft.rfft2(halves if mask is None else halves * mask)
+    cross = ring_sums((spectra[0] * spectra[1].conj()).real)
+    power = ring_sums(squared(spectra)).prod(0)
     return torch.where(power > 0, cross / torch.sqrt(power).clamp_min(1e-300), 0.0).to(first.dtype)
 
 
@@ -134,26 +133,23 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     plain, masked = frc(halves[0], halves[1]), frc(halves[0], halves[1], mask)
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
     ring = ring_index(box, device)
-    random = []
     shape = len(halves[0]), box, box // 2 + 1
     turns = _kept_turns(shape, device) if math.prod(shape) <= KEPT else _turns(shape, device)
-    for half, turn in zip(halves, turns, strict=True):
-        spectrum = torch.fft.rfft2(half)
-        some = torch.where(ring[None] >= start[:, None, None], turn, 0.0)
-        random.append(torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(some), some), s=(box, box)))
-    floor = frc(random[0], random[1], mask)
+    turns = torch.where(ring >= start[:, None, None], turns, 0.0)
+    turned = torch.fft.rfft2(halves) * torch.polar(torch.ones_like(turns), turns)
+    first, second = torch.fft.irfft2(turned, s=(box, box))
+    floor = frc(first, second, mask)
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
     beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
     return torch.where(beyond, corrected, masked).clamp(-1, 1)
 
 
-def _turns(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random phases of both halves' spectra, the same in every call."""
+def _turns(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Random phases (2, *shape) of both halves' spectra, the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    first, second = (2 * math.pi * torch.rand(shape, generator=generator).to(device) for _ in range(2))
-    return first, second
+    return 2 * math.pi * torch.stack([torch.rand(shape, generator=generator).to(device) for _ in range(2)])
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_turns(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _kept_turns(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return _turns(shape, device)
