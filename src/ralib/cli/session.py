@@ -191,6 +191,8 @@ class RunSession:
         self._earlier = len(self.record["iterations"])
         self.terminal.show(self._earlier + done)
         self.note()
+        if first and self.report and self.directory is not None:
+            self._writer.begin(_load_report)
         return begun
 
     def note(self, **found: Any) -> None:
@@ -379,6 +381,11 @@ class RunSession:
 
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             return report_warning(self.outdir, write)
+
+
+def _load_report() -> None:
+    """Import what writes the report, so that it is there when the run has ended."""
+    import ralib.results.summary  # noqa: F401
 
 
 def report_warning(outdir: Path, write: Callable[[], object]) -> str:
