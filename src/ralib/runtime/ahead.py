@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import islice
 
 import torch
 
@@ -42,15 +41,9 @@ def called_ahead(device: torch.device) -> Iterator[CallAhead]:
         return
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ralib-ahead")
 
-    def all_of(calls: Iterator[Call]) -> None:
-        # The first alone, for what all share: each thread would read Triton's own files for its key.
-        for call in islice(calls, 1):
-            on_device(call)
+    def submit(calls: Iterable[Call]) -> None:
         for call in calls:
             pool.submit(on_device, call)
-
-    def submit(calls: Iterable[Call]) -> None:
-        pool.submit(all_of, iter(calls))
 
     try:
         yield submit
