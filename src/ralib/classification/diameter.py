@@ -4,10 +4,14 @@ The variance of single images does not show a particle's edge where boxes hold n
 begin where the particle ends. In averages of aligned particles neighbours lie anywhere around a particle and average
 out. So a thousand particles are classified at low resolution, within a mask of the size that boxes usually leave to
 their particle, and the signal common to the two halves of each class falls from the particle outwards to its first
-minimum: the edge. Where that gives a clearly smaller mask, the measurement is repeated.
+minimum: the edge. Where that gives a clearly smaller mask, the measurement is repeated. Where it finds a wide rim, the
+middle one of three counts.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -52,6 +56,10 @@ BEHIND = 0.15
 
 CHANGED = 0.75
 """A mask smaller than this share of the one before is measured again."""
+
+FAINT = 1.25
+"""Times the radius: a rim further out is that of faint parts, or of neighbours in a class that was aligned badly. Of 96
+measurements on sets of ACE2, 113 A on average, the four above 125 A were of this kind."""
 
 
 def measure_radius(
@@ -104,20 +112,23 @@ def measure_radius(
         )  # fmt: skip
         if int(whitened.typical.sum()) < 2 * n_classes:
             break
-        measured = _measured(whitened, n_classes, search_px, mirror, budget)
+        once = partial(_measured, whitened, n_classes, search_px, mirror, budget)
+        measured = once(seed=0)
+        if measured.rim_px > FAINT * measured.radius_px:
+            measured = sorted([measured, once(seed=1), once(seed=2)], key=attrgetter("mask_radius_px"))[1]
         if measured.mask_radius_px > CHANGED * mask_px:
             break
     return measured
 
 
 def _measured(
-    whitened: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget
+    whitened: WhitenedParticles, n_classes: int, search_px: float, mirror: bool, budget: Budget, seed: int
 ) -> ParticleExtent:
     n, device = len(whitened.usable), whitened.grid.device
     half = (torch.arange(n) % 2).to(device)
     none = torch.zeros(n, dtype=torch.bool, device=device)
     model = Model(whitened, Shard.of_all(n), half, none, 0.3, mirror, search_px * whitened.scale, budget=budget)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     state = initialize_from_particles(model, ScheduleSettings(), n_classes, generator, model.blank())
     assert state.averages is not None
     profile = radial_profile(whitened.grid, state.averages.halves, state.members)
