@@ -31,7 +31,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mrcfile
 import numpy as np
 import torch
 
@@ -42,16 +41,14 @@ from classify_scores import (
     rare_kept,
     rows_with_rare_views,
     scores,
-    second_molecule,
 )
 from classify_table import table_rows
+from clean_sets import molecule_volumes, simulate_set
 from ralib import io
 from ralib.benchmarks.record import device_name, record
 from ralib.cli import main as ralib
 from ralib.results.run_directory import run_poses
 from ralib.results.run_record import read_record
-from ralib.simulation.phantom import phantom_volume
-from ralib.simulation.simulator import PHANTOM_BOX_A
 from ralib.types import Poses
 
 CASES: dict[str, dict[str, Any]] = {
@@ -84,7 +81,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         work = Path(scratch)
         if options.warm_up:
-            _simulated(work / "warm", 200, 0, {}, options)
+            simulate_set(work / "warm", 200, 0, {"--device": options.device})
             _classified(work / "warm", work / "warm-run", 5, 0, options.device)
         if options.set:
             for seed in range(options.seeds):
@@ -151,27 +148,18 @@ def _case(name: str, work: Path, options: argparse.Namespace) -> list[dict[str, 
     changes = dict(CASES[name])
     classes, n = changes.pop("classes", options.classes), changes.pop("particles", options.particles)
     seeds, rare = min(options.seeds, changes.pop("seeds", options.seeds)), changes.pop("rare", False)
+    own = {"--device": options.device} | ({"--volume": options.volume} if options.volume else {})
     if changes.pop("second", False):
-        changes["--volume2"] = options.volume2 or _volume(work, "second", second_molecule(90))
-        changes["--volume"] = options.volume or _volume(work, "first", phantom_volume(90))
+        own = molecule_volumes(work, 90) | own | ({"--volume2": options.volume2} if options.volume2 else {})
     rows = []
     for seed in range(seeds):
         folder = work / re.sub(r"[^a-z0-9]+", "-", f"{name}-{seed}".lower())
-        _simulated(folder, 2 * n if rare else n, 1000 + seed, changes, options)
+        simulate_set(folder, 2 * n if rare else n, 1000 + seed, own | changes)
         if rare:
             _make_rare(folder, n)
         rows.append(_row(name, folder, work / f"{folder.name}-run", classes, seed, options))
         shutil.rmtree(folder)
     return rows
-
-
-def _volume(work: Path, name: str, volume: np.ndarray) -> Path:
-    path = work / f"{name}.mrc"
-    if not path.exists():
-        with mrcfile.new(path) as file:
-            file.set_data(volume)
-            file.voxel_size = PHANTOM_BOX_A / len(volume)
-    return path
 
 
 def _make_rare(folder: Path, n: int) -> None:
@@ -182,18 +170,6 @@ def _make_rare(folder: Path, n: int) -> None:
     (folder / "particles.star").unlink()
     io.write_particles_star(folder / "particles.star", particles)
     np.savez(folder / "truth.npz", **{k: v[rows] if np.ndim(v) else v for k, v in truth.items()})
-
-
-def _simulated(folder: Path, n: int, seed: int, changes: dict[str, Any], options: argparse.Namespace) -> None:
-    settings: dict[str, Any] = {
-        "--particles": n, "--box": 90, "--views": 0, "--snr": 0.05, "--shift-sd": 2.0, "--contrast-sd": 0.15,
-        "--coloured-noise": 0.15, "--seed": seed, "--device": options.device,
-    }  # fmt: skip
-    if options.volume is not None:
-        settings["--volume"] = options.volume
-    words = [str(w) for pair in (settings | changes).items() for w in pair if w is not None]
-    if ralib(["simulate", str(folder), *words]) != 0:
-        raise SystemExit(f"simulate failed: {words}")
 
 
 def _classified(folder: Path, run: Path, classes: int, seed: int, device: str) -> tuple[float, float]:

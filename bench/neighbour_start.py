@@ -19,14 +19,13 @@ import numpy as np
 import torch
 
 from classify_scores import scores
+from clean_sets import simulate_set
 from ralib import io
 from ralib.benchmarks.record import record, write_record
 from ralib.cli import main as ralib
 from ralib.results.run_directory import run_poses
 
 PARTICLES, CLASSES = 2000, 20
-SIMULATED = ["--box", "90", "--views", "0", "--snr", "0.02", "--shift-sd", "2", "--contrast-sd", "0.15"]
-SIMULATED += ["--coloured-noise", "0.15", "--device", "cpu"]
 
 
 def main() -> int:
@@ -49,7 +48,8 @@ def both_starts(work: Path, seed: int) -> list[dict[str, Any]]:
     """Rows of one set: the median view angle and its 90th percentile, with the neighbours and without."""
     made, near = work / f"set{seed}", work / f"near{seed}"
     stack, references = str(made / "particles.star"), work / f"references{seed}.mrcs"
-    command(made, "simulate", str(made), "--particles", str(PARTICLES), *SIMULATED, "--seed", str(1000 + seed))
+    if not made.exists():
+        simulate_set(made, PARTICLES, 1000 + seed, {"--snr": 0.02})
     command(near, "neighbours", stack, str(near), "--count", "50", "--averages", "200", "--device", "cpu")
     held = write_references(near, references)
     alone, begun = work / f"alone{seed}", work / f"begun{seed}"

@@ -2,28 +2,31 @@
 
     PYTHONPATH=src python3 bench/verdict_sets.py list --count 120 > RECIPES
     PYTHONPATH=src python3 bench/verdict_sets.py make RECIPES --out SETS [--shared ../shared] [--only NAME ...]
+    PYTHONPATH=src python3 bench/verdict_sets.py clean --out SETS
 
 Maps of atomic models are read from the shared data; the other proteins are Gaussian beads, one a residue, packed into
 lobes and copied by a point group. Each recipe draws particles, junk, dose, damage, crowding, gradients, defocus, box
 and views at random, so that the model that is fitted to the sets (train_verdict.py) holds for conditions between them.
 A set of two proteins is called by both names, with `+`.
 
-The model is fitted on sets of `ralib simulate` too, whose junk differs: of its phantom, and of second_molecule of
-classify_scores.py (as --volume), at --snr .03 .05 .1 and --junk .08 .15 .3 each, of 1,000 or 1,500 particles in 14
-classes, with `--box 90 --views 0 --shift-sd 2 --contrast-sd .15 --coloured-noise .15`.
+The model is fitted on sets of `ralib simulate` too, whose junk differs; `clean` makes them, of two molecules. Of the
+second the last two were not in the fit. They are measured with 14 classes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from clean_sets import molecule_volumes, simulate_set
 
 SCATTERING = 63.0
 """Integral of a protein's potential, A^-2 per A times A^3, per kDa: that of the shared maps."""
@@ -292,6 +295,17 @@ def make(recipe: dict[str, Any], out: Path, shared: Path) -> Path:
     return folder
 
 
+def clean_sets(out: Path) -> Iterator[tuple[str, Path]]:
+    """Make clean sets of two molecules with junk: their names and folders."""
+    out.mkdir(parents=True, exist_ok=True)
+    for part, (name, volume) in enumerate(zip(("phantom", "second"), molecule_volumes(out, 90).values(), strict=True)):
+        rng = np.random.default_rng(part)
+        for i, (snr, junk) in enumerate(itertools.product((0.05, 0.1, 0.03), (0.15, 0.3, 0.08)), 1):
+            changes = {"--snr": snr, "--junk": junk, "--volume": volume}
+            particles = int(rng.choice([1000, 1500]))
+            yield name, simulate_set(out / f"{name}{i}", particles, 100 * part + i, changes)
+
+
 def main() -> int:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -304,7 +318,13 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     command.add_argument("--only", nargs="+", help="names of recipes")
+    command = commands.add_parser("clean")
+    command.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.command == "clean":
+        for name, folder in clean_sets(options.out):
+            print(f"{name}={folder}", flush=True)
+        return 0
     if options.command == "list":
         print(*(json.dumps(recipe) for recipe in recipes(options.count, options.seed)), sep="\n")
         return 0

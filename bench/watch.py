@@ -21,18 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mrcfile
 import numpy as np
 import torch
 
-from classify_scores import ideal_deg, scores, second_molecule
+from classify_scores import ideal_deg, scores
+from clean_sets import molecule_volumes, simulate_set
 from ralib import io
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
 from ralib.classification.growing import GrowingClassification
-from ralib.cli import main as ralib
-from ralib.simulation.phantom import phantom_volume
-from ralib.simulation.simulator import PHANTOM_BOX_A
 from ralib.types import ClassificationResult, ParticleSet
 
 CASES: dict[str, dict[str, Any]] = {
@@ -84,20 +81,10 @@ def main() -> int:
 
 def simulate(folder: Path, seed: int, changes: dict[str, Any], options: argparse.Namespace) -> None:
     """Write particles.star and truth.npz into the folder."""
-    given: dict[str, Any] = {
-        "--particles": options.particles, "--box": options.box, "--views": 0, "--snr": options.snr, "--shift-sd": 2.0,
-        "--contrast-sd": 0.15, "--coloured-noise": 0.15, "--seed": seed, "--device": options.device,
-    }  # fmt: skip
-    changes = dict(changes)
-    if changes.pop("second", False):
-        for name, volume in (("--volume", phantom_volume(options.box)), ("--volume2", second_molecule(options.box))):
-            changes[name] = folder.with_name(folder.name + name + ".mrc")
-            with mrcfile.new(changes[name]) as file:
-                file.set_data(volume)
-                file.voxel_size = PHANTOM_BOX_A / options.box
-    words = [str(word) for pair in (given | changes).items() for word in pair]
-    if ralib(["simulate", str(folder), *words]) != 0:
-        raise SystemExit(f"simulate failed: {words}")
+    own = {"--box": options.box, "--snr": options.snr, "--device": options.device}
+    if "second" in changes:
+        own |= molecule_volumes(folder.parent, options.box)
+    simulate_set(folder, options.particles, seed, own | {name: v for name, v in changes.items() if name != "second"})
 
 
 def compared(case: str, folder: Path, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
