@@ -17,7 +17,7 @@ from ralib.classes.evaluation import purity
 from ralib.classification import examination, final_result
 from ralib.classification.classifier import Classifier
 from ralib.classification.final_classes import final_averages, with_class_of_junk
-from ralib.classification.junk_evidence import SURELY, taken_for_junk
+from ralib.classification.junk_evidence import PROBABLY, SURELY, taken_for_junk
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.state import State
@@ -58,7 +58,7 @@ class Recogniser:
         monkeypatch.setattr(examination, "taken_for_junk", self.recognise)
 
     def recognise(self, evidence: object, stability: object, odds: object, least: float) -> np.ndarray:
-        self.asked += least == SURELY
+        self.asked += least == PROBABLY  # once a look
         return self.junk.numpy()
 
 

@@ -33,10 +33,6 @@ class Examination:
         Figures of each particle, by name.
     odds : ndarray of shape (n,)
         Log-odds of each particle being junk.
-    probably_junk : ndarray of shape (n,)
-        True where a particle is junk rather than not.
-    surely_junk : ndarray of shape (n,)
-        True where a particle is junk without doubt.
     """
 
     state: State
@@ -44,8 +40,16 @@ class Examination:
     evidence: Evidence
     figures: dict[str, np.ndarray]
     odds: np.ndarray
-    probably_junk: np.ndarray
-    surely_junk: np.ndarray
+
+    @property
+    def probably_junk(self) -> np.ndarray:
+        """Whether each particle (n,) is junk rather than not."""
+        return taken_for_junk(self.evidence, self.stability, self.odds, PROBABLY)
+
+    @property
+    def surely_junk(self) -> np.ndarray:
+        """Whether each particle (n,) is junk without doubt."""
+        return taken_for_junk(self.evidence, self.stability, self.odds, SURELY)
 
     @classmethod
     def of(
@@ -89,9 +93,7 @@ class Examination:
         poses = state_poses(state, model.particles, model.shard).to("cpu")
         assert schedule.references is not None
         evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
-        odds = junk_odds(evidence, stability, device)
-        probably, surely = (taken_for_junk(evidence, stability, odds, least) for least in (PROBABLY, SURELY))
-        return cls(state, stability, evidence, figures, odds, probably, surely)
+        return cls(state, stability, evidence, figures, junk_odds(evidence, stability, device))
 
 
 class Examiner:
