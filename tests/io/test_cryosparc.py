@@ -53,6 +53,18 @@ def test_cryosparc_2d_alignments_are_read(shared_data: Path) -> None:
     assert ">" not in particles.images.why  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("left", ["pose", "shift"])
+def test_cryosparc_half_a_pose_is_said(shared_data: Path, tmp_path: Path, left: str) -> None:
+    rows = np.load(shared_data / REAL[1])
+    gone = f"alignments2D/{'shift' if left == 'pose' else 'pose'}"
+    save_cs(tmp_path / "half.cs", rows[[name for name in rows.dtype.names if name != gone]])
+    particles = open_particles(tmp_path / "half.cs", require_images=False)
+    assert particles.poses is None
+    assert any(f"only alignments2D/{left}:" in str(warning) for warning in particles.warnings)
+    whole = open_particles(shared_data / REAL[1], require_images=False)
+    assert not any("there is only" in str(warning) for warning in whole.warnings)
+
+
 def test_cryosparc_shifts_count_in_their_own_pixels(shared_data: Path, tmp_path: Path) -> None:
     """A job that binned on the fly wrote its shifts in larger pixels."""
     rows = np.load(shared_data / REAL[1])

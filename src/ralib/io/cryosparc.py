@@ -38,6 +38,7 @@ from ralib.types import CtfParameters, CtfState, ImageSource, Metadata, Particle
 
 CTF_FIELDS = ("ctf/df1_A", "ctf/df2_A", "ctf/accel_kv", "ctf/cs_mm")
 """Without any of these there is no CTF."""
+_POSES = ("alignments2D", "alignments3D")
 _LARGEST_ANGLE_RAD = 4 * np.pi
 STATE_FIELD = "ralib/ctf_state"
 """cryoSPARC's files have no field for images whose phases are flipped or that are multiplied by the CTF: ours."""
@@ -133,11 +134,18 @@ def with_contrast_inverted(particles: ParticleSet) -> ParticleSet:
 
 
 def _noted(particles: ParticleSet, rows: np.ndarray, unused: list[str]) -> ParticleSet:
-    """The particles with warnings about unused passthrough files and helical segments."""
+    """The particles with warnings about unused passthrough files, half a pose, and helical segments."""
     if unused:
         lost = "" if particles.ctf is not None else "; the particles have no CTF now"
         particles = particles.warned(
             "; ".join(unused) + lost, "passthrough", "export the particles again, with all their fields in one job"
+        )
+    half = [f"{kind}/{part}" for kind in _POSES for part in ("pose", "shift") if f"{kind}/{part}" in field_names(rows)]
+    if particles.poses is None and half:
+        particles = particles.warned(
+            f"of the alignments there is only {' and '.join(half)}: a pose has a rotation and a shift, none is read",
+            "alignments",
+            "export the particles again, with all their fields, where their poses are needed",
         )
     if any(name.startswith("filament/") for name in field_names(rows)):
         particles = particles.warned(
@@ -223,7 +231,7 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
         Poses.
     """
     names = field_names(rows)
-    kind = next((k for k in ("alignments2D", "alignments3D") if f"{k}/pose" in names and f"{k}/shift" in names), None)
+    kind = next((k for k in _POSES if f"{k}/pose" in names and f"{k}/shift" in names), None)
     if kind is None:
         return None
     if any(rows[f"{kind}/{part}"].dtype.kind not in "fiu" for part in ("pose", "shift")):
