@@ -29,6 +29,7 @@ from ralib.classification.pose_search import search_poses
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
 from ralib.conventions import compose, invert, wrap_deg
+from ralib.runtime.chunks import on_rows
 from ralib.types import ClassificationResult, Notice, Poses
 
 ABOVE_NOISE = 0.2
@@ -212,7 +213,8 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator, rings: in
     white = torch.randn(len(rows), grid.box, grid.box, generator=_on_device(generator, grid.device), device=grid.device)
     observed = shard.mean(particles.observed, particles.typical).float()
     amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
-    samples = torch.nn.functional.pad(grid.transform(white, rings), (0, 0, 0, grid.n_rings - rings))
+    samples = on_rows(lambda images: grid.transform(images, rings), white)
+    samples = torch.nn.functional.pad(samples, (0, 0, 0, grid.n_rings - rings))
     return Spectra(samples[shard.of(rows).rows] * amplitude[..., None], spectra.power)
 
 
