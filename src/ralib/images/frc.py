@@ -10,11 +10,7 @@ from torch import Tensor
 
 from ralib.images.fourier import ring_index, ring_sums, squared
 from ralib.images.masks import soft_disc
-from ralib.runtime.chunks import on_rows
 from ralib.types import ClassAverages
-
-CLASSES_AT_ONCE = 8
-"""On a core of a CPU."""
 
 KEPT = 2**20
 """Random phases that are kept for the next FRC of as many classes, as of every iteration of a run."""
@@ -133,22 +129,19 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     halves = averages.half_images
     assert halves is not None
     box, device = halves.shape[-1], halves.device
-    mask, ring = soft_disc(box, radius_px, 4.0, device=device), ring_index(box, device)
+    mask = soft_disc(box, radius_px, 4.0, device=device)
+    plain, masked = frc(halves[0], halves[1]), frc(halves[0], halves[1], mask)
+    start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
+    ring = ring_index(box, device)
     shape = len(halves[0]), box, box // 2 + 1
     turns = _kept_turns(shape, device) if math.prod(shape) <= KEPT else _turns(shape, device)
-
-    def corrected(classes: Tensor) -> Tensor:
-        first, second = halves[:, classes]
-        plain, masked = frc(first, second), frc(first, second, mask)
-        start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)[:, None]
-        turn = torch.where(ring >= start[..., None], turns[:, classes], 0.0)
-        turned = torch.fft.rfft2(halves[:, classes]) * torch.polar(torch.ones_like(turn), turn)
-        first, second = torch.fft.irfft2(turned, s=(box, box))
-        floor = frc(first, second, mask)
-        beyond = torch.arange(plain.shape[1], device=device) >= start + 2
-        return torch.where(beyond, (masked - floor) / (1 - floor).clamp_min(0.05), masked).clamp(-1, 1)
-
-    return on_rows(corrected, torch.arange(len(halves[0]), device=device), most=CLASSES_AT_ONCE)
+    turns = torch.where(ring >= start[:, None, None], turns, 0.0)
+    turned = torch.fft.rfft2(halves) * torch.polar(torch.ones_like(turns), turns)
+    first, second = torch.fft.irfft2(turned, s=(box, box))
+    floor = frc(first, second, mask)
+    corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
+    beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
+    return torch.where(beyond, corrected, masked).clamp(-1, 1)
 
 
 def _turns(shape: tuple[int, ...], device: torch.device) -> Tensor:
