@@ -295,7 +295,7 @@ def make(recipe: dict[str, Any], out: Path, shared: Path) -> Path:
     return folder
 
 
-def clean_sets(out: Path) -> Iterator[tuple[str, Path]]:
+def make_clean(out: Path) -> Iterator[tuple[str, Path]]:
     """Make clean sets of two molecules with junk: their names and folders."""
     out.mkdir(parents=True, exist_ok=True)
     for part, (name, volume) in enumerate(zip(("phantom", "second"), molecule_volumes(out, 90).values(), strict=True)):
@@ -322,7 +322,7 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "clean":
-        for name, folder in clean_sets(options.out):
+        for name, folder in make_clean(options.out):
             print(f"{name}={folder}", flush=True)
         return 0
     if options.command == "list":

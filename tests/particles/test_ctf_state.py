@@ -78,8 +78,10 @@ def test_ctf_state_wiener_average_does_not_depend_on_it(raw: Path, name: str, tm
 
 @pytest.mark.parametrize("name", ["flipped", "mixed"])
 def test_ctf_state_alignment_result_does_not_depend_on_it(raw: Path, name: str) -> None:
+    both = open_images(raw.with_name("p.mrcs"))[4:6]  # one of each shape: begun at random, classes could swap
+
     def aligned(particles: ParticleSet, ctf: str) -> np.ndarray:
-        aligner = MultiReferenceAligner(references=1, iterations=2, outer_radius=12, ctf=ctf)  # two could swap
+        aligner = MultiReferenceAligner(references=both, iterations=1, outer_radius=12, ctf=ctf)
         return aligner.fit(particles).class_averages_.images.numpy()
 
     for ctf in ("wiener", "flip"):
@@ -88,7 +90,7 @@ def test_ctf_state_alignment_result_does_not_depend_on_it(raw: Path, name: str) 
         unmarked = told.replace(ctf=told.ctf.with_state(CtfState.NONE))
         alike, twice = (np.corrcoef(expected.ravel(), aligned(given, ctf).ravel())[0, 1] for given in (told, unmarked))
         assert alike > 0.97  # the planes fitted to the backgrounds differ a little
-        assert 1 - twice > 2 * (1 - alike), (twice, alike)
+        assert twice < alike - 0.02, (twice, alike)
 
 
 @pytest.mark.slow

@@ -58,8 +58,8 @@ CHANGED = 0.75
 """A mask smaller than this share of the one before is measured again."""
 
 FAINT = 1.25
-"""Times the radius: a rim further out is that of faint parts, or of neighbours in a class that was aligned badly. Of 96
-measurements on sets of ACE2, 113 A on average, the four above 125 A were of this kind."""
+"""Times the radius: a rim further out is that of faint parts, or of neighbours in a class that was aligned badly; the
+largest of many measurements on sets of ACE2 were of this kind."""
 
 
 def measure_radius(

@@ -209,6 +209,8 @@ class Model:
 
     def mask(self, averages: RingAverages) -> Tensor:
         """Return what of each average counts as signal, (k, n, n): inside the mask, where its halves agree."""
+        if averages.signal is not None:
+            return averages.signal
         window = WINDOW * self.particles.particle_radius_px
         return self.particles.mask * signal_share(self.particles.grid, averages.halves, window)
 
@@ -228,8 +230,7 @@ class Model:
             Angular orders of the masked averages.
         """
         grid, rings = self.particles.grid, min(rings, self.particles.grid.n_rings)
-        mask = self.mask(averages) if averages.signal is None else averages.signal
-        return masked_references(grid, averages.orders, mask, rings, self.particles.orders(rings))
+        return masked_references(grid, averages.orders, self.mask(averages), rings, self.particles.orders(rings))
 
     def references(self, state: State, rings: int) -> Tensor:
         """Return references (k, r, m) of `rings` rings from the state's averages; see `masked`."""

@@ -46,10 +46,14 @@ def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
     if first.shape != second.shape:
         raise ValueError(f"the two sets have shapes {tuple(first.shape)} and {tuple(second.shape)}")
     halves = torch.stack([first, second])
-    spectra = torch.fft.rfft2(halves if mask is None else halves * mask)
+    return _correlation(torch.fft.rfft2(halves if mask is None else halves * mask))
+
+
+def _correlation(spectra: Tensor) -> Tensor:
+    """The FRC (k, n // 2 + 1) of the spectra (2, k, n, n // 2 + 1) of both halves."""
     cross = ring_sums((spectra[0] * spectra[1].conj()).real)
     power = ring_sums(squared(spectra)).prod(0)
-    return torch.where(power > 0, cross / torch.sqrt(power).clamp_min(1e-300), 0.0).to(first.dtype)
+    return torch.where(power > 0, cross / torch.sqrt(power).clamp_min(1e-300), 0.0).to(spectra.real.dtype)
 
 
 def ssnr(frc_curve: Tensor) -> Tensor:
@@ -130,15 +134,15 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     assert halves is not None
     box, device = halves.shape[-1], halves.device
     mask = soft_disc(box, radius_px, 4.0, device=device)
-    plain, masked = frc(halves[0], halves[1]), frc(halves[0], halves[1], mask)
+    spectra = torch.fft.rfft2(halves)
+    plain, masked = _correlation(spectra), _correlation(torch.fft.rfft2(halves * mask))
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
     ring = ring_index(box, device)
     shape = len(halves[0]), box, box // 2 + 1
     turns = _kept_turns(shape, device) if math.prod(shape) <= KEPT else _turns(shape, device)
     turns = torch.where(ring >= start[:, None, None], turns, 0.0)
-    turned = torch.fft.rfft2(halves) * torch.polar(torch.ones_like(turns), turns)
-    first, second = torch.fft.irfft2(turned, s=(box, box))
-    floor = frc(first, second, mask)
+    turned = torch.fft.irfft2(spectra * torch.polar(torch.ones_like(turns), turns), s=(box, box))
+    floor = _correlation(torch.fft.rfft2(turned * mask))
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
     beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
     return torch.where(beyond, corrected, masked).clamp(-1, 1)

@@ -146,8 +146,9 @@ class ParticleBatches:
         ways = _ways(len(rows), particles.box)
         # In half precision also some of them may stay.
         enough = ways | {"half": ways["half"] // 4}
-        fitting = [way for way, size in enough.items() if size <= self._budget and (turned_often or way != "samples")]
-        self.resident = fitting[0] if fitting else "none"
+        if not turned_often:
+            del enough["samples"]
+        self.resident = next((way for way, size in enough.items() if size <= self._budget), "none")
         self.rounded = self.resident == "half"
         self._kept: dict[int, Batch] = {}
         self._loader = Loader(particles.images, device)
