@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
+from ralib.runtime import compilers
+
 LEAST_MIB = {"ulimit -v": 1600, "ulimit -d": 512}
 """With less, PyTorch for CPUs does not load."""
 
@@ -36,6 +38,7 @@ def program() -> NoReturn:
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
+    compilers.begin(sys.argv[1:])
     with _loading():
         try:
             from ralib.cli import main
@@ -45,17 +48,24 @@ def program() -> NoReturn:
     gc.freeze()
     gc.enable()
     status = main()
-    gc.freeze()
+    compilers.end()
     for number in _ENDING:  # all is said and done
-        signal.signal(number, lambda *_: os._exit(status))
-    atexit.register(_ignore_signals)
-    sys.exit(status)
-
-
-def _ignore_signals() -> None:
-    """Let the process end with its status: Python takes its handlers away before it unloads PyTorch, for .2 s."""
-    for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process once it has said all and done what was registered for its end.
+
+    Python would then take apart all that PyTorch made, for some .2 s, and join threads that compile what nobody needs.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk, or a pipe that nobody reads
+            status = status or 2
+    os._exit(status)
 
 
 def _open_closed_streams() -> None:

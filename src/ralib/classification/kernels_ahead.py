@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ralib.classes.averages import ClassSums
+from ralib.classes.kernels_ahead import average_zeros
 from ralib.classification.diameter import CLASSES
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
@@ -20,7 +20,6 @@ from ralib.classification.whitening import MASK_MARGIN
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
 from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
 from ralib.runtime.ahead import Call
-from ralib.types import Poses
 
 WIDE_MARGIN = 1.4
 """Times the particle: a mask that reaches over the rim of its faintest parts."""
@@ -65,8 +64,9 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
     refinement: list[Call] = [partial(_refinement, rings, device) for rings in (9, 8)]
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
-    last: list[Call] = [partial(_average, box, device), partial(_search, exchange, False, mirror, device, own=True)]
-    return [*search[:2], *balance[:4], *refinement, *search[2:], *balance[4:], *last]
+    own = partial(_search, exchange, False, mirror, device, own=True)
+    average = partial(average_zeros, box, device)
+    return [*search[:2], *balance[:4], *refinement, *search[2:5], average, *search[5:], *balance[4:], own]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -94,13 +94,6 @@ def _thinning(n_classes: int, device: torch.device) -> None:
     rule = ThinningRule(torch.zeros(2, dtype=torch.float64, device=device), 1, 1.0, 1.0)
     fit = torch.zeros(AT_ONCE, n_classes, device=device)
     thin(fit, fit[:, 0].clone(), n_classes - 1, rule, lambda sums: sums)
-
-
-def _average(box: int, device: torch.device) -> None:
-    zero = torch.zeros(AT_ONCE, device=device)
-    poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
-    images = torch.zeros(AT_ONCE, box, box, device=device)
-    ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None)
 
 
 def _refinement(rings: int, device: torch.device) -> None:

@@ -23,7 +23,7 @@ from rich.progress import track
 from ralib.cli.flags import with_flags
 from ralib.cli.interrupts import answered, noted_signals
 from ralib.cli.timing import began
-from ralib.kernels.compile_cache import cache_error_message
+from ralib.compile_cache import cache_error_message
 from ralib.runtime.distributed import RankLost, first_to_fail, launch, launched, launcher_number, rank_to_show
 from ralib.runtime.memory import memory_left, out_of_memory
 from ralib.runtime.memory_guard import MemoryGuard

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.kernels.compile_cache import choose_cache_folders
+from ralib.compile_cache import choose_cache_folders
 from ralib.kernels.interpolation.reference import Samples, compute_dtype
 
 __all__ = ["Samples", "implementation", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum"]

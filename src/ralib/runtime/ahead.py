@@ -1,12 +1,19 @@
-"""Functions called in threads ahead of their need, for what their first call leaves: kernels that are compiled."""
+"""Functions called in threads ahead of their need, for what their first call leaves: kernels compiled and loaded.
+
+In the first run of a command on a machine other processes compile, see `compilers`, and the threads load.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
+
+from ralib.runtime import compilers
+from ralib.runtime.memory import free_memory
 
 Call = Callable[[], object]
 CallAhead = Callable[[Iterable[Call]], None]
@@ -31,21 +38,44 @@ def called_ahead(device: torch.device) -> Iterator[CallAhead]:
     callable
         Takes the functions, and returns at once.
     """
+    begun: list[Future[None]] = []
 
-    def on_device(call: Call) -> None:
-        with suppress(Exception), torch.cuda.device(device):
-            call()
-
-    if device.type != "cuda":
-        yield lambda _: None
-        return
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ralib-ahead")
-
-    def submit(calls: Iterable[Call]) -> None:
-        for call in calls:
-            pool.submit(on_device, call)
+    def begin(calls: Iterable[Call]) -> None:
+        begun.extend(begin_calls(calls, device))
 
     try:
-        yield submit
+        yield begin if device.type == "cuda" else lambda _: None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for call in begun:
+            call.cancel()
+
+
+def begin_calls(calls: Iterable[Call], device: torch.device, maybe: Iterable[Call] = ()) -> list[Future[None]]:
+    """Begin to call functions on a GPU in threads; see `called_ahead`.
+
+    Parameters
+    ----------
+    calls : iterable of callable
+        The functions.
+    device : torch.device
+        The GPU.
+    maybe : iterable of callable, optional
+        Others, whose kernels are not needed in every case: called only where other processes compile.
+
+    Returns
+    -------
+    list of Future
+        Tell when each was called.
+    """
+    there, others = ([partial(_call_on, device, call) for call in some] for some in (calls, maybe))
+    compilers.submit([*there, *others], free_memory(device))
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ralib-ahead")
+    try:
+        return [pool.submit(call) for call in there]
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _call_on(device: torch.device, call: Call) -> None:
+    with suppress(Exception), torch.cuda.device(device):
+        call()

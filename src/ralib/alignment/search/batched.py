@@ -15,8 +15,8 @@ s in its own frame,
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from ralib.kernels.pose_search import (
     shortlist,
 )
 from ralib.kernels.threads import on_cores
+from ralib.runtime.ahead import begin_calls
 from ralib.runtime.memory import free_memory
 from ralib.types import Poses
 
@@ -65,15 +66,15 @@ class BatchedSearch(PoseSearch):
         self._bank: TemplateBank | None = None
         self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self.product_bytes = MOST_PRODUCT_BYTES
-        self._compiling: threading.Thread | None = None
+        self._refinement: list[Future[None]] = []
         if self.device.type == "cuda":
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
             eighth = max(1, free_memory(self.device) // 8)
             self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_PRODUCT_BYTES), MOST_PRODUCT_BYTES)
-            from ralib.kernels.pose_search.gpu_newton_triton import compile_ahead  # Triton is not everywhere
+            from ralib.alignment.kernels_ahead import refinement_ahead, search_ahead
 
-            n_half = self.grid.n_angles // 2
-            self._compiling = compile_ahead(self.grid.n_radii, n_half, FINE_ROTATIONS, self.device)
+            refinement = refinement_ahead(self.grid, FINE_ROTATIONS, self.device)
+            self._refinement = begin_calls(refinement, self.device, search_ahead(self.grid, self.device))
 
     def shrink(self) -> bool:
         """Plan for half the memory from now on, and return whether that was possible."""
@@ -207,8 +208,7 @@ class BatchedSearch(PoseSearch):
     def _refine(self, samples: Tensor, centre: Tensor | None, candidates: Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
         bank, grid = self.bank, self.grid
-        if self._compiling:
-            self._compiling.join()
+        wait(self._refinement)
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         row, pose = candidates

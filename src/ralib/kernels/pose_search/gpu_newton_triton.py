@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from itertools import pairwise
 
 import torch
@@ -285,43 +284,3 @@ def newton(
         EVEN=even, CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
     )  # fmt: skip
     return out
-
-
-def compile_ahead(n_radii: int, n_half: int, n_fine: int, device: torch.device) -> threading.Thread:
-    """Start to compile the kernel in a thread, beside what the caller does until it joins the thread.
-
-    Parameters
-    ----------
-    n_radii : int
-        Radii of the samples.
-    n_half : int
-        Angles of the half circle.
-    n_fine : int
-        Fine rotations of the templates' table.
-    device : torch.device
-        The GPU.
-
-    Returns
-    -------
-    threading.Thread
-        The running thread.
-    """
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    def work() -> None:
-        table = zeros(1, n_fine, n_radii, 3 * n_half + 2, dtype=torch.int32)
-        templates = FineTemplates(table, zeros(n_radii), zeros(n_half), zeros(n_radii))
-        rule = NewtonRule((0, 0, n_radii), (1.0, 1.0), 1.0, 1.0)
-        samples, centre = zeros(1, n_radii, n_half, dtype=torch.complex64), zeros(1, 2)
-        for n in (2 * MANY[0], FEW[0]):
-            newton(samples, centre, zeros(n, 1, dtype=torch.int64), zeros(n, 1, 4), templates, rule)
-
-    def on_device() -> None:
-        with torch.cuda.device(device):
-            work()
-
-    thread = threading.Thread(target=on_device if device.type == "cuda" else work)
-    thread.start()
-    return thread

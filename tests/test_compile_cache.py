@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ralib.kernels.compile_cache import cache_error_message, choose_cache_folders
+from ralib.compile_cache import cache_error_message, choose_cache_folders
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 NOWHERE = Path(__file__) / "in" / "no" / "folder"
 
 

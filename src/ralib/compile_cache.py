@@ -52,9 +52,17 @@ def cache_error_message(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not any(f"{os.sep}triton{os.sep}" in frame.filename for frame in frames):
         return None
-    place = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
     what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"Triton cannot use its cache {place} ({what}): remove that folder, or name another in TRITON_CACHE_DIR"
+    return (
+        f"Triton cannot use its cache {triton_cache()} ({what}): "
+        "remove that folder, or name another in TRITON_CACHE_DIR"
+    )
+
+
+def triton_cache() -> Path:
+    """Return the folder in which Triton keeps compiled kernels."""
+    default = Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
+    return Path(os.environ.get("TRITON_CACHE_DIR") or default)
 
 
 def _could_write(folder: Path) -> bool:

@@ -1,0 +1,127 @@
+"""Calls by which the kernels of an alignment are compiled before it needs them.
+
+The calls are of zeros, with all that a kernel is compiled for. What depends on the references, which are not known yet,
+is as for most: a kernel compiled for other numbers costs no more than the time it took beside everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PADDING, PolarGrid
+from ralib.classes.kernels_ahead import average_zeros, prefilter_zeros
+from ralib.kernels.pose_search import (
+    FineTemplates,
+    NewtonRule,
+    gather_taps,
+    grid_candidates,
+    newton,
+    rotational_max,
+    shifted_parts,
+    shortlist,
+)
+from ralib.runtime.ahead import Call
+
+N_ORDERS = 32, 48, 64, 96
+"""Angular orders of a grid of poses: for each a kernel has another form."""
+
+FEW, MANY = 64, 8192
+"""Particles, and grid poses, of a call."""
+
+CANDIDATES = (128, 64), (64, 32), (32, 8), (8, 4)
+"""Candidates of a particle before and after a selection; as many as after the first two are taken of a grid."""
+
+ONCE = 8192
+"""Samples that `shifted_parts` takes at once, at most."""
+
+
+def refinement_ahead(grid: PolarGrid, n_fine: int, device: torch.device) -> list[Call]:
+    """Return the calls of the refinement, whose kernel takes longest to compile.
+
+    Parameters
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    n_fine : int
+        Fine rotations of the templates' table.
+    device : torch.device
+        The GPU.
+
+    Returns
+    -------
+    list of callable
+        The calls.
+    """
+    return [partial(_newton, grid.n_radii, grid.n_angles // 2, n_fine, n, device) for n in (8, 1)]
+
+
+def search_ahead(grid: PolarGrid, device: torch.device) -> list[Call]:
+    """Return the calls of all else, the first needed first.
+
+    Parameters
+    ----------
+    grid : PolarGrid
+        The polar grid.
+    device : torch.device
+        The GPU.
+
+    Returns
+    -------
+    list of callable
+        The calls.
+    """
+    n_radii, n_half = grid.n_radii, grid.n_angles // 2
+    calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half, device)]
+    calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
+    calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
+    calls += [partial(_parts, n, n_radii, n_half, device) for n in (min(n_radii, ONCE // n_half), n_radii)]
+    calls += [partial(_maxima, n, MANY // 4, device) for n in N_ORDERS]
+    calls += [partial(_selection, many, few, device) for many, few in CANDIDATES]
+    return [*calls, *(partial(_maxima, n, FEW, device) for n in N_ORDERS)]
+
+
+def _zeros(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _transform(box: int, n_points: int, device: torch.device) -> None:
+    big, taps = PADDING * box, KERNEL_WIDTH**2
+    values = _zeros(device, 1, big * (big // 2 + 1), dtype=torch.complex64)
+    gather_taps(values, _zeros(device, n_points, taps, dtype=torch.int32), _zeros(device, n_points, taps))
+
+
+def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:
+    table = _zeros(device, 1, n_fine, n_radii, 3 * n_half + 2, dtype=torch.int32)
+    templates = FineTemplates(table, _zeros(device, n_radii), _zeros(device, n_half), _zeros(device, n_radii))
+    samples = _zeros(device, 1, n_radii, n_half, dtype=torch.complex64)
+    row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
+    rule = NewtonRule((0, 0, n_radii), (1.0, 1.0), 1.0, 1.0)
+    newton(samples, _zeros(device, 1, 2), row, pose, templates, rule)
+
+
+def _maxima(n_orders: int, n_pairs: int, device: torch.device) -> None:
+    n_half = 16 * math.ceil(1.25 * n_orders / 16)
+    spectra = _zeros(device, n_orders, n_pairs, 2, FEW, dtype=torch.float16)
+    table = _zeros(device, n_half, n_orders, dtype=torch.float16)
+    rotational_max(spectra, table, table, _zeros(device, 1, 2, n_half))
+
+
+def _candidates(few: int, device: torch.device) -> None:
+    value, index = _zeros(device, 1, MANY, FEW), _zeros(device, 1, MANY, FEW, dtype=torch.int32)
+    grid_candidates(value, index, _zeros(device, FEW, 4), few, n_half=FEW, first=0, n_references=1)
+
+
+def _parts(n_inner: int, n_radii: int, n_half: int, device: torch.device) -> None:
+    samples = _zeros(device, FEW, n_radii, n_half, dtype=torch.complex64)
+    for shift in (None, _zeros(device, FEW, 2)):
+        shifted_parts(samples, shift, _zeros(device, 2, n_radii, n_half), n_inner, torch.float16)
+
+
+def _selection(many: int, few: int, device: torch.device) -> None:
+    row, pose = _zeros(device, many, FEW, dtype=torch.int64), _zeros(device, many, FEW, 4)
+    for same in (None, (1.0, 1.0)):
+        shortlist(row, pose, few, same)

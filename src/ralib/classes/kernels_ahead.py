@@ -1,0 +1,41 @@
+"""Calls by which the kernels of class averages are compiled before they are needed."""
+
+from __future__ import annotations
+
+import torch
+
+from ralib.classes.averages import ClassSums
+from ralib.kernels import interpolation_samples
+from ralib.types import Poses
+
+AT_ONCE = 32
+"""Particles of a call: as in an average, a multiple of those of a program."""
+
+
+def prefilter_zeros(box: int, device: torch.device) -> None:
+    """Prefilter an image of zeros: the first that an average does, and the longest to compile.
+
+    Parameters
+    ----------
+    box : int
+        Size of the image, pixels.
+    device : torch.device
+        The GPU.
+    """
+    interpolation_samples(torch.zeros(1, box, box, device=device))
+
+
+def average_zeros(box: int, device: torch.device) -> None:
+    """Average a few images of zeros.
+
+    Parameters
+    ----------
+    box : int
+        Size of the images, pixels.
+    device : torch.device
+        The GPU.
+    """
+    zero = torch.zeros(AT_ONCE, device=device)
+    poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
+    images = torch.zeros(AT_ONCE, box, box, device=device)
+    ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None)

@@ -1,0 +1,36 @@
+"""Calls that compile an alignment's kernels: all run, in the Triton form too."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from interpreter import in_interpreter
+from ralib.alignment import kernels_ahead
+from ralib.alignment.kernels_ahead import refinement_ahead, search_ahead
+from ralib.alignment.search.polar_grid import PolarGrid
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_calls_ahead_run_and_reach_another_process() -> None:
+    for call in search_ahead(PolarGrid.create(20, support_radius_px=8.0), DEVICE):
+        pickle.loads(pickle.dumps(call))()
+
+
+@in_interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, of zeros times an endless slack
+def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ralib.kernels.pose_search import gpu_newton_triton, gpu_triton
+
+    for name in ("gather_taps", "grid_candidates", "rotational_max", "shifted_parts", "shortlist"):
+        monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
+    monkeypatch.setattr(kernels_ahead, "newton", gpu_newton_triton.newton)
+    monkeypatch.setattr(kernels_ahead, "MANY", 64)
+    monkeypatch.setattr(kernels_ahead, "FEW", 16)
+    monkeypatch.setattr(kernels_ahead, "N_ORDERS", (16, 80))
+    grid = PolarGrid.create(20, support_radius_px=8.0, max_frequency_per_px=0.2)
+    for call in [*refinement_ahead(grid, 2, DEVICE), *search_ahead(grid, DEVICE)]:
+        call()

@@ -1,0 +1,86 @@
+"""Processes that compile in a first run: they run what is submitted, and nobody waits for them in vain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from ralib.compile_cache import triton_cache
+from ralib.runtime import compilers
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> compilers._Compilers:
+    return compilers._Compilers(2, ("json",), tmp_path / "mark")
+
+
+def test_compilers_await_returns_when_all_is_done(made: compilers._Compilers, tmp_path: Path) -> None:
+    made.submit([partial(Path.touch, tmp_path / str(i)) for i in range(3)])
+    made._await("a kernel", "that none of them compiles")
+    assert {p.name for p in tmp_path.iterdir()} == {"0", "1", "2"}
+    made.end()
+    assert not (tmp_path / "mark").exists()  # nothing was compiled
+
+
+def test_compilers_await_returns_as_soon_as_the_kernel_is_there(made: compilers._Compilers, tmp_path: Path) -> None:
+    made.submit([partial(time.sleep, 30)])
+    made._left += 1
+    made._done([("kernel", "key")])
+    made._await("kernel", "key")
+    made.end()
+
+
+def test_compilers_killed_process_is_not_awaited_for_ever(
+    made: compilers._Compilers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilers, "WAITING_S", 0.5)
+    made.submit([_killed])
+    made._await("kernel", "key")
+    made.end()
+
+
+def _killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_compilers_what_was_compiled_leaves_a_mark(made: compilers._Compilers, tmp_path: Path) -> None:
+    made.submit([os.getpid])
+    made._await("", "")
+    made._compiled.add(("kernel", "key"))
+    made.end()
+    assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["classify", "--help"], ["classify", "a.star", "out", "--device", "cpu"], ["info", "a", "b"]],
+    ids=["nothing", "help", "cpu", "another command"],
+)
+def test_begin_without_need_begins_nothing(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "_Compilers", lambda *_: pytest.fail("processes were begun"))
+    compilers.begin(arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, for which alone kernels are compiled")
+def test_first_run_on_gpu_compiles_in_processes_and_leaves_a_mark(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(SOURCE)}
+    ralib = [sys.executable, "-m", "ralib"]
+    subprocess.run([*ralib, "simulate", tmp_path / "set", "--particles", "300", "--box", "48"], check=True)
+    classify = [*ralib, "classify", tmp_path / "set" / "particles.star", "--classes", "3", "--device", "cuda"]
+    subprocess.run([*classify[:4], tmp_path / "run", *classify[4:]], check=True, env=environment)
+    assert list((tmp_path / "cache").glob("ralib-classify-*"))
+
+
+def test_triton_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert triton_cache() == tmp_path
