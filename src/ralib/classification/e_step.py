@@ -16,7 +16,7 @@ from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samp
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import n_rotations, shifted_orders
 from ralib.conventions import mirror_x, rotate_xy
-from ralib.kernels.classes import best_poses
+from ralib.kernels.classes import best_poses, order_numbers, posed_orders
 from ralib.runtime.chunks import gpu_chunks, on_gpu, row_chunks
 
 TEMPLATE_STEPS = 0.75
@@ -150,16 +150,14 @@ def score_fixed(
     most = 64
     if grid.device.type != "cpu":
         most = samples_at_once(grid, rings, at_once or particles_at_once(len(spectra)), STEP_BYTES)
-    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
+    m = order_numbers(n_orders, grid.device)
     rows = torch.view_as_real(references * torch.where(m == 0, 1.0, 2.0) * grid.n_half).flatten(1)
     power = ring_power(references)
     parts = []
     for cut in row_chunks(len(spectra), most, grid.device):
         orders = grid.moved_orders(spectra.data[cut], origin_xy_px[cut], rings, n_orders)
-        turn = -torch.deg2rad(psi_deg[cut])[:, None] * m
-        posed = orders * torch.polar(torch.ones_like(turn), turn)[:, None]
-        posed = torch.where(mirror[cut][:, None, None], posed.conj(), posed)
-        cross = torch.view_as_real(posed.resolve_conj()).flatten(1) @ rows.T
+        posed = posed_orders(orders, psi_deg[cut], mirror[cut])
+        cross = torch.view_as_real(posed).flatten(1) @ rows.T
         parts.append((cross, spectra.norm(cut, power)))
     cross, norm = (torch.cat(p)[: len(spectra)] for p in zip(*parts, strict=True))
     poses = (f[:, None].expand(-1, k, *f.shape[1:]) for f in (psi_deg, origin_xy_px, mirror))

@@ -12,7 +12,7 @@ from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samp
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import mirrored_references
 from ralib.conventions import wrap_deg
-from ralib.kernels.classes import PosedParticles, ring_crosses
+from ralib.kernels.classes import PosedParticles, order_numbers, ring_crosses, turned_orders
 from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import row_chunks
@@ -264,14 +264,13 @@ def _derivatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross term (b,), its gradient (b, 3) and Hessian (b, 3, 3) in (psi in radians, x, y of the origin)."""
     rings, n_orders = reference.shape[1:]
-    m = torch.arange(n_orders, device=grid.device, dtype=torch.float32)
-    turn = torch.deg2rad(psi_deg)[:, None] * m
-    turned = reference * torch.polar(torch.ones_like(turn), turn)[:, None]
+    turned = turned_orders(reference, psi_deg)
     moved = data * grid.phase(origin_xy_px, rings)
     product = moved * grid.samples_of(turned).conj()
     score = product.real.sum((1, 2))
     if order == 0:
         return score, score, score
+    m = order_numbers(n_orders, grid.device)
     slope = moved * grid.samples_of(turned * (1j * m)).conj()
     curvature = -(moved * grid.samples_of(turned * (m * m)).conj()).real.sum((1, 2))
     direction = torch.stack([torch.cos(grid.angle_rad), torch.sin(grid.angle_rad)])

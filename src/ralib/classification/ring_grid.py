@@ -9,6 +9,7 @@ and template.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,7 +133,14 @@ class RingGrid:
 
     def rings(self, rings: int) -> Rings:
         """Return radii and angles of the first rings."""
-        return Rings(self.frequency[:rings], self.angle_rad)
+        known = self._rings
+        if rings not in known:
+            known[rings] = Rings(self.frequency[:rings], self.angle_rad)
+        return known[rings]
+
+    @cached_property
+    def _rings(self) -> dict[int, Rings]:
+        return {}
 
     def orders(self, rings: int, radius_px: float) -> int:
         """Return the number of angular orders that an image has on the first rings.
@@ -360,14 +368,23 @@ class RingGrid:
 
     def _circles(self, orders: Tensor) -> Tensor:
         """Samples (b, H) of the angular orders (b, m) of rings."""
-        m = torch.arange(orders.shape[-1], device=orders.device)
-        negative = torch.where(m % 2 == 0, 1.0, -1.0) * orders.conj()
-        spectrum = orders.new_zeros(*orders.shape[:-1], 2 * self.n_half)
-        spectrum[..., : orders.shape[-1]] = orders
-        spectrum[..., 2 * self.n_half - orders.shape[-1] + 1 :] = negative[..., 1:].flip(-1)
+        order, factor = _circle(orders.shape[-1], self.n_half, orders.device)
+        spectrum = torch.view_as_complex(torch.view_as_real(orders[..., order]) * factor)
         if not spectrum.numel():
             return spectrum[..., : self.n_half]
         return torch.fft.ifft(spectrum, dim=-1, norm="forward")[..., : self.n_half]
+
+
+@functools.lru_cache(maxsize=64)
+def _circle(n_orders: int, n_half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The order (2 H,) that each coefficient of a circle is made of, and factors (2 H, 2) of its two parts."""
+    m = torch.arange(2 * n_half, device=device)
+    negative = m > n_half
+    m = torch.where(negative, 2 * n_half - m, m)
+    # F_-m = (-1)^m conj(F_m), and 0 beyond the orders given.
+    factor = torch.where(negative & (m % 2 == 1), -1.0, 1.0) * (m < n_orders)
+    order = torch.where(m < n_orders, m, 0)
+    return order, torch.stack([factor, torch.where(negative, -factor, factor)], dim=1)
 
 
 def ring_spacing(radius_px: float, partner_radius_px: float) -> float:

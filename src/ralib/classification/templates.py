@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.ring_grid import RingGrid
+from ralib.kernels.classes import turned_orders
 from ralib.runtime.chunks import on_gpu
 
 
@@ -151,6 +152,4 @@ def turned_samples(grid: RingGrid, references: Tensor, psi_deg: Tensor) -> Tenso
     Tensor of shape (b, r, H)
         Samples.
     """
-    m = torch.arange(references.shape[2], device=grid.device, dtype=torch.float32)
-    turn = torch.deg2rad(psi_deg)[:, None] * m
-    return grid.samples_of(references * torch.polar(torch.ones_like(turn), turn)[:, None])
+    return grid.samples_of(turned_orders(references, psi_deg))

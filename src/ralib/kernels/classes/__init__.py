@@ -19,7 +19,11 @@ from ralib.kernels.classes.reference import (
     Rings,
     ThinningRule,
     angular_orders,
+    order_numbers,
     padded_classes,
+    phase_factor,
+    posed_orders,
+    turned_orders,
 )
 
 __all__ = [
@@ -37,9 +41,13 @@ __all__ = [
     "best_poses",
     "class_prices",
     "moved_orders",
+    "order_numbers",
     "padded_classes",
+    "phase_factor",
+    "posed_orders",
     "ring_crosses",
     "thin",
+    "turned_orders",
 ]
 
 

@@ -8,9 +8,11 @@ Sums over particles are of multiples of one quantum, and so the same in any orde
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -107,9 +109,54 @@ class Rings:
         Tensor of shape (b, r, H)
             Phase factors.
         """
-        along = shift_xy_px[:, :1] * torch.cos(self.angle_rad) + shift_xy_px[:, 1:] * torch.sin(self.angle_rad)
-        turn = -2 * math.pi * along[:, None, :] * self.frequency[:, None]
-        return torch.polar(torch.ones_like(turn), turn)
+        cosine, sine = self._directions
+        along = shift_xy_px[:, :1] * cosine + shift_xy_px[:, 1:] * sine
+        return phase_factor(-2 * math.pi * along[:, None, :] * self.frequency[:, None])
+
+    @cached_property
+    def _directions(self) -> tuple[Tensor, Tensor]:
+        return torch.cos(self.angle_rad), torch.sin(self.angle_rad)
+
+
+def phase_factor(turn_rad: Tensor) -> Tensor:
+    """Return exp(i a) of angles a (...), in radians."""
+    return torch.polar(_one(turn_rad.device), turn_rad)
+
+
+@functools.lru_cache(maxsize=16)
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)
+
+
+def turned_orders(orders: Tensor, psi_deg: Tensor) -> Tensor:
+    """Rotate images, given as angular orders.
+
+    Parameters
+    ----------
+    orders : Tensor of shape (b, r, m)
+        Angular orders.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+
+    Returns
+    -------
+    Tensor of shape (b, r, m)
+        Angular orders times exp(i m psi).
+    """
+    turn = torch.deg2rad(psi_deg)[:, None] * order_numbers(orders.shape[-1], orders.device)
+    return orders * phase_factor(turn)[:, None]
+
+
+def posed_orders(orders: Tensor, psi_deg: Tensor, mirror: Tensor) -> Tensor:
+    """Return the angular orders of particles (b, r, m) in the frame of their classes, at poses (b,)."""
+    posed = turned_orders(orders, -psi_deg)
+    return torch.where(mirror[:, None, None], posed.conj(), posed).resolve_conj()
+
+
+@functools.lru_cache(maxsize=64)
+def order_numbers(n_orders: int, device: torch.device) -> Tensor:
+    """Return the numbers 0, 1, ... of angular orders, (n_orders,), as floating point."""
+    return torch.arange(n_orders, device=device, dtype=torch.float32)
 
 
 def angular_orders(samples: Tensor, n_orders: int) -> Tensor:
@@ -210,10 +257,7 @@ class PosedParticles:
             Angular orders.
         """
         orders = moved_orders(samples, self.shift_xy_px, rings, n_orders, self.row)
-        m = torch.arange(n_orders, device=orders.device, dtype=torch.float32)
-        turn = -torch.deg2rad(self.psi_deg)[:, None] * m
-        posed = orders * torch.polar(torch.ones_like(turn), turn)[:, None]
-        return torch.where(self.mirror[:, None, None], posed.conj(), posed).resolve_conj()
+        return posed_orders(orders, self.psi_deg, self.mirror)
 
 
 def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, rings: Rings) -> Tensor:
