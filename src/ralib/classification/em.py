@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ralib.classification.centering import centre_classes
 from ralib.classification.leave_one_out import SelfContribution, self_share
-from ralib.classification.likelihood import ClassPoses, best_scale, in_order
+from ralib.classification.likelihood import ClassPoses, best_scale
 from ralib.classification.m_step import RingAverages, RingSums, average_classes, sum_classes, sum_limits
 from ralib.classification.model import Model
 from ralib.classification.pose_search import fit_classes, refine_all
@@ -41,19 +41,19 @@ class Expectation:
         Log-likelihood of each class at its best pose, with the prior of the origin.
     posterior : Tensor of shape (n,)
         Responsibility of the best class.
-    poses : list[ClassPoses]
-        For each candidate class the poses (n,), the best candidate first.
-    class_index : list[Tensor]
-        For each candidate the class (n,).
-    weight : list[Tensor]
-        For each candidate the responsibility (n,); they add up to 1.
+    poses : ClassPoses
+        Poses in c candidate classes, fields (c, n), the best candidate first.
+    class_index : Tensor of shape (c, n)
+        Classes.
+    weight : Tensor of shape (c, n)
+        Responsibilities; they add up to 1.
     """
 
     fit: Tensor
     posterior: Tensor
-    poses: list[ClassPoses]
-    class_index: list[Tensor]
-    weight: list[Tensor]
+    poses: ClassPoses
+    class_index: Tensor
+    weight: Tensor
 
 
 def iterate(model: Model, references: Tensor, state: State, step: IterationSettings) -> State:
@@ -91,20 +91,20 @@ def e_step(model: Model, references: Tensor, state: State, step: IterationSettin
     weight, at = best_classes(fit, price, step.temperature, CANDIDATES, found.among)
     index = at if found.among is None else found.among.gather(1, at)
     posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
-    poses = [found.poses.pick(at[:, j]) for j in range(at.shape[1])]
+    poses = found.poses.pick(at.T.contiguous())
     if step.newton and model.align:
-        poses = refine_all(model, references, poses, list(index.unbind(1)), step, state.own)
+        poses = refine_all(model, references, poses, index.T.contiguous(), step, state.own)
         # The class a particle was in has the advantage of a refined centre on the grid; now all have.
-        better = torch.stack([model.fit(p, state) for p in poses], dim=1)
+        better = model.fit(poses, state).T.contiguous()
         fit = fit.scatter_(1, index, better)
         weight, order = class_posterior(better, price[index], step.temperature).sort(
             dim=1, descending=True, stable=True
         )
         posterior, index = weight[:, 0], index.gather(1, order)
-        poses = in_order(poses, order)
-    weight = torch.where(weight < LEAST_WEIGHT, 0.0, weight)
+        poses = poses.reordered(order.T.contiguous())
+    weight = weight * (weight >= LEAST_WEIGHT)
     weight = weight / weight.sum(1, keepdim=True)
-    return Expectation(fit, posterior, poses, list(index.unbind(1)), list(weight.unbind(1)))
+    return Expectation(fit, posterior, poses, index.T.contiguous(), weight.T.contiguous())
 
 
 def m_step(
@@ -130,26 +130,26 @@ def m_step(
     State
         State after the iteration.
     """
-    best, index = expected.poses[0], expected.class_index[0]
-    scale = [best_scale(p.cross, p.norm, state.mean_scale) for p in expected.poses]
+    poses, index = expected.poses, expected.class_index[0]
+    scale = best_scale(poses.cross, poses.norm, state.mean_scale)
     mean = model.shard.median(scale[0])
+    scale = scale / mean
     state = replace(
         state,
-        psi_deg=best.psi_deg,
-        origin_xy_px=best.origin_xy_px,
-        mirror=best.mirror,
+        psi_deg=poses.psi_deg[0],
+        origin_xy_px=poses.origin_xy_px[0],
+        mirror=poses.mirror[0],
         class_index=index,
         fit=expected.fit,
         posterior=expected.posterior,
-        scale=scale[0] / mean,
+        scale=scale[0],
         mean_scale=mean,
-        spread_px=origin_spread(best.origin_xy_px, model.shard),
+        spread_px=origin_spread(poses.origin_xy_px[0], model.shard),
         members=model.members(index, expected.fit.shape[1]),
     )
-    weight = [w * model.joins for w in expected.weight]
+    weight = expected.weight * model.joins
     rings = min(step.rings + BEYOND, model.particles.grid.n_rings)
-    scales = [s / mean for s in scale]
-    sums = _sums(model, expected.poses, expected.class_index, weight, scales, len(state.members), rings)
+    sums = _sums(model, poses, expected.class_index, weight, scale, len(state.members), rings)
     state = replace(state, averages=average_classes(model.particles.grid, sums, state.members))
     state = centre_classes(model, state) if centred else state
     assert state.averages is not None
@@ -183,9 +183,9 @@ def average_groups(
         Contribution of each particle.
     """
     zero = torch.zeros_like(state.scale)
-    pose = ClassPoses(zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)
+    poses = ClassPoses(*(f[None] for f in (zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)))
     weight = model.joins.float()
-    sums = _sums(model, [pose], [class_index], [weight], [state.scale], n_classes, rings)
+    sums = _sums(model, poses, class_index[None], weight[None], state.scale[None], n_classes, rings)
     members = model.shard.counts(class_index[model.joins], n_classes).float()
     return _with_own(model, state, class_index, weight, average_classes(model.particles.grid, sums, members))
 
@@ -202,10 +202,10 @@ def _with_own(
 
 def _sums(
     model: Model,
-    poses: list[ClassPoses],
-    index: list[Tensor],
-    weight: list[Tensor],
-    scale: list[Tensor],
+    poses: ClassPoses,
+    index: Tensor,
+    weight: Tensor,
+    scale: Tensor,
     n_classes: int,
     rings: int,
 ) -> RingSums:
@@ -214,9 +214,8 @@ def _sums(
     numerator: Tensor | float = 0.0
     total: Tensor | float = 0.0
     for rows, part in model.parts(rings):
-        some = [p.rows(rows) for p in poses]
-        to, w, a = ([table[rows] for table in tables] for tables in (index, weight, scale))
-        own = _part_sums(part, some, to, w, a, n_classes, rings, limits)
+        to, w, a = (table[:, rows] for table in (index, weight, scale))
+        own = _part_sums(part, poses.columns(rows), to, w, a, n_classes, rings, limits)
         numerator, total = own.numerator + numerator, own.weight + total  # exact: see `in_quanta`
     assert isinstance(numerator, Tensor)
     assert isinstance(total, Tensor)
@@ -225,13 +224,13 @@ def _sums(
 
 def _part_sums(
     model: Model,
-    poses: list[ClassPoses],
-    index: list[Tensor],
-    weight: list[Tensor],
-    scale: list[Tensor],
+    poses: ClassPoses,
+    index: Tensor,
+    weight: Tensor,
+    scale: Tensor,
     n_classes: int,
     rings: int,
-    limits: tuple[Tensor, Tensor],
+    limits: Tensor,
 ) -> RingSums:
     """Sums over a part of the particles."""
     grid, spectra = model.particles.grid, model.particles.single

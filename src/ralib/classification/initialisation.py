@@ -173,7 +173,7 @@ def place_particles(model: Model, plan: ScheduleSettings, references: Tensor, st
     rings = min(rings, model.particles.rings_for(plan.start_details))
     coarse = references[:, :rings, : model.particles.orders(rings)].contiguous()
     expected = e_step(model, coarse, state, IterationSettings(rings, 1.0, wide=True))
-    return replace(state, origin_xy_px=expected.poses[0].origin_xy_px)
+    return replace(state, origin_xy_px=expected.poses.origin_xy_px[0])
 
 
 def seed_references(model: Model, state: State, index: Tensor, rings: int) -> Tensor:

@@ -147,21 +147,21 @@ def self_cross(particles: WhitenedParticles, own: SelfContribution, poses: Class
     own : SelfContribution
         Their contributions.
     poses : ClassPoses
-        Poses (n,) in the old class.
+        Poses in the old class, fields (..., n).
     rings : int
         Number of rings compared.
 
     Returns
     -------
-    Tensor of shape (n,)
+    Tensor of shape (..., n)
         Cross terms.
     """
     turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
     # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
-    apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(1) + 0.5 * (particles.radius_px * turn).square()
+    apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(-1) + 0.5 * (particles.radius_px * turn).square()
     correlation = torch.exp(-0.5 * apart * (particles.grid.frequency[rings - 1] / CORRELATED).square())
     there = (poses.mirror == own.mirror) & (own.class_index >= 0)
-    return torch.where(there, own.share[:, :rings].sum(1) * correlation, 0.0)
+    return own.share[:, :rings].sum(1) * correlation * there
 
 
 def without_self(particles: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:

@@ -96,6 +96,8 @@ class Spectra:
 class ClassPoses:
     """The best pose of each particle in each class, every field (b, k), or in one class, every field (b,).
 
+    Where a particle has several candidate classes, fields are (candidates, b).
+
     Attributes
     ----------
     cross : Tensor of shape (b, k)
@@ -117,12 +119,17 @@ class ClassPoses:
     mirror: Tensor
 
     def pick(self, class_index: Tensor) -> ClassPoses:
-        """Return the poses in one class of each particle, class_index (b,): fields (b,)."""
-        row = torch.arange(len(class_index), device=class_index.device)
+        """Return the poses in one class of each particle, (b,), or in several, (candidates, b): fields like it."""
+        row = torch.arange(class_index.shape[-1], device=class_index.device)
         return ClassPoses(*(f[row, class_index] for f in self.fields()))
 
-    def columns(self, keep: Tensor) -> ClassPoses:
-        """Return the poses in some of the classes."""
+    def reordered(self, order: Tensor) -> ClassPoses:
+        """Return the poses in candidate classes in another order of each particle's, (candidates, b)."""
+        row = torch.arange(order.shape[-1], device=order.device)
+        return ClassPoses(*(f[order, row] for f in self.fields()))
+
+    def columns(self, keep: slice | Tensor) -> ClassPoses:
+        """Return the poses in some of the classes, or in candidate classes those of some particles."""
         return ClassPoses(*(f[:, keep] for f in self.fields()))
 
     def rows(self, rows: slice | Tensor) -> ClassPoses:
@@ -139,28 +146,11 @@ class ClassPoses:
         return self.cross, self.norm, self.psi_deg, self.origin_xy_px, self.mirror
 
 
-def joined(parts: list[ClassPoses]) -> ClassPoses:
-    """Return the poses of all particles of some parts."""
-    return parts[0] if len(parts) == 1 else ClassPoses(*map(torch.cat, zip(*(p.fields() for p in parts), strict=True)))
-
-
-def in_order(poses: list[ClassPoses], order: Tensor) -> list[ClassPoses]:
-    """Reorder candidate poses, for each particle separately.
-
-    Parameters
-    ----------
-    poses : list[ClassPoses]
-        For each candidate the poses (b,).
-    order : Tensor of shape (b, candidates)
-        New order of each particle's candidates.
-
-    Returns
-    -------
-    list[ClassPoses]
-        For each candidate the poses (b,).
-    """
-    together = ClassPoses(*(torch.stack(f, dim=1) for f in zip(*(p.fields() for p in poses), strict=True)))
-    return [together.pick(order[:, j]) for j in range(len(poses))]
+def joined(parts: list[ClassPoses], dim: int = 0) -> ClassPoses:
+    """Return the poses of all particles of some parts, which are numbered along a dimension of the fields."""
+    if len(parts) == 1:
+        return parts[0]
+    return ClassPoses(*(torch.cat(f, dim=dim) for f in zip(*(p.fields() for p in parts), strict=True)))
 
 
 def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:

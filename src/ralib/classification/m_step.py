@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ClassPoses, Spectra, joined
+from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.memory_plan import AT_ONCE, STEP_BYTES, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.images.fourier import filter_images, frequency_grid
-from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed
+from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed, posed_orders
 from ralib.kernels.threads import on_cores, shares
 from ralib.runtime.chunks import gpu_chunks, on_rows
 
@@ -71,16 +71,16 @@ class RingAverages:
 def sum_classes(
     grid: RingGrid,
     spectra: Spectra,
-    poses: list[ClassPoses],
-    class_index: list[Tensor],
-    weight: list[Tensor],
-    scale: list[Tensor],
+    poses: ClassPoses,
+    class_index: Tensor,
+    weight: Tensor,
+    scale: Tensor,
     half: Tensor,
     *,
     n_classes: int,
     rings: int,
     n_orders: int,
-    limits: tuple[Tensor, Tensor],
+    limits: Tensor,
     memory_bytes: float = STEP_BYTES,
     at_once: int = AT_ONCE,
 ) -> RingSums:
@@ -94,14 +94,14 @@ def sum_classes(
         The ring grid.
     spectra : Spectra
         Spectra of b particles.
-    poses : list of ClassPoses
-        For each candidate poses (b,).
-    class_index : list of Tensor
-        For each candidate the classes (b,).
-    weight : list of Tensor
-        For each candidate the responsibilities (b,).
-    scale : list of Tensor
-        For each candidate the contrasts (b,).
+    poses : ClassPoses
+        Poses, fields (c, b) for c candidate classes.
+    class_index : Tensor of shape (c, b)
+        Classes.
+    weight : Tensor of shape (c, b)
+        Responsibilities.
+    scale : Tensor of shape (c, b)
+        Contrasts.
     half : Tensor of shape (b,)
         Half data set of each particle, 0 or 1.
     n_classes : int
@@ -110,7 +110,7 @@ def sum_classes(
         Number of rings.
     n_orders : int
         Number of angular orders.
-    limits : tuple[Tensor, Tensor]
+    limits : Tensor of shape (2, R)
         From `sum_limits`.
     memory_bytes : float, default STEP_BYTES
         Memory of a step.
@@ -124,7 +124,7 @@ def sum_classes(
     """
     own = _Terms(grid, spectra, poses, class_index, weight, scale, half, n_classes, rings, n_orders, limits)
     on_cpu = grid.device.type == "cpu"
-    sums = own.of_cpu() if on_cpu else own.of_gpu(min(at_once * len(poses), 8192), memory_bytes)
+    sums = own.of_cpu() if on_cpu else own.of_gpu(min(at_once * len(weight), 8192), memory_bytes)
     return RingSums(sums[0].view(2, n_classes, rings, n_orders, 2), sums[1].view(2, n_classes, rings))
 
 
@@ -134,15 +134,15 @@ class _Terms:
 
     grid: RingGrid
     spectra: Spectra
-    poses: list[ClassPoses]
-    class_index: list[Tensor]
-    weight: list[Tensor]
-    scale: list[Tensor]
+    poses: ClassPoses
+    class_index: Tensor
+    weight: Tensor
+    scale: Tensor
     half: Tensor
     n_classes: int
     rings: int
     n_orders: int
-    limits: tuple[Tensor, Tensor]
+    limits: Tensor
 
     def of_cpu(self) -> tuple[Tensor, Tensor]:
         """Sums on a CPU: a candidate of no weight is no work, and cores share the others."""
@@ -161,26 +161,30 @@ class _Terms:
 
     def _terms(self) -> PosedTerms:
         """The particles of any weight, candidate after candidate."""
-        parts = []
-        for i, pose in enumerate(self.poses):
-            rows = torch.nonzero(self.weight[i])[:, 0]
-            some = pose.rows(rows)
-            to = self.half[rows] * self.n_classes + self.class_index[i][rows]
-            weight, scale = self.weight[i][rows], self.scale[i][rows]
-            parts.append((rows, some.origin_xy_px, some.psi_deg, some.mirror, to, weight, scale))
-        numerator, power = (quantum_anchor(limit[: self.rings]) for limit in self.limits)
-        *places, weight, scale = map(torch.cat, zip(*parts, strict=True))
-        return PosedTerms(PosedParticles(*places), weight, scale, (numerator, power))
+        candidate, row = torch.nonzero(self.weight, as_tuple=True)
+        tables = *self.poses.fields()[2:], self._to, self.weight, self.scale
+        psi, origin, mirror, to, weight, scale = (table[candidate, row] for table in tables)
+        numerator, power = quantum_anchor(self.limits[:, : self.rings])
+        return PosedTerms(PosedParticles(row, origin, psi, mirror, to), weight, scale, (numerator, power))
+
+    @property
+    def _to(self) -> Tensor:
+        """Number (c, b) of the sums that each particle is added to."""
+        return self.half * self.n_classes + self.class_index
 
     def of_gpu(self, most: int, memory_bytes: float) -> tuple[Tensor, Tensor]:
         """Sums on a GPU: of all candidates together, in fewer and larger operations."""
-        sums, n, every = self._none(), len(self.spectra), list(range(len(self.poses)))
-        chunk = max(16, samples_at_once(self.grid, self.rings, most, memory_bytes) // len(every))
+        sums, n, count = self._none(), len(self.spectra), len(self.weight)
+        chunk = max(16, samples_at_once(self.grid, self.rings, most, memory_bytes) // count)
         cuts = gpu_chunks(n, chunk, self.grid.device) if n else []
+        factor = self.weight * self.scale
+        tables = *self.poses.fields()[2:], self._to, factor, factor * self.scale
         for first, cut in zip(range(0, n, chunk), cuts, strict=True):
-            # What is repeated to fill the last chunk counts nothing.
-            size = len(self.half[cut])
-            self._add(sums, every, cut, torch.arange(first, first + size, device=self.grid.device) < n)
+            part = [table[:, cut] for table in tables]
+            if isinstance(cut, Tensor):  # what is repeated to fill the last chunk counts nothing
+                for factors in part[-2:]:
+                    factors[:, n - first :] = 0
+            self._add(sums, cut, *(f.flatten(0, 1) for f in part))
         return sums
 
     def _none(self) -> tuple[Tensor, Tensor]:
@@ -190,29 +194,32 @@ class _Terms:
 
     @cached_property
     def _anchors(self) -> tuple[Tensor, Tensor]:
-        numerator, power = (limit[: self.rings] for limit in self.limits)
-        return quantum_anchor(numerator[:, None].expand(-1, 2 * self.n_orders).flatten()), quantum_anchor(power)
+        numerator, power = quantum_anchor(self.limits[:, : self.rings])
+        return numerator[:, None].expand(-1, 2 * self.n_orders).flatten(), power
 
-    def _add(self, sums: tuple[Tensor, Tensor], group: list[int], cut: slice | Tensor, counts: Tensor) -> None:
-        """Add the terms of some particles in some of their candidate classes; `counts` (b,) is 0 for what is none."""
-        grid, rings, n_orders = self.grid, self.rings, self.n_orders
+    def _add(
+        self,
+        sums: tuple[Tensor, Tensor],
+        cut: slice | Tensor,
+        psi_deg: Tensor,
+        origin_xy_px: Tensor,
+        mirror: Tensor,
+        to: Tensor,
+        factor: Tensor,
+        power_factor: Tensor,
+    ) -> None:
+        """Add some particles b, of each candidate class one after another: tables (c * b,)."""
+        grid, rings, count = self.grid, self.rings, len(self.weight)
         data, own_power = self.spectra.data[cut, :rings], self.spectra.power[cut, :rings]
-        pose = joined([self.poses[i].rows(cut) for i in group])
-        w, a = (torch.cat([table[i][cut] * counts for i in group]) for table in (self.weight, self.scale))
-        moved = data * grid.phase(pose.origin_xy_px, rings).unflatten(0, (len(group), -1))
-        turn = -torch.deg2rad(pose.psi_deg)[:, None] * torch.arange(n_orders, device=grid.device, dtype=torch.float32)
-        posed = grid.orders_of(moved.flatten(0, 1), n_orders) * torch.polar(torch.ones_like(turn), turn)[:, None]
-        posed = torch.where(pose.mirror[:, None, None], posed.conj(), posed)
-        row = torch.cat([self.half[cut] * self.n_classes + self.class_index[i][cut] for i in group])
-        terms = torch.view_as_real(posed.resolve_conj()).flatten(1) * (w * a)[:, None]
-        terms_power = own_power.repeat(len(group), 1) * (w * a * a)[:, None]
+        moved = data * grid.phase(origin_xy_px, rings).unflatten(0, (count, -1))
+        posed = posed_orders(grid.orders_of(moved.flatten(0, 1), self.n_orders), psi_deg, mirror)
+        terms = torch.view_as_real(posed).flatten(1) * factor[:, None]
+        terms_power = (own_power * power_factor.view(count, -1, 1)).flatten(0, 1)
         for total, values, anchor in zip(sums, (terms, terms_power), self._anchors, strict=True):
-            total.index_add_(0, row, values.double().add_(anchor).sub_(anchor))
+            total.index_add_(0, to, (anchor + values).sub_(anchor))  # float64, as the anchor is
 
 
-def sum_limits(
-    grid: RingGrid, spectra: Spectra | StoredSpectra, weight: list[Tensor], scale: list[Tensor], shard: Shard
-) -> tuple[Tensor, Tensor]:
+def sum_limits(grid: RingGrid, spectra: Spectra | StoredSpectra, weight: Tensor, scale: Tensor, shard: Shard) -> Tensor:
     """Return upper bounds of the sums of `sum_classes` on each ring.
 
     Parameters
@@ -221,27 +228,24 @@ def sum_limits(
         The ring grid.
     spectra : Spectra or StoredSpectra
         Spectra of this rank's particles.
-    weight : list[Tensor]
-        For each candidate the responsibilities (b,).
-    scale : list[Tensor]
-        For each candidate the contrasts (b,).
+    weight : Tensor of shape (c, b)
+        Responsibilities of c candidate classes.
+    scale : Tensor of shape (c, b)
+        Contrasts.
     shard : Shard
         Which of all particles these are.
 
     Returns
     -------
-    Tensor of shape (R,)
-        Bound of the numerators.
-    Tensor of shape (R,)
-        Bound of the weights.
+    Tensor of shape (2, R)
+        Bounds of the numerators, and of the weights.
     """
-    heaviest = torch.stack([w * a for w, a in zip(weight, scale, strict=True)]).amax(0)[:, None]
-    largest = torch.stack([w * a * a for w, a in zip(weight, scale, strict=True)]).amax(0)[:, None]
+    factor = weight * scale
+    heaviest, largest = factor.amax(0)[:, None], (factor * scale).amax(0)[:, None]
     # An angular order is a mean over angles: no larger than the root of the mean square.
     amplitude = torch.sqrt(spectra.energy / grid.n_half) * heaviest
     bound = shard.largest(torch.stack([amplitude, spectra.power * largest], dim=1))
-    numerator, power = bound * (shard.n * len(weight) * 1.01)
-    return numerator, power
+    return bound * (shard.n * len(weight) * 1.01)
 
 
 def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAverages:

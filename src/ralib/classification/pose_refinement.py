@@ -127,40 +127,41 @@ def refine_candidates(
     grid: RingGrid,
     spectra: Spectra,
     references: Tensor,
-    poses: list[ClassPoses],
-    class_index: list[Tensor],
+    poses: ClassPoses,
+    class_index: Tensor,
     *,
     steps: int,
     limit_deg: float,
     limit_px: float,
     memory_bytes: float = STEP_BYTES,
     at_once: int | None = None,
-) -> list[ClassPoses]:
+) -> ClassPoses:
     """Refine the poses of particles in several classes each, all together.
 
     Parameters
     ----------
     grid, spectra, references
         See `refine_poses`.
-    poses : list of ClassPoses
-        For each candidate the grid's poses (b,).
-    class_index : list of Tensor
-        For each candidate the classes (b,).
+    poses : ClassPoses
+        The grid's poses, fields (c, b) for c candidate classes.
+    class_index : Tensor of shape (c, b)
+        Classes.
     steps, limit_deg, limit_px, memory_bytes, at_once
         See `refine_poses`.
 
     Returns
     -------
-    list of ClassPoses
-        For each candidate the refined poses (b,).
+    ClassPoses
+        Refined poses, fields (c, b).
     """
-    n, count = len(spectra), len(poses)
+    count, n = class_index.shape
+    every = ClassPoses(*(f.flatten(0, 1) for f in poses.fields()))
     found = refine_poses(
-        grid, spectra, references, joined(poses), torch.cat(class_index), steps=steps, limit_deg=limit_deg,
+        grid, spectra, references, every, class_index.flatten(), steps=steps, limit_deg=limit_deg,
         limit_px=limit_px, memory_bytes=memory_bytes, at_once=count * (at_once or particles_at_once(n)),
         particle=torch.arange(n, device=grid.device).repeat(count),
     )  # fmt: skip
-    return [found.rows(slice(first, first + n)) for first in range(0, count * n, n)] if n else poses
+    return ClassPoses(*(f.unflatten(0, (count, n)) for f in found.fields()))
 
 
 def _refined_on_cores(

@@ -146,11 +146,11 @@ def _searched(model: Model, references: Tensor, state: State, step: IterationSet
 def refine_all(
     model: Model,
     references: Tensor,
-    poses: list[ClassPoses],
-    index: list[Tensor],
+    poses: ClassPoses,
+    index: Tensor,
     step: IterationSettings,
     own: SelfContribution | None,
-) -> list[ClassPoses]:
+) -> ClassPoses:
     """Refine poses off the grid by Newton steps, corrected for the particle's own contribution.
 
     Parameters
@@ -159,10 +159,10 @@ def refine_all(
         The particles and the model.
     references : Tensor of shape (k, r, m)
         Angular orders of the masked class averages.
-    poses : list of ClassPoses
-        For each candidate the poses (n,).
-    index : list of Tensor
-        For each candidate the classes (n,).
+    poses : ClassPoses
+        Poses in c candidate classes, fields (c, n).
+    index : Tensor of shape (c, n)
+        Classes.
     step : IterationSettings
         Settings of the iteration.
     own : SelfContribution or None
@@ -170,25 +170,24 @@ def refine_all(
 
     Returns
     -------
-    list of ClassPoses
-        For each candidate the refined poses (n,).
+    ClassPoses
+        Refined poses, fields (c, n).
     """
-    refined: list[list[ClassPoses]] = []
+    refined = []
     for rows, part in model.parts(model.particles.grid.n_rings):
         share = None if own is None else own.part(rows)
-        some = [p.rows(rows) for p in poses]
-        refined.append(_refined(part, references, some, [i[rows] for i in index], step, share))
-    return [joined(list(parts)) for parts in zip(*refined, strict=True)]
+        refined.append(_refined(part, references, poses.columns(rows), index[:, rows], step, share))
+    return joined(refined, dim=1)
 
 
 def _refined(
     model: Model,
     references: Tensor,
-    found: list[ClassPoses],
-    index: list[Tensor],
+    found: ClassPoses,
+    index: Tensor,
     step: IterationSettings,
     own: SelfContribution | None,
-) -> list[ClassPoses]:
+) -> ClassPoses:
     """Refined poses of a part of the particles."""
     grid, spectra, spacing = model.particles.grid, model.particles.single, model.shift_step_px(step.rings)
     poses = model.within(
@@ -200,10 +199,5 @@ def _refined(
     )  # fmt: skip
     if own is None:
         return poses
-    return [_without_own(model, p, i, own, references.shape[1]) for p, i in zip(poses, index, strict=True)]
-
-
-def _without_own(model: Model, poses: ClassPoses, index: Tensor, own: SelfContribution, rings: int) -> ClassPoses:
-    """Poses (n,) in classes (n,) without the particle's own contribution."""
-    share = self_cross(model.particles, own, poses, rings)
-    return replace(poses, cross=poses.cross - torch.where(index == own.class_index, share, 0.0))
+    share = self_cross(model.particles, own, poses, references.shape[1])
+    return replace(poses, cross=poses.cross - share * (index == own.class_index))

@@ -146,16 +146,16 @@ class FittedClasses:
             found = search_all(model, self.references, state, IterationSettings(rings, 1.0, wide=wide))
             fit = model.fit(found, state)
             index = torch.argmax(fit + self.price, dim=1)
-            pose = found.pick(index)
+            pose = found.pick(index[None])
             if model.align and not wide:
                 step = IterationSettings(rings, 1.0, newton=NEWTON_STEPS)
-                pose = refine_all(model, self.references, [pose], [index], step, None)[0]
-                fit = fit.scatter(1, index[:, None], model.fit(pose, state)[:, None])
+                pose = refine_all(model, self.references, pose, index[None], step, None)
+                fit = fit.scatter(1, index[:, None], model.fit(pose, state).T)
             state = replace(
                 state,
-                psi_deg=pose.psi_deg,
-                origin_xy_px=pose.origin_xy_px,
-                mirror=pose.mirror,
+                psi_deg=pose.psi_deg[0],
+                origin_xy_px=pose.origin_xy_px[0],
+                mirror=pose.mirror[0],
                 class_index=index,
                 fit=fit,
             )
