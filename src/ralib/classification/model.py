@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -90,7 +91,7 @@ class Model:
             held_out=self.held_out[own],
         )
 
-    @property
+    @cached_property
     def joins(self) -> Tensor:
         """Particles (n,) that averages are made of."""
         return self.particles.typical & ~self.held_out

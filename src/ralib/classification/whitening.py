@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class WhitenedParticles:
         assert isinstance(self.spectra, Spectra)
         return self.spectra
 
-    @property
+    @cached_property
     def typical(self) -> Tensor:
         """Images (n,) that are usable and no outliers."""
         return self.usable & ~self.outliers.found & ~self.aside

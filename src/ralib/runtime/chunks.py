@@ -6,6 +6,7 @@ rows. Where in a chunk a row lies changes nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,13 @@ def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
         return [slice(0, 0)]
     whole, rest = n - n % most, n % most
     chunks: list[slice | Tensor] = [slice(first, first + most) for first in range(0, whole, most)]
-    return [*chunks, torch.arange(whole, whole + most, device=device).clamp_max(n - 1)] if rest else chunks
+    return [*chunks, _last_rows(n, most, device)] if rest else chunks
+
+
+@functools.lru_cache(maxsize=64)
+def _last_rows(n: int, most: int, device: torch.device) -> Tensor:
+    """The last chunk's rows (most,), of which the last is repeated."""
+    return torch.arange(n - n % most, n - n % most + most, device=device).clamp_max(n - 1)
 
 
 def gpu_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:
