@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ralib.classification.m_step import RingAverages
@@ -59,14 +60,11 @@ def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -
     RingAverages
         Shifted averages.
     """
-
-    def moved(orders: Tensor) -> Tensor:
-        rings, n_orders = orders.shape[-2:]
-        samples, every = grid.samples_of(orders.flatten(0, -3)), orders.shape[:-3].numel()
-        shifted = grid.moved_orders(samples, move_xy_px.repeat(every, 1), rings, n_orders)
-        return shifted.view(orders.shape)
-
-    return replace(averages, orders=moved(averages.orders), halves=moved(averages.halves), signal=None)
+    every = torch.cat([averages.orders[None], averages.halves])
+    count, _, rings, n_orders = every.shape
+    samples = grid.samples_of(every.flatten(0, 1))
+    moved = grid.moved_orders(samples, move_xy_px.repeat(count, 1), rings, n_orders).view(every.shape)
+    return replace(averages, orders=moved[0], halves=moved[1:], signal=None)
 
 
 def follow_centres(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, move_xy_px: Tensor) -> Tensor:

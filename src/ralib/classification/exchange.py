@@ -150,7 +150,7 @@ def split_classes(model: Model, state: State, pairs: list[tuple[int, int]]) -> T
     index, shard = state.class_index.clone(), model.shard
     scale, where = shard.gather(state.scale), shard.gather(torch.where(model.joins, state.class_index, -1))
     for old, new in pairs:
-        middle = torch.where(where == old, scale, torch.nan).nanmedian()
+        middle = scale.masked_fill(where != old, torch.nan).nanmedian()
         index = torch.where((state.class_index == old) & (state.scale < middle), new, index)
     return index
 

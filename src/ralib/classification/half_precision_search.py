@@ -208,5 +208,6 @@ def _half_columns(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, references
     x = grid.orders_of(data[:, :rings] * grid.phase(origin_xy_px, rings), n_orders)
     parts = torch.view_as_real(x)
     strength = torch.sqrt(row_mean(parts.flatten(1).square()) * (2 * rings * n_orders)).clamp_min(1e-30)
-    scaled = parts.permute(2, 3, 1, 0) / strength
-    return pad(scaled.half().flatten(1, 2), (0, 0, 0, -2 * rings % ALIGNED)).contiguous(), strength
+    columns = torch.zeros(n_orders, 2 * rings + -2 * rings % ALIGNED, len(x), dtype=torch.float16, device=grid.device)
+    columns[:, : 2 * rings].unflatten(1, (2, rings)).copy_(parts.permute(2, 3, 1, 0) / strength)
+    return columns, strength

@@ -272,7 +272,7 @@ def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAver
     numerator = torch.view_as_complex(sums.numerator.float()) / ring_weight[:, None]
     power = sums.weight.float() / (ring_weight * grid.n_half)
     halves = numerator / power.clamp_min(1e-12)[..., None]
-    frc = orders_frc(halves[0], halves[1])
+    frc = orders_frc(halves)
     smooth = smoothed(frc).clamp(0.0, 0.995)
     own = 2 * smooth / (1 - smooth)
     share = members.clamp_min(1e-3)[:, None]
@@ -284,14 +284,12 @@ def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAver
     return RingAverages(numerator.sum(0) * gain[..., None], shrunk, frc, gain)
 
 
-def orders_frc(first: Tensor, second: Tensor) -> Tensor:
-    """Compute the Fourier ring correlation of two sets of angular orders.
+def orders_frc(halves: Tensor) -> Tensor:
+    """Compute the Fourier ring correlation of half averages.
 
     Parameters
     ----------
-    first : Tensor of shape (k, r, m)
-        Angular orders.
-    second : Tensor of shape (k, r, m)
+    halves : Tensor of shape (2, k, r, m)
         Angular orders.
 
     Returns
@@ -304,7 +302,8 @@ def orders_frc(first: Tensor, second: Tensor) -> Tensor:
         product = (a * b.conj()).real
         return 2 * product.sum(-1) - product[..., 0]
 
-    return dot(first, second) / torch.sqrt(dot(first, first) * dot(second, second)).clamp_min(1e-20)
+    power = dot(halves, halves)
+    return dot(halves[0], halves[1]) / torch.sqrt(power[0] * power[1]).clamp_min(1e-20)
 
 
 def smoothed(curve: Tensor) -> Tensor:

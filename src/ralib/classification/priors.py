@@ -62,8 +62,9 @@ def log_prior(origin_xy_px: Tensor, spread_px: Tensor, radius_px: float) -> Tens
     Tensor of shape (...)
         Log prior.
     """
-    anywhere = ANYWHERE / (1 - ANYWHERE) * 2 * spread_px**2 / radius_px**2
-    near = torch.exp(-0.5 * origin_xy_px.square().sum(-1) / spread_px**2)
+    variance = spread_px**2
+    anywhere = ANYWHERE / (1 - ANYWHERE) * 2 * variance / radius_px**2
+    near = torch.exp(-0.5 * origin_xy_px.square().sum(-1) / variance)
     return torch.log((near + anywhere) / (1 + anywhere))
 
 

@@ -230,7 +230,7 @@ def quantum_anchor(limit: Tensor) -> Tensor:
     Tensor of shape (...)
         Three halves of a power of two above the limit, next to which float64 has 2^-52 of that power left.
     """
-    return 1.5 * torch.exp2(torch.frexp(limit.double()).exponent.double() + 1)
+    return 3.0 * torch.exp2(torch.frexp(limit.double()).exponent.double())
 
 
 def _summable(dtype: torch.dtype) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -12,6 +13,7 @@ from ralib.kernels.classes import turned_orders
 from ralib.runtime.chunks import on_gpu
 
 
+@functools.lru_cache(maxsize=64)
 def disc_of_shifts(radius_px: float, step_px: float, device: torch.device | str) -> Tensor:
     """Return shifts on a square grid within a radius, the nearest first.
 
@@ -79,7 +81,7 @@ def shifted_orders(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor) -> 
         orders = grid.moved_orders(samples, shifts_xy_px.repeat(k, 1), rings, n_orders, row)
         orders = orders.unflatten(0, (k, n_shifts))
     orders = orders * (2.0 * grid.n_half)
-    orders[..., 0] *= 0.5
+    orders[..., 0].mul_(0.5)
     return orders
 
 
@@ -105,13 +107,12 @@ def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, 
         Rows; the larger number with mirrored poses.
     """
     t = shifted_orders(grid, references, shifts_xy_px)
-    a, b = t.real, t.imag
-    plain = torch.stack([torch.cat([a, b], -2), torch.cat([-b, a], -2)], dim=2)
-    rows = plain[:, :, None]
-    if mirror:
-        mirrored = torch.stack([torch.cat([a, -b], -2), torch.cat([b, a], -2)], dim=2)
-        rows = torch.stack([plain, mirrored], dim=2)
-    return rows.flatten(0, 3).permute(2, 0, 1).contiguous()
+    a, b, minus_b = t.real, t.imag, -t.imag
+    plain, mirrored = (a, b, minus_b, a), (a, minus_b, b, a)
+    rows = torch.stack([*plain, *mirrored] if mirror else plain, dim=2)
+    # Two columns follow each other in a row, and rows in pairs.
+    rows = rows.unflatten(2, (-1, 2)).flatten(3, 4)
+    return rows.flatten(0, 2).permute(2, 0, 1).contiguous()
 
 
 def mirrored_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
