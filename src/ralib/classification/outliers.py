@@ -9,6 +9,7 @@ carbon too little in the finest ones, as the background they were normalised by 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,19 +64,49 @@ class Outliers:
 
 def image_features(images: Tensor) -> Tensor:
     """Return the `Outliers.features` (b, f) of images (b, n, n) whose background has mean 0 and variance 1."""
-    n, device = images.shape[-1], images.device
-    disc = 1 - background_mask(n, device)
-    fy, fx = torch.fft.fftfreq(n, 1 / n, device=device), torch.fft.rfftfreq(n, 1 / n, device=device)
-    periods = torch.hypot(fy[:, None], fx[None, :])
-    power = squared(torch.fft.rfft2(images * disc)) / disc.sum()
-    edges = [0.0, *BAND_EDGES, max(n / 2, BAND_EDGES[-1] + 1)]
-    within = [((periods >= a) & (periods < b)).float() for a, b in pairwise(edges)]
-    bands = [(power * band).sum((1, 2)) / band.sum().clamp_min(1) for band in within]
-    line = torch.arange(n, device=device, dtype=torch.float32) - n // 2
-    slope = [(images * disc * axis).sum((1, 2)) / (disc * axis.square()).sum() for axis in (line, line[:, None])]
+    n = images.shape[-1]
+    windows = _windows(n, images.device)
+    inside = images * windows.disc
+    power = squared(torch.fft.rfft2(inside)) / windows.disc.sum()
+    bands = [(power * band).sum((1, 2)) / size for band, size in windows.bands]
+    slope = [(inside * axis).sum((1, 2)) / moment for axis, moment in windows.axes]
     gradient = torch.hypot(*slope) * n
     peak = images.flatten(1).abs().amax(1)
     return torch.stack([*bands, peak, gradient], dim=1).clamp_min(1e-12).log()
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What the features of images of n pixels are sums over.
+
+    Attributes
+    ----------
+    disc : Tensor of shape (n, n)
+        1 where there is no background, else 0.
+    bands : tuple of pairs of Tensor
+        1 for the frequencies of each band, else 0, (n, n // 2 + 1), and their number ().
+    axes : tuple of pairs of Tensor
+        Distance from the centre along x and y, (n,) and (n, 1), and the disc's second moment along it ().
+    """
+
+    disc: Tensor
+    bands: tuple[tuple[Tensor, Tensor], ...]
+    axes: tuple[tuple[Tensor, Tensor], ...]
+
+
+@functools.lru_cache(maxsize=4)
+def _windows(n: int, device: torch.device) -> _Windows:
+    disc = 1 - background_mask(n, device)
+    fy, fx = torch.fft.fftfreq(n, 1 / n, device=device), torch.fft.rfftfreq(n, 1 / n, device=device)
+    periods = torch.hypot(fy[:, None], fx[None, :])
+    edges = [0.0, *BAND_EDGES, max(n / 2, BAND_EDGES[-1] + 1)]
+    bands = [((periods >= a) & (periods < b)).float() for a, b in pairwise(edges)]
+    line = torch.arange(n, device=device, dtype=torch.float32) - n // 2
+    return _Windows(
+        disc=disc,
+        bands=tuple((band, band.sum().clamp_min(1)) for band in bands),
+        axes=tuple((axis, (disc * axis.square()).sum()) for axis in (line, line[:, None])),
+    )
 
 
 def find_outliers(features: Tensor, usable: Tensor) -> Outliers:

@@ -133,27 +133,32 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     halves = averages.half_images
     assert halves is not None
     box, device = halves.shape[-1], halves.device
-    mask = soft_disc(box, radius_px, 4.0, device=device)
+    mask = _mask(box, radius_px, device)
     spectra = torch.fft.rfft2(halves)
     plain, masked = _correlation(spectra), _correlation(torch.fft.rfft2(halves * mask))
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
     ring = ring_index(box, device)
     shape = len(halves[0]), box, box // 2 + 1
-    turns = _kept_turns(shape, device) if math.prod(shape) <= KEPT else _turns(shape, device)
-    turns = torch.where(ring >= start[:, None, None], turns, 0.0)
-    turned = torch.fft.irfft2(spectra * torch.polar(torch.ones_like(turns), turns), s=(box, box))
+    phases = _kept_phases(shape, device) if math.prod(shape) <= KEPT else _phases(shape, device)
+    turned = torch.fft.irfft2(spectra * torch.where(ring >= start[:, None, None], phases, 1.0), s=(box, box))
     floor = _correlation(torch.fft.rfft2(turned * mask))
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
     beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
     return torch.where(beyond, corrected, masked).clamp(-1, 1)
 
 
-def _turns(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Random phases (2, *shape) of both halves' spectra, the same in every call."""
+@functools.lru_cache(maxsize=4)
+def _mask(box: int, radius_px: float, device: torch.device) -> Tensor:
+    return soft_disc(box, radius_px, 4.0, device=device)
+
+
+def _phases(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Random phase factors (2, *shape) of both halves' spectra, the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    return 2 * math.pi * torch.stack([torch.rand(shape, generator=generator).to(device) for _ in range(2)])
+    turns = 2 * math.pi * torch.stack([torch.rand(shape, generator=generator).to(device) for _ in range(2)])
+    return torch.polar(torch.ones_like(turns), turns)
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_turns(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return _turns(shape, device)
+def _kept_phases(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return _phases(shape, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -81,10 +82,7 @@ def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool =
     """
     n_angles, n_radii, device = 2 * n_half, spectrum.shape[1], spectrum.device
     spectrum = torch.nn.functional.pad(spectrum, (0, n_half - spectrum.shape[2]))
-    m = torch.arange(n_half, device=device)
-    fraction = torch.arange(FINE_ROTATIONS, device=device) * (2 * math.pi / (FINE_ROTATIONS * n_angles))
-    turn = torch.polar(torch.ones(FINE_ROTATIONS, n_half, device=device), fraction[:, None] * m)[:, None]
-    sign = 1.0 - 2.0 * (m[1:] % 2)
+    turn, sign = _fine_turns(n_half, device)
     planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
     shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS, *planes, n_radii, n_angles + n_half + 2)
     table = torch.empty(shape, dtype=dtype, device=device)
@@ -100,3 +98,12 @@ def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool =
         parts = torch.view_as_real(wrapped).movedim(-1, 2)
         table[i : i + group] = half_pairs(parts) if packed else parts
     return table
+
+
+@functools.lru_cache(maxsize=8)
+def _fine_turns(n_half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Phase factors (F, 1, H) of the fine rotations at each angular order, and (-1)^m (H - 1,) of the orders m > 0."""
+    m = torch.arange(n_half, device=device)
+    fraction = torch.arange(FINE_ROTATIONS, device=device) * (math.pi / (FINE_ROTATIONS * n_half))
+    turn = torch.polar(torch.ones(FINE_ROTATIONS, n_half, device=device), fraction[:, None] * m)
+    return turn[:, None], 1.0 - 2.0 * (m[1:] % 2)
