@@ -211,15 +211,13 @@ def _sums(
 ) -> RingSums:
     """Sums over all particles of the classes they are shared between."""
     limits = sum_limits(model.particles.grid, model.particles.spectra, weight, scale, model.shard)
-    numerator: Tensor | float = 0.0
-    total: Tensor | float = 0.0
+    sums: RingSums | None = None
     for rows, part in model.parts(rings):
         to, w, a = (table[:, rows] for table in (index, weight, scale))
         own = _part_sums(part, poses.columns(rows), to, w, a, n_classes, rings, limits)
-        numerator, total = own.numerator + numerator, own.weight + total  # exact: see `in_quanta`
-    assert isinstance(numerator, Tensor)
-    assert isinstance(total, Tensor)
-    return RingSums(model.shard.add_up(numerator), model.shard.add_up(total))
+        sums = own if sums is None else sums.plus(own)
+    assert sums is not None
+    return RingSums(model.shard.add_up(sums.numerator), model.shard.add_up(sums.weight))
 
 
 def _part_sums(

@@ -37,6 +37,10 @@ class RingSums:
     numerator: Tensor
     weight: Tensor
 
+    def plus(self, other: RingSums) -> RingSums:
+        """Return the sums over these particles and others, exactly: see `in_quanta`."""
+        return RingSums(self.numerator + other.numerator, self.weight + other.weight)
+
 
 @dataclass(frozen=True)
 class RingAverages:
@@ -268,9 +272,9 @@ def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAver
     RingAverages
         The averages.
     """
-    ring_weight = grid.weight[: sums.weight.shape[-1]]
-    numerator = torch.view_as_complex(sums.numerator.float()) / ring_weight[:, None]
-    power = sums.weight.float() / (ring_weight * grid.n_half)
+    rings = sums.weight.shape[-1]
+    numerator = torch.view_as_complex(sums.numerator.float()) / grid.weight[:rings, None]
+    power = sums.weight.float() / grid.half_weight[:rings]
     halves = numerator / power.clamp_min(1e-12)[..., None]
     frc = orders_frc(halves)
     smooth = smoothed(frc).clamp(0.0, 0.995)

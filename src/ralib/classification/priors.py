@@ -109,17 +109,17 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
     """
     k = fit.shape[1]
     shard = shard or Shard.of_all(len(fit))
-    price = torch.zeros(k, device=fit.device)
     if balance <= 0 or k == 1:
-        return price
+        return torch.zeros(k, device=fit.device)
     pressure = math.inf if balance >= 1 else PRESSURE_NATS * balance / (1 - balance)
     factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
     # Each step reduces the error by `factor`: prices small next to the temperature converge sooner.
     steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
-    particles = shard.count(torch.ones(len(fit), dtype=torch.bool, device=fit.device))
+    particles = shard.add_up(torch.full((), float(len(fit)), dtype=torch.float64, device=fit.device))
     if fit.device.type != "cpu":
         rule = PriceRule(temperature, factor, min(steps, MOST_STEPS), balance < 1, particles)
         return kernels.class_prices(fit, rule, shard.add_up)
+    price = torch.zeros(k, device=fit.device)
     for _ in range(min(steps, MOST_STEPS)):
         members = torch.zeros(k, dtype=torch.float64, device=fit.device)
         for part in fit.split(max(1, AT_ONCE // k)):
@@ -165,6 +165,8 @@ def best_classes(
         posterior = class_posterior(fit[first : first + rows], price, temperature)
         posterior = posterior if among is None else posterior.gather(1, among[first : first + rows])
         parts.append(posterior.topk(min(count, posterior.shape[1]), dim=1))
+    if len(parts) == 1:
+        return parts[0].values, parts[0].indices
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 

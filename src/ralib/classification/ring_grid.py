@@ -126,6 +126,11 @@ class RingGrid:
         """Number of angles H of the half circle."""
         return len(self.angle_rad)
 
+    @cached_property
+    def half_weight(self) -> Tensor:
+        """Weights (R,) of the whole half circle, H times those of its samples."""
+        return self.weight * self.n_half
+
     @property
     def device(self) -> torch.device:
         """Where the grid is."""
@@ -225,7 +230,7 @@ class RingGrid:
         disc = self._disc_of(rings, n_orders)
         if disc is None:
             return self.image(self.samples_of(orders))
-        return disc.images(orders, self.weight[:rings] * self.n_half)
+        return disc.images(orders, self.half_weight[:rings])
 
     def orders_of_image(self, images: Tensor, rings: int, n_orders: int) -> Tensor:
         """Return the angular orders of images; pixels outside the disc do not count.
@@ -273,7 +278,7 @@ class RingGrid:
         DiscMatrices
             The matrices.
         """
-        weight = (self.weight[:rings] * self.n_half)[:, None]
+        weight = self.half_weight[:rings, None]
         return DiscMatrices.of(
             self.box,
             self._waves.pixel.unique(),
