@@ -151,7 +151,7 @@ def split_classes(model: Model, state: State, pairs: list[tuple[int, int]]) -> T
     scale, where = shard.gather(state.scale), shard.gather(torch.where(model.joins, state.class_index, -1))
     for old, new in pairs:
         middle = scale.masked_fill(where != old, torch.nan).nanmedian()
-        index = torch.where((state.class_index == old) & (state.scale < middle), new, index)
+        index.masked_fill_((state.class_index == old) & (state.scale < middle), new)
     return index
 
 

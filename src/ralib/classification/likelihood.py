@@ -171,7 +171,7 @@ def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
         Log-likelihood.
     """
     precision = 1.0 / (SCALE_SD * mean_scale) ** 2
-    return 0.5 * (cross + precision * mean_scale).square() / (norm + precision) - 0.5 * precision * mean_scale**2
+    return 0.5 * ((cross + precision * mean_scale).square() / (norm + precision) - precision * mean_scale**2)
 
 
 def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:

@@ -340,8 +340,8 @@ def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
 
     def share(of_classes: Tensor) -> Tensor:
         first, second = of_classes.unbind(1)
-        common = _blurred(first * second, blur_px)
-        power = _blurred(0.5 * (first.square() + second.square()), blur_px)
+        products = torch.stack([first * second, 0.5 * (first.square() + second.square())])
+        common, power = _blurred(products, blur_px)
         correlation = (common / power.clamp_min(1e-20)).clamp(0, 1)
         return 2 * correlation / (1 + correlation)
 

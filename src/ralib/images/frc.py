@@ -51,8 +51,9 @@ def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def _correlation(spectra: Tensor) -> Tensor:
     """The FRC (k, n // 2 + 1) of the spectra (2, k, n, n // 2 + 1) of both halves."""
-    cross = ring_sums((spectra[0] * spectra[1].conj()).real)
-    power = ring_sums(squared(spectra)).prod(0)
+    cross = (spectra[0] * spectra[1].conj()).real
+    sums = ring_sums(torch.cat([cross[None], squared(spectra)]))
+    cross, power = sums[0], sums[1] * sums[2]
     return torch.where(power > 0, cross / torch.sqrt(power).clamp_min(1e-300), 0.0).to(spectra.real.dtype)
 
 

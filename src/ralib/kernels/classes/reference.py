@@ -120,12 +120,12 @@ class Rings:
 
 def phase_factor(turn_rad: Tensor) -> Tensor:
     """Return exp(i a) of angles a (...), in radians."""
-    return torch.polar(_one(turn_rad.device), turn_rad)
+    return torch.polar(_one(turn_rad.device, turn_rad.dtype), turn_rad)
 
 
 @functools.lru_cache(maxsize=16)
-def _one(device: torch.device) -> Tensor:
-    return torch.ones((), device=device)
+def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.ones((), device=device, dtype=dtype)
 
 
 def turned_orders(orders: Tensor, psi_deg: Tensor) -> Tensor:
