@@ -147,7 +147,20 @@ class ClassPoses:
 
 
 def joined(parts: list[ClassPoses], dim: int = 0) -> ClassPoses:
-    """Return the poses of all particles of some parts, which are numbered along a dimension of the fields."""
+    """Join the poses of parts of the particles.
+
+    Parameters
+    ----------
+    parts : list of ClassPoses
+        Poses of each part.
+    dim : int, default 0
+        Dimension of the fields along which particles are numbered: 1 in candidate classes.
+
+    Returns
+    -------
+    ClassPoses
+        Poses of all.
+    """
     if len(parts) == 1:
         return parts[0]
     return ClassPoses(*(torch.cat(f, dim=dim) for f in zip(*(p.fields() for p in parts), strict=True)))

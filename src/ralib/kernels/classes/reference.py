@@ -148,14 +148,42 @@ def turned_orders(orders: Tensor, psi_deg: Tensor) -> Tensor:
 
 
 def posed_orders(orders: Tensor, psi_deg: Tensor, mirror: Tensor) -> Tensor:
-    """Return the angular orders of particles (b, r, m) in the frame of their classes, at poses (b,)."""
+    """Bring particles into the frame of their classes; their origins are there already.
+
+    Parameters
+    ----------
+    orders : Tensor of shape (b, r, m)
+        Angular orders.
+    psi_deg : Tensor of shape (b,)
+        In-plane rotation, degrees.
+    mirror : Tensor of shape (b,)
+        True where mirrored.
+
+    Returns
+    -------
+    Tensor of shape (b, r, m)
+        Angular orders.
+    """
     posed = turned_orders(orders, -psi_deg)
     return torch.where(mirror[:, None, None], posed.conj(), posed).resolve_conj()
 
 
 @functools.lru_cache(maxsize=64)
 def order_numbers(n_orders: int, device: torch.device) -> Tensor:
-    """Return the numbers 0, 1, ... of angular orders, (n_orders,), as floating point."""
+    """Return the numbers of angular orders.
+
+    Parameters
+    ----------
+    n_orders : int
+        How many there are.
+    device : torch.device
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n_orders,)
+        0, 1 and so on, as floating point.
+    """
     return torch.arange(n_orders, device=device, dtype=torch.float32)
 
 
