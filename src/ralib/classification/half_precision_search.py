@@ -72,9 +72,10 @@ def scored_in_half(
         given: list[tuple[Tensor, Tensor, Tensor, list[Tensor]]] = []
         for cut in cuts[start : start + chunks]:
             rows = slice(at_once * (start + len(given)), at_once * (start + len(given) + 1))
-            columns, strength = _half_columns(grid, spectra.data[cut], origin_xy_px[cut], references)
+            origin = origin_xy_px[cut].contiguous()
+            columns, strength = _half_columns(grid, spectra.data[cut], origin, references)
             norm[rows] = spectra.norm(cut, power)
-            given.append((columns, strength, origin_xy_px[cut].contiguous(), [f[rows] for f in found]))
+            given.append((columns, strength, origin, [f[rows] for f in found]))
         for first in range(0, k, classes):
             templates, height = half_templates(grid, references[first : first + classes], shifts_xy_px, mirror=mirror)
             for begin in range(0, len(height), fewer):
