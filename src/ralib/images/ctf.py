@@ -120,7 +120,12 @@ def phase_flip(images: Float[Tensor, "b n n"], ctf: Float[Tensor, "#b n n//2+1"]
     Tensor of shape (b, n, n)
         Phase-flipped images.
     """
-    return apply_ctf(images, torch.where(ctf < 0, -1.0, 1.0).to(images.dtype))
+    return apply_ctf(images, phase_signs(ctf))
+
+
+def phase_signs(ctf: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
+    """Return the factor by which `phase_flip` multiplies: -1 where the CTF is negative, else 1, shape (b, n, m)."""
+    return torch.where(ctf < 0, -1.0, 1.0).to(ctf.dtype)
 
 
 def correct_ctf(

@@ -219,7 +219,9 @@ def _complex(images: Tensor) -> torch.dtype:
     return torch.complex128 if images.dtype == torch.float64 else torch.complex64
 
 
-def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b {box} {box}"]:
+def fourier_resize(
+    images: Float[Tensor, "b n n"], box: int, response: Float[Tensor, "#b {box} {box}//2+1"] | None = None
+) -> Float[Tensor, "b {box} {box}"]:
     """Crop or pad the transform of images, so that they have another box and the same field of view.
 
     Pixel n // 2 stays the centre, and grey values stay. The Nyquist frequency of the smaller box, where it is even, is
@@ -231,6 +233,8 @@ def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b
         Images.
     box : int
         New image size m, pixels.
+    response : Tensor of shape (b, m, m // 2 + 1), optional
+        Filter of the new box, for each image or for all: as `filter_images` afterwards, without further transforms.
 
     Returns
     -------
@@ -239,7 +243,7 @@ def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b
     """
     n = images.shape[-1]
     if box == n:
-        return images
+        return images if response is None else filter_images(images, response)
     keep = (min(n, box) - 1) // 2
     transform = torch.fft.rfft2(images)
     rows = torch.cat([torch.arange(keep + 1), torch.arange(-keep, 0)]).to(images.device)
@@ -250,6 +254,8 @@ def fourier_resize(images: Float[Tensor, "b n n"], box: int) -> Float[Tensor, "b
     resized = torch.zeros(len(images), box, box // 2 + 1, dtype=transform.dtype, device=images.device)
     part = transform[:, rows, : keep + 1] * torch.polar(torch.ones_like(angle), angle)
     resized[:, rows, : keep + 1] = part * (box / n) ** 2
+    if response is not None:
+        resized *= response
     return torch.fft.irfft2(resized, s=(box, box))
 
 
