@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import correct_ctf
-from ralib.images.fourier import filter_images, fourier_resize, frequency_grid
+from ralib.images.ctf import ctf_2d, phase_signs, remaining_flip
+from ralib.images.fourier import fourier_resize, frequency_grid
 from ralib.io import open_images
 from ralib.kernels import rotate_shift_images
 from ralib.kernels.interpolation import reference
+from ralib.kernels.threads import on_cores
 from ralib.report.contents import History, Members
 from ralib.results.run_record import run_record
 from ralib.results.summary.runs import RunFiles
@@ -20,7 +21,7 @@ AVERAGE_PX, HISTORY_PX, MEMBER_PX, POINT_PX = 192, 48, 64, 32
 MAX_AVERAGE_PIXELS = 8_000_000
 MAX_MEMBER_PIXELS = 10_000_000
 MAX_HISTORY_PIXELS = 6_000_000
-BATCH = 512
+BATCH = 256
 
 
 def average_pictures(averages: np.ndarray) -> np.ndarray:
@@ -69,19 +70,23 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
     ndarray of shape (b, size, size)
         Pictures, float32.
     """
-    poses, parts, flipped = run.poses, [], uses_ctf(run)
+    on_cpu, flipped = torch.device(device).type == "cpu", uses_ctf(run)
     # A GPU's kernels would have to be compiled for these sizes, which takes longer than turning so few small pictures.
-    turn = rotate_shift_images if torch.device(device).type == "cpu" else reference.rotate_shift_images
-    for start in range(0, len(rows), BATCH):
+    turn = rotate_shift_images if on_cpu else reference.rotate_shift_images
+
+    def batch(start: int) -> Tensor:
         index = rows[start : start + BATCH]
         images = torch.from_numpy(run.particles.images.read(index)).to(device).nan_to_num()
-        work = fourier_resize(images, min(images.shape[-1], 2 * size))
-        scale = work.shape[-1] / images.shape[-1]
-        if flipped:
-            work = _phase_flipped(run, index, work, scale)
-        part = poses[torch.from_numpy(index)].to(device)
+        box = min(images.shape[-1], 2 * size)
+        scale = box / images.shape[-1]
+        work = fourier_resize(images, box, _phase_signs(run, index, box, scale, device) if flipped else None)
+        part = run.poses[torch.from_numpy(index)].to(device)
         turned = turn(work, part.psi_deg, part.origin_xy_px * scale, part.mirror)
-        parts.append(_softened(fourier_resize(turned, min(turned.shape[-1], size))).cpu())
+        small = min(box, size)
+        return fourier_resize(turned, small, _soft(small, device)).cpu()
+
+    starts = range(0, len(rows), BATCH)
+    parts = on_cores(batch, starts) if on_cpu else list(map(batch, starts))
     return torch.cat(parts).numpy() if parts else np.zeros((0, size, size), dtype=np.float32)
 
 
@@ -91,16 +96,17 @@ def uses_ctf(run: RunFiles) -> bool:
     return run_record(run.record, has_ctf=known).ctf is not CtfCorrection.NONE
 
 
-def _phase_flipped(run: RunFiles, index: np.ndarray, images: Tensor, scale: float) -> Tensor:
+def _phase_signs(run: RunFiles, index: np.ndarray, box: int, scale: float, device: torch.device | str) -> Tensor:
     assert run.particles.ctf is not None
     assert run.particles.pixel_size_A is not None
-    return correct_ctf(images, run.particles.ctf[index], run.particles.pixel_size_A / scale, phases_only=True)
+    own = run.particles.ctf[index]
+    return phase_signs(remaining_flip(own, ctf_2d(own, box, run.particles.pixel_size_A / scale, device=device)))
 
 
-def _softened(images: Tensor, cutoff_per_px: float = 0.25) -> Tensor:
-    """Images (b, s, s) under a Gaussian low-pass: 1/e at the cut-off."""
-    kx, ky = frequency_grid(images.shape[-1], device=images.device)
-    return filter_images(images, torch.exp(-(kx**2 + ky**2) / cutoff_per_px**2))
+def _soft(box: int, device: torch.device | str, cutoff_per_px: float = 0.25) -> Tensor:
+    """Response (1, s, s // 2 + 1) of a Gaussian low-pass: 1/e at the cut-off."""
+    kx, ky = frequency_grid(box, device=device)
+    return torch.exp(-(kx**2 + ky**2) / cutoff_per_px**2)[None]
 
 
 def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
