@@ -19,12 +19,12 @@ from PIL import Image
 
 from make_run import make_run
 from ralib.cli import main
-from ralib.images.fourier import fourier_resize
+from ralib.images.fourier import filter_images, fourier_resize
 from ralib.io import open_particles, write_particles_star
 from ralib.io.class_averages import relion_iterations
 from ralib.io.viewing import viewing_directions
 from ralib.report.payload import plain, script_safe
-from ralib.report.sheets import encode, grey_levels, pack
+from ralib.report.sheets import draw, encode, grey_levels, layout
 from ralib.results.run_record import read_record, run_record
 from ralib.results.summary import open_run, summarise, write_report
 from ralib.results.summary.diagnose import centre_of_mass_px, diagnose
@@ -149,6 +149,26 @@ def test_resizing_keeps_grey_values_and_centre(box: int, size: int) -> None:
     np.testing.assert_allclose(small, expected, atol=0.02)
 
 
+@pytest.mark.parametrize("size", [24, 32, 40])
+def test_a_filter_while_resizing_is_one_afterwards(size: int) -> None:
+    images = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(4))
+    response = torch.randn(3, size, size // 2 + 1, generator=torch.Generator().manual_seed(5)).sign()
+    expected = filter_images(fourier_resize(images, size), response)
+    torch.testing.assert_close(fourier_resize(images, size, response), expected)
+
+
+def test_pictures_do_not_depend_on_batches(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, rows = open_run(run), np.arange(299, 100, -3)
+    whole = aligned(opened, rows, 16)
+    monkeypatch.setattr("ralib.results.summary.pictures.BATCH", 7)
+    np.testing.assert_allclose(aligned(opened, rows, 16), whole, atol=1e-5)
+
+
+def test_a_report_is_written_twice_with_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    pages = [write_report(run, tmp_path / name, max_points=200).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+
+
 def test_members_to_show_are_ranked() -> None:
     score = np.array([0.1, 0.9, np.nan, 0.5, 0.7, 0.3])
     rng = np.random.default_rng(0)
@@ -214,8 +234,8 @@ def test_sheets_give_every_picture_back() -> None:
     rng = np.random.default_rng(1)
     y, x = np.mgrid[:20, :20]
     images = np.stack([np.sin(x / rng.uniform(2, 6)) + np.cos(y / rng.uniform(2, 6)) for _ in range(50)])
-    (sheet,) = pack(images)
-    coded = base64.b64decode(encode(sheet["levels"], quality=95))
+    (sheet,) = layout(50, 20)
+    coded = base64.b64decode(encode(draw(images, sheet), quality=95))
     canvas = np.asarray(Image.open(io.BytesIO(coded)).convert("L"), dtype=float)
     for i in (0, 7, 49):
         top, left = i // sheet["columns"] * sheet["stride"], i % sheet["columns"] * sheet["stride"]
@@ -224,6 +244,15 @@ def test_sheets_give_every_picture_back() -> None:
         assert np.corrcoef(tile.ravel(), images[(i + 1) % 50].ravel())[0, 1] < 0.99
     flat = grey_levels(np.stack([np.full((4, 4), 3.0), np.full((4, 4), np.nan)]))
     assert flat.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("size", "percent"), [(1, 0.5), (9, 0.5), (20, 0.5), (20, 0.0), (20, 7.0)])
+def test_grey_levels_lie_between_percentiles_of_each_image(size: int, percent: float) -> None:
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(6, size, size)) * rng.uniform(1, 9, (6, 1, 1)) + rng.normal(size=(6, 1, 1))
+    low, high = np.percentile(images, [percent, 100 - percent], axis=(1, 2), keepdims=True)
+    expected = np.clip((images - low) / np.where(high > low, high - low, 1), 0, 1) * 255
+    assert np.abs(grey_levels(images, clip_percent=percent) - expected).max() <= 0.51
 
 
 def test_json_inside_script_cannot_end_it() -> None:

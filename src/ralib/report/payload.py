@@ -6,13 +6,13 @@ import base64
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from ralib.report.contents import Embedding, HexagonMap, ReportContents
-from ralib.report.sheets import encode, pack
+from ralib.report.sheets import draw, encode, layout
 
 FORMAT = "ralib-report"
 FORMAT_VERSION = 2
@@ -141,25 +141,26 @@ def page(contents: ReportContents) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 class _Sheets:
-    """The image sheets of a page, by the element names that its JSON refers to."""
+    """The image sheets of a page, by the element names that its JSON refers to; drawn and encoded in threads."""
 
     def __init__(self) -> None:
-        self._levels: dict[str, tuple[np.ndarray, int]] = {}
+        self._pool = ThreadPoolExecutor()
+        self._texts: dict[str, Future[str]] = {}
 
-    def add(self, name: str, images: np.ndarray, quality: int, *, together: bool = False) -> list[dict[str, Any]]:
-        """Put images (..., n, n) on sheets; what the JSON says of each sheet."""
-        listing = []
+    def add(self, name: str, images: np.ndarray, quality: int) -> list[dict[str, Any]]:
+        """Begin to put images (..., n, n) on sheets; what the JSON says of each sheet."""
         flat = images.reshape(-1, *images.shape[-2:])
-        for number, sheet in enumerate(pack(flat, together=together)):
-            self._levels[f"sheet-{name}-{number}"] = (sheet.pop("levels"), quality)
-            listing.append({"id": f"sheet-{name}-{number}", **sheet})
+        listing = []
+        for number, sheet in enumerate(layout(len(flat), flat.shape[-1])):
+            element = f"sheet-{name}-{number}"
+            self._texts[element] = self._pool.submit(lambda own: encode(draw(flat, own), quality=quality), sheet)
+            listing.append({"id": element, **sheet})
         return listing
 
     def encoded(self) -> dict[str, str]:
-        """The sheets as text."""
-        with ThreadPoolExecutor() as pool:
-            texts = pool.map(lambda item: encode(item[0], quality=item[1]), self._levels.values())
-            return dict(zip(self._levels, texts, strict=True))
+        """The sheets as text, when all are ready."""
+        with self._pool:
+            return {element: text.result() for element, text in self._texts.items()}
 
 
 def _hexagon_map(m: HexagonMap, shown: Callable[[np.ndarray], Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,8 +14,8 @@ MAX_SHEET_PX = 1024
 """Side of the largest sheet: several are written and decoded at once, and every phone can."""
 
 
-def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool = False) -> np.ndarray:
-    """Convert images to 8 bits, stretched between percentiles.
+def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5) -> np.ndarray:
+    """Convert images to 8 bits, each stretched between percentiles of its own.
 
     Parameters
     ----------
@@ -24,8 +23,6 @@ def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool
         Images.
     clip_percent : float, default 0.5
         Percent of the pixels clipped at either end.
-    together : bool, default False
-        Whether all images have the same scale.
 
     Returns
     -------
@@ -33,49 +30,73 @@ def grey_levels(images: np.ndarray, *, clip_percent: float = 0.5, together: bool
         Grey levels, uint8.
     """
     finite = np.nan_to_num(np.asarray(images, dtype=np.float32), posinf=0.0, neginf=0.0)
-    axes = None if together else (-2, -1)
-    ends = np.percentile(finite, [clip_percent, 100 - clip_percent], axis=axes, keepdims=True)
-    low, high = ends.astype(np.float32)
+    low, high = (_percentile(finite, percent) for percent in (clip_percent, 100 - clip_percent))
     span = np.where(high > low, high - low, np.float32(1))
     return np.asarray(np.clip((finite - low) / span, 0, 1) * 255).round().astype(np.uint8)
 
 
-def pack(images: np.ndarray, *, together: bool = False) -> list[dict[str, Any]]:
+def _percentile(images: np.ndarray, percent: float) -> np.ndarray:
+    """A percentile of each image, (n, s, s) -> (n, 1, 1), as `np.percentile` interpolates it.
+
+    NumPy has vector instructions to partition at one place, as here, but not at several at once.
+    """
+    rows = images.reshape(len(images), images.shape[1] * images.shape[2])
+    place = percent / 100 * (rows.shape[1] - 1)
+    below = int(place)
+    parted = np.partition(rows, below, axis=1)
+    lower, upper = parted[:, below], parted[:, min(below + 1, rows.shape[1] - 1) :].min(axis=1)
+    return np.asarray(lower + (upper - lower) * np.float32(place - below))[:, None, None]
+
+
+def layout(count: int, size: int) -> list[dict[str, int]]:
     """Arrange images on sheets, in reading order.
 
     Parameters
     ----------
-    images : ndarray of shape (n, s, s)
-        Images.
-    together : bool, default False
-        Whether all images have the same scale.
+    count : int
+        Number of images.
+    size : int
+        Their size, pixels.
 
     Returns
     -------
     list of dict
-        For each sheet {first, count, columns, stride, size, levels}: image `first + i` is the size x size square at
-        column i % columns and row i // columns of the stride grid; levels is the whole sheet as uint8.
+        For each sheet {first, count, columns, stride, size}: image `first + i` of the sheet's `count` is the
+        size x size square at column i % columns and row i // columns of the stride grid.
     """
-    n, size = len(images), int(images.shape[-1])
     stride = -(-size // BLOCK_PX) * BLOCK_PX
     per_side = max(1, MAX_SHEET_PX // stride)
     sheets = []
-    for first in range(0, n, per_side * per_side):
-        levels = grey_levels(images[first : first + per_side * per_side], together=together)
-        sheets.append({"first": first, **_sheet(levels, stride, per_side)})
+    for first in range(0, count, per_side * per_side):
+        here = min(count - first, per_side * per_side)
+        columns = min(per_side, int(np.ceil(np.sqrt(here))))
+        sheets.append({"first": first, "count": here, "columns": columns, "stride": stride, "size": size})
     return sheets
 
 
-def _sheet(levels: np.ndarray, stride: int, per_side: int) -> dict[str, Any]:
-    count, size = len(levels), int(levels.shape[-1])
-    columns = min(per_side, max(1, int(np.ceil(np.sqrt(count)))))
+def draw(images: np.ndarray, sheet: dict[str, int]) -> np.ndarray:
+    """Draw a sheet.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, s, s)
+        All images, of which the sheet shows some.
+    sheet : dict
+        One sheet of `layout`.
+
+    Returns
+    -------
+    ndarray of shape (h, w)
+        Grey levels of the whole sheet, uint8.
+    """
+    count, columns, stride, size = (sheet[key] for key in ("count", "columns", "stride", "size"))
+    levels = grey_levels(images[sheet["first"] : sheet["first"] + count])
     rows = -(-count // columns)
     padding = ((0, rows * columns - count), (0, stride - size), (0, stride - size))
     # The image's own edge fills the padding: a black border would cost bytes and ring into the picture.
     tiles = np.pad(levels, (padding[0], (0, 0), (0, 0)))
     tiles = np.pad(tiles, ((0, 0), padding[1], padding[2]), mode="edge")
-    canvas = tiles.reshape(rows, columns, stride, stride).swapaxes(1, 2).reshape(rows * stride, columns * stride)
-    return {"count": count, "columns": columns, "stride": stride, "size": size, "levels": canvas}
+    return tiles.reshape(rows, columns, stride, stride).swapaxes(1, 2).reshape(rows * stride, columns * stride)
 
 
 def encode(levels: np.ndarray, *, quality: int = 85, kind: str = "WEBP") -> str:
