@@ -33,12 +33,20 @@ def cores() -> int:
 @functools.lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that stay: to start them takes as long as a small step."""
-    return ThreadPoolExecutor(threads, initializer=_start)
+    return ThreadPoolExecutor(threads, initializer=take_threads, initargs=(1,))
 
 
-def _start() -> None:
-    """Give this thread one of PyTorch's; asked at once, it does not take the number another thread sets later."""
-    torch.set_num_threads(1)
+def take_threads(number: int) -> None:
+    """Give a new thread, which calls this first, some of PyTorch's threads.
+
+    PyTorch is asked for the number at once, so that it does not take one that another thread sets later.
+
+    Parameters
+    ----------
+    number : int
+        Number of threads.
+    """
+    torch.set_num_threads(number)
     torch.get_num_threads()
 
 

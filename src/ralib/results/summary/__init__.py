@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 
 from ralib.io import write_text
+from ralib.kernels.threads import take_threads
 from ralib.report import ReportContents, render_report
 from ralib.report.payload import figures as numbers_only
 from ralib.results.selection import fingerprint
 from ralib.results.summary.components import component_figures
 from ralib.results.summary.contrast import ctf_curves
 from ralib.results.summary.diagnose import diagnose
-from ralib.results.summary.embedding import embed
+from ralib.results.summary.embedding import class_tsne, embed
 from ralib.results.summary.figures import (
     automatic_junk_limit,
     class_figures,
@@ -123,19 +125,24 @@ def summarise(
     warnings = diagnose(run, small_averages)
     rows = _sample(run, max_points, rng)
     shown_members = plane = None
-    try:
-        points = aligned(run, rows, min(POINT_PX, run.particles.box), device)
-        score = _score(run, rows, points)
-        shown_members = members(run, score, rng, device)
-        plane = embed(run, rows, points)
-    except RalibError as error:
-        warnings.append(
-            Notice(
-                what="The particle images could not be read.",
-                where=str(error),
-                remedy="For members and map, name their folder: 'ralib report --datadir FOLDER' (`datadir` in Python).",
+    with ThreadPoolExecutor(1, "ralib-embedding") as beside:
+        # What it computes rounds by its number of threads, and `aligned` changes PyTorch's for a while.
+        beside.submit(take_threads, torch.get_num_threads()).result()
+        tsne_xy = beside.submit(class_tsne, run.averages)
+        try:
+            points = aligned(run, rows, min(POINT_PX, run.particles.box), device)
+            embedding = beside.submit(lambda: embed(run, rows, points, tsne_xy.result()))
+            shown_members = members(run, _score(run, rows, points), rng, device)
+            plane = embedding.result()
+        except RalibError as error:
+            warnings.append(
+                Notice(
+                    what="The particle images could not be read.",
+                    where=str(error),
+                    remedy="For members and map, name their folder: "
+                    "'ralib report --datadir FOLDER' (`datadir` in Python).",
+                )
             )
-        )
     record, pixel_size_A = run.record, _pixel_size_A(run)
     ctf = run.particles.ctf
     return ReportContents(

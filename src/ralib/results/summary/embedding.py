@@ -12,7 +12,7 @@ from ralib.results.summary.runs import RunFiles
 FEWEST_FOR_TSNE, MOST_FOR_TSNE = 6, 1000
 
 
-def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray) -> Embedding | None:
+def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray, class_tsne_xy: np.ndarray | None) -> Embedding | None:
     """Compute the plane of a sample of particles.
 
     Parameters
@@ -23,6 +23,8 @@ def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray) -> Embedding | No
         The sample.
     images : ndarray of shape (p, t, t)
         Its aligned images.
+    class_tsne_xy : ndarray of shape (k, 2) or None
+        `class_tsne` of the averages.
 
     Returns
     -------
@@ -50,7 +52,7 @@ def embed(run: RunFiles, rows: np.ndarray, images: np.ndarray) -> Embedding | No
         images=images,
         # An average holds far less noise than its members, so it would lie outside their cloud: take their mean.
         class_xy=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
-        class_tsne_xy=class_tsne(run.averages),
+        class_tsne_xy=class_tsne_xy,
         explained=explained,
     )
 
