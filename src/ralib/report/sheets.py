@@ -117,6 +117,6 @@ def encode(levels: np.ndarray, *, quality: int = 85, kind: str = "WEBP") -> str:
         Base64 text.
     """
     buffer = io.BytesIO()
-    # Effort 2 of 6: a third of the time of the default 4, for a tenth more bytes.
-    Image.fromarray(levels).save(buffer, format=kind, quality=quality, method=2)
+    # Effort 0 of 6: a third of the time of the default 4; a whole page is smaller, and truer, than with 2.
+    Image.fromarray(levels).save(buffer, format=kind, quality=quality, method=0)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
