@@ -4,12 +4,13 @@ The variance of single images does not show a particle's edge where boxes hold n
 begin where the particle ends. In averages of aligned particles neighbours lie anywhere around a particle and average
 out. So a thousand particles are classified at low resolution, within a mask of the size that boxes usually leave to
 their particle, and the signal common to the two halves of each class falls from the particle outwards to its first
-minimum: the edge. Where that gives a clearly smaller mask, the measurement is repeated. Where it finds a wide rim, the
-middle one of three counts.
+minimum: the edge. Where that gives a clearly smaller mask, the measurement is repeated. Where it finds a wide rim,
+others, up to five, have to find it as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
@@ -57,9 +58,9 @@ BEHIND = 0.15
 CHANGED = 0.75
 """A mask smaller than this share of the one before is measured again."""
 
-FAINT = 1.25
-"""Times the radius: a rim further out is that of faint parts, or of neighbours in a class that was aligned badly; the
-largest of many measurements on sets of ACE2 were of this kind."""
+FAINT, MEASUREMENTS = 1.25, 5
+"""A rim further out, times the radius, is that of faint parts, or of neighbours in a class that was aligned badly: of
+many measurements on sets of ACE2 the largest were of this kind. It counts if others, up to so many, find it as well."""
 
 
 def measure_radius(
@@ -112,13 +113,20 @@ def measure_radius(
         )  # fmt: skip
         if int(whitened.typical.sum()) < 2 * n_classes:
             break
-        once = partial(_measured, whitened, n_classes, search_px, mirror, budget)
-        measured = once(seed=0)
-        if measured.rim_px > FAINT * measured.radius_px:
-            measured = sorted([measured, once(seed=1), once(seed=2)], key=attrgetter("mask_radius_px"))[1]
+        measured = _trusted(partial(_measured, whitened, n_classes, search_px, mirror, budget))
         if measured.mask_radius_px > CHANGED * mask_px:
             break
     return measured
+
+
+def _trusted(measure: Callable[[int], ParticleExtent]) -> ParticleExtent:
+    """The first of a few measurements (by their seeds) whose rim is not far; where all are far, the middle one."""
+    found = []
+    for seed in range(MEASUREMENTS):
+        found.append(measure(seed))
+        if found[-1].rim_px <= FAINT * found[-1].radius_px:
+            return found[-1]
+    return sorted(found, key=attrgetter("mask_radius_px"))[MEASUREMENTS // 2]
 
 
 def _measured(
