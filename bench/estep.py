@@ -4,8 +4,7 @@
 
 The oracle has products, rotation maxima and Newton steps in single precision, as plain operations, and as many steps as
 lead to the maxima. The fast form has half-precision products that rank, one kernel for all Newton steps, and cross
-terms of the winners in single precision. Plain operations with three steps are held against both: what parts them from
-the oracle is the number of steps, from the fast form its precision.
+terms of the winners in single precision. Plain operations with three steps are held against both.
 Against the oracle, at least 99.9 % of the particles must get the same class, and the log-likelihood of the best class,
 over all particles, must not be lower by more than 1e-4 of it; without that no time is told. Of the particles that get
 another class it is told how many have the higher log-likelihood there: the oracle's steps may end beside a maximum.
