@@ -19,6 +19,9 @@ from ralib.runtime import compilers
 LEAST_MIB = {"ulimit -v": 1600, "ulimit -d": 512}
 """With less, PyTorch for CPUs does not load."""
 
+NO_GPU = frozenset({"-h", "--help", "--help-all", "--gpu_devices", "cpu", "--device=cpu"})
+"""With one of these on the command line this process computes nothing on a GPU."""
+
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -38,7 +41,8 @@ def program() -> NoReturn:
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
-    compilers.begin(sys.argv[1:])
+    if not NO_GPU & set(sys.argv):
+        compilers.begin("".join(sys.argv[1:2]))
     with _loading():
         try:
             from ralib.cli import main

@@ -59,14 +59,31 @@ def test_compilers_what_was_compiled_leaves_a_mark(made: compilers._Compilers, t
     assert (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["classify", "--help"], ["classify", "a.star", "out", "--device", "cpu"], ["info", "a", "b"]],
-    ids=["nothing", "help", "cpu", "another command"],
-)
-def test_begin_without_need_begins_nothing(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_begin_of_another_command_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "_Compilers", lambda *_: pytest.fail("processes were begun"))
-    compilers.begin(arguments)
+    monkeypatch.setattr(compilers, "_driver_begun", lambda: True)
+    compilers.begin("info")
+    compilers.begin("")
+
+
+def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = []
+    monkeypatch.setattr(compilers, "_Compilers", lambda *given: begun.append(given))
+    monkeypatch.setattr(compilers, "_driver_begun", lambda: True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compilers.begin("classify")
+    assert [given[0] for given in begun] == [compilers.MOST]
+    begun[0][2].touch()  # the mark
+    compilers.begin("classify")
+    assert len(begun) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a driver for GPUs")
+def test_begin_without_a_driver_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "_Compilers", lambda *_: pytest.fail("processes were begun"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    compilers.begin("classify")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, for which alone kernels are compiled")

@@ -43,24 +43,23 @@ PACKAGE = Path(__file__).parents[1]
 _compilers: _Compilers | None = None
 
 
-def begin(arguments: Sequence[str]) -> None:
-    """Begin the processes if this is the first run on a machine with a GPU; else do nothing.
+def begin(command: str) -> None:
+    """Begin the processes if this is the first run of a command on a machine with a GPU; else do nothing.
 
     Parameters
     ----------
-    arguments : sequence of str
-        The command line.
+    command : str
+        Name of the command.
     """
     global _compilers
-    if len(arguments) < 3 or arguments[0] not in NEEDED or not _for_one_gpu(arguments):
-        return
-    if (processes := min(MOST, (os.cpu_count() or 1) // 2)) < 2:
+    processes = min(MOST, (os.cpu_count() or 1) // 2)
+    if command not in NEEDED or processes < 2 or "RANK" in os.environ or not _driver_begun():
         return
     choose_cache_folders(os.environ, PACKAGE)
-    mark = _mark(arguments[0])
+    mark = _mark(command)
     if not mark.exists():
         with contextlib.suppress(OSError):
-            _compilers = _Compilers(processes, NEEDED[arguments[0]], mark)
+            _compilers = _Compilers(processes, NEEDED[command], mark)
 
 
 def submit(calls: Iterable[Callable[[], object]], free_bytes: int) -> None:
@@ -146,15 +145,12 @@ def _kernels_of(call: Callable[[], object]) -> list[Kernel]:
     return kernels
 
 
-def _for_one_gpu(arguments: Sequence[str]) -> bool:
-    """Whether a command line means work of one process on a GPU, and there is a driver for one."""
-    if {"-h", "--help", "--help-all", "--gpu_devices", "cpu", "--device=cpu"} & set(arguments) or "RANK" in os.environ:
-        return False
+def _driver_begun() -> bool:
+    """Begin to initialise the GPU's driver, which PyTorch will need, while that loads; False where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
-    # PyTorch will need it: .1 s, which pass while PyTorch loads.
     threading.Thread(target=driver.cuInit, args=(0,), daemon=True).start()
     return True
 
