@@ -31,8 +31,7 @@ def test_compilers_await_returns_when_all_is_done(made: compilers._Compilers, tm
 
 
 def test_compilers_await_returns_as_soon_as_the_kernel_is_there(made: compilers._Compilers, tmp_path: Path) -> None:
-    made.submit([partial(time.sleep, 30)])
-    made._left += 1
+    made.submit([partial(time.sleep, 30), os.getpid])
     made._done([("kernel", "key")])
     made._await("kernel", "key")
     made.end()
@@ -44,11 +43,21 @@ def test_compilers_killed_process_is_not_awaited_for_ever(
     monkeypatch.setattr(compilers, "WAITING_S", 0.5)
     made.submit([_killed])
     made._await("kernel", "key")
+    monkeypatch.setattr(compilers, "WAITING_S", 300)
+    made._await("another kernel", "key")  # nor for another kernel
     made.end()
 
 
 def _killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_compilers_of_a_later_stage_are_not_asked_again(made: compilers._Compilers) -> None:
+    made.submit([os.getpid])
+    made._await("", "")
+    made.submit([os.getpid])
+    made._await("", "")
+    made.end()
 
 
 def test_compilers_what_was_compiled_leaves_a_mark(made: compilers._Compilers, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 
 from ralib.runtime import compilers
-from ralib.runtime.memory import free_memory
 
 Call = Callable[[], object]
 CallAhead = Callable[[Iterable[Call]], None]
@@ -68,7 +67,7 @@ def begin_calls(calls: Iterable[Call], device: torch.device, maybe: Iterable[Cal
         Tell when each was called.
     """
     there, others = ([partial(_call_on, device, call) for call in some] for some in (calls, maybe))
-    compilers.submit([*there, *others], free_memory(device))
+    compilers.submit([*there, *others], device)
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ralib-ahead")
     try:
         return [pool.submit(call) for call in there]

@@ -18,8 +18,12 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ralib.compile_cache import choose_cache_folders, triton_cache
+
+if TYPE_CHECKING:
+    import torch
 
 Kernel = tuple[str, str]
 """Name of a kernel, and what it is compiled for."""
@@ -62,17 +66,21 @@ def begin(command: str) -> None:
             _compilers = _Compilers(processes, NEEDED[command], mark)
 
 
-def submit(calls: Iterable[Callable[[], object]], free_bytes: int) -> None:
-    """Let the processes run functions for the kernels that they need, if there are any processes.
+def submit(calls: Iterable[Callable[[], object]], device: torch.device) -> None:
+    """Let the processes, if there are any, run functions for the kernels that they need; only the first call counts.
 
     Parameters
     ----------
     calls : iterable of callable
         Functions that can be pickled; what they raise is not heard of.
-    free_bytes : int
-        Free memory of the GPU.
+    device : torch.device
+        The GPU on which they compute.
     """
-    if _compilers is not None and free_bytes >= LEAST_FREE_BYTES:
+    if _compilers is None:
+        return
+    from ralib.runtime.memory import free_memory  # which loads PyTorch
+
+    if free_memory(device) >= LEAST_FREE_BYTES:
         _compilers.submit(list(calls))
 
 
@@ -85,12 +93,13 @@ def end() -> None:
 
 
 class _Compilers:
-    """The processes, what they have compiled, and how much of what was submitted is left."""
+    """The processes, what they have compiled, and how much of what was submitted is left: None before that."""
 
     def __init__(self, processes: int, modules: Sequence[str], mark: Path) -> None:
         import multiprocessing  # only in a first run
 
-        self._mark, self._left = mark, 0
+        self._mark = mark
+        self._left: int | None = None
         self._compiled: set[Kernel] = set()
         self._changed = threading.Condition()
         self._pool = multiprocessing.get_context("spawn").Pool(processes, _prepare, (modules,))
@@ -98,16 +107,17 @@ class _Compilers:
     def submit(self, calls: Sequence[Callable[[], object]]) -> None:
         from ralib.kernels.compiling import before_compiling
 
+        if self._left is not None:  # of an earlier stage, with the same kernels
+            return
+        self._left = len(calls)
         before_compiling(self._await)
-        with self._changed:
-            self._left += len(calls)
         for call in calls:
             self._pool.apply_async(_kernels_of, (call,), callback=self._done, error_callback=lambda _: self._done())
 
     def _done(self, kernels: Iterable[Kernel] = ()) -> None:
         with self._changed:
             self._compiled.update(kernels)
-            self._left -= 1
+            self._left = max(0, (self._left or 0) - 1)
             if self._left == 0:
                 self._pool.close()  # and with it what the processes hold of the GPU
             self._changed.notify_all()
@@ -115,7 +125,8 @@ class _Compilers:
     def _await(self, *kernel: str) -> None:
         """Before Triton compiles a kernel: wait until it is in its cache, or none of the processes is at work."""
         with self._changed:
-            self._changed.wait_for(lambda: kernel in self._compiled or self._left == 0, WAITING_S)
+            if not self._changed.wait_for(lambda: kernel in self._compiled or self._left == 0, WAITING_S):
+                self._left = 0  # a process was lost with its call: none is waited for again
 
     def end(self) -> None:
         if self._compiled and self._left == 0:
