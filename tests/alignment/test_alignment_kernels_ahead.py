@@ -9,14 +9,15 @@ import torch
 
 from interpreter import in_interpreter
 from ralib.alignment import kernels_ahead
-from ralib.alignment.kernels_ahead import refinement_ahead, search_ahead
+from ralib.alignment.kernels_ahead import calls_ahead
 from ralib.alignment.search.polar_grid import PolarGrid
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_calls_ahead_run_and_reach_another_process() -> None:
-    for call in search_ahead(PolarGrid.create(20, support_radius_px=8.0), DEVICE):
+    _, calls = calls_ahead(PolarGrid.create(20, support_radius_px=8.0), DEVICE)
+    for call in calls:
         pickle.loads(pickle.dumps(call))()
 
 
@@ -32,5 +33,6 @@ def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels_ahead, "FEW", 16)
     monkeypatch.setattr(kernels_ahead, "N_ORDERS", (16, 80))
     grid = PolarGrid.create(20, support_radius_px=8.0, max_frequency_per_px=0.2)
-    for call in [*refinement_ahead(grid, 2, DEVICE), *search_ahead(grid, DEVICE)]:
+    refinement, others = calls_ahead(grid, DEVICE, n_fine=2)
+    for call in [*refinement, *others]:
         call()

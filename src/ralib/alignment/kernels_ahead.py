@@ -6,15 +6,16 @@ is as for most: a kernel compiled for other numbers costs no more than the time 
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PADDING, PolarGrid
+from ralib.alignment.search.templates import n_rotations
 from ralib.classes.kernels_ahead import average_zeros, prefilter_zeros
 from ralib.kernels.pose_search import (
+    FINE_ROTATIONS,
     FineTemplates,
     NewtonRule,
     gather_taps,
@@ -24,6 +25,7 @@ from ralib.kernels.pose_search import (
     shifted_parts,
     shortlist,
 )
+from ralib.kernels.pose_search.reference import SAMPLES_AT_ONCE
 from ralib.runtime.ahead import Call
 
 N_ORDERS = 32, 48, 64, 96
@@ -35,53 +37,36 @@ FEW, MANY = 64, 8192
 CANDIDATES = (128, 64), (64, 32), (32, 8), (8, 4)
 """Candidates of a particle before and after a selection; as many as after the first two are taken of a grid."""
 
-ONCE = 8192
-"""Samples that `shifted_parts` takes at once, at most."""
 
-
-def refinement_ahead(grid: PolarGrid, n_fine: int, device: torch.device) -> list[Call]:
-    """Return the calls of the refinement, whose kernel takes longest to compile.
+def calls_ahead(grid: PolarGrid, device: torch.device, n_fine: int = FINE_ROTATIONS) -> tuple[list[Call], list[Call]]:
+    """Return the calls.
 
     Parameters
     ----------
     grid : PolarGrid
         The polar grid.
-    n_fine : int
+    device : torch.device
+        The GPU.
+    n_fine : int, default FINE_ROTATIONS
         Fine rotations of the templates' table.
-    device : torch.device
-        The GPU.
 
     Returns
     -------
     list of callable
-        The calls.
-    """
-    return [partial(_newton, grid.n_radii, grid.n_angles // 2, n_fine, n, device) for n in (8, 1)]
-
-
-def search_ahead(grid: PolarGrid, device: torch.device) -> list[Call]:
-    """Return the calls of all else, the first needed first.
-
-    Parameters
-    ----------
-    grid : PolarGrid
-        The polar grid.
-    device : torch.device
-        The GPU.
-
-    Returns
-    -------
+        Those of the refinement, whose kernel takes longest to compile.
     list of callable
-        The calls.
+        Those of all else, the first needed first.
     """
     n_radii, n_half = grid.n_radii, grid.n_angles // 2
+    refinement: list[Call] = [partial(_newton, n_radii, n_half, n_fine, n, device) for n in (8, 1)]
     calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half, device)]
     calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
     calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
-    calls += [partial(_parts, n, n_radii, n_half, device) for n in (min(n_radii, ONCE // n_half), n_radii)]
+    calls += [partial(_parts, n, n_radii, n_half, device) for n in (min(n_radii, SAMPLES_AT_ONCE // n_half), n_radii)]
     calls += [partial(_maxima, n, MANY // 4, device) for n in N_ORDERS]
     calls += [partial(_selection, many, few, device) for many, few in CANDIDATES]
-    return [*calls, *(partial(_maxima, n, FEW, device) for n in N_ORDERS)]
+    calls += [partial(_maxima, n, FEW, device) for n in N_ORDERS]
+    return refinement, calls
 
 
 def _zeros(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -104,7 +89,7 @@ def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: tor
 
 
 def _maxima(n_orders: int, n_pairs: int, device: torch.device) -> None:
-    n_half = 16 * math.ceil(1.25 * n_orders / 16)
+    n_half = n_rotations(n_orders)
     spectra = _zeros(device, n_orders, n_pairs, 2, FEW, dtype=torch.float16)
     table = _zeros(device, n_half, n_orders, dtype=torch.float16)
     rotational_max(spectra, table, table, _zeros(device, 1, 2, n_half))

@@ -9,7 +9,7 @@ from ralib.kernels import interpolation_samples
 from ralib.types import Poses
 
 AT_ONCE = 32
-"""Particles of a call: as in an average, a multiple of those of a program."""
+"""Particles of a call: as in an average and in a search, a multiple of those of a program."""
 
 
 def prefilter_zeros(box: int, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ralib.classes.kernels_ahead import average_zeros
+from ralib.classes.kernels_ahead import AT_ONCE, average_zeros
 from ralib.classification.diameter import CLASSES
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
@@ -26,9 +26,6 @@ WIDE_MARGIN = 1.4
 
 SHARPENED = 1.6
 """Times the details of the exchange: what sharpening comes to compare."""
-
-AT_ONCE = 32
-"""Particles of a call: as in a search, a multiple of those of a program."""
 
 
 def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, device: torch.device) -> list[Call]:

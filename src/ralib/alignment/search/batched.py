@@ -26,7 +26,6 @@ from ralib.alignment.search.extent import Extent, grid_step_px
 from ralib.alignment.search.templates import PoseGrid, TemplateBank
 from ralib.conventions import wrap_deg
 from ralib.kernels.pose_search import (
-    FINE_ROTATIONS,
     FineTemplates,
     NewtonRule,
     grid_candidates,
@@ -71,10 +70,10 @@ class BatchedSearch(PoseSearch):
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
             eighth = max(1, free_memory(self.device) // 8)
             self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_PRODUCT_BYTES), MOST_PRODUCT_BYTES)
-            from ralib.alignment.kernels_ahead import refinement_ahead, search_ahead
+            from ralib.alignment.kernels_ahead import calls_ahead  # what it calls is not needed on a CPU
 
-            refinement = refinement_ahead(self.grid, FINE_ROTATIONS, self.device)
-            self._refinement = begin_calls(refinement, self.device, search_ahead(self.grid, self.device))
+            refinement, others = calls_ahead(self.grid, self.device)
+            self._refinement = begin_calls(refinement, self.device, maybe=others)
 
     def shrink(self) -> bool:
         """Plan for half the memory from now on, and return whether that was possible."""

@@ -40,6 +40,22 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
     return masked / norm.clamp(min=1e-20)
 
 
+def n_rotations(n_orders: int) -> int:
+    """Return the rotations of the grid over half a turn: at least 2.5 angles to the shortest angular wave.
+
+    Parameters
+    ----------
+    n_orders : int
+        Number of angular orders.
+
+    Returns
+    -------
+    int
+        Number of rotations, a multiple of 16.
+    """
+    return 16 * math.ceil(1.25 * n_orders / 16)
+
+
 @dataclass(frozen=True)
 class PoseGrid:
     """The poses of the search's grid and its tables, which serve while templates need the same grid.
@@ -108,8 +124,7 @@ class PoseGrid:
             The grid.
         """
         orders = parity_orders(n_orders, grid.device)
-        # At least 2.5 angles to the shortest angular wave.
-        n_half = 16 * math.ceil(1.25 * n_orders / 16)
+        n_half = n_rotations(n_orders)
         shifts = grid_shifts(limit_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
         penalty = out_of_range_penalty(shifts, limit, mirror, n_half) if len(shifts) > 1 else None

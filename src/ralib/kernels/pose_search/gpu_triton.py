@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton
+from ralib.kernels.pose_search.reference import SAMPLES_AT_ONCE
 
 __all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "shifted_parts", "shortlist"]
 
@@ -397,7 +398,7 @@ def shifted_parts(
     n_particles, n_all, n_half = samples.shape
     out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.device)
     block = triton.next_power_of_2(n_radii * n_half)
-    once = block <= 8192
+    once = block <= SAMPLES_AT_ONCE
     _shifted_parts[(n_particles,)](
         torch.view_as_real(samples.contiguous()),
         basis if shift_xy_px is None else shift_xy_px.contiguous(),

@@ -17,7 +17,11 @@ from torch.nn.functional import embedding_bag
 from ralib.conventions import rotate_xy, wrap_deg
 from ralib.kernels.pose_search.reference_newton import newton
 
+SAMPLES_AT_ONCE = 8192
+"""Samples of a particle that the Triton form of `shifted_parts` holds at once, at most."""
+
 __all__ = [
+    "SAMPLES_AT_ONCE",
     "angle_deg",
     "angular_tables",
     "gather_taps",
