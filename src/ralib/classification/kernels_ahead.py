@@ -18,7 +18,7 @@ from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
-from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
+from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
 from ralib.runtime.ahead import Call
 
 WIDE_MARGIN = 1.4
@@ -59,7 +59,7 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     search: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
     of_classes = _prices, _thinning
     balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
-    refinement: list[Call] = [partial(_refinement, rings, device) for rings in (9, 8)]
+    refinement: list[Call] = [partial(_refinement, device)]
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average = partial(average_zeros, box, device)
@@ -93,12 +93,10 @@ def _thinning(n_classes: int, device: torch.device) -> None:
     thin(fit, fit[:, 0].clone(), n_classes - 1, rule, lambda sums: sums)
 
 
-def _refinement(rings: int, device: torch.device) -> None:
-    """One form holds for numbers of rings that are multiples of 8, one for others."""
-    n_half, one = 24, torch.ones(AT_ONCE, device=device)
+def _refinement(device: torch.device) -> None:
+    rings, n_half, one = 8, 24, torch.ones(AT_ONCE, device=device)
     orders = torch.zeros(1, rings, 8, dtype=torch.complex64, device=device)
-    table = rotated_table(orders, n_half, mirror=True, packed=device.type == "cuda")
-    templates = FineTemplates(table, one[:rings], one[:n_half], one[:rings])
+    templates = newton_templates(orders, one[:rings], one[:n_half], one[:rings], mirror=True)
     samples = torch.zeros(AT_ONCE, rings, n_half, dtype=torch.complex64, device=device)
     pose, row = torch.zeros(1, AT_ONCE, 4, device=device), torch.zeros(1, AT_ONCE, dtype=torch.long, device=device)
     newton(samples, pose[0, :, 1:3], row, pose, templates, NewtonRule((0, 0, rings), (1.0, 1.0), 1.0, 1.0))

@@ -13,7 +13,7 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import mirrored_references
 from ralib.conventions import wrap_deg
 from ralib.kernels.classes import PosedParticles, order_numbers, ring_crosses, turned_orders
-from ralib.kernels.pose_search import FineTemplates, NewtonRule, newton, rotated_table
+from ralib.kernels.pose_search import FineTemplates, NewtonRule, PackedTemplates, newton, newton_templates
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import row_chunks
 
@@ -97,7 +97,7 @@ def refine_poses(
     return joined(out).rows(slice(n))
 
 
-def tabulated(grid: RingGrid, references: Tensor) -> FineTemplates:
+def tabulated(grid: RingGrid, references: Tensor) -> FineTemplates | PackedTemplates:
     """Tabulate references, then their mirror images, for the Newton kernel of a GPU; each is scaled to about 1.
 
     Parameters
@@ -109,18 +109,19 @@ def tabulated(grid: RingGrid, references: Tensor) -> FineTemplates:
 
     Returns
     -------
-    FineTemplates
-        The table, in half precision.
+    FineTemplates or PackedTemplates
+        The table, on a GPU in half precision.
     """
     height = ring_power(references).amax(1).sqrt().clamp_min(1e-30)
-    # All rings of the grid, whatever the resolution: the kernel is compiled for their number.
+    # All rings of the grid, whatever the resolution: beyond those of the references there is nothing to add.
     orders = torch.nn.functional.pad(references / height[:, None, None], (0, 0, 0, grid.n_rings - references.shape[1]))
-    return _fine_templates(grid, rotated_table(orders, grid.n_half, mirror=True, packed=True))
+    return _newton_templates(grid, orders)
 
 
-def _fine_templates(grid: RingGrid, table: Tensor) -> FineTemplates:
-    """The table on the grid's rings; the weights of the sum over rings are in the particles' samples."""
-    return FineTemplates(table, 2 * math.pi * grid.frequency, grid.angle_rad, torch.ones_like(grid.frequency))
+def _newton_templates(grid: RingGrid, orders: Tensor) -> FineTemplates | PackedTemplates:
+    """The templates on the grid's rings; the weights of the sum over rings are in the particles' samples."""
+    one = torch.ones_like(grid.frequency)
+    return newton_templates(orders, 2 * math.pi * grid.frequency, grid.angle_rad, one, mirror=True)
 
 
 def refine_candidates(
@@ -182,7 +183,7 @@ def _refined_on_cores(
 
     def refine(rows: Tensor) -> None:
         one = class_index[rows[0]]
-        templates = _fine_templates(grid, rotated_table(references[one][None], grid.n_half, mirror=True))
+        templates = _newton_templates(grid, references[one][None])
         row = poses.mirror[rows].long()
         psi[rows], origin[rows] = _newton_poses(spectra.data, poses.rows(rows), row, templates, rule, particle[rows])
 
@@ -203,7 +204,7 @@ def _newton_poses(
     data: Tensor,
     poses: ClassPoses,
     row: Tensor,
-    templates: FineTemplates,
+    templates: FineTemplates | PackedTemplates,
     rule: NewtonRule,
     particle: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -220,7 +221,7 @@ def _refined_in_kernel(
     references: Tensor,
     poses: ClassPoses,
     class_index: Tensor,
-    templates: FineTemplates,
+    templates: FineTemplates | PackedTemplates,
     steps: int,
     limit_deg: float,
     limit_px: float,

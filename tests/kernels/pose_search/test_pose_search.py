@@ -11,9 +11,15 @@ import torch
 from interpreter import in_interpreter
 from ralib.alignment.search.extent import Extent, angle_stops
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import fine_table
+from ralib.alignment.search.templates import fine_templates
 from ralib.kernels.pose_search import cpu_newton_numba, cpu_numba, reference
-from ralib.kernels.pose_search.fine_templates import FineTemplates, half_pairs
+from ralib.kernels.pose_search.fine_templates import (
+    FineTemplates,
+    PackedSamples,
+    PackedTemplates,
+    packed_samples,
+)
+from ralib.kernels.pose_search.fine_templates import fine_templates as tabulate
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max, shortlist
 from ralib.kernels.pose_search.reference_newton import NewtonRule, newton, pose_moments
 
@@ -111,10 +117,9 @@ def test_newton_candidates_converge_to_the_maximum() -> None:
     y, x = torch.meshgrid(torch.arange(32.0) - 16, torch.arange(32.0) - 16, indexing="ij")
     blobs = torch.exp(-((x - 4) ** 2 + y**2) / 8) + torch.exp(-(x**2 + (y + 5) ** 2) / 12)
     samples = grid.transform(blobs[None])
-    table = fine_table(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
+    templates = fine_templates(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
     shift = torch.tensor([[0.7, -0.4]])
     moved = samples * grid.shift_phase(shift)
-    templates = FineTemplates(table, 2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight)
     rule = NewtonRule((0, 0, grid.n_radii), (3.0, 3.0), 4.0, 0.5)
     given = (moved, torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[2.0, 0.0, 0.0, 0.0]]]))
     pose = newton(*given, templates, replace(rule, steps=10))
@@ -135,11 +140,10 @@ def test_angle_stops_fewer_angles_near_the_centre_give_the_same_score() -> None:
     extent = Extent.of(grid, Extent.measure(grid, spectrum, 1e-4))
     stops = angle_stops(grid, extent.close_orders, grid.n_radii)
     assert 8 <= stops[0] < stops[2] <= grid.n_radii
-    table = fine_table(grid, spectrum, mirror=False)
     case = (
         noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g),
         torch.zeros(6, dtype=torch.int64), torch.arange(6) * 50,
-        FineTemplates(table, 2 * torch.pi * grid.radius_per_px, grid.angle_rad, grid.weight),
+        fine_templates(grid, spectrum, mirror=False),
     )  # fmt: skip
     every = pose_moments(*case, (0, 0, grid.n_radii))
 
@@ -209,24 +213,75 @@ def test_gather_taps_triton_agrees_with_reference() -> None:
     _assert_close(gpu_triton.gather_taps(*_there(*given)), reference.gather_taps(*given))
 
 
+def _unpacked(words: torch.Tensor, n_radii: int) -> torch.Tensor:
+    """Real and imaginary parts (..., K, C, 2) of packed words (..., C, W)."""
+    return words.view(torch.float16).unflatten(-1, (-1, 2)).float().transpose(-3, -2)[..., :n_radii, :, :]
+
+
+# Radii and angles; stops of many candidates come in eights, of one or two in fours.
+BLOCKS: list[tuple[int, int, Stops, int]] = [
+    (26, 48, (8, 16, 24), 5), (26, 48, (4, 12, 26), 2), (13, 24, (0, 0, 13), 1), (16, 48, (8, 8, 16), 3),
+]  # fmt: skip
+
+
 @in_interpreter
-@pytest.mark.parametrize(("slack", "steps"), [(math.inf, 1), (0.5, 1), (0.5, 2)])
-@pytest.mark.parametrize("case", [RAGGED, RAGGED_STOPS, WHOLE_BLOCKS], ids=["ragged", "stops", "blocks"])
-def test_newton_triton_agrees_with_reference(case: tuple[int, int, int, Stops], slack: float, steps: int) -> None:
+@pytest.mark.parametrize(("slack", "steps"), [(math.inf, 1), (0.5, 1), (0.5, 3)])
+@pytest.mark.parametrize(("k", "h", "stops", "n"), BLOCKS)
+def test_newton_triton_agrees_with_reference(k: int, h: int, stops: Stops, n: int, slack: float, steps: int) -> None:
     from ralib.kernels.pose_search import gpu_triton
 
     generator = torch.Generator().manual_seed(11)
-    row = torch.randint(0, 3, (5, 7), generator=generator)
+    row = torch.randint(0, 3, (n, 7), generator=generator)
     centre = torch.randn(7, 2, generator=generator)
-    pose = torch.cat([400 * torch.randn(5, 7, 1, generator=generator), torch.randn(5, 7, 3, generator=generator)], -1)
-    samples, *_, templates, stops = _moments_case(*case)
-    given, rule = (samples, centre, row, pose), NewtonRule(stops, (1.5, 0.5), 8.0, 0.4, slack, steps)
-    # The kernel's table is rounded to half precision: so is the reference's.
-    packed = FineTemplates(*_there(half_pairs(templates.table), templates.radius, templates.angle, templates.weight))
-    rounded = replace(templates, table=templates.table.half().float())
-    expected = newton(*given, rounded, rule)
-    _assert_close(gpu_triton.newton(*_there(*given), packed, rule), expected, atol=1e-3, rtol=1e-3)
-    assert (expected[..., 3] == -math.inf).any() == math.isfinite(slack)
+    pose = torch.cat([400 * torch.randn(n, 7, 1, generator=generator), torch.randn(n, 7, 3, generator=generator)], -1)
+    samples, *_, templates, _ = _moments_case(k, h)
+    # The kernel reads numbers in half precision: so does the reference.
+    mine, fine = packed_samples(samples), templates.packed()
+    table = _unpacked(fine.table, k).movedim(-1, 2) / (templates.weight / fine.scale)[:, None]
+    rounded = torch.view_as_complex(_unpacked(mine.words, k).contiguous()) * mine.scale[:, None, None]
+    rule = NewtonRule(stops, (1.5, 0.5), 8.0, 0.4, slack, steps)
+    expected = newton(rounded, centre, row, pose, replace(templates, table=table), rule)
+    there = PackedSamples(*_there(mine.words, mine.scale)), *_there(centre, row, pose)
+    found = gpu_triton.newton(*there, PackedTemplates(*_there(fine.table, fine.radius), fine.scale), rule)
+    _assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert (expected[..., 3] == -math.inf).any() == (math.isfinite(slack) and n > 1)
+
+
+@in_interpreter
+def test_newton_triton_refuses_blocks_that_it_would_not_take_whole() -> None:
+    from ralib.kernels.pose_search import gpu_triton
+
+    samples, *_, templates, _ = _moments_case(16, 48)
+    given = packed_samples(samples), torch.zeros(7, 2), torch.zeros(3, 7, dtype=torch.int64), torch.zeros(3, 7, 4)
+    with pytest.raises(ValueError, match=r"stops \(4, 8, 16\) of 48 angles"):
+        gpu_triton.newton(*given, templates.packed(), NewtonRule((4, 8, 16), (1.5, 0.5), 8.0, 0.4))
+
+
+@in_interpreter
+def test_packed_samples_triton_agrees_with_reference() -> None:
+    from ralib.kernels.pose_search import gpu_triton
+
+    samples = 1e3 * _random_complex(3, 37, 40, seed=6)
+    samples[1] = 0
+    samples[2, 5, 7] *= 1e5  # beyond half precision, if it were the mean of all others
+    found, expected = gpu_triton.packed_samples(*_there(samples)), packed_samples(samples)
+    _assert_close(found.scale, expected.scale, rtol=1e-5, atol=0.0)
+    _assert_close(_unpacked(found.words, 40), _unpacked(expected.words, 40), rtol=2e-3, atol=1e-6)
+    assert (found.words[..., 37:] == 0).all()
+
+
+def test_packed_templates_of_angular_orders_are_those_of_the_table() -> None:
+    spectrum = _random_complex(2, 9, 6, seed=8)
+    given = spectrum, torch.rand(9), torch.arange(8) * (torch.pi / 8), torch.rand(9)
+    table = tabulate(*given, mirror=True, packed=False)
+    packed = tabulate(*given, mirror=True, packed=True)
+    assert isinstance(table, FineTemplates)
+    assert isinstance(packed, PackedTemplates)
+    expected = table.packed()
+    assert packed.scale == expected.scale
+    assert torch.equal(packed.radius, expected.radius)
+    off = _unpacked(packed.table, 9) - _unpacked(expected.table, 9)
+    assert off.abs().max() < 2e-3 * _unpacked(expected.table, 9).abs().max()
 
 
 @in_interpreter

@@ -26,10 +26,10 @@ from ralib.alignment.search.extent import Extent, grid_step_px
 from ralib.alignment.search.templates import PoseGrid, TemplateBank
 from ralib.conventions import wrap_deg
 from ralib.kernels.pose_search import (
-    FineTemplates,
     NewtonRule,
     grid_candidates,
     newton,
+    newton_samples,
     part_norm,
     rotational_max,
     shifted_parts,
@@ -206,12 +206,12 @@ class BatchedSearch(PoseSearch):
 
     def _refine(self, samples: Tensor, centre: Tensor | None, candidates: Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
-        bank, grid = self.bank, self.grid
+        bank = self.bank
         wait(self._refinement)
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         row, pose = candidates
-        templates = FineTemplates(bank.table, 2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight)
+        fine = newton_samples(samples)
         # How far the local quadratic of a score can be trusted.
         reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.extent.step_px)
         for i, n in enumerate(self.candidates):
@@ -220,7 +220,7 @@ class BatchedSearch(PoseSearch):
             slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
             steps = LAST_STEPS if i == len(self.candidates) - 1 else 1
             rule = NewtonRule(self.stops(i), self._limit_xy_px, *reach, slack, steps)
-            pose = newton(samples, centre, row, pose, templates, rule)
+            pose = newton(fine, centre, row, pose, bank.fine, rule)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(

@@ -19,6 +19,10 @@ CLOSE_LOSS = 1e-6
 """The fraction of the templates' power that steps towards a maximum may leave out."""
 
 
+BLOCK = 8
+"""Radii that kernels take at a time."""
+
+
 @dataclass(frozen=True)
 class Extent:
     """Angular orders and radii that templates need, and the shift step by which their score decreases.
@@ -145,7 +149,7 @@ def grid_step_px(natural_px: float, limit_xy_px: tuple[float, float]) -> float:
     return min(natural_px, max(*limit_xy_px, 0.5))
 
 
-def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) -> tuple[int, int, int]:
+def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int) -> tuple[int, int, int]:
     """Return the radii up to which every third, every second, and every angle has to be used.
 
     With every s-th angle, order m also counts order m - A / s. A particle of radius n / 2 has orders up to pi k n, and
@@ -159,8 +163,6 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) ->
         Angular orders of the templates.
     n_radii : int
         Radii in use.
-    block : int, default 8
-        Radii that the kernels process together: 4 where several candidates are ranked, 8 for single ones.
 
     Returns
     -------
@@ -169,7 +171,7 @@ def angle_stops(grid: PolarGrid, n_orders: int, n_radii: int, block: int = 8) ->
     """
     highest = [math.pi * k * grid.box + n_orders + 8 for k in grid.radii[:n_radii]]
     third, second = (
-        block * (bisect(highest, grid.n_angles / stride) // block) if len(grid.angle_rad) % stride == 0 else 0
+        BLOCK * (bisect(highest, grid.n_angles / stride) // BLOCK) if len(grid.angle_rad) % stride == 0 else 0
         for stride in (3, 2)
     )
     return third, max(third, second), n_radii

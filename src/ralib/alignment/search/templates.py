@@ -13,7 +13,7 @@ from ralib.alignment.search.extent import Extent, angle_stops
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.conventions import mirror_x, rotate_xy
 from ralib.images.fourier import squared
-from ralib.kernels.pose_search import angular_tables, rotated_table
+from ralib.kernels.pose_search import FineTemplates, PackedTemplates, angular_tables, newton_templates
 
 AT_ONCE_BYTES = 2**25
 """Shifted templates made at a time, as complex numbers; the work space is several times as much."""
@@ -239,7 +239,7 @@ class TemplateBank:
     @cached_property
     def rough(self) -> tuple[int, int, int]:
         """Samples that rank poses, as `stops` of a `NewtonRule`."""
-        return angle_stops(self.grid, self.extent.n_orders, self.extent.n_radii, block=4)
+        return angle_stops(self.grid, self.extent.n_orders, self.extent.n_radii)
 
     @cached_property
     def close(self) -> tuple[int, int, int]:
@@ -257,12 +257,9 @@ class TemplateBank:
         return _rows(self.grid, self.samples[:, : self.n_radii], self.poses, self.mirror)
 
     @cached_property
-    def table(self) -> Tensor:
-        """Templates, then their mirror images, at fine rotations: (k * mirror, F, 2, K, A + H + 2).
-
-        On a GPU as `half_pairs`.
-        """
-        return fine_table(self.grid, self.spectrum, self.mirror, packed=self.samples.is_cuda)
+    def fine(self) -> FineTemplates | PackedTemplates:
+        """Templates, then their mirror images, at fine rotations."""
+        return fine_templates(self.grid, self.spectrum, self.mirror)
 
 
 def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> Tensor:
@@ -333,8 +330,8 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
     return out.view(n_orders, -1, 2 * n_radii)
 
 
-def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool = False) -> Tensor:
-    """Tabulate templates, then (if `mirror`) their mirror images, at F rotations for each sample angle.
+def fine_templates(grid: PolarGrid, spectrum: Tensor, mirror: bool) -> FineTemplates | PackedTemplates:
+    """Tabulate templates, then (if `mirror`) their mirror images, at fine rotations.
 
     Parameters
     ----------
@@ -344,12 +341,10 @@ def fine_table(grid: PolarGrid, spectrum: Tensor, mirror: bool, *, packed: bool 
         Angular orders of the templates.
     mirror : bool
         Whether mirror images follow.
-    packed : bool, default False
-        Whether to pack as `half_pairs`.
 
     Returns
     -------
-    Tensor of shape (t, F, 2, K, A + H + 2), or (t, F, K, A + H + 2) if packed
-        The table.
+    FineTemplates or PackedTemplates
+        The table, as the device reads it.
     """
-    return rotated_table(spectrum, grid.n_angles // 2, mirror=mirror, packed=packed)
+    return newton_templates(spectrum, 2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight, mirror=mirror)

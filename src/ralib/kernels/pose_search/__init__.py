@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.pose_search.fine_templates import FINE_ROTATIONS, FineTemplates, half_pairs, rotated_table
+from ralib.kernels.pose_search.fine_templates import (
+    FINE_ROTATIONS,
+    FineTemplates,
+    PackedSamples,
+    PackedTemplates,
+    fine_templates,
+)
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables, part_norm
 from ralib.kernels.pose_search.reference_newton import NewtonRule
 
@@ -19,14 +25,16 @@ __all__ = [
     "FINE_ROTATIONS",
     "FineTemplates",
     "NewtonRule",
+    "PackedSamples",
+    "PackedTemplates",
     "angle_deg",
     "angular_tables",
     "gather_taps",
     "grid_candidates",
-    "half_pairs",
     "newton",
+    "newton_samples",
+    "newton_templates",
     "part_norm",
-    "rotated_table",
     "rotational_max",
     "shifted_parts",
     "shortlist",
@@ -73,15 +81,31 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
     return kept
 
 
+def newton_templates(
+    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool
+) -> FineTemplates | PackedTemplates:
+    """Tabulate templates as `newton` reads them on their device; see `fine_templates.fine_templates`."""
+    return fine_templates(spectrum, radius, angle, weight, mirror=mirror, packed=spectrum.is_cuda)
+
+
+def newton_samples(samples: Tensor) -> Tensor | PackedSamples:
+    """Make of samples (b, K, H), once for many calls, what `newton` reads on their device."""
+    if not samples.is_cuda:
+        return samples
+    packed: PackedSamples = implementation("pose_search", samples).packed_samples(samples)
+    return packed
+
+
 def newton(
-    samples: Tensor,
+    samples: Tensor | PackedSamples,
     centre: Tensor,
     row: Tensor,
     pose: Tensor,
-    templates: FineTemplates,
+    templates: FineTemplates | PackedTemplates,
     rule: NewtonRule,
     particle: Tensor | None = None,
 ) -> Tensor:
-    """Refine candidate poses by Newton steps; see `reference.newton`."""
-    out: Tensor = implementation("pose_search", samples).newton(samples, centre, row, pose, templates, rule, particle)
+    """Refine candidate poses by Newton steps; see `reference.newton`. Samples may be `newton_samples`."""
+    form = implementation("pose_search", samples.scale if isinstance(samples, PackedSamples) else samples)
+    out: Tensor = form.newton(samples, centre, row, pose, templates, rule, particle)
     return out

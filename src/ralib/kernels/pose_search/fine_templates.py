@@ -1,9 +1,15 @@
-"""Templates at fine rotations, the table from which Newton steps read: one layout for all forms of the kernels."""
+"""Templates at fine rotations, and samples of particles, as the Newton steps read them: one layout for each form.
+
+The plain and the Numba form read a table in single precision and the samples as they are. The Triton form reads both in
+half precision, real and imaginary part as one word, with the radii of an angle side by side: a thread takes four of
+them with one load, and goes on from angle to angle.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +19,10 @@ FINE_ROTATIONS = 2
 """Fine rotations per angular sample of the polar grid, at which templates are tabulated."""
 TABLE_BYTES = 2**25
 """Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
+WIDE = 8
+"""Packed radii come in multiples of so many, a sector of a GPU's memory; those beyond the last are zero."""
+MOST_HALF = 6e4
+"""Largest part of a packed sample: half precision ends at 65,504."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class FineTemplates:
     ----------
     table : Tensor of shape (t, F, 2, K, A + H + 2)
         Real and imaginary parts of templates at angles (a + f / F), float32; column 0 is angle -1, columns beyond A + 1
-        repeat the first. For the Triton form its `half_pairs`.
+        repeat the first.
     radius : Tensor of shape (K,)
         Radii, radians per pixel.
     angle : Tensor of shape (H,)
@@ -42,50 +52,132 @@ class FineTemplates:
         """Degrees between two fine rotations."""
         return 180.0 / (self.table.shape[1] * len(self.angle))
 
+    def packed(self) -> PackedTemplates:
+        """Return the same templates for the Triton form."""
+        weighted = self.table * (self.weight * _unit(self))[:, None]
+        return PackedTemplates(packed_words(weighted.movedim(2, -1)), _filled(self.radius), 1.0 / _unit(self))
 
-def half_pairs(table: Tensor) -> Tensor:
-    """Pack real and imaginary part of each table entry into one word, in half precision.
 
-    Templates have unit norm, so that no entry overflows; rounding changes a score by less than 10^-4 of it.
+@dataclass(frozen=True)
+class PackedTemplates:
+    """Templates for the Triton form, scaled by their quadrature weights.
+
+    Attributes
+    ----------
+    table : Tensor of shape (t, F, A + H + 2, W)
+        Pairs of half-precision numbers, int32; the axis of the angles is that of `FineTemplates.table`.
+    radius : Tensor of shape (W,)
+        Radii, radians per pixel; zero beyond the last.
+    scale : float
+        A score is the sum over the table's entries times this.
+    """
+
+    table: Tensor
+    radius: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class PackedSamples:
+    """Samples of particles for the Triton form; rounding them changes a score by some 10^-5 of it.
+
+    Attributes
+    ----------
+    words : Tensor of shape (b, H, W)
+        Pairs of half-precision numbers, int32.
+    scale : Tensor of shape (b,)
+        A sample is its word times this: the particle's root mean square.
+    """
+
+    words: Tensor
+    scale: Tensor
+
+    def rows(self, particle: Tensor) -> PackedSamples:
+        """Return those of some particles."""
+        return PackedSamples(self.words[particle], self.scale[particle])
+
+
+def packed_words(parts: Tensor) -> Tensor:
+    """Pack real and imaginary parts into words, and lay the radii of an angle side by side.
 
     Parameters
     ----------
-    table : Tensor of shape (t, F, 2, K, C)
-        Table of templates.
+    parts : Tensor of shape (..., K, C, 2)
+        Real and imaginary parts.
 
     Returns
     -------
-    Tensor of shape (t, F, K, C)
-        Packed table, int32.
+    Tensor of shape (..., C, W)
+        Words, int32; zero from radius K on.
     """
-    return table.movedim(2, -1).half().contiguous().view(torch.int32)[..., 0]
+    half = parts.clamp(-MOST_HALF, MOST_HALF).half().transpose(-3, -2)
+    half = torch.nn.functional.pad(half, (0, 0, 0, -half.shape[-2] % WIDE))
+    return half.contiguous().view(torch.int32)[..., 0]
 
 
-def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool = False) -> Tensor:
-    """Tabulate templates at fine rotations, in the layout of `newton`.
+def packed_samples(samples: Tensor) -> PackedSamples:
+    """Pack the samples (b, K, H), complex64, of particles."""
+    parts = torch.view_as_real(samples)
+    scale = parts.square().sum(-1).mean((1, 2)).sqrt().clamp_min(1e-30)
+    return PackedSamples(packed_words(parts / scale[:, None, None, None]), scale)
+
+
+def fine_templates(
+    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, packed: bool
+) -> FineTemplates | PackedTemplates:
+    """Tabulate templates at fine rotations.
 
     Parameters
     ----------
     spectrum : Tensor of shape (k, K, m)
-        Angular orders of the templates from 0, at most `n_half`, complex64.
-    n_half : int
-        Angles H of the half circle; the full one has A = 2 H.
+        Angular orders of the templates from 0, at most as many as angles, complex64.
+    radius : Tensor of shape (K,)
+        Radii, radians per pixel.
+    angle : Tensor of shape (H,)
+        Angles of the half circle, radians.
+    weight : Tensor of shape (K,)
+        Quadrature weights of the radii.
     mirror : bool
         Whether the mirror images of all templates follow.
-    packed : bool, default False
-        Whether to pack as `half_pairs`.
+    packed : bool
+        Whether for the Triton form.
 
     Returns
     -------
-    Tensor of shape (t, F, 2, K, A + H + 2)
-        Float32, t = k or 2 k with mirror images, F = FINE_ROTATIONS; packed (t, F, K, A + H + 2).
+    FineTemplates or PackedTemplates
+        The templates, then their mirror images.
     """
+    n_half, n_radii = len(angle), spectrum.shape[1]
+    n_columns = 3 * n_half + 2
+    shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS)
+    if not packed:
+        table = torch.empty(*shape, 2, n_radii, n_columns, device=spectrum.device)
+        for cut, circles in _circles(spectrum, n_half, mirror):
+            table[cut] = torch.view_as_real(circles).movedim(-1, 2)
+        return FineTemplates(table, radius, angle, weight)
+    unit = float(n_radii * n_half)
+    weighted = spectrum * (weight * unit)[:, None]
+    filled = _filled(radius)
+    words = torch.empty(*shape, n_columns, len(filled), dtype=torch.int32, device=spectrum.device)
+    for cut, circles in _circles(weighted, n_half, mirror):
+        words[cut] = packed_words(torch.view_as_real(circles))
+    return PackedTemplates(words, filled, 1.0 / unit)
+
+
+def _unit(templates: FineTemplates) -> float:
+    """What weights are multiplied by in half precision: their sum over all samples is about 1."""
+    return float(len(templates.radius) * len(templates.angle))
+
+
+def _filled(radius: Tensor) -> Tensor:
+    return torch.nn.functional.pad(radius, (0, -len(radius) % WIDE))
+
+
+def _circles(spectrum: Tensor, n_half: int, mirror: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Templates of the angular orders (k, K, m), then their mirror images: a few (g, F, K, A + H + 2) at a time."""
     n_angles, n_radii, device = 2 * n_half, spectrum.shape[1], spectrum.device
     spectrum = torch.nn.functional.pad(spectrum, (0, n_half - spectrum.shape[2]))
     turn, sign = _fine_turns(n_half, device)
-    planes, dtype = ((), torch.int32) if packed else ((2,), torch.float32)
-    shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS, *planes, n_radii, n_angles + n_half + 2)
-    table = torch.empty(shape, dtype=dtype, device=device)
     both = torch.cat([spectrum, spectrum.conj()]) if mirror else spectrum
     group = max(1, TABLE_BYTES // (FINE_ROTATIONS * n_radii * n_angles * 8))
     for i in range(0, len(both), group):
@@ -94,10 +186,7 @@ def rotated_table(spectrum: Tensor, n_half: int, *, mirror: bool, packed: bool =
         negative = (positive[..., 1:].conj() * sign).flip(-1)
         full = torch.cat([positive, torch.zeros_like(positive[..., :1]), negative], dim=-1)
         circle = torch.fft.ifft(full, dim=-1, norm="forward")
-        wrapped = torch.cat([circle[..., -1:], circle, circle[..., : n_half + 1]], dim=-1)
-        parts = torch.view_as_real(wrapped).movedim(-1, 2)
-        table[i : i + group] = half_pairs(parts) if packed else parts
-    return table
+        yield slice(i, i + group), torch.cat([circle[..., -1:], circle, circle[..., : n_half + 1]], dim=-1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,8 @@
-"""Triton form of `reference.newton`: moments and Newton steps, a few candidates of one particle for each program."""
+"""Triton form of `reference.newton`: moments and Newton steps, a few candidates of one particle for each program.
+
+A thread takes four radii of one candidate at a time and goes from angle to angle, over a part of the half circle: what
+it has read of the template for one angle serves for the next. Its sums meet those of other threads only at the end.
+"""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton compiles the kernels from their source: annotations would be types of its own language, not Python's.
@@ -12,11 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.fine_templates import FineTemplates
+from ralib.kernels.pose_search.fine_templates import MOST_HALF, WIDE, PackedSamples, PackedTemplates
 from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
 
-MANY, FEW = (4, 4, 8, 1), (1, 8, 8, 1)
-"""Candidates of a program, which share its samples; radii and angles that it takes at a time; its warps."""
+MANY, FEW = (4, 4, 2), (1, 8, 4)
+"""Candidates of a program, of 32 threads; parts of the half circle, and fours of radii, that it takes at a time."""
+WHOLE = 2
+"""Up to so many fours of radii, stops are multiples of them; of more, some are left over in the last round."""
 
 
 @triton.jit
@@ -54,6 +60,14 @@ if torch.version.cuda and not triton.knobs.runtime.interpret:
         )
         return co, si
 
+    @triton.jit
+    def _pair(word):
+        """The two half-precision numbers of 32-bit words, in single precision."""
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 low, high; mov.b32 {low, high}, $2; cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }",
+            "=f,=f,r", [word], dtype=(tl.float32, tl.float32), is_pure=True, pack=1,
+        )  # fmt: skip
+
 else:
 
     @triton.jit
@@ -61,105 +75,143 @@ else:
         """Cosine and sine, where there are no such instructions."""
         return cos_sin(radians * 0.15915494309189535)
 
-
-@triton.jit
-def _pair(word):
-    """The two half-precision numbers of 32-bit words, in single precision."""
-    low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return low, high
+    @triton.jit
+    def _pair(word):
+        """The two half-precision numbers of 32-bit words, in single precision."""
+        low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        return low, high
 
 
 @triton.jit
 def _total(values):
-    """Sums (candidate,) over radii and angles."""
+    """Sums (candidate,) over all threads of a candidate."""
     return tl.sum(tl.sum(values, axis=2), axis=1)
 
 
 @triton.jit
-def _band(
-    sums, mine, template, radius, angle, weight, x, y, first, stop, n_half,
-    STRIDE: tl.constexpr, EVEN: tl.constexpr,
-    CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Adds the radii from `first` to `stop`, at every STRIDE-th angle, to the sums.
+def _scaled(sums, factor):
+    s0, s1, s2, x1, y1, xd, yd, xx, xy, rr = sums
+    s0, s1, s2, x1, y1 = factor * s0, factor * s1, factor * s2, factor * x1, factor * y1
+    return s0, s1, s2, x1, y1, factor * xd, factor * yd, factor * xx, factor * xy, factor * rr
 
-    Sums over radii stay per angle until the angle's cos and sin join.
+
+@triton.jit
+def _four(values, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr):
+    """The four values (candidate, part, four) side by side in a thread."""
+    even, odd = tl.split(tl.reshape(values, (CANDIDATES, PARTS, FOURS, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _numbers(words, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr):
+    """Real and imaginary parts at four radii."""
+    first, second, third, fourth = _four(words, CANDIDATES, PARTS, FOURS)
+    return _pair(first), _pair(second), _pair(third), _pair(fourth)
+
+
+@triton.jit
+def _angle(sums, mine, below, here, above, radii, along, ca, sa):
+    """Adds one angle at four radii: the particle's samples, moved, times the template at three rotations.
+
+    The sums are those of the score at the three rotations; of its slope along x and y, then by how much that differs
+    between the outer rotations; and of its curvature xx, xy and xx + yy.
     """
-    n_columns = 3 * n_half + 2
-    s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
-    for j in range(0, n_half, H_BLOCK * STRIDE):
-        h = j + tl.arange(0, H_BLOCK) * STRIDE
-        ca, sa = cos_sin(tl.load(angle + h, mask=h < n_half, other=0.0) * 0.15915494309189535)
-        ca, sa = ca[None, None, :], sa[None, None, :]
-        along = x * ca + y * sa
-        o0 = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
-        o1, o2, d1 = o0, o0, o0
-        for i in range(first, stop, K_BLOCK):
-            k = i + tl.arange(0, K_BLOCK)
-            at = k[None, :, None] * n_half + h[None, None, :]
-            of = k[None, :, None] * n_columns + h[None, None, :]
-            # One sample, real and imaginary part, is one 64-bit word; one of a template, in half precision, 32 bits.
-            if EVEN:
-                r, w = tl.load(radius + k), tl.load(weight + k)
-                word = tl.load(mine + at)
-                below, here, above = tl.load(template + of), tl.load(template + of + 1), tl.load(template + of + 2)
-            else:
-                r, w = tl.load(radius + k, mask=k < stop, other=0.0), tl.load(weight + k, mask=k < stop, other=0.0)
-                inside = (k[None, :, None] < stop) & (h[None, None, :] < n_half)
-                word = tl.load(mine + at, mask=inside, other=0)
-                below = tl.load(template + of, mask=inside, other=0)
-                here = tl.load(template + of + 1, mask=inside, other=0)
-                above = tl.load(template + of + 2, mask=inside, other=0)
-            r, w = r[None, :, None], w[None, :, None] * STRIDE
-            fr = word.to(tl.int32).to(tl.float32, bitcast=True) * w
-            fi = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True) * w
-            co, si = _phase(r * along)
-            even_r = fr * co + fi * si
-            even_i = fi * co - fr * si
-            odd_r, odd_i = r * even_r, r * even_i
-            tr, ti = _pair(below)
-            s0 = (s0 + even_r * tr) + even_i * ti
-            o0 = (o0 + odd_i * tr) - odd_r * ti
-            tr, ti = _pair(here)
-            even = even_r * tr + even_i * ti
-            s1 += even
-            d1 -= r * r * even
-            o1 = (o1 + odd_i * tr) - odd_r * ti
-            tr, ti = _pair(above)
-            s2 = (s2 + even_r * tr) + even_i * ti
-            o2 = (o2 + odd_i * tr) - odd_r * ti
-        x0 += o0 * ca
-        y0 += o0 * sa
-        x1 += o1 * ca
-        y1 += o1 * sa
-        x2 += o2 * ca
-        y2 += o2 * sa
-        xx += d1 * (ca * ca)
-        xy += d1 * (ca * sa)
-        yy += d1 * (sa * sa)
-    return s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy
+    s0, s1, s2, x1, y1, xd, yd, xx, xy, rr = sums
+    slope, apart, bend = tl.zeros_like(s1), tl.zeros_like(s1), tl.zeros_like(s1)
+    for u in tl.static_range(4):
+        r = radii[u]
+        real, imag = mine[u]
+        co, si = _phase(r * along)
+        even_r, even_i = real * co + imag * si, imag * co - real * si
+        odd_r, odd_i = r * even_r, r * even_i
+        tr, ti = below[u]
+        s0 = (s0 + even_r * tr) + even_i * ti
+        apart = (apart + odd_i * tr) - odd_r * ti
+        tr, ti = above[u]
+        s2 = (s2 + even_r * tr) + even_i * ti
+        apart = (apart - odd_i * tr) + odd_r * ti
+        tr, ti = here[u]
+        even = even_r * tr + even_i * ti
+        s1 += even
+        slope = (slope + odd_i * tr) - odd_r * ti
+        bend += r * r * even
+    x1 += slope * ca
+    y1 += slope * sa
+    xd += apart * ca
+    yd += apart * sa
+    xx += bend * ca * ca
+    xy += bend * ca * sa
+    return s0, s1, s2, x1, y1, xd, yd, xx, xy, rr + bend
+
+
+@triton.jit
+def _band(
+    sums, mine, template, radius, x, y, first, stop, n_half, n_wide,
+    STRIDE: tl.constexpr, TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
+):  # fmt: skip
+    """Adds the radii from `first` to `stop`, counted in fours, at every STRIDE-th angle.
+
+    TAIL says that threads may have no radii left in the last round: these take the last ones' addresses, and nothing.
+    """
+    part = n_half // PARTS
+    start = tl.arange(0, PARTS) * part
+    row = n_wide * 8
+    c_step, s_step = cos_sin(STRIDE * 0.5 / n_half)
+    c_start, s_start = cos_sin(start.to(tl.float32) * (0.5 / n_half))
+    for i in range(first, stop, FOURS):
+        four = i + tl.arange(0, FOURS)
+        inside = (four < stop)[None, None, :, None]
+        if TAIL:
+            four = tl.minimum(four, stop - 1)
+        k = (4 * four)[:, None] + tl.arange(0, 4)[None, :]
+        radii = _four(tl.load(radius + k)[None, None, :, :], 1, 1, FOURS)
+        # As large as the template's for each candidate, though alike: so that threads hold both alike.
+        at = tl.zeros((CANDIDATES, PARTS, FOURS, 4), tl.int32) + start[None, :, None, None] * row + k[None, None, :, :]
+        of, at = template + at, mine + at
+        ca, sa = c_start[None, :, None], s_start[None, :, None]
+        if STRIDE < 3:
+            below = _numbers(tl.load(of), CANDIDATES, PARTS, FOURS)
+        if STRIDE == 1:
+            here = _numbers(tl.load(of + row), CANDIDATES, PARTS, FOURS)
+        for _ in range(0, part, STRIDE):
+            words = tl.load(at, mask=inside, other=0) if TAIL else tl.load(at)
+            if STRIDE == 3:
+                below = _numbers(tl.load(of), CANDIDATES, PARTS, FOURS)
+            if STRIDE > 1:
+                here = _numbers(tl.load(of + row), CANDIDATES, PARTS, FOURS)
+            above = _numbers(tl.load(of + 2 * row), CANDIDATES, PARTS, FOURS)
+            samples = _numbers(words, CANDIDATES, PARTS, FOURS)
+            sums = _angle(sums, samples, below, here, above, radii, x * ca + y * sa, ca, sa)
+            if STRIDE == 2:
+                below = above
+            if STRIDE == 1:
+                below, here = here, above
+            at += STRIDE * row
+            of += STRIDE * row
+            ca, sa = ca * c_step - sa * s_step, sa * c_step + ca * s_step
+    return sums
 
 
 # Counts that differ from step to step, from batch to batch, or from grid to grid, are compiled for once.
 @triton.jit(
     do_not_specialize=[
-        "n_candidates", "n_particles", "n_fine", "n_radii", "n_units", "stop_third", "stop_second", "stop", "steps"
+        "n_candidates", "n_particles", "n_fine", "n_half", "n_wide", "stop_third", "stop_second", "stop", "steps"
     ]
 )  # fmt: skip
 def _newton(
-    samples, centre, row, pose, table, radius, angle, weight, out,
-    n_candidates, n_particles, n_fine, n_radii, n_units, stop_third, stop_second, stop,
-    limit_x, limit_y, bound_deg, bound_px, slack, steps, settled,
-    EVEN: tl.constexpr, CANDIDATES: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
+    samples, scale, centre, row, pose, table, radius, out,
+    n_candidates, n_particles, n_fine, n_half, n_wide, stop_third, stop_second, stop,
+    limit_x, limit_y, bound_deg, bound_px, slack, steps, settled, template_scale,
+    TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
 ):  # fmt: skip
-    """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, radius, angle).
+    """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, part, four).
 
-    Programs of one particle follow each other, so that its samples come from the cache after the first. EVEN says
-    that blocks leave no rest, so that no load needs a mask, and counts angles by the block, so that words of a row are
-    aligned; otherwise `n_units` is the number of angles.
+    Programs of one particle follow each other, so that its samples come from the cache after the first. A row of words
+    is 8 `n_wide` long, so that it is known to be aligned.
     """
-    n_half = n_units * H_BLOCK if EVEN else n_units
     n_groups = (n_candidates + CANDIDATES - 1) // CANDIDATES
     particle = (tl.program_id(0) // n_groups).to(tl.int64)
     number = tl.program_id(0) % n_groups * CANDIDATES + tl.arange(0, CANDIDATES)
@@ -180,9 +232,10 @@ def _newton(
     centre_x, centre_y = tl.load(centre + 2 * particle), tl.load(centre + 2 * particle + 1)
     turn = 2 * n_half * n_fine
     step_deg = 360.0 / turn
-    mine = samples + particle * (n_radii * n_half)
-    templates = table + tl.load(row + c).to(tl.int64) * n_fine * (n_radii * (3 * n_half + 2))
-    zero = tl.zeros((CANDIDATES, K_BLOCK, H_BLOCK), tl.float32)
+    n_columns = 3 * n_half + 2
+    mine = samples + particle * n_half * (n_wide * 8)
+    templates = table + tl.load(row + c).to(tl.int64) * n_fine * n_columns * (n_wide * 8)
+    zero = tl.zeros((CANDIDATES, PARTS, FOURS), tl.float32)
     going, climbs = ~behind, steps > 1
     # Where the score was highest so far, and that score.
     top_psi, top_x, top_y = psi, offset_x, offset_y
@@ -194,28 +247,25 @@ def _newton(
         fine = position % turn
         # The remainder keeps the sign of the dividend.
         fine = tl.where(fine < 0, fine + turn, fine)
-        template = templates + fine % n_fine * (n_radii * (3 * n_half + 2)) + fine // n_fine
-        template = template[:, None, None]
-        sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-        sums = _band(sums, mine, template, radius, angle, weight, x, y, 0, stop_third,
-                     n_half, 3, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
-        sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_third, stop_second,
-                     n_half, 2, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
-        sums = _band(sums, mine, template, radius, angle, weight, x, y, stop_second, stop,
-                     n_half, 1, EVEN, CANDIDATES, K_BLOCK, H_BLOCK)  # fmt: skip
-        # Lanes are added up only here.
-        s0, s1, s2, x0, x1, x2, y0, y1, y2, xx, xy, yy = sums
+        template = templates + (fine % n_fine * n_columns + fine // n_fine) * (n_wide * 8)
+        template = template[:, None, None, None]
+        sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+        sums = _band(sums, mine, template, radius, x, y, 0, stop_third,
+                     n_half, n_wide, 3, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+        # Of every third angle, each stands for three; of every second, for two.
+        sums = _band(_scaled(sums, 1.5), mine, template, radius, x, y, stop_third, stop_second,
+                     n_half, n_wide, 2, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+        sums = _band(_scaled(sums, 2.0), mine, template, radius, x, y, stop_second, stop,
+                     n_half, n_wide, 1, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+        s0, s1, s2, x1, y1, xd, yd, xx, xy, rr = sums
         s0, s1, s2 = _total(s0), _total(s1), _total(s2)
-        x0, x1, x2 = _total(x0), _total(x1), _total(x2)
-        y0, y1, y2 = _total(y0), _total(y1), _total(y2)
-        xx, xy, yy = _total(xx), _total(xy), _total(yy)
+        x1, y1, xd, yd = _total(x1), _total(y1), _total(xd), _total(yd)
+        xx, xy, rr = _total(xx), _total(xy), _total(rr)
         # The negative Hessian in (psi, x, y), by central differences in psi; then `reference_newton.newton_step`.
         h = n_fine * step_deg
         gp = (s2 - s0) / (2 * h)
         pp = (2 * s1 - s0 - s2) / (h * h)
-        px = (x0 - x2) / (2 * h)
-        py = (y0 - y2) / (2 * h)
-        xx, xy, yy = -xx, -xy, -yy
+        px, py, yy = xd / (2 * h), yd / (2 * h), rr - xx
         # A coordinate at its limit that would go on outwards is out of the problem.
         free_x = ((tl.abs(offset_x) < limit_x) | (offset_x * x1 < 0)).to(tl.float32)
         free_y = ((tl.abs(offset_y) < limit_y) | (offset_y * y1 < 0)).to(tl.float32)
@@ -257,30 +307,94 @@ def _newton(
     tl.store(out + 4 * c, top_psi)
     tl.store(out + 4 * c + 1, top_x)
     tl.store(out + 4 * c + 2, top_y)
-    tl.store(out + 4 * c + 3, top)
+    tl.store(out + 4 * c + 3, top * (tl.load(scale + particle) * template_scale))
 
 
 def newton(
-    samples: Tensor,
+    samples: Tensor | PackedSamples,
     centre: Tensor,
     row: Tensor,
     pose: Tensor,
-    templates: FineTemplates,
+    templates: PackedTemplates,
     rule: NewtonRule,
     particle: Tensor | None = None,
 ) -> Tensor:
-    """Refine candidate poses by Newton steps; see `reference.newton`. The templates' table is its `half_pairs`."""
-    samples = samples if particle is None else samples[particle]
-    candidates, k_block, h_block, num_warps = MANY if len(row) > 2 else FEW
-    n_particles, n_radii, n_half = samples.shape
-    out = torch.empty_like(pose, memory_format=torch.contiguous_format)
+    """Refine candidate poses by Newton steps; see `reference.newton`.
+
+    Angles and stops come in the blocks that the kernel takes: multiples of 24 angles, or of 8 where none is left out;
+    stops that are multiples of 8 radii, or of 4 for up to two candidates. Only the last stop is rounded up, to radii
+    at which templates are zero.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    samples = samples if isinstance(samples, PackedSamples) else packed_samples(samples)
+    samples = samples if particle is None else samples.rows(particle)
+    candidates, parts, fours = MANY if len(row) > 2 else FEW
+    n_particles, n_half, width = samples.words.shape
+    tail = fours > WHOLE
+    block = 4 if tail else 4 * fours
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]
-    even = all(stop % k_block == 0 for stop in rule.stops) and all(n_half % (h_block * s) == 0 for s in strides)
+    if any(stop % block for stop in rule.stops[:2]) or any(n_half % (parts * s) for s in strides):
+        raise ValueError(f"stops {rule.stops} of {n_half} angles: not in the blocks that the kernel takes")
+    stops = [block // 4 * triton.cdiv(stop, block) for stop in rule.stops]
+    out = torch.empty_like(pose, memory_format=torch.contiguous_format)
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
-        samples.contiguous().view(torch.int64), centre.contiguous(), row.contiguous(), pose.contiguous(),
-        templates.table, templates.radius, templates.angle, templates.weight, out,
-        len(row), n_particles, templates.table.shape[1], n_radii, n_half // h_block if even else n_half, *rule.stops,
-        *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED,
-        EVEN=even, CANDIDATES=candidates, K_BLOCK=k_block, H_BLOCK=h_block, num_warps=num_warps,
+        samples.words, samples.scale, centre.contiguous(), row.contiguous(), pose.contiguous(),
+        templates.table, templates.radius, out,
+        len(row), n_particles, templates.table.shape[1], n_half, width // WIDE, *stops,
+        *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED, templates.scale,
+        TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=64,
     )  # fmt: skip
     return out
+
+
+@triton.jit(do_not_specialize=["n_radii", "n_half", "width"])
+def _packed_samples(samples, words, scale, n_radii, n_half, width, most, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr):
+    """One program: one particle, read twice: for its root mean square, and to be packed with radii side by side."""
+    particle = tl.program_id(0).to(tl.int64)
+    n_points = n_radii * n_half
+    mine = samples + particle * n_points
+    p = tl.arange(0, K_BLOCK * H_BLOCK)
+    total = tl.zeros((K_BLOCK * H_BLOCK,), tl.float32)
+    for i in range(0, n_points, K_BLOCK * H_BLOCK):
+        real, imag = _parts(tl.load(mine + i + p, mask=i + p < n_points, other=0))
+        total += real * real + imag * imag
+    rms = tl.maximum(tl.sqrt(tl.sum(total, axis=0) / n_points), 1e-30)
+    tl.store(scale + particle, rms)
+    for i in range(0, width, K_BLOCK):
+        for j in range(0, n_half, H_BLOCK):
+            k, h = i + tl.arange(0, K_BLOCK)[:, None], j + tl.arange(0, H_BLOCK)[None, :]
+            real, imag = _parts(tl.load(mine + k * n_half + h, mask=(k < n_radii) & (h < n_half), other=0))
+            real, imag = _half_bits(real / rms, most), _half_bits(imag / rms, most)
+            word = tl.trans((real & 0xFFFF) | (imag << 16))
+            k, h = i + tl.arange(0, K_BLOCK)[None, :], j + tl.arange(0, H_BLOCK)[:, None]
+            to = words + (particle * n_half + h) * width + k
+            tl.store(to, word, mask=(k < width) & (h < n_half))
+
+
+@triton.jit
+def _parts(sample):
+    """Real and imaginary part of samples, each read as one 64-bit word."""
+    return sample.to(tl.int32).to(tl.float32, bitcast=True), (sample >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _half_bits(value, most):
+    """The bits of values in half precision, held within its range."""
+    held = tl.minimum(tl.maximum(value, -most), most)
+    return held.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+
+
+def packed_samples(samples: Tensor) -> PackedSamples:
+    """Pack the samples (b, K, H), complex64, of particles; see `fine_templates.packed_samples`."""
+    n_particles, n_radii, n_half = samples.shape
+    width = n_radii + -n_radii % WIDE
+    words = torch.empty(n_particles, n_half, width, dtype=torch.int32, device=samples.device)
+    scale = torch.empty(n_particles, dtype=torch.float32, device=samples.device)
+    _packed_samples[(n_particles,)](
+        samples.contiguous().view(torch.int64), words, scale, n_radii, n_half, width, MOST_HALF, K_BLOCK=32, H_BLOCK=32
+    )
+    return PackedSamples(words, scale)

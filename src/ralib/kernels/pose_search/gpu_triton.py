@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton
+from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, packed_samples
 from ralib.kernels.pose_search.reference import SAMPLES_AT_ONCE
 
-__all__ = ["gather_taps", "grid_candidates", "newton", "rotational_max", "shifted_parts", "shortlist"]
+__all__ = ["gather_taps", "grid_candidates", "newton", "packed_samples", "rotational_max", "shifted_parts", "shortlist"]
 
 
 MOST_HELD = 4
