@@ -54,13 +54,17 @@ def trials(case: Case, n: int, device: torch.device) -> Iterator[dict[str, Any]]
     search.set_references(references)
     oracle, dense = Oracle(search, references), dense_search(search, references)
     images = make_particles(case, n, SNR, device, seed=4)[0]
-    samples = [search.prepare(part) for part in images.split(max(64, 2**24 // case.box**2))]
-    best = [torch.maximum(oracle.achieved(s, dense.search(s)), oracle.exhaustive(s)) for s in samples]
+    parts = images.split(max(64, 2**24 // case.box**2))
+    exact, samples = ([make(part) for part in parts] for make in (search.grid.transform, search.prepare))
+    best = [
+        torch.maximum(oracle.achieved(e, dense.search(s)), oracle.exhaustive(e))
+        for e, s in zip(exact, samples, strict=True)
+    ]
 
     def row(what: str, tried: PoseSearch) -> dict[str, Any]:
         missed = 0
-        for part, top in zip(samples, best, strict=True):
-            missed += int((oracle.achieved(part, tried.search(part)) < top - TOLERANCE * top.abs()).sum())
+        for every, part, top in zip(exact, samples, best, strict=True):
+            missed += int((oracle.achieved(every, tried.search(part)) < top - TOLERANCE * top.abs()).sum())
         return {"case": f"{case.name}, {n:,} particles: {what}", "ours": 100 * missed / n, "unit": "% missed"}
 
     def changed(**options: Any) -> PoseSearch:

@@ -29,7 +29,7 @@ def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gather_taps", "grid_candidates", "rotational_max", "shifted_parts", "shortlist"):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
     monkeypatch.setattr(kernels_ahead, "newton", gpu_newton_triton.newton)
-    monkeypatch.setattr(kernels_ahead, "newton_samples", gpu_newton_triton.packed_samples)
+    monkeypatch.setattr(kernels_ahead, "polar_samples", gpu_newton_triton.packed_samples)
     monkeypatch.setattr(kernels_ahead, "MANY", 64)
     monkeypatch.setattr(kernels_ahead, "FEW", 16)
     monkeypatch.setattr(kernels_ahead, "N_ORDERS", (16, 80))

@@ -21,12 +21,11 @@ from ralib.kernels.pose_search import (
     gather_taps,
     grid_candidates,
     newton,
-    newton_samples,
+    polar_samples,
     rotational_max,
     shifted_parts,
     shortlist,
 )
-from ralib.kernels.pose_search.reference import SAMPLES_AT_ONCE
 from ralib.runtime.ahead import Call
 
 N_ORDERS = 32, 48, 64, 96
@@ -63,7 +62,7 @@ def calls_ahead(grid: PolarGrid, device: torch.device, n_fine: int = FINE_ROTATI
     calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half, device)]
     calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
     calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
-    calls += [partial(_parts, n, n_radii, n_half, device) for n in (min(n_radii, SAMPLES_AT_ONCE // n_half), n_radii)]
+    calls += [partial(_parts, n_radii, n_half, device)]
     calls += [partial(_maxima, n, MANY // 4, device) for n in N_ORDERS]
     calls += [partial(_selection, many, few, device) for many, few in CANDIDATES]
     calls += [partial(_maxima, n, FEW, device) for n in N_ORDERS]
@@ -83,7 +82,7 @@ def _transform(box: int, n_points: int, device: torch.device) -> None:
 def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:
     table = _zeros(device, 1, n_fine, 3 * n_half + 2, n_radii, dtype=torch.int32)
     templates = PackedTemplates(table, _zeros(device, n_radii), 1.0)
-    samples = newton_samples(_zeros(device, 1, n_radii, n_half, dtype=torch.complex64))
+    samples = polar_samples(_zeros(device, 1, n_radii, n_half, dtype=torch.complex64))
     row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
     rule = NewtonRule((0, 0, n_radii), (1.0, 1.0), 1.0, 1.0)
     newton(samples, _zeros(device, 1, 2), row, pose, templates, rule)
@@ -93,7 +92,8 @@ def _maxima(n_orders: int, n_pairs: int, device: torch.device) -> None:
     n_half = n_rotations(n_orders)
     spectra = _zeros(device, n_orders, n_pairs, 2, FEW, dtype=torch.float16)
     table = _zeros(device, n_half, n_orders, dtype=torch.float16)
-    rotational_max(spectra, table, table, _zeros(device, 1, 2, n_half))
+    for penalty in (None, _zeros(device, 1, 2, n_half)):
+        rotational_max(spectra, table, table, penalty)
 
 
 def _candidates(few: int, device: torch.device) -> None:
@@ -101,10 +101,10 @@ def _candidates(few: int, device: torch.device) -> None:
     grid_candidates(value, index, _zeros(device, FEW, 4), few, n_half=FEW, first=0, n_references=1)
 
 
-def _parts(n_inner: int, n_radii: int, n_half: int, device: torch.device) -> None:
-    samples = _zeros(device, FEW, n_radii, n_half, dtype=torch.complex64)
+def _parts(n_radii: int, n_half: int, device: torch.device) -> None:
+    samples = polar_samples(_zeros(device, FEW, n_radii, n_half, dtype=torch.complex64))
     for shift in (None, _zeros(device, FEW, 2)):
-        shifted_parts(samples, shift, _zeros(device, 2, n_radii, n_half), n_inner, torch.float16)
+        shifted_parts(samples, shift, _zeros(device, n_radii), n_radii, torch.float16)
 
 
 def _selection(many: int, few: int, device: torch.device) -> None:

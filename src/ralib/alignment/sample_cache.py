@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from ralib.alignment.search import PoseSearch
+from ralib.kernels.pose_search import PolarSamples
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.memory import free_memory, within_memory
 from ralib.types import Notice
@@ -36,11 +36,11 @@ class SampleCache:
     def __init__(self, batches: ParticleBatches) -> None:
         self.batches, self.device = batches, batches.device
         self.notices: list[Notice] = []
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, PolarSamples] = {}
         self._share = SAMPLES_SHARE
         self._search: PoseSearch | None = None
 
-    def samples(self, search: PoseSearch, batch: Batch) -> Tensor:
+    def samples(self, search: PoseSearch, batch: Batch) -> PolarSamples:
         """Return the samples of a batch, from the cache where it holds them.
 
         Parameters
@@ -52,7 +52,7 @@ class SampleCache:
 
         Returns
         -------
-        Tensor
+        PolarSamples
             Samples as `search.prepare` makes them.
         """
         if self._search is not search:
@@ -64,7 +64,7 @@ class SampleCache:
         if batch.number < 0 or self.batches.resident not in ("samples", "single"):
             return samples
         free_bytes = self._share * (free_memory(self.device) - self.batches.coming_bytes)
-        if samples.numel() * samples.element_size() * (len(self.batches) - len(self._kept)) < free_bytes:
+        if samples.nbytes * (len(self.batches) - len(self._kept)) < free_bytes:
             self._kept[batch.number] = samples
         return samples
 

@@ -273,9 +273,9 @@ def parity_fraction(case: Case, search: PoseSearch, references: Tensor, snr: flo
     good = 0
     chunk = max(1, 2**24 // case.box**2)
     for part in images.split(chunk):
-        samples = search.prepare(part)
-        best = torch.maximum(oracle.achieved(samples, dense.search(samples)), oracle.exhaustive(samples))
-        found = oracle.achieved(samples, search.search(samples))
+        exact, samples = search.grid.transform(part), search.prepare(part)
+        best = torch.maximum(oracle.achieved(exact, dense.search(samples)), oracle.exhaustive(exact))
+        found = oracle.achieved(exact, search.search(samples))
         good += int((found >= best - TOLERANCE * best.abs()).sum())
     return good / n
 

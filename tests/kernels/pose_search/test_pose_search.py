@@ -299,11 +299,14 @@ def test_shortlist_triton_agrees_with_reference(n: int, same: tuple[float, float
 def test_shifted_parts_triton_agrees_with_reference(shifted: bool) -> None:
     from ralib.kernels.pose_search import gpu_triton
 
-    samples, basis = _moments_case()[0], torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(10))
-    shift = torch.randn(7, 2, generator=torch.Generator().manual_seed(9)) if shifted else None
+    samples, radius = _random_complex(5, 21, 40, seed=1), torch.rand(21, generator=torch.Generator().manual_seed(10))
+    shift = torch.randn(5, 2, generator=torch.Generator().manual_seed(9)) if shifted else None
+    packed = packed_samples(samples)
+    rounded = torch.view_as_complex(_unpacked(packed.words, 21).contiguous()) * packed.scale[:, None, None]
+    mine = PackedSamples(*_there(packed.words, packed.scale))
     there = _there(shift)[0] if shift is not None else None
-    found = gpu_triton.shifted_parts(*_there(samples), there, *_there(basis), 3, torch.float32)
-    _assert_close(found, reference.shifted_parts(samples, shift, basis, 3, torch.float32))
+    found = gpu_triton.shifted_parts(mine, there, *_there(radius), 18, torch.float32)
+    _assert_close(found, reference.shifted_parts(rounded, shift, radius, 18, torch.float32), atol=1e-5, rtol=1e-3)
 
 
 @in_interpreter

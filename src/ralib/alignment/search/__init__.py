@@ -19,6 +19,7 @@ from torch import Tensor
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import masked_unit_norm
 from ralib.images.masks import soft_disc
+from ralib.kernels.pose_search import PolarSamples
 from ralib.kernels.threads import on_cores, one_thread
 from ralib.types import Poses
 
@@ -107,7 +108,7 @@ class PoseSearch:
         self._limit_xy_px = (x, y)
         self._set_up(candidates, grid_loss, dtype)
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> PolarSamples:
         """Compute the polar Fourier samples of particle images, once for many searches.
 
         Parameters
@@ -117,8 +118,8 @@ class PoseSearch:
 
         Returns
         -------
-        Tensor of shape (b, K, H)
-            Samples, complex64.
+        PolarSamples of shape (b, K, H)
+            Samples, complex64; packed in half precision on a GPU.
         """
         images = images.to(self.device, torch.float32)
         if self.device.type != "cpu":
@@ -142,12 +143,12 @@ class PoseSearch:
         """Set the references (k, n, n): masked to the ring area, mean 0 and norm 1 there."""
         self.set_template_samples(self._templates(references))
 
-    def search(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
+    def search(self, samples: PolarSamples, centre_xy_px: Tensor | None = None) -> Poses:
         """Find the best class and pose of each particle.
 
         Parameters
         ----------
-        samples : Tensor of shape (b, K, H)
+        samples : PolarSamples of shape (b, K, H)
             Polar samples; see `prepare`.
         centre_xy_px : Tensor of shape (b, 2), optional
             Origin around which shifts are searched, pixels; by default 0.
@@ -159,12 +160,12 @@ class PoseSearch:
         """
         return self._search(samples, centre_xy_px, None)
 
-    def search_within(self, samples: Tensor, class_index: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
+    def search_within(self, samples: PolarSamples, class_index: Tensor, centre_xy_px: Tensor | None = None) -> Poses:
         """Find the best pose of each particle in a given class.
 
         Parameters
         ----------
-        samples : Tensor of shape (b, K, H)
+        samples : PolarSamples of shape (b, K, H)
             Polar samples; see `prepare`.
         class_index : Tensor of shape (b,)
             The class.
@@ -183,12 +184,12 @@ class PoseSearch:
         with one_thread():
             return self.grid.transform(masked_unit_norm(references.to(self.device, torch.float32), self.mask))
 
-    def scores(self, samples: Tensor, centre_xy_px: Tensor | None = None) -> Tensor:
+    def scores(self, samples: PolarSamples, centre_xy_px: Tensor | None = None) -> Tensor:
         """Find the best score on the grid of each particle with each reference.
 
         Parameters
         ----------
-        samples : Tensor of shape (b, K, H)
+        samples : PolarSamples of shape (b, K, H)
             Polar samples; see `prepare`.
         centre_xy_px : Tensor of shape (b, 2), optional
             Origin around which shifts are searched, pixels; by default 0.
@@ -213,8 +214,8 @@ class PoseSearch:
     def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:
         raise NotImplementedError
 
-    def _scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
+    def _scores(self, samples: PolarSamples, centre_xy_px: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+    def _search(self, samples: PolarSamples, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
         raise NotImplementedError

@@ -27,10 +27,11 @@ from ralib.alignment.search.templates import PoseGrid, TemplateBank
 from ralib.conventions import wrap_deg
 from ralib.kernels.pose_search import (
     NewtonRule,
+    PolarSamples,
     grid_candidates,
     newton,
-    newton_samples,
-    part_norm,
+    polar_samples,
+    root_mean_square,
     rotational_max,
     shifted_parts,
     shortlist,
@@ -54,14 +55,17 @@ Candidates = tuple[Tensor, Tensor]
 where mirrored), and (c, b, 4) psi in degrees, offset x and y from the particle's centre in pixels, score."""
 
 
+Chunk = tuple[PolarSamples, Tensor | None, Tensor | None]
+"""Samples of some particles, where each is centred, and the class that it is held to."""
+
+
 class BatchedSearch(PoseSearch):
     """`PoseSearch` in large matrix products."""
 
     def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self._given_candidates, self.grid_loss = candidates, grid_loss
-        fx, fy = (2 * math.pi * f for f in self.grid.frequency_xy())
-        self._basis = torch.stack([fx, fy])
+        self._radius = 2 * math.pi * self.grid.radius_per_px
         self._bank: TemplateBank | None = None
         self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self.product_bytes = MOST_PRODUCT_BYTES
@@ -79,6 +83,12 @@ class BatchedSearch(PoseSearch):
         """Plan for half the memory from now on, and return whether that was possible."""
         self.product_bytes //= 2
         return self.product_bytes >= LEAST_PRODUCT_BYTES
+
+    def prepare(self, images: Tensor) -> PolarSamples:
+        """Compute the polar Fourier samples of images (b, n, n), on a GPU in half precision."""
+        samples = super().prepare(images)
+        assert isinstance(samples, Tensor)
+        return polar_samples(samples)
 
     def expect_references(self, references: Tensor) -> None:
         """Start to prepare references for `set_references` while earlier work continues on the device."""
@@ -111,16 +121,16 @@ class BatchedSearch(PoseSearch):
             poses = PoseGrid.create(self.grid, extent.n_orders, step_px, *given)
         self._bank = TemplateBank(self.grid, samples, spectrum, self.mirror, poses, extent)
 
-    def _scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
+    def _scores(self, samples: PolarSamples, centre_xy_px: Tensor | None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k), up to one factor for all."""
         bank = self.bank
         out = []
         for part, centre, _ in self._chunks(samples, centre_xy_px, None):
-            best = samples.new_full((len(part), bank.n_references), -math.inf, dtype=torch.float32)
+            best = torch.full((len(part), bank.n_references), -math.inf, device=self.device)
             for value, _, first in self._grid_values(part, centre):
                 here = best[:, first : first + len(value)]
                 torch.maximum(here, value.amax(1).T, out=here)
-            out.append(best * part_norm(part, bank.n_radii)[:, None])
+            out.append(best * root_mean_square(part)[:, None])
         return torch.cat(out)
 
     @property
@@ -141,8 +151,8 @@ class BatchedSearch(PoseSearch):
 
     # -- the grid ----------------------------------------------------------------------------------------------------
 
-    def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
-        def one(chunk: tuple[Tensor, Tensor | None, Tensor | None]) -> Poses:
+    def _search(self, samples: PolarSamples, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+        def one(chunk: Chunk) -> Poses:
             part, centre, classes = chunk
             return self._refine(part, centre, self._grid_candidates(part, centre, classes))
 
@@ -151,9 +161,7 @@ class BatchedSearch(PoseSearch):
             return Poses.cat([one(chunk) for chunk in chunks])
         return Poses.cat(on_cores(one, chunks))
 
-    def _chunks(
-        self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    def _chunks(self, samples: PolarSamples, centre: Tensor | None, class_index: Tensor | None) -> Iterator[Chunk]:
         """Particles, few enough at a time that the grid's cross spectra fit their share of memory."""
         size = self.plan()[0]
         centre = None if centre is None else centre.to(self.device, torch.float32)
@@ -175,10 +183,10 @@ class BatchedSearch(PoseSearch):
         particles = max(least, budget // (per_reference * references) // least * least)
         return min(particles, 32_768 if on_gpu else 64), references
 
-    def _grid_values(self, samples: Tensor, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def _grid_values(self, samples: PolarSamples, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Per group of references: best value and its angle, both (r, s * mirror * sign of psi, b), and its first."""
         bank, poses = self.bank, self.bank.poses
-        parts = shifted_parts(samples, centre, self._basis, bank.n_radii, self.dtype)
+        parts = shifted_parts(samples, centre, self._radius, bank.n_radii, self.dtype)
         # Matrix units need rows whose length is a round number; the rest of a row is never read.
         columns = poses.angular_orders(parts, len(samples) + -len(samples) % 64).flatten(1, 2)
         _, group = self.plan()
@@ -190,7 +198,7 @@ class BatchedSearch(PoseSearch):
             value, index = (part.view(-1, per_reference, columns.shape[-1])[..., : len(samples)] for part in best)
             yield value, index, first
 
-    def _grid_candidates(self, samples: Tensor, centre: Tensor | None, class_index: Tensor | None) -> Candidates:
+    def _grid_candidates(self, samples: PolarSamples, centre: Tensor | None, class_index: Tensor | None) -> Candidates:
         """The best grid poses of each particle."""
         poses, n, found = self.bank.poses, self.candidates[0], []
         for value, index, first in self._grid_values(samples, centre):
@@ -204,14 +212,13 @@ class BatchedSearch(PoseSearch):
 
     # -- off the grid ------------------------------------------------------------------------------------------------
 
-    def _refine(self, samples: Tensor, centre: Tensor | None, candidates: Candidates) -> Poses:
+    def _refine(self, samples: PolarSamples, centre: Tensor | None, candidates: Candidates) -> Poses:
         """Newton steps of ever fewer candidates; the one with the highest score expected is the pose."""
         bank = self.bank
         wait(self._refinement)
         if centre is None:
             centre = torch.zeros(len(samples), 2, device=self.device)
         row, pose = candidates
-        fine = newton_samples(samples)
         # How far the local quadratic of a score can be trusted.
         reach = (max(1.0, 90.0 / bank.poses.n_half), 0.4 * bank.extent.step_px)
         for i, n in enumerate(self.candidates):
@@ -220,7 +227,7 @@ class BatchedSearch(PoseSearch):
             slack = SLACK[min(i, len(SLACK) - 1)] if self._given_candidates is None else math.inf
             steps = LAST_STEPS if i == len(self.candidates) - 1 else 1
             rule = NewtonRule(self.stops(i), self._limit_xy_px, *reach, slack, steps)
-            pose = newton(fine, centre, row, pose, bank.fine, rule)
+            pose = newton(samples, centre, row, pose, bank.fine, rule)
         row, pose = shortlist(row, pose, 1)
         psi, x, y, score = pose[0].unbind(-1)
         return Poses(

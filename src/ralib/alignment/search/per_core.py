@@ -19,6 +19,7 @@ from ralib.alignment.search.extent import GRID_SCORE_LOSS, grid_step_px, mean_sq
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import grid_shifts, out_of_range_penalty, parity_orders
 from ralib.conventions import wrap_deg
+from ralib.kernels.pose_search import PolarSamples
 from ralib.kernels.pose_search.cpu_grid_numba import GridTables, angular_orders, best_poses, best_scores
 from ralib.kernels.pose_search.cpu_refine_numba import CandidateRule, refine_candidates
 from ralib.kernels.pose_search.cpu_samples import ThinGrid
@@ -112,7 +113,8 @@ class PerCoreSearch(PoseSearch):
         k = self.templates.grid.n_references
         return 16 if k == 1 else min(24 + k // 4, 48)
 
-    def _search(self, samples: Tensor, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+    def _search(self, samples: PolarSamples, centre_xy_px: Tensor | None, class_index: Tensor | None) -> Poses:
+        assert isinstance(samples, Tensor)
         centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
         wanted = torch.full((len(samples),), -1) if class_index is None else class_index
         t = self.templates
@@ -132,8 +134,9 @@ class PerCoreSearch(PoseSearch):
             score=score,
         )
 
-    def _scores(self, samples: Tensor, centre_xy_px: Tensor | None) -> Tensor:
+    def _scores(self, samples: PolarSamples, centre_xy_px: Tensor | None) -> Tensor:
         """Best score on the grid of each particle against each reference, (b, k)."""
+        assert isinstance(samples, Tensor)
         centre = torch.zeros(len(samples), 2) if centre_xy_px is None else centre_xy_px.float()
         t = self.templates
 

@@ -69,7 +69,7 @@ class PoseGrid:
     step_px : float
         Step of the templates' shifts, pixels.
     penalty : Tensor of shape (s * mirror, 2, n_half) or None
-        Minus infinity where the particle leaves its shift range; None without shifts.
+        Minus infinity where the particle leaves its shift range; None where it never does.
     pairings : Tensor of shape (s * mirror * 2, 4)
         Shift x and y of the particle, mirror, and sign of psi.
     cosine, sine : Tensor of shape (n_half, m)
@@ -127,7 +127,10 @@ class PoseGrid:
         n_half = n_rotations(n_orders)
         shifts = grid_shifts(limit_xy_px, step_px, grid.device)
         limit = torch.tensor(limit_xy_px, device=grid.device) + 0.5 * step_px
-        penalty = out_of_range_penalty(shifts, limit, mirror, n_half) if len(shifts) > 1 else None
+        # Where the range holds every shift in any rotation, no pose is out of it.
+        furthest = max(math.hypot(*xy) for xy in shifts.tolist())
+        inside = furthest <= min(limit_xy_px) + 0.5 * step_px
+        penalty = None if inside else out_of_range_penalty(shifts, limit, mirror, n_half)
         n_even = (n_orders + 1) // 2
         turn = orders[:, None] * grid.angle_rad.double()
         cosine, sine = (2 / grid.n_angles * f(turn).float() for f in (torch.cos, torch.sin))

@@ -7,6 +7,8 @@ with functions of its own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,11 @@ from ralib.kernels.pose_search.fine_templates import (
     FineTemplates,
     PackedSamples,
     PackedTemplates,
+    PolarSamples,
     fine_templates,
+    root_mean_square,
 )
-from ralib.kernels.pose_search.reference import angle_deg, angular_tables, part_norm
+from ralib.kernels.pose_search.reference import angle_deg, angular_tables
 from ralib.kernels.pose_search.reference_newton import NewtonRule
 
 __all__ = [
@@ -27,14 +31,15 @@ __all__ = [
     "NewtonRule",
     "PackedSamples",
     "PackedTemplates",
+    "PolarSamples",
     "angle_deg",
     "angular_tables",
     "gather_taps",
     "grid_candidates",
     "newton",
-    "newton_samples",
     "newton_templates",
-    "part_norm",
+    "polar_samples",
+    "root_mean_square",
     "rotational_max",
     "shifted_parts",
     "shortlist",
@@ -48,11 +53,10 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def shifted_parts(
-    samples: Tensor, shift_xy_px: Tensor | None, basis: Tensor, n_radii: int, dtype: torch.dtype
+    samples: PolarSamples, shift_xy_px: Tensor | None, radius: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
     """Compute real and imaginary parts of shifted samples, of unit norm; see `reference.shifted_parts`."""
-    form = implementation("pose_search", samples)
-    out: Tensor = form.shifted_parts(samples, shift_xy_px, basis, n_radii, dtype)
+    out: Tensor = _form_for(samples).shifted_parts(samples, shift_xy_px, radius, n_radii, dtype)
     return out
 
 
@@ -88,8 +92,8 @@ def newton_templates(
     return fine_templates(spectrum, radius, angle, weight, mirror=mirror, packed=spectrum.is_cuda)
 
 
-def newton_samples(samples: Tensor) -> Tensor | PackedSamples:
-    """Make of samples (b, K, H), once for many calls, what `newton` reads on their device."""
+def polar_samples(samples: Tensor) -> PolarSamples:
+    """Return samples (b, K, H) in the form that is searched on their device: packed on a GPU."""
     if not samples.is_cuda:
         return samples
     packed: PackedSamples = implementation("pose_search", samples).packed_samples(samples)
@@ -97,7 +101,7 @@ def newton_samples(samples: Tensor) -> Tensor | PackedSamples:
 
 
 def newton(
-    samples: Tensor | PackedSamples,
+    samples: PolarSamples,
     centre: Tensor,
     row: Tensor,
     pose: Tensor,
@@ -105,7 +109,10 @@ def newton(
     rule: NewtonRule,
     particle: Tensor | None = None,
 ) -> Tensor:
-    """Refine candidate poses by Newton steps; see `reference.newton`. Samples may be `newton_samples`."""
-    form = implementation("pose_search", samples.scale if isinstance(samples, PackedSamples) else samples)
-    out: Tensor = form.newton(samples, centre, row, pose, templates, rule, particle)
+    """Refine candidate poses by Newton steps; see `reference.newton`."""
+    out: Tensor = _form_for(samples).newton(samples, centre, row, pose, templates, rule, particle)
     return out
+
+
+def _form_for(samples: PolarSamples) -> Any:
+    return implementation("pose_search", samples.words if isinstance(samples, PackedSamples) else samples)

@@ -92,9 +92,20 @@ class PackedSamples:
     words: Tensor
     scale: Tensor
 
-    def rows(self, particle: Tensor) -> PackedSamples:
-        """Return those of some particles."""
-        return PackedSamples(self.words[particle], self.scale[particle])
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, some: slice | Tensor) -> PackedSamples:
+        return PackedSamples(self.words[some], self.scale[some])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.words.nbytes + self.scale.nbytes
+
+
+PolarSamples = Tensor | PackedSamples
+"""Samples of particles (b, K, H), complex64, as they are or packed."""
 
 
 def packed_words(parts: Tensor) -> Tensor:
@@ -115,10 +126,17 @@ def packed_words(parts: Tensor) -> Tensor:
     return half.contiguous().view(torch.int32)[..., 0]
 
 
+def root_mean_square(samples: PolarSamples) -> Tensor:
+    """Return the root mean square of each particle's samples (b,)."""
+    if isinstance(samples, PackedSamples):
+        return samples.scale
+    return torch.linalg.vector_norm(samples.flatten(1), dim=1).div(samples[0].numel() ** 0.5).clamp_min(1e-30)
+
+
 def packed_samples(samples: Tensor) -> PackedSamples:
     """Pack the samples (b, K, H), complex64, of particles."""
     parts = torch.view_as_real(samples)
-    scale = parts.square().sum(-1).mean((1, 2)).sqrt().clamp_min(1e-30)
+    scale = root_mean_square(samples)
     return PackedSamples(packed_words(parts / scale[:, None, None, None]), scale)
 
 

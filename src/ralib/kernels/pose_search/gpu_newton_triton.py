@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.fine_templates import MOST_HALF, WIDE, PackedSamples, PackedTemplates
+from ralib.kernels.pose_search.fine_templates import MOST_HALF, WIDE, PackedSamples, PackedTemplates, PolarSamples
 from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
 
 MANY, FEW = (4, 4, 2), (1, 8, 4)
@@ -50,8 +50,8 @@ def cos_sin(cycles):
 if torch.version.cuda and not triton.knobs.runtime.interpret:
 
     @triton.jit
-    def _phase(radians):
-        """Cosine and sine by the hardware's own instructions, to 4e-7 near 0 and 3e-6 at eight turns."""
+    def phase(radians):
+        """Return cosine and sine by the hardware's own instructions, to 4e-7 near 0 and 3e-6 at eight turns."""
         co = tl.inline_asm_elementwise(
             "cos.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -61,8 +61,8 @@ if torch.version.cuda and not triton.knobs.runtime.interpret:
         return co, si
 
     @triton.jit
-    def _pair(word):
-        """The two half-precision numbers of 32-bit words, in single precision."""
+    def pair(word):
+        """Return the two half-precision numbers of 32-bit words, in single precision."""
         return tl.inline_asm_elementwise(
             "{ .reg .b16 low, high; mov.b32 {low, high}, $2; cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }",
             "=f,=f,r", [word], dtype=(tl.float32, tl.float32), is_pure=True, pack=1,
@@ -71,13 +71,13 @@ if torch.version.cuda and not triton.knobs.runtime.interpret:
 else:
 
     @triton.jit
-    def _phase(radians):
-        """Cosine and sine, where there are no such instructions."""
+    def phase(radians):
+        """Return cosine and sine, where there are no such instructions."""
         return cos_sin(radians * 0.15915494309189535)
 
     @triton.jit
-    def _pair(word):
-        """The two half-precision numbers of 32-bit words, in single precision."""
+    def pair(word):
+        """Return the two half-precision numbers of 32-bit words, in single precision."""
         low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         return low, high
@@ -109,7 +109,7 @@ def _four(values, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.const
 def _numbers(words, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr):
     """Real and imaginary parts at four radii."""
     first, second, third, fourth = _four(words, CANDIDATES, PARTS, FOURS)
-    return _pair(first), _pair(second), _pair(third), _pair(fourth)
+    return pair(first), pair(second), pair(third), pair(fourth)
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def _angle(sums, mine, below, here, above, radii, along, ca, sa):
     for u in tl.static_range(4):
         r = radii[u]
         real, imag = mine[u]
-        co, si = _phase(r * along)
+        co, si = phase(r * along)
         even_r, even_i = real * co + imag * si, imag * co - real * si
         odd_r, odd_i = r * even_r, r * even_i
         tr, ti = below[u]
@@ -311,7 +311,7 @@ def _newton(
 
 
 def newton(
-    samples: Tensor | PackedSamples,
+    samples: PolarSamples,
     centre: Tensor,
     row: Tensor,
     pose: Tensor,
@@ -331,7 +331,7 @@ def newton(
         If they do not.
     """
     samples = samples if isinstance(samples, PackedSamples) else packed_samples(samples)
-    samples = samples if particle is None else samples.rows(particle)
+    samples = samples if particle is None else samples[particle]
     candidates, parts, fours = MANY if len(row) > 2 else FEW
     n_particles, n_half, width = samples.words.shape
     tail = fours > WHOLE

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, packed_samples
-from ralib.kernels.pose_search.reference import SAMPLES_AT_ONCE
+from ralib.kernels.pose_search.fine_templates import PackedSamples
+from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, packed_samples, pair, phase
 
 __all__ = ["gather_taps", "grid_candidates", "newton", "packed_samples", "rotational_max", "shifted_parts", "shortlist"]
 
@@ -21,9 +21,9 @@ MOST_HELD = 4
 
 
 @triton.jit
-def _tables(cosine, sine, angle, order, n_half, n_orders):
+def _tables(cosine, sine, angle, order, n_orders):
     """Cosines and sines of a block (angle, order)."""
-    inside = (angle[:, None] < n_half) & (order[None, :] < n_orders)
+    inside = order[None, :] < n_orders
     at = angle[:, None] * n_orders + order[None, :]
     return tl.load(cosine + at, mask=inside, other=0.0), tl.load(sine + at, mask=inside, other=0.0)
 
@@ -37,41 +37,37 @@ def _spectra(column, order, order_stride, n_orders, n_particles, inside):
 
 
 @triton.jit
-def _raised(best, at, even, odd, angle, row, n_half, HAS_PENALTY: tl.constexpr):
-    """The maxima over blocks of angles so far, one for each place in a block, with a block more."""
-    best_plus, best_minus = best
-    at_plus, at_minus = at
-    penalty_plus = tl.where(angle < n_half, 0.0, float("-inf"))
-    penalty_minus = penalty_plus
-    if HAS_PENALTY:
-        penalty_plus = tl.load(row + angle, mask=angle < n_half, other=float("-inf"))
-        penalty_minus = tl.load(row + n_half + angle, mask=angle < n_half, other=float("-inf"))
-    plus = even + odd + penalty_plus[:, None]
-    minus = even - odd + penalty_minus[:, None]
-    at_plus = tl.where(plus > best_plus, angle[:, None], at_plus)
-    at_minus = tl.where(minus > best_minus, angle[:, None], at_minus)
-    return (tl.maximum(plus, best_plus), tl.maximum(minus, best_minus)), (at_plus, at_minus)
+def _marked(score, angle, low_bits):
+    """Scores whose lowest bits say the angle; of excluded rotations no number, which no maximum takes."""
+    bits = score.to(tl.int32, bitcast=True)
+    return ((bits & ~low_bits) | angle[:, None]).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _highest(best, at):
-    """Maximum over a block's places, and its angle: the lowest among equals, so that it does not depend on blocks."""
-    top = tl.max(best, axis=0)
-    return top, tl.min(tl.where(best == top[None, :], at, 2147483647), axis=0)
+def _raised(best, even, odd, angle, row, n_half, low_bits, HAS_PENALTY: tl.constexpr):
+    """The maxima over blocks of angles so far, one for each place in a block, with a block more."""
+    best_plus, best_minus = best
+    plus, minus = even + odd, even - odd
+    if HAS_PENALTY:
+        plus += tl.load(row + angle)[:, None]
+        minus += tl.load(row + n_half + angle)[:, None]
+    plus, minus = _marked(plus, angle, low_bits), _marked(minus, angle, low_bits)
+    return tl.maximum(plus, best_plus), tl.maximum(minus, best_minus)
 
 
 # Rows of orders and of particles are read in wide words where their lengths are round: compiled for either.
-@triton.jit(do_not_specialize=["n_pairs", "n_half", "n_penalty", "n_angle_blocks"])
+@triton.jit(do_not_specialize=["n_pairs", "n_half", "n_penalty", "n_angle_blocks", "low_bits"])
 def _rotational_max(
     spectra, cosine, sine, penalty, value, index,
-    n_orders, n_pairs, n_particles, n_half, n_penalty, n_angle_blocks,
+    n_orders, n_pairs, n_particles, n_half, n_penalty, n_angle_blocks, low_bits,
     HAS_PENALTY: tl.constexpr, PRECISION: tl.constexpr, N_ORDER_BLOCKS: tl.constexpr, HELD: tl.constexpr,
     ANGLES: tl.constexpr, ORDERS: tl.constexpr, PARTICLES: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One program: PAIRS pairings of a block of particles, all angles.
 
     Products are (angles, orders) @ (orders, particles); the running maximum over angles stays in registers. Where all
-    orders are one block, the tables of HELD blocks of angles stay for all pairings, and spectra for all angles.
+    orders are one block, the tables of HELD blocks of angles stay for all pairings, and spectra for all angles. The
+    last block is filled up with the last angle.
     """
     b = tl.program_id(1) * PARTICLES + tl.arange(0, PARTICLES)
     m = tl.arange(0, ORDERS)
@@ -79,36 +75,38 @@ def _rotational_max(
     order_stride = tl.cast(n_pairs, tl.int64) * 2 * n_particles
     tables = ()
     for j in tl.static_range(HELD):
-        tables = tables + (_tables(cosine, sine, j * ANGLES + a, m, n_half, n_orders),)  # noqa: RUF005
+        angle = tl.minimum(j * ANGLES + a, n_half - 1)
+        tables = tables + (_tables(cosine, sine, angle, m, n_orders),)  # noqa: RUF005
     for i in range(PAIRS):
         g = tl.program_id(0) * PAIRS + i
         inside = b < tl.where(g < n_pairs, n_particles, 0)
         to = g.to(tl.int64) * 2 * n_particles + b
         row = penalty + (g % n_penalty) * 2 * n_half
         low = tl.full((ANGLES, PARTICLES), float("-inf"), tl.float32)
-        none = tl.zeros((ANGLES, PARTICLES), tl.int32)
-        best, at = (low, low), (none, none)
+        best = (low, low)
         if HELD > 0:
             x, y = _spectra(spectra + to[None, :], m, order_stride, n_orders, n_particles, inside)
             for j in tl.static_range(HELD):
+                angle = tl.minimum(j * ANGLES + a, n_half - 1)
                 c, s = tables[j]
                 even, odd = tl.dot(c, x, input_precision=PRECISION), tl.dot(s, y, input_precision=PRECISION)
-                best, at = _raised(best, at, even, odd, j * ANGLES + a, row, n_half, HAS_PENALTY)
+                best = _raised(best, even, odd, angle, row, n_half, low_bits, HAS_PENALTY)
         else:
             for j in range(n_angle_blocks):
+                angle = tl.minimum(j * ANGLES + a, n_half - 1)
                 even = tl.zeros((ANGLES, PARTICLES), tl.float32)
                 odd = tl.zeros((ANGLES, PARTICLES), tl.float32)
                 for k in tl.static_range(N_ORDER_BLOCKS):
                     order = k * ORDERS + m
                     x, y = _spectra(spectra + to[None, :], order, order_stride, n_orders, n_particles, inside)
-                    c, s = _tables(cosine, sine, j * ANGLES + a, order, n_half, n_orders)
+                    c, s = _tables(cosine, sine, angle, order, n_orders)
                     even = tl.dot(c, x, even, input_precision=PRECISION)
                     odd = tl.dot(s, y, odd, input_precision=PRECISION)
-                best, at = _raised(best, at, even, odd, j * ANGLES + a, row, n_half, HAS_PENALTY)
+                best = _raised(best, even, odd, angle, row, n_half, low_bits, HAS_PENALTY)
         for sign in tl.static_range(2):
-            top, place = _highest(best[sign], at[sign])
-            tl.store(value + to + sign * n_particles, top, mask=inside)
-            tl.store(index + to + sign * n_particles, place, mask=inside)
+            bits = tl.max(best[sign], axis=0).to(tl.int32, bitcast=True)
+            tl.store(value + to + sign * n_particles, (bits & ~low_bits).to(tl.float32, bitcast=True), mask=inside)
+            tl.store(index + to + sign * n_particles, bits & low_bits, mask=inside)
 
 
 def rotational_max(
@@ -125,7 +123,8 @@ def rotational_max(
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
 
-    Two matrix products and a maximum, without storing the products.
+    Two matrix products and a maximum, without storing the products. Scores are rounded to 2^-16 of themselves or less:
+    their last bits tell the rotation.
     """
     n_orders, n_pairs, _, n_particles = spectra.shape
     n_half = len(cosine)
@@ -139,6 +138,7 @@ def rotational_max(
     _rotational_max[grid](
         spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, index,
         n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty), n_angle_blocks,
+        triton.next_power_of_2(n_half) - 1,
         HAS_PENALTY=penalty is not None,
         HELD=held,
         ORDERS=orders,
@@ -347,68 +347,48 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+# Radii and angles in blocks: read with radii side by side, written with angles.
+@triton.jit(do_not_specialize=["n_radii", "n_half", "width", "n_particles"])
 def _shifted_parts(
-    samples, shift, basis, out, n_points, n_inner,
-    HAS_SHIFT: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
+    words, shift, radius, out, n_radii, n_half, width, n_particles, factor,
+    HAS_SHIFT: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one particle, read as pairs (real, imaginary): for its norm, and to be written as planes.
-
-    ONCE says that a block holds all of it; else it is read twice.
-    """
+    """One program: one particle."""
     particle = tl.program_id(0).to(tl.int64)
-    mine = samples + particle * n_points * 2
-    p = tl.arange(0, BLOCK)
-    both = _both_parts(mine, p, n_inner)
-    total = both * both
-    if not ONCE:
-        for i in range(BLOCK, n_inner, BLOCK):
-            more = _both_parts(mine, i + p, n_inner)
-            total += more * more
-    scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(tl.sum(total, axis=1), axis=0)), 1e-30)
-    for i in range(0, BLOCK if ONCE else n_inner, BLOCK):
-        at = i + p
-        inside = at < n_inner
-        if not ONCE:
-            both = _both_parts(mine, at, n_inner)
-        real, imag = tl.split(both * scale)
+    if HAS_SHIFT:
+        x, y = tl.load(shift + 2 * particle), tl.load(shift + 2 * particle + 1)
+    for j in range(0, n_half, H_BLOCK):
+        h = j + tl.arange(0, H_BLOCK)
         if HAS_SHIFT:
-            fx = tl.load(basis + at, mask=inside, other=0.0)
-            fy = tl.load(basis + n_points + at, mask=inside, other=0.0)
-            turn = fx * tl.load(shift + 2 * particle) + fy * tl.load(shift + 2 * particle + 1)
-            co, si = cos_sin(turn * 0.15915494309189535)
-            moved = real * co + imag * si
-            imag = imag * co - real * si
-            real = moved
-        to = out + particle * n_inner + at
-        tl.store(to, real.to(out.dtype.element_ty), mask=inside)
-        tl.store(to + tl.num_programs(0).to(tl.int64) * n_inner, imag.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _both_parts(mine, p, n_inner):
-    """Real and imaginary parts (BLOCK, 2) of samples; zero beyond the inner ones."""
-    return tl.load(mine + 2 * p[:, None] + tl.arange(0, 2)[None, :], mask=(p < n_inner)[:, None], other=0.0)
+            ca, sa = cos_sin(h * (0.5 / n_half))
+            along = x * ca + y * sa
+        for i in range(0, n_radii, K_BLOCK):
+            k = i + tl.arange(0, K_BLOCK)
+            inside = (h[:, None] < n_half) & (k[None, :] < n_radii)
+            word = tl.load(words + (particle * n_half + h[:, None]) * width + k[None, :], mask=inside, other=0)
+            real, imag = pair(word)
+            if HAS_SHIFT:
+                r = tl.load(radius + k, mask=k < n_radii, other=0.0)
+                co, si = phase(along[:, None] * r[None, :])
+                moved = real * co + imag * si
+                imag = imag * co - real * si
+                real = moved
+            to = out + (particle * n_radii + k[:, None]) * n_half + h[None, :]
+            inside = (h[None, :] < n_half) & (k[:, None] < n_radii)
+            tl.store(to, tl.trans((real * factor).to(out.dtype.element_ty)), mask=inside)
+            to += tl.cast(n_particles, tl.int64) * n_radii * n_half
+            tl.store(to, tl.trans((imag * factor).to(out.dtype.element_ty)), mask=inside)
 
 
 def shifted_parts(
-    samples: Tensor, shift_xy_px: Tensor | None, basis: Tensor, n_radii: int, dtype: torch.dtype
+    samples: PackedSamples, shift_xy_px: Tensor | None, radius: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
-    """Compute real and imaginary parts of shifted samples, of unit norm; see `reference.shifted_parts`."""
-    n_particles, n_all, n_half = samples.shape
-    out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.device)
-    block = triton.next_power_of_2(n_radii * n_half)
-    once = block <= SAMPLES_AT_ONCE
+    """Compute real and imaginary parts of shifted samples, of about unit norm; see `reference.shifted_parts`."""
+    n_particles, n_half, width = samples.words.shape
+    out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.words.device)
     _shifted_parts[(n_particles,)](
-        torch.view_as_real(samples.contiguous()),
-        basis if shift_xy_px is None else shift_xy_px.contiguous(),
-        basis,
-        out,
-        n_all * n_half,
-        n_radii * n_half,
-        HAS_SHIFT=shift_xy_px is not None,
-        ONCE=once,
-        BLOCK=block if once else 1024,
-        num_warps=max(4, block // 512) if once else 4,
-    )
+        samples.words, radius if shift_xy_px is None else shift_xy_px.contiguous(), radius, out,
+        n_radii, n_half, width, n_particles, (n_radii * n_half) ** -0.5,
+        HAS_SHIFT=shift_xy_px is not None, K_BLOCK=16, H_BLOCK=32,
+    )  # fmt: skip
     return out

@@ -15,19 +15,15 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from ralib.conventions import rotate_xy, wrap_deg
+from ralib.kernels.pose_search.fine_templates import PolarSamples, root_mean_square
 from ralib.kernels.pose_search.reference_newton import newton
 
-SAMPLES_AT_ONCE = 8192
-"""Samples of a particle that the Triton form of `shifted_parts` holds at once, at most."""
-
 __all__ = [
-    "SAMPLES_AT_ONCE",
     "angle_deg",
     "angular_tables",
     "gather_taps",
     "grid_candidates",
     "newton",
-    "part_norm",
     "rotational_max",
     "shifted_parts",
     "shortlist",
@@ -62,20 +58,20 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def shifted_parts(
-    samples: Tensor, shift_xy_px: Tensor | None, basis: Tensor, n_radii: int, dtype: torch.dtype
+    samples: PolarSamples, shift_xy_px: Tensor | None, radius: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
-    """Compute real and imaginary parts of the innermost radii of shifted images, scaled to unit norm.
+    """Compute real and imaginary parts of the innermost radii of shifted images, scaled to about unit norm.
 
-    The scale of each particle, its root sum of squares, is `part_norm`; without it half precision could overflow.
+    The scale of each particle is its `root_mean_square`; without it half precision could overflow.
 
     Parameters
     ----------
-    samples : Tensor of shape (b, K, H)
-        Polar Fourier samples, complex64.
+    samples : PolarSamples of shape (b, K, H)
+        Polar Fourier samples.
     shift_xy_px : Tensor of shape (b, 2) or None
         Shift, pixels.
-    basis : Tensor of shape (2, K, H)
-        Frequency of each sample along x and y, radians per pixel.
+    radius : Tensor of shape (K,)
+        Radii, radians per pixel.
     n_radii : int
         Number of radii, from the innermost.
     dtype : torch.dtype
@@ -86,34 +82,20 @@ def shifted_parts(
     Tensor of shape (2, b, n_radii, H)
         The parts.
     """
-    inner = samples[:, :n_radii] / part_norm(samples, n_radii)[:, None, None]
+    assert isinstance(samples, Tensor)
+    n_half = samples.shape[2]
+    scale = root_mean_square(samples) * (n_radii * n_half) ** 0.5
+    inner = samples[:, :n_radii] / scale[:, None, None]
     if shift_xy_px is not None:
-        turn = torch.tensordot(shift_xy_px, basis[:2, :n_radii], dims=1)
+        angle = torch.arange(n_half, device=radius.device) * (math.pi / n_half)
+        along = shift_xy_px[:, :1] * torch.cos(angle) + shift_xy_px[:, 1:] * torch.sin(angle)
+        turn = radius[:n_radii, None] * along[:, None]
         co, si = torch.cos(turn), torch.sin(turn)
         real = inner.real * co + inner.imag * si
         imag = inner.imag * co - inner.real * si
     else:
         real, imag = inner.real, inner.imag
     return torch.stack([real, imag]).to(dtype)
-
-
-def part_norm(samples: Tensor, n_radii: int) -> Tensor:
-    """Compute the root sum of squares of the innermost radii; shifts do not change it.
-
-    Parameters
-    ----------
-    samples : Tensor of shape (b, K, H)
-        Polar Fourier samples, complex64.
-    n_radii : int
-        Number of radii, from the innermost.
-
-    Returns
-    -------
-    Tensor of shape (b,)
-        Norms.
-    """
-    inner = torch.view_as_real(samples[:, :n_radii]).flatten(1)
-    return torch.linalg.vector_norm(inner, dim=1).clamp(min=1e-30)
 
 
 def angular_tables(orders: Tensor, n_half: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
