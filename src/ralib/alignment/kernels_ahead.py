@@ -16,8 +16,8 @@ from ralib.alignment.search.templates import n_rotations
 from ralib.classes.kernels_ahead import average_zeros, prefilter_zeros
 from ralib.kernels.pose_search import (
     FINE_ROTATIONS,
+    FineTemplates,
     NewtonRule,
-    PackedTemplates,
     gather_taps,
     grid_candidates,
     newton,
@@ -80,8 +80,8 @@ def _transform(box: int, n_points: int, device: torch.device) -> None:
 
 
 def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:
-    table = _zeros(device, 1, n_fine, 3 * n_half + 2, n_radii, dtype=torch.int32)
-    templates = PackedTemplates(table, _zeros(device, n_radii), 1.0)
+    table = _zeros(device, 1, n_fine, 2, n_radii, 3 * n_half + 2)
+    templates = FineTemplates(table, _zeros(device, n_radii), _zeros(device, n_half), _zeros(device, n_radii)).packed()
     samples = polar_samples(_zeros(device, 1, n_radii, n_half, dtype=torch.complex64))
     row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
     rule = NewtonRule((0, 0, n_radii), (1.0, 1.0), 1.0, 1.0)

@@ -1,8 +1,9 @@
 """Templates at fine rotations, and samples of particles, as the Newton steps read them: one layout for each form.
 
 The plain and the Numba form read a table in single precision and the samples as they are. The Triton form reads both in
-half precision, real and imaginary part as one word, with the radii of an angle side by side: a thread takes four of
-them with one load, and goes on from angle to angle.
+half precision, real and imaginary part as one word. Eight radii of an angle lie side by side, so that a thread takes
+four with one load; then come the same radii a quarter of the half circle further on, which other threads take at the
+same time, so that together they read one line of memory; then other radii, and last the next angle.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ TABLE_BYTES = 2**25
 """Templates tabulated at a time, as complex numbers: what that needs besides is several times as much."""
 WIDE = 8
 """Packed radii come in multiples of so many, a sector of a GPU's memory; those beyond the last are zero."""
+QUARTERS = 4
+"""Parts of the half circle whose words lie side by side."""
 MOST_HALF = 6e4
 """Largest part of a packed sample: half precision ends at 65,504."""
 
@@ -55,7 +58,8 @@ class FineTemplates:
     def packed(self) -> PackedTemplates:
         """Return the same templates for the Triton form."""
         weighted = self.table * (self.weight * _unit(self))[:, None]
-        return PackedTemplates(packed_words(weighted.movedim(2, -1)), _filled(self.radius), 1.0 / _unit(self))
+        words = packed_words(weighted.movedim(2, -1), len(self.angle) // QUARTERS)
+        return PackedTemplates(_overlapping(words), _filled(self.radius), 1.0 / _unit(self))
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class PackedTemplates:
 
     Attributes
     ----------
-    table : Tensor of shape (t, F, A + H + 2, W)
-        Pairs of half-precision numbers, int32; the axis of the angles is that of `FineTemplates.table`.
-    radius : Tensor of shape (W,)
+    table : Tensor of shape (t, F, P + 2, W, 13, WIDE)
+        Pairs of half-precision numbers, int32: column c of `FineTemplates.table` at c mod P and c / P, of P angles in a
+        quarter of the half circle. Two rows are there twice: after a column come the next two, wherever it is.
+    radius : Tensor of shape (W * WIDE,)
         Radii, radians per pixel; zero beyond the last.
     scale : float
         A score is the sum over the table's entries times this.
@@ -83,8 +88,8 @@ class PackedSamples:
 
     Attributes
     ----------
-    words : Tensor of shape (b, H, W)
-        Pairs of half-precision numbers, int32.
+    words : Tensor of shape (b, P, W, QUARTERS, WIDE)
+        Pairs of half-precision numbers, int32: angle h at h mod P and h / P.
     scale : Tensor of shape (b,)
         A sample is its word times this: the particle's root mean square.
     """
@@ -108,22 +113,27 @@ PolarSamples = Tensor | PackedSamples
 """Samples of particles (b, K, H), complex64, as they are or packed."""
 
 
-def packed_words(parts: Tensor) -> Tensor:
-    """Pack real and imaginary parts into words, and lay the radii of an angle side by side.
+def packed_words(parts: Tensor, n_quarter: int) -> Tensor:
+    """Pack real and imaginary parts into words, in the order of the Triton form.
 
     Parameters
     ----------
     parts : Tensor of shape (..., K, C, 2)
-        Real and imaginary parts.
+        Real and imaginary parts at K radii and C angles.
+    n_quarter : int
+        Angles P of a quarter of the half circle.
 
     Returns
     -------
-    Tensor of shape (..., C, W)
-        Words, int32; zero from radius K on.
+    Tensor of shape (..., P, W, C / P, WIDE)
+        Words, int32; zero from radius K and from angle C on.
     """
-    half = parts.clamp(-MOST_HALF, MOST_HALF).half().transpose(-3, -2)
-    half = torch.nn.functional.pad(half, (0, 0, 0, -half.shape[-2] % WIDE))
-    return half.contiguous().view(torch.int32)[..., 0]
+    _, columns, _ = parts.shape[-3:]
+    half = parts.clamp(-MOST_HALF, MOST_HALF).half()
+    half = torch.nn.functional.pad(half, (0, 0, 0, -columns % n_quarter, 0, -parts.shape[-3] % WIDE))
+    blocks = half.unflatten(-3, (-1, WIDE)).unflatten(-2, (-1, n_quarter))
+    ordered = blocks.movedim((-2, -5, -3, -4), (-5, -4, -3, -2))
+    return ordered.contiguous().view(torch.int32)[..., 0]
 
 
 def root_mean_square(samples: PolarSamples) -> Tensor:
@@ -137,7 +147,7 @@ def packed_samples(samples: Tensor) -> PackedSamples:
     """Pack the samples (b, K, H), complex64, of particles."""
     parts = torch.view_as_real(samples)
     scale = root_mean_square(samples)
-    return PackedSamples(packed_words(parts / scale[:, None, None, None]), scale)
+    return PackedSamples(packed_words(parts / scale[:, None, None, None], samples.shape[2] // QUARTERS), scale)
 
 
 def fine_templates(
@@ -166,20 +176,25 @@ def fine_templates(
         The templates, then their mirror images.
     """
     n_half, n_radii = len(angle), spectrum.shape[1]
-    n_columns = 3 * n_half + 2
     shape = ((1 + mirror) * len(spectrum), FINE_ROTATIONS)
     if not packed:
-        table = torch.empty(*shape, 2, n_radii, n_columns, device=spectrum.device)
+        table = torch.empty(*shape, 2, n_radii, 3 * n_half + 2, device=spectrum.device)
         for cut, circles in _circles(spectrum, n_half, mirror):
             table[cut] = torch.view_as_real(circles).movedim(-1, 2)
         return FineTemplates(table, radius, angle, weight)
     unit = float(n_radii * n_half)
     weighted = spectrum * (weight * unit)[:, None]
-    filled = _filled(radius)
-    words = torch.empty(*shape, n_columns, len(filled), dtype=torch.int32, device=spectrum.device)
+    filled, n_quarter = _filled(radius), n_half // QUARTERS
+    layout = n_quarter + 2, len(filled) // WIDE, 3 * QUARTERS + 1, WIDE
+    words = torch.empty(*shape, *layout, dtype=torch.int32, device=spectrum.device)
     for cut, circles in _circles(weighted, n_half, mirror):
-        words[cut] = packed_words(torch.view_as_real(circles))
+        words[cut] = _overlapping(packed_words(torch.view_as_real(circles), n_quarter))
     return PackedTemplates(words, filled, 1.0 / unit)
+
+
+def _overlapping(words: Tensor) -> Tensor:
+    """Words (..., P, W, 13, WIDE) of templates, with the first two rows of each next quarter after the last."""
+    return torch.cat([words, torch.nn.functional.pad(words[..., :2, :, 1:, :], (0, 0, 0, 1))], dim=-4)
 
 
 def _unit(templates: FineTemplates) -> float:

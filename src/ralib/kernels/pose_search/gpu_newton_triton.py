@@ -16,7 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.fine_templates import MOST_HALF, WIDE, PackedSamples, PackedTemplates, PolarSamples
+from ralib.kernels.pose_search.fine_templates import (
+    MOST_HALF,
+    QUARTERS,
+    WIDE,
+    PackedSamples,
+    PackedTemplates,
+    PolarSamples,
+)
 from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
 
 MANY, FEW = (4, 4, 2), (1, 8, 4)
@@ -149,68 +156,89 @@ def _angle(sums, mine, below, here, above, radii, along, ca, sa):
 
 @triton.jit
 def _band(
-    sums, mine, template, radius, x, y, first, stop, n_half, n_wide,
+    sums, mine, template, radius, x, y, column, first, stop, n_quarter, n_wide,
     STRIDE: tl.constexpr, TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
 ):  # fmt: skip
     """Adds the radii from `first` to `stop`, counted in fours, at every STRIDE-th angle.
 
     TAIL says that threads may have no radii left in the last round: these take the last ones' addresses, and nothing.
+    Words lie as `fine_templates` says; `column` is the template's at angle 0 of the particle and the first rotation.
     """
-    part = n_half // PARTS
-    start = tl.arange(0, PARTS) * part
-    row = n_wide * 8
-    c_step, s_step = cos_sin(STRIDE * 0.5 / n_half)
-    c_start, s_start = cos_sin(start.to(tl.float32) * (0.5 / n_half))
+    SHARE: tl.constexpr = PARTS // 4
+    part = n_quarter // SHARE
+    quarter = tl.arange(0, PARTS) // SHARE
+    start = tl.arange(0, PARTS) % SHARE * part
+    next_row = _place(1, 0, n_wide)
+    step_deg = 0.125 / n_quarter  # in turns, of one angle
+    c_step, s_step = cos_sin(STRIDE * step_deg)
+    c_start, s_start = cos_sin((quarter * n_quarter + start) * step_deg)
+    # As large as the template's for each candidate, though alike: so that threads hold both alike.
+    all_alike = tl.zeros((CANDIDATES, PARTS, FOURS, 4), tl.int32)
     for i in range(first, stop, FOURS):
         four = i + tl.arange(0, FOURS)
         inside = (four < stop)[None, None, :, None]
         if TAIL:
             four = tl.minimum(four, stop - 1)
-        k = (4 * four)[:, None] + tl.arange(0, 4)[None, :]
-        radii = _four(tl.load(radius + k)[None, None, :, :], 1, 1, FOURS)
-        # As large as the template's for each candidate, though alike: so that threads hold both alike.
-        at = tl.zeros((CANDIDATES, PARTS, FOURS, 4), tl.int32) + start[None, :, None, None] * row + k[None, None, :, :]
-        of, at = template + at, mine + at
+        radii = _four(tl.load(radius + (4 * four)[:, None] + tl.arange(0, 4)[None, :])[None, None, :, :], 1, 1, FOURS)
+        within = (four % 2 * 4)[:, None] + tl.arange(0, 4)[None, :]
+        at = mine + all_alike + (
+            ((start * (n_wide * 4) + quarter) * 8)[None, :, None, None] + ((four // 2) * 32)[None, None, :, None]
+            + within[None, None, :, :]
+        )  # fmt: skip
+        of = template + all_alike + (
+            (quarter * 8)[None, :, None, None] + ((four // 2) * 104)[None, None, :, None] + within[None, None, :, :]
+        )  # fmt: skip
+        ahead = column[:, None, None, None] + start[None, :, None, None]
+        row, place = ahead % n_quarter, _place(ahead % n_quarter, ahead // n_quarter, n_wide)
         ca, sa = c_start[None, :, None], s_start[None, :, None]
         if STRIDE < 3:
-            below = _numbers(tl.load(of), CANDIDATES, PARTS, FOURS)
+            below = _numbers(tl.load(of + 8 * place), CANDIDATES, PARTS, FOURS)
         if STRIDE == 1:
-            here = _numbers(tl.load(of + row), CANDIDATES, PARTS, FOURS)
+            here = _numbers(tl.load(of + 8 * (place + next_row)), CANDIDATES, PARTS, FOURS)
         for _ in range(0, part, STRIDE):
             words = tl.load(at, mask=inside, other=0) if TAIL else tl.load(at)
             if STRIDE == 3:
-                below = _numbers(tl.load(of), CANDIDATES, PARTS, FOURS)
+                below = _numbers(tl.load(of + 8 * place), CANDIDATES, PARTS, FOURS)
             if STRIDE > 1:
-                here = _numbers(tl.load(of + row), CANDIDATES, PARTS, FOURS)
-            above = _numbers(tl.load(of + 2 * row), CANDIDATES, PARTS, FOURS)
+                here = _numbers(tl.load(of + 8 * (place + next_row)), CANDIDATES, PARTS, FOURS)
+            above = _numbers(tl.load(of + 8 * (place + 2 * next_row)), CANDIDATES, PARTS, FOURS)
             samples = _numbers(words, CANDIDATES, PARTS, FOURS)
             sums = _angle(sums, samples, below, here, above, radii, x * ca + y * sa, ca, sa)
             if STRIDE == 2:
                 below = above
             if STRIDE == 1:
                 below, here = here, above
-            at += STRIDE * row
-            of += STRIDE * row
+            at += STRIDE * n_wide * 32
+            row += STRIDE
+            ends = row >= n_quarter
+            row = tl.where(ends, row - n_quarter, row)
+            place += tl.where(ends, _place(STRIDE - n_quarter, 1, n_wide), _place(STRIDE, 0, n_wide))
             ca, sa = ca * c_step - sa * s_step, sa * c_step + ca * s_step
     return sums
+
+
+@triton.jit
+def _place(row, quarter, n_wide):
+    """How far apart two places of the templates are, in eights of words: a row is 13 quarters of `n_wide` eights."""
+    return row * (n_wide * 13) + quarter
 
 
 # Counts that differ from step to step, from batch to batch, or from grid to grid, are compiled for once.
 @triton.jit(
     do_not_specialize=[
-        "n_candidates", "n_particles", "n_fine", "n_half", "n_wide", "stop_third", "stop_second", "stop", "steps"
+        "n_candidates", "n_particles", "n_fine", "n_quarter", "n_wide", "stop_third", "stop_second", "stop", "steps"
     ]
 )  # fmt: skip
 def _newton(
     samples, scale, centre, row, pose, table, radius, out,
-    n_candidates, n_particles, n_fine, n_half, n_wide, stop_third, stop_second, stop,
+    n_candidates, n_particles, n_fine, n_quarter, n_wide, stop_third, stop_second, stop,
     limit_x, limit_y, bound_deg, bound_px, slack, steps, settled, template_scale,
     TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
 ):  # fmt: skip
     """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, part, four).
 
-    Programs of one particle follow each other, so that its samples come from the cache after the first. A row of words
-    is 8 `n_wide` long, so that it is known to be aligned.
+    Programs of one particle follow each other, so that its samples come from the cache after the first. Angles and
+    radii are counted in quarters of the half circle and in eights, so that words are known to be aligned.
     """
     n_groups = (n_candidates + CANDIDATES - 1) // CANDIDATES
     particle = (tl.program_id(0) // n_groups).to(tl.int64)
@@ -230,11 +258,10 @@ def _newton(
         tl.store(out + 4 * c + 3, tl.full((CANDIDATES,), float("-inf"), tl.float32))
         return
     centre_x, centre_y = tl.load(centre + 2 * particle), tl.load(centre + 2 * particle + 1)
-    turn = 2 * n_half * n_fine
+    turn = 8 * n_quarter * n_fine
     step_deg = 360.0 / turn
-    n_columns = 3 * n_half + 2
-    mine = samples + particle * n_half * (n_wide * 8)
-    templates = table + tl.load(row + c).to(tl.int64) * n_fine * n_columns * (n_wide * 8)
+    mine = samples + particle * n_quarter * (n_wide * 32)
+    templates = table + tl.load(row + c).to(tl.int64) * n_fine * (n_quarter + 2) * (n_wide * 104)
     zero = tl.zeros((CANDIDATES, PARTS, FOURS), tl.float32)
     going, climbs = ~behind, steps > 1
     # Where the score was highest so far, and that score.
@@ -247,16 +274,16 @@ def _newton(
         fine = position % turn
         # The remainder keeps the sign of the dividend.
         fine = tl.where(fine < 0, fine + turn, fine)
-        template = templates + (fine % n_fine * n_columns + fine // n_fine) * (n_wide * 8)
-        template = template[:, None, None, None]
+        template = (templates + fine % n_fine * (n_quarter + 2) * (n_wide * 104))[:, None, None, None]
+        column = fine // n_fine
         sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-        sums = _band(sums, mine, template, radius, x, y, 0, stop_third,
-                     n_half, n_wide, 3, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+        sums = _band(sums, mine, template, radius, x, y, column, 0, stop_third,
+                     n_quarter, n_wide, 3, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
         # Of every third angle, each stands for three; of every second, for two.
-        sums = _band(_scaled(sums, 1.5), mine, template, radius, x, y, stop_third, stop_second,
-                     n_half, n_wide, 2, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
-        sums = _band(_scaled(sums, 2.0), mine, template, radius, x, y, stop_second, stop,
-                     n_half, n_wide, 1, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+        sums = _band(_scaled(sums, 1.5), mine, template, radius, x, y, column, stop_third, stop_second,
+                     n_quarter, n_wide, 2, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+        sums = _band(_scaled(sums, 2.0), mine, template, radius, x, y, column, stop_second, stop,
+                     n_quarter, n_wide, 1, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
         s0, s1, s2, x1, y1, xd, yd, xx, xy, rr = sums
         s0, s1, s2 = _total(s0), _total(s1), _total(s2)
         x1, y1, xd, yd = _total(x1), _total(y1), _total(xd), _total(yd)
@@ -333,7 +360,8 @@ def newton(
     samples = samples if isinstance(samples, PackedSamples) else packed_samples(samples)
     samples = samples if particle is None else samples[particle]
     candidates, parts, fours = MANY if len(row) > 2 else FEW
-    n_particles, n_half, width = samples.words.shape
+    n_particles, n_quarter, n_wide = samples.words.shape[:3]
+    n_half = QUARTERS * n_quarter
     tail = fours > WHOLE
     block = 4 if tail else 4 * fours
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]
@@ -344,19 +372,28 @@ def newton(
     _newton[(n_particles * triton.cdiv(len(row), candidates),)](
         samples.words, samples.scale, centre.contiguous(), row.contiguous(), pose.contiguous(),
         templates.table, templates.radius, out,
-        len(row), n_particles, templates.table.shape[1], n_half, width // WIDE, *stops,
+        len(row), n_particles, templates.table.shape[1], n_quarter, n_wide, *stops,
         *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED, templates.scale,
-        TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=64,
+        TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=72,
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["n_radii", "n_half", "width"])
-def _packed_samples(samples, words, scale, n_radii, n_half, width, most, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr):
-    """One program: one particle, read twice: for its root mean square, and to be packed with radii side by side."""
+@triton.jit
+def word_offset(h, k, n_quarter, n_wide):
+    """Return where the word of angle h and radius k of a particle is; see `fine_templates`."""
+    return ((h % n_quarter * n_wide + k // 8) * 4 + h // n_quarter) * 8 + k % 8
+
+
+@triton.jit(do_not_specialize=["n_radii", "n_quarter", "n_wide"])
+def _packed_samples(
+    samples, words, scale, n_radii, n_quarter, n_wide, most, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr
+):
+    """One program: one particle, read twice: for its root mean square, and to be packed."""
     particle = tl.program_id(0).to(tl.int64)
+    n_half = 4 * n_quarter
     n_points = n_radii * n_half
-    mine = samples + particle * n_points
+    mine, to = samples + particle * n_points, words + particle * (n_wide * 8) * n_half
     p = tl.arange(0, K_BLOCK * H_BLOCK)
     total = tl.zeros((K_BLOCK * H_BLOCK,), tl.float32)
     for i in range(0, n_points, K_BLOCK * H_BLOCK):
@@ -364,15 +401,14 @@ def _packed_samples(samples, words, scale, n_radii, n_half, width, most, K_BLOCK
         total += real * real + imag * imag
     rms = tl.maximum(tl.sqrt(tl.sum(total, axis=0) / n_points), 1e-30)
     tl.store(scale + particle, rms)
-    for i in range(0, width, K_BLOCK):
+    for i in range(0, n_wide * 8, K_BLOCK):
         for j in range(0, n_half, H_BLOCK):
             k, h = i + tl.arange(0, K_BLOCK)[:, None], j + tl.arange(0, H_BLOCK)[None, :]
             real, imag = _parts(tl.load(mine + k * n_half + h, mask=(k < n_radii) & (h < n_half), other=0))
             real, imag = _half_bits(real / rms, most), _half_bits(imag / rms, most)
             word = tl.trans((real & 0xFFFF) | (imag << 16))
             k, h = i + tl.arange(0, K_BLOCK)[None, :], j + tl.arange(0, H_BLOCK)[:, None]
-            to = words + (particle * n_half + h) * width + k
-            tl.store(to, word, mask=(k < width) & (h < n_half))
+            tl.store(to + word_offset(h, k, n_quarter, n_wide), word, mask=(k < n_wide * 8) & (h < n_half))
 
 
 @triton.jit
@@ -391,10 +427,10 @@ def _half_bits(value, most):
 def packed_samples(samples: Tensor) -> PackedSamples:
     """Pack the samples (b, K, H), complex64, of particles; see `fine_templates.packed_samples`."""
     n_particles, n_radii, n_half = samples.shape
-    width = n_radii + -n_radii % WIDE
-    words = torch.empty(n_particles, n_half, width, dtype=torch.int32, device=samples.device)
+    shape = n_particles, n_half // QUARTERS, triton.cdiv(n_radii, WIDE), QUARTERS, WIDE
+    words = torch.empty(shape, dtype=torch.int32, device=samples.device)
     scale = torch.empty(n_particles, dtype=torch.float32, device=samples.device)
     _packed_samples[(n_particles,)](
-        samples.contiguous().view(torch.int64), words, scale, n_radii, n_half, width, MOST_HALF, K_BLOCK=32, H_BLOCK=32
+        samples.contiguous().view(torch.int64), words, scale, n_radii, *shape[1:3], MOST_HALF, K_BLOCK=32, H_BLOCK=32
     )
     return PackedSamples(words, scale)

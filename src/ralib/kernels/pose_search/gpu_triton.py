@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.fine_templates import PackedSamples
-from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, packed_samples, pair, phase
+from ralib.kernels.pose_search.fine_templates import QUARTERS, PackedSamples
+from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, packed_samples, pair, phase, word_offset
 
 __all__ = ["gather_taps", "grid_candidates", "newton", "packed_samples", "rotational_max", "shifted_parts", "shortlist"]
 
@@ -118,7 +118,7 @@ def rotational_max(
     angles: int = 16,
     particles: int = 64,
     pairs: int | None = None,
-    num_warps: int = 4,
+    num_warps: int = 2,
     num_stages: int = 3,
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
@@ -234,7 +234,7 @@ def grid_candidates(
     at = torch.empty(n_chunks * n, n_particles, dtype=torch.int32, device=value.device)
     _top_rows[(n_particles, n_chunks)](
         value, at, n_rows, n_chunk, n_particles, value.stride(0), n, GROUPS=groups, BLOCK=block,
-        num_warps=min(max(block // 1024, 1), 8),
+        num_warps=min(max(block // 1024, 1), 8), maxnreg=80,
     )  # fmt: skip
     row = torch.empty(at.shape, dtype=torch.int64, device=value.device)
     pose = torch.empty(*at.shape, 4, dtype=torch.float32, device=value.device)
@@ -348,13 +348,15 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 # Radii and angles in blocks: read with radii side by side, written with angles.
-@triton.jit(do_not_specialize=["n_radii", "n_half", "width", "n_particles"])
+@triton.jit(do_not_specialize=["n_radii", "n_quarter", "n_wide", "n_particles"])
 def _shifted_parts(
-    words, shift, radius, out, n_radii, n_half, width, n_particles, factor,
+    words, shift, radius, out, n_radii, n_quarter, n_wide, n_particles, factor,
     HAS_SHIFT: tl.constexpr, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: one particle."""
     particle = tl.program_id(0).to(tl.int64)
+    n_half = 4 * n_quarter
+    mine = words + particle * (n_wide * 8) * n_half
     if HAS_SHIFT:
         x, y = tl.load(shift + 2 * particle), tl.load(shift + 2 * particle + 1)
     for j in range(0, n_half, H_BLOCK):
@@ -365,7 +367,7 @@ def _shifted_parts(
         for i in range(0, n_radii, K_BLOCK):
             k = i + tl.arange(0, K_BLOCK)
             inside = (h[:, None] < n_half) & (k[None, :] < n_radii)
-            word = tl.load(words + (particle * n_half + h[:, None]) * width + k[None, :], mask=inside, other=0)
+            word = tl.load(mine + word_offset(h[:, None], k[None, :], n_quarter, n_wide), mask=inside, other=0)
             real, imag = pair(word)
             if HAS_SHIFT:
                 r = tl.load(radius + k, mask=k < n_radii, other=0.0)
@@ -384,11 +386,12 @@ def shifted_parts(
     samples: PackedSamples, shift_xy_px: Tensor | None, radius: Tensor, n_radii: int, dtype: torch.dtype
 ) -> Tensor:
     """Compute real and imaginary parts of shifted samples, of about unit norm; see `reference.shifted_parts`."""
-    n_particles, n_half, width = samples.words.shape
+    n_particles, n_quarter, n_wide = samples.words.shape[:3]
+    n_half = QUARTERS * n_quarter
     out = torch.empty(2, n_particles, n_radii, n_half, dtype=dtype, device=samples.words.device)
     _shifted_parts[(n_particles,)](
         samples.words, radius if shift_xy_px is None else shift_xy_px.contiguous(), radius, out,
-        n_radii, n_half, width, n_particles, (n_radii * n_half) ** -0.5,
-        HAS_SHIFT=shift_xy_px is not None, K_BLOCK=16, H_BLOCK=32,
+        n_radii, n_quarter, n_wide, n_particles, (n_radii * n_half) ** -0.5,
+        HAS_SHIFT=shift_xy_px is not None, K_BLOCK=16, H_BLOCK=64,
     )  # fmt: skip
     return out
