@@ -63,9 +63,10 @@ def calls_ahead(grid: PolarGrid, device: torch.device, n_fine: int = FINE_ROTATI
     calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
     calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
     calls += [partial(_parts, n_radii, n_half, device)]
-    calls += [partial(_maxima, n, MANY // 4, device) for n in N_ORDERS]
+    calls += [partial(_maxima, n, MANY // 4, False, device) for n in N_ORDERS]
     calls += [partial(_selection, many, few, device) for many, few in CANDIDATES]
-    calls += [partial(_maxima, n, FEW, device) for n in N_ORDERS]
+    calls += [partial(_maxima, n, FEW, False, device) for n in N_ORDERS]
+    calls += [partial(_maxima, n, pairs, True, device) for pairs in (FEW, MANY // 4) for n in N_ORDERS]
     return refinement, calls
 
 
@@ -88,12 +89,11 @@ def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: tor
     newton(samples, _zeros(device, 1, 2), row, pose, templates, rule)
 
 
-def _maxima(n_orders: int, n_pairs: int, device: torch.device) -> None:
+def _maxima(n_orders: int, n_pairs: int, penalty: bool, device: torch.device) -> None:
     n_half = n_rotations(n_orders)
     spectra = _zeros(device, n_orders, n_pairs, 2, FEW, dtype=torch.float16)
     table = _zeros(device, n_half, n_orders, dtype=torch.float16)
-    for penalty in (None, _zeros(device, 1, 2, n_half)):
-        rotational_max(spectra, table, table, penalty)
+    rotational_max(spectra, table, table, _zeros(device, 1, 2, n_half) if penalty else None)
 
 
 def _candidates(few: int, device: torch.device) -> None:
