@@ -85,7 +85,7 @@ def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: tor
     templates = FineTemplates(table, _zeros(device, n_radii), _zeros(device, n_half), _zeros(device, n_radii)).packed()
     samples = polar_samples(_zeros(device, 1, n_radii, n_half, dtype=torch.complex64))
     row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
-    rule = NewtonRule((0, 0, n_radii), (1.0, 1.0), 1.0, 1.0)
+    rule = NewtonRule((8, 8, n_radii), (1.0, 1.0), 1.0, 1.0)  # some angles left out, as near the centre of any box
     newton(samples, _zeros(device, 1, 2), row, pose, templates, rule)
 
 

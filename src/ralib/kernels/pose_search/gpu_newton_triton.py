@@ -233,7 +233,7 @@ def _newton(
     samples, scale, centre, row, pose, table, radius, out,
     n_candidates, n_particles, n_fine, n_quarter, n_wide, stop_third, stop_second, stop,
     limit_x, limit_y, bound_deg, bound_px, slack, steps, settled, template_scale,
-    TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
+    THINNED: tl.constexpr, TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
 ):  # fmt: skip
     """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, part, four).
 
@@ -277,12 +277,14 @@ def _newton(
         template = (templates + fine % n_fine * (n_quarter + 2) * (n_wide * 104))[:, None, None, None]
         column = fine // n_fine
         sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-        sums = _band(sums, mine, template, radius, x, y, column, 0, stop_third,
-                     n_quarter, n_wide, 3, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
-        # Of every third angle, each stands for three; of every second, for two.
-        sums = _band(_scaled(sums, 1.5), mine, template, radius, x, y, column, stop_third, stop_second,
-                     n_quarter, n_wide, 2, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
-        sums = _band(_scaled(sums, 2.0), mine, template, radius, x, y, column, stop_second, stop,
+        if THINNED:
+            sums = _band(sums, mine, template, radius, x, y, column, 0, stop_third,
+                         n_quarter, n_wide, 3, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+            # Of every third angle, each stands for three; of every second, for two.
+            sums = _band(_scaled(sums, 1.5), mine, template, radius, x, y, column, stop_third, stop_second,
+                         n_quarter, n_wide, 2, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
+            sums = _scaled(sums, 2.0)
+        sums = _band(sums, mine, template, radius, x, y, column, stop_second, stop,
                      n_quarter, n_wide, 1, TAIL, CANDIDATES, PARTS, FOURS)  # fmt: skip
         s0, s1, s2, x1, y1, xd, yd, xx, xy, rr = sums
         s0, s1, s2 = _total(s0), _total(s1), _total(s2)
@@ -374,7 +376,7 @@ def newton(
         templates.table, templates.radius, out,
         len(row), n_particles, templates.table.shape[1], n_quarter, n_wide, *stops,
         *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED, templates.scale,
-        TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=72,
+        THINNED=stops[1] > 0, TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=72,
     )  # fmt: skip
     return out
 
