@@ -99,9 +99,9 @@ def test_the_automatic_selection_is_ticked_beforehand_with_its_reasons(opened: A
 
 def test_the_words_of_a_card_are_as_short_as_a_card_is_narrow(opened: Any) -> None:
     words = {
-        "25% of its members are probably junk: fits its class badly; blurred": "partly junk",
+        "25% of its members are probably junk: fits its class badly; less detail": "partly junk",
         "its views were probably not told apart: it shows shape, no detail": "views unsure",
-        "blurred next to the best class; it lies 6 px off the centre": "blurred",
+        "less detail than the best class; it lies 6 px off the centre": "less detail",
         "good: detailed, reproducible": "good",
     }
     (source,) = re.findall(

@@ -206,7 +206,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     if blurs_views(row) and true > 0.5:
         words.append(NOT_TOLD_APART)
     if row["sharpness"] < 0.5 * sharpest:
-        words.append("blurred next to the best class")
+        words.append("less detail than the best class")
     if row["off_centre"] > OFF_CENTRE[0]:
         words.append(f"it lies {row['off_centre_px']:.0f} px off the centre")
     return score, "; ".join(words) or (GOOD_BUT_ROUND if is_round(row) else GOOD)
