@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.conventions import pose_error, wrap_deg
+from ralib.conventions import wrap_deg
 from ralib.types import Poses
 
 
@@ -38,13 +38,10 @@ def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
     Tensor of shape (n,)
         Pixels; NaN where the mirror changed.
     """
-    psi = torch.deg2rad(wrap_deg(poses.psi_deg - previous.psi_deg))
-    _, distance = pose_error(
-        (poses.psi_deg, poses.origin_xy_px, poses.mirror),
-        (previous.psi_deg, previous.origin_xy_px, previous.mirror),
-    )
-    rms = torch.sqrt(distance**2 + outer_radius**2 * (1.0 - torch.cos(psi)))
-    return torch.where(poses.mirror == previous.mirror, rms, torch.full_like(rms, float("nan")))
+    turned = 1.0 - torch.cos(torch.deg2rad(poses.psi_deg - previous.psi_deg))
+    moved = (poses.origin_xy_px - previous.origin_xy_px).square().sum(-1)
+    rms = torch.sqrt(moved + outer_radius**2 * turned)
+    return torch.where(poses.mirror == previous.mirror, rms, math.nan)
 
 
 def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = None) -> tuple[float, float, float]:

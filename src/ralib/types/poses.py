@@ -94,4 +94,6 @@ class Poses:
     @staticmethod
     def cat(parts: Sequence[Poses]) -> Poses:
         """Concatenate poses."""
+        if len(parts) == 1:
+            return parts[0]
         return Poses(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Poses)})

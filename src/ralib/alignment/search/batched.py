@@ -207,7 +207,7 @@ class BatchedSearch(PoseSearch):
                 value = value.masked_fill((reference[:, None] != class_index)[:, None], -math.inf)
             place = {"n_half": poses.n_half, "first": first, "n_references": self.bank.n_references}
             found.append(grid_candidates(value, index, poses.pairings, n, **place))
-        row, pose = (torch.cat(parts) for parts in zip(*found, strict=True))
+        row, pose = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
         return shortlist(row, pose, n)
 
     # -- off the grid ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect
 from dataclasses import dataclass
@@ -65,9 +66,9 @@ class Extent:
         power = (squared(spectrum) * grid.weight[:, None]).sum(0).double()
         power = power / power.sum().clamp(min=1e-30)
         by_radius = power.sum(1)
-        left_out = [1 - part.cumsum(0) for part in (power.sum(0), by_radius)]
-        counts = [(left > 0.5 * share).sum() for left in left_out for share in (loss, CLOSE_LOSS)]
-        return torch.stack([*counts, mean_square_frequency(grid, by_radius)])
+        share = _shares(loss, grid.device)
+        counts = [((1 - part.cumsum(0)) > share).sum(1) for part in (power.sum(0), by_radius)]
+        return torch.cat([*counts, mean_square_frequency(grid, by_radius)[None]])
 
     @classmethod
     def of(cls, grid: PolarGrid, measured: Tensor) -> Extent:
@@ -91,6 +92,12 @@ class Extent:
         n_orders = min(16 * math.ceil(n_orders / 16), grid.n_angles // 2)
         n_radii, close_radii = (min(8 * math.ceil(n / 8), grid.n_radii) for n in (n_radii, close_radii))
         return cls(n_orders, n_radii, close_orders, close_radii, natural_step_px(grid, mean_square))
+
+
+@functools.lru_cache(maxsize=8)
+def _shares(loss: float, device: torch.device) -> Tensor:
+    """Half the fraction (2, 1) of the power that the grid, and that the way to a maximum, may leave out."""
+    return torch.tensor([[0.5 * loss], [0.5 * CLOSE_LOSS]], dtype=torch.float64, device=device)
 
 
 def mean_square_frequency(grid: PolarGrid, power: Tensor) -> Tensor:
