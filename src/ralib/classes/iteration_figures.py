@@ -56,10 +56,11 @@ def iteration_figures(
     counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
     means = _means([(poses.score, assigned), *_changes(poses, previous, outer_radius)])
     # One transfer: every number taken from a GPU by itself would wait for all the work before it.
-    on_host = torch.cat([means, counts[1:]]).cpu()
-    criterion, pixel_error, class_changes, mirror_changes = on_host[: len(means)].tolist()
-    sizes = on_host[len(means) :].long()
-    resolution_px = class_resolution_px(averages)
+    curve = averages.frc if averages.frc is not None else averages.images.new_empty(len(averages.images), 0)
+    on_host = torch.cat([means, counts[1:], curve.flatten().to(means)]).cpu()
+    figures, sizes, values = on_host.split([len(means), len(counts) - 1, curve.numel()])
+    criterion, pixel_error, class_changes, mirror_changes = figures.tolist()
+    sizes, resolution_px = sizes.long(), _resolution_px(values.view(curve.shape).float())
     known = [r for r in resolution_px if math.isfinite(r)]
     pixel = averages.pixel_size_A or math.nan
     mean_px = sum(known) / len(known) if known else math.nan
@@ -86,7 +87,13 @@ def class_resolution_px(averages: ClassAverages) -> list[float]:
     """Return the resolution of each class in pixels, NaN where it has no FRC."""
     if averages.frc is None:
         return [math.nan] * len(averages.images)
-    curve = averages.frc.cpu().float()
+    return _resolution_px(averages.frc.cpu().float())
+
+
+def _resolution_px(curve: Tensor) -> list[float]:
+    """Resolution of each class, pixels, by its FRC (k, rings), of which a class without halves has none."""
+    if not curve.numel():
+        return [math.nan] * len(curve)
     frequency = resolution_frequency(curve.clone()).tolist()
     known = (curve[:, 1:] != 0).any(1).tolist()
     return [1 / max(f, 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
