@@ -40,9 +40,9 @@ SECTIONS = {
 """The tables of goals, and whose rows stand in them; what no other holds is in a last one."""
 OTHERS = "The rest"
 HEADLINES = (
-    ("whole", "H100", "105,247 x 90 px, 50 references, xr=yr=3, 6 iterations: file to files, second run",
+    ("whole", "H200", "105,247 x 90 px, 50 references, xr=yr=3, 6 iterations: file to files, second run",
      "Multi-reference alignment of 105,247 ribosomes at 90 px to 50 averages, 6 iterations, files to files"),
-    ("engine", "H100", "mref-50", "The same, one iteration: computing, a particle"),
+    ("engine", "H200", "mref-50", "The same, one iteration: computing, a particle"),
     ("classify-million", "H200", "the whole card",
      "Classes from scratch: a million particles of 128 px, 200 classes, from the file to the verdict"),
     ("classification", "H200", "uniform, 5,000 particles, K=50: view angle, median",
