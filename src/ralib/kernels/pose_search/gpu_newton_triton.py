@@ -98,6 +98,7 @@ def _total(values):
 
 @triton.jit
 def _scaled(sums, factor):
+    """All sums times a factor."""
     s0, s1, s2, x1, y1, xd, yd, xx, xy, rr = sums
     s0, s1, s2, x1, y1 = factor * s0, factor * s1, factor * s2, factor * x1, factor * y1
     return s0, s1, s2, x1, y1, factor * xd, factor * yd, factor * xx, factor * xy, factor * rr
@@ -162,16 +163,17 @@ def _band(
     """Adds the radii from `first` to `stop`, counted in fours, at every STRIDE-th angle.
 
     TAIL says that threads may have no radii left in the last round: these take the last ones' addresses, and nothing.
-    Words lie as `fine_templates` says; `column` is the template's at angle 0 of the particle and the first rotation.
+    Words lie as `fine_templates` says: eight radii, 4 quarters of the samples or 13 of a template (32 and 104 words),
+    all radii (`n_wide` times as many), then the next angle. `column` is the template's at the particle's angle 0.
     """
     SHARE: tl.constexpr = PARTS // 4
     part = n_quarter // SHARE
     quarter = tl.arange(0, PARTS) // SHARE
     start = tl.arange(0, PARTS) % SHARE * part
     next_row = _place(1, 0, n_wide)
-    step_deg = 0.125 / n_quarter  # in turns, of one angle
-    c_step, s_step = cos_sin(STRIDE * step_deg)
-    c_start, s_start = cos_sin((quarter * n_quarter + start) * step_deg)
+    one_angle = 0.125 / n_quarter  # of a turn
+    c_step, s_step = cos_sin(STRIDE * one_angle)
+    c_start, s_start = cos_sin((quarter * n_quarter + start) * one_angle)
     # As large as the template's for each candidate, though alike: so that threads hold both alike.
     all_alike = tl.zeros((CANDIDATES, PARTS, FOURS, 4), tl.int32)
     for i in range(first, stop, FOURS):
