@@ -237,16 +237,16 @@ def test_newton_triton_agrees_with_reference(k: int, h: int, stops: Stops, n: in
     pose = torch.cat([400 * torch.randn(n, 7, 1, generator=generator), torch.randn(n, 7, 3, generator=generator)], -1)
     samples, *_, templates, _ = _moments_case(k, h)
     # The kernel reads numbers in half precision: so does the reference.
-    mine, fine = packed_samples(samples), templates.packed()
+    mine, fine = packed_samples(samples), templates.packed(0.5)
     table = (
         _unpacked(fine.table[:, :, :-2], k)[..., : 3 * h + 2, :].movedim(-1, 2)
-        / (templates.weight / fine.scale)[:, None]
+        / (templates.weight / fine.unit)[:, None]
     )
     rounded = torch.view_as_complex(_unpacked(mine.words, k).contiguous()) * mine.scale[:, None, None]
     rule = NewtonRule(stops, (1.5, 0.5), 8.0, 0.4, slack, steps)
     expected = newton(rounded, centre, row, pose, replace(templates, table=table), rule)
     there = PackedSamples(*_there(mine.words, mine.scale)), *_there(centre, row, pose)
-    found = gpu_triton.newton(*there, PackedTemplates(*_there(fine.table, fine.radius), fine.scale), rule)
+    found = gpu_triton.newton(*there, PackedTemplates(*_there(fine.table, fine.radius), fine.unit), rule)
     _assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert (expected[..., 3] == -math.inf).any() == (math.isfinite(slack) and n > 1)
 
@@ -258,7 +258,7 @@ def test_newton_triton_refuses_blocks_that_it_would_not_take_whole() -> None:
     samples, *_, templates, _ = _moments_case(16, 48)
     given = packed_samples(samples), torch.zeros(7, 2), torch.zeros(3, 7, dtype=torch.int64), torch.zeros(3, 7, 4)
     with pytest.raises(ValueError, match=r"stops \(4, 8, 16\) of 48 angles"):
-        gpu_triton.newton(*given, templates.packed(), NewtonRule((4, 8, 16), (1.5, 0.5), 8.0, 0.4))
+        gpu_triton.newton(*given, templates.packed(0.5), NewtonRule((4, 8, 16), (1.5, 0.5), 8.0, 0.4))
 
 
 @in_interpreter
@@ -277,12 +277,12 @@ def test_packed_samples_triton_agrees_with_reference() -> None:
 def test_packed_templates_of_angular_orders_are_those_of_the_table() -> None:
     spectrum = _random_complex(2, 9, 6, seed=8)
     given = spectrum, torch.rand(9), torch.arange(8) * (torch.pi / 8), torch.rand(9)
-    table = tabulate(*given, mirror=True, packed=False)
-    packed = tabulate(*given, mirror=True, packed=True)
+    table = tabulate(*given, mirror=True, unit=0.5, packed=False)
+    packed = tabulate(*given, mirror=True, unit=0.5, packed=True)
     assert isinstance(table, FineTemplates)
     assert isinstance(packed, PackedTemplates)
-    expected = table.packed()
-    assert packed.scale == expected.scale
+    expected = table.packed(0.5)
+    assert packed.unit == expected.unit
     assert torch.equal(packed.radius, expected.radius)
     found, wanted = (_unpacked(t.table[:, :, :-2], 9) for t in (packed, expected))
     assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max()

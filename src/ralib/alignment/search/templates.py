@@ -350,4 +350,5 @@ def fine_templates(grid: PolarGrid, spectrum: Tensor, mirror: bool) -> FineTempl
     FineTemplates or PackedTemplates
         The table, as the device reads it.
     """
-    return newton_templates(spectrum, 2 * math.pi * grid.radius_per_px, grid.angle_rad, grid.weight, mirror=mirror)
+    radius, unit = 2 * math.pi * grid.radius_per_px, 1 / (grid.n_radii * len(grid.angle_rad))
+    return newton_templates(spectrum, radius, grid.angle_rad, grid.weight, mirror=mirror, unit=unit)

@@ -86,10 +86,10 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
 
 
 def newton_templates(
-    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool
+    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, unit: float = 1.0
 ) -> FineTemplates | PackedTemplates:
     """Tabulate templates as `newton` reads them on their device; see `fine_templates.fine_templates`."""
-    return fine_templates(spectrum, radius, angle, weight, mirror=mirror, packed=spectrum.is_cuda)
+    return fine_templates(spectrum, radius, angle, weight, mirror=mirror, unit=unit, packed=spectrum.is_cuda)
 
 
 def polar_samples(samples: Tensor) -> PolarSamples:

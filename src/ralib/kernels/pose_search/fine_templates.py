@@ -55,11 +55,11 @@ class FineTemplates:
         """Degrees between two fine rotations."""
         return 180.0 / (self.table.shape[1] * len(self.angle))
 
-    def packed(self) -> PackedTemplates:
-        """Return the same templates for the Triton form."""
-        weighted = self.table * (self.weight * _unit(self))[:, None]
+    def packed(self, unit: float) -> PackedTemplates:
+        """Return the same templates for the Triton form; see `fine_templates`."""
+        weighted = self.table * (self.weight / unit)[:, None]
         words = packed_words(weighted.movedim(2, -1), len(self.angle) // QUARTERS)
-        return PackedTemplates(_overlapping(words), _filled(self.radius), 1.0 / _unit(self))
+        return PackedTemplates(_overlapping(words), _filled(self.radius), unit)
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class PackedTemplates:
         quarter of the half circle. Two rows are there twice: after a column come the next two, wherever it is.
     radius : Tensor of shape (W * WIDE,)
         Radii, radians per pixel; zero beyond the last.
-    scale : float
+    unit : float
         A score is the sum over the table's entries times this.
     """
 
     table: Tensor
     radius: Tensor
-    scale: float
+    unit: float
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def packed_samples(samples: Tensor) -> PackedSamples:
 
 
 def fine_templates(
-    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, packed: bool
+    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, unit: float, packed: bool
 ) -> FineTemplates | PackedTemplates:
     """Tabulate templates at fine rotations.
 
@@ -167,6 +167,9 @@ def fine_templates(
         Quadrature weights of the radii.
     mirror : bool
         Whether the mirror images of all templates follow.
+    unit : float
+        About the mean of the weights: in half precision they are divided by it, so that neither large nor small entries
+        are lost.
     packed : bool
         Whether for the Triton form.
 
@@ -182,24 +185,18 @@ def fine_templates(
         for cut, circles in _circles(spectrum, n_half, mirror):
             table[cut] = torch.view_as_real(circles).movedim(-1, 2)
         return FineTemplates(table, radius, angle, weight)
-    unit = float(n_radii * n_half)
-    weighted = spectrum * (weight * unit)[:, None]
+    weighted = spectrum * (weight / unit)[:, None]
     filled, n_quarter = _filled(radius), n_half // QUARTERS
     layout = n_quarter + 2, len(filled) // WIDE, 3 * QUARTERS + 1, WIDE
     words = torch.empty(*shape, *layout, dtype=torch.int32, device=spectrum.device)
     for cut, circles in _circles(weighted, n_half, mirror):
         words[cut] = _overlapping(packed_words(torch.view_as_real(circles), n_quarter))
-    return PackedTemplates(words, filled, 1.0 / unit)
+    return PackedTemplates(words, filled, unit)
 
 
 def _overlapping(words: Tensor) -> Tensor:
     """Words (..., P, W, 13, WIDE) of templates, with the first two rows of each next quarter after the last."""
     return torch.cat([words, torch.nn.functional.pad(words[..., :2, :, 1:, :], (0, 0, 0, 1))], dim=-4)
-
-
-def _unit(templates: FineTemplates) -> float:
-    """What weights are multiplied by in half precision: their sum over all samples is about 1."""
-    return float(len(templates.radius) * len(templates.angle))
 
 
 def _filled(radius: Tensor) -> Tensor:

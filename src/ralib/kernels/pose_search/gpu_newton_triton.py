@@ -234,7 +234,7 @@ def _place(row, quarter, n_wide):
 def _newton(
     samples, scale, centre, row, pose, table, radius, out,
     n_candidates, n_particles, n_fine, n_quarter, n_wide, stop_third, stop_second, stop,
-    limit_x, limit_y, bound_deg, bound_px, slack, steps, settled, template_scale,
+    limit_x, limit_y, bound_deg, bound_px, slack, steps, settled, unit,
     THINNED: tl.constexpr, TAIL: tl.constexpr, CANDIDATES: tl.constexpr, PARTS: tl.constexpr, FOURS: tl.constexpr,
 ):  # fmt: skip
     """One program: CANDIDATES poses of one particle, whose samples they share; tensors are (candidate, part, four).
@@ -338,7 +338,7 @@ def _newton(
     tl.store(out + 4 * c, top_psi)
     tl.store(out + 4 * c + 1, top_x)
     tl.store(out + 4 * c + 2, top_y)
-    tl.store(out + 4 * c + 3, top * (tl.load(scale + particle) * template_scale))
+    tl.store(out + 4 * c + 3, top * (tl.load(scale + particle) * unit))
 
 
 def newton(
@@ -377,7 +377,7 @@ def newton(
         samples.words, samples.scale, centre.contiguous(), row.contiguous(), pose.contiguous(),
         templates.table, templates.radius, out,
         len(row), n_particles, templates.table.shape[1], n_quarter, n_wide, *stops,
-        *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED, templates.scale,
+        *rule.limit_xy_px, rule.most_deg, rule.most_px, rule.slack, rule.steps, SETTLED, templates.unit,
         THINNED=stops[1] > 0, TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=72,
     )  # fmt: skip
     return out
