@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from devices import DEVICES
 from ralib.classes.evaluation import purity
-from ralib.classification import class_fit, e_step, pose_search
+from ralib.classification import class_fit, e_step, pose_refinement, pose_search
 from ralib.classification.centering import centre_classes, follow_centres
 from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.classifier import Classifier
@@ -33,6 +34,7 @@ from ralib.classification.thinning import keep_most_useful
 from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.images.fourier import resample
 from ralib.kernels import rotate_shift_images
+from ralib.kernels.pose_search.fine_templates import PackedTemplates, fine_templates
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
@@ -151,6 +153,15 @@ def test_the_newton_kernel_reaches_the_maxima_of_plain_steps(grid: RingGrid) -> 
     torch.testing.assert_close(fused.cross, plain.cross, rtol=1e-4, atol=0)
     assert float((fused.origin_xy_px - plain.origin_xy_px).abs().max()) < 0.05
     assert float((plain.cross / found.cross).min()) > 1.001, "there was something to gain"
+
+
+def test_packed_templates_have_a_root_mean_square_of_one(grid: RingGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of samples: times that number, a large grid's would lie beyond half precision."""
+    monkeypatch.setattr(pose_refinement, "newton_templates", partial(fine_templates, packed=True))
+    packed = pose_refinement.tabulated(grid, 1e5 * torch.ones(1, grid.n_rings, 9, dtype=torch.complex64))
+    assert isinstance(packed, PackedTemplates)
+    entries = packed.table.view(torch.float16).float().unflatten(-1, (-1, 2)).square().sum(-1)
+    assert float(entries[entries > 0].mean()) == pytest.approx(1.0, rel=0.3)
 
 
 def test_a_likely_place_wins_and_its_fit_is_told_as_it_is(grid: RingGrid) -> None:

@@ -96,7 +96,7 @@ def _thinning(n_classes: int, device: torch.device) -> None:
 def _refinement(device: torch.device) -> None:
     rings, n_half, one = 8, 24, torch.ones(AT_ONCE, device=device)
     orders = torch.zeros(1, rings, 8, dtype=torch.complex64, device=device)
-    templates = newton_templates(orders, one[:rings], one[:n_half], one[:rings], mirror=True)
+    templates = newton_templates(orders, one[:rings], one[:n_half], one[:rings], mirror=True, unit=1.0)
     samples = torch.zeros(AT_ONCE, rings, n_half, dtype=torch.complex64, device=device)
     pose, row = torch.zeros(1, AT_ONCE, 4, device=device), torch.zeros(1, AT_ONCE, dtype=torch.long, device=device)
     newton(samples, pose[0, :, 1:3], row, pose, templates, NewtonRule((0, 0, rings), (1.0, 1.0), 1.0, 1.0))

@@ -121,7 +121,7 @@ def tabulated(grid: RingGrid, references: Tensor) -> FineTemplates | PackedTempl
 def _newton_templates(grid: RingGrid, orders: Tensor) -> FineTemplates | PackedTemplates:
     """The templates on the grid's rings; the weights of the sum over rings are in the particles' samples."""
     one = torch.ones_like(grid.frequency)
-    return newton_templates(orders, 2 * math.pi * grid.frequency, grid.angle_rad, one, mirror=True)
+    return newton_templates(orders, 2 * math.pi * grid.frequency, grid.angle_rad, one, mirror=True, unit=1.0)
 
 
 def refine_candidates(

@@ -86,7 +86,7 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
 
 
 def newton_templates(
-    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, unit: float = 1.0
+    spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, unit: float
 ) -> FineTemplates | PackedTemplates:
     """Tabulate templates as `newton` reads them on their device; see `fine_templates.fine_templates`."""
     return fine_templates(spectrum, radius, angle, weight, mirror=mirror, unit=unit, packed=spectrum.is_cuda)

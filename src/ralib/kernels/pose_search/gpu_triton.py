@@ -123,7 +123,7 @@ def rotational_max(
 ) -> tuple[Tensor, Tensor]:
     """Find the maximum over rotations of cross spectra; see `reference.rotational_max`.
 
-    Two matrix products and a maximum, without storing the products. Scores are rounded to 2^-16 of themselves or less:
+    Two matrix products and a maximum, without storing the products. Scores are rounded to some 2^-16 of themselves:
     their last bits tell the rotation.
     """
     n_orders, n_pairs, _, n_particles = spectra.shape
