@@ -11,7 +11,7 @@ import torch
 
 from ralib.alignment.search import PoseSearch
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import fine_templates, parity_orders
+from ralib.alignment.search.templates import parity_orders, tabulated
 from ralib.benchmarks.oracle import Oracle
 from ralib.kernels.pose_search.cpu_grid_numba import NOTHING, GridTables, angular_orders, best_poses, best_scores
 from ralib.kernels.pose_search.cpu_refine_numba import (
@@ -80,7 +80,7 @@ def test_core_search_moments_are_those_of_all_samples(grid: PolarGrid, n_orders:
     samples, shift = grid.transform(noisy(3, 3)), torch.tensor([[0.4, -0.9], [1.5, 0.2], [0.0, 0.0]])
     row, position = torch.tensor([0, 3, 1]), torch.tensor([5, -31, FINE_ROTATIONS * 2 * len(grid.angle_rad) - 1])
     spectrum = grid.angular_spectrum(references, grid.n_angles // 2)
-    templates = fine_templates(grid, spectrum, mirror=True)
+    templates = tabulated(grid, spectrum, mirror=True)
     assert isinstance(templates, FineTemplates)
     particle = torch.arange(3)
     plain = pose_moments(samples, particle, shift, row, position, templates, (0, 0, grid.n_radii))

@@ -81,10 +81,8 @@ def _transform(box: int, n_points: int, device: torch.device) -> None:
 
 
 def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:
-    table = _zeros(device, 1, n_fine, 2, n_radii, 3 * n_half + 2)
-    templates = FineTemplates(table, _zeros(device, n_radii), _zeros(device, n_half), _zeros(device, n_radii)).packed(
-        1.0
-    )
+    table, radius = _zeros(device, 1, n_fine, 2, n_radii, 3 * n_half + 2), _zeros(device, n_radii)
+    templates = FineTemplates(table, radius, _zeros(device, n_half), radius).packed(1.0)
     samples = polar_samples(_zeros(device, 1, n_radii, n_half, dtype=torch.complex64))
     row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
     rule = NewtonRule((8, 8, n_radii), (1.0, 1.0), 1.0, 1.0)  # some angles left out, as near the centre of any box

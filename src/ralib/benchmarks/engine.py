@@ -369,7 +369,7 @@ def floor_us(search: BatchedSearch) -> float:
     half_circle = grid.n_angles // 2
     steps = [len(used_samples(search.stops(i), half_circle, grid.device)[0]) for i in range(len(search.candidates))]
     single = 60 * sum(n * points for n, points in zip(search.candidates, steps, strict=True))
-    moved = 2 * 2 * 2 * pairings * n_orders + 8 * max(steps) * (1 + len(steps)) + 4 * grid.box**2
+    moved = 2 * 2 * 2 * pairings * n_orders + 4 * max(steps) * (1 + len(steps)) + 4 * grid.box**2
     return 1e6 * max(half / HALF_FLOPS + single / SINGLE_FLOPS, moved / COPY_BYTES_PER_S)
 
 

@@ -56,7 +56,7 @@ def iteration_figures(
     counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
     means = _means([(poses.score, assigned), *_changes(poses, previous, outer_radius)])
     # One transfer: every number taken from a GPU by itself would wait for all the work before it.
-    curve = averages.frc if averages.frc is not None else averages.images.new_empty(len(averages.images), 0)
+    curve = _frc(averages)
     on_host = torch.cat([means, counts[1:], curve.flatten().to(means)]).cpu()
     figures, sizes, values = on_host.split([len(means), len(counts) - 1, curve.numel()])
     criterion, pixel_error, class_changes, mirror_changes = figures.tolist()
@@ -85,13 +85,16 @@ def iteration_figures(
 
 def class_resolution_px(averages: ClassAverages) -> list[float]:
     """Return the resolution of each class in pixels, NaN where it has no FRC."""
-    if averages.frc is None:
-        return [math.nan] * len(averages.images)
-    return _resolution_px(averages.frc.cpu().float())
+    return _resolution_px(_frc(averages).cpu().float())
+
+
+def _frc(averages: ClassAverages) -> Tensor:
+    """The FRC (k, rings) of each class; without rings where it is not known."""
+    return averages.images.new_empty(len(averages.images), 0) if averages.frc is None else averages.frc
 
 
 def _resolution_px(curve: Tensor) -> list[float]:
-    """Resolution of each class, pixels, by its FRC (k, rings), of which a class without halves has none."""
+    """Resolution of each class by its FRC (k, rings), pixels."""
     if not curve.numel():
         return [math.nan] * len(curve)
     frequency = resolution_frequency(curve.clone()).tolist()

@@ -11,15 +11,15 @@ import torch
 from interpreter import in_interpreter
 from ralib.alignment.search.extent import Extent, angle_stops
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import fine_templates
+from ralib.alignment.search.templates import tabulated
 from ralib.kernels.pose_search import cpu_newton_numba, cpu_numba, reference
 from ralib.kernels.pose_search.fine_templates import (
     FineTemplates,
     PackedSamples,
     PackedTemplates,
+    fine_templates,
     packed_samples,
 )
-from ralib.kernels.pose_search.fine_templates import fine_templates as tabulate
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max, shortlist
 from ralib.kernels.pose_search.reference_newton import NewtonRule, newton, pose_moments
 
@@ -117,7 +117,7 @@ def test_newton_candidates_converge_to_the_maximum() -> None:
     y, x = torch.meshgrid(torch.arange(32.0) - 16, torch.arange(32.0) - 16, indexing="ij")
     blobs = torch.exp(-((x - 4) ** 2 + y**2) / 8) + torch.exp(-(x**2 + (y + 5) ** 2) / 12)
     samples = grid.transform(blobs[None])
-    templates = fine_templates(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
+    templates = tabulated(grid, grid.angular_spectrum(samples, grid.n_angles // 2), mirror=False)
     shift = torch.tensor([[0.7, -0.4]])
     moved = samples * grid.shift_phase(shift)
     rule = NewtonRule((0, 0, grid.n_radii), (3.0, 3.0), 4.0, 0.5)
@@ -143,7 +143,7 @@ def test_angle_stops_fewer_angles_near_the_centre_give_the_same_score() -> None:
     case = (
         noise, torch.arange(6), 3 * torch.randn(6, 2, generator=g),
         torch.zeros(6, dtype=torch.int64), torch.arange(6) * 50,
-        fine_templates(grid, spectrum, mirror=False),
+        tabulated(grid, spectrum, mirror=False),
     )  # fmt: skip
     every = pose_moments(*case, (0, 0, grid.n_radii))
 
@@ -277,8 +277,8 @@ def test_packed_samples_triton_agrees_with_reference() -> None:
 def test_packed_templates_of_angular_orders_are_those_of_the_table() -> None:
     spectrum = _random_complex(2, 9, 6, seed=8)
     given = spectrum, torch.rand(9), torch.arange(8) * (torch.pi / 8), torch.rand(9)
-    table = tabulate(*given, mirror=True, unit=0.5, packed=False)
-    packed = tabulate(*given, mirror=True, unit=0.5, packed=True)
+    table = fine_templates(*given, mirror=True, unit=0.5, packed=False)
+    packed = fine_templates(*given, mirror=True, unit=0.5, packed=True)
     assert isinstance(table, FineTemplates)
     assert isinstance(packed, PackedTemplates)
     expected = table.packed(0.5)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import masked_unit_norm
 from ralib.images.masks import soft_disc
-from ralib.kernels.pose_search import PolarSamples
+from ralib.kernels.pose_search import PolarSamples, polar_samples
 from ralib.kernels.threads import on_cores, one_thread
 from ralib.types import Poses
 
@@ -123,7 +123,7 @@ class PoseSearch:
         """
         images = images.to(self.device, torch.float32)
         if self.device.type != "cpu":
-            return self.grid.transform(images)
+            return polar_samples(self.grid.transform(images))
         samples = torch.empty(len(images), self.grid.n_radii, self.grid.n_angles // 2, dtype=torch.complex64)
 
         def one(chunk: tuple[Tensor, Tensor]) -> None:

@@ -30,7 +30,6 @@ from ralib.kernels.pose_search import (
     PolarSamples,
     grid_candidates,
     newton,
-    polar_samples,
     root_mean_square,
     rotational_max,
     shifted_parts,
@@ -65,7 +64,6 @@ class BatchedSearch(PoseSearch):
     def _set_up(self, candidates: tuple[int, ...] | None, grid_loss: float, dtype: torch.dtype | None) -> None:
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self._given_candidates, self.grid_loss = candidates, grid_loss
-        self._radius = 2 * math.pi * self.grid.radius_per_px
         self._bank: TemplateBank | None = None
         self._expected: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self.product_bytes = MOST_PRODUCT_BYTES
@@ -83,12 +81,6 @@ class BatchedSearch(PoseSearch):
         """Plan for half the memory from now on, and return whether that was possible."""
         self.product_bytes //= 2
         return self.product_bytes >= LEAST_PRODUCT_BYTES
-
-    def prepare(self, images: Tensor) -> PolarSamples:
-        """Compute the polar Fourier samples of images (b, n, n), on a GPU in half precision."""
-        samples = super().prepare(images)
-        assert isinstance(samples, Tensor)
-        return polar_samples(samples)
 
     def expect_references(self, references: Tensor) -> None:
         """Start to prepare references for `set_references` while earlier work continues on the device."""
@@ -186,7 +178,7 @@ class BatchedSearch(PoseSearch):
     def _grid_values(self, samples: PolarSamples, centre: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Per group of references: best value and its angle, both (r, s * mirror * sign of psi, b), and its first."""
         bank, poses = self.bank, self.bank.poses
-        parts = shifted_parts(samples, centre, self._radius, bank.n_radii, self.dtype)
+        parts = shifted_parts(samples, centre, self.grid.radius_rad_per_px, bank.n_radii, self.dtype)
         # Matrix units need rows whose length is a round number; the rest of a row is never read.
         columns = poses.angular_orders(parts, len(samples) + -len(samples) % 64).flatten(1, 2)
         _, group = self.plan()

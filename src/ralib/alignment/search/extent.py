@@ -115,7 +115,7 @@ def mean_square_frequency(grid: PolarGrid, power: Tensor) -> Tensor:
     Tensor
         Radians per pixel, squared.
     """
-    return (power * (2 * math.pi * grid.radius_per_px) ** 2).sum()
+    return (power * grid.radius_rad_per_px**2).sum()
 
 
 def natural_step_px(grid: PolarGrid, mean_square: float) -> float:

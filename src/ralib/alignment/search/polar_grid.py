@@ -114,6 +114,11 @@ class PolarGrid:
         return len(self.radius_per_px)
 
     @functools.cached_property
+    def radius_rad_per_px(self) -> Tensor:
+        """Radii (K,), radians per pixel."""
+        return 2 * math.pi * self.radius_per_px
+
+    @functools.cached_property
     def radii(self) -> list[float]:
         """The radii as Python numbers; reading them from the device would synchronise with it."""
         return self.radius_per_px.tolist()

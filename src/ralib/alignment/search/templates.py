@@ -262,7 +262,7 @@ class TemplateBank:
     @cached_property
     def fine(self) -> FineTemplates | PackedTemplates:
         """Templates, then their mirror images, at fine rotations."""
-        return fine_templates(self.grid, self.spectrum, self.mirror)
+        return tabulated(self.grid, self.spectrum, self.mirror)
 
 
 def grid_shifts(limit_xy_px: tuple[float, float], step_px: float, device: torch.device | str) -> Tensor:
@@ -333,7 +333,7 @@ def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Te
     return out.view(n_orders, -1, 2 * n_radii)
 
 
-def fine_templates(grid: PolarGrid, spectrum: Tensor, mirror: bool) -> FineTemplates | PackedTemplates:
+def tabulated(grid: PolarGrid, spectrum: Tensor, mirror: bool) -> FineTemplates | PackedTemplates:
     """Tabulate templates, then (if `mirror`) their mirror images, at fine rotations.
 
     Parameters
@@ -350,5 +350,5 @@ def fine_templates(grid: PolarGrid, spectrum: Tensor, mirror: bool) -> FineTempl
     FineTemplates or PackedTemplates
         The table, as the device reads it.
     """
-    radius, unit = 2 * math.pi * grid.radius_per_px, 1 / (grid.n_radii * len(grid.angle_rad))
-    return newton_templates(spectrum, radius, grid.angle_rad, grid.weight, mirror=mirror, unit=unit)
+    radius, angle, unit = grid.radius_rad_per_px, grid.angle_rad, 1 / (grid.n_radii * len(grid.angle_rad))
+    return newton_templates(spectrum, radius, angle, grid.weight, mirror=mirror, unit=unit)

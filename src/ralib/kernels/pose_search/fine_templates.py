@@ -58,8 +58,8 @@ class FineTemplates:
     def packed(self, unit: float) -> PackedTemplates:
         """Return the same templates for the Triton form; see `fine_templates`."""
         weighted = self.table * (self.weight / unit)[:, None]
-        words = packed_words(weighted.movedim(2, -1), len(self.angle) // QUARTERS)
-        return PackedTemplates(_overlapping(words), _filled(self.radius), unit)
+        words = _template_words(weighted.movedim(2, -1), len(self.angle) // QUARTERS)
+        return PackedTemplates(words, _filled(self.radius), unit)
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def packed_words(parts: Tensor, n_quarter: int) -> Tensor:
     Tensor of shape (..., P, W, C / P, WIDE)
         Words, int32; zero from radius K and from angle C on.
     """
-    _, columns, _ = parts.shape[-3:]
+    n_radii, n_columns, _ = parts.shape[-3:]
     half = parts.clamp(-MOST_HALF, MOST_HALF).half()
-    half = torch.nn.functional.pad(half, (0, 0, 0, -columns % n_quarter, 0, -parts.shape[-3] % WIDE))
+    half = torch.nn.functional.pad(half, (0, 0, 0, -n_columns % n_quarter, 0, -n_radii % WIDE))
     blocks = half.unflatten(-3, (-1, WIDE)).unflatten(-2, (-1, n_quarter))
     ordered = blocks.movedim((-2, -5, -3, -4), (-5, -4, -3, -2))
     return ordered.contiguous().view(torch.int32)[..., 0]
@@ -190,16 +190,18 @@ def fine_templates(
     layout = n_quarter + 2, len(filled) // WIDE, 3 * QUARTERS + 1, WIDE
     words = torch.empty(*shape, *layout, dtype=torch.int32, device=spectrum.device)
     for cut, circles in _circles(weighted, n_half, mirror):
-        words[cut] = _overlapping(packed_words(torch.view_as_real(circles), n_quarter))
+        words[cut] = _template_words(torch.view_as_real(circles), n_quarter)
     return PackedTemplates(words, filled, unit)
 
 
-def _overlapping(words: Tensor) -> Tensor:
-    """Words (..., P, W, 13, WIDE) of templates, with the first two rows of each next quarter after the last."""
+def _template_words(parts: Tensor, n_quarter: int) -> Tensor:
+    """`packed_words` of templates (..., P + 2, W, 13, WIDE): after the last row the first two of each next quarter."""
+    words = packed_words(parts, n_quarter)
     return torch.cat([words, torch.nn.functional.pad(words[..., :2, :, 1:, :], (0, 0, 0, 1))], dim=-4)
 
 
 def _filled(radius: Tensor) -> Tensor:
+    """Radii, with zeros up to a multiple of WIDE."""
     return torch.nn.functional.pad(radius, (0, -len(radius) % WIDE))
 
 

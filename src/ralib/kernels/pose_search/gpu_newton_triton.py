@@ -26,10 +26,9 @@ from ralib.kernels.pose_search.fine_templates import (
 )
 from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
 
-MANY, FEW = (4, 4, 2), (1, 8, 4)
-"""Candidates of a program, of 32 threads; parts of the half circle, and fours of radii, that it takes at a time."""
-WHOLE = 2
-"""Up to so many fours of radii, stops are multiples of them; of more, some are left over in the last round."""
+MANY, FEW = (4, 4, 2, False), (1, 8, 4, True)
+"""Candidates of a program, of 32 threads; parts of the half circle, and fours of radii, that it takes at a time; and
+whether threads may have no radii left in the last round."""
 
 
 @triton.jit
@@ -363,10 +362,9 @@ def newton(
     """
     samples = samples if isinstance(samples, PackedSamples) else packed_samples(samples)
     samples = samples if particle is None else samples[particle]
-    candidates, parts, fours = MANY if len(row) > 2 else FEW
+    candidates, parts, fours, tail = MANY if len(row) > 2 else FEW
     n_particles, n_quarter, n_wide = samples.words.shape[:3]
     n_half = QUARTERS * n_quarter
-    tail = fours > WHOLE
     block = 4 if tail else 4 * fours
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]
     if any(stop % block for stop in rule.stops[:2]) or any(n_half % (parts * s) for s in strides):
