@@ -21,6 +21,9 @@ from ralib.kernels.interpolation.reference import Samples, compute_dtype
 __all__ = ["Samples", "implementation", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum"]
 
 
+FUSED = "averages", "likelihood"
+"""Folders whose kernels do many small operations at once: on a GPU, which would wait for each to be launched."""
+
 choose_cache_folders(os.environ, Path(__file__).parent)
 
 
@@ -30,7 +33,7 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     Parameters
     ----------
     folder : str
-        'interpolation', 'pose_search' or 'classes'.
+        'interpolation', 'pose_search', 'classes', or one of FUSED.
     data : Tensor or Samples
         What the kernel is given.
     *pose : Tensor
@@ -39,7 +42,7 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     Returns
     -------
     module
-        `gpu_triton` on a GPU, `cpu_numba` for single precision on a CPU, else `reference`;
+        `gpu_triton` on a GPU, `cpu_numba` for single precision on a CPU (none of FUSED), else `reference`;
         `reference`, which autograd sees through, wherever a gradient is wanted.
     """
     form = "reference"
@@ -55,6 +58,8 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
 
 def _single(folder: str, data: Tensor | Samples) -> bool:
     """Whether single precision is what a kernel computes in; samples of the pose search are complex."""
+    if folder in FUSED:
+        return False
     if folder == "interpolation":
         return compute_dtype(data) == torch.float32
     return isinstance(data, Tensor) and data.dtype in (torch.float16, torch.float32, torch.complex64)
