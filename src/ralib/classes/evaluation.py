@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import wrap_deg
+from ralib.kernels import figures
 from ralib.types import Poses
 
 
@@ -20,9 +21,7 @@ def effective_classes(sizes: Tensor) -> float:
 
 
 def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
-    """Compute the root mean square displacement of a particle's disc between two poses.
-
-    Exact for a disc of radius R: |origin change|^2 + R^2 (1 - cos(angle)), about the particle's own centre.
+    """Compute the root mean square displacement of a particle's disc; see `ralib.kernels.figures.pixel_error`.
 
     Parameters
     ----------
@@ -38,10 +37,7 @@ def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
     Tensor of shape (n,)
         Pixels; NaN where the mirror changed.
     """
-    turned = 1.0 - torch.cos(torch.deg2rad(poses.psi_deg - previous.psi_deg))
-    moved = (poses.origin_xy_px - previous.origin_xy_px).square().sum(-1)
-    rms = torch.sqrt(moved + outer_radius**2 * turned)
-    return torch.where(poses.mirror == previous.mirror, rms, math.nan)
+    return figures.pixel_error(poses.fields(), previous.fields(), outer_radius)
 
 
 def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = None) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ralib.classes import evaluation
 from ralib.conventions import wrap_deg
 from ralib.images.frc import resolution_frequency
+from ralib.kernels.figures import pose_sums
 from ralib.types import ClassAverages, Poses
 
 
@@ -51,15 +52,13 @@ def iteration_figures(
     dict
         The figures by name.
     """
-    assigned = poses.class_index >= 0 if counted is None else (poses.class_index >= 0) & counted
-    counts = torch.zeros(len(averages.images) + 1, dtype=torch.float64, device=poses.score.device)
-    counts.index_add_(0, poses.class_index + 1, torch.ones_like(poses.score, dtype=torch.float64))
-    means = _means([(poses.score, assigned), *_changes(poses, previous, outer_radius)])
+    before, n_classes = None if previous is None else previous.fields(), len(averages.images)
+    sums, numbers, members = pose_sums(poses.fields(), before, counted, outer_radius, n_classes)
     # One transfer: every number taken from a GPU by itself would wait for all the work before it.
     curve = _frc(averages)
-    on_host = torch.cat([means, counts[1:], curve.flatten().to(means)]).cpu()
-    figures, sizes, values = on_host.split([len(means), len(counts) - 1, curve.numel()])
-    criterion, pixel_error, class_changes, mirror_changes = figures.tolist()
+    on_host = torch.cat([sums, numbers, members, curve.flatten().to(sums)]).cpu()
+    sums, numbers, sizes, values = on_host.split([len(sums), len(numbers), n_classes, curve.numel()])
+    criterion, pixel_error, class_changes, mirror_changes = (sums / numbers).tolist()
     sizes, resolution_px = sizes.long(), _resolution_px(values.view(curve.shape).float())
     known = [r for r in resolution_px if math.isfinite(r)]
     pixel = averages.pixel_size_A or math.nan
@@ -100,17 +99,6 @@ def _resolution_px(curve: Tensor) -> list[float]:
     frequency = resolution_frequency(curve.clone()).tolist()
     known = (curve[:, 1:] != 0).any(1).tolist()
     return [1 / max(f, 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
-
-
-def _changes(poses: Poses, previous: Poses | None, outer_radius: float) -> list[tuple[Tensor, Tensor]]:
-    """Pixel error, whether the class changed, and whether the mirror did; and of which particles that is known."""
-    if previous is None:
-        return [(poses.score, torch.zeros_like(poses.mirror))] * 3
-    both = (poses.class_index >= 0) & (previous.class_index >= 0)
-    kept = both & (poses.class_index == previous.class_index)
-    turned = poses.mirror != previous.mirror
-    error = evaluation.pixel_error(poses, previous, outer_radius)
-    return [(error, kept & ~turned), (~kept, both), (turned, kept)]
 
 
 def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None) -> list[dict[str, Any]]:
@@ -159,12 +147,6 @@ def _spread(poses: Poses, previous: Poses | None, member: Tensor) -> tuple[float
     angle = wrap_deg(poses.psi_deg[same] - previous.psi_deg[same])
     shift = torch.linalg.vector_norm(poses.origin_xy_px[same] - previous.origin_xy_px[same], dim=-1)
     return math.sqrt(_mean(angle.square())), math.sqrt(_mean(shift.square()))
-
-
-def _means(chosen: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Mean (float64, on the device) of each pair's values where its mask says; NaN when there are none."""
-    values, where = (torch.stack(part) for part in zip(*((v.double(), w) for v, w in chosen), strict=True))
-    return torch.where(where, values, 0.0).sum(1) / where.sum(1)
 
 
 def _mean(values: Tensor) -> float:

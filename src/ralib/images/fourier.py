@@ -33,8 +33,8 @@ def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _hermitian_weight(box: int, device: torch.device | str) -> Tensor:
-    """How many samples of the full transform each column of the half transform stands for: (n//2+1,)."""
+def hermitian_weight(box: int, device: torch.device | str) -> Tensor:
+    """Return how many samples of the full transform each column of the half transform stands for: (n // 2 + 1,)."""
     weight = torch.full((box // 2 + 1,), 2.0, device=device, dtype=torch.float64)
     weight[0] = 1.0
     if box % 2 == 0:
@@ -57,7 +57,7 @@ def ring_sums(values: Tensor) -> Tensor:
     """
     box = values.shape[-2]
     ring = ring_index(box, values.device).flatten()
-    weighted = (values.double() * _hermitian_weight(box, values.device)).flatten(-2)
+    weighted = (values.double() * hermitian_weight(box, values.device)).flatten(-2)
     sums = torch.zeros(*values.shape[:-2], box // 2 + 2, dtype=torch.float64, device=values.device)
     return sums.index_add_(-1, ring, weighted)[..., : box // 2 + 1]
 

@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from ralib.images.fourier import ring_index, ring_sums, squared
+from ralib.images.fourier import hermitian_weight, ring_index
 from ralib.images.masks import soft_disc
+from ralib.kernels.figures import ring_correlation
 from ralib.types import ClassAverages
 
 KEPT = 2**20
@@ -51,10 +52,8 @@ def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def _correlation(spectra: Tensor) -> Tensor:
     """The FRC (k, n // 2 + 1) of the spectra (2, k, n, n // 2 + 1) of both halves."""
-    cross = (spectra[0] * spectra[1].conj()).real
-    sums = ring_sums(torch.cat([cross[None], squared(spectra)]))
-    cross, power = sums[0], sums[1] * sums[2]
-    return torch.where(power > 0, cross / torch.sqrt(power).clamp_min(1e-300), 0.0).to(spectra.real.dtype)
+    box, device = spectra.shape[-2], spectra.device
+    return ring_correlation(spectra, ring_index(box, device), hermitian_weight(box, device))
 
 
 def ssnr(frc_curve: Tensor) -> Tensor:

@@ -80,6 +80,10 @@ class Poses:
     def __len__(self) -> int:
         return len(self.psi_deg)
 
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return all fields."""
+        return self.psi_deg, self.origin_xy_px, self.mirror, self.class_index, self.score
+
     def __getitem__(self, index: Tensor | slice) -> Poses:
         return Poses(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 

@@ -14,6 +14,7 @@ from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.alignment.search.templates import tabulated
 from ralib.kernels.pose_search import cpu_newton_numba, cpu_numba, reference
 from ralib.kernels.pose_search.fine_templates import (
+    MOST_HALF,
     FineTemplates,
     PackedSamples,
     PackedTemplates,
@@ -287,6 +288,30 @@ def test_packed_templates_of_angular_orders_are_those_of_the_table() -> None:
     found, wanted = (_unpacked(t.table[:, :, :-2], 9) for t in (packed, expected))
     assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max()
     assert torch.equal(packed.table[:, :, -2:, :, :-1], packed.table[:, :, :2, :, 1:]), "what follows the last row"
+
+
+@in_interpreter
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("k", "n_radii", "m", "h"), [(1, 8, 24, 24), (3, 19, 7, 24), (2, 3, 150, 160)])
+def test_packed_templates_triton_agree_with_reference(
+    k: int, n_radii: int, m: int, h: int, mirror: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of some templates at a time, of other strides, and with an entry beyond half precision."""
+    from ralib.kernels.pose_search import gpu_packing_triton
+
+    monkeypatch.setattr(gpu_packing_triton, "TABLE_BYTES", 2 * 2 * n_radii * 2 * h * 8)
+    spectrum = _random_complex(k, m, n_radii, seed=8).transpose(1, 2)
+    spectrum[0, 1, 0] = 1e6
+    given = _there(spectrum, torch.rand(n_radii), torch.arange(h) * (torch.pi / h), torch.linspace(0.2, 1, n_radii))
+    expected = fine_templates(*given, mirror=mirror, unit=0.5, packed=True)
+    found = gpu_packing_triton.packed_templates(*given, mirror=mirror, unit=0.5)
+    assert isinstance(expected, PackedTemplates)
+    assert torch.equal(found.radius, expected.radius)
+    ours, theirs = (_unpacked(t.table, n_radii) for t in (found, expected))
+    _assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+    assert ours.abs().max() == MOST_HALF
+    if n_radii % 8:
+        assert not found.table[..., n_radii % 8 :][:, :, :, -1].any()
 
 
 @in_interpreter

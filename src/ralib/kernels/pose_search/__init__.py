@@ -89,7 +89,11 @@ def newton_templates(
     spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, unit: float
 ) -> FineTemplates | PackedTemplates:
     """Tabulate templates as `newton` reads them on their device; see `fine_templates.fine_templates`."""
-    return fine_templates(spectrum, radius, angle, weight, mirror=mirror, unit=unit, packed=spectrum.is_cuda)
+    given = spectrum, radius, angle, weight
+    if not spectrum.is_cuda:
+        return fine_templates(*given, mirror=mirror, unit=unit, packed=False)
+    packed: PackedTemplates = implementation("pose_search", spectrum).packed_templates(*given, mirror=mirror, unit=unit)
+    return packed
 
 
 def polar_samples(samples: Tensor) -> PolarSamples:

@@ -59,7 +59,7 @@ class FineTemplates:
         """Return the same templates for the Triton form; see `fine_templates`."""
         weighted = self.table * (self.weight / unit)[:, None]
         words = _template_words(weighted.movedim(2, -1), len(self.angle) // QUARTERS)
-        return PackedTemplates(words, _filled(self.radius), unit)
+        return PackedTemplates(words, filled_radii(self.radius), unit)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def fine_templates(
             table[cut] = torch.view_as_real(circles).movedim(-1, 2)
         return FineTemplates(table, radius, angle, weight)
     weighted = spectrum * (weight / unit)[:, None]
-    filled, n_quarter = _filled(radius), n_half // QUARTERS
+    filled, n_quarter = filled_radii(radius), n_half // QUARTERS
     layout = n_quarter + 2, len(filled) // WIDE, 3 * QUARTERS + 1, WIDE
     words = torch.empty(*shape, *layout, dtype=torch.int32, device=spectrum.device)
     for cut, circles in _circles(weighted, n_half, mirror):
@@ -200,8 +200,8 @@ def _template_words(parts: Tensor, n_quarter: int) -> Tensor:
     return torch.cat([words, torch.nn.functional.pad(words[..., :2, :, 1:, :], (0, 0, 0, 1))], dim=-4)
 
 
-def _filled(radius: Tensor) -> Tensor:
-    """Radii, with zeros up to a multiple of WIDE."""
+def filled_radii(radius: Tensor) -> Tensor:
+    """Return radii, with zeros up to a multiple of WIDE."""
     return torch.nn.functional.pad(radius, (0, -len(radius) % WIDE))
 
 

@@ -16,14 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.pose_search.fine_templates import (
-    MOST_HALF,
-    QUARTERS,
-    WIDE,
-    PackedSamples,
-    PackedTemplates,
-    PolarSamples,
-)
+from ralib.kernels.pose_search.fine_templates import QUARTERS, PackedSamples, PackedTemplates, PolarSamples
+from ralib.kernels.pose_search.gpu_packing_triton import packed_samples
 from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
 
 MANY, FEW = (4, 4, 2, False), (1, 8, 4, True)
@@ -379,60 +373,3 @@ def newton(
         THINNED=stops[1] > 0, TAIL=tail, CANDIDATES=candidates, PARTS=parts, FOURS=fours, num_warps=1, maxnreg=72,
     )  # fmt: skip
     return out
-
-
-@triton.jit
-def word_offset(h, k, n_quarter, n_wide):
-    """Return where the word of angle h and radius k of a particle is; see `fine_templates`."""
-    return ((h % n_quarter * n_wide + k // 8) * 4 + h // n_quarter) * 8 + k % 8
-
-
-@triton.jit(do_not_specialize=["n_radii", "n_quarter", "n_wide"])
-def _packed_samples(
-    samples, words, scale, n_radii, n_quarter, n_wide, most, K_BLOCK: tl.constexpr, H_BLOCK: tl.constexpr
-):
-    """One program: one particle, read twice: for its root mean square, and to be packed."""
-    particle = tl.program_id(0).to(tl.int64)
-    n_half = 4 * n_quarter
-    n_points = n_radii * n_half
-    mine, to = samples + particle * n_points, words + particle * (n_wide * 8) * n_half
-    p = tl.arange(0, K_BLOCK * H_BLOCK)
-    total = tl.zeros((K_BLOCK * H_BLOCK,), tl.float32)
-    for i in range(0, n_points, K_BLOCK * H_BLOCK):
-        real, imag = _parts(tl.load(mine + i + p, mask=i + p < n_points, other=0))
-        total += real * real + imag * imag
-    rms = tl.maximum(tl.sqrt(tl.sum(total, axis=0) / n_points), 1e-30)
-    tl.store(scale + particle, rms)
-    for i in range(0, n_wide * 8, K_BLOCK):
-        for j in range(0, n_half, H_BLOCK):
-            k, h = i + tl.arange(0, K_BLOCK)[:, None], j + tl.arange(0, H_BLOCK)[None, :]
-            real, imag = _parts(tl.load(mine + k * n_half + h, mask=(k < n_radii) & (h < n_half), other=0))
-            real, imag = _half_bits(real / rms, most), _half_bits(imag / rms, most)
-            word = tl.trans((real & 0xFFFF) | (imag << 16))
-            k, h = i + tl.arange(0, K_BLOCK)[None, :], j + tl.arange(0, H_BLOCK)[:, None]
-            tl.store(to + word_offset(h, k, n_quarter, n_wide), word, mask=(k < n_wide * 8) & (h < n_half))
-
-
-@triton.jit
-def _parts(sample):
-    """Real and imaginary part of samples, each read as one 64-bit word."""
-    return sample.to(tl.int32).to(tl.float32, bitcast=True), (sample >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _half_bits(value, most):
-    """The bits of values in half precision, held within its range."""
-    held = tl.minimum(tl.maximum(value, -most), most)
-    return held.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
-
-
-def packed_samples(samples: Tensor) -> PackedSamples:
-    """Pack the samples (b, K, H), complex64, of particles; see `fine_templates.packed_samples`."""
-    n_particles, n_radii, n_half = samples.shape
-    shape = n_particles, n_half // QUARTERS, triton.cdiv(n_radii, WIDE), QUARTERS, WIDE
-    words = torch.empty(shape, dtype=torch.int32, device=samples.device)
-    scale = torch.empty(n_particles, dtype=torch.float32, device=samples.device)
-    _packed_samples[(n_particles,)](
-        samples.contiguous().view(torch.int64), words, scale, n_radii, *shape[1:3], MOST_HALF, K_BLOCK=32, H_BLOCK=32
-    )
-    return PackedSamples(words, scale)

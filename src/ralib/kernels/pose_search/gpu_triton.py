@@ -11,9 +11,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ralib.kernels.pose_search.fine_templates import QUARTERS, PackedSamples
-from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, packed_samples, pair, phase, word_offset
+from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, pair, phase
+from ralib.kernels.pose_search.gpu_packing_triton import packed_samples, packed_templates, word_offset
 
-__all__ = ["gather_taps", "grid_candidates", "newton", "packed_samples", "rotational_max", "shifted_parts", "shortlist"]
+__all__ = [
+    "gather_taps",
+    "grid_candidates",
+    "newton",
+    "packed_samples",
+    "packed_templates",
+    "rotational_max",
+    "shifted_parts",
+    "shortlist",
+]
 
 
 MOST_HELD = 4
