@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PADDING, PolarGrid
 from ralib.alignment.search.templates import n_rotations
-from ralib.classes.kernels_ahead import average_zeros, prefilter_zeros
+from ralib.classes.kernels_ahead import average_zeros, figure_zeros, prefilter_zeros
 from ralib.kernels.pose_search import (
     FINE_ROTATIONS,
     FineTemplates,
@@ -21,11 +21,13 @@ from ralib.kernels.pose_search import (
     gather_taps,
     grid_candidates,
     newton,
+    newton_templates,
     polar_samples,
     rotational_max,
     shifted_parts,
     shortlist,
 )
+from ralib.kernels.references import masked_unit_norm, product_rows, template_extent
 from ralib.runtime.ahead import Call
 
 N_ORDERS = 32, 48, 64, 96
@@ -60,7 +62,9 @@ def calls_ahead(grid: PolarGrid, device: torch.device, n_fine: int = FINE_ROTATI
     n_radii, n_half = grid.n_radii, grid.n_angles // 2
     refinement: list[Call] = [partial(_newton, n_radii, n_half, n_fine, n, device) for n in (8, 1)]
     calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half, device)]
+    calls += [partial(_references, n_radii, n_half, mirror, device) for mirror in (True, False)]
     calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
+    calls += [partial(figure_zeros, torch.float64, device)]
     calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
     calls += [partial(_parts, n_radii, n_half, device)]
     calls += [partial(_maxima, n, MANY // 4, False, device) for n in N_ORDERS]
@@ -78,6 +82,16 @@ def _transform(box: int, n_points: int, device: torch.device) -> None:
     big, taps = PADDING * box, KERNEL_WIDTH**2
     values = _zeros(device, 1, big * (big // 2 + 1), dtype=torch.complex64)
     gather_taps(values, _zeros(device, n_points, taps, dtype=torch.int32), _zeros(device, n_points, taps))
+
+
+def _references(n_radii: int, n_half: int, mirror: bool, device: torch.device) -> None:
+    images, radius = _zeros(device, 1, FEW, FEW), _zeros(device, n_radii)
+    spectrum = _zeros(device, 1, n_radii, n_half, dtype=torch.complex64)
+    masked_unit_norm(images, images[0])
+    template_extent(spectrum, radius, radius, _zeros(device, 2, 1, dtype=torch.float64))
+    rows = _zeros(device, 1, 1, 2 * (1 + mirror), 2 * n_radii, dtype=torch.float16)
+    product_rows(_zeros(device, 1, 2, n_radii, 1), radius, radius[0], rows)
+    newton_templates(spectrum, radius, _zeros(device, n_half), radius, mirror=mirror, unit=1.0)
 
 
 def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:

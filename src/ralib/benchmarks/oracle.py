@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ralib.alignment.search import PoseSearch
-from ralib.alignment.search.templates import masked_unit_norm
+from ralib.kernels.references import masked_unit_norm
 from ralib.types import Poses
 
 ANGLES = 512

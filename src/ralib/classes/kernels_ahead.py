@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from ralib.classes.averages import ClassSums
+from ralib.images.frc import frc
 from ralib.kernels import interpolation_samples
+from ralib.kernels.figures import pose_sums
 from ralib.types import Poses
 
 AT_ONCE = 32
@@ -39,3 +41,19 @@ def average_zeros(box: int, device: torch.device) -> None:
     poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
     images = torch.zeros(AT_ONCE, box, box, device=device)
     ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None)
+
+
+def figure_zeros(dtype: torch.dtype, device: torch.device) -> None:
+    """Compute the figures of a few images of zeros.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Type of half averages.
+    device : torch.device
+        The GPU.
+    """
+    images, zero = torch.zeros(1, AT_ONCE, AT_ONCE, dtype=dtype, device=device), torch.zeros(AT_ONCE, device=device)
+    frc(images, images)
+    poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
+    pose_sums(poses.fields(), None, None, 1.0, 1)

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ralib.classes.kernels_ahead import AT_ONCE, average_zeros
+from ralib.classes.kernels_ahead import AT_ONCE, average_zeros, figure_zeros
 from ralib.classification.diameter import CLASSES
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
@@ -62,8 +62,8 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     refinement: list[Call] = [partial(_refinement, device)]
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
-    average = partial(average_zeros, box, device)
-    return [*search[:2], *balance[:4], *refinement, *search[2:5], average, *search[5:], *balance[4:], own]
+    average, figures = partial(average_zeros, box, device), partial(figure_zeros, torch.float32, device)
+    return [*search[:2], *balance[:4], *refinement, figures, *search[2:5], average, *search[5:], *balance[4:], own]
 
 
 def _orders(details: float, margin: float) -> int:

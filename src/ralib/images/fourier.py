@@ -149,6 +149,7 @@ def filter_images(images: Tensor, response: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(images) * response, s=images.shape[-2:])
 
 
+@functools.lru_cache(maxsize=8)
 def frequency_radius(box: int, device: torch.device | str = "cpu") -> Float[Tensor, "{box} {box}//2+1"]:
     """Return the distance of rfft2's samples from zero frequency.
 

@@ -21,7 +21,7 @@ from ralib.kernels.interpolation.reference import Samples, compute_dtype
 __all__ = ["Samples", "implementation", "interpolation_samples", "rotate_shift_images", "rotate_shift_sum"]
 
 
-FUSED = "averages", "figures", "likelihood"
+FUSED = "averages", "figures", "likelihood", "references"
 """Folders whose kernels do many small operations at once: on a GPU, which would wait for each to be launched."""
 
 choose_cache_folders(os.environ, Path(__file__).parent)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.alignment.search.templates import masked_unit_norm
 from ralib.images.masks import soft_disc
 from ralib.kernels.pose_search import PolarSamples, polar_samples
+from ralib.kernels.references import masked_unit_norm
 from ralib.kernels.threads import on_cores, one_thread
 from ralib.types import Poses
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ralib.alignment.search.polar_grid import PolarGrid
-from ralib.images.fourier import squared
+from ralib.kernels.references import template_extent
 
 GRID_SCORE_LOSS = 0.1
 """How much of a template's score the shift grid may lose between its points; the Newton steps regain it."""
@@ -62,13 +62,7 @@ class Extent:
         Tensor of shape (5,)
             The four counts less 1, and the mean square frequency.
         """
-        # In double precision: fractions of a millionth of the whole matter.
-        power = (squared(spectrum) * grid.weight[:, None]).sum(0).double()
-        power = power / power.sum().clamp(min=1e-30)
-        by_radius = power.sum(1)
-        share = _shares(loss, grid.device)
-        counts = [((1 - part.cumsum(0)) > share).sum(1) for part in (power.sum(0), by_radius)]
-        return torch.cat([*counts, mean_square_frequency(grid, by_radius)[None]])
+        return template_extent(spectrum, grid.weight, grid.radius_rad_per_px, _shares(loss, grid.device))
 
     @classmethod
     def of(cls, grid: PolarGrid, measured: Tensor) -> Extent:

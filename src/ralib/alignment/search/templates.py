@@ -12,32 +12,11 @@ from torch import Tensor
 from ralib.alignment.search.extent import Extent, angle_stops
 from ralib.alignment.search.polar_grid import PolarGrid
 from ralib.conventions import mirror_x, rotate_xy
-from ralib.images.fourier import squared
 from ralib.kernels.pose_search import FineTemplates, PackedTemplates, angular_tables, newton_templates
+from ralib.kernels.references import product_rows
 
 AT_ONCE_BYTES = 2**25
 """Shifted templates made at a time, as complex numbers; the work space is several times as much."""
-
-
-def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
-    """Make templates of references: mean 0 under the mask, masked, unit norm.
-
-    Parameters
-    ----------
-    references : Tensor of shape (k, n, n)
-        References.
-    mask : Tensor of shape (n, n)
-        Mask, 0 to 1.
-
-    Returns
-    -------
-    Tensor of shape (k, n, n)
-        Templates; a constant reference becomes zero.
-    """
-    mean = (references * mask).sum((1, 2), keepdim=True) / mask.sum()
-    masked = (references - mean) * mask
-    norm = torch.linalg.vector_norm(masked, dim=(1, 2), keepdim=True)
-    return masked / norm.clamp(min=1e-20)
 
 
 def n_rotations(n_orders: int) -> int:
@@ -314,22 +293,16 @@ def parity_orders(n_orders: int, device: torch.device) -> Tensor:
 def _rows(grid: PolarGrid, samples: Tensor, poses: PoseGrid, mirror: bool) -> Tensor:
     """Left factors of the grid's products (m, k * s * mirror * 2, 2 K), with entries of about 1 at most."""
     n_radii, n_orders, n_shifts = samples.shape[1], len(poses.orders), len(poses.phase)
-    # Both halves of the circle, and orders +m and -m, count; order 0 stands alone.
-    scale = grid.weight[:n_radii].repeat(n_orders, 1)
-    scale[0] *= 0.5
-    scale = scale / (squared(samples).sqrt() * grid.weight[:n_radii, None]).amax().clamp(min=1e-30)
-    phase = poses.phase[:, :n_radii]
-    shape = (n_orders, len(samples), n_shifts, 2 * (1 + mirror), 2 * n_radii)
+    phase, weight = poses.phase[:, :n_radii], grid.weight[:n_radii]
+    largest = (torch.linalg.vector_norm(torch.view_as_real(samples), dim=-1) * weight[:, None]).amax()
+    shape = (n_orders, len(samples) * n_shifts, 2 * (1 + mirror), 2 * n_radii)
     out = torch.empty(shape, dtype=poses.cosine.dtype, device=samples.device)
     group = max(1, AT_ONCE_BYTES // (phase.numel() * 8))
     for i in range(0, len(samples), group):
         part = samples[i : i + group]
         moved = torch.view_as_real((part[:, None] * phase).flatten(0, 1)).movedim(-1, 0)
-        factors = poses.angular_orders(moved, moved.shape[1]) * scale[:, None, :, None]
-        re, im = factors.transpose(-1, -2).to(poses.cosine.dtype).unbind(1)
-        minus = -im
-        four = [re, im, minus, re, re, minus, im, re] if mirror else [re, im, minus, re]
-        out[:, i : i + group] = torch.cat(four, dim=-1).view(n_orders, len(part), *shape[2:])
+        orders = poses.angular_orders(moved, moved.shape[1])
+        product_rows(orders, weight, largest, out[:, i * n_shifts : (i + len(part)) * n_shifts])
     return out.view(n_orders, -1, 2 * n_radii)
 
 
