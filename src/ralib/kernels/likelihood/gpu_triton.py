@@ -276,7 +276,7 @@ def ranked_classes(fit: Tensor, index: Tensor, price: Tensor, rule: SharingRule)
 
 @triton.jit(
     do_not_specialize=["n", "n_rings", "power_stride", "energy_stride", "n_half"],
-    do_not_specialize_on_alignment=["power", "energy", "class_index", "weight", "scale", "mean_scale"],
+    do_not_specialize_on_alignment=["power", "energy", "class_index", "weight", "scale", "mean_scale", "gain"],
 )
 def _self_share(
     power, energy, class_index, weight, scale, mean_scale, inside, class_power, gain, ring_weight, share,
