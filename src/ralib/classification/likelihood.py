@@ -4,7 +4,7 @@ A particle is modelled as F(k) = a CTF(k) A_c(posed) + noise of variance sigma^2
 classes its log-likelihood is a x - a^2 p / 2 with the cross term x = <CTF F / sigma^2, posed A_c> and the norm p =
 <CTF^2 / sigma^2, |A_c|^2> (CTF^2 is averaged over angles, so that p does not depend on the pose). The scale a has a
 normal prior around the mean scale; its best value is known in closed form, and what remains is a monotonous function of
-x.
+x (`ralib.kernels.likelihood`).
 
 The model follows Scheres et al. 2005, "Maximum-likelihood multi-reference refinement for electron microscopy images",
 J. Mol. Biol. 348, 139-149 (ML2D), and Scheres 2012, "RELION: implementation of a Bayesian approach to cryo-EM structure

@@ -1,4 +1,4 @@
-"""Priors of origin shifts and class sizes, and the responsibilities that follow from them.
+"""Priors of origin shifts and class sizes; `ralib.kernels.likelihood` has the responsibilities that follow from them.
 
 Most particles lie within a few pixels of the centre, where they were picked, a few anywhere: a prior on a particle's
 origin. A wrong class or rotation fits best where the noise happens to, which is rarely near the centre; so the prior,
@@ -45,7 +45,6 @@ def origin_spread(origin_xy_px: Tensor, shard: Shard | None = None) -> Tensor:
 
 PRESSURE_NATS = 10.0
 """At balance 0.5, a class e times its fair share loses this much log-likelihood for every further member."""
-
 
 MOST_STEPS, LEFT_OVER = 30, 0.003
 """Steps of the fixed-point iteration of the prices, at most, and the share of the first error at which it ends."""
