@@ -25,11 +25,12 @@ from torch import Tensor
 from ralib.benchmarks.engine import Case, make_particles
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.e_step import score_classes
-from ralib.classification.likelihood import ClassPoses, Spectra, log_likelihood
+from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.pose_refinement import refine_poses
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import disc_of_shifts
 from ralib.cli.common import resolve_device
+from ralib.kernels.likelihood import log_likelihood
 
 RESULTS = Path(__file__).parent / "results"
 SAME_CLASS, SAME_LIKELIHOOD = 0.999, 1e-4

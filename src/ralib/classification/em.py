@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ralib.classification.centering import centre_classes
 from ralib.classification.leave_one_out import SelfContribution, self_share
-from ralib.classification.likelihood import ClassPoses, best_scale
+from ralib.classification.likelihood import ClassPoses
 from ralib.classification.m_step import RingAverages, RingSums, average_classes, sum_classes, sum_limits
 from ralib.classification.model import Model
 from ralib.classification.pose_search import fit_classes, refine_all
-from ralib.classification.priors import best_classes, class_posterior, class_prices, origin_spread
+from ralib.classification.priors import class_prices, origin_spread
 from ralib.classification.state import IterationSettings, State
+from ralib.kernels.likelihood import SharingRule, best_classes, best_scale, ranked_classes
 
 CANDIDATES = 3
 """Classes a particle is shared between; later ones have no weight that matters."""
@@ -88,23 +89,18 @@ def e_step(model: Model, references: Tensor, state: State, step: IterationSettin
     found = fit_classes(model, references, state, step)
     fit = found.fit
     price = class_prices(fit, step.temperature, model.balance, model.shard)
-    weight, at = best_classes(fit, price, step.temperature, CANDIDATES, found.among)
-    index = at if found.among is None else found.among.gather(1, at)
-    posterior, weight = weight[:, 0], weight / weight.sum(1, keepdim=True)
-    poses = found.poses.pick(at.T.contiguous())
+    sharing = SharingRule(step.temperature, CANDIDATES, LEAST_WEIGHT)
+    posterior, weight, at = best_classes(fit, price, sharing, found.among)
+    index = at if found.among is None else found.among.T.gather(0, at)
+    poses = found.poses.pick(at)
     if step.newton and model.align:
-        poses = refine_all(model, references, poses, index.T.contiguous(), step, state.own)
+        poses = refine_all(model, references, poses, index, step, state.own)
         # The class a particle was in has the advantage of a refined centre on the grid; now all have.
-        better = model.fit(poses, state).T.contiguous()
-        fit = fit.scatter_(1, index, better)
-        weight, order = class_posterior(better, price[index], step.temperature).sort(
-            dim=1, descending=True, stable=True
-        )
-        posterior, index = weight[:, 0], index.gather(1, order)
-        poses = poses.reordered(order.T.contiguous())
-    weight = weight * (weight >= LEAST_WEIGHT)
-    weight = weight / weight.sum(1, keepdim=True)
-    return Expectation(fit, posterior, poses, index.T.contiguous(), weight.T.contiguous())
+        better = model.fit(poses, state)
+        fit = fit.scatter_(1, index.T, better.T)
+        posterior, weight, order = ranked_classes(better, index, price, sharing)
+        index, poses = index.gather(0, order), poses.reordered(order)
+    return Expectation(fit, posterior, poses, index, weight)
 
 
 def m_step(
@@ -194,8 +190,8 @@ def _with_own(
     model: Model, state: State, class_index: Tensor, weight: Tensor, averages: RingAverages
 ) -> tuple[RingAverages, SelfContribution]:
     """The averages with what of them counts as signal, and what each particle contributes to that of its class."""
-    signal, scale = model.mask(averages), state.scale * state.mean_scale
-    share = self_share(model.particles, averages, signal, class_index, weight * state.scale, scale)
+    signal = model.mask(averages)
+    share = self_share(model.particles, averages, signal, class_index, weight, state.scale, state.mean_scale)
     own = SelfContribution(class_index, state.psi_deg, state.origin_xy_px, state.mirror, share)
     return replace(averages, signal=signal), own
 

@@ -13,11 +13,14 @@ import torch
 
 from ralib.classes.kernels_ahead import AT_ONCE, average_zeros, figure_zeros
 from ralib.classification.diameter import CLASSES
+from ralib.classification.em import CANDIDATES, LEAST_WEIGHT
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
+from ralib.kernels import likelihood
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
+from ralib.kernels.likelihood import AverageNoise, OwnNoise, SharingRule
 from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
 from ralib.runtime.ahead import Call
 
@@ -57,13 +60,15 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     counts = CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)
     padded = {padded_classes(k): max(2, k) for k in counts}
     search: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
-    of_classes = _prices, _thinning
+    of_classes = _prices, _sharing, _thinning
     balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
     refinement: list[Call] = [partial(_refinement, device)]
+    fits: list[Call] = [partial(call, device) for call in (_fits, _candidates, _own_noise)]
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average, figures = partial(average_zeros, box, device), partial(figure_zeros, torch.float32, device)
-    return [*search[:2], *balance[:4], *refinement, figures, *search[2:5], average, *search[5:], *balance[4:], own]
+    first = [*search[:2], *fits, *balance[:6], *refinement, figures]
+    return [*first, *search[2:5], average, *search[5:], *balance[6:], own]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -87,10 +92,47 @@ def _prices(n_classes: int, device: torch.device) -> None:
     class_prices(torch.zeros(AT_ONCE, n_classes, device=device), rule, lambda members: members)
 
 
+def _sharing(n_classes: int, device: torch.device) -> None:
+    fit = torch.zeros(AT_ONCE, n_classes, device=device)
+    likelihood.best_classes(fit, fit[0], SharingRule(1.0, CANDIDATES, LEAST_WEIGHT))
+
+
 def _thinning(n_classes: int, device: torch.device) -> None:
     rule = ThinningRule(torch.zeros(2, dtype=torch.float64, device=device), 1, 1.0, 1.0)
     fit = torch.zeros(AT_ONCE, n_classes, device=device)
     thin(fit, fit[:, 0].clone(), n_classes - 1, rule, lambda sums: sums)
+
+
+def _poses(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Fields of poses of a few particles in as many classes as there are candidates."""
+    zero = torch.zeros(CANDIDATES, AT_ONCE, device=device)
+    return zero, zero + 1, zero.clone(), torch.zeros(CANDIDATES, AT_ONCE, 2, device=device), zero > 0
+
+
+def _fits(device: torch.device) -> None:
+    cross, norm, _, origin, _ = _poses(device)
+    data, prior = (cross, norm, norm[0, 0]), (origin, norm[0, 0], 1.0)
+    likelihood.log_prior(*prior)
+    likelihood.log_posterior(*data, *prior)
+    likelihood.best_scale(*data)
+
+
+def _candidates(device: torch.device) -> None:
+    fields = _poses(device)
+    index = torch.zeros(CANDIDATES, AT_ONCE, dtype=torch.int64, device=device)
+    likelihood.reordered(fields, index)
+    likelihood.ranked_classes(fields[0], index, fields[1][0], SharingRule(1.0, CANDIDATES, LEAST_WEIGHT))
+
+
+def _own_noise(device: torch.device) -> None:
+    fields = _poses(device)
+    one, *pose = (f[0] for f in fields[1:])
+    classes = torch.zeros(CANDIDATES, AT_ONCE, dtype=torch.int64, device=device)
+    averages = AverageNoise(one[:1], one[:1, None], one[:1, None], one, 1)
+    share = likelihood.self_share(one[:, None], one[:, None], classes[0], one, one, one[0], averages)
+    own, noise = (classes[0], *pose, share), OwnNoise(1, one[0], 1.0, 1.0)
+    likelihood.without_own(tuple(f.transpose(0, 1) for f in fields), own, noise)
+    likelihood.without_own(fields, own, noise, classes)
 
 
 def _refinement(device: torch.device) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 from ralib.classification.likelihood import ClassPoses, ring_power
 from ralib.classification.m_step import RingAverages
 from ralib.classification.whitening import WhitenedParticles
-from ralib.conventions import wrap_deg
+from ralib.kernels import likelihood as kernels
+from ralib.kernels.likelihood import AverageNoise, OwnNoise
 
 CORRELATED = 0.3
 """Times the finest wavelength: a particle's noise agrees with itself, moved by this much, to about exp(-1/2)."""
@@ -49,6 +50,10 @@ class SelfContribution:
     mirror: Tensor
     share: Tensor
 
+    def fields(self) -> tuple[Tensor, ...]:
+        """Return all fields."""
+        return self.class_index, self.psi_deg, self.origin_xy_px, self.mirror, self.share
+
     def among(self, rows: Tensor, n: int) -> SelfContribution:
         """Return the contributions of n particles, of which only these contributed.
 
@@ -75,8 +80,7 @@ class SelfContribution:
 
     def part(self, rows: slice) -> SelfContribution:
         """Return the contributions of some particles."""
-        pose = self.psi_deg[rows], self.origin_xy_px[rows], self.mirror[rows]
-        return SelfContribution(self.class_index[rows], *pose, self.share[rows])
+        return SelfContribution(*(f[rows] for f in self.fields()))
 
     def restricted(self, keep: Tensor, n_classes: int) -> SelfContribution:
         """Return the contributions where only some of the classes remain.
@@ -105,6 +109,7 @@ def self_share(
     class_index: Tensor,
     weight: Tensor,
     scale: Tensor,
+    mean_scale: Tensor,
 ) -> Tensor:
     """Compute the `SelfContribution.share` of particles in averages.
 
@@ -119,53 +124,28 @@ def self_share(
     class_index : Tensor of shape (n,)
         Class of each particle.
     weight : Tensor of shape (n,)
-        Weight in the sums.
+        Responsibility.
     scale : Tensor of shape (n,)
-        Contrast.
+        Contrast relative to the mean.
+    mean_scale : Tensor of shape ()
+        Mean contrast.
 
     Returns
     -------
     Tensor of shape (n, r)
         Shares.
     """
-    grid, spectra, rings = particles.grid, particles.spectra, averages.gain.shape[1]
+    grid, spectra = particles.grid, particles.spectra
     # References are behind their masks (k, n, n), and so is the noise in them.
-    inside = (mask.sum((1, 2)) / grid.n_pixels)[class_index][:, None]
-    power = spectra.power[:, :rings]
-    signal = (scale[:, None] * power).square() * ring_power(averages.orders)[class_index] / grid.n_half
-    noise = (spectra.energy[:, :rings] - signal).clamp_min(0)
-    return inside * weight[:, None] * noise * averages.gain[class_index] / grid.weight[:rings]
+    inside = mask.sum((1, 2)) / grid.n_pixels
+    noise = AverageNoise(inside, ring_power(averages.orders), averages.gain, grid.weight, grid.n_half)
+    return kernels.self_share(spectra.power, spectra.energy, class_index, weight, scale, mean_scale, noise)
 
 
-def self_cross(particles: WhitenedParticles, own: SelfContribution, poses: ClassPoses, rings: int) -> Tensor:
-    """Compute what each particle's own contribution adds to its cross term in its old class.
-
-    Parameters
-    ----------
-    particles : WhitenedParticles
-        The particles.
-    own : SelfContribution
-        Their contributions.
-    poses : ClassPoses
-        Poses in the old class, fields (..., n).
-    rings : int
-        Number of rings compared.
-
-    Returns
-    -------
-    Tensor of shape (..., n)
-        Cross terms.
-    """
-    turn = torch.deg2rad(wrap_deg(poses.psi_deg - own.psi_deg))
-    # A turn moves the pixels of the mask by its angle times their distance from the centre: on average, half of R^2.
-    apart = (poses.origin_xy_px - own.origin_xy_px).square().sum(-1) + 0.5 * (particles.radius_px * turn).square()
-    correlation = torch.exp(-0.5 * apart * (particles.grid.frequency[rings - 1] / CORRELATED).square())
-    there = (poses.mirror == own.mirror) & (own.class_index >= 0)
-    return own.share[:, :rings].sum(1) * correlation * there
-
-
-def without_self(particles: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int) -> ClassPoses:
-    """Subtract each particle's own contribution from the cross term of its old class.
+def without_self(
+    particles: WhitenedParticles, own: SelfContribution, found: ClassPoses, rings: int, index: Tensor | None = None
+) -> ClassPoses:
+    """Subtract each particle's own contribution from the cross term of its old class, in place.
 
     Parameters
     ----------
@@ -174,15 +154,16 @@ def without_self(particles: WhitenedParticles, own: SelfContribution, found: Cla
     own : SelfContribution
         Their contributions.
     found : ClassPoses
-        Poses in all classes, fields (n, k).
+        Poses in all classes, fields (n, k), or in candidate classes, fields (c, n).
     rings : int
         Number of rings compared.
+    index : Tensor of shape (c, n), optional
+        The candidate classes.
 
     Returns
     -------
     ClassPoses
         Corrected poses.
     """
-    column = own.class_index.clamp_min(0)
-    share = self_cross(particles, own, found.pick(column), rings)
-    return replace(found, cross=found.cross.scatter_add(1, column[:, None], -share[:, None]))
+    noise = OwnNoise(rings, particles.grid.frequency[rings - 1], CORRELATED, particles.radius_px)
+    return replace(found, cross=kernels.without_own(found.fields(), own.fields(), noise, index))

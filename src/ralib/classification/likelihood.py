@@ -4,7 +4,7 @@ A particle is modelled as F(k) = a CTF(k) A_c(posed) + noise of variance sigma^2
 classes its log-likelihood is a x - a^2 p / 2 with the cross term x = <CTF F / sigma^2, posed A_c> and the norm p =
 <CTF^2 / sigma^2, |A_c|^2> (CTF^2 is averaged over angles, so that p does not depend on the pose). The scale a has a
 normal prior around the mean scale; its best value is known in closed form, and what remains is a monotonous function of
-x.
+x (`ralib.kernels.likelihood`).
 
 The model follows Scheres et al. 2005, "Maximum-likelihood multi-reference refinement for electron microscopy images",
 J. Mol. Biol. 348, 139-149 (ML2D), and Scheres 2012, "RELION: implementation of a Bayesian approach to cryo-EM structure
@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 
 from ralib.images.fourier import squared
+from ralib.kernels import likelihood as kernels
 from ralib.runtime.chunks import gpu_chunks
-
-SCALE_SD = 0.35
-"""Standard deviation of the particles' scales around their mean: ice thickness and defocus leave about a third."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,11 @@ class ClassPoses:
 
     def pick(self, class_index: Tensor) -> ClassPoses:
         """Return the poses in one class of each particle, (b,), or in several, (candidates, b): fields like it."""
-        row = torch.arange(class_index.shape[-1], device=class_index.device)
-        return ClassPoses(*(f[row, class_index] for f in self.fields()))
+        return ClassPoses(*kernels.pick(self.fields(), class_index))
 
     def reordered(self, order: Tensor) -> ClassPoses:
         """Return the poses in candidate classes in another order of each particle's, (candidates, b)."""
-        row = torch.arange(order.shape[-1], device=order.device)
-        return ClassPoses(*(f[order, row] for f in self.fields()))
+        return ClassPoses(*kernels.reordered(self.fields(), order))
 
     def columns(self, keep: slice | Tensor) -> ClassPoses:
         """Return the poses in some of the classes, or in candidate classes those of some particles."""
@@ -164,34 +160,6 @@ def joined(parts: list[ClassPoses], dim: int = 0) -> ClassPoses:
     if len(parts) == 1:
         return parts[0]
     return ClassPoses(*(torch.cat(f, dim=dim) for f in zip(*(p.fields() for p in parts), strict=True)))
-
-
-def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
-    """Return the log-likelihood relative to pure noise, at the best scale under its prior.
-
-    Parameters
-    ----------
-    cross : Tensor of shape (...)
-        Cross term x.
-    norm : Tensor of shape (...)
-        Norm p.
-    mean_scale : Tensor of shape ()
-        Mean scale.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        Log-likelihood.
-    """
-    precision = 1.0 / (SCALE_SD * mean_scale) ** 2
-    return 0.5 * ((cross + precision * mean_scale).square() / (norm + precision) - precision * mean_scale**2)
-
-
-def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
-    """Return the scale of maximum likelihood, at least a tenth of the mean; see `log_likelihood` for the arguments."""
-    precision = 1.0 / (SCALE_SD * mean_scale) ** 2
-    scale = (cross + precision * mean_scale) / (norm + precision)
-    return torch.maximum(scale, 0.1 * mean_scale)
 
 
 def ring_power(references: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ClassPoses, Spectra, log_likelihood
+from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.m_step import RingAverages, masked_references, signal_share
 from ralib.classification.memory_plan import Budget, particles_at_once
-from ralib.classification.priors import log_prior
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import WhitenedParticles
+from ralib.kernels import likelihood as kernels
 from ralib.runtime.memory import within_memory
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ class Model:
         Tensor of shape (...)
             Log prior.
         """
-        return log_prior(origin_xy_px, state.spread_px, self.search_px)
+        return kernels.log_prior(origin_xy_px, state.spread_px, self.search_px)
 
     def fit(self, found: ClassPoses, state: State) -> Tensor:
         """Return the log-likelihood with the prior of the origin.
@@ -160,8 +160,10 @@ class Model:
         Tensor
             Fits, of the shape of the poses.
         """
-        fit = log_likelihood(found.cross, found.norm, state.mean_scale)
-        return fit + self.log_prior(found.origin_xy_px, state) if self.align else fit
+        data = found.cross, found.norm, state.mean_scale
+        if not self.align:
+            return kernels.log_likelihood(*data)
+        return kernels.log_posterior(*data, found.origin_xy_px, state.spread_px, self.search_px)
 
     def parts(self, rings: int, n_classes: int = 1) -> Iterator[tuple[slice, Model]]:
         """Iterate over the particles, all at once where spectra and fits of `n_classes` allow.

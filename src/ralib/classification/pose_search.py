@@ -6,13 +6,13 @@ Both without each particle's own contribution to the averages, see `leave_one_ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ralib.classification.e_step import score_classes, score_fixed
-from ralib.classification.leave_one_out import SelfContribution, self_cross, without_self
+from ralib.classification.leave_one_out import SelfContribution, without_self
 from ralib.classification.likelihood import ClassPoses, Spectra, joined
 from ralib.classification.model import AT_ONCE, WIDE_STEP, Model
 from ralib.classification.pose_refinement import refine_candidates
@@ -197,7 +197,4 @@ def _refined(
             at_once=model.at_once,
         )
     )  # fmt: skip
-    if own is None:
-        return poses
-    share = self_cross(model.particles, own, poses, references.shape[1])
-    return replace(poses, cross=poses.cross - share * (index == own.class_index))
+    return poses if own is None else without_self(model.particles, own, poses, references.shape[1], index)

@@ -1,4 +1,4 @@
-"""Priors of origin shifts and class sizes, and the responsibilities that follow from them.
+"""Priors of origin shifts and class sizes; `ralib.kernels.likelihood` has the responsibilities that follow from them.
 
 Most particles lie within a few pixels of the centre, where they were picked, a few anywhere: a prior on a particle's
 origin. A wrong class or rotation fits best where the noise happens to, which is rarely near the centre; so the prior,
@@ -17,9 +17,7 @@ from torch import Tensor
 from ralib.classification.sharding import Shard
 from ralib.kernels import classes as kernels
 from ralib.kernels.classes import PriceRule
-
-ANYWHERE = 0.01
-"""Share of the particles that may lie anywhere in the searched disc: bad picks, and junk."""
+from ralib.kernels.likelihood import AT_ONCE
 
 LEAST_SPREAD_PX = 0.5
 """Lower limit of the standard deviation of origins."""
@@ -45,35 +43,8 @@ def origin_spread(origin_xy_px: Tensor, shard: Shard | None = None) -> Tensor:
     return (shard.median(length) / math.sqrt(2 * math.log(2))).clamp_min(LEAST_SPREAD_PX)
 
 
-def log_prior(origin_xy_px: Tensor, spread_px: Tensor, radius_px: float) -> Tensor:
-    """Compute the logarithm of the prior of origins, relative to that of the centre.
-
-    Parameters
-    ----------
-    origin_xy_px : Tensor of shape (..., 2)
-        Origins, pixels.
-    spread_px : Tensor of shape ()
-        Standard deviation of the origins along x and y, pixels.
-    radius_px : float
-        Radius of the searched disc, pixels.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        Log prior.
-    """
-    variance = spread_px**2
-    anywhere = ANYWHERE / (1 - ANYWHERE) * 2 * variance / radius_px**2
-    near = torch.exp(-0.5 * origin_xy_px.square().sum(-1) / variance)
-    return torch.log((near + anywhere) / (1 + anywhere))
-
-
 PRESSURE_NATS = 10.0
 """At balance 0.5, a class e times its fair share loses this much log-likelihood for every further member."""
-
-
-AT_ONCE = 2**25
-"""Fits of which responsibilities are computed at once."""
 
 MOST_STEPS, LEFT_OVER = 30, 0.003
 """Steps of the fixed-point iteration of the prices, at most, and the share of the first error at which it ends."""
@@ -132,59 +103,3 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
         if balance < 1:
             price = price.clamp_max(0.0)  # large classes lose fit; a rare view gains none
     return price
-
-
-def best_classes(
-    fit: Tensor, price: Tensor, temperature: float, count: int, among: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the responsibilities of the best classes of each particle, and which these are.
-
-    Parameters
-    ----------
-    fit : Tensor of shape (n, k)
-        Log-likelihood of each class.
-    price : Tensor of shape (k,)
-        Added to the fit of each class.
-    temperature : float
-        Of the responsibilities.
-    count : int
-        How many classes a particle, at most.
-    among : Tensor of shape (n, c), optional
-        Classes to choose from; by default all.
-
-    Returns
-    -------
-    Tensor of shape (n, count)
-        Responsibilities, the largest first.
-    Tensor of shape (n, count)
-        Columns of `among`, or classes.
-    """
-    rows = max(1, AT_ONCE // fit.shape[1])
-    parts = []
-    for first in range(0, max(1, len(fit)), rows):
-        posterior = class_posterior(fit[first : first + rows], price, temperature)
-        posterior = posterior if among is None else posterior.gather(1, among[first : first + rows])
-        parts.append(posterior.topk(min(count, posterior.shape[1]), dim=1))
-    if len(parts) == 1:
-        return parts[0].values, parts[0].indices
-    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
-
-
-def class_posterior(fit: Tensor, price: Tensor, temperature: float) -> Tensor:
-    """Compute the responsibilities: the probability of each class for each particle.
-
-    Parameters
-    ----------
-    fit : Tensor of shape (n, k)
-        Log-likelihood of each class.
-    price : Tensor of shape (k,)
-        Added to the fit of each class.
-    temperature : float
-        1 is Bayes' rule, above it responsibilities are softer.
-
-    Returns
-    -------
-    Tensor of shape (n, k)
-        Responsibilities.
-    """
-    return torch.softmax((fit + price) / temperature, dim=1)

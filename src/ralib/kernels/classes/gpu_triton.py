@@ -186,7 +186,7 @@ def best_in_classes(
     do_not_specialize_on_alignment=["last_members", "last_price", "price", "members"],
 )
 def _price_step(
-    fit, last_members, last_price, price, members, n, k, rows_each, scale, factor, temperature, first,
+    fit, last_members, last_price, price, members, particles, n, k, rows_each, factor, temperature, first,
     CAPPED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """The prices after a step, which every program computes, and the responsibilities of some particles with them."""
@@ -194,7 +194,7 @@ def _price_step(
     known = c < k
     paid = tl.zeros((CLASSES,), tl.float32)
     if first == 0:
-        share = (tl.load(last_members + c, mask=known, other=0.0) * tl.load(scale)).to(tl.float32)
+        share = (tl.load(last_members + c, mask=known, other=0.0) * k / tl.load(particles)).to(tl.float32)
         paid = tl.load(last_price + c, mask=known, other=0.0) - temperature * tl.log(tl.maximum(share, 1e-4))
         paid *= factor
         if CAPPED:
@@ -223,11 +223,11 @@ def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
     rows_each = rows * max(1, triton.cdiv(n, rows * PROGRAMS))
     members = torch.zeros(rule.steps + 1, k, dtype=torch.float64, device=fit.device)
     price = torch.empty(rule.steps + 1, k, device=fit.device)
-    scale, fit = (k / rule.particles.double()).reshape(1), fit.contiguous()
+    particles, fit = rule.particles.double(), fit.contiguous()
     for step in range(rule.steps + 1):
         here, last = n if step < rule.steps else 0, max(0, step - 1)
         _price_step[(max(1, triton.cdiv(here, rows_each)),)](
-            fit, members[last], price[last], price[step], members[step], here, k, rows_each, scale, rule.factor,
+            fit, members[last], price[last], price[step], members[step], particles, here, k, rows_each, rule.factor,
             rule.temperature, int(step == 0), CAPPED=rule.capped, ROWS=rows, CLASSES=classes,
         )  # fmt: skip
         if step < rule.steps:
