@@ -67,7 +67,7 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average, figures = partial(average_zeros, box, device), partial(figure_zeros, torch.float32, device)
-    first = [*search[:2], *fits, *balance[:6], *refinement, figures]
+    first: list[Call] = [*search[:2], *fits, *balance[:6], *refinement, figures]
     return [*first, *search[2:5], average, *search[5:], *balance[6:], own]
 
 
