@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ClassPoses, ring_power
+from ralib.classification.likelihood import ClassPoses
 from ralib.classification.m_step import RingAverages
 from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg
+from ralib.kernels.averages import ring_power
 
 CORRELATED = 0.3
 """Times the finest wavelength: a particle's noise agrees with itself, moved by this much, to about exp(-1/2)."""

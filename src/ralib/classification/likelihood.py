@@ -192,9 +192,3 @@ def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
     precision = 1.0 / (SCALE_SD * mean_scale) ** 2
     scale = (cross + precision * mean_scale) / (norm + precision)
     return torch.maximum(scale, 0.1 * mean_scale)
-
-
-def ring_power(references: Tensor) -> Tensor:
-    """Return the mean over angles of |A|^2, (k, r), of angular orders (k, r, m)."""
-    power = squared(references)
-    return 2 * power.sum(-1) - power[..., 0]
