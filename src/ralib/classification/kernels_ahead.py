@@ -15,8 +15,17 @@ from ralib.classes.kernels_ahead import AT_ONCE, average_zeros
 from ralib.classification.diameter import CLASSES
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.classification.sharding import Shard
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
+from ralib.kernels.averages import (
+    centred_origins,
+    circle_spectra,
+    correlated_share,
+    half_products,
+    ring_power,
+    wiener_averages,
+)
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
 from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
 from ralib.runtime.ahead import Call
@@ -60,15 +69,32 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     of_classes = _prices, _thinning
     balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
     refinement: list[Call] = [partial(_refinement, device)]
-    # The first two and few classes measure the diameter; the refinement takes longest to compile.
+    # The refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average = partial(average_zeros, box, device)
-    return [*search[:2], *balance[:4], *refinement, *search[2:5], average, *search[5:], *balance[4:], own]
+    diameter = [partial(_templates, device), *search[:2], *balance[:4], partial(_averages, device)]
+    return [*diameter, *refinement, *search[2:5], average, *search[5:], *balance[4:], own]
 
 
 def _orders(details: float, margin: float) -> int:
     """Angular orders at so many details across a particle, of a mask that is `margin` times as wide."""
     return math.ceil(math.pi * details * margin) + 4
+
+
+def _templates(device: torch.device) -> None:
+    orders = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device)
+    circle_spectra(orders[0], 24)
+    ring_power(orders)
+
+
+def _averages(device: torch.device) -> None:
+    numerator, one = torch.zeros(2, 1, 8, 8, 2, dtype=torch.float64, device=device), torch.ones(8, device=device)
+    wiener_averages(numerator, one.double().repeat(2, 1, 1), one[:1], one, one)
+    half_products(one, one)
+    correlated_share(one, one)
+    zero = torch.zeros(AT_ONCE, dtype=torch.long, device=device)
+    pose = zero.float(), torch.zeros(AT_ONCE, 2, device=device), zero.bool()
+    centred_origins(pose, zero.bool(), zero, one[:1], Shard.of_all(AT_ONCE))
 
 
 def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own: bool = False) -> None:
