@@ -33,7 +33,7 @@ def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("best_in_classes", "class_prices", "thin"):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
-    for name in set(averages.__all__) - {"smoothed"}:
+    for name in set(averages.__all__) - {"Waves", "smoothed"}:
         monkeypatch.setattr(kernels_ahead, name, getattr(of_averages, name))
     for call in calls_ahead(16, 3, ScheduleSettings(), False, DEVICE)[:-1]:
         call()

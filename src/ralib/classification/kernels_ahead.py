@@ -22,8 +22,12 @@ from ralib.kernels.averages import (
     centred_origins,
     circle_spectra,
     correlated_share,
+    half_circle,
     half_products,
+    quarter_circle,
+    quarter_pixels,
     ring_power,
+    whole_images,
     wiener_averages,
 )
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
@@ -72,7 +76,7 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     # The refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average = partial(average_zeros, box, device)
-    diameter = [partial(_templates, device), *search[:2], *balance[:4], partial(_averages, device)]
+    diameter: list[Call] = [partial(_templates, device), *search[:2], *balance[:4], partial(_averages, device)]
     return [*diameter, *refinement, *search[2:5], average, *search[5:], *balance[4:], own]
 
 
@@ -82,7 +86,9 @@ def _orders(details: float, margin: float) -> int:
 
 
 def _templates(device: torch.device) -> None:
-    orders = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device)
+    orders, pixel = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device), torch.zeros(4, 8, device=device).long()
+    images = whole_images(quarter_circle(orders), pixel[:, :5].repeat(1, 8), 8)
+    half_circle(quarter_pixels(images, pixel, orders[0, 0].real.contiguous()), 2)
     circle_spectra(orders[0], 24)
     ring_power(orders)
 

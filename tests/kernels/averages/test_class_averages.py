@@ -3,6 +3,7 @@ Triton's interpreter, in a process of their own (see `interpreter`)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interpreter import in_interpreter
+from ralib.classification.quarter_waves import QuarterWaves
 from ralib.classification.sharding import Shard
 from ralib.kernels.averages import reference
 
@@ -92,6 +94,29 @@ def test_circle_spectra_triton_are_those_of_the_reference(rows: int, n_orders: i
 
     orders = orders_like(rows, n_orders)
     assert torch.equal(gpu_triton.circle_spectra(orders, n_half), reference.circle_spectra(orders, n_half))
+
+
+@in_interpreter
+@pytest.mark.parametrize(("b", "box", "rings", "n_half"), [(1, 8, 1, 8), (3, 33, 5, 16), (2, 48, 2, 264), (0, 9, 2, 8)])
+def test_quarter_waves_triton_agree_with_reference(b: int, box: int, rings: int, n_half: int) -> None:
+    """Also where a disc has more pixels, and a circle more angles, than a block."""
+    from ralib.kernels.averages import gpu_triton
+
+    angle = torch.arange(n_half, dtype=torch.float64) * (math.pi / n_half)
+    waves = QuarterWaves.of(box, box / 2 - 1, torch.arange(rings).double() / 40 + 0.1, angle, DEVICE)
+    images, samples = orders_like(b, box, box).real, orders_like(b, rings, n_half)
+    matrices = waves.cos_cos, waves.sin_sin, waves.sin_cos, waves.cos_sin
+    for form in (gpu_triton, reference):
+        pixels, angles = form.quarter_pixels(images, waves.pixel, waves.share), form.quarter_circle(samples)
+        found = (
+            form.half_circle(tuple(part @ m for part, m in zip(pixels, matrices, strict=True)), rings),
+            form.whole_images(tuple(part @ m.T for part, m in zip(angles, matrices, strict=True)), waves.pixel, box),
+        )
+        assert found[0].shape == samples.shape
+        torch.testing.assert_close(found[0], waves.samples(images, 0, rings), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found[1], waves.images(samples), rtol=1e-5, atol=1e-4)
+        assert not found[1].flatten(1)[:, 0].any(), "nothing outside the disc"
+        assert not b or float(found[0].std()) > 1.0 < float(found[1].std())
 
 
 def posed(n: int, k: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor, Tensor]:

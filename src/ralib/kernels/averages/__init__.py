@@ -8,15 +8,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.averages.reference import AllParticles, smoothed
+from ralib.kernels.averages.reference import AllParticles, Waves, smoothed
 
 __all__ = [
+    "Waves",
     "centred_origins",
     "circle_spectra",
     "correlated_share",
+    "half_circle",
     "half_products",
+    "quarter_circle",
+    "quarter_pixels",
     "ring_power",
     "smoothed",
+    "whole_images",
     "wiener_averages",
 ]
 
@@ -63,3 +68,27 @@ def circle_spectra(orders: Tensor, n_half: int) -> Tensor:
     """Return Fourier coefficients of whole circles from angular orders; see `reference.circle_spectra`."""
     spectra: Tensor = implementation("averages", orders).circle_spectra(orders, n_half)
     return spectra
+
+
+def quarter_pixels(images: Tensor, pixel: Tensor, share: Tensor) -> Waves:
+    """Add up the pixels that share their waves; see `reference.quarter_pixels`."""
+    parts: Waves = implementation("averages", images).quarter_pixels(images, pixel, share)
+    return parts
+
+
+def half_circle(waves: Waves, rings: int) -> Tensor:
+    """Compute samples of the half circle from those up to pi / 2; see `reference.half_circle`."""
+    samples: Tensor = implementation("averages", *waves).half_circle(waves, rings)
+    return samples
+
+
+def quarter_circle(samples: Tensor) -> Waves:
+    """Add up samples at the angles phi and pi - phi; see `reference.quarter_circle`."""
+    parts: Waves = implementation("averages", samples).quarter_circle(samples)
+    return parts
+
+
+def whole_images(waves: Waves, pixel: Tensor, box: int) -> Tensor:
+    """Compute images from a quarter of their pixels; see `reference.whole_images`."""
+    images: Tensor = implementation("averages", *waves).whole_images(waves, pixel, box)
+    return images

@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.averages.reference import AllParticles
+from ralib.kernels.averages.reference import AllParticles, Waves
 
 ORDERS = 128
-"""Angular orders at once."""
+"""Angular orders, or angles, at once."""
 
 CLASSES = 128
 """Classes at once, whose sums are then added up in a fixed order."""
 
 BLOCK = 256
-"""Particles of a program."""
+"""Particles, or pixels of a quarter, of a program."""
 
 PIXELS = 1024
 """Pixels of a program."""
@@ -329,3 +329,118 @@ def circle_spectra(orders: Tensor, n_half: int) -> Tensor:
             _parts(orders), torch.view_as_real(spectra), orders.shape[1], n_half, ORDERS=ORDERS, num_warps=1
         )
     return spectra
+
+
+@triton.jit(do_not_specialize=["n_images", "n_pixels", "n_quarter"], do_not_specialize_on_alignment=["images"])
+def _quarter_pixels(images, pixel, share, parts, n_images, n_pixels, n_quarter, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = q < n_quarter
+    at = images + row * n_pixels
+    weight = tl.load(share + q, mask=here, other=0.0)
+    a = tl.load(at + tl.load(pixel + q, mask=here, other=0), mask=here, other=0.0) * weight
+    b = tl.load(at + tl.load(pixel + n_quarter + q, mask=here, other=0), mask=here, other=0.0) * weight
+    c = tl.load(at + tl.load(pixel + 2 * n_quarter + q, mask=here, other=0), mask=here, other=0.0) * weight
+    d = tl.load(at + tl.load(pixel + 3 * n_quarter + q, mask=here, other=0), mask=here, other=0.0) * weight
+    to = parts + row * n_quarter + q
+    each = tl.cast(n_images, tl.int64) * n_quarter
+    tl.store(to, a + b + c + d, mask=here)
+    tl.store(to + each, a - b - c + d, mask=here)
+    tl.store(to + 2 * each, a - b + c - d, mask=here)
+    tl.store(to + 3 * each, a + b - c - d, mask=here)
+
+
+def quarter_pixels(images: Tensor, pixel: Tensor, share: Tensor) -> Waves:
+    """Add up the pixels that share their waves; see `reference.quarter_pixels`."""
+    b, quarter = len(images), len(share)
+    parts = torch.empty(4, b, quarter, device=images.device)
+    if b:
+        _quarter_pixels[(b, triton.cdiv(quarter, BLOCK))](
+            images.contiguous(), pixel, share, parts, b, images[0].numel(), quarter, BLOCK=BLOCK
+        )
+    return tuple(parts)
+
+
+@triton.jit(do_not_specialize=["n_half"])
+def _half_circle(even, odd, along_x, along_y, samples, n_half, ORDERS: tl.constexpr):
+    """One program: a ring of an image."""
+    row = tl.program_id(0).to(tl.int64)
+    middle = n_half // 2
+    for first in range(0, n_half, ORDERS):
+        j = first + tl.arange(0, ORDERS)
+        here, far = j < n_half, j > middle
+        at = row * (middle + 1) + tl.where(far, n_half - j, j)
+        e = tl.load(even + at, mask=here, other=0.0)
+        o = tl.load(odd + at, mask=here, other=0.0)
+        x = tl.load(along_x + at, mask=here, other=0.0)
+        y = tl.load(along_y + at, mask=here, other=0.0)
+        to = samples + 2 * (row * n_half + j)
+        tl.store(to, tl.where(far, e + o, e - o), mask=here)
+        tl.store(to + 1, tl.where(far, x - y, -x - y), mask=here)
+
+
+def half_circle(waves: Waves, rings: int) -> Tensor:
+    """Compute samples of the half circle from those up to pi / 2; see `reference.half_circle`."""
+    waves = tuple(part.contiguous() for part in waves)
+    b, n_half = len(waves[0]), 2 * (waves[0].shape[1] // rings - 1)
+    samples = torch.empty(b, rings, n_half, dtype=torch.complex64, device=waves[0].device)
+    if b:
+        _half_circle[(b * rings,)](*waves, torch.view_as_real(samples), n_half, ORDERS=ORDERS, num_warps=1)
+    return samples
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_half"], do_not_specialize_on_alignment=["samples"])
+def _quarter_circle(samples, parts, n_rows, n_half, ORDERS: tl.constexpr):
+    """One program: a ring of an image."""
+    row = tl.program_id(0).to(tl.int64)
+    middle = n_half // 2
+    each = tl.cast(n_rows, tl.int64) * (middle + 1)
+    for first in range(0, middle + 1, ORDERS):
+        j = first + tl.arange(0, ORDERS)
+        here, twice = j <= middle, (j > 0) & (j < middle)
+        at = samples + 2 * (row * n_half + j)
+        beyond = samples + 2 * (row * n_half + n_half - j)  # at pi - phi
+        re, im = tl.load(at, mask=here, other=0.0), tl.load(at + 1, mask=here, other=0.0)
+        far_re, far_im = tl.load(beyond, mask=twice, other=0.0), tl.load(beyond + 1, mask=twice, other=0.0)
+        to = parts + row * (middle + 1) + j
+        tl.store(to, re + far_re, mask=here)
+        tl.store(to + each, re - far_re, mask=here)
+        tl.store(to + 2 * each, im - far_im, mask=here)
+        tl.store(to + 3 * each, im + far_im, mask=here)
+
+
+def quarter_circle(samples: Tensor) -> Waves:
+    """Add up samples at the angles phi and pi - phi; see `reference.quarter_circle`."""
+    b, rings, n_half = samples.shape
+    parts = torch.empty(4, b, rings * (n_half // 2 + 1), device=samples.device)
+    if b:
+        _quarter_circle[(b * rings,)](_parts(samples), parts, b * rings, n_half, ORDERS=ORDERS, num_warps=1)
+    return tuple(parts)
+
+
+@triton.jit(do_not_specialize=["n_pixels", "n_quarter"])
+def _whole_images(even, odd, along_x, along_y, pixel, images, n_pixels, n_quarter, BLOCK: tl.constexpr):
+    """Pixels on an axis are written twice, with the same value."""
+    row = tl.program_id(0).to(tl.int64)
+    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = q < n_quarter
+    at = row * n_quarter + q
+    e = tl.load(even + at, mask=here, other=0.0)
+    o = tl.load(odd + at, mask=here, other=0.0)
+    x = tl.load(along_x + at, mask=here, other=0.0)
+    y = tl.load(along_y + at, mask=here, other=0.0)
+    to = images + row * n_pixels
+    tl.store(to + tl.load(pixel + q, mask=here, other=0), e - o - x - y, mask=here)
+    tl.store(to + tl.load(pixel + n_quarter + q, mask=here, other=0), e + o + x - y, mask=here)
+    tl.store(to + tl.load(pixel + 2 * n_quarter + q, mask=here, other=0), e + o - x + y, mask=here)
+    tl.store(to + tl.load(pixel + 3 * n_quarter + q, mask=here, other=0), e - o + x + y, mask=here)
+
+
+def whole_images(waves: Waves, pixel: Tensor, box: int) -> Tensor:
+    """Compute images from a quarter of their pixels; see `reference.whole_images`."""
+    waves = tuple(part.contiguous() for part in waves)
+    b, quarter = waves[0].shape
+    images = torch.zeros(b, box, box, device=pixel.device)
+    if b:
+        _whole_images[(b, triton.cdiv(quarter, BLOCK))](*waves, pixel, images, box * box, quarter, BLOCK=BLOCK)
+    return images

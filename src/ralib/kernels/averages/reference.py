@@ -242,3 +242,95 @@ def _circle(n_orders: int, n_half: int, device: torch.device) -> tuple[Tensor, T
     factor = torch.where(negative & (m % 2 == 1), -1.0, 1.0) * (m < n_orders)
     order = torch.where(m < n_orders, m, 0)
     return order, torch.stack([factor, torch.where(negative, -factor, factor)], dim=1)
+
+
+Waves = tuple[Tensor, ...]
+"""The four parts of a transform, for products with the waves cos cos, sin sin, sin cos and cos sin of x and y."""
+
+
+def quarter_pixels(images: Tensor, pixel: Tensor, share: Tensor) -> Waves:
+    """Add up the pixels that share their waves; see `ralib.classification.quarter_waves`.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images.
+    pixel : Tensor of shape (4, Q)
+        Flat indices of (x, y), (-x, y), (x, -y) and (-x, -y).
+    share : Tensor of shape (Q,)
+        Weights.
+
+    Returns
+    -------
+    tuple of Tensor
+        Sums (b, Q).
+    """
+    a, b, c, d = (images.flatten(1).index_select(1, at) * share for at in pixel)
+    return a + b + c + d, a - b - c + d, a - b + c - d, a + b - c - d
+
+
+def half_circle(waves: Waves, rings: int) -> Tensor:
+    """Compute samples of the half circle from the waves' parts at angles up to pi / 2.
+
+    Parameters
+    ----------
+    waves : tuple of Tensor
+        Parts (b, r * (H / 2 + 1)).
+    rings : int
+        Number of rings r.
+
+    Returns
+    -------
+    Tensor of shape (b, r, H)
+        Samples.
+    """
+    even, odd, along_x, along_y = waves
+    near, far = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
+    near, far = (s.unflatten(1, (rings, -1)) for s in (near, far))
+    return torch.cat([near, far[..., 1:-1].flip(-1)], dim=-1)
+
+
+def quarter_circle(samples: Tensor) -> Waves:
+    """Add up samples at the angles phi and pi - phi, which share their waves.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (b, r, H)
+        Samples of the half circle.
+
+    Returns
+    -------
+    tuple of Tensor
+        Parts (b, r * (H / 2 + 1)).
+    """
+    middle = samples.shape[2] // 2
+    first = samples[..., : middle + 1]
+    second = torch.nn.functional.pad(samples[..., middle + 1 :].flip(-1), (1, 1))  # at pi - phi
+    both, apart = (first + second).flatten(1), (first - second).flatten(1)
+    return both.real, apart.real, apart.imag, both.imag
+
+
+def whole_images(waves: Waves, pixel: Tensor, box: int) -> Tensor:
+    """Compute images from the waves' parts at a quarter of their pixels.
+
+    Parameters
+    ----------
+    waves : tuple of Tensor
+        Parts (b, Q).
+    pixel : Tensor of shape (4, Q)
+        Flat indices of (x, y), (-x, y), (x, -y) and (-x, -y).
+    box : int
+        Image size n, pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Images, zero elsewhere.
+    """
+    even, odd, along_x, along_y = waves
+    out = even.new_zeros(len(even), box * box)
+    out[:, pixel[0]] = even - odd - along_x - along_y
+    out[:, pixel[1]] = even + odd + along_x - along_y
+    out[:, pixel[2]] = even + odd - along_x + along_y
+    out[:, pixel[3]] = even - odd + along_x + along_y
+    return out.unflatten(1, (box, box))
