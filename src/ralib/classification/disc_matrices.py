@@ -19,7 +19,7 @@ AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class DiscMatrices:
-    """Matrices of a disc, of the same interface as `DiscWaves`.
+    """Matrices of a disc.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class DiscMatrices:
         shape : tuple of int
             Numbers of rings r and angular orders m.
         image : Callable[[Tensor], Tensor]
-            Returns images (b, n, n) of angular orders (b, r, m), which it does not weight.
+            Returns images (b, n, n) of angular orders (b, r, m).
         orders : Callable[[Tensor], Tensor]
             Returns angular orders (b, r, m) of images.
 
@@ -88,23 +88,9 @@ class DiscMatrices:
         to_image = torch.nn.functional.pad(torch.cat(rows), (0, 8 - len(pixel) % 8))
         return cls(box, pixel, place, to_image.view(*shape, 2, -1), torch.cat(columns))
 
-    def images(self, orders: Tensor, weight: Tensor) -> Tensor:
-        """Compute images from angular orders.
-
-        Parameters
-        ----------
-        orders : Tensor of shape (b, r, m)
-            Angular orders of real images.
-        weight : Tensor of shape (r,)
-            Weight of each ring.
-
-        Returns
-        -------
-        Tensor of shape (b, n, n)
-            Images, zero outside the disc.
-        """
-        weighted = torch.view_as_real(orders * weight[:, None]).flatten(1)
-        pixels = weighted @ self.to_image.flatten(0, 2)
+    def images(self, orders: Tensor) -> Tensor:
+        """Compute images (b, n, n) from angular orders (b, r, m) of real images; they are zero outside the disc."""
+        pixels = torch.view_as_real(orders.resolve_conj()).flatten(1) @ self.to_image.flatten(0, 2)
         return pixels.index_select(1, self.place).unflatten(1, (self.box, self.box))
 
     def orders(self, images: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ class RingGrid:
         disc = self._disc_of(rings, n_orders)
         if disc is None:
             return self.image(self.samples_of(orders))
-        return disc.images(orders, self.half_weight[:rings])
+        return disc.images(orders) if isinstance(disc, DiscMatrices) else disc.images(orders, self.half_weight[:rings])
 
     def orders_of_image(self, images: Tensor, rings: int, n_orders: int) -> Tensor:
         """Return the angular orders of images; pixels outside the disc do not count.
@@ -278,12 +278,11 @@ class RingGrid:
         DiscMatrices
             The matrices.
         """
-        weight = self.half_weight[:rings, None]
         return DiscMatrices.of(
             self.box,
             self._waves.pixel.unique(),
             (rings, n_orders),
-            lambda orders: self.image(self.samples_of(orders / weight)),
+            lambda orders: self.image(self.samples_of(orders)),
             lambda images: self.orders_of(self.transform(images, rings), n_orders),
         )
 
