@@ -139,7 +139,7 @@ def correlated_share(common: Tensor, power: Tensor) -> Tensor:
 
 
 class AllParticles(Protocol):
-    """Sums and maxima over the particles of all ranks; see `ralib.classification.sharding.Shard`."""
+    """Sums and maxima over the particles of all ranks, as `ralib.classification.sharding.Shard` computes them."""
 
     @property
     def n(self) -> int:
@@ -151,7 +151,7 @@ class AllParticles(Protocol):
         ...
 
     def sum_by(self, group: Tensor, values: Tensor, n_groups: int) -> Tensor:
-        """Sum values (b, f) over the particles of each group (b,): (k, f), float64."""
+        """Sum over the particles of each group; see `ralib.classification.sharding.Shard.sum_by`."""
         ...
 
     def add_up(self, part: Tensor) -> Tensor:
