@@ -12,7 +12,7 @@ import torch
 from devices import DEVICES
 from ralib.classes.evaluation import purity
 from ralib.classification import class_fit, e_step, pose_refinement, pose_search
-from ralib.classification.centering import centre_classes, follow_centres
+from ralib.classification.centering import centre_classes
 from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import score_classes, score_fixed
@@ -34,6 +34,7 @@ from ralib.classification.thinning import keep_most_useful
 from ralib.conventions import mirror_x, pose_error, rotate_xy
 from ralib.images.fourier import resample
 from ralib.kernels import rotate_shift_images
+from ralib.kernels.averages.reference import follow_centres
 from ralib.kernels.likelihood import best_scale, class_posterior, log_likelihood, log_prior
 from ralib.kernels.pose_search.fine_templates import PackedTemplates, fine_templates
 from ralib.results.checkpoint import Checkpoint

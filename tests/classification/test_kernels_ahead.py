@@ -27,12 +27,16 @@ def test_calls_ahead_any_plan_run(n_classes: int, plan: ScheduleSettings) -> Non
 
 @in_interpreter
 def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ralib.kernels import averages
+    from ralib.kernels.averages import gpu_triton as of_averages
     from ralib.kernels.classes import gpu_triton
     from ralib.kernels.likelihood import gpu_triton as likelihood
 
     monkeypatch.setattr(kernels_ahead, "likelihood", likelihood)
     for name in ("best_in_classes", "class_prices", "thin"):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
+    for name in set(averages.__all__) - {"Waves", "smoothed"}:
+        monkeypatch.setattr(kernels_ahead, name, getattr(of_averages, name))
     for call in calls_ahead(16, 3, ScheduleSettings(), False, DEVICE)[:-1]:
         call()
 

@@ -11,7 +11,7 @@ from ralib.classification.m_step import RingAverages
 from ralib.classification.model import Model
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.state import State
-from ralib.conventions import mirror_x, rotate_xy
+from ralib.kernels.averages import centred_origins
 
 
 def centre_classes(model: Model, state: State) -> State:
@@ -35,11 +35,8 @@ def centre_classes(model: Model, state: State) -> State:
     assert state.averages is not None
     if not model.align:
         return state
-    there = mirror_x(rotate_xy(state.psi_deg, state.origin_xy_px), state.mirror)
-    there = there * model.particles.usable[:, None]
-    total = model.shard.sum_by(state.class_index, there, len(state.members)).float()
-    move = -total / state.members.clamp_min(1)[:, None]
-    origin = follow_centres(state.psi_deg, state.origin_xy_px, state.mirror, move[state.class_index])
+    pose = state.psi_deg, state.origin_xy_px, state.mirror
+    origin, move = centred_origins(pose, model.particles.usable, state.class_index, state.members, model.shard)
     return replace(state, origin_xy_px=origin, averages=moved_averages(model.particles.grid, state.averages, move))
 
 
@@ -65,25 +62,3 @@ def moved_averages(grid: RingGrid, averages: RingAverages, move_xy_px: Tensor) -
     samples = grid.samples_of(every.flatten(0, 1))
     moved = grid.moved_orders(samples, move_xy_px.repeat(count, 1), rings, n_orders).view(every.shape)
     return replace(averages, orders=moved[0], halves=moved[1:], signal=None)
-
-
-def follow_centres(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, move_xy_px: Tensor) -> Tensor:
-    """Return the origins of particles whose class averages were shifted.
-
-    Parameters
-    ----------
-    psi_deg : Tensor of shape (b,)
-        In-plane rotation, degrees.
-    origin_xy_px : Tensor of shape (b, 2)
-        Origins, pixels.
-    mirror : Tensor of shape (b,)
-        True where mirrored.
-    move_xy_px : Tensor of shape (b, 2)
-        Shift of each particle's class average, pixels.
-
-    Returns
-    -------
-    Tensor of shape (b, 2)
-        Origins, pixels.
-    """
-    return origin_xy_px + rotate_xy(-psi_deg, mirror_x(move_xy_px, mirror))

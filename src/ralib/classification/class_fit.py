@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ring_power
 from ralib.classification.memory_plan import samples_at_once
 from ralib.classification.model import Model
 from ralib.classification.ring_grid import RingGrid
@@ -25,6 +24,7 @@ from ralib.classification.typical_class import weighted_median
 from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
 from ralib.images.row_sums import row_sd
+from ralib.kernels.averages import ring_power
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ralib.classification.class_fit import BANDS, ring_bands
-from ralib.classification.likelihood import ring_power
 from ralib.classification.model import Model
 from ralib.classification.state import State
 from ralib.classification.typical_class import weighted_median
 from ralib.images.centering import centre_of_mass
 from ralib.images.masks import soft_disc
+from ralib.kernels.averages import ring_power
 
 CLASS_NAMES = (
     *(f"class_frc_{i}" for i in range(len(BANDS) - 1)),

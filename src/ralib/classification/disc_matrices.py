@@ -19,7 +19,7 @@ AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class DiscMatrices:
-    """Matrices of a disc, of the same interface as `DiscWaves`.
+    """Matrices of a disc.
 
     Attributes
     ----------
@@ -27,14 +27,18 @@ class DiscMatrices:
         Image size n, pixels.
     pixel : Tensor of shape (P,)
         Flat indices of the disc's pixels.
-    to_image : Tensor of shape (r, m, 2, P)
-        Value at each pixel of a unit real or imaginary part of each order.
+    place : Tensor of shape (n * n,)
+        Which of the disc's pixels each of the image is, P outside it.
+    to_image : Tensor of shape (r, m, 2, Q)
+        Value at each pixel of a unit real or imaginary part of each order, and 0 beyond the P pixels: Q is a multiple
+        of 8, for which products are faster.
     to_orders : Tensor of shape (P, r, m, 2)
         Orders of an image of one pixel.
     """
 
     box: int
     pixel: Tensor
+    place: Tensor
     to_image: Tensor
     to_orders: Tensor
 
@@ -58,7 +62,7 @@ class DiscMatrices:
         shape : tuple of int
             Numbers of rings r and angular orders m.
         image : Callable[[Tensor], Tensor]
-            Returns images (b, n, n) of angular orders (b, r, m), which it does not weight.
+            Returns images (b, n, n) of angular orders (b, r, m).
         orders : Callable[[Tensor], Tensor]
             Returns angular orders (b, r, m) of images.
 
@@ -79,27 +83,15 @@ class DiscMatrices:
             unit = torch.zeros(len(some), box * box, device=pixel.device)
             unit[torch.arange(len(some), device=pixel.device), some] = 1.0
             columns.append(torch.view_as_real(orders(unit.view(-1, box, box))))
-        return cls(box, pixel, torch.cat(rows).view(*shape, 2, -1), torch.cat(columns))
+        place = torch.full((box * box,), len(pixel), device=pixel.device)
+        place[pixel] = torch.arange(len(pixel), device=pixel.device)
+        to_image = torch.nn.functional.pad(torch.cat(rows), (0, 8 - len(pixel) % 8))
+        return cls(box, pixel, place, to_image.view(*shape, 2, -1), torch.cat(columns))
 
-    def images(self, orders: Tensor, weight: Tensor) -> Tensor:
-        """Compute images from angular orders.
-
-        Parameters
-        ----------
-        orders : Tensor of shape (b, r, m)
-            Angular orders of real images.
-        weight : Tensor of shape (r,)
-            Weight of each ring.
-
-        Returns
-        -------
-        Tensor of shape (b, n, n)
-            Images, zero outside the disc.
-        """
-        weighted = torch.view_as_real(orders * weight[:, None]).flatten(1)
-        out = weighted.new_zeros(len(orders), self.box * self.box)
-        out[:, self.pixel] = weighted @ self.to_image.flatten(0, 2)
-        return out.unflatten(1, (self.box, self.box))
+    def images(self, orders: Tensor) -> Tensor:
+        """Compute images (b, n, n) from angular orders (b, r, m) of real images; they are zero outside the disc."""
+        pixels = torch.view_as_real(orders.resolve_conj()).flatten(1) @ self.to_image.flatten(0, 2)
+        return pixels.index_select(1, self.place).unflatten(1, (self.box, self.box))
 
     def orders(self, images: Tensor) -> Tensor:
         """Compute the angular orders (b, r, m) of images (b, n, n); pixels outside the disc do not count."""

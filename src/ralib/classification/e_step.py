@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ralib.classification.half_precision_search import scored_in_half
-from ralib.classification.likelihood import ClassPoses, Spectra, joined, ring_power
+from ralib.classification.likelihood import ClassPoses, Spectra, joined
 from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import n_rotations, shifted_orders
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import best_poses, order_numbers, posed_orders
 from ralib.runtime.chunks import gpu_chunks, on_gpu, row_chunks
 

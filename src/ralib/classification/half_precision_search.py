@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
+from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import n_rotations, shifted_templates
 from ralib.images.row_sums import row_mean
+from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import PoseGrid, best_in_classes
 from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.chunks import row_chunks

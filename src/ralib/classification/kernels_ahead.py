@@ -16,9 +16,22 @@ from ralib.classification.diameter import CLASSES
 from ralib.classification.em import CANDIDATES, LEAST_WEIGHT
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.classification.sharding import Shard
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
 from ralib.kernels import likelihood
+from ralib.kernels.averages import (
+    centred_origins,
+    circle_spectra,
+    correlated_share,
+    half_circle,
+    half_products,
+    quarter_circle,
+    quarter_pixels,
+    ring_power,
+    whole_images,
+    wiener_averages,
+)
 from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
 from ralib.kernels.likelihood import AverageNoise, OwnNoise, SharingRule
 from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
@@ -64,16 +77,34 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
     refinement: list[Call] = [partial(_refinement, device)]
     fits: list[Call] = [partial(call, device) for call in (_fits, _candidates, _own_noise)]
-    # The first two and few classes measure the diameter; the refinement takes longest to compile.
+    # The refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average, figures = partial(average_zeros, box, device), partial(figure_zeros, torch.float32, device)
-    first: list[Call] = [*search[:2], *fits, *balance[:6], *refinement, figures]
-    return [*first, *search[2:5], average, *search[5:], *balance[6:], own]
+    diameter: list[Call] = [partial(_templates, device), *search[:2], *fits, *balance[:6], partial(_averages, device)]
+    return [*diameter, *refinement, figures, *search[2:5], average, *search[5:], *balance[6:], own]
 
 
 def _orders(details: float, margin: float) -> int:
     """Angular orders at so many details across a particle, of a mask that is `margin` times as wide."""
     return math.ceil(math.pi * details * margin) + 4
+
+
+def _templates(device: torch.device) -> None:
+    orders, pixel = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device), torch.zeros(4, 8, device=device).long()
+    images = whole_images(quarter_circle(orders), pixel[:, :5].repeat(1, 8), 8)
+    half_circle(quarter_pixels(images, pixel, orders[0, 0].real.contiguous()), 2)
+    circle_spectra(orders[0], 24)
+    ring_power(orders)
+
+
+def _averages(device: torch.device) -> None:
+    numerator, one = torch.zeros(2, 1, 8, 8, 2, dtype=torch.float64, device=device), torch.ones(8, device=device)
+    wiener_averages(numerator, one.double().repeat(2, 1, 1), one[:1], one, one)
+    half_products(one, one)
+    correlated_share(one, one)
+    zero = torch.zeros(AT_ONCE, dtype=torch.long, device=device)
+    pose = zero.float(), torch.zeros(AT_ONCE, 2, device=device), zero.bool()
+    centred_origins(pose, zero.bool(), zero, one[:1], Shard.of_all(AT_ONCE))
 
 
 def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own: bool = False) -> None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ClassPoses, ring_power
+from ralib.classification.likelihood import ClassPoses
 from ralib.classification.m_step import RingAverages
 from ralib.classification.whitening import WhitenedParticles
 from ralib.kernels import likelihood as kernels
+from ralib.kernels.averages import ring_power
 from ralib.kernels.likelihood import AverageNoise, OwnNoise
 
 CORRELATED = 0.3

@@ -160,9 +160,3 @@ def joined(parts: list[ClassPoses], dim: int = 0) -> ClassPoses:
     if len(parts) == 1:
         return parts[0]
     return ClassPoses(*(torch.cat(f, dim=dim) for f in zip(*(p.fields() for p in parts), strict=True)))
-
-
-def ring_power(references: Tensor) -> Tensor:
-    """Return the mean over angles of |A|^2, (k, r), of angular orders (k, r, m)."""
-    power = squared(references)
-    return 2 * power.sum(-1) - power[..., 0]

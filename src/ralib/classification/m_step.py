@@ -16,6 +16,7 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.images.fourier import filter_images, frequency_grid
+from ralib.kernels.averages import correlated_share, half_products, wiener_averages
 from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed, posed_orders
 from ralib.kernels.threads import on_cores, shares
 from ralib.runtime.chunks import gpu_chunks, on_rows
@@ -253,10 +254,7 @@ def sum_limits(grid: RingGrid, spectra: Spectra | StoredSpectra, weight: Tensor,
 
 
 def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAverages:
-    """Compute Wiener averages N / (D (1 + 1 / SSNR)), regularised by the SSNR of each class measured from its halves.
-
-    A ring of one class has few samples, so that its FRC is smoothed over neighbouring rings and moved half way to what
-    the classes have in common: an SSNR that grows with the members.
+    """Compute Wiener averages; see `ralib.kernels.averages.reference.wiener_averages`.
 
     Parameters
     ----------
@@ -273,47 +271,8 @@ def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAver
         The averages.
     """
     rings = sums.weight.shape[-1]
-    numerator = torch.view_as_complex(sums.numerator.float()) / grid.weight[:rings, None]
-    power = sums.weight.float() / grid.half_weight[:rings]
-    halves = numerator / power.clamp_min(1e-12)[..., None]
-    frc = orders_frc(halves)
-    smooth = smoothed(frc).clamp(0.0, 0.995)
-    own = 2 * smooth / (1 - smooth)
-    share = members.clamp_min(1e-3)[:, None]
-    common = own.sum(0) / share.sum()
-    ssnr = (0.5 * own + 0.5 * common * share).clamp_min(1e-3)
-    weight = power.sum(0) * (1 + 1 / ssnr)
-    gain = 1 / (weight + 1e-6 * weight.amax())
-    shrunk = halves * (ssnr / (ssnr + 2))[..., None]
-    return RingAverages(numerator.sum(0) * gain[..., None], shrunk, frc, gain)
-
-
-def orders_frc(halves: Tensor) -> Tensor:
-    """Compute the Fourier ring correlation of half averages.
-
-    Parameters
-    ----------
-    halves : Tensor of shape (2, k, r, m)
-        Angular orders.
-
-    Returns
-    -------
-    Tensor of shape (k, r)
-        FRC.
-    """
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        product = (a * b.conj()).real
-        return 2 * product.sum(-1) - product[..., 0]
-
-    power = dot(halves, halves)
-    return dot(halves[0], halves[1]) / torch.sqrt(power[0] * power[1]).clamp_min(1e-20)
-
-
-def smoothed(curve: Tensor) -> Tensor:
-    """Return curves (k, r) smoothed over neighbouring rings."""
-    beside = torch.nn.functional.pad(curve[:, None], (1, 1), mode="replicate")[:, 0]
-    return 0.5 * curve + 0.25 * (beside[:, :-2] + beside[:, 2:])
+    weights = grid.weight[:rings], grid.half_weight[:rings]
+    return RingAverages(*wiener_averages(sums.numerator, sums.weight, members, *weights))
 
 
 def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
@@ -339,11 +298,7 @@ def signal_share(grid: RingGrid, halves: Tensor, blur_px: float) -> Tensor:
     images = grid.image_of_orders(halves.flatten(0, 1)).unflatten(0, halves.shape[:2])
 
     def share(of_classes: Tensor) -> Tensor:
-        first, second = of_classes.unbind(1)
-        products = torch.stack([first * second, 0.5 * (first.square() + second.square())])
-        common, power = _blurred(products, blur_px)
-        correlation = (common / power.clamp_min(1e-20)).clamp(0, 1)
-        return 2 * correlation / (1 + correlation)
+        return correlated_share(*_blurred(half_products(*of_classes.unbind(1)), blur_px))
 
     return on_rows(share, images.transpose(0, 1), most=4)
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ralib.classification.em import BEYOND, iterate
-from ralib.classification.likelihood import Spectra, ring_power
-from ralib.classification.m_step import smoothed
+from ralib.classification.likelihood import Spectra
 from ralib.classification.model import Model
 from ralib.classification.results import coarse_frc
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import noise_like
 from ralib.images.frc import ssnr
+from ralib.kernels.averages import ring_power, smoothed
 
 COARSE = 2.5
 """Details across the particle that keep the images' own signal: size and shape, by which noise cannot be placed."""

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ClassPoses, Spectra, joined, ring_power
+from ralib.classification.likelihood import ClassPoses, Spectra, joined
 from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import mirrored_references
 from ralib.conventions import wrap_deg
+from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import PosedParticles, order_numbers, ring_crosses, turned_orders
 from ralib.kernels.pose_search import FineTemplates, NewtonRule, PackedTemplates, newton, newton_templates
 from ralib.kernels.threads import on_cores

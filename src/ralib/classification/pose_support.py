@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ring_power
 from ralib.classification.model import Model
 from ralib.classification.pose_search import search_poses
 from ralib.classification.residuals import ring_crosses
 from ralib.classification.state import State
+from ralib.kernels.averages import ring_power
 
 DETAIL = 2.0
 """Details across the particle from which on rings are used: size and elongation, which blobs have too, are coarser."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ralib.kernels.averages import Waves, half_circle, quarter_circle, quarter_pixels, whole_images
+
 
 @dataclass(frozen=True)
 class QuarterWaves:
@@ -100,13 +102,9 @@ class QuarterWaves:
             Samples, complex64.
         """
         some = slice(first * (self.n_half // 2 + 1), stop * (self.n_half // 2 + 1))
-        # Columns: (x, y), (-x, y), (x, -y), (-x, -y).
-        a, b, c, d = (images.flatten(1).index_select(1, at) * self.share for at in self.pixel)
-        even, odd = (a + b + c + d) @ self.cos_cos[:, some], (a - b - c + d) @ self.sin_sin[:, some]
-        along_x, along_y = (a - b + c - d) @ self.sin_cos[:, some], (a + b - c - d) @ self.cos_sin[:, some]
-        near, far = torch.complex(even - odd, -along_x - along_y), torch.complex(even + odd, along_x - along_y)
-        near, far = (s.unflatten(1, (stop - first, -1)) for s in (near, far))
-        return torch.cat([near, far[..., 1:-1].flip(-1)], dim=-1)
+        parts = quarter_pixels(images, self.pixel, self.share)
+        parts = tuple(part @ waves[:, some] for part, waves in zip(parts, self._waves, strict=True))
+        return half_circle(parts, stop - first)
 
     def images(self, weighted: Tensor) -> Tensor:
         """Return the images that weighted samples add up to.
@@ -121,16 +119,11 @@ class QuarterWaves:
         Tensor of shape (b, n, n)
             Images, zero outside the disc.
         """
-        rings, middle = weighted.shape[1], self.n_half // 2
-        first = weighted[..., : middle + 1]
-        second = torch.nn.functional.pad(weighted[..., middle + 1 :].flip(-1), (1, 1))  # at pi - phi
-        both, apart = (first + second).flatten(1), (first - second).flatten(1)
-        n = rings * (middle + 1)
-        even, odd = both.real @ self.cos_cos[:, :n].T, apart.real @ self.sin_sin[:, :n].T
-        along_x, along_y = apart.imag @ self.sin_cos[:, :n].T, both.imag @ self.cos_sin[:, :n].T
-        out = even.new_zeros(len(weighted), self.box * self.box)
-        out[:, self.pixel[0]] = even - odd - along_x - along_y
-        out[:, self.pixel[1]] = even + odd + along_x - along_y
-        out[:, self.pixel[2]] = even + odd - along_x + along_y
-        out[:, self.pixel[3]] = even - odd + along_x + along_y
-        return out.unflatten(1, (self.box, self.box))
+        n = weighted.shape[1] * (self.n_half // 2 + 1)
+        parts = quarter_circle(weighted)
+        parts = tuple(part @ waves[:, :n].T for part, waves in zip(parts, self._waves, strict=True))
+        return whole_images(parts, self.pixel, self.box)
+
+    @property
+    def _waves(self) -> Waves:
+        return self.cos_cos, self.sin_sin, self.sin_cos, self.cos_sin

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ring_power
 from ralib.classification.memory_plan import samples_at_once
 from ralib.classification.model import Model
 from ralib.classification.state import State
 from ralib.classification.templates import mirrored_references, turned_samples
+from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import PosedParticles
 from ralib.kernels.classes import ring_crosses as posed_ring_crosses
 from ralib.runtime.chunks import gpu_chunks

@@ -9,7 +9,6 @@ and template.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ralib.classification.disc_matrices import DiscMatrices
 from ralib.classification.quarter_waves import QuarterWaves
+from ralib.kernels.averages import circle_spectra
 from ralib.kernels.classes import Rings, angular_orders, moved_orders
 from ralib.runtime.chunks import on_gpu, on_rows
 
@@ -230,7 +230,7 @@ class RingGrid:
         disc = self._disc_of(rings, n_orders)
         if disc is None:
             return self.image(self.samples_of(orders))
-        return disc.images(orders, self.half_weight[:rings])
+        return disc.images(orders) if isinstance(disc, DiscMatrices) else disc.images(orders, self.half_weight[:rings])
 
     def orders_of_image(self, images: Tensor, rings: int, n_orders: int) -> Tensor:
         """Return the angular orders of images; pixels outside the disc do not count.
@@ -278,12 +278,11 @@ class RingGrid:
         DiscMatrices
             The matrices.
         """
-        weight = self.half_weight[:rings, None]
         return DiscMatrices.of(
             self.box,
             self._waves.pixel.unique(),
             (rings, n_orders),
-            lambda orders: self.image(self.samples_of(orders / weight)),
+            lambda orders: self.image(self.samples_of(orders)),
             lambda images: self.orders_of(self.transform(images, rings), n_orders),
         )
 
@@ -373,23 +372,10 @@ class RingGrid:
 
     def _circles(self, orders: Tensor) -> Tensor:
         """Samples (b, H) of the angular orders (b, m) of rings."""
-        order, factor = _circle(orders.shape[-1], self.n_half, orders.device)
-        spectrum = torch.view_as_complex(torch.view_as_real(orders[..., order]) * factor)
+        spectrum = circle_spectra(orders, self.n_half)
         if not spectrum.numel():
             return spectrum[..., : self.n_half]
         return torch.fft.ifft(spectrum, dim=-1, norm="forward")[..., : self.n_half]
-
-
-@functools.lru_cache(maxsize=64)
-def _circle(n_orders: int, n_half: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The order (2 H,) that each coefficient of a circle is made of, and factors (2 H, 2) of its two parts."""
-    m = torch.arange(2 * n_half, device=device)
-    negative = m > n_half
-    m = torch.where(negative, 2 * n_half - m, m)
-    # F_-m = (-1)^m conj(F_m), and 0 beyond the orders given.
-    factor = torch.where(negative & (m % 2 == 1), -1.0, 1.0) * (m < n_orders)
-    order = torch.where(m < n_orders, m, 0)
-    return order, torch.stack([factor, torch.where(negative, -factor, factor)], dim=1)
 
 
 def ring_spacing(radius_px: float, partner_radius_px: float) -> float:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.classification.likelihood import ring_power
 from ralib.classification.model import Model
 from ralib.classification.pose_search import search_all, search_poses
 from ralib.classification.state import IterationSettings, State
 from ralib.images.fourier import resample
+from ralib.kernels.averages import ring_power
 from ralib.types import RalibError
 
 COMPARED = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ralib.classification.likelihood import ring_power
+from ralib.kernels.averages import ring_power
 
 
 def weighted_median(values: Tensor, weight: Tensor) -> Tensor:
