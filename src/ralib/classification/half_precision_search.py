@@ -15,8 +15,7 @@ from torch.nn.functional import pad
 from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import n_rotations, shifted_templates
-from ralib.images.row_sums import row_mean
-from ralib.kernels.classes import PoseGrid, best_in_classes
+from ralib.kernels.classes import PoseGrid, best_in_classes, half_columns
 from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.chunks import row_chunks
 
@@ -60,6 +59,7 @@ def scored_in_half(
     k, rings, n_orders = references.shape
     poses = PoseGrid(*half_tables(n_orders, grid.device), shifts_xy_px, mirror)
     cuts, power = row_chunks(len(spectra), at_once, grid.device), ring_power(references)
+    on_rings = grid.rings(rings)
     total = len(cuts) * at_once
     value, psi, norm = (torch.empty(total, k, device=grid.device) for _ in range(3))
     found = value, psi, torch.empty(total, k, 2, device=grid.device), value.new_empty(total, k, dtype=torch.bool)
@@ -73,7 +73,7 @@ def scored_in_half(
         for cut in cuts[start : start + chunks]:
             rows = slice(at_once * (start + len(given)), at_once * (start + len(given) + 1))
             origin = origin_xy_px[cut].contiguous()
-            columns, strength = _half_columns(grid, spectra.data[cut], origin, references)
+            columns, strength = half_columns(spectra.data[cut], origin, on_rings, n_orders, ALIGNED)
             norm[rows] = spectra.norm(cut, power)
             given.append((columns, strength, origin, [f[rows] for f in found]))
         for first in range(0, k, classes):
@@ -130,7 +130,8 @@ def places_in_own_class(
     still, place = torch.zeros(at_once, 2, device=grid.device), torch.zeros(n, 2, device=grid.device)
     if n == 0:
         return place
-    parts = [_half_columns(grid, spectra.data[cut], still, references) for cut in row_chunks(n, at_once, grid.device)]
+    given = still, grid.rings(references.shape[1]), n_orders, ALIGNED
+    parts = [half_columns(spectra.data[cut], *given) for cut in row_chunks(n, at_once, grid.device)]
     columns, strength = torch.cat([p[0] for p in parts], dim=2), torch.cat([p[1] for p in parts])
     row, of = _groups_of_own(class_index, len(references))
     many = max(1, int(OWN_BYTES / (4.0 * n_orders * poses.n_pairs * OWN_AT_ONCE)))
@@ -201,14 +202,3 @@ def half_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, 
     height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
     scaled = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).half()
     return pad(scaled, (0, -rows.shape[2] % ALIGNED)), height
-
-
-def _half_columns(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns (m, c, b) of the scoring product in half precision, of unit norm, and what the norms were (b,)."""
-    _, rings, n_orders = references.shape
-    x = grid.orders_of(data[:, :rings] * grid.phase(origin_xy_px, rings), n_orders)
-    parts = torch.view_as_real(x)
-    strength = torch.sqrt(row_mean(parts.flatten(1).square()) * (2 * rings * n_orders)).clamp_min(1e-30)
-    columns = torch.zeros(n_orders, 2 * rings + -2 * rings % ALIGNED, len(x), dtype=torch.float16, device=grid.device)
-    columns[:, : 2 * rings].unflatten(1, (2, rings)).copy_(parts.permute(2, 3, 1, 0) / strength)
-    return columns, strength

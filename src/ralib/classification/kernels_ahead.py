@@ -17,7 +17,23 @@ from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import MASK_MARGIN
-from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
+from ralib.kernels.classes import (
+    PosedParticles,
+    PosedTerms,
+    PoseGrid,
+    PriceRule,
+    Rings,
+    ThinningRule,
+    add_posed,
+    best_in_classes,
+    class_prices,
+    half_columns,
+    moved_orders,
+    padded_classes,
+    ring_crosses,
+    sum_bounds,
+    thin,
+)
 from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
 from ralib.runtime.ahead import Call
 
@@ -63,7 +79,19 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average = partial(average_zeros, box, device)
-    return [*search[:2], *balance[:4], *refinement, *search[2:5], average, *search[5:], *balance[4:], own]
+    columns, sums = partial(_columns, device), partial(_sums, device)
+    return [
+        columns,
+        *search[:2],
+        *balance[:4],
+        sums,
+        *refinement,
+        *search[2:5],
+        average,
+        *search[5:],
+        *balance[4:],
+        own,
+    ]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -80,6 +108,31 @@ def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own
     prior = torch.zeros(len(grid.shifts_xy_px), device=device) if favour else None
     strength = torch.ones(1, AT_ONCE, device=device) if own else psi[:, 0] + 1
     best_in_classes(cross, value[:1, 0] + 1, strength, origin[:, 0].clone(), grid, out, prior)
+
+
+def _columns(device: torch.device) -> None:
+    samples, places, rings = _posed(device)
+    moved_orders(samples, places.shift_xy_px, rings, 1, places.row)
+    half_columns(samples, places.shift_xy_px, rings, 1, 1)
+
+
+def _sums(device: torch.device) -> None:
+    samples, places, rings = _posed(device)
+    one = torch.ones(1, AT_ONCE, device=device)
+    sums = torch.zeros(1, 1, 1, 2, dtype=torch.float64, device=device), torch.zeros(1, 1, device=device).double()
+    sum_bounds(one.T, one.T, one, one, 8)
+    add_posed(
+        samples, one.T, PosedTerms(places, one[0], one[0], torch.ones_like(sums[0][0, 0]).T), rings, sums, AT_ONCE
+    )
+    ring_crosses(samples, places, samples[:1, :, :1], rings)
+
+
+def _posed(device: torch.device) -> tuple[torch.Tensor, PosedParticles, Rings]:
+    """Particles at poses, on one ring."""
+    zero = torch.zeros(AT_ONCE, device=device)
+    places = PosedParticles(zero.long(), torch.zeros(AT_ONCE, 2, device=device), zero, zero.bool(), zero.long())
+    samples = torch.zeros(AT_ONCE, 1, 8, dtype=torch.complex64, device=device)
+    return samples, places, Rings(torch.ones(1, device=device), zero[:8])
 
 
 def _prices(n_classes: int, device: torch.device) -> None:

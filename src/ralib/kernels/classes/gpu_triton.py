@@ -12,19 +12,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.classes.reference import (
-    AddUp,
-    PoseGrid,
-    PriceRule,
-    ThinningRule,
-    add_posed,
-    best_poses,
-    moved_orders,
-    padded_classes,
-    ring_crosses,
-)
+from ralib.kernels.classes.gpu_posed_triton import add_posed, half_columns, moved_orders, ring_crosses, sum_bounds
+from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses, padded_classes
 
-__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "ring_crosses", "thin"]
+__all__ = [
+    "add_posed",
+    "best_in_classes",
+    "best_poses",
+    "class_prices",
+    "half_columns",
+    "moved_orders",
+    "ring_crosses",
+    "sum_bounds",
+    "thin",
+]
 
 PROGRAMS = 1024
 """Programs that share the particles: a few for each multiprocessor."""
