@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ralib.classification.ring_grid import RingGrid
 from ralib.kernels.classes import turned_orders
-from ralib.runtime.chunks import on_gpu
 
 
 @functools.lru_cache(maxsize=64)
@@ -72,17 +71,19 @@ def shifted_orders(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor) -> 
     Tensor of shape (k, S, r, m)
         Angular orders.
     """
-    rings, n_orders = references.shape[1:]
-    k, n_shifts, samples = len(references), len(shifts_xy_px), grid.samples_of(references)
-    if on_gpu(references):
-        orders = grid.orders_of(samples[:, None] * grid.phase(shifts_xy_px, rings), n_orders)
-    else:
-        row = torch.arange(k).repeat_interleave(n_shifts)
-        orders = grid.moved_orders(samples, shifts_xy_px.repeat(k, 1), rings, n_orders, row)
-        orders = orders.unflatten(0, (k, n_shifts))
+    k, rings, n_orders = references.shape
+    row = _each(k, len(shifts_xy_px), grid.device)
+    samples, shifts = grid.samples_of(references), shifts_xy_px.repeat(k, 1)
+    orders = grid.moved_orders(samples, shifts, rings, n_orders, row).unflatten(0, (k, -1))
     orders = orders * (2.0 * grid.n_half)
     orders[..., 0].mul_(0.5)
     return orders
+
+
+@functools.lru_cache(maxsize=64)
+def _each(n: int, times: int, device: torch.device) -> Tensor:
+    """The numbers 0 to n - 1, each so many times."""
+    return torch.arange(n, device=device).repeat_interleave(times)
 
 
 def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
