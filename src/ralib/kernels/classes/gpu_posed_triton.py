@@ -20,10 +20,10 @@ from ralib.kernels.pose_search.gpu_newton_triton import cos_sin
 __all__ = ["add_posed", "half_columns", "moved_orders", "ring_crosses", "sum_bounds"]
 
 BLOCK = 1024
-"""Samples, or angular orders, of a program."""
+"""Samples of a program, or real and imaginary parts of angular orders."""
 
 TILE = 32
-"""Particles and angular orders, or rings, of a program that changes their order or adds them up."""
+"""Of particles, rings and parts of angular orders: in each of two directions of a program."""
 
 
 @triton.jit(
@@ -55,11 +55,9 @@ def _circles(
     co, si = cos_sin(along * tl.load(frequency + ring, mask=inside, other=0.0))
     scale = 0.5 / n_half
     x, y = (real * co + imag * si) * scale, (imag * co - real * si) * scale
-    to = circle + 2 * ((b * n_rings + ring) * (2 * n_half) + h)
-    tl.store(to, x, mask=inside)
-    tl.store(to + 1, y, mask=inside)
-    tl.store(to + 2 * n_half, x, mask=inside)
-    tl.store(to + 2 * n_half + 1, -y, mask=inside)
+    to = circle + 2 * ((b * n_rings + ring) * (2 * n_half) + h)[:, None] + tl.arange(0, 2)[None, :]
+    tl.store(to, tl.join(x, y), mask=inside[:, None])
+    tl.store(to + 2 * n_half, tl.join(x, -y), mask=inside[:, None])
 
 
 def _orders(
@@ -98,13 +96,13 @@ def moved_orders(
 
 
 @triton.jit
-def _posed(orders, psi, mirror, m, inside):
-    """Angular orders m in the frame of the class, of the particle whose pose is given."""
-    real = tl.load(orders, mask=inside, other=0.0)
-    imag = tl.load(orders + 1, mask=inside, other=0.0)
-    co, si = cos_sin(m.to(tl.float32) * (tl.load(psi) / 360.0))
-    y = imag * co - real * si
-    return real * co + imag * si, tl.where(tl.load(mirror) != 0, -y, y)
+def _posed(orders, part, psi, mirror, inside):
+    """Real parts of angular orders (even parts) and imaginary ones in the frame of the class, at a particle's pose."""
+    own = tl.load(orders + part, mask=inside, other=0.0)
+    other = tl.load(orders + (part ^ 1), mask=inside, other=0.0)
+    co, si = cos_sin((part // 2).to(tl.float32) * (tl.load(psi) / 360.0))
+    flip = tl.where(tl.load(mirror) != 0, -1.0, 1.0)
+    return tl.where(part % 2 == 0, own * co + other * si, (own * co - other * si) * flip)
 
 
 @triton.jit(
@@ -121,16 +119,15 @@ def _add_posed(
     factor = tl.load(weight + b) * contrast
     if factor != 0.0:
         i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        ring, m = i // n_orders, i % n_orders
+        ring, part = i // (2 * n_orders), i % (2 * n_orders)
         inside = ring < n_rings
-        x, y = _posed(orders + 2 * ((b * n_rings + ring) * n_circle + m), psi + b, mirror + b, m, inside)
+        posed = _posed(orders + 2 * (b * n_rings + ring) * n_circle, part, psi + b, mirror + b, inside)
         known = tl.load(to + b)
         # In float64, next to the anchor, a term is rounded to quanta: these add up exactly in any order.
         anchor = tl.load(own + ring, mask=inside, other=0.0)
-        at = numerator + 2 * (known * n_rings * n_orders + i)
-        tl.atomic_add(at, ((x * factor).to(tl.float64) + anchor) - anchor, mask=inside, sem="relaxed")
-        tl.atomic_add(at + 1, ((y * factor).to(tl.float64) + anchor) - anchor, mask=inside, sem="relaxed")
-        first = inside & (m == 0)
+        at = numerator + known * (2 * n_rings * n_orders) + i
+        tl.atomic_add(at, ((posed * factor).to(tl.float64) + anchor) - anchor, mask=inside, sem="relaxed")
+        first = inside & (part == 0)
         term = tl.load(power + tl.load(row + b) * power_stride + ring, mask=first, other=0.0) * (factor * contrast)
         anchor = tl.load(of_power + ring, mask=first, other=0.0)
         at = total + known * n_rings + ring
@@ -148,7 +145,7 @@ def add_posed(
         part = terms.part(slice(first, first + at_once))
         row, shift, psi, mirror, to = part.places.fields()
         orders = _orders(samples, shift, rings, row, weight=part.weight, at_once=at_once)
-        _add_posed[(len(row), triton.cdiv(n_rings * n_orders, BLOCK))](
+        _add_posed[(len(row), triton.cdiv(2 * n_rings * n_orders, BLOCK))](
             torch.view_as_real(orders), power, row, psi, mirror.view(torch.int8), to, part.weight, part.scale, own,
             of_power, numerator, total, n_rings, n_orders, orders.shape[2], power.stride(0), BLOCK=BLOCK,
         )  # fmt: skip
@@ -196,34 +193,31 @@ def _norms(orders, strength, n_rings, n_orders, n_circle, BLOCK: tl.constexpr):
     """One program: the norm of a particle."""
     b = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, n_rings * n_orders, BLOCK):
+    for start in range(0, 2 * n_rings * n_orders, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        ring, m = i // n_orders, i % n_orders
-        at = orders + 2 * ((b * n_rings + ring) * n_circle + m)
-        real = tl.load(at, mask=ring < n_rings, other=0.0)
-        imag = tl.load(at + 1, mask=ring < n_rings, other=0.0)
-        total += real * real + imag * imag
+        ring, part = i // (2 * n_orders), i % (2 * n_orders)
+        x = tl.load(orders + 2 * (b * n_rings + ring) * n_circle + part, mask=ring < n_rings, other=0.0)
+        total += x * x
     tl.store(strength + b, tl.maximum(tl.sqrt(tl.sum(total, axis=0)), 1e-30))
 
 
 @triton.jit(do_not_specialize=["n", "n_rings", "n_orders", "n_circle", "n_columns"])
 def _half_columns(
     orders, strength, columns, n, n_rings, n_orders, n_circle, n_columns,
-    PARTICLES: tl.constexpr, ORDERS: tl.constexpr,
+    PARTICLES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """One program: some angular orders of some particles on one ring, and beyond the last ring the zeros."""
+    """One program: parts of angular orders of some particles on one ring, and beyond the last ring the zeros."""
     b = tl.program_id(0) * PARTICLES + tl.arange(0, PARTICLES)
-    m = tl.program_id(1) * ORDERS + tl.arange(0, ORDERS)
+    part = tl.program_id(1) * PARTS + tl.arange(0, PARTS)
     ring = tl.program_id(2)
-    here = (b < n)[:, None] & (m < n_orders)[None, :]
-    known = (b < n)[:, None] & (m < tl.where(ring < n_rings, n_orders, 0))[None, :]
-    at = orders + 2 * ((b.to(tl.int64) * n_rings + ring)[:, None] * n_circle + m[None, :])
-    norm = tl.load(strength + b, mask=b < n, other=1.0)[:, None]
-    real = tl.load(at, mask=known, other=0.0) / norm
-    imag = tl.load(at + 1, mask=known, other=0.0) / norm
-    to = columns + (m.to(tl.int64) * n_columns + ring)[None, :] * n + b[:, None]
-    tl.store(to, real.to(tl.float16), mask=known)
-    tl.store(to + n_rings * n, imag.to(tl.float16), mask=here)
+    known = (b < n)[:, None] & (part < tl.where(ring < n_rings, 2 * n_orders, 0))[None, :]
+    at = orders + 2 * (b.to(tl.int64) * n_rings + ring)[:, None] * n_circle + part[None, :]
+    x = tl.load(at, mask=known, other=0.0) / tl.load(strength + b, mask=b < n, other=1.0)[:, None]
+    column = part % 2 * n_rings + ring
+    to = columns + ((part // 2).to(tl.int64) * n_columns + column)[None, :] * n + b[:, None]
+    # Columns of real parts end with the rings, those of imaginary parts with the zeros.
+    written = (part < 2 * n_orders) & (ring - part % 2 * n_columns < n_rings)
+    tl.store(to, x.to(tl.float16), mask=(b < n)[:, None] & written[None, :])
 
 
 def half_columns(
@@ -238,8 +232,8 @@ def half_columns(
         orders = torch.view_as_real(_orders(samples, shift_xy_px, rings))
         sizes = n_rings, n_orders, orders.shape[2]
         _norms[(b,)](orders, strength, *sizes, BLOCK=BLOCK)
-        _half_columns[(triton.cdiv(b, TILE), triton.cdiv(n_orders, TILE), n_columns - n_rings)](
-            orders, strength, columns, b, *sizes, n_columns, PARTICLES=TILE, ORDERS=TILE
+        _half_columns[(triton.cdiv(b, TILE), triton.cdiv(2 * n_orders, TILE), n_columns - n_rings)](
+            orders, strength, columns, b, *sizes, n_columns, PARTICLES=TILE, PARTS=TILE
         )
     return columns, strength
 
@@ -250,20 +244,19 @@ def half_columns(
 )
 def _ring_crosses(
     orders, psi, mirror, to, references, out, n_rings, n_orders, n_circle, n_half,
-    RINGS: tl.constexpr, ORDERS: tl.constexpr,
+    RINGS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One program: some rings of a particle."""
     b = tl.program_id(0).to(tl.int64)
     ring = tl.program_id(1) * RINGS + tl.arange(0, RINGS)
+    moved = orders + 2 * (b * n_rings + ring)[:, None] * n_circle
     reference = references + 2 * (tl.load(to + b) * n_rings + ring)[:, None] * n_orders
-    total = tl.zeros((RINGS, ORDERS), tl.float32)
-    for start in range(0, n_orders, ORDERS):
-        m = (start + tl.arange(0, ORDERS))[None, :]
-        inside = (ring < n_rings)[:, None] & (m < n_orders)
-        x, y = _posed(orders + 2 * ((b * n_rings + ring)[:, None] * n_circle + m), psi + b, mirror + b, m, inside)
-        real = tl.load(reference + 2 * m, mask=inside, other=0.0)
-        imag = tl.load(reference + 2 * m + 1, mask=inside, other=0.0)
-        total += (x * real + y * imag) * tl.where(m == 0, 1.0, 2.0)
+    total = tl.zeros((RINGS, PARTS), tl.float32)
+    for start in range(0, 2 * n_orders, PARTS):
+        part = (start + tl.arange(0, PARTS))[None, :]
+        inside = (ring < n_rings)[:, None] & (part < 2 * n_orders)
+        posed = _posed(moved, part, psi + b, mirror + b, inside)
+        total += posed * tl.load(reference + part, mask=inside, other=0.0) * tl.where(part < 2, 1.0, 2.0)
     tl.store(out + b * n_rings + ring, tl.sum(total, axis=1) * n_half, mask=ring < n_rings)
 
 
@@ -276,6 +269,6 @@ def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, ri
         orders = _orders(samples, shift, rings, row)
         _ring_crosses[(len(row), triton.cdiv(n_rings, TILE))](
             torch.view_as_real(orders), psi, mirror.view(torch.int8), to, torch.view_as_real(references.contiguous()),
-            out, n_rings, n_orders, orders.shape[2], len(rings.angle_rad), RINGS=TILE, ORDERS=TILE,
+            out, n_rings, n_orders, orders.shape[2], len(rings.angle_rad), RINGS=TILE, PARTS=TILE,
         )  # fmt: skip
     return out
