@@ -10,12 +10,11 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ralib.classification.likelihood import ClassPoses, Spectra, ring_power
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.templates import n_rotations, shifted_templates
-from ralib.kernels.classes import PoseGrid, best_in_classes, half_columns
+from ralib.classification.templates import n_rotations, shifted_orders
+from ralib.kernels.classes import PoseGrid, best_in_classes, half_columns, half_rows
 from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.chunks import row_chunks
 
@@ -77,7 +76,8 @@ def scored_in_half(
             norm[rows] = spectra.norm(cut, power)
             given.append((columns, strength, origin, [f[rows] for f in found]))
         for first in range(0, k, classes):
-            templates, height = half_templates(grid, references[first : first + classes], shifts_xy_px, mirror=mirror)
+            orders = shifted_orders(grid, references[first : first + classes], shifts_xy_px)
+            templates, height = half_rows(orders, mirror, ALIGNED)
             for begin in range(0, len(height), fewer):
                 some = slice(begin, min(begin + fewer, len(height)))
                 part = templates[:, 2 * poses.n_pairs * some.start : 2 * poses.n_pairs * some.stop]
@@ -139,7 +139,7 @@ def places_in_own_class(
         # The last product has the size of all others.
         some = torch.arange(first, first + many, device=grid.device).clamp_max(len(of) - 1)
         classes, back = of[some].unique(return_inverse=True)
-        templates, height = half_templates(grid, references[classes], shifts_xy_px, mirror=mirror)
+        templates, height = half_rows(shifted_orders(grid, references[classes], shifts_xy_px), mirror, ALIGNED)
         rows = templates.unflatten(1, (len(classes), -1))[:, back].flatten(0, 1)
         own = columns[:, :, row[some]].permute(0, 2, 1, 3).flatten(0, 1)
         cross = torch.bmm(rows, own).view(n_orders, -1, OWN_AT_ONCE)
@@ -183,22 +183,3 @@ def half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     orders = torch.arange(n_orders, device=device, dtype=torch.float64)
     return angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
-
-
-def half_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> tuple[Tensor, Tensor]:
-    """Return the rows of the scoring product in half precision, and their heights; see `shifted_templates`.
-
-    Half precision holds nothing above 65,504: each class is scaled to about 1, whatever the units.
-
-    Returns
-    -------
-    Tensor of shape (m, k * S * 4 or k * S * 2, c)
-        Rows over the height of their class; c is 2 r, filled up with zeros to a multiple of ALIGNED.
-    Tensor of shape (k,)
-        Heights.
-    """
-    k, _, n_orders = references.shape
-    rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
-    height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
-    scaled = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).half()
-    return pad(scaled, (0, -rows.shape[2] % ALIGNED)), height

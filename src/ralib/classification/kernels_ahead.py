@@ -28,6 +28,7 @@ from ralib.kernels.classes import (
     best_in_classes,
     class_prices,
     half_columns,
+    half_rows,
     moved_orders,
     padded_classes,
     ring_crosses,
@@ -79,7 +80,7 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     # The first two and few classes measure the diameter; the refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average = partial(average_zeros, box, device)
-    columns, sums = partial(_columns, device), partial(_sums, device)
+    columns, sums = partial(_columns, mirror, device), partial(_sums, device)
     return [
         columns,
         *search[:2],
@@ -110,9 +111,9 @@ def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own
     best_in_classes(cross, value[:1, 0] + 1, strength, origin[:, 0].clone(), grid, out, prior)
 
 
-def _columns(device: torch.device) -> None:
+def _columns(mirror: bool, device: torch.device) -> None:
     samples, places, rings = _posed(device)
-    moved_orders(samples, places.shift_xy_px, rings, 1, places.row)
+    half_rows(moved_orders(samples, places.shift_xy_px, rings, 1, places.row)[:, None], mirror, 1)
     half_columns(samples, places.shift_xy_px, rings, 1, 1)
 
 

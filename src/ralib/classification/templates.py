@@ -86,36 +86,6 @@ def _each(n: int, times: int, device: torch.device) -> Tensor:
     return torch.arange(n, device=device).repeat_interleave(times)
 
 
-def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
-    """Return the rows of the scoring product, for all shifts of the templates.
-
-    Pairs of rows are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), with columns Re X and Im X.
-
-    Parameters
-    ----------
-    grid : RingGrid
-        The ring grid.
-    references : Tensor of shape (k, r, m)
-        Angular orders of the references.
-    shifts_xy_px : Tensor of shape (S, 2)
-        Shifts, pixels.
-    mirror : bool
-        Whether mirrored poses are searched.
-
-    Returns
-    -------
-    Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
-        Rows; the larger number with mirrored poses.
-    """
-    t = shifted_orders(grid, references, shifts_xy_px)
-    a, b, minus_b = t.real, t.imag, -t.imag
-    plain, mirrored = (a, b, minus_b, a), (a, minus_b, b, a)
-    rows = torch.stack([*plain, *mirrored] if mirror else plain, dim=2)
-    # Two columns follow each other in a row, and rows in pairs.
-    rows = rows.unflatten(2, (-1, 2)).flatten(3, 4)
-    return rows.flatten(0, 2).permute(2, 0, 1).contiguous()
-
-
 def mirrored_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:
     """Return the reference of each particle, mirrored where the particle is.
 

@@ -122,6 +122,48 @@ def test_half_columns_triton_agree_with_reference(b: int, n_rings: int, n_half: 
 
 
 @in_interpreter
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(
+    ("k", "n_shifts", "n_rings", "n_orders"), [(1, 1, 1, 1), (3, 2, 5, 33), (2, 5, 16, 9), (2, 9, 19, 40)]
+)
+def test_half_rows_triton_agree_with_reference(
+    k: int, n_shifts: int, n_rings: int, n_orders: int, mirror: bool
+) -> None:
+    """Also of classes of very different heights, and of a class of zeros."""
+    from ralib.kernels.classes import gpu_triton
+
+    random = torch.Generator().manual_seed(k)
+    orders = torch.randn(k, n_shifts, n_rings, n_orders, dtype=torch.complex64, generator=random).to(DEVICE)
+    orders *= 1e6 ** torch.arange(k, device=DEVICE)[:, None, None, None]
+    orders[0] *= float(k != 3)
+    (found, height), (expected, heights) = (form.half_rows(orders, mirror, 8) for form in (gpu_triton, reference))
+    assert torch.equal(height, heights)
+    assert found.shape == (n_orders, k * n_shifts * (4 if mirror else 2), -(-2 * n_rings // 8) * 8)
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+@in_interpreter
+def test_half_rows_times_half_columns_are_the_cross_spectra() -> None:
+    """Real and imaginary part of sum_k conj(T) X, then of sum_k T X."""
+    from ralib.kernels.classes import gpu_triton
+
+    random, k, n_rings, n_orders, b = torch.Generator().manual_seed(6), 2, 5, 7, 3
+    samples, rings = samples_of(b, n_rings, 8, random), rings_of(n_rings, 8)
+    shift = places_of(b, b, 1, random).shift_xy_px
+    orders = torch.randn(k, 1, n_rings, n_orders, dtype=torch.complex64, generator=random).to(DEVICE)
+    particles = reference.moved_orders(samples, shift, rings, n_orders)
+    pairs = [torch.einsum("krm,brm->mkb", t[:, 0].resolve_conj(), particles) for t in (orders.conj(), orders)]
+    expected = torch.view_as_real(torch.stack(pairs, dim=2)).permute(0, 1, 2, 4, 3).flatten(1, 3)
+    for form in (gpu_triton, reference):
+        (rows, height), (columns, norm) = (
+            form.half_rows(orders, True, 8),
+            form.half_columns(samples, shift, rings, n_orders, 8),
+        )
+        found = torch.bmm(rows.float(), columns.float()) * height.repeat_interleave(4)[:, None] * norm
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+@in_interpreter
 @pytest.mark.parametrize(("n", "n_rings", "count"), [(1, 1, 1), (5, 33, 2), (70, 40, 3), (0, 4, 3)])
 def test_sum_bounds_triton_agree_with_reference(n: int, n_rings: int, count: int) -> None:
     from ralib.kernels.classes import gpu_triton

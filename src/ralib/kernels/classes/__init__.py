@@ -41,6 +41,7 @@ __all__ = [
     "best_poses",
     "class_prices",
     "half_columns",
+    "half_rows",
     "moved_orders",
     "order_numbers",
     "padded_classes",
@@ -102,6 +103,12 @@ def half_columns(
     form = implementation("classes", samples)
     columns, strength = form.half_columns(samples, shift_xy_px, rings, n_orders, multiple)
     return columns, strength
+
+
+def half_rows(orders: Tensor, mirror: bool, multiple: int) -> tuple[Tensor, Tensor]:
+    """Make the rows of the scoring product in half precision; see `reference.half_rows`."""
+    rows, height = implementation("classes", orders).half_rows(orders, mirror, multiple)
+    return rows, height
 
 
 def best_in_classes(

@@ -22,6 +22,7 @@ from ralib.kernels.classes.reference import (
     best_in_classes,
     class_prices,
     half_columns,
+    half_rows,
     sum_bounds,
     thin,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "best_poses",
     "class_prices",
     "half_columns",
+    "half_rows",
     "moved_orders",
     "ring_crosses",
     "sum_bounds",

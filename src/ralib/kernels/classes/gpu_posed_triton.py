@@ -17,10 +17,13 @@ from torch import Tensor
 from ralib.kernels.classes.reference import PosedParticles, PosedTerms, Rings
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin
 
-__all__ = ["add_posed", "half_columns", "moved_orders", "ring_crosses", "sum_bounds"]
+__all__ = ["add_posed", "half_columns", "half_rows", "moved_orders", "ring_crosses", "sum_bounds"]
 
 BLOCK = 1024
 """Samples of a program, or real and imaginary parts of angular orders."""
+
+ROW = 8192
+"""Parts of angular orders that a program which goes through all those of a class takes at a time."""
 
 TILE = 32
 """Of particles, rings and parts of angular orders: in each of two directions of a program."""
@@ -236,6 +239,61 @@ def half_columns(
             orders, strength, columns, b, *sizes, n_columns, PARTICLES=TILE, PARTS=TILE
         )
     return columns, strength
+
+
+@triton.jit(do_not_specialize=["n_parts"], do_not_specialize_on_alignment=["orders"])
+def _heights(orders, height, n_parts, BLOCK: tl.constexpr):
+    """One program: the largest part of an angular order of a class."""
+    k = tl.program_id(0).to(tl.int64)
+    largest = tl.full((BLOCK,), 1e-30, tl.float32)
+    for start in range(0, n_parts, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        largest = tl.maximum(largest, tl.abs(tl.load(orders + k * n_parts + i, mask=i < n_parts, other=0.0)))
+    tl.store(height + k, tl.max(largest, axis=0))
+
+
+@triton.jit(
+    do_not_specialize=["n_templates", "n_shifts", "n_rings", "n_orders", "n_columns"],
+    do_not_specialize_on_alignment=["orders"],
+)
+def _half_rows(
+    orders, height, rows, n_templates, n_shifts, n_rings, n_orders, n_columns,
+    FLIPS: tl.constexpr, ORDERS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program: the rows of some angular orders of a shifted class."""
+    t = tl.program_id(0).to(tl.int64)
+    m = (tl.program_id(1) * ORDERS + tl.arange(0, ORDERS))[:, None]
+    top = tl.load(height + t // n_shifts)
+    first = rows + (m.to(tl.int64) * n_templates + t) * (2 * FLIPS) * n_columns
+    for start in range(0, n_columns, COLUMNS):
+        column = (start + tl.arange(0, COLUMNS))[None, :]
+        part, ring = column // n_rings, column % n_rings
+        known = (m < n_orders) & (column < 2 * n_rings)
+        at = orders + 2 * ((t * n_rings + ring) * n_orders + m)
+        own = tl.load(at + part, mask=known, other=0.0) / top
+        other = tl.load(at + (1 - part), mask=known, other=0.0) / top
+        inside = (m < n_orders) & (column < n_columns)
+        to = first + column
+        tl.store(to, own.to(tl.float16), mask=inside)
+        tl.store(to + n_columns, tl.where(part == 0, -other, other).to(tl.float16), mask=inside)
+        if FLIPS == 2:
+            tl.store(to + 2 * n_columns, tl.where(part == 0, own, -own).to(tl.float16), mask=inside)
+            tl.store(to + 3 * n_columns, other.to(tl.float16), mask=inside)
+
+
+def half_rows(orders: Tensor, mirror: bool, multiple: int) -> tuple[Tensor, Tensor]:
+    """Make the rows of the scoring product in half precision; see `reference.half_rows`."""
+    k, n_shifts, n_rings, n_orders = orders.shape
+    flips, n_columns = 2 if mirror else 1, multiple * triton.cdiv(2 * n_rings, multiple)
+    rows = torch.empty(n_orders, k * n_shifts * 2 * flips, n_columns, dtype=torch.float16, device=orders.device)
+    height = torch.empty(k, device=orders.device)
+    parts = torch.view_as_real(orders.contiguous())
+    _heights[(k,)](parts, height, 2 * n_shifts * n_rings * n_orders, BLOCK=ROW, num_warps=8)
+    _half_rows[(k * n_shifts, triton.cdiv(n_orders, TILE))](
+        parts, height, rows, k * n_shifts, n_shifts, n_rings, n_orders, n_columns,
+        FLIPS=flips, ORDERS=TILE, COLUMNS=TILE,
+    )  # fmt: skip
+    return rows, height
 
 
 @triton.jit(

@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.classes.gpu_posed_triton import add_posed, half_columns, moved_orders, ring_crosses, sum_bounds
+from ralib.kernels.classes.gpu_posed_triton import (
+    add_posed,
+    half_columns,
+    half_rows,
+    moved_orders,
+    ring_crosses,
+    sum_bounds,
+)
 from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses, padded_classes
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "best_poses",
     "class_prices",
     "half_columns",
+    "half_rows",
     "moved_orders",
     "ring_crosses",
     "sum_bounds",

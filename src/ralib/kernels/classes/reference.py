@@ -430,6 +430,37 @@ def half_columns(
     return columns, strength
 
 
+def half_rows(orders: Tensor, mirror: bool, multiple: int) -> tuple[Tensor, Tensor]:
+    """Make the rows of the scoring product in half precision, whose columns are `half_columns`.
+
+    Pairs of rows are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), with columns Re X and Im X.
+    Half precision holds nothing above 65,504: each class is scaled to about 1, whatever the units.
+
+    Parameters
+    ----------
+    orders : Tensor of shape (k, S, r, m)
+        Angular orders of the shifted classes, with all weights of the sum over orders, complex64.
+    mirror : bool
+        Whether mirrored poses are searched.
+    multiple : int
+        What c is a multiple of.
+
+    Returns
+    -------
+    Tensor of shape (m, k * S * 4 or k * S * 2, c)
+        Rows over the height of their class, the larger number with mirrored poses, filled up with zeros.
+    Tensor of shape (k,)
+        Heights: the largest part of an angular order of each class.
+    """
+    height = torch.view_as_real(orders).flatten(1).abs().amax(1).clamp_min(1e-30)
+    a, b = (part / height[:, None, None, None] for part in (orders.real, orders.imag))
+    plain, mirrored = (a, b, -b, a), (a, -b, b, a)
+    rows = torch.stack([*plain, *mirrored] if mirror else plain, dim=2)
+    # Two columns follow each other in a row, and rows in pairs.
+    rows = rows.unflatten(2, (-1, 2)).flatten(3, 4).flatten(0, 2).permute(2, 0, 1).half()
+    return torch.nn.functional.pad(rows, (0, -rows.shape[2] % multiple)).contiguous(), height
+
+
 def best_poses(
     particles: Tensor,
     templates: Tensor,
