@@ -48,6 +48,7 @@ __all__ = [
     "phase_factor",
     "posed_orders",
     "ring_crosses",
+    "samples_of_orders",
     "sum_bounds",
     "thin",
     "turned_orders",
@@ -67,6 +68,12 @@ def best_poses(
     form = implementation("classes", particles)
     found: GridPoses = form.best_poses(particles, templates, n_half, mirror=mirror, favour=favour, from_ring=from_ring)
     return found
+
+
+def samples_of_orders(orders: Tensor, n_half: int) -> Tensor:
+    """Return samples of the angular orders of real images; see `reference.samples_of_orders`."""
+    samples: Tensor = implementation("classes", orders).samples_of_orders(orders, n_half)
+    return samples
 
 
 def moved_orders(

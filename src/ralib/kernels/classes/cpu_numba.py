@@ -23,6 +23,7 @@ from ralib.kernels.classes.reference import (
     class_prices,
     half_columns,
     half_rows,
+    samples_of_orders,
     sum_bounds,
     thin,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "half_rows",
     "moved_orders",
     "ring_crosses",
+    "samples_of_orders",
     "sum_bounds",
     "thin",
 ]

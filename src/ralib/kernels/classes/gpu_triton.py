@@ -18,6 +18,7 @@ from ralib.kernels.classes.gpu_posed_triton import (
     half_rows,
     moved_orders,
     ring_crosses,
+    samples_of_orders,
     sum_bounds,
 )
 from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses, padded_classes
@@ -31,6 +32,7 @@ __all__ = [
     "half_rows",
     "moved_orders",
     "ring_crosses",
+    "samples_of_orders",
     "sum_bounds",
     "thin",
 ]
