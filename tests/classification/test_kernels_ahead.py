@@ -29,7 +29,7 @@ def test_calls_ahead_any_plan_run(n_classes: int, plan: ScheduleSettings) -> Non
 def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from ralib.kernels.classes import gpu_triton
 
-    posed = "add_posed", "half_columns", "half_rows", "moved_orders", "ring_crosses", "samples_of_orders", "sum_bounds"
+    posed = "add_posed", "half_columns", "half_rows", "moved_orders", "ring_crosses", "sum_bounds"
     for name in ("best_in_classes", "class_prices", "thin", *posed):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
     for call in calls_ahead(16, 3, ScheduleSettings(), False, DEVICE)[:-1]:

@@ -32,7 +32,6 @@ from ralib.kernels.classes import (
     moved_orders,
     padded_classes,
     ring_crosses,
-    samples_of_orders,
     sum_bounds,
     thin,
 )
@@ -114,7 +113,6 @@ def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own
 
 def _columns(mirror: bool, device: torch.device) -> None:
     samples, places, rings = _posed(device)
-    samples_of_orders(samples[:, 0, :1], 8)
     half_rows(moved_orders(samples, places.shift_xy_px, rings, 1, places.row)[:, None], mirror, 1)
     half_columns(samples, places.shift_xy_px, rings, 1, 1)
 

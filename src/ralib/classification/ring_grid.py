@@ -9,6 +9,7 @@ and template.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ralib.classification.disc_matrices import DiscMatrices
 from ralib.classification.quarter_waves import QuarterWaves
-from ralib.kernels.classes import Rings, angular_orders, moved_orders, samples_of_orders
+from ralib.kernels.classes import Rings, angular_orders, moved_orders
 from ralib.runtime.chunks import on_gpu, on_rows
 
 if TYPE_CHECKING:  # with it comes Numba, for which a run on a GPU need not wait
@@ -367,8 +368,28 @@ class RingGrid:
 
     def samples_of(self, orders: Tensor) -> Tensor:
         """Return samples (..., r, H) of the angular orders (..., r, m) of a real image: F_-m = (-1)^m conj(F_m)."""
-        flat = on_rows(lambda rows: samples_of_orders(rows, self.n_half), orders.flatten(0, -2), most=1024)
+        flat = on_rows(self._circles, orders.flatten(0, -2), most=1024)
         return flat.unflatten(0, orders.shape[:-1])
+
+    def _circles(self, orders: Tensor) -> Tensor:
+        """Samples (b, H) of the angular orders (b, m) of rings."""
+        order, factor = _circle(orders.shape[-1], self.n_half, orders.device)
+        spectrum = torch.view_as_complex(torch.view_as_real(orders[..., order]) * factor)
+        if not spectrum.numel():
+            return spectrum[..., : self.n_half]
+        return torch.fft.ifft(spectrum, dim=-1, norm="forward")[..., : self.n_half]
+
+
+@functools.lru_cache(maxsize=64)
+def _circle(n_orders: int, n_half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The order (2 H,) that each coefficient of a circle is made of, and factors (2 H, 2) of its two parts."""
+    m = torch.arange(2 * n_half, device=device)
+    negative = m > n_half
+    m = torch.where(negative, 2 * n_half - m, m)
+    # F_-m = (-1)^m conj(F_m), and 0 beyond the orders given.
+    factor = torch.where(negative & (m % 2 == 1), -1.0, 1.0) * (m < n_orders)
+    order = torch.where(m < n_orders, m, 0)
+    return order, torch.stack([factor, torch.where(negative, -factor, factor)], dim=1)
 
 
 def ring_spacing(radius_px: float, partner_radius_px: float) -> float:

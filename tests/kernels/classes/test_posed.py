@@ -68,21 +68,6 @@ def test_moved_orders_triton_agree_with_reference(b: int, n_rings: int, n_half: 
 
 
 @in_interpreter
-@pytest.mark.parametrize(("b", "n_half", "n_orders"), [(1, 8, 1), (5, 8, 8), (3, 280, 101), (0, 8, 3)])
-def test_samples_of_orders_triton_agree_with_reference(b: int, n_half: int, n_orders: int) -> None:
-    """Also of parts of longer rows; from samples back to orders these are the same."""
-    from ralib.kernels.classes import gpu_triton
-
-    random = torch.Generator().manual_seed(b)
-    orders = torch.randn(b, n_orders + 2, dtype=torch.complex64, generator=random).to(DEVICE)[:, :n_orders]
-    orders[:, 0] = orders[:, 0].real.clone()
-    found, expected = (form.samples_of_orders(orders, n_half) for form in (gpu_triton, reference))
-    assert found.shape == (b, n_half)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * n_orders)
-    torch.testing.assert_close(reference.angular_orders(found, n_orders), orders, rtol=1e-4, atol=1e-5)
-
-
-@in_interpreter
 @pytest.mark.parametrize(("n", "n_rings", "n_half", "n_orders"), SIZES)
 def test_add_posed_triton_agrees_with_reference_in_any_chunks(n: int, n_rings: int, n_half: int, n_orders: int) -> None:
     """Also of terms of no weight, and of no terms."""

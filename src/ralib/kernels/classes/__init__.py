@@ -48,7 +48,6 @@ __all__ = [
     "phase_factor",
     "posed_orders",
     "ring_crosses",
-    "samples_of_orders",
     "sum_bounds",
     "thin",
     "turned_orders",
@@ -68,12 +67,6 @@ def best_poses(
     form = implementation("classes", particles)
     found: GridPoses = form.best_poses(particles, templates, n_half, mirror=mirror, favour=favour, from_ring=from_ring)
     return found
-
-
-def samples_of_orders(orders: Tensor, n_half: int) -> Tensor:
-    """Return samples of the angular orders of real images; see `reference.samples_of_orders`."""
-    samples: Tensor = implementation("classes", orders).samples_of_orders(orders, n_half)
-    return samples
 
 
 def moved_orders(

@@ -23,7 +23,6 @@ from ralib.kernels.classes.reference import (
     class_prices,
     half_columns,
     half_rows,
-    samples_of_orders,
     sum_bounds,
     thin,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "half_rows",
     "moved_orders",
     "ring_crosses",
-    "samples_of_orders",
     "sum_bounds",
     "thin",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ralib.kernels.classes.reference import PosedParticles, PosedTerms, Rings
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin
 
-__all__ = ["add_posed", "half_columns", "half_rows", "moved_orders", "ring_crosses", "samples_of_orders", "sum_bounds"]
+__all__ = ["add_posed", "half_columns", "half_rows", "moved_orders", "ring_crosses", "sum_bounds"]
 
 BLOCK = 1024
 """Samples of a program, or real and imaginary parts of angular orders."""
@@ -96,33 +96,6 @@ def moved_orders(
 ) -> Tensor:
     """Compute the angular orders of shifted samples; see `reference.moved_orders`."""
     return _orders(samples, shift_xy_px, rings, row)[..., :n_orders]
-
-
-@triton.jit(do_not_specialize=["row_stride", "n_orders", "n_half"], do_not_specialize_on_alignment=["orders"])
-def _spectra(orders, spectrum, row_stride, n_orders, n_half, BLOCK: tl.constexpr):
-    """One program: parts of the coefficients of a circle, those of negative orders after H."""
-    b = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at, part = i // 2, i % 2
-    negative = at > n_half
-    m = tl.where(negative, 2 * n_half - at, at)
-    x = tl.load(orders + 2 * (b * row_stride + m) + part, mask=m < n_orders, other=0.0)
-    # (-1)^m conj(F_m)
-    x = tl.where(negative & ((m + part) % 2 == 1), -x, x)
-    tl.store(spectrum + b * 4 * n_half + i, x, mask=at < 2 * n_half)
-
-
-def samples_of_orders(orders: Tensor, n_half: int) -> Tensor:
-    """Return samples of the angular orders of real images; see `reference.samples_of_orders`."""
-    b, n_orders = orders.shape
-    spectrum = torch.empty(b, 2 * n_half, dtype=torch.complex64, device=orders.device)
-    if not b:
-        return spectrum[:, :n_half]
-    orders = orders if orders.stride(1) == 1 else orders.contiguous()
-    _spectra[(b, triton.cdiv(4 * n_half, BLOCK))](
-        torch.view_as_real(orders), torch.view_as_real(spectrum), orders.stride(0), n_orders, n_half, BLOCK=BLOCK
-    )
-    return torch.fft.ifft(spectrum, dim=-1, norm="forward")[:, :n_half]
 
 
 @triton.jit

@@ -18,7 +18,6 @@ from ralib.kernels.classes.gpu_posed_triton import (
     half_rows,
     moved_orders,
     ring_crosses,
-    samples_of_orders,
     sum_bounds,
 )
 from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses, padded_classes
@@ -32,7 +31,6 @@ __all__ = [
     "half_rows",
     "moved_orders",
     "ring_crosses",
-    "samples_of_orders",
     "sum_bounds",
     "thin",
 ]

@@ -209,40 +209,6 @@ def angular_orders(samples: Tensor, n_orders: int) -> Tensor:
     return torch.fft.fft(circle, dim=-1, norm="forward")[..., :n_orders]
 
 
-def samples_of_orders(orders: Tensor, n_half: int) -> Tensor:
-    """Return samples of the angular orders of real images: F_-m = (-1)^m conj(F_m).
-
-    Parameters
-    ----------
-    orders : Tensor of shape (b, m)
-        Angular orders of rings, complex64.
-    n_half : int
-        Number of angles H.
-
-    Returns
-    -------
-    Tensor of shape (b, H)
-        Samples of half circles.
-    """
-    order, factor = _circle(orders.shape[-1], n_half, orders.device)
-    spectrum = torch.view_as_complex(torch.view_as_real(orders[..., order]) * factor)
-    if not spectrum.numel():
-        return spectrum[..., :n_half]
-    return torch.fft.ifft(spectrum, dim=-1, norm="forward")[..., :n_half]
-
-
-@functools.lru_cache(maxsize=64)
-def _circle(n_orders: int, n_half: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The order (2 H,) that each coefficient of a circle is made of, and factors (2 H, 2) of its two parts."""
-    m = torch.arange(2 * n_half, device=device)
-    negative = m > n_half
-    m = torch.where(negative, 2 * n_half - m, m)
-    # F_-m = (-1)^m conj(F_m), and 0 beyond the orders given.
-    factor = torch.where(negative & (m % 2 == 1), -1.0, 1.0) * (m < n_orders)
-    order = torch.where(m < n_orders, m, 0)
-    return order, torch.stack([factor, torch.where(negative, -factor, factor)], dim=1)
-
-
 def moved_orders(
     samples: Tensor, shift_xy_px: Tensor, rings: Rings, n_orders: int, row: Tensor | None = None
 ) -> Tensor:
