@@ -33,7 +33,8 @@ def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from ralib.kernels.likelihood import gpu_triton as likelihood
 
     monkeypatch.setattr(kernels_ahead, "likelihood", likelihood)
-    for name in ("best_in_classes", "class_prices", "thin"):
+    posed = "add_posed", "half_columns", "half_rows", "moved_orders", "ring_crosses", "sum_bounds"
+    for name in ("best_in_classes", "class_prices", "thin", *posed):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
     for name in set(averages.__all__) - {"Waves", "smoothed"}:
         monkeypatch.setattr(kernels_ahead, name, getattr(of_averages, name))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ralib.classification.centering import centre_classes
 from ralib.classification.leave_one_out import SelfContribution, self_share
 from ralib.classification.likelihood import ClassPoses
-from ralib.classification.m_step import RingAverages, RingSums, average_classes, sum_classes, sum_limits
+from ralib.classification.m_step import RingAverages, RingSums, average_classes, sum_anchors, sum_classes
 from ralib.classification.model import Model
 from ralib.classification.pose_search import fit_classes, refine_all
 from ralib.classification.priors import class_prices, origin_spread
@@ -206,11 +206,11 @@ def _sums(
     rings: int,
 ) -> RingSums:
     """Sums over all particles of the classes they are shared between."""
-    limits = sum_limits(model.particles.grid, model.particles.spectra, weight, scale, model.shard)
+    anchors = sum_anchors(model.particles.grid, model.particles.spectra, weight, scale, model.shard)
     sums: RingSums | None = None
     for rows, part in model.parts(rings):
         to, w, a = (table[:, rows] for table in (index, weight, scale))
-        own = _part_sums(part, poses.columns(rows), to, w, a, n_classes, rings, limits)
+        own = _part_sums(part, poses.columns(rows), to, w, a, n_classes, rings, anchors)
         sums = own if sums is None else sums.plus(own)
     assert sums is not None
     return RingSums(model.shard.add_up(sums.numerator), model.shard.add_up(sums.weight))
@@ -224,14 +224,14 @@ def _part_sums(
     scale: Tensor,
     n_classes: int,
     rings: int,
-    limits: Tensor,
+    anchors: Tensor,
 ) -> RingSums:
     """Sums over a part of the particles."""
     grid, spectra = model.particles.grid, model.particles.single
     return model.within(
         lambda most: sum_classes(
             grid, spectra, poses, index, weight, scale, model.half,
-            n_classes=n_classes, rings=rings, n_orders=model.particles.orders(rings), limits=limits, memory_bytes=most,
-            at_once=model.at_once,
+            n_classes=n_classes, rings=rings, n_orders=model.particles.orders(rings), anchors=anchors,
+            memory_bytes=most, at_once=model.at_once,
         )
     )  # fmt: skip

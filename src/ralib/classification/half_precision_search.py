@@ -10,14 +10,12 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.ring_grid import RingGrid
-from ralib.classification.templates import n_rotations, shifted_templates
-from ralib.images.row_sums import row_mean
+from ralib.classification.templates import n_rotations, shifted_orders
 from ralib.kernels.averages import ring_power
-from ralib.kernels.classes import PoseGrid, best_in_classes
+from ralib.kernels.classes import PoseGrid, best_in_classes, half_columns, half_rows
 from ralib.kernels.pose_search import angular_tables
 from ralib.runtime.chunks import row_chunks
 
@@ -61,6 +59,7 @@ def scored_in_half(
     k, rings, n_orders = references.shape
     poses = PoseGrid(*half_tables(n_orders, grid.device), shifts_xy_px, mirror)
     cuts, power = row_chunks(len(spectra), at_once, grid.device), ring_power(references)
+    on_rings = grid.rings(rings)
     total = len(cuts) * at_once
     value, psi, norm = (torch.empty(total, k, device=grid.device) for _ in range(3))
     found = value, psi, torch.empty(total, k, 2, device=grid.device), value.new_empty(total, k, dtype=torch.bool)
@@ -74,11 +73,12 @@ def scored_in_half(
         for cut in cuts[start : start + chunks]:
             rows = slice(at_once * (start + len(given)), at_once * (start + len(given) + 1))
             origin = origin_xy_px[cut].contiguous()
-            columns, strength = _half_columns(grid, spectra.data[cut], origin, references)
+            columns, strength = half_columns(spectra.data[cut], origin, on_rings, n_orders, ALIGNED)
             norm[rows] = spectra.norm(cut, power)
             given.append((columns, strength, origin, [f[rows] for f in found]))
         for first in range(0, k, classes):
-            templates, height = half_templates(grid, references[first : first + classes], shifts_xy_px, mirror=mirror)
+            orders = shifted_orders(grid, references[first : first + classes], shifts_xy_px)
+            templates, height = half_rows(orders, mirror, ALIGNED)
             for begin in range(0, len(height), fewer):
                 some = slice(begin, min(begin + fewer, len(height)))
                 part = templates[:, 2 * poses.n_pairs * some.start : 2 * poses.n_pairs * some.stop]
@@ -131,7 +131,8 @@ def places_in_own_class(
     still, place = torch.zeros(at_once, 2, device=grid.device), torch.zeros(n, 2, device=grid.device)
     if n == 0:
         return place
-    parts = [_half_columns(grid, spectra.data[cut], still, references) for cut in row_chunks(n, at_once, grid.device)]
+    given = still, grid.rings(references.shape[1]), n_orders, ALIGNED
+    parts = [half_columns(spectra.data[cut], *given) for cut in row_chunks(n, at_once, grid.device)]
     columns, strength = torch.cat([p[0] for p in parts], dim=2), torch.cat([p[1] for p in parts])
     row, of = _groups_of_own(class_index, len(references))
     many = max(1, int(OWN_BYTES / (4.0 * n_orders * poses.n_pairs * OWN_AT_ONCE)))
@@ -139,7 +140,7 @@ def places_in_own_class(
         # The last product has the size of all others.
         some = torch.arange(first, first + many, device=grid.device).clamp_max(len(of) - 1)
         classes, back = of[some].unique(return_inverse=True)
-        templates, height = half_templates(grid, references[classes], shifts_xy_px, mirror=mirror)
+        templates, height = half_rows(shifted_orders(grid, references[classes], shifts_xy_px), mirror, ALIGNED)
         rows = templates.unflatten(1, (len(classes), -1))[:, back].flatten(0, 1)
         own = columns[:, :, row[some]].permute(0, 2, 1, 3).flatten(0, 1)
         cross = torch.bmm(rows, own).view(n_orders, -1, OWN_AT_ONCE)
@@ -183,33 +184,3 @@ def half_tables(n_orders: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     orders = torch.arange(n_orders, device=device, dtype=torch.float64)
     return angular_tables(orders, n_rotations(n_orders), dtype=torch.float16)
-
-
-def half_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> tuple[Tensor, Tensor]:
-    """Return the rows of the scoring product in half precision, and their heights; see `shifted_templates`.
-
-    Half precision holds nothing above 65,504: each class is scaled to about 1, whatever the units.
-
-    Returns
-    -------
-    Tensor of shape (m, k * S * 4 or k * S * 2, c)
-        Rows over the height of their class; c is 2 r, filled up with zeros to a multiple of ALIGNED.
-    Tensor of shape (k,)
-        Heights.
-    """
-    k, _, n_orders = references.shape
-    rows = shifted_templates(grid, references, shifts_xy_px, mirror=mirror)
-    height = rows.view(n_orders, k, -1).abs().amax((0, 2)).clamp_min(1e-30)
-    scaled = (rows.view(n_orders, k, -1) / height[:, None]).view(rows.shape).half()
-    return pad(scaled, (0, -rows.shape[2] % ALIGNED)), height
-
-
-def _half_columns(grid: RingGrid, data: Tensor, origin_xy_px: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns (m, c, b) of the scoring product in half precision, of unit norm, and what the norms were (b,)."""
-    _, rings, n_orders = references.shape
-    x = grid.orders_of(data[:, :rings] * grid.phase(origin_xy_px, rings), n_orders)
-    parts = torch.view_as_real(x)
-    strength = torch.sqrt(row_mean(parts.flatten(1).square()) * (2 * rings * n_orders)).clamp_min(1e-30)
-    columns = torch.zeros(n_orders, 2 * rings + -2 * rings % ALIGNED, len(x), dtype=torch.float16, device=grid.device)
-    columns[:, : 2 * rings].unflatten(1, (2, rings)).copy_(parts.permute(2, 3, 1, 0) / strength)
-    return columns, strength

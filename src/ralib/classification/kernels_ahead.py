@@ -32,7 +32,24 @@ from ralib.kernels.averages import (
     whole_images,
     wiener_averages,
 )
-from ralib.kernels.classes import PoseGrid, PriceRule, ThinningRule, best_in_classes, class_prices, padded_classes, thin
+from ralib.kernels.classes import (
+    PosedParticles,
+    PosedTerms,
+    PoseGrid,
+    PriceRule,
+    Rings,
+    ThinningRule,
+    add_posed,
+    best_in_classes,
+    class_prices,
+    half_columns,
+    half_rows,
+    moved_orders,
+    padded_classes,
+    ring_crosses,
+    sum_bounds,
+    thin,
+)
 from ralib.kernels.likelihood import AverageNoise, OwnNoise, SharingRule
 from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
 from ralib.runtime.ahead import Call
@@ -80,7 +97,9 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     # The refinement takes longest to compile.
     own = partial(_search, exchange, False, mirror, device, own=True)
     average, figures = partial(average_zeros, box, device), partial(figure_zeros, torch.float32, device)
-    diameter: list[Call] = [partial(_templates, device), *search[:2], *fits, *balance[:6], partial(_averages, device)]
+    columns, sums = partial(_columns, mirror, device), partial(_sums, device)
+    diameter: list[Call] = [partial(_templates, device), columns, *search[:2], *fits, *balance[:6]]
+    diameter += [sums, partial(_averages, device)]
     return [*diameter, *refinement, figures, *search[2:5], average, *search[5:], *balance[6:], own]
 
 
@@ -116,6 +135,31 @@ def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own
     prior = torch.zeros(len(grid.shifts_xy_px), device=device) if favour else None
     strength = torch.ones(1, AT_ONCE, device=device) if own else psi[:, 0] + 1
     best_in_classes(cross, value[:1, 0] + 1, strength, origin[:, 0].clone(), grid, out, prior)
+
+
+def _columns(mirror: bool, device: torch.device) -> None:
+    samples, places, rings = _posed(device)
+    half_rows(moved_orders(samples, places.shift_xy_px, rings, 1, places.row)[:, None], mirror, 1)
+    half_columns(samples, places.shift_xy_px, rings, 1, 1)
+
+
+def _sums(device: torch.device) -> None:
+    samples, places, rings = _posed(device)
+    one = torch.ones(1, AT_ONCE, device=device)
+    sums = torch.zeros(1, 1, 1, 2, dtype=torch.float64, device=device), torch.zeros(1, 1, device=device).double()
+    sum_bounds(one.T, one.T, one, one, 8)
+    add_posed(
+        samples, one.T, PosedTerms(places, one[0], one[0], torch.ones_like(sums[0][0, 0]).T), rings, sums, AT_ONCE
+    )
+    ring_crosses(samples, places, samples[:1, :, :1], rings)
+
+
+def _posed(device: torch.device) -> tuple[torch.Tensor, PosedParticles, Rings]:
+    """Particles at poses, on one ring."""
+    zero = torch.zeros(AT_ONCE, device=device)
+    places = PosedParticles(zero.long(), torch.zeros(AT_ONCE, 2, device=device), zero, zero.bool(), zero.long())
+    samples = torch.zeros(AT_ONCE, 1, 8, dtype=torch.complex64, device=device)
+    return samples, places, Rings(torch.ones(1, device=device), zero[:8])
 
 
 def _prices(n_classes: int, device: torch.device) -> None:

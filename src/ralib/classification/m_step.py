@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,9 +16,12 @@ from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
 from ralib.images.fourier import filter_images, frequency_grid
 from ralib.kernels.averages import correlated_share, half_products, wiener_averages
-from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed, posed_orders
+from ralib.kernels.classes import PosedParticles, PosedTerms, add_posed, sum_bounds
 from ralib.kernels.threads import on_cores, shares
-from ralib.runtime.chunks import gpu_chunks, on_rows
+from ralib.runtime.chunks import on_gpu, on_rows
+
+TERMS_AT_ONCE = 8192
+"""Posed particles that a GPU adds at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def sum_classes(
     n_classes: int,
     rings: int,
     n_orders: int,
-    limits: Tensor,
+    anchors: Tensor,
     memory_bytes: float = STEP_BYTES,
     at_once: int = AT_ONCE,
 ) -> RingSums:
@@ -115,8 +117,8 @@ def sum_classes(
         Number of rings.
     n_orders : int
         Number of angular orders.
-    limits : Tensor of shape (2, R)
-        From `sum_limits`.
+    anchors : Tensor of shape (2, R)
+        From `sum_anchors`.
     memory_bytes : float, default STEP_BYTES
         Memory of a step.
     at_once : int, default AT_ONCE
@@ -127,105 +129,41 @@ def sum_classes(
     RingSums
         The sums.
     """
-    own = _Terms(grid, spectra, poses, class_index, weight, scale, half, n_classes, rings, n_orders, limits)
-    on_cpu = grid.device.type == "cpu"
-    sums = own.of_cpu() if on_cpu else own.of_gpu(min(at_once * len(weight), 8192), memory_bytes)
-    return RingSums(sums[0].view(2, n_classes, rings, n_orders, 2), sums[1].view(2, n_classes, rings))
+    terms = _terms(poses, half * n_classes + class_index, weight, scale, anchors[:, :rings])
+    most = samples_at_once(grid, rings, min(at_once * len(weight), TERMS_AT_ONCE), memory_bytes)
+
+    def part(some: slice) -> tuple[Tensor, Tensor]:
+        numerator = torch.zeros(2 * n_classes, rings, n_orders, 2, dtype=torch.float64, device=weight.device)
+        power = numerator.new_zeros(2 * n_classes, rings)
+        add_posed(spectra.data, spectra.power, terms.part(some), grid.rings(rings), (numerator, power), most)
+        return numerator, power
+
+    # Cores of a CPU share the terms, each with sums of its own.
+    n = max(1, len(terms.weight))
+    parts = [part(slice(n))] if on_gpu(weight) else on_cores(part, shares(n))
+    numerator, power = (functools.reduce(torch.add, sums) for sums in zip(*parts, strict=True))
+    return RingSums(numerator.unflatten(0, (2, n_classes)), power.unflatten(0, (2, n_classes)))
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """What `sum_classes` is given, and the sums (2 k, r * m * 2) and (2 k, r) of it, flat."""
+def _terms(poses: ClassPoses, to: Tensor, weight: Tensor, scale: Tensor, anchors: Tensor) -> PosedTerms:
+    """The particles that are added, candidate after candidate: on a CPU those of any weight.
 
-    grid: RingGrid
-    spectra: Spectra
-    poses: ClassPoses
-    class_index: Tensor
-    weight: Tensor
-    scale: Tensor
-    half: Tensor
-    n_classes: int
-    rings: int
-    n_orders: int
-    limits: Tensor
-
-    def of_cpu(self) -> tuple[Tensor, Tensor]:
-        """Sums on a CPU: a candidate of no weight is no work, and cores share the others."""
-        terms, rings = self._terms(), self.grid.rings(self.rings)
-
-        def part(some: slice) -> tuple[Tensor, Tensor]:
-            numerator, weight = self._none()
-            sums = numerator.view(-1, self.rings, self.n_orders, 2), weight
-            add_posed(self.spectra.data, self.spectra.power, terms.part(some), rings, sums)
-            return numerator, weight
-
-        total, power = self._none()
-        for numerator, weight in on_cores(part, shares(len(terms.weight))):
-            total, power = total + numerator, power + weight
-        return total, power
-
-    def _terms(self) -> PosedTerms:
-        """The particles of any weight, candidate after candidate."""
-        candidate, row = torch.nonzero(self.weight, as_tuple=True)
-        tables = *self.poses.fields()[2:], self._to, self.weight, self.scale
+    A GPU, which would have to wait for their number, is given all; those of no weight it leaves out itself.
+    """
+    tables = *poses.fields()[2:], to, weight, scale
+    if on_gpu(weight):
+        row = torch.arange(weight.shape[1], device=weight.device).repeat(len(weight))
+        psi, origin, mirror, to, weight, scale = (table.flatten(0, 1) for table in tables)
+    else:
+        candidate, row = torch.nonzero(weight, as_tuple=True)
         psi, origin, mirror, to, weight, scale = (table[candidate, row] for table in tables)
-        numerator, power = quantum_anchor(self.limits[:, : self.rings])
-        return PosedTerms(PosedParticles(row, origin, psi, mirror, to), weight, scale, (numerator, power))
-
-    @property
-    def _to(self) -> Tensor:
-        """Number (c, b) of the sums that each particle is added to."""
-        return self.half * self.n_classes + self.class_index
-
-    def of_gpu(self, most: int, memory_bytes: float) -> tuple[Tensor, Tensor]:
-        """Sums on a GPU: of all candidates together, in fewer and larger operations."""
-        sums, n, count = self._none(), len(self.spectra), len(self.weight)
-        chunk = max(16, samples_at_once(self.grid, self.rings, most, memory_bytes) // count)
-        cuts = gpu_chunks(n, chunk, self.grid.device) if n else []
-        factor = self.weight * self.scale
-        tables = *self.poses.fields()[2:], self._to, factor, factor * self.scale
-        for first, cut in zip(range(0, n, chunk), cuts, strict=True):
-            part = [table[:, cut] for table in tables]
-            if isinstance(cut, Tensor):  # what is repeated to fill the last chunk counts nothing
-                for factors in part[-2:]:
-                    factors[:, n - first :] = 0
-            self._add(sums, cut, *(f.flatten(0, 1) for f in part))
-        return sums
-
-    def _none(self) -> tuple[Tensor, Tensor]:
-        k, rings, device = 2 * self.n_classes, self.rings, self.grid.device
-        numerator = torch.zeros(k, rings * self.n_orders * 2, dtype=torch.float64, device=device)
-        return numerator, torch.zeros(k, rings, dtype=torch.float64, device=device)
-
-    @cached_property
-    def _anchors(self) -> tuple[Tensor, Tensor]:
-        numerator, power = quantum_anchor(self.limits[:, : self.rings])
-        return numerator[:, None].expand(-1, 2 * self.n_orders).flatten(), power
-
-    def _add(
-        self,
-        sums: tuple[Tensor, Tensor],
-        cut: slice | Tensor,
-        psi_deg: Tensor,
-        origin_xy_px: Tensor,
-        mirror: Tensor,
-        to: Tensor,
-        factor: Tensor,
-        power_factor: Tensor,
-    ) -> None:
-        """Add some particles b, of each candidate class one after another: tables (c * b,)."""
-        grid, rings, count = self.grid, self.rings, len(self.weight)
-        data, own_power = self.spectra.data[cut, :rings], self.spectra.power[cut, :rings]
-        moved = data * grid.phase(origin_xy_px, rings).unflatten(0, (count, -1))
-        posed = posed_orders(grid.orders_of(moved.flatten(0, 1), self.n_orders), psi_deg, mirror)
-        terms = torch.view_as_real(posed).flatten(1) * factor[:, None]
-        terms_power = (own_power * power_factor.view(count, -1, 1)).flatten(0, 1)
-        for total, values, anchor in zip(sums, (terms, terms_power), self._anchors, strict=True):
-            total.index_add_(0, to, (anchor + values).sub_(anchor))  # float64, as the anchor is
+    return PosedTerms(PosedParticles(row, origin, psi, mirror, to), weight, scale, anchors)
 
 
-def sum_limits(grid: RingGrid, spectra: Spectra | StoredSpectra, weight: Tensor, scale: Tensor, shard: Shard) -> Tensor:
-    """Return upper bounds of the sums of `sum_classes` on each ring.
+def sum_anchors(
+    grid: RingGrid, spectra: Spectra | StoredSpectra, weight: Tensor, scale: Tensor, shard: Shard
+) -> Tensor:
+    """Return what rounds the terms of `sum_classes` to quanta; see `ralib.classification.sharding.quantum_anchor`.
 
     Parameters
     ----------
@@ -243,14 +181,10 @@ def sum_limits(grid: RingGrid, spectra: Spectra | StoredSpectra, weight: Tensor,
     Returns
     -------
     Tensor of shape (2, R)
-        Bounds of the numerators, and of the weights.
+        Anchors of the numerators, and of the weights, float64.
     """
-    factor = weight * scale
-    heaviest, largest = factor.amax(0)[:, None], (factor * scale).amax(0)[:, None]
-    # An angular order is a mean over angles: no larger than the root of the mean square.
-    amplitude = torch.sqrt(spectra.energy / grid.n_half) * heaviest
-    bound = shard.largest(torch.stack([amplitude, spectra.power * largest], dim=1))
-    return bound * (shard.n * len(weight) * 1.01)
+    bounds = shard.ranks.all_max_(sum_bounds(spectra.energy, spectra.power, weight, scale, grid.n_half))
+    return quantum_anchor(bounds * (shard.n * len(weight) * 1.01))
 
 
 def average_classes(grid: RingGrid, sums: RingSums, members: Tensor) -> RingAverages:

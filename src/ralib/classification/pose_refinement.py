@@ -12,6 +12,7 @@ from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samp
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.templates import mirrored_references
 from ralib.conventions import wrap_deg
+from ralib.images.row_sums import row_sum
 from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import PosedParticles, order_numbers, ring_crosses, turned_orders
 from ralib.kernels.pose_search import FineTemplates, NewtonRule, PackedTemplates, newton, newton_templates
@@ -191,7 +192,7 @@ def _refined_on_cores(
     of_classes = torch.argsort(class_index, stable=True).split(torch.bincount(class_index).tolist())
     on_cores(refine, [rows for rows in of_classes if len(rows)])
     places = PosedParticles(particle, origin, psi, poses.mirror, class_index)
-    cross = ring_crosses(spectra.data, places, references, grid.rings(rings)).sum(1)
+    cross = row_sum(ring_crosses(spectra.data, places, references, grid.rings(rings)))
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
 
 
@@ -230,8 +231,8 @@ def _refined_in_kernel(
     """Poses (b,) after Newton steps in one kernel, their cross terms in single precision."""
     row = class_index + len(references) * poses.mirror
     psi, origin = _newton_poses(data, poses, row, templates, _rule(references.shape[1], steps, limit_deg, limit_px))
-    reference = mirrored_references(references, class_index, poses.mirror)
-    cross = _derivatives(grid, data[:, : references.shape[1]], reference, psi, origin, order=0)[0]
+    places = PosedParticles(torch.arange(len(data), device=data.device), origin, psi, poses.mirror, class_index)
+    cross = row_sum(ring_crosses(data, places, references, grid.rings(references.shape[1])))
     return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from ralib.classification.memory_plan import samples_at_once
 from ralib.classification.model import Model
 from ralib.classification.state import State
-from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import PosedParticles
 from ralib.kernels.classes import ring_crosses as posed_ring_crosses
@@ -85,13 +84,8 @@ def ring_crosses(model: Model, references: Tensor, state: State, chunk: int) -> 
 
 def _ring_cross(model: Model, references: Tensor, state: State, cut: slice | Tensor) -> Tensor:
     """Cross terms (b, r) of some particles."""
-    grid, spectra, rings = model.particles.grid, model.particles.single, references.shape[1]
-    if grid.device.type == "cpu":
-        every = torch.arange(len(spectra))
-        pose = state.origin_xy_px, state.psi_deg, state.mirror, state.class_index
-        places = PosedParticles(*(f[cut] for f in (every, *pose)))
-        return posed_ring_crosses(spectra.data, places, references, grid.rings(rings))
-    mirrored = mirrored_references(references, state.class_index[cut], state.mirror[cut])
-    posed = turned_samples(grid, mirrored, state.psi_deg[cut])
-    moved = spectra.data[cut, :rings] * grid.phase(state.origin_xy_px[cut], rings)
-    return (moved * posed.conj()).real.sum(2)
+    grid, spectra = model.particles.grid, model.particles.single
+    row = torch.arange(len(spectra), device=grid.device)
+    fields = row, state.origin_xy_px, state.psi_deg, state.mirror, state.class_index
+    places = PosedParticles(*(f[cut] for f in fields))
+    return posed_ring_crosses(spectra.data, places, references, grid.rings(references.shape[1]))

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from ralib.runtime.distributed import Ranks, SingleProcess
 
+EXPONENT = 0x7FF0_0000_0000_0000
+"""The bits of a float64's exponent: what is left of a number is the power of two below it."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -230,7 +233,7 @@ def quantum_anchor(limit: Tensor) -> Tensor:
     Tensor of shape (...)
         Three halves of a power of two above the limit, next to which float64 has 2^-52 of that power left.
     """
-    return 3.0 * torch.exp2(torch.frexp(limit.double()).exponent.double())
+    return 6.0 * (limit.double().view(torch.int64) & EXPONENT).view(torch.float64)
 
 
 def _summable(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ralib.classification.ring_grid import RingGrid
 from ralib.kernels.classes import turned_orders
-from ralib.runtime.chunks import on_gpu
 
 
 @functools.lru_cache(maxsize=64)
@@ -72,47 +71,19 @@ def shifted_orders(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor) -> 
     Tensor of shape (k, S, r, m)
         Angular orders.
     """
-    rings, n_orders = references.shape[1:]
-    k, n_shifts, samples = len(references), len(shifts_xy_px), grid.samples_of(references)
-    if on_gpu(references):
-        orders = grid.orders_of(samples[:, None] * grid.phase(shifts_xy_px, rings), n_orders)
-    else:
-        row = torch.arange(k).repeat_interleave(n_shifts)
-        orders = grid.moved_orders(samples, shifts_xy_px.repeat(k, 1), rings, n_orders, row)
-        orders = orders.unflatten(0, (k, n_shifts))
+    k, rings, n_orders = references.shape
+    row = _each(k, len(shifts_xy_px), grid.device)
+    samples, shifts = grid.samples_of(references), shifts_xy_px.repeat(k, 1)
+    orders = grid.moved_orders(samples, shifts, rings, n_orders, row).unflatten(0, (k, -1))
     orders = orders * (2.0 * grid.n_half)
     orders[..., 0].mul_(0.5)
     return orders
 
 
-def shifted_templates(grid: RingGrid, references: Tensor, shifts_xy_px: Tensor, *, mirror: bool) -> Tensor:
-    """Return the rows of the scoring product, for all shifts of the templates.
-
-    Pairs of rows are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), with columns Re X and Im X.
-
-    Parameters
-    ----------
-    grid : RingGrid
-        The ring grid.
-    references : Tensor of shape (k, r, m)
-        Angular orders of the references.
-    shifts_xy_px : Tensor of shape (S, 2)
-        Shifts, pixels.
-    mirror : bool
-        Whether mirrored poses are searched.
-
-    Returns
-    -------
-    Tensor of shape (m, k * S * 4 or k * S * 2, 2 r)
-        Rows; the larger number with mirrored poses.
-    """
-    t = shifted_orders(grid, references, shifts_xy_px)
-    a, b, minus_b = t.real, t.imag, -t.imag
-    plain, mirrored = (a, b, minus_b, a), (a, minus_b, b, a)
-    rows = torch.stack([*plain, *mirrored] if mirror else plain, dim=2)
-    # Two columns follow each other in a row, and rows in pairs.
-    rows = rows.unflatten(2, (-1, 2)).flatten(3, 4)
-    return rows.flatten(0, 2).permute(2, 0, 1).contiguous()
+@functools.lru_cache(maxsize=64)
+def _each(n: int, times: int, device: torch.device) -> Tensor:
+    """The numbers 0 to n - 1, each so many times."""
+    return torch.arange(n, device=device).repeat_interleave(times)
 
 
 def mirrored_references(references: Tensor, class_index: Tensor, mirror: Tensor) -> Tensor:

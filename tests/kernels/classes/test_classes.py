@@ -226,7 +226,7 @@ def test_add_posed_numba_agrees_with_reference_in_any_order() -> None:
     psi, mirror = 360 * torch.rand(b, generator=random) - 180, torch.rand(b, generator=random) < 0.5
     row, to = torch.randint(0, n, (b,), generator=random), torch.randint(0, 3, (b,), generator=random)
     weight, scale = torch.rand(2, b, generator=random)
-    anchors = torch.full((n_rings,), 1.5 * 2.0**10, dtype=torch.float64), torch.full((n_rings,), 96.0).double()
+    anchors = torch.tensor([[1.5 * 2.0**10], [96.0]], dtype=torch.float64).repeat(1, n_rings)
     places = reference.PosedParticles(row, _shifts(b, random), psi, mirror, to)
     terms = reference.PosedTerms(places, weight, scale, anchors)
     turned = reference.PosedParticles(*(f.flip(0) for f in places.fields()))
@@ -234,7 +234,7 @@ def test_add_posed_numba_agrees_with_reference_in_any_order() -> None:
 
     def sums(form: ModuleType, given: reference.PosedTerms) -> tuple[Tensor, Tensor]:
         out = torch.zeros(3, n_rings, n_orders, 2, dtype=torch.float64), torch.zeros(3, n_rings, dtype=torch.float64)
-        form.add_posed(samples, power, given, rings, out)
+        form.add_posed(samples, power, given, rings, out, at_once=7)
         return out
 
     found, turned_round, expected = sums(cpu_numba, terms), sums(cpu_numba, backwards), sums(reference, terms)

@@ -40,12 +40,15 @@ __all__ = [
     "best_in_classes",
     "best_poses",
     "class_prices",
+    "half_columns",
+    "half_rows",
     "moved_orders",
     "order_numbers",
     "padded_classes",
     "phase_factor",
     "posed_orders",
     "ring_crosses",
+    "sum_bounds",
     "thin",
     "turned_orders",
 ]
@@ -80,9 +83,32 @@ def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, ri
     return found
 
 
-def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
+def add_posed(
+    samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor], at_once: int
+) -> None:
     """Add posed particles to sums of their angular orders; see `reference.add_posed`."""
-    implementation("classes", samples).add_posed(samples, power, terms, rings, sums)
+    implementation("classes", samples).add_posed(samples, power, terms, rings, sums, at_once)
+
+
+def sum_bounds(energy: Tensor, power: Tensor, weight: Tensor, scale: Tensor, n_half: int) -> Tensor:
+    """Return upper bounds of what posed particles add to sums; see `reference.sum_bounds`."""
+    bounds: Tensor = implementation("classes", energy).sum_bounds(energy, power, weight, scale, n_half)
+    return bounds
+
+
+def half_columns(
+    samples: Tensor, shift_xy_px: Tensor, rings: Rings, n_orders: int, multiple: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the scaled angular orders of shifted samples in half precision; see `reference.half_columns`."""
+    form = implementation("classes", samples)
+    columns, strength = form.half_columns(samples, shift_xy_px, rings, n_orders, multiple)
+    return columns, strength
+
+
+def half_rows(orders: Tensor, mirror: bool, multiple: int) -> tuple[Tensor, Tensor]:
+    """Make the rows of the scoring product in half precision; see `reference.half_rows`."""
+    rows, height = implementation("classes", orders).half_rows(orders, mirror, multiple)
+    return rows, height
 
 
 def best_in_classes(

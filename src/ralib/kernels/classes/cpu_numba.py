@@ -17,14 +17,33 @@ import torch
 from torch import Tensor
 
 from ralib.kernels.classes.cpu_rings_numba import add_posed, moved_orders, ring_crosses
-from ralib.kernels.classes.reference import GridPoses, best_in_classes, class_prices, thin
+from ralib.kernels.classes.reference import (
+    GridPoses,
+    best_in_classes,
+    class_prices,
+    half_columns,
+    half_rows,
+    sum_bounds,
+    thin,
+)
 from ralib.kernels.lanes_numba import load, pick_greater_equal, spread, store
 from ralib.kernels.numba_cache import kept
 from ralib.kernels.pose_search.cpu_grid_numba import GROUP, NOTHING, ORDER_STEP
 from ralib.kernels.pose_search.tile_llvm import LANES, TALL, tall_tile
 from ralib.kernels.threads import on_cores, shares
 
-__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "ring_crosses", "thin"]
+__all__ = [
+    "add_posed",
+    "best_in_classes",
+    "best_poses",
+    "class_prices",
+    "half_columns",
+    "half_rows",
+    "moved_orders",
+    "ring_crosses",
+    "sum_bounds",
+    "thin",
+]
 
 
 def best_poses(

@@ -69,8 +69,10 @@ def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, ri
     return out
 
 
-def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
-    """Add posed particles to sums; see `reference.add_posed`."""
+def add_posed(
+    samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor], at_once: int
+) -> None:
+    """Add posed particles, one at a time, to sums; see `reference.add_posed`."""
     numerator, weight = sums
     n_orders = numerator.shape[2]
     tables = _tables(rings, n_orders)

@@ -12,19 +12,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ralib.kernels.classes.reference import (
-    AddUp,
-    PoseGrid,
-    PriceRule,
-    ThinningRule,
+from ralib.kernels.classes.gpu_posed_triton import (
     add_posed,
-    best_poses,
+    half_columns,
+    half_rows,
     moved_orders,
-    padded_classes,
     ring_crosses,
+    sum_bounds,
 )
+from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses, padded_classes
 
-__all__ = ["add_posed", "best_in_classes", "best_poses", "class_prices", "moved_orders", "ring_crosses", "thin"]
+__all__ = [
+    "add_posed",
+    "best_in_classes",
+    "best_poses",
+    "class_prices",
+    "half_columns",
+    "half_rows",
+    "moved_orders",
+    "ring_crosses",
+    "sum_bounds",
+    "thin",
+]
 
 PROGRAMS = 1024
 """Programs that share the particles: a few for each multiprocessor."""

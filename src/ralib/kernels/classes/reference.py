@@ -109,12 +109,13 @@ class Rings:
         Tensor of shape (b, r, H)
             Phase factors.
         """
-        cosine, sine = self._directions
+        cosine, sine = self.directions
         along = shift_xy_px[:, :1] * cosine + shift_xy_px[:, 1:] * sine
         return phase_factor(-2 * math.pi * along[:, None, :] * self.frequency[:, None])
 
     @cached_property
-    def _directions(self) -> tuple[Tensor, Tensor]:
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (H,) of the angles."""
         return torch.cos(self.angle_rad), torch.sin(self.angle_rad)
 
 
@@ -321,22 +322,24 @@ class PosedTerms:
         The particles b and their poses; the class is the number of the average.
     weight, scale : Tensor of shape (b,)
         Responsibility and contrast.
-    anchors : tuple of Tensor
-        Of the numerators' and of the weights' quanta on each ring, (r,), float64; see
+    anchors : Tensor of shape (2, r)
+        Of the numerators' and of the weights' quanta on each ring, float64; see
         `ralib.classification.sharding.quantum_anchor`.
     """
 
     places: PosedParticles
     weight: Tensor
     scale: Tensor
-    anchors: tuple[Tensor, Tensor]
+    anchors: Tensor
 
     def part(self, some: slice) -> PosedTerms:
         """Return some of the terms."""
         return PosedTerms(self.places.part(some), self.weight[some], self.scale[some], self.anchors)
 
 
-def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor]) -> None:
+def add_posed(
+    samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, sums: tuple[Tensor, Tensor], at_once: int
+) -> None:
     """Add posed particles to sums of their angular orders and of their power.
 
     Parameters
@@ -352,14 +355,110 @@ def add_posed(samples: Tensor, power: Tensor, terms: PosedTerms, rings: Rings, s
     sums : tuple of Tensor
         Numerators (c, r, m, 2) and weights (c, r), float64, changed in place; they are multiples of a quantum, and so
         the same in any order.
+    at_once : int
+        Terms whose samples are held at a time.
     """
-    (numerator, total), places, w, a = sums, terms.places, terms.weight, terms.scale
-    own, of_power = terms.anchors
-    posed = torch.view_as_real(places.orders(samples, rings, numerator.shape[2]))
-    values = (posed * (w * a)[:, None, None, None]).double()
-    numerator.index_add_(0, places.to, values + own[:, None, None] - own[:, None, None])
-    values = (power[places.row, : rings.n_rings] * (w * a * a)[:, None]).double()
-    total.index_add_(0, places.to, values + of_power - of_power)
+    (numerator, total), (own, of_power) = sums, terms.anchors
+    for first in range(0, len(terms.weight), at_once):
+        part = terms.part(slice(first, first + at_once))
+        places, w, a = part.places, part.weight, part.scale
+        posed = torch.view_as_real(places.orders(samples, rings, numerator.shape[2]))
+        values = (posed * (w * a)[:, None, None, None]).double()
+        numerator.index_add_(0, places.to, values + own[:, None, None] - own[:, None, None])
+        values = (power[places.row, : rings.n_rings] * (w * a * a)[:, None]).double()
+        total.index_add_(0, places.to, values + of_power - of_power)
+
+
+def sum_bounds(energy: Tensor, power: Tensor, weight: Tensor, scale: Tensor, n_half: int) -> Tensor:
+    """Return upper bounds, on each ring, of what `add_posed` adds for one particle of one class.
+
+    Parameters
+    ----------
+    energy : Tensor of shape (b, R)
+        Sum over the angles of a particle's squared samples.
+    power : Tensor of shape (b, R)
+        Factor of a template's ring power in the norm.
+    weight, scale : Tensor of shape (c, b)
+        Responsibilities of c classes, and contrasts; neither is negative.
+    n_half : int
+        Number of angles H.
+
+    Returns
+    -------
+    Tensor of shape (2, R)
+        Bounds of the numerators, and of the weights; 0 where there is no particle.
+    """
+    if not len(energy):
+        return energy.new_zeros(2, energy.shape[1])
+    factor = weight * scale
+    heaviest, largest = factor.amax(0)[:, None], (factor * scale).amax(0)[:, None]
+    # An angular order is a mean over angles: no larger than the root of the mean square.
+    amplitude = torch.sqrt(energy / n_half) * heaviest
+    return torch.stack([amplitude, power * largest], dim=1).amax(0)
+
+
+def half_columns(
+    samples: Tensor, shift_xy_px: Tensor, rings: Rings, n_orders: int, multiple: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the angular orders of shifted samples in half precision, each particle's scaled to unit norm.
+
+    Parameters
+    ----------
+    samples : Tensor of shape (b, R, H)
+        Samples on at least these rings, complex64.
+    shift_xy_px : Tensor of shape (b, 2)
+        Shifts, pixels.
+    rings : Rings
+        Radii and angles.
+    n_orders : int
+        Number of angular orders m.
+    multiple : int
+        What c is a multiple of.
+
+    Returns
+    -------
+    Tensor of shape (m, c, b)
+        Real parts on all rings, imaginary parts, and zeros; half precision.
+    Tensor of shape (b,)
+        What the norms were.
+    """
+    parts = torch.view_as_real(moved_orders(samples, shift_xy_px, rings, n_orders))
+    count = 2 * rings.n_rings
+    strength = torch.sqrt(parts.flatten(1).square().mean(1) * (count * n_orders)).clamp_min(1e-30)
+    columns = torch.zeros(n_orders, count + -count % multiple, len(parts), dtype=torch.float16, device=samples.device)
+    columns[:, :count].unflatten(1, (2, -1)).copy_(parts.permute(2, 3, 1, 0) / strength)
+    return columns, strength
+
+
+def half_rows(orders: Tensor, mirror: bool, multiple: int) -> tuple[Tensor, Tensor]:
+    """Make the rows of the scoring product in half precision, whose columns are `half_columns`.
+
+    Pairs of rows are the real and the imaginary part of sum_k conj(T) X (mirrored: T X), with columns Re X and Im X.
+    Half precision holds nothing above 65,504: each class is scaled to about 1, whatever the units.
+
+    Parameters
+    ----------
+    orders : Tensor of shape (k, S, r, m)
+        Angular orders of the shifted classes, with all weights of the sum over orders, complex64.
+    mirror : bool
+        Whether mirrored poses are searched.
+    multiple : int
+        What c is a multiple of.
+
+    Returns
+    -------
+    Tensor of shape (m, k * S * 4 or k * S * 2, c)
+        Rows over the height of their class, the larger number with mirrored poses, filled up with zeros.
+    Tensor of shape (k,)
+        Heights: the largest part of an angular order of each class.
+    """
+    height = torch.view_as_real(orders).flatten(1).abs().amax(1).clamp_min(1e-30)
+    a, b = (part / height[:, None, None, None] for part in (orders.real, orders.imag))
+    plain, mirrored = (a, b, -b, a), (a, -b, b, a)
+    rows = torch.stack([*plain, *mirrored] if mirror else plain, dim=2)
+    # Two columns follow each other in a row, and rows in pairs.
+    rows = rows.unflatten(2, (-1, 2)).flatten(3, 4).flatten(0, 2).permute(2, 0, 1).half()
+    return torch.nn.functional.pad(rows, (0, -rows.shape[2] % multiple)).contiguous(), height
 
 
 def best_poses(
