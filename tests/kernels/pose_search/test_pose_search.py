@@ -307,7 +307,7 @@ def test_packed_templates_triton_agree_with_reference(
     found = gpu_packing_triton.packed_templates(*given, mirror=mirror, unit=0.5)
     assert isinstance(expected, PackedTemplates)
     assert torch.equal(found.radius, expected.radius)
-    ours, theirs = (_unpacked(t.table, n_radii) for t in (found, expected))
+    ours, theirs = (_unpacked(t.table.cpu(), n_radii) for t in (found, expected))
     _assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
     assert ours.abs().max() == MOST_HALF
     if n_radii % 8:
