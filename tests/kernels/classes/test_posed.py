@@ -40,10 +40,11 @@ def samples_of(n: int, n_rings: int, n_half: int, random: torch.Generator) -> Te
 
 
 def places_of(b: int, n: int, k: int, random: torch.Generator) -> PosedParticles:
+    """Poses that are parts of longer tables."""
     row, to = torch.randint(0, n, (b,), generator=random), torch.randint(0, k, (b,), generator=random)
     shift, psi = 4 * torch.randn(b, 2, generator=random), 720 * torch.rand(b, generator=random) - 360
     fields = row, shift, psi, torch.rand(b, generator=random) < 0.5, to
-    return PosedParticles(*(f.to(DEVICE) for f in fields))
+    return PosedParticles(*(f.to(DEVICE).repeat_interleave(2, 0)[::2] for f in fields))
 
 
 @in_interpreter

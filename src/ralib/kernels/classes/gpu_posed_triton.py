@@ -82,7 +82,7 @@ def _orders(
     if not b:  # of the particles looked at, a rank may hold none, and cuFFT takes no empty batch
         return circle
     samples = samples if samples.stride(2) == 1 else samples.contiguous()
-    shift = shift_xy_px.contiguous()
+    shift, row = shift_xy_px.contiguous(), None if row is None else row.contiguous()
     _circles[(b, triton.cdiv(n_rings * n_half, BLOCK))](
         torch.view_as_real(samples), shift if row is None else row, shift if weight is None else weight, shift,
         rings.frequency, *rings.directions, torch.view_as_real(circle), samples.stride(0), samples.stride(1), n_rings,
@@ -146,10 +146,11 @@ def add_posed(
     own, of_power = terms.anchors.unbind()
     for first in range(0, len(terms.weight), at_once):
         part = terms.part(slice(first, first + at_once))
-        row, shift, psi, mirror, to = part.places.fields()
-        orders = _orders(samples, shift, rings, row, weight=part.weight, at_once=at_once)
+        row, shift, psi, mirror, to = (table.contiguous() for table in part.places.fields())
+        weight, scale = part.weight.contiguous(), part.scale.contiguous()
+        orders = _orders(samples, shift, rings, row, weight=weight, at_once=at_once)
         _add_posed[(len(row), triton.cdiv(2 * n_rings * n_orders, BLOCK))](
-            torch.view_as_real(orders), power, row, psi, mirror.view(torch.int8), to, part.weight, part.scale, own,
+            torch.view_as_real(orders), power, row, psi, mirror.view(torch.int8), to, weight, scale, own,
             of_power, numerator, total, n_rings, n_orders, orders.shape[2], power.stride(0), BLOCK=BLOCK,
         )  # fmt: skip
 
@@ -320,7 +321,7 @@ def _ring_crosses(
 
 def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, rings: Rings) -> Tensor:
     """Compute cross terms of posed particles with classes on each ring; see `reference.ring_crosses`."""
-    row, shift, psi, mirror, to = places.fields()
+    row, shift, psi, mirror, to = (table.contiguous() for table in places.fields())
     _, n_rings, n_orders = references.shape
     out = torch.empty(len(row), n_rings, device=samples.device)
     if len(row):
