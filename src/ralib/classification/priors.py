@@ -79,14 +79,14 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
     Comput. 87, 2563-2609.
     """
     k = fit.shape[1]
-    shard = shard or Shard.of_all(len(fit))
     if balance <= 0 or k == 1:
         return torch.zeros(k, device=fit.device)
+    fit, shard = (shard or Shard.of_all(len(fit))).together(fit)
     pressure = math.inf if balance >= 1 else PRESSURE_NATS * balance / (1 - balance)
     factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
     # Each step reduces the error by `factor`: prices small next to the temperature converge sooner.
     steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
-    particles = shard.add_up(torch.full((), float(len(fit)), dtype=torch.float64, device=fit.device))
+    particles = torch.full((), float(shard.n), dtype=torch.float64, device=fit.device)
     if fit.device.type != "cpu":
         rule = PriceRule(temperature, factor, min(steps, MOST_STEPS), balance < 1, particles)
         return kernels.class_prices(fit, rule, shard.add_up)

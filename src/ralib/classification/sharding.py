@@ -17,10 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ralib.runtime.chunks import on_gpu
 from ralib.runtime.distributed import Ranks, SingleProcess
 
 EXPONENT = 0x7FF0_0000_0000_0000
 """The bits of a float64's exponent: what is left of a number is the power of two below it."""
+
+
+TOGETHER = 2**25
+"""Numbers of a table, at most, that every rank is given whole."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,26 @@ class Shard:
         """Return those of particles `rows` (m,) that this rank holds, as rows of its own tables."""
         mine = (rows >= self.rows.start) & (rows < self.rows.stop)
         return rows[mine] - self.rows.start
+
+    def together(self, table: Tensor) -> tuple[Tensor, Shard]:
+        """Give every rank all rows where GPUs, each alone, are done with them before many small sums have met.
+
+        Parameters
+        ----------
+        table : Tensor of shape (b, k)
+            Rows of some of this rank's particles.
+
+        Returns
+        -------
+        Tensor of shape (m, k)
+            Those of all ranks, or this rank's own.
+        Shard
+            Which of the rows these are.
+        """
+        own = self.among(len(table))
+        if self.ranks.size == 1 or not on_gpu(table) or own.n * table.shape[1] > TOGETHER:
+            return table, own
+        return own.gather(table), Shard.of_all(own.n)
 
     # -- the same on every rank ------------------------------------------------------------------------------------
 

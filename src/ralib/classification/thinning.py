@@ -51,8 +51,7 @@ def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tens
         Their numbers.
     """
     k = fit.shape[1]
-    shard = shard or Shard.of_all(len(fit))
-    everyone = shard.among(len(fit))
+    fit, everyone = (shard or Shard.of_all(len(fit))).together(fit)
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
     spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
     # In nats, what is strong loses most: a particle of twice the typical fit counts as a typical one.

@@ -13,8 +13,8 @@ from ralib.images.masks import soft_disc
 from ralib.kernels.figures import ring_correlation
 from ralib.types import ClassAverages
 
-KEPT = 2**20
-"""Random phases that are kept for the next FRC of as many classes, as of every iteration of a run."""
+KEPT = 2**22
+"""Random phases of either half, at most, that are kept for the next FRC, as of every iteration of a run."""
 
 
 def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -138,8 +138,7 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     plain, masked = _correlation(spectra), _correlation(torch.fft.rfft2(halves * mask))
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
     ring = ring_index(box, device)
-    shape = len(halves[0]), box, box // 2 + 1
-    phases = _kept_phases(shape, device) if math.prod(shape) <= KEPT else _phases(shape, device)
+    phases = _phases(len(halves[0]), box, device)
     turned = torch.fft.irfft2(spectra * torch.where(ring >= start[:, None, None], phases, 1.0), s=(box, box))
     floor = _correlation(torch.fft.rfft2(turned * mask))
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
@@ -152,13 +151,18 @@ def _mask(box: int, radius_px: float, device: torch.device) -> Tensor:
     return soft_disc(box, radius_px, 4.0, device=device)
 
 
-def _phases(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Random phase factors (2, *shape) of both halves' spectra, the same in every call."""
-    generator = torch.Generator().manual_seed(0)
-    turns = 2 * math.pi * torch.stack([torch.rand(shape, generator=generator).to(device) for _ in range(2)])
-    return torch.polar(torch.ones_like(turns), turns)
+def _phases(k: int, box: int, device: torch.device) -> Tensor:
+    """Random phase factors (2, k, n, n // 2 + 1) of both halves' spectra: those of a class are always the same."""
+    many = 1 << (k - 1).bit_length()
+    return _kept_phases(many, box, device)[:, :k] if many * box * box <= 2 * KEPT else _drawn_phases(k, box, device)
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_phases(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return _phases(shape, device)
+def _kept_phases(k: int, box: int, device: torch.device) -> Tensor:
+    return _drawn_phases(k, box, device)
+
+
+def _drawn_phases(k: int, box: int, device: torch.device) -> Tensor:
+    shape, generators = (k, box, box // 2 + 1), [torch.Generator().manual_seed(half) for half in range(2)]
+    turns = 2 * math.pi * torch.stack([torch.rand(shape, generator=own).to(device) for own in generators])
+    return torch.polar(torch.ones_like(turns), turns)
