@@ -81,7 +81,11 @@ def packed_samples(samples: Tensor) -> PackedSamples:
     return PackedSamples(words, scale)
 
 
-@triton.jit(do_not_specialize=["first", "n_templates", "n_radii", "n_orders", "n_half", "turn"])
+@triton.jit(
+    do_not_specialize=[
+        "first", "n_templates", "n_radii", "n_orders", "n_half", "unit", "turn", "stride_t", "stride_k", "stride_m",
+    ]
+)  # fmt: skip
 def _circle_orders(
     spectrum, weight, out, first, n_templates, n_radii, n_orders, n_half, unit, turn,
     stride_t, stride_k, stride_m, ORDERS: tl.constexpr,

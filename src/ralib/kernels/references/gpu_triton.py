@@ -45,7 +45,7 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["k", "n_radii", "n_orders"])
+@triton.jit(do_not_specialize=["k", "n_radii", "n_orders", "stride_t", "stride_r"])
 def _power(spectrum, weight, power, k, n_radii, n_orders, stride_t, stride_r, TEMPLATES: tl.constexpr, M: tl.constexpr):
     """One program: the power of some angular orders at one radius, summed over the templates."""
     r = tl.program_id(0)
@@ -102,7 +102,10 @@ def template_extent(spectrum: Tensor, weight: Tensor, radius: Tensor, share: Ten
     return out
 
 
-@triton.jit(do_not_specialize=["n_radii", "n_columns"], do_not_specialize_on_alignment=["out"])
+@triton.jit(
+    do_not_specialize=["n_radii", "n_columns", "stride_m", "stride_part", "stride_out"],
+    do_not_specialize_on_alignment=["out"],
+)
 def _product_rows(
     orders, weight, largest, out, n_radii, n_columns, stride_m, stride_part, stride_out,
     MIRROR: tl.constexpr, RADII: tl.constexpr, COLUMNS: tl.constexpr,
