@@ -92,15 +92,16 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
     search: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
     of_classes = _prices, _sharing, _thinning
     balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
-    refinement: list[Call] = [partial(_refinement, device)]
-    fits: list[Call] = [partial(call, device) for call in (_fits, _candidates, _own_noise)]
-    # The refinement takes longest to compile.
+    # Those of an iteration, as many calls as can be compiled side by side; the refinement takes longest.
+    rows = partial(_rows, mirror)
+    search_calls = _whole_images, _image_parts, _circles, rows, _columns, _fits, _candidates, _own_noise
+    sum_calls = _wiener, _shares, _centres, _sums, _crosses, _refinement
+    of_search, of_sums = ([partial(call, device) for call in calls] for calls in (search_calls, sum_calls))
     own = partial(_search, exchange, False, mirror, device, own=True)
-    average, figures = partial(average_zeros, box, device), partial(figure_zeros, torch.float32, device)
-    columns, sums = partial(_columns, mirror, device), partial(_sums, device)
-    diameter: list[Call] = [partial(_templates, device), columns, *search[:2], *fits, *balance[:6]]
-    diameter += [sums, partial(_averages, device)]
-    return [*diameter, *refinement, figures, *search[2:5], average, *search[5:], *balance[6:], own]
+    average = partial(average_zeros, box, device)
+    figures = [partial(figure_zeros, kind, device) for kind in (torch.float32, torch.float64)]
+    first: list[Call] = [*of_search, *search[:2], *balance[:3], *of_sums, *balance[3:6], figures[0]]
+    return [*first, *search[2:5], average, *search[5:], *balance[6:], own, figures[1]]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -108,22 +109,37 @@ def _orders(details: float, margin: float) -> int:
     return math.ceil(math.pi * details * margin) + 4
 
 
-def _templates(device: torch.device) -> None:
-    orders, pixel = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device), torch.zeros(4, 8, device=device).long()
-    images = whole_images(quarter_circle(orders), pixel[:, :5].repeat(1, 8), 8)
-    half_circle(quarter_pixels(images, pixel, orders[0, 0].real.contiguous()), 2)
+def _whole_images(device: torch.device) -> None:
+    orders, pixel = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device), torch.zeros(4, 40, device=device)
+    whole_images(quarter_circle(orders), pixel.long(), 8)
+
+
+def _image_parts(device: torch.device) -> None:
+    pixel = torch.zeros(4, 8, dtype=torch.long, device=device)
+    half_circle(quarter_pixels(torch.zeros(1, 8, 8, device=device), pixel, torch.zeros(8, device=device)), 2)
+
+
+def _circles(device: torch.device) -> None:
+    orders = torch.zeros(1, 8, 8, dtype=torch.complex64, device=device)
     circle_spectra(orders[0], 24)
     ring_power(orders)
 
 
-def _averages(device: torch.device) -> None:
+def _wiener(device: torch.device) -> None:
     numerator, one = torch.zeros(2, 1, 8, 8, 2, dtype=torch.float64, device=device), torch.ones(8, device=device)
     wiener_averages(numerator, one.double().repeat(2, 1, 1), one[:1], one, one)
+
+
+def _shares(device: torch.device) -> None:
+    one = torch.ones(8, device=device)
     half_products(one, one)
     correlated_share(one, one)
+
+
+def _centres(device: torch.device) -> None:
     zero = torch.zeros(AT_ONCE, dtype=torch.long, device=device)
     pose = zero.float(), torch.zeros(AT_ONCE, 2, device=device), zero.bool()
-    centred_origins(pose, zero.bool(), zero, one[:1], Shard.of_all(AT_ONCE))
+    centred_origins(pose, zero.bool(), zero, torch.ones(1, device=device), Shard.of_all(AT_ONCE))
 
 
 def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own: bool = False) -> None:
@@ -137,20 +153,27 @@ def _search(n_orders: int, favour: bool, mirror: bool, device: torch.device, own
     best_in_classes(cross, value[:1, 0] + 1, strength, origin[:, 0].clone(), grid, out, prior)
 
 
-def _columns(mirror: bool, device: torch.device) -> None:
+def _rows(mirror: bool, device: torch.device) -> None:
     samples, places, rings = _posed(device)
     half_rows(moved_orders(samples, places.shift_xy_px, rings, 1, places.row)[:, None], mirror, 1)
+
+
+def _columns(device: torch.device) -> None:
+    samples, places, rings = _posed(device)
     half_columns(samples, places.shift_xy_px, rings, 1, 1)
 
 
 def _sums(device: torch.device) -> None:
     samples, places, rings = _posed(device)
     one = torch.ones(1, AT_ONCE, device=device)
-    sums = torch.zeros(1, 1, 1, 2, dtype=torch.float64, device=device), torch.zeros(1, 1, device=device).double()
     sum_bounds(one.T, one.T, one, one, 8)
-    add_posed(
-        samples, one.T, PosedTerms(places, one[0], one[0], torch.ones_like(sums[0][0, 0]).T), rings, sums, AT_ONCE
-    )
+    sums = torch.zeros(1, 1, 1, 2, dtype=torch.float64, device=device), torch.zeros(1, 1, device=device).double()
+    terms = PosedTerms(places, one[0], one[0], torch.ones_like(sums[0][0, 0]).T)
+    add_posed(samples, one.T, terms, rings, sums, AT_ONCE)
+
+
+def _crosses(device: torch.device) -> None:
+    samples, places, rings = _posed(device)
     ring_crosses(samples, places, samples[:1, :, :1], rings)
 
 
