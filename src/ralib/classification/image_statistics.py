@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ralib.images.fourier import frequency_radius, squared
 from ralib.images.masks import soft_disc
-from ralib.images.row_sums import row_mean, row_sd
+from ralib.images.row_sums import Regions, row_mean, row_sd
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.chunks import in_gpu_chunks
 
@@ -85,9 +85,9 @@ class _Places:
         Soft windows of the particle and of what surrounds it, which is never less than the corners.
     pixels : tuple of Tensor
         Pixels inside and outside.
-    sectors : tuple of Tensor
+    sectors : Regions
         Pixels outside in each eighth, seen from the centre.
-    bands : tuple of Tensor
+    bands : Regions
         Frequencies of each band, and last those of the noise beyond all bands.
     low_passes : tuple of Tensor of shape (n, n // 2 + 1)
         Gaussian filters that leave coarse and fine detail.
@@ -95,8 +95,8 @@ class _Places:
 
     windows: tuple[Tensor, Tensor]
     pixels: tuple[Tensor, Tensor]
-    sectors: tuple[Tensor, ...]
-    bands: tuple[Tensor, ...]
+    sectors: Regions
+    bands: Regions
     low_passes: tuple[Tensor, Tensor]
 
 
@@ -114,13 +114,13 @@ def _places(n: int, radius_px: float, device: torch.device) -> _Places:
     bands = [band if band.any() else torch.ones_like(band) for band in bands]
     c = torch.arange(n, device=device, dtype=torch.float32) - n // 2
     sector = ((torch.atan2(c[:, None], c[None, :]) + torch.pi) / (torch.pi / 4)).long() % 8
-    far = outside > 0.5
+    far, noise = outside > 0.5, frequency >= 0.7 * frequency.max() / 2**0.5
     coarse, fine = (torch.exp(-((frequency / detail) ** 2)) for detail in (4.0, 16.0))
     return _Places(
         windows=(inside, outside),
         pixels=(chosen(inside > 0.5), chosen(far)),
-        sectors=tuple(chosen(far & (sector == s)) for s in range(8)),
-        bands=(*map(chosen, bands), chosen(frequency >= 0.7 * frequency.max() / 2**0.5)),
+        sectors=Regions(tuple(chosen(far & (sector == s)) for s in range(8)), n * n),
+        bands=Regions((*map(chosen, bands), chosen(noise)), noise.numel()),
         low_passes=(coarse, fine),
     )
 
@@ -170,13 +170,13 @@ def _regions(n: int, radius_px: float, device: torch.device) -> tuple[Tensor, Te
     return inside, (1 - inside) * rim
 
 
-def _band_powers(images: Tensor, window: Tensor, bands: tuple[Tensor, ...]) -> Tensor:
+def _band_powers(images: Tensor, window: Tensor, bands: Regions) -> Tensor:
     """Mean power per pixel (b, bands + 1) in a window; the last column is the noise beyond all bands."""
     power = (squared(torch.fft.rfft2(images * window)) / window.square().sum()).flatten(1)
-    return torch.stack([row_mean(power.index_select(1, band)) for band in bands], dim=1).clamp_min(1e-12)
+    return bands.means(power).clamp_min(1e-12)
 
 
-def _sides(coarse: Tensor, sectors: tuple[Tensor, ...]) -> Tensor:
+def _sides(coarse: Tensor, sectors: Regions) -> Tensor:
     """Difference (b,) between the brightest and the darkest eighth of the surroundings, seen from the centre."""
-    means = torch.stack([row_mean(coarse.index_select(1, sector)) for sector in sectors], dim=1)
+    means = sectors.means(coarse)
     return means.amax(1) - means.amin(1)

@@ -6,6 +6,9 @@ pixels of a region, would be rounded otherwise from one place in a batch to anot
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -35,3 +38,33 @@ def _aligned(values: Tensor) -> Tensor:
     if values.is_contiguous() and values.shape[1] % VALUES == 0 and values.data_ptr() % 16 == 0:
         return values
     return torch.nn.functional.pad(values, (0, -values.shape[1] % VALUES))
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of rows of values.
+
+    Attributes
+    ----------
+    values : tuple of Tensor
+        Numbers of the values in each of k regions.
+    length : int
+        Length n of a row.
+    """
+
+    values: tuple[Tensor, ...]
+    length: int
+
+    def means(self, rows: Tensor) -> Tensor:
+        """Return the means (b, k) of rows (b, n) over the regions: on a GPU by one product, in place of many sums."""
+        if rows.device.type == "cpu":
+            return torch.stack([row_mean(rows.index_select(1, region)) for region in self.values], dim=1)
+        return rows @ self._shares
+
+    @cached_property
+    def _shares(self) -> Tensor:
+        """What each value counts in the means, (n, k)."""
+        shares = torch.zeros(self.length, len(self.values), device=self.values[0].device)
+        for column, region in zip(shares.unbind(1), self.values, strict=True):
+            column[region] = 1 / len(region)
+        return shares
