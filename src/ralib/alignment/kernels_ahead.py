@@ -61,15 +61,17 @@ def calls_ahead(grid: PolarGrid, device: torch.device, n_fine: int = FINE_ROTATI
     """
     n_radii, n_half = grid.n_radii, grid.n_angles // 2
     refinement: list[Call] = [partial(_newton, n_radii, n_half, n_fine, n, device) for n in (8, 1)]
-    calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half, device)]
-    calls += [partial(_references, n_radii, n_half, mirror, device) for mirror in (True, False)]
+    calls: list[Call] = [partial(_unit_norm, device)]
+    calls += [partial(_transform, grid.box, n_radii * n_half, device), partial(_extent, n_radii, n_half, device)]
     calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
     calls += [partial(figure_zeros, torch.float64, device)]
     calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
-    calls += [partial(_parts, n_radii, n_half, device)]
+    calls += [partial(_parts, n_radii, n_half, device), partial(_rows, n_radii, True, device)]
+    calls += [partial(_table, n_radii, n_half, device)]
     calls += [partial(_maxima, n, MANY // 4, False, device) for n in N_ORDERS]
     calls += [partial(_selection, many, few, device) for many, few in CANDIDATES]
     calls += [partial(_maxima, n, FEW, False, device) for n in N_ORDERS]
+    calls += [partial(_rows, n_radii, False, device)]
     calls += [partial(_maxima, n, pairs, True, device) for pairs in (FEW, MANY // 4) for n in N_ORDERS]
     return refinement, calls
 
@@ -84,14 +86,23 @@ def _transform(box: int, n_points: int, device: torch.device) -> None:
     gather_taps(values, _zeros(device, n_points, taps, dtype=torch.int32), _zeros(device, n_points, taps))
 
 
-def _references(n_radii: int, n_half: int, mirror: bool, device: torch.device) -> None:
-    images, radius = _zeros(device, 1, FEW, FEW), _zeros(device, n_radii)
-    spectrum = _zeros(device, 1, n_radii, n_half, dtype=torch.complex64)
-    masked_unit_norm(images, images[0])
+def _unit_norm(device: torch.device) -> None:
+    masked_unit_norm(_zeros(device, 1, FEW, FEW), _zeros(device, FEW, FEW))
+
+
+def _extent(n_radii: int, n_half: int, device: torch.device) -> None:
+    spectrum, radius = _zeros(device, 1, n_radii, n_half, dtype=torch.complex64), _zeros(device, n_radii)
     template_extent(spectrum, radius, radius, _zeros(device, 2, 1, dtype=torch.float64))
-    rows = _zeros(device, 1, 1, 2 * (1 + mirror), 2 * n_radii, dtype=torch.float16)
+
+
+def _rows(n_radii: int, mirror: bool, device: torch.device) -> None:
+    rows, radius = _zeros(device, 1, 1, 2 * (1 + mirror), 2 * n_radii, dtype=torch.float16), _zeros(device, n_radii)
     product_rows(_zeros(device, 1, 2, n_radii, 1), radius, radius[0], rows)
-    newton_templates(spectrum, radius, _zeros(device, n_half), radius, mirror=mirror, unit=1.0)
+
+
+def _table(n_radii: int, n_half: int, device: torch.device) -> None:
+    spectrum, radius = _zeros(device, 1, n_radii, n_half, dtype=torch.complex64), _zeros(device, n_radii)
+    newton_templates(spectrum, radius, _zeros(device, n_half), radius, mirror=True, unit=1.0)
 
 
 def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:

@@ -35,8 +35,8 @@ NEEDED = {
 }
 """The commands that compile many kernels, and the modules of what is submitted."""
 
-MOST = 12
-"""Processes at most, and three quarters of the cores."""
+MOST = 8
+"""Processes at most, and half of the cores."""
 WAITING_S = 60
 """No kernel takes so long to compile: afterwards, what became of the processes is not waited for."""
 LEAST_FREE_BYTES = 48 * 2**30
@@ -56,7 +56,7 @@ def begin(command: str) -> None:
         Name of the command.
     """
     global _compilers
-    processes = min(MOST, 3 * (os.cpu_count() or 1) // 4)
+    processes = min(MOST, (os.cpu_count() or 1) // 2)
     if command not in NEEDED or processes < 2 or "RANK" in os.environ or not _driver_begun():
         return
     choose_cache_folders(os.environ, PACKAGE)
