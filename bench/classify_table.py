@@ -18,12 +18,14 @@ FIGURES: dict[str, tuple[str, str, str, bool]] = {
     "rare_0.3_percent": ("runs in which a view at 0.3% kept a class", "", "higher", True),
     "believable": ("runs that were believed", "", "lower", True),
     "seconds": ("particles on disk to results on disk", "s", "lower", True),
+    "search_s": ("the search alone", "s", "lower", True),
     "processor_seconds": ("processor time", "s", "lower", True),
 }
 
 GOALS: dict[tuple[str, int, int], dict[str, float]] = {
     ("uniform", 5000, 50): {
         "view_deg": 10, "view_p90_deg": 20, "inplane_deg": 1.5, "shift_px": 0.4, "effective": 44, "seconds": 5,
+        "search_s": 0.8,
     },
     ("two species", 5000, 50): {"purity": 0.998, "view_deg": 15, "view_p90_deg": 50},
     ("junk", 5000, 50): {"junk_caught": 0.95},
@@ -35,7 +37,7 @@ GOALS: dict[tuple[str, int, int], dict[str, float]] = {
     ("20,000 particles", 20_000, 50): {"seconds": 4},
     ("100,000 particles", 100_000, 200): {"seconds": 15},
 }  # fmt: skip
-"""Of the issue that asked for this, by case, particles and classes; times are for one H100, and one core of a CPU."""
+"""Of the issues that asked for this, by case, particles and classes; times are for one H100, and one core of a CPU."""
 
 
 def table_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
