@@ -24,12 +24,15 @@ def test_calls_ahead_run_and_reach_another_process() -> None:
 @in_interpreter
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, of zeros times an endless slack
 def test_calls_ahead_triton_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ralib.kernels.pose_search import gpu_newton_triton, gpu_triton
+    from ralib.kernels.pose_search import gpu_triton
+    from ralib.kernels.references import gpu_triton as of_references
 
-    for name in ("gather_taps", "grid_candidates", "rotational_max", "shifted_parts", "shortlist"):
+    for name in ("masked_unit_norm", "product_rows", "template_extent"):
+        monkeypatch.setattr(kernels_ahead, name, getattr(of_references, name))
+    for name in ("gather_taps", "grid_candidates", "newton", "rotational_max", "shifted_parts", "shortlist"):
         monkeypatch.setattr(kernels_ahead, name, getattr(gpu_triton, name))
-    monkeypatch.setattr(kernels_ahead, "newton", gpu_newton_triton.newton)
-    monkeypatch.setattr(kernels_ahead, "polar_samples", gpu_newton_triton.packed_samples)
+    monkeypatch.setattr(kernels_ahead, "newton_templates", gpu_triton.packed_templates)
+    monkeypatch.setattr(kernels_ahead, "polar_samples", gpu_triton.packed_samples)
     monkeypatch.setattr(kernels_ahead, "MANY", 64)
     monkeypatch.setattr(kernels_ahead, "FEW", 16)
     monkeypatch.setattr(kernels_ahead, "N_ORDERS", (16, 80))
