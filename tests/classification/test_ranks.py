@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from devices import DEVICES
-from ralib.classification import memory_plan
+from ralib.classification import memory_plan, sharding
 from ralib.classification.classifier import Classifier
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard, in_quanta
@@ -42,7 +42,10 @@ def particle_set() -> ParticleSet:
 
 
 def work(out: Path, device: str) -> None:
-    """What each of three processes does: classify among 1, 2 and all 3 of them; each keeps what came out."""
+    """What each of three processes does: classify among 1, 2 and all 3 of them; each keeps what came out.
+
+    Where they are two, each is given whole tables of fits, as on GPUs.
+    """
     from torch import distributed as dist
 
     from ralib.runtime.distributed import ProcessGroup, join
@@ -51,6 +54,7 @@ def work(out: Path, device: str) -> None:
     memory_plan.AT_ONCE = 128  # on a GPU one process then has chunks that are full and one that is not
     for size in SIZES:
         group = dist.new_group(list(range(size)), backend="gloo")
+        sharding.on_gpu = lambda _, size=size: size == 2
         if everyone.rank < size:
             plan = ScheduleSettings(exchanges=1, final=2)
             given = {"n_classes": 4, "seed": 5, "ranks": ProcessGroup(group), "device": device}
