@@ -34,7 +34,20 @@ def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def hermitian_weight(box: int, device: torch.device | str) -> Tensor:
-    """Return how many samples of the full transform each column of the half transform stands for: (n // 2 + 1,)."""
+    """Return how many samples of the full transform each column of the half transform stands for.
+
+    Parameters
+    ----------
+    box : int
+        Image size n, pixels.
+    device : torch.device or str
+        Where the result is.
+
+    Returns
+    -------
+    Tensor of shape (n // 2 + 1,)
+        1 or 2, float64.
+    """
     weight = torch.full((box // 2 + 1,), 2.0, device=device, dtype=torch.float64)
     weight[0] = 1.0
     if box % 2 == 0:
