@@ -30,9 +30,10 @@ from ralib.classification.loading import random_halves
 from ralib.classification.results import full_averages
 from ralib.classification.sharding import Shard
 from ralib.cli import main as ralib
-from ralib.images.fourier import ring_sums, squared
+from ralib.images.fourier import ring_sums
 from ralib.images.frc import masked_frc, resolution_frequency
 from ralib.images.masks import soft_disc
+from ralib.kernels.complex_numbers import squared
 
 CLEAN = 1000.0
 RESULTS = Path(__file__).parent / "results"

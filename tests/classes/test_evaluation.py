@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from ralib.classes import evaluation
 from ralib.images.fourier import ring_counts, ring_sums
 from ralib.images.frc import frc, resolution_frequency, ssnr
+from ralib.kernels.figures import pixel_error
 from ralib.types import Poses
 
 
@@ -74,8 +75,8 @@ def test_pixel_error_is_the_rms_over_a_disc() -> None:
     p = (r * np.cos(t) + 1j * r * np.sin(t)) - (0.6 - 0.3j)  # a disc about the second pose's centre
     moved = np.exp(1j * np.deg2rad(7)) * (p + 0.6 - 0.3j) - (p + 0.6 - 0.3j) + (0.6 - 0.3j)
     expected = math.sqrt(np.mean(np.abs(moved) ** 2))
-    assert evaluation.pixel_error(b, a, 20.0).item() == pytest.approx(expected, rel=0.01)
-    assert torch.isnan(evaluation.pixel_error(b.replace(mirror=torch.tensor([True])), a, 20.0)).all()
+    assert pixel_error(b.fields(), a.fields(), 20.0).item() == pytest.approx(expected, rel=0.01)
+    assert torch.isnan(pixel_error(b.replace(mirror=torch.tensor([True])).fields(), a.fields(), 20.0)).all()
 
 
 def test_pose_bound_matches_numerical_fisher_information() -> None:

@@ -20,11 +20,11 @@ from ralib.images.fourier import (
     ring_sums,
     shift_images,
     spread_rings,
-    squared,
     tanh_low_pass,
 )
 from ralib.images.masks import soft_disc
 from ralib.images.normalise import usable_images
+from ralib.kernels.complex_numbers import squared
 from ralib.types import ClassAverages, Poses, RalibError
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import wrap_deg
-from ralib.kernels import figures
 from ralib.types import Poses
 
 
@@ -18,26 +17,6 @@ def effective_classes(sizes: Tensor) -> float:
     share = sizes.double() / sizes.sum().clamp_min(1)
     share = share[share > 0]
     return float(torch.exp(-(share * share.log()).sum())) if len(share) else 0.0
-
-
-def pixel_error(poses: Poses, previous: Poses, outer_radius: float) -> Tensor:
-    """Compute the root mean square displacement of a particle's disc; see `ralib.kernels.figures.pixel_error`.
-
-    Parameters
-    ----------
-    poses : Poses
-        Poses of n particles.
-    previous : Poses
-        Other poses of the same particles.
-    outer_radius : float
-        Radius R of the disc, pixels.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        Pixels; NaN where the mirror changed.
-    """
-    return figures.pixel_error(poses.fields(), previous.fields(), outer_radius)
 
 
 def pose_bound(reference: Tensor, noise_sd: float, outer_radius: float | None = None) -> tuple[float, float, float]:

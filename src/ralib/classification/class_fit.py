@@ -21,10 +21,10 @@ from ralib.classification.ring_grid import RingGrid
 from ralib.classification.state import State
 from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.classification.typical_class import weighted_median
-from ralib.images.fourier import squared
 from ralib.images.masks import centre_distance, soft_disc
 from ralib.images.row_sums import row_sd
 from ralib.kernels.averages import ring_power
+from ralib.kernels.complex_numbers import squared
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks
 

@@ -19,7 +19,7 @@ AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class DiscMatrices:
-    """Matrices of a disc.
+    """Matrices of a disc, of the same interface as `DiscWaves`.
 
     Attributes
     ----------

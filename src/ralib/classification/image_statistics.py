@@ -16,9 +16,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ralib.images.fourier import frequency_radius, squared
+from ralib.images.fourier import frequency_radius
 from ralib.images.masks import soft_disc
 from ralib.images.row_sums import Regions, row_mean, row_sd
+from ralib.kernels.complex_numbers import squared
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.chunks import in_gpu_chunks
 

@@ -21,8 +21,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ralib.images.fourier import squared
 from ralib.kernels import likelihood as kernels
+from ralib.kernels.complex_numbers import squared
 from ralib.runtime.chunks import gpu_chunks
 
 

@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ralib.images.fourier import squared
 from ralib.images.masks import background_mask
+from ralib.kernels.complex_numbers import squared
 
 BAND_EDGES = 0.5, 1.6, 3.2, 6.0, 12.0
 """Periods across the box that part the bands; the last band reaches to Nyquist."""

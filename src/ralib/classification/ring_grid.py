@@ -228,9 +228,7 @@ class RingGrid:
         """Return images (b, n, n) of angular orders (b, r, m) of real images, zero outside the disc."""
         rings, n_orders = orders.shape[1:]
         disc = self._disc_of(rings, n_orders)
-        if disc is None:
-            return self.image(self.samples_of(orders))
-        return disc.images(orders) if isinstance(disc, DiscMatrices) else disc.images(orders, self.half_weight[:rings])
+        return self.image(self.samples_of(orders)) if disc is None else disc.images(orders)
 
     def orders_of_image(self, images: Tensor, rings: int, n_orders: int) -> Tensor:
         """Return the angular orders of images; pixels outside the disc do not count.
@@ -261,7 +259,7 @@ class RingGrid:
             return None
         from ralib.kernels.classes.cpu_disc_numba import DiscWaves
 
-        return DiscWaves.of(self.box, self.radius_px, self.frequency, n_orders)
+        return DiscWaves.of(self.box, self.radius_px, self.frequency, self.half_weight, n_orders)
 
     def matrices(self, rings: int, n_orders: int) -> DiscMatrices:
         """Return the transform between the orders of the first rings and the disc's pixels as matrices, for a GPU.

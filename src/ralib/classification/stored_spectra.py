@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import BLOCK, SpectraPlan
-from ralib.images.fourier import squared
+from ralib.kernels.complex_numbers import squared
 from ralib.types import RalibError
 
 GROUP_BYTES = 1e9

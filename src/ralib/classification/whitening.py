@@ -23,9 +23,10 @@ from ralib.classification.ring_ctf import RingCtf, mean_square, noise_sd, ring_c
 from ralib.classification.ring_grid import RingGrid, ring_spacing
 from ralib.classification.sharding import Shard
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
-from ralib.images.fourier import fourier_resize, squared
+from ralib.images.fourier import fourier_resize
 from ralib.images.masks import soft_disc
 from ralib.images.row_sums import row_sd
+from ralib.kernels.complex_numbers import squared
 from ralib.kernels.threads import on_cores
 from ralib.particles.batches import AT_ONCE, Batch, ParticleBatches
 from ralib.runtime.chunks import CORE_ROWS, gpu_chunks, on_gpu

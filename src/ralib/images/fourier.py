@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ralib.kernels import figures
+
 
 @functools.lru_cache(maxsize=8)
 def ring_index(box: int, device: torch.device | str = "cpu") -> Tensor:
@@ -68,11 +70,8 @@ def ring_sums(values: Tensor) -> Tensor:
     Tensor of shape (..., n // 2 + 1)
         Sums in double precision; samples that stand for a conjugate pair count twice.
     """
-    box = values.shape[-2]
-    ring = ring_index(box, values.device).flatten()
-    weighted = (values.double() * hermitian_weight(box, values.device)).flatten(-2)
-    sums = torch.zeros(*values.shape[:-2], box // 2 + 2, dtype=torch.float64, device=values.device)
-    return sums.index_add_(-1, ring, weighted)[..., : box // 2 + 1]
+    box, device = values.shape[-2], values.device
+    return figures.ring_sums(values, ring_index(box, device), hermitian_weight(box, device))
 
 
 @functools.lru_cache(maxsize=8)
@@ -111,11 +110,6 @@ def spread_rings(curve: Tensor, box: int) -> Tensor:
     """
     index = ring_index(box, curve.device).clamp(max=box // 2)
     return curve[..., index]
-
-
-def squared(values: Tensor) -> Tensor:
-    """Return squared magnitudes of complex values; PyTorch would compile `abs` at run time on a GPU, for seconds."""
-    return values.real.square() + values.imag.square()
 
 
 def frequency_grid(

@@ -157,12 +157,10 @@ def _phases(k: int, box: int, device: torch.device) -> Tensor:
     return _kept_phases(many, box, device)[:, :k] if many * box * box <= 2 * KEPT else _drawn_phases(k, box, device)
 
 
-@functools.lru_cache(maxsize=4)
-def _kept_phases(k: int, box: int, device: torch.device) -> Tensor:
-    return _drawn_phases(k, box, device)
-
-
 def _drawn_phases(k: int, box: int, device: torch.device) -> Tensor:
     shape, generators = (k, box, box // 2 + 1), [torch.Generator().manual_seed(half) for half in range(2)]
     turns = 2 * math.pi * torch.stack([torch.rand(shape, generator=own).to(device) for own in generators])
     return torch.polar(torch.ones_like(turns), turns)
+
+
+_kept_phases = functools.lru_cache(maxsize=4)(_drawn_phases)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.kernels.complex_numbers import squared
 
 
 def ring_power(orders: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def ring_power(orders: Tensor) -> Tensor:
     Tensor of shape (k, r)
         Power.
     """
-    power = orders.real.square() + orders.imag.square()
+    power = squared(orders)
     return 2 * power.sum(-1) - power[..., 0]
 
 

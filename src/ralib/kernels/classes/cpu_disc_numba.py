@@ -48,6 +48,8 @@ class DiscWaves:
         Cosine and sine of each order.
     bessel : ndarray of shape (m, D, r)
         J_m at every distance and ring; D is a multiple of a tile's rows.
+    weight : Tensor of shape (r,)
+        Weight of each ring in the sum over the plane, in which an order counts as its mean over the circle.
     """
 
     box: int
@@ -56,9 +58,10 @@ class DiscWaves:
     first: np.ndarray
     turns: np.ndarray
     bessel: np.ndarray
+    weight: Tensor
 
     @classmethod
-    def of(cls, box: int, radius_px: float, frequency: Tensor, n_orders: int) -> DiscWaves:
+    def of(cls, box: int, radius_px: float, frequency: Tensor, weight: Tensor, n_orders: int) -> DiscWaves:
         """Compute the functions of a disc.
 
         Parameters
@@ -69,6 +72,8 @@ class DiscWaves:
             Radius of the disc, pixels.
         frequency : Tensor of shape (r,)
             Radii of the rings, cycles per pixel.
+        weight : Tensor of shape (r,)
+            Their weights.
         n_orders : int
             Number of angular orders m.
 
@@ -93,7 +98,7 @@ class DiscWaves:
         bessel = np.zeros((n_orders, whole, len(frequency)), np.float32)
         cycles = np.sqrt(distances)[:, None] * frequency.double().numpy()
         bessel[:, : len(distances)] = _bessel(2 * math.pi * cycles, n_orders)
-        return cls(box, pixel, share, first, turns, bessel)
+        return cls(box, pixel, share, first, turns, bessel, weight)
 
     def first_rings(self, rings: int, n_orders: int) -> DiscWaves:
         """Return the functions of the first rings and orders.
@@ -111,17 +116,16 @@ class DiscWaves:
             The functions.
         """
         some = np.ascontiguousarray(self.bessel[:n_orders, :, :rings])
-        return DiscWaves(self.box, self.pixel, self.share, self.first, self.turns[:, :n_orders], some)
+        turns, weight = self.turns[:, :n_orders], self.weight[:rings]
+        return DiscWaves(self.box, self.pixel, self.share, self.first, turns, some, weight)
 
-    def images(self, orders: Tensor, weight: Tensor) -> Tensor:
+    def images(self, orders: Tensor) -> Tensor:
         """Compute images from angular orders.
 
         Parameters
         ----------
         orders : Tensor of shape (b, r, m)
             Angular orders of real images, complex64.
-        weight : Tensor of shape (r,)
-            Weight of each ring in the sum over the plane, in which an order counts as its mean over the circle.
 
         Returns
         -------
@@ -129,7 +133,7 @@ class DiscWaves:
             Images, zero outside the disc.
         """
         out = torch.zeros(len(orders), self.box * self.box)
-        given, result = torch.view_as_real((orders * weight[:, None]).contiguous()).numpy(), out.numpy()
+        given, result = torch.view_as_real((orders * self.weight[:, None]).contiguous()).numpy(), out.numpy()
         tables = self.pixel, self.first, self._flat_turns, *self._by_distance, self.bessel.shape
 
         def block(first: int) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.figures.reference import PoseFields, pixel_error
+from ralib.kernels.figures.reference import PoseFields, pixel_error, ring_sums
 
-__all__ = ["PoseFields", "pixel_error", "pose_sums", "ring_correlation"]
+__all__ = ["PoseFields", "pixel_error", "pose_sums", "ring_correlation", "ring_sums"]
 
 
 def pose_sums(

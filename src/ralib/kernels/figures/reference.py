@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ralib.kernels.complex_numbers import squared
+
 PoseFields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """In-plane rotation (n,), degrees, origin (n, 2), pixels, mirror (n,), class (n,), -1 for none, and score (n,)."""
 
@@ -79,6 +81,28 @@ def pixel_error(now: PoseFields, before: PoseFields, radius_px: float) -> Tensor
     return torch.where(now[2] == before[2], rms, math.nan)
 
 
+def ring_sums(values: Tensor, ring: Tensor, weight: Tensor) -> Tensor:
+    """Sum real values (..., n, m) of half transforms ring by ring; see `ring_correlation`.
+
+    Parameters
+    ----------
+    values : Tensor of shape (..., n, m)
+        Values.
+    ring : Tensor of shape (n, m)
+        Ring of each sample.
+    weight : Tensor of shape (m,)
+        How many samples of the full transform a column stands for.
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Sums, float64.
+    """
+    weighted = (values.double() * weight).flatten(-2)
+    sums = torch.zeros(*values.shape[:-2], len(weight) + 1, dtype=torch.float64, device=values.device)
+    return sums.index_add_(-1, ring.flatten(), weighted)[..., : len(weight)]
+
+
 def ring_correlation(spectra: Tensor, ring: Tensor, weight: Tensor) -> Tensor:
     """Correlate two sets of half transforms ring by ring.
 
@@ -96,10 +120,7 @@ def ring_correlation(spectra: Tensor, ring: Tensor, weight: Tensor) -> Tensor:
     Tensor of shape (k, m)
         Correlation, of the type of the real parts; a ring without power counts as 0.
     """
-    first, second = spectra
-    products = [(first * second.conj()).real, *(s.real.square() + s.imag.square() for s in spectra)]
-    weighted = (torch.stack(products).double() * weight).flatten(-2)
-    sums = torch.zeros(*weighted.shape[:-1], len(weight) + 1, dtype=torch.float64, device=spectra.device)
-    cross, *own = sums.index_add_(-1, ring.flatten(), weighted)[..., : len(weight)]
+    products = (spectra[0] * spectra[1].conj()).real, *squared(spectra)
+    cross, *own = ring_sums(torch.stack(products), ring, weight)
     power = own[0] * own[1]
     return torch.where(power > 0, cross / torch.sqrt(power).clamp_min(1e-300), 0.0).to(spectra.real.dtype)

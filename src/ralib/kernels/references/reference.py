@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ralib.kernels.complex_numbers import squared
+
 
 def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
     """Make templates of references: mean 0 under the mask, masked, unit norm.
@@ -48,8 +50,7 @@ def template_extent(spectrum: Tensor, weight: Tensor, radius: Tensor, share: Ten
         frequency, radians per pixel squared. Float64.
     """
     # In double precision: fractions of a millionth of the whole matter.
-    squared = spectrum.real.square() + spectrum.imag.square()
-    power = (squared * weight[:, None]).sum(0).double()
+    power = (squared(spectrum) * weight[:, None]).sum(0).double()
     power = power / power.sum().clamp(min=1e-30)
     by_radius = power.sum(1)
     counts = [((1 - part.cumsum(0)) > share).sum(1) for part in (power.sum(0), by_radius)]
