@@ -49,6 +49,7 @@ def program() -> NoReturn:
         except (ImportError, MemoryError, OSError) as error:
             _explain_loading(error)
 
+    compilers.await_kernels()
     gc.freeze()
     gc.enable()
     status = main()

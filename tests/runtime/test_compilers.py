@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,56 +16,115 @@ import torch
 from ralib.compile_cache import triton_cache
 from ralib.runtime import compilers
 
+needs_compiler = pytest.mark.skipif(not find_spec("triton"), reason="needs Triton, which compiles the kernels")
+
+PRETENDED = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {folder!r})
+from ralib.kernels.compiling import Card
+from ralib.runtime import compiling_process
+Card.of = classmethod(lambda cls, device: cls(90, 227 * 1024))
+compiling_process.main()
+"""
+"""The process that compiles, for a GPU that is not there."""
+
+CALLS = """
+import os
+import signal
+import time
+from functools import partial
+from ralib.classification.kernels_ahead import _circles, _image_parts
+def usual_calls(): return [_circles]
+def killed(device): os.kill(os.getpid(), signal.SIGKILL)
+def slow(device): time.sleep(30)
+"""
+
 
 @pytest.fixture
-def made(tmp_path: Path) -> compilers._Compilers:
-    return compilers._Compilers(2, ("json",), tmp_path / "mark")
-
-
-def test_compilers_await_returns_when_all_is_done(made: compilers._Compilers, tmp_path: Path) -> None:
-    made.submit([partial(Path.touch, tmp_path / str(i)) for i in range(3)])
-    made._await("a kernel", "that none of them compiles")
-    assert {p.name for p in tmp_path.iterdir()} == {"0", "1", "2"}
-    made.end()
-    assert not (tmp_path / "mark").exists()  # nothing was compiled
-
-
-def test_compilers_await_returns_as_soon_as_the_kernel_is_there(made: compilers._Compilers, tmp_path: Path) -> None:
-    made.submit([partial(time.sleep, 30), os.getpid])
-    made._done([("kernel", "key")])
-    made._await("kernel", "key")
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[compilers._Compilers]:
+    (tmp_path / "some_calls.py").write_text(CALLS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    command = [sys.executable, "-c", PRETENDED.format(folder=str(tmp_path)), "2", "some_calls"]
+    made = compilers._Compilers(command, tmp_path / "mark")
+    yield made
     made.end()
 
 
+def _compiled(folder: Path) -> set[str]:
+    return {path.stem for path in folder.rglob("*.cubin")}
+
+
+@needs_compiler
+def test_compilers_compile_what_is_usual_and_what_is_submitted(made: compilers._Compilers, tmp_path: Path) -> None:
+    import some_calls
+
+    made.submit([some_calls._circles, some_calls._image_parts])
+    made.submit([some_calls._image_parts])
+    made.wait_for("a kernel", "that none of them compiles")
+    expected = {"_circle_spectra", "_ring_power", "_quarter_pixels", "_half_circle"}
+    assert {name.split(".")[-1] for name, _ in made._compiled} == expected
+    assert _compiled(tmp_path / "cache") == expected | {"_nothing"}
+    made.end()
+    assert (tmp_path / "mark").exists()
+
+
+@needs_compiler
+def test_compilers_kernel_is_awaited_no_longer_than_it_takes(made: compilers._Compilers) -> None:
+    import some_calls
+
+    made.submit([some_calls.slow])
+    while not made._compiled:
+        time.sleep(0.01)
+    start = time.perf_counter()
+    made.wait_for(*next(iter(made._compiled)))
+    assert time.perf_counter() - start < 1
+
+
+@needs_compiler
 def test_compilers_killed_process_is_not_awaited_for_ever(
     made: compilers._Compilers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import some_calls
+
+    made.submit([some_calls.killed])
+    while not made._compiled:
+        time.sleep(0.01)
     monkeypatch.setattr(compilers, "WAITING_S", 0.5)
-    made.submit([_killed])
-    made._await("kernel", "key")
+    made.wait_for("kernel", "key")
     monkeypatch.setattr(compilers, "WAITING_S", 300)
-    made._await("another kernel", "key")  # nor for another kernel
+    made.wait_for("another kernel", "key")  # nor for another kernel
+
+
+@needs_compiler
+def test_compilers_nothing_goes_on_after_the_end(made: compilers._Compilers) -> None:
+    while not made._compiled:
+        time.sleep(0.01)
+    children = _children(made._process.pid)
+    assert len(children) == 2
     made.end()
+    for _ in range(1000):
+        if not any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"processes {children} are still there")
 
 
-def _killed() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_compilers_of_a_later_stage_are_not_asked_again(made: compilers._Compilers) -> None:
-    made.submit([os.getpid])
-    made._await("", "")
-    made.submit([os.getpid])
-    made._await("", "")
+def test_compilers_process_that_fails_is_not_awaited(tmp_path: Path) -> None:
+    made = compilers._Compilers([sys.executable, "-c", "raise SystemExit(1)"], tmp_path / "mark")
+    made.submit([print])
+    made.wait_for("kernel", "key")
+    made.submit([print])
+    made.wait_for("kernel", "key")
     made.end()
-
-
-def test_compilers_what_was_compiled_leaves_a_mark(made: compilers._Compilers, tmp_path: Path) -> None:
-    made.submit([os.getpid])
-    made._await("", "")
-    made._compiled.add(("kernel", "key"))
-    made.end()
-    assert (tmp_path / "mark").exists()
+    assert not (tmp_path / "mark").exists()  # nothing was compiled
 
 
 def test_begin_of_another_command_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +141,8 @@ def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compilers.begin("classify")
-    assert [given[0] for given in begun] == [compilers.MOST]
-    begun[0][2].touch()  # the mark
+    assert [given[0][3] for given in begun] == [str(compilers.MOST)]
+    begun[0][1].touch()  # the mark
     compilers.begin("classify")
     assert len(begun) == 1
 

@@ -27,10 +27,12 @@ from ralib.alignment.state import LoopState
 from ralib.classes import assignment as assign
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses
 from ralib.classes.iteration_figures import iteration_figures
+from ralib.classes.kernels_ahead import average_calls
 from ralib.io import for_computing
 from ralib.kernels.threads import one_thread
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.results.observer import IterationDone, Observer, SilentObserver
+from ralib.runtime import compilers
 from ralib.runtime.distributed import Ranks, SingleProcess, gather_rows, shard
 from ralib.runtime.memory import total_memory
 from ralib.types import ClassAverages, Notice, ParticleSet, Poses, RalibError
@@ -98,6 +100,7 @@ class Alignment:
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[Notice] = []
         self.sample_cache = SampleCache(self.batches)
+        compilers.submit(average_calls(self.box))  # random references are averages, before there is a search
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
         """Make a pose search for these particles, with shifts limited so that the disc remains inside the box.

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PADDING, PolarGrid
 from ralib.alignment.search.templates import n_rotations
-from ralib.classes.kernels_ahead import average_zeros, figure_zeros, prefilter_zeros
+from ralib.classes.kernels_ahead import average_calls
 from ralib.kernels.pose_search import (
-    FINE_ROTATIONS,
     FineTemplates,
     NewtonRule,
     gather_taps,
@@ -28,7 +27,7 @@ from ralib.kernels.pose_search import (
     shortlist,
 )
 from ralib.kernels.references import masked_unit_norm, product_rows, template_extent
-from ralib.runtime.ahead import Call
+from ralib.runtime.compilers import Call
 
 N_ORDERS = 32, 48, 64, 96
 """Angular orders of a grid of poses: for each a kernel has another form."""
@@ -36,44 +35,45 @@ N_ORDERS = 32, 48, 64, 96
 FEW, MANY = 64, 8192
 """Particles, and grid poses, of a call."""
 
+RADII, ANGLES = 16, 48
+"""Of a small grid: kernels are the same for any, but those of calls that take its size."""
+
 CANDIDATES = (128, 64), (64, 32), (32, 8), (8, 4)
 """Candidates of a particle before and after a selection; as many as after the first two are taken of a grid."""
 
 
-def calls_ahead(grid: PolarGrid, device: torch.device, n_fine: int = FINE_ROTATIONS) -> tuple[list[Call], list[Call]]:
-    """Return the calls.
+def usual_calls() -> list[Call]:
+    """Return the calls of any grid, those first that take longest."""
+    calls: list[Call] = [*refinement_calls(), _unit_norm, _parts, partial(_rows, True), _table]
+    calls += [partial(_candidates, few) for _, few in CANDIDATES[:2]]
+    calls += [partial(_maxima, n, MANY // 4, False) for n in N_ORDERS]
+    calls += [partial(_selection, many, few) for many, few in CANDIDATES]
+    calls += [partial(_maxima, n, FEW, False) for n in N_ORDERS]
+    calls += [partial(_maxima, n, pairs, True) for pairs in (FEW, MANY // 4) for n in N_ORDERS]
+    return [*calls, partial(_rows, False)]
+
+
+def refinement_calls() -> list[Call]:
+    """Return the calls of the refinement, whose kernel takes longest to compile."""
+    return [partial(_newton, n) for n in (8, 1)]
+
+
+def calls_ahead(grid: PolarGrid) -> list[Call]:
+    """Return all calls.
 
     Parameters
     ----------
     grid : PolarGrid
         The polar grid.
-    device : torch.device
-        The GPU.
-    n_fine : int, default FINE_ROTATIONS
-        Fine rotations of the templates' table.
 
     Returns
     -------
     list of callable
-        Those of the refinement, whose kernel takes longest to compile.
-    list of callable
-        Those of all else, the first needed first.
+        The calls, each of a device.
     """
     n_radii, n_half = grid.n_radii, grid.n_angles // 2
-    refinement: list[Call] = [partial(_newton, n_radii, n_half, n_fine, n, device) for n in (8, 1)]
-    calls: list[Call] = [partial(_unit_norm, device)]
-    calls += [partial(_transform, grid.box, n_radii * n_half, device), partial(_extent, n_radii, n_half, device)]
-    calls += [partial(prefilter_zeros, grid.box, device), partial(average_zeros, grid.box, device)]
-    calls += [partial(figure_zeros, torch.float64, device)]
-    calls += [partial(_candidates, few, device) for _, few in CANDIDATES[:2]]
-    calls += [partial(_parts, n_radii, n_half, device), partial(_rows, n_radii, True, device)]
-    calls += [partial(_table, n_radii, n_half, device)]
-    calls += [partial(_maxima, n, MANY // 4, False, device) for n in N_ORDERS]
-    calls += [partial(_selection, many, few, device) for many, few in CANDIDATES]
-    calls += [partial(_maxima, n, FEW, False, device) for n in N_ORDERS]
-    calls += [partial(_rows, n_radii, False, device)]
-    calls += [partial(_maxima, n, pairs, True, device) for pairs in (FEW, MANY // 4) for n in N_ORDERS]
-    return refinement, calls
+    calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half), partial(_extent, n_radii, n_half)]
+    return [*calls, *average_calls(grid.box), *usual_calls()]
 
 
 def _zeros(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,22 +95,22 @@ def _extent(n_radii: int, n_half: int, device: torch.device) -> None:
     template_extent(spectrum, radius, radius, _zeros(device, 2, 1, dtype=torch.float64))
 
 
-def _rows(n_radii: int, mirror: bool, device: torch.device) -> None:
-    rows, radius = _zeros(device, 1, 1, 2 * (1 + mirror), 2 * n_radii, dtype=torch.float16), _zeros(device, n_radii)
-    product_rows(_zeros(device, 1, 2, n_radii, 1), radius, radius[0], rows)
+def _rows(mirror: bool, device: torch.device) -> None:
+    rows, radius = _zeros(device, 1, 1, 2 * (1 + mirror), 2 * RADII, dtype=torch.float16), _zeros(device, RADII)
+    product_rows(_zeros(device, 1, 2, RADII, 1), radius, radius[0], rows)
 
 
-def _table(n_radii: int, n_half: int, device: torch.device) -> None:
-    spectrum, radius = _zeros(device, 1, n_radii, n_half, dtype=torch.complex64), _zeros(device, n_radii)
-    newton_templates(spectrum, radius, _zeros(device, n_half), radius, mirror=True, unit=1.0)
+def _table(device: torch.device) -> None:
+    spectrum, radius = _zeros(device, 1, RADII, ANGLES, dtype=torch.complex64), _zeros(device, RADII)
+    newton_templates(spectrum, radius, _zeros(device, ANGLES), radius, mirror=True, unit=1.0)
 
 
-def _newton(n_radii: int, n_half: int, n_fine: int, candidates: int, device: torch.device) -> None:
-    table, radius = _zeros(device, 1, n_fine, 2, n_radii, 3 * n_half + 2), _zeros(device, n_radii)
-    templates = FineTemplates(table, radius, _zeros(device, n_half), radius).packed(1.0)
-    samples = polar_samples(_zeros(device, 1, n_radii, n_half, dtype=torch.complex64))
+def _newton(candidates: int, device: torch.device) -> None:
+    table, radius = _zeros(device, 1, 2, 2, RADII, 3 * ANGLES + 2), _zeros(device, RADII)
+    templates = FineTemplates(table, radius, _zeros(device, ANGLES), radius).packed(1.0)
+    samples = polar_samples(_zeros(device, 1, RADII, ANGLES, dtype=torch.complex64))
     row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
-    rule = NewtonRule((8, 8, n_radii), (1.0, 1.0), 1.0, 1.0)  # some angles left out, as near the centre of any box
+    rule = NewtonRule((8, 8, RADII), (1.0, 1.0), 1.0, 1.0)  # some angles left out, as near the centre of any box
     newton(samples, _zeros(device, 1, 2), row, pose, templates, rule)
 
 
@@ -126,10 +126,10 @@ def _candidates(few: int, device: torch.device) -> None:
     grid_candidates(value, index, _zeros(device, FEW, 4), few, n_half=FEW, first=0, n_references=1)
 
 
-def _parts(n_radii: int, n_half: int, device: torch.device) -> None:
-    samples = polar_samples(_zeros(device, FEW, n_radii, n_half, dtype=torch.complex64))
+def _parts(device: torch.device) -> None:
+    samples = polar_samples(_zeros(device, FEW, RADII, ANGLES, dtype=torch.complex64))
     for shift in (None, _zeros(device, FEW, 2)):
-        shifted_parts(samples, shift, _zeros(device, n_radii), n_radii, torch.float16)
+        shifted_parts(samples, shift, _zeros(device, RADII), RADII, torch.float16)
 
 
 def _selection(many: int, few: int, device: torch.device) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ralib.classes.averages import ClassSums
 from ralib.images.frc import frc
 from ralib.kernels import interpolation_samples
 from ralib.kernels.figures import pose_sums
+from ralib.runtime.compilers import Call
 from ralib.types import Poses
 
 AT_ONCE = 32
 """Particles of a call: as in an average and in a search, a multiple of those of a program."""
+
+
+def average_calls(box: int) -> list[Call]:
+    """Return the calls of class averages in a box, pixels, the first needed first."""
+    return [partial(prefilter_zeros, box), partial(average_zeros, box), partial(figure_zeros, torch.float64)]
 
 
 def prefilter_zeros(box: int, device: torch.device) -> None:
@@ -28,7 +36,7 @@ def prefilter_zeros(box: int, device: torch.device) -> None:
 
 
 def average_zeros(box: int, device: torch.device) -> None:
-    """Average a few images of zeros.
+    """Add a few images of zeros to an average, and subtract them.
 
     Parameters
     ----------
@@ -40,7 +48,8 @@ def average_zeros(box: int, device: torch.device) -> None:
     zero = torch.zeros(AT_ONCE, device=device)
     poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
     images = torch.zeros(AT_ONCE, box, box, device=device)
-    ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None)
+    for sign in (1, -1):
+        ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None, sign)
 
 
 def figure_zeros(dtype: torch.dtype, device: torch.device) -> None:

@@ -206,7 +206,7 @@ class Classifier(ClusterEstimator):
         particles = self._options.checked(particles)
         n_references = None if self.references is None else len(self.references)
         self.n_classes_ = self._options.class_count(len(particles), n_references)
-        ahead(calls_ahead(particles.box, self.n_classes_, self._plan, self.mirror, self._device))
+        ahead(calls_ahead(particles.box, self.n_classes_, self._plan, self.mirror))
         self._timings: dict[str, float] = {}
         self._examiner = Examiner(self.seed, self._device)
         self._budget = Budget.of(self._device)

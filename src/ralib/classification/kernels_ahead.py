@@ -52,7 +52,7 @@ from ralib.kernels.classes import (
 )
 from ralib.kernels.likelihood import AverageNoise, OwnNoise, SharingRule
 from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
-from ralib.runtime.ahead import Call
+from ralib.runtime.compilers import Call
 
 WIDE_MARGIN = 1.4
 """Times the particle: a mask that reaches over the rim of its faintest parts."""
@@ -61,7 +61,13 @@ SHARPENED = 1.6
 """Times the details of the exchange: what sharpening comes to compare."""
 
 
-def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, device: torch.device) -> list[Call]:
+def usual_calls() -> list[Call]:
+    """Return calls of a run with default options that need no more than those, the first needed first."""
+    search = _searches(ScheduleSettings(), True)
+    return [*_of_search(True), *search[:2], *OF_SUMS, *search[2:], partial(figure_zeros, torch.float32)]
+
+
+def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) -> list[Call]:
     """Return the calls for which neither particles nor their diameter need be known, the first needed first.
 
     Parameters
@@ -74,34 +80,36 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool, 
         Settings of the schedule.
     mirror : bool
         Whether mirrored poses are searched.
-    device : torch.device
-        The GPU.
 
     Returns
     -------
     list of callable
-        The calls.
+        The calls, each of a device.
     """
+    search = _searches(plan, mirror)
+    counts = CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)
+    padded = {padded_classes(k): max(2, k) for k in counts}
+    of_classes = _prices, _sharing, _thinning
+    balance: list[Call] = [partial(call, k) for k in padded.values() for call in of_classes]
+    figures = [partial(figure_zeros, kind) for kind in (torch.float32, torch.float64)]
+    first: list[Call] = [*_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, *balance[3:6], figures[0]]
+    return [*first, *search[2:5], partial(average_zeros, box), *search[5:], *balance[6:], figures[1]]
+
+
+def _of_search(mirror: bool) -> list[Call]:
+    """What a search does besides the search."""
+    return [_whole_images, _image_parts, _circles, partial(_rows, mirror), _columns, _fits, _candidates, _own_noise]
+
+
+def _searches(plan: ScheduleSettings, mirror: bool) -> list[Call]:
+    """The searches of a schedule."""
     details = plan.start_details, plan.exchange_details, SHARPENED * plan.exchange_details
     measured = _orders(plan.start_details, MASK_MARGIN)
     start, exchange, sharpened = (_orders(d, WIDE_MARGIN) for d in details)
     searches = [(measured, True), (measured, False), (exchange, False), (start, True), (start, False)]
     searches += [(exchange, True), (sharpened, False)]
-    counts = CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)
-    padded = {padded_classes(k): max(2, k) for k in counts}
-    search: list[Call] = [partial(_search, n_orders, favour, mirror, device) for n_orders, favour in searches]
-    of_classes = _prices, _sharing, _thinning
-    balance: list[Call] = [partial(call, k, device) for k in padded.values() for call in of_classes]
-    # Those of an iteration, as many calls as can be compiled side by side; the refinement takes longest.
-    rows = partial(_rows, mirror)
-    search_calls = _whole_images, _image_parts, _circles, rows, _columns, _fits, _candidates, _own_noise
-    sum_calls = _wiener, _shares, _centres, _sums, _crosses, _refinement
-    of_search, of_sums = ([partial(call, device) for call in calls] for calls in (search_calls, sum_calls))
-    own = partial(_search, exchange, False, mirror, device, own=True)
-    average = partial(average_zeros, box, device)
-    figures = [partial(figure_zeros, kind, device) for kind in (torch.float32, torch.float64)]
-    first: list[Call] = [*of_search, *search[:2], *balance[:3], *of_sums, *balance[3:6], figures[0]]
-    return [*first, *search[2:5], average, *search[5:], *balance[6:], own, figures[1]]
+    calls: list[Call] = [partial(_search, n_orders, favour, mirror) for n_orders, favour in searches]
+    return [*calls, partial(_search, exchange, False, mirror, own=True)]
 
 
 def _orders(details: float, margin: float) -> int:
@@ -240,3 +248,7 @@ def _refinement(device: torch.device) -> None:
     samples = torch.zeros(AT_ONCE, rings, n_half, dtype=torch.complex64, device=device)
     pose, row = torch.zeros(1, AT_ONCE, 4, device=device), torch.zeros(1, AT_ONCE, dtype=torch.long, device=device)
     newton(samples, pose[0, :, 1:3], row, pose, templates, NewtonRule((0, 0, rings), (1.0, 1.0), 1.0, 1.0))
+
+
+OF_SUMS = _wiener, _shares, _centres, _sums, _crosses, _refinement
+"""What is done with sums of particles; the refinement takes longest to compile."""

@@ -24,6 +24,9 @@ __all__ = ["Samples", "implementation", "interpolation_samples", "rotate_shift_i
 FUSED = "averages", "figures", "likelihood", "references"
 """Folders whose kernels do many small operations at once: on a GPU, which would wait for each to be launched."""
 
+gpu_forms_only = False
+"""Whether forms for a GPU are chosen on a CPU as well, as where they are only compiled."""
+
 choose_cache_folders(os.environ, Path(__file__).parent)
 
 
@@ -49,11 +52,16 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     values = data.values if isinstance(data, Samples) else data
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (values, *pose)):
         pass
-    elif data.device.type == "cuda":
+    elif on_gpu(values):
         form = "gpu_triton"
     elif data.device.type == "cpu" and _single(folder, data):
         form = "cpu_numba"
     return import_module(f"ralib.kernels.{folder}.{form}")
+
+
+def on_gpu(values: Tensor) -> bool:
+    """Whether kernels in their forms for a GPU compute on given values."""
+    return gpu_forms_only or values.device.type == "cuda"
 
 
 def _single(folder: str, data: Tensor | Samples) -> bool:

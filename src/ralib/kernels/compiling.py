@@ -1,13 +1,49 @@
-"""Triton's compiler, loaded before there is a kernel to compile, and a function that it calls before every kernel."""
+"""Triton's compiler where there is nothing to launch, and a function that it calls before every kernel.
+
+A kernel called with tensors of a CPU is then compiled for a GPU, and not launched: a process that compiles so needs
+neither a GPU's memory nor a context on it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from ralib import kernels
+
+WARP = 32
+"""Threads of a warp."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a kernel is compiled for.
+
+    Attributes
+    ----------
+    capability : int
+        Compute capability, as 90 for 9.0.
+    shared_bytes : int
+        Shared memory that a program may have.
+    """
+
+    capability: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Card:
+        """Return a GPU's own, by which it gets no context."""
+        card = torch.cuda.get_device_properties(device)
+        shared = getattr(card, "shared_memory_per_block_optin", card.shared_memory_per_block)
+        return cls(10 * card.major + card.minor, int(shared))
 
 
 def before_compiling(function: Callable[[str, str], object]) -> None:
@@ -26,11 +62,55 @@ def before_compiling(function: Callable[[str, str], object]) -> None:
     knobs.runtime.jit_cache_hook = hook
 
 
+def compile_only(card: Card) -> None:
+    """From now on, let kernels be compiled for a card, and none be launched; compile a first one."""
+    kernels.gpu_forms_only = True
+    driver.set_active(_Compiling(card))
+    _nothing[(1,)](torch.zeros(1))
+
+
+def shared_bytes() -> int:
+    """Shared memory that a program may have on the present device; the interpreter has all it needs."""
+    if knobs.runtime.interpret:
+        return 2**30
+    return int(driver.active.utils.get_device_properties(driver.active.get_current_device())["max_shared_mem"])
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _nothing(_) -> None:  # type: ignore[no-untyped-def]
     """A kernel."""
 
 
-def load_compiler() -> None:
-    """Compile a kernel that does nothing for the present GPU, of which it takes no memory."""
-    _nothing.warmup(torch.float32, grid=(1,))
+class _Compiling:
+    """A driver of Triton's that compiles for a card and launches nothing; it answers for its own utilities."""
+
+    def __init__(self, card: Card) -> None:
+        self._card, self.utils, self.launcher_cls = card, self, _Launcher
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._card.capability, WARP)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self._card.shared_bytes}
+
+    def load_binary(self, *_: object) -> tuple[int, int, int, int, int]:
+        return 0, 0, 0, 0, 2**31  # module, function, registers, spilled, threads that it may have
+
+
+class _Launcher:
+    """Compiles the launcher of a kernel, where Triton's has to be compiled, and does not launch."""
+
+    def __init__(self, source: object, metadata: object) -> None:
+        with contextlib.suppress(Exception):  # as without a GPU's libraries: whoever launches will see
+            from triton.backends.nvidia.driver import CudaLauncher
+
+            CudaLauncher(source, metadata)
+
+    def __call__(self, *_: object) -> None:
+        """Launch nothing."""

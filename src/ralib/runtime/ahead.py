@@ -1,6 +1,6 @@
 """Functions called in threads ahead of their need, for what their first call leaves: kernels compiled and loaded.
 
-In the first run of a command on a machine other processes compile, see `compilers`, and the threads load.
+In the first run of a command on a machine another process compiles, see `compilers`, and the threads load.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import torch
 
 from ralib.runtime import compilers
+from ralib.runtime.compilers import Call
 
-Call = Callable[[], object]
 CallAhead = Callable[[Iterable[Call]], None]
 
 THREADS = 4
@@ -55,26 +54,26 @@ def begin_calls(calls: Iterable[Call], device: torch.device, maybe: Iterable[Cal
     Parameters
     ----------
     calls : iterable of callable
-        The functions.
+        The functions, of the device.
     device : torch.device
         The GPU.
     maybe : iterable of callable, optional
-        Others, whose kernels are not needed in every case: called only where other processes compile.
+        Others, whose kernels are not needed in every case: called only where another process compiles.
 
     Returns
     -------
     list of Future
         Tell when each was called.
     """
-    there, others = ([partial(_call_on, device, call) for call in some] for some in (calls, maybe))
-    compilers.submit([*there, *others], device)
+    calls = list(calls)
+    compilers.submit([*calls, *maybe])
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ralib-ahead")
     try:
-        return [pool.submit(call) for call in there]
+        return [pool.submit(_call_on, device, call) for call in calls]
     finally:
         pool.shutdown(wait=False)
 
 
 def _call_on(device: torch.device, call: Call) -> None:
     with suppress(Exception), torch.cuda.device(device):
-        call()
+        call(device)

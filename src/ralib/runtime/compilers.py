@@ -1,9 +1,9 @@
-"""Processes that compile kernels in the first run of a command on a machine, begun while PyTorch loads.
+"""A process that compiles kernels in the first run of a command on a machine, begun before PyTorch is loaded.
 
 Triton keeps what it compiled, so that this happens once. Threads would not do: while one of them compiles, Python's
-lock keeps the others waiting, and the caller with them. A process that compiles needs PyTorch as well, which takes
-seconds to load, so that the program begins some before it loads PyTorch itself (`begin`). What they are to compile they
-learn later, as calls (`submit`); a kernel that is needed meanwhile is waited for, not compiled twice.
+lock keeps the others waiting, and the caller with them. The process (`compiling_process`) loads PyTorch beside the
+program, and divides into as many as there are cores for. It begins with the kernels of the command's defaults; all
+others are told later, as calls (`submit`). A kernel that is needed meanwhile is waited for, not compiled twice.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import signal
+import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,27 +28,29 @@ if TYPE_CHECKING:
 Kernel = tuple[str, str]
 """Name of a kernel, and what it is compiled for."""
 
+Call = Callable[["torch.device"], object]
+"""Calls kernels with tensors on a device."""
+
 NEEDED = {
     "classify": ("ralib.classification.kernels_ahead",),
     "mref": ("ralib.alignment.kernels_ahead", "ralib.classification.kernels_ahead"),
     "reffree": ("ralib.alignment.kernels_ahead", "ralib.classification.kernels_ahead"),
 }
-"""The commands that compile many kernels, and the modules of what is submitted."""
+"""The commands that compile many kernels, and the modules of their calls; `usual_calls` of the first are begun with."""
 
-MOST = 8
-"""Processes at most, and half of the cores."""
+MOST = 12
+"""Processes at most, and three quarters of the cores."""
 WAITING_S = 60
 """No kernel takes so long to compile: afterwards, what became of the processes is not waited for."""
-LEAST_FREE_BYTES = 48 * 2**30
-"""Memory of a GPU, free, below which none compile: each takes half a GiB of it, which plans of work then lacked."""
 
 PACKAGE = Path(__file__).parents[1]
+PROCESS = sys.executable, "-m", "ralib.runtime.compiling_process"
 
 _compilers: _Compilers | None = None
 
 
 def begin(command: str) -> None:
-    """Begin the processes if this is the first run of a command on a machine with a GPU; else do nothing.
+    """Begin to compile if this is the first run of a command on a machine with a GPU; else do nothing.
 
     Parameters
     ----------
@@ -56,36 +58,38 @@ def begin(command: str) -> None:
         Name of the command.
     """
     global _compilers
-    processes = min(MOST, (os.cpu_count() or 1) // 2)
+    processes = min(MOST, 3 * (os.cpu_count() or 1) // 4)
     if command not in NEEDED or processes < 2 or "RANK" in os.environ or not _driver_begun():
         return
     choose_cache_folders(os.environ, PACKAGE)
     mark = _mark(command)
     if not mark.exists():
         with contextlib.suppress(OSError):
-            _compilers = _Compilers(processes, NEEDED[command], mark)
+            _compilers = _Compilers([*PROCESS, str(processes), *NEEDED[command]], mark)
 
 
-def submit(calls: Iterable[Callable[[], object]], device: torch.device) -> None:
-    """Let the processes, if there are any, run functions for the kernels that they need; only the first call counts.
+def await_kernels() -> None:
+    """From now on, let Triton wait for what is being compiled; PyTorch should be loaded by now."""
+    if _compilers is not None:
+        from ralib.kernels.compiling import before_compiling
+
+        before_compiling(_compilers.wait_for)
+
+
+def submit(calls: Iterable[Call]) -> None:
+    """Let functions be called for the kernels that they need, if any are compiled; those known already are left out.
 
     Parameters
     ----------
     calls : iterable of callable
-        Functions that can be pickled; what they raise is not heard of.
-    device : torch.device
-        The GPU on which they compute.
+        Functions of a device that can be pickled; what they raise is not heard of.
     """
-    if _compilers is None:
-        return
-    from ralib.runtime.memory import free_memory  # which loads PyTorch
-
-    if free_memory(device) >= LEAST_FREE_BYTES:
+    if _compilers is not None:
         _compilers.submit(list(calls))
 
 
 def end() -> None:
-    """End the processes."""
+    """End the process."""
     global _compilers
     if _compilers is not None:
         _compilers.end()
@@ -93,37 +97,50 @@ def end() -> None:
 
 
 class _Compilers:
-    """The processes, what they have compiled, and how much of what was submitted is left: None before that."""
+    """The process, what it has compiled, and how many calls are left: None before it has told of the first ones."""
 
-    def __init__(self, processes: int, modules: Sequence[str], mark: Path) -> None:
-        import multiprocessing  # only in a first run
-
+    def __init__(self, command: Sequence[str], mark: Path) -> None:
         self._mark = mark
         self._left: int | None = None
         self._compiled: set[Kernel] = set()
         self._changed = threading.Condition()
-        self._pool = multiprocessing.get_context("spawn").Pool(processes, _prepare, (modules,))
+        paths = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": paths},
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._sent, self._said = self._process.stdin, self._process.stdout
+        threading.Thread(target=self._hear, daemon=True).start()
 
-    def submit(self, calls: Sequence[Callable[[], object]]) -> None:
-        from ralib.kernels.compiling import before_compiling
-
-        if self._left is not None:  # of an earlier stage, with the same kernels
-            return
-        self._left = len(calls)
-        before_compiling(self._await)
-        for call in calls:
-            self._pool.apply_async(_kernels_of, (call,), callback=self._done, error_callback=lambda _: self._done())
-
-    def _done(self, kernels: Iterable[Kernel] = ()) -> None:
+    def submit(self, calls: Sequence[Call]) -> None:
         with self._changed:
-            self._compiled.update(kernels)
-            self._left = max(0, (self._left or 0) - 1)
-            if self._left == 0:
-                self._pool.close()  # and with it what the processes hold of the GPU
+            self._left = len(calls) + (self._left or 0)
+        with contextlib.suppress(OSError):  # the process has ended, as is heard elsewhere
+            self._sent.write(pickle.dumps(calls))
+            self._sent.flush()
+
+    def _hear(self) -> None:
+        """Take what the process says: how many calls it began with, then the kernels of each call that is done."""
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError), self._said:
+            while True:
+                self._heard(pickle.load(self._said))
+        with self._changed:
+            self._left = 0
             self._changed.notify_all()
 
-    def _await(self, *kernel: str) -> None:
-        """Before Triton compiles a kernel: wait until it is in its cache, or none of the processes is at work."""
+    def _heard(self, said: int | list[Kernel]) -> None:
+        with self._changed:
+            if isinstance(said, int):
+                self._left = said + (self._left or 0)
+            else:
+                self._compiled.update(said)
+                self._left = max(0, (self._left or 0) - 1)
+            self._changed.notify_all()
+
+    def wait_for(self, *kernel: str) -> None:
+        """Before Triton compiles a kernel: wait until it is in its cache, or no call is left."""
         with self._changed:
             if not self._changed.wait_for(lambda: kernel in self._compiled or self._left == 0, WAITING_S):
                 self._left = 0  # a process was lost with its call: none is waited for again
@@ -132,28 +149,10 @@ class _Compilers:
         if self._compiled and self._left == 0:
             with contextlib.suppress(OSError):
                 self._mark.touch()
-        self._pool.terminate()
-
-
-def _prepare(modules: Sequence[str]) -> None:
-    """In a process: load what calls need. The program's own process answers signals, and tells of what fails."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(Exception):
-        for module in modules:
-            import_module(module)
-        from ralib.kernels.compiling import load_compiler
-
-        load_compiler()
-
-
-def _kernels_of(call: Callable[[], object]) -> list[Kernel]:
-    """In a process: run a function, and return the kernels that it needed."""
-    from ralib.kernels.compiling import before_compiling
-
-    kernels: list[Kernel] = []
-    before_compiling(lambda *kernel: kernels.append(kernel))
-    call()
-    return kernels
+        with contextlib.suppress(OSError):
+            self._sent.close()
+        self._process.terminate()
+        self._process.wait()
 
 
 def _driver_begun() -> bool:

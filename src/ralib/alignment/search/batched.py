@@ -72,10 +72,10 @@ class BatchedSearch(PoseSearch):
             # A power of two: a few bytes more or less that are free change no plan, and so no bit.
             eighth = max(1, free_memory(self.device) // 8)
             self.product_bytes = min(max(2 ** (eighth.bit_length() - 1), LEAST_PRODUCT_BYTES), MOST_PRODUCT_BYTES)
-            from ralib.alignment.kernels_ahead import calls_ahead  # what it calls is not needed on a CPU
+            # What they call is not needed on a CPU.
+            from ralib.alignment.kernels_ahead import calls_ahead, refinement_calls
 
-            refinement, others = calls_ahead(self.grid, self.device)
-            self._refinement = begin_calls(refinement, self.device, maybe=others)
+            self._refinement = begin_calls(refinement_calls(), self.device, maybe=calls_ahead(self.grid))
 
     def shrink(self) -> bool:
         """Plan for half the memory from now on, and return whether that was possible."""

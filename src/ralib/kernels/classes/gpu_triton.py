@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +19,7 @@ from ralib.kernels.classes.gpu_posed_triton import (
     sum_bounds,
 )
 from ralib.kernels.classes.reference import AddUp, PoseGrid, PriceRule, ThinningRule, best_poses, padded_classes
+from ralib.kernels.compiling import shared_bytes
 
 __all__ = [
     "add_posed",
@@ -153,15 +152,6 @@ def blocks(n_half: int, n_orders: int, particles: int, shared_bytes: int) -> tup
     return 16, 16, 1
 
 
-@functools.lru_cache(maxsize=8)
-def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that a program may have; the interpreter, without a card, has all it needs."""
-    if device.type == "cpu":
-        return 2**30
-    card = torch.cuda.get_device_properties(device)
-    return int(getattr(card, "shared_memory_per_block_optin", card.shared_memory_per_block))
-
-
 def best_in_classes(
     cross: Tensor,
     height: Tensor,
@@ -178,7 +168,7 @@ def best_in_classes(
     n_orders, _, b = cross.shape
     n_half, k = len(grid.cosine), len(height)
     value, psi, place, mirror = out
-    angles, orders, stages = blocks(n_half, n_orders, particles, _shared_bytes(cross.device))
+    angles, orders, stages = blocks(n_half, n_orders, particles, shared_bytes())
     _best_in_classes[(triton.cdiv(b, particles), k)](
         cross, grid.cosine, grid.sine, height, strength, strength if favour is None else favour, grid.shifts_xy_px,
         origin_xy_px.contiguous(), value, psi, place, mirror.view(torch.int8),
