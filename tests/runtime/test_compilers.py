@@ -38,6 +38,7 @@ from functools import partial
 from ralib.classification.kernels_ahead import _circles, _image_parts
 def usual_calls(): return [_circles]
 def killed(device): os.kill(os.getpid(), signal.SIGKILL)
+def failing(device): raise ValueError
 def slow(device): time.sleep(30)
 """
 
@@ -85,14 +86,24 @@ def test_compilers_kernel_is_awaited_no_longer_than_it_takes(made: compilers._Co
 
 
 @needs_compiler
-def test_compilers_killed_process_is_not_awaited_for_ever(
+@pytest.mark.parametrize("what", ["killed", "failing"])
+def test_compilers_call_without_an_end_is_not_awaited(made: compilers._Compilers, what: str) -> None:
+    import some_calls
+
+    made.submit([getattr(some_calls, what)])
+    made.wait_for("kernel", "key")
+    made.submit([getattr(some_calls, what)] * 2)
+    made.wait_for("another kernel", "key")
+    made.end()
+
+
+@needs_compiler
+def test_compilers_process_that_hangs_is_not_awaited_for_ever(
     made: compilers._Compilers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import some_calls
 
-    made.submit([some_calls.killed])
-    while not made._compiled:
-        time.sleep(0.01)
+    made.submit([some_calls.slow])
     monkeypatch.setattr(compilers, "WAITING_S", 0.5)
     made.wait_for("kernel", "key")
     monkeypatch.setattr(compilers, "WAITING_S", 300)
@@ -101,6 +112,9 @@ def test_compilers_killed_process_is_not_awaited_for_ever(
 
 @needs_compiler
 def test_compilers_nothing_goes_on_after_the_end(made: compilers._Compilers) -> None:
+    import some_calls
+
+    made.submit([some_calls.slow])
     while not made._compiled:
         time.sleep(0.01)
     children = _children(made._process.pid)
@@ -114,7 +128,8 @@ def test_compilers_nothing_goes_on_after_the_end(made: compilers._Compilers) -> 
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    parts = Path(f"/proc/{pid}/task").glob("*/children")  # of each thread
+    return [int(child) for part in parts for child in part.read_text().split()]
 
 
 def test_compilers_process_that_fails_is_not_awaited(tmp_path: Path) -> None:
@@ -129,7 +144,7 @@ def test_compilers_process_that_fails_is_not_awaited(tmp_path: Path) -> None:
 
 def test_begin_of_another_command_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "_Compilers", lambda *_: pytest.fail("processes were begun"))
-    monkeypatch.setattr(compilers, "_driver_begun", lambda: True)
+    monkeypatch.setattr(compilers, "begin_driver", lambda: True)
     compilers.begin("info")
     compilers.begin("")
 
@@ -137,7 +152,7 @@ def test_begin_of_another_command_begins_nothing(monkeypatch: pytest.MonkeyPatch
 def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begun = []
     monkeypatch.setattr(compilers, "_Compilers", lambda *given: begun.append(given))
-    monkeypatch.setattr(compilers, "_driver_begun", lambda: True)
+    monkeypatch.setattr(compilers, "begin_driver", lambda: True)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compilers.begin("classify")

@@ -29,11 +29,14 @@ from ralib.kernels.pose_search import (
 from ralib.kernels.references import masked_unit_norm, product_rows, template_extent
 from ralib.runtime.compilers import Call
 
-N_ORDERS = 32, 48, 64, 96
+N_ORDERS = 16, 32, 48, 64, 96
 """Angular orders of a grid of poses: for each a kernel has another form."""
 
 FEW, MANY = 64, 8192
 """Particles, and grid poses, of a call."""
+
+FEW_POSES = 200
+"""Grid poses of a single reference."""
 
 RADII, ANGLES = 16, 48
 """Of a small grid: kernels are the same for any, but those of calls that take its size."""
@@ -45,7 +48,7 @@ CANDIDATES = (128, 64), (64, 32), (32, 8), (8, 4)
 def usual_calls() -> list[Call]:
     """Return the calls of any grid, those first that take longest."""
     calls: list[Call] = [*refinement_calls(), _unit_norm, _parts, partial(_rows, True), _table]
-    calls += [partial(_candidates, few) for _, few in CANDIDATES[:2]]
+    calls += [partial(_candidates, MANY, few) for _, few in CANDIDATES[:2]] + [partial(_candidates, FEW_POSES, 8)]
     calls += [partial(_maxima, n, MANY // 4, False) for n in N_ORDERS]
     calls += [partial(_selection, many, few) for many, few in CANDIDATES]
     calls += [partial(_maxima, n, FEW, False) for n in N_ORDERS]
@@ -121,8 +124,8 @@ def _maxima(n_orders: int, n_pairs: int, penalty: bool, device: torch.device) ->
     rotational_max(spectra, table, table, _zeros(device, 1, 2, n_half) if penalty else None)
 
 
-def _candidates(few: int, device: torch.device) -> None:
-    value, index = _zeros(device, 1, MANY, FEW), _zeros(device, 1, MANY, FEW, dtype=torch.int32)
+def _candidates(many: int, few: int, device: torch.device) -> None:
+    value, index = _zeros(device, 1, many, FEW), _zeros(device, 1, many, FEW, dtype=torch.int32)
     grid_candidates(value, index, _zeros(device, FEW, 4), few, n_half=FEW, first=0, n_references=1)
 
 

@@ -62,13 +62,15 @@ SHARPENED = 1.6
 
 
 def usual_calls() -> list[Call]:
-    """Return calls of a run with default options that need no more than those, the first needed first."""
+    """Return calls of a run with default options that need no more than those, in order; see `calls_ahead`."""
     search = _searches(ScheduleSettings(), True)
-    return [*_of_search(True), *search[:2], *OF_SUMS, *search[2:], partial(figure_zeros, torch.float32)]
+    return [_refinement, *_of_search(True), *search[:2], *OF_SUMS, *search[2:], partial(figure_zeros, torch.float32)]
 
 
 def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) -> list[Call]:
-    """Return the calls for which neither particles nor their diameter need be known, the first needed first.
+    """Return the calls for which neither particles nor their diameter need be known.
+
+    The first needed are first, but for the refinement, which takes longest to compile.
 
     Parameters
     ----------
@@ -92,8 +94,8 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) 
     of_classes = _prices, _sharing, _thinning
     balance: list[Call] = [partial(call, k) for k in padded.values() for call in of_classes]
     figures = [partial(figure_zeros, kind) for kind in (torch.float32, torch.float64)]
-    first: list[Call] = [*_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, *balance[3:6], figures[0]]
-    return [*first, *search[2:5], partial(average_zeros, box), *search[5:], *balance[6:], figures[1]]
+    first: list[Call] = [_refinement, *_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, figures[0]]
+    return [*first, *search[2:5], *balance[3:], *search[5:], partial(average_zeros, box), figures[1]]
 
 
 def _of_search(mirror: bool) -> list[Call]:
@@ -250,5 +252,5 @@ def _refinement(device: torch.device) -> None:
     newton(samples, pose[0, :, 1:3], row, pose, templates, NewtonRule((0, 0, rings), (1.0, 1.0), 1.0, 1.0))
 
 
-OF_SUMS = _wiener, _shares, _centres, _sums, _crosses, _refinement
-"""What is done with sums of particles; the refinement takes longest to compile."""
+OF_SUMS = _wiener, _shares, _centres, _sums, _crosses
+"""What is done with sums of particles."""

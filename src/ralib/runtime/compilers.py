@@ -38,10 +38,10 @@ NEEDED = {
 }
 """The commands that compile many kernels, and the modules of their calls; `usual_calls` of the first are begun with."""
 
-MOST = 12
-"""Processes at most, and three quarters of the cores."""
+MOST = 16
+"""Processes at most, one a core."""
 WAITING_S = 60
-"""No kernel takes so long to compile: afterwards, what became of the processes is not waited for."""
+"""No kernel takes so long to compile: afterwards the process is not waited for, whatever became of it."""
 
 PACKAGE = Path(__file__).parents[1]
 PROCESS = sys.executable, "-m", "ralib.runtime.compiling_process"
@@ -58,8 +58,8 @@ def begin(command: str) -> None:
         Name of the command.
     """
     global _compilers
-    processes = min(MOST, 3 * (os.cpu_count() or 1) // 4)
-    if command not in NEEDED or processes < 2 or "RANK" in os.environ or not _driver_begun():
+    processes = min(MOST, os.cpu_count() or 1)
+    if command not in NEEDED or processes < 2 or "RANK" in os.environ or not begin_driver():
         return
     choose_cache_folders(os.environ, PACKAGE)
     mark = _mark(command)
@@ -94,6 +94,16 @@ def end() -> None:
     if _compilers is not None:
         _compilers.end()
     _compilers = None
+
+
+def begin_driver() -> bool:
+    """Begin to initialise the GPU's driver, which PyTorch will need, while that loads; False where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    threading.Thread(target=driver.cuInit, args=(0,), daemon=True).start()
+    return True
 
 
 class _Compilers:
@@ -143,7 +153,7 @@ class _Compilers:
         """Before Triton compiles a kernel: wait until it is in its cache, or no call is left."""
         with self._changed:
             if not self._changed.wait_for(lambda: kernel in self._compiled or self._left == 0, WAITING_S):
-                self._left = 0  # a process was lost with its call: none is waited for again
+                self._left = 0  # and none is waited for again
 
     def end(self) -> None:
         if self._compiled and self._left == 0:
@@ -153,16 +163,6 @@ class _Compilers:
             self._sent.close()
         self._process.terminate()
         self._process.wait()
-
-
-def _driver_begun() -> bool:
-    """Begin to initialise the GPU's driver, which PyTorch will need, while that loads; False where there is none."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    threading.Thread(target=driver.cuInit, args=(0,), daemon=True).start()
-    return True
 
 
 def _mark(command: str) -> Path:

@@ -593,7 +593,7 @@ class PriceRule:
 
 
 def padded_classes(k: int) -> int:
-    """Return 16, 64, 256 ...: as few numbers of classes as possible, for each of which a GPU's kernel is compiled.
+    """Return 64, 256, 1024 ...: as few numbers of classes as possible, for each of which a GPU's kernel is compiled.
 
     Parameters
     ----------
@@ -605,7 +605,7 @@ def padded_classes(k: int) -> int:
     int
         The next of these numbers.
     """
-    return max(16, 4 ** (((k - 1).bit_length() + 1) // 2))
+    return max(64, 4 ** (((k - 1).bit_length() + 1) // 2))
 
 
 def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:

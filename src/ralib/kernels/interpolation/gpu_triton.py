@@ -183,7 +183,10 @@ def _solve_kernel(
                 tl.store(out + (row + PAD) * width, value, mask=inside & (row < n + PAD))
 
 
-@triton.jit(do_not_specialize=["n_particles"])
+@triton.jit(
+    do_not_specialize=["n_particles"],
+    do_not_specialize_on_alignment=["psi_ptr", "origin_ptr", "mirror_ptr", "weight_ptr", "mean_ptr"],
+)
 def _table_kernel(
     psi_ptr, origin_ptr, mirror_ptr, weight_ptr, mean_ptr, table_ptr, n_particles,
     N: tl.constexpr, WEIGHTED: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr,
