@@ -10,6 +10,7 @@ import torch
 
 from interpreter import in_interpreter
 from ralib import kernels
+from ralib.classification import kernels_ahead
 from ralib.classification.kernels_ahead import calls_ahead, usual_calls
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.runtime.ahead import called_ahead
@@ -22,7 +23,8 @@ PLANS = [ScheduleSettings(), ScheduleSettings.quick(), ScheduleSettings.thorough
 @pytest.mark.parametrize("n_classes", [1, 50])
 def test_calls_ahead_any_plan_run(n_classes: int, plan: ScheduleSettings) -> None:
     for call in calls_ahead(33, n_classes, plan, True):
-        call(DEVICE)
+        if call is not kernels_ahead._refinement or DEVICE.type == "cuda":  # of what only a GPU's form takes
+            call(DEVICE)
 
 
 @pytest.mark.parametrize("mirror", [True, False])

@@ -21,11 +21,10 @@ needs_compiler = pytest.mark.skipif(not find_spec("triton"), reason="needs Trito
 PRETENDED = """
 import sys
 from pathlib import Path
-import torch
 sys.path.insert(0, {folder!r})
 from ralib.kernels.compiling import Card
 from ralib.runtime import compiling_process
-Card.of = classmethod(lambda cls, device: cls(90, 227 * 1024))
+Card.first = classmethod(lambda cls: cls(90, 227 * 1024))
 compiling_process.main()
 """
 """The process that compiles, for a GPU that is not there."""

@@ -15,12 +15,12 @@ from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PADDING, PolarGrid
 from ralib.alignment.search.templates import n_rotations
 from ralib.classes.kernels_ahead import average_calls
 from ralib.kernels.pose_search import (
-    FineTemplates,
     NewtonRule,
     gather_taps,
     grid_candidates,
     newton,
     newton_templates,
+    packed_zeros,
     polar_samples,
     rotational_max,
     shifted_parts,
@@ -109,9 +109,7 @@ def _table(device: torch.device) -> None:
 
 
 def _newton(candidates: int, device: torch.device) -> None:
-    table, radius = _zeros(device, 1, 2, 2, RADII, 3 * ANGLES + 2), _zeros(device, RADII)
-    templates = FineTemplates(table, radius, _zeros(device, ANGLES), radius).packed(1.0)
-    samples = polar_samples(_zeros(device, 1, RADII, ANGLES, dtype=torch.complex64))
+    samples, templates = packed_zeros(RADII, ANGLES, device)
     row, pose = _zeros(device, candidates, 1, dtype=torch.int64), _zeros(device, candidates, 1, 4)
     rule = NewtonRule((8, 8, RADII), (1.0, 1.0), 1.0, 1.0)  # some angles left out, as near the centre of any box
     newton(samples, _zeros(device, 1, 2), row, pose, templates, rule)

@@ -8,8 +8,9 @@ import torch
 
 from ralib.classes.averages import ClassSums
 from ralib.images.frc import frc
-from ralib.kernels import interpolation_samples
+from ralib.kernels import Samples, interpolation_samples
 from ralib.kernels.figures import pose_sums
+from ralib.kernels.interpolation.reference import PAD
 from ralib.runtime.compilers import Call
 from ralib.types import Poses
 
@@ -19,7 +20,8 @@ AT_ONCE = 32
 
 def average_calls(box: int) -> list[Call]:
     """Return the calls of class averages in a box, pixels, the first needed first."""
-    return [partial(prefilter_zeros, box), partial(average_zeros, box), partial(figure_zeros, torch.float64)]
+    sums: list[Call] = [partial(average_zeros, box, sign) for sign in (1, -1)]
+    return [partial(prefilter_zeros, box), *sums, partial(frc_zeros, torch.float64), pose_sum_zeros]
 
 
 def prefilter_zeros(box: int, device: torch.device) -> None:
@@ -35,34 +37,48 @@ def prefilter_zeros(box: int, device: torch.device) -> None:
     interpolation_samples(torch.zeros(1, box, box, device=device))
 
 
-def average_zeros(box: int, device: torch.device) -> None:
-    """Add a few images of zeros to an average, and subtract them.
+def average_zeros(box: int, sign: int, device: torch.device) -> None:
+    """Add a few prefiltered images of zeros to an average, or subtract them.
 
     Parameters
     ----------
     box : int
         Size of the images, pixels.
+    sign : int
+        1 to add, -1 to subtract.
     device : torch.device
         The GPU.
     """
-    zero = torch.zeros(AT_ONCE, device=device)
-    poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
-    images = torch.zeros(AT_ONCE, box, box, device=device)
-    for sign in (1, -1):
-        ClassSums.empty(1, box, device, ctf=False).add_(images, poses, zero.long(), None, sign)
+    samples = Samples(torch.zeros(AT_ONCE, box + 2 * PAD, box + 2 * PAD, device=device), None, "cubic", "zero")
+    poses = _poses(device)
+    ClassSums.empty(1, box, device, ctf=False).add_(samples, poses, poses.class_index, None, sign)
 
 
-def figure_zeros(dtype: torch.dtype, device: torch.device) -> None:
-    """Compute the figures of a few images of zeros.
+def frc_zeros(dtype: torch.dtype, device: torch.device) -> None:
+    """Correlate two half averages of zeros.
 
     Parameters
     ----------
     dtype : torch.dtype
-        Type of half averages.
+        Their type.
     device : torch.device
         The GPU.
     """
-    images, zero = torch.zeros(1, AT_ONCE, AT_ONCE, dtype=dtype, device=device), torch.zeros(AT_ONCE, device=device)
+    images = torch.zeros(1, AT_ONCE, AT_ONCE, dtype=dtype, device=device)
     frc(images, images)
-    poses = Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)
-    pose_sums(poses.fields(), None, None, 1.0, 1)
+
+
+def pose_sum_zeros(device: torch.device) -> None:
+    """Sum up a few poses of zeros.
+
+    Parameters
+    ----------
+    device : torch.device
+        The GPU.
+    """
+    pose_sums(_poses(device).fields(), None, None, 1.0, 1)
+
+
+def _poses(device: torch.device) -> Poses:
+    zero = torch.zeros(AT_ONCE, device=device)
+    return Poses(zero, torch.zeros(AT_ONCE, 2, device=device), zero > 0, zero.long(), zero)

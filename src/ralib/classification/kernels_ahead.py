@@ -11,8 +11,7 @@ from functools import partial
 
 import torch
 
-from ralib.classes.kernels_ahead import AT_ONCE, average_zeros, figure_zeros
-from ralib.classification.diameter import CLASSES
+from ralib.classes.kernels_ahead import AT_ONCE, average_calls, frc_zeros, pose_sum_zeros
 from ralib.classification.em import CANDIDATES, LEAST_WEIGHT
 from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
@@ -51,11 +50,14 @@ from ralib.kernels.classes import (
     thin,
 )
 from ralib.kernels.likelihood import AverageNoise, OwnNoise, SharingRule
-from ralib.kernels.pose_search import NewtonRule, newton, newton_templates
+from ralib.kernels.pose_search import NewtonRule, newton, newton_templates, packed_zeros, polar_samples
 from ralib.runtime.compilers import Call
 
 WIDE_MARGIN = 1.4
 """Times the particle: a mask that reaches over the rim of its faintest parts."""
+
+FEW_CLASSES = 6
+"""As of those by which particles are measured."""
 
 SHARPENED = 1.6
 """Times the details of the exchange: what sharpening comes to compare."""
@@ -64,7 +66,7 @@ SHARPENED = 1.6
 def usual_calls() -> list[Call]:
     """Return calls of a run with default options that need no more than those, in order; see `calls_ahead`."""
     search = _searches(ScheduleSettings(), True)
-    return [_refinement, *_of_search(True), *search[:2], *OF_SUMS, *search[2:], partial(figure_zeros, torch.float32)]
+    return [_refinement, *_of_search(True), *search[:2], *OF_SUMS, *FIGURES, *search[2:]]
 
 
 def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) -> list[Call]:
@@ -89,18 +91,18 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) 
         The calls, each of a device.
     """
     search = _searches(plan, mirror)
-    counts = CLASSES, round(plan.surplus * CLASSES), n_classes, round(plan.surplus * n_classes)
-    padded = {padded_classes(k): max(2, k) for k in counts}
+    counts = FEW_CLASSES, n_classes, round(plan.surplus * n_classes)
+    padded = {padded_classes(k): k for k in counts if k > 1}
     of_classes = _prices, _sharing, _thinning
     balance: list[Call] = [partial(call, k) for k in padded.values() for call in of_classes]
-    figures = [partial(figure_zeros, kind) for kind in (torch.float32, torch.float64)]
-    first: list[Call] = [_refinement, *_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, figures[0]]
-    return [*first, *search[2:5], *balance[3:], *search[5:], partial(average_zeros, box), figures[1]]
+    first: list[Call] = [_refinement, *_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, *FIGURES]
+    return [*first, *search[2:5], *balance[3:], *search[5:], *average_calls(box)]
 
 
 def _of_search(mirror: bool) -> list[Call]:
     """What a search does besides the search."""
-    return [_whole_images, _image_parts, _circles, partial(_rows, mirror), _columns, _fits, _candidates, _own_noise]
+    images: list[Call] = [_whole_images, _image_parts, _circles, partial(_rows, mirror), _columns]
+    return [*images, _fits, _candidates, _own_noise, _self_share]
 
 
 def _searches(plan: ScheduleSettings, mirror: bool) -> list[Call]:
@@ -232,25 +234,37 @@ def _candidates(device: torch.device) -> None:
     likelihood.ranked_classes(fields[0], index, fields[1][0], SharingRule(1.0, CANDIDATES, LEAST_WEIGHT))
 
 
+def _self_share(device: torch.device) -> None:
+    one = torch.ones(AT_ONCE, device=device)
+    averages = AverageNoise(one[:1], one[:1, None], one[:1, None], one, 1)
+    likelihood.self_share(one[:, None], one[:, None], one.long() - 1, one, one, one[0], averages)
+
+
 def _own_noise(device: torch.device) -> None:
     fields = _poses(device)
     one, *pose = (f[0] for f in fields[1:])
     classes = torch.zeros(CANDIDATES, AT_ONCE, dtype=torch.int64, device=device)
-    averages = AverageNoise(one[:1], one[:1, None], one[:1, None], one, 1)
-    share = likelihood.self_share(one[:, None], one[:, None], classes[0], one, one, one[0], averages)
-    own, noise = (classes[0], *pose, share), OwnNoise(1, one[0], 1.0, 1.0)
+    own, noise = (classes[0], *pose, one[:, None]), OwnNoise(1, one[0], 1.0, 1.0)
     likelihood.without_own(tuple(f.transpose(0, 1) for f in fields), own, noise)
     likelihood.without_own(fields, own, noise, classes)
 
 
 def _refinement(device: torch.device) -> None:
+    samples, templates = packed_zeros(8, 24, device)
+    row, pose = torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, 1, 4, device=device)
+    rule = NewtonRule((0, 0, 8), (1.0, 1.0), 1.0, 1.0)
+    newton(samples, torch.zeros(1, 2, device=device), row, pose, templates, rule)
+
+
+def _refined(device: torch.device) -> None:
     rings, n_half, one = 8, 24, torch.ones(AT_ONCE, device=device)
     orders = torch.zeros(1, rings, 8, dtype=torch.complex64, device=device)
-    templates = newton_templates(orders, one[:rings], one[:n_half], one[:rings], mirror=True, unit=1.0)
-    samples = torch.zeros(AT_ONCE, rings, n_half, dtype=torch.complex64, device=device)
-    pose, row = torch.zeros(1, AT_ONCE, 4, device=device), torch.zeros(1, AT_ONCE, dtype=torch.long, device=device)
-    newton(samples, pose[0, :, 1:3], row, pose, templates, NewtonRule((0, 0, rings), (1.0, 1.0), 1.0, 1.0))
+    newton_templates(orders, one[:rings], one[:n_half], one[:rings], mirror=True, unit=1.0)
+    polar_samples(torch.zeros(AT_ONCE, rings, n_half, dtype=torch.complex64, device=device))
 
 
-OF_SUMS = _wiener, _shares, _centres, _sums, _crosses
+OF_SUMS = _wiener, _shares, _centres, _sums, _crosses, _refined
 """What is done with sums of particles."""
+
+FIGURES = partial(frc_zeros, torch.float32), pose_sum_zeros
+"""What is told of an iteration."""

@@ -7,6 +7,11 @@ neither a GPU's memory nor a context on it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +26,9 @@ from ralib import kernels
 
 WARP = 32
 """Threads of a warp."""
+
+CAPABILITY_MAJOR, CAPABILITY_MINOR, SHARED = 75, 76, 97
+"""Attributes of a device: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_..., ..._MAX_SHARED_MEMORY_PER_BLOCK_OPTIN."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,23 @@ class Card:
     shared_bytes: int
 
     @classmethod
-    def of(cls, device: torch.device) -> Card:
-        """Return a GPU's own, by which it gets no context."""
-        card = torch.cuda.get_device_properties(device)
-        shared = getattr(card, "shared_memory_per_block_optin", card.shared_memory_per_block)
-        return cls(10 * card.major + card.minor, int(shared))
+    def first(cls) -> Card:
+        """Return that of the first GPU, asked of its driver: PyTorch would load more than is needed to compile.
+
+        Raises
+        ------
+        OSError
+            If there is no driver.
+        """
+        driver, value = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        driver.cuInit(0)
+
+        def attribute(number: int) -> int:
+            driver.cuDeviceGetAttribute(ctypes.byref(value), number, 0)
+            return value.value
+
+        major, minor, shared_bytes = (attribute(number) for number in (CAPABILITY_MAJOR, CAPABILITY_MINOR, SHARED))
+        return cls(10 * major + minor, shared_bytes)
 
 
 def before_compiling(function: Callable[[str, str], object]) -> None:
@@ -65,6 +85,7 @@ def before_compiling(function: Callable[[str, str], object]) -> None:
 def compile_only(card: Card) -> None:
     """From now on, let kernels be compiled for a card, and none be launched; compile a first one."""
     kernels.gpu_forms_only = True
+    knobs.build.impl = _built
     driver.set_active(_Compiling(card))
     _nothing[(1,)](torch.zeros(1))
 
@@ -74,6 +95,19 @@ def shared_bytes() -> int:
     if knobs.runtime.interpret:
         return 2**30
     return int(driver.active.utils.get_device_properties(driver.active.get_current_device())["max_shared_mem"])
+
+
+def _built(
+    name: str, source: str, folder: str, library_folders: list[str], include_folders: list[str], libraries: list[str]
+) -> str:
+    """Compile what launches a kernel, as Triton does but without optimising it, which takes as long as the rest."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "cc"
+    module = os.path.join(folder, name + sysconfig.get_config_var("EXT_SUFFIX"))
+    includes = [f"-I{f}" for f in (*include_folders, folder, sysconfig.get_paths()["include"])]
+    found = [*(f"-L{f}" for f in library_folders), *(f"-l:{library}" for library in libraries)]
+    command = [compiler, source, "-O0", "-shared", "-fPIC", "-Wno-psabi", "-o", module, *includes, *found]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return module
 
 
 @triton.jit  # type: ignore[untyped-decorator]

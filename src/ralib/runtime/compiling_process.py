@@ -32,12 +32,10 @@ def main() -> None:
     processes, *names = sys.argv[1:]
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # for what libraries print
-    import torch  # not before: the driver takes as long
-
-    from ralib.kernels.compiling import Card, compile_only
+    from ralib.kernels.compiling import Card, compile_only  # not before: the driver takes its time as well
 
     modules = [import_module(name) for name in names]
-    compile_only(Card.of(torch.device("cuda")))
+    compile_only(Card.first())
     compile_calls(modules[0].usual_calls(), int(processes), sys.stdin.buffer, told)
 
 

@@ -20,6 +20,7 @@ from ralib.kernels.pose_search.fine_templates import (
     PackedTemplates,
     PolarSamples,
     fine_templates,
+    packed_zeros,
     root_mean_square,
 )
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables
@@ -38,6 +39,7 @@ __all__ = [
     "grid_candidates",
     "newton",
     "newton_templates",
+    "packed_zeros",
     "polar_samples",
     "root_mean_square",
     "rotational_max",

@@ -150,6 +150,33 @@ def packed_samples(samples: Tensor) -> PackedSamples:
     return PackedSamples(packed_words(parts / scale[:, None, None, None], samples.shape[2] // QUARTERS), scale)
 
 
+def packed_zeros(n_radii: int, n_angles: int, device: torch.device) -> tuple[PackedSamples, PackedTemplates]:
+    """Return samples of one particle and one template, of zeros, as the Triton form takes them.
+
+    Parameters
+    ----------
+    n_radii : int
+        Number of radii, a multiple of WIDE.
+    n_angles : int
+        Angles of the half circle, a multiple of QUARTERS.
+    device : torch.device
+        The GPU.
+
+    Returns
+    -------
+    PackedSamples
+        The samples.
+    PackedTemplates
+        The template.
+    """
+    n_quarter, n_wide = n_angles // QUARTERS, n_radii // WIDE
+    layout = n_quarter + 2, n_wide, 3 * QUARTERS + 1, WIDE
+    words = torch.zeros(1, n_quarter, n_wide, QUARTERS, WIDE, dtype=torch.int32, device=device)
+    table = torch.zeros(1, FINE_ROTATIONS, *layout, dtype=torch.int32, device=device)
+    samples = PackedSamples(words, torch.ones(1, device=device))
+    return samples, PackedTemplates(table, torch.zeros(n_radii, device=device), 1.0)
+
+
 def fine_templates(
     spectrum: Tensor, radius: Tensor, angle: Tensor, weight: Tensor, *, mirror: bool, unit: float, packed: bool
 ) -> FineTemplates | PackedTemplates:
