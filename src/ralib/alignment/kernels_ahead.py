@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PADDING, PolarGrid
+from ralib.alignment.search.polar_grid import KERNEL_WIDTH, PolarGrid
 from ralib.alignment.search.templates import n_rotations
 from ralib.classes.kernels_ahead import average_calls
 from ralib.kernels.pose_search import (
@@ -39,15 +39,20 @@ FEW_POSES = 200
 """Grid poses of a single reference."""
 
 RADII, ANGLES = 16, 48
-"""Of a small grid: kernels are the same for any, but those of calls that take its size."""
+"""Of a small grid: most kernels are the same for any."""
+
+GRIDS = (128, 192), (256, 384)
+"""Radii and angles of the half circle, up to which the kernel that tells how far templates reach has one form."""
 
 CANDIDATES = (128, 64), (64, 32), (32, 8), (8, 4)
 """Candidates of a particle before and after a selection; as many as after the first two are taken of a grid."""
 
 
 def usual_calls() -> list[Call]:
-    """Return the calls of any grid, those first that take longest."""
-    calls: list[Call] = [*refinement_calls(), _unit_norm, _parts, partial(_rows, True), _table]
+    """Return the calls of any alignment, those first that take longest, then the first needed."""
+    calls: list[Call] = [*refinement_calls(), _unit_norm, _transform]
+    calls += [partial(_extent, n_radii, n_half) for n_radii, n_half in GRIDS]
+    calls += [partial(_rows, True), _table, _parts]
     calls += [partial(_candidates, MANY, few) for _, few in CANDIDATES[:2]] + [partial(_candidates, FEW_POSES, 8)]
     calls += [partial(_maxima, n, MANY // 4, False) for n in N_ORDERS]
     calls += [partial(_selection, many, few) for many, few in CANDIDATES]
@@ -74,18 +79,17 @@ def calls_ahead(grid: PolarGrid) -> list[Call]:
     list of callable
         The calls, each of a device.
     """
-    n_radii, n_half = grid.n_radii, grid.n_angles // 2
-    calls: list[Call] = [partial(_transform, grid.box, n_radii * n_half), partial(_extent, n_radii, n_half)]
-    return [*calls, *average_calls(grid.box), *usual_calls()]
+    extent = partial(_extent, grid.n_radii, grid.n_angles // 2)
+    return [*average_calls(grid.box), *usual_calls(), *([extent] if grid.n_radii > GRIDS[-1][0] else [])]
 
 
 def _zeros(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def _transform(box: int, n_points: int, device: torch.device) -> None:
-    big, taps = PADDING * box, KERNEL_WIDTH**2
-    values = _zeros(device, 1, big * (big // 2 + 1), dtype=torch.complex64)
+def _transform(device: torch.device) -> None:
+    n_points, taps = RADII * ANGLES, KERNEL_WIDTH**2
+    values = _zeros(device, 1, n_points, dtype=torch.complex64)
     gather_taps(values, _zeros(device, n_points, taps, dtype=torch.int32), _zeros(device, n_points, taps))
 
 

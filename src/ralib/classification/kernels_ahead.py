@@ -91,12 +91,21 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) 
         The calls, each of a device.
     """
     search = _searches(plan, mirror)
-    counts = FEW_CLASSES, n_classes, round(plan.surplus * n_classes)
-    padded = {padded_classes(k): k for k in counts if k > 1}
-    of_classes = _prices, _sharing, _thinning
-    balance: list[Call] = [partial(call, k) for k in padded.values() for call in of_classes]
+    balance = _balance(FEW_CLASSES, n_classes, round(plan.surplus * n_classes))
     first: list[Call] = [_refinement, *_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, *FIGURES]
     return [*first, *search[2:5], *balance[3:], *search[5:], *average_calls(box)]
+
+
+def measuring_calls() -> list[Call]:
+    """Return the calls of measuring particles; see `calls_ahead`."""
+    search = _searches(ScheduleSettings(), True)[:2]
+    return [_refinement, *_of_search(True), *search, *_balance(FEW_CLASSES), *OF_SUMS, *FIGURES]
+
+
+def _balance(*counts: int) -> list[Call]:
+    """Calls of what gives particles to so many classes."""
+    padded = {padded_classes(k): k for k in counts if k > 1}
+    return [partial(call, k) for k in padded.values() for call in (_prices, _sharing, _thinning)]
 
 
 def _of_search(mirror: bool) -> list[Call]:

@@ -19,6 +19,7 @@ from ralib.cli.parsing import length_px, user_function
 from ralib.cli.session import RunSession
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.run_record import read_record
+from ralib.runtime import compilers
 from ralib.runtime.distributed import join
 from ralib.types import ParticleSet, RalibError, RunResult
 
@@ -206,8 +207,10 @@ def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:
         Pixels.
     """
     from ralib.classification.diameter import measure_radius
+    from ralib.classification.kernels_ahead import measuring_calls
     from ralib.classification.memory_plan import Budget
 
+    compilers.submit(measuring_calls())
     known = particles.ctf is not None and particles.pixel_size_A is not None
     few = io.for_computing(particles, ctf=known)
     found = measure_radius(

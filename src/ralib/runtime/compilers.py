@@ -31,12 +31,12 @@ Kernel = tuple[str, str]
 Call = Callable[["torch.device"], object]
 """Calls kernels with tensors on a device."""
 
-NEEDED = {
-    "classify": ("ralib.classification.kernels_ahead",),
-    "mref": ("ralib.alignment.kernels_ahead", "ralib.classification.kernels_ahead"),
-    "reffree": ("ralib.alignment.kernels_ahead", "ralib.classification.kernels_ahead"),
+USUAL = {
+    "classify": "ralib.classification.kernels_ahead",
+    "mref": "ralib.alignment.kernels_ahead",
+    "reffree": "ralib.alignment.kernels_ahead",
 }
-"""The commands that compile many kernels, and the modules of their calls; `usual_calls` of the first are begun with."""
+"""The commands that compile many kernels, and the modules whose `usual_calls` are begun with."""
 
 MOST = 16
 """Processes at most, one a core."""
@@ -59,13 +59,13 @@ def begin(command: str) -> None:
     """
     global _compilers
     processes = min(MOST, os.cpu_count() or 1)
-    if command not in NEEDED or processes < 2 or "RANK" in os.environ or not begin_driver():
+    if command not in USUAL or processes < 2 or "RANK" in os.environ or not begin_driver():
         return
     choose_cache_folders(os.environ, PACKAGE)
     mark = _mark(command)
     if not mark.exists():
         with contextlib.suppress(OSError):
-            _compilers = _Compilers([*PROCESS, str(processes), *NEEDED[command]], mark)
+            _compilers = _Compilers([*PROCESS, str(processes), USUAL[command]], mark)
 
 
 def await_kernels() -> None:

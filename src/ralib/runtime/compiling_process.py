@@ -23,20 +23,20 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Compile what the calls of the modules named need, then those that are read; say so on the standard output.
+    """Compile what the usual calls of a module need, then those that are read; say so on the standard output.
 
     It says, each as a pickle: a number of calls, then for every call that is done the kernels that it needed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program answers signals
     begin_driver()
-    processes, *names = sys.argv[1:]
+    processes, name = sys.argv[1:]
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # for what libraries print
     from ralib.kernels.compiling import Card, compile_only  # not before: the driver takes its time as well
 
-    modules = [import_module(name) for name in names]
+    usual = import_module(name).usual_calls()
     compile_only(Card.first())
-    compile_calls(modules[0].usual_calls(), int(processes), sys.stdin.buffer, told)
+    compile_calls(usual, int(processes), sys.stdin.buffer, told)
 
 
 def compile_calls(usual: Sequence[Call], processes: int, given: BinaryIO, told: BinaryIO) -> None:

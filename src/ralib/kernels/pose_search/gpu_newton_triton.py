@@ -240,18 +240,15 @@ def _newton(
     number = tl.program_id(0) % n_groups * CANDIDATES + tl.arange(0, CANDIDATES)
     # A group's tail repeats the last candidate: the same value is written twice.
     c = tl.minimum(number, n_candidates - 1).to(tl.int64) * n_particles + particle
-    psi = tl.load(pose + 4 * c)
-    offset_x = tl.load(pose + 4 * c + 1)
-    offset_y = tl.load(pose + 4 * c + 2)
-    score = tl.load(pose + 4 * c + 3)
+    # One load of all fields, and one store: for each that there is, Triton goes through the whole kernel.
+    field = 2 * tl.arange(0, 2)[:, None] + tl.arange(0, 2)[None, :]
+    fields = 4 * c[:, None, None] + field[None, :, :]
+    even, odd = tl.split(tl.load(pose + fields))
+    psi, offset_y = tl.split(even)
+    offset_x, score = tl.split(odd)
     best = tl.load(pose + 4 * particle + 3)
     behind = score < best - slack * tl.abs(best)
-    if tl.min(behind.to(tl.int32), axis=0) == 1:
-        tl.store(out + 4 * c, psi)
-        tl.store(out + 4 * c + 1, offset_x)
-        tl.store(out + 4 * c + 2, offset_y)
-        tl.store(out + 4 * c + 3, tl.full((CANDIDATES,), float("-inf"), tl.float32))
-        return
+    steps = tl.where(tl.min(behind.to(tl.int32), axis=0) == 1, 0, steps)
     centre_x, centre_y = tl.load(centre + 2 * particle), tl.load(centre + 2 * particle + 1)
     turn = 8 * n_quarter * n_fine
     step_deg = 360.0 / turn
@@ -328,10 +325,8 @@ def _newton(
         psi, offset_x, offset_y = next_psi, next_x, next_y
         going = going & ~ends
         steps = tl.where(tl.max(going.to(tl.int32), axis=0) == 1, steps - 1, 0)
-    tl.store(out + 4 * c, top_psi)
-    tl.store(out + 4 * c + 1, top_x)
-    tl.store(out + 4 * c + 2, top_y)
-    tl.store(out + 4 * c + 3, top * (tl.load(scale + particle) * unit))
+    top *= tl.load(scale + particle) * unit
+    tl.store(out + fields, tl.join(tl.join(top_psi, top_y), tl.join(top_x, top)))
 
 
 def newton(

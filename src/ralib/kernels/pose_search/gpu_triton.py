@@ -314,7 +314,7 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
     return row_out, pose_out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_values"])
 def _gather_taps(values, index, weight, out, n_values, n_points, N_TAPS: tl.constexpr, BLOCK: tl.constexpr):
     """One program: BLOCK points of one image. `values` and `out` are interleaved (real, imaginary) pairs."""
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -97,7 +97,7 @@ def template_extent(spectrum: Tensor, weight: Tensor, radius: Tensor, share: Ten
     _power[(n_radii, triton.cdiv(n_orders, 64))](
         spectrum, weight, power, k, n_radii, n_orders, *spectrum.stride()[:2], TEMPLATES=16, M=64
     )
-    sizes = {"K": triton.next_power_of_2(n_radii), "M": triton.next_power_of_2(n_orders)}
+    sizes = {"K": max(128, triton.next_power_of_2(n_radii)), "M": max(256, triton.next_power_of_2(n_orders))}
     _extent[(1,)](power, radius, share, out, n_radii, n_orders, RADII=8, **sizes)
     return out
 
