@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -94,7 +95,13 @@ def shared_bytes() -> int:
     """Shared memory that a program may have on the present device; the interpreter has all it needs."""
     if knobs.runtime.interpret:
         return 2**30
-    return int(driver.active.utils.get_device_properties(driver.active.get_current_device())["max_shared_mem"])
+    return _shared_bytes(driver.active.get_current_device())
+
+
+@functools.cache
+def _shared_bytes(device: int) -> int:
+    """Ask a GPU, which takes a while."""
+    return int(driver.active.utils.get_device_properties(device)["max_shared_mem"])
 
 
 def _built(
