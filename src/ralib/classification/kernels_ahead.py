@@ -17,7 +17,6 @@ from ralib.classification.half_precision_search import half_tables
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard
 from ralib.classification.templates import disc_of_shifts
-from ralib.classification.whitening import MASK_MARGIN
 from ralib.kernels import likelihood
 from ralib.kernels.averages import (
     centred_origins,
@@ -93,13 +92,13 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) 
     search = _searches(plan, mirror)
     balance = _balance(FEW_CLASSES, n_classes, round(plan.surplus * n_classes))
     first: list[Call] = [_refinement, *_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, *FIGURES]
-    return [*first, *search[2:5], *balance[3:], *search[5:], *average_calls(box)]
+    return [*first, *search[2:4], *balance[3:], *search[4:], *average_calls(box)]
 
 
 def measuring_calls() -> list[Call]:
     """Return the calls of measuring particles; see `calls_ahead`."""
     search = _searches(ScheduleSettings(), True)[:2]
-    return [_refinement, *_of_search(True), *search, *_balance(FEW_CLASSES), *OF_SUMS, *FIGURES]
+    return [*_of_search(True), *search, *_balance(FEW_CLASSES), *OF_SUMS, *FIGURES]
 
 
 def _balance(*counts: int) -> list[Call]:
@@ -117,17 +116,15 @@ def _of_search(mirror: bool) -> list[Call]:
 def _searches(plan: ScheduleSettings, mirror: bool) -> list[Call]:
     """The searches of a schedule."""
     details = plan.start_details, plan.exchange_details, SHARPENED * plan.exchange_details
-    measured = _orders(plan.start_details, MASK_MARGIN)
-    start, exchange, sharpened = (_orders(d, WIDE_MARGIN) for d in details)
-    searches = [(measured, True), (measured, False), (exchange, False), (start, True), (start, False)]
-    searches += [(exchange, True), (sharpened, False)]
+    start, exchange, sharpened = (_orders(d) for d in details)
+    searches = [(start, True), (start, False), (exchange, False), (exchange, True), (sharpened, False)]
     calls: list[Call] = [partial(_search, n_orders, favour, mirror) for n_orders, favour in searches]
     return [*calls, partial(_search, exchange, False, mirror, own=True)]
 
 
-def _orders(details: float, margin: float) -> int:
-    """Angular orders at so many details across a particle, of a mask that is `margin` times as wide."""
-    return math.ceil(math.pi * details * margin) + 4
+def _orders(details: float) -> int:
+    """Angular orders at so many details across a particle; as many have the same kernel when particles are measured."""
+    return math.ceil(math.pi * details * WIDE_MARGIN) + 4
 
 
 def _whole_images(device: torch.device) -> None:

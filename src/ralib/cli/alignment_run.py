@@ -206,11 +206,12 @@ def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:
     float
         Pixels.
     """
+    from ralib.classes.kernels_ahead import average_calls
     from ralib.classification.diameter import measure_radius
     from ralib.classification.kernels_ahead import measuring_calls
     from ralib.classification.memory_plan import Budget
 
-    compilers.submit(measuring_calls())
+    compilers.submit([*measuring_calls(), *average_calls(particles.box)])
     known = particles.ctf is not None and particles.pixel_size_A is not None
     few = io.for_computing(particles, ctf=known)
     found = measure_radius(
