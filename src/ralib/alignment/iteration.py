@@ -100,7 +100,9 @@ class Alignment:
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[Notice] = []
         self.sample_cache = SampleCache(self.batches)
-        compilers.submit(average_calls(self.box))  # random references are averages, before there is a search
+        compilers.submit(
+            average_calls(self.box, rounded=True)
+        )  # random references are averages, before there is a search
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
         """Make a pose search for these particles, with shifts limited so that the disc remains inside the box.
@@ -351,7 +353,7 @@ class Alignment:
         power = None
         if ctf is not None and self.particles.pixel_size_A is not None:
             power = ctf_power_in_class_frame(ctf, poses, self.box, self.particles.pixel_size_A)
-        sums.add_(batch.turnable, poses, batch.half, power, sign)
+        sums.add_(batch.turnable, poses, batch.half, power, sign, rounded=self.device.type != "cpu")
 
     def _empty_sums(self, n_classes: int) -> ClassSums:
         return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")

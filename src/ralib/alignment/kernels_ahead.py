@@ -80,7 +80,7 @@ def calls_ahead(grid: PolarGrid) -> list[Call]:
         The calls, each of a device.
     """
     extent = partial(_extent, grid.n_radii, grid.n_angles // 2)
-    return [*average_calls(grid.box), *usual_calls(), *([extent] if grid.n_radii > GRIDS[-1][0] else [])]
+    return [*average_calls(grid.box, rounded=True), *usual_calls(), *([extent] if grid.n_radii > GRIDS[-1][0] else [])]
 
 
 def _zeros(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -76,7 +76,14 @@ class ClassSums:
         return self.members.shape[1]
 
     def add_(
-        self, images: Tensor | Samples, poses: Poses, half: Tensor, ctf_power: Tensor | None, sign: int = 1
+        self,
+        images: Tensor | Samples,
+        poses: Poses,
+        half: Tensor,
+        ctf_power: Tensor | None,
+        sign: int = 1,
+        *,
+        rounded: bool = False,
     ) -> None:
         """Add particles to the sums.
 
@@ -92,6 +99,8 @@ class ClassSums:
             Their CTF^2 in the class frame, or None.
         sign : int, default 1
             1 to add, -1 to subtract.
+        rounded : bool, default False
+            Whether interpolation samples pass through half precision; see `rotate_shift_sum`.
         """
         pose = (poses.psi_deg, poses.origin_xy_px, poses.mirror)
         # A particle of no class counts as nothing in the first one: choosing rows would wait for the device.
@@ -100,8 +109,9 @@ class ClassSums:
         # Running sums in float64, so that how particles are cut into batches leaves no trace.
         weights = None if sign == 1 else torch.full_like(poses.psi_deg, sign)
         rotate_shift_sum(
-            images, *pose, poses.class_index, self.n_classes, weights=weights, half_index=half, out=self.images
-        )
+            images, *pose, poses.class_index, self.n_classes,
+            weights=weights, half_index=half, out=self.images, rounded=rounded,
+        )  # fmt: skip
         self.members.view(-1).index_add_(0, row, keep.double(), alpha=sign)
         if self.ctf_power is not None and ctf_power is not None:
             power = torch.where(keep[:, None, None], ctf_power.double(), 0.0)

@@ -18,10 +18,23 @@ AT_ONCE = 32
 """Particles of a call: as in an average and in a search, a multiple of those of a program."""
 
 
-def average_calls(box: int) -> list[Call]:
-    """Return the calls of class averages in a box, pixels, the first needed first."""
-    sums: list[Call] = [partial(average_zeros, box, sign) for sign in (1, -1)]
-    return [partial(prefilter_zeros, box), *sums, partial(frc_zeros, torch.float64), pose_sum_zeros]
+def average_calls(box: int, rounded: bool) -> list[Call]:
+    """Return the calls of class averages.
+
+    Parameters
+    ----------
+    box : int
+        Size of the images, pixels.
+    rounded : bool
+        Whether samples pass through half precision.
+
+    Returns
+    -------
+    list of callable
+        The calls, the first needed first.
+    """
+    averages: list[Call] = [partial(prefilter_zeros, box), partial(average_zeros, box, rounded)]
+    return [*averages, partial(frc_zeros, torch.float64), pose_sum_zeros]
 
 
 def prefilter_zeros(box: int, device: torch.device) -> None:
@@ -37,21 +50,21 @@ def prefilter_zeros(box: int, device: torch.device) -> None:
     interpolation_samples(torch.zeros(1, box, box, device=device))
 
 
-def average_zeros(box: int, sign: int, device: torch.device) -> None:
-    """Add a few prefiltered images of zeros to an average, or subtract them.
+def average_zeros(box: int, rounded: bool, device: torch.device) -> None:
+    """Average a few prefiltered images of zeros.
 
     Parameters
     ----------
     box : int
         Size of the images, pixels.
-    sign : int
-        1 to add, -1 to subtract.
+    rounded : bool
+        Whether samples pass through half precision.
     device : torch.device
         The GPU.
     """
     samples = Samples(torch.zeros(AT_ONCE, box + 2 * PAD, box + 2 * PAD, device=device), None, "cubic", "zero")
     poses = _poses(device)
-    ClassSums.empty(1, box, device, ctf=False).add_(samples, poses, poses.class_index, None, sign)
+    ClassSums.empty(1, box, device, ctf=False).add_(samples, poses, poses.class_index, None, rounded=rounded)
 
 
 def frc_zeros(dtype: torch.dtype, device: torch.device) -> None:

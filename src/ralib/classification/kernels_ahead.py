@@ -92,7 +92,7 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) 
     search = _searches(plan, mirror)
     balance = _balance(FEW_CLASSES, n_classes, round(plan.surplus * n_classes))
     first: list[Call] = [_refinement, *_of_search(mirror), *search[:2], *balance[:3], *OF_SUMS, *FIGURES]
-    return [*first, *search[2:4], *balance[3:], *search[4:], *average_calls(box)]
+    return [*first, *search[2:4], *balance[3:], *search[4:], *average_calls(box, rounded=False)]
 
 
 def measuring_calls() -> list[Call]:

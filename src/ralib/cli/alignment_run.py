@@ -211,7 +211,7 @@ def measured_radius_px(particles: ParticleSet, device: torch.device) -> float:
     from ralib.classification.kernels_ahead import measuring_calls
     from ralib.classification.memory_plan import Budget
 
-    compilers.submit([*measuring_calls(), *average_calls(particles.box)])
+    compilers.submit([*measuring_calls(), *average_calls(particles.box, rounded=True)])
     known = particles.ctf is not None and particles.pixel_size_A is not None
     few = io.for_computing(particles, ctf=known)
     found = measure_radius(

@@ -234,9 +234,14 @@ class ParticleBatches:
         images, usable = self._prepare(block, images)
         if self.rounded:
             images = images.half()
-        turnable = interpolation_samples(images.float()) if self.resident == "samples" else images
+        turnable = self._samples(images.float()) if self.resident == "samples" else images
         same = self.particles.same_as
         return Batch(number, block, images, turnable, usable, None if same is None else same[block])
+
+    def _samples(self, images: Tensor) -> Samples:
+        """Interpolation samples, on a GPU as averages are made of them there."""
+        samples = interpolation_samples(images)
+        return samples if self.device.type == "cpu" else samples.rounded()
 
     def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
         images = raw.to(self.device, torch.float32, non_blocking=True)

@@ -92,3 +92,12 @@ def test_interpolation_numba_pose_nan_stays_within_memory() -> None:
     psi[2] = float("inf")
     turned = cpu_numba.rotate_shift_images(images, psi, origin, mirror)
     assert turned[0].isfinite().all()
+
+
+def test_rotate_shift_sum_numba_rounded_agrees_with_reference() -> None:
+    images, pose, index = case(9, 21, 3)
+    plain = reference.rotate_shift_sum(images, *pose, index, 3, rounded=True)
+    assert error(cpu_numba.rotate_shift_sum(images, *pose, index, 3, rounded=True), plain) < 1e-5
+    kept = cpu_numba.interpolation_samples(images).rounded()
+    assert error(cpu_numba.rotate_shift_sum(kept, *pose, index, 3), plain) < 1e-5
+    assert error(cpu_numba.rotate_shift_images(kept, *pose), reference.rotate_shift_images(kept, *pose)) < 1e-5

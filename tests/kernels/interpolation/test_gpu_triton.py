@@ -91,6 +91,24 @@ def test_rotate_shift_sum_triton_samples_and_running_sums_agree_with_reference()
     assert_twins(sums - 1, reference.rotate_shift_sum(images, *pose, index, 3, boundary="mean"))
 
 
+@in_interpreter
+@pytest.mark.parametrize("factor", [1.0, 1e7])
+def test_rotate_shift_sum_triton_rounded_agrees_with_reference(factor: float) -> None:
+    """Values that half precision does not have are scaled."""
+    from ralib.kernels import interpolation_samples
+    from ralib.kernels.interpolation import gpu_triton, reference
+
+    images, pose, index = case(7, 13, 3, torch.float32)
+    images[2] *= factor
+    extra = {"weights": torch.rand(7, device=DEVICE), "half_index": torch.arange(7, device=DEVICE) % 2}
+    kept = interpolation_samples(images).rounded()
+    plain = reference.rotate_shift_sum(kept, *pose, index, 3, **extra)
+    assert_twins(gpu_triton.rotate_shift_sum(kept, *pose, index, 3, **extra), plain, 2e-6)
+    assert_twins(gpu_triton.rotate_shift_images(kept, *pose), reference.rotate_shift_images(kept, *pose), 2e-6)
+    # A value that another prefilter makes one bit larger may be rounded to another number.
+    assert_twins(gpu_triton.rotate_shift_sum(images, *pose, index, 3, **extra, rounded=True), plain, 3e-5)
+
+
 def with_mean_boundary(images: Tensor, pose: tuple[Tensor, ...]) -> Tensor:
     from ralib.kernels.interpolation import reference
 

@@ -205,3 +205,25 @@ def test_check_options_unknown_names_are_refused() -> None:
         rotate_shift_images(images, *p, method="nearest")
     with pytest.raises(ValueError, match="boundary 'black' is unknown"):
         rotate_shift_sum(images, *p, torch.zeros(1).long(), 1, boundary="black")
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e7])
+def test_rotate_shift_sum_rounded_samples_change_an_average_little(factor: float) -> None:
+    """By half precision's part of each value, whatever the values; those of other methods not at all."""
+    images, own = random_stack(60, 16)
+    images = (images * factor).float()
+    index = torch.zeros(60, dtype=torch.int64)
+    exact = rotate_shift_sum(images, *own, index, 1)
+    rounded = rotate_shift_sum(images, *own, index, 1, rounded=True)
+    assert 1e-5 < float((rounded - exact).norm() / exact.norm()) < 1e-3
+    linear = rotate_shift_sum(images, *own, index, 1, method="linear", rounded=True)
+    assert torch.equal(linear, rotate_shift_sum(images, *own, index, 1, method="linear"))
+
+
+def test_samples_rounded_hold_every_value_and_its_neighbour() -> None:
+    images, _ = random_stack(3, 8)
+    samples = interpolation_samples(images.float())
+    again = samples.rounded().rounded()[1:].single()
+    assert torch.equal(again.values, samples.values[1:].half().float())
+    pairs = samples.rounded().values.view(torch.float16)
+    assert torch.equal(pairs[..., 3], pairs[..., 4])

@@ -175,6 +175,7 @@ def rotate_shift_images(
     """Transform particles into the frame of their class average; see `reference.rotate_shift_images`."""
     out = empty_like(images).zero_()
     for part, samples in sampled_chunks(images, method, boundary, CHUNKS * chunk_pixels(images), solved):
+        samples = samples.single()
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], None)
         add_turned(samples, table, torch.arange(len(samples)), out[part])
     return out
@@ -281,6 +282,7 @@ def rotate_shift_sum(
     out: Tensor | None = None,
     method: str = "cubic",
     boundary: str = "zero",
+    rounded: bool = False,
 ) -> Tensor:
     """Sum the images of each class in the class frame; see `reference.rotate_shift_sum`."""
     row = sum_row(class_index, half_index, n_classes)
@@ -289,6 +291,7 @@ def rotate_shift_sum(
     # Samples need no temporaries: all of them at once.
     pixels = len(images) * images.box**2 if isinstance(images, Samples) else CHUNKS * chunk_pixels(images)
     for part, samples in sampled_chunks(images, method, boundary, pixels, solved):
+        samples = samples.rounded().single() if rounded else samples.single()
         weight = None if weights is None else weights[part]
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)
         add_turned(samples, table, row[part], rows_of_sums)

@@ -34,6 +34,7 @@ from ralib.kernels.interpolation.reference import (
     sampled_chunks,
     sum_row,
 )
+from ralib.kernels.pose_search.gpu_newton_triton import pair
 
 # Rows that a thread solves in a step, and rows ahead of them: what lies further off has 3e-7 of its influence left.
 _STEP_ROWS, _AHEAD_ROWS = 12, 14
@@ -108,7 +109,8 @@ def pose_table(
     samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor, weights: Tensor | None
 ) -> Tensor:
     """Compute the pose table in one launch instead of a dozen; see `reference.pose_table`."""
-    table = torch.empty(len(samples), len(TABLE_COLUMNS), dtype=samples.values.dtype, device=samples.device)
+    weights = samples.weighted(weights)
+    table = torch.empty(len(samples), len(TABLE_COLUMNS), dtype=reference.compute_dtype(samples), device=samples.device)
     block = 256
     _table_kernel[(triton.cdiv(len(samples), block),)](
         psi_deg.contiguous(), origin_xy_px.contiguous(), mirror.contiguous(),
@@ -315,8 +317,13 @@ def _cubic(here, t, u, W: tl.constexpr):
 
 @triton.jit
 def _cubic_row(here, x):
-    left = x[0] * tl.load(here - 1) + x[1] * tl.load(here)
-    return left + x[2] * tl.load(here + 1) + x[3] * tl.load(here + 2)
+    if here.dtype.element_ty == tl.int32:
+        first, second = pair(tl.load(here - 1))
+        third, fourth = pair(tl.load(here + 1))
+    else:
+        first, second = tl.load(here - 1), tl.load(here)
+        third, fourth = tl.load(here + 1), tl.load(here + 2)
+    return x[0] * first + x[1] * second + x[2] * third + x[3] * fourth
 
 
 @triton.jit
@@ -383,6 +390,7 @@ def rotate_shift_sum(
     out: Tensor | None = None,
     method: str = "cubic",
     boundary: str = "zero",
+    rounded: bool = False,
     tiling: Tiling = DEFAULT_TILING,
     run_length: int = RUN_LENGTH,
     batch_pixels: int = BATCH_PIXELS,
@@ -392,6 +400,7 @@ def rotate_shift_sum(
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])
     for part, samples in sampled_chunks(images, method, boundary, batch_pixels, solved):
+        samples = samples.rounded() if rounded else samples
         weight = None if weights is None else weights[part]
         table = pose_table(samples, psi_deg[part], origin_xy_px[part], mirror[part], weight)
         _add_batch(rows_of_sums, samples, table, row[part], tiling, run_length)
@@ -405,7 +414,7 @@ def _add_batch(sums: Tensor, samples: Samples, table: Tensor, row: Tensor, tilin
     begin = torch.searchsorted(row, torch.arange(n_rows + 1, device=row.device, dtype=row.dtype))
     n_runs = triton.cdiv(len(row), run_length)
     # Run and row both only grow along the sorted particles: their sum numbers what is left without gaps to look up.
-    partial = torch.empty(n_runs + n_rows, n, n, dtype=samples.values.dtype, device=sums.device)
+    partial = torch.empty(n_runs + n_rows, n, n, dtype=table.dtype, device=sums.device)
     # Tiles of one run are neighbours in the launch order: they read the same particles while L2 holds them.
     _runs_kernel[(n_runs * tiling.tiles(n),)](
         samples.values, table, order, row, begin, partial, tiling.tiles(n), n_rows, run_length, n, PAD,

@@ -38,6 +38,8 @@ OMOMS_CENTRE, OMOMS_SIDE = 13 / 21, 4 / 21
 PAD = 4
 # Columns of the pose table that compiled forms read, one row a particle.
 TABLE_COLUMNS = ("cos", "sin", "start_x", "start_y", "mirror", "weight", "offset")
+# Rounded samples are as large as this at most; half precision ends at 65,504.
+LARGEST_HALF = 2.0**15
 # Temporaries of about a megabyte stay in a core's cache; a GPU needs enough work for a launch instead.
 _CPU_CHUNK_PIXELS = 1 << 18
 _GPU_CHUNK_PIXELS = 1 << 24
@@ -50,23 +52,27 @@ class Samples:
     Attributes
     ----------
     values : Tensor of shape (b, w, w)
-        Values with a border, w = n + 2 PAD: zeros or wrapped around; prefiltered for 'cubic'.
+        Values with a border, w = n + 2 PAD: zeros or wrapped around; prefiltered for 'cubic'. int32: `rounded`.
     mean : Tensor of shape (b,) or None
         Mean subtracted from each image, where the boundary rule needs it.
     method, boundary : str
         What the values were made for; these take precedence over a call's arguments.
+    scale : Tensor of shape (b,) or None
+        What rounded values are to be multiplied by: 1 but for images of values that half precision does not have.
     """
 
     values: Tensor
     mean: Tensor | None
     method: str
     boundary: str
+    scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, part: slice | Tensor) -> Samples:
-        return replace(self, values=self.values[part], mean=None if self.mean is None else self.mean[part])
+        mean, scale = (None if table is None else table[part] for table in (self.mean, self.scale))
+        return replace(self, values=self.values[part], mean=mean, scale=scale)
 
     @property
     def box(self) -> int:
@@ -77,6 +83,35 @@ class Samples:
     def device(self) -> torch.device:
         """Where the values are."""
         return self.values.device
+
+    def rounded(self) -> Samples:
+        """The same in half precision: each value and the next of its row as one word, so that a load has two taps.
+
+        Only 'cubic' has such a form; others stay as they are.
+        """
+        if self.scale is not None or self.method != "cubic":
+            return self
+        low, high = self.values.flatten(1).aminmax(dim=1)
+        scale = torch.exp2(torch.log2(torch.maximum(-low, high).float() / LARGEST_HALF).ceil().clamp_min(0))
+        words = torch.empty_like(self.values, dtype=torch.int32)
+        step = max(1, chunk_pixels(self) // self.box**2)
+        for some, own, out in zip(self.values.split(step), scale.split(step), words.split(step), strict=True):
+            half = (some / own[:, None, None]).half()
+            out.copy_(torch.stack([half, half.roll(-1, 2)], dim=3).view(torch.int32)[..., 0])
+        return replace(self, values=words, scale=scale)
+
+    def weighted(self, weights: Tensor | None) -> Tensor | None:
+        """Factors (b,) of values as they are stored, of those of particles; None where all are 1."""
+        if self.scale is None:
+            return weights
+        return self.scale if weights is None else weights * self.scale
+
+    def single(self) -> Samples:
+        """The same, one value a word."""
+        if self.scale is None:
+            return self
+        values = self.values.view(torch.float16)[..., ::2].float()
+        return replace(self, values=values * self.scale[:, None, None], scale=None)
 
 
 def rotate_shift_images(
@@ -244,7 +279,7 @@ def resample(samples: Samples, psi_deg: Tensor, origin_xy_px: Tensor, mirror: Te
     Tensor of shape (b, n, n)
         Transformed images.
     """
-    n, values = samples.box, samples.values
+    n, values = samples.box, samples.single().values
     x, y = sample_points(psi_deg.to(values), origin_xy_px.to(values), mirror, n, samples.boundary)
     turned = _interpolate(values, x.clamp_(-3.0, n + 1.0), y.clamp_(-3.0, n + 1.0), samples.method)
     return turned if samples.mean is None else turned.add_(samples.mean[:, None, None])
@@ -273,17 +308,18 @@ def pose_table(
     Tensor of shape (b, 7)
         TABLE_COLUMNS of each particle, in the samples' type.
     """
-    dtype, centre = samples.values.dtype, samples.box // 2
+    dtype, centre = compute_dtype(samples), samples.box // 2
     psi = torch.deg2rad(psi_deg.to(dtype))
     origin = origin_xy_px.to(dtype)
     nothing, one = torch.zeros_like(psi), torch.ones_like(psi)
+    weight = samples.weighted(weights)
     columns = {
         "cos": psi.cos(),
         "sin": psi.sin(),
         "start_x": centre - origin[:, 0],
         "start_y": centre - origin[:, 1],
         "mirror": mirror.to(dtype),
-        "weight": one if weights is None else weights.to(dtype),
+        "weight": one if weight is None else weight.to(dtype),
         "offset": nothing if samples.mean is None else samples.mean,
     }
     return torch.stack([columns[name] for name in TABLE_COLUMNS], dim=1)
@@ -474,6 +510,7 @@ def rotate_shift_sum(
     out: Tensor | None = None,
     method: str = "cubic",
     boundary: str = "zero",
+    rounded: bool = False,
 ) -> Tensor:
     """Sum the images of each class in the class frame; see `rotate_shift_images` for the transformation.
 
@@ -503,6 +540,8 @@ def rotate_shift_sum(
         Interpolation; see the module's list.
     boundary : str, default 'zero'
         Value outside the box; see the module's list.
+    rounded : bool, default False
+        Whether interpolation samples pass through half precision; see `Samples.rounded`.
 
     Returns
     -------
@@ -513,7 +552,7 @@ def rotate_shift_sum(
     sums = new_sums(images, half_index, n_classes) if out is None else out
     rows_of_sums = sums.view(-1, *sums.shape[-2:])
     for part, samples in sampled_chunks(images, method, boundary, chunk_pixels(images)):
-        turned = resample(samples, psi_deg[part], origin_xy_px[part], mirror[part])
+        turned = resample(samples.rounded() if rounded else samples, psi_deg[part], origin_xy_px[part], mirror[part])
         if weights is not None:
             turned *= weights[part].to(turned)[:, None, None]
         member = row[part] < len(rows_of_sums)
