@@ -98,7 +98,7 @@ def calls_ahead(box: int, n_classes: int, plan: ScheduleSettings, mirror: bool) 
 def measuring_calls() -> list[Call]:
     """Return the calls of measuring particles; see `calls_ahead`."""
     search = _searches(ScheduleSettings(), True)[:2]
-    return [*_of_search(True), *search, *_balance(FEW_CLASSES), *OF_SUMS, *FIGURES]
+    return [_refinement, *_of_search(True), *search, *_balance(FEW_CLASSES), *OF_SUMS, *FIGURES]
 
 
 def _balance(*counts: int) -> list[Call]:
