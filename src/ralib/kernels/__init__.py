@@ -52,14 +52,14 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     values = data.values if isinstance(data, Samples) else data
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (values, *pose)):
         pass
-    elif on_gpu(values):
+    elif in_gpu_form(values):
         form = "gpu_triton"
     elif data.device.type == "cpu" and _single(folder, data):
         form = "cpu_numba"
     return import_module(f"ralib.kernels.{folder}.{form}")
 
 
-def on_gpu(values: Tensor) -> bool:
+def in_gpu_form(values: Tensor) -> bool:
     """Whether kernels in their forms for a GPU compute on given values."""
     return gpu_forms_only or values.device.type == "cuda"
 

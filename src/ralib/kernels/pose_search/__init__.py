@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ralib.kernels import implementation, on_gpu
+from ralib.kernels import implementation, in_gpu_form
 from ralib.kernels.pose_search.fine_templates import (
     FINE_ROTATIONS,
     FineTemplates,
@@ -92,7 +92,7 @@ def newton_templates(
 ) -> FineTemplates | PackedTemplates:
     """Tabulate templates as `newton` reads them on their device; see `fine_templates.fine_templates`."""
     given = spectrum, radius, angle, weight
-    if not on_gpu(spectrum):
+    if not in_gpu_form(spectrum):
         return fine_templates(*given, mirror=mirror, unit=unit, packed=False)
     packed: PackedTemplates = implementation("pose_search", spectrum).packed_templates(*given, mirror=mirror, unit=unit)
     return packed
@@ -100,7 +100,7 @@ def newton_templates(
 
 def polar_samples(samples: Tensor) -> PolarSamples:
     """Return samples (b, K, H) in the form that is searched on their device: packed on a GPU."""
-    if not on_gpu(samples):
+    if not in_gpu_form(samples):
         return samples
     packed: PackedSamples = implementation("pose_search", samples).packed_samples(samples)
     return packed
