@@ -152,7 +152,7 @@ def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.Monk
     begun = []
     monkeypatch.setattr(compilers, "_Compilers", lambda *given: begun.append(given))
     monkeypatch.setattr(compilers, "begin_driver", lambda: True)
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compilers.begin("classify")
     assert [given[0][3] for given in begun] == [str(compilers.MOST)]
@@ -164,7 +164,7 @@ def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.Monk
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a driver for GPUs")
 def test_begin_without_a_driver_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "_Compilers", lambda *_: pytest.fail("processes were begun"))
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
     compilers.begin("classify")
 
 

@@ -58,12 +58,12 @@ def begin(command: str) -> None:
         Name of the command.
     """
     global _compilers
-    processes = min(MOST, os.cpu_count() or 1)
-    if command not in USUAL or processes < 2 or "RANK" in os.environ or not begin_driver():
+    if command not in USUAL or "RANK" in os.environ or not begin_driver():
         return
+    processes = min(MOST, len(os.sched_getaffinity(0)))
     choose_cache_folders(os.environ, PACKAGE)
     mark = _mark(command)
-    if not mark.exists():
+    if processes > 1 and not mark.exists():
         with contextlib.suppress(OSError):
             _compilers = _Compilers([*PROCESS, str(processes), USUAL[command]], mark)
 
