@@ -100,9 +100,8 @@ class Alignment:
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[Notice] = []
         self.sample_cache = SampleCache(self.batches)
-        compilers.submit(
-            average_calls(self.box, rounded=True)
-        )  # random references are averages, before there is a search
+        # Random references are averages, which come before there is a search.
+        compilers.submit(average_calls(self.box, rounded=True))
 
     def stage(self, shift_range_xy_px: tuple[float, float], step_px: float | None = None) -> Stage:
         """Make a pose search for these particles, with shifts limited so that the disc remains inside the box.
