@@ -62,7 +62,7 @@ def _compiled(folder: Path) -> set[str]:
 def test_compilers_compile_what_is_usual_and_what_is_submitted(made: compilers._Compilers, tmp_path: Path) -> None:
     import some_calls
 
-    made.submit([some_calls._circles, some_calls._image_parts])
+    made.submit([some_calls._circles, some_calls._image_parts, some_calls._image_parts])
     made.submit([some_calls._image_parts])
     made.wait_for("a kernel", "that none of them compiles")
     expected = {"_circle_spectra", "_ring_power", "_quarter_pixels", "_half_circle"}

@@ -77,8 +77,9 @@ class _Queue:
     def put(self, calls: Sequence[Call], last: bool = False) -> None:
         """Put calls before those that wait, or last, and begin; of one that is known only say so."""
         with self._lock:
-            new = [call for call in calls if pickle.dumps(call) not in self._known]
-            self._known.update(pickle.dumps(call) for call in new)
+            own = {pickle.dumps(call): call for call in calls}
+            new = [call for name, call in own.items() if name not in self._known]
+            self._known.update(own)
             for _ in range(len(calls) - len(new)):
                 self.tell([])
             self._waiting = deque([*self._waiting, *new] if last else [*new, *self._waiting])
