@@ -133,10 +133,12 @@ def _children(pid: int) -> list[int]:
 
 def test_compilers_process_that_fails_is_not_awaited(tmp_path: Path) -> None:
     made = compilers._Compilers([sys.executable, "-c", "raise SystemExit(1)"], tmp_path / "mark")
+    start = time.perf_counter()
     made.submit([print])
     made.wait_for("kernel", "key")
-    made.submit([print])
+    made.submit([print])  # though it has ended
     made.wait_for("kernel", "key")
+    assert time.perf_counter() - start < compilers.WAITING_S / 2
     made.end()
     assert not (tmp_path / "mark").exists()  # nothing was compiled
 

@@ -126,8 +126,10 @@ class _Compilers:
 
     def submit(self, calls: Sequence[Call]) -> None:
         with self._changed:
+            if self._said.closed:  # it has ended, and nothing is waited for
+                return
             self._left = len(calls) + (self._left or 0)
-        with contextlib.suppress(OSError):  # the process has ended, as is heard elsewhere
+        with contextlib.suppress(OSError):  # it has just ended, as is heard in a moment
             self._sent.write(pickle.dumps(calls))
             self._sent.flush()
 
