@@ -107,6 +107,10 @@ def test_compilers_process_that_hangs_is_not_awaited_for_ever(
     made.wait_for("kernel", "key")
     monkeypatch.setattr(compilers, "WAITING_S", 300)
     made.wait_for("another kernel", "key")  # nor for another kernel
+    start = time.perf_counter()
+    made.submit([some_calls.slow])
+    made.wait_for("kernel", "key")
+    assert time.perf_counter() - start < 30
 
 
 @needs_compiler

@@ -41,7 +41,7 @@ USUAL = {
 MOST = 16
 """Processes at most, one a core."""
 WAITING_S = 60
-"""No kernel takes so long to compile: afterwards the process is not waited for, whatever became of it."""
+"""No kernel takes so long to compile: afterwards the process is ended, whatever became of it."""
 
 PACKAGE = Path(__file__).parents[1]
 PROCESS = sys.executable, "-m", "ralib.runtime.compiling_process"
@@ -155,7 +155,8 @@ class _Compilers:
         """Before Triton compiles a kernel: wait until it is in its cache, or no call is left."""
         with self._changed:
             if not self._changed.wait_for(lambda: kernel in self._compiled or self._left == 0, WAITING_S):
-                self._left = 0  # and none is waited for again
+                self._left = 0
+                self._process.kill()  # so that none is waited for again
 
     def end(self) -> None:
         if self._compiled and self._left == 0:
