@@ -352,7 +352,7 @@ class Alignment:
         power = None
         if ctf is not None and self.particles.pixel_size_A is not None:
             power = ctf_power_in_class_frame(ctf, poses, self.box, self.particles.pixel_size_A)
-        sums.add_(batch.turnable, poses, batch.half, power, sign, rounded=self.device.type != "cpu")
+        sums.add_(batch.turnable, poses, batch.half, power, sign, rounded=self.batches.rounds_samples)
 
     def _empty_sums(self, n_classes: int) -> ClassSums:
         return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")

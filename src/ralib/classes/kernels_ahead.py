@@ -33,38 +33,8 @@ def average_calls(box: int, rounded: bool) -> list[Call]:
     list of callable
         The calls, the first needed first.
     """
-    averages: list[Call] = [partial(prefilter_zeros, box), partial(average_zeros, box, rounded)]
+    averages: list[Call] = [partial(_prefilter, box), partial(_average, box, rounded)]
     return [*averages, partial(frc_zeros, torch.float64), pose_sum_zeros]
-
-
-def prefilter_zeros(box: int, device: torch.device) -> None:
-    """Prefilter an image of zeros: the first that an average does, and the longest to compile.
-
-    Parameters
-    ----------
-    box : int
-        Size of the image, pixels.
-    device : torch.device
-        The GPU.
-    """
-    interpolation_samples(torch.zeros(1, box, box, device=device))
-
-
-def average_zeros(box: int, rounded: bool, device: torch.device) -> None:
-    """Average a few prefiltered images of zeros.
-
-    Parameters
-    ----------
-    box : int
-        Size of the images, pixels.
-    rounded : bool
-        Whether samples pass through half precision.
-    device : torch.device
-        The GPU.
-    """
-    samples = Samples(torch.zeros(AT_ONCE, box + 2 * PAD, box + 2 * PAD, device=device), None, "cubic", "zero")
-    poses = _poses(device)
-    ClassSums.empty(1, box, device, ctf=False).add_(samples, poses, poses.class_index, None, rounded=rounded)
 
 
 def frc_zeros(dtype: torch.dtype, device: torch.device) -> None:
@@ -90,6 +60,17 @@ def pose_sum_zeros(device: torch.device) -> None:
         The GPU.
     """
     pose_sums(_poses(device).fields(), None, None, 1.0, 1)
+
+
+def _prefilter(box: int, device: torch.device) -> None:
+    """What an average does first, and the longest to compile."""
+    interpolation_samples(torch.zeros(1, box, box, device=device))
+
+
+def _average(box: int, rounded: bool, device: torch.device) -> None:
+    samples = Samples(torch.zeros(AT_ONCE, box + 2 * PAD, box + 2 * PAD, device=device), None, "cubic", "zero")
+    poses = _poses(device)
+    ClassSums.empty(1, box, device, ctf=False).add_(samples, poses, poses.class_index, None, rounded=rounded)
 
 
 def _poses(device: torch.device) -> Poses:

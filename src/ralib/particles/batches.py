@@ -211,6 +211,11 @@ class ParticleBatches:
         return None if self.particles.ctf is None or self.ctf != "wiener" else self.particles.ctf[index]
 
     @property
+    def rounds_samples(self) -> bool:
+        """Whether images are turned by interpolation samples in half precision, kept or not: on a GPU."""
+        return self.device.type != "cpu"
+
+    @property
     def coming_bytes(self) -> int:
         """Device memory that batches still to be read will occupy."""
         if self.resident == "none":
@@ -234,14 +239,12 @@ class ParticleBatches:
         images, usable = self._prepare(block, images)
         if self.rounded:
             images = images.half()
-        turnable = self._samples(images.float()) if self.resident == "samples" else images
+        turnable: Tensor | Samples = images
+        if self.resident == "samples":
+            samples = interpolation_samples(images.float())
+            turnable = samples.rounded() if self.rounds_samples else samples
         same = self.particles.same_as
         return Batch(number, block, images, turnable, usable, None if same is None else same[block])
-
-    def _samples(self, images: Tensor) -> Samples:
-        """Interpolation samples, on a GPU as averages are made of them there."""
-        samples = interpolation_samples(images)
-        return samples if self.device.type == "cpu" else samples.rounded()
 
     def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
         images = raw.to(self.device, torch.float32, non_blocking=True)
