@@ -166,6 +166,7 @@ def timed(module: Any, name: str, told: dict[str, float], device: torch.device) 
     setattr(module, name, run)
 
 
+@torch.inference_mode()
 def child(options: argparse.Namespace) -> None:
     """One classification in this process, or the part of this rank; the first one writes what came out."""
     ranks, device = join(), resolve_device(options.device)

@@ -50,6 +50,7 @@ def particle_set(n: int, box: int, seed: int, device: torch.device) -> ParticleS
     return ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph)
 
 
+@torch.inference_mode()
 def work(options: argparse.Namespace) -> None:
     """What each rank does; the first one writes what came out."""
     ranks, device = join(), resolve_device(options.device)

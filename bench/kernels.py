@@ -57,6 +57,7 @@ def main() -> int:
     return 0
 
 
+@torch.inference_mode()
 def profiled(case: Case, n: int, device: torch.device) -> list[dict[str, Any]]:
     """Milliseconds an iteration of each kind of work, the largest first; then what the device waits, and all."""
     references = make_particles(case, 1, 1.0, device, seed=1)[1]

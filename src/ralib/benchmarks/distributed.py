@@ -179,6 +179,7 @@ def common_batch(workload: Workload, most: int, device: torch.device) -> int:
     return next((mine // b for b in range(fewest, 4 * fewest) if mine % b == 0), -(-mine // fewest))
 
 
+@torch.inference_mode()
 def run_count(
     workload: Workload, references: Tensor, ranks: MeasuredRanks, device: torch.device, batch_size: int
 ) -> tuple[dict[str, Any], LoopState]:

@@ -310,10 +310,11 @@ def make_run(
     return run, stage, LoopState(0, references, Poses.identity(len(images), device))
 
 
+@torch.inference_mode()
 def time_iteration(
     case: Case, references: Tensor, device: torch.device, n_particles: int, repeats: int
 ) -> dict[str, Any]:
-    """Time an iteration of the real loop, after a warm-up.
+    """Time an iteration of the real loop, after a warm-up, in the mode in which the commands run.
 
     Parameters
     ----------

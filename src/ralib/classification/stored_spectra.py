@@ -12,7 +12,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import BLOCK, SpectraPlan
 from ralib.kernels.complex_numbers import squared
+from ralib.kernels.threads import Threads
 from ralib.types import RalibError
 
 GROUP_BYTES = 1e9
@@ -245,7 +246,7 @@ class StoredSpectra:
 
 def _ahead(blocks: list[Block], rings: int) -> Iterator[Tensor]:
     """The first rings of all blocks, each fetched while the one before is computed with."""
-    with ThreadPoolExecutor(1) as pool:
+    with Threads(1) as pool:
         coming: Future[Tensor] = pool.submit(blocks[0].fetch, rings)
         for after in range(1, len(blocks) + 1):
             here = coming.result()

@@ -17,6 +17,7 @@ from ralib.cli.alignment_options import AlignmentSettings
 from ralib.cli.common import chosen_device
 from ralib.cli.parsing import length_px, user_function
 from ralib.cli.session import RunSession
+from ralib.kernels.threads import as_here
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.run_record import read_record
 from ralib.runtime import compilers
@@ -68,7 +69,8 @@ class AlignmentRun:
         self.stages = o.stages(self.particles.box, self.particles.pixel_size_A)
         self.widest_range_px = float(max(max(x, y) for x, y, _ in self.stages))
         self.mask = _single_image(o.mask) if o.mask else None
-        self.user_function = user_function(o.function)
+        function = user_function(o.function)
+        self.user_function = None if function is None else as_here(function)  # outside of inference mode
 
     def begin(self, plan: str, iterations: int | None = None) -> Checkpoint | None:
         """Begin the session, resolve the outer radius, and report what was chosen because no option gives it.

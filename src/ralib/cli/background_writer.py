@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
+
+from ralib.kernels.threads import Threads
 
 
 class BackgroundWriter:
@@ -21,7 +23,7 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self.waited_s = 0.0
-        self._thread = ThreadPoolExecutor(1, "ralib-write")
+        self._thread = Threads(1, "ralib-write")
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> BackgroundWriter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from ralib.cli.other_run import OtherRun
 from ralib.cli.settings import Settings, write_config
 from ralib.cli.terminal import VERDICT_AT, Terminal, class_table, classes_line, header, iteration_line
 from ralib.cli.timing import references_s, time_line
+from ralib.kernels.threads import Threads
 from ralib.results.checkpoint import Checkpoint, newest
 from ralib.results.input_fingerprint import check_same_input, check_same_options
 from ralib.results.observer import IterationDone
@@ -124,13 +124,17 @@ class RunSession:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the folder and record signals; at the end no file is incomplete. A signal ends the command here."""
+        """Hold the folder and record signals; at the end no file is incomplete. A signal ends the command here.
+
+        Nothing here is differentiated: in PyTorch's inference mode each operation is launched sooner.
+        """
         with ExitStack() as stack:
             if self.ranks.rank == 0:
                 self.directory = stack.enter_context(RunDirectory(self.outdir, resume=self.resume))
             stack.enter_context(self.flag.watching())
             stack.enter_context(self._writer)
             stack.callback(self.terminal.close)
+            stack.enter_context(torch.inference_mode())
             try:
                 yield
             except (Stopped, RankLost) as reason:
@@ -334,7 +338,7 @@ class RunSession:
         if "search_s" in timings and self.kind != "classify":  # there the search makes the averages, too
             timings["references_s"] = references_s(timings, result.iterations[self._earlier :])
         write_config(self.outdir, self.settings)
-        with ThreadPoolExecutor(1, "ralib-report") as beside:
+        with Threads(1, "ralib-report") as beside:
             shown = record | {"timings": {k: v for k, v in timings.items() if k != "write_s"}}  # not over yet
             report = beside.submit(self._write_report, shown, result) if self.report else None
             directory.write_result(result, self.particles, record, hdf=hdf)

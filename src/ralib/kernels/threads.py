@@ -11,13 +11,47 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import torch
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def as_here(work: Callable[P, R]) -> Callable[P, R]:
+    """Return a function for another thread to call in PyTorch's inference mode, or not, as this one is.
+
+    The mode belongs to a thread, and tensors made in it may be written to in it only.
+
+    Parameters
+    ----------
+    work : callable
+        The function.
+
+    Returns
+    -------
+    callable
+        The function, in the mode of the thread that calls `as_here`.
+    """
+    mode = torch.is_inference_mode_enabled()
+
+    @functools.wraps(work)
+    def called(*args: P.args, **given: P.kwargs) -> R:
+        with torch.inference_mode(mode):
+            return work(*args, **given)
+
+    return called
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that share tensors with the one that gives them work: they work `as_here`."""
+
+    def submit(self, work: Callable[P, R], /, *args: P.args, **given: P.kwargs) -> Future[R]:
+        """Give a thread something to do; see `ThreadPoolExecutor.submit`."""
+        return super().submit(as_here(work), *args, **given)
 
 
 _left = threading.local()
@@ -31,9 +65,9 @@ def cores() -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int) -> Threads:
     """Threads that stay: to start them takes as long as a small step."""
-    return ThreadPoolExecutor(threads, initializer=take_threads, initargs=(1,))
+    return Threads(threads, initializer=take_threads, initargs=(1,))
 
 
 def take_threads(number: int) -> None:

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.kernels.threads import Threads, as_here
 from ralib.types import ImageSource
 
 READ_AHEAD = 2
@@ -164,7 +164,7 @@ class Loader:
         parts = [slice(i, i + self._at_once) for i in range(0, len(index), self._at_once)]
         self._make_buffers(min(len(parts), BUFFERS) if self._staged else 0)
         # Only sources of raw files can be read by several threads at once.
-        with ThreadPoolExecutor(READERS if self._raw else 1) as pool:
+        with Threads(READERS if self._raw else 1) as pool:
             for _ in pool.map(lambda part: self._load(index[part], images[part]), parts):
                 pass
         self.reading.bytes += images.numel() * images.element_size()
@@ -228,7 +228,7 @@ def _read_ahead(read: Callable[[np.ndarray], Loaded], blocks: list[np.ndarray]) 
             if stop.is_set() or isinstance(item, BaseException):
                 return
 
-    thread = threading.Thread(target=work, name="ralib-read-ahead", daemon=True)
+    thread = threading.Thread(target=as_here(work), name="ralib-read-ahead", daemon=True)
     if blocks:
         thread.start()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from ralib.io import write_text
-from ralib.kernels.threads import take_threads
+from ralib.kernels.threads import Threads, take_threads
 from ralib.report import ReportContents, render_report
 from ralib.report.payload import figures as numbers_only
 from ralib.results.selection import fingerprint
@@ -125,7 +124,7 @@ def summarise(
     warnings = diagnose(run, small_averages)
     rows = _sample(run, max_points, rng)
     shown_members = plane = None
-    with ThreadPoolExecutor(1, "ralib-embedding") as beside:
+    with Threads(1, "ralib-embedding") as beside:
         # What it computes rounds by its number of threads, and `aligned` changes PyTorch's for a while.
         beside.submit(take_threads, torch.get_num_threads()).result()
         tsne_xy = beside.submit(class_tsne, run.averages)
