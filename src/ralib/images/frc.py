@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ralib.images.fourier import hermitian_weight, ring_index
 from ralib.images.masks import soft_disc
+from ralib.kernels.blocks import next_power_of_2
 from ralib.kernels.figures import ring_correlation
 from ralib.types import ClassAverages
 
@@ -153,7 +154,7 @@ def _mask(box: int, radius_px: float, device: torch.device) -> Tensor:
 
 def _phases(k: int, box: int, device: torch.device) -> Tensor:
     """Random phase factors (2, k, n, n // 2 + 1) of both halves' spectra: those of a class are always the same."""
-    many = 1 << (k - 1).bit_length()
+    many = next_power_of_2(k)
     return _kept_phases(many, box, device)[:, :k] if many * box * box <= 2 * KEPT else _drawn_phases(k, box, device)
 
 

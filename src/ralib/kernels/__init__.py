@@ -7,9 +7,11 @@ reference is the oracle of the tests. Images that are interpolated in every iter
 
 from __future__ import annotations
 
+import functools
 import os
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ choose_cache_folders(os.environ, Path(__file__).parent)
 def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
     """Choose the module of a folder of kernels that computes on given data: the one dispatch rule.
 
+    It is asked before every kernel, thousands of times in a second.
+
     Parameters
     ----------
     folder : str
@@ -54,14 +58,19 @@ def implementation(folder: str, data: Tensor | Samples, *pose: Tensor) -> Any:
         pass
     elif in_gpu_form(values):
         form = "gpu_triton"
-    elif data.device.type == "cpu" and _single(folder, data):
+    elif values.is_cpu and _single(folder, data):
         form = "cpu_numba"
+    return _module(folder, form)
+
+
+@functools.cache
+def _module(folder: str, form: str) -> ModuleType:
     return import_module(f"ralib.kernels.{folder}.{form}")
 
 
 def in_gpu_form(values: Tensor) -> bool:
     """Whether kernels in their forms for a GPU compute on given values."""
-    return gpu_forms_only or values.device.type == "cuda"
+    return gpu_forms_only or values.is_cuda
 
 
 def _single(folder: str, data: Tensor | Samples) -> bool:

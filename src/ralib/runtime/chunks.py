@@ -20,7 +20,7 @@ CORE_ROWS = 32
 
 def on_gpu(values: Tensor) -> bool:
     """Return whether values are on a GPU."""
-    return values.device.type != "cpu"
+    return not values.is_cpu
 
 
 def row_chunks(n: int, most: int, device: torch.device) -> list[slice | Tensor]:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ralib.kernels.averages.reference import AllParticles, Waves
+from ralib.kernels.blocks import ceil_div
 
 ORDERS = 128
 """Angular orders, or angles, at once."""
@@ -202,7 +203,7 @@ def half_products(first: Tensor, second: Tensor) -> Tensor:
     """Multiply half averages, pixel by pixel; see `reference.half_products`."""
     first, second, n = first.contiguous(), second.contiguous(), first.numel()
     products = torch.empty(2, *first.shape, device=first.device)
-    _half_products[(triton.cdiv(n, PIXELS),)](first, second, products, n, PIXELS=PIXELS)
+    _half_products[(ceil_div(n, PIXELS),)](first, second, products, n, PIXELS=PIXELS)
     return products
 
 
@@ -219,7 +220,7 @@ def correlated_share(common: Tensor, power: Tensor) -> Tensor:
     """Compute the share of signal where halves correlate; see `reference.correlated_share`."""
     common, power, n = common.contiguous(), power.contiguous(), common.numel()
     share = torch.empty_like(common)
-    _correlated_share[(triton.cdiv(n, PIXELS),)](common, power, share, n, PIXELS=PIXELS)
+    _correlated_share[(ceil_div(n, PIXELS),)](common, power, share, n, PIXELS=PIXELS)
     return share
 
 
@@ -291,14 +292,14 @@ def centred_origins(
     centre, moved = torch.empty_like(origin), torch.empty_like(origin)
     reach, move = torch.empty_like(psi), torch.empty(k, 2, device=psi.device)
     sums = torch.zeros(k, 2, dtype=torch.float64, device=psi.device)
-    programs = triton.cdiv(n, BLOCK)
+    programs = ceil_div(n, BLOCK)
     if n:
         _box_centres[(programs,)](psi, origin, mirror, usable, centre, reach, n, BLOCK=BLOCK)
     most = particles.largest(reach)
     if n:
         _add_centres[(programs,)](centre, to, most, sums, n, particles.n, BLOCK=BLOCK)
     sums = particles.add_up(sums)
-    _follow[(max(programs, triton.cdiv(k, BLOCK)),)](
+    _follow[(max(programs, ceil_div(k, BLOCK)),)](
         psi, origin, mirror, to, sums, members, moved, move, n, k, BLOCK=BLOCK
     )
     return moved, move
@@ -355,7 +356,7 @@ def quarter_pixels(images: Tensor, pixel: Tensor, share: Tensor) -> Waves:
     b, quarter = len(images), len(share)
     parts = torch.empty(4, b, quarter, device=images.device)
     if b:
-        _quarter_pixels[(b, triton.cdiv(quarter, BLOCK))](
+        _quarter_pixels[(b, ceil_div(quarter, BLOCK))](
             images.contiguous(), pixel, share, parts, b, images[0].numel(), quarter, BLOCK=BLOCK
         )
     return tuple(parts)
@@ -442,5 +443,5 @@ def whole_images(waves: Waves, pixel: Tensor, box: int) -> Tensor:
     b, quarter = waves[0].shape
     images = torch.zeros(b, box, box, device=pixel.device)
     if b:
-        _whole_images[(b, triton.cdiv(quarter, BLOCK))](*waves, pixel, images, box * box, quarter, BLOCK=BLOCK)
+        _whole_images[(b, ceil_div(quarter, BLOCK))](*waves, pixel, images, box * box, quarter, BLOCK=BLOCK)
     return images

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div
 from ralib.kernels.classes.reference import PosedParticles, PosedTerms, Rings
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin
 
@@ -83,7 +84,7 @@ def _orders(
         return circle
     samples = samples if samples.stride(2) == 1 else samples.contiguous()
     shift, row = shift_xy_px.contiguous(), None if row is None else row.contiguous()
-    _circles[(b, triton.cdiv(n_rings * n_half, BLOCK))](
+    _circles[(b, ceil_div(n_rings * n_half, BLOCK))](
         torch.view_as_real(samples), shift if row is None else row, shift if weight is None else weight, shift,
         rings.frequency, *rings.directions, torch.view_as_real(circle), samples.stride(0), samples.stride(1), n_rings,
         n_half, HAS_ROW=row is not None, HAS_WEIGHT=weight is not None, BLOCK=BLOCK,
@@ -149,7 +150,7 @@ def add_posed(
         row, shift, psi, mirror, to = (table.contiguous() for table in part.places.fields())
         weight, scale = part.weight.contiguous(), part.scale.contiguous()
         orders = _orders(samples, shift, rings, row, weight=weight, at_once=at_once)
-        _add_posed[(len(row), triton.cdiv(2 * n_rings * n_orders, BLOCK))](
+        _add_posed[(len(row), ceil_div(2 * n_rings * n_orders, BLOCK))](
             torch.view_as_real(orders), power, row, psi, mirror.view(torch.int8), to, weight, scale, own,
             of_power, numerator, total, n_rings, n_orders, orders.shape[2], power.stride(0), BLOCK=BLOCK,
         )  # fmt: skip
@@ -186,7 +187,7 @@ def sum_bounds(energy: Tensor, power: Tensor, weight: Tensor, scale: Tensor, n_h
     bounds = energy.new_zeros(2, n_rings)
     if n:
         given = (table.contiguous() for table in (energy, power, weight, scale))
-        _sum_bounds[(triton.cdiv(n, TILE), triton.cdiv(n_rings, TILE))](
+        _sum_bounds[(ceil_div(n, TILE), ceil_div(n_rings, TILE))](
             *given, bounds, n, n_rings, len(weight), n_half, ROWS=TILE, RINGS=TILE
         )
     return bounds
@@ -229,14 +230,14 @@ def half_columns(
 ) -> tuple[Tensor, Tensor]:
     """Compute the scaled angular orders of shifted samples in half precision; see `reference.half_columns`."""
     b, n_rings = len(shift_xy_px), rings.n_rings
-    n_columns = multiple * triton.cdiv(2 * n_rings, multiple)
+    n_columns = multiple * ceil_div(2 * n_rings, multiple)
     columns = torch.empty(n_orders, n_columns, b, dtype=torch.float16, device=samples.device)
     strength = torch.empty(b, device=samples.device)
     if b:
         orders = torch.view_as_real(_orders(samples, shift_xy_px, rings))
         sizes = n_rings, n_orders, orders.shape[2]
         _norms[(b,)](orders, strength, *sizes, BLOCK=BLOCK)
-        _half_columns[(triton.cdiv(b, TILE), triton.cdiv(2 * n_orders, TILE), n_columns - n_rings)](
+        _half_columns[(ceil_div(b, TILE), ceil_div(2 * n_orders, TILE), n_columns - n_rings)](
             orders, strength, columns, b, *sizes, n_columns, PARTICLES=TILE, PARTS=TILE
         )
     return columns, strength
@@ -285,12 +286,12 @@ def _half_rows(
 def half_rows(orders: Tensor, mirror: bool, multiple: int) -> tuple[Tensor, Tensor]:
     """Make the rows of the scoring product in half precision; see `reference.half_rows`."""
     k, n_shifts, n_rings, n_orders = orders.shape
-    flips, n_columns = 2 if mirror else 1, multiple * triton.cdiv(2 * n_rings, multiple)
+    flips, n_columns = 2 if mirror else 1, multiple * ceil_div(2 * n_rings, multiple)
     rows = torch.empty(n_orders, k * n_shifts * 2 * flips, n_columns, dtype=torch.float16, device=orders.device)
     height = torch.empty(k, device=orders.device)
     parts = torch.view_as_real(orders.contiguous())
     _heights[(k,)](parts, height, 2 * n_shifts * n_rings * n_orders, BLOCK=ROW, num_warps=8)
-    _half_rows[(k * n_shifts, triton.cdiv(n_orders, TILE))](
+    _half_rows[(k * n_shifts, ceil_div(n_orders, TILE))](
         parts, height, rows, k * n_shifts, n_shifts, n_rings, n_orders, n_columns,
         FLIPS=flips, ORDERS=TILE, COLUMNS=TILE,
     )  # fmt: skip
@@ -326,7 +327,7 @@ def ring_crosses(samples: Tensor, places: PosedParticles, references: Tensor, ri
     out = torch.empty(len(row), n_rings, device=samples.device)
     if len(row):
         orders = _orders(samples, shift, rings, row)
-        _ring_crosses[(len(row), triton.cdiv(n_rings, TILE))](
+        _ring_crosses[(len(row), ceil_div(n_rings, TILE))](
             torch.view_as_real(orders), psi, mirror.view(torch.int8), to, torch.view_as_real(references.contiguous()),
             out, n_rings, n_orders, orders.shape[2], len(rings.angle_rad), RINGS=TILE, PARTS=TILE,
         )  # fmt: skip

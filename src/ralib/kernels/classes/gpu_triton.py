@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div
 from ralib.kernels.classes.gpu_posed_triton import (
     add_posed,
     half_columns,
@@ -146,7 +147,7 @@ def blocks(n_half: int, n_orders: int, particles: int, shared_bytes: int) -> tup
     """
     orders = 32 if n_orders <= 32 else 64
     for angles, stages in BLOCKS:
-        taken = 4 * orders * triton.cdiv(n_orders, orders) * (angles + stages * particles) + RESERVED_BYTES
+        taken = 4 * orders * ceil_div(n_orders, orders) * (angles + stages * particles) + RESERVED_BYTES
         if taken <= shared_bytes and (angles <= 64 or n_half > 64):
             return angles, orders, stages
     return 16, 16, 1
@@ -169,12 +170,12 @@ def best_in_classes(
     n_half, k = len(grid.cosine), len(height)
     value, psi, place, mirror = out
     angles, orders, stages = blocks(n_half, n_orders, particles, shared_bytes())
-    _best_in_classes[(triton.cdiv(b, particles), k)](
+    _best_in_classes[(ceil_div(b, particles), k)](
         cross, grid.cosine, grid.sine, height, strength, strength if favour is None else favour, grid.shifts_xy_px,
         origin_xy_px.contiguous(), value, psi, place, mirror.view(torch.int8),
         n_orders, grid.n_pairs, b, k, value.stride(0), n_half,
         FLIPS=grid.flips, HAS_FAVOUR=favour is not None, WHOLE=b % particles == 0, OWN=strength.ndim == 2,
-        N_ANGLE_BLOCKS=triton.cdiv(n_half, angles), N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
+        N_ANGLE_BLOCKS=ceil_div(n_half, angles), N_ORDER_BLOCKS=ceil_div(n_orders, orders),
         ORDERS=orders, ANGLES=angles, PARTICLES=particles,
         num_warps=num_warps, num_stages=stages,
     )  # fmt: skip
@@ -219,19 +220,20 @@ def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
     n, k = fit.shape
     classes = padded_classes(k)
     rows = max(1, 2048 // classes)
-    rows_each = rows * max(1, triton.cdiv(n, rows * PROGRAMS))
+    rows_each = rows * max(1, ceil_div(n, rows * PROGRAMS))
     members = torch.zeros(rule.steps + 1, k, dtype=torch.float64, device=fit.device)
     price = torch.empty(rule.steps + 1, k, device=fit.device)
     particles, fit = rule.particles.double(), fit.contiguous()
+    sums, prices = members.unbind(), price.unbind()
     for step in range(rule.steps + 1):
         here, last = n if step < rule.steps else 0, max(0, step - 1)
-        _price_step[(max(1, triton.cdiv(here, rows_each)),)](
-            fit, members[last], price[last], price[step], members[step], particles, here, k, rows_each, rule.factor,
+        _price_step[(max(1, ceil_div(here, rows_each)),)](
+            fit, sums[last], prices[last], prices[step], sums[step], particles, here, k, rows_each, rule.factor,
             rule.temperature, int(step == 0), CAPPED=rule.capped, ROWS=rows, CLASSES=classes,
         )  # fmt: skip
         if step < rule.steps:
-            add_up(members[step])
-    return price[-1]
+            add_up(sums[step])
+    return prices[-1]
 
 
 @triton.jit(do_not_specialize=["n", "k", "first"], do_not_specialize_on_alignment=["sums"])
@@ -309,14 +311,13 @@ def thin(fit: Tensor, nats: Tensor, keep: int, rule: ThinningRule, add_up: AddUp
     alive = torch.ones(k, dtype=torch.int32, device=fit.device)
     best = torch.zeros(n, 2, dtype=torch.int32, device=fit.device)
     sums = torch.zeros(max(0, k - keep), k, 3, dtype=torch.float64, device=fit.device)
-    for step, left in enumerate(range(k, keep, -1)):
+    for step, own in enumerate(sums.unbind()):
         if n:
-            _losses[(triton.cdiv(n, rows),)](
-                fit, nats, alive, best, rule.anchor, sums[step], n, k, int(step == 0), ROWS=rows, CLASSES=classes
+            _losses[(ceil_div(n, rows),)](
+                fit, nats, alive, best, rule.anchor, own, n, k, int(step == 0), ROWS=rows, CLASSES=classes
             )
-        add_up(sums[step])
+        add_up(own)
         _drop[(1,)](
-            sums[step], alive, k, left // 2, keep // 3, rule.members, rule.times, rule.worth,
-            CLASSES=classes, AT_ONCE=16,
-        )  # fmt: skip
+            own, alive, k, (k - step) // 2, keep // 3, rule.members, rule.times, rule.worth, CLASSES=classes, AT_ONCE=16
+        )
     return alive.bool()

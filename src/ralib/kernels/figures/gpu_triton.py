@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div
 from ralib.kernels.figures.reference import PoseFields
 
 __all__ = ["pose_sums", "ring_correlation"]
@@ -74,7 +75,7 @@ def pose_sums(
     """Sum the scores and what changed between two iterations; see `reference.pose_sums`."""
     psi, origin, mirror, index, score = (field.contiguous() for field in now)
     old_psi, old_origin, old_mirror, old_index, _ = now if before is None else (f.contiguous() for f in before)
-    n, programs = len(score), max(1, triton.cdiv(len(score), PARTICLES))
+    n, programs = len(score), max(1, ceil_div(len(score), PARTICLES))
     out = torch.zeros(programs * FIGURES + n_classes, dtype=torch.float64, device=score.device)
     rows, members = out[: programs * FIGURES].view(programs, FIGURES), out[programs * FIGURES :]
     _pose_sums[(programs,)](
@@ -121,7 +122,7 @@ def ring_correlation(spectra: Tensor, ring: Tensor, weight: Tensor) -> Tensor:
     spectra = torch.view_as_real(spectra.contiguous())
     _, k, n, m, _ = spectra.shape
     curve = torch.empty(k, m, dtype=spectra.dtype, device=spectra.device)
-    _ring_correlation[(k, triton.cdiv(m, RINGS))](
+    _ring_correlation[(k, ceil_div(m, RINGS))](
         spectra, ring, weight, curve, n * m, m, spectra.stride(0), RINGS=RINGS, SAMPLES=SAMPLES
     )
     return curve

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div, next_power_of_2
 from ralib.kernels.interpolation import reference
 from ralib.kernels.interpolation.reference import (
     OMOMS_CENTRE,
@@ -70,8 +71,8 @@ class Tiling:
 
     def tiles(self, n: int) -> int:
         """Return the number of tiles of an image of n x n pixels."""
-        across: int = triton.cdiv(n, self.tile_x)
-        down: int = triton.cdiv(n, self.tile_y)
+        across = ceil_div(n, self.tile_x)
+        down = ceil_div(n, self.tile_y)
         return across * down
 
 
@@ -112,7 +113,7 @@ def pose_table(
     weights = samples.weighted(weights)
     table = torch.empty(len(samples), len(TABLE_COLUMNS), dtype=reference.compute_dtype(samples), device=samples.device)
     block = 256
-    _table_kernel[(triton.cdiv(len(samples), block),)](
+    _table_kernel[(ceil_div(len(samples), block),)](
         psi_deg.contiguous(), origin_xy_px.contiguous(), mirror.contiguous(),
         table if weights is None else weights.contiguous(), table if samples.mean is None else samples.mean,
         table, len(samples), samples.box, weights is not None, samples.mean is not None, block,
@@ -132,7 +133,7 @@ def solved(images: Tensor, matrix: Tensor | None, boundary: str) -> tuple[Tensor
     along_x = images.to(matrix.dtype) @ matrix.T
     width = n + 2 * PAD
     out = torch.empty(b, width, width, dtype=matrix.dtype, device=images.device)
-    lanes = triton.next_power_of_2(width)
+    lanes = next_power_of_2(width)
     _solve_kernel[(b,)](
         along_x, out, _factors(matrix.dtype, images.device), n, PAD, _STEP_ROWS, _AHEAD_ROWS, _SETTLED, OMOMS_SIDE,
         lanes, num_warps=max(1, min(lanes // 32, 16)),
@@ -412,7 +413,7 @@ def _add_batch(sums: Tensor, samples: Samples, table: Tensor, row: Tensor, tilin
     n, n_rows = samples.box, len(sums)
     row, order = torch.sort(row, stable=True)
     begin = torch.searchsorted(row, torch.arange(n_rows + 1, device=row.device, dtype=row.dtype))
-    n_runs = triton.cdiv(len(row), run_length)
+    n_runs = ceil_div(len(row), run_length)
     # Run and row both only grow along the sorted particles: their sum numbers what is left without gaps to look up.
     partial = torch.empty(n_runs + n_rows, n, n, dtype=table.dtype, device=sums.device)
     # Tiles of one run are neighbours in the launch order: they read the same particles while L2 holds them.
@@ -421,7 +422,7 @@ def _add_batch(sums: Tensor, samples: Samples, table: Tensor, row: Tensor, tilin
         samples.method, samples.boundary, **tiling.options(),
     )  # fmt: skip
     block = 1024
-    n_blocks = triton.cdiv(n * n, block)
+    n_blocks = ceil_div(n * n, block)
     _add_runs_kernel[(n_rows * n_blocks,)](partial, begin, sums, n * n, n_blocks, run_length, block)
 
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div
 from ralib.kernels.classes.reference import padded_classes
 from ralib.kernels.likelihood import reference
 from ralib.kernels.likelihood.reference import ANYWHERE, SCALE_SD, AverageNoise, OwnNoise, SharingRule
@@ -96,7 +97,7 @@ def _fitted(
     fit = torch.empty(shape, device=cross.device)
     n = fit.numel()
     if n:
-        _fits[(triton.cdiv(n, BLOCK),)](
+        _fits[(ceil_div(n, BLOCK),)](
             cross.contiguous(), norm.contiguous(), mean_scale, origin.contiguous(), spread, fit, n, radius,
             LIKELIHOOD=likelihood, PRIOR=prior, SD=SCALE_SD, ODDS=ANYWHERE / (1 - ANYWHERE), POSES=BLOCK,
         )  # fmt: skip
@@ -121,7 +122,7 @@ def best_scale(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
     n = scale.numel()
     if n:
         given = cross.contiguous(), norm.contiguous(), mean_scale, scale, n
-        _best_scale[(triton.cdiv(n, BLOCK),)](*given, SD=SCALE_SD, POSES=BLOCK)
+        _best_scale[(ceil_div(n, BLOCK),)](*given, SD=SCALE_SD, POSES=BLOCK)
     return scale
 
 
@@ -161,7 +162,7 @@ def _picked(fields: tuple[Tensor, ...], index: Tensor, particle_stride: int, cla
     total = index.numel()
     if total:
         *given, mirror = (f.contiguous() for f in fields)
-        _pick[(triton.cdiv(total, BLOCK),)](
+        _pick[(ceil_div(total, BLOCK),)](
             *given, mirror.view(torch.int8), index.contiguous(), *out[:-1], out[-1].view(torch.int8),
             index.shape[-1], total, particle_stride, class_stride, POSES=BLOCK,
         )  # fmt: skip
@@ -217,7 +218,7 @@ def best_classes(
     posterior, weight = torch.empty(n, device=fit.device), torch.empty(count, n, device=fit.device)
     at = torch.empty(count, n, dtype=torch.int64, device=fit.device)
     if n:
-        _best_classes[(triton.cdiv(n, rows),)](
+        _best_classes[(ceil_div(n, rows),)](
             fit.contiguous(), price, posterior, weight, at, n, k, rule.temperature, rule.least,
             COUNT=count, ROWS=rows, CLASSES=classes,
         )  # fmt: skip
@@ -267,7 +268,7 @@ def ranked_classes(fit: Tensor, index: Tensor, price: Tensor, rule: SharingRule)
     count, n = fit.shape
     posterior, weight, order = fit.new_empty(n), fit.new_empty(count, n), index.new_empty(count, n)
     if n:
-        _ranked_classes[(triton.cdiv(n, BLOCK),)](
+        _ranked_classes[(ceil_div(n, BLOCK),)](
             fit.contiguous(), index.contiguous(), price, posterior, weight, order, n, rule.temperature, rule.least,
             COUNT=count, POSES=BLOCK,
         )  # fmt: skip
@@ -315,7 +316,7 @@ def self_share(
     if n:
         of_particles = (f.contiguous() for f in (class_index, weight, scale))
         of_classes = (f.contiguous() for f in (averages.inside, averages.power, averages.gain))
-        _self_share[(triton.cdiv(n, PARTICLES), triton.cdiv(rings, RINGS))](
+        _self_share[(ceil_div(n, PARTICLES), ceil_div(rings, RINGS))](
             power, energy, *of_particles, mean_scale, *of_classes, averages.ring_weight, share,
             n, rings, power.stride(0), energy.stride(0), averages.n_half, PARTICLES=PARTICLES, RINGS=RINGS,
         )  # fmt: skip
@@ -375,7 +376,7 @@ def without_own(
     rings = min(noise.rings, share.shape[1])
     if n:
         columns = cross.shape[1] if index is None else len(index)
-        _without_own[(triton.cdiv(n, PARTICLES),)](
+        _without_own[(ceil_div(n, PARTICLES),)](
             cross, psi, origin, mirror.view(torch.int8), own_class if index is None else index.contiguous(),
             own_class, own_psi, own_origin, own_mirror.view(torch.int8), share, noise.frequency,
             n, columns, rings, share.stride(0), noise.correlated, noise.radius_px,

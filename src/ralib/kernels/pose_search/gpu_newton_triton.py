@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div
 from ralib.kernels.pose_search.fine_templates import QUARTERS, PackedSamples, PackedTemplates, PolarSamples
 from ralib.kernels.pose_search.gpu_packing_triton import packed_samples
 from ralib.kernels.pose_search.reference_newton import SETTLED, NewtonRule
@@ -358,9 +359,9 @@ def newton(
     strides = [s for s, (first, stop) in zip((3, 2, 1), pairwise((0, *rule.stops)), strict=True) if stop > first]
     if any(stop % block for stop in rule.stops[:2]) or any(n_half % (parts * s) for s in strides):
         raise ValueError(f"stops {rule.stops} of {n_half} angles: not in the blocks that the kernel takes")
-    stops = [block // 4 * triton.cdiv(stop, block) for stop in rule.stops]
+    stops = [block // 4 * ceil_div(stop, block) for stop in rule.stops]
     out = torch.empty_like(pose, memory_format=torch.contiguous_format)
-    _newton[(n_particles * triton.cdiv(len(row), candidates),)](
+    _newton[(n_particles * ceil_div(len(row), candidates),)](
         samples.words, samples.scale, centre.contiguous(), row.contiguous(), pose.contiguous(),
         templates.table, templates.radius, out,
         len(row), n_particles, templates.table.shape[1], n_quarter, n_wide, *stops,

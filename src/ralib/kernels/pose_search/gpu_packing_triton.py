@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div
 from ralib.kernels.pose_search.fine_templates import (
     FINE_ROTATIONS,
     MOST_HALF,
@@ -72,7 +73,7 @@ def _half_bits(value, most):
 def packed_samples(samples: Tensor) -> PackedSamples:
     """Pack the samples (b, K, H), complex64, of particles; see `fine_templates.packed_samples`."""
     n_particles, n_radii, n_half = samples.shape
-    shape = n_particles, n_half // QUARTERS, triton.cdiv(n_radii, WIDE), QUARTERS, WIDE
+    shape = n_particles, n_half // QUARTERS, ceil_div(n_radii, WIDE), QUARTERS, WIDE
     words = torch.empty(shape, dtype=torch.int32, device=samples.device)
     scale = torch.empty(n_particles, dtype=torch.float32, device=samples.device)
     _packed_samples[(n_particles,)](

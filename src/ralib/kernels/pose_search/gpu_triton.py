@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div, next_power_of_2
 from ralib.kernels.pose_search.fine_templates import QUARTERS, PackedSamples
 from ralib.kernels.pose_search.gpu_newton_triton import cos_sin, newton, pair, phase
 from ralib.kernels.pose_search.gpu_packing_triton import packed_samples, packed_templates, word_offset
@@ -141,19 +142,19 @@ def rotational_max(
     pairs = pairs or (32 if n_pairs >= 1024 else 8)
     value = torch.empty(n_pairs, 2, n_particles, dtype=torch.float32, device=spectra.device)
     index = torch.empty(n_pairs, 2, n_particles, dtype=torch.int32, device=spectra.device)
-    orders = min(64 if spectra.dtype == torch.float16 else 32, max(16, triton.next_power_of_2(n_orders)))
-    n_angle_blocks = triton.cdiv(n_half, angles)
+    orders = min(64 if spectra.dtype == torch.float16 else 32, max(16, next_power_of_2(n_orders)))
+    n_angle_blocks = ceil_div(n_half, angles)
     held = n_angle_blocks if n_orders <= orders and n_angle_blocks <= MOST_HELD else 0
-    grid = (triton.cdiv(n_pairs, pairs), triton.cdiv(n_particles, particles))
+    grid = (ceil_div(n_pairs, pairs), ceil_div(n_particles, particles))
     _rotational_max[grid](
         spectra, cosine, sine, cosine if penalty is None else penalty.contiguous(), value, index,
         n_orders, n_pairs, n_particles, n_half, 1 if penalty is None else len(penalty), n_angle_blocks,
-        triton.next_power_of_2(n_half) - 1,
+        next_power_of_2(n_half) - 1,
         HAS_PENALTY=penalty is not None,
         HELD=held,
         ORDERS=orders,
         ANGLES=angles,
-        N_ORDER_BLOCKS=triton.cdiv(n_orders, orders),
+        N_ORDER_BLOCKS=ceil_div(n_orders, orders),
         PARTICLES=particles,
         PAIRS=pairs,
         PRECISION="ieee" if spectra.dtype == torch.float32 else "tf32",
@@ -235,10 +236,10 @@ def grid_candidates(
     value, index = value.flatten(0, 1), index.flatten(0, 1)
     n_rows, n_particles = value.shape
     n = min(n, n_rows)
-    n_chunks = triton.cdiv(n_rows, MOST_ROWS)
-    n_chunk = triton.cdiv(n_rows, n_chunks)
-    block = triton.next_power_of_2(n_chunk)
-    groups = triton.next_power_of_2(n)
+    n_chunks = ceil_div(n_rows, MOST_ROWS)
+    n_chunk = ceil_div(n_rows, n_chunks)
+    block = next_power_of_2(n_chunk)
+    groups = next_power_of_2(n)
     if groups > n_rows - (n_chunks - 1) * n_chunk:  # of the last chunk, which is the smallest
         groups = 0
     at = torch.empty(n_chunks * n, n_particles, dtype=torch.int32, device=value.device)
@@ -248,7 +249,7 @@ def grid_candidates(
     )  # fmt: skip
     row = torch.empty(at.shape, dtype=torch.int64, device=value.device)
     pose = torch.empty(*at.shape, 4, dtype=torch.float32, device=value.device)
-    _grid_poses[(triton.cdiv(at.numel(), 256),)](
+    _grid_poses[(ceil_div(at.numel(), 256),)](
         at, value, index, pairings.contiguous(), row, pose,
         at.numel(), n_particles, value.stride(0), index.stride(0), len(pairings), first, n_references, 180.0 / n_half,
         BLOCK=256,
@@ -306,7 +307,7 @@ def shortlist(row: Tensor, pose: Tensor, n: int, same: tuple[float, float] | Non
     n_candidates, n_particles = row.shape
     n = min(n, n_candidates)
     row_out, pose_out = row.new_empty(n, n_particles), pose.new_empty(n, n_particles, 4)
-    block = max(16, triton.next_power_of_2(n_candidates))
+    block = max(16, next_power_of_2(n_candidates))
     _shortlist[(n_particles,)](
         row.contiguous(), pose.contiguous(), row_out, pose_out, n_candidates, n_particles, n, *(same or (0.0, 0.0)),
         DISTINCT=same is not None, BLOCK=block, num_warps=1,
@@ -343,7 +344,7 @@ def gather_taps(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     # The grid's second axis holds at most 65,535 programs.
     for i in range(0, n_images, 65_535):
         part = torch.view_as_real(values[i : i + 65_535].contiguous())
-        grid = (triton.cdiv(n_points, block), len(part))
+        grid = (ceil_div(n_points, block), len(part))
         _gather_taps[grid](
             part,
             index.T.contiguous(),

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ralib.kernels.blocks import ceil_div, next_power_of_2
+
 __all__ = ["masked_unit_norm", "product_rows", "template_extent"]
 
 
@@ -94,10 +96,10 @@ def template_extent(spectrum: Tensor, weight: Tensor, radius: Tensor, share: Ten
         spectrum = spectrum.contiguous()
     power = torch.empty(n_radii, n_orders, dtype=torch.float64, device=spectrum.device)
     out = torch.empty(5, dtype=torch.float64, device=spectrum.device)
-    _power[(n_radii, triton.cdiv(n_orders, 64))](
+    _power[(n_radii, ceil_div(n_orders, 64))](
         spectrum, weight, power, k, n_radii, n_orders, *spectrum.stride()[:2], TEMPLATES=16, M=64
     )
-    sizes = {"K": max(128, triton.next_power_of_2(n_radii)), "M": max(256, triton.next_power_of_2(n_orders))}
+    sizes = {"K": max(128, next_power_of_2(n_radii)), "M": max(256, next_power_of_2(n_orders))}
     _extent[(1,)](power, radius, share, out, n_radii, n_orders, RADII=8, **sizes)
     return out
 
@@ -140,7 +142,7 @@ def product_rows(orders: Tensor, weight: Tensor, largest: Tensor, out: Tensor) -
     m, _, n_radii, n_columns = orders.shape
     assert orders.is_contiguous()
     assert out[0].is_contiguous()
-    _product_rows[(m, triton.cdiv(n_columns, 32), triton.cdiv(n_radii, 32))](
+    _product_rows[(m, ceil_div(n_columns, 32), ceil_div(n_radii, 32))](
         orders, weight, largest, out, n_radii, n_columns, orders.stride(0), orders.stride(1), out.stride(0),
         MIRROR=out.shape[2] == 4, RADII=32, COLUMNS=32,
     )  # fmt: skip
