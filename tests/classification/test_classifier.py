@@ -24,7 +24,7 @@ from ralib.classification.m_step import signal_share
 from ralib.classification.memory_plan import STEP_BYTES
 from ralib.classification.model import Model
 from ralib.classification.pose_refinement import refine_poses
-from ralib.classification.priors import class_prices, origin_spread
+from ralib.classification.priors import PRESSURE_NATS, class_prices, origin_spread
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard
@@ -232,6 +232,22 @@ def test_prices_balance_classes_as_far_as_asked() -> None:
     assert float(free[0]) > 0.75
     assert float(free[0]) > float(some[0]) > float(equal[0])
     assert torch.allclose(equal, torch.full((4,), 0.25), atol=0.01)
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize("balance", [0.1, 0.3, 0.8])
+def test_prices_reach_their_fixed_point(spread: float, balance: float) -> None:
+    """Whether classes are alike to a particle or far apart: one more step of the map changes next to nothing."""
+    generator = torch.Generator().manual_seed(1)
+    fit = spread * torch.randn(600, 6, generator=generator) + torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0, -2.0])
+    pressure = PRESSURE_NATS * balance / (1 - balance)
+
+    def stepped(price: torch.Tensor) -> torch.Tensor:
+        share = 6 * class_posterior(fit, price, 1.0).mean(0)
+        return (pressure / (pressure + 1) * (price - share.log())).clamp_max(0.0)
+
+    price = class_prices(fit, 1.0, balance)
+    assert float((stepped(price) - price).abs().max()) < 0.003 * float(stepped(torch.zeros(6)).abs().max())
 
 
 def test_duplicates_go_first_and_a_rare_class_stays() -> None:

@@ -204,7 +204,7 @@ def _posed(device: torch.device) -> tuple[torch.Tensor, PosedParticles, Rings]:
 
 
 def _prices(n_classes: int, device: torch.device) -> None:
-    rule = PriceRule(1.0, 0.5, 1, True, torch.tensor(AT_ONCE, device=device))
+    rule = PriceRule(1.0, 0.5, ((1.0, 0.0, 0.0),), True, torch.tensor(AT_ONCE, device=device))
     class_prices(torch.zeros(AT_ONCE, n_classes, device=device), rule, lambda members: members)
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from ralib.classification.sharding import Shard
 from ralib.kernels import classes as kernels
 from ralib.kernels.classes import PriceRule
-from ralib.kernels.likelihood import AT_ONCE
 
 LEAST_SPREAD_PX = 0.5
 """Lower limit of the standard deviation of origins."""
@@ -46,8 +45,8 @@ def origin_spread(origin_xy_px: Tensor, shard: Shard | None = None) -> Tensor:
 PRESSURE_NATS = 10.0
 """At balance 0.5, a class e times its fair share loses this much log-likelihood for every further member."""
 
-MOST_STEPS, LEFT_OVER = 30, 0.003
-"""Steps of the fixed-point iteration of the prices, at most, and the share of the first error at which it ends."""
+MOST_STEPS, LEFT_OVER = 30, 0.001
+"""Steps towards the prices, at most, and the share of the first error that may be left."""
 
 
 def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard | None = None) -> Tensor:
@@ -84,22 +83,39 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
     fit, shard = (shard or Shard.of_all(len(fit))).together(fit)
     pressure = math.inf if balance >= 1 else PRESSURE_NATS * balance / (1 - balance)
     factor = 1.0 if math.isinf(pressure) else pressure / (pressure + temperature)
-    # Each step reduces the error by `factor`: prices small next to the temperature converge sooner.
-    steps = math.ceil(math.log(LEFT_OVER) / math.log(factor)) if factor < 1 else MOST_STEPS
     particles = torch.full((), float(shard.n), dtype=torch.float64, device=fit.device)
-    if fit.device.type != "cpu":
-        rule = PriceRule(temperature, factor, min(steps, MOST_STEPS), balance < 1, particles)
-        return kernels.class_prices(fit, rule, shard.add_up)
-    price = torch.zeros(k, device=fit.device)
-    for _ in range(min(steps, MOST_STEPS)):
-        members = torch.zeros(k, dtype=torch.float64, device=fit.device)
-        for part in fit.split(max(1, AT_ONCE // k)):
-            posterior = torch.softmax((part + price) / temperature, dim=1)
-            # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
-            members += posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64)
-        members = shard.add_up(members)
-        share = (members * k / particles).float()
-        price = factor * (price - temperature * torch.log(share.clamp_min(1e-4)))
-        if balance < 1:
-            price = price.clamp_max(0.0)  # large classes lose fit; a rare view gains none
-    return price
+    # Where prices are capped at 0 large classes lose fit; a rare view gains none.
+    rule = PriceRule(temperature, factor, price_steps(factor), balance < 1, particles)
+    return kernels.class_prices(fit, rule, shard.add_up)
+
+
+def price_steps(factor: float) -> tuple[tuple[float, float, float], ...]:
+    """Return the weights of the steps towards the fixed point of the prices; see `PriceRule`.
+
+    Near it the map multiplies an error by a matrix of real eigenvalues from 0 to `factor`: that of classes with clear
+    members by `factor`, so that the map alone would take long. Chebyshev's weights take a fourth of its steps.
+
+    Parameters
+    ----------
+    factor : float
+        Factor of the map, above 0; at 1, where eigenvalues have no bound below 1, each step is the map.
+
+    Returns
+    -------
+    tuple of (float, float, float)
+        Weights of the map's value, of the prices, and of those before them.
+
+    References
+    ----------
+    Golub and Varga 1961, "Chebyshev semi-iterative methods, successive overrelaxation iterative methods, and second
+    order Richardson iterative methods", Numer. Math. 3, 147-156.
+    """
+    if factor >= 1:
+        return ((1.0, 0.0, 0.0),) * MOST_STEPS
+    relaxed, radius = 2 / (2 - factor), factor / (2 - factor)
+    rate = radius / (1 + math.sqrt(1 - radius**2))
+    omega, steps = 1.0, []
+    for i in range(min(MOST_STEPS, math.ceil(math.log(LEFT_OVER / 2) / math.log(rate)))):
+        steps.append((omega * relaxed, omega * (1 - relaxed), 1 - omega))
+        omega = 1 / (1 - radius**2 * (0.5 if i == 0 else omega / 4))
+    return tuple(steps)

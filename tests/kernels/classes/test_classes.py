@@ -141,17 +141,19 @@ def test_class_prices_triton_agree_with_reference(n: int, k: int, temperature: f
     from ralib.kernels.classes import gpu_triton
 
     fit, all_of_them = fits(n, k, seed=n), torch.tensor(n, device=DEVICE)
-    rule = reference.PriceRule(temperature, 0.6, 9, capped, all_of_them)
+    steps = ((1.4, -0.4, 0.0), (1.5, -0.4, -0.1), (1.45, -0.4, -0.05), (1.0, 0.0, 0.0))
+    rule = reference.PriceRule(temperature, 0.6, steps, capped, all_of_them)
+    one = reference.PriceRule(temperature, 0.6, steps[:1], capped, all_of_them)
     expected = reference.class_prices(fit, rule, lambda members: members)
     found = gpu_triton.class_prices(fit, rule, lambda members: members)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     # As by two ranks: the second's members are added.
     parts, whole = (fit[: n // 2], fit[n // 2 :]), []
     rest = [torch.zeros(k, dtype=torch.float64, device=DEVICE)]
-    gpu_triton.class_prices(fit, reference.PriceRule(temperature, 0.6, 1, capped, all_of_them), whole.append)
+    gpu_triton.class_prices(fit, one, whole.append)
     for part in parts:
         if len(part):
-            gpu_triton.class_prices(part, reference.PriceRule(temperature, 0.6, 1, capped, all_of_them), rest.append)
+            gpu_triton.class_prices(part, one, rest.append)
     assert torch.equal(torch.stack(rest).sum(0), whole[0]), "the members are the same in any order, to the bit"
 
 

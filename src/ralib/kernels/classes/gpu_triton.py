@@ -182,12 +182,12 @@ def best_in_classes(
 
 
 @triton.jit(
-    do_not_specialize=["n", "k", "rows_each", "factor", "temperature", "first"],
-    do_not_specialize_on_alignment=["last_members", "last_price", "price", "members"],
+    do_not_specialize=["n", "k", "rows_each", "factor", "of_map", "of_price", "of_before", "temperature", "first"],
+    do_not_specialize_on_alignment=["last_members", "before", "last_price", "price", "members"],
 )
 def _price_step(
-    fit, last_members, last_price, price, members, particles, n, k, rows_each, factor, temperature, first,
-    CAPPED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    fit, last_members, before, last_price, price, members, particles, n, k, rows_each, factor, of_map, of_price,
+    of_before, temperature, first, CAPPED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """The prices after a step, which every program computes, and the responsibilities of some particles with them."""
     c = tl.arange(0, CLASSES)
@@ -195,8 +195,9 @@ def _price_step(
     paid = tl.zeros((CLASSES,), tl.float32)
     if first == 0:
         share = (tl.load(last_members + c, mask=known, other=0.0) * k / tl.load(particles)).to(tl.float32)
-        paid = tl.load(last_price + c, mask=known, other=0.0) - temperature * tl.log(tl.maximum(share, 1e-4))
-        paid *= factor
+        last = tl.load(last_price + c, mask=known, other=0.0)
+        paid = factor * (last - temperature * tl.log(tl.maximum(share, 1e-4)))
+        paid = of_map * paid + of_price * last + of_before * tl.load(before + c, mask=known, other=0.0)
         if CAPPED:
             paid = tl.minimum(paid, 0.0)
     if tl.program_id(0) == 0:
@@ -221,17 +222,18 @@ def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
     classes = padded_classes(k)
     rows = max(1, 2048 // classes)
     rows_each = rows * max(1, ceil_div(n, rows * PROGRAMS))
-    members = torch.zeros(rule.steps + 1, k, dtype=torch.float64, device=fit.device)
-    price = torch.empty(rule.steps + 1, k, device=fit.device)
+    members = torch.zeros(len(rule.steps) + 1, k, dtype=torch.float64, device=fit.device)
+    price = torch.empty(len(rule.steps) + 1, k, device=fit.device)
     particles, fit = rule.particles.double(), fit.contiguous()
     sums, prices = members.unbind(), price.unbind()
-    for step in range(rule.steps + 1):
-        here, last = n if step < rule.steps else 0, max(0, step - 1)
+    for step, weights in enumerate([(0.0, 0.0, 0.0), *rule.steps]):
+        here, last = n if step < len(rule.steps) else 0, max(0, step - 1)
         _price_step[(max(1, ceil_div(here, rows_each)),)](
-            fit, sums[last], prices[last], prices[step], sums[step], particles, here, k, rows_each, rule.factor,
-            rule.temperature, int(step == 0), CAPPED=rule.capped, ROWS=rows, CLASSES=classes,
+            fit, sums[last], prices[max(0, step - 2)], prices[last], prices[step], sums[step], particles, here, k,
+            rows_each, rule.factor, *weights, rule.temperature, int(step == 0), CAPPED=rule.capped, ROWS=rows,
+            CLASSES=classes,
         )  # fmt: skip
-        if step < rule.steps:
+        if step < len(rule.steps):
             add_up(sums[step])
     return prices[-1]
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.kernels.likelihood.reference import AT_ONCE
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max
 
 AddUp = Callable[[Tensor], Tensor]
@@ -576,9 +577,9 @@ class PriceRule:
     temperature : float
         Of the responsibilities.
     factor : float
-        Share of the way that a step leaves.
-    steps : int
-        Number of steps.
+        Of the map whose fixed point the prices are; see `class_prices`.
+    steps : tuple of (float, float, float)
+        Of each step, weights of the map's value, of the prices and of those before them: the next prices are their sum.
     capped : bool
         Whether no price is above 0.
     particles : Tensor of shape ()
@@ -587,7 +588,7 @@ class PriceRule:
 
     temperature: float
     factor: float
-    steps: int
+    steps: tuple[tuple[float, float, float], ...]
     capped: bool
     particles: Tensor
 
@@ -626,13 +627,16 @@ def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
         Prices.
     """
     k = fit.shape[1]
-    price = torch.zeros(k, device=fit.device)
-    for _ in range(rule.steps):
-        posterior = torch.softmax((fit + price) / rule.temperature, dim=1)
-        # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
-        members = add_up(posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64))
-        share = (members * k / rule.particles).float()
-        price = rule.factor * (price - rule.temperature * torch.log(share.clamp_min(1e-4)))
+    price = before = torch.zeros(k, device=fit.device)
+    for of_map, of_price, of_before in rule.steps:
+        members = torch.zeros(k, dtype=torch.float64, device=fit.device)
+        for part in fit.split(max(1, AT_ONCE // k)):
+            posterior = torch.softmax((part + price) / rule.temperature, dim=1)
+            # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
+            members += posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64)
+        share = (add_up(members) * k / rule.particles).float()
+        paid = rule.factor * (price - rule.temperature * torch.log(share.clamp_min(1e-4)))
+        price, before = of_map * paid + of_price * price + of_before * before, price
         if rule.capped:
             price = price.clamp_max(0.0)
     return price
