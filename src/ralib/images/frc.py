@@ -12,6 +12,7 @@ from ralib.images.fourier import hermitian_weight, ring_index
 from ralib.images.masks import soft_disc
 from ralib.kernels.blocks import next_power_of_2
 from ralib.kernels.figures import ring_correlation
+from ralib.kernels.threads import on_cores, shares
 from ralib.types import ClassAverages
 
 KEPT = 2**22
@@ -134,16 +135,24 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     halves = averages.half_images
     assert halves is not None
     box, device = halves.shape[-1], halves.device
-    mask = _mask(box, radius_px, device)
+    given = _mask(box, radius_px, device), ring_index(box, device)
+    phases = _phases(len(halves[0]), box, device)
+    if not halves.is_cpu:
+        return _corrected(halves, phases, *given)
+    return torch.cat(
+        on_cores(lambda some: _corrected(halves[:, some], phases[:, some], *given), shares(len(halves[0])))
+    )
+
+
+def _corrected(halves: Tensor, phases: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
+    """The corrected FRC of some classes, from half averages and phase factors of them (2, k, ...)."""
     spectra = torch.fft.rfft2(halves)
     plain, masked = _correlation(spectra), _correlation(torch.fft.rfft2(halves * mask))
     start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
-    ring = ring_index(box, device)
-    phases = _phases(len(halves[0]), box, device)
-    turned = torch.fft.irfft2(spectra * torch.where(ring >= start[:, None, None], phases, 1.0), s=(box, box))
+    turned = torch.fft.irfft2(spectra * torch.where(ring >= start[:, None, None], phases, 1.0), s=mask.shape)
     floor = _correlation(torch.fft.rfft2(turned * mask))
     corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
-    beyond = torch.arange(plain.shape[1], device=device)[None] >= start[:, None] + 2
+    beyond = torch.arange(plain.shape[1], device=halves.device)[None] >= start[:, None] + 2
     return torch.where(beyond, corrected, masked).clamp(-1, 1)
 
 
