@@ -182,7 +182,7 @@ def average_groups(
     poses = ClassPoses(*(f[None] for f in (zero, zero, state.psi_deg, state.origin_xy_px, state.mirror)))
     weight = model.joins.float()
     sums = _sums(model, poses, class_index[None], weight[None], state.scale[None], n_classes, rings)
-    members = model.shard.counts(class_index[model.joins], n_classes).float()
+    members = model.shard.counts(class_index, n_classes, model.joins).float()
     return _with_own(model, state, class_index, weight, average_classes(model.particles.grid, sums, members))
 
 

@@ -246,7 +246,7 @@ def too_small(model: Model, state: State) -> list[int]:
     list of int
         Numbers of classes.
     """
-    members = model.shard.counts(state.class_index[model.joins], len(state.members))
+    members = model.shard.counts(state.class_index, len(state.members), model.joins)
     least = min(FEWEST, SMALL_SHARE * float(members.sum()) / len(members))
     return torch.nonzero(members < least)[:, 0].tolist()
 

@@ -208,7 +208,7 @@ class Model:
         Tensor of shape (k,)
             Numbers, as floating point.
         """
-        return self.shard.counts(class_index[self.particles.usable], n_classes).float()
+        return self.shard.counts(class_index, n_classes, self.particles.usable).float()
 
     def mask(self, averages: RingAverages) -> Tensor:
         """Return what of each average counts as signal, (k, n, n): inside the mask, where its halves agree."""

@@ -180,22 +180,26 @@ class Shard:
         """Return the number () of all particles that are `chosen` (b,)."""
         return self.ranks.all_reduce_(chosen.sum())
 
-    def counts(self, group: Tensor, n_groups: int) -> Tensor:
+    def counts(self, group: Tensor, n_groups: int, chosen: Tensor | None = None) -> Tensor:
         """Count the particles of each group.
 
         Parameters
         ----------
         group : Tensor of shape (b,)
-            Group of each of this rank's particles.
+            Group of each of this rank's particles; that of one not chosen may be negative.
         n_groups : int
             Number of groups k.
+        chosen : Tensor of shape (b,), optional
+            True for particles that count; by default all.
 
         Returns
         -------
         Tensor of shape (k,)
             Numbers of particles.
         """
-        return self.ranks.all_reduce_(torch.bincount(group, minlength=n_groups))
+        # Added up, not counted by `bincount` or chosen as rows, for the size of which a GPU would be waited for.
+        one = torch.ones_like(group) if chosen is None else chosen.to(group.dtype)
+        return self.ranks.all_reduce_(group.new_zeros(n_groups).scatter_add_(0, group.clamp_min(0), one))
 
     def sum_by(self, group: Tensor, values: Tensor, n_groups: int, most: float | Tensor | None = None) -> Tensor:
         """Sum over the particles of each group.
