@@ -26,7 +26,7 @@ from ralib.kernels.pose_search import (
     shifted_parts,
     shortlist,
 )
-from ralib.kernels.references import masked_unit_norm, product_rows, template_extent
+from ralib.kernels.references import masked_unit_norm, nearest_filter, product_rows, template_extent
 from ralib.runtime.compilers import Call
 
 N_ORDERS = 16, 32, 48, 64, 96
@@ -50,7 +50,7 @@ CANDIDATES = (128, 64), (64, 32), (32, 8), (8, 4)
 
 def usual_calls() -> list[Call]:
     """Return the calls of any alignment, those first that take longest, then the first needed."""
-    calls: list[Call] = [*refinement_calls(), _unit_norm, _transform]
+    calls: list[Call] = [*refinement_calls(), _unit_norm, _filter, _transform]
     calls += [partial(_extent, n_radii, n_half) for n_radii, n_half in GRIDS]
     calls += [partial(_rows, True), _table, _parts]
     calls += [partial(_candidates, MANY, few) for _, few in CANDIDATES[:2]] + [partial(_candidates, FEW_POSES, 8)]
@@ -95,6 +95,10 @@ def _transform(device: torch.device) -> None:
 
 def _unit_norm(device: torch.device) -> None:
     masked_unit_norm(_zeros(device, 1, FEW, FEW), _zeros(device, FEW, FEW))
+
+
+def _filter(device: torch.device) -> None:
+    nearest_filter(_zeros(device, 1, FEW), _zeros(device, FEW, FEW))
 
 
 def _extent(n_radii: int, n_half: int, device: torch.device) -> None:

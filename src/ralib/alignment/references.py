@@ -25,6 +25,7 @@ from ralib.images.fourier import (
 from ralib.images.masks import soft_disc
 from ralib.images.normalise import usable_images
 from ralib.kernels.complex_numbers import squared
+from ralib.kernels.references import nearest_filter
 from ralib.types import ClassAverages, Poses, RalibError
 
 UserFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
@@ -190,8 +191,8 @@ def _divide_by_noise(averages: ClassAverages) -> Tensor:
 def fit_low_pass(curve: Tensor, cutoff_range: tuple[float, float], max_falloff: float) -> tuple[Tensor, Tensor]:
     """Fit the tanh low-pass filter closest to each FRC curve, by least squares.
 
-    A curve counts as zero after it first falls below 0.1, as in SPARX's `fit_tanh`. A grid search replaces SPARX's
-    simplex, which may end in a local minimum.
+    Where a curve counts is told by `ralib.kernels.references.reference.nearest_filter`. A search among all of a grid
+    replaces SPARX's simplex, which may end in a local minimum.
 
     Parameters
     ----------
@@ -209,11 +210,9 @@ def fit_low_pass(curve: Tensor, cutoff_range: tuple[float, float], max_falloff: 
     Tensor of shape (k,)
         Fall-offs.
     """
-    alive = torch.cumprod((curve[:, 1:] >= 0.1).int(), dim=1)
-    target = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:].clamp(0, 1) * alive], dim=1)
     grid, filters = _filters(curve.shape[-1], cutoff_range, max_falloff, curve.device)
-    best = torch.cdist(target, filters.to(target)).argmin(1)
-    return grid[best, 0], grid[best, 1]
+    cutoff, falloff = grid[nearest_filter(curve, filters)].unbind(1)
+    return cutoff, falloff
 
 
 @functools.lru_cache(maxsize=4)

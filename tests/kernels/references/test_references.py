@@ -29,6 +29,23 @@ def test_masked_unit_norm_triton_agrees_with_reference(k: int, box: int) -> None
 
 
 @in_interpreter
+@pytest.mark.parametrize(("k", "rings", "n_filters"), [(1, 20, 5), (6, 46, 33), (2, 150, 16)])
+def test_nearest_filter_triton_agrees_with_reference(k: int, rings: int, n_filters: int) -> None:
+    """Of curves that fall at a ring each, rise again, and of one that begins below."""
+    from ralib.kernels.references import gpu_triton
+
+    random = torch.Generator().manual_seed(rings)
+    fall = torch.linspace(0.2, 0.9, n_filters)[:, None]
+    filters = torch.sigmoid(20 * (fall - torch.linspace(0, 1, rings)))
+    curve = filters[torch.randint(n_filters, (k,), generator=random)] + 0.05 * torch.rand(k, rings, generator=random)
+    curve[:, -1] = 0.9
+    curve[-1, 1] = curve[-1, 1] if k == 1 else 0.0
+    found = gpu_triton.nearest_filter(curve.to(DEVICE), filters.to(DEVICE)).cpu()
+    assert torch.equal(found, reference.nearest_filter(curve, filters))
+    assert k == 1 or found[-1] == 0
+
+
+@in_interpreter
 @pytest.mark.parametrize(("k", "n_radii", "m"), [(1, 8, 24), (20, 19, 70), (3, 72, 144)])
 def test_template_extent_triton_agrees_with_reference(k: int, n_radii: int, m: int) -> None:
     """Of power that falls with radius and order; the spectrum is part of a larger one."""

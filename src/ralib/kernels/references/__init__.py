@@ -6,13 +6,19 @@ from torch import Tensor
 
 from ralib.kernels import implementation
 
-__all__ = ["masked_unit_norm", "product_rows", "template_extent"]
+__all__ = ["masked_unit_norm", "nearest_filter", "product_rows", "template_extent"]
 
 
 def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
     """Make templates of references; see `reference.masked_unit_norm`."""
     templates: Tensor = implementation("references", references).masked_unit_norm(references, mask)
     return templates
+
+
+def nearest_filter(curve: Tensor, filters: Tensor) -> Tensor:
+    """Find the filter nearest to each FRC curve; see `reference.nearest_filter`."""
+    best: Tensor = implementation("references", curve).nearest_filter(curve, filters)
+    return best
 
 
 def template_extent(spectrum: Tensor, weight: Tensor, radius: Tensor, share: Tensor) -> Tensor:

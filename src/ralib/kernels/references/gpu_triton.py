@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ralib.kernels.blocks import ceil_div, next_power_of_2
 
-__all__ = ["masked_unit_norm", "product_rows", "template_extent"]
+__all__ = ["masked_unit_norm", "nearest_filter", "product_rows", "template_extent"]
 
 
 @triton.jit(do_not_specialize=["n_pixels"])
@@ -45,6 +45,37 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
     out = torch.empty_like(references)
     _masked_unit_norm[(len(references),)](references, mask.contiguous(), out, mask.numel(), PIXELS=4096, num_warps=8)
     return out
+
+
+@triton.jit(do_not_specialize=["n_rings", "n_filters"])
+def _nearest_filter(curve, filters, best, n_rings, n_filters, RINGS: tl.constexpr, FILTERS: tl.constexpr):
+    """One program: one curve, and all filters."""
+    k = tl.program_id(0).to(tl.int64)
+    r = tl.arange(0, RINGS)
+    value = tl.load(curve + k * n_rings + r, mask=r < n_rings, other=0.0)
+    fallen = tl.min(tl.where((value >= 0.1) | (r == 0), RINGS, r), axis=0)
+    target = tl.where(r == 0, 1.0, tl.where(r < fallen, tl.minimum(value, 1.0), 0.0))
+    nearest, at = tl.min(tl.full((RINGS,), float("inf"), tl.float32), axis=0), tl.min(r, axis=0)
+    for i in range(0, n_filters, FILTERS):
+        f = i + tl.arange(0, FILTERS)
+        here = (f < n_filters)[:, None] & (r < n_rings)[None, :]
+        off = tl.load(filters + f[:, None] * n_rings + r[None, :], mask=here, other=0.0) - target[None, :]
+        distance = tl.where(f < n_filters, tl.sum(off * off, axis=1), float("inf"))
+        least = tl.min(distance, axis=0)
+        at = tl.where(least < nearest, tl.min(tl.where(distance == least, f, n_filters), axis=0), at)
+        nearest = tl.minimum(nearest, least)
+    tl.store(best + k, at.to(tl.int64))
+
+
+def nearest_filter(curve: Tensor, filters: Tensor) -> Tensor:
+    """Find the filter nearest to each FRC curve; see `reference.nearest_filter`."""
+    k, n_rings = curve.shape
+    best = torch.empty(k, dtype=torch.int64, device=curve.device)
+    _nearest_filter[(k,)](
+        curve.float().contiguous(), filters.float().contiguous(), best, n_rings, len(filters),
+        RINGS=max(128, next_power_of_2(n_rings)), FILTERS=16,
+    )  # fmt: skip
+    return best
 
 
 @triton.jit(do_not_specialize=["k", "n_radii", "n_orders", "stride_t", "stride_r"])

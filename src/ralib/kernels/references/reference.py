@@ -29,6 +29,28 @@ def masked_unit_norm(references: Tensor, mask: Tensor) -> Tensor:
     return masked / norm.clamp(min=1e-20)
 
 
+def nearest_filter(curve: Tensor, filters: Tensor) -> Tensor:
+    """Find the filter nearest to each FRC curve, by least squares.
+
+    A curve counts as 1 at frequency 0, and as zero from where it first falls below 0.1, as in SPARX's `fit_tanh`.
+
+    Parameters
+    ----------
+    curve : Tensor of shape (k, r)
+        FRC curves.
+    filters : Tensor of shape (f, r)
+        Responses of the filters.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Number of the filter, int64.
+    """
+    alive = torch.cumprod((curve[:, 1:] >= 0.1).int(), dim=1)
+    target = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:].clamp(0, 1) * alive], dim=1)
+    return torch.cdist(target, filters.to(target)).argmin(1)
+
+
 def template_extent(spectrum: Tensor, weight: Tensor, radius: Tensor, share: Tensor) -> Tensor:
     """Measure how many angular orders and radii templates need.
 
