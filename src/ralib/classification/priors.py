@@ -93,7 +93,7 @@ def price_steps(factor: float) -> tuple[tuple[float, float, float], ...]:
     """Return the weights of the steps towards the fixed point of the prices; see `PriceRule`.
 
     Near it the map multiplies an error by a matrix of real eigenvalues from 0 to `factor`: that of classes with clear
-    members by `factor`, so that the map alone would take long. Chebyshev's weights take a fourth of its steps.
+    members by `factor`, so that the map alone would take long. Chebyshev's weights take a third of its steps.
 
     Parameters
     ----------
