@@ -142,7 +142,7 @@ class Progress(SilentObserver):
         name = f"{stage}, {size} particles"
         stages = self.told["stages"]
         stages[name] = stages.get(name, 0.0) + row["seconds"]
-        self.told["iterations"].append([stage, size, round(row["seconds"], 3), row["mean_resolution_A"]])
+        self.told["iterations"].append([stage, size, round(row["seconds"], 3), row["median_resolution_A"]])
         self.write()
 
     def write(self, **more: Any) -> None:

@@ -213,7 +213,7 @@ def make_iterations(
                 "largest": int(sizes.max()),
                 "empty": int((sizes == 0).sum()),
                 "effective_classes": float(np.exp(-(share * np.log(share)).sum())),
-                "mean_resolution_A": float(resolution.mean()),
+                "median_resolution_A": float(np.median(resolution)),
                 "resolution_A": resolution.round(2).tolist(),
                 "pixel_error_px": float(4 * 0.6**i),
                 "class_changes": float(0.9 * 0.6**i),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ralib.classes.evaluation import purity
-from ralib.classification import junk_model, memory_plan, model, pose_search, priors, stored_spectra, whitening
+from ralib.classification import junk_model, memory_plan, model, pose_search, stored_spectra, whitening
 from ralib.classification.classifier import Classifier
 from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
@@ -18,6 +18,7 @@ from ralib.classification.memory_plan import SpectraPlan, plan_spectra
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings, members_wanted
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
+from ralib.kernels.classes import reference as class_kernels
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import IterationDone, SilentObserver
 from ralib.simulation.simulator import SimulationOptions, Simulator
@@ -269,7 +270,7 @@ def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = 
     """Take particles in groups of some 64, and keep all 400 in half precision: some on the device, some in memory."""
     for module in (memory_plan, stored_spectra):
         monkeypatch.setattr(module, "BLOCK", 64)
-    for module in (model, pose_search, priors):
+    for module in (model, pose_search, class_kernels):
         monkeypatch.setattr(module, "AT_ONCE", 300)
 
     def plan(n: int, n_samples: int, device: torch.device, *, half: bool, taken_bytes: int) -> SpectraPlan:

@@ -240,12 +240,12 @@ def test_log_goes_on_where_a_run_is_continued(stack: Path, tmp_path: Path) -> No
 def test_iteration_line_stays_within_a_hundred_columns() -> None:
     row = {
         "iteration": 123, "stage": "exchange", "criterion": 12345.678, "smallest": 10, "largest": 99_999, "empty": 12,
-        "class_sizes": [0] * 250, "mean_resolution_px": 3.1, "mean_resolution_A": 12.34, "pixel_error_px": 0.1234,
+        "class_sizes": [0] * 250, "median_resolution_px": 3.1, "median_resolution_A": 12.34, "pixel_error_px": 0.1234,
         "class_changes": 0.456, "seconds": 12.34,
     }  # fmt: skip
     line = iteration_line(row, 128)
     assert len(line) <= 100, (len(line), line)
-    unknown = row | {"mean_resolution_px": float("nan"), "pixel_error_px": float("nan"), "class_changes": float("nan")}
+    unknown = row | dict.fromkeys(("median_resolution_px", "pixel_error_px", "class_changes"), float("nan"))
     assert "nan" not in iteration_line(unknown, 128)
 
 
@@ -253,7 +253,7 @@ def test_iteration_line_stays_within_a_hundred_columns() -> None:
 def test_iteration_line_keeps_what_fits_a_narrow_screen(columns: int) -> None:
     row = {
         "iteration": 12, "stage": "exchange", "criterion": 103.7, "smallest": 28, "largest": 182, "empty": 0,
-        "class_sizes": [0] * 34, "mean_resolution_px": 3.1, "mean_resolution_A": 19.8, "pixel_error_px": 0.1234,
+        "class_sizes": [0] * 34, "median_resolution_px": 3.1, "median_resolution_A": 19.8, "pixel_error_px": 0.1234,
         "class_changes": 0.12, "seconds": 0.5,
     }  # fmt: skip
     line = iteration_line(row, 128, columns=columns)

@@ -18,7 +18,7 @@ from ralib.results.summary import open_run, write_report
 
 PLOTS = {
     *("iteration-criterion", "iteration-pixel_error", "iteration-changes", "iteration-effective"),
-    *("iteration-mean_resolution", "iteration-sizes", "iteration-seconds", "frc", "resolution-size", "class-sizes"),
+    *("iteration-median_resolution", "iteration-sizes", "iteration-seconds", "frc", "resolution-size", "class-sizes"),
     *("distribution-psi", "distribution-fit", "distribution-defocus", "distribution-shift", "distribution-mirror"),
     *("ctf-curves", "ctf-coverage", "ctf-defocus", "embedding", "command", "timings", "machine", "options"),
 }

@@ -206,7 +206,7 @@ def test_a_model_file_without_numbers_counts_as_unknown(run: Path, tmp_path: Pat
     found = open_run(relion_job(run, tmp_path / "job", HEAD + "1@x nan inf\n2@x 0.5 nan\n")).record
     assert found["iterations"][0]["class_sizes"] == [0, N // 2]
     assert found["iterations"][0]["resolution_A"] == [None, None]
-    assert found["iterations"][0]["mean_resolution_A"] is None
+    assert found["iterations"][0]["median_resolution_A"] is None
 
 
 def test_particles_that_share_only_file_names_are_said_to(run: Path, tmp_path: Path, capsys) -> None:

@@ -135,5 +135,5 @@ def test_iteration_line_names_what_matters(finished) -> None:
     line = iteration_line(fit.iterations_[-1], 32, 2)
     for word in ("iteration 2/2", "fit ", " classes of ", "FRC", "moved", "changed", " s"):
         assert word in line
-    assert not math.isnan(fit.iterations_[-1]["mean_resolution_A"])
+    assert not math.isnan(fit.iterations_[-1]["median_resolution_A"])
     assert math.isnan(fit.iterations_[0]["pixel_error_px"])

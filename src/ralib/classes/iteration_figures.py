@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def iteration_figures(
 ) -> dict[str, Any]:
     """Compute the figures of one iteration; NaN stands for unknown.
 
-    Among them: `criterion`, the mean score of particles in classes, or of those counted; `mean_resolution_A` over the
+    Among them: `criterion`, the mean score of particles in classes, or of those counted; `median_resolution_A` over the
     classes that have one, and `resolution_px` of each class; `pixel_error_px`, the mean rms displacement of a
     particle's disc among those that kept class and mirror.
 
@@ -62,7 +63,7 @@ def iteration_figures(
     sizes, resolution_px = sizes.long(), _resolution_px(values.view(curve.shape).float())
     known = [r for r in resolution_px if math.isfinite(r)]
     pixel = averages.pixel_size_A or math.nan
-    mean_px = sum(known) / len(known) if known else math.nan
+    median_px = statistics.median(known) if known else math.nan
     return {
         "iteration": iteration,
         "criterion": criterion,
@@ -71,8 +72,8 @@ def iteration_figures(
         "largest": int(sizes.max()),
         "empty": int((sizes == 0).sum()),
         "effective_classes": evaluation.effective_classes(sizes),
-        "mean_resolution_px": mean_px,
-        "mean_resolution_A": mean_px * pixel,
+        "median_resolution_px": median_px,
+        "median_resolution_A": median_px * pixel,
         "resolution_px": resolution_px,
         "resolution_A": [r * pixel for r in resolution_px],
         "seconds": seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -217,13 +218,13 @@ def schedule_figures(
     resolution = resolution.clamp_max(particles.grid.box) / particles.scale
     pixel = math.nan if pixel_size_A is None else pixel_size_A
     known = resolution[resolution.isfinite()]
-    mean = float(known.mean()) if len(known) else math.nan
+    median = statistics.median(known.tolist()) if len(known) else math.nan
     return row | {
         "stage": stage,
         "resolution_px": resolution.tolist(),
         "resolution_A": (resolution * pixel).tolist(),
-        "mean_resolution_px": mean,
-        "mean_resolution_A": mean * pixel,
+        "median_resolution_px": median,
+        "median_resolution_A": median * pixel,
     }
 
 

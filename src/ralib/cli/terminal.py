@@ -217,8 +217,7 @@ def resolution_text(row: dict[str, Any], box: int) -> str:
     str
         The text.
     """
-    in_px = row.get("resolution_px", row.get("mean_resolution_px", math.nan))
-    in_A = row.get("resolution_A", row.get("mean_resolution_A", math.nan))
+    in_px, in_A = row.get("resolution_px", math.nan), row.get("resolution_A", math.nan)
     if not isinstance(in_px, int | float) or not math.isfinite(in_px) or in_px > box / 2:
         return "-"
     return f"{in_A:.1f} A" if math.isfinite(in_A) else f"{in_px:.1f} px"
@@ -252,8 +251,8 @@ def iteration_line(row: dict[str, Any], box: int, total: int | None = None, colu
     parts = {"classes": f"{len(row['class_sizes'])} classes of {row['smallest']}..{row['largest']}{empty}"}
     if single:
         parts["classes"] = f"{row['largest']} particles"
-    mean = {"resolution_px": row["mean_resolution_px"], "resolution_A": row["mean_resolution_A"]}
-    if (resolution := resolution_text(mean, box)) != "-":
+    middle = {"resolution_px": row["median_resolution_px"], "resolution_A": row["median_resolution_A"]}
+    if (resolution := resolution_text(middle, box)) != "-":
         # What alignment makes of noise is taken off the final FRC of classes only: each iteration would cost another.
         parts["frc"] = f"{'uncorrected ' if stage else ''}FRC {resolution}"
     if math.isfinite(row["pixel_error_px"]):

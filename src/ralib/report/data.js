@@ -89,6 +89,7 @@ function picture(sheets, index, label) {
 // ---- the classes, once unpacked -------------------------------------------------------------------------------
 const K = run.classes.length;
 const members = run.classes.map((item) => item.members);
+const median = (values) => { const sorted = values.filter(known).sort((a, b) => a - b), n = sorted.length; return n ? (sorted[(n - 1) >> 1] + sorted[n >> 1]) / 2 : null; };
 // Resolution in Å, or in pixels where the run knows no pixel size.
 const resolutionUnit = run.classes.some((item) => known(item.resolution_A)) || run.pixel_size_A ? "Å" : "px";
 for (const item of run.classes) {
@@ -99,7 +100,7 @@ for (const item of run.classes) {
 }
 for (const item of run.iterations) {
   item.resolution = resolutionUnit === "Å" ? item.resolution_A : item.resolution_px;
-  item.mean_resolution = resolutionUnit === "Å" ? item.mean_resolution_A : item.mean_resolution_px;
+  item.median_resolution = median([].concat(item.resolution ?? []));
 }
 // The run's folder as its own command names it, for commands to copy.
 const runFolder = [].concat(run.facts.command ?? []).find((word) => word.replace(/\/+$/, "").split("/").pop() === run.title) ?? "RUN";

@@ -45,7 +45,7 @@ function buildHeader() {
 const curves = [
   ["criterion", "Mean fit", [["criterion", "Mean fit", "--c1"]]], ["pixel_error", "Pixel error (px)", [["pixel_error_px", "Pixel error", "--c2"]]],
   ["changes", "Particles that changed (%)", [["class_changes", "Class", "--c4", 100], ["mirror_changes", "Mirror", "--c5", 100]]],
-  ["effective", "Classes in use", [["effective_classes", "Effective", "--c3"], ["empty", "Empty", "--c2"]]], ["mean_resolution", `Mean resolution, uncorrected FRC (${resolutionUnit})`, [["mean_resolution", "Resolution", "--c1"]]],
+  ["effective", "Classes in use", [["effective_classes", "Effective", "--c3"], ["empty", "Empty", "--c2"]]], ["median_resolution", `Median resolution, uncorrected FRC (${resolutionUnit})`, [["median_resolution", "Resolution", "--c1"]]],
   ["sizes", "Class size", [["largest", "Largest", "--c1"], ["smallest", "Smallest", "--c2"]]], ["seconds", "Seconds an iteration", [["seconds", "Seconds", "--c5"]]],
 ];
 function buildConvergence() {
@@ -62,7 +62,7 @@ function buildConvergence() {
 function buildResolution() {
   const host = byId("resolution").querySelector(".plots"), colour = (k) => () => (kept.size && !kept.has(k) ? "var(--line)" : "var(--c1)");
   if (frc) {
-    const middle = frc.x.map((_, i) => { if (!i) return null; const column = [...Array(K).keys()].map((k) => frc.values[k * frc.shape[1] + i]).filter(Number.isFinite).sort((a, b) => a - b); return column[column.length >> 1]; });
+    const middle = frc.x.map((_, i) => { if (!i) return null; return median([...Array(K).keys()].map((k) => frc.values[k * frc.shape[1] + i])); });
     const shownClasses = [...Array(K).keys()].filter((k) => members[k]), faint = Math.max(0.08, Math.min(0.5, 8 / shownClasses.length));
     host.append(frcChart({ id: "frc", title: "Fourier ring correlation of all classes", height: 270, legend: [], series: [...shownClasses.map((k) => ({ x: frequencies(), y: frcOf(k), color: "var(--c1)", faint })), { name: "Median", x: frequencies(), y: middle, color: "var(--c2)" }], caption: "One line a class between its two half averages; the strong line is the median." }));
   }

@@ -290,7 +290,7 @@ def _relion_model(path: Path, n_particles: int, n_classes: int) -> dict[str, Any
         resolution = _model_numbers(table, "rlnEstimatedResolution", path, n_classes)
         known = np.isfinite(resolution) & (resolution > 0) & (resolution < 900)
         figures["resolution_A"] = [float(r) if good else None for r, good in zip(resolution, known, strict=True)]
-        figures["mean_resolution_A"] = float(resolution[known].mean()) if known.any() else None
+        figures["median_resolution_A"] = float(np.median(resolution[known])) if known.any() else None
     return figures
 
 
