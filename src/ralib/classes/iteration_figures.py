@@ -61,9 +61,6 @@ def iteration_figures(
     sums, numbers, sizes, values = on_host.split([len(sums), len(numbers), n_classes, curve.numel()])
     criterion, pixel_error, class_changes, mirror_changes = (sums / numbers).tolist()
     sizes, resolution_px = sizes.long(), _resolution_px(values.view(curve.shape).float())
-    known = [r for r in resolution_px if math.isfinite(r)]
-    pixel = averages.pixel_size_A or math.nan
-    median_px = statistics.median(known) if known else math.nan
     return {
         "iteration": iteration,
         "criterion": criterion,
@@ -72,14 +69,36 @@ def iteration_figures(
         "largest": int(sizes.max()),
         "empty": int((sizes == 0).sum()),
         "effective_classes": evaluation.effective_classes(sizes),
-        "median_resolution_px": median_px,
-        "median_resolution_A": median_px * pixel,
-        "resolution_px": resolution_px,
-        "resolution_A": [r * pixel for r in resolution_px],
+        **resolution_figures(resolution_px, averages.pixel_size_A),
         "seconds": seconds,
         "pixel_error_px": pixel_error,
         "class_changes": class_changes,
         "mirror_changes": mirror_changes,
+    }
+
+
+def resolution_figures(resolution_px: list[float], pixel_size_A: float | None) -> dict[str, Any]:
+    """Return the resolution of each class and the median of those known; NaN stands for unknown.
+
+    Parameters
+    ----------
+    resolution_px : list of float
+        Of each class, pixels.
+    pixel_size_A : float or None
+        Pixel size, Angstrom.
+
+    Returns
+    -------
+    dict
+        `median_resolution_px`, `median_resolution_A`, `resolution_px` and `resolution_A`.
+    """
+    known, pixel = [r for r in resolution_px if math.isfinite(r)], pixel_size_A or math.nan
+    median_px = statistics.median(known) if known else math.nan
+    return {
+        "median_resolution_px": median_px,
+        "median_resolution_A": median_px * pixel,
+        "resolution_px": resolution_px,
+        "resolution_A": [r * pixel for r in resolution_px],
     }
 
 

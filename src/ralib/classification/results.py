@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame
-from ralib.classes.iteration_figures import class_resolution_px, iteration_figures
+from ralib.classes.iteration_figures import class_resolution_px, iteration_figures, resolution_figures
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
@@ -216,16 +214,7 @@ def schedule_figures(
     resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, particles))))
     # Halves may agree on nothing, not even ring 1.
     resolution = resolution.clamp_max(particles.grid.box) / particles.scale
-    pixel = math.nan if pixel_size_A is None else pixel_size_A
-    known = resolution[resolution.isfinite()]
-    median = statistics.median(known.tolist()) if len(known) else math.nan
-    return row | {
-        "stage": stage,
-        "resolution_px": resolution.tolist(),
-        "resolution_A": (resolution * pixel).tolist(),
-        "median_resolution_px": median,
-        "median_resolution_A": median * pixel,
-    }
+    return row | {"stage": stage} | resolution_figures(resolution.tolist(), pixel_size_A)
 
 
 def coarse_frc(state: State, particles: WhitenedParticles) -> Tensor:

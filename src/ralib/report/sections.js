@@ -62,7 +62,7 @@ function buildConvergence() {
 function buildResolution() {
   const host = byId("resolution").querySelector(".plots"), colour = (k) => () => (kept.size && !kept.has(k) ? "var(--line)" : "var(--c1)");
   if (frc) {
-    const middle = frc.x.map((_, i) => { if (!i) return null; return median([...Array(K).keys()].map((k) => frc.values[k * frc.shape[1] + i])); });
+    const middle = frc.x.map((_, i) => (i ? median([...Array(K).keys()].map((k) => frc.values[k * frc.shape[1] + i])) : null));
     const shownClasses = [...Array(K).keys()].filter((k) => members[k]), faint = Math.max(0.08, Math.min(0.5, 8 / shownClasses.length));
     host.append(frcChart({ id: "frc", title: "Fourier ring correlation of all classes", height: 270, legend: [], series: [...shownClasses.map((k) => ({ x: frequencies(), y: frcOf(k), color: "var(--c1)", faint })), { name: "Median", x: frequencies(), y: middle, color: "var(--c2)" }], caption: "One line a class between its two half averages; the strong line is the median." }));
   }
