@@ -107,6 +107,9 @@ OF_A_SET = 300
 OF_A_SET_LEFT_OUT = 120
 """The same where one molecule after the other is left out, and a fit is needed for each."""
 
+EVIDENCE = "image", "fit", "scalars", "classes", "index"
+"""Tables of `Evidence`, in its order."""
+
 FEW = 10
 """True particles of a molecule from which on their share counts."""
 
@@ -140,9 +143,8 @@ def measure(options: argparse.Namespace) -> None:
         with judged_by(options.models and options.models / f"{molecule}.npz"):
             found = run.fit(particles).evidence_
         np.savez_compressed(
-            target, molecule=molecule, junk=truth["junk"], image=found.image.astype(np.float32),
-            fit=found.fit.astype(np.float32), scalars=found.scalars.astype(np.float32),
-            classes=found.classes.astype(np.float32), index=found.index,
+            target, molecule=molecule, junk=truth["junk"],
+            **{name: getattr(found, name).cpu().numpy() for name in EVIDENCE},
             species=truth["species"] if "species" in truth else np.zeros(len(particles), int),
             p=run.result_.particle_scores["junk"], shown=run.poses_.class_index.numpy(),
         )  # fmt: skip
@@ -163,8 +165,7 @@ def judged_by(model: Path | None) -> Iterator[None]:
 def read(path: Path) -> Table:
     """A table by `measure`."""
     with np.load(path, allow_pickle=False) as saved:
-        names = ("image", "fit", "scalars", "classes", "index")
-        evidence, junk = Evidence(*(saved[n] for n in names)), saved["junk"]
+        evidence, junk = Evidence(*(torch.from_numpy(saved[name]) for name in EVIDENCE)), saved["junk"]
         species = saved["species"] if "species" in saved else np.zeros_like(junk)
         return Table(path.stem, str(saved["molecule"]), evidence, junk, species)
 
@@ -177,12 +178,12 @@ def examples(tables: list[Table], rng: np.random.Generator, most: int) -> tuple[
     rows, labels = [], []
     for table in tables:
         good = table.junk == 0
-        views = [table.evidence.index >= 0]
+        views = [table.evidence.index.numpy() >= 0]
         if good.sum() > 50:
             views.append(good | (rng.random(len(good)) < WRONG))
         for usual in views:
             some = rng.permutation(len(good))[:most]
-            rows.append(features(table.evidence, usual).numpy()[some])
+            rows.append(features(table.evidence, torch.from_numpy(usual)).numpy()[some])
             labels.append(~good[some])
     return np.concatenate(rows), np.concatenate(labels)
 
@@ -217,10 +218,9 @@ class Logistic:
         self.prior = float(y.mean())
         self.fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=400)).fit(x, y)
 
-    def log_odds(self, x: torch.Tensor) -> np.ndarray:
+    def log_odds(self, x: torch.Tensor) -> torch.Tensor:
         """Logarithm of the odds (n,)."""
-        odds: np.ndarray = self.fitted.decision_function(x.numpy())
-        return odds
+        return torch.from_numpy(self.fitted.decision_function(x.numpy()))
 
 
 def left_out(tables: list[Table], models: Path | None) -> list[dict[str, Any]]:
@@ -234,8 +234,8 @@ def left_out(tables: list[Table], models: Path | None) -> list[dict[str, Any]]:
         for molecule in group if models else ():
             write_trees(models / f"{molecule}.npz", ways["trees"])  # type: ignore[arg-type, operator]
         for table in (t for t in tables if t.molecule in group):
-            odds = {way: junk_log_odds(table.evidence, model) for way, model in ways.items()}  # type: ignore[arg-type]
-            odds["rules"] = oddness(table.evidence)
+            odds = {way: junk_log_odds(table.evidence, model).numpy() for way, model in ways.items()}  # type: ignore[arg-type]
+            odds["rules"] = oddness(table.evidence).numpy()
             for way in WAYS:
                 rows.append({"set": table.name, "molecule": table.molecule, "way": way} | _judged(table, odds[way]))
                 print(json.dumps(rows[-1]), flush=True)
@@ -266,7 +266,7 @@ def _judged(table: Table, odds: np.ndarray) -> dict[str, Any]:
     kept, good = junk <= junk_limit(junk), table.junk == 0
     groups = [good & (table.species == s) for s in np.unique(table.species)] if "+" in table.molecule else []
     known = [float(kept[group].mean()) for group in groups if group.sum() >= FEW]
-    return judged(junk, table.junk, table.evidence.index) | ({"kept_least": min(known)} if known else {})
+    return judged(junk, table.junk, table.evidence.index.numpy()) | ({"kept_least": min(known)} if known else {})
 
 
 def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -57,9 +57,9 @@ class Recogniser:
         self.junk, self.asked = junk, 0
         monkeypatch.setattr(examination, "taken_for_junk", self.recognise)
 
-    def recognise(self, evidence: object, stability: object, odds: object, least: float) -> np.ndarray:
+    def recognise(self, evidence: object, stability: object, odds: object, least: float) -> Tensor:
         self.asked += least == PROBABLY  # once a look
-        return self.junk.numpy()
+        return self.junk
 
 
 def classified(images: Tensor, **given: object) -> Classifier:
@@ -172,8 +172,8 @@ def test_classifier_particle_no_longer_taken_for_junk_counts_in_its_average(
     Recogniser(aside, monkeypatch)
     filled_before = ClassificationSchedule.filled
 
-    def in_the_end(evidence: object, stability: object, odds: object, least: float) -> np.ndarray:
-        return (junk if least == SURELY else doubtful).numpy()
+    def in_the_end(evidence: object, stability: object, odds: object, least: float) -> Tensor:
+        return junk if least == SURELY else doubtful
 
     def filled(schedule: ClassificationSchedule, state: State) -> State:
         monkeypatch.setattr(examination, "taken_for_junk", in_the_end)
@@ -191,8 +191,8 @@ def test_classifier_particle_no_longer_taken_for_junk_counts_in_its_average(
 
 
 def test_taken_for_junk_above_the_probability_in_a_class_and_believed() -> None:
-    odds = np.array([3.0, 3.0, 1.0, -1.0])
-    evidence, stability = SimpleNamespace(index=np.array([0, -1, 0, 0])), SimpleNamespace(believable=True)
+    odds = torch.tensor([3.0, 3.0, 1.0, -1.0])
+    evidence, stability = SimpleNamespace(index=torch.tensor([0, -1, 0, 0])), SimpleNamespace(believable=True)
     assert taken_for_junk(evidence, stability, odds, 0.9).tolist() == [True, False, False, False]  # type: ignore[arg-type]
     assert taken_for_junk(evidence, stability, odds, 0.5).tolist() == [True, False, True, False]  # type: ignore[arg-type]
     stability.believable = False
@@ -212,7 +212,7 @@ def test_classifier_little_junk_or_too_much_changes_nothing(
 def test_class_of_junk_leaves_no_class_empty() -> None:
     """Three classes: of particles with some junk, of junk alone, and without any."""
     index = torch.tensor([0, 0, 0, 1, 1, 2, 2, -1])
-    junk = np.array([True, False, False, True, True, False, False, False])
+    junk = torch.tensor([True, False, False, True, True, False, False, False])
     poses, of_junk = with_class_of_junk(Poses.identity(8).replace(class_index=index), junk, 3)
     assert poses.class_index.tolist() == [3, 0, 0, 1, 1, 2, 2, -1]
     assert of_junk.tolist() == [False, True, False, True]

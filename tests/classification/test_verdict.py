@@ -197,11 +197,11 @@ def test_the_packaged_model_asks_for_known_features_and_is_small() -> None:
 
 
 def test_the_share_of_junk_falls_where_odds_are_low_and_never_rises() -> None:
-    usable = np.ones(1000, bool)
-    few = np.r_[np.full(990, -3.0), np.full(10, 5.0)]
+    usable = torch.ones(1000, dtype=torch.bool)
+    few = torch.tensor([-3.0] * 990 + [5.0] * 10)
     assert (with_prior_of_set(few, usable, 0.25) < few).all()
-    many = np.full(1000, 3.0)
-    assert np.allclose(with_prior_of_set(many, usable, 0.25), many)
+    many = torch.full((1000,), 3.0)
+    assert torch.allclose(with_prior_of_set(many, usable, 0.25), many)
 
 
 def test_typical_power_does_not_follow_strong_junk() -> None:

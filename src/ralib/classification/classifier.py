@@ -208,7 +208,7 @@ class Classifier(ClusterEstimator):
         self.n_classes_ = self._options.class_count(len(particles), n_references)
         ahead(calls_ahead(particles.box, self.n_classes_, self._plan, self.mirror))
         self._timings: dict[str, float] = {}
-        self._examiner = Examiner(self.seed, self._device)
+        self._examiner = Examiner(self.seed)
         self._budget = Budget.of(self._device)
         self._earlier = earlier
         start = time.perf_counter()
@@ -349,8 +349,7 @@ class Classifier(ClusterEstimator):
         """Which particles (n,) of a schedule in its final state are probably junk."""
         if at.rows is not None:
             batches = self._batches(take(particles, at.rows.cpu().numpy()), at.model.shard)
-        found = self._examiner.examined(batches, at, state)
-        return torch.from_numpy(found.probably_junk)
+        return self._examiner.examined(batches, at, state).probably_junk
 
     def _begin(
         self, particles: ParticleSet, whitened: WhitenedParticles, shard: Shard, earlier: EarlierClasses | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ralib.classification.image_statistics import StatisticsTable
 from ralib.classification.junk_evidence import PROBABLY, SURELY, junk_odds, measure, taken_for_junk
@@ -31,7 +32,7 @@ class Examination:
         What the junk model judges.
     figures : dict of ndarray of shape (n,)
         Figures of each particle, by name.
-    odds : ndarray of shape (n,)
+    odds : Tensor of shape (n,)
         Log-odds of each particle being junk.
     """
 
@@ -39,15 +40,15 @@ class Examination:
     stability: Stability
     evidence: Evidence
     figures: dict[str, np.ndarray]
-    odds: np.ndarray
+    odds: Tensor
 
     @property
-    def probably_junk(self) -> np.ndarray:
+    def probably_junk(self) -> Tensor:
         """Whether each particle (n,) is junk rather than not."""
         return taken_for_junk(self.evidence, self.stability, self.odds, PROBABLY)
 
     @property
-    def surely_junk(self) -> np.ndarray:
+    def surely_junk(self) -> Tensor:
         """Whether each particle (n,) is junk without doubt."""
         return taken_for_junk(self.evidence, self.stability, self.odds, SURELY)
 
@@ -60,7 +61,6 @@ class Examination:
         *,
         image: StatisticsTable | None,
         seed: int,
-        device: torch.device,
     ) -> Examination:
         """Examine the final state of a schedule.
 
@@ -76,8 +76,6 @@ class Examination:
             Statistics of the images; without them they are computed.
         seed : int
             Of the noise that stability is tried with.
-        device : torch.device
-            Where to compute.
 
         Returns
         -------
@@ -90,10 +88,10 @@ class Examination:
             for batch in batches:
                 image.add(batch)
         stability = quick_estimate(model, schedule, state, torch.Generator().manual_seed(seed))
-        poses = state_poses(state, model.particles, model.shard).to("cpu")
+        poses = state_poses(state, model.particles, model.shard)
         assert schedule.references is not None
         evidence, figures = measure(model, state, schedule.references, poses, stability, image.values)
-        return cls(state, stability, evidence, figures, junk_odds(evidence, stability, device))
+        return cls(state, stability, evidence, figures, junk_odds(evidence, stability, model.shard))
 
 
 class Examiner:
@@ -103,12 +101,10 @@ class Examiner:
     ----------
     seed : int
         Of the noise that stability is tried with.
-    device : torch.device
-        Where to compute.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.seed, self.device = seed, device
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self._last: Examination | None = None
 
     def knows(self, state: State) -> bool:
@@ -124,5 +120,5 @@ class Examiner:
     ) -> Examination:
         """Return the examination of a final state; see `Examination.of`."""
         if self._last is None or self._last.state is not state:
-            self._last = Examination.of(batches, schedule, state, image=image, seed=self.seed, device=self.device)
+            self._last = Examination.of(batches, schedule, state, image=image, seed=self.seed)
         return self._last

@@ -82,7 +82,7 @@ def without_class(poses: Poses, left_out: Tensor) -> Poses:
     return poses.replace(class_index=torch.where(left_out, -1, poses.class_index))
 
 
-def with_class_of_junk(poses: Poses, junk: np.ndarray, n_classes: int) -> tuple[Poses, Tensor]:
+def with_class_of_junk(poses: Poses, junk: Tensor, n_classes: int) -> tuple[Poses, Tensor]:
     """Return poses of which junk is in a class of its own, the last.
 
     Classes of hardly anything but junk keep theirs, so that none is left empty; if all junk is in such, no class is
@@ -92,7 +92,7 @@ def with_class_of_junk(poses: Poses, junk: np.ndarray, n_classes: int) -> tuple[
     ----------
     poses : Poses
         Poses of n particles.
-    junk : ndarray of shape (n,)
+    junk : Tensor of shape (n,)
         Which of them are junk.
     n_classes : int
         Number of classes.
@@ -104,10 +104,10 @@ def with_class_of_junk(poses: Poses, junk: np.ndarray, n_classes: int) -> tuple[
     Tensor of shape (k,)
         Which of the classes, one more or as many as before, are of junk.
     """
-    index, moved = poses.class_index, torch.from_numpy(junk)
-    total, bad = (torch.bincount(index[chosen], minlength=n_classes) for chosen in (index >= 0, moved))
+    index = poses.class_index
+    total, bad = (torch.bincount(index[chosen], minlength=n_classes) for chosen in (index >= 0, junk))
     of_junk = bad > ONLY_JUNK * total
-    moved = moved & ~of_junk[index]
+    moved = junk & ~of_junk[index]
     if not bool(moved.any()):
         return poses, of_junk
     return poses.replace(class_index=torch.where(moved, n_classes, index)), torch.cat([of_junk, torch.tensor([True])])

@@ -119,10 +119,18 @@ def final_result(
     found = examiner.examined(batches, schedule, state, image)
     assert schedule.references is not None
     rings = schedule.references.shape[1]
-    support = pose_support(model, state, rings, found.odds < 0, torch.Generator().manual_seed(options.seed))
+    support = pose_support(model, state, rings, (found.odds < 0).cpu(), torch.Generator().manual_seed(options.seed))
     index = shown.class_index.numpy()
     verdict = judge(
-        found.evidence, found.figures, whitened, averages, classes, index, found.stability, found.odds, support
+        found.evidence,
+        found.figures,
+        whitened,
+        averages,
+        classes,
+        index,
+        found.stability,
+        found.odds.cpu().numpy(),
+        support,
     )
     bad = torch.nonzero(~shard.gather(whitened.usable))[:, 0].tolist()
     result = ClassificationResult(
@@ -144,7 +152,7 @@ def final_result(
     finest = float(rings * whitened.grid.spacing * whitened.scale)
     earlier = EarlierClasses(poses, len(state.members), extent, finest, most_detail, figures)
     fitted = FittedClasses.of(schedule, state, particles, options.ctf_mode(particles))
-    return FinalResult(result, verdict.evidence, fitted, earlier)
+    return FinalResult(result, found.evidence, fitted, earlier)
 
 
 def _final_state(
@@ -164,7 +172,7 @@ def _junk_in_its_class(
 
     What was set aside and is no longer taken for junk counts in the average of its class again.
     """
-    shown, of_junk = with_class_of_junk(poses, found.surely_junk, n_classes)
-    aside = schedule.model.shard.gather(schedule.model.particles.aside).cpu() & torch.from_numpy(found.probably_junk)
+    shown, of_junk = with_class_of_junk(poses, found.surely_junk.cpu(), n_classes)
+    aside = (schedule.model.shard.gather(schedule.model.particles.aside) & found.probably_junk).cpu()
     aside &= ~of_junk[shown.class_index]
     return shown, len(of_junk), aside, [fewer_classes(asked, 1)] if len(of_junk) == n_classes else []

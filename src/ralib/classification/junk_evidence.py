@@ -7,6 +7,8 @@ a particle is junk (`junk_model`).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from ralib.classification.class_statistics import class_statistics
 from ralib.classification.junk_model import OWN_NAMES, SCALAR_NAMES, Evidence, deviations, junk_log_odds
 from ralib.classification.model import Model
 from ralib.classification.residuals import ring_crosses
+from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.typical_class import typical_power
 from ralib.classification.validation import Stability
@@ -65,7 +68,7 @@ def measure(
     references : Tensor of shape (k, r, m)
         References of the last iteration, masked.
     poses : Poses
-        Poses of all particles.
+        Poses of all particles, on the model's device.
     stability : Stability
         Result of the validation.
     image : Tensor of shape (n, f)
@@ -78,35 +81,31 @@ def measure(
     dict of ndarray of shape (n,)
         Figures of the particles by name.
     """
-    whitened, index, everyone = model.particles, poses.class_index.numpy(), model.shard.gather
+    whitened, everyone = model.particles, model.shard.gather
     particles = {
-        "posterior": _numbers(everyone(state.posterior)),
-        "fit": _numbers(poses.score),
-        "scale": _numbers(everyone(state.scale)),
-        "explained": _numbers(everyone(explained_ratio(whitened, state, references))),
-        "quality": np.zeros(len(index)),  # keeps its column; filled below
-        "detail": _numbers(everyone(detail_ratio(model, state, references))),
-        "off_centre": _numbers(everyone(stability.away_px / whitened.particle_radius_px)),
-        "agreement": _numbers(everyone(stability.agreement)),
+        "posterior": everyone(state.posterior),
+        "fit": poses.score,
+        "scale": everyone(state.scale),
+        "explained": everyone(explained_ratio(whitened, state, references)),
+        "quality": torch.zeros_like(poses.score),  # keeps its column; filled by the verdict
+        "detail": everyone(detail_ratio(model, state, references)),
+        "off_centre": everyone(stability.away_px / whitened.particle_radius_px),
+        "agreement": everyone(stability.agreement),
     }
     evidence = Evidence(
-        image=_numbers(everyone(image)),
-        fit=_numbers(everyone(class_fit(model, state, references.shape[1]))),
+        image=everyone(image),
+        fit=everyone(class_fit(model, state, references.shape[1])),
         scalars=_scalars(particles),
-        classes=_numbers(class_statistics(model, state)),
-        index=index,
+        classes=class_statistics(model, state),
+        index=poses.class_index,
     )
-    return evidence, particles
+    return evidence, {name: values.double().cpu().numpy() for name, values in particles.items()}
 
 
-def _scalars(particles: dict[str, np.ndarray]) -> np.ndarray:
+def _scalars(particles: dict[str, Tensor]) -> Tensor:
     """Columns (n, 6) of `junk_model.SCALAR_NAMES`."""
-    logs = np.log1p(np.maximum(particles["fit"], 0)), np.log(np.maximum(particles["explained"], 0.02))
-    return np.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], axis=1)
-
-
-def _numbers(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy().astype(np.float64)
+    logs = torch.log1p(particles["fit"].clamp_min(0)), torch.log(particles["explained"].clamp_min(0.02))
+    return torch.stack([*logs, *(particles[name] for name in SCALAR_NAMES[2:])], dim=1).float()
 
 
 def explained_ratio(whitened: WhitenedParticles, state: State, references: Tensor) -> Tensor:
@@ -156,7 +155,7 @@ def detail_ratio(model: Model, state: State, references: Tensor) -> Tensor:
     return shared / (expected * state.mean_scale).clamp_min(1e-12)
 
 
-def junk_odds(evidence: Evidence, stability: Stability, device: torch.device) -> np.ndarray:
+def junk_odds(evidence: Evidence, stability: Stability, shard: Shard) -> Tensor:
     """Compute the log-odds of being junk, WORST for what cannot be used and where nothing is believed.
 
     Parameters
@@ -165,19 +164,19 @@ def junk_odds(evidence: Evidence, stability: Stability, device: torch.device) ->
         The measurements.
     stability : Stability
         Result of the validation.
-    device : torch.device
-        Where to compute.
+    shard : Shard
+        Distribution of the particles over ranks.
 
     Returns
     -------
-    ndarray of shape (n,)
-        Log-odds.
+    Tensor of shape (n,)
+        Log-odds, float64.
     """
-    odds = np.maximum(junk_log_odds(evidence, device=device), _far_too_strong(evidence)).clip(-WORST, WORST)
-    return np.where((evidence.index >= 0) & stability.believable, odds, WORST)
+    odds = torch.maximum(junk_log_odds(evidence, shard=shard), _far_too_strong(evidence)).clamp(-WORST, WORST)
+    return torch.where((evidence.index >= 0) & stability.believable, odds, WORST)
 
 
-def taken_for_junk(evidence: Evidence, stability: Stability, odds: np.ndarray, least: float) -> np.ndarray:
+def taken_for_junk(evidence: Evidence, stability: Stability, odds: Tensor, least: float) -> Tensor:
     """Return which particles (n,) are junk with more than a probability; none where nothing is believed.
 
     Parameters
@@ -186,49 +185,46 @@ def taken_for_junk(evidence: Evidence, stability: Stability, odds: np.ndarray, l
         The measurements.
     stability : Stability
         Result of the validation.
-    odds : ndarray of shape (n,)
+    odds : Tensor of shape (n,)
         Result of `junk_odds`.
     least : float
         The probability, such as SURELY.
 
     Returns
     -------
-    ndarray of shape (n,)
+    Tensor of shape (n,)
         True for junk.
     """
-    taken: np.ndarray = (evidence.index >= 0) & (odds > np.log(least / (1 - least))) & stability.believable
-    return taken
+    return (evidence.index >= 0) & (odds > math.log(least / (1 - least))) & stability.believable
 
 
-def _strengths(evidence: Evidence, typical: np.ndarray) -> np.ndarray:
+def _strengths(evidence: Evidence, typical: Tensor) -> Tensor:
     """How far (causes, n) each of CAUSES sets a particle apart, in robust standard deviations of the typical ones."""
     column = {name: i for i, name in enumerate(name for names in CAUSES.values() for name in names)}
     own = evidence.own[:, [OWN_NAMES.index(name.lstrip("-")) for name in column]]
-    usual = torch.from_numpy(typical & (evidence.index >= 0))
-    deviation = deviations(torch.from_numpy(own), usual).T.contiguous().numpy()
+    deviation = deviations(own, typical & (evidence.index >= 0)).T.contiguous()
     strengths = []
     for names in CAUSES.values():
         signed = [(-1 if name.startswith("-") else 1) * deviation[column[name]] for name in names]
-        largest, second = np.maximum(*signed[:2]), np.minimum(*signed[:2])
+        largest, second = torch.maximum(*signed[:2]), torch.minimum(*signed[:2])
         for more in signed[2:]:
-            largest, second = np.maximum(largest, more), np.maximum(second, np.minimum(largest, more))
+            largest, second = torch.maximum(largest, more), torch.maximum(second, torch.minimum(largest, more))
         strengths.append(second)  # one feature alone may err
-    return np.stack(strengths)
+    return torch.stack(strengths)
 
 
-def _far_too_strong(evidence: Evidence) -> np.ndarray:
+def _far_too_strong(evidence: Evidence) -> Tensor:
     """Return the least log-odds (n,) of being junk for images far stronger than the others, however well they fit.
 
     No true particle of the sets that the model was fitted on lies 4.5 standard deviations out.
     """
-    strength: np.ndarray = _strengths(evidence, evidence.index >= 0)[0] - FAR_TOO_STRONG
-    return np.where(strength > 0, strength, -np.inf)
+    strength = _strengths(evidence, evidence.index >= 0)[0].double() - FAR_TOO_STRONG
+    return torch.where(strength > 0, strength, -torch.inf)
 
 
-def oddness(evidence: Evidence) -> np.ndarray:
+def oddness(evidence: Evidence) -> Tensor:
     """Return by how many standard deviations (n,) the worst of CAUSES applies: rules without a fit, for comparison."""
-    worst: np.ndarray = _strengths(evidence, evidence.index >= 0).max(0)
-    return worst
+    return _strengths(evidence, evidence.index >= 0).amax(0)
 
 
 def class_causes(evidence: Evidence, junk: np.ndarray, index: np.ndarray, n_classes: int) -> list[str]:
@@ -250,9 +246,7 @@ def class_causes(evidence: Evidence, junk: np.ndarray, index: np.ndarray, n_clas
     list of str
         Words.
     """
-    main, words = _strengths(evidence, junk < 0.5).argmax(0), list(CAUSES)
-    causes = []
-    for k in range(n_classes):
-        bad = main[(index == k) & (junk > 0.5)]
-        causes.append(words[int(np.bincount(bad).argmax())] if len(bad) else "")
-    return causes
+    typical, words = torch.from_numpy(junk < 0.5).to(evidence.index.device), list(CAUSES)
+    main, bad = _strengths(evidence, typical).cpu().numpy().argmax(0), (index >= 0) & (junk > 0.5)
+    times = np.bincount(index[bad] * len(words) + main[bad], minlength=n_classes * len(words))
+    return [words[of_class.argmax()] if of_class.any() else "" for of_class in times.reshape(n_classes, len(words))]

@@ -21,6 +21,7 @@ from torch import Tensor
 from ralib.classification.class_fit import FIT_NAMES
 from ralib.classification.class_statistics import CLASS_NAMES
 from ralib.classification.image_statistics import IMAGE_NAMES
+from ralib.classification.sharding import Shard
 
 MODEL_FILE = Path(__file__).with_name("junk_model.npz")
 
@@ -83,22 +84,21 @@ class BoostedTrees:
     prior: float
     names: tuple[str, ...]
 
-    def log_odds(self, x: Tensor) -> np.ndarray:
+    def log_odds(self, x: Tensor) -> Tensor:
         """Return the log-odds of features: the baseline and one leaf of every tree.
 
         Parameters
         ----------
         x : Tensor of shape (n, f)
-            Features in the order of `names`, on the device that computes.
+            Features in the order of `names`.
 
         Returns
         -------
-        ndarray of shape (n,)
-            Log-odds.
+        Tensor of shape (n,)
+            Log-odds, float64.
         """
         trees = _FlatTrees.of(self, x.device)
-        parts = [trees.leaf_sums(part).cpu() for part in x.float().split(trees.at_once)]
-        return self.baseline + torch.cat(parts).numpy() if parts else np.zeros(0)
+        return self.baseline + torch.cat([trees.leaf_sums(part) for part in x.float().split(trees.at_once)])
 
 
 @dataclass(frozen=True)
@@ -171,32 +171,32 @@ def load_model(path: Path = MODEL_FILE) -> BoostedTrees:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measurements of n particles and k classes.
+    """Measurements of n particles and k classes, on the device that measured them.
 
     Attributes
     ----------
-    image : ndarray of shape (n, a)
+    image : Tensor of shape (n, a)
         Statistics of the images.
-    fit : ndarray of shape (n, b)
+    fit : Tensor of shape (n, b)
         Fit to the class, in bands.
-    scalars : ndarray of shape (n, c)
+    scalars : Tensor of shape (n, c)
         Further figures of each particle.
-    classes : ndarray of shape (k, d)
+    classes : Tensor of shape (k, d)
         Statistics of the classes.
-    index : ndarray of shape (n,)
+    index : Tensor of shape (n,)
         Class of each particle, -1 for unusable images.
     """
 
-    image: np.ndarray
-    fit: np.ndarray
-    scalars: np.ndarray
-    classes: np.ndarray
-    index: np.ndarray
+    image: Tensor
+    fit: Tensor
+    scalars: Tensor
+    classes: Tensor
+    index: Tensor
 
     @functools.cached_property
-    def own(self) -> np.ndarray:
+    def own(self) -> Tensor:
         """All measurements of a particle by itself, (n, len(OWN_NAMES))."""
-        return np.concatenate([self.image, self.fit, self.scalars], axis=1).astype(np.float32)
+        return torch.cat([self.image, self.fit, self.scalars], dim=1)
 
 
 def deviations(own: Tensor, typical: Tensor) -> Tensor:
@@ -221,29 +221,26 @@ def deviations(own: Tensor, typical: Tensor) -> Tensor:
     return ((own - middle) / spread).clamp(-FARTHEST, FARTHEST)
 
 
-def features(evidence: Evidence, typical: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def features(evidence: Evidence, typical: Tensor) -> Tensor:
     """Return the features of the junk model.
 
     Parameters
     ----------
     evidence : Evidence
         Measurements.
-    typical : ndarray of shape (n,)
+    typical : Tensor of shape (n,)
         True for the particles that define what is usual in this run.
-    device : torch.device or str, default 'cpu'
-        Where to compute.
 
     Returns
     -------
     Tensor of shape (n, len(NAMES))
         Features.
     """
-    own, classes = (torch.from_numpy(table).to(device).float() for table in (evidence.own, evidence.classes))
-    index = torch.from_numpy(evidence.index).to(device)
-    deviation = deviations(own, torch.from_numpy(typical).to(device) & (index >= 0))
+    own, classes, index = evidence.own, evidence.classes, evidence.index
+    deviation = deviations(own, typical & (index >= 0))
     middle = own.new_zeros(max(len(classes), 1), own.shape[1])
-    for k, members in by_class(evidence.index):
-        middle[k] = _median(deviation[torch.from_numpy(members).to(device)])
+    for k, members in _by_class(index):
+        middle[k] = _median(deviation[members])
     at = index.clamp_min(0)
     return torch.cat([own[:, len(IMAGE_NAMES) :], deviation, middle[at], classes[at]], dim=1)
 
@@ -254,29 +251,15 @@ def _median(values: Tensor) -> Tensor:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
-def by_class(index: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Iterate over the classes that have members, and the rows of these.
-
-    Parameters
-    ----------
-    index : ndarray of shape (n,)
-        Class of each row, negative for rows without one.
-
-    Yields
-    ------
-    int
-        Class.
-    ndarray of shape (m,)
-        Its rows, ascending.
-    """
-    order = np.argsort(index, kind="stable")
-    classes, first = np.unique(index[order], return_index=True)
-    yield from ((int(k), rows) for k, rows in zip(classes, np.split(order, first[1:]), strict=True) if k >= 0)
+def _by_class(index: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The classes that have members, and the rows (m,) of these, ascending; a negative class (n,) is none."""
+    order = torch.argsort(index, stable=True)
+    classes, members = torch.unique_consecutive(index[order], return_counts=True)
+    rows = order.split(members.tolist())
+    yield from ((k, own) for k, own in zip(classes.tolist(), rows, strict=True) if k >= 0)
 
 
-def junk_log_odds(
-    evidence: Evidence, model: BoostedTrees | None = None, device: torch.device | str = "cpu"
-) -> np.ndarray:
+def junk_log_odds(evidence: Evidence, model: BoostedTrees | None = None, shard: Shard | None = None) -> Tensor:
     """Compute the log-odds that each particle is junk.
 
     Computed twice: first all particles define what is usual, then those more likely particles than junk; so a set of
@@ -288,29 +271,30 @@ def junk_log_odds(
         Measurements.
     model : BoostedTrees | None, optional
         Trees; by default those of the package.
-    device : torch.device or str, default 'cpu'
-        Where to compute.
+    shard : Shard, optional
+        The particles of which this rank follows the trees; by default all.
 
     Returns
     -------
-    ndarray of shape (n,)
-        Log-odds.
+    Tensor of shape (n,)
+        Log-odds, float64.
     """
-    model = model or load_model()
+    model, shard = model or load_model(), shard or Shard.of_all(len(evidence.index))
     column = [NAMES.index(name) for name in model.names]
     usable = evidence.index >= 0
 
-    def odds_by(typical: np.ndarray) -> np.ndarray:
-        return with_prior_of_set(model.log_odds(features(evidence, typical, device)[:, column]), usable, model.prior)
+    def odds_by(typical: Tensor) -> Tensor:
+        own = features(evidence, typical)[shard.rows, column]
+        return with_prior_of_set(shard.gather(model.log_odds(own)), usable, model.prior)
 
     odds = odds_by(usable)
     typical = usable & (odds < 0)
-    if typical.sum() >= max(20, 0.1 * usable.sum()):
+    if int(typical.sum()) >= max(20, 0.1 * int(usable.sum())):
         odds = odds_by(typical)
     return odds
 
 
-def with_prior_of_set(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.ndarray:
+def with_prior_of_set(odds: Tensor, usable: Tensor, prior: float) -> Tensor:
     """Correct log-odds for a set with less junk than the training data.
 
     The share of junk that explains the odds of this set best, the fixed point of expectation maximisation, is found by
@@ -319,16 +303,16 @@ def with_prior_of_set(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.
 
     Parameters
     ----------
-    odds : ndarray of shape (n,)
+    odds : Tensor of shape (n,)
         Log-odds.
-    usable : ndarray of shape (n,)
+    usable : Tensor of shape (n,)
         True for usable images.
     prior : float
         Share of junk in the training data.
 
     Returns
     -------
-    ndarray of shape (n,)
+    Tensor of shape (n,)
         Log-odds.
 
     References
@@ -340,7 +324,7 @@ def with_prior_of_set(odds: np.ndarray, usable: np.ndarray, prior: float) -> np.
 
     def rises(share: float) -> bool:
         """Whether a step of expectation maximisation from this share leads to a higher one."""
-        return float((1 / (1 + np.exp(-(there + _log_odds(share))))).mean()) > share
+        return float(torch.sigmoid(there + _log_odds(share)).mean()) > share
 
     least, share = LEAST_SHARE, prior
     if len(there) and not rises(prior):

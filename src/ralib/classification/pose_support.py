@@ -61,9 +61,7 @@ class PoseSupport:
     round: np.ndarray
 
 
-def pose_support(
-    model: Model, state: State, rings: int, candidates: np.ndarray, generator: torch.Generator
-) -> PoseSupport:
+def pose_support(model: Model, state: State, rings: int, candidates: Tensor, generator: torch.Generator) -> PoseSupport:
     """Return how far rings that had no part in it support the rotations of each class's members.
 
     Parameters
@@ -74,7 +72,7 @@ def pose_support(
         Final poses and classes.
     rings : int
         Number of rings compared.
-    candidates : ndarray of shape (n,)
+    candidates : Tensor of shape (n,)
         Particles that may be looked at: those that are not junk.
     generator : torch.Generator
         Random numbers of the choice among them.
@@ -87,7 +85,7 @@ def pose_support(
     assert state.averages is not None
     n_classes, everyone = len(state.members), model.shard.gather
     index = everyone(state.class_index).cpu()
-    chosen = _some_of_each(index, torch.from_numpy(candidates), n_classes, generator)
+    chosen = _some_of_each(index, candidates, n_classes, generator)
     half, device = everyone(model.half).cpu(), model.particles.grid.device
     total, count = torch.zeros(n_classes, 2, dtype=torch.float64), torch.zeros(n_classes, 1, dtype=torch.float64)
     for h, orders in enumerate(state.averages.halves):

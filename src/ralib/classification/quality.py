@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ralib.classification.junk_evidence import class_causes
-from ralib.classification.junk_model import Evidence, by_class
+from ralib.classification.junk_model import Evidence
 from ralib.classification.pose_support import PoseSupport
 from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
@@ -47,6 +47,9 @@ GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; its vie
 BLURRED = 0.3
 """Factor on what a class of blurred views seems to show of its particles."""
 
+CLASS_MEANS = "detail", "agreement", "posterior", "junk"
+"""Figures of particles of which a class tells the mean over its members."""
+
 MANY_BLURRED = 1 / 3
 """Share of such classes from which on the run says so."""
 
@@ -63,14 +66,11 @@ class Verdict:
         Figures of the particles by name.
     warnings : list of Notice
         What a user should know.
-    evidence : Evidence
-        The measurements behind them.
     """
 
     classes: list[dict[str, Any]]
     particles: dict[str, np.ndarray]
     warnings: list[Notice]
-    evidence: Evidence
 
 
 def judge(
@@ -132,7 +132,7 @@ def _with_verdicts(
     particles["selected"] = automatic.kept.astype(np.float64)
     for row, choice in zip(rows, automatic.classes, strict=True):
         row |= {"selected": choice.selected, "kept": choice.kept, "reason": choice.reason}
-    return Verdict(rows, particles, _warnings(rows, junk, stability), evidence)
+    return Verdict(rows, particles, _warnings(rows, junk, stability))
 
 
 def _rows(
@@ -150,25 +150,23 @@ def _rows(
     outline = centre_of_outline(averages.images, mask, whitened.particle_radius_px / whitened.scale * OUTLINE)
     off = torch.linalg.vector_norm(outline, dim=1)
     fine = averages.frc[:, 1 : whitened.grid.n_rings]
-    added, members = [], dict(by_class(index))
+    member, added = index >= 0, []
+    count = np.bincount(index[member], minlength=len(rows))
+    sums = {name: np.bincount(index[member], particles[name][member], len(rows)) for name in CLASS_MEANS}
     for k, row in enumerate(rows):
-        own = members.get(k)
-
-        def mean(name: str, own: np.ndarray | None = own) -> float:
-            return 0.0 if own is None else float(particles[name][own].mean())
-
+        mean = {name: float(sums[name][k] / max(count[k], 1)) for name in CLASS_MEANS}
         added.append(
             row
             | {
                 "ssnr_mean": float(ssnr(fine[k]).mean()),
-                "sharpness": mean("detail"),
+                "sharpness": mean["detail"],
                 "off_centre_px": float(off[k]),
                 "off_centre": float(off[k]) * whitened.scale / whitened.particle_radius_px,
-                "reproducibility": mean("agreement"),
+                "reproducibility": mean["agreement"],
                 "pose_support": float(support.turned[k]) if k < len(support.turned) else math.nan,
                 "round_support": float(support.round[k]) if k < len(support.round) else math.nan,
-                "posterior_mean": mean("posterior"),
-                "junk": 1.0 if own is None else mean("junk"),
+                "posterior_mean": mean["posterior"],
+                "junk": mean["junk"] if count[k] else 1.0,
             }
         )
     return added

@@ -87,10 +87,8 @@ def automatic_selection(
     usable = class_index >= 0
     limit = junk_limit(junk[usable])
     kept = usable & (junk <= limit) & believable
-    choices = []
-    for k, (row, cause) in enumerate(zip(rows, causes, strict=True)):
-        member = class_index == k
-        choices.append(_choice(row, int(member.sum()), int((kept & member).sum()), cause, believable))
+    members, stay = (np.bincount(class_index[some], minlength=len(rows)).tolist() for some in (usable, kept))
+    choices = [_choice(*of_class, believable) for of_class in zip(rows, members, stay, causes, strict=True)]
     return AutomaticSelection(kept, tuple(choices), limit)
 
 
