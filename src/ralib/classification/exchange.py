@@ -147,12 +147,36 @@ def split_classes(model: Model, state: State, pairs: list[tuple[int, int]]) -> T
     Tensor of shape (n,)
         Classes.
     """
-    index, shard = state.class_index.clone(), model.shard
-    scale, where = shard.gather(state.scale), shard.gather(torch.where(model.joins, state.class_index, -1))
-    for old, new in pairs:
-        middle = scale.masked_fill(where != old, torch.nan).nanmedian()
-        index.masked_fill_((state.class_index == old) & (state.scale < middle), new)
-    return index
+    index, shard = state.class_index, model.shard
+    scale, where = shard.gather(state.scale), shard.gather(torch.where(model.joins, index, -1))
+    new, middle = torch.full_like(state.members, -1, dtype=index.dtype), class_medians(scale, where, len(state.members))
+    new[[old for old, _ in pairs]] = index.new_tensor([new for _, new in pairs])
+    return torch.where((new[index] >= 0) & (state.scale < middle[index]), new[index], index)
+
+
+def class_medians(values: Tensor, index: Tensor, n_classes: int) -> Tensor:
+    """Return the median, the lower of two in the middle, over the members of every class.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n,)
+        Values.
+    index : Tensor of shape (n,)
+        Class of each, negative for those of none.
+    n_classes : int
+        Number of classes k.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Medians, NaN for a class without members.
+    """
+    order = torch.argsort(values, stable=True)
+    order = order[torch.argsort(index[order], stable=True)]
+    last = torch.searchsorted(index[order], torch.arange(-1, n_classes, device=index.device), right=True)
+    members = last.diff()
+    middle = values[order[(last[:-1] + (members - 1) // 2).clamp(0, len(values) - 1)]]
+    return torch.where(members > 0, middle, torch.nan)
 
 
 def outlying_classes(
