@@ -16,6 +16,7 @@ from ralib.alignment.references import given_references
 from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import class_figures
 from ralib.interop.estimator import ClusterEstimator
+from ralib.kernels.threads import all_on_cores
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer
 from ralib.runtime.distributed import Ranks
@@ -93,8 +94,9 @@ class Aligner(ClusterEstimator):
             If particles, references and options do not fit together.
         """
         run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
-        state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
-        self._finish(run, self._iterate(run, state))
+        with all_on_cores(run.device):
+            state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
+            self._finish(run, self._iterate(run, state))
         return self
 
     def _start(self, run: Alignment) -> LoopState:
@@ -125,8 +127,9 @@ class Aligner(ClusterEstimator):
         run.particles.check_pixel_size(self._pixel_size_A, "references")
         references = given_references(self.references_, run.box, run.device)
         poses = starting_poses(run.particles).to(run.device)
-        for span, step in stages:
-            poses = run.search_until_still(run.stage(span, step), references, poses, most)
+        with all_on_cores(run.device):
+            for span, step in stages:
+                poses = run.search_until_still(run.stage(span, step), references, poses, most)
         return poses.to("cpu")
 
 

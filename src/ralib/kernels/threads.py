@@ -149,3 +149,9 @@ def shares(n: int) -> list[slice]:
     threads = cores()
     step = max(1, -(-n // (2 * threads if threads > 1 else 1)))
     return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+
+
+def even_shares(n: int) -> list[slice]:
+    """Divide 0..n evenly into one slice for each core, where work on more of them would read the same data again."""
+    threads = min(cores(), n)
+    return [slice(n * i // threads, n * (i + 1) // threads) for i in range(threads)]
