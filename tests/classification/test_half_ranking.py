@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from ralib.classification import em, pose_search
+from ralib.classification.classifier import Classifier
 from ralib.classification.e_step import score_classes
 from ralib.classification.half_precision_search import OWN_AT_ONCE, _groups_of_own, places_in_own_class
-from ralib.classification.likelihood import Spectra
+from ralib.classification.likelihood import ClassPoses, Spectra
 from ralib.classification.memory_plan import particles_at_once
+from ralib.classification.model import Model
+from ralib.classification.pose_refinement import without_last
 from ralib.classification.ring_grid import RingGrid
+from ralib.classification.schedule_settings import ScheduleSettings
+from ralib.classification.state import IterationSettings, State
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.thinning import keep_most_useful
 from ralib.runtime.chunks import row_chunks
+from ralib.simulation.simulator import SimulationOptions, Simulator
 
 N, K = 150, 4
 Given = tuple[RingGrid, Spectra, Tensor, Tensor, Tensor]
@@ -77,6 +87,48 @@ def test_particles_at_once_are_few_more_than_needed(n: int) -> None:
     assert size <= 4096
     assert size % 128 == 0
     assert len(row_chunks(n, size, torch.device("cpu"))) * size < n + 128 * -(-n // 4096) + 1
+
+
+def test_single_precision_tells_which_class_is_the_last_refined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross terms are wrong by 1e-3, so that the third class and the fourth change places."""
+    seen: list[tuple[Model, Tensor, State, IterationSettings]] = []
+
+    def kept(*given: Any) -> em.Expectation:
+        seen.append(given)  # type: ignore[arg-type]
+        return e_step(*given)
+
+    e_step = em.e_step
+    monkeypatch.setattr(em, "e_step", kept)
+    simulator = Simulator(SimulationOptions(n_particles=200, box=32, snr=0.1, seed=2, n_views=0))
+    Classifier(n_classes=8, seed=1, plan=ScheduleSettings(exchanges=0, final=1)).fit(
+        torch.cat(list(simulator.blocks()))
+    )
+    given = seen[-1]
+    assert given[-1].newton
+    right = e_step(*given).class_index.sort(dim=0).values
+    search = pose_search.search_poses
+
+    def rounded(*args: Any, **named: Any) -> ClassPoses:
+        found = search(*args, **named)
+        error = 1 + 1e-3 * torch.randn(found.cross.shape, generator=torch.Generator().manual_seed(3))
+        return replace(found, cross=found.cross * error)
+
+    monkeypatch.setattr(pose_search, "search_poses", rounded)
+    same = []
+    for known in (False, True):
+        monkeypatch.setattr(em, "ranks_in_half", lambda _, known=known: known)
+        same.append(float((e_step(*given).class_index.sort(dim=0).values == right).all(0).float().mean()))
+    assert same[0] < 0.99
+    assert 1 - same[1] < 0.4 * (1 - same[0])
+
+
+def test_without_last_keeps_the_better_of_two() -> None:
+    index = torch.tensor([[5, 5], [4, 4], [3, 3], [2, 2]])
+    number = torch.arange(8.0).view(4, 2)
+    poses = ClassPoses(number, number, number, torch.stack([number, number], dim=2), number > 3)
+    kept, classes = without_last(poses, index, torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    assert classes.tolist() == [[5, 5], [4, 4], [2, 3]]
+    assert kept.cross.tolist() == [[0, 1], [2, 3], [6, 5]]
 
 
 def test_thinning_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ralib.classification.half_precision_search import scored_in_half
+from ralib.classification.half_precision_search import ranks_in_half, scored_in_half
 from ralib.classification.likelihood import ClassPoses, Spectra, joined
 from ralib.classification.memory_plan import STEP_BYTES, particles_at_once, samples_at_once
 from ralib.classification.ring_grid import RingGrid
@@ -74,7 +74,7 @@ def score_classes(
     if not len(spectra):  # as on a rank that holds none of the few particles of a step
         psi = torch.zeros(0, device=grid.device)
         return score_fixed(grid, spectra, psi, origin_xy_px, psi > 0, references)
-    dtype = dtype or (torch.float16 if grid.device.type == "cuda" else torch.float32)
+    dtype = dtype or (torch.float16 if ranks_in_half(grid.device) else torch.float32)
     if dtype == torch.float16:
         most = at_once or particles_at_once(len(spectra))
         return scored_in_half(grid, spectra, origin_xy_px, references, shifts_xy_px, favour, mirror, memory_bytes, most)

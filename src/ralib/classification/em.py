@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.centering import centre_classes
+from ralib.classification.half_precision_search import ranks_in_half
 from ralib.classification.leave_one_out import SelfContribution, self_share
 from ralib.classification.likelihood import ClassPoses
 from ralib.classification.m_step import RingAverages, RingSums, average_classes, sum_anchors, sum_classes
@@ -90,11 +91,14 @@ def e_step(model: Model, references: Tensor, state: State, step: IterationSettin
     fit = found.fit
     price = class_prices(fit, step.temperature, model.balance, model.shard)
     sharing = SharingRule(step.temperature, CANDIDATES, LEAST_WEIGHT)
-    posterior, weight, at = best_classes(fit, price, sharing, found.among)
+    refined = step.newton > 0 and model.align
+    unsure = refined and ranks_in_half(references.device) and fit.shape[1] > CANDIDATES
+    wanted = replace(sharing, count=CANDIDATES + 1) if unsure else sharing
+    posterior, weight, at = best_classes(fit, price, wanted, found.among)
     index = at if found.among is None else found.among.T.gather(0, at)
     poses = found.poses.pick(at)
-    if step.newton and model.align:
-        poses = refine_all(model, references, poses, index, step, state.own)
+    if refined:
+        poses, index = refine_all(model, references, poses, index, step, state, price if unsure else None)
         # The class a particle was in has the advantage of a refined centre on the grid; now all have.
         better = model.fit(poses, state)
         fit = fit.scatter_(1, index.T, better.T)

@@ -1,7 +1,8 @@
 """The search over classes and poses in half precision, which ranks them on a GPU.
 
 Products of half precision have errors of some 1e-4 of a cross term: enough to name the best pose of a class on the
-grid, whose cross term `pose_refinement` then computes in single precision.
+grid, whose cross term `pose_refinement` then computes in single precision. Of classes that fit nearly as well they
+mistake the order: where only some are refined, single precision tells which is the last of them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ ALIGNED = 8
 
 OWN_AT_ONCE, OWN_BYTES = 64, 2**28
 """Particles of one class that `places_in_own_class` compares at once, and bytes of the cross spectra of such groups."""
+
+
+def ranks_in_half(device: torch.device) -> bool:
+    """Return whether the search is in half precision."""
+    return device.type == "cuda"
 
 
 def scored_in_half(

@@ -210,7 +210,8 @@ def _prices(n_classes: int, device: torch.device) -> None:
 
 def _sharing(n_classes: int, device: torch.device) -> None:
     fit = torch.zeros(AT_ONCE, n_classes, device=device)
-    likelihood.best_classes(fit, fit[0], SharingRule(1.0, CANDIDATES, LEAST_WEIGHT))
+    for count in (CANDIDATES, CANDIDATES + 1):
+        likelihood.best_classes(fit, fit[0], SharingRule(1.0, count, LEAST_WEIGHT))
 
 
 def _thinning(n_classes: int, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def refine_poses(
     class_index : Tensor of shape (b,)
         Class of each pose.
     steps : int
-        Newton steps; the fused kernel takes up to four times as many, as it ends when they converge.
+        Newton steps; the fused kernel takes up to four times as many, as it ends when they converge. With 0 only the
+        cross term is computed.
     limit_deg, limit_px : float
         Largest change by one step, degrees and pixels.
     memory_bytes : float, default STEP_BYTES
@@ -87,14 +89,15 @@ def refine_poses(
     chunk = samples_at_once(grid, references.shape[1], most, memory_bytes)
     out = []
     for cut in row_chunks(n, chunk, grid.device):
-        part, data = poses.rows(cut), spectra.data[particle[cut]]
-        if templates:
-            part = _refined_in_kernel(
-                grid, data, references, part, class_index[cut], templates, steps, limit_deg, limit_px
-            )
+        part, classes = poses.rows(cut), class_index[cut]
+        if steps == 0:
+            part = _in_single_precision(grid, spectra.data, references, part, classes, particle[cut])
+        elif templates:
+            data = spectra.data[particle[cut]]
+            part = _refined_in_kernel(grid, data, references, part, classes, templates, steps, limit_deg, limit_px)
         else:
-            data = data[:, : references.shape[1]]
-            part = _stepped(grid, data, references, part, class_index[cut], steps, limit_deg, limit_px)
+            data = spectra.data[particle[cut], : references.shape[1]]
+            part = _stepped(grid, data, references, part, classes, steps, limit_deg, limit_px)
         out.append(part)
     return joined(out).rows(slice(n))
 
@@ -191,9 +194,8 @@ def _refined_on_cores(
 
     of_classes = torch.argsort(class_index, stable=True).split(torch.bincount(class_index).tolist())
     on_cores(refine, [rows for rows in of_classes if len(rows)])
-    places = PosedParticles(particle, origin, psi, poses.mirror, class_index)
-    cross = row_sum(ring_crosses(spectra.data, places, references, grid.rings(rings)))
-    return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
+    refined = replace(poses, psi_deg=psi, origin_xy_px=origin)
+    return _in_single_precision(grid, spectra.data, references, refined, class_index, particle)
 
 
 def _rule(rings: int, steps: int, limit_deg: float, limit_px: float) -> NewtonRule:
@@ -231,9 +233,46 @@ def _refined_in_kernel(
     """Poses (b,) after Newton steps in one kernel, their cross terms in single precision."""
     row = class_index + len(references) * poses.mirror
     psi, origin = _newton_poses(data, poses, row, templates, _rule(references.shape[1], steps, limit_deg, limit_px))
-    places = PosedParticles(torch.arange(len(data), device=data.device), origin, psi, poses.mirror, class_index)
+    return _in_single_precision(grid, data, references, replace(poses, psi_deg=psi, origin_xy_px=origin), class_index)
+
+
+def _in_single_precision(
+    grid: RingGrid,
+    data: Tensor,
+    references: Tensor,
+    poses: ClassPoses,
+    class_index: Tensor,
+    particle: Tensor | None = None,
+) -> ClassPoses:
+    """Poses (b,) with their cross terms from all samples, of particles (b,), or of the first, the second and so on."""
+    particle = torch.arange(len(data), device=data.device) if particle is None else particle
+    places = PosedParticles(particle, poses.origin_xy_px, poses.psi_deg, poses.mirror, class_index)
     cross = row_sum(ring_crosses(data, places, references, grid.rings(references.shape[1])))
-    return ClassPoses(cross, poses.norm, psi, origin, poses.mirror)
+    return replace(poses, cross=cross)
+
+
+def without_last(poses: ClassPoses, class_index: Tensor, value: Tensor) -> tuple[ClassPoses, Tensor]:
+    """Leave out the worse of the last two candidate classes.
+
+    Parameters
+    ----------
+    poses : ClassPoses
+        Poses in the candidates, fields (c, b).
+    class_index : Tensor of shape (c, b)
+        Classes.
+    value : Tensor of shape (2, b)
+        What is larger where a class fits better, of the last two.
+
+    Returns
+    -------
+    ClassPoses
+        Poses, fields (c - 1, b).
+    Tensor of shape (c - 1, b)
+        Classes.
+    """
+    order = torch.arange(len(class_index) - 1, device=class_index.device)[:, None].repeat(1, class_index.shape[1])
+    order[-1] += value[1] > value[0]
+    return poses.reordered(order), class_index.gather(0, order)
 
 
 def _stepped(

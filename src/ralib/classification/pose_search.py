@@ -15,7 +15,7 @@ from ralib.classification.e_step import score_classes, score_fixed
 from ralib.classification.leave_one_out import SelfContribution, without_self
 from ralib.classification.likelihood import ClassPoses, Spectra, joined
 from ralib.classification.model import AT_ONCE, WIDE_STEP, Model
-from ralib.classification.pose_refinement import refine_candidates
+from ralib.classification.pose_refinement import refine_candidates, without_last
 from ralib.classification.state import IterationSettings, State
 
 SHORTLIST = 16
@@ -149,8 +149,9 @@ def refine_all(
     poses: ClassPoses,
     index: Tensor,
     step: IterationSettings,
-    own: SelfContribution | None,
-) -> ClassPoses:
+    state: State,
+    price: Tensor | None = None,
+) -> tuple[ClassPoses, Tensor]:
     """Refine poses off the grid by Newton steps, corrected for the particle's own contribution.
 
     Parameters
@@ -165,19 +166,27 @@ def refine_all(
         Classes.
     step : IterationSettings
         Settings of the iteration.
-    own : SelfContribution or None
-        Contributions of the particles to the references, or None.
+    state : State
+        State before the iteration.
+    price : Tensor of shape (k,), optional
+        Given where there is one candidate too many: added to the fits by which the worse of the last two is left out.
 
     Returns
     -------
     ClassPoses
         Refined poses, fields (c, n).
+    Tensor of shape (c, n)
+        Their classes.
     """
-    refined = []
+    refined, classes = [], []
     for rows, part in model.parts(model.particles.grid.n_rings):
-        share = None if own is None else own.part(rows)
-        refined.append(_refined(part, references, poses.columns(rows), index[:, rows], step, share))
-    return joined(refined, dim=1)
+        found, of, own = poses.columns(rows), index[:, rows], state.part(rows)
+        if price is not None:
+            last = _refined(part, references, found.rows(slice(-2, None)), of[-2:], step, own.own, steps=0)
+            found, of = without_last(found, of, part.fit(last, own) + price[of[-2:]])
+        refined.append(_refined(part, references, found, of, step, own.own, steps=step.newton))
+        classes.append(of)
+    return joined(refined, dim=1), torch.cat(classes, dim=1)
 
 
 def _refined(
@@ -187,12 +196,13 @@ def _refined(
     index: Tensor,
     step: IterationSettings,
     own: SelfContribution | None,
+    steps: int,
 ) -> ClassPoses:
-    """Refined poses of a part of the particles."""
+    """Refined poses of a part of the particles, without their own contributions."""
     grid, spectra, spacing = model.particles.grid, model.particles.single, model.shift_step_px(step.rings)
     poses = model.within(
         lambda most: refine_candidates(
-            grid, spectra, references, found, index, steps=step.newton,
+            grid, spectra, references, found, index, steps=steps,
             limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
             at_once=model.at_once,
         )

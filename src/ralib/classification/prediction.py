@@ -149,7 +149,7 @@ class FittedClasses:
             pose = found.pick(index[None])
             if model.align and not wide:
                 step = IterationSettings(rings, 1.0, newton=NEWTON_STEPS)
-                pose = refine_all(model, self.references, pose, index[None], step, None)
+                pose, _ = refine_all(model, self.references, pose, index[None], step, state)
                 fit = fit.scatter(1, index[:, None], model.fit(pose, state).T)
             state = replace(
                 state,
