@@ -6,7 +6,10 @@ import base64
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, WebPImagePlugin  # noqa: F401
+
+# The formats are loaded with this module: else the first thread to draw a sheet loads all, and the others wait for it.
+Image.preinit()
 
 BLOCK_PX = 16
 """WebP codes 16 px blocks; tiles on that grid do not bleed into their neighbours."""

@@ -21,7 +21,8 @@ AVERAGE_PX, HISTORY_PX, MEMBER_PX, POINT_PX = 192, 48, 64, 32
 MAX_AVERAGE_PIXELS = 8_000_000
 MAX_MEMBER_PIXELS = 10_000_000
 MAX_HISTORY_PIXELS = 6_000_000
-BATCH = 256
+BATCH, BATCH_PIXELS = 256, 2**25
+"""Particles that a core turns at once, and pixels that a GPU does, where launching operations takes the time."""
 
 
 def average_pictures(averages: np.ndarray) -> np.ndarray:
@@ -73,9 +74,10 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
     on_cpu, flipped = torch.device(device).type == "cpu", uses_ctf(run)
     # A GPU's kernels would have to be compiled for these sizes, which takes longer than turning so few small pictures.
     turn = rotate_shift_images if on_cpu else reference.rotate_shift_images
+    at_once = BATCH if on_cpu else max(BATCH, BATCH_PIXELS // run.particles.box**2)
 
     def batch(start: int) -> Tensor:
-        index = rows[start : start + BATCH]
+        index = rows[start : start + at_once]
         images = torch.from_numpy(run.particles.images.read(index)).to(device).nan_to_num()
         box = min(images.shape[-1], 2 * size)
         scale = box / images.shape[-1]
@@ -85,7 +87,7 @@ def aligned(run: RunFiles, rows: np.ndarray, size: int, device: torch.device | s
         small = min(box, size)
         return fourier_resize(turned, small, _soft(small, device)).cpu()
 
-    starts = range(0, len(rows), BATCH)
+    starts = range(0, len(rows), at_once)
     parts = on_cores(batch, starts) if on_cpu else list(map(batch, starts))
     return torch.cat(parts).numpy() if parts else np.zeros((0, size, size), dtype=np.float32)
 
