@@ -92,6 +92,7 @@ def e_step(model: Model, references: Tensor, state: State, step: IterationSettin
     price = class_prices(fit, step.temperature, model.balance, model.shard)
     sharing = SharingRule(step.temperature, CANDIDATES, LEAST_WEIGHT)
     refined = step.newton > 0 and model.align
+    # Half precision mistakes the order of classes that fit nearly as well: one more than are refined is looked at.
     unsure = refined and ranks_in_half(references.device) and fit.shape[1] > CANDIDATES
     wanted = replace(sharing, count=CANDIDATES + 1) if unsure else sharing
     posterior, weight, at = best_classes(fit, price, wanted, found.among)
