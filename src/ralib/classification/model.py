@@ -96,6 +96,11 @@ class Model:
         """Particles (n,) that averages are made of."""
         return self.particles.typical & ~self.held_out
 
+    @cached_property
+    def typical_shard(self) -> Shard:
+        """Distribution of the typical particles, over which classes compete."""
+        return self.shard.among(int(self.particles.typical.sum()))
+
     def eligible(self) -> Tensor:
         """Return the numbers (m,) of all particles that averages are made of, ascending, in main memory."""
         return torch.nonzero(self.shard.gather(self.joins).cpu())[:, 0]

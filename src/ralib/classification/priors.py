@@ -65,7 +65,7 @@ def class_prices(fit: Tensor, temperature: float, balance: float, shard: Shard |
     balance : float
         Pressure towards equal sizes, 0 to 1.
     shard : Shard, optional
-        With it the fits are those of some of its particles, and those of all ranks count.
+        Distribution of the particles; by default all are here.
 
     Returns
     -------

@@ -86,7 +86,7 @@ class Shard:
         Parameters
         ----------
         table : Tensor of shape (b, k)
-            Rows of some of this rank's particles.
+            Rows of this rank's particles.
 
         Returns
         -------
@@ -95,10 +95,9 @@ class Shard:
         Shard
             Which of the rows these are.
         """
-        own = self.among(len(table))
-        if self.ranks.size == 1 or not on_gpu(table) or own.n * table.shape[1] > TOGETHER:
-            return table, own
-        return own.gather(table), Shard.of_all(own.n)
+        if self.ranks.size == 1 or not on_gpu(table) or self.n * table.shape[1] > TOGETHER:
+            return table, self
+        return self.gather(table), Shard.of_all(self.n)
 
     # -- the same on every rank ------------------------------------------------------------------------------------
 

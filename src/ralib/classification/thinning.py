@@ -43,7 +43,7 @@ def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tens
     keep : int
         Number of classes to keep.
     shard : Shard, optional
-        With it the rows are those of some of its particles, and those of all ranks count.
+        Distribution of the particles; by default all are here.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def keep_most_useful(fit: Tensor, keep: int, shard: Shard | None = None) -> Tens
         Their numbers.
     """
     k = fit.shape[1]
-    fit, everyone = (shard or Shard.of_all(len(fit))).together(fit)
+    everyone = shard or Shard.of_all(len(fit))
     top = fit.topk(min(k, max(NEIGHBOURS[0], min(NEIGHBOURS[1], k // 4))), dim=1).values
     spread = (top[:, :1] - top[:, -1:]).clamp_min(LEAST_SPREAD)
     # In nats, what is strong loses most: a particle of twice the typical fit counts as a typical one.
@@ -98,8 +98,8 @@ def most_useful(model: Model, state: State, keep: int) -> Tensor:
     Tensor of shape (keep,)
         Their numbers.
     """
-    fit = state.fit[model.particles.typical]
-    return keep_most_useful(fit + class_prices(fit, 1.0, model.balance, model.shard), keep, model.shard)
+    fit, shard = model.typical_shard.together(state.fit[model.particles.typical])
+    return keep_most_useful(fit + class_prices(fit, 1.0, model.balance, shard), keep, shard)
 
 
 def restrict_classes(model: Model, state: State, keep: Tensor) -> State:
