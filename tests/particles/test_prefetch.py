@@ -64,28 +64,39 @@ def test_loader_files_of_several_kinds_are_read(tmp_path: Path) -> None:
         assert np.array_equal(source.taken(np.array([3, 1])).read(np.array([0, 1])), halves[part[[3, 1]]])
 
 
-def test_loader_source_without_files_is_read_by_one_thread_at_a_time() -> None:
-    class Careful(ArraySource):
-        busy = threading.Lock()
+@pytest.mark.usefixtures("few_small_buffers")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_loader_images_are_those_of_the_array(dtype) -> None:
+    images, shuffled = IMAGES.astype(dtype), np.random.default_rng(1).permutation(N)
+    expected = torch.from_numpy(images.astype(np.float32))
+    for staged in (True, False):
+        assert torch.equal(torch.cat(loaded(ArraySource(images), staged=staged)), expected)
+        assert torch.equal(Loader(ArraySource(images), CPU, staged=staged).block(shuffled)[0], expected[shuffled])
 
-        def read(self, index: np.ndarray) -> np.ndarray:
-            assert self.busy.acquire(blocking=False), "two readers at a time"
-            time.sleep(0.001)
-            self.busy.release()
-            return super().read(index)
 
-    assert torch.equal(torch.cat(loaded(Careful(IMAGES))), torch.from_numpy(IMAGES))
+class Plain:
+    """A source of the user's own, which can do no more than read."""
+
+    n_images, box = N, BOX
+
+    def __init__(self) -> None:
+        self.busy, self.reads = threading.Lock(), []
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        assert self.busy.acquire(blocking=False), "two readers at a time"
+        self.reads.append(int(index[0]))
+        time.sleep(0.001)
+        self.busy.release()
+        return IMAGES[index]
+
+
+@pytest.mark.usefixtures("few_small_buffers")
+def test_loader_other_sources_are_read_by_one_thread_at_a_time() -> None:
+    assert torch.equal(torch.cat(loaded(Plain())), torch.from_numpy(IMAGES))
 
 
 def test_loader_reads_a_few_blocks_ahead() -> None:
-    class Counting(ArraySource):
-        reads: list[int] = []  # noqa: RUF012
-
-        def read(self, index: np.ndarray) -> np.ndarray:
-            self.reads.append(int(index[0]))
-            return super().read(index)
-
-    source = Counting(IMAGES)
+    source = Plain()
     blocks = Loader(source, CPU).blocks([np.array([i]) for i in range(20)])
     next(blocks)
     time.sleep(0.3)

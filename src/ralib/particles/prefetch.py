@@ -45,7 +45,7 @@ class TensorSource(Protocol):
 
 @runtime_checkable
 class RawSource(Protocol):
-    """An image source that gives the numbers of its files unconverted, to several threads at a time."""
+    """An image source that several threads may read at a time, and that gives the numbers of its files unconverted."""
 
     @property
     def raw_dtype(self) -> np.dtype:
@@ -163,7 +163,7 @@ class Loader:
             images = torch.empty(len(index), box, box, dtype=self._kind, device=self.device)
         parts = [slice(i, i + self._at_once) for i in range(0, len(index), self._at_once)]
         self._make_buffers(min(len(parts), BUFFERS) if self._staged else 0)
-        # Only sources of raw files can be read by several threads at once.
+        # Others may not bear to be read by several threads at once.
         with Threads(READERS if self._raw else 1) as pool:
             for _ in pool.map(lambda part: self._load(index[part], images[part]), parts):
                 pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class ArraySource:
 
     images: np.ndarray
 
+    raw_dtype: ClassVar[np.dtype] = np.dtype(np.float32)
+
     @property
     def n_images(self) -> int:
         """Number of images."""
@@ -64,6 +66,11 @@ class ArraySource:
     def read(self, index: np.ndarray) -> np.ndarray:
         """Return images (b, n, n), float32, in the order of `index` (b,)."""
         return np.ascontiguousarray(self.images[index], dtype=np.float32)
+
+    def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Copy images into an array; see `ralib.particles.prefetch.RawSource.read_raw`."""
+        in_a_row = len(index) > 0 and index[0] >= 0 and bool((np.diff(index) == 1).all())
+        out[...] = self.images[index[0] : index[0] + len(index)] if in_a_row else self.images[index]
 
 
 @dataclass(frozen=True)
