@@ -9,7 +9,8 @@ import torch
 from blobs import make
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.conventions import compose, invert, wrap_deg
-from ralib.results.observer import SilentObserver
+from ralib.kernels.threads import cores
+from ralib.results.observer import IterationDone, SilentObserver
 from ralib.types import RalibError
 
 STAGES = [(2.0, 2.0, 1.0), (1.0, 1.0, None)]
@@ -43,6 +44,23 @@ def test_reffree_finds_the_common_view(truth) -> None:
     assert result.average_.shape == (40, 40)
     assert [f["stage"] for f in result.iterations_] == [1] * 4 + [2] * 4
     assert result.iterations_[-1]["criterion"] > result.iterations_[0]["criterion"]
+
+
+def test_reffree_leaves_pytorch_one_thread_while_it_runs(truth) -> None:
+    """Its own threads would spin between operations, beside those that search."""
+    seen, before = [], torch.get_num_threads()
+
+    class Looking(SilentObserver):
+        def iteration(self, done: IterationDone) -> None:
+            seen.append((torch.get_num_threads(), cores()))
+
+    torch.set_num_threads(2)
+    try:
+        aligner().fit(truth.images, observer=Looking())
+        assert set(seen) == {(1, 2)}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_reffree_without_mirror_finds_none(truth) -> None:

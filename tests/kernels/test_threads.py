@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ralib.kernels.threads import Threads, as_here, on_cores, shares
+from ralib.kernels.threads import Threads, all_on_cores, as_here, cores, even_shares, on_cores, shares
 
 
 @pytest.fixture
@@ -26,6 +26,17 @@ def test_on_cores_gives_every_part_one_thread_of_pytorch(parts: int, two_threads
 
 def test_shares_cover_everything_in_two_parts_a_thread(two_threads: None) -> None:
     assert [list(range(10))[cut] for cut in shares(10)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+
+
+def test_even_shares_are_one_for_each_thread(two_threads: None) -> None:
+    assert [list(range(5))[cut] for cut in even_shares(5)] == [[0, 1], [2, 3, 4]]
+    assert even_shares(1) == [slice(0, 1)]
+
+
+def test_all_on_cores_leaves_pytorch_one_thread(two_threads: None) -> None:
+    with all_on_cores(torch.device("cpu")):
+        assert (torch.get_num_threads(), cores()) == (1, 2)
+    assert (torch.get_num_threads(), cores()) == (2, 2)
 
 
 def test_threads_write_to_tensors_that_the_caller_made_in_inference_mode(two_threads: None) -> None:
