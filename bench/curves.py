@@ -1,6 +1,6 @@
-"""Draws the curves of `ralib bench --curves` as SVG, by hand: the same file on every machine and with every version.
+"""Draws the curves of `ralib bench --curves` and classify_curves.py as SVG, by hand: the same on every machine.
 
-Used by bench/tables.py; a result file in, a drawing out. A curve that the file lacks is drawn from the engine's cases
+Used by bench/tables.py; a result file in, a drawing out. A curve that one of the engine lacks is drawn from its cases
 on the same device: references at 3 px, and shift ranges of one reference, both at 90 px.
 """
 
@@ -12,7 +12,14 @@ from typing import Any
 
 INK, SOFT, BLUE = "#37474f", "#cfd8dc", "#1565c0"
 WIDTH, HEIGHT, LEFT, TOP, GAP = 210.0, 170.0, 62.0, 40.0, 74.0
-TITLES = {"particles": "particles", "references": "references", "shift range": "whole-pixel shifts in range"}
+TITLES = {
+    "particles": "particles",
+    "references": "references",
+    "shift range": "whole-pixel shifts in range",
+    "classes": "classes",
+}
+TIMES = {"curves": "Milliseconds an iteration", "classify-curves": "Seconds a classification"}
+"""The results that are drawn, and what of them."""
 
 
 Points = list[tuple[float, float]]
@@ -39,7 +46,7 @@ def drawing(result: dict[str, Any], engine: list[dict[str, Any]]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {TOP + HEIGHT + 46:g}" '
     head += f'style="font-family:sans-serif;font-size:12px;fill:{INK}">'
     ground = f'<rect width="{width:g}" height="{TOP + HEIGHT + 46:g}" fill="white"/>'
-    title = label(LEFT, 18, f"Milliseconds an iteration, {result['device']}; dashed: in proportion", "start")
+    title = label(LEFT, 18, f"{TIMES[result['bench']]}, {result['device']}; dashed: in proportion", "start")
     return "\n".join([head, ground, title, *body, "</svg>\n"])
 
 

@@ -131,8 +131,8 @@ def benchmarks_page(results: list[dict[str, Any]]) -> str:
         )
         title = f"## {str(result.get('title') or result['bench']).capitalize()}, {where(result)}"
         parts += [title, " ".join(about)]
-        if result["bench"] == "curves":
-            parts.append(f"![Time against particles, references and shifts](img/{drawing_name(result)})")
+        if result["bench"] in curves.TIMES:
+            parts.append(f"![{curves.TIMES[result['bench']]}](img/{drawing_name(result)})")
         parts.append(table if result["rows"] else "*No rows.*")
     return "\n\n".join(parts) + "\n"
 
@@ -210,10 +210,9 @@ def wanted_files() -> dict[Path, str]:
     results = load_results(RESULTS)
     files = {ROOT / "docs" / "benchmarks.md": benchmarks_page(results)}
     for result in results:
-        if result["bench"] == "curves":
-            engine = [
-                r for e in results if e["bench"] == "engine" and e["device"] == result["device"] for r in e["rows"]
-            ]
+        if result["bench"] in curves.TIMES:
+            cases = "engine" if result["bench"] == "curves" else None
+            engine = [r for e in results if (e["bench"], e["device"]) == (cases, result["device"]) for r in e["rows"]]
             files[ROOT / "docs" / "img" / drawing_name(result)] = curves.drawing(result, engine)
     readme = ROOT / "README.md"
     if readme.exists():

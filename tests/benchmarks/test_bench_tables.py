@@ -111,3 +111,10 @@ def test_curves_become_a_drawing(tables) -> None:
     engine = [case | {"references": r, "ours": 2.0 * r} for r in (10, 50, 200)]
     more = tables.curves.drawing(result, [*engine, {"case": "a peer", "ours": None}])
     assert more.count("<circle") == 5, "references from the engine's cases"
+
+
+def test_curves_of_a_classification_say_what_they_are(tables) -> None:
+    rows = [{"case": str(k), "curve": "classes", "x": k, "ours": k / 4} for k in (5, 10)]
+    result = {"file": "classify-curves-core.json", "bench": "classify-curves", "device": "core", "rows": rows}
+    assert "Seconds a classification, core" in tables.curves.drawing(result, [])
+    assert "![Seconds a classification](img/classify-curves-core.svg)" in tables.benchmarks_page([result])
