@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ralib.kernels.threads import Threads, all_on_cores, as_here, cores, even_shares, on_cores, shares
+from ralib.kernels.threads import Threads, all_on_cores, as_here, cores, on_cores, shares
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def test_shares_cover_everything_in_two_parts_a_thread(two_threads: None) -> Non
     assert [list(range(10))[cut] for cut in shares(10)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
 
 
-def test_even_shares_are_one_for_each_thread(two_threads: None) -> None:
-    assert [list(range(5))[cut] for cut in even_shares(5)] == [[0, 1], [2, 3, 4]]
-    assert even_shares(1) == [slice(0, 1)]
+def test_shares_are_as_many_for_each_thread_as_asked_for(two_threads: None) -> None:
+    assert [list(range(5))[cut] for cut in shares(5, each=1)] == [[0, 1, 2], [3, 4]]
+    assert shares(1, each=1) == [slice(0, 1)]
 
 
 def test_all_on_cores_leaves_pytorch_one_thread(two_threads: None) -> None:

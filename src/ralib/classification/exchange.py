@@ -175,7 +175,7 @@ def class_medians(values: Tensor, index: Tensor, n_classes: int) -> Tensor:
     order = order[torch.argsort(index[order], stable=True)]
     last = torch.searchsorted(index[order], torch.arange(-1, n_classes, device=index.device), right=True)
     members = last.diff()
-    middle = values[order[(last[:-1] + (0.5 * (members - 1)).long()).clamp(0, len(values) - 1)]]
+    middle = values[order[(last[:-1] + (members - 1) // 2).clamp(0, len(values) - 1)]]
     return torch.where(members > 0, middle, torch.nan)
 
 

@@ -119,19 +119,8 @@ def final_result(
     found = examiner.examined(batches, schedule, state, image)
     assert schedule.references is not None
     rings = schedule.references.shape[1]
-    support = pose_support(model, state, rings, (found.odds < 0).cpu(), torch.Generator().manual_seed(options.seed))
-    index = shown.class_index.numpy()
-    verdict = judge(
-        found.evidence,
-        found.figures,
-        whitened,
-        averages,
-        classes,
-        index,
-        found.stability,
-        found.odds.cpu().numpy(),
-        support,
-    )
+    support = pose_support(model, state, rings, found.odds < 0, torch.Generator().manual_seed(options.seed))
+    verdict = judge(found, whitened, averages, classes, shown.class_index.numpy(), support)
     bad = torch.nonzero(~shard.gather(whitened.usable))[:, 0].tolist()
     result = ClassificationResult(
         "classify",

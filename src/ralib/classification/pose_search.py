@@ -6,7 +6,7 @@ Both without each particle's own contribution to the averages, see `leave_one_ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -182,9 +182,9 @@ def refine_all(
     for rows, part in model.parts(model.particles.grid.n_rings):
         found, of, own = poses.columns(rows), index[:, rows], state.part(rows)
         if price is not None:
-            last = _refined(part, references, found.rows(slice(-2, None)), of[-2:], step, own.own, steps=0)
+            last = _refined(part, references, found.rows(slice(-2, None)), of[-2:], replace(step, newton=0), own.own)
             found, of = without_last(found, of, part.fit(last, own) + price[of[-2:]])
-        refined.append(_refined(part, references, found, of, step, own.own, steps=step.newton))
+        refined.append(_refined(part, references, found, of, step, own.own))
         classes.append(of)
     return joined(refined, dim=1), torch.cat(classes, dim=1)
 
@@ -196,13 +196,12 @@ def _refined(
     index: Tensor,
     step: IterationSettings,
     own: SelfContribution | None,
-    steps: int,
 ) -> ClassPoses:
     """Refined poses of a part of the particles, without their own contributions."""
     grid, spectra, spacing = model.particles.grid, model.particles.single, model.shift_step_px(step.rings)
     poses = model.within(
         lambda most: refine_candidates(
-            grid, spectra, references, found, index, steps=steps,
+            grid, spectra, references, found, index, steps=step.newton,
             limit_deg=60.0 / references.shape[2], limit_px=0.6 * WIDE_STEP * spacing, memory_bytes=most,
             at_once=model.at_once,
         )

@@ -85,7 +85,7 @@ def pose_support(model: Model, state: State, rings: int, candidates: Tensor, gen
     assert state.averages is not None
     n_classes, everyone = len(state.members), model.shard.gather
     index = everyone(state.class_index).cpu()
-    chosen = _some_of_each(index, candidates, n_classes, generator)
+    chosen = _some_of_each(index, candidates.cpu(), n_classes, generator)
     half, device = everyone(model.half).cpu(), model.particles.grid.device
     total, count = torch.zeros(n_classes, 2, dtype=torch.float64), torch.zeros(n_classes, 1, dtype=torch.float64)
     for h, orders in enumerate(state.averages.halves):

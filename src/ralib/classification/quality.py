@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ralib.classification.examination import Examination
 from ralib.classification.junk_evidence import class_causes
 from ralib.classification.junk_model import Evidence
 from ralib.classification.pose_support import PoseSupport
@@ -74,22 +75,19 @@ class Verdict:
 
 
 def judge(
-    evidence: Evidence,
-    particles: dict[str, np.ndarray],
+    found: Examination,
     whitened: WhitenedParticles,
     averages: ClassAverages,
     classes: list[dict[str, Any]],
     class_index: np.ndarray,
-    stability: Stability,
-    odds: np.ndarray,
     support: PoseSupport,
 ) -> Verdict:
     """Compute everything that the output says about quality.
 
     Parameters
     ----------
-    evidence, particles
-        Result of `junk_evidence.measure`.
+    found : Examination
+        What was found out about the final state.
     whitened : WhitenedParticles
         The particles.
     averages : ClassAverages
@@ -98,10 +96,6 @@ def judge(
         Rows of run.json to add to, one for each class.
     class_index : ndarray of shape (n,)
         Classes as they are written: those of the evidence, or one for junk.
-    stability : Stability
-        Result of the validation.
-    odds : ndarray of shape (n,)
-        Result of `junk_evidence.junk_odds`.
     support : PoseSupport
         Result of `pose_support`; nothing is known of a class of junk beyond.
 
@@ -110,10 +104,10 @@ def judge(
     Verdict
         The verdict.
     """
-    judged = particles | {"quality": -odds, "junk": 1 / (1 + np.exp(-odds))}
-    return _with_verdicts(
-        evidence, judged, _rows(averages, whitened, judged, class_index, classes, support), class_index, stability
-    )
+    odds = found.odds.cpu().numpy()
+    judged = found.figures | {"quality": -odds, "junk": 1 / (1 + np.exp(-odds))}
+    rows = _rows(averages, whitened, judged, class_index, classes, support)
+    return _with_verdicts(found.evidence, judged, rows, class_index, found.stability)
 
 
 def _with_verdicts(

@@ -144,14 +144,21 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         torch.set_num_threads(threads)
 
 
-def shares(n: int) -> list[slice]:
-    """Divide 0..n evenly into slices for the cores: two for each, to balance the load; one slice for a single core."""
+def shares(n: int, each: int = 2) -> list[slice]:
+    """Divide 0..n evenly into slices for the cores, one slice for a single core.
+
+    Parameters
+    ----------
+    n : int
+        What is divided.
+    each : int, default 2
+        Slices for each of several cores: two balance the load; one, where each slice reads all data again.
+
+    Returns
+    -------
+    list of slice
+        The slices.
+    """
     threads = cores()
-    step = max(1, -(-n // (2 * threads if threads > 1 else 1)))
+    step = max(1, -(-n // (each * threads if threads > 1 else 1)))
     return [slice(first, min(first + step, n)) for first in range(0, n, step)]
-
-
-def even_shares(n: int) -> list[slice]:
-    """Divide 0..n evenly into one slice for each core, where work on more of them would read the same data again."""
-    threads = min(cores(), n)
-    return [slice(n * i // threads, n * (i + 1) // threads) for i in range(threads)]

@@ -33,7 +33,7 @@ from ralib.kernels.interpolation.reference import (
     sum_row,
 )
 from ralib.kernels.numba_cache import kept
-from ralib.kernels.threads import even_shares, on_cores, shares
+from ralib.kernels.threads import on_cores, shares
 
 _CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadratic", "linear"))
 _CYCLIC, _BACKGROUND = (BOUNDARIES.index(name) for name in ("cyclic", "background"))
@@ -265,7 +265,7 @@ def add_turned(samples: Samples, table: Tensor, row: Tensor, sums: Tensor) -> No
     )
     on_cores(
         lambda lines: _add_turned(*given, lines.start, lines.stop, sums.numpy()),
-        even_shares(n),
+        shares(n, each=1),
     )
 
 
