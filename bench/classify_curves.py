@@ -15,16 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from classify_scores import ideal_deg, scores
+from clean_sets import set_in_memory
 from ralib.benchmarks.curves import slopes
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
 from ralib.cli.common import resolve_device
-from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ArraySource, ParticleSet
 
 RESULTS = Path(__file__).parent / "results"
 WIDER = 1.25
@@ -38,18 +36,9 @@ BASE = {"cuda": (20_000, 50), "cpu": (2_000, 20)}
 """Particles while the classes change, and classes while the particles do."""
 
 
-def simulated(n: int, options: argparse.Namespace, device: torch.device) -> tuple[ParticleSet, dict[str, np.ndarray]]:
-    """Particles in main memory, and their truth."""
-    given = SimulationOptions(n_particles=n, box=options.box, snr=options.snr, seed=options.seed, n_views=0)
-    simulator = Simulator(given, device=device)
-    images = np.concatenate([block.cpu().numpy() for block in simulator.blocks()])
-    truth = simulator.truth
-    return ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph), truth.arrays()
-
-
 def measure(n: int, classes: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Seconds of one workload, and what the truth says of it."""
-    particles, truth = simulated(n, options, device)
+    particles, truth = set_in_memory(n, options.box, options.seed, device)
     took = []
     for _ in range(options.repeats):
         clock = time.perf_counter()
@@ -72,7 +61,6 @@ def main() -> int:
     parser.add_argument("--particles", type=int, nargs="*", help="with the base's number of classes")
     parser.add_argument("--classes", type=int, nargs="*", help="with the base's number of particles")
     parser.add_argument("--box", type=int, default=90)
-    parser.add_argument("--snr", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -88,7 +76,7 @@ def main() -> int:
             about = {"case": f"{n:,} particles of {options.box} px, K={classes}", "curve": curve, "x": value}
             rows.append(about | known[n, classes])
             print(rows[-1]["case"], rows[-1]["ours"], rows[-1]["parity"], flush=True)
-    workload = {name: getattr(options, name) for name in ("box", "snr", "seed", "repeats")}
+    workload = {name: getattr(options, name) for name in ("box", "seed", "repeats")}
     print("wrote", write_record(options.out, record("classify-curves", device, rows + slopes(rows), workload=workload)))
     return 0 if all(row["ours"] is not None for row in rows) else 1
 

@@ -16,16 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from classify_scores import scores
+from clean_sets import set_in_memory
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.images.fourier import fourier_resize
-from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ArraySource, ParticleSet
 
 RESULTS = Path(__file__).parent / "results"
 PLANS = {
@@ -48,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in options.modes}
     for seed in options.seeds:
-        particles, truth = simulated(options.particles, options.box, seed)
+        particles, truth = set_in_memory(options.particles, options.box, seed)
         found: torch.Tensor | None = None
         for mode in options.modes:
             given: dict[str, Any] = {}
@@ -67,16 +65,6 @@ def main() -> int:
     workload = {name: getattr(options, name) for name in ("particles", "box", "classes", "seeds")}
     print("wrote", write_record(options.out, record("classify-modes", torch.device("cpu"), rows, workload=workload)))
     return 0
-
-
-def simulated(n: int, box: int, seed: int) -> tuple[ParticleSet, dict[str, np.ndarray]]:
-    """Particles and their truth as `scores` takes it."""
-    simulator = Simulator(SimulationOptions(n_particles=n, box=box, snr=0.1, seed=seed, n_views=0))
-    images, truth = torch.cat(list(simulator.blocks())).numpy(), simulator.truth
-    particles = ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph)
-    zero = np.zeros(n, dtype=np.int64)
-    shift = -truth.poses.origin_xy_px.numpy()
-    return particles, {"R": truth.rotation, "shift": shift, "junk": zero, "species": zero}
 
 
 def summary(mode: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

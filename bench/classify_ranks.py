@@ -26,36 +26,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from clean_sets import set_in_memory
 from ralib.benchmarks.record import record, write_record
 from ralib.classification.classifier import Classifier
 from ralib.cli.common import resolve_device
 from ralib.runtime.distributed import first_to_fail, join, launched
-from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ArraySource, ParticleSet
 
 RESULTS = Path(__file__).parent / "results"
 SAME_CLASS = 0.999
 FEW = 1000
 
 
-def particle_set(n: int, box: int, seed: int, device: torch.device) -> ParticleSet:
-    """Simulated particles of continuous views with CTF, in main memory."""
-    simulator = Simulator(SimulationOptions(n_particles=n, box=box, snr=0.1, seed=seed, n_views=0), device=device)
-    images = np.empty((n, box, box), np.float32)
-    done = 0
-    for block in simulator.blocks():
-        images[done : done + len(block)] = block.cpu().numpy()
-        done += len(block)
-    truth = simulator.truth
-    return ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph)
-
-
 @torch.inference_mode()
 def work(options: argparse.Namespace) -> None:
     """What each rank does; the first one writes what came out."""
     ranks, device = join(), resolve_device(options.device)
-    particles = particle_set(options.particles, options.box, options.seed, device)
-    few = particle_set(min(FEW, options.particles), options.box, options.seed + 1, device)
+    particles, _ = set_in_memory(options.particles, options.box, options.seed, device)
+    few, _ = set_in_memory(min(FEW, options.particles), options.box, options.seed + 1, device)
     given: dict[str, Any] = {"seed": options.seed, "device": device, "ranks": ranks}
     if not options.cold:
         Classifier(n_classes=min(options.classes, len(few) // 20), **given).fit(few)

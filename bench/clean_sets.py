@@ -1,4 +1,4 @@
-"""Clean simulated sets, as several scripts of this folder make them with `ralib simulate`.
+"""Clean simulated sets, as several scripts of this folder make them: with `ralib simulate`, or in main memory.
 
 Particles at continuous views, off the centre, of varying contrast in coloured noise, with CTF.
 """
@@ -10,11 +10,13 @@ from typing import Any
 
 import mrcfile
 import numpy as np
+import torch
 
 from classify_scores import second_molecule
 from ralib.cli import main as ralib
 from ralib.simulation.phantom import phantom_volume
-from ralib.simulation.simulator import PHANTOM_BOX_A
+from ralib.simulation.simulator import PHANTOM_BOX_A, SimulationOptions, Simulator
+from ralib.types import ArraySource, ParticleSet
 
 SETTINGS: dict[str, Any] = {
     "--box": 90, "--views": 0, "--snr": 0.05, "--shift-sd": 2.0, "--contrast-sd": 0.15, "--coloured-noise": 0.15,
@@ -29,6 +31,20 @@ def simulate_set(folder: Path, particles: int, seed: int, changes: dict[str, Any
     if ralib(["simulate", str(folder), *words]) != 0:
         raise SystemExit(f"simulate failed: {words}")
     return folder
+
+
+def set_in_memory(
+    n: int, box: int, seed: int, device: torch.device | str = "cpu"
+) -> tuple[ParticleSet, dict[str, np.ndarray]]:
+    """Particles of continuous views with CTF at an SNR of 0.1, made on a device, and their truth for `scores`."""
+    simulator = Simulator(SimulationOptions(n_particles=n, box=box, snr=0.1, seed=seed, n_views=0), device=device)
+    images = np.empty((n, box, box), np.float32)
+    done = 0
+    for block in simulator.blocks():
+        images[done : done + len(block)] = block.cpu().numpy()
+        done += len(block)
+    truth = simulator.truth
+    return ParticleSet(ArraySource(images), simulator.pixel_size_A, truth.ctf, group=truth.micrograph), truth.arrays()
 
 
 def molecule_volumes(folder: Path, box: int) -> dict[str, Path]:

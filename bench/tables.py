@@ -211,9 +211,11 @@ def wanted_files() -> dict[Path, str]:
     files = {ROOT / "docs" / "benchmarks.md": benchmarks_page(results)}
     for result in results:
         if result["bench"] in curves.TIMES:
-            cases = "engine" if result["bench"] == "curves" else None
-            engine = [r for e in results if (e["bench"], e["device"]) == (cases, result["device"]) for r in e["rows"]]
-            files[ROOT / "docs" / "img" / drawing_name(result)] = curves.drawing(result, engine)
+            engine = [
+                r for e in results if e["bench"] == "engine" and e["device"] == result["device"] for r in e["rows"]
+            ]
+            cases = engine if result["bench"] == "curves" else []
+            files[ROOT / "docs" / "img" / drawing_name(result)] = curves.drawing(result, cases)
     readme = ROOT / "README.md"
     if readme.exists():
         files[readme] = with_table(readme.read_text(), readme_table(results))
