@@ -1,12 +1,15 @@
 """Resolution of class averages against the truth: what `ralib classify` tells, with and without what noise shows.
 
     PYTHONPATH=src python3 bench/frc_truth.py [--device cpu] [--snr 0.1 0.02] [--particles 1500] [--classes 15]
+        [--shared ../shared] [--cases ace2 ...]
 
 The phantom is simulated twice with the same views, shifts and CTFs, with noise and nearly without. At the poses that
 were found in the noisy set, the averages of the clean one are the signal S of the half averages, and what is left is
 their noise N. The true FRC is <S1, S2> / sqrt((S1^2 + N1^2) (S2^2 + N2^2)): noise that alignment made alike in both
 halves does not count as agreement. Resolutions are those where the FRC falls below 0.143, mean over the classes. Of
-images of noise alone (SNR 0) nothing is true. The rows go to bench/results/frc-truth-<device>.json.
+images of noise alone (SNR 0) nothing is true. The realistic sets of `hard.py` are made twice as well, with ten thousand
+times the dose; of their classes of mostly true particles the median resolution is told, and of told over true the
+median and the 90th percentile. The rows go to bench/results/frc-truth-<device>.json.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hard import SETS, hard_set
 from ralib import io
 from ralib.benchmarks.record import record
 from ralib.classification.classifier import Classifier
@@ -33,9 +37,14 @@ from ralib.cli import main as ralib
 from ralib.images.fourier import ring_sums
 from ralib.images.frc import masked_frc, resolution_frequency
 from ralib.images.masks import soft_disc
+from ralib.kernels.averages import smoothed
 from ralib.kernels.complex_numbers import squared
+from ralib.types import ParticleSet
 
 CLEAN = 1000.0
+CLEAN_DOSE = 400_000.0
+FEW = 10
+"""Members from which on a class counts."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,16 +52,21 @@ def main() -> int:
     """Run all SNRs and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--snr", type=float, nargs="+", default=[0.1, 0.05, 0.02, 0.0])
+    parser.add_argument("--snr", type=float, nargs="*", default=[0.1, 0.05, 0.02, 0.0])
     parser.add_argument("--particles", type=int, default=1500)
     parser.add_argument("--classes", type=int, default=15)
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    parser.add_argument("--cases", nargs="*", choices=["ace2", "pol2", "t20s", "30S"], default=["ace2", "pol2", "30S"])
     options = parser.parse_args()
     device, rows = torch.device(options.device), []
     with tempfile.TemporaryDirectory() as scratch:
         for snr in options.snr:
             rows += told_and_true(Path(scratch), snr, options)
             print(rows[-1], flush=True)
+        for name in options.cases:
+            rows += realistic(Path(scratch), name, options)
+            print(*rows[-5:], sep="\n", flush=True)
     result = record("frc-truth", device, rows, particles=options.particles, classes=options.classes, seed=options.seed)
     name = re.sub("[^a-z0-9]+", "-", result["device"].lower()) + (f"-{result['threads']}t" if result["threads"] else "")
     (RESULTS / f"frc-truth-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -76,26 +90,51 @@ def told_and_true(scratch: Path, snr: float, options: argparse.Namespace) -> lis
     start = time.perf_counter()
     found = Classifier(n_classes=options.classes, seed=1, device=options.device).fit(noisy)
     seconds = time.perf_counter() - start
-    averages, radius_px = found.class_averages_, 0.5 * found.result_.diameter_A / noisy.pixel_size_A
-    assert averages.half_images is not None
-    assert averages.frc is not None
-    curves = {"as it is told": averages.frc, "halves as they are": masked_frc(averages, radius_px)}
-    if snr > 0:
-        curves["truth"] = true_frc(found, noisy, clean, radius_px)
     case = f"SNR {snr:g}: mean resolution, "
     return [
-        {"case": case + name, "ours": round(resolution_A(c, noisy.pixel_size_A), 2), "unit": "A",
+        {"case": case + name, "ours": round(float(resolutions_A(c, noisy.pixel_size_A).mean()), 2), "unit": "A",
          "frc": [round(float(v), 3) for v in c.mean(0)], "run_s": round(seconds, 1)}
-        for name, c in curves.items()
+        for name, c in curves(found, noisy, clean if snr > 0 else None).items()
     ]  # fmt: skip
 
 
-def resolution_A(frc: Tensor, pixel_size_A: float) -> float:
-    """Mean resolution over the classes (k, r)."""
-    return float((pixel_size_A / resolution_frequency(frc.clone()).clamp_min(1 / (2 * frc.shape[1]))).mean())
+def realistic(scratch: Path, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of a realistic set: its median resolution by each curve, and how told and true ones compare."""
+    folder = hard_set(name, scratch, options)
+    bright = hard_set(name, scratch, options, more=f"--dose {CLEAN_DOSE:g}", called=f"{name}-bright")
+    if folder is None or bright is None:
+        print(f"{name}: left out, no data for it under {options.shared}")
+        return []
+    noisy, clean = (io.open_particles(f / "particles.star") for f in (folder, bright))
+    found = Classifier(n_classes=SETS[name]["classes"], seed=1, device=options.device).fit(noisy)
+    of = [k for k, row in enumerate(found.classes_) if row["junk"] < 0.5 and row["members"] >= FEW]
+    told = {what: resolutions_A(c[of], noisy.pixel_size_A) for what, c in curves(found, noisy, clean).items()}
+    ratio = told["as it is told"] / told["truth"]
+    case = f"{name}, {SETS[name]['what']}: "
+    return [
+        *({"case": f"{case}median resolution, {what}", "ours": round(float(np.median(a)), 2), "unit": "A"}
+          for what, a in told.items()),
+        {"case": f"{case}told over true, median", "ours": round(float(np.median(ratio)), 2), "unit": "times"},
+        {"case": f"{case}told over true, 90th percentile", "ours": round(float(np.quantile(ratio, 0.9)), 2),
+         "unit": "times"},
+    ]  # fmt: skip
 
 
-def true_frc(found: Classifier, noisy: Any, clean: Any, radius_px: float) -> Tensor:
+def curves(found: Classifier, noisy: ParticleSet, clean: ParticleSet | None) -> dict[str, Tensor]:
+    """FRC curves (k, r) of a run by what they are: told, uncorrected, and true where clean particles are known."""
+    averages, radius_px = found.class_averages_, 0.5 * found.result_.diameter_A / noisy.pixel_size_A
+    assert averages.half_images is not None
+    assert averages.frc is not None
+    of = {"as it is told": averages.frc, "halves as they are": masked_frc(averages, radius_px)}
+    return of if clean is None else of | {"truth": smoothed(true_frc(found, noisy, clean, radius_px))}
+
+
+def resolutions_A(frc: Tensor, pixel_size_A: float) -> np.ndarray:
+    """Resolution of each class, of its curve (k, r)."""
+    return (pixel_size_A / resolution_frequency(frc.clone()).clamp_min(1 / (2 * frc.shape[1]))).numpy()
+
+
+def true_frc(found: Classifier, noisy: ParticleSet, clean: ParticleSet, radius_px: float) -> Tensor:
     """FRC (k, r) of signal and noise that are known, behind the run's mask."""
     shard = Shard.of_all(len(noisy), found.ranks)
     half = random_halves(noisy, torch.Generator().manual_seed(found.seed))

@@ -94,7 +94,7 @@ def main() -> int:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         work = Path(scratch)
-        folders = {name: _set(name, work, options) for name in options.cases}
+        folders = {name: hard_set(name, work, options) for name in options.cases}
         for name in (name for name, folder in folders.items() if folder is None):
             print(f"{name}: left out, no data for it under {options.shared}")
         tasks = [(name, folder, seed) for name, folder in folders.items() if folder for seed in range(options.seeds)]
@@ -124,8 +124,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _set(name: str, scratch: Path, options: argparse.Namespace) -> Path | None:
-    """The folder with particles.star (and truth.npz where known) of a set, made where needed."""
+def hard_set(name: str, scratch: Path, options: argparse.Namespace, *, more: str = "", called: str = "") -> Path | None:
+    """The folder with particles.star (and truth.npz where known) of a set, made where needed.
+
+    With `more` words for the simulator it is another set, `called` by another name.
+    """
     if "volumes" not in SETS[name]:
         real = options.shared / "data" / "real" / name
         return real if (real / "particles.star").exists() else None
@@ -133,10 +136,11 @@ def _set(name: str, scratch: Path, options: argparse.Namespace) -> Path | None:
     volumes = [options.shared / "hard" / "volumes" / volume for volume in SETS[name]["volumes"]]
     if not all(path.exists() for path in (maker, *volumes)):
         return None
-    words = [sys.executable, str(maker), str(scratch / name), "--vols", ",".join(map(str, volumes))]
-    words += [*SETS[name]["options"].split(), *_COMMON, "--device", options.device]
+    folder = scratch / (called or name)
+    words = [sys.executable, str(maker), str(folder), "--vols", ",".join(map(str, volumes))]
+    words += [*SETS[name]["options"].split(), *_COMMON, *more.split(), "--device", options.device]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    return scratch / name
+    return folder
 
 
 def _run(name: str, folder: Path, seed: int, work: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The FRC behind a mask: random phases are those of the class, whatever classes are beside it."""
+"""The FRC behind a mask is that of the class alone, without what the mask spreads, and steady from ring to ring."""
 
 from __future__ import annotations
 
@@ -6,23 +6,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from ralib.images import frc
+from ralib.images.fourier import ring_index
+from ralib.images.frc import frc, masked_frc, resolution_frequency
+from ralib.images.masks import soft_disc
 from ralib.types import ClassAverages
 
-BOX = 32
+BOX, RADIUS_PX = 64, 14.0
 
 
 def curve(halves: Tensor) -> Tensor:
-    averages = ClassAverages(halves.mean(0), torch.ones(halves.shape[1]), halves)
-    return frc.masked_frc(averages, 8.0)
+    return masked_frc(ClassAverages(halves.mean(0), torch.ones(halves.shape[1]), halves), RADIUS_PX)
 
 
-@pytest.mark.parametrize("kept", [0, frc.KEPT])
-def test_masked_frc_is_that_of_the_class_alone(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    random = torch.Generator().manual_seed(1)
-    halves = torch.randn(2, 5, BOX, BOX, generator=random) + torch.randn(5, BOX, BOX, generator=random)
+def noise(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, BOX, BOX, generator=torch.Generator().manual_seed(seed))
+
+
+def within(images: Tensor, rings: int) -> Tensor:
+    """Images with nothing from a ring on."""
+    return torch.fft.irfft2(torch.fft.rfft2(images) * (ring_index(BOX, images.device) < rings), s=(BOX, BOX))
+
+
+def test_masked_frc_is_that_of_the_class_alone() -> None:
+    halves = noise(2, 5, seed=1) + noise(5, seed=2)
     whole = curve(halves)
-    monkeypatch.setattr(frc, "KEPT", kept)
     for k in (1, 3, 5):
         torch.testing.assert_close(curve(halves[:, :k]), whole[:k], rtol=0, atol=1e-6)
-    assert not torch.allclose(curve(halves[:, 1:2]), whole[1:2], atol=1e-3), "of another class phases are others"
+
+
+def test_masked_frc_strong_coarse_signal_is_not_spread_by_the_mask() -> None:
+    halves = noise(2, 40, seed=1) + 300 * within(noise(40, seed=2), 5)
+    spread = frc(*halves, soft_disc(BOX, RADIUS_PX, 1.0)).mean(0)
+    found = curve(halves).mean(0)
+    assert float(spread[8:].mean()) > 0.4, "else there is nothing to take away"
+    assert float(found[8:].abs().max()) < 0.12
+    assert float(found[:5].min()) > 0.99
+
+
+def test_masked_frc_one_ring_of_noise_does_not_decide_on_the_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = noise(2, 200, seed=4) + 0.9 * within(noise(200, seed=3), 20) + 20 * within(noise(200, seed=5), 6)
+    early = [curve(halves)]
+    monkeypatch.setattr("ralib.images.frc.smoothed", lambda rings: rings)
+    early = [float((resolution_frequency(c) * BOX < 18).double().mean()) for c in (*early, curve(halves))]
+    assert early[1] > 0.1
+    assert early[0] < 0.5 * early[1]

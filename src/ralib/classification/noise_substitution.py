@@ -24,7 +24,7 @@ from ralib.classification.results import coarse_frc
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.validation import noise_like
 from ralib.images.frc import ssnr
-from ralib.kernels.averages import ring_power, smoothed
+from ralib.kernels.averages import ring_power
 
 COARSE = 2.5
 """Details across the particle that keep the images' own signal: size and shape, by which noise cannot be placed."""
@@ -36,8 +36,7 @@ SUBSTITUTED, AT_MOST = 100, 5000
 def substituted_ssnr(model: Model, state: State, references: Tensor, generator: torch.Generator) -> Tensor:
     """Return the SSNR that noise in place of fine detail seems to have in each class, for each of its particles.
 
-    A class has few samples on a ring: its curve is smoothed, and moved half way to that of all classes, as in the
-    M-step.
+    A class has few samples on a ring: its curve is moved half way to that of all classes, as in the M-step.
 
     Parameters
     ----------
@@ -67,7 +66,7 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     part = replace(part, particles=replace(part.particles, spectra=Spectra(data, spectra.power)))
     step = IterationSettings(references.shape[1], 1.0, newton=2)
     found = iterate(part, references, state.of(model.shard.held(rows)), step)
-    curve, members = smoothed(coarse_frc(_whitened(found), part.particles)), found.members.clamp_min(1)[:, None]
+    curve, members = coarse_frc(_whitened(found), part.particles), found.members.clamp_min(1)[:, None]
     common = (curve * members).sum(0, keepdim=True) / members.sum()
     ring = torch.arange(curve.shape[1], device=curve.device)
     ring_of = model.particles.grid.frequency * model.particles.grid.box

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor
 
 from ralib.images.fourier import hermitian_weight, ring_index
 from ralib.images.masks import soft_disc
-from ralib.kernels.blocks import next_power_of_2
+from ralib.kernels.averages import smoothed
 from ralib.kernels.figures import ring_correlation
 from ralib.kernels.threads import on_cores, shares
 from ralib.types import ClassAverages
 
-KEPT = 2**22
-"""Random phases of either half, at most, that are kept for the next FRC, as of every iteration of a run."""
+STRONG = 0.8
+"""FRC down to which rings have so strong a signal that a mask may spread it over others."""
 
 
 def frc(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -110,10 +109,12 @@ def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143) -> Tensor:
 
 
 def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
-    """Compute the FRC of masked half averages, corrected for the correlation that the mask introduces.
+    """Compute the FRC of masked half averages, without what the mask makes correlate.
 
-    Beyond the ring where the unmasked FRC falls below 0.8, the phases of both halves are replaced by random ones; the
-    correlation that remains is due to the mask and is subtracted.
+    A mask spreads strong coarse signal over finer rings. So beyond the ring where the unmasked FRC falls below 0.8, the
+    halves are masked without what lies within it. Random phases (Chen et al. 2013) expect the same, but on the few
+    samples that a ring has in 2D they add far more noise. Rings finer than the mask resolves are not independent: the
+    curve is smoothed over neighbours, so that one of them does not decide on the resolution.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     Returns
     -------
     Tensor of shape (k, n // 2 + 1)
-        Corrected FRC, -1 to 1.
+        FRC, -1 to 1.
 
     References
     ----------
@@ -136,41 +137,22 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     assert halves is not None
     box, device = halves.shape[-1], halves.device
     given = _mask(box, radius_px, device), ring_index(box, device)
-    phases = _phases(len(halves[0]), box, device)
     if not halves.is_cpu:
-        return _corrected(halves, phases, *given)
-    return torch.cat(
-        on_cores(lambda some: _corrected(halves[:, some], phases[:, some], *given), shares(len(halves[0])))
-    )
+        return _masked(halves, *given)
+    return torch.cat(on_cores(lambda some: _masked(halves[:, some], *given), shares(len(halves[0]))))
 
 
-def _corrected(halves: Tensor, phases: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
-    """The corrected FRC of some classes, from half averages and phase factors of them (2, k, ...)."""
-    spectra = torch.fft.rfft2(halves)
-    plain, masked = _correlation(spectra), _correlation(torch.fft.rfft2(halves * mask))
-    start = torch.cumprod((plain > 0.8).int(), dim=1).sum(1)
-    turned = torch.fft.irfft2(spectra * torch.where(ring >= start[:, None, None], phases, 1.0), s=mask.shape)
-    floor = _correlation(torch.fft.rfft2(turned * mask))
-    corrected = (masked - floor) / (1 - floor).clamp_min(0.05)
-    beyond = torch.arange(plain.shape[1], device=halves.device)[None] >= start[:, None] + 2
-    return torch.where(beyond, corrected, masked).clamp(-1, 1)
+def _masked(halves: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
+    """`masked_frc` of some classes, from half averages (2, k, n, n)."""
+    plain = torch.fft.rfft2(halves)
+    strong = torch.cumprod((_correlation(plain) > STRONG).int(), dim=1).sum(1)[:, None]
+    masked = torch.fft.rfft2(halves * mask)
+    within = torch.fft.irfft2(torch.where(ring < strong[..., None], plain, 0.0), s=mask.shape)
+    beyond = masked - torch.fft.rfft2(within * mask)
+    rings = torch.arange(masked.shape[-1], device=halves.device)
+    return smoothed(torch.where(rings < strong + 2, _correlation(masked), _correlation(beyond)))
 
 
 @functools.lru_cache(maxsize=4)
 def _mask(box: int, radius_px: float, device: torch.device) -> Tensor:
     return soft_disc(box, radius_px, 4.0, device=device)
-
-
-def _phases(k: int, box: int, device: torch.device) -> Tensor:
-    """Random phase factors (2, k, n, n // 2 + 1) of both halves' spectra: those of a class are always the same."""
-    many = next_power_of_2(k)
-    return _kept_phases(many, box, device)[:, :k] if many * box * box <= 2 * KEPT else _drawn_phases(k, box, device)
-
-
-def _drawn_phases(k: int, box: int, device: torch.device) -> Tensor:
-    shape, generators = (k, box, box // 2 + 1), [torch.Generator().manual_seed(half) for half in range(2)]
-    turns = 2 * math.pi * torch.stack([torch.rand(shape, generator=own).to(device) for own in generators])
-    return torch.polar(torch.ones_like(turns), turns)
-
-
-_kept_phases = functools.lru_cache(maxsize=4)(_drawn_phases)
