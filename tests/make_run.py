@@ -75,7 +75,7 @@ def judged_classes(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Class scores falling from 0.95 to 0.05; the better half, as far as it has members, is selected."""
     for row, score in zip(classes, np.linspace(0.95, 0.05, len(classes)), strict=True):
         good = bool(score > 0.5) and row["members"] > 3
-        row |= {"score": float(score), "verdict": "good: detailed" if good else "less detail than the best class"}
+        row |= {"score": float(score), "verdict": "good: detailed" if good else "less detail than most classes"}
         row |= {"junk": float(0.9 * (1 - score)), "reproducibility": float(score), "posterior_mean": 0.9}
         row |= {"selected": good, "reason": "detailed and reproducible" if good else "class score below 0.5"}
     return classes

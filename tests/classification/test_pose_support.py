@@ -10,7 +10,7 @@ import torch
 
 from ralib.classification.classifier import Classifier
 from ralib.classification.pose_support import _some_of_each
-from ralib.classification.quality import BLURRED, GOOD_BUT_ROUND, ROUND, TOLD_APART, _verdict
+from ralib.classification.quality import BLURRED, GOOD, GOOD_BUT_ROUND, ROUND, TOLD_APART, _verdict
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.simulation.simulator import SimulationOptions, Simulator
 
@@ -44,6 +44,13 @@ def test_verdict_support_unknown_says_nothing_of_views() -> None:
 def test_verdict_round_class_is_good_but_its_rotation_is_said_to_be_unknown() -> None:
     shell = row(TOLD_APART - 0.1) | {"round_support": ROUND}
     assert _verdict(shell, [shell], believable=True, cause="") == (1.0, GOOD_BUT_ROUND)
+
+
+def test_verdict_one_class_of_far_more_detail_makes_no_other_a_poor_one() -> None:
+    sharp, poor = row(TOLD_APART + 2) | {"sharpness": 6.0}, row(TOLD_APART + 2) | {"sharpness": 0.4}
+    rows = [sharp, poor, *(row(TOLD_APART + 2) for _ in range(5))]
+    words = [_verdict(r, rows, believable=True, cause="")[1] for r in rows]
+    assert words == [GOOD, "less detail than most classes", *[GOOD] * 5]
 
 
 def shells(n: int, box: int, generator: torch.Generator) -> torch.Tensor:

@@ -101,7 +101,7 @@ def test_the_words_of_a_card_are_as_short_as_a_card_is_narrow(opened: Any) -> No
     words = {
         "25% of its members are probably junk: fits its class badly; less detail": "partly junk",
         "its views were probably not told apart: it shows shape, no detail": "views unsure",
-        "less detail than the best class; it lies 6 px off the centre": "less detail",
+        "less detail than most classes; it lies 6 px off the centre": "less detail",
         "good: detailed, reproducible": "good",
     }
     (source,) = re.findall(

@@ -8,6 +8,7 @@ believed (`validation`).
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,10 @@ classes of blobs and other particles below TOLD_APART has more than 2.4."""
 NOT_TOLD_APART = "its views were probably not told apart: it shows shape, no detail"
 GOOD = "good: detailed, reproducible, well centred"
 GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; its views and rotations are uncertain"
+
+LITTLE_DETAIL = 0.5
+"""Share of the median class's fine detail below which a class is told to have little. The best class is no measure: one
+view along a long axis has four to ten times the detail of others that are as well told apart."""
 
 BLURRED = 0.3
 """Factor on what a class of blurred views seems to show of its particles."""
@@ -178,9 +183,9 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     if row["members"] == 0:
         return 0.0, "empty: its average is all zero"
     true = 1 - row["junk"]
-    sharpest = max((r["sharpness"] for r in rows if r["junk"] < 0.5), default=0.0) or 1.0
+    typical = statistics.median([r["sharpness"] for r in rows if r["junk"] < 0.5] or [0.0]) or 1.0
     centred = (OFF_CENTRE[1] - row["off_centre"]) / (OFF_CENTRE[1] - OFF_CENTRE[0])
-    parts = [row["sharpness"] / sharpest, row["reproducibility"] / 0.6, centred]
+    parts = [row["sharpness"] / typical, row["reproducibility"] / 0.6, centred]
     shown = float(np.prod(np.clip(parts, 0, 1)) ** (1 / 3))
     if blurs_views(row):
         shown *= BLURRED
@@ -197,8 +202,8 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
     if blurs_views(row) and true > 0.5:
         words.append(NOT_TOLD_APART)
-    if row["sharpness"] < 0.5 * sharpest:
-        words.append("less detail than the best class")
+    if row["sharpness"] < LITTLE_DETAIL * typical:
+        words.append("less detail than most classes")
     if row["off_centre"] > OFF_CENTRE[0]:
         words.append(f"it lies {row['off_centre_px']:.0f} px off the centre")
     return score, "; ".join(words) or (GOOD_BUT_ROUND if is_round(row) else GOOD)

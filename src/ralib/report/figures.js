@@ -33,7 +33,7 @@ const particleLimits = [
 // Verdict in a word or two; the whole sentence is in the tooltip, the detail view and the table.
 // What a card has room for; its title says all of it.
 const briefVerdict = (text) => (text || "").split(/[:;]/)[0].replace(/^\d+\s?% of its members are probably junk$/, "partly junk")
-  .replace(/^its views were probably not told apart$/, "views unsure").replace(/^less detail than the best class$/, "less detail");
+  .replace(/^its views were probably not told apart$/, "views unsure").replace(/^less detail than most classes$/, "less detail");
 const hasAutomatic = run.classes.some((item) => typeof item.selected === "boolean");
 // The run keeps particles, whatever their class, up to this probability of being junk: `ralib select --auto`.
 const automaticLimit = () => (particleFigures.junk && known(run.automatic_junk_limit) ? run.automatic_junk_limit : null);
