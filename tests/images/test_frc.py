@@ -50,3 +50,13 @@ def test_masked_frc_one_ring_of_noise_does_not_decide_on_the_resolution(monkeypa
     early = [float((resolution_frequency(c) * BOX < 18).double().mean()) for c in (*early, curve(halves))]
     assert early[1] > 0.1
     assert early[0] < 0.5 * early[1]
+
+
+def test_masked_frc_background_of_other_brightness_in_either_half_is_no_lack_of_resolution() -> None:
+    mask = soft_disc(BOX, RADIUS_PX, 4.0)
+    halves = 0.2 * noise(2, 20, seed=6) + within(noise(20, seed=7), 16) * mask
+    halves += torch.tensor([0.1, -0.1])[:, None, None, None] - halves.mean((-2, -1), keepdim=True)
+    bare = frc(*halves, mask)
+    assert float(bare[:, 0].max()) < 0, "else nothing is wrong with it"
+    assert float(bare[:, 4:14].min()) > 0.5
+    assert float(resolution_frequency(curve(halves)).min()) * BOX > 14

@@ -113,12 +113,12 @@ def _frc(averages: ClassAverages) -> Tensor:
 
 
 def _resolution_px(curve: Tensor) -> list[float]:
-    """Resolution of each class by its FRC (k, rings), pixels."""
+    """Resolution of each class by its FRC (k, rings), pixels: that of the box where halves agree on nothing."""
     if not curve.numel():
         return [math.nan] * len(curve)
-    frequency = resolution_frequency(curve.clone()).tolist()
+    frequency, coarsest = resolution_frequency(curve.clone()).tolist(), 1 / (2 * (curve.shape[1] - 1))
     known = (curve[:, 1:] != 0).any(1).tolist()
-    return [1 / max(f, 1e-3) if k else math.nan for f, k in zip(frequency, known, strict=True)]
+    return [1 / max(f, coarsest) if k else math.nan for f, k in zip(frequency, known, strict=True)]
 
 
 def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None) -> list[dict[str, Any]]:

@@ -120,15 +120,14 @@ def coarse_averages(particles: WhitenedParticles, state: State, pixel_size_A: fl
 
 
 def filtered(averages: ClassAverages) -> Tensor:
-    """Return averages (k, n, n) with every ring weighted by sqrt(2 FRC / (1 + FRC)), up to the first without signal.
+    """Return averages (k, n, n) with every ring weighted by sqrt(2 FRC / (1 + FRC)), 0 where halves disagree.
 
     The weight is the expected correlation of the average with a perfect one (Rosenthal and Henderson 2003).
     """
     assert averages.frc is not None
     curve = averages.frc.clamp(0, 1)
-    alive = torch.cumprod((curve[:, 1:] > 0.05).to(curve.dtype), dim=1)
-    curve = torch.cat([torch.ones_like(curve[:, :1]), curve[:, 1:] * alive], dim=1)
     weight = torch.sqrt(2 * curve / (1 + curve))
+    weight[:, 0] = 1.0
     return filter_images(averages.images, spread_rings(weight, averages.images.shape[-1]))
 
 
@@ -211,10 +210,9 @@ def schedule_figures(
     )
     radius_px = particles.particle_radius_px / particles.scale
     row = iteration_figures(number, poses, previous, sketch, radius_px, seconds, counted)
-    resolution = torch.tensor(class_resolution_px(replace(sketch, frc=coarse_frc(state, particles))))
-    # Halves may agree on nothing, not even ring 1.
-    resolution = resolution.clamp_max(particles.grid.box) / particles.scale
-    return row | {"stage": stage} | resolution_figures(resolution.tolist(), pixel_size_A)
+    of_classes = class_resolution_px(replace(sketch, frc=coarse_frc(state, particles)))
+    resolution_px = [coarse_px / particles.scale for coarse_px in of_classes]
+    return row | {"stage": stage} | resolution_figures(resolution_px, pixel_size_A)
 
 
 def coarse_frc(state: State, particles: WhitenedParticles) -> Tensor:

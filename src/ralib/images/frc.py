@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -114,7 +115,8 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     A mask spreads strong coarse signal over finer rings. So beyond the ring where the unmasked FRC falls below 0.8, the
     halves are masked without what lies within it. Random phases (Chen et al. 2013) expect the same, but on the few
     samples that a ring has in 2D they add far more noise. Rings finer than the mask resolves are not independent: the
-    curve is smoothed over neighbours, so that one of them does not decide on the resolution.
+    curve is smoothed over neighbours, so that one of them does not decide on the resolution, and rings coarser than the
+    mask, where offsets and gradients of the background are, have the FRC of the first that is not.
 
     Parameters
     ----------
@@ -136,21 +138,22 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
     halves = averages.half_images
     assert halves is not None
     box, device = halves.shape[-1], halves.device
-    given = _mask(box, radius_px, device), ring_index(box, device)
+    given = _mask(box, radius_px, device), ring_index(box, device), min(math.ceil(box / (2 * radius_px)), box // 2)
     if not halves.is_cpu:
         return _masked(halves, *given)
     return torch.cat(on_cores(lambda some: _masked(halves[:, some], *given), shares(len(halves[0]))))
 
 
-def _masked(halves: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
-    """`masked_frc` of some classes, from half averages (2, k, n, n)."""
+def _masked(halves: Tensor, mask: Tensor, ring: Tensor, first: int) -> Tensor:
+    """`masked_frc` of some classes, from half averages (2, k, n, n); rings before the first lie outside of the mask."""
     plain = torch.fft.rfft2(halves)
     strong = torch.cumprod((_correlation(plain) > STRONG).int(), dim=1).sum(1)[:, None]
     masked = torch.fft.rfft2(halves * mask)
     within = torch.fft.irfft2(torch.where(ring < strong[..., None], plain, 0.0), s=mask.shape)
     beyond = masked - torch.fft.rfft2(within * mask)
     rings = torch.arange(masked.shape[-1], device=halves.device)
-    return smoothed(torch.where(rings < strong + 2, _correlation(masked), _correlation(beyond)))
+    curve = torch.where(rings < strong + 2, _correlation(masked), _correlation(beyond))
+    return smoothed(curve[:, rings.clamp_min(first)])
 
 
 @functools.lru_cache(maxsize=4)
