@@ -25,9 +25,9 @@ from ralib.types import ImageSource
 
 READ_AHEAD = 2
 """Batches that wait on the device while one is worked on."""
-READERS = 4
+READERS = 8
 """Reads requested at a time from a disk or a network file system."""
-BUFFER_BYTES = 2**25
+BUFFER_BYTES = 2**24
 BUFFERS = 2 * READERS
 """A reader fills one pinned buffer while the other one's copy is under way."""
 
