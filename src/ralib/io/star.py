@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ralib.io import text_table
 from ralib.io.atomic import PathLike, write_text
 from ralib.io.text import ERRORS, read_text, shown
 from ralib.types import RalibError
@@ -309,38 +310,29 @@ def _format_block(name: str, table: Table) -> str:
         return head + "".join(f"_{k:<{width}} {_quoted(str(v)):>20}\n" for k, v in table.items()) + " \n"
     names = "".join(f"_{column} #{i} \n" for i, column in enumerate(table.columns, 1))
     columns = [_format_column(table[column]) for column in table.columns]
-    rows = "\n".join(map(" ".join, zip(*columns, strict=True)))
-    return f"{head}loop_ \n{names}{rows}\n \n"
+    return f"{head}loop_ \n{names}{text_table.rows(columns)} \n"
 
 
-def _format_column(column: pd.Series) -> list[str]:
-    """One text a row; what recurs, such as the defocus of a micrograph, is formatted once."""
-    if len(column) < LONG or pd.api.types.infer_dtype(column, skipna=False) not in ("string", "integer", "floating"):
-        return _format_values(column)
-    code, distinct = pd.factorize(column, use_na_sentinel=False)
-    if 4 * len(distinct) > len(column) or _has_negative_zero(column):  # it would recur as 0.0
-        return _format_values(column)
-    texts: list[str] = np.array(_format_values(pd.Series(distinct)), dtype=object)[code].tolist()
-    return texts
-
-
-def _has_negative_zero(column: pd.Series) -> bool:
+def _format_column(column: pd.Series) -> np.ndarray:
+    """Bytes (n, w) of a column. Six decimals, as RELION writes, where they say it all, else as many as a number has."""
     values = column.to_numpy()
+    if values.dtype.kind in "bi":
+        return text_table.integers(values)
+    if values.dtype.kind == "f" and text_table.has_six_decimals(values := values.astype(np.float64)):
+        return text_table.decimals(values)
+    if len(column) >= LONG and pd.api.types.infer_dtype(column, skipna=False) in ("string", "floating"):
+        code, distinct = pd.factorize(column, use_na_sentinel=False)
+        if 4 * len(distinct) <= len(column) and not _has_negative_zero(values):  # it would recur as 0.0
+            return text_table.texts(list(map(_text, distinct.tolist())))[code]
+    return text_table.texts(list(map(_text, values.tolist())))
+
+
+def _has_negative_zero(values: np.ndarray) -> bool:
     return values.dtype.kind == "f" and bool(((values == 0) & np.signbit(values)).any())
 
 
-def _format_values(column: pd.Series) -> list[str]:
-    """One text a row. Six decimals, as RELION writes, where they say it all, else as many as the number has."""
-    values = column.to_numpy()
-    if values.dtype == bool or values.dtype.kind in "iu":
-        integers = values.astype(np.int64 if values.dtype == bool else values.dtype)
-        return list(map("%12d".__mod__, integers.tolist()))
-    if values.dtype.kind != "f":
-        return [_quoted(v) if isinstance(v, str) else str(v) for v in column.tolist()]
-    values = values.astype(np.float64)
-    if (np.abs(values) < 1e9).all() and (np.round(values, 6) == values).all():
-        return list(map("%12.6f".__mod__, values.tolist()))
-    return list(map(repr, values.tolist()))
+def _text(value: object) -> str:
+    return _quoted(value) if isinstance(value, str) else str(value)
 
 
 def unwritable(value: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ralib import conventions
+from ralib.io import text_table
 from ralib.io.atomic import PathLike, write_text
 from ralib.io.text import read_text
 from ralib.types import Poses, RalibError
@@ -35,12 +36,14 @@ def write_params(path: PathLike, poses: Poses, *, form: str = "class") -> None:
         raise RalibError(f"there is no parameter file of the form {form!r}: class or sxheader")
     poses = poses.to("cpu")
     alpha, shift, mirror = conventions.pose_to_eman2(poses.psi_deg.double(), poses.origin_xy_px.double(), poses.mirror)
-    rows = zip(alpha.tolist(), *shift.T.tolist(), mirror.int().tolist(), poses.class_index.tolist(), strict=True)
     if form == "class":
-        lines = [f"{i} {a:.6f} {x:.6f} {y:.6f} {m} {c}" for i, (a, x, y, m, c) in enumerate(rows)]
-    else:
-        lines = [f"{a:15.5f} {x:15.5f} {y:15.5f} {m:10d} {1.0:10.3f}" for a, x, y, m, _ in rows]
-    write_text(path, "\n".join(lines) + "\n")
+        whole = np.arange(len(poses)), poses.mirror.numpy(), poses.class_index.numpy()
+        index, flip, group = (text_table.integers(column, width=1) for column in whole)
+        pose = [text_table.rounded(column) for column in (alpha.numpy(), *shift.T.numpy())]
+        write_text(path, text_table.rows([index, *pose, flip, group]))
+        return
+    rows = zip(alpha.tolist(), *shift.T.tolist(), mirror.int().tolist(), strict=True)
+    write_text(path, "".join(f"{a:15.5f} {x:15.5f} {y:15.5f} {m:10d} {1.0:10.3f}\n" for a, x, y, m in rows))
 
 
 def read_params(path: PathLike, *, class_index: torch.Tensor | None = None) -> Poses:

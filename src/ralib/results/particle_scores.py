@@ -16,14 +16,13 @@ The names are the same in all files:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ralib.io import write_text
+from ralib.io import text_table, write_text
 from ralib.types import RalibError
 
 SCORES_FILE = "particle_scores.txt"
@@ -48,10 +47,9 @@ def write_particle_scores(path: Path, class_index: np.ndarray, scores: Mapping[s
     scores : Mapping[str, ndarray] of shape (n,)
         Scores by name.
     """
-    columns = [class_index + 1, *(np.asarray(values, dtype=np.float64) for values in scores.values())]
-    row = " ".join(["%d %d", *["%.6g"] * len(scores)])
-    rows = map(row.__mod__, zip(itertools.count(1), *(column.tolist() for column in columns), strict=False))
-    write_text(path, "\n".join(["# particle class " + " ".join(scores), *rows]) + "\n")
+    whole = [text_table.integers(column, width=1) for column in (np.arange(len(class_index)) + 1, class_index + 1)]
+    numbers = [text_table.rounded(np.asarray(values, dtype=np.float64)) for values in scores.values()]
+    write_text(path, "# particle class " + " ".join(scores) + "\n" + text_table.rows([*whole, *numbers]))
 
 
 def read_particle_scores(path: Path, n_particles: int) -> dict[str, np.ndarray]:
