@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
-from ralib.runtime import compilers
+from ralib.runtime import compilers, first_operations
 
 LEAST_MIB = {"ulimit -v": 1600, "ulimit -d": 512}
 """With less, PyTorch for CPUs does not load."""
@@ -41,10 +41,12 @@ def program() -> NoReturn:
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
-    if not NO_GPU & set(sys.argv):
+    if on_gpu := not NO_GPU & set(sys.argv):
         compilers.begin("".join(sys.argv[1:2]))
     with _loading():
         try:
+            if on_gpu:
+                first_operations.begin()
             from ralib.cli import main
         except (ImportError, MemoryError, OSError) as error:
             _explain_loading(error)
