@@ -237,6 +237,14 @@ def test_stored_spectra_wherever_they_are_the_same_bits(place: str, monkeypatch:
         assert [rows.start for rows, _ in parts] == [0, *(rows.stop for rows, _ in parts)][:-1]
     some = torch.tensor([100, 3, 40, 17, 3])
     assert torch.equal(kept[some].data, read.data[some])
+    rows = torch.tensor([1, 3, *range(10, 90), 100])
+    assert torch.equal(kept.sample(rows, len(rows)).data, read.data[rows]), "in single precision"
+    monkeypatch.setattr(stored_spectra, "GROUP_BYTES", 1000)
+    sample = kept.sample(rows, len(rows))
+    assert isinstance(sample, StoredSpectra)
+    assert [b.fetch(1).shape[1] for b in sample.blocks_kept] == [16] * 5 + [3]
+    assert torch.equal(sample[:].data, read.data[rows])
+    assert torch.equal(sample.energy, kept.energy[rows])
     noisier = kept.divided(torch.full((5,), 4.0))
     assert torch.equal(noisier[:].data, read.data / 4)
     assert torch.equal(noisier.energy, kept.energy / 16)
@@ -308,6 +316,13 @@ def test_classifier_in_groups_and_in_half_precision_same_classes(
     assert torch.equal(spread.class_averages_.images, half.class_averages_.images)
     for name, values in half.result_.particle_scores.items():
         np.testing.assert_array_equal(spread.result_.particle_scores[name], values)
+
+    monkeypatch.setattr(stored_spectra, "GROUP_BYTES", 1e5)
+    stays, of_stay = classified(simulated[0], SAMPLED)
+    assert float((stays.poses_.class_index == half.poses_.class_index).float().mean()) >= 0.995, "the sample stays so"
+    resumed = classified(simulated[0], SAMPLED, of_stay[0])[0]
+    assert torch.equal(resumed.poses_.score, stays.poses_.score)
+    monkeypatch.setattr(stored_spectra, "GROUP_BYTES", 1e9)
 
     in_groups(monkeypatch)
     resumed = classified(simulated[0], SAMPLED, kept[0])[0]

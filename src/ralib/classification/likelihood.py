@@ -73,6 +73,10 @@ class Spectra:
     def __getitem__(self, index: Tensor | slice) -> Spectra:
         return Spectra(self.data[index], self.power[index])
 
+    def sample(self, rows: Tensor, n: int) -> Spectra:
+        """Return a sample; see `StoredSpectra.sample`."""
+        return self[rows]
+
     def blocks(self, rings: int, most: int) -> Iterator[tuple[slice, Spectra]]:
         """Iterate over groups of at most `most` particles; see `StoredSpectra.blocks`."""
         for first in range(0, max(1, len(self)), max(1, most)):

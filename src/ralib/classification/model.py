@@ -81,14 +81,17 @@ class Model:
         return particles_at_once(self.shard.n)
 
     def of(self, rows: Tensor) -> Model:
-        """Return the model of some of all particles, ascending numbers (m,)."""
+        """Return the model of some of all particles, ascending numbers (m,), their spectra in single precision."""
+        return self._of(rows, self.particles.of(self.shard.held(rows)))
+
+    def sample(self, rows: Tensor) -> Model:
+        """Return the model of a sample, ascending numbers (m,); a large one's spectra stay in half precision."""
+        return self._of(rows, self.particles.sample(self.shard.held(rows), len(rows)))
+
+    def _of(self, rows: Tensor, particles: WhitenedParticles) -> Model:
         own = self.shard.held(rows)
         return replace(
-            self,
-            particles=self.particles.of(own),
-            shard=self.shard.of(rows),
-            half=self.half[own],
-            held_out=self.held_out[own],
+            self, particles=particles, shard=self.shard.of(rows), half=self.half[own], held_out=self.held_out[own]
         )
 
     @cached_property

@@ -177,7 +177,7 @@ class ClassificationSchedule:
 
     def part(self, rows: Tensor) -> ClassificationSchedule:
         """Return the schedule of a sample, ascending numbers (m,) of particles, up to where all join it."""
-        some = ClassificationSchedule(self.model.of(rows), self.plan, self.k, self.generator, self.given)
+        some = ClassificationSchedule(self.model.sample(rows), self.plan, self.k, self.generator, self.given)
         some.log, some.observe, some.recognise, some.rows = self.log, self.observe, self.recognise, rows
         some.until = max(0, self.until - self.plan.joint)
         return some

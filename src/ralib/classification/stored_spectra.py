@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.likelihood import Spectra
-from ralib.classification.memory_plan import BLOCK, SpectraPlan
+from ralib.classification.memory_plan import BLOCK, SpectraPlan, plan_spectra
 from ralib.kernels.complex_numbers import squared
 from ralib.kernels.threads import Threads
 from ralib.types import RalibError
@@ -230,6 +230,25 @@ class StoredSpectra:
             data[at] = block[wanted[at] - b * BLOCK]
         return Spectra(data, self.power[rows])
 
+    def sample(self, rows: Tensor, n: int) -> Spectra | StoredSpectra:
+        """Return a sample: in single precision, or as it is kept where that is more than a group.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (m,)
+            Numbers of its particles, ascending.
+        n : int
+            How many of them all ranks have together: the precision depends on that.
+        """
+        rings, device = self.power.shape[1], self.power.device
+        if not len(rows) or 8 * n * rings * self._angles <= GROUP_BYTES:
+            return self[rows]
+        writer = BlockWriter(plan_spectra(len(rows), rings * self._angles, device, half=True), device)
+        for first, samples in zip(itertools.count(0, BLOCK), _ahead(self.blocks_kept, rings), strict=False):
+            own = rows[(rows >= first) & (rows < first + BLOCK)] - first
+            writer.add(samples.to(device)[:, own].permute(1, 0, 2, 3))
+        return StoredSpectra(writer.done(), self.scale[rows], self.power[rows], self.energy[rows])
+
     @cached_property
     def _angles(self) -> int:
         return self.blocks_kept[0].fetch(1).shape[2]
@@ -281,8 +300,8 @@ def empty_blocks(plan: SpectraPlan, device: torch.device) -> Iterator[Block]:
             yield FileBlock(file)
 
 
-class SpectraWriter:
-    """Stores samples, batch after batch, by a plan.
+class BlockWriter:
+    """Keeps samples in half precision in blocks, batch after batch, by a plan.
 
     Parameters
     ----------
@@ -296,6 +315,41 @@ class SpectraWriter:
         self._empty_blocks = empty_blocks(plan, device)
         self._blocks: list[Block] = []
         self._pending: list[Tensor] = []
+
+    def add(self, samples: Tensor) -> None:
+        """Add the samples (b, R, H, 2) of the next particles."""
+        self._pending.append(samples)
+        if sum(map(len, self._pending)) >= BLOCK:
+            whole = torch.cat(self._pending)
+            for part in whole[: len(whole) // BLOCK * BLOCK].split(BLOCK):
+                self._keep(part)
+            self._pending = [whole[len(whole) // BLOCK * BLOCK :].clone()]
+
+    def done(self) -> list[Block]:
+        """Return the blocks of all samples."""
+        if rest := [part for part in self._pending if len(part)]:
+            self._keep(torch.cat(rest))
+        return self._blocks
+
+    def _keep(self, samples: Tensor) -> None:
+        block = next(self._empty_blocks)
+        block.write(samples.permute(1, 0, 2, 3).contiguous())
+        self._blocks.append(block)
+
+
+class SpectraWriter:
+    """Stores samples, batch after batch, by a plan.
+
+    Parameters
+    ----------
+    plan : SpectraPlan
+        The plan.
+    device : torch.device
+        Where is computed.
+    """
+
+    def __init__(self, plan: SpectraPlan, device: torch.device) -> None:
+        self._blocks = BlockWriter(plan, device)
         self._scales: list[Tensor] = []
         self._energies: list[Tensor] = []
 
@@ -306,12 +360,7 @@ class SpectraWriter:
         scaled = (samples / scale[..., None, None]).half()
         self._scales.append(scale)
         self._energies.append(squared(torch.view_as_complex(scaled.float())).sum(2))
-        self._pending.append(scaled)
-        if sum(map(len, self._pending)) >= BLOCK:
-            whole = torch.cat(self._pending)
-            for part in whole[: len(whole) // BLOCK * BLOCK].split(BLOCK):
-                self._keep(part)
-            self._pending = [whole[len(whole) // BLOCK * BLOCK :].clone()]
+        self._blocks.add(scaled)
 
     def done(self, weight: Tensor, power: Tensor) -> StoredSpectra:
         """Return the spectra of all particles.
@@ -328,12 +377,5 @@ class SpectraWriter:
         StoredSpectra
             The spectra.
         """
-        if rest := [part for part in self._pending if len(part)]:
-            self._keep(torch.cat(rest))
         scale = torch.cat(self._scales) * weight
-        return StoredSpectra(self._blocks, scale, power, torch.cat(self._energies) * scale.square())
-
-    def _keep(self, samples: Tensor) -> None:
-        block = next(self._empty_blocks)
-        block.write(samples.permute(1, 0, 2, 3).contiguous())
-        self._blocks.append(block)
+        return StoredSpectra(self._blocks.done(), scale, power, torch.cat(self._energies) * scale.square())

@@ -111,9 +111,16 @@ class WhitenedParticles:
 
     def of(self, rows: Tensor) -> WhitenedParticles:
         """Return some of the particles."""
+        return self._part(rows, self.spectra[rows])
+
+    def sample(self, rows: Tensor, n: int) -> WhitenedParticles:
+        """Return a sample of the particles; see `StoredSpectra.sample`."""
+        return self._part(rows, self.spectra.sample(rows, n))
+
+    def _part(self, rows: Tensor | slice, spectra: Spectra | StoredSpectra) -> WhitenedParticles:
         return replace(
             self,
-            spectra=self.spectra[rows],
+            spectra=spectra,
             usable=self.usable[rows],
             outliers=self.outliers[rows],
             aside=self.aside[rows],
@@ -139,14 +146,7 @@ class WhitenedParticles:
         WhitenedParticles
             The particles.
         """
-        return replace(
-            self,
-            spectra=spectra,
-            usable=self.usable[rows],
-            outliers=self.outliers[rows],
-            aside=self.aside[rows],
-            observed=self.observed[rows],
-        )
+        return self._part(rows, spectra)
 
     def with_noise(self, ratio: Tensor) -> WhitenedParticles:
         """Return the particles for `ratio` (R,) times the noise power; the samples are changed in place."""
