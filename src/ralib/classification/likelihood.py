@@ -77,7 +77,7 @@ class Spectra:
         """Return a sample; see `StoredSpectra.sample`."""
         return self[rows]
 
-    def blocks(self, rings: int, most: int) -> Iterator[tuple[slice, Spectra]]:
+    def blocks(self, rings: int, most: int, most_bytes: float) -> Iterator[tuple[slice, Spectra]]:
         """Iterate over groups of at most `most` particles; see `StoredSpectra.blocks`."""
         for first in range(0, max(1, len(self)), max(1, most)):
             rows = slice(first, min(first + most, len(self)))

@@ -38,6 +38,12 @@ STEP_BYTES = 4e9
 STEP_SHARE = 0.15
 """Share of a GPU's memory that a step takes at most."""
 
+GROUP_BYTES = 1e9
+"""Most bytes of a group of particles in single precision, where all are kept in half; there are two at a time."""
+
+GROUP_SHARE = 0.25
+"""Share of the memory of a step that a group takes at most."""
+
 LEAST_BYTES = 3e7
 """A step that cannot allocate this much has nothing left to shrink."""
 
@@ -62,6 +68,11 @@ class Budget:
         """Return the usual memory, less on a small GPU."""
         usual = STEP_BYTES
         return cls(min(usual, STEP_SHARE * total_memory(device)) if device.type == "cuda" else usual)
+
+    @property
+    def group_bytes(self) -> float:
+        """Bytes of a group of particles in single precision."""
+        return min(GROUP_BYTES, GROUP_SHARE * self.step_bytes)
 
     def shrink(self) -> bool:
         """Halve the memory, and return whether that was possible."""

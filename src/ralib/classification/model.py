@@ -190,7 +190,7 @@ class Model:
         Model
             The model of them. Its shard is that of all particles, and not for sums over the part.
         """
-        for rows, spectra in self.particles.spectra.blocks(rings, AT_ONCE // n_classes):
+        for rows, spectra in self.particles.spectra.blocks(rings, AT_ONCE // n_classes, self.budget.group_bytes):
             if len(spectra) == len(self.half) and isinstance(self.particles.spectra, Spectra):
                 yield rows, self
             else:

@@ -22,13 +22,10 @@ import torch
 from torch import Tensor
 
 from ralib.classification.likelihood import Spectra
-from ralib.classification.memory_plan import BLOCK, SpectraPlan, plan_spectra
+from ralib.classification.memory_plan import BLOCK, GROUP_BYTES, SpectraPlan, plan_spectra
 from ralib.kernels.complex_numbers import squared
 from ralib.kernels.threads import Threads
 from ralib.types import RalibError
-
-GROUP_BYTES = 1e9
-"""Bytes of a group of particles in single precision; there are two groups at a time, one being read ahead."""
 
 LARGEST = 2.0**14
 """Largest number of a particle's ring after scaling: half precision ends at 65,504."""
@@ -191,8 +188,8 @@ class StoredSpectra:
         keep = ~rings
         return replace(self, scale=self.scale * keep, power=self.power * keep, energy=self.energy * keep)
 
-    def blocks(self, rings: int, most: int) -> Iterator[tuple[slice, Spectra]]:
-        """Iterate over groups of at most `most` particles, in single precision with the first rings.
+    def blocks(self, rings: int, most: int, most_bytes: float) -> Iterator[tuple[slice, Spectra]]:
+        """Iterate over groups of particles, in single precision with the first rings.
 
         Parameters
         ----------
@@ -200,6 +197,8 @@ class StoredSpectra:
             Number of rings r.
         most : int
             Particles of a group at most, or BLOCK where that is more.
+        most_bytes : float
+            Bytes of their spectra at most, or those of BLOCK particles.
 
         Yields
         ------
@@ -209,7 +208,7 @@ class StoredSpectra:
             Their spectra, data (b, r, H), power (b, R).
         """
         per_particle = 8 * rings * self._angles
-        count = max(1, min(most, int(GROUP_BYTES / per_particle)) // BLOCK)
+        count = max(1, min(most, int(most_bytes / per_particle)) // BLOCK)
         fetched = _ahead(self.blocks_kept, rings)
         for first in range(0, len(self.blocks_kept), count):
             rows = slice(first * BLOCK, min((first + count) * BLOCK, len(self)))
