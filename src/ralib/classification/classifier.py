@@ -272,8 +272,8 @@ class Classifier(ClusterEstimator):
         schedule, state = self._begin(particles, whitened, shard)
         return state_poses(self.fitted_.assign(schedule.model, state), whitened, shard).to("cpu")
 
-    def _batches(self, particles: ParticleSet, shard: Shard) -> ParticleBatches:
-        return resident_batches(particles, shard, self._device, self.batch_size)
+    def _batches(self, particles: ParticleSet, shard: Shard, *, once: bool = False) -> ParticleBatches:
+        return resident_batches(particles, shard, self._device, self.batch_size, once=once)
 
     def _load(
         self, particles: ParticleSet, batches: ParticleBatches, shard: Shard, *, half: bool = False
@@ -348,7 +348,7 @@ class Classifier(ClusterEstimator):
     ) -> Tensor:
         """Which particles (n,) of a schedule in its final state are probably junk."""
         if at.rows is not None:
-            batches = self._batches(take(particles, at.rows.cpu().numpy()), at.model.shard)
+            batches = self._batches(take(particles, at.rows.cpu().numpy()), at.model.shard, once=True)
         return self._examiner.examined(batches, at, state).probably_junk
 
     def _begin(

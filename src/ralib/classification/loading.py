@@ -18,7 +18,7 @@ from ralib.types import ParticleSet
 
 
 def resident_batches(
-    particles: ParticleSet, shard: Shard, device: torch.device, batch_size: int | None
+    particles: ParticleSet, shard: Shard, device: torch.device, batch_size: int | None, *, once: bool = False
 ) -> ParticleBatches:
     """Return this rank's particles in batches, which stay on the device where all of them fit.
 
@@ -32,6 +32,8 @@ def resident_batches(
         Where the batches are.
     batch_size : int or None
         Particles in a batch; by default chosen for the device.
+    once : bool, default False
+        Whether they are read only once, so that none has to stay.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def resident_batches(
         batch_size=batch_size or default,
         device=device,
         background_radius=0.45 * particles.box,
-        resident_bytes=int(room_bytes) if all_bytes <= room_bytes else 0,
+        resident_bytes=int(room_bytes) if all_bytes <= room_bytes and not once else 0,
         turned_often=False,
     )
 
