@@ -41,11 +41,11 @@ def program() -> NoReturn:
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
-    if on_gpu := not NO_GPU & set(sys.argv):
+    if not NO_GPU & set(sys.argv):
         compilers.begin("".join(sys.argv[1:2]))
     with _loading():
         try:
-            if on_gpu:
+            if _uses_default_gpu():
                 first_operations.begin()
             from ralib.cli import main
         except (ImportError, MemoryError, OSError) as error:
@@ -59,6 +59,13 @@ def program() -> NoReturn:
     for number in _ENDING:  # all is said and done
         signal.signal(number, signal.SIG_IGN)
     _exit(status)
+
+
+def _uses_default_gpu() -> bool:
+    """Whether the command computes on the GPU that is used by default, if there is one, as far as its line tells."""
+    another = any(word.startswith(("cuda:", "--device=", "--config")) for word in sys.argv)
+    usual = "".join(sys.argv[1:2]) in compilers.USUAL and "RANK" not in os.environ
+    return usual and not another and not NO_GPU & set(sys.argv)
 
 
 def _exit(status: int) -> NoReturn:

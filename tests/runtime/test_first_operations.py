@@ -8,15 +8,15 @@ import threading
 import pytest
 import torch
 
+from ralib.__main__ import _uses_default_gpu
 from ralib.runtime import first_operations
 
 BEGUN = "ralib-first-operations"
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, *words: str) -> bool:
-    """Whether a command line begins the operations where there is a GPU; none is asked."""
+def begun(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the operations begin where there is a GPU; none is asked."""
     names: list[str | None] = []
-    monkeypatch.setattr(sys, "argv", ["ralib", *words])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(threading.Thread, "start", lambda thread: names.append(thread.name))
     first_operations.begin()
@@ -27,23 +27,32 @@ def test_first_operations_are_operations() -> None:
     first_operations.first_operations(torch.device("cpu"))
 
 
-def test_begin_where_the_default_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_begin_with_a_gpu_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert begun(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("words", "used"),
+    [
+        ("classify particles.star out", True),
+        ("mref particles.star 50 out --device cuda", True),
+        ("classify particles.star out --device cpu", False),
+        ("classify particles.star out --device cuda:1", False),
+        ("classify particles.star out --gpu_devices 0,1", False),
+        ("classify particles.star out --config run.yaml", False),
+        ("select run", False),
+        ("", False),
+    ],
+)
+def test_default_gpu_is_used_as_the_line_tells(words: str, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    assert begun(monkeypatch, "classify", "particles.star", "out")
-    assert begun(monkeypatch, "mref", "particles.star", "out", "--device", "cuda")
-    for words in (
-        ["select", "run"],
-        ["classify", "a", "b", "--device", "cuda:1"],
-        ["classify", "a", "--config", "c"],
-        [],
-    ):
-        assert not begun(monkeypatch, *words)
+    monkeypatch.setattr(sys, "argv", ["ralib", *words.split()])
+    assert _uses_default_gpu() == used
     monkeypatch.setenv("RANK", "1")
-    assert not begun(monkeypatch, "classify", "particles.star", "out")
+    assert not _uses_default_gpu()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_begin_without_a_gpu_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["ralib", "classify", "particles.star", "out"])
+def test_begin_without_a_gpu_begins_nothing() -> None:
     first_operations.begin()
     assert BEGUN not in {thread.name for thread in threading.enumerate()}

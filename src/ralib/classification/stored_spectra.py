@@ -238,6 +238,11 @@ class StoredSpectra:
             Numbers of its particles, ascending.
         n : int
             How many of them all ranks have together: the precision depends on that.
+
+        Returns
+        -------
+        Spectra or StoredSpectra
+            Their spectra.
         """
         rings, device = self.power.shape[1], self.power.device
         if not len(rows) or 8 * n * rings * self._angles <= GROUP_BYTES:

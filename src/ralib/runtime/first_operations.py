@@ -7,22 +7,15 @@ of particles is classified.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 from typing import TYPE_CHECKING
-
-from ralib.runtime.compilers import USUAL
 
 if TYPE_CHECKING:
     import torch
 
 
 def begin() -> None:
-    """Load PyTorch, and begin with its first operations, if this command computes on the default GPU."""
-    another = any(word.startswith(("cuda:", "--device=", "--config")) for word in sys.argv)
-    if "".join(sys.argv[1:2]) not in USUAL or another or "RANK" in os.environ:
-        return
+    """Load PyTorch, and begin with its first operations on the GPU that is used by default, if there is one."""
     import torch
 
     if torch.cuda.is_available():
