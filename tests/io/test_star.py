@@ -212,3 +212,15 @@ def test_star_too_many_columns_are_refused_in_one_line() -> None:
     with pytest.raises(RalibError, match="100000 columns"):
         star.parse_star(text, "a")
     assert time.process_time() - start < 5
+
+
+def test_format_star_many_rows_at_a_time_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i:06d}@{'long/' * (i % 7)}stack.mrcs" for i in range(1, 24)]
+    table = pd.DataFrame({"rlnImageName": names, "rlnDefocusU": np.linspace(1, 2, 23), "rlnClassNumber": range(23)})
+    whole = star.format_star({"particles": table})
+    monkeypatch.setattr(star, "AT_ONCE", 5)
+    parts = star.format_star({"particles": table})
+    assert [line.split() for line in parts.splitlines()] == [line.split() for line in whole.splitlines()]
+    pd.testing.assert_frame_equal(
+        star.parse_star(parts, "parts")["particles"], star.parse_star(whole, "whole")["particles"]
+    )

@@ -29,6 +29,8 @@ from ralib.types import RalibError
 
 Table = pd.DataFrame | dict[str, str]
 MAX_COLUMNS = 10_000
+AT_ONCE = 2**16
+"""Rows that are formatted at once: a column is as wide as its longest value among them."""
 LONG = 1000
 """Rows from which on it pays to look for what recurs in a column."""
 _BLOCK = re.compile(
@@ -309,8 +311,9 @@ def _format_block(name: str, table: Table) -> str:
         width = max((len(k) for k in table), default=0) + 1
         return head + "".join(f"_{k:<{width}} {_quoted(str(v)):>20}\n" for k, v in table.items()) + " \n"
     names = "".join(f"_{column} #{i} \n" for i, column in enumerate(table.columns, 1))
-    columns = [_format_column(table[column]) for column in table.columns]
-    return f"{head}loop_ \n{names}{text_table.rows(columns)} \n"
+    parts = (table.iloc[first : first + AT_ONCE] for first in range(0, len(table), AT_ONCE))
+    rows = (text_table.rows([_format_column(part[column]) for column in part.columns]) for part in parts)
+    return f"{head}loop_ \n{names}{''.join(rows)} \n"
 
 
 def _format_column(column: pd.Series) -> np.ndarray:
