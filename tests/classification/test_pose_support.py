@@ -53,6 +53,13 @@ def test_verdict_one_class_of_far_more_detail_makes_no_other_a_poor_one() -> Non
     assert words == [GOOD, "less detail than most classes", *[GOOD] * 5]
 
 
+@pytest.mark.parametrize("fault", [{"reproducibility": 0.06}, {"sharpness": 0.4}, {"off_centre": 0.5}])
+def test_verdict_one_fault_ranks_a_class_below_all_good_ones(fault: dict[str, float]) -> None:
+    rows = [row(TOLD_APART + 2) | fault, *(row(TOLD_APART + 2) for _ in range(4))]
+    scores = [_verdict(r, rows, believable=True, cause="")[0] for r in rows]
+    assert scores[0] < 0.75 < min(scores[1:])
+
+
 def shells(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     """Images (n, box, box) of a thin round shell in noise: fine detail, and nothing that turns."""
     y, x = torch.meshgrid(*[torch.arange(box) - box // 2] * 2, indexing="ij")

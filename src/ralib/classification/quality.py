@@ -175,8 +175,8 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     """Return a score between 0 and 1, and the sentence that explains it.
 
     Up to one half the score is the share of true particles among the members; above, the excess over one half is
-    weighted by how well the class shows them. So a class of mostly junk ranks below all classes of mostly true
-    particles.
+    weighted by how well the class shows them, by its weakest side: detail, members that return, place. So a class of
+    mostly junk ranks below all classes of mostly true particles, and one with a fault below the good ones.
     """
     if not believable:
         return 0.0, "unstable, not believed: the particles fit no better than noise, or noise that a template picked"
@@ -186,7 +186,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     typical = statistics.median([r["sharpness"] for r in rows if r["junk"] < 0.5] or [0.0]) or 1.0
     centred = (OFF_CENTRE[1] - row["off_centre"]) / (OFF_CENTRE[1] - OFF_CENTRE[0])
     parts = [row["sharpness"] / typical, row["reproducibility"] / 0.6, centred]
-    shown = float(np.prod(np.clip(parts, 0, 1)) ** (1 / 3))
+    shown = float(np.clip(parts, 0, 1).min())
     if blurs_views(row):
         shown *= BLURRED
     score = true if true <= 0.5 else 0.5 + (true - 0.5) * shown
