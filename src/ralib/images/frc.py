@@ -145,7 +145,7 @@ def masked_frc(averages: ClassAverages, radius_px: float) -> Tensor:
 
 
 def _masked(halves: Tensor, mask: Tensor, ring: Tensor, first: int) -> Tensor:
-    """`masked_frc` of some classes, from half averages (2, k, n, n); rings before the first lie outside of the mask."""
+    """`masked_frc` of some classes, from half averages (2, k, n, n); rings before `first` are coarser than the mask."""
     plain = torch.fft.rfft2(halves)
     strong = torch.cumprod((_correlation(plain) > STRONG).int(), dim=1).sum(1)[:, None]
     masked = torch.fft.rfft2(halves * mask)
