@@ -17,14 +17,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ralib.classification.em import BEYOND, iterate
+from ralib.classification.em import BEYOND, e_step, m_step
 from ralib.classification.likelihood import Spectra
 from ralib.classification.model import Model
 from ralib.classification.results import coarse_frc
 from ralib.classification.state import IterationSettings, State
+from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.classification.validation import noise_like
 from ralib.images.frc import ssnr
 from ralib.kernels.averages import ring_power
+from ralib.runtime.chunks import gpu_chunks
 
 COARSE = 2.5
 """Details across the particle that keep the images' own signal: size and shape, by which noise cannot be placed."""
@@ -35,6 +37,10 @@ SUBSTITUTED, AT_MOST = 100, 5000
 
 def substituted_ssnr(model: Model, state: State, references: Tensor, generator: torch.Generator) -> Tensor:
     """Return the SSNR that noise in place of fine detail seems to have in each class, for each of its particles.
+
+    Twice. Noise alone follows the references wherever it likes, which overestimates what happens to particles whose own
+    detail holds them in place. So what the first estimate has left of the classes' detail is added to the noise while
+    it is aligned; averaged is only the noise.
 
     A class has few samples on a ring: its curve is moved half way to that of all classes, as in the M-step.
 
@@ -57,21 +63,65 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     eligible = model.eligible()
     count = min(SUBSTITUTED * len(references), AT_MOST)
     chosen = eligible[torch.randperm(len(eligible), generator=generator)[:count].sort().values]
-    rows = chosen.to(model.particles.grid.device)
-    first = min(model.particles.rings_for(COARSE), references.shape[1])
-    rings = min(references.shape[1] + BEYOND, model.particles.grid.n_rings)
-    part, noise = model.of(rows), noise_like(model, rows, generator, rings)
-    spectra = part.particles.single
-    data = torch.cat([spectra.data[:, :first], noise.data[:, first:]], dim=1)
-    part = replace(part, particles=replace(part.particles, spectra=Spectra(data, spectra.power)))
+    rows, rings = chosen.to(model.particles.grid.device), references.shape[1]
+    first = min(model.particles.rings_for(COARSE), rings)
+    part, before = model.of(rows), state.of(model.shard.held(rows))
+    noise = noise_like(model, rows, generator, min(rings + BEYOND, model.particles.grid.n_rings))
+    data = torch.cat([part.particles.single.data[:, :first], noise.data[:, first:]], dim=1)
+    part = _with_data(part, data)
+    seeming = _seeming_ssnr(part, part, references, before, first)
+    apparent = coarse_frc(state, model.particles)
+    proven = corrected_frc(apparent, seeming, state.members)
+    # The references are averages weighted by the share of signal they seem to have; particles agree with the true one.
+    amplitude = (_true_share(proven) / _true_share(apparent).clamp_min(1e-3)).clamp_max(1.0)
+    detail = references * amplitude[:, _frc_rings(part, rings)][..., None]
+    detail[:, :first] = 0.0
+    held = _with_data(part, data + _signal(part, before, detail))
+    return _seeming_ssnr(part, held, references, before, first)
+
+
+def _seeming_ssnr(part: Model, held: Model, references: Tensor, state: State, first: int) -> Tensor:
+    """SSNR (k, f), a particle, that averages of `part` seem to have at the poses of `held`; 0 before a first ring."""
     step = IterationSettings(references.shape[1], 1.0, newton=2)
-    found = iterate(part, references, state.of(model.shard.held(rows)), step)
+    found = m_step(part, e_step(held, references, state, step), state, step)
     curve, members = coarse_frc(_whitened(found), part.particles), found.members.clamp_min(1)[:, None]
     common = (curve * members).sum(0, keepdim=True) / members.sum()
     ring = torch.arange(curve.shape[1], device=curve.device)
-    ring_of = model.particles.grid.frequency * model.particles.grid.box
+    ring_of = part.particles.grid.frequency * part.particles.grid.box
     compared = (ring > ring_of[first - 1]) & (ring < ring_of[references.shape[1] - 1] + 1)
     return 0.5 * compared * (ssnr(curve) / members + ssnr(common) / members.mean())
+
+
+def _signal(part: Model, state: State, references: Tensor) -> Tensor:
+    """Samples (m, R, H) that the references are in the particles, at their poses."""
+    grid, power, rings = part.particles.grid, part.particles.single.power, references.shape[1]
+    strength = (state.mean_scale * state.scale)[:, None] * power[:, :rings] / grid.n_half
+
+    def of_rows(rows: slice | Tensor) -> Tensor:
+        reference = mirrored_references(references, state.class_index[rows], state.mirror[rows])
+        posed = turned_samples(grid, reference, state.psi_deg[rows])
+        return strength[rows, :, None] * posed * grid.phase(state.origin_xy_px[rows], rings).conj()
+
+    n, cuts = len(part.half), gpu_chunks(len(part.half), part.at_once, grid.device)
+    signal = torch.cat([of_rows(rows) for rows in cuts])[:n]
+    return torch.nn.functional.pad(signal, (0, 0, 0, grid.n_rings - rings))
+
+
+def _with_data(part: Model, data: Tensor) -> Model:
+    """Particles with other samples."""
+    return replace(part, particles=replace(part.particles, spectra=Spectra(data, part.particles.single.power)))
+
+
+def _frc_rings(part: Model, rings: int) -> Tensor:
+    """The ring of an FRC on the working grid that each of the first rings lies on."""
+    grid = part.particles.grid
+    return (grid.frequency[:rings] * grid.box).round().long()
+
+
+def _true_share(frc: Tensor) -> Tensor:
+    """Share of signal in the power of averages whose halves have an FRC."""
+    frc = frc.clamp(0.0, 1.0)
+    return 2 * frc / (1 + frc)
 
 
 def _whitened(state: State) -> State:
