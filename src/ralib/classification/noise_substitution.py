@@ -115,7 +115,7 @@ def _with_data(part: Model, data: Tensor) -> Model:
 def _frc_rings(part: Model, rings: int) -> Tensor:
     """The ring of an FRC on the working grid that each of the first rings lies on."""
     grid = part.particles.grid
-    return (grid.frequency[:rings] * grid.box).round().long()
+    return (grid.frequency[:rings] * grid.box).round().long().clamp_max(grid.box // 2)
 
 
 def _true_share(frc: Tensor) -> Tensor:
