@@ -24,7 +24,7 @@ from ralib.classification.results import coarse_frc
 from ralib.classification.state import IterationSettings, State
 from ralib.classification.templates import mirrored_references, turned_samples
 from ralib.classification.validation import noise_like
-from ralib.images.frc import ssnr
+from ralib.images.frc import signal_power_share, ssnr
 from ralib.kernels.averages import ring_power
 from ralib.runtime.chunks import gpu_chunks
 
@@ -73,8 +73,9 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     apparent = coarse_frc(state, model.particles)
     proven = corrected_frc(apparent, seeming, state.members)
     # The references are averages weighted by the share of signal they seem to have; particles agree with the true one.
-    amplitude = (_true_share(proven) / _true_share(apparent).clamp_min(1e-3)).clamp_max(1.0)
-    detail = references * amplitude[:, _frc_rings(part, rings)][..., None]
+    amplitude = (signal_power_share(proven) / signal_power_share(apparent).clamp_min(1e-3)).clamp_max(1.0)
+    nearest = _frc_ring(part)[:rings].round().long().clamp_max(apparent.shape[1] - 1)
+    detail = references * amplitude[:, nearest, None]
     detail[:, :first] = 0.0
     held = _with_data(part, data + _signal(part, before, detail))
     return _seeming_ssnr(part, held, references, before, first)
@@ -87,7 +88,7 @@ def _seeming_ssnr(part: Model, held: Model, references: Tensor, state: State, fi
     curve, members = coarse_frc(_whitened(found), part.particles), found.members.clamp_min(1)[:, None]
     common = (curve * members).sum(0, keepdim=True) / members.sum()
     ring = torch.arange(curve.shape[1], device=curve.device)
-    ring_of = part.particles.grid.frequency * part.particles.grid.box
+    ring_of = _frc_ring(part)
     compared = (ring > ring_of[first - 1]) & (ring < ring_of[references.shape[1] - 1] + 1)
     return 0.5 * compared * (ssnr(curve) / members + ssnr(common) / members.mean())
 
@@ -112,16 +113,9 @@ def _with_data(part: Model, data: Tensor) -> Model:
     return replace(part, particles=replace(part.particles, spectra=Spectra(data, part.particles.single.power)))
 
 
-def _frc_rings(part: Model, rings: int) -> Tensor:
-    """The ring of an FRC on the working grid that each of the first rings lies on."""
-    grid = part.particles.grid
-    return (grid.frequency[:rings] * grid.box).round().long().clamp_max(grid.box // 2)
-
-
-def _true_share(frc: Tensor) -> Tensor:
-    """Share of signal in the power of averages whose halves have an FRC."""
-    frc = frc.clamp(0.0, 1.0)
-    return 2 * frc / (1 + frc)
+def _frc_ring(part: Model) -> Tensor:
+    """Where each ring (R,) of the grid lies among those of an FRC on the working box."""
+    return part.particles.grid.frequency * part.particles.grid.box
 
 
 def _whitened(state: State) -> State:

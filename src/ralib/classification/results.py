@@ -17,7 +17,7 @@ from ralib.classification.whitening import WhitenedParticles
 from ralib.conventions import wrap_deg
 from ralib.images.ctf import correct_ctf
 from ralib.images.fourier import filter_images, spread_rings
-from ralib.images.frc import masked_frc
+from ralib.images.frc import masked_frc, signal_power_share
 from ralib.kernels.threads import on_cores
 from ralib.particles.batches import Batch, ParticleBatches
 from ralib.runtime.chunks import CORE_ROWS, on_gpu
@@ -125,8 +125,7 @@ def filtered(averages: ClassAverages) -> Tensor:
     The weight is the expected correlation of the average with a perfect one (Rosenthal and Henderson 2003).
     """
     assert averages.frc is not None
-    curve = averages.frc.clamp(0, 1)
-    weight = torch.sqrt(2 * curve / (1 + curve))
+    weight = torch.sqrt(signal_power_share(averages.frc))
     weight[:, 0] = 1.0
     return filter_images(averages.images, spread_rings(weight, averages.images.shape[-1]))
 

@@ -75,6 +75,23 @@ def ssnr(frc_curve: Tensor) -> Tensor:
     return 2.0 * clipped / (1.0 - clipped)
 
 
+def signal_power_share(frc_curve: Tensor) -> Tensor:
+    """Return the share of signal in the power of whole averages, 2 F / (1 + F), from the FRC F of their halves.
+
+    Parameters
+    ----------
+    frc_curve : Tensor of shape (..., r)
+        FRC on each ring.
+
+    Returns
+    -------
+    Tensor of shape (..., r)
+        Share, 0 to 1.
+    """
+    clipped = frc_curve.clamp(0.0, 1.0)
+    return 2 * clipped / (1 + clipped)
+
+
 def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143) -> Tensor:
     """Return the frequency at which each FRC curve first falls below a threshold, linear between rings.
 
