@@ -117,7 +117,7 @@ def test_sample_cache_cuda_out_of_memory_shrinks_the_plan(truth: Truth, unlimite
     memory.limit_device_memory(unlimited, torch.cuda.memory_allocated(unlimited) + 450 * 2**20)
     for module in ("alignment.sample_cache", "particles.batches", "alignment.search.batched"):
         monkeypatch.setattr(f"ralib.{module}.free_memory", lambda _: 2**36)
-    monkeypatch.setattr("ralib.alignment.iteration.total_memory", lambda _: 2**36)
+    monkeypatch.setattr("ralib.particles.batches.total_memory", lambda _: 2**36)
     images = np.tile(truth.images, (60, 1, 1))
     options = {"outer_radius": 18, "iterations": 1, "min_members": 0, "device": unlimited}
     found = MultiReferenceAligner(references=truth.references, **options).fit(images)

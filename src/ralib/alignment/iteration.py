@@ -30,17 +30,16 @@ from ralib.classes.iteration_figures import iteration_figures
 from ralib.classes.kernels_ahead import average_calls
 from ralib.io import for_computing
 from ralib.kernels.threads import one_thread
-from ralib.particles.batches import Batch, ParticleBatches
+from ralib.particles.batches import Batch, ParticleBatches, usual_batch_size
 from ralib.results.observer import IterationDone, Observer, SilentObserver
 from ralib.runtime import compilers
 from ralib.runtime.distributed import Ranks, SingleProcess, gather_rows, shard
-from ralib.runtime.memory import total_memory
 from ralib.types import ClassAverages, Notice, ParticleSet, Poses, RalibError
 
 BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
 """Images of one batch: enough to keep every core, or the GPU, busy. Its transforms take twenty times as much."""
-BATCH_SHARE = 64
-"""A batch takes no more than one in so many bytes of a GPU, whatever is free: so batches are cut alike each time."""
+BATCH_SHARE = 1 / 64
+"""Share of a GPU's memory that a batch takes at most."""
 
 STILL_PX = 0.5
 """A particle whose origin moves by less keeps its place on the grid that is searched."""
@@ -78,10 +77,12 @@ class Alignment:
         self.ranks: Ranks = ranks or SingleProcess()
         self.observer: Observer = observer or SilentObserver()
         self.outer_radius = float(self.options.outer_radius or 0)
+        most = BATCH_BYTES.get(self.device.type, 2**26)
+        usual = usual_batch_size(self.device, self.box, most, gpu_share=BATCH_SHARE)
         self.batches = ParticleBatches(
             particles,
             shard(len(particles), self.ranks),
-            batch_size=self.options.batch_size or _default_batch(self.device, self.box),
+            batch_size=self.options.batch_size or usual,
             device=self.device,
             background_radius=max(self.outer_radius, self.box // 4),
             ctf=self.options.ctf,
@@ -376,13 +377,6 @@ def _reported(state: LoopState) -> IterationDone:
     averages = state.averages
     assert averages is not None
     return IterationDone(state.figures, lambda: averages.to("cpu"), state.checkpoint, state.warnings)
-
-
-def _default_batch(device: torch.device, box: int) -> int:
-    most = BATCH_BYTES.get(device.type, 2**26)
-    if device.type == "cuda":
-        most = min(most, total_memory(device) // BATCH_SHARE)
-    return max(64, most // (4 * box**2))
 
 
 class _Clock:

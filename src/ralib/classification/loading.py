@@ -11,10 +11,15 @@ from ralib.classification.options import ClassificationOptions
 from ralib.classification.particle_extent import ParticleExtent
 from ralib.classification.sharding import Shard
 from ralib.classification.whitening import WhitenedParticles
-from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches
+from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches, usual_batch_size
 from ralib.runtime.distributed import Ranks
 from ralib.runtime.memory import free_memory
 from ralib.types import ParticleSet
+
+GPU_BATCH_BYTES = 2**28
+"""Images of a batch on a GPU; half a dozen times as much is taken while some are read, and others prepared."""
+GPU_BATCH_SHARE = 1 / 128
+"""Share of a GPU's memory that a batch takes at most: spectra leave little of a small one."""
 
 
 def resident_batches(
@@ -40,13 +45,14 @@ def resident_batches(
     ParticleBatches
         The batches.
     """
-    default = 1024 if device.type == "cpu" else max(256, 2**28 // (particles.box**2 * 4))
+    on_cpu = device.type == "cpu"
+    usual = 1024 if on_cpu else usual_batch_size(device, particles.box, GPU_BATCH_BYTES, gpu_share=GPU_BATCH_SHARE)
     # Spectra are read a dozen times, images twice: they stay only where all of them do.
     all_bytes, room_bytes = 2 * len(shard) * particles.box**2, RESIDENT_SHARE * free_memory(device)
     return ParticleBatches(
         particles,
         range(shard.rows.start, shard.rows.stop),
-        batch_size=batch_size or default,
+        batch_size=batch_size or usual,
         device=device,
         background_radius=0.45 * particles.box,
         resident_bytes=int(room_bytes) if all_bytes <= room_bytes and not once else 0,

@@ -15,7 +15,7 @@ from ralib.images.normalise import normalise_background, usable_images
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
 from ralib.runtime.chunks import in_gpu_chunks
-from ralib.runtime.memory import free_memory
+from ralib.runtime.memory import free_memory, total_memory
 from ralib.types import CtfParameters, ParticleSet, RalibError
 
 RESIDENT_SHARE = 0.45
@@ -275,6 +275,30 @@ class ParticleBatches:
                 "repair the stack, or leave `strict` out to go on without it"
             )
         self.bad.update(int(i) for i in numbers)
+
+
+def usual_batch_size(device: torch.device, box: int, most_bytes: int, *, gpu_share: float) -> int:
+    """Return how many particles a batch has by default.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where batches are put.
+    box : int
+        Size of the images, pixels.
+    most_bytes : int
+        Bytes of a batch in single precision, at most.
+    gpu_share : float
+        Share of a GPU's memory that it takes at most, whatever is free: so particles are cut alike each time.
+
+    Returns
+    -------
+    int
+        Number of particles.
+    """
+    if device.type == "cuda":
+        most_bytes = min(most_bytes, int(gpu_share * total_memory(device)))
+    return max(64, most_bytes // (4 * box**2))
 
 
 def _ways(n: int, box: int) -> dict[str, int]:
