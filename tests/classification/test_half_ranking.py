@@ -67,7 +67,7 @@ def test_score_classes_half_precision_neither_chunk_nor_memory_changes_a_bit(giv
 def test_places_in_own_class_are_those_of_the_search_in_all_classes(given: Given) -> None:
     grid, spectra, _, references, shifts = given
     index = torch.arange(N) % 3  # class 3 has no member
-    place = places_in_own_class(grid, spectra, index, references, shifts, mirror=True, at_once=64)
+    place = places_in_own_class(grid, spectra, index, references, shifts, mirror=True, memory_bytes=1e9, at_once=64)
     everywhere = score_classes(grid, spectra, torch.zeros(N, 2), references, shifts, dtype=torch.float16)
     torch.testing.assert_close(place, everywhere.pick(index).origin_xy_px)
     assert not torch.allclose(place, everywhere.pick(index.roll(1)).origin_xy_px)

@@ -14,7 +14,7 @@ from ralib.classification.classifier import Classifier
 from ralib.classification.junk_model import deviations
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.likelihood import Spectra
-from ralib.classification.memory_plan import SpectraPlan, plan_spectra
+from ralib.classification.memory_plan import SpectraPlan, plan_sample, plan_spectra
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.schedule_settings import ScheduleSettings, members_wanted
 from ralib.classification.stored_spectra import SpectraWriter, StoredSpectra
@@ -272,6 +272,12 @@ def test_plan_spectra_follows_the_memory_there_is(monkeypatch: pytest.MonkeyPatc
     assert disk.on_device + disk.in_main < 1_000_000
     assert "in half precision: 4.76 GiB on the device, 3.16 GiB in main memory, 3.26 GiB in a scratch file" in str(disk)
     assert plan(8, 100).in_main * 12_000 <= 5 << 30, "not all of main memory, however much there is"
+
+    small = plan(8, 100)
+    free["cuda"] -= small.on_device_bytes
+    sample = plan_sample(150_000, 3_000, torch.device("cuda"), small.on_device_bytes)
+    assert 0 < sample.on_device < 150_000, "a sample leaves room beside the spectra of all"
+    assert small.on_device_bytes + sample.on_device_bytes <= 0.45 * 2**33
 
 
 def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = None) -> None:

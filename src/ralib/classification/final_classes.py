@@ -213,7 +213,8 @@ def final_averages(
         )
     )
     assert schedule.references is not None
-    of_noise = substituted_ssnr(model, state, schedule.references, torch.Generator().manual_seed(seed)).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    of_noise = substituted_ssnr(model, state, schedule.references, generator, per_class=schedule.plan.substituted).cpu()
     return replace(
         averages,
         members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes),

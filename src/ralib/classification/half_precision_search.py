@@ -104,6 +104,7 @@ def places_in_own_class(
     shifts_xy_px: Tensor,
     *,
     mirror: bool,
+    memory_bytes: float,
     at_once: int,
 ) -> Tensor:
     """Find where particles fit their own class best, among all rotations, mirrors and shifts from the box centre.
@@ -124,6 +125,8 @@ def places_in_own_class(
         Shifts searched.
     mirror : bool
         Whether mirrored poses are searched.
+    memory_bytes : float
+        Memory it may take beside the particles.
     at_once : int
         Particles that are transformed at once.
 
@@ -141,7 +144,8 @@ def places_in_own_class(
     parts = [half_columns(spectra.data[cut], *given) for cut in row_chunks(n, at_once, grid.device)]
     columns, strength = torch.cat([p[0] for p in parts], dim=2), torch.cat([p[1] for p in parts])
     row, of = _groups_of_own(class_index, len(references))
-    many = max(1, int(OWN_BYTES / (4.0 * n_orders * poses.n_pairs * OWN_AT_ONCE)))
+    each, rings = 4.0 * n_orders * poses.n_pairs, references.shape[1]
+    many = max(1, int(min(OWN_BYTES / OWN_AT_ONCE, memory_bytes / 8 / (2 * rings)) / each))
     for first in range(0, len(of), many):
         # The last product has the size of all others.
         some = torch.arange(first, first + many, device=grid.device).clamp_max(len(of) - 1)

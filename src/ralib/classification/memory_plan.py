@@ -23,6 +23,9 @@ classes and the other tables of the particles need the rest."""
 PART = 0.3
 """Share of the device's free memory that spectra take where they do not fit; the others are read in groups."""
 
+SAMPLE_PART = 0.15
+"""Share of the device's free memory, and of what spectra take of it, that those of a sample take at most."""
+
 MAIN_PART = 0.4
 """Share of the free main memory that they take then."""
 
@@ -103,6 +106,11 @@ class SpectraPlan:
     in_main: int = 0
 
     @property
+    def on_device_bytes(self) -> int:
+        """Bytes on the device."""
+        return self.on_device * self.bytes_each
+
+    @property
     def precision(self) -> str:
         """The precision in a word."""
         return "half" if self.half else "single"
@@ -149,10 +157,34 @@ def plan_spectra(
     free, single = max(0, free_memory(device) - taken_bytes), 8 * n_samples
     if n == 0 or (not half and n * single <= COMFORTABLE * free):
         return SpectraPlan(n, single, half=False, on_device=n)
-    each = single // 2
-    if n * each <= COMFORTABLE * free:
+    fits = n * single // 2 <= COMFORTABLE * free
+    return _plan_in_half(n, n_samples, device, (COMFORTABLE if fits else PART) * free)
+
+
+def plan_sample(n: int, n_samples: int, device: torch.device, others_bytes: int) -> SpectraPlan:
+    """Decide where the spectra of a sample are kept, in half precision, beside those of all particles.
+
+    Parameters
+    ----------
+    n, n_samples, device
+        See `plan_spectra`.
+    others_bytes : int
+        Spectra of all particles that are on the device.
+
+    Returns
+    -------
+    SpectraPlan
+        The plan.
+    """
+    return _plan_in_half(n, n_samples, device, SAMPLE_PART * (free_memory(device) + others_bytes))
+
+
+def _plan_in_half(n: int, n_samples: int, device: torch.device, room_bytes: float) -> SpectraPlan:
+    """The plan of spectra in half precision that may take so much of the device's memory."""
+    each = 4 * n_samples
+    if n * each <= room_bytes:
         return SpectraPlan(n, each, half=True, on_device=n)
-    on_device = min(n, _blocks(PART * free, each))
+    on_device = min(n, _blocks(room_bytes, each))
     main_bytes = min(MAIN_MOST_BYTES, MAIN_PART * free_memory(torch.device("cpu"))) if device.type == "cuda" else 0.0
     return SpectraPlan(n, each, half=True, on_device=on_device, in_main=min(n - on_device, _blocks(main_bytes, each)))
 

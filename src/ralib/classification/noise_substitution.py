@@ -31,11 +31,13 @@ from ralib.runtime.chunks import gpu_chunks
 COARSE = 2.5
 """Details across the particle that keep the images' own signal: size and shape, by which noise cannot be placed."""
 
-SUBSTITUTED, AT_MOST = 100, 5000
-"""Particles a class that are substituted, on average, and of all classes at most; that of more follows from these."""
+AT_MOST = 5000
+"""Particles that are substituted at most; that of more follows from these."""
 
 
-def substituted_ssnr(model: Model, state: State, references: Tensor, generator: torch.Generator) -> Tensor:
+def substituted_ssnr(
+    model: Model, state: State, references: Tensor, generator: torch.Generator, *, per_class: int
+) -> Tensor:
     """Return the SSNR that noise in place of fine detail seems to have in each class, for each of its particles.
 
     Twice. Noise alone follows the references wherever it likes, which overestimates what happens to particles whose own
@@ -54,6 +56,8 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
         Masked class averages that the particles were aligned to.
     generator : torch.Generator
         Random numbers of the choice of particles and of the noise.
+    per_class : int
+        Particles a class that are substituted, on average.
 
     Returns
     -------
@@ -61,14 +65,11 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
         SSNR for each particle, ring by ring of the working box (`images.frc.frc`); 0 on the coarse rings.
     """
     eligible = model.eligible()
-    count = min(SUBSTITUTED * len(references), AT_MOST)
+    count = min(per_class * len(references), AT_MOST)
     chosen = eligible[torch.randperm(len(eligible), generator=generator)[:count].sort().values]
     rows, rings = chosen.to(model.particles.grid.device), references.shape[1]
     first = min(model.particles.rings_for(COARSE), rings)
-    part, before = model.of(rows), state.of(model.shard.held(rows))
-    noise = noise_like(model, rows, generator, min(rings + BEYOND, model.particles.grid.n_rings))
-    data = torch.cat([part.particles.single.data[:, :first], noise.data[:, first:]], dim=1)
-    part = _with_data(part, data)
+    part, before = _noise_in_detail(model, rows, first, rings, generator), state.of(model.shard.held(rows))
     seeming = _seeming_ssnr(part, part, references, before, first)
     apparent = coarse_frc(state, model.particles)
     proven = corrected_frc(apparent, seeming, state.members)
@@ -77,8 +78,14 @@ def substituted_ssnr(model: Model, state: State, references: Tensor, generator: 
     nearest = _frc_ring(part)[:rings].round().long().clamp_max(apparent.shape[1] - 1)
     detail = references * amplitude[:, nearest, None]
     detail[:, :first] = 0.0
-    held = _with_data(part, data + _signal(part, before, detail))
-    return _seeming_ssnr(part, held, references, before, first)
+    return _seeming_ssnr(part, _with_references(part, before, detail), references, before, first)
+
+
+def _noise_in_detail(model: Model, rows: Tensor, first: int, rings: int, generator: torch.Generator) -> Model:
+    """Some of all particles, with noise in place of what they have from a first ring on."""
+    part = model.of(rows)
+    noise = noise_like(model, rows, generator, min(rings + BEYOND, model.particles.grid.n_rings))
+    return _with_data(part, torch.cat([part.particles.single.data[:, :first], noise.data[:, first:]], dim=1))
 
 
 def _seeming_ssnr(part: Model, held: Model, references: Tensor, state: State, first: int) -> Tensor:
@@ -93,19 +100,19 @@ def _seeming_ssnr(part: Model, held: Model, references: Tensor, state: State, fi
     return 0.5 * compared * (ssnr(curve) / members + ssnr(common) / members.mean())
 
 
-def _signal(part: Model, state: State, references: Tensor) -> Tensor:
-    """Samples (m, R, H) that the references are in the particles, at their poses."""
-    grid, power, rings = part.particles.grid, part.particles.single.power, references.shape[1]
-    strength = (state.mean_scale * state.scale)[:, None] * power[:, :rings] / grid.n_half
+def _with_references(part: Model, state: State, references: Tensor) -> Model:
+    """The particles with what the references are in them, at their poses, added."""
+    grid, spectra, rings = part.particles.grid, part.particles.single, references.shape[1]
+    strength = (state.mean_scale * state.scale)[:, None] * spectra.power[:, :rings] / grid.n_half
 
-    def of_rows(rows: slice | Tensor) -> Tensor:
+    def added(rows: slice | Tensor) -> Tensor:
         reference = mirrored_references(references, state.class_index[rows], state.mirror[rows])
         posed = turned_samples(grid, reference, state.psi_deg[rows])
-        return strength[rows, :, None] * posed * grid.phase(state.origin_xy_px[rows], rings).conj()
+        signal = strength[rows, :, None] * posed * grid.phase(state.origin_xy_px[rows], rings).conj()
+        return spectra.data[rows] + torch.nn.functional.pad(signal, (0, 0, 0, grid.n_rings - rings))
 
-    n, cuts = len(part.half), gpu_chunks(len(part.half), part.at_once, grid.device)
-    signal = torch.cat([of_rows(rows) for rows in cuts])[:n]
-    return torch.nn.functional.pad(signal, (0, 0, 0, grid.n_rings - rings))
+    cuts = gpu_chunks(len(part.half), part.at_once, grid.device)
+    return _with_data(part, torch.cat([added(rows) for rows in cuts])[: len(part.half)])
 
 
 def _with_data(part: Model, data: Tensor) -> Model:

@@ -66,6 +66,8 @@ class ScheduleSettings:
         Log-likelihood beyond what noise reaches, of all members of a class together: what a sample is to have.
     measured : int, default 1000
         Particles on which the diameter is measured before.
+    substituted : int, default 100
+        Particles a class whose detail is replaced by noise, for what alignment makes of that.
     """
 
     start_details: float = 6.6
@@ -86,6 +88,7 @@ class ScheduleSettings:
     joint: int = 3
     sample_nats: float = 3600.0
     measured: int = 1000
+    substituted: int = 100
 
     @classmethod
     def quick(cls) -> ScheduleSettings:
@@ -103,6 +106,7 @@ class ScheduleSettings:
             joint=0,
             sample_nats=0.0,
             measured=500,
+            substituted=30,
         )
 
     @classmethod

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.likelihood import Spectra
-from ralib.classification.memory_plan import BLOCK, GROUP_BYTES, SpectraPlan, plan_spectra
+from ralib.classification.memory_plan import BLOCK, GROUP_BYTES, SpectraPlan, plan_sample
 from ralib.kernels.complex_numbers import squared
 from ralib.kernels.threads import Threads
 from ralib.types import RalibError
@@ -169,12 +169,15 @@ class StoredSpectra:
         As in `Spectra`.
     energy : Tensor of shape (n, R)
         As in `Spectra`.
+    on_device_bytes : int
+        What the samples take of the device's memory.
     """
 
     blocks_kept: list[Block]
     scale: Tensor
     power: Tensor
     energy: Tensor
+    on_device_bytes: int
 
     def __len__(self) -> int:
         return len(self.power)
@@ -247,11 +250,12 @@ class StoredSpectra:
         rings, device = self.power.shape[1], self.power.device
         if not len(rows) or 8 * n * rings * self._angles <= GROUP_BYTES:
             return self[rows]
-        writer = BlockWriter(plan_spectra(len(rows), rings * self._angles, device, half=True), device)
+        plan = plan_sample(len(rows), rings * self._angles, device, self.on_device_bytes)
+        writer = BlockWriter(plan, device)
         for first, samples in zip(itertools.count(0, BLOCK), _ahead(self.blocks_kept, rings), strict=False):
             own = rows[(rows >= first) & (rows < first + BLOCK)] - first
             writer.add(samples.to(device)[:, own].permute(1, 0, 2, 3))
-        return StoredSpectra(writer.done(), self.scale[rows], self.power[rows], self.energy[rows])
+        return StoredSpectra(writer.done(), self.scale[rows], self.power[rows], self.energy[rows], plan.on_device_bytes)
 
     @cached_property
     def _angles(self) -> int:
@@ -353,7 +357,7 @@ class SpectraWriter:
     """
 
     def __init__(self, plan: SpectraPlan, device: torch.device) -> None:
-        self._blocks = BlockWriter(plan, device)
+        self._plan, self._blocks = plan, BlockWriter(plan, device)
         self._scales: list[Tensor] = []
         self._energies: list[Tensor] = []
 
@@ -382,4 +386,5 @@ class SpectraWriter:
             The spectra.
         """
         scale = torch.cat(self._scales) * weight
-        return StoredSpectra(self._blocks.done(), scale, power, torch.cat(self._energies) * scale.square())
+        energy = torch.cat(self._energies) * scale.square()
+        return StoredSpectra(self._blocks.done(), scale, power, energy, self._plan.on_device_bytes)

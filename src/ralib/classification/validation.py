@@ -136,8 +136,11 @@ def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, referen
     if model.align and model.particles.grid.device.type != "cpu":
         index, known = state.class_index[rows], state.origin_xy_px[rows]
         shifts = model.shifts(references.shape[1], wide=True)
-        place = places_in_own_class(
-            model.particles.grid, spectra, index, references, shifts, mirror=model.mirror, at_once=model.at_once
+        given = model.particles.grid, spectra, index, references, shifts
+        place = model.within(
+            lambda memory_bytes: places_in_own_class(
+                *given, mirror=model.mirror, memory_bytes=memory_bytes, at_once=model.at_once
+            )
         )
         elsewhere = (place - known).norm(dim=1) > 2 * model.shift_step_px(references.shape[1])
         return torch.where(elsewhere, place.norm(dim=1), away[rows])
@@ -209,13 +212,13 @@ def noise_like(model: Model, rows: Tensor, generator: torch.Generator, rings: in
         Spectra of the images that imitate particles of this rank.
     """
     particles, shard = model.particles, model.shard
-    grid, spectra = particles.grid, particles.spectra[shard.held(rows)]
+    grid, power = particles.grid, particles.spectra.power[shard.held(rows)]
     white = torch.randn(len(rows), grid.box, grid.box, generator=_on_device(generator, grid.device), device=grid.device)
     observed = shard.mean(particles.observed, particles.typical).float()
-    amplitude = torch.sqrt(spectra.power * grid.weight / grid.n_half * observed)
+    amplitude = torch.sqrt(power * grid.weight / grid.n_half * observed)
     samples = on_rows(lambda images: grid.transform(images, rings), white)
     samples = torch.nn.functional.pad(samples, (0, 0, 0, grid.n_rings - rings))
-    return Spectra(samples[shard.of(rows).rows] * amplitude[..., None], spectra.power)
+    return Spectra(samples[shard.of(rows).rows] * amplitude[..., None], power)
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
