@@ -31,6 +31,9 @@ from ralib.runtime.chunks import gpu_chunks
 COARSE = 2.5
 """Details across the particle that keep the images' own signal: size and shape, by which noise cannot be placed."""
 
+ALIKE = 100
+"""Substituted members of a class with which its own curve weighs as much as that of all classes."""
+
 AT_MOST = 5000
 """Particles that are substituted at most; that of more follows from these."""
 
@@ -44,7 +47,8 @@ def substituted_ssnr(
     detail holds them in place. So what the first estimate has left of the classes' detail is added to the noise while
     it is aligned; averaged is only the noise.
 
-    A class has few samples on a ring: its curve is moved half way to that of all classes, as in the M-step.
+    A class has few samples on a ring: its curve is moved towards that of all classes, half way where it has ALIKE
+    members among those substituted.
 
     Parameters
     ----------
@@ -97,7 +101,8 @@ def _seeming_ssnr(part: Model, held: Model, references: Tensor, state: State, fi
     ring = torch.arange(curve.shape[1], device=curve.device)
     ring_of = _frc_ring(part)
     compared = (ring > ring_of[first - 1]) & (ring < ring_of[references.shape[1] - 1] + 1)
-    return 0.5 * compared * (ssnr(curve) / members + ssnr(common) / members.mean())
+    own = members / (members + ALIKE)
+    return compared * (own * ssnr(curve) / members + (1 - own) * ssnr(common) / members.mean())
 
 
 def _with_references(part: Model, state: State, references: Tensor) -> Model:
