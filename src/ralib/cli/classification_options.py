@@ -78,7 +78,7 @@ class ClassificationSettings(Settings):
     ] = False
     helical: Annotated[bool, typer.Option("--helical", hidden=True)] = False
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in about a fifth of the time: classes of 20 particles each "
+        bool, typer.Option("--quick", help="A first look in a third of the time: classes of 20 particles each "
                            "(400 in all at least) at less detail, one exchange; then all particles join them.",
                            rich_help_panel=RUNNING)
     ] = False
