@@ -41,11 +41,11 @@ def program() -> NoReturn:
     if not os.environ.get("RALIB_DEBUG"):
         warnings.simplefilter("ignore")  # of libraries, to programmers
     gc.disable()
-    if not NO_GPU & set(sys.argv):
-        compilers.begin("".join(sys.argv[1:2]))
+    if _searches_on_gpu():
+        compilers.begin(sys.argv[1])
     with _loading():
         try:
-            if _uses_default_gpu():
+            if _searches_on_default_gpu():
                 first_operations.begin()
             from ralib.cli import main
         except (ImportError, MemoryError, OSError) as error:
@@ -61,11 +61,15 @@ def program() -> NoReturn:
     _exit(status)
 
 
-def _uses_default_gpu() -> bool:
-    """Whether the command computes on the GPU that is used by default, if there is one, as far as its line tells."""
-    another = any(word.startswith(("cuda:", "--device=", "--config")) for word in sys.argv)
-    usual = "".join(sys.argv[1:2]) in compilers.USUAL and "RANK" not in os.environ
-    return usual and not another and not NO_GPU & set(sys.argv)
+def _searches_on_gpu() -> bool:
+    """Whether this process searches on a GPU, if there is one, as far as its line tells."""
+    searches = "".join(sys.argv[1:2]) in compilers.USUAL and "RANK" not in os.environ
+    return searches and not NO_GPU & set(sys.argv)
+
+
+def _searches_on_default_gpu() -> bool:
+    """Whether that is the GPU which is used by default."""
+    return _searches_on_gpu() and not any(word.startswith(("cuda:", "--device=", "--config")) for word in sys.argv)
 
 
 def _exit(status: int) -> NoReturn:

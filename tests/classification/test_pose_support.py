@@ -10,7 +10,7 @@ import torch
 
 from ralib.classification.classifier import Classifier
 from ralib.classification.pose_support import _some_of_each
-from ralib.classification.quality import BLURRED, GOOD, GOOD_BUT_ROUND, ROUND, TOLD_APART, _verdict
+from ralib.classification.quality import BLURRED, GOOD, GOOD_BUT_ROUND, ROUND, TOLD_APART, _verdict, typical_detail
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.simulation.simulator import SimulationOptions, Simulator
 
@@ -27,15 +27,15 @@ def row(support: float) -> dict[str, Any]:
 
 def test_verdict_views_not_told_apart_is_not_good() -> None:
     blurred, clear = row(TOLD_APART - 0.1), row(TOLD_APART + 0.1)
-    score, words = _verdict(blurred, [blurred, clear], believable=True, cause="")
+    score, words = _verdict(blurred, typical_detail([blurred, clear]), believable=True, cause="")
     assert score == pytest.approx(0.5 + 0.5 * BLURRED)
     assert "not told apart" in words
-    assert _verdict(clear, [blurred, clear], believable=True, cause="")[1].startswith("good")
+    assert _verdict(clear, typical_detail([blurred, clear]), believable=True, cause="")[1].startswith("good")
 
 
 def test_verdict_support_unknown_says_nothing_of_views() -> None:
     unknown = row(math.nan)
-    assert _verdict(unknown, [unknown], believable=True, cause="") == (
+    assert _verdict(unknown, typical_detail([unknown]), believable=True, cause="") == (
         1.0,
         "good: detailed, reproducible, well centred",
     )
@@ -43,20 +43,20 @@ def test_verdict_support_unknown_says_nothing_of_views() -> None:
 
 def test_verdict_round_class_is_good_but_its_rotation_is_said_to_be_unknown() -> None:
     shell = row(TOLD_APART - 0.1) | {"round_support": ROUND}
-    assert _verdict(shell, [shell], believable=True, cause="") == (1.0, GOOD_BUT_ROUND)
+    assert _verdict(shell, typical_detail([shell]), believable=True, cause="") == (1.0, GOOD_BUT_ROUND)
 
 
 def test_verdict_one_class_of_far_more_detail_makes_no_other_a_poor_one() -> None:
     sharp, poor = row(TOLD_APART + 2) | {"sharpness": 6.0}, row(TOLD_APART + 2) | {"sharpness": 0.4}
     rows = [sharp, poor, *(row(TOLD_APART + 2) for _ in range(5))]
-    words = [_verdict(r, rows, believable=True, cause="")[1] for r in rows]
+    words = [_verdict(r, typical_detail(rows), believable=True, cause="")[1] for r in rows]
     assert words == [GOOD, "less detail than most classes", *[GOOD] * 5]
 
 
 @pytest.mark.parametrize("fault", [{"reproducibility": 0.06}, {"sharpness": 0.4}, {"off_centre": 0.5}])
 def test_verdict_one_fault_ranks_a_class_below_all_good_ones(fault: dict[str, float]) -> None:
     rows = [row(TOLD_APART + 2) | fault, *(row(TOLD_APART + 2) for _ in range(4))]
-    scores = [_verdict(r, rows, believable=True, cause="")[0] for r in rows]
+    scores = [_verdict(r, typical_detail(rows), believable=True, cause="")[0] for r in rows]
     assert scores[0] < 0.75 < min(scores[1:])
 
 

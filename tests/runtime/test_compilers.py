@@ -147,13 +147,6 @@ def test_compilers_process_that_fails_is_not_awaited(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()  # nothing was compiled
 
 
-def test_begin_of_another_command_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilers, "_Compilers", lambda *_: pytest.fail("processes were begun"))
-    monkeypatch.setattr(compilers, "begin_driver", lambda: True)
-    compilers.begin("info")
-    compilers.begin("")
-
-
 def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begun = []
     monkeypatch.setattr(compilers, "_Compilers", lambda *given: begun.append(given))

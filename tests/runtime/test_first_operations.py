@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from ralib.__main__ import _uses_default_gpu
+from ralib.__main__ import _searches_on_default_gpu, _searches_on_gpu
 from ralib.runtime import first_operations
 
 BEGUN = "ralib-first-operations"
@@ -32,24 +32,27 @@ def test_begin_with_a_gpu_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "used"),
+    ("words", "on_gpu", "on_default"),
     [
-        ("classify particles.star out", True),
-        ("mref particles.star 50 out --device cuda", True),
-        ("classify particles.star out --device cpu", False),
-        ("classify particles.star out --device cuda:1", False),
-        ("classify particles.star out --gpu_devices 0,1", False),
-        ("classify particles.star out --config run.yaml", False),
-        ("select run", False),
-        ("", False),
+        ("classify particles.star out", True, True),
+        ("mref particles.star 50 out --device cuda", True, True),
+        ("classify particles.star out --device cpu", False, False),
+        ("classify particles.star out --device cuda:1", True, False),
+        ("classify particles.star out --gpu_devices 0,1", False, False),
+        ("classify particles.star out --config run.yaml", True, False),
+        ("select run", False, False),
+        ("", False, False),
     ],
 )
-def test_default_gpu_is_used_as_the_line_tells(words: str, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_is_used_as_the_line_tells(
+    words: str, on_gpu: bool, on_default: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(sys, "argv", ["ralib", *words.split()])
-    assert _uses_default_gpu() == used
+    assert (_searches_on_gpu(), _searches_on_default_gpu()) == (on_gpu, on_default)
     monkeypatch.setenv("RANK", "1")
-    assert not _uses_default_gpu()
+    assert not _searches_on_gpu()
+    assert not _searches_on_default_gpu()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

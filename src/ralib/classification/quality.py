@@ -125,8 +125,9 @@ def _with_verdicts(
     """The verdict in words, and what the automatic selection makes of it."""
     junk = particles["junk"]
     causes = class_causes(evidence, junk, index, len(rows))
+    usual = typical_detail(rows)
     for row, cause in zip(rows, causes, strict=True):
-        row["score"], row["verdict"] = _verdict(row, rows, stability.believable, cause)
+        row["score"], row["verdict"] = _verdict(row, usual, stability.believable, cause)
     automatic = automatic_selection(junk, index, rows, causes, believable=stability.believable)
     particles["selected"] = automatic.kept.astype(np.float64)
     for row, choice in zip(rows, automatic.classes, strict=True):
@@ -171,8 +172,13 @@ def _rows(
     return added
 
 
-def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, cause: str) -> tuple[float, str]:
-    """Return a score between 0 and 1, and the sentence that explains it.
+def typical_detail(rows: list[dict[str, Any]]) -> float:
+    """Return the detail of the median class, by their rows, of those that are not mostly junk."""
+    return statistics.median([row["sharpness"] for row in rows if row["junk"] < 0.5] or [0.0]) or 1.0
+
+
+def _verdict(row: dict[str, Any], usual_detail: float, believable: bool, cause: str) -> tuple[float, str]:
+    """Return a score between 0 and 1, and the sentence that explains it; its detail is held against `typical_detail`.
 
     Up to one half the score is the share of true particles among the members; above, the excess over one half is
     weighted by how well the class shows them, by its weakest side: detail, members that return, place. So a class of
@@ -183,9 +189,8 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
     if row["members"] == 0:
         return 0.0, "empty: its average is all zero"
     true = 1 - row["junk"]
-    typical = statistics.median([r["sharpness"] for r in rows if r["junk"] < 0.5] or [0.0]) or 1.0
     centred = (OFF_CENTRE[1] - row["off_centre"]) / (OFF_CENTRE[1] - OFF_CENTRE[0])
-    parts = [row["sharpness"] / typical, row["reproducibility"] / 0.6, centred]
+    parts = [row["sharpness"] / usual_detail, row["reproducibility"] / 0.6, centred]
     shown = float(np.clip(parts, 0, 1).min())
     if blurs_views(row):
         shown *= BLURRED
@@ -202,7 +207,7 @@ def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], believable: bool, 
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
     if blurs_views(row) and true > 0.5:
         words.append(NOT_TOLD_APART)
-    if row["sharpness"] < LITTLE_DETAIL * typical:
+    if row["sharpness"] < LITTLE_DETAIL * usual_detail:
         words.append("less detail than most classes")
     if row["off_centre"] > OFF_CENTRE[0]:
         words.append(f"it lies {row['off_centre_px']:.0f} px off the centre")

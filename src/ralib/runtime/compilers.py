@@ -55,10 +55,10 @@ def begin(command: str) -> None:
     Parameters
     ----------
     command : str
-        Name of the command.
+        Name of the command, one of USUAL.
     """
     global _compilers
-    if command not in USUAL or "RANK" in os.environ or not begin_driver():
+    if not begin_driver():
         return
     processes = min(MOST, len(os.sched_getaffinity(0)))
     choose_cache_folders(os.environ, PACKAGE)
