@@ -116,7 +116,10 @@ def test_imports_at_load_form_no_circle() -> None:
 
 
 def test_triton_stays_in_kernels() -> None:
+    """But for the name of its cache, which is computed before PyTorch loads, and with it `kernels`."""
     for name, path in modules().items():
+        if name == "ralib.compile_cache":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -65,6 +65,17 @@ def triton_cache() -> Path:
     return Path(os.environ.get("TRITON_CACHE_DIR") or default)
 
 
+def hash_triton() -> None:
+    """Compute the hash of Triton's compiler, which names what it compiled; Triton keeps it for this process.
+
+    It is half a gigabyte, for half a second. Where there is no Triton, or one that does otherwise, nothing happens.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+
+
 def _could_write(folder: Path) -> bool:
     """Whether the folder is there and can be written, or could be made."""
     there = next((f for f in (folder, *folder.parents) if f.exists()), folder)

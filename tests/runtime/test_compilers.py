@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -151,6 +152,7 @@ def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.Monk
     begun = []
     monkeypatch.setattr(compilers, "_Compilers", lambda *given: begun.append(given))
     monkeypatch.setattr(compilers, "begin_driver", lambda: True)
+    monkeypatch.setattr(compilers, "begin_triton", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compilers.begin("classify")
@@ -158,6 +160,18 @@ def test_begin_of_a_known_command_begins_processes_once(monkeypatch: pytest.Monk
     begun[0][1].touch()  # the mark
     compilers.begin("classify")
     assert len(begun) == 1
+
+
+@needs_compiler
+def test_begin_triton_hashes_its_compiler_ahead() -> None:
+    from triton.runtime.cache import triton_key
+
+    triton_key.cache_clear()
+    compilers.begin_triton()
+    for thread in threading.enumerate():
+        if thread.name == compilers.HASHING:
+            thread.join()
+    assert triton_key.cache_info().currsize == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a driver for GPUs")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ralib.compile_cache import choose_cache_folders, triton_cache
+from ralib.compile_cache import choose_cache_folders, hash_triton, triton_cache
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,9 @@ MOST = 16
 WAITING_S = 60
 """No kernel takes so long to compile: afterwards the process is ended, whatever became of it."""
 
+HASHING = "ralib-triton-key"
+"""Name of the thread of `begin_triton`."""
+
 PACKAGE = Path(__file__).parents[1]
 PROCESS = sys.executable, "-m", "ralib.runtime.compiling_process"
 
@@ -62,6 +65,7 @@ def begin(command: str) -> None:
         return
     processes = min(MOST, len(os.sched_getaffinity(0)))
     choose_cache_folders(os.environ, PACKAGE)
+    begin_triton()
     mark = _mark(command)
     if processes > 1 and not mark.exists():
         with contextlib.suppress(OSError):
@@ -104,6 +108,11 @@ def begin_driver() -> bool:
         return False
     threading.Thread(target=driver.cuInit, args=(0,), daemon=True).start()
     return True
+
+
+def begin_triton() -> None:
+    """Begin to load Triton and to hash its compiler, for which the first kernel would wait, while PyTorch loads."""
+    threading.Thread(target=hash_triton, name=HASHING, daemon=True).start()
 
 
 class _Compilers:

@@ -17,7 +17,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import BinaryIO
 
-from ralib.runtime.compilers import Call, Kernel, begin_driver
+from ralib.runtime.compilers import Call, Kernel, begin_driver, begin_triton
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,6 +29,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program answers signals
     begin_driver()
+    begin_triton()
     processes, name = sys.argv[1:]
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # for what libraries print
