@@ -358,6 +358,8 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
         ({"n_classes": 3, "balance": 1.5}, "between 0"),
         ({"n_classes": 3, "diameter_A": -1.0}, "above 0"),
         ({"n_classes": 300}, "too few"),
+        ({"n_classes": 3, "search_px": 0.0}, "above 0"),
+        ({"n_classes": 3, "lowest_A": 27.0}, "`lowest_A` 27 A leaves too little to compare: classes are begun with"),
     ],
 )
 def test_classifier_bad_options_are_refused(

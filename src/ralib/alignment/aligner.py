@@ -36,7 +36,7 @@ class Aligner(ClusterEstimator):
         References of a next iteration.
     iterations_ : list of dict
         Figures of each iteration.
-    warnings_ : list of dict
+    warnings_ : list of Notice
         What a user should know, with advice.
     bad_particles_ : list of int
         Unusable particles.
@@ -203,7 +203,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
 
     Returns
     -------
-    list of dict
+    list of Notice
         Warnings.
     """
     warnings = []

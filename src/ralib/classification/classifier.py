@@ -43,6 +43,9 @@ from ralib.runtime.ahead import CallAhead, called_ahead
 from ralib.runtime.distributed import Ranks, SingleProcess
 from ralib.types import ParticleSet, Poses, RalibError, as_particles
 
+LEAST_RINGS = 3
+"""Rings that are compared when classes are begun, at least."""
+
 
 class Classifier(ClusterEstimator):
     """Classify particles from scratch, without references, and align them within their classes.
@@ -101,10 +104,14 @@ class Classifier(ClusterEstimator):
         The class averages.
     classes_ : list of dict
         Figures of each class.
-    warnings_ : list of dict
+    warnings_ : list of Notice
         What a user should know, with advice.
-    result_ : RunResult
+    result_ : ClassificationResult
         All of these.
+    evidence_ : Evidence
+        What junk was recognised by.
+    fitted_ : FittedClasses
+        What `predict_poses` compares particles with.
     earlier_ : EarlierClasses
         What `fit` of a larger set, of which these particles are the first, can begin with.
     """
@@ -301,7 +308,7 @@ class Classifier(ClusterEstimator):
         *,
         half: bool = False,
     ) -> WhitenedParticles:
-        return whiten_particles(
+        whitened = whiten_particles(
             particles,
             batches,
             shard,
@@ -313,6 +320,19 @@ class Classifier(ClusterEstimator):
             half=half,
             **self._options.detail_limits_px(particles),
         )
+        self._refuse_too_little_detail(whitened, particles.pixel_size_A or 1.0)
+        return whitened
+
+    def _refuse_too_little_detail(self, whitened: WhitenedParticles, pixel_size_A: float) -> None:
+        """Raise RalibError where `lowest_A` leaves nothing of what classes are begun with."""
+        if self.lowest_A is None:
+            return
+        compared = whitened.grid.frequency[: whitened.rings_for(self._plan.start_details)] * whitened.scale
+        if int((compared >= pixel_size_A / self.lowest_A).sum()) < LEAST_RINGS:
+            raise RalibError(
+                f"`lowest_A` {self.lowest_A:g} A leaves too little to compare: classes are begun with details of "
+                f"{pixel_size_A / float(compared[-1]):.0f} A and coarser"
+            )
 
     def _search(
         self,
@@ -356,9 +376,7 @@ class Classifier(ClusterEstimator):
     ) -> tuple[ClassificationSchedule, State]:
         """A schedule at its beginning, and the state of the particles before it."""
         generator = torch.Generator().manual_seed(self.seed)
-        n = len(particles)
-        half = random_halves(particles, generator)
-        held = held_out(n, generator)
+        half, held = random_halves(particles, generator), held_out(particles, generator)
         half, held = (table[shard.rows].to(self._device) for table in (half, held))
         search_px = self._options.search_radius_px(particles) * whitened.scale
         model = Model(

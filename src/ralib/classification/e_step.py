@@ -59,7 +59,7 @@ def score_classes(
     mirror : bool, default True
         Whether mirrored poses are searched.
     memory_bytes : float, default STEP_BYTES
-        Memory of the cross spectra on a GPU.
+        Memory of a step: of the templates, and on a GPU of the cross spectra.
     dtype : torch.dtype | None, optional
         Type of the products that rank poses; by default half precision on a GPU, single on a CPU.
     at_once : int | None, optional

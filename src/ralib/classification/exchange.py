@@ -32,7 +32,7 @@ OUTLYING_SHARE = 5
 view that shares a class with others is found, then one so rare that few of the many initial particles would show it."""
 
 FEWEST, SMALL_SHARE = 8, 0.2
-"""A class of fewer members than either, the second times the mean, is refilled while classes are sharpened: no view
+"""A class of fewer members than both, the second times the mean, is refilled while classes are sharpened: no view
 that is kept for being rare has fewer."""
 
 

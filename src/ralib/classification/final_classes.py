@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ralib.classes import assignment as assign
+from ralib.classification.em import average_groups
+from ralib.classification.exchange import counted
 from ralib.classification.loading import random_halves
 from ralib.classification.model import Model
 from ralib.classification.noise_substitution import corrected_frc, substituted_ssnr
@@ -27,7 +29,7 @@ ONLY_JUNK = 0.9
 
 
 def equalised(model: Model, schedule: ClassificationSchedule, state: State) -> State:
-    """Return the state with classes of equal size: a balanced assignment over the final fits.
+    """Return the state with classes of equal size: a balanced assignment of the usable particles over the final fits.
 
     Parameters
     ----------
@@ -36,7 +38,7 @@ def equalised(model: Model, schedule: ClassificationSchedule, state: State) -> S
     schedule : ClassificationSchedule
         The schedule at its end.
     state : State
-        Its state.
+        Its state; its references become those of the new classes.
 
     Returns
     -------
@@ -47,19 +49,24 @@ def equalised(model: Model, schedule: ClassificationSchedule, state: State) -> S
     rings = schedule.references.shape[1]
     found = search_all(model, schedule.references, state, IterationSettings(rings, 1.0))
     fit = model.fit(found, state)
+    usable, index = model.shard.gather(model.particles.usable), torch.zeros(model.shard.n, dtype=torch.int64)
     # A balanced assignment needs every fit of every particle: once, and with --EQ only.
-    index = assign.equal_sizes(model.shard.gather(fit).cpu())[model.shard.rows].to(fit.device)
+    index[usable.cpu()] = assign.equal_sizes(model.shard.gather(fit)[usable].cpu())
+    index = index[model.shard.rows].to(fit.device)
     pose = found.pick(index)
-    members = model.shard.counts(index, fit.shape[1]).float()
-    return replace(
+    state = replace(
         state,
         psi_deg=pose.psi_deg,
         origin_xy_px=pose.origin_xy_px,
         mirror=pose.mirror,
         class_index=index,
         fit=fit,
-        members=members,
+        posterior=torch.softmax(fit, 1).gather(1, index[:, None])[:, 0],
+        members=model.members(index, fit.shape[1]),
     )
+    averages, own = average_groups(model, state, index, fit.shape[1], rings)
+    schedule.references = model.masked(averages, rings)
+    return replace(state, averages=averages, own=own)
 
 
 def without_class(poses: Poses, left_out: Tensor) -> Poses:
@@ -113,27 +120,26 @@ def with_class_of_junk(poses: Poses, junk: Tensor, n_classes: int) -> tuple[Pose
     return poses.replace(class_index=torch.where(moved, n_classes, index)), torch.cat([of_junk, torch.tensor([True])])
 
 
-def fewer_classes(asked: int, empty: int) -> Notice:
-    """Return the notice that there are fewer classes than asked for.
+def fewer_classes(asked: int, there_are: int) -> list[Notice]:
+    """Return the notice that there are fewer classes than asked for, if so.
 
     Parameters
     ----------
     asked : int
         Number of classes asked for.
-    empty : int
-        How many of them have no particle.
+    there_are : int
+        Number of classes in the end.
 
     Returns
     -------
-    Notice
-        The notice.
+    list of Notice
+        One notice, or none.
     """
-    return Notice(
-        what=f"{asked - empty} classes in place of {asked}: no particles were left for {empty}, since others "
-        "explain them as well",
-        where="classes",
-        remedy="ask for fewer classes, or give more particles",
-    )
+    if there_are >= asked:
+        return []
+    what = f"{counted(there_are)} in place of {asked}: no particles were left for {asked - there_are}, since others "
+    remedy = "ask for fewer classes, or give more particles"
+    return [Notice(what=f"{what}explain them as well", where="classes", remedy=remedy)]
 
 
 def unusable_images(particles: ParticleSet, bad: list[int]) -> list[Notice]:

@@ -29,7 +29,7 @@ from ralib.classification.results import filtered, state_poses
 from ralib.classification.schedule import ClassificationSchedule
 from ralib.classification.state import State
 from ralib.particles.batches import ParticleBatches
-from ralib.types import ClassificationResult, Notice, ParticleSet, Poses
+from ralib.types import ClassificationResult, ParticleSet, Poses
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,15 @@ def final_result(
         The result.
     """
     model, whitened, shard = schedule.model, schedule.model.particles, schedule.model.shard
-    state, notices = _final_state(schedule, state, n_classes, equal_sizes=options.equal_sizes)
+    state = _final_state(schedule, state, equal_sizes=options.equal_sizes)
     poses = state_poses(state, whitened, shard).to("cpu")
     image = StatisticsTable(batches, whitened.particle_radius_px / whitened.scale)
     shown, left_out = poses, shard.gather(whitened.outliers.found).cpu()
     n_shown = len(state.members)
     if schedule.k < n_classes:  # one is left to junk
         found = examiner.examined(batches, schedule, state)
-        shown, n_shown, more, unneeded = _junk_in_its_class(poses, found, schedule, n_shown, n_classes)
-        left_out, notices = left_out | more, notices + unneeded
+        shown, n_shown, junk = _junk_in_its_class(poses, found, n_shown)
+        left_out |= junk
     averages = final_averages(
         particles, batches, schedule, state, shown, left_out,
         ctf=options.ctf_mode(particles), n_classes=n_shown, seed=options.seed,
@@ -128,7 +128,7 @@ def final_result(
         averages,
         figures,
         asdict(options),
-        [*particles.warnings, *notices, *unusable_images(particles, bad), *verdict.warnings],
+        [*particles.warnings, *fewer_classes(n_classes, n_shown), *unusable_images(particles, bad), *verdict.warnings],
         classes=verdict.classes,
         references=filtered(averages),
         bad_particles=bad,
@@ -144,24 +144,13 @@ def final_result(
     return FinalResult(result, found.evidence, fitted, earlier)
 
 
-def _final_state(
-    schedule: ClassificationSchedule, state: State, asked: int, *, equal_sizes: bool
-) -> tuple[State, list[Notice]]:
-    """The state with classes of equal size if asked for, else without empty ones, and the notice of those."""
+def _final_state(schedule: ClassificationSchedule, state: State, *, equal_sizes: bool) -> State:
+    """The state with classes of equal size if asked for, else without empty ones."""
     state = equalised(schedule.model, schedule, state) if equal_sizes else schedule.filled(state)
-    if (empty := int((state.members < 1).sum())) == 0:
-        return state, []
-    return schedule.without_empty(state), [fewer_classes(asked, empty)]
+    return schedule.without_empty(state) if (state.members < 1).any() else state
 
 
-def _junk_in_its_class(
-    poses: Poses, found: Examination, schedule: ClassificationSchedule, n_classes: int, asked: int
-) -> tuple[Poses, int, Tensor, list[Notice]]:
-    """Poses with junk in a class of its own; the number of classes; who is in no average (n,); notices.
-
-    What was set aside and is no longer taken for junk counts in the average of its class again.
-    """
+def _junk_in_its_class(poses: Poses, found: Examination, n_classes: int) -> tuple[Poses, int, Tensor]:
+    """Poses with junk in a class of its own; the number of classes; the junk of other classes (n,), in no average."""
     shown, of_junk = with_class_of_junk(poses, found.surely_junk.cpu(), n_classes)
-    aside = (schedule.model.shard.gather(schedule.model.particles.aside) & found.probably_junk).cpu()
-    aside &= ~of_junk[shown.class_index]
-    return shown, len(of_junk), aside, [fewer_classes(asked, 1)] if len(of_junk) == n_classes else []
+    return shown, len(of_junk), found.probably_junk.cpu() & ~of_junk[shown.class_index]

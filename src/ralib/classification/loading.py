@@ -127,13 +127,15 @@ def random_halves(particles: ParticleSet, generator: torch.Generator) -> Tensor:
     return half if particles.same_as is None else half[torch.from_numpy(particles.same_as)]
 
 
-def held_out(n: int, generator: torch.Generator) -> Tensor:
+def held_out(particles: ParticleSet, generator: torch.Generator) -> Tensor:
     """Return which particles no average holds: a twentieth, 20 to 500; none of fewer than 160, which cannot spare them.
+
+    An image that is there more than once is held out each time.
 
     Parameters
     ----------
-    n : int
-        Number of particles.
+    particles : ParticleSet
+        All n particles.
     generator : torch.Generator
         Random numbers.
 
@@ -142,10 +144,11 @@ def held_out(n: int, generator: torch.Generator) -> Tensor:
     Tensor of shape (n,)
         True where held out.
     """
+    n = len(particles)
     held = torch.zeros(n, dtype=torch.bool)
     if n >= 160:
         held[torch.randperm(n, generator=generator)[: min(500, max(20, n // 20))]] = True
-    return held
+    return held if particles.same_as is None else held[torch.from_numpy(particles.same_as)]
 
 
 def findings(

@@ -109,7 +109,7 @@ class Model:
         return torch.nonzero(self.shard.gather(self.joins).cpu())[:, 0]
 
     def shift_step_px(self, rings: int) -> float:
-        """Return the step of the shift grid at a resolution, at most a working pixel, as the best poses are refined."""
+        """Return the step of the shift grid at a resolution: a working pixel or more, as the best poses are refined."""
         return max(1.0, STEP_DETAIL / (rings * self.particles.grid.spacing))
 
     def blank(self) -> State:

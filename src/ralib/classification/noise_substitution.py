@@ -61,7 +61,7 @@ def substituted_ssnr(
     generator : torch.Generator
         Random numbers of the choice of particles and of the noise.
     per_class : int
-        Particles a class that are substituted, on average.
+        Particles a class that are substituted, on average, where that are no more than AT_MOST.
 
     Returns
     -------

@@ -9,9 +9,15 @@ import numpy as np
 from ralib.classification.schedule_settings import default_classes
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS
 from ralib.io import for_computing
+from ralib.io.plausible import with_sound_poses
 from ralib.types import CtfState, ParticleSet, RalibError
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
+
+
+def usual_search_px(box: int) -> float:
+    """Return the default of the largest distance of a particle from the centre of a box, pixels."""
+    return 0.1 * box
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class ClassificationOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise RalibError(f"`{name}` {value:g} A must be above 0")
-        if self.search_px is not None and not self.search_px >= 0:
-            raise RalibError(f"`search_px` {self.search_px:g} px must not be below 0")
+        if self.search_px is not None and not self.search_px > 0:
+            raise RalibError(f"`search_px` {self.search_px:g} px must be above 0")
 
     def class_count(self, n: int, n_references: int | None) -> int:
         """Return the number of classes of n particles.
@@ -97,6 +103,8 @@ class ClassificationOptions:
         RalibError
             If particles and options do not fit together.
         """
+        if self.skip_align:
+            particles = with_sound_poses(particles)
         self._check(particles)
         if self.ctf == "auto" and particles.ctf is not None and particles.pixel_size_A is None:
             particles = particles.warned(
@@ -158,7 +166,7 @@ class ClassificationOptions:
         float
             Pixels of the input.
         """
-        return self.search_px or 0.1 * particles.box
+        return usual_search_px(particles.box) if self.search_px is None else self.search_px
 
     def _check(self, particles: ParticleSet) -> None:
         """Refuse options that need what the particles lack."""

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.classification.half_precision_search import ranks_in_half
 from ralib.classification.model import Model
 from ralib.classification.pose_search import search_poses
 from ralib.classification.residuals import ring_crosses
@@ -134,7 +135,7 @@ def _posed(model: Model, state: State, references: Tensor) -> State:
         return state
     spectra, index, psi = model.particles.single, state.class_index, state.psi_deg.clone()
     origin, mirror = state.origin_xy_px.clone(), state.mirror.clone()
-    together = references.device.type != "cpu"  # a GPU searches all classes in one operation
+    together = ranks_in_half(references.device)  # a GPU searches all classes in one operation
     for k in range(1 if together else len(references)):
         rows = torch.arange(len(index), device=index.device) if together else torch.nonzero(index == k)[:, 0]
         classes, column = (references, index) if together else (references[k : k + 1], torch.zeros_like(index[rows]))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ralib.classification.examination import Examination
+from ralib.classification.exchange import counted
 from ralib.classification.junk_evidence import class_causes
 from ralib.classification.junk_model import Evidence
 from ralib.classification.pose_support import PoseSupport
@@ -149,7 +150,7 @@ def _rows(
     mask = soft_disc(averages.images.shape[-1], radius, 4.0)
     outline = centre_of_outline(averages.images, mask, whitened.particle_radius_px / whitened.scale * OUTLINE)
     off = torch.linalg.vector_norm(outline, dim=1)
-    fine = averages.frc[:, 1 : whitened.grid.n_rings]
+    fine = averages.frc[:, 1 : round(whitened.grid.n_rings * whitened.grid.spacing * whitened.grid.box)]
     member, added = index >= 0, []
     count = np.bincount(index[member], minlength=len(rows))
     sums = {name: np.bincount(index[member], particles[name][member], len(rows)) for name in CLASS_MEANS}
@@ -235,11 +236,10 @@ def _warnings(rows: list[dict[str, Any]], junk: np.ndarray, stability: Stability
                 remedy="do not use them; check the picking, the contrast and the CTF, or ask for fewer classes",
             )
         )
-    empty = sum(r["members"] == 0 for r in rows)
-    if empty:
+    if empty := sum(r["members"] == 0 for r in rows):
         warnings.append(
             Notice(
-                what=f"{empty} classes are empty, their averages are all zero",
+                what=f"{counted(empty)} without particles: an average of zeros",
                 where="classes",
                 remedy="ask for fewer classes",
             )

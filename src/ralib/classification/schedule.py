@@ -43,7 +43,6 @@ from ralib.classification.residuals import noise_ratio
 from ralib.classification.schedule_settings import GROWTH, WORTH, ScheduleProgress, ScheduleSettings, members_wanted
 from ralib.classification.start_references import StartReferences
 from ralib.classification.state import IterationSettings, State
-from ralib.classification.thinning import restrict_classes
 
 TOLERANCE = 0.005
 """Share of the mean log-likelihood that a step may lose: fits leave out a particle's own share, so that a converged
@@ -315,8 +314,9 @@ class ClassificationSchedule:
             newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
         )
         step = (iterate_centred if at.sharpened < 3 else iterate)(self.model, references, step, settings)
+        least = self._objective(state) - TOLERANCE * abs(self._objective(state))
         # The first two iterations differ in how far they search: their fits are not to be compared.
-        if few or before.sharpened < 2 or self._objective(step) >= (1 - TOLERANCE) * self._objective(state):
+        if few or before.sharpened < 2 or self._objective(step) >= least:
             return step
         self.log.append(f"sharpening ended after {before.sharpened} iterations: particles fitted worse in the next")
         at.rings, at.sharpened = before.rings, plan.final
@@ -353,11 +353,10 @@ class ClassificationSchedule:
     def without_empty(self, state: State) -> State:
         """Return the final state without the classes that have no particle, and without their references."""
         assert self.references is not None
-        assert state.averages is not None
         keep = torch.nonzero(state.members >= 1)[:, 0]
         self.references = self.references[keep]
         self.log.append(f"{counted(len(state.members) - len(keep))} without particles left out")
-        return replace(restrict_classes(self.model, state, keep), averages=state.averages.restricted(keep))
+        return state.of_classes(keep)
 
     def _objective(self, state: State) -> float:
         """Mean log-likelihood of the particles in their classes."""

@@ -10,6 +10,9 @@ from torch import Tensor
 from ralib.classification.leave_one_out import SelfContribution
 from ralib.classification.m_step import RingAverages
 
+OF_PARTICLES = "psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale"
+"""Fields of a state that have a row for each particle."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -36,7 +39,7 @@ class State:
     spread_px : Tensor of shape ()
         Standard deviation of the origins along x and y, working pixels.
     members : Tensor of shape (k,)
-        Particles whose best class it is.
+        Usable particles whose best class it is.
     averages : RingAverages or None
         Class averages.
     own : SelfContribution | None, optional
@@ -58,16 +61,27 @@ class State:
 
     def of(self, rows: Tensor) -> State:
         """Return the state of some particles (rows); classes and averages are unchanged, and made of others as well."""
-        own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
-        return replace(self, own=None, **{name: getattr(self, name)[rows] for name in own})
+        return replace(self, own=None, **{name: getattr(self, name)[rows] for name in OF_PARTICLES})
 
     def part(self, rows: slice) -> State:
         """Return the state of some particles in a row, with their own contributions."""
         if rows == slice(0, len(self.psi_deg)):
             return self
-        own = ("psi_deg", "origin_xy_px", "mirror", "class_index", "fit", "posterior", "scale")
         share = None if self.own is None else self.own.part(rows)
-        return replace(self, own=share, **{name: getattr(self, name)[rows] for name in own})
+        return replace(self, own=share, **{name: getattr(self, name)[rows] for name in OF_PARTICLES})
+
+    def of_classes(self, keep: Tensor) -> State:
+        """Return the state with only some classes (k,), which all usable particles are in; none of them moves."""
+        number = torch.zeros(len(self.members), dtype=torch.int64, device=keep.device)
+        number[keep] = torch.arange(len(keep), device=keep.device)
+        return replace(
+            self,
+            class_index=number[self.class_index],
+            fit=self.fit[:, keep],
+            members=self.members[keep],
+            averages=None if self.averages is None else self.averages.restricted(keep),
+            own=None if self.own is None else self.own.restricted(keep, len(self.members)),
+        )
 
     @classmethod
     def blank(cls, n: int, spread_px: Tensor) -> State:

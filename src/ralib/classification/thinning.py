@@ -121,6 +121,6 @@ def restrict_classes(model: Model, state: State, keep: Tensor) -> State:
     """
     fit = state.fit[:, keep]
     index = fit.argmax(1)
-    members = model.shard.counts(index, len(keep)).float()
+    members = model.members(index, len(keep))
     own = None if state.own is None else state.own.restricted(keep, state.fit.shape[1])
     return replace(state, fit=fit, class_index=index, members=members, own=own)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.e_step import score_fixed
-from ralib.classification.half_precision_search import places_in_own_class
+from ralib.classification.half_precision_search import places_in_own_class, ranks_in_half
 from ralib.classification.likelihood import Spectra
 from ralib.classification.memory_plan import particles_at_once
 from ralib.classification.model import Model
@@ -42,9 +42,12 @@ many chances it is less. So noise that a template picked is recognised, although
 of it lies just above what the picking asked for. On 17 sets of white and coloured noise, empty ice and noise picked
 by templates the sum was 0.43 to 0.65; on four of small proteins whose views are as by chance, 0.84 to 0.98."""
 
-TESTED, NOISE_IMAGES = 200, 400
-"""Number of held-out particles in the test at most, and of images of noise at least: the nine tenths of too few of them
-are known worse than the particles' share above."""
+CHANCE = 1.64
+"""Standard errors by which that share of few particles may fall short of what it must be with TESTED of them."""
+
+LEAST_TESTED, TESTED, NOISE_IMAGES = 10, 200, 400
+"""Number of held-out particles in the test, at least and at most, and of images of noise at least: the nine tenths of
+too few of them are known worse than the particles' share above."""
 
 COARSE_DETAIL = 1.5
 """Details across the particle up to which rings are left out of the test: the error of an image's background level is
@@ -99,7 +102,8 @@ def quick_estimate(
     assert state.averages is not None
     rings = references.shape[1]
     held = torch.nonzero(model.shard.gather(model.held_out & model.particles.typical))[:TESTED, 0]
-    separation, above = _separation(model, schedule, state, held, generator) if len(held) else (math.nan, math.nan)
+    tested = len(held) >= LEAST_TESTED
+    separation, above = _separation(model, schedule, state, held, generator) if tested else (math.nan, math.nan)
     typical = model.shard.gather(model.particles.typical)
     spread = fit_spread(model.shard.gather(state.fit.amax(1))[typical])
     agreement, away = torch.zeros(2, len(state.psi_deg), device=grid.device)
@@ -113,8 +117,7 @@ def quick_estimate(
             _, index = _best_fit(some, own, spectra, half, centre, some.at_once, wide=False)
             agreement[part][rows] = (index == own.class_index[rows]).float()
             away[part][rows] = _away_px(some, own, rows, spectra, half)
-    tested = len(held) >= 20
-    enough = above >= ABOVE_NOISE and above + SPREAD_WEIGHT * spread >= BELIEVED
+    enough = above >= least_above(len(held)) and above + SPREAD_WEIGHT * spread >= BELIEVED
     believable = enough if tested else spread >= 1.0
     summary = {
         "held_out_particles": len(held),
@@ -127,13 +130,19 @@ def quick_estimate(
     return Stability(agreement, away, believable, summary)
 
 
+def least_above(n: int) -> float:
+    """Return which share of n held-out particles must fit better than 90% of images of noise do."""
+    error = math.sqrt(ABOVE_NOISE * (1 - ABOVE_NOISE))
+    return ABOVE_NOISE - CHANCE * error * max(0.0, 1 / math.sqrt(max(n, 1)) - 1 / math.sqrt(TESTED))
+
+
 def _away_px(model: Model, state: State, rows: Tensor, spectra: Spectra, references: Tensor) -> Tensor:
     """Return how far from their boxes' centres some particles (b,) fit their classes best without a prior.
 
     Junk fits anywhere, and only the prior has kept it near the centre. On a GPU all classes are searched together.
     """
     away = torch.linalg.vector_norm(state.origin_xy_px, dim=1)
-    if model.align and model.particles.grid.device.type != "cpu":
+    if model.align and ranks_in_half(model.particles.grid.device):
         index, known = state.class_index[rows], state.origin_xy_px[rows]
         shifts = model.shifts(references.shape[1], wide=True)
         given = model.particles.grid, spectra, index, references, shifts

@@ -17,7 +17,6 @@ LENGTH_UNITS = "px, or with a unit: 12px, 30A"
 
 CTF_SYNONYMS = {"on": "wiener", "none": "off"}
 """Older values of --ctf, of all commands."""
-CTF_HELP = "off; wiener: weigh by the CTF and divide by its power; flip: turn its phases only"
 
 
 def completed(*words: str) -> Callable[[str], list[str]]:

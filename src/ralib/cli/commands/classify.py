@@ -18,7 +18,7 @@ from ralib.cli.alignment_options import (
 from ralib.cli.classification_options import ClassificationSettings, classifier_of, given_references
 from ralib.cli.parsing import length_px
 from ralib.cli.settings import CLASSES, FILES, RUNNING, SEARCH, command
-from ralib.types import ClassificationResult, ParticleSet, Poses, RalibError
+from ralib.types import ClassificationResult, Notice, ParticleSet, RalibError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,7 @@ def classify(
     Writes what mref writes, and particle_scores.txt with the scores of each particle; log.txt says of each class in
     words how good it is.
     """
+    from ralib.classification.options import usual_search_px
     from ralib.cli.common import chosen_device
     from ralib.cli.session import RunSession
     from ralib.runtime.distributed import join, launched
@@ -106,7 +107,7 @@ def classify(
     plan = f"{n_classes} classes in about {expected} iterations: start, thin, exchange, sharpen"
     if settings.search is not None:
         settings = replace(settings, search=length_px("--search", settings.search, particles.pixel_size_A))
-    search_px = None if settings.skip_align else settings.search or 0.1 * particles.box
+    search_px = None if settings.skip_align else settings.search or usual_search_px(particles.box)
     with session.running():
         begun = session.begin(particles, plan, ctf=settings.ctf_mode(), search_range_px=search_px, iterations=expected)
         classifier = classifier_of(session, settings, n_classes, settings.seed, references)
@@ -137,7 +138,7 @@ def chosen_particles(session: RunSession, stack: Path, o: ClassifySettings) -> P
 
     particles = session.opened(stack, datadir=o.datadir, pixel_size_A=o.pixel_size)
     if o.reference_poses is not None:
-        particles = particles.replace(poses=read_poses(o.reference_poses, len(particles)))
+        particles = with_poses_of(particles, o.reference_poses)
     if o.split is not None or o.from_ is not None:
         particles = io.take(particles, _chosen_rows(particles, stack, o))
     session.accept(particles)
@@ -200,29 +201,36 @@ def _chosen_rows(particles: ParticleSet, stack: Path, o: ClassifySettings) -> np
     return rows
 
 
-def read_poses(path: Path, n: int) -> Poses:
-    """Read poses from a particle file or a params.txt.
+def with_poses_of(particles: ParticleSet, path: Path) -> ParticleSet:
+    """Return particles with the poses of a particle file or a params.txt; those without a sound one are left out.
 
     Parameters
     ----------
+    particles : ParticleSet
+        The particles.
     path : Path
         The file.
-    n : int
-        Number of particles.
 
     Returns
     -------
-    Poses
-        Poses.
+    ParticleSet
+        The particles.
     """
     from ralib import io
 
-    poses = io.read_params(path) if path.suffix == ".txt" else io.open_particles(path, require_images=False).poses
+    given = None if path.suffix == ".txt" else io.open_particles(path, require_images=False)
+    poses = io.read_params(path) if given is None else given.poses
     if poses is None:
         raise RalibError(f"{path} holds no poses: give a file with rlnAnglePsi and rlnOriginX/YAngst, or a params.txt")
-    if len(poses) != n:
-        raise RalibError(f"{path} has {len(poses)} poses for {n} particles: give the file that belongs to the stack")
-    return poses
+    if len(poses) != len(particles):
+        raise RalibError(
+            f"{path} has {len(poses)} poses for {len(particles)} particles: give the file that belongs to the stack"
+        )
+    particles = particles.replace(poses=poses)
+    if given is None or given.usable is None:
+        return particles
+    what = f"{io.plausible.named(~given.usable)} left out: {path.name} has no pose for them that can be meant"
+    return particles.leave_out(~given.usable, Notice(what=what, where="poses", remedy="correct them, if needed"))
 
 
 def split_states_of(run: Path, out: Path, n_states: str, *, seed: int, device: str) -> None:

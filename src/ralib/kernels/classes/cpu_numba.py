@@ -66,8 +66,9 @@ def best_poses(
     given = torch.view_as_real(particles.contiguous()).numpy()
     added = np.zeros(n_shifts, np.float32) if favour is None else favour.numpy()
     n = len(particles)
-    value, turn = torch.empty(n, k), torch.empty(n, k)
-    shift, mirrored = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k, dtype=torch.bool)
+    # Where what is compared is no number, nothing is the best, and poses stay as they are here.
+    value, turn = torch.zeros(n, k), torch.zeros(n, k)
+    shift, mirrored = torch.zeros(n, k, dtype=torch.int64), torch.zeros(n, k, dtype=torch.bool)
     out = tuple(t.numpy() for t in (value, turn, shift, mirrored))
     tables = rows, begins, _turns(n_orders, n_half), particles.shape[1], n_half, added, mirror
 

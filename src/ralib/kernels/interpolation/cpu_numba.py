@@ -35,7 +35,7 @@ from ralib.kernels.interpolation.reference import (
 from ralib.kernels.numba_cache import kept
 from ralib.kernels.threads import on_cores, shares
 
-_CUBIC, _QUADRATIC, _LINEAR = (METHODS.index(name) for name in ("cubic", "quadratic", "linear"))
+_CUBIC, _QUADRATIC = METHODS.index("cubic"), METHODS.index("quadratic")
 _CYCLIC, _BACKGROUND = (BOUNDARIES.index(name) for name in ("cyclic", "background"))
 # In the samples' own precision, so that float32 stays float32.
 _NUMBERS = (0.5, 1.0, -EDGE_PX)
