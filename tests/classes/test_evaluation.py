@@ -59,6 +59,12 @@ def test_resolution_is_interpolated_between_rings() -> None:
     expected = (8 + (0.2 - 0.143) / 0.2) / 32
     assert resolution_frequency(curve.clone()).item() == pytest.approx(expected, abs=1e-6)
     assert resolution_frequency(torch.ones(2, 17)).tolist() == [0.5, 0.5]
+    odd = resolution_frequency(curve, box=33).item()
+    assert odd == pytest.approx(expected * 32 / 33, abs=1e-6), "a box of 33 px has as many rings"
+    curve[0, 5:] = torch.nan
+    assert resolution_frequency(curve).item() == pytest.approx((4 + 1 - 0.143) / 32, abs=1e-6), (
+        "what is no number is no signal"
+    )
 
 
 def test_effective_classes_of_known_sizes_is_exact() -> None:

@@ -11,7 +11,7 @@ from ralib.classification.loading import held_out
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.state import State
 from ralib.simulation.simulator import SimulationOptions, Simulator
-from ralib.types import ArraySource, ParticleSet
+from ralib.types import ArraySource, ParticleSet, RalibError
 
 SHORT = ScheduleSettings(exchanges=1, final=3)
 
@@ -89,3 +89,12 @@ def test_held_out_repeated_images_are_held_out_together() -> None:
     held = held_out(particles, torch.Generator().manual_seed(0))
     assert torch.equal(held[::2], held[1::2])
     assert 10 <= int(held.sum()) <= 40
+
+
+def test_classifier_fit_that_fails_leaves_what_was_fitted(images: np.ndarray) -> None:
+    fitted = Classifier(n_classes=3, seed=1, plan=SHORT).fit(images)
+    before = fitted.predict(images)
+    with pytest.raises(RalibError, match="can be used"):
+        fitted.set_params(n_classes=12).fit(0 * images)
+    assert fitted.n_classes_ == 3
+    assert np.array_equal(fitted.predict(images), before)

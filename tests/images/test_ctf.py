@@ -121,3 +121,12 @@ def test_phase_flip_restores_the_sign_of_every_frequency() -> None:
 def test_ctf_2d_pixel_size_not_positive_is_refused(pixel_size: float) -> None:
     with pytest.raises(RalibError, match="pixel size"):
         ctf_2d(make_params(), 32, pixel_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ctf_2d_half_precision_is_the_single_one_rounded(dtype: torch.dtype) -> None:
+    """Phases of many turns have no digits left in half precision."""
+    params = make_params(defocus_u_A=70000.0, defocus_v_A=69000.0)
+    half = ctf_2d(params, 64, 1.0, dtype=dtype)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), ctf_2d(params, 64, 1.0), atol=5e-3, rtol=0)

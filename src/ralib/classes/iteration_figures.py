@@ -60,7 +60,7 @@ def iteration_figures(
     on_host = torch.cat([sums, numbers, members, curve.flatten().to(sums)]).cpu()
     sums, numbers, sizes, values = on_host.split([len(sums), len(numbers), n_classes, curve.numel()])
     criterion, pixel_error, class_changes, mirror_changes = (sums / numbers).tolist()
-    sizes, resolution_px = sizes.long(), _resolution_px(values.view(curve.shape).float())
+    sizes, resolution_px = sizes.long(), frc_resolution_px(values.view(curve.shape).float(), averages.images.shape[-1])
     return {
         "iteration": iteration,
         "criterion": criterion,
@@ -102,21 +102,29 @@ def resolution_figures(resolution_px: list[float], pixel_size_A: float | None) -
     }
 
 
-def class_resolution_px(averages: ClassAverages) -> list[float]:
-    """Return the resolution of each class in pixels, NaN where it has no FRC."""
-    return _resolution_px(_frc(averages).cpu().float())
-
-
 def _frc(averages: ClassAverages) -> Tensor:
     """The FRC (k, rings) of each class; without rings where it is not known."""
     return averages.images.new_empty(len(averages.images), 0) if averages.frc is None else averages.frc
 
 
-def _resolution_px(curve: Tensor) -> list[float]:
-    """Resolution of each class by its FRC (k, rings), pixels: that of the box where halves agree on nothing."""
+def frc_resolution_px(curve: Tensor, box: int) -> list[float]:
+    """Return the resolution of each class in pixels: that of the box where halves agree on nothing.
+
+    Parameters
+    ----------
+    curve : Tensor of shape (k, n // 2 + 1)
+        FRC, in main memory; without rings where it is not known.
+    box : int
+        Size n of the images that it is of, pixels.
+
+    Returns
+    -------
+    list of float
+        Pixels; NaN where the FRC is not known.
+    """
     if not curve.numel():
         return [math.nan] * len(curve)
-    frequency, coarsest = resolution_frequency(curve.clone()).tolist(), 1 / (2 * (curve.shape[1] - 1))
+    frequency, coarsest = resolution_frequency(curve, box=box).tolist(), 1 / box
     known = (curve[:, 1:] != 0).any(1).tolist()
     return [1 / max(f, coarsest) if k else math.nan for f, k in zip(frequency, known, strict=True)]
 
@@ -143,7 +151,8 @@ def class_figures(averages: ClassAverages, poses: Poses, previous: Poses | None)
     """
     pixel = averages.pixel_size_A or math.nan
     rows = []
-    for k, resolution in enumerate(class_resolution_px(averages)):
+    of_classes = frc_resolution_px(_frc(averages).cpu().float(), averages.images.shape[-1])
+    for k, resolution in enumerate(of_classes):
         member = poses.class_index == k
         angle, shift = _spread(poses, previous, member)
         rows.append(

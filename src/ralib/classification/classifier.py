@@ -8,6 +8,7 @@ becomes a `ClassificationResult`.
 from __future__ import annotations
 
 import time
+from copy import copy
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -55,8 +56,8 @@ class Classifier(ClusterEstimator):
     Parameters
     ----------
     n_classes : int | None, optional
-        Number of classes in the end; by default as many as references, or one for each hundred particles up to 50, then
-        for each four hundred up to 100.
+        Number of classes in the end, fewer where particles are left for no more; by default as many as references, or
+        one for each hundred particles up to 50, then for each four hundred up to 100.
     diameter_A : float | None, optional
         Diameter of the mask of class averages, Angstrom; by default measured.
     resolution_A : float | None, optional
@@ -73,7 +74,8 @@ class Classifier(ClusterEstimator):
         CTF correction: 'auto' (on where the input has CTF parameters), 'on', 'off', or 'flipped' (phases are flipped
         already).
     search_px : float | None, optional
-        Largest distance of a particle from the centre of its box, pixels; by default a tenth of the box.
+        Radius of the disc of shifts from the centre of the box that is searched, pixels; by default a tenth of the box.
+        From the best of them a particle may go further in small steps, which the prior of the origins makes unlikely.
     skip_align : bool, default False
         Whether to keep the particles' own poses, and find only classes.
     seed : int, default 1000
@@ -199,8 +201,11 @@ class Classifier(ClusterEstimator):
         RalibError
             If particles and options do not fit together.
         """
+        run = copy(self)  # what was fitted before stays whole if this fails
         with all_on_cores(self._device), called_ahead(self._device) as ahead:
-            return self._fitted(as_particles(particles), observer or SilentObserver(), resume, earlier, ahead)
+            run._fitted(as_particles(particles), observer or SilentObserver(), resume, earlier, ahead)
+        vars(self).update(vars(run))
+        return self
 
     def _fitted(
         self,
@@ -209,7 +214,7 @@ class Classifier(ClusterEstimator):
         resume: Checkpoint | None,
         earlier: EarlierClasses | None,
         ahead: CallAhead,
-    ) -> Classifier:
+    ) -> None:
         particles = self._options.checked(particles)
         n_references = None if self.references is None else len(self.references)
         self.n_classes_ = self._options.class_count(len(particles), n_references)
@@ -245,7 +250,6 @@ class Classifier(ClusterEstimator):
         self.classes_, self.warnings_ = final.result.classes, final.result.warnings
         del self._examiner
         self._lap("average_s", start)
-        return self
 
     def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
         """Assign new particles to the fitted classes, which stay unchanged.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame
-from ralib.classes.iteration_figures import class_resolution_px, iteration_figures, resolution_figures
+from ralib.classes.iteration_figures import frc_resolution_px, iteration_figures, resolution_figures
 from ralib.classification.sharding import Shard
 from ralib.classification.state import State
 from ralib.classification.whitening import WhitenedParticles
@@ -209,7 +209,7 @@ def schedule_figures(
     )
     radius_px = particles.particle_radius_px / particles.scale
     row = iteration_figures(number, poses, previous, sketch, radius_px, seconds, counted)
-    of_classes = class_resolution_px(replace(sketch, frc=coarse_frc(state, particles)))
+    of_classes = frc_resolution_px(coarse_frc(state, particles).cpu().float(), particles.grid.box)
     resolution_px = [coarse_px / particles.scale for coarse_px in of_classes]
     return row | {"stage": stage} | resolution_figures(resolution_px, pixel_size_A)
 

@@ -64,7 +64,7 @@ class ClassificationSettings(Settings):
     ] = None
     search: Annotated[
         Any, typer.Option("--search", parser=length, metavar="LENGTH", rich_help_panel=SEARCH,
-                          help=f"How far from the centre a particle may lie, {LENGTH_UNITS}. "
+                          help=f"Radius of the shifts from the centre that are searched, {LENGTH_UNITS}. "
                           "[default: a tenth of the box]")
     ] = None
     nomirror: NoMirror = False

@@ -44,7 +44,7 @@ def ctf_2d(
     device : torch.device or str, default 'cpu'
         Where to compute.
     dtype : torch.dtype, default torch.float32
-        Floating point type of the result.
+        Floating point type of the result; computed is in single precision at least, as phases are large.
 
     Returns
     -------
@@ -56,12 +56,12 @@ def ctf_2d(
     RalibError
         If the pixel size is not above 0.
     """
-    if not pixel_size_A > 0:
+    if not (pixel_size_A or 0) > 0:
         raise RalibError(
             f"the CTF needs a pixel size above 0 A, not {pixel_size_A}: give it with `ParticleSet.pixel_size_A`"
         )
-    kx, ky = frequency_grid(box, device=device, dtype=dtype)
-    return _ctf(params, kx / pixel_size_A, ky / pixel_size_A)
+    kx, ky = frequency_grid(box, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    return _ctf(params, kx / pixel_size_A, ky / pixel_size_A).to(dtype)
 
 
 def ctf_polar(

@@ -92,7 +92,7 @@ def signal_power_share(frc_curve: Tensor) -> Tensor:
     return 2 * clipped / (1 + clipped)
 
 
-def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143) -> Tensor:
+def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143, *, box: int | None = None) -> Tensor:
     """Return the frequency at which each FRC curve first falls below a threshold, linear between rings.
 
     A threshold of 0.143 belongs to halves of independent noise. Here both halves were aligned to one reference, so that
@@ -104,18 +104,21 @@ def resolution_frequency(frc_curve: Tensor, threshold: float = 0.143) -> Tensor:
         FRC curves.
     threshold : float, default 0.143
         FRC at the resolution.
+    box : int, optional
+        Size n of the images, pixels; by default the even one of as many rings.
 
     Returns
     -------
     Tensor of shape (k,)
-        Cycles per pixel; 0.5 where the curve never falls below.
+        Cycles per pixel; 0.5 where the curve never falls below. What is no number counts as below.
 
     References
     ----------
     Rosenthal and Henderson 2003, "Optimal determination of particle orientation, absolute hand, and contrast loss in
     single-particle electron cryomicroscopy", J. Mol. Biol. 333, 721-745.
     """
-    box = 2 * (frc_curve.shape[-1] - 1)
+    box = 2 * (frc_curve.shape[-1] - 1) if box is None else box
+    frc_curve = frc_curve.nan_to_num(0.0)
     below = frc_curve < threshold
     below[..., 0] = False
     first = torch.where(below.any(-1), below.int().argmax(-1), box // 2)

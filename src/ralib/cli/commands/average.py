@@ -147,7 +147,7 @@ def _show_classes(averages: ClassAverages) -> None:
     from ralib.images.frc import resolution_frequency
 
     assert averages.frc is not None
-    frequency = resolution_frequency(averages.frc)
+    frequency = resolution_frequency(averages.frc, box=averages.images.shape[-1])
     for k, (members, f) in enumerate(zip(averages.members.tolist(), frequency.tolist(), strict=True)):
         size_A = averages.pixel_size_A
         resolution = f"{size_A / f:.1f} A" if size_A and f > 0 else f"{f:.3f} cycles/px"
