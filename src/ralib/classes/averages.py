@@ -21,8 +21,8 @@ from ralib.kernels import Samples, rotate_shift_sum
 from ralib.runtime.distributed import Ranks
 from ralib.types import ClassAverages, CtfParameters, Poses
 
-LEAST_CTF_POWER = 1e-6
-"""Sums of CTF^2 below this share of their mean are no signal: at frequency 0 where the amplitude contrast is 0."""
+LEAST_CTF_POWER = 2e-3
+"""Sums of CTF^2 below this share of their mean are no signal: next to frequency 0 where the amplitude contrast is 0."""
 
 
 @dataclass(frozen=True)

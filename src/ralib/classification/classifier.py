@@ -320,6 +320,7 @@ class Classifier(ClusterEstimator):
             radius_px=mask_radius_px,
             particle_radius_px=radius_px,
             ctf=self._options.ctf_mode(particles),
+            recorded_per_px=self._size.recorded_per_px,
             most_detail=self._most_detail,
             half=half,
             **self._options.detail_limits_px(particles),

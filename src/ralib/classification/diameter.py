@@ -11,10 +11,10 @@ others, up to five, have to find it as well.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from ralib.classification.initialisation import initialize_from_particles
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
 from ralib.classification.particle_extent import ParticleExtent
+from ralib.classification.recorded_detail import recorded_per_px, spread_rows
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard
@@ -95,28 +96,27 @@ def measure_radius(
     Returns
     -------
     ParticleExtent
-        The radius.
+        The radius, and the finest detail that the images hold.
     """
-    rows = np.unique(np.linspace(0, len(particles) - 1, min(len(particles), at_most)).round().astype(np.int64))
-    few = io.take(particles, rows)
+    few = io.take(particles, spread_rows(len(particles), at_most))
     batches = ParticleBatches(
         few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box, turned_often=False
     )
-    n_classes = max(1, min(CLASSES, len(few) // 20))
+    n_classes, recorded = max(1, min(CLASSES, len(few) // 20)), recorded_per_px(few, device)
     measured = ParticleExtent.of_mask(USUAL_RADIUS * few.box)
     for _ in range(2):
         mask_px = measured.mask_radius_px
         whitened = whiten_particles(
             few, batches, Shard.of_all(len(few)),
             n_classes=n_classes, radius_px=mask_px, particle_radius_px=mask_px / MASK_MARGIN,
-            resolution_px=2 * mask_px / DETAILS, lowest_px=None, ctf=ctf,
+            resolution_px=2 * mask_px / DETAILS, lowest_px=None, recorded_per_px=recorded, ctf=ctf,
         )  # fmt: skip
         if int(whitened.typical.sum()) < 2 * n_classes:
             break
         measured = _trusted(partial(_measured, whitened, n_classes, search_px, mirror, budget))
         if measured.mask_radius_px > CHANGED * mask_px:
             break
-    return measured
+    return replace(measured, recorded_per_px=recorded)
 
 
 def _trusted(measure: Callable[[int], ParticleExtent]) -> ParticleExtent:

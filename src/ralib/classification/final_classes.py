@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -178,6 +179,7 @@ def final_averages(
     ctf: str,
     n_classes: int,
     seed: int,
+    recorded_per_px: float,
     look: Callable[[Batch], None],
 ) -> ClassAverages:
     """Average the members of the final classes at full size; their FRC is without what alignment makes of noise.
@@ -202,6 +204,8 @@ def final_averages(
         Number k of classes.
     seed : int
         Of the halves, and of the noise.
+    recorded_per_px : float
+        Frequency beyond which the images hold nothing, cycles per pixel: the FRC is 0 there.
     look : callable
         Is given each batch.
 
@@ -221,8 +225,11 @@ def final_averages(
     assert schedule.references is not None
     generator = torch.Generator().manual_seed(seed)
     of_noise = substituted_ssnr(model, state, schedule.references, generator, per_class=schedule.plan.substituted).cpu()
+    frc = corrected_frc(masked_frc(averages, whitened.radius_px / whitened.scale), of_noise, averages.members)
+    if recorded_per_px < 0.5:
+        frc[:, math.ceil(recorded_per_px * particles.box) :] = 0.0
     return replace(
         averages,
         members=torch.bincount(shown.class_index[shown.class_index >= 0], minlength=n_classes),
-        frc=corrected_frc(masked_frc(averages, whitened.radius_px / whitened.scale), of_noise, averages.members),
+        frc=frc,
     )

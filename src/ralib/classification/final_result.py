@@ -112,7 +112,7 @@ def final_result(
         left_out |= junk
     averages = final_averages(
         particles, batches, schedule, state, shown, left_out,
-        ctf=options.ctf_mode(particles), n_classes=n_shown, seed=options.seed,
+        ctf=options.ctf_mode(particles), n_classes=n_shown, seed=options.seed, recorded_per_px=extent.recorded_per_px,
         look=(lambda _: None) if examiner.knows(state) else image.add,
     )  # fmt: skip
     classes = class_figures(averages, shown, None)

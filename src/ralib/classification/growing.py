@@ -62,7 +62,7 @@ class Grown:
         size = earlier.size
         meta = {
             "n_classes": earlier.n_classes,
-            "size": [size.radius_px, size.rim_px, size.crowded],
+            "size": [size.radius_px, size.rim_px, size.crowded, size.recorded_per_px],
             "finest_per_px": earlier.finest_per_px,
             "most_detail": earlier.most_detail,
             "searched": self.searched,
@@ -95,8 +95,8 @@ class Grown:
         check_arrays(arrays, {f"poses.{name}": kind for name, kind in layout.items()})
         with unpacking():
             poses = Poses(**{name: torch.from_numpy(arrays[f"poses.{name}"].copy()) for name in layout})
-            radius_px, rim_px, crowded = meta["size"]
-            size = ParticleExtent(float(radius_px), float(rim_px), bool(crowded))
+            radius_px, rim_px, crowded, *recorded = meta["size"]
+            size = ParticleExtent(float(radius_px), float(rim_px), bool(crowded), *map(float, recorded))
             finest, figures = float(meta["finest_per_px"]), list(meta["figures"])
             detail = None if (most := meta["most_detail"]) is None else (float(most[0]), int(most[1]))
             earlier = EarlierClasses(poses, int(meta["n_classes"]), size, finest, detail, figures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ralib.classification.diameter import measure_radius
 from ralib.classification.memory_plan import Budget
 from ralib.classification.options import ClassificationOptions
 from ralib.classification.particle_extent import ParticleExtent
+from ralib.classification.recorded_detail import recorded_per_px
 from ralib.classification.sharding import Shard
 from ralib.classification.whitening import WhitenedParticles
 from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches, usual_batch_size
@@ -92,20 +95,22 @@ def particle_extent(
         The extent.
     """
     if options.diameter_A:
-        return ParticleExtent.of_mask(options.diameter_A / (particles.pixel_size_A or 1.0) / 2)
-    found = measure_radius(
-        particles,
-        device=device,
-        search_px=options.search_radius_px(particles),
-        ctf=options.ctf_mode(particles),
-        mirror=options.mirror,
-        budget=budget,
-        at_most=at_most,
-    )
+        asked = ParticleExtent.of_mask(options.diameter_A / (particles.pixel_size_A or 1.0) / 2)
+        found = replace(asked, recorded_per_px=recorded_per_px(particles, device))
+    else:
+        found = measure_radius(
+            particles,
+            device=device,
+            search_px=options.search_radius_px(particles),
+            ctf=options.ctf_mode(particles),
+            mirror=options.mirror,
+            budget=budget,
+            at_most=at_most,
+        )
     # All ranks measured the same few particles; where their devices differ, the result of rank 0 is used.
-    measured = torch.tensor([found.radius_px, found.rim_px, float(found.crowded)], dtype=torch.float64)
-    radius, rim, crowded = ranks.broadcast_(measured).tolist()
-    return ParticleExtent(radius, rim, bool(crowded))
+    measured = torch.tensor([float(value) for value in astuple(found)], dtype=torch.float64)
+    radius, rim, crowded, recorded = ranks.broadcast_(measured).tolist()
+    return ParticleExtent(radius, rim, bool(crowded), recorded)
 
 
 def random_halves(particles: ParticleSet, generator: torch.Generator) -> Tensor:
@@ -179,10 +184,13 @@ def findings(
     how = "as asked for" if asked else "from coarse class averages"
     if extent.crowded:
         how += ", neighbours begin right behind"
+    recorded_px = 1 / extent.recorded_per_px
+    filtered = f"the images hold nothing finer than {per_px * recorded_px:.3g} {unit} (they were filtered, or enlarged)"
     outliers = int(shard.count(whitened.outliers.found))
     share = 100 * outliers / len(particles)
     return [
         f"particle diameter {particle:.0f} {unit}, mask {mask:.0f} {unit}: {how}",
+        *([f"{filtered}: no finer detail is compared"] if recorded_px > 2 else []),
         *([str(whitened.plan)] if whitened.plan.reported else []),
         f"{outliers} images ({share:.1f}%) are outliers by their spectrum, brightest pixel or gradient: no class "
         "begins from them, and no average holds them",

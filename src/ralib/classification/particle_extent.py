@@ -13,7 +13,7 @@ showed a neighbour each at 1.2, none at 1.05."""
 
 @dataclass(frozen=True)
 class ParticleExtent:
-    """Extent of a particle, as measured (`diameter.measure_radius`) or as asked for.
+    """Extent of a particle, as measured (`diameter.measure_radius`) or as asked for; and how fine its images are.
 
     Attributes
     ----------
@@ -23,11 +23,14 @@ class ParticleExtent:
         Radius that holds its faintest parts too.
     crowded : bool
         Whether neighbours begin directly beyond it.
+    recorded_per_px : float, default 0.5
+        Frequency beyond which the images hold nothing, cycles per pixel; see `recorded_detail`.
     """
 
     radius_px: float
     rim_px: float
     crowded: bool
+    recorded_per_px: float = 0.5
 
     @property
     def mask_radius_px(self) -> float:

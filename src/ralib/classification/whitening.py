@@ -195,6 +195,7 @@ def whiten_particles(
     resolution_px: float | None,
     lowest_px: float | None,
     ctf: str,
+    recorded_per_px: float = 0.5,
     most_detail: tuple[float, int] | None = None,
     half: bool = False,
 ) -> WhitenedParticles:
@@ -220,6 +221,8 @@ def whiten_particles(
         Coarsest detail used, input pixels; None is no limit.
     ctf : str
         'off' or 'on'; earlier CTF treatment of the images is in the CTF's `state`.
+    recorded_per_px : float, default 0.5
+        Frequency beyond which the images hold nothing, cycles per pixel of the input.
     most_detail : tuple of float and int, optional
         Details across the particle, and rings beyond, that are the most that will be compared; by default all detail.
     half : bool, default False
@@ -233,7 +236,8 @@ def whiten_particles(
     device, box = batches.device, particles.box
     mask_radius = min(radius_px, LARGEST_RADIUS * box)
     particle_radius = min(particle_radius_px, mask_radius)
-    limit = min(FINEST, 1 / resolution_px if resolution_px else highest_frequency(n_classes, particle_radius))
+    limit = 1 / resolution_px if resolution_px else highest_frequency(n_classes, particle_radius)
+    limit = min(FINEST, limit, recorded_per_px)
     if most_detail is not None:
         beyond = (most_detail[1] + 1) * ring_spacing(box / 2 - 1, mask_radius + MASK_EDGE_PX)
         limit = min(limit, most_detail[0] / (2 * particle_radius) + beyond)
