@@ -14,9 +14,11 @@ from ralib.alignment.multi_reference import MultiReferenceAligner
 from ralib.alignment.reference_free import ReferenceFreeAligner
 from ralib.classes import evaluation
 from ralib.conventions import compose, pose_error, wrap_deg
+from ralib.images.fourier import filter_images, frequency_grid
 from ralib.particles import batches
 from ralib.results.observer import IterationDone, SilentObserver
-from ralib.types import Poses, RalibError, as_particles
+from ralib.simulation.simulator import SimulationOptions, Simulator
+from ralib.types import ArraySource, ParticleSet, Poses, RalibError, as_particles
 
 OUTER = 19
 
@@ -275,6 +277,9 @@ def test_mref_impossible_options_are_refused(easy: Truth) -> None:
         ({"snr": -1.0}, "must be above 0"),
         ({"center": 9}, "`center` 9 is unknown"),
         ({"batch_size": 0}, "a batch of 0"),
+        ({"mask": "mask.hdf"}, "the mask is a str"),
+        ({"references": "references.hdf"}, "`references` is a str"),
+        ({"device": "gpu"}, "`device` 'gpu' is not a device"),
     ]
     for options, message in cases:
         with pytest.raises(RalibError, match=message):
@@ -287,6 +292,61 @@ def test_mref_impossible_options_are_refused(easy: Truth) -> None:
         aligner(easy).fit(np.zeros((3, 8, 9)))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("shift_range_xy_px", (-3, 3)),
+        ("shift_range_xy_px", 3),
+        ("shift_range_xy_px", (3, 3, 3)),
+        ("shift_range_xy_px", (float("nan"), 3)),
+        ("shift_range_xy_px", (float("inf"), 3)),
+        ("shift_range_xy_px", ("3", "3")),
+        ("shift_step_px", 0),
+        ("shift_step_px", -1.0),
+        ("shift_step_px", float("nan")),
+        ("iterations", 2.5),
+        ("iterations", float("nan")),
+        ("seed", None),
+        ("seed", -1),
+        ("seed", 1.5),
+    ],
+)
+def test_mref_option_out_of_range_is_refused_at_the_door(option: str, value: object) -> None:
+    with pytest.raises(RalibError, match=f"`{option}`"):
+        MultiReferenceAligner(**{"references": 2, option: value})
+
+
+def test_mref_options_of_numpy_are_numbers() -> None:
+    MultiReferenceAligner(
+        references=2, iterations=np.int64(2), seed=np.uint8(0), shift_range_xy_px=np.float32([2, 0]), shift_step_px=1
+    )
+
+
+def test_mref_predicts_no_particle_into_a_class_that_ended_empty(easy: Truth) -> None:
+    noise = torch.randn(1, 48, 48, generator=torch.Generator().manual_seed(0))
+    first, *others = easy.references
+    references = torch.stack([first, noise[0], *others])
+    fitted = aligner(easy, references=references, iterations=2, min_members=0).fit(easy.images)
+    assert fitted.class_averages_.members[1] == 0
+    assert (fitted.references_[1] == 0).all()
+    images = easy.images.copy()
+    images[7] = np.nan
+    poses = fitted.predict_poses(images)
+    usable = np.arange(90) != 7
+    assert np.array_equal(poses.class_index.numpy()[usable], fitted.labels_[usable]), "numbered as by fit"
+    assert set(fitted.labels_) == {0, 2, 3}
+    assert poses.class_index[7] == -1
+    assert np.array_equal(fitted.predict(images), poses.class_index.numpy())
+    assert fitted.score(easy.images) > 0
+
+
+def test_mref_aligns_tensors_of_bfloat16(easy: Truth) -> None:
+    coarse = torch.from_numpy(easy.images).bfloat16()
+    fitted = aligner(easy).fit(coarse)
+    assert torch.equal(fitted.poses_.psi_deg, aligner(easy).fit(coarse.float()).poses_.psi_deg)
+    assert np.array_equal(fitted.predict(coarse), fitted.predict(coarse.float()))
+
+
 def test_mref_shift_range_too_wide_is_said() -> None:
     images = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(0))
     wide = MultiReferenceAligner(references=2, outer_radius=13, shift_range_xy_px=(4.0, 4.0), iterations=1).fit(images)
@@ -295,7 +355,32 @@ def test_mref_shift_range_too_wide_is_said() -> None:
     assert not any("shift range" in warning.what for warning in fits.warnings_)
 
 
+@pytest.mark.parametrize(
+    ("shift_range_px", "advice"), [(3.0, "give `outer_radius` 12 or less"), (30.0, "too large for a box of 32 px")]
+)
+def test_mref_shift_range_too_wide_is_advised_to_what_helps(shift_range_px: float, advice: str) -> None:
+    images = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(0))
+    options = {"references": 2, "iterations": 1, "shift_range_xy_px": (shift_range_px, 1.0)}
+    (notice,) = [w for w in MultiReferenceAligner(**options).fit(images).warnings_ if "shift range" in w.what]
+    assert "was cut to 1 px" in notice.what
+    assert advice in notice.remedy
+    assert "-" not in notice.remedy, "no radius below 0"
+
+
 @pytest.mark.parametrize("make", [lambda: MultiReferenceAligner(references=3), ReferenceFreeAligner])
 def test_aligners_without_a_usable_image_refuse_the_set(make) -> None:
     with pytest.raises(RalibError, match="none of the 20 images can be used"):
         make().fit(np.zeros((20, 32, 32), np.float32))
+
+
+def test_mref_wiener_is_not_misled_by_coarse_noise() -> None:
+    """Ice as in micrographs: coarse noise as strong as the rest, where a CTF lets little through."""
+    simulator = Simulator(SimulationOptions(n_particles=600, box=48, snr=0.3, seed=3, n_views=5))
+    images = torch.cat(list(simulator.blocks()))
+    white = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    ice = filter_images(white, torch.exp(-((torch.hypot(*frequency_grid(48)) / 0.03) ** 2)))
+    images += ice * images.std() / ice.std()
+    particles = ParticleSet(ArraySource(images.numpy()), simulator.pixel_size_A, simulator.truth.ctf)
+    options = {"outer_radius": 18, "iterations": 4, "ctf": "wiener", "seed": 0}
+    found = MultiReferenceAligner(references=simulator.references(), **options).fit(particles)
+    assert evaluation.purity(found.poses_.class_index, simulator.truth.poses.class_index) > 0.95

@@ -107,5 +107,11 @@ def test_reffree_impossible_options_are_refused(truth) -> None:
         aligner(stages=[])
     with pytest.raises(RalibError, match="`iterations`"):
         aligner(iterations=-1)
+    for stages in ([(2.0, 2.0)], (2.0, 2.0, None), [(-1.0, 2.0, None)], [(1.0, 2.0, 0.0)], [(1.0, float("nan"), None)]):
+        with pytest.raises(RalibError, match="`stages`"):
+            aligner(stages=stages)
+    for wrong in ({"iterations": 2.5}, {"seed": None}, {"seed": -1}):
+        with pytest.raises(RalibError, match=f"`{next(iter(wrong))}`"):
+            aligner(**wrong)
     with pytest.raises(RalibError, match="square images"):
         aligner().fit(np.zeros((4, 4)))

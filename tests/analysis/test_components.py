@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import sklearn.decomposition
 import torch
+from sklearn.base import clone
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from ralib.analysis import MPCA, PCA, SteerablePCA, TwoSDR
+from ralib.analysis import MPCA, PCA, ProbabilisticPCA, SteerablePCA, TwoSDR
 from ralib.analysis import rows as rows_module
-from ralib.analysis.clusters import embed
+from ralib.analysis.clusters import embed, gamma_sup
 from ralib.kernels import rotate_shift_images
 from ralib.types import ArraySource, ParticleSet, RalibError
 
@@ -183,6 +184,46 @@ def test_estimators_mistakes_are_refused_in_one_line(estimator, images: np.ndarr
         estimator.fit(images)
 
 
+ESTIMATORS = (PCA(2), MPCA((2, 2)), TwoSDR(2, core_shape=(3, 3)), SteerablePCA(2))
+
+FORMS = {
+    "negative strides": lambda images: images[::-1].copy()[::-1],
+    "foreign byte order": lambda images: images.astype(">f4"),
+    "tensor with gradient": lambda images: torch.from_numpy(images).requires_grad_(),
+    "rows with gradient": lambda images: torch.from_numpy(images).flatten(1).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_estimators_learn_the_same_of_images_in_any_form(estimator, form: str) -> None:
+    images = low_rank_images(40)
+    given = FORMS[form](images)
+    expected = clone(estimator).fit(images).transform(images)
+    np.testing.assert_allclose(clone(estimator).fit(given).transform(given), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, ProbabilisticPCA(2)], ids=lambda e: type(e).__name__)
+def test_estimators_what_are_no_real_images_is_refused_in_one_line(estimator) -> None:
+    images = low_rank_images(60)
+    for complex_images in (images + 0j, torch.from_numpy(images) + 0j):
+        with pytest.raises(RalibError, match="real numbers, not complex"):
+            clone(estimator).fit(complex_images)
+    with pytest.raises(RalibError, match="`device` 'gpu' is not a device"):
+        clone(estimator).set_params(device="gpu").fit(images)
+    fitted = clone(estimator).fit(images)
+    for nothing in (images[:0], ParticleSet(ArraySource(images[:0]))):
+        with pytest.raises(RalibError, match="give at least one"):
+            fitted.transform(nothing)
+
+
+def test_estimators_bfloat16_is_read_as_float32() -> None:
+    coarse = torch.from_numpy(low_rank_images(60)).bfloat16()
+    for estimator in (PCA(2), ProbabilisticPCA(2, random_state=0)):
+        np.testing.assert_array_equal(estimator.fit_transform(coarse), estimator.fit_transform(coarse.float()))
+    np.testing.assert_allclose(PCA(2).fit_transform(coarse.flatten(1)), PCA(2).fit_transform(coarse), atol=1e-4)
+
+
 def test_estimators_images_of_another_size_are_refused() -> None:
     model = PCA(2).fit(low_rank_images(20))
     with pytest.raises(RalibError, match="learnt from"):
@@ -205,3 +246,15 @@ def test_embed_identical_particles_gives_one_point() -> None:
     place = embed(np.full((40, 5), 3.0), "tsne")
     assert place.shape == (40, 2)
     assert (place == 0).all()
+
+
+def test_embed_unknown_method_is_refused_with_few_features_too() -> None:
+    with pytest.raises(RalibError, match="no embedding 'sne'"):
+        embed(np.zeros((5, 1)), "sne")
+    np.testing.assert_array_equal(embed(np.ones((5, 1)), "tsne"), [[1, 0]] * 5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_gamma_sup_scale_must_be_above_zero(scale: float) -> None:
+    with pytest.raises(RalibError, match="must be above 0"):
+        gamma_sup(np.zeros((5, 2)), scale=scale)

@@ -98,3 +98,10 @@ def test_classifier_fit_that_fails_leaves_what_was_fitted(images: np.ndarray) ->
         fitted.set_params(n_classes=12).fit(0 * images)
     assert fitted.n_classes_ == 3
     assert np.array_equal(fitted.predict(images), before)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_classifier_dark_protein_is_told(images: np.ndarray, sign: int) -> None:
+    found = Classifier(n_classes=3, seed=1, plan=SHORT).fit(sign * images)
+    told = [w for w in found.warnings_ if w.what.startswith("protein is dark in these images")]
+    assert len(told) == (sign < 0)

@@ -53,6 +53,13 @@ def test_verdict_one_class_of_far_more_detail_makes_no_other_a_poor_one() -> Non
     assert words == [GOOD, "less detail than most classes", *[GOOD] * 5]
 
 
+def test_verdict_class_of_three_particles_is_not_good() -> None:
+    rows = [row(TOLD_APART + 2) | {"members": 3}, *(row(TOLD_APART + 2) for _ in range(4))]
+    score, words = _verdict(rows[0], typical_detail(rows), believable=True, cause="")
+    assert words == "only 3 particles: too few to tell"
+    assert score < 0.75
+
+
 @pytest.mark.parametrize("fault", [{"reproducibility": 0.06}, {"sharpness": 0.4}, {"off_centre": 0.5}])
 def test_verdict_one_fault_ranks_a_class_below_all_good_ones(fault: dict[str, float]) -> None:
     rows = [row(TOLD_APART + 2) | fault, *(row(TOLD_APART + 2) for _ in range(4))]

@@ -15,6 +15,7 @@ from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import given_references
 from ralib.alignment.state import LoopState
 from ralib.classes.iteration_figures import class_figures
+from ralib.images.normalise import usable_images
 from ralib.interop.estimator import ClusterEstimator
 from ralib.kernels.threads import all_on_cores
 from ralib.results.checkpoint import Checkpoint
@@ -93,7 +94,7 @@ class Aligner(ClusterEstimator):
         RalibError
             If particles, references and options do not fit together.
         """
-        run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
+        run = Alignment(_particle_set(particles), self.options, ranks=self.ranks, observer=observer)
         with all_on_cores(run.device):
             state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
             self._finish(run, self._iterate(run, state))
@@ -123,14 +124,25 @@ class Aligner(ClusterEstimator):
         """Poses of new particles on the fitted references: each stage until nothing moves, at most `most` times."""
         if not hasattr(self, "references_"):
             raise RalibError(f"this {type(self).__name__} is not fitted yet: call fit first")
-        run = Alignment(as_particles(particles), self.options, ranks=self.ranks)
+        run = Alignment(_particle_set(particles), self.options, ranks=self.ranks)
         run.particles.check_pixel_size(self._pixel_size_A, "references")
-        references = given_references(self.references_, run.box, run.device)
+        # An empty class has a reference of zeros, which no particle fits; the others keep their numbers.
+        there = (self.class_averages_.members > 0) & usable_images(self.references_).cpu()
+        number = torch.nonzero(there)[:, 0]
+        references = given_references(self.references_[number], run.box, run.device)
         poses = starting_poses(run.particles).to(run.device)
         with all_on_cores(run.device):
             for span, step in stages:
                 poses = run.search_until_still(run.stage(span, step), references, poses, most)
-        return poses.to("cpu")
+        poses = poses.to("cpu")
+        return poses.replace(class_index=torch.where(poses.class_index < 0, -1, number[poses.class_index]))
+
+
+def _particle_set(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
+    """A particle set of what `fit` is given; NumPy, which holds the images, has no bfloat16."""
+    if isinstance(particles, Tensor) and particles.dtype == torch.bfloat16:
+        particles = particles.float()
+    return as_particles(particles)
 
 
 def starting_poses(particles: ParticleSet) -> Poses:
@@ -225,7 +237,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
     if empty:
         warnings.append(
             Notice(
-                what=f"{len(empty)} classes are empty, their averages are all zero: " + ", ".join(map(str, empty[:20])),
+                what=f"{len(empty)} of {len(sizes)} classes without particles, averages of zeros: {_few(empty)}",
                 where="classes",
                 remedy="ask for fewer classes, or for equal ones (`equal_sizes`)",
             )
@@ -233,9 +245,14 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
     if small and len(sizes) > 1:
         warnings.append(
             Notice(
-                what=f"{len(small)} classes ended below {smallest} members: " + ", ".join(map(str, small[:20])),
+                what=f"{len(small)} of {len(sizes)} classes with fewer than {smallest} members: {_few(small)}",
                 where="classes",
                 remedy="ask for fewer classes, or for equal ones (`equal_sizes`)",
             )
         )
     return warnings
+
+
+def _few(numbers: list[int]) -> str:
+    """The first of some class numbers."""
+    return ", ".join(map(str, numbers[:20])) + (" ..." if len(numbers) > 20 else "")

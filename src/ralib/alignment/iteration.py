@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from ralib.classes import assignment as assign
 from ralib.classes.averages import ClassSums, class_averages, ctf_power_in_class_frame, shift_averages, shift_poses
 from ralib.classes.iteration_figures import iteration_figures
 from ralib.classes.kernels_ahead import average_calls
+from ralib.images.ctf import ctf_2d
+from ralib.images.fourier import filter_images, ring_counts, ring_sums, spread_rings
 from ralib.io import for_computing
 from ralib.kernels.threads import one_thread
 from ralib.particles.batches import Batch, ParticleBatches, usual_batch_size
@@ -40,6 +43,9 @@ BATCH_BYTES = {"cpu": 2**25, "cuda": 2**30}
 """Images of one batch: enough to keep every core, or the GPU, busy. Its transforms take twenty times as much."""
 BATCH_SHARE = 1 / 64
 """Share of a GPU's memory that a batch takes at most."""
+
+TYPICAL_OF = 300
+"""Particles whose CTFs tell how strongly images show each ring of a reference."""
 
 STILL_PX = 0.5
 """A particle whose origin moves by less keeps its place on the grid that is searched."""
@@ -98,6 +104,7 @@ class Alignment:
             outer_radius=self.outer_radius,
             fourier_variance=self.options.fourier_variance,
         )
+        self._typical_ctf = _typical_ctf(particles, self.device) if self.options.ctf == "wiener" else None
         self.timings = dict.fromkeys(("prepare_s", "search_s", "average_s"), 0.0)
         self.warnings: list[Notice] = []
         self.sample_cache = SampleCache(self.batches)
@@ -152,7 +159,7 @@ class Alignment:
         start = time.perf_counter()
         if state.figures:  # begun with images rounded, or not
             self.batches.round_images(state.figures[-1].get("half_precision", self.batches.rounded))
-        self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(state.references))
+        self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(self._as_imaged(state.references)))
         target = self._equal_classes(stage, state) if self.options.equal_sizes else None
         poses, sums = self._search_and_sum(stage, state.poses, len(state.references), target)
         # A class too small in the last iteration is reported, not reseeded with members that would not be searched.
@@ -162,7 +169,7 @@ class Alignment:
             averages = self._averages_of(sums)
             references, move = self.references_from(averages, poses, max(stage.shift_range_xy_px))
         # The figures wait for the device: what the next search begins with is under way before.
-        self.sample_cache.fitting(None, lambda: stage.search.expect_references(references))
+        self.sample_cache.fitting(None, lambda: stage.search.expect_references(self._as_imaged(references)))
         centred = self.plan.center != 0 or self.options.user_function is not None
         poses = shift_poses(poses, move) if centred else poses
         warnings, self.sample_cache.notices = [*self.sample_cache.notices, *warnings], []
@@ -205,7 +212,7 @@ class Alignment:
         Poses
             Poses.
         """
-        self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(references))
+        self.sample_cache.fitting(stage.search, lambda: stage.search.set_references(self._as_imaged(references)))
         for _ in range(most):
             before, (poses, _) = poses, self._search_and_sum(stage, poses, len(references), None)
             if bool((poses.origin_xy_px - before.origin_xy_px).abs().amax() < STILL_PX):
@@ -355,6 +362,10 @@ class Alignment:
             power = ctf_power_in_class_frame(ctf, poses, self.box, self.particles.pixel_size_A)
         sums.add_(batch.turnable, poses, batch.half, power, sign, rounded=self.batches.rounds_samples)
 
+    def _as_imaged(self, references: Tensor) -> Tensor:
+        """References as images with flipped phases show them, where averages are divided by the CTF."""
+        return references if self._typical_ctf is None else filter_images(references, self._typical_ctf)
+
     def _empty_sums(self, n_classes: int) -> ClassSums:
         return ClassSums.empty(n_classes, self.box, self.device, ctf=self.options.ctf == "wiener")
 
@@ -370,6 +381,19 @@ class Alignment:
         """All ranks' poses in the order of the particles."""
         n = len(self.particles)
         return Poses(**{name: gather_rows(part, n, self.ranks) for name, part in vars(local).items()})
+
+
+def _typical_ctf(particles: ParticleSet, device: torch.device) -> Tensor | None:
+    """Root mean square of the CTFs of the particles, ring by ring, in rfft2's layout."""
+    if particles.ctf is None or particles.pixel_size_A is None:
+        return None
+    box, sound = (
+        particles.box,
+        np.arange(len(particles)) if particles.usable is None else np.flatnonzero(particles.usable),
+    )
+    some = sound[np.linspace(0, len(sound) - 1, min(TYPICAL_OF, len(sound))).astype(np.int64)]
+    power = ctf_2d(particles.ctf[some], box, particles.pixel_size_A, device=device).double().square().mean(0)
+    return spread_rings((ring_sums(power) / ring_counts(box, power.device)).sqrt(), box).float()
 
 
 def _reported(state: LoopState) -> IterationDone:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ralib.alignment.aligner import Aligner, starting_poses
 from ralib.alignment.iteration import Alignment
+from ralib.alignment.options import check_shifts, check_whole_number
 from ralib.alignment.references import given_references
 from ralib.alignment.state import LoopState
 from ralib.runtime.distributed import Ranks
@@ -32,7 +33,9 @@ class MultiReferenceAligner(Aligner):
     outer_radius, inner_radius : float or None
         Radii of the area compared, pixels; an outer radius of None is box // 2 - 2.
     shift_range_xy_px : tuple of float, default (3.0, 3.0)
-        How far a particle may move from its last centre in one iteration along x and y, pixels.
+        How far a particle may move from its last centre in one iteration along x and y, pixels. It is cut to
+        max(1, box // 2 - 1 - outer_radius), so that the disc compared stays inside the box: to 1 px with an
+        `outer_radius` of None, which leaves no more room. `warnings_` tells where this happened.
     shift_step_px : float, optional
         Step of the shift grid, pixels; by default as the templates need.
     iterations : int, default 10
@@ -55,7 +58,7 @@ class MultiReferenceAligner(Aligner):
     user_function : Any, optional
         Function (average, mask, frc) -> reference or (reference, (dx, dy)), in place of low-pass, centring and mask.
     seed : int, default 1000
-        Of the random start.
+        Of the random start, 0 or more.
     strict : bool, default False
         Whether an unusable image raises an error.
     device : torch.device or str, default 'cpu'
@@ -99,8 +102,9 @@ class MultiReferenceAligner(Aligner):
         resident_bytes: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        if iterations < 1:
-            raise RalibError(f"{iterations} iterations: multi-reference alignment needs `iterations` 1 or more")
+        check_shifts(shift_range_xy_px, shift_step_px)
+        check_whole_number("iterations", iterations, 1)
+        check_whole_number("seed", seed, 0)
         self.references, self.iterations, self.seed, self.ranks = references, iterations, seed, ranks
         self.shift_range_xy_px, self.shift_step_px = shift_range_xy_px, shift_step_px
         self.outer_radius, self.inner_radius, self.mirror, self.center = outer_radius, inner_radius, mirror, center
@@ -119,7 +123,8 @@ class MultiReferenceAligner(Aligner):
         Returns
         -------
         Poses
-            Of each particle onto its best reference; class -1 where the image cannot be used.
+            Of each particle onto its best reference; class -1 where the image cannot be used. No particle joins a class
+            that `fit` left empty.
         """
         return self._posed(particles, [(self.shift_range_xy_px, self.shift_step_px)], self.iterations)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ralib.alignment.references import UserFunction
+from ralib.runtime.devices import computing_device
 from ralib.types import RalibError
 
 
@@ -28,6 +33,57 @@ def outer_radius_px(box: int, radius: float | None) -> float:
         Radius, pixels.
     """
     return float(box // 2 - 2 if radius is None or radius < 0 else radius)
+
+
+def check_whole_number(option: str, value: Any, least: int) -> None:
+    """Check an option that counts something, or seeds random numbers.
+
+    Parameters
+    ----------
+    option : str
+        Name of the option, for errors.
+    value : Any
+        Its value.
+    least : int
+        The smallest value allowed.
+
+    Raises
+    ------
+    RalibError
+        If it is not a whole number of at least `least`.
+    """
+    if not isinstance(value, Integral) or int(value) < least:
+        raise RalibError(f"{value!r} is out of range: give `{option}` {least} or more, as a whole number")
+
+
+def check_shifts(
+    shift_range_xy_px: Any,
+    step_px: Any,
+    *,
+    range_option: str = "shift_range_xy_px",
+    step_option: str = "shift_step_px",
+) -> None:
+    """Check the shift range and shift step of a search.
+
+    Parameters
+    ----------
+    shift_range_xy_px : Any
+        Shift range along x and y, pixels.
+    step_px : Any
+        Step of the shift grid, pixels; None as the templates need.
+    range_option, step_option : str
+        Names of the options, for errors.
+
+    Raises
+    ------
+    RalibError
+        If they are not finite numbers, two of 0 or more and one above 0.
+    """
+    spans = list(shift_range_xy_px) if isinstance(shift_range_xy_px, Iterable) else []
+    if len(spans) != 2 or not all(isinstance(span, Real) and 0 <= float(span) < math.inf for span in spans):
+        raise RalibError(f"`{range_option}` {shift_range_xy_px} must be two numbers of 0 px or more, along x and y")
+    if step_px is not None and not (isinstance(step_px, Real) and 0 < float(step_px) < math.inf):
+        raise RalibError(f"`{step_option}` {step_px}: a step must be above 0 px, or None for what the templates need")
 
 
 @dataclass(frozen=True)
@@ -82,4 +138,4 @@ class AlignmentOptions:
             raise RalibError(f"`center` {self.center} is unknown: choose -1 (average shift), 0 (none) or 1 to 7")
         if self.batch_size is not None and self.batch_size < 1:
             raise RalibError(f"a batch of {self.batch_size} particles is too small: use at least 1")
-        return replace(self, outer_radius=radius, device=torch.device(self.device))
+        return replace(self, outer_radius=radius, device=computing_device(self.device))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ralib.alignment.aligner import Aligner, starting_poses
 from ralib.alignment.iteration import Alignment
+from ralib.alignment.options import check_shifts, check_whole_number
 from ralib.alignment.references import UserFunction
 from ralib.alignment.state import LoopState
 from ralib.conventions import wrap_deg
@@ -31,7 +33,9 @@ class ReferenceFreeAligner(Aligner):
     Parameters
     ----------
     stages : sequence of tuple, optional
-        Shift range along x and y and its step (None: as needed) in pixels of each stage, in order.
+        Shift range along x and y and its step (None: as needed) in pixels of each stage, in order. Ranges are cut to
+        max(1, box // 2 - 1 - outer_radius), so that the disc compared stays inside the box: to 1 px with an
+        `outer_radius` of None, as the default stages then are. `warnings_` tells where this happened.
     iterations : int, default 0
         Iterations of each stage; 0 is up to 10, ending a stage when the criterion decreases.
     center : int, default -1
@@ -80,10 +84,9 @@ class ReferenceFreeAligner(Aligner):
         resident_bytes: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        if not stages:
-            raise RalibError("no stage to run: give at least one shift range with `stages`")
-        if iterations < 0:
-            raise RalibError(f"{iterations} iterations do nothing: use `iterations` 1 or more, or 0 for automatic")
+        _check_stages(stages)
+        check_whole_number("iterations", iterations, 0)
+        check_whole_number("seed", seed, 0)
         self.stages, self.iterations, self.randomize, self.seed = stages, iterations, randomize, seed
         self.outer_radius, self.inner_radius, self.mirror, self.center = outer_radius, inner_radius, mirror, center
         self.mask, self.ctf, self.snr, self.fourier_variance = mask, ctf, snr, fourier_variance
@@ -132,6 +135,16 @@ class ReferenceFreeAligner(Aligner):
     def _finish(self, run: Alignment, state: LoopState) -> None:
         super()._finish(run, state)
         self.average_ = self.class_averages_.images[0]
+
+
+def _check_stages(stages: Any) -> None:
+    """Refuse anything but stages of two shift ranges and a step."""
+    if not isinstance(stages, Sequence | np.ndarray) or len(stages) == 0:
+        raise RalibError("no stage to run: give at least one shift range with `stages`")
+    for stage in stages:
+        if not isinstance(stage, Sequence | np.ndarray) or len(stage) != 3:
+            raise RalibError(f"`stages`: {stage} is no stage: give shift ranges along x and y, and a step or None")
+        check_shifts(stage[:2], stage[2], range_option="stages", step_option="stages")
 
 
 def _random_poses(poses: Poses, seed: int, mirror: bool) -> Poses:

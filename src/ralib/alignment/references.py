@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
+from ralib.images.array_interop import as_tensor
 from ralib.images.centering import center_shift
 from ralib.images.fourier import (
     filter_images,
@@ -253,7 +254,7 @@ def reference_mask(mask: np.ndarray | Tensor | None, box: int, outer_radius: flo
     """
     if mask is None:
         return soft_disc(box, outer_radius, MASK_EDGE_PX, device=device)
-    tensor = torch.as_tensor(mask, dtype=torch.float32, device=device).squeeze()
+    tensor = as_tensor(mask, "the mask").detach().to(device, torch.float32).squeeze()
     if tensor.shape != (box, box):
         raise RalibError(
             f"the mask is {tuple(tensor.shape)} px, the particles {box} px: make one of the particles' box"
@@ -330,7 +331,7 @@ def given_references(references: np.ndarray | Tensor, box: int, device: torch.de
     RalibError
         If they are not images of the particles' box.
     """
-    images = torch.as_tensor(references, dtype=torch.float32, device=device)
+    images = as_tensor(references, "`references`").detach().to(device, torch.float32)
     if images.ndim == 2:
         images = images[None]
     if images.ndim != 3 or images.shape[-1] != images.shape[-2]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ralib.alignment.options import AlignmentOptions
 from ralib.alignment.references import shift_limit_px
-from ralib.alignment.search import PoseSearch
+from ralib.alignment.search import MASK_EDGE_PX, PoseSearch
 from ralib.types import Notice
 
 
@@ -53,13 +53,17 @@ def make_stage(
     limit = shift_limit_px(box, outer_radius)
     span = (min(float(shift_range_xy_px[0]), limit), min(float(shift_range_xy_px[1]), limit))
     notices = []
-    if max(shift_range_xy_px) > limit:
+    if (widest := max(shift_range_xy_px)) > limit:
+        fitting = box // 2 - 1 - widest
+        advice = f"give `outer_radius` {fitting:g} or less to search all of it"
+        if fitting <= max(options.inner_radius, MASK_EDGE_PX):
+            advice = f"that range is too large for a box of {box} px with any `outer_radius`: give a smaller one"
         notices.append(
             Notice(
-                what=f"the shift range {max(shift_range_xy_px):g} px was cut to {limit:g} px: a disc of radius "
+                what=f"the shift range {widest:g} px was cut to {limit:g} px: a disc of radius "
                 f"{outer_radius:g} px can move no further in a box of {box} px",
                 where="`shift_range_xy_px`",
-                remedy=f"give `outer_radius` {box // 2 - 1 - max(shift_range_xy_px):g} or less to search all of it",
+                remedy=advice,
             )
         )
     search = PoseSearch(

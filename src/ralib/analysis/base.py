@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ralib.analysis.rows import ImageRows
+from ralib.analysis.rows import ImageRows, real_images
 from ralib.types import ImageSource, ParticleSet, RalibError
 
 
@@ -113,7 +113,7 @@ class ImageTransformer(PixelComponents, ClassNamePrefixFeaturesOutMixin, Transfo
         """Check whatever holds images, once, and return it as rows on the estimator's device."""
         shape = getattr(self, "image_shape", None) if reset else self.image_shape_
         if not isinstance(X, (ParticleSet, ImageSource)) and getattr(X, "ndim", 2) != 3:
-            X = X.cpu().numpy() if isinstance(X, Tensor) else X
+            X = real_images(X).cpu().numpy() if isinstance(X, Tensor) else X
             X = validate_data(
                 self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1
             )

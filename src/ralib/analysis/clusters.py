@@ -97,7 +97,7 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
     features : ndarray of shape (n, d)
         Rows.
     scale : float, optional
-        Distance tau over which rows attract each other; by default that of `gamma_sup_scale`.
+        Distance tau over which rows attract each other, above 0; by default that of `gamma_sup_scale`.
     s : float, default 0.025
         Parameter of the q-Gaussian; smaller is closer to a Gaussian.
     n_iter : int, default 100
@@ -118,6 +118,8 @@ def gamma_sup(features: np.ndarray, *, scale: float | None = None, s: float = 0.
         raise RalibError(f"gamma-SUP compares all pairs of {len(points):,} particles: give up to {MANY_PARTICLES:,}")
     if scale is None:
         scale = gamma_sup_scale(points, s=s)
+    if not scale > 0:
+        raise RalibError(f"scale={scale} of gamma-SUP must be above 0: give a distance, or None to have it measured")
     for _ in range(n_iter):
         weight = np.maximum(0.0, 1 - s * _squared_distances(points, points) / scale**2) ** (1 / s)
         moved = weight @ points / weight.sum(axis=1, keepdims=True)
@@ -177,6 +179,8 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, seed: int = 0) -> np.ndarray:
     """Embed particles in a plane; the same for the same seed.
 
+    Where there are fewer features than dimensions, they are the coordinates by any method, padded with zeros.
+
     Parameters
     ----------
     features : ndarray of shape (n, d)
@@ -197,8 +201,10 @@ def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, 
     Raises
     ------
     RalibError
-        If the method is unknown or not installed.
+        If the method is unknown, or needed and not installed.
     """
+    if method not in ("pca", "tsne", "opentsne", "umap"):
+        raise RalibError(f"no embedding {method!r}: give 'pca', 'tsne', 'opentsne' or 'umap'")
     if method == "pca" or features.shape[1] < n_dimensions:
         missing = max(0, n_dimensions - features.shape[1])
         return np.pad(features[:, :n_dimensions], ((0, 0), (0, missing)))
@@ -211,8 +217,6 @@ def embed(features: np.ndarray, method: str = "tsne", *, n_dimensions: int = 2, 
         )
     if method == "opentsne":
         return _open_tsne(features, n_dimensions, seed)
-    if method != "umap":
-        raise RalibError(f"no embedding {method!r}: give 'pca', 'tsne', 'opentsne' or 'umap'")
     if not has_umap():
         raise RalibError("UMAP is not installed: pip install 'cryo-ralib[analysis]', or choose 'tsne'")
     from umap import UMAP

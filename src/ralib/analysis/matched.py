@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ralib.analysis.background import BackgroundNormalisation, NoiseSpectrum
 from ralib.analysis.base import wrong_shape
+from ralib.analysis.rows import real_images
 from ralib.images.ctf import ctf_2d, ctf_polar, matched_filter
 from ralib.images.fourier import frequency_radius
 from ralib.images.masks import background_mask
@@ -26,7 +27,8 @@ from ralib.images.normalise import finite_images
 from ralib.io.plausible import implausible_ctf
 from ralib.kernels import rotate_shift_images
 from ralib.particles.batches import LEAST_BOX
-from ralib.types import ArraySource, CtfParameters, CtfState, ImageSource, ParticleSet, RalibError
+from ralib.runtime.devices import computing_device
+from ralib.types import CtfParameters, CtfState, ImageSource, ParticleSet, RalibError, as_particles
 
 BATCH = 512
 RING_ANGLES = 8
@@ -56,7 +58,7 @@ class MatchedParticles:
         normalisation: BackgroundNormalisation | None = None,
     ) -> None:
         self.particles = as_particle_set(source)
-        self.device = torch.device(device)
+        self.device = computing_device(device)
         self.box = self.particles.box
         self.n = len(self.particles)
         if self.particles.pixel_sizes_A is not None:
@@ -189,14 +191,9 @@ class MatchedParticles:
 
 def as_particle_set(source: Any) -> ParticleSet:
     """Return a particle set of any source of square images."""
-    if isinstance(source, ParticleSet):
-        return source
     if isinstance(source, ImageSource):
         return ParticleSet(source)
-    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
-    if array.ndim != 3 or array.shape[1] != array.shape[2]:
-        raise RalibError(f"images of shape {array.shape}: give a particle set or (n, h, h) images")
-    return ParticleSet(ArraySource(array))
+    return source if isinstance(source, ParticleSet) else as_particles(real_images(source))
 
 
 def turned_ctf(ctf: CtfParameters, psi_deg: np.ndarray, mirror: np.ndarray) -> CtfParameters:

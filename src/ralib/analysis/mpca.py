@@ -45,7 +45,8 @@ class MPCA(ImageTransformer):
     core_shape_ : tuple of int
         Size of the core.
     explained_variance_ratio_ : float
-        Fraction of the variance retained.
+        Fraction of the variance retained by the whole core. A single number, where `PCA` and `TwoSDR` have one for each
+        component: the scores of a core are correlated, so that their shares would not add up.
     n_iter_ : int
         Alternations done.
     image_shape_ : tuple of int

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ralib.analysis.covariance_wiener import CovarianceWienerFilter
 from ralib.analysis.pca import krylov_spectrum
+from ralib.runtime.devices import computing_device
 from ralib.types import Poses, RalibError
 
 FEATURES = 300
@@ -95,7 +96,7 @@ def find_neighbours(
     n = len(scores)
     if not 1 <= n_neighbours < n:
         raise RalibError(f"{n_neighbours} neighbours among {n} particles: give 1 to {n - 1}")
-    where = torch.device(device)
+    where = computing_device(device)
     orders = torch.from_numpy(np.asarray(order)).to(where)
     current = torch.from_numpy(np.asarray(scores)).to(where, torch.complex64)
     found: Neighbours | None = None

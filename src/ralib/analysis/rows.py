@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralib.images.array_interop import as_tensor
+from ralib.runtime.devices import computing_device
 from ralib.types import ImageSource, ParticleSet, RalibError
 
 CHUNK_BYTES = 64 * 2**20
@@ -44,18 +46,19 @@ class ImageRows:
         image_shape: tuple[int, int] | None = None,
     ) -> None:
         images = source.images if isinstance(source, ParticleSet) else source
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = computing_device(device), dtype
         self._source: ImageSource | None = None
-        self._array: Tensor | np.ndarray | None = None
+        self._array: Tensor | None = None
         if isinstance(images, ImageSource):
             self._source = images
             self.n_rows = images.n_images
             self.image_shape = (images.box, images.box)
         else:
-            array = images if isinstance(images, Tensor) else np.asarray(images)
-            self._array = array
-            self.n_rows = len(array)
-            self.image_shape = _image_shape(array, image_shape)
+            self._array = real_images(images)
+            self.image_shape = _image_shape(self._array, image_shape)
+            self.n_rows = len(self._array)
+        if self.n_rows == 0:
+            raise RalibError("there are no images: give at least one")
         self._cached: list[Tensor] | None = None
 
     @property
@@ -96,9 +99,7 @@ class ImageRows:
             rows = torch.from_numpy(self._source.read(np.arange(start, stop)))
         else:
             assert self._array is not None
-            part = self._array[start:stop]
-            # torch refuses read-only arrays, which memory maps are.
-            rows = part if isinstance(part, Tensor) else torch.from_numpy(np.require(part, requirements="W"))
+            rows = self._array[start:stop]
         return rows.reshape(stop - start, -1).to(device=self.device, dtype=self.dtype)
 
     def _fits(self) -> bool:
@@ -109,7 +110,32 @@ class ImageRows:
         return needed < CPU_CACHE_BYTES
 
 
-def _image_shape(array: Tensor | np.ndarray, image_shape: tuple[int, int] | None) -> tuple[int, int]:
+def real_images(images: Any) -> Tensor:
+    """Return images as a tensor that NumPy can hold too: real numbers, without gradients.
+
+    Parameters
+    ----------
+    images : Any
+        Array of any library, or a list of arrays.
+
+    Returns
+    -------
+    Tensor
+        The images, over the same memory where possible; not to be written to.
+
+    Raises
+    ------
+    RalibError
+        If they are not real numbers.
+    """
+    kind = str(getattr(images, "dtype", "")).removeprefix("torch.")
+    if kind.startswith("complex"):
+        raise RalibError(f"images must be real numbers, not {kind}: give their real or absolute values")
+    tensor = as_tensor(images, "the stack of images").detach()
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bfloat16
+
+
+def _image_shape(array: Tensor, image_shape: tuple[int, int] | None) -> tuple[int, int]:
     """(h, w) of images (n, h, w); of rows as given, else a square, else a single column of pixels."""
     if array.ndim == 3:
         return int(array.shape[1]), int(array.shape[2])

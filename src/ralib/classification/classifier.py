@@ -41,6 +41,7 @@ from ralib.particles.batches import ParticleBatches
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer, SilentObserver
 from ralib.runtime.ahead import CallAhead, called_ahead
+from ralib.runtime.devices import computing_device
 from ralib.runtime.distributed import Ranks, SingleProcess
 from ralib.types import ParticleSet, Poses, RalibError, as_particles
 
@@ -153,7 +154,7 @@ class Classifier(ClusterEstimator):
 
     @property
     def _device(self) -> torch.device:
-        return torch.device(self.device)
+        return computing_device(self.device)
 
     @property
     def _options(self) -> ClassificationOptions:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ralib.classification.examination import Examination
 from ralib.classification.exchange import counted
@@ -24,7 +25,7 @@ from ralib.classification.validation import Stability
 from ralib.classification.whitening import WhitenedParticles
 from ralib.images.centering import centre_of_outline
 from ralib.images.frc import ssnr
-from ralib.images.masks import soft_disc
+from ralib.images.masks import centre_distance, soft_disc
 from ralib.results.automatic_selection import automatic_selection
 from ralib.types import ClassAverages, Notice
 
@@ -50,6 +51,12 @@ GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; its vie
 LITTLE_DETAIL = 0.5
 """Share of the median class's fine detail below which a class is told to have little. The best class is no measure: one
 view along a long axis has four to ten times the detail of others that are as well told apart."""
+
+MOST = 0.9
+"""Share of the members of dark classes from which on protein is told to be dark."""
+
+FEW_MEMBERS = 10
+"""Members below which a class is not told to be good: halves of a few particles agree on anything."""
 
 BLURRED = 0.3
 """Factor on what a class of blurred views seems to show of its particles."""
@@ -113,7 +120,11 @@ def judge(
     odds = found.odds.cpu().numpy()
     judged = found.figures | {"quality": -odds, "junk": 1 / (1 + np.exp(-odds))}
     rows = _rows(averages, whitened, judged, class_index, classes, support)
-    return _with_verdicts(found.evidence, judged, rows, class_index, found.stability)
+    verdict = _with_verdicts(found.evidence, judged, rows, class_index, found.stability)
+    if not found.stability.believable:
+        return verdict
+    dark = _darker_than_background(averages, whitened.particle_radius_px / whitened.scale).tolist()
+    return replace(verdict, warnings=[*verdict.warnings, *_dark_protein(rows, dark)])
 
 
 def _with_verdicts(
@@ -134,6 +145,26 @@ def _with_verdicts(
     for row, choice in zip(rows, automatic.classes, strict=True):
         row |= {"selected": choice.selected, "kept": choice.kept, "reason": choice.reason}
     return Verdict(rows, particles, _warnings(rows, junk, stability))
+
+
+def _darker_than_background(averages: ClassAverages, radius_px: float) -> Tensor:
+    """Which averages (k,) are darker within most of the particle's radius than beyond it."""
+    distance = centre_distance(averages.images.shape[-1], averages.images.device)
+    within, beyond = distance < 0.7 * radius_px, distance > 1.2 * radius_px
+    return averages.images[:, within].mean(1) < averages.images[:, beyond if beyond.any() else ~within].mean(1)
+
+
+def _dark_protein(rows: list[dict[str, Any]], dark: list[bool]) -> list[Notice]:
+    """The notice that protein is dark in these images, by their classes of particles."""
+    of = sum(row["members"] for row in rows if row["junk"] <= 0.5)
+    if (
+        sum(row["members"] for row, is_dark in zip(rows, dark, strict=True) if is_dark and row["junk"] <= 0.5)
+        < MOST * of
+    ):
+        return []
+    what = "protein is dark in these images: nearly all class averages are darker than their background"
+    remedy = "classes and poses hold; 'ralib prepare --invert' makes protein bright, as RELION and cryoSPARC have it"
+    return [Notice(what=what, where="contrast", remedy=remedy)] if of else []
 
 
 def _rows(
@@ -191,7 +222,7 @@ def _verdict(row: dict[str, Any], usual_detail: float, believable: bool, cause: 
         return 0.0, "empty: its average is all zero"
     true = 1 - row["junk"]
     centred = (OFF_CENTRE[1] - row["off_centre"]) / (OFF_CENTRE[1] - OFF_CENTRE[0])
-    parts = [row["sharpness"] / usual_detail, row["reproducibility"] / 0.6, centred]
+    parts = [row["sharpness"] / usual_detail, row["reproducibility"] / 0.6, centred, row["members"] / FEW_MEMBERS]
     shown = float(np.clip(parts, 0, 1).min())
     if blurs_views(row):
         shown *= BLURRED
@@ -204,6 +235,8 @@ def _verdict(row: dict[str, Any], usual_detail: float, believable: bool, cause: 
     elif row["junk"] > 0.2:
         words.append(f"{100 * row['junk']:.0f}% of its members are probably junk: {cause}" if cause else
                      f"{100 * row['junk']:.0f}% of its members are probably junk")  # fmt: skip
+    if row["members"] < FEW_MEMBERS:
+        words.append(f"only {row['members']} particles: too few to tell")
     if row["reproducibility"] < 0.3:
         words.append(f"only {100 * row['reproducibility']:.0f}% return from the other half's averages: unstable")
     if blurs_views(row) and true > 0.5:

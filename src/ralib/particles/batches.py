@@ -38,9 +38,9 @@ class Batch:
     index : ndarray of shape (b,)
         Numbers of the particles, in main memory.
     images : Tensor of shape (b, n, n)
-        Their normalised images.
+        Their normalised images, as they are compared.
     turnable : Tensor or Samples
-        What `rotate_shift_sum` takes: the images, or their interpolation samples where these are kept.
+        What `rotate_shift_sum` takes: the images, or those multiplied by their CTF, or interpolation samples of these.
     usable : Tensor of shape (b,)
         False for images that are not finite or constant.
     first : ndarray of shape (b,), optional
@@ -97,8 +97,8 @@ class ParticleBatches:
     background_radius : float
         The background lies outside this radius, pixels.
     ctf : str, default 'off'
-        'wiener' multiplies images by their CTF (the matched filter, for averages that divide by the sum of CTF^2);
-        'flip' flips phases; 'off' does neither.
+        'flip' flips phases; 'wiener' does so, and multiplies the images that are averaged by their CTF (the matched
+        filter, for averages that divide by the sum of CTF^2); 'off' does neither.
     strict : bool, default False
         Whether an unusable image raises an error.
     resident_bytes : int, optional
@@ -143,7 +143,7 @@ class ParticleBatches:
         self.bad: set[int] = set()
         self.background_radius = background_radius
         self._budget = int(RESIDENT_SHARE * free_memory(device)) if resident_bytes is None else resident_bytes
-        ways = _ways(len(rows), particles.box)
+        ways = _ways(len(rows), particles.box, matched=ctf == "wiener")
         # In half precision also some of them may stay.
         enough = ways | {"half": ways["half"] // 4}
         if not turned_often:
@@ -220,14 +220,15 @@ class ParticleBatches:
         """Device memory that batches still to be read will occupy."""
         if self.resident == "none":
             return 0
-        whole = min(_ways(len(self.rows), self.particles.box)[self.resident], self._budget)
+        ways = _ways(len(self.rows), self.particles.box, matched=self.ctf == "wiener")
+        whole = min(ways[self.resident], self._budget)
         return whole * (len(self) - len(self._kept)) // len(self)
 
     def _fits(self, batch: Batch) -> bool:
         """Whether one more batch fits."""
         if self.resident in ("samples", "single"):
             return True  # planned for all of them
-        half_bytes = 2 * self.particles.box**2
+        half_bytes = (4 if self.ctf == "wiener" else 2) * self.particles.box**2
         kept = sum(len(b.index) for b in self._kept.values())
         return self.resident == "half" and half_bytes * (kept + len(batch.index)) <= self._budget
 
@@ -236,37 +237,47 @@ class ParticleBatches:
         if arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(arrived)
             images.record_stream(torch.cuda.current_stream(self.device))
-        images, usable = self._prepare(block, images)
+        images, matched, usable = self._prepare(block, images)
         if self.rounded:
-            images = images.half()
-        turnable: Tensor | Samples = images
+            images, matched = images.half(), None if matched is None else matched.half()
+        averaged = images if matched is None else matched
+        turnable: Tensor | Samples = averaged
         if self.resident == "samples":
-            samples = interpolation_samples(images.float())
+            samples = interpolation_samples(averaged.float())
             turnable = samples.rounded() if self.rounds_samples else samples
         same = self.particles.same_as
         return Batch(number, block, images, turnable, usable, None if same is None else same[block])
 
-    def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepare(self, block: np.ndarray, raw: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images as they are compared; multiplied by their CTF, if averages are made of those; which are usable."""
         images = raw.to(self.device, torch.float32, non_blocking=True)
         usable = usable_images(images)
         if self.particles.usable is not None:
             usable &= torch.from_numpy(self.particles.usable[block]).to(self.device)
         normalise = partial(normalise_background, radius_px=self.background_radius)
-        images = in_gpu_chunks(normalise, images.masked_fill(~usable[:, None, None], 0.0), AT_ONCE)
+        images, matched = in_gpu_chunks(normalise, images.masked_fill(~usable[:, None, None], 0.0), AT_ONCE), None
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
-            own, size_A, flip = self.particles.ctf[block], self.particles.pixel_size_A, self.ctf != "wiener"
-            images = correct_ctf(images, own, size_A, phases_only=flip, noise_as_taken=True)
-            images = images.masked_fill(~usable[:, None, None], 0.0)  # a CTF that cannot be meant is not finite
-        return images, usable
+            own, size_A, both = self.particles.ctf[block], self.particles.pixel_size_A, self.ctf == "wiener"
+            corrected = partial(correct_ctf, images, own, size_A, noise_as_taken=True)
+            unusable = ~usable[:, None, None]  # and a CTF that cannot be meant is not finite
+            images, matched = (
+                corrected(phases_only=True).masked_fill(unusable, 0.0),
+                corrected(phases_only=False).masked_fill(unusable, 0.0) if both else None,
+            )
+        return images, matched, usable
 
     def _in_single_precision(self, batch: Batch) -> Batch:
         """The batch as the loops compute with it."""
         if batch.images.dtype != torch.float16:
             return batch
-        images = batch.images.float()
-        return replace(batch, images=images, turnable=batch.turnable if self.resident == "samples" else images)
+        images, turnable = batch.images.float(), batch.turnable
+        if turnable is batch.images:
+            turnable = images
+        elif isinstance(turnable, Tensor):
+            turnable = turnable.float()
+        return replace(batch, images=images, turnable=turnable)
 
     def _note_bad(self, numbers: np.ndarray) -> None:
         if self.strict:
@@ -301,7 +312,8 @@ def usual_batch_size(device: torch.device, box: int, most_bytes: int, *, gpu_sha
     return max(64, most_bytes // (4 * box**2))
 
 
-def _ways(n: int, box: int) -> dict[str, int]:
-    """Bytes that n images take on the device, by how they are kept."""
+def _ways(n: int, box: int, *, matched: bool) -> dict[str, int]:
+    """Bytes that n images take on the device, by how they are kept; with `matched`, those that are averaged as well."""
     single = 4 * n * box**2
-    return {"samples": single * 2 + 16 * single // box, "single": single, "half": single // 2}
+    images = 2 * single if matched else single
+    return {"samples": single * 2 + 16 * single // box, "single": images, "half": images // 2}

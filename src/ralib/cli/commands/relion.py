@@ -290,6 +290,8 @@ def _go_on(job: Job, optimiser: Path) -> None:
     from ralib.cli.settings import CONFIG_FILE
     from ralib.results.run_record import read_record
 
+    if not optimiser.is_file():
+        raise RalibError(f"--continue {optimiser}: no such file")
     run = optimiser.parent / RUN_FOLDER
     data = str(optimiser).replace("_optimiser.star", "_data.star")
     if not (run / CONFIG_FILE).is_file():
