@@ -21,6 +21,7 @@ from ralib.kernels.threads import all_on_cores
 from ralib.results.checkpoint import Checkpoint
 from ralib.results.observer import Observer
 from ralib.runtime.distributed import Ranks
+from ralib.runtime.precision import in_single_precision
 from ralib.types import ClassAverages, Notice, ParticleSet, Poses, RalibError, RunResult, as_particles
 
 
@@ -63,6 +64,7 @@ class Aligner(ClusterEstimator):
         known = vars(self)
         return AlignmentOptions(**{f.name: known[f.name] for f in fields(AlignmentOptions) if f.name in known})
 
+    @in_single_precision()
     def fit(
         self,
         particles: ParticleSet | np.ndarray | Tensor,
@@ -94,7 +96,7 @@ class Aligner(ClusterEstimator):
         RalibError
             If particles, references and options do not fit together.
         """
-        run = Alignment(_particle_set(particles), self.options, ranks=self.ranks, observer=observer)
+        run = Alignment(as_particles(particles), self.options, ranks=self.ranks, observer=observer)
         with all_on_cores(run.device):
             state = self._start(run) if resume is None else LoopState.from_checkpoint(resume, run.device)
             self._finish(run, self._iterate(run, state))
@@ -115,6 +117,7 @@ class Aligner(ClusterEstimator):
         self.warnings_, self.bad_particles_ = self.result_.warnings, self.result_.bad_particles
         self._pixel_size_A = run.particles.pixel_size_A
 
+    @in_single_precision()
     def _posed(
         self,
         particles: ParticleSet | np.ndarray | Tensor,
@@ -124,7 +127,7 @@ class Aligner(ClusterEstimator):
         """Poses of new particles on the fitted references: each stage until nothing moves, at most `most` times."""
         if not hasattr(self, "references_"):
             raise RalibError(f"this {type(self).__name__} is not fitted yet: call fit first")
-        run = Alignment(_particle_set(particles), self.options, ranks=self.ranks)
+        run = Alignment(as_particles(particles), self.options, ranks=self.ranks)
         run.particles.check_pixel_size(self._pixel_size_A, "references")
         # An empty class has a reference of zeros, which no particle fits; the others keep their numbers.
         there = (self.class_averages_.members > 0) & usable_images(self.references_).cpu()
@@ -136,13 +139,6 @@ class Aligner(ClusterEstimator):
                 poses = run.search_until_still(run.stage(span, step), references, poses, most)
         poses = poses.to("cpu")
         return poses.replace(class_index=torch.where(poses.class_index < 0, -1, number[poses.class_index]))
-
-
-def _particle_set(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
-    """A particle set of what `fit` is given; NumPy, which holds the images, has no bfloat16."""
-    if isinstance(particles, Tensor) and particles.dtype == torch.bfloat16:
-        particles = particles.float()
-    return as_particles(particles)
 
 
 def starting_poses(particles: ParticleSet) -> Poses:

@@ -43,6 +43,7 @@ from ralib.results.observer import Observer, SilentObserver
 from ralib.runtime.ahead import CallAhead, called_ahead
 from ralib.runtime.devices import computing_device
 from ralib.runtime.distributed import Ranks, SingleProcess
+from ralib.runtime.precision import in_single_precision
 from ralib.types import ParticleSet, Poses, RalibError, as_particles
 
 LEAST_RINGS = 3
@@ -168,6 +169,7 @@ class Classifier(ClusterEstimator):
     def _ranks(self) -> Ranks:
         return self.ranks or SingleProcess()
 
+    @in_single_precision()
     def fit(
         self,
         particles: ParticleSet | np.ndarray | Tensor,
@@ -252,6 +254,7 @@ class Classifier(ClusterEstimator):
         del self._examiner
         self._lap("average_s", start)
 
+    @in_single_precision()
     def predict_poses(self, particles: ParticleSet | np.ndarray | Tensor) -> Poses:
         """Assign new particles to the fitted classes, which stay unchanged.
 

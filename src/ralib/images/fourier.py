@@ -255,7 +255,7 @@ def fourier_resize(
     keep = (min(n, box) - 1) // 2
     transform = torch.fft.rfft2(images)
     rows = torch.cat([torch.arange(keep + 1), torch.arange(-keep, 0)]).to(images.device)
-    frequency_y, frequency_x = rows[:, None], rows[None, : keep + 1]
+    frequency_y, frequency_x = rows[:, None].to(images.dtype), rows[None, : keep + 1].to(images.dtype)
     # The centre goes from n // 2 to pixel 0 and on to box // 2.
     shift = 2.0 * torch.pi * ((n // 2) / n - (box // 2) / box)
     angle = (frequency_x + frequency_y) * shift
