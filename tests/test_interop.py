@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import torch
 from ralib import ClassAverages, ParticleSet, RalibError
 from ralib.io import open_particles, read_star, write_hdf, write_mrcs, write_particles_star
 from ralib.io.stacks import file_references
-from ralib.types import ArraySource, CtfParameters, Poses
+from ralib.types import ArraySource, CtfParameters, Metadata, Poses
 from star_files import rows, stack, write
 
 N, BOX = 6, 16
@@ -188,3 +190,91 @@ def test_missing_library_names_its_extra(library: str, method: str, monkeypatch:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"cryo-ralib\[{library}\]"):
         getattr(averages(), method)()
+
+
+def test_pandas_table_turned_around_is_taken() -> None:
+    """Columns of negative strides, which torch does not take."""
+    whole = particle_set()
+    back = ParticleSet.from_dataframe(whole.to_pandas()[::-1], whole)
+    assert back.poses is not None
+    assert back.poses.score.tolist() == [5, 4, 3, 2, 1, 0]
+    assert back.ctf is not None
+    assert torch.from_numpy(back.ctf.astigmatism_angle_deg).tolist() == [5, 4, 3, 2, 1, 0]
+    assert back.usable is not None
+    assert torch.from_numpy(back.usable).tolist() == [False, True, True, True, True, True]
+
+
+def test_pandas_change_of_a_column_that_ours_would_replace_is_refused(tmp_path: Path) -> None:
+    """It was written with the old values, without a word."""
+    stack(tmp_path / "p.mrcs", 6)
+    particles = open_particles(write(tmp_path / "p.star", rows(6, rlnAnglePsi=10, rlnClassNumber=1)))
+    frame = particles.to_pandas()
+    for label, own in (("rlnDefocusU", "defocus_u_A"), ("rlnAnglePsi", "psi_deg"), ("rlnClassNumber", "class_index")):
+        changed = frame.assign(**{label: 9})
+        for table in (changed, changed.drop(columns=own)):
+            with pytest.raises(RalibError, match=f"{label} was changed in 6 rows .*change `{own}`"):
+                ParticleSet.from_dataframe(table, particles)
+    one = frame.assign(rlnImageName=["000003@p.mrcs", *frame["rlnImageName"][1:]])
+    with pytest.raises(RalibError, match=r"rlnImageName was changed in 1 rows .*change `images`"):
+        ParticleSet.from_dataframe(one, particles)
+    both = frame[::-1].assign(rlnDefocusU=2e4, defocus_u_A=2e4, rlnMicrographName="other.mrc")
+    write_particles_star(tmp_path / "out.star", ParticleSet.from_dataframe(both, particles))
+    table = read_star(tmp_path / "out.star")["particles"]
+    assert isinstance(table, pd.DataFrame)
+    assert table["rlnDefocusU"].astype(float).tolist() == [2e4] * 6
+    assert set(table["rlnMicrographName"]) == {"other.mrc"}  # ours alone are protected
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ctf.defocus_u_A", lambda s: {"ctf": s.ctf[:4]}),
+        ("ctf.voltage_kV", lambda s: {"ctf": dataclasses.replace(s.ctf, voltage_kV=s.ctf.voltage_kV[:4])}),
+        ("poses.psi_deg", lambda s: {"poses": s.poses[:4]}),
+        ("poses.mirror", lambda s: {"poses": s.poses.replace(mirror=s.poses.mirror[:4])}),
+        ("group", lambda s: {"group": s.group[:4]}),
+        ("usable", lambda s: {"usable": s.usable[:4]}),
+        ("same_as", lambda s: {"same_as": s.same_as[:4]}),
+        ("pixel_sizes_A", lambda s: {"pixel_sizes_A": np.ones(4)}),
+        ("metadata.tables['cs']", lambda s: {"metadata": Metadata("cryosparc", tables={"cs": np.zeros(4, "u8,f4")})}),
+        (
+            "metadata.tables['particles']",
+            lambda s: {"metadata": Metadata("relion", tables={"particles": pd.DataFrame({"rlnImageName": ["a"] * 4})})},
+        ),
+    ],
+)
+def test_particle_set_every_table_has_a_row_for_each_image(name: str, change: Any) -> None:
+    """A slice forgotten on one side gave each particle the values of another."""
+    whole = particle_set()
+    with pytest.raises(RalibError, match=re.escape(f"`{name}` has 4 rows for 6 images")):
+        whole.replace(**change(whole))
+    more = ArraySource(np.zeros((3, BOX, BOX), np.float32))
+    with pytest.raises(RalibError, match="has 6 rows for 3 images"):
+        whole.replace(images=more)
+
+
+def test_particle_set_other_tables_may_have_any_length() -> None:
+    tables = {
+        "optics": pd.DataFrame({"rlnOpticsGroup": [1]}),
+        "micrographs": pd.DataFrame({"rlnImageName": ["a"] * 3}),
+        "particles": pd.DataFrame({"rlnImageName": ["a"] * N}),
+    }
+    assert len(particle_set().replace(metadata=Metadata("relion", tables=tables))) == N
+
+
+def test_particle_set_of_an_array_or_of_what_is_none() -> None:
+    images = particle_set().images.read(np.arange(N))
+    for given in (images, torch.tensor(images)):
+        made = ParticleSet(given)  # type: ignore[arg-type]
+        assert (len(made), made.box) == (N, BOX)
+        assert np.array_equal(made.images.read(np.arange(N)), images)
+    for wrong, why in ((images[0], "square images"), (images + 1j, "real numbers"), (particle_set(), "already")):
+        with pytest.raises(RalibError, match=why):
+            ParticleSet(wrong)  # type: ignore[arg-type]
+
+
+def test_particle_set_is_walked_particle_by_particle() -> None:
+    """Python's own way, by index until an IndexError, ended in a RalibError."""
+    each = list(particle_set())
+    assert [len(one) for one in each] == [1] * N
+    assert [float(one.poses.score) for one in each if one.poses is not None] == [0, 1, 2, 3, 4, 5]

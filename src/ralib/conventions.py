@@ -8,7 +8,8 @@ its class average,
 shift first, then rotate, mirror last. This is RELION's order, so that psi and origin are written to rlnAnglePsi and
 rlnOriginX/YAngst (times the pixel size) unchanged.
 
-Angles are in degrees, shifts in pixels; the functions take and return tensors of shape (n,) and (n, 2).
+Angles are in degrees, shifts in pixels; the functions take and return tensors of shape (n,) and (n, 2), no arrays of
+NumPy. A pose is the tuple (psi_deg, origin_xy_px, mirror), of `Poses` its first three fields: `poses.fields()[:3]`.
 """
 
 from __future__ import annotations
@@ -91,18 +92,18 @@ def compose(first: PoseTriple, second: PoseTriple) -> PoseTriple:
 
     Parameters
     ----------
-    first : PoseTriple
-        (psi_deg, origin_xy_px, mirror) applied first.
-    second : PoseTriple
+    first : tuple of Tensor, of shapes (n,), (n, 2), (n,)
+        (psi_deg, origin_xy_px, mirror) applied first, as `poses.fields()[:3]` gives them; mirror as bool or 0 and 1.
+    second : tuple of Tensor, of shapes (n,), (n, 2), (n,)
         (psi_deg, origin_xy_px, mirror) applied second.
 
     Returns
     -------
-    PoseTriple
-        The pose with the same effect.
+    tuple of Tensor
+        The pose with the same effect; its mirror is bool.
     """
-    psi_1, origin_1, mirror_1 = first
-    psi_2, origin_2, mirror_2 = second
+    psi_1, origin_1, mirror_1 = first[0], first[1], first[2].bool()
+    psi_2, origin_2, mirror_2 = second[0], second[1], second[2].bool()
     # M2 R2 (M1 R1 (p + o1) + o2): moving M1 to the left turns R2 into its inverse.
     psi = psi_1 + torch.where(mirror_1, -psi_2, psi_2)
     origin = origin_1 + rotate_xy(-psi_1, mirror_x(origin_2, mirror_1))
@@ -110,8 +111,19 @@ def compose(first: PoseTriple, second: PoseTriple) -> PoseTriple:
 
 
 def invert(pose: PoseTriple) -> PoseTriple:
-    """Return the pose that maps the class average back onto the particle."""
-    psi, origin, mirror = pose
+    """Return the pose that maps the class average back onto the particle.
+
+    Parameters
+    ----------
+    pose : tuple of Tensor, of shapes (n,), (n, 2), (n,)
+        (psi_deg, origin_xy_px, mirror), as `poses.fields()[:3]` gives them; mirror as bool or 0 and 1.
+
+    Returns
+    -------
+    tuple of Tensor
+        The inverse pose; its mirror is bool.
+    """
+    psi, origin, mirror = pose[0], pose[1], pose[2].bool()
     shift_ref = mirror_x(rotate_xy(psi, origin), mirror)
     return wrap_deg(torch.where(mirror, psi, -psi)), -shift_ref, mirror
 
@@ -126,14 +138,14 @@ def eman2_to_pose(alpha_deg: Tensor, shift_xy_px: Tensor, mirror: Tensor) -> Pos
     shift_xy_px : Tensor of shape (n, 2)
         Shift t, pixels.
     mirror : Tensor of shape (n,)
-        True where mirrored.
+        True, or not 0, where mirrored.
 
     Returns
     -------
-    PoseTriple
-        (psi_deg, origin_xy_px, mirror).
+    tuple of Tensor
+        (psi_deg, origin_xy_px, mirror), mirror as bool.
     """
-    return wrap_deg(-alpha_deg), rotate_xy(alpha_deg, shift_xy_px), mirror
+    return wrap_deg(-alpha_deg), rotate_xy(alpha_deg, shift_xy_px), mirror.bool()
 
 
 def pose_to_eman2(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> PoseTriple:
@@ -146,14 +158,14 @@ def pose_to_eman2(psi_deg: Tensor, origin_xy_px: Tensor, mirror: Tensor) -> Pose
     origin_xy_px : Tensor of shape (n, 2)
         Origin shift, pixels.
     mirror : Tensor of shape (n,)
-        True where mirrored.
+        True, or not 0, where mirrored.
 
     Returns
     -------
-    PoseTriple
-        (alpha_deg in [0, 360), shift_xy_px, mirror).
+    tuple of Tensor
+        (alpha_deg in [0, 360), shift_xy_px, mirror), mirror as bool.
     """
-    return torch.remainder(-psi_deg, 360.0), rotate_xy(psi_deg, origin_xy_px), mirror
+    return torch.remainder(-psi_deg, 360.0), rotate_xy(psi_deg, origin_xy_px), mirror.bool()
 
 
 def pose_error(pose: PoseTriple, truth: PoseTriple) -> tuple[Tensor, Tensor]:

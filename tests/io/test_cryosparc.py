@@ -23,7 +23,7 @@ from ralib.io import (
 from ralib.io.cryosparc import open_cs
 from ralib.io.cryosparc_table import load_cs
 from ralib.io.cryosparc_write import save_cs
-from ralib.types import Poses, RalibError
+from ralib.types import ParticleSet, Poses, RalibError
 
 REAL = ("real/empiar10076_7/empiar_10076_7.cs", "meta/cs/cryosparc_J2_particles_exported.cs")
 ALL = (*REAL, "meta/cs/cryosparc_P12_J24_001_particles.cs")
@@ -337,3 +337,94 @@ def test_cryosparc_signalling_nan_gives_no_warning_of_numpy(tmp_path: Path) -> N
         particles = open_particles(tmp_path / "p.cs")
     assert particles.usable is not None
     assert particles.usable.tolist() == [True, False, True]
+
+
+def three_classes(folder: Path) -> tuple[ParticleSet, Poses]:
+    """Six particles in three classes, of which each has a mirrored member."""
+    write_mrcs(folder / "p.mrcs", np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32), 2.0)
+    poses = Poses.identity(6).replace(
+        psi_deg=torch.arange(6.0) * 10, class_index=torch.arange(6) % 3, mirror=torch.arange(6) >= 3
+    )
+    return open_particles(folder / "p.mrcs"), poses
+
+
+def test_cryosparc_too_few_classes_are_refused(tmp_path: Path) -> None:
+    """Class 2 and the mirrored members of class 0 were one, and every mirror was lost."""
+    particles, poses = three_classes(tmp_path)
+    with pytest.raises(RalibError, match=r"`n_classes` 2: particles are in classes 0 to 2"):
+        write_particles_cs(tmp_path / "p.cs", particles, poses, n_classes=2)
+    write_particles_cs(tmp_path / "p.cs", particles, poses, n_classes=4)
+    back = open_particles(tmp_path / "p.cs").poses
+    assert back is not None
+    assert back.mirror.equal(poses.mirror)
+    assert back.class_index.equal(poses.class_index)
+
+
+@pytest.mark.parametrize("through", ["cs", "star"])
+def test_cryosparc_mirrored_members_left_in_their_class_are_read_back(tmp_path: Path, through: str) -> None:
+    particles, poses = three_classes(tmp_path)
+    write_particles_cs(tmp_path / "p.cs", particles, poses, mirror_as_class=False)
+    assert load_cs(tmp_path / "p.cs")["alignments2D/class"].tolist() == poses.class_index.tolist()
+    if through == "star":
+        write_particles_star(tmp_path / "p.star", open_particles(tmp_path / "p.cs"))
+        write_particles_cs(tmp_path / "p.cs", open_particles(tmp_path / "p.star"), mirror_as_class=False)
+    back = open_particles(tmp_path / "p.cs")
+    assert back.poses is not None
+    assert back.poses.mirror.equal(poses.mirror)
+    assert back.poses.class_index.equal(poses.class_index)
+    for as_class, expected in ((True, [0, 1, 2, 3, 4, 5]), (False, [0, 1, 2, 0, 1, 2])):
+        write_particles_cs(tmp_path / "again.cs", back, mirror_as_class=as_class)
+        assert load_cs(tmp_path / "again.cs")["alignments2D/class"].tolist() == expected
+        again = open_particles(tmp_path / "again.cs")
+        assert again.poses is not None
+        assert again.poses.mirror.equal(poses.mirror)
+
+
+def test_cryosparc_one_class_aligned_again_is_not_mirrored(tmp_path: Path) -> None:
+    """Another program has put all into one class since, with angles of its own: our mirrors are of the old ones."""
+    particles, poses = three_classes(tmp_path)
+    write_particles_cs(tmp_path / "p.cs", particles, poses.replace(class_index=torch.zeros(6).long()))
+    table = load_cs(tmp_path / "p.cs")
+    table["alignments2D/class"] = 0
+    table["alignments2D/pose"] += 0.5
+    save_cs(tmp_path / "p.cs", table)
+    back = open_particles(tmp_path / "p.cs").poses
+    assert back is not None
+    assert not back.mirror.any()
+
+
+def test_cryosparc_some_new_poses_leave_one_number_of_classes(tmp_path: Path) -> None:
+    """Of a selection that lacks the last class, changed and unchanged members had mirrors by two numbers K."""
+    particles, poses = three_classes(tmp_path)
+    write_particles_cs(tmp_path / "p.cs", particles, poses)
+    some = open_particles(tmp_path / "p.cs")[[0, 1, 3, 4]]
+    assert some.poses is not None
+    psi = some.poses.psi_deg.clone()
+    psi[2] += 5
+    write_particles_cs(tmp_path / "some.cs", some.replace(poses=some.poses.replace(psi_deg=psi)))
+    back = open_particles(tmp_path / "some.cs").poses
+    assert back is not None
+    assert back.mirror.tolist() == [False, False, True, True]
+    assert back.class_index.tolist() == [0, 1, 0, 1]
+
+
+def test_cryosparc_particles_of_no_class_have_posterior_0(tmp_path: Path) -> None:
+    """There is no mark for them: class 0, of which they are told apart by posterior and ralib/class."""
+    particles, poses = three_classes(tmp_path)
+    write_particles_cs(tmp_path / "p.cs", particles, poses)
+    again = poses.replace(class_index=torch.tensor([0, 1, 2, 0, -1, -1]))
+    for source, name in ((particles, "new.cs"), (open_particles(tmp_path / "p.cs"), "changed.cs")):
+        write_particles_cs(tmp_path / name, source, again)
+        table = load_cs(tmp_path / name)
+        assert table["alignments2D/class"][4:].tolist() == [0, 0]
+        assert table["alignments2D/class_posterior"].tolist() == [1, 1, 1, 1, 0, 0]
+        assert table["ralib/class"].tolist() == [0, 1, 2, 0, -1, -1]
+        back = open_particles(tmp_path / name).poses
+        assert back is not None
+        assert back.class_index.equal(again.class_index)
+
+
+def test_cryosparc_scores_of_another_length_are_refused(tmp_path: Path) -> None:
+    particles, _ = three_classes(tmp_path)
+    with pytest.raises(RalibError, match=r"`scores`: fit has shape \(5,\) for 6 particles"):
+        write_particles_cs(tmp_path / "p.cs", particles, scores={"fit": np.zeros(5)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import h5py
 import mrcfile
@@ -211,3 +212,25 @@ def test_array_in_fortran_order_is_refused_with_advice(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", np.asfortranarray(np.zeros((3, 8, 8), np.float32)))
     with pytest.raises(RalibError, match=r"Fortran order: save numpy\.ascontiguousarray"):
         open_particles(tmp_path / "p.npy")
+
+
+@pytest.mark.parametrize("suffix", [".mrcs", ".hdf"])
+def test_written_images_are_real_and_have_a_possible_pixel_size(tmp_path: Path, suffix: str) -> None:
+    """Imaginary parts were dropped with a warning of NumPy; headers said -1 A and NaN."""
+    path, images = tmp_path / f"c{suffix}", np.ones((2, 8, 8), dtype=np.float32)
+
+    def written(images: Any, size_A: float | None) -> None:
+        if suffix == ".hdf":
+            write_hdf(path, images, pixel_size_A=size_A)
+        else:
+            write_mrcs(path, images, size_A)
+
+    for wrong in (images + 1j, torch.tensor(images + 1j)):
+        with pytest.raises(RalibError, match="real numbers, not complex64"):
+            written(wrong, 1.0)
+    for size_A in (-1.0, 0.0, float("nan"), float("inf")):
+        with pytest.raises(RalibError, match="`pixel_size_A`"):
+            written(images, size_A)
+    assert not path.exists()
+    written(torch.tensor(images), None)
+    assert np.array_equal(open_images(path), images)

@@ -421,3 +421,26 @@ def test_references_whose_stack_is_missing_say_who_names_it_and_what_to_do(tmp_p
 def test_particles_of_an_optimiser_file_name_the_file_that_lists_them(tmp_path: Path) -> None:
     with pytest.raises(RalibError, match=r"is the optimiser file of a job and lists no particles: give .*_data\.star"):
         open_particles(_class2d_job(tmp_path) / "run_it025_optimiser.star")
+
+
+@pytest.mark.parametrize("as_class", [True, False])
+def test_star_too_few_classes_are_refused(tmp_path: Path, as_class: bool) -> None:
+    """Class 2 and the mirrored members of class 0 were one, and every mirror was lost."""
+    stack(tmp_path / "p.mrcs", 6)
+    poses = Poses.identity(6).replace(class_index=torch.arange(6) % 3, mirror=torch.arange(6) >= 3)
+    particles = open_particles(tmp_path / "p.mrcs")
+    with pytest.raises(RalibError, match=r"`n_classes` 2: particles are in classes 0 to 2"):
+        write_particles_star(tmp_path / "p.star", particles, poses, n_classes=2, mirror_as_class=as_class)
+    assert not (tmp_path / "p.star").exists()
+
+
+def test_star_further_columns_are_one_value_a_particle(tmp_path: Path) -> None:
+    stack(tmp_path / "p.mrcs", 4)
+    particles = open_particles(tmp_path / "p.mrcs")
+    with pytest.raises(RalibError, match=r"`columns`: rating has shape \(3,\) for 4 particles"):
+        write_particles_star(tmp_path / "p.star", particles, columns={"rating": np.zeros(3)})
+    ordered = pd.Series([5, 6, 7, 8], index=[3, 2, 1, 0])  # pandas would sort it by its index
+    write_particles_star(tmp_path / "p.star", particles, columns={"rating": ordered})
+    table = read_star(tmp_path / "p.star")["particles"]
+    assert isinstance(table, pd.DataFrame)
+    assert table["rating"].astype(int).tolist() == [5, 6, 7, 8]

@@ -169,3 +169,25 @@ def test_images_too_large_for_single_precision_are_left_out(tmp_path: Path, caps
     write_mrcs(tmp_path / "all.mrcs", np.clip(images, -1, 1) * np.float32(1e37), 3.0)
     assert main(["classify", str(tmp_path / "all.mrcs"), str(tmp_path / "none"), "--classes=2", "--device=cpu"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_prepare_particles_takes_a_preparation_or_options() -> None:
+    """The options were dropped without a word."""
+    particles = ParticleSet(ArraySource(noise(2, 32).numpy()))
+    with pytest.raises(RalibError, match="a Preparation and `invert` are both given"):
+        prepare_particles(particles, Preparation(normalise="variance"), invert=True)
+    images = prepare_particles(particles, Preparation(invert=True)).images.read(np.arange(2))
+    np.testing.assert_allclose(images, -noise(2, 32).numpy())
+
+
+def test_prepare_particles_is_the_same_in_double_precision_by_default() -> None:
+    """Fourier cropping made a phase of no stated type, which met single precision."""
+    particles = ParticleSet(ArraySource(noise(3, 32).numpy()), 2.0)
+    images = prepare_particles(particles, box_px=24, normalise="background").images.read(np.arange(3))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = prepare_particles(particles, box_px=24, normalise="background").images.read(np.arange(3))
+    finally:
+        torch.set_default_dtype(before)
+    assert np.array_equal(again, images)

@@ -192,3 +192,18 @@ def test_simulation_of_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) ->
     """Each of these gave images of NaN with status 0, or an error of NumPy's."""
     with pytest.raises(RalibError, match=next(iter(wrong))):
         SimulationOptions(**{"n_particles": 4, "box": 16} | wrong)
+
+
+def test_simulation_is_the_same_in_double_precision_by_default() -> None:
+    """Tensors of no stated type were double, and met those of single precision."""
+    options: dict[str, Any] = {"n_views": 2, "junk_fraction": 0.3, "coloured_noise": 0.3}
+    images, truth, references = simulate_particles(20, 32, **options)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = simulate_particles(20, 32, **options)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(again[0], images)
+    assert torch.equal(again[2], references)
+    assert [t.dtype for t in again[1].poses.fields()] == [t.dtype for t in truth.poses.fields()]

@@ -251,7 +251,10 @@ def poses_of(rows: np.ndarray, pixel_size_A: np.ndarray | float | None) -> Poses
     index = torch.tensor(_class_index(floats(rows, f"{kind}/class"), f"{kind}/class"))
     if "ralib/mirror" in names and "ralib/class" in names:
         original = torch.tensor(_class_index(floats(rows, "ralib/class"), "ralib/class"))
-        index, mirror = conventions.restore_mirror(index, original, torch.tensor(floats(rows, "ralib/mirror") != 0))
+        mirrored = floats(rows, "ralib/mirror") != 0
+        # In class k itself, a member is mirrored only if no other program has aligned it since.
+        as_written = mirrored & (floats(rows, "ralib/pose", np.nan) == pose)
+        index, mirror = conventions.restore_mirror(index, original, torch.tensor(mirrored), torch.tensor(as_written))
     score = torch.full((len(rows),), float("nan"))
     return Poses(psi_deg.float(), origin.float(), mirror, index, score)
 

@@ -56,7 +56,11 @@ def write_particles_cs(
     """Write particles as a .cs file that cryosparc-tools loads.
 
     cryoSPARC has no mirror: a mirrored member of class k becomes a member of class K + k (see `relion_write`); the
-    fields ralib/class and ralib/mirror keep the original, and our reader uses them first.
+    fields ralib/class, ralib/mirror and ralib/pose keep the original, and our reader uses them first.
+
+    Nor has it a mark for particles of no class: its class numbers are unsigned, and its own jobs give every particle
+    one. Ours are written into class 0 with class_posterior 0, and have ralib/class -1: who takes class 0 by its number
+    should leave them out.
 
     Parameters
     ----------
@@ -67,12 +71,18 @@ def write_particles_cs(
     poses : Poses | None, optional
         Their poses; by default the particles' own.
     n_classes : int | None, optional
-        Number of classes K; by default from the poses.
+        Number of classes K, above every class of the poses; by default from these.
     mirror_as_class : bool, default True
         Whether mirrored members are in classes K + k.
     scores : mapping of shape (n,), optional
         Scores by name, for fields ralib/<name>.
+
+    Raises
+    ------
+    RalibError
+        If a particle's class is none of `n_classes`, or poses or scores are not one a particle.
     """
+    scores = one_a_particle("scores", scores, len(particles))
     if poses is not None and len(poses) != len(particles):
         raise RalibError(f"{len(poses)} poses for {len(particles)} particles: they must come from the same file")
     rows = _base_rows(particles, Path(path))
@@ -92,6 +102,63 @@ def write_particles_cs(
         if "posterior" in scores and chosen is not None:
             rows["alignments2D/class_posterior"] = np.nan_to_num(scores["posterior"])
     save_cs(path, rows)
+
+
+def class_count(poses: Poses, n_classes: int | None) -> int:
+    """Return the number of classes K, as given or from the poses.
+
+    Parameters
+    ----------
+    poses : Poses
+        Poses.
+    n_classes : int or None
+        K, if given.
+
+    Returns
+    -------
+    int
+        K.
+
+    Raises
+    ------
+    RalibError
+        If a particle's class is none of K: those of class K would be taken for mirrored ones of class 0.
+    """
+    least = int(poses.class_index.max()) + 1 if len(poses) else 1
+    if n_classes is not None and n_classes < least:
+        raise RalibError(
+            f"`n_classes` {n_classes}: particles are in classes 0 to {least - 1}, and class {n_classes} would be the "
+            f"mirrored class 0; give {least} or more"
+        )
+    return least if n_classes is None else n_classes
+
+
+def one_a_particle(option: str, columns: Mapping[str, Any] | None, n: int) -> dict[str, Any]:
+    """Return columns in the order of the particles, whatever the index of a pandas column.
+
+    Parameters
+    ----------
+    option : str
+        Name of the argument, for errors.
+    columns : mapping or None
+        Columns by name.
+    n : int
+        Number of particles.
+
+    Returns
+    -------
+    dict
+        Columns by name, (n,).
+
+    Raises
+    ------
+    RalibError
+        If one is of another shape.
+    """
+    for name, values in (columns or {}).items():
+        if np.shape(values) != (n,):
+            raise RalibError(f"`{option}`: {name} has shape {np.shape(values)} for {n} particles: give one value each")
+    return {name: getattr(values, "array", values) for name, values in (columns or {}).items()}
 
 
 def save_cs(path: PathLike, rows: np.ndarray) -> None:
@@ -308,11 +375,15 @@ def _with_poses(
     new: bool,
 ) -> np.ndarray:
     old = None if new else poses_of(rows, pixel_size_A)
+    poses = poses.to("cpu")
+    k = class_count(poses, n_classes)
+    mirror, none = poses.mirror.numpy(), (poses.class_index < 0).numpy()
     changed = np.ones(len(rows), dtype=bool) if old is None else _pose_changed(old, poses)
+    if old is not None and "alignments2D/class" in (rows.dtype.names or ()):
+        in_place = rows["alignments2D/class"] == poses.class_index.numpy()
+        changed |= mirror & ~none & (in_place == mirror_as_class)
     if not changed.any():
         return rows
-    poses = poses.to("cpu")
-    k = n_classes if n_classes is not None else int(poses.class_index.max()) + 1
     index = conventions.mirror_to_class(poses.class_index, poses.mirror, k) if mirror_as_class else poses.class_index
     pose_rad, shift = conventions.pose_to_cryosparc(poses.psi_deg.double(), poses.origin_xy_px.double())
     name = "alignments2D"
@@ -320,17 +391,20 @@ def _with_poses(
     rows = _with_fields(
         rows,
         [(f"{name}/split", "u4"), (f"{name}/shift", "f4", (2,)), (f"{name}/pose", "f4"), (f"{name}/psize_A", "f4"),
-         (f"{name}/class", "u4"), (f"{name}/class_posterior", "f4"), ("ralib/class", "i4"), ("ralib/mirror", "u4")],
+         (f"{name}/class", "u4"), (f"{name}/class_posterior", "f4"), ("ralib/class", "i4"), ("ralib/mirror", "u4"),
+         ("ralib/pose", "f4")],
     )  # fmt: skip
     rows[f"{name}/pose"][changed] = pose_rad.numpy()[changed]
     size_A = np.broadcast_to(1.0 if pixel_size_A is None else np.asarray(pixel_size_A), len(rows))
     rows[f"{name}/psize_A"][changed] = size_A[changed]
     rows[f"{name}/shift"][changed] = shift.numpy()[changed]
-    rows[f"{name}/class"][changed] = index.numpy()[changed].clip(min=0)
-    rows["ralib/class"] = poses.class_index.numpy()
-    rows["ralib/mirror"] = poses.mirror.numpy()
+    numbered = changed | (mirror & ~none)  # all mirrored members by the same K
+    rows[f"{name}/class"][numbered] = index.numpy()[numbered].clip(min=0)
+    rows["ralib/class"], rows["ralib/mirror"] = poses.class_index.numpy(), mirror
+    rows["ralib/pose"] = rows[f"{name}/pose"]
     if added:
-        rows[f"{name}/class_posterior"] = (poses.class_index >= 0).numpy()
+        rows[f"{name}/class_posterior"] = ~none
+    rows[f"{name}/class_posterior"][changed & none] = 0
     return rows
 
 

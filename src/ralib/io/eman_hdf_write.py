@@ -26,6 +26,7 @@ from ralib.io.eman_hdf import (
     images_group,
 )
 from ralib.io.eman_headers import align2d_to_matrix
+from ralib.io.stack_file import check_pixel_size, image_array
 from ralib.types import CtfParameters, Poses, RalibError
 
 _HEADER_ROOM = 16_384  # bytes that new headers of one image may take
@@ -55,7 +56,8 @@ def write_hdf(
     pixel_size_A : float | None, optional
         Pixel size, Angstrom.
     """
-    images = images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
+    images = image_array(images)
+    check_pixel_size(pixel_size_A)
     if images.ndim != 3:
         raise RalibError(f"images of shape {images.shape} cannot go into a stack: (k, n, n) is needed")
     if headers is not None and len(headers) != len(images):

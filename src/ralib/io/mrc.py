@@ -20,7 +20,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from ralib.io.atomic import PathLike, atomic_path
 from ralib.io.raw_stack import RawStack
-from ralib.io.stack_file import MAX_BOX, RawLayout
+from ralib.io.stack_file import MAX_BOX, RawLayout, check_pixel_size, image_array
 from ralib.io.text import packed
 from ralib.types import RalibError
 
@@ -150,7 +150,7 @@ class MrcsWriter:
 
     def append(self, images: Any) -> None:
         """Add images (b, n, n), or one (n, n)."""
-        images = _as_array(images)
+        images = image_array(images)
         images = images[None] if images.ndim == 2 else images
         if images.ndim != 3 or images.shape[1] != images.shape[2]:
             raise RalibError(f"images of shape {images.shape} cannot go into a stack: (k, n, n) is needed")
@@ -218,6 +218,7 @@ def stack_writer(path: PathLike, pixel_size_A: float | None, *, dtype: Any = np.
     """
     if np.dtype(dtype) not in _MODE_OF:
         raise RalibError(f"MRC stacks are written as float32 or float16, not {np.dtype(dtype)}")
+    check_pixel_size(pixel_size_A)
     with atomic_path(path) as temporary, MrcsWriter(temporary, pixel_size_A, np.dtype(dtype)) as writer:
         yield writer
 
@@ -238,9 +239,3 @@ def write_mrcs(path: PathLike, images: Any, pixel_size_A: float | None, *, dtype
     """
     with stack_writer(path, pixel_size_A, dtype=dtype) as writer:
         writer.append(images)
-
-
-def _as_array(images: Any) -> np.ndarray:
-    if hasattr(images, "detach"):
-        images = images.detach().cpu().numpy()
-    return np.asarray(images)

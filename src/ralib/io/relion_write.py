@@ -20,7 +20,7 @@ import pandas as pd
 from ralib import conventions
 from ralib.io.atomic import PathLike
 from ralib.io.cryosparc_table import image_paths
-from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, half_sets, star_columns
+from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, class_count, half_sets, one_a_particle, star_columns
 from ralib.io.paths import name_for_project
 from ralib.io.picks import star_places
 from ralib.io.relion import STATE_COLUMNS, stated_pixel_sizes_A, turned_over
@@ -72,7 +72,8 @@ def write_particles_star(
     poses : Poses | None, optional
         Their poses; by default the particles' own.
     n_classes : int | None, optional
-        Number of classes K, for the classes K + k of mirrored members; by default from the poses.
+        Number of classes K, for the classes K + k of mirrored members, above every class of the poses; by default
+        from these.
     mirror_as_class : bool, default True
         False keeps mirrored members in class k, with rlnAngleTilt 180.
     project : Path | None, optional
@@ -80,8 +81,14 @@ def write_particles_star(
     image_names : list of str, optional
         `000001@stack.mrcs` of each particle, for sources that are not files.
     columns : mapping of shape (n,), optional
-        Further columns by name, such as scores.
+        Further columns by name, such as scores, in the order of the particles.
+
+    Raises
+    ------
+    RalibError
+        If a particle's class is none of `n_classes`, or poses or columns are not one a particle.
     """
+    columns = one_a_particle("columns", columns, len(particles))
     tables = particle_tables(particles, poses, n_classes, mirror_as_class, project, image_names, path)
     if columns:
         table = tables["particles"]
@@ -205,7 +212,7 @@ def pose_columns(
         Columns by name.
     """
     poses = poses.to("cpu")
-    k = n_classes if n_classes is not None else int(poses.class_index.max()) + 1 if len(poses) else 1
+    k = class_count(poses, n_classes)
     relion_class = poses.class_index
     if mirror_as_class:
         relion_class = conventions.mirror_to_class(poses.class_index, poses.mirror, k)

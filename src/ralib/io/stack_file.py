@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -124,6 +124,20 @@ def in_single_precision(pixels: np.ndarray) -> np.ndarray:
 def plausible_pixel_size(size_A: float) -> bool:
     """Return whether a number can be a pixel size in Angstrom: neither metres (1e-10) nor what was never set."""
     return 0.01 <= size_A <= 1000
+
+
+def image_array(images: Any) -> np.ndarray:
+    """Return images to be written, an array or a tensor, as an array; RalibError where they are no real numbers."""
+    array = images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
+    if array.dtype.kind not in "biuf":
+        raise RalibError(f"images must be real numbers, not {array.dtype}: write real and imaginary part by themselves")
+    return array
+
+
+def check_pixel_size(pixel_size_A: float | None) -> None:
+    """Refuse a pixel size for a header that is no number above 0."""
+    if pixel_size_A is not None and not 0 < pixel_size_A < float("inf"):
+        raise RalibError(f"`pixel_size_A` {pixel_size_A}: give a number above 0, or None where it is not known")
 
 
 def check_square(path: Path, ny: int, nx: int) -> None:

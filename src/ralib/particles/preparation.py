@@ -118,8 +118,12 @@ def prepare_particles(
     Raises
     ------
     RalibError
-        If the CTF or the pixel size that a step needs is missing.
+        If the CTF or the pixel size that a step needs is missing, or `preparation` and options are given.
     """
+    if preparation is not None and options:
+        raise RalibError(
+            f"a Preparation and `{'`, `'.join(options)}` are both given: give one Preparation of all steps"
+        )
     preparation = preparation or Preparation(**options)
     if preparation.flip_phases:
         _check_flip(particles)

@@ -93,7 +93,7 @@ class FourierProjector:
         self.size = volume.shape[0]
         self.padded = 2 * self.size
         density = torch.as_tensor(np.ascontiguousarray(volume, dtype=np.float32), device=device)
-        offset = torch.arange(self.size, device=device) - self.size // 2
+        offset = torch.arange(self.size, dtype=torch.float32, device=device) - self.size // 2
         kernel = torch.sinc(offset / self.padded) ** 2
         density = density / (kernel[:, None, None] * kernel[:, None] * kernel)
         # The origin goes to index 0 for the transform, and zero frequency to the middle for the sampling.

@@ -107,7 +107,7 @@ class Simulator:
     def references(self) -> Float[Tensor, "k n n"]:
         """Return the views (species * K, n, n): without noise and CTF, on the scale of the particles."""
         box = self.options.box
-        phase = _shift_phase(torch.zeros(1, 2, device=self.device), box)
+        phase = _shift_phase(torch.zeros(1, 2, dtype=torch.float32, device=self.device), box)
         axes = self._tensor(self._views[:, :2])
         parts = [p.slices(axes, box, scale=self._scale) * phase for p in self._projectors]
         return torch.fft.irfft2(torch.cat(parts), s=(box, box)) * self._amplitude
@@ -123,16 +123,17 @@ class Simulator:
 
     def _ctf(self, index: np.ndarray) -> Tensor:
         if self.truth.ctf is None:
-            return torch.ones(1, 1, 1, device=self.device)
+            return torch.ones(1, 1, 1, dtype=torch.float32, device=self.device)
         return ctf_2d(self.truth.ctf[index], self.options.box, self.pixel_size_A, device=self.device)
 
     def _noise(self, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Noise of variance 1: white, and solvent seen through the CTF."""
         shape = (len(index), self.options.box, self.options.box)
         coloured = self.options.coloured_noise
-        noise = torch.randn(shape, generator=generator, device=self.device) * (1.0 - coloured) ** 0.5
+        kind: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": self.device}
+        noise = torch.randn(shape, **kind) * (1.0 - coloured) ** 0.5
         if coloured > 0:
-            solvent = torch.randn(shape, generator=generator, device=self.device)
+            solvent = torch.randn(shape, **kind)
             kx, ky = (k / self.pixel_size_A for k in frequency_grid(shape[-1], device=self.device))
             spectrum = torch.exp(-(kx**2 + ky**2) * _ICE_RESOLUTION_A**2 / 4) * self._ctf(index)
             solvent = filter_images(solvent, spectrum)

@@ -210,7 +210,7 @@ def draw_truth(options: SimulationOptions, n_species: int, views: np.ndarray) ->
         origin_xy_px=torch.as_tensor(_draw_shifts(options, rng), dtype=torch.float32),
         mirror=mirror,
         class_index=torch.as_tensor(np.where(junk == Junk.NONE, class_index, -1)),
-        score=torch.full((n,), float("nan")),
+        score=torch.full((n,), float("nan"), dtype=torch.float32),
     )
     micrograph = np.arange(n) // options.particles_per_micrograph
     truth = Truth(
@@ -272,6 +272,6 @@ def _particle_frames(frames: np.ndarray, psi_deg: Tensor, mirror: Tensor) -> np.
     """
     rows = []
     for unit in ((1.0, 0.0), (0.0, 1.0)):
-        in_view = mirror_x(rotate_xy(psi_deg, torch.tensor(unit)), mirror).numpy()
+        in_view = mirror_x(rotate_xy(psi_deg, torch.tensor(unit, dtype=torch.float32)), mirror).numpy()
         rows.append(in_view[:, [0]] * frames[:, 0] + in_view[:, [1]] * frames[:, 1])
     return np.stack([*rows, np.cross(rows[0], rows[1])], axis=1)

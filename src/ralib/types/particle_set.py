@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -129,8 +129,8 @@ class ParticleSet:
 
     Attributes
     ----------
-    images : ImageSource
-        Where the images are read from.
+    images : ImageSource or array (n, box, box)
+        Where the images are read from; an array is taken as an `ArraySource`.
     pixel_size_A : float | None, optional
         Pixel size of the stack, Angstrom; None where no file gives it.
     ctf : CtfParameters | None, optional
@@ -149,6 +149,11 @@ class ParticleSet:
         False for particles to leave out because numbers given for them are implausible; None for all.
     warnings : tuple of Notice, default ()
         What a user should know of the input.
+
+    Raises
+    ------
+    RalibError
+        If a table has another number of rows than there are images, or `images` are no images.
     """
 
     images: ImageSource
@@ -162,8 +167,34 @@ class ParticleSet:
     usable: np.ndarray | None = None
     warnings: tuple[Notice, ...] = ()
 
+    def __post_init__(self) -> None:
+        given: Any = self.images
+        if not hasattr(given, "read"):
+            object.__setattr__(self, "images", _array_source(given))
+        n = self.images.n_images
+        for name, rows in self._row_counts():
+            if rows != n:
+                raise RalibError(f"`{name}` has {rows} rows for {n} images: give one row an image, in their order")
+
+    def _row_counts(self) -> Iterator[tuple[str, int]]:
+        """Name and number of rows of each table that has one for each particle; no value is looked at."""
+        for name, table in (("ctf", self.ctf), ("poses", self.poses)):
+            if table is not None:
+                yield from ((f"{name}.{f.name}", _n_rows(getattr(table, f.name))) for f in fields(table))
+        for name in ("group", "pixel_sizes_A", "same_as", "usable"):
+            if (values := getattr(self, name)) is not None:
+                yield name, _n_rows(values)
+        of_particles = {k: len(t) for k, t in self.metadata.tables.items() if _lists_particles(t)}
+        if of_particles and self.images.n_images not in of_particles.values():  # other blocks may list images, too
+            name, rows = next(iter(of_particles.items()))
+            yield f"metadata.tables[{name!r}]", rows
+
     def __len__(self) -> int:
         return self.images.n_images
+
+    def __iter__(self) -> Iterator[ParticleSet]:
+        """Each particle as a set of one."""
+        return (self[i] for i in range(len(self)))
 
     @property
     def box(self) -> int:
@@ -222,6 +253,9 @@ class ParticleSet:
     ) -> ParticleSet:
         """Particles of a table such as `to_pandas` gives: sorted, filtered, its values changed.
 
+        Poses, CTF and pixel sizes are those of our columns (psi_deg, defocus_u_A ...); a writer fills RELION's columns
+        of the same meaning (rlnAnglePsi, rlnDefocusU ...) from them. A table that changes only RELION's is refused.
+
         Parameters
         ----------
         frame : DataFrame
@@ -238,7 +272,8 @@ class ParticleSet:
         Raises
         ------
         RalibError
-            For columns that nothing would keep, and for half a pose or CTF.
+            For columns that nothing would keep, for half a pose or CTF, and for a change of one of RELION's columns
+            that a writer fills from ours.
         """
         from ralib.interop import dataframes
 
@@ -252,13 +287,15 @@ class ParticleSet:
         if unknown := dataframes.unknown_columns(frame, table):
             raise RalibError(f"columns {', '.join(unknown)} mean nothing here: drop or rename them")
         if table is not None:
+            if why := dataframes.overruled(frame, base, table):
+                raise RalibError(why)
             kept = {k: dataframes.new_table(frame, t) if t is table else t for k, t in base.metadata.tables.items()}
             base = replace(base, metadata=replace(base.metadata, tables=kept))
         try:
             pose, ctf = (dataframes.arrays_of(frame, names) for names in (dataframes.POSE, dataframes.CTF))
         except KeyError as error:
             raise RalibError(str(error.args[0])) from error
-        return base._with_columns(pose, ctf, {n: frame[n].to_numpy() for n in dataframes.OTHER if n in frame.columns})
+        return base._with_columns(pose, ctf, {n: frame[n].to_numpy(copy=True) for n in dataframes.OTHER if n in frame})
 
     def _with_columns(
         self, pose: dict[str, np.ndarray] | None, ctf: dict[str, np.ndarray] | None, other: dict[str, np.ndarray]
@@ -336,16 +373,24 @@ class ParticleSet:
 
 def as_particles(particles: ParticleSet | np.ndarray | Tensor) -> ParticleSet:
     """Return a particle set of a set, or of images (n, m, m)."""
+    return particles if isinstance(particles, ParticleSet) else ParticleSet(_array_source(particles))
+
+
+def _array_source(particles: ParticleSet | np.ndarray | Tensor) -> ArraySource:
+    """Images (n, m, m) of any library as an image source, checked."""
     if isinstance(particles, ParticleSet):
-        return particles
+        raise RalibError("this is a ParticleSet already: change it with its method replace")
     if not isinstance(particles, Tensor | np.ndarray) and hasattr(particles, "__dlpack__"):  # of CuPy, JAX, ...
         particles = torch.from_dlpack(particles)
-    images = particles.detach().cpu().numpy() if isinstance(particles, Tensor) else np.asarray(particles)
+    if isinstance(particles, Tensor):  # NumPy has no bfloat16
+        particles = particles.detach().cpu()
+        particles = particles.float() if particles.dtype == torch.bfloat16 else particles
+    images = np.asarray(particles)
     if images.dtype.kind not in "biuf":
         raise RalibError(f"particles must be real numbers, not {images.dtype}")
     if images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise RalibError(f"particles must be square images (n, box, box), not an array of shape {images.shape}")
-    return ParticleSet(ArraySource(images))
+    return ArraySource(images)
 
 
 def chosen_rows(rows: Any, n: int) -> np.ndarray:
@@ -394,6 +439,17 @@ def _first_of(same_as: np.ndarray) -> np.ndarray | None:
 
 def _rows_of(table: Any, index: np.ndarray, n: int) -> Any:
     """Rows of a file's particle table, which has one a particle; all other tables stay whole."""
-    if hasattr(table, "iloc") and len(table) == n and "rlnImageName" in table.columns:
-        return table.iloc[index].reset_index(drop=True)
-    return table[index] if isinstance(table, np.ndarray) and len(table) == n else table
+    if not _lists_particles(table) or len(table) != n:
+        return table
+    return table[index] if isinstance(table, np.ndarray) else table.iloc[index].reset_index(drop=True)
+
+
+def _lists_particles(table: Any) -> bool:
+    """Whether a file's table can have a row for each particle: a .cs table, or a STAR block with rlnImageName."""
+    return isinstance(table, np.ndarray) or (hasattr(table, "iloc") and "rlnImageName" in table.columns)
+
+
+def _n_rows(values: Any) -> int:
+    """Rows of an array, tensor or list; 0 of a single number."""
+    shape = np.shape(values)
+    return int(shape[0]) if shape else 0

@@ -51,11 +51,11 @@ class Poses:
             The poses.
         """
         return cls(
-            psi_deg=torch.zeros(n, device=device),
-            origin_xy_px=torch.zeros(n, 2, device=device),
+            psi_deg=torch.zeros(n, dtype=torch.float32, device=device),
+            origin_xy_px=torch.zeros(n, 2, dtype=torch.float32, device=device),
             mirror=torch.zeros(n, dtype=torch.bool, device=device),
             class_index=torch.zeros(n, dtype=torch.int64, device=device),
-            score=torch.full((n,), float("nan"), device=device),
+            score=torch.full((n,), float("nan"), dtype=torch.float32, device=device),
         )
 
     @classmethod
