@@ -354,7 +354,9 @@ def test_images_that_are_no_images_are_left_out(small_set: tuple[ParticleSet, Si
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"n_classes": 0}, "at least 1"),
+        ({"n_classes": 0}, "give `n_classes` 1 or more, as a whole number"),
+        ({"n_classes": 2.0}, "as a whole number"),
+        ({"n_classes": 2, "seed": -1}, "give `seed` 0 or more"),
         ({"n_classes": 3, "balance": 1.5}, "between 0"),
         ({"n_classes": 3, "diameter_A": -1.0}, "above 0"),
         ({"n_classes": 300}, "too few"),

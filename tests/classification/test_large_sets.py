@@ -285,7 +285,7 @@ def in_groups(monkeypatch: pytest.MonkeyPatch, places: tuple[int, int] | None = 
     for module in (memory_plan, stored_spectra):
         monkeypatch.setattr(module, "BLOCK", 64)
     for module in (model, pose_search, class_kernels):
-        monkeypatch.setattr(module, "AT_ONCE", 300)
+        monkeypatch.setattr(module, "FITS_AT_ONCE", 300)
 
     def plan(n: int, n_samples: int, device: torch.device, *, half: bool, taken_bytes: int) -> SpectraPlan:
         if places is None or n != 400:  # those of which the diameter is measured

@@ -51,7 +51,7 @@ def work(out: Path, device: str) -> None:
     from ralib.runtime.distributed import ProcessGroup, join
 
     everyone, found = join(), {}
-    memory_plan.AT_ONCE = 128  # on a GPU one process then has chunks that are full and one that is not
+    memory_plan.PARTICLES_AT_ONCE = 128  # on a GPU one process then has chunks that are full and one that is not
     for size in SIZES:
         group = dist.new_group(list(range(size)), backend="gloo")
         sharding.on_gpu = lambda _, size=size: size == 2

@@ -53,7 +53,7 @@ def test_classifier_filtered_images_are_compared_no_further_and_it_says_so(
 ) -> None:
     found = Classifier(n_classes=4, seed=5, plan=SHORT).fit(filtered(particles))
     assert purity(found.poses_.class_index, simulator.truth.poses.class_index) > 0.95
-    assert any("hold nothing finer than" in line for line in found.result_.log)
+    assert any("hold next to nothing finer than" in line for line in found.result_.log)
     frc = found.class_averages_.frc
     assert frc is not None
     assert float(frc[:, int(48 * (CUT + 0.03)) :].abs().max()) == 0.0

@@ -387,11 +387,10 @@ def _typical_ctf(particles: ParticleSet, device: torch.device) -> Tensor | None:
     """Root mean square of the CTFs of the particles, ring by ring, in rfft2's layout."""
     if particles.ctf is None or particles.pixel_size_A is None:
         return None
-    box, sound = (
-        particles.box,
-        np.arange(len(particles)) if particles.usable is None else np.flatnonzero(particles.usable),
-    )
-    some = sound[np.linspace(0, len(sound) - 1, min(TYPICAL_OF, len(sound))).astype(np.int64)]
+    sound = np.arange(len(particles)) if particles.usable is None else np.flatnonzero(particles.usable)
+    if not len(sound):
+        return None
+    some, box = sound[np.linspace(0, len(sound) - 1, min(TYPICAL_OF, len(sound))).astype(np.int64)], particles.box
     power = ctf_2d(particles.ctf[some], box, particles.pixel_size_A, device=device).double().square().mean(0)
     return spread_rings((ring_sums(power) / ring_counts(box, power.device)).sqrt(), box).float()
 

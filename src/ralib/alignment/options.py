@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,27 +33,6 @@ def outer_radius_px(box: int, radius: float | None) -> float:
         Radius, pixels.
     """
     return float(box // 2 - 2 if radius is None or radius < 0 else radius)
-
-
-def check_whole_number(option: str, value: Any, least: int) -> None:
-    """Check an option that counts something, or seeds random numbers.
-
-    Parameters
-    ----------
-    option : str
-        Name of the option, for errors.
-    value : Any
-        Its value.
-    least : int
-        The smallest value allowed.
-
-    Raises
-    ------
-    RalibError
-        If it is not a whole number of at least `least`.
-    """
-    if not isinstance(value, Integral) or int(value) < least:
-        raise RalibError(f"{value!r} is out of range: give `{option}` {least} or more, as a whole number")
 
 
 def check_shifts(

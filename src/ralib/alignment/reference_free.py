@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ralib.alignment.aligner import Aligner, starting_poses
 from ralib.alignment.iteration import Alignment
-from ralib.alignment.options import check_shifts, check_whole_number
+from ralib.alignment.options import check_shifts
 from ralib.alignment.references import UserFunction
 from ralib.alignment.state import LoopState
 from ralib.conventions import wrap_deg
 from ralib.runtime.distributed import Ranks
-from ralib.types import ParticleSet, Poses, RalibError
+from ralib.types import ParticleSet, Poses, RalibError, check_whole_number
 
 AUTOMATIC_ITERATIONS = 10
 

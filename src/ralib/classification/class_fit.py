@@ -25,6 +25,7 @@ from ralib.images.masks import centre_distance, soft_disc
 from ralib.images.row_sums import row_sd
 from ralib.kernels.averages import ring_power
 from ralib.kernels.complex_numbers import squared
+from ralib.kernels.likelihood import SCALE_SD
 from ralib.kernels.threads import on_cores
 from ralib.runtime.chunks import gpu_chunks
 
@@ -169,7 +170,7 @@ def _of_rows(
     norm = (scale * power * powers[other, index]) @ band.T
     expected = (scale * power * typical) @ band.T
     # The cross term's variance is the norm with the references as they are, cross in units of the scale.
-    missing = (cross - norm) / torch.sqrt((norm / scale).clamp_min(1e-9) + (0.35 * norm).square())
+    missing = (cross - norm) / torch.sqrt((norm / scale).clamp_min(1e-9) + (SCALE_SD * norm).square())
     energy = torch.where(power > 1e-9, squared(data).sum(2) * grid.n_half / power.clamp_min(1e-9), 0.0) @ band.T
     share = cross / torch.sqrt((energy * norm / scale).clamp_min(1e-12))
     left = data - (scale * state.scale[rows])[:, None, None] * (power / grid.n_half)[..., None] * posed

@@ -20,10 +20,10 @@ from ralib.kernels.averages import ring_power
 from ralib.kernels.classes import best_poses, order_numbers, posed_orders
 from ralib.runtime.chunks import gpu_chunks, on_gpu, row_chunks
 
-TEMPLATE_STEPS = 0.75
-"""Of a step's memory, what the shifted templates of the classes scored at once take; they are copied on the way."""
+TEMPLATE_SHARE = 0.75
+"""Share of a step's memory for the shifted templates of the classes scored at once; they are copied once on the way."""
 
-MANY = 4096
+CPU_PARTICLES = 4096
 """Particles whose angular orders a CPU holds at once."""
 
 
@@ -100,16 +100,16 @@ def score_classes(
 
 
 def _classes_at_once(references: Tensor, shifts_xy_px: Tensor, mirror: bool, memory_bytes: float) -> int:
-    """Classes whose shifted templates, each in single precision, take at most TEMPLATE_STEPS times a step's memory."""
+    """Classes whose shifted templates, each in single precision, take at most TEMPLATE_SHARE times a step's memory."""
     _, rings, n_orders = references.shape
     each = 4.0 * n_orders * len(shifts_xy_px) * (4 if mirror else 2) * 2 * rings
-    return max(1, int(TEMPLATE_STEPS * memory_bytes / each))
+    return max(1, int(TEMPLATE_SHARE * memory_bytes / each))
 
 
 def _batch(templates: Tensor, n: int, memory_bytes: float) -> int:
     """Particles scored at once: on a GPU those whose cross spectra take a step's memory."""
     if not on_gpu(templates):
-        return MANY
+        return CPU_PARTICLES
     k, n_shifts, _, n_orders = templates.shape
     return min(max(16, int(memory_bytes / (4.0 * k * n_shifts * (4.0 * n_orders + 4.0)))), n)
 

@@ -27,7 +27,7 @@ from ralib.classification.typical_class import typical_power
 OUTLYING_SEEDS = 20
 """Initial particles among the poorly explained ones, at least: a tenth of them is then found nine times in ten."""
 
-OUTLYING_SHARE = 5
+POORLY_EXPLAINED_ONE_IN = 5
 """One in so many particles counts as poorly explained in the first exchange, half as many in every further one: first a
 view that shares a class with others is found, then one so rare that few of the many initial particles would show it."""
 
@@ -215,7 +215,7 @@ def outlying_classes(
     Tensor of shape (c, r, m)
         Angular orders of the masked averages.
     """
-    outlying = max(4 * count, model.shard.n // (OUTLYING_SHARE * 2**at.exchanged))
+    outlying = max(4 * count, model.shard.n // (POORLY_EXPLAINED_ONE_IN * 2**at.exchanged))
     rows = worst_fitting(model.particles.spectra, state, references, model.joins, outlying, model.shard)
     some, own = model.of(rows), model.shard.held(rows)
     plan = replace(plan, surplus=max(2 * plan.surplus, OUTLYING_SEEDS / count), thinning=0.6)

@@ -185,7 +185,7 @@ def findings(
     if extent.crowded:
         how += ", neighbours begin right behind"
     recorded_px = 1 / extent.recorded_per_px
-    filtered = f"the images hold nothing finer than {per_px * recorded_px:.3g} {unit} (they were filtered, or enlarged)"
+    filtered = f"the images hold next to nothing finer than {per_px * recorded_px:.3g} {unit} (filtered, or enlarged)"
     outliers = int(shard.count(whitened.outliers.found))
     share = 100 * outliers / len(particles)
     return [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ralib.classification.likelihood import ClassPoses, Spectra
-from ralib.classification.memory_plan import AT_ONCE, STEP_BYTES, samples_at_once
+from ralib.classification.memory_plan import PARTICLES_AT_ONCE, STEP_BYTES, samples_at_once
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.sharding import Shard, quantum_anchor
 from ralib.classification.stored_spectra import StoredSpectra
@@ -89,7 +89,7 @@ def sum_classes(
     n_orders: int,
     anchors: Tensor,
     memory_bytes: float = STEP_BYTES,
-    at_once: int = AT_ONCE,
+    at_once: int = PARTICLES_AT_ONCE,
 ) -> RingSums:
     """Add every particle of this rank to its candidate classes.
 
@@ -121,7 +121,7 @@ def sum_classes(
         From `sum_anchors`.
     memory_bytes : float, default STEP_BYTES
         Memory of a step.
-    at_once : int, default AT_ONCE
+    at_once : int, default PARTICLES_AT_ONCE
         Particles of a chunk on a GPU, at most.
 
     Returns

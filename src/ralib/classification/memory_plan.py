@@ -50,7 +50,7 @@ GROUP_SHARE = 0.25
 LEAST_BYTES = 3e7
 """A step that cannot allocate this much has nothing left to shrink."""
 
-AT_ONCE = 4096
+PARTICLES_AT_ONCE = 4096
 """Particles that are computed at once on a GPU, at most; see `particles_at_once`."""
 
 
@@ -210,7 +210,7 @@ def particles_at_once(n: int) -> int:
     int
         Number of particles of a chunk, a multiple of 128.
     """
-    return 128 * max(1, math.ceil(n / (128 * math.ceil(n / AT_ONCE)))) if n else 128
+    return 128 * max(1, math.ceil(n / (128 * math.ceil(n / PARTICLES_AT_ONCE)))) if n else 128
 
 
 def samples_at_once(grid: RingGrid, rings: int, most: int, memory_bytes: float) -> int:

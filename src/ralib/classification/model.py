@@ -19,6 +19,7 @@ from ralib.classification.state import State
 from ralib.classification.templates import disc_of_shifts
 from ralib.classification.whitening import WhitenedParticles
 from ralib.kernels import likelihood as kernels
+from ralib.kernels.likelihood import FITS_AT_ONCE
 from ralib.runtime.memory import within_memory
 
 T = TypeVar("T")
@@ -34,9 +35,6 @@ WINDOW = 0.1
 
 PICKED_WITHIN = 3.0
 """Standard deviations within which the search radius lies, before any origin is known."""
-
-AT_ONCE = 2**25
-"""Particles times classes that are computed at once: more are taken in parts."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ class Model:
         Model
             The model of them. Its shard is that of all particles, and not for sums over the part.
         """
-        for rows, spectra in self.particles.spectra.blocks(rings, AT_ONCE // n_classes, self.budget.group_bytes):
+        for rows, spectra in self.particles.spectra.blocks(rings, FITS_AT_ONCE // n_classes, self.budget.group_bytes):
             if len(spectra) == len(self.half) and isinstance(self.particles.spectra, Spectra):
                 yield rows, self
             else:

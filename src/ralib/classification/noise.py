@@ -15,7 +15,7 @@ import torch
 from ralib.classification.sharding import Shard
 
 POOL = 10.0
-"""A group's noise spectrum counts as many particles as it has, the average over all groups as this many."""
+"""Weight, in particles, of the mean spectrum of all groups when a group's own is pooled with it."""
 
 
 def noise_spectra(

@@ -10,7 +10,7 @@ from ralib.classification.schedule_settings import default_classes
 from ralib.classification.whitening import FINEST, LARGEST_RADIUS
 from ralib.io import for_computing
 from ralib.io.plausible import with_sound_poses
-from ralib.types import CtfState, ParticleSet, RalibError
+from ralib.types import CtfState, ParticleSet, RalibError, check_whole_number
 
 CTF_CHOICES = ("auto", "on", "off", "flipped")
 
@@ -64,8 +64,9 @@ class ClassificationOptions:
     seed: int = 1000
 
     def __post_init__(self) -> None:
-        if self.n_classes is not None and self.n_classes < 1:
-            raise RalibError(f"`n_classes` {self.n_classes}: ask for at least 1")
+        if self.n_classes is not None:
+            check_whole_number("n_classes", self.n_classes, 1)
+        check_whole_number("seed", self.seed, 0)
         if not 0 <= self.balance <= 1:
             raise RalibError(f"`balance` {self.balance:g} must lie between 0 (free) and 1 (equal)")
         if self.ctf not in CTF_CHOICES:

@@ -14,9 +14,10 @@ from torch import Tensor
 from ralib.classification.e_step import score_classes, score_fixed
 from ralib.classification.leave_one_out import SelfContribution, without_self
 from ralib.classification.likelihood import ClassPoses, Spectra, joined
-from ralib.classification.model import AT_ONCE, WIDE_STEP, Model
+from ralib.classification.model import WIDE_STEP, Model
 from ralib.classification.pose_refinement import refine_candidates, without_last
 from ralib.classification.state import IterationSettings, State
+from ralib.kernels.likelihood import FITS_AT_ONCE
 
 SHORTLIST = 16
 """Classes a particle of which the poses are kept where particles are taken in parts; the fits of all are."""
@@ -123,7 +124,7 @@ def fit_classes(model: Model, references: Tensor, state: State, step: IterationS
         own = state.part(rows)
         found = _searched(part, references, own, step)
         fit = part.fit(found, own)
-        if part is model and model.shard.n * k <= AT_ONCE:  # whatever this rank's share of them is
+        if part is model and model.shard.n * k <= FITS_AT_ONCE:  # whatever this rank's share of them is
             return SearchResult(fit, found)
         index = fit.topk(min(SHORTLIST, k), dim=1).indices.sort(dim=1).values
         fits.append(fit)

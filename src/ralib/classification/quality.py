@@ -49,7 +49,7 @@ GOOD = "good: detailed, reproducible, well centred"
 GOOD_BUT_ROUND = "good, but round: detailed, reproducible, well centred; its views and rotations are uncertain"
 
 LITTLE_DETAIL = 0.5
-"""Share of the median class's fine detail below which a class is told to have little. The best class is no measure: one
+"""Share of the median class's fine detail below which a class is said to have little. The best class is no measure: one
 view along a long axis has four to ten times the detail of others that are as well told apart."""
 
 MOST = 0.9

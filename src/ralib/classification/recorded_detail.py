@@ -1,7 +1,7 @@
 """The finest detail that images hold: those that were low-pass filtered, or enlarged, hold nothing beyond a frequency.
 
 There the whitened rings would show only what a particle's disc lets through of its coarse detail, which both halves
-have in common, with another CTF than the ring's.
+have in common, with another CTF than the ring's. Images without noise end where their signal has faded.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ralib.kernels.classes import ring_crosses as posed_ring_crosses
 from ralib.runtime.chunks import gpu_chunks
 
 LEAST_NOISE = 0.02
-"""Of a ring's power: what is noise, at least."""
+"""Smallest share of a ring's power that counts as noise."""
 
 
 def noise_ratio(model: Model, state: State) -> Tensor:

@@ -306,18 +306,18 @@ class ClassificationSchedule:
         if at.sharpened > 0:
             at.rings = self._grown(state, at.rings)
         few = too_small(self.model, state) if at.sharpened < plan.final - 1 else []
-        step, references = self._refilled(state, few) if few else (state, self.model.references(state, at.rings))
+        begun, references = self._refilled(state, few) if few else (state, self.model.references(state, at.rings))
         settings = IterationSettings(
             at.rings,
             plan.temperatures[1],
             wide=at.sharpened == 0 and plan.wide > 0,
             newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
         )
-        step = (iterate_centred if at.sharpened < 3 else iterate)(self.model, references, step, settings)
+        after = (iterate_centred if at.sharpened < 3 else iterate)(self.model, references, begun, settings)
         least = self._objective(state) - TOLERANCE * abs(self._objective(state))
         # The first two iterations differ in how far they search: their fits are not to be compared.
-        if few or before.sharpened < 2 or self._objective(step) >= least:
-            return step
+        if few or before.sharpened < 2 or self._objective(after) >= least:
+            return after
         self.log.append(f"sharpening ended after {before.sharpened} iterations: particles fitted worse in the next")
         at.rings, at.sharpened = before.rings, plan.final
         return state

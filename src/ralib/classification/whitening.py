@@ -41,6 +41,9 @@ MASK_EDGE_PX = 4.0
 LARGEST_RADIUS = 0.42
 """The mask's largest radius as a fraction of the box: beyond it there would be no background left."""
 
+FINEST_IN_WORK_BOX = 0.36
+"""Frequency of the finest ring in the working box, cycles per working pixel: interpolation needs what is left."""
+
 FINEST = 0.45
 """The finest detail compared, cycles per pixel: what interpolation leaves alone."""
 
@@ -241,7 +244,7 @@ def whiten_particles(
     if most_detail is not None:
         beyond = (most_detail[1] + 1) * ring_spacing(box / 2 - 1, mask_radius + MASK_EDGE_PX)
         limit = min(limit, most_detail[0] / (2 * particle_radius) + beyond)
-    work_box = min(box, 2 * math.ceil(box * limit / 0.36 / 2))
+    work_box = min(box, 2 * math.ceil(box * limit / FINEST_IN_WORK_BOX / 2))
     scale = work_box / box
     grid = _ring_grid(work_box, mask_radius * scale, limit / scale, device)
     n_samples, taken_bytes = grid.n_rings * grid.n_half, batches.coming_bytes

@@ -1,5 +1,6 @@
 """The data types that all folders share: poses, CTF parameters, particle sets, class averages, results, errors."""
 
+from ralib.types.checks import check_whole_number
 from ralib.types.ctf import (
     CtfCorrection,
     CtfParameters,
@@ -43,5 +44,6 @@ __all__ = [
     "RalibError",
     "RunResult",
     "as_particles",
+    "check_whole_number",
     "chosen_rows",
 ]

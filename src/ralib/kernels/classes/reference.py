@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ralib.conventions import mirror_x, rotate_xy
-from ralib.kernels.likelihood.reference import AT_ONCE
+from ralib.kernels.likelihood.reference import FITS_AT_ONCE
 from ralib.kernels.pose_search.reference import angle_deg, angular_tables, rotational_max
 
 AddUp = Callable[[Tensor], Tensor]
@@ -630,7 +630,7 @@ def class_prices(fit: Tensor, rule: PriceRule, add_up: AddUp) -> Tensor:
     price = before = torch.zeros(k, device=fit.device)
     for of_map, of_price, of_before in rule.steps:
         members = torch.zeros(k, dtype=torch.float64, device=fit.device)
-        for part in fit.split(max(1, AT_ONCE // k)):
+        for part in fit.split(max(1, FITS_AT_ONCE // k)):
             posterior = torch.softmax((part + price) / rule.temperature, dim=1)
             # As multiples of 2^-23, which they are once 1 was added, probabilities add up exactly in any order.
             members += posterior.add_(1.0).sub_(1.0).sum(0, dtype=torch.float64)

@@ -8,10 +8,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from ralib.kernels import implementation
-from ralib.kernels.likelihood.reference import AT_ONCE, AverageNoise, OwnNoise, SharingRule, class_posterior
+from ralib.kernels.likelihood.reference import (
+    FITS_AT_ONCE,
+    SCALE_SD,
+    AverageNoise,
+    OwnNoise,
+    SharingRule,
+    class_posterior,
+)
 
 __all__ = [
-    "AT_ONCE",
+    "FITS_AT_ONCE",
+    "SCALE_SD",
     "AverageNoise",
     "OwnNoise",
     "SharingRule",

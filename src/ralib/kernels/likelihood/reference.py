@@ -23,8 +23,8 @@ SCALE_SD = 0.35
 ANYWHERE = 0.01
 """Share of the particles that may lie anywhere in the searched disc: bad picks, and junk."""
 
-AT_ONCE = 2**25
-"""Fits of which responsibilities are computed at once."""
+FITS_AT_ONCE = 2**25
+"""Particles times classes that are computed at once: more are taken in parts."""
 
 
 def log_likelihood(cross: Tensor, norm: Tensor, mean_scale: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def best_classes(
     Tensor of shape (c, n)
         Columns of `among`, or classes.
     """
-    rows = max(1, AT_ONCE // fit.shape[1])
+    rows = max(1, FITS_AT_ONCE // fit.shape[1])
     weights, columns = [], []
     for first in range(0, max(1, len(fit)), rows):
         posterior = class_posterior(fit[first : first + rows], price, rule.temperature)
