@@ -105,3 +105,9 @@ def test_classifier_dark_protein_is_told(images: np.ndarray, sign: int) -> None:
     found = Classifier(n_classes=3, seed=1, plan=SHORT).fit(sign * images)
     told = [w for w in found.warnings_ if w.what.startswith("protein is dark in these images")]
     assert len(told) == (sign < 0)
+
+
+def test_classifier_greys_too_small_for_single_precision_are_refused(images: np.ndarray) -> None:
+    with pytest.raises(RalibError, match="0 of 180 images can be used"):
+        Classifier(n_classes=3, seed=1, plan=SHORT).fit(images * np.float32(1e-30))
+    assert Classifier(n_classes=3, seed=1, plan=SHORT).fit(images * np.float32(1e-12)).result_.bad_particles == []

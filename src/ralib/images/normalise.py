@@ -15,9 +15,12 @@ LARGE_OFFSET_SD = 3.0
 """Mean over standard deviation of an image above which the mean is taken off before anything is computed: no image with
 a normalised background has so much."""
 
-
 LARGEST_PIXEL = 1e15
 """Beyond this, squares summed over an image leave single precision; no camera counts so many electrons."""
+
+
+LEAST_RANGE = 1e-18
+"""Range of an image's pixels below which their squares are nothing in single precision."""
 
 
 def finite_images(images: Float[Tensor, "b n n"]) -> Bool[Tensor, " b"]:
@@ -37,7 +40,7 @@ def finite_images(images: Float[Tensor, "b n n"]) -> Bool[Tensor, " b"]:
 
 
 def usable_images(images: Float[Tensor, "b n n"]) -> Bool[Tensor, " b"]:
-    """Return which images are finite (see `finite_images`) and not constant.
+    """Return which images are finite (see `finite_images`) and not constant, as far as single precision tells.
 
     Parameters
     ----------
@@ -49,7 +52,8 @@ def usable_images(images: Float[Tensor, "b n n"]) -> Bool[Tensor, " b"]:
     Tensor of shape (b,)
         True for those.
     """
-    return finite_images(images) & (images.flatten(1).amax(1) > images.flatten(1).amin(1))
+    flat = images.flatten(1)
+    return finite_images(images) & (flat.amax(1) - flat.amin(1) > LEAST_RANGE)
 
 
 def normalise_background(images: Float[Tensor, "b n n"], radius_px: float | None = None) -> Float[Tensor, "b n n"]:
