@@ -98,6 +98,8 @@ def test_classifier_fit_that_fails_leaves_what_was_fitted(images: np.ndarray) ->
         fitted.set_params(n_classes=12).fit(0 * images)
     assert fitted.n_classes_ == 3
     assert np.array_equal(fitted.predict(images), before)
+    with pytest.raises(RalibError, match="no particles"):
+        fitted.predict(images[:0])
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -428,3 +428,15 @@ def test_cryosparc_scores_of_another_length_are_refused(tmp_path: Path) -> None:
     particles, _ = three_classes(tmp_path)
     with pytest.raises(RalibError, match=r"`scores`: fit has shape \(5,\) for 6 particles"):
         write_particles_cs(tmp_path / "p.cs", particles, scores={"fit": np.zeros(5)})
+
+
+def test_cryosparc_groups_that_a_star_file_names_are_no_micrographs(tmp_path: Path) -> None:
+    """A STAR file of particles whose micrographs are not known names their groups; a .cs file gets no such path."""
+    write_mrcs(tmp_path / "stack.mrcs", np.random.default_rng(0).normal(size=(4, 16, 16)).astype(np.float32), 2.0)
+    particles = open_particles(tmp_path / "stack.mrcs").replace(group=np.array([0, 0, 1, 1]))
+    write_particles_star(tmp_path / "by.star", particles)
+    by = open_particles(tmp_path / "by.star")
+    assert by.group is not None
+    assert by.group.tolist() == [0, 0, 1, 1]
+    write_particles_cs(tmp_path / "out.cs", by)
+    assert "location/micrograph_path" not in (load_cs(tmp_path / "out.cs").dtype.names or ())

@@ -276,6 +276,8 @@ class Classifier(ClusterEstimator):
             return self._predicted(as_particles(particles))
 
     def _predicted(self, particles: ParticleSet) -> Poses:
+        if len(particles) == 0:
+            raise RalibError("the stack holds no particles: nothing to assign")
         self.fitted_.check(particles, self._options.ctf_mode(particles))
         particles = self._options.checked(particles)
         shard = Shard.of_all(len(particles), self.ranks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,35 @@ def _ctf_beside_images(particles: ParticleSet) -> bool:
     """Whether the CTF is in the particle file alone, not in headers of the image files."""
     files = (file_references(particles.images) or ([], None, None))[0]
     return particles.ctf is not None and not all(file.suffix.lower() in EMAN_SUFFIXES for file in files)
+
+
+def group_name(number: int) -> str:
+    """Return the name by which particles of one group stand in a STAR file that knows no micrographs.
+
+    Parameters
+    ----------
+    number : int
+        Number of the group, from 1.
+
+    Returns
+    -------
+    str
+        The name.
+    """
+    return f"group{number:06d}.mrc"
+
+
+def are_group_names(names: Sequence[str]) -> bool:
+    """Return whether micrographs' names are all those of `group_name`, and none is a file's.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names.
+
+    Returns
+    -------
+    bool
+        True also where there are none.
+    """
+    return all(re.fullmatch(r"group\d{6,}\.mrc", name) for name in names)

@@ -19,7 +19,7 @@ import torch
 
 from ralib import conventions
 from ralib.io.atomic import PathLike, atomic_path
-from ralib.io.carried import column_numbers, star_table
+from ralib.io.carried import are_group_names, column_numbers, star_table
 from ralib.io.cryosparc import STATE_FIELD, _ctf, poses_of
 from ralib.io.cryosparc_table import image_paths
 from ralib.io.npy import doubles
@@ -310,8 +310,9 @@ def _with_star_columns(rows: np.ndarray, particles: ParticleSet) -> np.ndarray:
     table = star_table(particles)
     if table is None:
         return rows
-    if "rlnMicrographName" in table.columns:
-        names = [str(name).encode("utf-8", ERRORS) for name in table["rlnMicrographName"].tolist()]
+    micrographs = [str(name) for name in table.get("rlnMicrographName", [])]
+    if not are_group_names(micrographs):
+        names = [name.encode("utf-8", ERRORS) for name in micrographs]
         rows = _with_fields(rows, [(MICROGRAPH.removeprefix(PREFIX), f"S{max(1, *map(len, names))}")])
         rows[MICROGRAPH.removeprefix(PREFIX)] = names
     group, scale = column_numbers(table, "rlnOpticsGroup"), column_numbers(table, "rlnCtfScalefactor")

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ralib import conventions
 from ralib.io.atomic import PathLike
+from ralib.io.carried import group_name
 from ralib.io.cryosparc_table import image_paths
 from ralib.io.cryosparc_write import FIELDS_BLOCK, MICROGRAPH, class_count, half_sets, one_a_particle, star_columns
 from ralib.io.paths import name_for_project
@@ -141,7 +142,7 @@ def particle_tables(
     names = image_names or _image_names(particles, old, project, star)
     columns: dict[str, Any] = {"rlnImageName": text_column(names)}
     if particles.group is not None and "rlnMicrographName" not in table.columns:
-        columns["rlnMicrographName"] = [f"group{g + 1:06d}.mrc" for g in particles.group.tolist()]
+        columns["rlnMicrographName"] = [group_name(g + 1) for g in particles.group.tolist()]
     if particles.ctf is not None:
         own = {c: name for c, name in SHARED.items() if c in table.columns and "optics" in kept}
         columns |= {c: getattr(particles.ctf, name) for c, name in (_OWN | own).items()}
