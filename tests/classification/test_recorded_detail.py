@@ -69,3 +69,5 @@ def test_classifier_amplitude_contrast_of_zero_does_not_mislead(particles: Parti
     assert found.result_.diameter_A == pytest.approx(usual.result_.diameter_A, rel=0.15)
     assert any("amplitude contrast of 0, as 400 particles have it" in w.what for w in found.warnings_)
     assert not any("amplitude contrast" in w.what for w in usual.warnings_)
+    without = Classifier(n_classes=4, seed=5, plan=SHORT, ctf="off").fit(particles.replace(ctf=none))
+    assert not any("amplitude contrast" in w.what for w in without.warnings_)

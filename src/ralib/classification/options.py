@@ -26,16 +26,19 @@ def usual_search_px(box: int) -> float:
 def with_least_amplitude_contrast(particles: ParticleSet) -> ParticleSet:
     """Return particles whose CTF lets some of the coarsest detail through.
 
-    With an amplitude contrast of 0 it lets nothing through there. Averages would divide by that: noise, or what images
-    do hold where the file says less than is true.
+    With an amplitude contrast of 0, and no phase shift, it lets nothing through there. Averages would divide by that:
+    noise, or what images do hold where the file says less than is true.
     """
-    ctf = particles.ctf
-    if ctf is None or not (low := ctf.amplitude_contrast < LEAST_AMPLITUDE_CONTRAST).any():
+    if (ctf := particles.ctf) is None:
         return particles
-    least = replace(ctf, amplitude_contrast=np.maximum(ctf.amplitude_contrast, LEAST_AMPLITUDE_CONTRAST))
-    return particles.replace(ctf=least).warned(
-        f"an amplitude contrast of {ctf.amplitude_contrast.min():g}, as {low.sum()} particles have it, is taken as "
-        f"{LEAST_AMPLITUDE_CONTRAST:g}: the CTF would let none of the coarsest detail through",
+    shifted = np.abs(np.sin(np.deg2rad(ctf.phase_shift_deg))) > LEAST_AMPLITUDE_CONTRAST
+    low = (ctf.amplitude_contrast < LEAST_AMPLITUDE_CONTRAST) & ~shifted
+    if not low.any():
+        return particles
+    least = np.where(low, LEAST_AMPLITUDE_CONTRAST, ctf.amplitude_contrast)
+    return particles.replace(ctf=replace(ctf, amplitude_contrast=least)).warned(
+        f"an amplitude contrast of {ctf.amplitude_contrast[low].min():g}, as {low.sum()} particles have it, is taken "
+        f"as {LEAST_AMPLITUDE_CONTRAST:g}: the CTF would let none of the coarsest detail through",
         "CTF",
         "correct it in the file: 0.07 to 0.1 is usual in ice",
     )
@@ -138,7 +141,9 @@ class ClassificationOptions:
             flipped = np.maximum(particles.ctf.state, CtfState.PHASE_FLIPPED)
             particles = particles.replace(ctf=particles.ctf.with_state(flipped))
         particles = for_computing(particles, ctf=self.ctf_mode(particles) == "on")
-        return self._within_limits(with_least_amplitude_contrast(particles))
+        if self.ctf_mode(particles) == "on":
+            particles = with_least_amplitude_contrast(particles)
+        return self._within_limits(particles)
 
     def ctf_mode(self, particles: ParticleSet) -> str:
         """Return whether the CTF of these particles is corrected.
