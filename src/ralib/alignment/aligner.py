@@ -218,7 +218,7 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
     if run.particles.usable is not None:  # those are in the input's warnings
         bad = [i for i in bad if run.particles.usable[i]]
     if bad:
-        shown = ", ".join(str(i + 1) for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
+        shown = _few([i + 1 for i in bad], 10)
         warnings.append(
             Notice(
                 what=f"{len(bad)} images are not finite or constant and were left out: {shown}",
@@ -249,6 +249,6 @@ def closing_warnings(run: Alignment, state: LoopState, bad: list[int]) -> list[N
     return warnings
 
 
-def _few(numbers: list[int]) -> str:
-    """The first of some class numbers."""
-    return ", ".join(map(str, numbers[:20])) + (" ..." if len(numbers) > 20 else "")
+def _few(numbers: list[int], at_most: int = 20) -> str:
+    """The first of some numbers."""
+    return ", ".join(map(str, numbers[:at_most])) + (" ..." if len(numbers) > at_most else "")

@@ -32,6 +32,7 @@ from ralib.classes.kernels_ahead import average_calls
 from ralib.images.ctf import ctf_2d
 from ralib.images.fourier import filter_images, ring_counts, ring_sums, spread_rings
 from ralib.io import for_computing
+from ralib.io.selections import spread_rows
 from ralib.kernels.threads import one_thread
 from ralib.particles.batches import Batch, ParticleBatches, usual_batch_size
 from ralib.results.observer import IterationDone, Observer, SilentObserver
@@ -390,7 +391,7 @@ def _typical_ctf(particles: ParticleSet, device: torch.device) -> Tensor | None:
     sound = np.arange(len(particles)) if particles.usable is None else np.flatnonzero(particles.usable)
     if not len(sound):
         return None
-    some, box = sound[np.linspace(0, len(sound) - 1, min(TYPICAL_OF, len(sound))).astype(np.int64)], particles.box
+    some, box = sound[spread_rows(len(sound), TYPICAL_OF)], particles.box
     power = ctf_2d(particles.ctf[some], box, particles.pixel_size_A, device=device).double().square().mean(0)
     return spread_rings((ring_sums(power) / ring_counts(box, power.device)).sqrt(), box).float()
 

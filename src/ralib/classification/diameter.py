@@ -18,19 +18,17 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ralib import io
 from ralib.classification.initialisation import initialize_from_particles
 from ralib.classification.memory_plan import Budget
 from ralib.classification.model import Model
 from ralib.classification.particle_extent import ParticleExtent
-from ralib.classification.recorded_detail import recorded_per_px, spread_rows
+from ralib.classification.recorded_detail import recorded_per_px, spread_batches
 from ralib.classification.ring_grid import RingGrid
 from ralib.classification.schedule_settings import ScheduleSettings
 from ralib.classification.sharding import Shard
 from ralib.classification.typical_class import weighted_median
 from ralib.classification.whitening import LARGEST_RADIUS, MASK_MARGIN, WhitenedParticles, whiten_particles
 from ralib.images.masks import centre_distance
-from ralib.particles.batches import ParticleBatches
 from ralib.types import ParticleSet
 
 PARTICLES, CLASSES = 1000, 6
@@ -98,11 +96,9 @@ def measure_radius(
     ParticleExtent
         The radius, and the finest detail that the images hold.
     """
-    few = io.take(particles, spread_rows(len(particles), at_most))
-    batches = ParticleBatches(
-        few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box, turned_often=False
-    )
-    n_classes, recorded = max(1, min(CLASSES, len(few) // 20)), recorded_per_px(few, device)
+    batches = spread_batches(particles, at_most, device)
+    few = batches.particles
+    n_classes, recorded = max(1, min(CLASSES, len(few) // 20)), recorded_per_px(batches)
     measured = ParticleExtent.of_mask(USUAL_RADIUS * few.box)
     for _ in range(2):
         mask_px = measured.mask_radius_px

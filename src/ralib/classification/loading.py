@@ -11,7 +11,7 @@ from ralib.classification.diameter import measure_radius
 from ralib.classification.memory_plan import Budget
 from ralib.classification.options import ClassificationOptions
 from ralib.classification.particle_extent import ParticleExtent
-from ralib.classification.recorded_detail import recorded_per_px
+from ralib.classification.recorded_detail import LOOKED_AT, recorded_per_px, spread_batches
 from ralib.classification.sharding import Shard
 from ralib.classification.whitening import WhitenedParticles
 from ralib.particles.batches import RESIDENT_SHARE, ParticleBatches, usual_batch_size
@@ -96,7 +96,7 @@ def particle_extent(
     """
     if options.diameter_A:
         asked = ParticleExtent.of_mask(options.diameter_A / (particles.pixel_size_A or 1.0) / 2)
-        found = replace(asked, recorded_per_px=recorded_per_px(particles, device))
+        found = replace(asked, recorded_per_px=recorded_per_px(spread_batches(particles, LOOKED_AT, device)))
     else:
         found = measure_radius(
             particles,

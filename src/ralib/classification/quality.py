@@ -52,7 +52,7 @@ LITTLE_DETAIL = 0.5
 """Share of the median class's fine detail below which a class is said to have little. The best class is no measure: one
 view along a long axis has four to ten times the detail of others that are as well told apart."""
 
-MOST = 0.9
+DARK_SHARE = 0.9
 """Share of the members of dark classes from which on protein is told to be dark."""
 
 FEW_MEMBERS = 10
@@ -156,15 +156,13 @@ def _darker_than_background(averages: ClassAverages, radius_px: float) -> Tensor
 
 def _dark_protein(rows: list[dict[str, Any]], dark: list[bool]) -> list[Notice]:
     """The notice that protein is dark in these images, by their classes of particles."""
-    of = sum(row["members"] for row in rows if row["junk"] <= 0.5)
-    if (
-        sum(row["members"] for row, is_dark in zip(rows, dark, strict=True) if is_dark and row["junk"] <= 0.5)
-        < MOST * of
-    ):
+    of_particles = [(row["members"], is_dark) for row, is_dark in zip(rows, dark, strict=True) if row["junk"] <= 0.5]
+    members = sum(n for n, _ in of_particles)
+    if members == 0 or sum(n for n, is_dark in of_particles if is_dark) < DARK_SHARE * members:
         return []
     what = "protein is dark in these images: nearly all class averages are darker than their background"
     remedy = "classes and poses hold; 'ralib prepare --invert' makes protein bright, as RELION and cryoSPARC have it"
-    return [Notice(what=what, where="contrast", remedy=remedy)] if of else []
+    return [Notice(what=what, where="contrast", remedy=remedy)]
 
 
 def _rows(

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from ralib.images.fourier import ring_index
-from ralib.io import take
+from ralib.io.selections import spread_rows, take
+from ralib.kernels.complex_numbers import squared
 from ralib.particles.batches import ParticleBatches
 from ralib.types import ParticleSet
 
 LOOKED_AT = 500
-"""Images whose power is averaged, at most, spread evenly over the set."""
+"""Images whose power is averaged, where no others are looked at."""
 
 NOTHING = 3e-3
 """Power of a ring, over that of the strongest one, below which it holds nothing. The noise of real detectors falls to
@@ -25,47 +26,47 @@ COARSEST = 3
 """Rings that are no measure of the others' power: ice and carbon are a hundred times stronger there."""
 
 
-def recorded_per_px(particles: ParticleSet, device: torch.device) -> float:
-    """Return the frequency beyond which images hold nothing.
+def spread_batches(particles: ParticleSet, at_most: int, device: torch.device) -> ParticleBatches:
+    """Return some of the particles, spread evenly over the set, to be looked at before all are read.
 
     Parameters
     ----------
     particles : ParticleSet
-        The particles.
+        All particles.
+    at_most : int
+        How many are taken, at most.
     device : torch.device
         Where to compute.
+
+    Returns
+    -------
+    ParticleBatches
+        Those particles.
+    """
+    few = take(particles, spread_rows(len(particles), at_most))
+    return ParticleBatches(
+        few, range(len(few)), batch_size=1024, device=device, background_radius=0.45 * few.box, turned_often=False
+    )
+
+
+def recorded_per_px(batches: ParticleBatches) -> float:
+    """Return the frequency beyond which images hold nothing.
+
+    Parameters
+    ----------
+    batches : ParticleBatches
+        Some of the particles.
 
     Returns
     -------
     float
         Cycles per pixel; 0.5 where they hold all detail, or are no images at all.
     """
-    few, box = take(particles, spread_rows(len(particles), LOOKED_AT)), particles.box
-    batches = ParticleBatches(
-        few, range(len(few)), batch_size=LOOKED_AT, device=device, background_radius=0.45 * box, resident_bytes=0
-    )
-    power = torch.zeros(box, box // 2 + 1, dtype=torch.float64, device=device)
+    box = batches.particles.box
+    power = torch.zeros(box, box // 2 + 1, dtype=torch.float64, device=batches.device)
     for batch in batches:
-        power += torch.fft.rfft2(batch.images).abs().double().square().sum(0)
+        power += squared(torch.fft.rfft2(batch.images)).sum(0, dtype=torch.float64)
     return _last_frequency(power.cpu().numpy())
-
-
-def spread_rows(n: int, at_most: int) -> np.ndarray:
-    """Return the numbers of particles spread evenly over a set.
-
-    Parameters
-    ----------
-    n : int
-        Number of all particles.
-    at_most : int
-        How many are taken, at most.
-
-    Returns
-    -------
-    ndarray of shape (m,)
-        Numbers, ascending.
-    """
-    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64))
 
 
 def _last_frequency(power: np.ndarray) -> float:

@@ -314,13 +314,17 @@ class ClassificationSchedule:
             newton=2 if at.sharpened in (0, plan.final - 1, plan.final) else 1,
         )
         after = (iterate_centred if at.sharpened < 3 else iterate)(self.model, references, begun, settings)
-        least = self._objective(state) - TOLERANCE * abs(self._objective(state))
         # The first two iterations differ in how far they search: their fits are not to be compared.
-        if few or before.sharpened < 2 or self._objective(after) >= least:
+        if few or before.sharpened < 2 or self._no_worse(after, state):
             return after
         self.log.append(f"sharpening ended after {before.sharpened} iterations: particles fitted worse in the next")
         at.rings, at.sharpened = before.rings, plan.final
         return state
+
+    def _no_worse(self, after: State, before: State) -> bool:
+        """Whether particles fit as well as before, within TOLERANCE."""
+        fit = self._objective(before)
+        return self._objective(after) >= fit - TOLERANCE * abs(fit)
 
     def _refilled(self, state: State, few: list[int]) -> tuple[State, Tensor]:
         """References of all classes where those of `few` members begin anew with halves of the largest."""

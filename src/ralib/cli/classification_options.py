@@ -109,6 +109,12 @@ class ClassificationSettings(Settings):
         if self.quick and self.thorough:
             raise RalibError("--quick and --thorough contradict each other: give one of them")
 
+    def search_range_px(self, box: int) -> float | None:
+        """How far shifts are searched, where they are."""
+        from ralib.classification.options import usual_search_px
+
+        return None if self.skip_align else self.search or usual_search_px(box)
+
     @property
     def plan(self) -> ScheduleSettings:
         """The schedule's numbers."""

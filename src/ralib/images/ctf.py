@@ -167,6 +167,32 @@ def correct_ctf(
     return apply_ctf(images, matched_filter(params, ctf))
 
 
+def flipped_and_matched(
+    images: Float[Tensor, "b n n"], params: CtfParameters, pixel_size_A: float
+) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+    """Return both results of `correct_ctf`, with their noise as it was taken, by one evaluation of the CTF.
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, n, n)
+        Images in any `CtfState`.
+    params : CtfParameters
+        Their CTF parameters, with the state.
+    pixel_size_A : float
+        Pixel size, Angstrom.
+
+    Returns
+    -------
+    Tensor of shape (b, n, n)
+        Images with flipped phases.
+    Tensor of shape (b, n, n)
+        Images to which their CTF is applied once in all.
+    """
+    ctf = ctf_2d(params, images.shape[-1], pixel_size_A, device=images.device)
+    images = scale_to_noise_as_taken(images, params, ctf)
+    return phase_flip(images, remaining_flip(params, ctf)), apply_ctf(images, matched_filter(params, ctf))
+
+
 def scale_to_noise_as_taken(
     images: Float[Tensor, "b n n"], params: CtfParameters, ctf: Float[Tensor, "b n m"]
 ) -> Float[Tensor, "b n n"]:

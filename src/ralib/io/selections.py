@@ -67,6 +67,24 @@ def _too_close(place_A: np.ndarray, rows: np.ndarray, distance_A: float) -> list
     return [int(rows[i]) for i in gone]
 
 
+def spread_rows(n: int, at_most: int) -> np.ndarray:
+    """Return the numbers of particles spread evenly over a set.
+
+    Parameters
+    ----------
+    n : int
+        Number of all particles.
+    at_most : int
+        How many are taken, at most.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Numbers, ascending.
+    """
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64))
+
+
 def take(particles: ParticleSet, index: np.ndarray) -> ParticleSet:
     """Select particles: images, CTF, poses, groups and the rows of their file's tables.
 

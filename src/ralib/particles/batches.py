@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralib.images.ctf import correct_ctf
+from ralib.images.ctf import correct_ctf, flipped_and_matched
 from ralib.images.normalise import normalise_background, usable_images
 from ralib.kernels import Samples, interpolation_samples
 from ralib.particles.prefetch import Loaded, Loader
@@ -143,7 +143,7 @@ class ParticleBatches:
         self.bad: set[int] = set()
         self.background_radius = background_radius
         self._budget = int(RESIDENT_SHARE * free_memory(device)) if resident_bytes is None else resident_bytes
-        ways = _ways(len(rows), particles.box, matched=ctf == "wiener")
+        self._ways = ways = _ways(len(rows), particles.box, matched=ctf == "wiener")
         # In half precision also some of them may stay.
         enough = ways | {"half": ways["half"] // 4}
         if not turned_often:
@@ -220,15 +220,14 @@ class ParticleBatches:
         """Device memory that batches still to be read will occupy."""
         if self.resident == "none":
             return 0
-        ways = _ways(len(self.rows), self.particles.box, matched=self.ctf == "wiener")
-        whole = min(ways[self.resident], self._budget)
+        whole = min(self._ways[self.resident], self._budget)
         return whole * (len(self) - len(self._kept)) // len(self)
 
     def _fits(self, batch: Batch) -> bool:
         """Whether one more batch fits."""
         if self.resident in ("samples", "single"):
             return True  # planned for all of them
-        half_bytes = (4 if self.ctf == "wiener" else 2) * self.particles.box**2
+        half_bytes = self._ways["half"] // len(self.rows)
         kept = sum(len(b.index) for b in self._kept.values())
         return self.resident == "half" and half_bytes * (kept + len(batch.index)) <= self._budget
 
@@ -259,13 +258,12 @@ class ParticleBatches:
         if not bool(usable.all()):
             self._note_bad(block[~usable.cpu().numpy()])
         if self.ctf != "off" and self.particles.ctf is not None and self.particles.pixel_size_A is not None:
-            own, size_A, both = self.particles.ctf[block], self.particles.pixel_size_A, self.ctf == "wiener"
-            corrected = partial(correct_ctf, images, own, size_A, noise_as_taken=True)
+            given = images, self.particles.ctf[block], self.particles.pixel_size_A
             unusable = ~usable[:, None, None]  # and a CTF that cannot be meant is not finite
-            images, matched = (
-                corrected(phases_only=True).masked_fill(unusable, 0.0),
-                corrected(phases_only=False).masked_fill(unusable, 0.0) if both else None,
-            )
+            if self.ctf == "wiener":
+                images, matched = (way.masked_fill(unusable, 0.0) for way in flipped_and_matched(*given))
+            else:
+                images = correct_ctf(*given, phases_only=True, noise_as_taken=True).masked_fill(unusable, 0.0)
         return images, matched, usable
 
     def _in_single_precision(self, batch: Batch) -> Batch:

@@ -84,7 +84,6 @@ def classify(
     Writes what mref writes, and particle_scores.txt with the scores of each particle; log.txt says of each class in
     words how good it is.
     """
-    from ralib.classification.options import usual_search_px
     from ralib.cli.common import chosen_device
     from ralib.cli.session import RunSession
     from ralib.runtime.distributed import join, launched
@@ -107,7 +106,7 @@ def classify(
     plan = f"{n_classes} classes in about {expected} iterations: start, thin, exchange, sharpen"
     if settings.search is not None:
         settings = replace(settings, search=length_px("--search", settings.search, particles.pixel_size_A))
-    search_px = None if settings.skip_align else settings.search or usual_search_px(particles.box)
+    search_px = settings.search_range_px(particles.box)
     with session.running():
         begun = session.begin(particles, plan, ctf=settings.ctf_mode(), search_range_px=search_px, iterations=expected)
         classifier = classifier_of(session, settings, n_classes, settings.seed, references)

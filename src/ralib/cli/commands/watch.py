@@ -213,11 +213,9 @@ class _Watch:
 
     def _classify(self, growing: GrowingClassification, particles: ParticleSet, *, search: bool) -> None:
         """Classify all particles, and write checkpoint and result."""
-        from ralib.classification.options import usual_search_px
-
         o, session, n = self.settings, self.session, len(particles)
         done, known = (0, 0) if growing.grown is None else growing.grown.begins(search=search)
-        search_px = None if o.skip_align else o.search or usual_search_px(particles.box)
+        search_px = o.search_range_px(particles.box)
         expected = done + growing.planned_iterations(n, search=search)
         session.begin(particles, PLAN, ctf=o.ctf_mode(), search_range_px=search_px, iterations=expected, done=done)
         k = growing.classes_for(n, search=search)
