@@ -211,8 +211,8 @@ def _verdict(row: dict[str, Any], usual_detail: float, believable: bool, cause: 
     """Return a score between 0 and 1, and the sentence that explains it; its detail is held against `typical_detail`.
 
     Up to one half the score is the share of true particles among the members; above, the excess over one half is
-    weighted by how well the class shows them, by its weakest side: detail, members that return, place. So a class of
-    mostly junk ranks below all classes of mostly true particles, and one with a fault below the good ones.
+    weighted by how well the class shows them, by its weakest side: detail, members that return, place, number. So a
+    class of mostly junk ranks below all classes of mostly true particles, and one with a fault below the good ones.
     """
     if not believable:
         return 0.0, "unstable, not believed: the particles fit no better than noise, or noise that a template picked"
